@@ -1,0 +1,259 @@
+//! Every setting of a run, typed, as it stands after parsing and checking. Defaults are the published recipe.
+use serde::Serialize;
+use std::path::PathBuf;
+
+/// A checked run configuration; serialises to the `config.toml` that is written into the run.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct RunConfig {
+    /// Seeds every random draw of the run.
+    pub seed: u64,
+    pub device: DeviceChoice,
+    /// Folder that everything a run writes goes into.
+    pub output: PathBuf,
+    pub model: ModelConfig,
+    pub lora: LoraConfig,
+    pub data: DataConfig,
+    pub noise: NoiseConfig,
+    pub loss: LossConfig,
+    pub optim: OptimConfig,
+    pub train: TrainConfig,
+    pub checkpoint: CheckpointConfig,
+}
+
+/// `auto` (CUDA if this build and machine have it, else the CPU), `cpu` or `cuda:N`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceChoice {
+    Auto,
+    Cpu,
+    Cuda(usize),
+}
+
+impl std::fmt::Display for DeviceChoice {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(n) => write!(f, "cuda:{n}"),
+        }
+    }
+}
+
+impl Serialize for DeviceChoice {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ModelConfig {
+    /// A diffusers folder, or `hf:org/name@revision`.
+    pub path: String,
+    /// Type of the frozen weights in memory.
+    pub dtype: WeightType,
+    pub text_encoders: Vec<TextEncoderKind>,
+    /// Tokens that T5 is padded or cut to (diffusers: `max_sequence_length`).
+    pub t5_tokens: usize,
+    /// 0-based index of the semantic grounding expert.
+    pub expert_layer: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WeightType {
+    F32,
+    Bf16,
+    F16,
+}
+
+impl WeightType {
+    pub fn dtype(self) -> candle_core::DType {
+        match self {
+            Self::F32 => candle_core::DType::F32,
+            Self::Bf16 => candle_core::DType::BF16,
+            Self::F16 => candle_core::DType::F16,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TextEncoderKind {
+    ClipL,
+    ClipG,
+    T5,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct LoraConfig {
+    pub rank: usize,
+    pub alpha: f64,
+    /// Module names within a block, as diffusers has them: `attn.to_q`, `attn.to_out.0`, `ff.net.0.proj`, …
+    pub targets: Vec<String>,
+    pub layers: LayerChoice,
+}
+
+/// `"all"` or a list of 0-based block indices.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LayerChoice {
+    All,
+    List(Vec<usize>),
+}
+
+impl Serialize for LayerChoice {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::All => serializer.serialize_str("all"),
+            Self::List(layers) => layers.serialize(serializer),
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct DataConfig {
+    pub format: DataFormat,
+    /// Shards or folders; each entry may be a glob.
+    pub source: Vec<String>,
+    /// Captions file (JSON object, JSON lines, Parquet); absent where captions lie beside the images.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub captions: Option<PathBuf>,
+    /// Parquet columns (or JSON-lines keys) that hold the image key and its caption.
+    pub caption_key_column: String,
+    pub caption_column: String,
+    /// coco: folder of label maps or panoptic PNGs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub labels: Option<PathBuf>,
+    /// coco: panoptic JSON, where `labels` are panoptic PNGs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub panoptic: Option<PathBuf>,
+    /// coco and folder: label → name (JSON list or object).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub classes: Option<PathBuf>,
+    /// Label value that is no class.
+    pub ignore: u32,
+    /// Side of the square training image in pixels.
+    pub resolution: usize,
+    pub crop: Crop,
+    /// sa1b: how many sentences of the caption are kept; 0 keeps all.
+    pub caption_sentences: usize,
+    pub caption_dropout: f64,
+    /// Smallest mask, as a share of the image's area.
+    pub min_mask_area: f64,
+    pub max_masks: usize,
+    pub flip: bool,
+    /// Samples whose order is mixed at a time; 1 keeps the order of the source.
+    pub shuffle_buffer: usize,
+    pub workers: usize,
+    /// Share of broken samples above which the run stops.
+    pub max_broken: f64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DataFormat {
+    Sa1b,
+    Coco,
+    Folder,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Crop {
+    Center,
+    Random,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct NoiseConfig {
+    pub logit_mean: f64,
+    pub logit_std: f64,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct LossConfig {
+    pub flow_weight: f64,
+    pub alignment: Alignment,
+    /// Weight of the softmax form.
+    pub align_weight: f64,
+    pub focal_weight: f64,
+    pub dice_weight: f64,
+    pub match_focal: f64,
+    pub match_dice: f64,
+    pub heads: HeadMaps,
+    pub score_head: bool,
+    pub focal_probability: FocalProbability,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Alignment {
+    Sigmoid,
+    Softmax,
+}
+
+/// Whether every (head, token) pair is a map, or heads are averaged first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HeadMaps {
+    Keep,
+    Mean,
+}
+
+/// `Logit` is the released code's oddity: the raw logit where focal needs the probability.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FocalProbability {
+    Sigmoid,
+    Logit,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct OptimConfig {
+    pub lr: f64,
+    /// The LoRA's learning rate is `lr` times this.
+    pub lora_lr_scale: f64,
+    pub betas: [f64; 2],
+    pub eps: f64,
+    pub weight_decay: f64,
+    /// Largest gradient norm over all trained parameters; 0 turns clipping off.
+    pub clip_norm: f64,
+    pub warmup_steps: u64,
+    pub warmup_factor: f64,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct TrainConfig {
+    pub steps: u64,
+    /// Images a forward pass.
+    pub batch: usize,
+    /// Forward passes an optimizer step.
+    pub accumulate: usize,
+    pub gradient_checkpointing: GradientCheckpointing,
+    /// Steps in a row with a loss or gradient that is not finite before the run stops.
+    pub max_nonfinite: u64,
+}
+
+/// `auto` recomputes only the blocks whose activations do not fit into free memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GradientCheckpointing {
+    Auto,
+    On,
+    Off,
+}
+
+impl Serialize for GradientCheckpointing {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Auto => serializer.serialize_str("auto"),
+            Self::On => serializer.serialize_bool(true),
+            Self::Off => serializer.serialize_bool(false),
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct CheckpointConfig {
+    /// Steps between checkpoints; 0 writes one at the end only.
+    pub every: u64,
+    /// How many of the newest are kept; 0 keeps all.
+    pub keep: usize,
+}

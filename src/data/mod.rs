@@ -1,0 +1,1 @@
+//! Shards to samples: streams, annotations, captions, augmentation, batches.

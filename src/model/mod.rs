@@ -1,0 +1,3 @@
+//! The networks: MM-DiT, text encoders, autoencoder, LoRA, and the files that their weights come from.
+pub mod lora;
+pub mod weights;

@@ -1,0 +1,260 @@
+//! Safetensors in and out: named tensors read from memory-mapped files, and files written whole or not at all.
+//!
+//! Reading is strict: a missing, superfluous or misshapen tensor is an error that names file, tensor and shapes.
+use crate::error::{Error, Result};
+use candle_core::safetensors::MmapedSafetensors;
+use candle_core::{DType, Device, Shape, Tensor};
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// The tensors of one model part, from one file or several shards.
+pub struct Weights {
+    tensors: MmapedSafetensors,
+    /// Which file holds a tensor.
+    files: HashMap<String, PathBuf>,
+    /// What errors about the part as a whole name: its file, or the index of its shards.
+    path: PathBuf,
+    dtype: DType,
+    device: Device,
+    used: RefCell<BTreeSet<String>>,
+}
+
+impl Weights {
+    /// Opens `FOLDER/STEM.safetensors`, or the shards that `FOLDER/STEM.safetensors.index.json` lists.
+    ///
+    /// Tensors come out as `dtype` on `device`.
+    pub fn open_part(folder: &Path, stem: &str, dtype: DType, device: &Device) -> Result<Self> {
+        let single = folder.join(format!("{stem}.safetensors"));
+        if single.is_file() {
+            return Self::open(&single, &[single.clone()], dtype, device);
+        }
+        let index = folder.join(format!("{stem}.safetensors.index.json"));
+        if !index.is_file() {
+            return Err(Error::file(
+                folder,
+                format!("no weights: expected {stem}.safetensors or {stem}.safetensors.index.json"),
+            ));
+        }
+        let text = std::fs::read_to_string(&index).map_err(|e| Error::file(&index, e))?;
+        #[derive(serde::Deserialize)]
+        struct Index {
+            weight_map: BTreeMap<String, String>,
+        }
+        let parsed: Index =
+            serde_json::from_str(&text).map_err(|e| Error::file(&index, format!("not an index of shards: {e}")))?;
+        let shards: BTreeSet<&String> = parsed.weight_map.values().collect();
+        let shards: Vec<PathBuf> = shards.into_iter().map(|name| folder.join(name)).collect();
+        let weights = Self::open(&index, &shards, dtype, device)?;
+        for (name, shard) in &parsed.weight_map {
+            if weights.files.get(name) != Some(&folder.join(shard)) {
+                return Err(Error::file(&index, format!("tensor {name} is not in {shard}, where the index puts it")));
+            }
+        }
+        Ok(weights)
+    }
+
+    /// Opens the given safetensors files as one set of tensors; `path` is what errors name.
+    pub fn open(path: &Path, files: &[PathBuf], dtype: DType, device: &Device) -> Result<Self> {
+        let mut names = HashMap::new();
+        for file in files {
+            for name in header(file)?.tensors.into_keys() {
+                if let Some(other) = names.insert(name.clone(), file.clone()) {
+                    return Err(Error::file(file, format!("tensor {name} is in {} too", other.display())));
+                }
+            }
+        }
+        // SAFETY: the files are mapped read-only; as with every memory-mapped model, they must not be changed
+        // while they are in use.
+        let tensors = unsafe { MmapedSafetensors::multi(files) }.map_err(|e| Error::file(path, e))?;
+        Ok(Self {
+            tensors,
+            files: names,
+            path: path.to_path_buf(),
+            dtype,
+            device: device.clone(),
+            used: RefCell::default(),
+        })
+    }
+
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// The file or shard index that the tensors come from.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub fn contains(&self, name: &str) -> bool {
+        self.files.contains_key(name)
+    }
+
+    /// Names of all tensors, sorted.
+    pub fn names(&self) -> Vec<&str> {
+        let mut names: Vec<&str> = self.files.keys().map(String::as_str).collect();
+        names.sort_unstable();
+        names
+    }
+
+    /// The tensor `name`, which must have this shape.
+    pub fn get(&self, name: &str, shape: impl Into<Shape>) -> Result<Tensor> {
+        let shape = shape.into();
+        let tensor = self.get_any(name, &shape)?;
+        if tensor.shape() != &shape {
+            return Err(Error::file(
+                &self.files[name],
+                format!("tensor {name} has shape {:?}, expected {shape:?}", tensor.shape()),
+            ));
+        }
+        Ok(tensor)
+    }
+
+    /// The tensor `name` in whatever shape it has; `expected` serves the message when it is missing.
+    pub fn get_any(&self, name: &str, expected: &Shape) -> Result<Tensor> {
+        let Some(file) = self.files.get(name) else {
+            return Err(Error::file(&self.path, format!("tensor {name} is missing (expected shape {expected:?})")));
+        };
+        self.used.borrow_mut().insert(name.to_string());
+        let view = self.tensors.get(name).map_err(|e| Error::file(file, e))?;
+        let tensor = candle_core::safetensors::Load::load(&view, &self.device)
+            .and_then(|t| t.to_dtype(self.dtype))
+            .map_err(|e| Error::file(file, format!("tensor {name}: {e}")))?;
+        Ok(tensor)
+    }
+
+    /// Marks a tensor that is rightly in the file but not needed, such as a stored position index.
+    pub fn ignore(&self, name: &str) {
+        self.used.borrow_mut().insert(name.to_string());
+    }
+
+    /// Fails if the file holds tensors that nothing asked for: then it is another model than its config says.
+    pub fn finish(&self) -> Result<()> {
+        let used = self.used.borrow();
+        let extra: Vec<&str> = self.names().into_iter().filter(|n| !used.contains(*n)).collect();
+        match extra.first() {
+            None => Ok(()),
+            Some(first) => {
+                let shape = self.tensors.get(first).map(|v| v.shape().to_vec()).unwrap_or_default();
+                let more = match extra.len() - 1 {
+                    0 => String::new(),
+                    n => format!(", and {n} more"),
+                };
+                Err(Error::file(
+                    &self.files[*first],
+                    format!("tensor {first} {shape:?} is not part of the model that config.json describes{more}"),
+                ))
+            }
+        }
+    }
+}
+
+/// What stands before the data of a safetensors file.
+pub struct Header {
+    /// Name to type, shape and byte range.
+    pub tensors: BTreeMap<String, safetensors::tensor::TensorInfo>,
+    pub metadata: BTreeMap<String, String>,
+    /// Length of the whole file in bytes.
+    pub bytes: u64,
+}
+
+/// Reads and checks the header of a safetensors file, its length against the file's included.
+pub fn header(file: &Path) -> Result<Header> {
+    use std::io::Read;
+    let mut reader = std::fs::File::open(file).map_err(|e| Error::file(file, e))?;
+    let bytes = reader.metadata().map_err(|e| Error::file(file, e))?.len();
+    let mut length = [0u8; 8];
+    reader.read_exact(&mut length).map_err(|_| Error::file(file, "not a safetensors file: shorter than 8 bytes"))?;
+    let length = u64::from_le_bytes(length);
+    if length > bytes.saturating_sub(8) {
+        return Err(Error::file(
+            file,
+            format!("not a safetensors file, or cut short: header of {length} bytes in {bytes}"),
+        ));
+    }
+    let mut text = vec![0u8; length as usize];
+    reader.read_exact(&mut text).map_err(|e| Error::file(file, e))?;
+    let metadata: safetensors::tensor::Metadata =
+        serde_json::from_slice(&text).map_err(|e| Error::file(file, format!("not a safetensors header: {e}")))?;
+    let expected = 8 + length + metadata.data_len() as u64;
+    if expected != bytes {
+        return Err(Error::file(file, format!("cut short or damaged: {bytes} bytes, its header says {expected}")));
+    }
+    Ok(Header {
+        tensors: metadata.tensors().into_iter().map(|(n, i)| (n, i.clone())).collect(),
+        metadata: metadata.metadata().clone().unwrap_or_default().into_iter().collect(),
+        bytes,
+    })
+}
+
+/// Reads every tensor of a safetensors file as it is stored, to the CPU.
+pub fn read_all(file: &Path) -> Result<BTreeMap<String, Tensor>> {
+    header(file)?;
+    let tensors = candle_core::safetensors::load(file, &Device::Cpu).map_err(|e| Error::file(file, e))?;
+    Ok(tensors.into_iter().collect())
+}
+
+/// Writes tensors (f32, f16 or bf16; in name order) as safetensors, the same bytes for the same content.
+///
+/// The file is whole or absent: it is written aside, synced and renamed.
+pub fn write(file: &Path, tensors: &BTreeMap<String, Tensor>, metadata: &BTreeMap<String, String>) -> Result<()> {
+    // safetensors' own writer takes its metadata from a HashMap, so its bytes differ from run to run.
+    let mut header = serde_json::Map::new();
+    if !metadata.is_empty() {
+        header.insert("__metadata__".into(), serde_json::json!(metadata));
+    }
+    let mut offset = 0;
+    for (name, tensor) in tensors {
+        let end = offset + tensor.elem_count() * tensor.dtype().size_in_bytes();
+        let dtype = match tensor.dtype() {
+            DType::F32 => "F32",
+            DType::F16 => "F16",
+            DType::BF16 => "BF16",
+            other => return Err(Error::file(file, format!("tensor {name}: cannot write {other:?}"))),
+        };
+        header.insert(
+            name.clone(),
+            serde_json::json!({"dtype": dtype, "shape": tensor.dims(), "data_offsets": [offset, end]}),
+        );
+        offset = end;
+    }
+    let mut header = serde_json::to_vec(&header).map_err(|e| Error::file(file, e))?;
+    header.resize(header.len().next_multiple_of(8), b' ');
+    write_atomically(file, |out| {
+        out.write_all(&(header.len() as u64).to_le_bytes())?;
+        out.write_all(&header)?;
+        for tensor in tensors.values() {
+            out.write_all(&little_endian(tensor).map_err(std::io::Error::other)?)?;
+        }
+        Ok(())
+    })
+}
+
+fn little_endian(tensor: &Tensor) -> candle_core::Result<Vec<u8>> {
+    let flat = tensor.flatten_all()?;
+    Ok(match tensor.dtype() {
+        DType::F16 => flat.to_vec1::<half::f16>()?.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        DType::BF16 => flat.to_vec1::<half::bf16>()?.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        _ => flat.to_vec1::<f32>()?.iter().flat_map(|v| v.to_le_bytes()).collect(),
+    })
+}
+
+/// Writes a file so that it is whole or absent: to a temporary file beside it, synced, then renamed over it.
+pub fn write_atomically(file: &Path, fill: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<()> {
+    let folder = match file.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let write = || -> std::io::Result<()> {
+        std::fs::create_dir_all(folder)?;
+        let temporary = tempfile::Builder::new().prefix(".writing-").tempfile_in(folder)?;
+        let mut out = std::io::BufWriter::new(temporary);
+        fill(&mut out)?;
+        let temporary = out.into_inner().map_err(|e| e.into_error())?;
+        temporary.as_file().sync_all()?;
+        temporary.persist(file).map_err(|e| e.error)?;
+        std::fs::File::open(folder)?.sync_all()
+    };
+    write().map_err(|e| Error::file(file, format!("cannot write: {e}")))
+}
