@@ -1,3 +1,5 @@
 //! The networks: MM-DiT, text encoders, autoencoder, LoRA, and the files that their weights come from.
 pub mod lora;
+pub mod mmdit;
+pub mod projection;
 pub mod weights;

@@ -1,7 +1,7 @@
 //! A frozen projection with its trainable low-rank adapter, in one node.
 use super::cpu::{Product, Threads, View};
 use super::function::{Function, Values, apply};
-use candle_core::{Device, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 
 /// `y = x·Wᵀ + b`, and `+ scale·(x·Aᵀ)·Bᵀ` with an adapter (PEFT's `lora.Linear`).
 ///
@@ -18,10 +18,8 @@ pub fn linear(
     if let Some(last) = shape.last_mut() {
         *last = weight.dim(0)?;
     }
-    // On the CPU all arithmetic is in f32, whatever the weights are stored as: it is faster there, and exact.
-    let weight = weight.to_dtype(x.dtype())?;
-    let bias = bias.map(|b| b.to_dtype(x.dtype())).transpose()?;
-    let function = Linear { weight, bias, scale: adapter.map_or(0.0, |(_, _, scale)| scale) };
+    let scale = adapter.map_or(0.0, |(_, _, scale)| scale);
+    let function = Linear { weight: weight.clone(), bias: bias.cloned(), scale };
     let x = x.reshape((rows, inner))?;
     match adapter {
         None => apply(function, &[&x]),
@@ -37,9 +35,15 @@ pub(super) struct Linear {
 }
 
 impl Linear {
+    /// The weight in the type of the arithmetic. It is kept as it is stored: a converted copy would live as long as
+    /// the graph.
+    fn weight(&self, like: &Tensor) -> Result<Tensor> {
+        self.weight.to_dtype(like.dtype())
+    }
+
     /// Gradients by tensor products, on any device; those of weight and bias are never formed.
     fn backward(&self, inputs: &[Tensor], grad: &Tensor, needs: &[bool]) -> Result<Vec<Option<Tensor>>> {
-        let mut dx = if needs[0] { Some(grad.matmul(&self.weight)?) } else { None };
+        let mut dx = if needs[0] { Some(grad.matmul(&self.weight(grad)?)?) } else { None };
         let [x, down, up] = inputs else { return Ok(vec![dx]) };
         let reduced = (grad.matmul(up)? * self.scale)?;
         if let Some(dx) = &mut dx {
@@ -55,9 +59,9 @@ impl Function for Linear {
     const NAME: &'static str = "linear";
 
     fn composed(&self, inputs: &[Tensor]) -> Result<Tensor> {
-        let mut y = inputs[0].matmul(&self.weight.t()?)?;
+        let mut y = inputs[0].matmul(&self.weight(&inputs[0])?.t()?)?;
         if let Some(bias) = &self.bias {
-            y = y.broadcast_add(bias)?;
+            y = y.broadcast_add(&bias.to_dtype(y.dtype())?)?;
         }
         match inputs {
             [x, down, up] => y + (x.matmul(&down.t()?)?.matmul(&up.t()?)? * self.scale)?,
@@ -69,9 +73,10 @@ impl Function for Linear {
         let (rows, inner) = inputs[0].dims2()?;
         let outer = self.weight.dim(0)?;
         let x = Values::of(&inputs[0])?;
-        let weight = Values::of(&self.weight)?;
+        let weight = self.weight(&inputs[0])?;
+        let weight = Values::of(&weight)?;
         let mut y = match &self.bias {
-            Some(bias) => Values::of(bias)?.repeat(rows),
+            Some(bias) => Values::of(&bias.to_dtype(DType::F32)?)?.repeat(rows),
             None => vec![0.0; rows * outer],
         };
         Product {

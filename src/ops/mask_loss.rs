@@ -49,7 +49,7 @@ struct Sums {
 
 /// `ln(1 + e^-|x|)`, the part of the cross-entropy that is not linear.
 #[inline(always)]
-fn soft(x: f32) -> f32 {
+pub fn soft(x: f32) -> f32 {
     // ln(1 + t) for t in (0, 1]: by atanh's series in s = t/(2+t) <= 1/3
     let t = exp(-x.abs());
     let s = t / (2.0 + t);
