@@ -140,6 +140,10 @@ fn peft_folder_keeps_matrices_and_says_rank_and_alpha() {
     let b = &tensors["base_model.model.transformer_blocks.0.attn.to_q.lora_B.weight"];
     assert_eq!(rows(b), rows(&trained["transformer_blocks.0.attn.to_q"].up));
     assert_same_effect(&read(out.path()).unwrap(), &trained);
+    // under another name the configuration lies beside it as well
+    let other = out.path().join("other/mine.safetensors");
+    export(&trained, Format::Peft, &other, &Origin::default()).unwrap();
+    assert_same_effect(&read(&other).unwrap(), &trained);
 }
 
 /// ΔW of a kohya module as its loaders compute it: alpha over the rows of down.
@@ -329,7 +333,8 @@ fn export_refuses_nothing_to_write_and_a_file_for_a_folder() {
     let out = folder();
     let error = export(&Adapter::new(), Format::Diffusers, out.path(), &Origin::default()).unwrap_err();
     assert!(error.to_string().contains("no modules"), "{error}");
-    let error = export(&every_module(), Format::Peft, &out.path().join("x.safetensors"), &Origin::default());
+    std::fs::write(out.path().join("notes"), "a file").unwrap();
+    let error = export(&every_module(), Format::Peft, &out.path().join("notes"), &Origin::default());
     assert!(matches!(error, Err(seg4diff::Error::Usage(_))));
 }
 

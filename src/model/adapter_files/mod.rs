@@ -70,8 +70,9 @@ pub struct Origin {
 
 /// Writes `adapter` and makes sure of it: what was written is read back, and every module's ΔW compared.
 ///
-/// `out` is the file, or a folder that gets the format's usual file name; for PEFT it is the folder. Only a
-/// file that passed is put there. Returns the path of the tensors' file.
+/// `out` is the file, or a folder that gets the format's usual file name; for PEFT anything but `*.safetensors` is
+/// the folder, and `adapter_config.json` lies beside the tensors. Only a file that passed is put there. Returns the
+/// path of the tensors' file.
 ///
 /// # Errors
 /// A module that the format has no name for, a file that cannot be written, or a ΔW that differs by more than
@@ -81,10 +82,11 @@ pub fn export(adapter: &Adapter, format: Format, out: &Path, origin: &Origin) ->
         return Err(Error::file(out, "cannot export: the adapter has no modules"));
     }
     let is_file_name = out.extension().is_some_and(|e| e == "safetensors");
-    if format == Format::Peft && (is_file_name || out.is_file()) {
-        return Err(Error::Usage(format!("{}: the peft format is a folder, not a file", out.display())));
+    let is_folder = out.is_dir() || (format == Format::Peft && !is_file_name);
+    if is_folder && out.is_file() {
+        return Err(Error::Usage(format!("{}: the peft format needs a folder, this is a file", out.display())));
     }
-    let target = if format == Format::Peft || out.is_dir() { out.join(format.file_name()) } else { out.to_path_buf() };
+    let target = if is_folder { out.join(format.file_name()) } else { out.to_path_buf() };
     let folder = match target.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
