@@ -8,5 +8,6 @@ pub mod data;
 pub mod loss;
 pub mod model;
 pub mod ops;
+pub mod train;
 
 pub use error::{Error, Result};
