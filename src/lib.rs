@@ -4,8 +4,14 @@
 pub mod error;
 
 pub mod config;
+pub mod device;
+
 pub mod data;
 pub mod model;
 pub mod ops;
+pub mod report;
+pub mod train;
+
+pub mod commands;
 
 pub use error::{Error, Result};
