@@ -7,5 +7,7 @@ pub mod config;
 pub mod data;
 pub mod model;
 pub mod ops;
+pub mod report;
+pub mod sample;
 
 pub use error::{Error, Result};

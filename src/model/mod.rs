@@ -1,3 +1,7 @@
 //! The networks: MM-DiT, text encoders, autoencoder, LoRA, and the files that their weights come from.
+pub mod files;
+mod layers;
 pub mod lora;
+pub mod text;
+pub mod vae;
 pub mod weights;

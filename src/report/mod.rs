@@ -1,0 +1,2 @@
+//! What a person looks at: pictures.
+pub mod heatmap;
