@@ -1,8 +1,10 @@
 //! Differentiable operations for CPU and CUDA; nothing above knows which device it is on.
 mod attention;
+pub mod conv2d;
 mod cpu;
 mod enlarge;
 mod function;
+pub mod group_norm;
 mod linear;
 mod mask_loss;
 mod match_cost;

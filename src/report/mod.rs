@@ -1,4 +1,5 @@
-//! What a run tells: log lines, progress, and its metrics file.
+//! What a run tells people: log lines, progress, its metrics file, pictures.
+pub mod heatmap;
 pub mod log;
 pub mod metrics;
 pub mod progress;
