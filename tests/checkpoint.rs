@@ -1,7 +1,7 @@
 //! A checkpoint is whole or not there, is found again, and is refused where it does not belong.
 use candle_core::{Device, Tensor};
 use seg4diff::config::RunConfig;
-use seg4diff::train::checkpoint::{Checkpoint, State, list, newest_whole, remove_leftovers, verify};
+use seg4diff::train::checkpoint::{Checkpoint, State, config_of, list, newest_whole, remove_leftovers, verify};
 use seg4diff::train::run_folder::{Resume, RunFolder};
 use seg4diff::{Error, report::metrics::StepMetrics};
 use std::collections::BTreeMap;
@@ -44,6 +44,7 @@ fn what_is_saved_is_loaded_bit_for_bit() {
     assert_eq!(loaded.state, saved.state);
     assert_eq!(values(&loaded.adapter), values(&saved.adapter));
     assert_eq!(values(&loaded.optimizer), values(&saved.optimizer));
+    assert_eq!(config_of(&path).expect("config"), config(&[]));
     // Safetensors and text only, and the same bytes whenever the same is saved.
     let read = |path: &Path| -> Vec<(String, Vec<u8>)> {
         let mut files: Vec<_> = std::fs::read_dir(path)
@@ -210,4 +211,43 @@ fn a_folder_with_a_run_is_resumed_or_left_alone() {
     assert_eq!(metrics.lines().count(), 2);
     let written = RunConfig::load(&output.join("config.toml"), &[]).expect("resolved config");
     assert_eq!(written, config(&[]));
+}
+
+/// Saves one checkpoint after the other until it is killed; started by the test below, in a process of its own.
+#[test]
+#[ignore = "a part of a_killed_save_leaves_a_whole_checkpoint"]
+fn save_until_killed() {
+    let output = std::env::var("SAVE_INTO").expect("SAVE_INTO");
+    for step in 1.. {
+        checkpoint(step).save(Path::new(&output), &config(&[])).expect("save");
+    }
+}
+
+#[test]
+fn a_killed_save_leaves_a_whole_checkpoint() {
+    let folder = tempfile::tempdir().expect("folder");
+    let mut found = 0;
+    for round in 0..12u64 {
+        let output = folder.path().join(round.to_string());
+        let mut child = std::process::Command::new(std::env::current_exe().expect("this test"))
+            .args(["--exact", "save_until_killed", "--ignored"])
+            .env("SAVE_INTO", &output)
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .expect("start");
+        while newest_whole(&output).expect("newest").is_none() {
+            assert!(child.try_wait().expect("wait").is_none(), "the saving process ended by itself");
+        }
+        std::thread::sleep(std::time::Duration::from_micros(3000 + 1700 * round));
+        child.kill().expect("kill");
+        child.wait().expect("wait");
+        // The newest by name is whole: nothing damaged was ever visible.
+        let newest = list(&output).expect("list").pop().expect("a checkpoint");
+        assert_eq!(newest_whole(&output).expect("newest"), Some(newest.1));
+        remove_leftovers(&output).expect("clean");
+        let names = std::fs::read_dir(output.join("checkpoints")).expect("read").map(|e| e.expect("entry").file_name());
+        assert!(names.into_iter().all(|name| name.to_string_lossy().starts_with("step-")));
+        found += newest.0;
+    }
+    assert!(found > 12, "killed before the second checkpoint every time");
 }
