@@ -84,17 +84,14 @@ impl ModelArgs {
     /// The text encoders that were asked for, or those that the model's `folder` has.
     ///
     /// # Errors
-    /// The folder has none.
+    /// The folder's `model_index.json` cannot be read, or lists none.
     pub fn text_encoders(&self, folder: &Path) -> Result<Vec<TextEncoderKind>> {
         if !self.text_encoders.is_empty() {
             return Ok(self.text_encoders.clone());
         }
-        let found = text_encoders_in(folder);
+        let found = text_encoders_in(folder)?;
         if found.is_empty() {
-            return Err(Error::file(
-                folder,
-                "no text encoder: expected text_encoder/config.json in a diffusers folder",
-            ));
+            return Err(Error::file(folder.join("model_index.json"), "lists no CLIP text encoder"));
         }
         Ok(found)
     }

@@ -13,7 +13,8 @@ pub fn run(
     folder: &run_folder::RunFolder,
     force: bool,
 ) -> Result<()> {
-    let files = crate::config::ModelFiles::find(std::path::Path::new(&config.model.path), &config.model.text_encoders)?;
+    let files =
+        crate::config::RequiredFiles::find(std::path::Path::new(&config.model.path), &config.model.text_encoders)?;
     let fingerprint = fingerprint::fingerprint(&files.present)?;
     let checkpoint = folder.load(config, &fingerprint, force)?;
     folder.begin(config, checkpoint.map_or(0, |checkpoint| checkpoint.state.step))?;
