@@ -11,8 +11,14 @@ use crate::config::RunConfig;
 use crate::error::Result;
 
 /// STAND-IN until the loop is merged: takes the checkpoint and begins the run's files, as the loop will.
-pub fn run(config: &RunConfig, folder: &run_folder::RunFolder, force: bool) -> Result<()> {
-    let files = crate::config::ModelFiles::find(std::path::Path::new(&config.model.path), &config.model.text_encoders)?;
+pub fn run(
+    config: &RunConfig,
+    _device: &candle_core::Device,
+    folder: &run_folder::RunFolder,
+    force: bool,
+) -> Result<()> {
+    let files =
+        crate::config::RequiredFiles::find(std::path::Path::new(&config.model.path), &config.model.text_encoders)?;
     let fingerprint = fingerprint::fingerprint(&files.present)?;
     let checkpoint = folder.load(config, &fingerprint, force)?;
     folder.begin(config, checkpoint.map_or(0, |checkpoint| checkpoint.state.step))?;
