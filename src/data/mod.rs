@@ -1,1 +1,2 @@
 //! Shards to samples: streams, annotations, captions, augmentation, batches.
+pub mod resize;
