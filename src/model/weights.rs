@@ -4,10 +4,10 @@
 use crate::error::{Error, Result};
 use candle_core::safetensors::MmapedSafetensors;
 use candle_core::{DType, Device, Shape, Tensor};
-use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// The tensors of one model part, from one file or several shards.
 pub struct Weights {
@@ -18,7 +18,7 @@ pub struct Weights {
     path: PathBuf,
     dtype: DType,
     device: Device,
-    used: RefCell<BTreeSet<String>>,
+    used: Mutex<BTreeSet<String>>,
 }
 
 impl Weights {
@@ -74,7 +74,7 @@ impl Weights {
             path: path.to_path_buf(),
             dtype,
             device: device.clone(),
-            used: RefCell::default(),
+            used: Mutex::default(),
         })
     }
 
@@ -116,7 +116,7 @@ impl Weights {
         let Some(file) = self.files.get(name) else {
             return Err(Error::file(&self.path, format!("tensor {name} is missing (expected shape {expected:?})")));
         };
-        self.used.borrow_mut().insert(name.to_string());
+        self.used().insert(name.to_string());
         let view = self.tensors.get(name).map_err(|e| Error::file(file, e))?;
         let tensor = candle_core::safetensors::Load::load(&view, &self.device)
             .and_then(|t| t.to_dtype(self.dtype))
@@ -124,14 +124,18 @@ impl Weights {
         Ok(tensor)
     }
 
+    fn used(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.used.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Marks a tensor that is rightly in the file but not needed, such as a stored position index.
     pub fn ignore(&self, name: &str) {
-        self.used.borrow_mut().insert(name.to_string());
+        self.used().insert(name.to_string());
     }
 
     /// Fails if the file holds tensors that nothing asked for: then it is another model than its config says.
     pub fn finish(&self) -> Result<()> {
-        let used = self.used.borrow();
+        let used = self.used();
         let extra: Vec<&str> = self.names().into_iter().filter(|n| !used.contains(*n)).collect();
         match extra.first() {
             None => Ok(()),

@@ -1,0 +1,89 @@
+//! The T5 encoder, run as diffusers runs it: on all tokens, padding included, without an attention mask.
+use crate::error::{Error, Result};
+use crate::model::files::{ModelFiles, Part};
+use crate::model::weights::Weights;
+use candle_core::{DType, Device, Shape, Tensor};
+use candle_nn::VarBuilder;
+use candle_nn::var_builder::SimpleBackend;
+use candle_transformers::models::t5::{Config, T5EncoderModel};
+use std::sync::Mutex;
+
+/// A T5 encoder of candle-transformers.
+pub struct T5Encoder {
+    model: T5EncoderModel,
+    vocab_size: usize,
+    /// Width of the states.
+    pub hidden_size: usize,
+    compute: DType,
+    device: Device,
+}
+
+impl T5Encoder {
+    pub fn load(files: &ModelFiles, dtype: DType, compute: DType, device: &Device) -> Result<Self> {
+        let mut config: Config = files.config(Part::T5)?;
+        config.use_cache = false;
+        config.is_decoder = false;
+        if config.num_heads == 0 || config.relative_attention_num_buckets < 4 {
+            let problem = "num_heads must be at least 1 and relative_attention_num_buckets at least 4";
+            return Err(Error::file(files.config_path(Part::T5), problem));
+        }
+        let weights = files.weights(Part::T5, dtype, device)?;
+        // One table under two names; transformers writes either or both.
+        if weights.contains("shared.weight") {
+            weights.ignore("encoder.embed_tokens.weight");
+        }
+        let failure = Mutex::new(None);
+        let backend = StrictBackend { weights: &weights, failure: &failure };
+        let builder = VarBuilder::from_backend(Box::new(backend), dtype, device.clone());
+        let model = match T5EncoderModel::load(builder, &config) {
+            Ok(model) => model,
+            Err(error) => return Err(failure.into_inner().ok().flatten().unwrap_or_else(|| Error::from(error))),
+        };
+        weights.finish()?;
+        let (vocab_size, hidden_size) = (config.vocab_size, config.d_model);
+        // T5's activations leave the range of f16 (transformers keeps parts of it in f32 for that reason).
+        let compute = if compute == DType::F16 { DType::F32 } else { compute };
+        Ok(Self { model, vocab_size, hidden_size, compute, device: device.clone() })
+    }
+
+    /// States of the last layer, f32 `[batch, tokens, hidden]`, of prompts of equal length.
+    pub fn forward(&self, ids: &[Vec<u32>]) -> Result<Tensor> {
+        if let Some(id) = ids.iter().flatten().find(|&&id| id as usize >= self.vocab_size) {
+            let vocab = self.vocab_size;
+            return Err(Error::Failed(format!(
+                "token {id} of the T5 tokenizer, but vocab_size in config.json is {vocab}"
+            )));
+        }
+        let length = ids.first().map_or(0, Vec::len);
+        let ids = Tensor::from_vec(ids.concat(), (ids.len(), length), &self.device)?;
+        // Running takes `&mut` for a cache that an encoder never fills; the clone shares the weights.
+        let states = self.model.clone().forward_dt(&ids, Some(self.compute))?;
+        Ok(states.to_dtype(DType::F32)?)
+    }
+}
+
+/// Lets candle-transformers take its tensors from [`Weights`], and keeps the first error, with file and tensor.
+struct StrictBackend<'a> {
+    weights: &'a Weights,
+    failure: &'a Mutex<Option<Error>>,
+}
+
+impl SimpleBackend for StrictBackend<'_> {
+    fn get(&self, s: Shape, name: &str, _: candle_nn::Init, _: DType, _: &Device) -> candle_core::Result<Tensor> {
+        self.weights.get(name, s).map_err(|error| {
+            let short = candle_core::Error::Msg(error.to_string());
+            if let Ok(mut failure) = self.failure.lock() {
+                failure.get_or_insert(error);
+            }
+            short
+        })
+    }
+
+    fn get_unchecked(&self, name: &str, _: DType, _: &Device) -> candle_core::Result<Tensor> {
+        self.weights.get_any(name, &Shape::from(())).map_err(candle_core::Error::msg)
+    }
+
+    fn contains_tensor(&self, name: &str) -> bool {
+        self.weights.contains(name)
+    }
+}

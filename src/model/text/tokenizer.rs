@@ -1,0 +1,255 @@
+//! Prompts to token ids, as transformers' `CLIPTokenizer` and `T5TokenizerFast` make them.
+use crate::error::{Error, Result};
+use crate::model::files::read_json;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::Path;
+use tokenizers::models::bpe::{BPE, Vocab};
+use tokenizers::normalizers::replace::{Replace, ReplacePattern};
+use tokenizers::normalizers::{Lowercase, NFC, NormalizerWrapper, Sequence as Normalizers};
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::pre_tokenizers::metaspace::{Metaspace, PrependScheme};
+use tokenizers::pre_tokenizers::sequence::Sequence as PreTokenizers;
+use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
+use tokenizers::pre_tokenizers::whitespace::WhitespaceSplit;
+use tokenizers::{AddedToken, SplitDelimiterBehavior, Tokenizer};
+
+/// Tokens of a CLIP prompt: the start token, at most 75 of text, the end token, padding.
+pub const CLIP_TOKENS: usize = 77;
+
+const CLIP_WORDS: &str = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
+
+/// A CLIP tokenizer: prompts to exactly [`CLIP_TOKENS`] ids.
+pub struct ClipTokenizer {
+    tokenizer: Tokenizer,
+    start: u32,
+    end: u32,
+    pad: u32,
+}
+
+impl ClipTokenizer {
+    /// Reads `vocab.json` and `merges.txt`, or else `tokenizer.json`, and the special tokens of
+    /// `tokenizer_config.json` or `special_tokens_map.json` from a tokenizer's folder.
+    pub fn open(folder: &Path) -> Result<Self> {
+        let special = SpecialTokens::read(folder)?;
+        let vocabulary = folder.join("vocab.json");
+        let mut tokenizer = if vocabulary.is_file() {
+            byte_level_bpe(&vocabulary, &folder.join("merges.txt"), special.content("unk_token", "<|endoftext|>"))?
+        } else {
+            open_json(folder, "vocab.json + merges.txt or tokenizer.json")?
+        };
+        set_clip_rules(&mut tokenizer).map_err(|e| Error::file(folder, e))?;
+        // A special token is cut out of the text before anything else, the released CLIP-G padding "!" included.
+        let added = special.added(&["bos_token", "eos_token", "unk_token", "pad_token"], "<|endoftext|>");
+        tokenizer.add_special_tokens(added).map_err(|e| Error::file(folder, e))?;
+        let id = |key: &str, default: &str| special.id(key, default, &tokenizer, folder);
+        let start = id("bos_token", "<|startoftext|>")?;
+        let (end, pad) = (id("eos_token", "<|endoftext|>")?, id("pad_token", "<|endoftext|>")?);
+        Ok(Self { tokenizer, start, end, pad })
+    }
+
+    /// Ids of a prompt: start, text cut to 75 tokens, end, padding; [`CLIP_TOKENS`] in all.
+    pub fn encode(&self, prompt: &str) -> Result<Vec<u32>> {
+        let mut ids = vec![self.start];
+        ids.extend(self.encode_text(prompt)?);
+        ids.truncate(CLIP_TOKENS - 1);
+        ids.push(self.end);
+        ids.resize(CLIP_TOKENS, self.pad);
+        Ok(ids)
+    }
+
+    /// Ids of a text alone, neither framed nor cut.
+    pub fn encode_text(&self, text: &str) -> Result<Vec<u32>> {
+        let encoding = self.tokenizer.encode_fast(text, false).map_err(|e| Error::Failed(format!("{text:?}: {e}")))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// Where each name's tokens stand in the prompt of the names joined by spaces, counted in order after the start
+    /// token. `None` for a name without tokens, for one that does not fit whole, and for all after that.
+    pub fn token_spans(&self, names: &[&str]) -> Result<Vec<Option<Range<usize>>>> {
+        let mut next = 1;
+        let mut spans = Vec::with_capacity(names.len());
+        for name in names {
+            let tokens = self.encode_text(name)?.len();
+            let span = next..next + tokens;
+            next = span.end;
+            spans.push((!span.is_empty() && span.end < CLIP_TOKENS).then_some(span));
+        }
+        Ok(spans)
+    }
+}
+
+/// A T5 tokenizer: prompts to any wanted number of ids.
+pub struct T5Tokenizer {
+    tokenizer: Tokenizer,
+    end: u32,
+    pad: u32,
+}
+
+impl T5Tokenizer {
+    /// Reads `tokenizer.json` and the special tokens of `tokenizer_config.json` from a tokenizer's folder.
+    pub fn open(folder: &Path) -> Result<Self> {
+        let mut tokenizer = open_json(folder, "tokenizer.json (spiece.model alone is not supported)")?;
+        set_t5_rules(&mut tokenizer).map_err(|e| Error::file(folder, e))?;
+        let special = SpecialTokens::read(folder)?;
+        let id = |key: &str, default: &str| special.id(key, default, &tokenizer, folder);
+        let (end, pad) = (id("eos_token", "</s>")?, id("pad_token", "<pad>")?);
+        Ok(Self { tokenizer, end, pad })
+    }
+
+    /// Ids of a prompt: text cut to `tokens − 1`, end, padding; `tokens` in all.
+    pub fn encode(&self, prompt: &str, tokens: usize) -> Result<Vec<u32>> {
+        let encoding =
+            self.tokenizer.encode_fast(prompt, false).map_err(|e| Error::Failed(format!("{prompt:?}: {e}")))?;
+        let mut ids = encoding.get_ids().to_vec();
+        ids.truncate(tokens.saturating_sub(1));
+        ids.push(self.end);
+        ids.resize(tokens, self.pad);
+        Ok(ids)
+    }
+}
+
+/// Opens `tokenizer.json`, without the cutting and padding it may ask for; `expected` serves the error.
+fn open_json(folder: &Path, expected: &str) -> Result<Tokenizer> {
+    let file = folder.join("tokenizer.json");
+    if !file.is_file() {
+        return Err(Error::file(folder, format!("no tokenizer: expected {expected}")));
+    }
+    let mut tokenizer = Tokenizer::from_file(&file).map_err(|e| Error::file(&file, e))?;
+    tokenizer.with_padding(None).with_truncation(None).map_err(|e| Error::file(&file, e))?;
+    Ok(tokenizer)
+}
+
+/// How CLIP text is cleaned and cut into words. As in transformers, this holds whatever `tokenizer.json` says.
+fn set_clip_rules(tokenizer: &mut Tokenizer) -> tokenizers::Result<()> {
+    let spaces = Replace::new(ReplacePattern::Regex(r"\s+".to_string()), " ")?;
+    tokenizer.with_normalizer(Some(Normalizers::new(vec![NFC.into(), spaces.into(), Lowercase.into()])))?;
+    let words = Split::new(SplitPattern::Regex(CLIP_WORDS.to_string()), SplitDelimiterBehavior::Removed, true)?;
+    let bytes = ByteLevel::new(false, true, true);
+    tokenizer.with_pre_tokenizer(Some(PreTokenizers::new(vec![words.into(), bytes.into()])));
+    Ok(())
+}
+
+/// How T5 text is cleaned and cut into words. As in transformers, of the normalizers in `tokenizer.json` only
+/// SentencePiece's table is kept.
+fn set_t5_rules(tokenizer: &mut Tokenizer) -> tokenizers::Result<()> {
+    let all = match tokenizer.get_normalizer() {
+        Some(NormalizerWrapper::Sequence(sequence)) => sequence.as_ref().to_vec(),
+        other => other.cloned().into_iter().collect(),
+    };
+    let table = all.into_iter().find(|normalizer| matches!(normalizer, NormalizerWrapper::Precompiled(_)));
+    tokenizer.with_normalizer(table)?;
+    let words = Metaspace::new('▁', PrependScheme::Always, true);
+    tokenizer.with_pre_tokenizer(Some(PreTokenizers::new(vec![WhitespaceSplit.into(), words.into()])));
+    Ok(())
+}
+
+/// Byte-level BPE with word ends from `vocab.json` and `merges.txt`.
+fn byte_level_bpe(vocabulary: &Path, merges: &Path, unknown: &str) -> Result<Tokenizer> {
+    let vocab: BTreeMap<String, u32> = read_json(vocabulary)?;
+    let pairs = read_merges(merges, &vocab)?;
+    let model = BPE::builder()
+        .vocab_and_merges(vocab.into_iter().collect::<Vocab>(), pairs)
+        .unk_token(unknown.to_string())
+        .continuing_subword_prefix(String::new())
+        .end_of_word_suffix("</w>".to_string())
+        .build()
+        .map_err(|e| Error::file(vocabulary, e))?;
+    Ok(Tokenizer::new(model))
+}
+
+/// Reads `merges.txt`: a pair a line, the most important first. The crate panics on a merge that the vocabulary
+/// lacks, so that is checked here.
+fn read_merges(file: &Path, vocab: &BTreeMap<String, u32>) -> Result<Vec<(String, String)>> {
+    let text = std::fs::read_to_string(file).map_err(|e| Error::file(file, e))?;
+    let mut pairs = Vec::new();
+    for (number, line) in text.lines().enumerate() {
+        if line.starts_with("#version") || line.trim().is_empty() {
+            continue;
+        }
+        let place = |problem: String| Error::file(file, format!("line {}: {problem}", number + 1));
+        let (left, right) = line
+            .split_once(' ')
+            .filter(|(_, right)| !right.contains(' '))
+            .ok_or_else(|| place(format!("expected two symbols with a space between, found {line:?}")))?;
+        let merged = format!("{left}{right}");
+        if let Some(absent) = [left, right, &merged].into_iter().find(|symbol| !vocab.contains_key(*symbol)) {
+            return Err(place(format!("{absent:?} is not in vocab.json")));
+        }
+        pairs.push((left.to_string(), right.to_string()));
+    }
+    Ok(pairs)
+}
+
+/// `bos_token`, `pad_token` and the like, and the `added_tokens_decoder`, of a tokenizer's folder.
+struct SpecialTokens {
+    named: BTreeMap<String, AddedToken>,
+    decoder: Vec<AddedToken>,
+}
+
+impl SpecialTokens {
+    fn read(folder: &Path) -> Result<Self> {
+        let mut named = BTreeMap::new();
+        let mut decoder = Vec::new();
+        // Where both files name a token, the later one counts, as in transformers.
+        for file in ["special_tokens_map.json", "tokenizer_config.json"] {
+            let path = folder.join(file);
+            if !path.is_file() {
+                continue;
+            }
+            let map: BTreeMap<String, Value> = read_json(&path)?;
+            for (key, value) in &map {
+                if key.ends_with("_token")
+                    && let Some(token) = added_token(value)
+                {
+                    // The plain name in one file does not take away what the other says about matching.
+                    named.entry(key.clone()).and_modify(|t: &mut AddedToken| t.content.clone_from(&token.content));
+                    named.entry(key.clone()).or_insert(token);
+                }
+            }
+            if let Some(Value::Object(tokens)) = map.get("added_tokens_decoder") {
+                decoder.extend(tokens.values().filter_map(added_token));
+            }
+        }
+        Ok(Self { named, decoder })
+    }
+
+    fn content<'a>(&'a self, key: &str, default: &'a str) -> &'a str {
+        self.named.get(key).map_or(default, |token| &token.content)
+    }
+
+    /// Id of the token that `key` names.
+    fn id(&self, key: &str, default: &str, tokenizer: &Tokenizer, folder: &Path) -> Result<u32> {
+        let token = self.content(key, default);
+        let id = tokenizer.token_to_id(token);
+        id.ok_or_else(|| Error::file(folder, format!("{key} {token:?} is not in the vocabulary")))
+    }
+
+    /// The tokens that text is searched for: those of the decoder list, and those of `keys` not among them.
+    fn added(&self, keys: &[&str], default: &str) -> Vec<AddedToken> {
+        let mut tokens = self.decoder.clone();
+        for key in keys {
+            let fallback = if *key == "bos_token" { "<|startoftext|>" } else { default };
+            let token = self.named.get(*key).cloned().unwrap_or_else(|| AddedToken::from(fallback, true));
+            if tokens.iter().all(|other| other.content != token.content) {
+                tokens.push(token);
+            }
+        }
+        tokens
+    }
+}
+
+/// A special token as JSON has it: a string, or an object with `content` and how it matches.
+fn added_token(value: &Value) -> Option<AddedToken> {
+    match value {
+        Value::String(content) => Some(AddedToken::from(content.as_str(), true)),
+        Value::Object(fields) => {
+            let flag = |key: &str| fields.get(key).and_then(Value::as_bool).unwrap_or(false);
+            let token = AddedToken::from(fields.get("content")?.as_str()?, true);
+            let token = token.normalized(flag("normalized")).single_word(flag("single_word"));
+            Some(token.lstrip(flag("lstrip")).rstrip(flag("rstrip")))
+        }
+        _ => None,
+    }
+}

@@ -1,0 +1,73 @@
+//! Heat maps over pictures: where a model looks, as a person sees it.
+use crate::error::{Error, Result};
+use candle_core::{DType, Device, Tensor};
+use image::{Rgb, RgbImage};
+
+/// Nine points of matplotlib's *inferno*: perceptually even, dark to bright, readable in grey.
+const INFERNO: [[u8; 3]; 9] = [
+    [0x00, 0x00, 0x04],
+    [0x21, 0x0c, 0x4a],
+    [0x56, 0x10, 0x6e],
+    [0x89, 0x22, 0x6a],
+    [0xbb, 0x37, 0x54],
+    [0xe3, 0x59, 0x32],
+    [0xf9, 0x8c, 0x0a],
+    [0xf9, 0xc9, 0x32],
+    [0xfc, 0xff, 0xa4],
+];
+
+/// How much of the heat map's colour covers the picture.
+const OPACITY: f32 = 0.65;
+
+/// The colour of a value in [0, 1], each channel from 0 to 255.
+pub fn inferno(value: f32) -> [f32; 3] {
+    let last = INFERNO.len() - 1;
+    let position = value.clamp(0.0, 1.0) * last as f32;
+    let index = (position as usize).min(last - 1);
+    let share = position - index as f32;
+    std::array::from_fn(|channel| {
+        f32::from(INFERNO[index][channel]) * (1.0 - share) + f32::from(INFERNO[index + 1][channel]) * share
+    })
+}
+
+/// Lays a map `[h, w]`, scaled so that its least value is 0 and its greatest 1, over a picture.
+///
+/// The map is enlarged to the picture bilinearly, between pixel centres (torch: `align_corners=False`).
+pub fn overlay(image: &RgbImage, map: &Tensor) -> Result<RgbImage> {
+    let (rows, columns) = map.dims2()?;
+    if rows * columns == 0 {
+        return Err(Error::Failed("an empty map".into()));
+    }
+    let values = map.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+    let finite = || values.iter().copied().filter(|v| v.is_finite());
+    let (least, greatest) = (finite().fold(f32::INFINITY, f32::min), finite().fold(f32::NEG_INFINITY, f32::max));
+    let range = if greatest > least { greatest - least } else { 1.0 };
+    let scaled: Vec<f32> = values.iter().map(|v| ((v - least) / range).clamp(0.0, 1.0)).collect();
+    let horizontal = positions(columns, image.width() as usize);
+    let vertical = positions(rows, image.height() as usize);
+    Ok(RgbImage::from_fn(image.width(), image.height(), |x, y| {
+        let (left, right, across) = horizontal[x as usize];
+        let (top, bottom, down) = vertical[y as usize];
+        let row = |row: usize| {
+            let row = row * columns;
+            scaled[row + left] * (1.0 - across) + scaled[row + right] * across
+        };
+        let heat = inferno(row(top) * (1.0 - down) + row(bottom) * down);
+        let Rgb(under) = image.get_pixel(x, y);
+        Rgb(std::array::from_fn(|channel| {
+            (heat[channel] * OPACITY + f32::from(under[channel]) * (1.0 - OPACITY)).round() as u8
+        }))
+    }))
+}
+
+/// For each of `to` pixels the two neighbours among `from`, and how far the way to the second is.
+fn positions(from: usize, to: usize) -> Vec<(usize, usize, f32)> {
+    let scale = from as f32 / to as f32;
+    (0..to)
+        .map(|pixel| {
+            let position = ((pixel as f32 + 0.5) * scale - 0.5).max(0.0);
+            let first = (position as usize).min(from - 1);
+            (first, (first + 1).min(from - 1), position - first as f32)
+        })
+        .collect()
+}

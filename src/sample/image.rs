@@ -1,0 +1,72 @@
+//! Pictures as files and as tensors: what diffusers' `VaeImageProcessor` and Pillow make of them.
+use crate::error::{Error, Result};
+use crate::model::weights::write_atomically;
+use candle_core::{DType, Device, Tensor};
+use fast_image_resize as resize;
+use image::RgbImage;
+use image::codecs::png::PngEncoder;
+use image::{ExtendedColorType, ImageEncoder};
+use std::path::Path;
+
+/// Decoded pictures in [−1, 1], `[batch, 3, height, width]`, to 8-bit RGB: `round(255 · clamp(x/2 + 1/2, 0, 1))`.
+pub fn to_rgb8(images: &Tensor) -> Result<Vec<RgbImage>> {
+    let (batch, channels, height, width) = images.dims4()?;
+    if channels != 3 {
+        return Err(Error::Failed(format!("a picture of {channels} channels, expected 3")));
+    }
+    let pixels = images.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.permute((0, 2, 3, 1))?.flatten_all()?;
+    let bytes: Vec<u8> = pixels.to_vec1::<f32>()?.into_iter().map(quantise).collect();
+    (0..batch)
+        .map(|index| {
+            let size = height * width * 3;
+            RgbImage::from_raw(width as u32, height as u32, bytes[index * size..][..size].to_vec())
+                .ok_or_else(|| Error::Failed(format!("a picture of {width}×{height}")))
+        })
+        .collect()
+}
+
+fn quantise(value: f32) -> u8 {
+    // numpy rounds halves to even.
+    ((value * 0.5 + 0.5).clamp(0.0, 1.0) * 255.0).round_ties_even() as u8
+}
+
+/// Writes a picture as PNG; the file is whole or absent.
+pub fn write_png(file: &Path, image: &RgbImage) -> Result<()> {
+    let mut bytes = Vec::new();
+    PngEncoder::new(&mut bytes)
+        .write_image(image.as_raw(), image.width(), image.height(), ExtendedColorType::Rgb8)
+        .map_err(|e| Error::file(file, e))?;
+    write_atomically(file, |out| out.write_all(&bytes))
+}
+
+/// Reads a PNG or JPEG as 8-bit RGB.
+pub fn read_rgb8(file: &Path) -> Result<RgbImage> {
+    let reader = image::ImageReader::open(file).and_then(|reader| reader.with_guessed_format());
+    let decoded = reader.map_err(|e| Error::file(file, e))?.decode().map_err(|e| Error::file(file, e))?;
+    Ok(decoded.into_rgb8())
+}
+
+/// Resizes to `width` × `height` as Pillow's `BILINEAR` does: area-aware when shrinking, on 8-bit values.
+pub fn resize_bilinear(image: &RgbImage, width: usize, height: usize) -> Result<RgbImage> {
+    let failed = |what: &dyn std::fmt::Display| Error::Failed(format!("cannot resize to {width}×{height}: {what}"));
+    let (from_width, from_height) = image.dimensions();
+    let source = resize::images::ImageRef::new(from_width, from_height, image.as_raw(), resize::PixelType::U8x3)
+        .map_err(|e| failed(&e))?;
+    let mut target = resize::images::Image::new(width as u32, height as u32, resize::PixelType::U8x3);
+    let options = resize::ResizeOptions::new().resize_alg(resize::ResizeAlg::Convolution(resize::FilterType::Bilinear));
+    resize::Resizer::new().resize(&source, &mut target, &options).map_err(|e| failed(&e))?;
+    RgbImage::from_raw(width as u32, height as u32, target.into_vec()).ok_or_else(|| failed(&"wrong length"))
+}
+
+/// A picture in [−1, 1]: `[1, 3, height, width]`, f32.
+pub fn to_tensor(image: &RgbImage, device: &Device) -> Result<Tensor> {
+    let (width, height) = (image.width() as usize, image.height() as usize);
+    let pixels: Vec<f32> = image.as_raw().iter().map(|&byte| f32::from(byte) / 255.0 * 2.0 - 1.0).collect();
+    let pixels = Tensor::from_vec(pixels, (1, height, width, 3), device)?;
+    Ok(pixels.permute((0, 3, 1, 2))?.contiguous()?)
+}
+
+/// Reads a PNG or JPEG, resized to `size` × `size` whatever its shape, in [−1, 1]: `[1, 3, size, size]`, f32.
+pub fn read_square(file: &Path, size: usize, device: &Device) -> Result<Tensor> {
+    to_tensor(&resize_bilinear(&read_rgb8(file)?, size, size)?, device)
+}

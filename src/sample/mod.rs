@@ -1,0 +1,5 @@
+//! From noise to images: scheduler, guidance, pictures.
+pub mod generate;
+pub mod image;
+pub mod noise;
+pub mod scheduler;

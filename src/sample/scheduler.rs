@@ -1,0 +1,153 @@
+//! Flow-match Euler scheduler, the noise levels of training and sampling
+//! (diffusers: `FlowMatchEulerDiscreteScheduler`).
+use crate::error::{Error, Result};
+use crate::model::files::{ModelFiles, read_json};
+use candle_core::Tensor;
+use serde::Deserialize;
+use std::path::Path;
+
+/// What of `scheduler_config.json` has a meaning here; the rest must be off.
+#[derive(Deserialize)]
+struct Config {
+    #[serde(default = "default_train_timesteps")]
+    num_train_timesteps: usize,
+    #[serde(default = "default_shift")]
+    shift: f64,
+    #[serde(default)]
+    use_dynamic_shifting: bool,
+    #[serde(default)]
+    invert_sigmas: bool,
+    #[serde(default)]
+    stochastic_sampling: bool,
+    #[serde(default)]
+    use_karras_sigmas: Option<bool>,
+    #[serde(default)]
+    use_exponential_sigmas: Option<bool>,
+    #[serde(default)]
+    use_beta_sigmas: Option<bool>,
+    #[serde(default)]
+    shift_terminal: Option<f64>,
+    #[serde(default, rename = "_class_name")]
+    class_name: Option<String>,
+}
+
+fn default_train_timesteps() -> usize {
+    1000
+}
+
+fn default_shift() -> f64 {
+    1.0
+}
+
+/// Noise levels σ from 1 (noise alone) to 0 (image alone), moved towards 1 by `shift`: `σ' = sσ/(1+(s−1)σ)`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Scheduler {
+    /// How many noise levels training chooses from; a time step is σ times this.
+    pub num_train_timesteps: usize,
+    pub shift: f64,
+    /// Descending σ, one a training time step.
+    sigmas: Vec<f32>,
+}
+
+/// Noise levels of a sampling run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Schedule {
+    /// `steps + 1` descending σ, the last one 0.
+    pub sigmas: Vec<f32>,
+    /// What the model is told at each of the `steps` steps: σ · `num_train_timesteps`.
+    pub timesteps: Vec<f32>,
+}
+
+impl Scheduler {
+    pub fn open(files: &ModelFiles) -> Result<Self> {
+        Self::from_config(&files.scheduler_config()?)
+    }
+
+    /// Reads `scheduler_config.json`; a setting that this scheduler has no counterpart of is an error.
+    pub fn from_config(file: &Path) -> Result<Self> {
+        let config: Config = read_json(file)?;
+        if let Some(name) = config.class_name.filter(|name| name != "FlowMatchEulerDiscreteScheduler") {
+            let problem = format!("_class_name is {name:?}, expected \"FlowMatchEulerDiscreteScheduler\"");
+            return Err(Error::file(file, problem));
+        }
+        let unsupported = [
+            ("use_dynamic_shifting", config.use_dynamic_shifting),
+            ("invert_sigmas", config.invert_sigmas),
+            ("stochastic_sampling", config.stochastic_sampling),
+            ("use_karras_sigmas", config.use_karras_sigmas == Some(true)),
+            ("use_exponential_sigmas", config.use_exponential_sigmas == Some(true)),
+            ("use_beta_sigmas", config.use_beta_sigmas == Some(true)),
+            ("shift_terminal", config.shift_terminal.is_some_and(|v| v != 0.0)),
+        ];
+        if let Some((key, _)) = unsupported.iter().find(|(_, set)| *set) {
+            return Err(Error::file(file, format!("{key} is set, which is not supported for Stable Diffusion 3")));
+        }
+        if !(config.shift > 0.0 && config.shift.is_finite()) {
+            return Err(Error::file(file, format!("shift is {}, expected a number above 0", config.shift)));
+        }
+        // Beyond f32's whole numbers the table would hold equal levels.
+        if !(1..=1 << 24).contains(&config.num_train_timesteps) {
+            let problem = format!("num_train_timesteps is {}, expected 1 to 16777216", config.num_train_timesteps);
+            return Err(Error::file(file, problem));
+        }
+        Ok(Self::new(config.num_train_timesteps, config.shift))
+    }
+
+    pub fn new(num_train_timesteps: usize, shift: f64) -> Self {
+        // As diffusers does it: torch works in f32 with the Python scalars rounded to f32.
+        let shift32 = shift as f32;
+        let less_one = (shift - 1.0) as f32;
+        let sigmas = (1..=num_train_timesteps).rev().map(|step| {
+            let sigma = step as f32 / num_train_timesteps as f32;
+            shift32 * sigma / (1.0 + less_one * sigma)
+        });
+        Self { num_train_timesteps, shift, sigmas: sigmas.collect() }
+    }
+
+    /// The training table: descending σ, one for each of `num_train_timesteps` indices.
+    pub fn train_sigmas(&self) -> &[f32] {
+        &self.sigmas
+    }
+
+    /// What the model is told at noise level `sigma`.
+    pub fn timestep(&self, sigma: f32) -> f32 {
+        sigma * self.num_train_timesteps as f32
+    }
+
+    /// Noise levels for sampling in `steps` steps (diffusers: `set_timesteps`).
+    ///
+    /// As there, the smallest σ has been shifted once already when all are shifted, so the last step starts from
+    /// a higher noise level than an even division would give.
+    pub fn set_timesteps(&self, steps: usize) -> Schedule {
+        let train = self.num_train_timesteps as f64;
+        let (first, last) = match (self.sigmas.first(), self.sigmas.last()) {
+            (Some(first), Some(last)) => (f64::from(*first) * train, f64::from(*last) * train),
+            _ => (train, 0.0),
+        };
+        // numpy.linspace in f64: start + i·step, the last value set to the end itself.
+        let step = (last - first) / steps.saturating_sub(1).max(1) as f64;
+        let levels = (0..steps).map(|i| {
+            let timestep = if i > 0 && i == steps - 1 { last } else { i as f64 * step + first };
+            let sigma = timestep / train;
+            (self.shift * sigma / (1.0 + (self.shift - 1.0) * sigma)) as f32
+        });
+        let mut sigmas: Vec<f32> = levels.collect();
+        let timesteps = sigmas.iter().map(|&sigma| self.timestep(sigma)).collect();
+        sigmas.push(0.0);
+        Schedule { sigmas, timesteps }
+    }
+}
+
+impl Schedule {
+    pub fn steps(&self) -> usize {
+        self.timesteps.len()
+    }
+
+    /// One Euler step: from `latents` at noise level `sigmas[step]` along the model's `velocity` to the next level.
+    pub fn step(&self, step: usize, latents: &Tensor, velocity: &Tensor) -> Result<Tensor> {
+        let (Some(from), Some(to)) = (self.sigmas.get(step), self.sigmas.get(step + 1)) else {
+            return Err(Error::Failed(format!("step {step} of a schedule of {}", self.steps())));
+        };
+        Ok((latents + (velocity * f64::from(to - from))?)?)
+    }
+}
