@@ -74,7 +74,9 @@ impl Classes {
         let text = std::fs::read_to_string(path).map_err(|problem| Error::file(path, problem))?;
         let value: Value = serde_json::from_str(&text).map_err(|problem| Error::file(path, problem))?;
         let pairs: Vec<(String, Value)> = match value {
-            Value::Array(names) => names.into_iter().enumerate().map(|(label, name)| (label.to_string(), name)).collect(),
+            Value::Array(names) => {
+                names.into_iter().enumerate().map(|(label, name)| (label.to_string(), name)).collect()
+            }
             Value::Object(names) => names.into_iter().collect(),
             _ => return Err(Error::file(path, "classes are a JSON list of names or an object from label to name")),
         };

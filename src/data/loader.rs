@@ -302,14 +302,18 @@ fn check_captions(shards: &[Shard], pairing: Pairing) -> Result<()> {
     });
     if lacks_caption && !has_caption {
         let text = "there are no captions: data.captions is missing, and";
-        return Err(Error::Usage(format!("{text} {} holds no KEY.txt beside KEY.jpg and KEY.json", shard.path.display())));
+        return Err(Error::Usage(format!(
+            "{text} {} holds no KEY.txt beside KEY.jpg and KEY.json",
+            shard.path.display()
+        )));
     }
     Ok(())
 }
 
 /// The shards' file names in order, as a number; not zero. Their folder may move.
 fn fingerprint(shards: &[Shard]) -> u64 {
-    let names: Vec<_> = shards.iter().filter_map(|shard| shard.path.file_name()).map(|name| name.to_string_lossy()).collect();
+    let names: Vec<_> =
+        shards.iter().filter_map(|shard| shard.path.file_name()).map(|name| name.to_string_lossy()).collect();
     spill::hash(&names.join("/")).max(1)
 }
 

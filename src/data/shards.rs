@@ -191,7 +191,8 @@ impl Shard {
     }
 
     fn broken(&self, key: &str, reason: impl ToString) -> Item {
-        let name = if key.is_empty() { self.path.display().to_string() } else { format!("{}/{key}", self.path.display()) };
+        let name =
+            if key.is_empty() { self.path.display().to_string() } else { format!("{}/{key}", self.path.display()) };
         Err(Broken { name, reason: reason.to_string() })
     }
 
