@@ -3,8 +3,8 @@
 use candle_core::{DType, Device, Tensor};
 use seg4diff::config::RunConfig;
 use seg4diff::loss::{MaskTarget, SampleTargets};
-use seg4diff::model::mmdit::{MmDit, image_to_text_logits};
-use seg4diff::model::weights::read_all;
+use seg4diff::model::mmdit::{MmDit, MmDitConfig, image_to_text_logits};
+use seg4diff::model::weights::{Weights, read_all};
 use seg4diff::ops::Target;
 use seg4diff::train::gradients::{Gradients, StepInputs, StepPlan, gradients};
 use seg4diff::train::optimizer::{AdamW, clip_factor, gradient_norm};
@@ -96,7 +96,10 @@ impl Fixture {
     }
 
     fn model(&self) -> MmDit {
-        MmDit::load(&self.folder.join("transformer"), DType::F32, &Device::Cpu).unwrap()
+        let folder = self.folder.join("transformer");
+        let config: MmDitConfig = serde_json::from_value(json(&folder.join("config.json"))).unwrap();
+        let weights = Weights::open_part(&folder, "diffusion_pytorch_model", DType::F32, &Device::Cpu).unwrap();
+        MmDit::from_weights(config, &weights, DType::F32, &Device::Cpu).unwrap()
     }
 
     /// The LoRA of the fixture and the score head, under the names of our parameters.

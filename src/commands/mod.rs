@@ -8,6 +8,9 @@ pub mod train;
 
 use crate::config::{Choice, DeviceChoice, TextEncoderKind, WeightType, text_encoders_in};
 use crate::error::{Error, Result};
+use crate::model::adapter_files;
+use crate::model::files::ModelFiles;
+use crate::model::pipeline::{Pipeline, PipelineOptions};
 use clap::{Args, Parser, Subcommand};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -24,12 +27,18 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     Train(train::TrainArgs),
+    Generate(generate::GenerateArgs),
+    Probe(probe::ProbeArgs),
+    Export(export::ExportArgs),
 }
 
 impl Command {
     pub fn run(&self) -> Result<()> {
         match self {
             Self::Train(args) => train::run(args),
+            Self::Generate(args) => generate::run(args),
+            Self::Probe(args) => probe::run(args),
+            Self::Export(args) => export::run(args),
         }
     }
 }
@@ -74,7 +83,33 @@ pub struct ModelArgs {
     pub t5_tokens: usize,
 }
 
+/// A base model with its LoRA, ready to run.
+pub struct LoadedModel {
+    pub files: ModelFiles,
+    pub pipeline: Pipeline,
+    pub device: candle_core::Device,
+}
+
 impl ModelArgs {
+    /// Loads what the arguments name.
+    pub fn load(&self) -> Result<LoadedModel> {
+        let device = self.device.open()?;
+        // A LoRA that cannot be read is found before gigabytes are.
+        let adapter = self.lora.as_deref().map(adapter_files::read).transpose()?;
+        let files = ModelFiles::open(&self.model)?;
+        let options = PipelineOptions {
+            text_encoders: self.text_encoders(files.folder())?,
+            t5_tokens: self.t5_tokens,
+            dtype: self.weight_type(&device).dtype(),
+            device: device.clone(),
+        };
+        let mut pipeline = Pipeline::load(&files, &options)?;
+        if let (Some(adapter), Some(file)) = (&adapter, &self.lora) {
+            pipeline.transformer.attach(adapter).map_err(|e| Error::file(file, e))?;
+        }
+        Ok(LoadedModel { files, pipeline, device })
+    }
+
     /// The type of weights that was asked for, or the default for `device`.
     pub fn weight_type(&self, device: &candle_core::Device) -> WeightType {
         let usual = if device.is_cuda() { WeightType::Bf16 } else { WeightType::F32 };
