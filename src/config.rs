@@ -3,13 +3,13 @@
 //! Relative paths are relative to the folder that the program is started in, not to the config file.
 mod check_files;
 mod document;
-mod model_files;
 mod parse;
 mod problems;
 mod reader;
+mod required_files;
 mod setting;
 
-pub use model_files::{ModelFiles, text_encoders_in};
+pub use required_files::{RequiredFiles, text_encoders_in};
 pub use setting::Choice;
 
 use serde::Serialize;

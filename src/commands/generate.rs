@@ -1,6 +1,11 @@
 //! `generate`: draws images from prompts.
-use super::{ModelArgs, parse_number, parse_size};
+use super::{LoadedModel, ModelArgs, parse_number, parse_size, say};
+use crate::error::Result;
+use crate::sample::generate::{Conditions, SamplingOptions, initial_latents, read_latents};
+use crate::sample::image::{to_rgb8, write_png};
+use crate::sample::scheduler::Scheduler;
 use clap::Args;
+use std::io::IsTerminal;
 use std::path::PathBuf;
 
 const EXAMPLE: &str = "Example:
@@ -37,4 +42,39 @@ pub struct GenerateArgs {
     /// Initial noise: safetensors with the key latents, [images, 16, h, w]
     #[arg(long, value_name = "F")]
     pub latents: Option<PathBuf>,
+}
+
+/// Draws the images one by one, so that memory does not depend on their number; an image depends on its prompt, the
+/// seed and its own number alone.
+pub fn run(args: &GenerateArgs) -> Result<()> {
+    let LoadedModel { files, pipeline, device } = args.model.load()?;
+    let shape = pipeline.latent_shape(args.size)?;
+    let scheduler = Scheduler::open(&files)?;
+    let given = match &args.latents {
+        Some(file) => Some(read_latents(file, "latents", Some(args.prompt.len()), shape, &device)?),
+        None => None,
+    };
+    let options = SamplingOptions {
+        steps: args.steps as usize,
+        guidance: args.guidance,
+        progress: std::io::stderr().is_terminal(),
+    };
+    let negative = pipeline.text_encoders.encode(&[&args.negative])?;
+    for (index, prompt) in args.prompt.iter().enumerate() {
+        let positive = pipeline.text_encoders.encode(&[prompt])?;
+        let noise = match &given {
+            Some(latents) => latents.narrow(0, index, 1)?,
+            None => initial_latents(args.seed, index, 1, shape, &device)?,
+        };
+        let conditions = Conditions { positive: &positive, negative: &negative };
+        let latents = options.run(&scheduler, &noise, &conditions, |latents, timestep, text| {
+            pipeline.transformer.forward(latents, timestep, &text.context, &text.pooled)
+        })?;
+        let file = args.out.join(format!("{index:06}.png"));
+        for image in to_rgb8(&pipeline.vae.decode(&latents)?)? {
+            write_png(&file, &image)?;
+        }
+        say(&format!("{}  {prompt}", file.display()))?;
+    }
+    Ok(())
 }

@@ -8,6 +8,9 @@ pub mod train;
 
 use crate::config::{Choice, DeviceChoice, TextEncoderKind, WeightType, text_encoders_in};
 use crate::error::{Error, Result};
+use crate::model::adapter_files;
+use crate::model::files::ModelFiles;
+use crate::model::pipeline::{Pipeline, PipelineOptions};
 use clap::{Args, Parser, Subcommand};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -24,12 +27,18 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     Train(train::TrainArgs),
+    Generate(generate::GenerateArgs),
+    Probe(probe::ProbeArgs),
+    Export(export::ExportArgs),
 }
 
 impl Command {
     pub fn run(&self) -> Result<()> {
         match self {
             Self::Train(args) => train::run(args),
+            Self::Generate(args) => generate::run(args),
+            Self::Probe(args) => probe::run(args),
+            Self::Export(args) => export::run(args),
         }
     }
 }
@@ -74,7 +83,33 @@ pub struct ModelArgs {
     pub t5_tokens: usize,
 }
 
+/// A base model with its LoRA, ready to run.
+pub struct LoadedModel {
+    pub files: ModelFiles,
+    pub pipeline: Pipeline,
+    pub device: candle_core::Device,
+}
+
 impl ModelArgs {
+    /// Loads what the arguments name.
+    pub fn load(&self) -> Result<LoadedModel> {
+        let device = self.device.open()?;
+        // A LoRA that cannot be read is found before gigabytes are.
+        let adapter = self.lora.as_deref().map(adapter_files::read).transpose()?;
+        let files = ModelFiles::open(&self.model)?;
+        let options = PipelineOptions {
+            text_encoders: self.text_encoders(files.folder())?,
+            t5_tokens: self.t5_tokens,
+            dtype: self.weight_type(&device).dtype(),
+            device: device.clone(),
+        };
+        let mut pipeline = Pipeline::load(&files, &options)?;
+        if let (Some(adapter), Some(file)) = (&adapter, &self.lora) {
+            pipeline.transformer.attach(adapter).map_err(|e| Error::file(file, e))?;
+        }
+        Ok(LoadedModel { files, pipeline, device })
+    }
+
     /// The type of weights that was asked for, or the default for `device`.
     pub fn weight_type(&self, device: &candle_core::Device) -> WeightType {
         let usual = if device.is_cuda() { WeightType::Bf16 } else { WeightType::F32 };
@@ -84,17 +119,14 @@ impl ModelArgs {
     /// The text encoders that were asked for, or those that the model's `folder` has.
     ///
     /// # Errors
-    /// The folder has none.
+    /// The folder's `model_index.json` cannot be read, or lists none.
     pub fn text_encoders(&self, folder: &Path) -> Result<Vec<TextEncoderKind>> {
         if !self.text_encoders.is_empty() {
             return Ok(self.text_encoders.clone());
         }
-        let found = text_encoders_in(folder);
+        let found = text_encoders_in(folder)?;
         if found.is_empty() {
-            return Err(Error::file(
-                folder,
-                "no text encoder: expected text_encoder/config.json in a diffusers folder",
-            ));
+            return Err(Error::file(folder.join("model_index.json"), "lists no CLIP text encoder"));
         }
         Ok(found)
     }
@@ -111,4 +143,46 @@ fn parse_size(text: &str) -> Result<usize, String> {
 /// A finite number.
 fn parse_number(text: &str) -> Result<f64, String> {
     text.parse().ok().filter(|number: &f64| number.is_finite()).ok_or_else(|| "expected a number".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The words of a shell line; quotes are double ones.
+    fn words(line: &str) -> Vec<String> {
+        let quoted = line.split('"').enumerate();
+        let parts =
+            quoted.flat_map(|(i, part)| if i % 2 == 1 { vec![part] } else { part.split_whitespace().collect() });
+        parts.map(str::to_string).collect()
+    }
+
+    /// Every command shows an example in its help, and every example is one that the command takes.
+    #[test]
+    fn examples_are_true() {
+        for command in [
+            train::TrainArgs::augment_args(clap::Command::new("train")),
+            generate::GenerateArgs::augment_args(clap::Command::new("generate")),
+            probe::ProbeArgs::augment_args(clap::Command::new("probe")),
+            export::ExportArgs::augment_args(clap::Command::new("export")),
+        ] {
+            let help = command.get_after_help().expect("an example").to_string().replace("\\\n", " ");
+            let examples: Vec<&str> = help.lines().skip(1).collect();
+            assert!(!examples.is_empty(), "{help}");
+            for example in examples {
+                let words = words(example.trim().trim_start_matches("seg4diff "));
+                assert_eq!(words[0], command.get_name());
+                command.clone().try_get_matches_from(&words).unwrap_or_else(|e| panic!("{example}: {e}"));
+            }
+        }
+        <Cli as clap::CommandFactory>::command().debug_assert();
+    }
+
+    #[test]
+    fn numbers_are_checked() {
+        assert_eq!(parse_size("512"), Ok(512));
+        assert!(["0", "100", "x", "16384", "-16"].iter().all(|text| parse_size(text).is_err()));
+        assert_eq!(parse_number("7.5"), Ok(7.5));
+        assert!(["nan", "inf", "x", ""].iter().all(|text| parse_number(text).is_err()));
+    }
 }

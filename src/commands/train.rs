@@ -48,6 +48,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     if args.check {
         return say(&format!("{}: ok", args.config.display()));
     }
+    let device = config.device.open()?;
     let folder = RunFolder::open(&config.output, &args.resume())?;
-    crate::train::run(&config, &folder, args.force)
+    crate::train::run(&config, &device, &folder, args.force)
 }

@@ -1,5 +1,5 @@
 //! The second stage of checking a configuration: against the files that it names.
-use super::{LayerChoice, ModelFiles, RunConfig};
+use super::{LayerChoice, RequiredFiles, RunConfig};
 use crate::error::{Error, Result};
 use std::path::Path;
 
@@ -52,7 +52,7 @@ impl RunConfig {
             let problem = "is a file; expected the folder of a diffusers pipeline";
             return problems.push(format!("model.path: {} {problem}", folder.display()));
         }
-        match ModelFiles::find(folder, &self.model.text_encoders) {
+        match RequiredFiles::find(folder, &self.model.text_encoders) {
             Ok(files) => {
                 problems.extend(files.missing.iter().map(|file| format!("model.path: {} is missing", file.display())));
             }

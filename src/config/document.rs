@@ -68,19 +68,19 @@ impl Document {
         if !key.split('.').all(is_bare) {
             return problems.add(place, format!("{key:?} is not a key; expected one such as train.steps"));
         }
+        for (end, _) in key.match_indices('.') {
+            self.sections.entry(key[..end].to_string()).or_insert(place.clone());
+        }
         let at = |_| place.clone();
         let line = format!("value = {value}");
-        match DeTable::parse(&line) {
-            Ok(table) => {
-                // A bare date is more likely a name than a date: no setting takes a date.
-                match table.get_ref().get("value").map(|v| (v, v.get_ref())) {
-                    Some((_, DeValue::Datetime(_))) => self.put(key, place, Value::Text(value.to_string())),
-                    Some((spanned, _)) if table.get_ref().len() == 1 => {
-                        self.insert(key.to_string(), spanned, 0, &at, problems)
-                    }
-                    _ => self.put(key, place, Value::Text(value.to_string())),
+        match DeTable::parse(&line).map(|table| table.into_inner()) {
+            Ok(table) => match table.get("value").filter(|_| table.len() == 1) {
+                // A date is more likely a name: no setting takes a date.
+                Some(parsed) if !parsed.get_ref().is_datetime() => {
+                    self.insert(key.to_string(), parsed, 0, &at, problems)
                 }
-            }
+                _ => self.put(key, place, Value::Text(value.to_string())),
+            },
             Err(error) if value.starts_with(['[', '{', '"', '\'']) => {
                 problems.add(place, format!("TOML syntax: {}", error.message().replace('\n', " ")))
             }

@@ -112,7 +112,9 @@ impl Reader {
         }
         for (key, (place, value)) in &self.document.settings {
             let below = |section: &&str| key.starts_with(&format!("{section}."));
-            if self.known.contains(&key.as_str()) || unknown_sections.iter().any(|s| below(&s)) {
+            // What stands below an unknown section, or below a key that is none, was reported with that.
+            let reported = self.known.iter().chain(&unknown_sections).any(below);
+            if reported || self.known.contains(&key.as_str()) {
                 continue;
             }
             let message = if sections.contains(key.as_str()) {
@@ -127,16 +129,15 @@ impl Reader {
 
     /// The key of the same name in another section, else the most alike of the same section, else of all.
     fn nearest_key(&self, key: &str) -> &'static str {
-        let (section, name) = key.rsplit_once('.').unwrap_or(("", key));
-        let split = |known: &'static str| known.rsplit_once('.').unwrap_or(("", known));
+        fn split(key: &str) -> (&str, &str) {
+            key.rsplit_once('.').unwrap_or(("", key))
+        }
+        let (section, name) = split(key);
         if let Some(same) = self.known.iter().find(|known| split(known).1 == name) {
             return same;
         }
         let siblings = self.known.iter().copied().filter(|known| split(known).0 == section);
-        let alike = |known: &&'static str| strsim::normalized_damerau_levenshtein(name, split(known).1);
-        let best = |keys: &mut dyn Iterator<Item = &'static str>| keys.max_by(|a, b| alike(a).total_cmp(&alike(b)));
-        best(&mut siblings.filter(|known| alike(known) >= 0.5))
-            .or_else(|| best(&mut self.known.iter().copied()))
-            .unwrap_or_default()
+        let alike = |known: &&str| strsim::normalized_damerau_levenshtein(name, split(known).1) >= 0.5;
+        nearest(key, siblings.filter(alike)).or_else(|| nearest(key, self.known.iter().copied())).unwrap_or_default()
     }
 }

@@ -36,3 +36,15 @@ pub struct SampleTargets {
     /// For every class named in the prompt the CLIP tokens of its name; none where the name did not fit.
     pub spans: Vec<Option<Range<usize>>>,
 }
+
+impl Target for crate::data::Mask {
+    fn size(&self) -> (usize, usize) {
+        (self.height(), self.width())
+    }
+
+    fn row(&self, y: usize, out: &mut [f32]) {
+        for (x, out) in out.iter_mut().enumerate() {
+            *out = f32::from(self.get(x, y));
+        }
+    }
+}

@@ -4,6 +4,7 @@ pub mod files;
 mod layers;
 pub mod lora;
 pub mod mmdit;
+pub mod pipeline;
 pub mod projection;
 pub mod text;
 pub mod vae;

@@ -30,7 +30,7 @@ impl Progress {
     pub fn new(what: &'static str, first: u64, total: u64) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let bar = bars().add(ProgressBar::new(total).with_position(first).with_prefix(what));
-            match ProgressStyle::with_template("{prefix} {pos}/{len} {bar:20} {msg}") {
+            match ProgressStyle::with_template("{prefix} {pos}/{len} {bar:10} {wide_msg}") {
                 Ok(style) => bar.with_style(style),
                 Err(_) => bar,
             }
@@ -42,12 +42,12 @@ impl Progress {
     pub fn update(&mut self, done: u64, message: &str) {
         let left = self.time_left(done);
         if let Some(bar) = &self.bar {
+            bar.set_message(format!("{left}{message}"));
             bar.set_position(done);
-            bar.set_message(format!("{message}{left}"));
         } else if done >= self.total || self.last_line.is_none_or(|last| last.elapsed() >= LINE_EVERY) {
             self.last_line = Some(Instant::now());
             // A closed stderr is no reason to stop the job.
-            let _ = writeln!(std::io::stderr(), "{} {done}/{} {message}{left}", self.what, self.total);
+            let _ = writeln!(std::io::stderr(), "{} {done}/{} {left}{message}", self.what, self.total);
         }
     }
 
@@ -65,8 +65,8 @@ impl Progress {
         let seconds = (self.started.elapsed().as_secs_f64() / new as f64 * open as f64).round() as u64;
         let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
         match hours {
-            0 => format!(", {minutes}:{seconds:02} left"),
-            _ => format!(", {hours}:{minutes:02}:{seconds:02} left"),
+            0 => format!("{minutes}:{seconds:02} left, "),
+            _ => format!("{hours}:{minutes:02}:{seconds:02} left, "),
         }
     }
 }

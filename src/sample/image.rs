@@ -1,8 +1,8 @@
 //! Pictures as files and as tensors: what diffusers' `VaeImageProcessor` and Pillow make of them.
+use crate::data::resize::bilinear;
 use crate::error::{Error, Result};
 use crate::model::weights::write_atomically;
 use candle_core::{DType, Device, Tensor};
-use fast_image_resize as resize;
 use image::RgbImage;
 use image::codecs::png::PngEncoder;
 use image::{ExtendedColorType, ImageEncoder};
@@ -46,18 +46,6 @@ pub fn read_rgb8(file: &Path) -> Result<RgbImage> {
     Ok(decoded.into_rgb8())
 }
 
-/// Resizes to `width` × `height` as Pillow's `BILINEAR` does: area-aware when shrinking, on 8-bit values.
-pub fn resize_bilinear(image: &RgbImage, width: usize, height: usize) -> Result<RgbImage> {
-    let failed = |what: &dyn std::fmt::Display| Error::Failed(format!("cannot resize to {width}×{height}: {what}"));
-    let (from_width, from_height) = image.dimensions();
-    let source = resize::images::ImageRef::new(from_width, from_height, image.as_raw(), resize::PixelType::U8x3)
-        .map_err(|e| failed(&e))?;
-    let mut target = resize::images::Image::new(width as u32, height as u32, resize::PixelType::U8x3);
-    let options = resize::ResizeOptions::new().resize_alg(resize::ResizeAlg::Convolution(resize::FilterType::Bilinear));
-    resize::Resizer::new().resize(&source, &mut target, &options).map_err(|e| failed(&e))?;
-    RgbImage::from_raw(width as u32, height as u32, target.into_vec()).ok_or_else(|| failed(&"wrong length"))
-}
-
 /// A picture in [−1, 1]: `[1, 3, height, width]`, f32.
 pub fn to_tensor(image: &RgbImage, device: &Device) -> Result<Tensor> {
     let (width, height) = (image.width() as usize, image.height() as usize);
@@ -66,7 +54,8 @@ pub fn to_tensor(image: &RgbImage, device: &Device) -> Result<Tensor> {
     Ok(pixels.permute((0, 3, 1, 2))?.contiguous()?)
 }
 
-/// Reads a PNG or JPEG, resized to `size` × `size` whatever its shape, in [−1, 1]: `[1, 3, size, size]`, f32.
+/// Reads a PNG or JPEG, resized bilinearly to `size` × `size` whatever its shape, in [−1, 1]: `[1, 3, size, size]`, f32.
 pub fn read_square(file: &Path, size: usize, device: &Device) -> Result<Tensor> {
-    to_tensor(&resize_bilinear(&read_rgb8(file)?, size, size)?, device)
+    let side = u32::try_from(size).map_err(|_| Error::Usage(format!("size {size} is too large")))?;
+    to_tensor(&bilinear(&read_rgb8(file)?, side, side), device)
 }

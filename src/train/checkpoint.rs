@@ -147,8 +147,25 @@ impl Checkpoint {
             }
             tracing::warn!("{folder}: resuming from another configuration, as --force says\n  {differences}");
         }
+        Self::with_tensors(state, folder)
+    }
+
+    /// Reads the checkpoint in `folder` for whatever config and model it is.
+    ///
+    /// # Errors
+    /// The checkpoint is damaged.
+    pub fn read(folder: &Path) -> Result<Self> {
+        Self::with_tensors(verify(folder)?, folder)
+    }
+
+    fn with_tensors(state: State, folder: &Path) -> Result<Self> {
         Ok(Self { state, adapter: read_f32(&folder.join(ADAPTER))?, optimizer: read_f32(&folder.join(OPTIMIZER))? })
     }
+}
+
+/// The configuration that the checkpoint in `folder` was trained with.
+pub fn config_of(folder: &Path) -> Result<RunConfig> {
+    RunConfig::load(&folder.join(CONFIG), &[])
 }
 
 /// The checkpoints under `output`, oldest first, whole or not.

@@ -1,5 +1,6 @@
 //! Content hashes: of whole small files, and a quick fingerprint of a base model's many gigabytes.
 use crate::error::{Error, Result};
+use crate::model::weights::header;
 use sha2::{Digest, Sha256};
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -25,20 +26,19 @@ pub fn sha256(file: &Path) -> Result<(String, u64)> {
 pub fn fingerprint(files: &[PathBuf]) -> Result<String> {
     let mut hash = Sha256::new();
     for file in files {
-        let is_weights = file.extension().is_some_and(|extension| extension == "safetensors");
-        let added = if is_weights { add_samples(file, &mut hash) } else { add_whole(file, &mut hash) };
-        added.map_err(|e| Error::file(file, e))?;
+        if file.extension().is_some_and(|extension| extension == "safetensors") {
+            header(file)?;
+            add_samples(file, &mut hash).map_err(|e| Error::file(file, e))?;
+        } else {
+            let content = std::fs::read(file).map_err(|e| Error::file(file, e))?;
+            hash.update((content.len() as u64).to_le_bytes());
+            hash.update(content);
+        }
     }
     Ok(hex(hash))
 }
 
-fn add_whole(file: &Path, hash: &mut Sha256) -> std::io::Result<()> {
-    let content = std::fs::read(file)?;
-    hash.update((content.len() as u64).to_le_bytes());
-    hash.update(content);
-    Ok(())
-}
-
+/// Adds a safetensors file whose header was checked.
 fn add_samples(file: &Path, hash: &mut Sha256) -> std::io::Result<()> {
     let mut reader = std::fs::File::open(file)?;
     let length = reader.metadata()?.len();
@@ -88,27 +88,35 @@ mod tests {
     }
 
     #[test]
-    fn a_fingerprint_tells_header_length_ends_and_small_files_apart() {
+    fn a_fingerprint_tells_models_apart() {
         let folder = tempfile::tempdir().expect("folder");
         let (weights, config) = (folder.path().join("a.safetensors"), folder.path().join("config.json"));
-        let mut content = 2u64.to_le_bytes().to_vec();
-        content.extend(b"{}");
-        content.extend((0..300_000u32).map(|i| (i % 251) as u8));
-        let print = |content: &[u8], text: &str| {
+        let print = |name: &str, bytes: usize, changed: usize, text: &str| {
+            let head = format!("{{\"{name}\":{{\"dtype\":\"U8\",\"shape\":[{bytes}],\"data_offsets\":[0,{bytes}]}}}}");
+            let mut data: Vec<u8> = (0..bytes).map(|i| (i % 251) as u8).collect();
+            data[changed] ^= 1;
+            let content = [&(head.len() as u64).to_le_bytes(), head.as_bytes(), &data].concat();
             std::fs::write(&weights, content).expect("write");
             std::fs::write(&config, text).expect("write");
             fingerprint(&[weights.clone(), config.clone()]).expect("fingerprint")
         };
-        let first = print(&content, "x");
-        assert_eq!(print(&content, "x"), first);
-        assert_ne!(print(&content, "y"), first);
-        assert_ne!(print(&content[..content.len() - 1], "x"), first);
-        for at in [9, 10, content.len() - 1] {
-            let mut changed = content.clone();
-            changed[at] ^= 1;
-            assert_ne!(print(&changed, "x"), first, "byte {at}");
+        let mut seen = std::collections::BTreeSet::new();
+        for (name, bytes, changed, text) in [
+            ("a", 300_000, 0, "x"),
+            ("b", 300_000, 0, "x"),
+            ("a", 299_999, 0, "x"),
+            ("a", 300_000, 1, "x"),
+            ("a", 300_000, 299_999, "x"),
+            ("a", 300_000, 0, "y"),
+            ("a", 1000, 500, "x"),
+            ("a", 1000, 501, "x"),
+        ] {
+            let first = print(name, bytes, changed, text);
+            assert_eq!(print(name, bytes, changed, text), first);
+            assert!(seen.insert(first), "{name} {bytes} {changed} {text}");
         }
-        let gone = fingerprint(&[folder.path().join("gone.safetensors")]);
-        assert!(gone.is_err_and(|e| e.to_string().contains("gone.safetensors")));
+        std::fs::write(&weights, "short").expect("write");
+        let refused = fingerprint(&[weights]).map_err(|e| e.to_string());
+        assert!(refused.is_err_and(|text| text.contains("a.safetensors: not a safetensors file")));
     }
 }

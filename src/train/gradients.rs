@@ -134,13 +134,14 @@ impl Step<'_> {
                 self.align(&probe, &mut loss)?;
             } else {
                 let (out, probe) = self.model.blocks[layer].forward(&leaf.streams, &self.conditioning)?;
+                // In the order of the undivided graph, so that sums come out the same to the bit.
+                if layer == self.expert_layer {
+                    self.align(&probe, &mut loss)?;
+                }
                 for (out, grad) in [(&out.image, &above.0), (&out.text, &above.1)] {
                     if let Some(grad) = grad {
                         loss.add((out * grad)?.sum_all()?)?;
                     }
-                }
-                if layer == self.expert_layer {
-                    self.align(&probe, &mut loss)?;
                 }
             }
             above = self.backward(loss, &leaf)?;

@@ -24,10 +24,9 @@ pub struct MmDitConfig {
 }
 
 impl MmDitConfig {
-    /// Reads and checks the file.
-    pub fn read(file: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(file).map_err(|e| Error::file(file, e))?;
-        let config: Self = serde_json::from_str(&text).map_err(|e| Error::file(file, e))?;
+    /// Refuses sizes that do not make a model, naming the `file` that they came from.
+    pub fn checked(self, file: &Path) -> Result<Self> {
+        let config = self;
         let wrong = |problem: String| Err(Error::file(file, problem));
         for (name, value) in [
             ("patch_size", config.patch_size),

@@ -9,11 +9,11 @@ pub use config::MmDitConfig;
 pub use embed::{Embedded, Embedding};
 pub use probe::{CLIP_TOKENS, image_to_text_logits};
 
+use super::files::{ModelFiles, Part};
 use super::lora::Adapter;
 use super::weights::Weights;
 use crate::error::{Error, Result};
 use candle_core::{DType, Device, Tensor};
-use std::path::Path;
 
 pub struct MmDit {
     pub config: MmDitConfig,
@@ -22,16 +22,20 @@ pub struct MmDit {
 }
 
 impl MmDit {
-    /// Loads `FOLDER/config.json` and the weights beside it, kept in memory as `dtype`.
+    /// Loads the transformer of a pipeline, kept in memory as `dtype`.
+    pub fn load(files: &ModelFiles, dtype: DType, device: &Device) -> Result<Self> {
+        let config = files.config::<MmDitConfig>(Part::Transformer)?.checked(&files.config_path(Part::Transformer))?;
+        Self::from_weights(config, &files.weights(Part::Transformer, dtype, device)?, dtype, device)
+    }
+
+    /// Takes a model of these sizes from `weights`, which must hold it and nothing else.
     ///
     /// Arithmetic is in f32 on the CPU, and in the weights' type on CUDA.
-    pub fn load(folder: &Path, dtype: DType, device: &Device) -> Result<Self> {
-        let config = MmDitConfig::read(&folder.join("config.json"))?;
-        let weights = Weights::open_part(folder, "diffusion_pytorch_model", dtype, device)?;
+    pub fn from_weights(config: MmDitConfig, weights: &Weights, dtype: DType, device: &Device) -> Result<Self> {
         let compute = if device.is_cpu() { DType::F32 } else { dtype };
-        let embedding = Embedding::load(&weights, &config, compute)?;
+        let embedding = Embedding::load(weights, &config, compute)?;
         let blocks =
-            (0..config.num_layers).map(|layer| Block::load(&weights, &config, layer)).collect::<Result<Vec<_>>>()?;
+            (0..config.num_layers).map(|layer| Block::load(weights, &config, layer)).collect::<Result<Vec<_>>>()?;
         weights.finish()?;
         Ok(Self { config, embedding, blocks })
     }

@@ -6,14 +6,14 @@ use std::path::{Path, PathBuf};
 
 /// The files of a model folder that a run with these text encoders reads.
 #[derive(Clone, Debug, Default)]
-pub struct ModelFiles {
+pub struct RequiredFiles {
     /// Those that are there, in the same order wherever the folder lies: what a fingerprint is taken of.
     pub present: Vec<PathBuf>,
     /// Those that are not. Where one of several would do, the usual one.
     pub missing: Vec<PathBuf>,
 }
 
-impl ModelFiles {
+impl RequiredFiles {
     /// Looks through the diffusers folder `folder`.
     ///
     /// # Errors
@@ -77,8 +77,35 @@ fn folders(kind: TextEncoderKind) -> (&'static str, &'static str) {
     }
 }
 
-/// The text encoders that a diffusers folder has. T5 is left out: it is large, and used only when asked for.
-pub fn text_encoders_in(folder: &Path) -> Vec<TextEncoderKind> {
-    let has = |kind: &TextEncoderKind| folder.join(folders(*kind).0).join("config.json").is_file();
-    [TextEncoderKind::ClipL, TextEncoderKind::ClipG].into_iter().filter(has).collect()
+/// The text encoders that the `model_index.json` of a diffusers folder lists. T5 is left out: it is large, and used
+/// only when asked for.
+pub fn text_encoders_in(folder: &Path) -> Result<Vec<TextEncoderKind>> {
+    let path = folder.join("model_index.json");
+    let bytes = std::fs::read(&path).map_err(|e| Error::file(&path, e))?;
+    let index: serde_json::Value =
+        serde_json::from_slice(&bytes).map_err(|e| Error::file(&path, format!("not JSON: {e}")))?;
+    // ["transformers", "CLIPTextModelWithProjection"], or [null, null] for a part that is left out.
+    let class = |kind| index.get(folders(kind).0)?.get(1)?.as_str();
+    Ok([TextEncoderKind::ClipL, TextEncoderKind::ClipG].into_iter().filter(|kind| class(*kind).is_some()).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_encoders_are_those_of_the_index() {
+        let folder = tempfile::tempdir().expect("folder");
+        let found = |index: &str| {
+            std::fs::write(folder.path().join("model_index.json"), index).expect("write");
+            text_encoders_in(folder.path()).map_err(|e| e.to_string())
+        };
+        let clip = r#"["transformers", "CLIPTextModelWithProjection"]"#;
+        let t5 = r#"["transformers", "T5EncoderModel"]"#;
+        let whole = format!(r#"{{"text_encoder": {clip}, "text_encoder_2": {clip}, "text_encoder_3": {t5}}}"#);
+        assert_eq!(found(&whole), Ok(vec![TextEncoderKind::ClipL, TextEncoderKind::ClipG]));
+        let one = format!(r#"{{"text_encoder": [null, null], "text_encoder_2": {clip}}}"#);
+        assert_eq!(found(&one), Ok(vec![TextEncoderKind::ClipG]));
+        assert!(found("[").is_err_and(|text| text.contains("model_index.json: not JSON")));
+    }
 }

@@ -1,0 +1,132 @@
+//! Prompts become the same tokens and the same embeddings as in transformers and diffusers.
+#[path = "fixtures/pipeline/mod.rs"]
+mod pipeline;
+
+use candle_core::{DType, Device};
+use pipeline::Expected;
+use seg4diff::config::TextEncoderKind::{self, ClipG, ClipL, T5};
+use seg4diff::model::files::ModelFiles;
+use seg4diff::model::text::TextEncoders;
+use seg4diff::model::text::tokenizer::{CLIP_TOKENS, ClipTokenizer, T5Tokenizer};
+
+const T5_TOKENS: usize = 160;
+
+fn open() -> ModelFiles {
+    ModelFiles::open(pipeline::folder().join("pipeline").to_str().unwrap()).unwrap()
+}
+
+fn encoders(kinds: &[TextEncoderKind], dtype: DType) -> TextEncoders {
+    TextEncoders::load(&open(), kinds, T5_TOKENS, dtype, &Device::Cpu).unwrap()
+}
+
+fn encode(kinds: &[TextEncoderKind], dtype: DType) -> seg4diff::model::text::TextEmbedding {
+    let prompts: Vec<String> = pipeline::json("prompts");
+    let prompts: Vec<&str> = prompts.iter().map(String::as_str).collect();
+    encoders(kinds, dtype).encode(&prompts).unwrap()
+}
+
+#[test]
+fn clip_tokens_are_those_of_transformers() {
+    let texts: Vec<String> = pipeline::json("texts");
+    let folders = [("clip_l", "pipeline/tokenizer"), ("clip_g", "pipeline/tokenizer_2"), ("clip_l", "tokenizer_json")];
+    for (key, folder) in folders {
+        let tokenizer = ClipTokenizer::open(&pipeline::folder().join(folder)).unwrap();
+        let expected: Vec<Vec<u32>> = pipeline::json(key);
+        for (text, expected) in texts.iter().zip(expected) {
+            assert_eq!(tokenizer.encode(text).unwrap(), expected, "{folder}: {text:?}");
+        }
+    }
+}
+
+#[test]
+fn words_alone_are_tokenised_without_frame() {
+    let tokenizer = ClipTokenizer::open(&pipeline::folder().join("pipeline/tokenizer")).unwrap();
+    let texts: Vec<String> = pipeline::json("texts");
+    let expected: Vec<Vec<u32>> = pipeline::json("words");
+    for (text, expected) in texts.iter().zip(expected) {
+        assert_eq!(tokenizer.encode_text(text).unwrap(), expected, "{text:?}");
+    }
+}
+
+#[test]
+fn t5_tokens_are_those_of_transformers() {
+    let tokenizer = T5Tokenizer::open(&pipeline::folder().join("pipeline/tokenizer_3")).unwrap();
+    let texts: Vec<String> = pipeline::json("texts");
+    let expected: Vec<Vec<u32>> = pipeline::json("t5");
+    for (text, expected) in texts.iter().zip(expected) {
+        assert_eq!(tokenizer.encode(text, 40).unwrap(), expected, "{text:?}");
+    }
+}
+
+#[test]
+fn spans_of_names_are_where_the_prompt_has_their_tokens() {
+    let tokenizer = ClipTokenizer::open(&pipeline::folder().join("pipeline/tokenizer")).unwrap();
+    let names = ["traffic light", "Dog", "", "hot dog", "zebra's"];
+    let prompt = tokenizer.encode(&names.join(" ")).unwrap();
+    let spans = tokenizer.token_spans(&names).unwrap();
+    for (name, span) in names.iter().zip(&spans) {
+        match span {
+            Some(span) => assert_eq!(prompt[span.clone()], tokenizer.encode_text(name).unwrap()[..], "{name}"),
+            None => assert_eq!(*name, "", "only the empty name has no place"),
+        }
+    }
+    // 75 tokens fit: the 38th name of two tokens would be cut, and nothing after it has a place.
+    let many = vec!["traffic light"; 40];
+    let spans = tokenizer.token_spans(&many).unwrap();
+    assert_eq!(spans[36], Some(73..75));
+    assert_eq!(spans[37..], [const { None }; 3]);
+    let exact = [vec!["traffic light"; 37], vec!["dog", "dog"]].concat();
+    let spans = tokenizer.token_spans(&exact).unwrap();
+    assert_eq!(spans[37..], [Some(CLIP_TOKENS - 2..CLIP_TOKENS - 1), None]);
+}
+
+#[test]
+fn embeddings_without_t5_are_those_of_diffusers() {
+    let expected = Expected::load();
+    let found = encode(&[ClipL, ClipG], DType::F32);
+    expected.assert_close("context", &found.context, 1e-5);
+    expected.assert_close("pooled", &found.pooled, 1e-5);
+}
+
+#[test]
+fn embeddings_with_t5_are_those_of_diffusers() {
+    let expected = Expected::load();
+    let found = encode(&[ClipL, ClipG, T5], DType::F32);
+    expected.assert_close("context_t5", &found.context, 1e-5);
+    expected.assert_close("pooled", &found.pooled, 1e-5);
+}
+
+#[test]
+fn a_clip_that_is_left_out_is_zeros() {
+    let both = encode(&[ClipL, ClipG], DType::F32);
+    let one = encode(&[ClipG], DType::F32);
+    // The first CLIP of the fixture has 16 features and 20 projected ones.
+    let features = |context: &candle_core::Tensor, from, count| {
+        pipeline::values(
+            &context.narrow(1, 0, CLIP_TOKENS).unwrap().narrow(2, from, count).unwrap().contiguous().unwrap(),
+        )
+    };
+    assert!(features(&one.context, 0, 16).iter().all(|v| *v == 0.0));
+    assert_eq!(features(&one.context, 16, 24), features(&both.context, 16, 24));
+    assert!(pipeline::values(&one.pooled.narrow(1, 0, 20).unwrap().contiguous().unwrap()).iter().all(|v| *v == 0.0));
+    assert_eq!(one.context.dims(), both.context.dims());
+}
+
+#[test]
+fn half_precision_weights_are_computed_in_f32() {
+    let exact = encode(&[ClipL, ClipG, T5], DType::F32);
+    let rounded = encode(&[ClipL, ClipG, T5], DType::BF16);
+    assert_eq!(rounded.context.dtype(), DType::F32);
+    // Weights of 8 bits of precision: far from exact, and far from noise.
+    pipeline::assert_close("bf16 context", &rounded.context, &exact.context, 2e-2);
+    pipeline::assert_close("bf16 pooled", &rounded.pooled, &exact.pooled, 2e-2);
+}
+
+#[test]
+fn a_prompt_is_embedded_the_same_alone_and_in_a_batch() {
+    let encoders = encoders(&[ClipL, ClipG, T5], DType::F32);
+    let batch = encoders.encode(&["a photo of a dog", "light", ""]).unwrap();
+    let alone = encoders.encode(&["light"]).unwrap();
+    pipeline::assert_close("context", &alone.context, &batch.context.narrow(0, 1, 1).unwrap(), 1e-6);
+    pipeline::assert_close("pooled", &alone.pooled, &batch.pooled.narrow(0, 1, 1).unwrap(), 1e-6);
+}
