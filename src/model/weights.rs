@@ -6,8 +6,12 @@ use candle_core::safetensors::MmapedSafetensors;
 use candle_core::{DType, Device, Shape, Tensor};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// What files and folders that are being written begin with; those of a killed run are removed when it is resumed.
+pub const WRITING: &str = ".writing-";
 
 /// The tensors of one model part, from one file or several shards.
 pub struct Weights {
@@ -252,7 +256,9 @@ pub fn write_atomically(file: &Path, fill: impl FnOnce(&mut dyn Write) -> std::i
     };
     let write = || -> std::io::Result<()> {
         std::fs::create_dir_all(folder)?;
-        let temporary = tempfile::Builder::new().prefix(".writing-").tempfile_in(folder)?;
+        // As any new file: the umask decides who may read it, not the temporary file's caution.
+        let mode = std::fs::Permissions::from_mode(0o666);
+        let temporary = tempfile::Builder::new().prefix(WRITING).permissions(mode).tempfile_in(folder)?;
         let mut out = std::io::BufWriter::new(temporary);
         fill(&mut out)?;
         let temporary = out.into_inner().map_err(|e| e.into_error())?;
