@@ -13,7 +13,9 @@ data/smoke; `export` writes all three formats; then
   probability  the same
   peft       PeftModel.from_pretrained on the PEFT export against load_lora_weights: relative difference, < 1e-5
   comfyui    the image of `generate` with the ComfyUI export against its image with the LoRA: < 0.05
-Prints a line a figure; exit status 1 if one is out of bounds.
+Prints a line a figure; exit status 1 if one is out of bounds. Without T5, --zeros tells diffusers how many zero tokens
+stand in its place (`max_sequence_length`): 77 here as in SD3's own code and in diffusers up to 0.35; later ones take 256
+unless told otherwise.
 Needs torch, diffusers, transformers, peft, pillow (seen: torch 2.15, diffusers 0.42.1, transformers 5.23, peft 0.21.2).
 """
 import argparse, io, logging, math, os, subprocess, sys, tarfile, tempfile
@@ -28,6 +30,7 @@ logging.disable(logging.WARNING)
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 PROMPTS = ["a photo of a cat on the grass", "A red bus, and a dog with an umbrella!"]
 SIZE, STEPS, GUIDANCE, LAYER, SIGMA = 128, 12, 5.0, 2, 0.515
+SEQUENCE = 77
 failed = []
 
 
@@ -95,7 +98,7 @@ def pipeline(model, t5):
 def draw(pipe, latents):
     """Images as diffusers draws them, of 255."""
     images = [pipe(prompt, height=SIZE, width=SIZE, num_inference_steps=STEPS, guidance_scale=GUIDANCE, negative_prompt="",
-                   latents=latents[i:i + 1].clone(), output_type="np").images[0] for i, prompt in enumerate(PROMPTS)]
+                   latents=latents[i:i + 1].clone(), max_sequence_length=SEQUENCE, output_type="np").images[0] for i, prompt in enumerate(PROMPTS)]
     return (np.stack(images) * 255).round()
 
 
@@ -129,7 +132,8 @@ def forward(pipe, image, prompt, noise):
     pixels = torch.tensor(np.asarray(image), dtype=torch.float32).permute(2, 0, 1)[None] / 127.5 - 1
     config = pipe.vae.config
     latent = (pipe.vae.encode(pixels).latent_dist.mode() - config.shift_factor) * config.scaling_factor
-    context, _, pooled, _ = pipe.encode_prompt(prompt, prompt, prompt, do_classifier_free_guidance=False)
+    context, _, pooled, _ = pipe.encode_prompt(prompt, prompt, prompt, do_classifier_free_guidance=False,
+                                               max_sequence_length=SEQUENCE)
     return pipe.transformer(hidden_states=(1 - SIGMA) * latent + SIGMA * noise, timestep=torch.tensor([1000 * SIGMA]),
                             encoder_hidden_states=context, pooled_projections=pooled, return_dict=False)[0]
 
@@ -190,7 +194,9 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--t5", action="store_true", help="with a third text encoder")
     parser.add_argument("--keep", help="folder for everything that is made, instead of a temporary one")
+    parser.add_argument("--zeros", type=int, default=77)
     arguments = parser.parse_args()
+    SEQUENCE = 256 if arguments.t5 else arguments.zeros
     arguments.binary = os.path.abspath(arguments.binary)
     for path, what in ((arguments.tiny, "--tiny"), (arguments.binary, "--binary")):
         if not os.path.exists(path): sys.exit(f"{what}: no file {path}")
