@@ -683,3 +683,49 @@ fn real_photographs_stream() {
     assert!(by_label == by_segment, "label maps and panoptic segments of the same photographs differ");
     assert!(by_label.iter().all(|sample| sample.masks.len() == sample.classes.len()));
 }
+
+/// Bytes flipped, cut out and doubled anywhere, tar headers included: errors, never a panic or a hang.
+#[test]
+fn damaged_bytes_never_panic() {
+    use rand::{Rng, SeedableRng};
+    let mut random = rand_chacha::ChaCha8Rng::seed_from_u64(5);
+    let folder = tempfile::tempdir().unwrap();
+    let mut jpeg = Vec::new();
+    let noise: Vec<u8> = (0..20 * 16 * 3).map(|_| random.random()).collect();
+    JpegEncoder::new(&mut jpeg).write_image(&noise, 20, 16, ExtendedColorType::Rgb8).unwrap();
+    let (tar, map) = (folder.path().join("a.tar"), folder.path().join("x.png"));
+    let mut files: Files = (0..3).flat_map(sound).collect();
+    files[0].1 = jpeg.clone();
+    write_tar(&tar, &files);
+    fs::write(folder.path().join("x.jpg"), photograph(3, 32, 16)).unwrap();
+    fs::write(folder.path().join("x.txt"), "x").unwrap();
+    write_map(&map, 32, &stripes([1, 2, 3, 4]));
+    let sound = [fs::read(&tar).unwrap(), fs::read(&map).unwrap()];
+    let mut sa1b = config(DataFormat::Sa1b, &[path(&tar)]);
+    let mut labelled = config(DataFormat::Folder, &[path(folder.path())]);
+    (sa1b.max_broken, labelled.max_broken) = (0.0, 0.0);
+    let mut failed = 0;
+    for round in 0..400 {
+        let mut damaged = sound.clone();
+        for (bytes, count) in damaged.iter_mut().zip([12, 1]) {
+            for _ in 0..random.random_range(1..=count) {
+                let place = random.random_range(0..bytes.len());
+                match random.random_range(0..4) {
+                    0 => bytes.truncate(place.max(1)),
+                    1 => bytes[place] ^= 1 << random.random_range(0..8),
+                    2 => bytes[place] = random.random(),
+                    _ => bytes.extend_from_within(place..),
+                }
+            }
+        }
+        fs::write(&tar, &damaged[0]).unwrap();
+        fs::write(&map, &damaged[1]).unwrap();
+        for config in [&sa1b, &labelled] {
+            let batch = Loader::new(config, round, None, false).and_then(|mut loader| loader.next_batch(4));
+            let error = batch.err().map(|error| error.to_string()).unwrap_or_default();
+            assert!(!error.contains("panicked") && !error.contains("unexpectedly"), "round {round}: {error}");
+            failed += u32::from(!error.is_empty());
+        }
+    }
+    assert!(failed > 200, "only {failed} of 800 noticed");
+}

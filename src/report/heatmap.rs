@@ -1,7 +1,10 @@
 //! Heat maps over pictures: where a model looks, as a person sees it.
 use crate::error::{Error, Result};
+use crate::sample::image::write_png;
 use candle_core::{DType, Device, Tensor};
 use image::{Rgb, RgbImage};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
 
 /// Nine points of matplotlib's *inferno*: perceptually even, dark to bright, readable in grey.
 const INFERNO: [[u8; 3]; 9] = [
@@ -58,6 +61,27 @@ pub fn overlay(image: &RgbImage, map: &Tensor) -> Result<RgbImage> {
             (heat[channel] * OPACITY + f32::from(under[channel]) * (1.0 - OPACITY)).round() as u8
         }))
     }))
+}
+
+/// Writes `overlay-02-dog.png` and so on into `folder`: for each word the mean of its tokens' maps over the picture.
+///
+/// `maps` is `[tokens, h, w]`; a word without a place among the tokens gets no file. Returns the files written.
+pub fn write_word_overlays(
+    folder: &Path,
+    image: &RgbImage,
+    maps: &Tensor,
+    words: &[(&str, Option<Range<usize>>)],
+) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for (number, (word, span)) in (1..).zip(words) {
+        let Some(span) = span.clone() else { continue };
+        let map = maps.narrow(0, span.start, span.len())?.mean(0)?;
+        let name: String = word.chars().filter(|c| c.is_alphanumeric()).take(40).collect();
+        let file = folder.join(format!("overlay-{number:02}-{name}.png"));
+        write_png(&file, &overlay(image, &map)?)?;
+        files.push(file);
+    }
+    Ok(files)
 }
 
 /// For each of `to` pixels the two neighbours among `from`, and how far the way to the second is.
