@@ -252,7 +252,9 @@ pub fn write_atomically(file: &Path, fill: impl FnOnce(&mut dyn Write) -> std::i
     };
     let write = || -> std::io::Result<()> {
         std::fs::create_dir_all(folder)?;
-        let temporary = tempfile::Builder::new().prefix(".writing-").tempfile_in(folder)?;
+        // as other programs' files: readable by whoever the umask lets, not by the owner alone
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o666);
+        let temporary = tempfile::Builder::new().prefix(".writing-").permissions(mode).tempfile_in(folder)?;
         let mut out = std::io::BufWriter::new(temporary);
         fill(&mut out)?;
         let temporary = out.into_inner().map_err(|e| e.into_error())?;
