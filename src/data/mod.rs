@@ -1,2 +1,3 @@
 //! Shards to samples: streams, annotations, captions, augmentation, batches.
+pub mod jpeg;
 pub mod resize;
