@@ -1,4 +1,17 @@
 //! Every setting of a run, typed, as it stands after parsing and checking. Defaults are the published recipe.
+//!
+//! Relative paths are relative to the folder that the program is started in, not to the config file.
+mod check_files;
+mod document;
+mod parse;
+mod problems;
+mod reader;
+mod required_files;
+mod setting;
+
+pub use required_files::{RequiredFiles, text_encoders_in};
+pub use setting::Choice;
+
 use serde::Serialize;
 use std::path::PathBuf;
 
@@ -181,6 +194,16 @@ pub struct LossConfig {
     pub heads: HeadMaps,
     pub score_head: bool,
     pub focal_probability: FocalProbability,
+}
+
+impl LossConfig {
+    /// Whether any mask loss has a weight, in the alignment that is chosen.
+    pub fn uses_masks(&self) -> bool {
+        match self.alignment {
+            Alignment::Sigmoid => self.focal_weight > 0.0 || self.dice_weight > 0.0,
+            Alignment::Softmax => self.align_weight > 0.0,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

@@ -1,1 +1,8 @@
-fn main() {}
+//! `seg4diff COMMAND …`
+use clap::Parser;
+use seg4diff::commands::{Cli, finish};
+
+fn main() -> std::process::ExitCode {
+    let cli = Cli::parse();
+    finish(|| cli.command.run())
+}

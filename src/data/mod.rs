@@ -1,3 +1,41 @@
 //! Shards to samples: streams, annotations, captions, augmentation, batches.
+//!
+//! *sa1b* reads tar files (or folders) of `KEY.jpg` + `KEY.json`, *coco* folders of images with a folder of label maps
+//! or panoptic PNGs, *folder* folders of `x.jpg` (or `x.png`), `x.txt`, and as label map `x.png` (beside `x.jpg`) or
+//! `x_mask.png`. `Loader` streams them as batches of `Sample`.
+pub mod captions;
+pub mod crop;
+pub mod decode;
 pub mod jpeg;
+pub mod labels;
+pub mod loader;
+pub mod mask;
+pub mod order;
+pub mod panoptic;
+mod plan;
 pub mod resize;
+pub mod rle;
+pub mod shards;
+pub mod spill;
+
+pub use captions::Captions;
+pub use labels::{Classes, LabelMap};
+pub use loader::{Batch, Coverage, Loader};
+pub use mask::Mask;
+pub use order::Cursor;
+
+/// A training image with its prompt and masks.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sample {
+    /// Path within its source, without extension.
+    pub key: String,
+    /// RGB, `[resolution, resolution, 3]`.
+    pub image: Vec<u8>,
+    /// Caption, or the class names joined by spaces; empty where caption dropout took it.
+    pub prompt: String,
+    /// The class names that make up the prompt, in order (ascending by label); empty where the prompt is a caption.
+    pub classes: Vec<String>,
+    /// The usable masks. With `classes`, one for each, in the same order; else largest first. Empty where caption
+    /// dropout took the prompt, whose words they belong to.
+    pub masks: Vec<Mask>,
+}

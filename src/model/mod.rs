@@ -1,7 +1,11 @@
 //! The networks: MM-DiT, text encoders, autoencoder, LoRA, and the files that their weights come from.
+pub mod adapter_files;
 pub mod files;
 mod layers;
 pub mod lora;
+pub mod mmdit;
+pub mod pipeline;
+pub mod projection;
 pub mod text;
 pub mod vae;
 pub mod weights;

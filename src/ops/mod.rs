@@ -1,3 +1,27 @@
 //! Differentiable operations for CPU and CUDA; nothing above knows which device it is on.
+mod attention;
 pub mod conv2d;
+mod cpu;
+mod enlarge;
+mod function;
 pub mod group_norm;
+mod linear;
+mod mask_loss;
+mod match_cost;
+mod norm;
+mod pixel_cross_entropy;
+mod pointwise;
+mod score_head;
+
+pub use attention::{attention, attention_probability};
+pub use enlarge::enlarge;
+pub use linear::linear;
+pub use mask_loss::{ALPHA, Target, mask_loss};
+pub use match_cost::match_cost;
+pub use norm::{layer_norm_modulate, rms_norm};
+pub use pixel_cross_entropy::{NO_CLASS, pixel_cross_entropy};
+pub use pointwise::{gated_residual, gelu};
+pub use score_head::{CHANNELS, PARAMETERS, score_head};
+
+#[cfg(test)]
+mod tests;

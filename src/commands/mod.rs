@@ -1,0 +1,188 @@
+//! The command line: arguments of each command, and what the two binaries share.
+//!
+//! Exit status: 0 done, 1 failed, 2 wrong usage or configuration.
+pub mod export;
+pub mod generate;
+pub mod probe;
+pub mod train;
+
+use crate::config::{Choice, DeviceChoice, TextEncoderKind, WeightType, text_encoders_in};
+use crate::error::{Error, Result};
+use crate::model::adapter_files;
+use crate::model::files::ModelFiles;
+use crate::model::pipeline::{Pipeline, PipelineOptions};
+use clap::{Args, Parser, Subcommand};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// Mask-aligned LoRA training for text-to-image diffusion transformers.
+#[derive(Debug, Parser)]
+#[command(name = "seg4diff", version)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    Train(train::TrainArgs),
+    Generate(generate::GenerateArgs),
+    Probe(probe::ProbeArgs),
+    Export(export::ExportArgs),
+}
+
+impl Command {
+    pub fn run(&self) -> Result<()> {
+        match self {
+            Self::Train(args) => train::run(args),
+            Self::Generate(args) => generate::run(args),
+            Self::Probe(args) => probe::run(args),
+            Self::Export(args) => export::run(args),
+        }
+    }
+}
+
+/// Starts logging, runs a command, and turns its outcome into an exit status and, where it failed, one error on stderr.
+pub fn finish(command: impl FnOnce() -> Result<()>) -> ExitCode {
+    let Err(error) = crate::report::log::init().and_then(|()| command()) else { return ExitCode::SUCCESS };
+    // A closed stderr must not turn the error into a panic.
+    let text = error.to_string().replace('\n', "\n       ");
+    let _ = writeln!(std::io::stderr(), "error: {text}");
+    match error {
+        Error::Usage(_) => ExitCode::from(2),
+        _ => ExitCode::FAILURE,
+    }
+}
+
+/// Writes a line of a command's result to stdout.
+pub fn say(line: &str) -> Result<()> {
+    writeln!(std::io::stdout(), "{line}").map_err(|e| Error::Failed(format!("cannot write to stdout: {e}")))
+}
+
+/// The model that a command works on, and where.
+#[derive(Args, Clone, Debug)]
+pub struct ModelArgs {
+    /// Folder of a diffusers pipeline, or hf:ORG/NAME@REVISION
+    #[arg(long, value_name = "DIR")]
+    pub model: String,
+    /// LoRA to put on the model: a .safetensors file
+    #[arg(long, value_name = "F")]
+    pub lora: Option<PathBuf>,
+    /// auto (CUDA if there is one, else the CPU), cpu or cuda:N
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    pub device: DeviceChoice,
+    /// Type of the weights: f32, bf16 or f16 [default: f32 on the CPU, bf16 on CUDA]
+    #[arg(long, value_name = "TYPE", value_parser = WeightType::from_name)]
+    pub dtype: Option<WeightType>,
+    /// Text encoders: clip_l, clip_g, t5, separated by commas [default: those the model has, t5 left out]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = TextEncoderKind::from_name)]
+    pub text_encoders: Vec<TextEncoderKind>,
+    /// Tokens that T5 is padded or cut to, where it is used
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    pub t5_tokens: usize,
+}
+
+/// A base model with its LoRA, ready to run.
+pub struct LoadedModel {
+    pub files: ModelFiles,
+    pub pipeline: Pipeline,
+    pub device: candle_core::Device,
+}
+
+impl ModelArgs {
+    /// Loads what the arguments name.
+    pub fn load(&self) -> Result<LoadedModel> {
+        let device = self.device.open()?;
+        // A LoRA that cannot be read is found before gigabytes are.
+        let adapter = self.lora.as_deref().map(adapter_files::read).transpose()?;
+        let files = ModelFiles::open(&self.model)?;
+        let options = PipelineOptions {
+            text_encoders: self.text_encoders(files.folder())?,
+            t5_tokens: self.t5_tokens,
+            dtype: self.weight_type(&device).dtype(),
+            device: device.clone(),
+        };
+        let mut pipeline = Pipeline::load(&files, &options)?;
+        if let (Some(adapter), Some(file)) = (&adapter, &self.lora) {
+            pipeline.transformer.attach(adapter).map_err(|e| Error::file(file, e))?;
+        }
+        Ok(LoadedModel { files, pipeline, device })
+    }
+
+    /// The type of weights that was asked for, or the default for `device`.
+    pub fn weight_type(&self, device: &candle_core::Device) -> WeightType {
+        let usual = if device.is_cuda() { WeightType::Bf16 } else { WeightType::F32 };
+        self.dtype.unwrap_or(usual)
+    }
+
+    /// The text encoders that were asked for, or those that the model's `folder` has.
+    ///
+    /// # Errors
+    /// The folder's `model_index.json` cannot be read, or lists none.
+    pub fn text_encoders(&self, folder: &Path) -> Result<Vec<TextEncoderKind>> {
+        if !self.text_encoders.is_empty() {
+            return Ok(self.text_encoders.clone());
+        }
+        let found = text_encoders_in(folder)?;
+        if found.is_empty() {
+            return Err(Error::file(folder.join("model_index.json"), "lists no CLIP text encoder"));
+        }
+        Ok(found)
+    }
+}
+
+/// A side of an image in pixels: a multiple of 16 that memory can hold.
+fn parse_size(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(size @ 16..=8192) if size % 16 == 0 => Ok(size),
+        _ => Err("expected a multiple of 16, from 16 to 8192".into()),
+    }
+}
+
+/// A finite number.
+fn parse_number(text: &str) -> Result<f64, String> {
+    text.parse().ok().filter(|number: &f64| number.is_finite()).ok_or_else(|| "expected a number".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The words of a shell line; quotes are double ones.
+    fn words(line: &str) -> Vec<String> {
+        let quoted = line.split('"').enumerate();
+        let parts =
+            quoted.flat_map(|(i, part)| if i % 2 == 1 { vec![part] } else { part.split_whitespace().collect() });
+        parts.map(str::to_string).collect()
+    }
+
+    /// Every command shows an example in its help, and every example is one that the command takes.
+    #[test]
+    fn examples_are_true() {
+        for command in [
+            train::TrainArgs::augment_args(clap::Command::new("train")),
+            generate::GenerateArgs::augment_args(clap::Command::new("generate")),
+            probe::ProbeArgs::augment_args(clap::Command::new("probe")),
+            export::ExportArgs::augment_args(clap::Command::new("export")),
+        ] {
+            let help = command.get_after_help().expect("an example").to_string().replace("\\\n", " ");
+            let examples: Vec<&str> = help.lines().skip(1).collect();
+            assert!(!examples.is_empty(), "{help}");
+            for example in examples {
+                let words = words(example.trim().trim_start_matches("seg4diff "));
+                assert_eq!(words[0], command.get_name());
+                command.clone().try_get_matches_from(&words).unwrap_or_else(|e| panic!("{example}: {e}"));
+            }
+        }
+        <Cli as clap::CommandFactory>::command().debug_assert();
+    }
+
+    #[test]
+    fn numbers_are_checked() {
+        assert_eq!(parse_size("512"), Ok(512));
+        assert!(["0", "100", "x", "16384", "-16"].iter().all(|text| parse_size(text).is_err()));
+        assert_eq!(parse_number("7.5"), Ok(7.5));
+        assert!(["nan", "inf", "x", ""].iter().all(|text| parse_number(text).is_err()));
+    }
+}

@@ -1,0 +1,128 @@
+//! The second stage of checking a configuration: against the files that it names.
+use super::{LayerChoice, RequiredFiles, RunConfig};
+use crate::error::{Error, Result};
+use std::path::Path;
+
+impl RunConfig {
+    /// Checks that the files which the run reads are there, and that the model's sizes suit the settings.
+    ///
+    /// Models on the hub (`hf:…`) are not looked up.
+    ///
+    /// # Errors
+    /// `Error::Usage` with a line for everything that is missing or does not fit, naming key and file.
+    pub fn check_files(&self) -> Result<()> {
+        let mut problems = Vec::new();
+        self.check_output(&mut problems);
+        self.check_model(&mut problems);
+        self.check_sources(&mut problems);
+        let data = &self.data;
+        for (key, path, is_folder) in [
+            ("data.captions", &data.captions, false),
+            ("data.labels", &data.labels, true),
+            ("data.panoptic", &data.panoptic, false),
+            ("data.classes", &data.classes, false),
+        ] {
+            let Some(path) = path else { continue };
+            match std::fs::metadata(path) {
+                Err(e) => problems.push(format!("{key}: {}: {}", path.display(), reason(&e))),
+                Ok(found) if found.is_dir() != is_folder => {
+                    let expected = if is_folder { "a folder" } else { "a file" };
+                    problems.push(format!("{key}: {} is not {expected}", path.display()));
+                }
+                Ok(_) => {}
+            }
+        }
+        if problems.is_empty() { Ok(()) } else { Err(Error::Usage(problems.join("\n"))) }
+    }
+
+    fn check_output(&self, problems: &mut Vec<String>) {
+        // The nearest ancestor that exists must be a folder for OUTPUT to be made in it.
+        let existing = self.output.ancestors().find(|a| a.as_os_str().is_empty() || a.exists());
+        if let Some(path) = existing.filter(|a| !a.as_os_str().is_empty() && !a.is_dir()) {
+            problems.push(format!("output: {} is a file; expected a folder", path.display()));
+        }
+    }
+
+    fn check_model(&self, problems: &mut Vec<String>) {
+        if self.model.path.starts_with("hf:") {
+            return;
+        }
+        let folder = Path::new(&self.model.path);
+        if folder.is_file() {
+            let problem = "is a file; expected the folder of a diffusers pipeline";
+            return problems.push(format!("model.path: {} {problem}", folder.display()));
+        }
+        match RequiredFiles::find(folder, &self.model.text_encoders) {
+            Ok(files) => {
+                problems.extend(files.missing.iter().map(|file| format!("model.path: {} is missing", file.display())));
+            }
+            Err(e) => problems.push(format!("model.path: {e}")),
+        }
+        let transformer = folder.join("transformer/config.json");
+        if !transformer.is_file() {
+            return;
+        }
+        match json(&transformer) {
+            Ok(config) => self.check_sizes(&config, &transformer, problems),
+            Err(e) => problems.push(format!("model.path: {e}")),
+        }
+    }
+
+    /// Settings that must suit the transformer: block indices, and a resolution of whole patches.
+    fn check_sizes(&self, config: &serde_json::Value, file: &Path, problems: &mut Vec<String>) {
+        let size = |key: &str| config.get(key).and_then(|size| size.as_u64()).map(|size| size as usize);
+        if let Some(blocks) = size("num_layers").filter(|blocks| *blocks > 0) {
+            let beyond = |key: &str, layer: usize| {
+                format!("{key}: there is no block {layer}; {} has blocks 0 to {}", file.display(), blocks - 1)
+            };
+            if self.model.expert_layer >= blocks {
+                problems.push(beyond("model.expert_layer", self.model.expert_layer));
+            }
+            if let LayerChoice::List(layers) = &self.lora.layers {
+                let wrong = layers.iter().filter(|layer| **layer >= blocks);
+                problems.extend(wrong.map(|layer| beyond("lora.layers", *layer)));
+            }
+        }
+        let vae = json(&Path::new(&self.model.path).join("vae/config.json")).ok();
+        let stages = vae.as_ref().and_then(|vae| vae.get("block_out_channels")?.as_array()).map(Vec::len);
+        if let (Some(patch), Some(stages @ 1..32)) = (size("patch_size").filter(|patch| *patch > 0), stages) {
+            // Each stage of the autoencoder but the last halves the image.
+            let unit = patch.saturating_mul(1 << (stages - 1));
+            if !self.data.resolution.is_multiple_of(unit) {
+                problems.push(format!(
+                    "data.resolution: {} is not a multiple of {unit}, the pixels of one token of this model",
+                    self.data.resolution
+                ));
+            }
+        }
+    }
+
+    fn check_sources(&self, problems: &mut Vec<String>) {
+        for source in &self.data.source {
+            if Path::new(source).exists() {
+                continue;
+            }
+            let found = glob::glob(source).map(|mut matches| matches.next().is_some());
+            match found {
+                Err(e) => problems.push(format!("data.source: {source}: not a pattern: {}", e.msg)),
+                Ok(false) if source.contains(['*', '?', '[']) => {
+                    problems.push(format!("data.source: {source} matches nothing"))
+                }
+                Ok(false) => problems.push(format!("data.source: {source} is missing")),
+                Ok(true) => {}
+            }
+        }
+    }
+}
+
+fn reason(error: &std::io::Error) -> String {
+    match error.kind() {
+        std::io::ErrorKind::NotFound => "is missing".into(),
+        _ => error.to_string(),
+    }
+}
+
+fn json(file: &Path) -> Result<serde_json::Value> {
+    let bytes = std::fs::read(file).map_err(|e| Error::file(file, e))?;
+    serde_json::from_slice(&bytes).map_err(|e| Error::file(file, format!("not JSON: {e}")))
+}

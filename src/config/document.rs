@@ -1,0 +1,153 @@
+//! A TOML file and the `--set` overrides as one flat list of settings, each knowing where it stands.
+use super::problems::{Place, Problems};
+use std::collections::BTreeMap;
+use std::path::Path;
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+/// A TOML value that is not a section.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Value {
+    Bool(bool),
+    Integer(i64),
+    Float(f64),
+    Text(String),
+    Date(String),
+    List(Vec<Value>),
+    /// A table inside a list: no setting takes one.
+    Table,
+}
+
+impl std::fmt::Display for Value {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Bool(value) => write!(f, "{value}"),
+            Self::Integer(value) => write!(f, "the integer {value}"),
+            Self::Float(value) => write!(f, "the number {value:?}"),
+            Self::Text(value) => write!(f, "the string {value:?}"),
+            Self::Date(value) => write!(f, "the date {value}"),
+            Self::List(values) if values.is_empty() => f.write_str("an empty list"),
+            Self::List(values) => write!(f, "a list of {} items", values.len()),
+            Self::Table => f.write_str("a table"),
+        }
+    }
+}
+
+/// Settings by dotted key (`lora.rank`) and sections by name.
+#[derive(Default)]
+pub(super) struct Document {
+    pub settings: BTreeMap<String, (Place, Value)>,
+    pub sections: BTreeMap<String, Place>,
+}
+
+impl Document {
+    /// Parses the text of `file`; syntax errors, all of them, go to `problems`.
+    pub fn parse(text: &str, problems: &mut Problems) -> Self {
+        let (root, errors) = DeTable::parse_recoverable(text);
+        for error in errors {
+            let place = Place::in_text(text, error.span().map_or(0, |span| span.start));
+            problems.add(place, format!("TOML syntax: {}", error.message().replace('\n', " ")));
+        }
+        let mut document = Self::default();
+        for (key, value) in root.get_ref() {
+            let place = |start| Place::in_text(text, start);
+            document.insert(path("", key.get_ref()), value, key.span().start, &place, problems);
+        }
+        document
+    }
+
+    /// Puts `KEY=VALUE` over what the file says. VALUE is TOML; a bare word is taken as a string.
+    pub fn set(&mut self, text: &str, problems: &mut Problems) {
+        let place = Place::Set(text.to_string());
+        let Some((key, value)) = text.split_once('=') else {
+            return problems.add(place, "expected KEY=VALUE, such as train.steps=100");
+        };
+        let (key, value) = (key.trim(), value.trim());
+        let is_bare =
+            |part: &str| !part.is_empty() && part.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-');
+        if !key.split('.').all(is_bare) {
+            return problems.add(place, format!("{key:?} is not a key; expected one such as train.steps"));
+        }
+        for (end, _) in key.match_indices('.') {
+            self.sections.entry(key[..end].to_string()).or_insert(place.clone());
+        }
+        let at = |_| place.clone();
+        let line = format!("value = {value}");
+        match DeTable::parse(&line).map(|table| table.into_inner()) {
+            Ok(table) => match table.get("value").filter(|_| table.len() == 1) {
+                // A date is more likely a name: no setting takes a date.
+                Some(parsed) if !parsed.get_ref().is_datetime() => {
+                    self.insert(key.to_string(), parsed, 0, &at, problems)
+                }
+                _ => self.put(key, place, Value::Text(value.to_string())),
+            },
+            Err(error) if value.starts_with(['[', '{', '"', '\'']) => {
+                problems.add(place, format!("TOML syntax: {}", error.message().replace('\n', " ")))
+            }
+            Err(_) => self.put(key, place, Value::Text(value.to_string())),
+        }
+    }
+
+    fn put(&mut self, key: &str, place: Place, value: Value) {
+        self.settings.insert(key.to_string(), (place, value));
+    }
+
+    /// Adds a value, and what is in it where it is a section. `place` turns a byte offset into a place.
+    fn insert(
+        &mut self,
+        key: String,
+        value: &Spanned<DeValue<'_>>,
+        start: usize,
+        place: &dyn Fn(usize) -> Place,
+        problems: &mut Problems,
+    ) {
+        match value.get_ref() {
+            DeValue::Table(table) => {
+                for (name, inner) in table {
+                    self.insert(path(&key, name.get_ref()), inner, name.span().start, place, problems);
+                }
+                self.sections.insert(key, place(start));
+            }
+            leaf => match convert(leaf) {
+                Ok(value) => self.put(&key, place(start), value),
+                Err(problem) => problems.add(place(start), format!("{key}: {problem}")),
+            },
+        }
+    }
+}
+
+/// `section.key`; a key that is not a bare word is quoted, so that `"lora.rank"` is not taken for `lora.rank`.
+fn path(section: &str, key: &str) -> String {
+    let quoted = if key.is_empty() || key.contains(['.', ' ', '"']) { format!("{key:?}") } else { key.to_string() };
+    if section.is_empty() { quoted } else { format!("{section}.{quoted}") }
+}
+
+fn convert(value: &DeValue<'_>) -> Result<Value, String> {
+    Ok(match value {
+        DeValue::String(text) => Value::Text(text.to_string()),
+        DeValue::Integer(digits) => match i64::from_str_radix(digits.as_str(), digits.radix()) {
+            Ok(integer) => Value::Integer(integer),
+            Err(_) => return Err(format!("the integer {digits} is too large")),
+        },
+        DeValue::Float(digits) => match digits.as_str().parse::<f64>() {
+            Ok(number) if number.is_finite() => Value::Float(number),
+            _ => return Err(format!("{digits} is not a finite number")),
+        },
+        DeValue::Boolean(truth) => Value::Bool(*truth),
+        DeValue::Datetime(date) => Value::Date(date.to_string()),
+        DeValue::Array(values) => {
+            Value::List(values.iter().map(|v| convert(v.get_ref())).collect::<Result<Vec<_>, _>>()?)
+        }
+        DeValue::Table(_) => Value::Table,
+    })
+}
+
+/// Reads a text file; anything that keeps it from being read is a usage error that names it.
+pub(super) fn read_text(file: &Path) -> crate::Result<String> {
+    let usage = |problem: String| crate::Error::Usage(format!("{}: {problem}", file.display()));
+    let bytes = std::fs::read(file).map_err(|e| usage(format!("cannot read the config: {e}")))?;
+    String::from_utf8(bytes).map_err(|e| {
+        let line = 1 + e.as_bytes()[..e.utf8_error().valid_up_to()].iter().filter(|b| **b == b'\n').count();
+        usage(format!("line {line} is not UTF-8 text"))
+    })
+}

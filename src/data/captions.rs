@@ -1,0 +1,183 @@
+//! Captions by image key, read once from a JSON, JSON-lines or Parquet file and kept on disk (`spill`).
+use super::spill::{Spill, SpillWriter};
+use crate::{Error, Result};
+use candle_datasets::hub::FileReader;
+use parquet::{file::reader::SerializedFileReader, record::Field, schema::types::Type};
+use serde::de::{self, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde_json::{Map, Value};
+use std::{fmt, fs::File, io, io::BufReader, path::Path, sync::Arc};
+
+/// The captions of a data set. Memory: 16 bytes a caption; the text lies in a temporary file.
+pub struct Captions {
+    table: Spill,
+}
+
+/// Which columns (keys of JSON records) hold an image's key and its caption.
+#[derive(Clone, Copy, Debug)]
+pub struct Columns<'a> {
+    pub key: &'a str,
+    pub caption: &'a str,
+}
+
+impl Captions {
+    /// Reads `path`: Parquet (`.parquet`), JSON lines (`.jsonl`, `.ndjson`), else one JSON document, which is an
+    /// object from key to caption or a list of records. Image keys match as `spill::normalise` says.
+    ///
+    /// # Errors
+    /// When the file cannot be read, has another form, lacks a column, or holds no caption at all.
+    pub fn read(path: &Path, columns: Columns) -> Result<Self> {
+        let failed = |problem: &dyn fmt::Display| Error::file(path, problem);
+        let file = File::open(path).map_err(|problem| failed(&problem))?;
+        let mut writer = SpillWriter::new().map_err(|problem| failed(&format!("temporary file: {problem}")))?;
+        let extension = path.extension().map(|extension| extension.to_string_lossy().to_ascii_lowercase());
+        match extension.as_deref() {
+            Some("parquet") => read_parquet(file, columns, &mut writer),
+            Some("jsonl" | "ndjson") => read_lines(file, columns, &mut writer),
+            _ => read_document(file, columns, &mut writer),
+        }
+        .map_err(|problem| failed(&problem))?;
+        let table = writer.finish().map_err(|problem| failed(&format!("temporary file: {problem}")))?;
+        if table.is_empty() {
+            return Err(failed(&"there is no caption"));
+        }
+        Ok(Self { table })
+    }
+
+    pub fn len(&self) -> usize {
+        self.table.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.table.is_empty()
+    }
+
+    /// The caption of the image `key`.
+    ///
+    /// # Errors
+    /// When the key fits several captions equally well, or the temporary file cannot be read.
+    pub fn get(&self, key: &str) -> Result<Option<String>, String> {
+        let bytes = self.table.get(key)?;
+        bytes.map(String::from_utf8).transpose().map_err(|problem| problem.to_string())
+    }
+}
+
+/// The first `count` sentences of `caption`, or all of it for 0, with single spaces between words. A sentence ends
+/// at `.`, `!` or `?`, closing quotes and brackets included, before white space or the end.
+pub fn first_sentences(caption: &str, count: usize) -> String {
+    let mut kept = Vec::new();
+    let mut sentences = 0;
+    for word in caption.split_whitespace() {
+        kept.push(word);
+        let bare = word.trim_end_matches(['"', '\'', '”', '’', ')', ']', '»']);
+        if bare.ends_with(['.', '!', '?']) {
+            sentences += 1;
+            if sentences == count {
+                break;
+            }
+        }
+    }
+    kept.join(" ")
+}
+
+fn read_parquet(file: File, columns: Columns, writer: &mut SpillWriter) -> Result<(), String> {
+    let problem = |problem: parquet::errors::ParquetError| format!("no readable Parquet file: {problem}");
+    let reader = SerializedFileReader::new(file).map_err(problem)?;
+    let schema = reader.metadata().file_metadata().schema();
+    let column = |name: &str| {
+        let found = schema.get_fields().iter().find(|field| field.name() == name).cloned();
+        found.ok_or_else(|| {
+            let names: Vec<&str> = schema.get_fields().iter().map(|field| field.name()).collect();
+            format!("there is no column `{name}`, only: {}", names.join(", "))
+        })
+    };
+    let fields: Vec<Arc<Type>> = vec![column(columns.key)?, column(columns.caption)?];
+    let projection = Type::group_type_builder(schema.name()).with_fields(fields).build().map_err(problem)?;
+    for (number, row) in reader.get_row_iter(Some(projection)).map_err(problem)?.enumerate() {
+        let row = row.map_err(problem)?;
+        let text = |name: &str| {
+            let field = row.get_column_iter().find(|(column, _)| *column == name).map(|(_, field)| field);
+            parquet_text(field.unwrap_or(&Field::Null))
+                .map_err(|()| format!("row {}, column `{name}` is neither text nor a whole number", number + 1))
+        };
+        if let (Some(key), Some(caption)) = (text(columns.key)?, text(columns.caption)?) {
+            writer.insert(&key, caption.as_bytes()).map_err(|problem| format!("temporary file: {problem}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// Text or a whole number as text; none where the field is null.
+fn parquet_text(field: &Field) -> Result<Option<String>, ()> {
+    Ok(Some(match field {
+        Field::Null => return Ok(None),
+        Field::Str(text) => text.clone(),
+        Field::Bytes(bytes) => std::str::from_utf8(bytes.data()).map_err(|_| ())?.to_owned(),
+        Field::Byte(_) | Field::Short(_) | Field::Int(_) | Field::Long(_) => field.to_string(),
+        Field::UByte(_) | Field::UShort(_) | Field::UInt(_) | Field::ULong(_) => field.to_string(),
+        _ => return Err(()),
+    }))
+}
+
+fn read_lines(file: File, columns: Columns, writer: &mut SpillWriter) -> Result<(), String> {
+    let records = serde_json::Deserializer::from_reader(BufReader::with_capacity(1 << 20, file)).into_iter();
+    for (number, record) in records.enumerate() {
+        let record = record.map_err(|problem| problem.to_string())?;
+        insert_record(&record, columns, writer).map_err(|problem| format!("record {}: {problem}", number + 1))?;
+    }
+    Ok(())
+}
+
+fn insert_record(record: &Map<String, Value>, columns: Columns, writer: &mut SpillWriter) -> Result<(), String> {
+    let text = |name: &str| match record.get(name) {
+        Some(Value::String(text)) => Ok(text.clone()),
+        Some(Value::Number(number)) if !number.is_f64() => Ok(number.to_string()),
+        Some(_) => Err(format!("`{name}` is neither text nor a whole number")),
+        None => {
+            let names: Vec<&str> = record.keys().map(String::as_str).collect();
+            Err(format!("there is no `{name}`, only: {}", names.join(", ")))
+        }
+    };
+    let (key, caption) = (text(columns.key)?, text(columns.caption)?);
+    writer.insert(&key, caption.as_bytes()).map_err(|problem| format!("temporary file: {problem}"))
+}
+
+fn read_document(file: File, columns: Columns, writer: &mut SpillWriter) -> Result<(), String> {
+    let mut reader = serde_json::Deserializer::from_reader(BufReader::with_capacity(1 << 20, file));
+    let read = reader.deserialize_any(Document { columns, writer }).and_then(|()| reader.end());
+    read.map_err(|problem| {
+        let hint = "an object from key to caption or a list of records; JSON lines are called `.jsonl`";
+        format!("{problem} (wanted: {hint})")
+    })
+}
+
+/// Streams a JSON document into the table, entry by entry.
+struct Document<'a> {
+    columns: Columns<'a>,
+    writer: &'a mut SpillWriter,
+}
+
+impl<'de> Visitor<'de> for Document<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("captions")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        while let Some((key, caption)) = map.next_entry::<String, String>()? {
+            self.writer.insert(&key, caption.as_bytes()).map_err(temporary)?;
+        }
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
+        while let Some(record) = list.next_element()? {
+            insert_record(&record, self.columns, self.writer).map_err(de::Error::custom)?;
+        }
+        Ok(())
+    }
+}
+
+fn temporary<E: de::Error>(problem: io::Error) -> E {
+    E::custom(format!("temporary file: {problem}"))
+}

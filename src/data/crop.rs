@@ -1,0 +1,149 @@
+//! Scaling and cropping to the square training image, for a photograph and its masks alike.
+use crate::config::Crop;
+use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer, images::Image, images::ImageRef};
+use std::ops::Range;
+
+/// How a photograph becomes a square: its shorter side scaled to `side`, a window cut out, perhaps mirrored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Placement {
+    width: usize,
+    height: usize,
+    scaled_width: usize,
+    scaled_height: usize,
+    left: usize,
+    top: usize,
+    side: usize,
+    mirror: bool,
+}
+
+/// The random draws of one photograph, each uniform in [0, 1).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Draws {
+    pub mirror: f64,
+    pub left: f64,
+    pub top: f64,
+    pub drop_caption: f64,
+}
+
+impl Placement {
+    /// For a photograph of `width` × `height`. Sizes and the centre window are torchvision's (`Resize`,
+    /// `CenterCrop`); a random window takes every offset with the same probability.
+    pub fn new((width, height): (usize, usize), side: usize, crop: Crop, flip: bool, draws: &Draws) -> Self {
+        let shorter = width.min(height).max(1);
+        let scale = |size: usize| (side * size / shorter).max(side);
+        let (scaled_width, scaled_height) = (scale(width), scale(height));
+        let offset = |slack: usize, draw: f64| match crop {
+            Crop::Center => (slack as f64 / 2.0).round_ties_even() as usize,
+            Crop::Random => ((draw * (slack + 1) as f64) as usize).min(slack),
+        };
+        let left = offset(scaled_width - side, draws.left);
+        let top = offset(scaled_height - side, draws.top);
+        let mirror = flip && draws.mirror < 0.5;
+        Self { width, height, scaled_width, scaled_height, left, top, side, mirror }
+    }
+
+    /// Cuts the square out of `rgb` (`[height, width, 3]`): bilinear with antialiasing, as Pillow's `BILINEAR`.
+    ///
+    /// # Errors
+    /// When `rgb` is not of the size this was made for.
+    pub fn apply(&self, rgb: &[u8], resizer: &mut Resizer) -> Result<Vec<u8>, String> {
+        let source = ImageRef::new(self.width as u32, self.height as u32, rgb, PixelType::U8x3)
+            .map_err(|problem| problem.to_string())?;
+        if (self.width, self.height) == (self.scaled_width, self.scaled_height) {
+            return Ok(self.window(rgb));
+        }
+        let mut scaled = Image::new(self.scaled_width as u32, self.scaled_height as u32, PixelType::U8x3);
+        let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Bilinear));
+        resizer.resize(&source, &mut scaled, &options).map_err(|problem| problem.to_string())?;
+        Ok(self.window(scaled.buffer()))
+    }
+
+    /// The window of the scaled image, mirrored where drawn so.
+    fn window(&self, scaled: &[u8]) -> Vec<u8> {
+        let mut square = Vec::with_capacity(self.side * self.side * 3);
+        for y in self.top..self.top + self.side {
+            let start = (y * self.scaled_width + self.left) * 3;
+            let row = &scaled[start..start + self.side * 3];
+            if self.mirror {
+                square.extend(row.chunks_exact(3).rev().flatten());
+            } else {
+                square.extend_from_slice(row);
+            }
+        }
+        square
+    }
+
+    /// The points at which a mask of the photograph's size is sampled: the nearest to each pixel's centre
+    /// (Pillow: `NEAREST`; torch: `nearest-exact`).
+    pub fn grid(&self) -> Grid {
+        Grid {
+            columns: Axis::new(self.width, self.scaled_width, self.left, self.side),
+            rows: Axis::new(self.height, self.scaled_height, self.top, self.side),
+            mirror: self.mirror,
+        }
+    }
+}
+
+/// Where each pixel of the square lies in the photograph.
+#[derive(Clone, Debug)]
+pub struct Grid {
+    columns: Axis,
+    rows: Axis,
+    mirror: bool,
+}
+
+impl Grid {
+    pub fn width(&self) -> usize {
+        self.columns.sources.len()
+    }
+
+    pub fn height(&self) -> usize {
+        self.rows.sources.len()
+    }
+
+    /// The photograph's pixel (x, y) that is sampled at (`x`, `y`) of the square.
+    pub fn source(&self, x: usize, y: usize) -> (usize, usize) {
+        let x = if self.mirror { self.width() - 1 - x } else { x };
+        (self.columns.sources[x], self.rows.sources[y])
+    }
+
+    /// The square's columns that sample column `source` of the photograph.
+    pub fn columns_of(&self, source: usize) -> Range<usize> {
+        let range = self.columns.outputs(source, source + 1);
+        if self.mirror { self.width() - range.end..self.width() - range.start } else { range }
+    }
+
+    /// The square's rows that sample rows `start..end` of the photograph.
+    pub fn rows_of(&self, start: usize, end: usize) -> Range<usize> {
+        self.rows.outputs(start, end)
+    }
+}
+
+/// One axis of a grid, both ways.
+#[derive(Clone, Debug)]
+struct Axis {
+    /// Source of each output; never falls.
+    sources: Vec<usize>,
+    /// For each source, and one past the last: how many outputs lie before it.
+    before: Vec<usize>,
+}
+
+impl Axis {
+    fn new(size: usize, scaled: usize, offset: usize, side: usize) -> Self {
+        // floor((output + ½) · size / scaled), in whole numbers
+        let source = |output: usize| (((2 * (offset + output) + 1) * size) / (2 * scaled)).min(size - 1);
+        let sources: Vec<usize> = (0..side).map(source).collect();
+        let mut before = vec![0; size + 1];
+        for &source in &sources {
+            before[source + 1] += 1;
+        }
+        for index in 1..before.len() {
+            before[index] += before[index - 1];
+        }
+        Self { sources, before }
+    }
+
+    fn outputs(&self, start: usize, end: usize) -> Range<usize> {
+        self.before[start]..self.before[end]
+    }
+}

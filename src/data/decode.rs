@@ -1,0 +1,300 @@
+//! One sample: its files read, checked, scaled, cropped, mirrored, its masks chosen.
+use super::{
+    Sample,
+    captions::{Captions, Columns, first_sentences},
+    crop::{Grid, Placement},
+    labels::{Classes, LabelMap},
+    mask::Mask,
+    order,
+    panoptic::Panoptic,
+    rle::RunLengths,
+    shards::Reference,
+    spill,
+};
+use crate::{
+    Error, Result,
+    config::{DataConfig, DataFormat},
+};
+use fast_image_resize::Resizer;
+use image::{ImageFormat, ImageReader, RgbImage};
+use serde::Deserialize;
+use std::{collections::HashMap, io::Cursor};
+
+/// Photographs longer than this many times their width (or the other way) are broken: scaled, they would take
+/// gigabytes.
+const LONGEST_SHAPE: usize = 32;
+
+/// Makes samples of references; shared by all workers.
+pub struct Decoder {
+    config: DataConfig,
+    seed: u64,
+    captions: Option<Captions>,
+    panoptic: Option<Panoptic>,
+    classes: Option<Classes>,
+}
+
+/// A sample, and whether it had a usable mask (before caption dropout took its masks).
+pub struct Decoded {
+    pub sample: Sample,
+    pub has_mask: bool,
+}
+
+#[derive(Deserialize)]
+struct Annotations {
+    image: Option<ImageSize>,
+    annotations: Vec<Annotation>,
+}
+
+#[derive(Deserialize)]
+struct ImageSize {
+    width: usize,
+    height: usize,
+}
+
+#[derive(Deserialize)]
+struct Annotation {
+    segmentation: Segmentation,
+}
+
+#[derive(Deserialize)]
+struct Segmentation {
+    size: [u64; 2],
+    counts: Counts,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Counts {
+    Text(String),
+    List(Vec<u64>),
+}
+
+impl Decoder {
+    /// Reads the captions, classes and panoptic annotations that `config` names.
+    ///
+    /// # Errors
+    /// When one of them cannot be read, or the format needs one that is not configured.
+    pub fn new(config: &DataConfig, seed: u64) -> Result<Self> {
+        let columns = Columns { key: &config.caption_key_column, caption: &config.caption_column };
+        let captions = match (&config.captions, config.format) {
+            (Some(path), DataFormat::Sa1b | DataFormat::Folder) => Some(Captions::read(path, columns)?),
+            _ => None,
+        };
+        let is_coco = config.format == DataFormat::Coco;
+        let panoptic = config.panoptic.as_deref().filter(|_| is_coco).map(Panoptic::read).transpose()?;
+        let classes = match (&config.classes, &panoptic) {
+            (Some(path), _) => Some(Classes::read(path)?),
+            (None, Some(panoptic)) => Some(panoptic.categories.clone()),
+            (None, None) => None,
+        };
+        if is_coco && config.labels.is_none() {
+            return Err(Error::Usage("data.labels is missing: the coco format needs the folder of label maps".into()));
+        }
+        if is_coco && classes.is_none() {
+            let hint = "data.classes is missing: label maps need the names of their labels";
+            return Err(Error::Usage(format!("{hint} (panoptic PNGs: data.panoptic)")));
+        }
+        Ok(Self { config: config.clone(), seed, captions, panoptic, classes })
+    }
+
+    /// The sample that `reference` names, as it is drawn in `epoch`.
+    ///
+    /// # Errors
+    /// Says why the sample is broken.
+    pub fn decode(&self, reference: &Reference, epoch: u64, resizer: &mut Resizer) -> Result<Decoded, String> {
+        let photograph = photograph(&reference.image.read(&reference.shard)?)?;
+        let size = (photograph.width() as usize, photograph.height() as usize);
+        let draws = order::augmentation(self.seed, epoch, spill::hash(&reference.key));
+        let placement = Placement::new(size, self.config.resolution, self.config.crop, self.config.flip, &draws);
+        let caption = self.caption(reference)?;
+        let (masks, names) = self.masks(reference, size, &placement.grid(), caption.is_none())?;
+        let prompt = match caption {
+            Some(caption) => caption,
+            None if names.is_empty() && self.classes.is_none() => return Err("there is no caption".into()),
+            None => names.join(" "),
+        };
+        let image = placement.apply(photograph.as_raw(), resizer)?;
+        let has_mask = !masks.is_empty();
+        let mut sample = Sample { key: reference.key.clone(), image, prompt, classes: names, masks };
+        if draws.drop_caption < self.config.caption_dropout {
+            sample.prompt.clear();
+            sample.classes.clear();
+            sample.masks.clear();
+        }
+        Ok(Decoded { sample, has_mask })
+    }
+
+    /// The caption of the sample; none where the prompt is made of class names.
+    fn caption(&self, reference: &Reference) -> Result<Option<String>, String> {
+        let caption = match (&self.captions, &reference.caption) {
+            (Some(captions), _) => {
+                Some(captions.get(&reference.key)?.ok_or("the captions file has no caption of this key")?)
+            }
+            (None, Some(member)) => {
+                let text = String::from_utf8(member.read(&reference.shard)?);
+                Some(text.map_err(|_| "the caption is no UTF-8 text")?)
+            }
+            (None, None) => None,
+        };
+        Ok(caption.map(|caption| match self.config.format {
+            DataFormat::Sa1b => first_sentences(&caption, self.config.caption_sentences),
+            _ => first_sentences(&caption, 0),
+        }))
+    }
+
+    /// The usable masks, and the class names that their `class` points at.
+    fn masks(
+        &self,
+        reference: &Reference,
+        size: (usize, usize),
+        grid: &Grid,
+        named: bool,
+    ) -> Result<(Vec<Mask>, Vec<String>), String> {
+        match (self.config.format, &reference.annotation) {
+            (DataFormat::Coco, _) => self.coco_masks(reference, size, grid),
+            (DataFormat::Sa1b, Some(member)) => {
+                Ok((self.run_length_masks(&member.read(&reference.shard)?, size, grid)?, Vec::new()))
+            }
+            (DataFormat::Folder, Some(member)) => {
+                let map = LabelMap::decode(&member.read(&reference.shard)?)?;
+                check_size("label map", (map.width, map.height), size)?;
+                let classes = self.classes.as_ref();
+                let label = |value| match classes {
+                    _ if value == self.config.ignore => None,
+                    Some(classes) => classes.name(value).map(|_| value),
+                    None => Some(value).filter(|&value| value != 0),
+                };
+                Ok(self.label_masks(&map, grid, label, named))
+            }
+            (_, None) => Ok((Vec::new(), Vec::new())),
+        }
+    }
+
+    /// sa1b: the annotated masks, largest first.
+    fn run_length_masks(&self, json: &[u8], size: (usize, usize), grid: &Grid) -> Result<Vec<Mask>, String> {
+        let read: Annotations = serde_json::from_slice(json).map_err(|problem| format!("JSON: {problem}"))?;
+        if let Some(image) = read.image {
+            check_size("JSON", (image.width, image.height), size)?;
+        }
+        let mut found = Vec::new();
+        for (index, Annotation { segmentation }) in read.annotations.into_iter().enumerate() {
+            let [height, width] = segmentation.size;
+            let runs = match &segmentation.counts {
+                Counts::Text(text) => RunLengths::from_text(height, width, text),
+                Counts::List(counts) => RunLengths::from_counts(height, width, counts),
+            };
+            let runs = runs.map_err(|problem| format!("annotation {index}: {problem}"))?;
+            check_size(&format!("mask of annotation {index}"), (runs.width(), runs.height()), size)?;
+            found.push((runs.area_on(grid), runs));
+        }
+        Ok(self.largest(found, grid).into_iter().map(|runs| runs.sample(grid)).collect())
+    }
+
+    /// coco: one mask for each class in the image, ascending by label, and their names in that order.
+    fn coco_masks(
+        &self,
+        reference: &Reference,
+        size: (usize, usize),
+        grid: &Grid,
+    ) -> Result<(Vec<Mask>, Vec<String>), String> {
+        let folder = self.config.labels.as_deref().ok_or("data.labels is missing")?;
+        let paths = || reference.labels.iter().map(|path| folder.join(path));
+        let path = paths().find(|path| path.is_file()).or(paths().next_back()).ok_or("there is no label map")?;
+        let bytes = std::fs::read(&path).map_err(|problem| format!("{}: {problem}", path.display()))?;
+        let map = LabelMap::decode(&bytes).map_err(|problem| format!("{}: {problem}", path.display()))?;
+        check_size("label map", (map.width, map.height), size)?;
+        let known = |label: u32| {
+            let named = self.classes.as_ref().is_some_and(|classes| classes.name(label).is_some());
+            (label != self.config.ignore && named).then_some(label)
+        };
+        let Some(panoptic) = &self.panoptic else {
+            return Ok(self.label_masks(&map, grid, known, true));
+        };
+        let segments = panoptic.segments(&reference.key)?.ok_or("the panoptic JSON has no annotation of this image")?;
+        let categories: HashMap<u32, u32> = segments.into_iter().collect();
+        Ok(self.label_masks(&map, grid, |value| categories.get(&value).copied().and_then(known), true))
+    }
+
+    /// One mask for each label that `label` makes of the map's values: largest first, or where `named`, ascending by
+    /// label with the labels' names, which each mask's `class` then points at.
+    fn label_masks(
+        &self,
+        map: &LabelMap,
+        grid: &Grid,
+        label: impl Fn(u32) -> Option<u32>,
+        named: bool,
+    ) -> (Vec<Mask>, Vec<String>) {
+        let mut labels = Vec::with_capacity(grid.width() * grid.height());
+        let mut areas: HashMap<u32, usize> = HashMap::new();
+        let mut last = (None, None);
+        for y in 0..grid.height() {
+            for x in 0..grid.width() {
+                let (source_x, source_y) = grid.source(x, y);
+                let value = map.get(source_x, source_y);
+                if last.0 != Some(value) {
+                    last = (Some(value), label(value));
+                }
+                if let Some(label) = last.1 {
+                    *areas.entry(label).or_default() += 1;
+                }
+                labels.push(last.1);
+            }
+        }
+        let mut found: Vec<(usize, u32)> = areas.into_iter().map(|(label, area)| (area, label)).collect();
+        found.sort_unstable_by_key(|&(_, label)| label);
+        let mut kept = self.largest(found, grid);
+        let name = |label: u32| self.classes.as_ref().and_then(|classes| classes.name(label));
+        let names: Vec<String> = if named && self.classes.is_some() {
+            kept.sort_unstable();
+            kept.iter().filter_map(|&label| name(label)).map(str::to_owned).collect()
+        } else {
+            Vec::new()
+        };
+        let mut masks = vec![Mask::new(grid.width(), grid.height()); kept.len()];
+        let places: HashMap<u32, usize> = kept.into_iter().enumerate().map(|(place, label)| (label, place)).collect();
+        for (pixel, label) in labels.into_iter().enumerate() {
+            if let Some(&place) = label.and_then(|label| places.get(&label)) {
+                masks[place].set(pixel % grid.width(), pixel / grid.width());
+            }
+        }
+        if !names.is_empty() {
+            masks.iter_mut().enumerate().for_each(|(place, mask)| mask.class = Some(place));
+        }
+        (masks, names)
+    }
+
+    /// Of (area, mask): those large enough, largest first (of equal ones the earlier first), at most `max_masks`.
+    fn largest<T>(&self, mut found: Vec<(usize, T)>, grid: &Grid) -> Vec<T> {
+        let least = self.config.min_mask_area * (grid.width() * grid.height()) as f64;
+        found.retain(|&(area, _)| area > 0 && area as f64 >= least);
+        found.sort_by_key(|&(area, _)| std::cmp::Reverse(area));
+        found.into_iter().take(self.config.max_masks).map(|(_, mask)| mask).collect()
+    }
+}
+
+fn check_size(what: &str, (width, height): (usize, usize), image: (usize, usize)) -> Result<(), String> {
+    if (width, height) == image {
+        return Ok(());
+    }
+    Err(format!("the {what} says {width}×{height} pixels, the image has {}×{}", image.0, image.1))
+}
+
+/// Decodes a JPEG or PNG as stored (orientation tags do not count: masks lie on the stored pixels) to RGB.
+fn photograph(bytes: &[u8]) -> Result<RgbImage, String> {
+    let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|problem| problem.to_string())?;
+    if reader.format() == Some(ImageFormat::Jpeg) && !has_jpeg_end(bytes) {
+        return Err("the JPEG is cut short".into());
+    }
+    let image = reader.decode().map_err(|problem| format!("no readable image: {problem}"))?.into_rgb8();
+    let (width, height) = (image.width() as usize, image.height() as usize);
+    if width.max(height) > LONGEST_SHAPE * width.min(height) {
+        return Err(format!("an image of {width}×{height} pixels is too elongated"));
+    }
+    Ok(image)
+}
+
+/// Whether an end-of-image marker follows the last start of a scan; decoders fill what is missing with grey.
+fn has_jpeg_end(bytes: &[u8]) -> bool {
+    let last = |marker: u8| bytes.windows(2).rposition(|pair| pair == [0xff, marker]);
+    last(0xd9) > last(0xda)
+}

@@ -1,0 +1,59 @@
+//! Which map stands for which mask: Hungarian matching.
+use crate::config::FocalProbability;
+use crate::config::LossConfig;
+use crate::ops;
+use candle_core::{Device, Result, Tensor};
+use pathfinding::kuhn_munkres::{Weights, kuhn_munkres_min};
+
+/// The cheapest pairs (map, mask) for maps `[maps, positions]` (logits) and masks of `positions` zeros and ones each;
+/// in order of masks. Every mask gets a map of its own, or every map a mask if there are fewer maps.
+pub fn match_maps(maps: &Tensor, masks: &[&[f32]], config: &LossConfig) -> Result<Vec<(usize, usize)>> {
+    if masks.is_empty() || maps.dim(0)? == 0 {
+        return Ok(vec![]);
+    }
+    let masks = Tensor::from_vec(masks.concat(), (masks.len(), masks[0].len()), &Device::Cpu)?;
+    let raw_logit = config.focal_probability == FocalProbability::Logit;
+    let costs = ops::match_cost(maps, &masks, (config.match_focal, config.match_dice), raw_logit)?;
+    Ok(assign(&costs))
+}
+
+/// The assignment of least total cost (scipy's `linear_sum_assignment`) for `costs[row][column]`, as (row, column) in
+/// order of columns. Costs that are not finite count as the largest.
+pub fn assign(costs: &[Vec<f32>]) -> Vec<(usize, usize)> {
+    let (rows, columns) = (costs.len(), costs.first().map_or(0, Vec::len));
+    let largest = costs.iter().flatten().filter(|c| c.is_finite()).fold(0f32, |m, c| m.max(c.abs()));
+    // Integers, so that sums are exact and ties are broken the same way everywhere.
+    let unit = f64::from(largest.max(f32::MIN_POSITIVE)) / (1u64 << 50) as f64;
+    let whole = |cost: f32| (f64::from(if cost.is_finite() { cost } else { largest }) / unit) as i64;
+    let table = Table { costs: costs.iter().map(|row| row.iter().copied().map(whole).collect()).collect() };
+    let mut pairs: Vec<(usize, usize)> = if columns <= rows {
+        let turned = Table { costs: (0..columns).map(|c| table.costs.iter().map(|row| row[c]).collect()).collect() };
+        kuhn_munkres_min(&turned).1.into_iter().enumerate().map(|(column, row)| (row, column)).collect()
+    } else {
+        kuhn_munkres_min(&table).1.into_iter().enumerate().collect()
+    };
+    pairs.sort_by_key(|(_, column)| *column);
+    pairs
+}
+
+struct Table {
+    costs: Vec<Vec<i64>>,
+}
+
+impl Weights<i64> for Table {
+    fn rows(&self) -> usize {
+        self.costs.len()
+    }
+
+    fn columns(&self) -> usize {
+        self.costs.first().map_or(0, Vec::len)
+    }
+
+    fn at(&self, row: usize, col: usize) -> i64 {
+        self.costs[row][col]
+    }
+
+    fn neg(&self) -> Self {
+        Self { costs: self.costs.iter().map(|row| row.iter().map(|c| -c).collect()).collect() }
+    }
+}

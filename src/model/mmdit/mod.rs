@@ -1,0 +1,93 @@
+//! The MM-DiT of Stable Diffusion 3 and 3.5 (diffusers' `SD3Transformer2DModel`), differentiable in its adapters.
+mod block;
+mod config;
+mod embed;
+mod probe;
+
+pub use block::{Block, Probe, Streams};
+pub use config::MmDitConfig;
+pub use embed::{Embedded, Embedding};
+pub use probe::{CLIP_TOKENS, image_to_text_logits};
+
+use super::files::{ModelFiles, Part};
+use super::lora::Adapter;
+use super::weights::Weights;
+use crate::error::{Error, Result};
+use candle_core::{DType, Device, Tensor};
+
+pub struct MmDit {
+    pub config: MmDitConfig,
+    pub embedding: Embedding,
+    pub blocks: Vec<Block>,
+}
+
+impl MmDit {
+    /// Loads the transformer of a pipeline, kept in memory as `dtype`.
+    pub fn load(files: &ModelFiles, dtype: DType, device: &Device) -> Result<Self> {
+        let config = files.config::<MmDitConfig>(Part::Transformer)?.checked(&files.config_path(Part::Transformer))?;
+        Self::from_weights(config, &files.weights(Part::Transformer, dtype, device)?, dtype, device)
+    }
+
+    /// Takes a model of these sizes from `weights`, which must hold it and nothing else.
+    ///
+    /// Arithmetic is in f32 on the CPU, and in the weights' type on CUDA.
+    pub fn from_weights(config: MmDitConfig, weights: &Weights, dtype: DType, device: &Device) -> Result<Self> {
+        let compute = if device.is_cpu() { DType::F32 } else { dtype };
+        let embedding = Embedding::load(weights, &config, compute)?;
+        let blocks =
+            (0..config.num_layers).map(|layer| Block::load(weights, &config, layer)).collect::<Result<Vec<_>>>()?;
+        weights.finish()?;
+        Ok(Self { config, embedding, blocks })
+    }
+
+    /// Names and sizes (inputs, outputs) of all layers that an adapter can sit on, as `transformer_blocks.0.attn.to_q`.
+    pub fn adaptable(&mut self) -> Vec<(String, (usize, usize))> {
+        let mut all = vec![];
+        for (layer, block) in self.blocks.iter_mut().enumerate() {
+            for (name, projection) in block.projections() {
+                all.push((format!("transformer_blocks.{layer}.{name}"), projection.sizes()));
+            }
+        }
+        all
+    }
+
+    /// Puts adapters on the layers they name; a name that the model does not have is an error.
+    pub fn attach(&mut self, adapter: &Adapter) -> Result<()> {
+        let mut left: std::collections::BTreeSet<&str> = adapter.keys().map(String::as_str).collect();
+        for (layer, block) in self.blocks.iter_mut().enumerate() {
+            for (name, projection) in block.projections() {
+                let name = format!("transformer_blocks.{layer}.{name}");
+                if let Some(lora) = adapter.get(&name) {
+                    projection.attach(&name, lora.clone())?;
+                    left.remove(name.as_str());
+                }
+            }
+        }
+        match left.first() {
+            None => Ok(()),
+            Some(name) => Err(Error::Failed(format!(
+                "LoRA of {name}, and {} in all, fit no layer of this model ({} blocks)",
+                left.len(),
+                self.blocks.len()
+            ))),
+        }
+    }
+
+    /// The velocity `[batch, channels, h, w]` in f32; see [`Embedding::embed`] for the inputs.
+    pub fn forward(&self, latents: &Tensor, timestep: &Tensor, context: &Tensor, pooled: &Tensor) -> Result<Tensor> {
+        let Embedded { mut streams, conditioning, grid } = self.embedding.embed(latents, timestep, context, pooled)?;
+        for block in &self.blocks {
+            streams = block.forward(&streams, &conditioning)?.0;
+        }
+        Ok(self.embedding.finish(&streams.image, &conditioning, grid)?)
+    }
+
+    /// Queries and keys of block `layer`: runs the blocks below it, and of that block its q and k alone.
+    pub fn probe(&self, embedded: &Embedded, layer: usize) -> Result<Probe> {
+        let mut streams = embedded.streams.clone();
+        for block in &self.blocks[..layer] {
+            streams = block.forward(&streams, &embedded.conditioning)?.0;
+        }
+        Ok(self.blocks[layer].probe(&streams, &embedded.conditioning)?)
+    }
+}

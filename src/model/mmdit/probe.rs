@@ -1,0 +1,36 @@
+//! The attention of image positions to the text, as segmentation sees it.
+use super::block::Probe;
+use crate::ops;
+use candle_core::{DType, Result, Tensor};
+
+/// Text tokens that come from CLIP, at the start of the text stream; T5's follow.
+pub const CLIP_TOKENS: usize = 77;
+
+/// `q·kᵀ/√head_dim` from every image query to the CLIP tokens, before the softmax: `[batch, heads, 77, tokens]`.
+///
+/// Differentiable; the scores between other tokens are never formed.
+pub fn image_to_text_logits(probe: &Probe, heads: usize) -> Result<Tensor> {
+    let (batch, tokens, width) = probe.queries.dims3()?;
+    let head_dim = width / heads;
+    let q = probe.queries.reshape((batch, tokens, heads, head_dim))?.permute((0, 2, 3, 1))?;
+    let k = probe.text_keys()?.reshape((batch, CLIP_TOKENS, heads, head_dim))?.transpose(1, 2)?;
+    k.contiguous()?.matmul(&q.contiguous()?)?.to_dtype(DType::F32)? * (head_dim as f64).powf(-0.5)
+}
+
+impl Probe {
+    /// Keys of the CLIP tokens, `[batch, 77, width]`.
+    pub fn text_keys(&self) -> Result<Tensor> {
+        self.keys.narrow(1, self.queries.dim(1)?, CLIP_TOKENS)
+    }
+
+    /// Softmax over all keys of the joint sequence, heads averaged, for the CLIP tokens: `[batch, tokens, 77]`, f32.
+    pub fn probability(&self, heads: usize) -> Result<Tensor> {
+        let first = self.queries.dim(1)?;
+        ops::attention_probability(&self.queries, &self.keys, heads, first..first + CLIP_TOKENS)
+    }
+
+    /// Queries and keys of one sample of the batch.
+    pub fn sample(&self, index: usize) -> Result<Self> {
+        Ok(Self { queries: self.queries.narrow(0, index, 1)?, keys: self.keys.narrow(0, index, 1)? })
+    }
+}

@@ -1,0 +1,62 @@
+//! A base model's networks together: text encoders, autoencoder and MM-DiT.
+use super::files::{ModelFiles, Part};
+use super::mmdit::MmDit;
+use super::text::TextEncoders;
+use super::vae::Vae;
+use crate::config::TextEncoderKind;
+use crate::error::{Error, Result};
+use candle_core::{DType, Device};
+
+/// The networks of a Stable Diffusion 3 pipeline, all frozen; adapters are attached to `transformer`.
+pub struct Pipeline {
+    pub text_encoders: TextEncoders,
+    pub vae: Vae,
+    pub transformer: MmDit,
+}
+
+/// Which of a base model's networks to load, and how.
+#[derive(Clone, Debug)]
+pub struct PipelineOptions {
+    pub text_encoders: Vec<TextEncoderKind>,
+    /// Tokens that T5 is padded or cut to.
+    pub t5_tokens: usize,
+    /// Type of the frozen weights in memory; the autoencoder's are always f32.
+    pub dtype: DType,
+    pub device: Device,
+}
+
+impl Pipeline {
+    pub fn load(files: &ModelFiles, options: &PipelineOptions) -> Result<Self> {
+        let PipelineOptions { text_encoders, t5_tokens, dtype, device } = options;
+        let pipeline = Self {
+            text_encoders: TextEncoders::load(files, text_encoders, *t5_tokens, *dtype, device)?,
+            vae: Vae::load(files, device)?,
+            transformer: MmDit::load(files, *dtype, device)?,
+        };
+        let (latents, channels) = (pipeline.vae.config().latent_channels, pipeline.transformer.config.in_channels);
+        if latents != channels {
+            return Err(Error::file(
+                files.config_path(Part::Transformer),
+                format!("in_channels is {channels}, but the autoencoder has {latents} latent channels"),
+            ));
+        }
+        Ok(pipeline)
+    }
+
+    /// (channels, height, width) of the latents of a square image of `size` pixels.
+    ///
+    /// # Errors
+    /// `Error::Usage` if that does not divide into latents and tokens, or is more than the model has positions for.
+    pub fn latent_shape(&self, size: usize) -> Result<(usize, usize, usize)> {
+        let config = &self.transformer.config;
+        let token = self.vae.config().pixels_per_latent() * config.patch_size;
+        let largest = token * config.pos_embed_max_size;
+        if size == 0 || size % token != 0 || size > largest {
+            return Err(Error::Usage(format!(
+                "{size} pixels do not suit the model: expected a multiple of {token}, at most {largest}"
+            )));
+        }
+        let side = size / self.vae.config().pixels_per_latent();
+        Ok((config.in_channels, side, side))
+    }
+}

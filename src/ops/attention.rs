@@ -1,0 +1,310 @@
+//! Attention without a stored score matrix, and the attention probability of a range of keys.
+//!
+//! Scores are formed for a block of queries at a time, used, and formed again in the backward pass: memory grows with
+//! `queries + keys`, not with their product.
+use super::cpu::{Product, Threads, View, softmax, sum, vectorised};
+use super::function::{Function, Values, apply};
+use candle_core::{D, DType, Device, Result, Tensor};
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// Queries whose scores are held at a time.
+const BLOCK: usize = 64;
+/// Score elements that the composed form holds at a time.
+const COMPOSED_SCORES: usize = 1 << 28;
+
+/// `softmax(q·kᵀ/√head_dim)·v` for each head, without mask (torch's `scaled_dot_product_attention`).
+///
+/// q `[batch, queries, heads·head_dim]`, k and v `[batch, keys, heads·head_dim]`; out as q.
+pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize) -> Result<Tensor> {
+    apply(Attention { heads }, &[q, k, v])
+}
+
+/// Softmax attention over all keys, averaged over heads, for the keys in `range` only.
+///
+/// q `[batch, queries, heads·head_dim]`, k `[batch, keys, heads·head_dim]`; out `[batch, queries, range]`.
+pub fn attention_probability(q: &Tensor, k: &Tensor, heads: usize, range: Range<usize>) -> Result<Tensor> {
+    apply(Probability { heads, range }, &[q, k])
+}
+
+/// Sizes of one call, and the place of a head in its tensors.
+#[derive(Clone, Copy)]
+struct Sizes {
+    batch: usize,
+    queries: usize,
+    keys: usize,
+    width: usize,
+    heads: usize,
+}
+
+impl Sizes {
+    fn of(q: &Tensor, k: &Tensor, heads: usize) -> Result<Self> {
+        let (batch, queries, width) = q.dims3()?;
+        let (k_batch, keys, k_width) = k.dims3()?;
+        if batch != k_batch || width != k_width || heads == 0 || width % heads != 0 || keys == 0 {
+            candle_core::bail!("attention: q {:?}, k {:?}, {heads} heads", q.dims(), k.dims());
+        }
+        Ok(Self { batch, queries, keys, width, heads })
+    }
+
+    fn head_dim(&self) -> usize {
+        self.width / self.heads
+    }
+
+    fn scale(&self) -> f32 {
+        1.0 / (self.head_dim() as f32).sqrt()
+    }
+
+    /// The rows from `start` on of one batch entry and head, in `data` `[batch, tokens, width]`.
+    fn head<'a>(&self, data: &'a [f32], tokens: usize, batch: usize, head: usize, start: usize) -> View<'a> {
+        let offset = (batch * tokens + start) * self.width + head * self.head_dim();
+        View { data: &data[offset..], row_stride: self.width, column_stride: 1 }
+    }
+
+    /// Softmax scores of `rows` queries from `start` on, into `scores` `[rows, keys]`.
+    fn probabilities(
+        &self,
+        scores: &mut [f32],
+        q: &[f32],
+        k: &[f32],
+        (batch, head): (usize, usize),
+        (start, rows): (usize, usize),
+    ) {
+        Product {
+            shape: (rows, self.head_dim(), self.keys),
+            a: self.head(q, self.queries, batch, head, start),
+            b: self.head(k, self.keys, batch, head, 0).transposed(),
+            scale: self.scale(),
+            accumulate: false,
+            threads: Threads::One,
+        }
+        .into(scores, self.keys);
+        vectorised(|| scores[..rows * self.keys].chunks_exact_mut(self.keys).for_each(softmax));
+    }
+
+    /// From `d_scores` `[rows, keys]` to the gradients of q and k, both of one head: `[queries, head_dim]`, `[keys, …]`.
+    fn score_gradients(
+        &self,
+        d_scores: &[f32],
+        (q, k): (&[f32], &[f32]),
+        (dq, dk): (&mut [f32], &mut [f32]),
+        (batch, head): (usize, usize),
+        (start, rows): (usize, usize),
+    ) {
+        let d = self.head_dim();
+        let product =
+            |shape, a, b, accumulate| Product { shape, a, b, scale: self.scale(), accumulate, threads: Threads::One };
+        let d_scores = View::rows(d_scores, self.keys);
+        product((rows, self.keys, d), d_scores, self.head(k, self.keys, batch, head, 0), false)
+            .into(&mut dq[start * d..], d);
+        let queries = self.head(q, self.queries, batch, head, start);
+        product((self.keys, rows, d), d_scores.transposed(), queries, true).into(dk, d);
+    }
+
+    /// Query blocks as (start, rows).
+    fn blocks(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
+        let queries = self.queries;
+        (0..queries).step_by(BLOCK).map(move |start| (start, BLOCK.min(queries - start)))
+    }
+
+    /// Calls `work(batch, start, rows of out)` for every block of queries; out is `[batch, queries, columns]`.
+    fn for_each_block(&self, out: &mut [f32], columns: usize, work: impl Fn(usize, usize, &mut [f32]) + Sync) {
+        out.par_chunks_mut(self.queries * columns).enumerate().for_each(|(batch, out)| {
+            out.par_chunks_mut(BLOCK * columns).enumerate().for_each(|(block, out)| work(batch, block * BLOCK, out));
+        });
+    }
+
+    /// Per-head results `[tokens, head_dim]` in (batch, head) order, put together as `[batch, tokens, width]`.
+    fn join(&self, parts: &[Vec<f32>], tokens: usize) -> Result<Tensor> {
+        let d = self.head_dim();
+        let mut out = vec![0f32; self.batch * tokens * self.width];
+        super::cpu::for_each_row(&mut out, self.width, |r, row| {
+            let (batch, token) = (r / tokens, r % tokens);
+            for (head, place) in row.chunks_exact_mut(d).enumerate() {
+                place.copy_from_slice(&parts[batch * self.heads + head][token * d..][..d]);
+            }
+        });
+        Tensor::from_vec(out, (self.batch, tokens, self.width), &Device::Cpu)
+    }
+
+    /// (batch, head) pairs in order.
+    fn pairs(&self) -> Vec<(usize, usize)> {
+        (0..self.batch).flat_map(|b| (0..self.heads).map(move |h| (b, h))).collect()
+    }
+
+    /// Softmax over all keys in candle's operations, handed to `use_scores` a chunk of queries at a time.
+    fn composed(&self, q: &Tensor, k: &Tensor, use_scores: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
+        let (q, k) = (self.split(q, self.queries)?, self.split(k, self.keys)?.t()?.contiguous()?);
+        let chunk = (COMPOSED_SCORES / (self.batch * self.heads * self.keys)).clamp(1, self.queries);
+        let mut parts = vec![];
+        for start in (0..self.queries).step_by(chunk) {
+            let q = q.narrow(2, start, chunk.min(self.queries - start))?.contiguous()?;
+            let scores = (q.matmul(&k)?.to_dtype(DType::F32)? * f64::from(self.scale()))?;
+            let exp = scores.broadcast_sub(&scores.detach().max_keepdim(D::Minus1)?)?.exp()?;
+            let probability = exp.broadcast_div(&exp.sum_keepdim(D::Minus1)?)?;
+            parts.push(use_scores(&probability)?);
+        }
+        Tensor::cat(&parts, 1)
+    }
+
+    /// `[batch, tokens, width]` to `[batch, heads, tokens, head_dim]`.
+    fn split(&self, x: &Tensor, tokens: usize) -> Result<Tensor> {
+        x.reshape((self.batch, tokens, self.heads, self.head_dim()))?.transpose(1, 2)?.contiguous()
+    }
+}
+
+pub(super) struct Attention {
+    pub(super) heads: usize,
+}
+
+impl Function for Attention {
+    const NAME: &'static str = "attention";
+
+    fn composed(&self, inputs: &[Tensor]) -> Result<Tensor> {
+        let sizes = Sizes::of(&inputs[0], &inputs[1], self.heads)?;
+        let v = sizes.split(&inputs[2], sizes.keys)?;
+        sizes.composed(&inputs[0], &inputs[1], |probability| {
+            let out = probability.to_dtype(v.dtype())?.matmul(&v)?;
+            out.transpose(1, 2)?.contiguous()?.flatten_from(2)
+        })
+    }
+
+    fn cpu_forward(&self, inputs: &[Tensor]) -> Result<Tensor> {
+        let sizes = Sizes::of(&inputs[0], &inputs[1], self.heads)?;
+        let (q, k, v) = (Values::of(&inputs[0])?, Values::of(&inputs[1])?, Values::of(&inputs[2])?);
+        let d = sizes.head_dim();
+        let mut out = vec![0f32; q.len()];
+        sizes.for_each_block(&mut out, sizes.width, |batch, start, out| {
+            let rows = out.len() / sizes.width;
+            let mut scores = vec![0f32; rows * sizes.keys];
+            for head in 0..sizes.heads {
+                sizes.probabilities(&mut scores, &q, &k, (batch, head), (start, rows));
+                Product {
+                    shape: (rows, sizes.keys, d),
+                    a: View::rows(&scores, sizes.keys),
+                    b: sizes.head(&v, sizes.keys, batch, head, 0),
+                    scale: 1.0,
+                    accumulate: false,
+                    threads: Threads::One,
+                }
+                .into(&mut out[head * d..], sizes.width);
+            }
+        });
+        Tensor::from_vec(out, inputs[0].shape(), &Device::Cpu)
+    }
+
+    fn cpu_backward(&self, inputs: &[Tensor], _: &Tensor, grad: &Tensor, _: &[bool]) -> Result<Vec<Option<Tensor>>> {
+        let sizes = Sizes::of(&inputs[0], &inputs[1], self.heads)?;
+        let (q, k, v) = (Values::of(&inputs[0])?, Values::of(&inputs[1])?, Values::of(&inputs[2])?);
+        let grad = Values::of(grad)?;
+        let (q, k, v, grad): (&[f32], &[f32], &[f32], &[f32]) = (&q, &k, &v, &grad);
+        let (d, keys) = (sizes.head_dim(), sizes.keys);
+        let heads: Vec<(Vec<f32>, Vec<f32>, Vec<f32>)> = sizes
+            .pairs()
+            .into_par_iter()
+            .map(|(batch, head)| {
+                let (mut dq, mut dk, mut dv) = (vec![0.0; sizes.queries * d], vec![0.0; keys * d], vec![0.0; keys * d]);
+                let mut scores = vec![0f32; BLOCK * keys];
+                let mut d_scores = vec![0f32; BLOCK * keys];
+                for (start, rows) in sizes.blocks() {
+                    sizes.probabilities(&mut scores, q, k, (batch, head), (start, rows));
+                    let out_grad = sizes.head(grad, sizes.queries, batch, head, start);
+                    let product = |shape, a, b, accumulate| Product {
+                        shape,
+                        a,
+                        b,
+                        scale: 1.0,
+                        accumulate,
+                        threads: Threads::One,
+                    };
+                    product((keys, rows, d), View::rows(&scores, keys).transposed(), out_grad, true).into(&mut dv, d);
+                    let values = sizes.head(v, keys, batch, head, 0).transposed();
+                    product((rows, d, keys), out_grad, values, false).into(&mut d_scores, keys);
+                    vectorised(|| {
+                        for (ds, p) in d_scores.chunks_exact_mut(keys).zip(scores.chunks_exact(keys)).take(rows) {
+                            let along = sum(keys, |i| ds[i] * p[i]);
+                            for i in 0..keys {
+                                ds[i] = p[i] * (ds[i] - along);
+                            }
+                        }
+                    });
+                    sizes.score_gradients(&d_scores, (q, k), (&mut dq, &mut dk), (batch, head), (start, rows));
+                }
+                (dq, dk, dv)
+            })
+            .collect();
+        let (dq_dk, dv): (Vec<_>, Vec<_>) = heads.into_iter().map(|(dq, dk, dv)| ((dq, dk), dv)).unzip();
+        let (dq, dk): (Vec<_>, Vec<_>) = dq_dk.into_iter().unzip();
+        Ok(vec![Some(sizes.join(&dq, sizes.queries)?), Some(sizes.join(&dk, keys)?), Some(sizes.join(&dv, keys)?)])
+    }
+}
+
+pub(super) struct Probability {
+    pub(super) heads: usize,
+    pub(super) range: Range<usize>,
+}
+
+impl Function for Probability {
+    const NAME: &'static str = "attention-probability";
+
+    fn composed(&self, inputs: &[Tensor]) -> Result<Tensor> {
+        let sizes = Sizes::of(&inputs[0], &inputs[1], self.heads)?;
+        sizes.composed(&inputs[0], &inputs[1], |probability| {
+            probability.narrow(3, self.range.start, self.range.len())?.mean(1)
+        })
+    }
+
+    fn cpu_forward(&self, inputs: &[Tensor]) -> Result<Tensor> {
+        let sizes = Sizes::of(&inputs[0], &inputs[1], self.heads)?;
+        let (q, k) = (Values::of(&inputs[0])?, Values::of(&inputs[1])?);
+        let columns = self.range.len();
+        let mut out = vec![0f32; sizes.batch * sizes.queries * columns];
+        sizes.for_each_block(&mut out, columns, |batch, start, out| {
+            let rows = out.len() / columns;
+            let mut scores = vec![0f32; rows * sizes.keys];
+            for head in 0..sizes.heads {
+                sizes.probabilities(&mut scores, &q, &k, (batch, head), (start, rows));
+                for (out, scores) in out.chunks_exact_mut(columns).zip(scores.chunks_exact(sizes.keys)) {
+                    for (out, p) in out.iter_mut().zip(&scores[self.range.clone()]) {
+                        *out += p / sizes.heads as f32;
+                    }
+                }
+            }
+        });
+        Tensor::from_vec(out, (sizes.batch, sizes.queries, columns), &Device::Cpu)
+    }
+
+    fn cpu_backward(&self, inputs: &[Tensor], _: &Tensor, grad: &Tensor, _: &[bool]) -> Result<Vec<Option<Tensor>>> {
+        let sizes = Sizes::of(&inputs[0], &inputs[1], self.heads)?;
+        let (q, k, grad) = (Values::of(&inputs[0])?, Values::of(&inputs[1])?, Values::of(grad)?);
+        let (q, k, grad): (&[f32], &[f32], &[f32]) = (&q, &k, &grad);
+        let (d, keys, columns) = (sizes.head_dim(), sizes.keys, self.range.len());
+        let heads: Vec<(Vec<f32>, Vec<f32>)> = sizes
+            .pairs()
+            .into_par_iter()
+            .map(|(batch, head)| {
+                let (mut dq, mut dk) = (vec![0.0; sizes.queries * d], vec![0.0; keys * d]);
+                let mut scores = vec![0f32; BLOCK * keys];
+                for (start, rows) in sizes.blocks() {
+                    sizes.probabilities(&mut scores, q, k, (batch, head), (start, rows));
+                    let grad = &grad[(batch * sizes.queries + start) * columns..];
+                    for (p, g) in scores.chunks_exact_mut(keys).zip(grad.chunks_exact(columns)).take(rows) {
+                        let in_range = &p[self.range.clone()];
+                        let along = sum(columns, |i| in_range[i] * g[i]);
+                        let before: Vec<f32> = in_range.to_vec();
+                        for value in p.iter_mut() {
+                            *value *= -along / sizes.heads as f32;
+                        }
+                        for (i, value) in p[self.range.clone()].iter_mut().enumerate() {
+                            *value += before[i] * g[i] / sizes.heads as f32;
+                        }
+                    }
+                    sizes.score_gradients(&scores, (q, k), (&mut dq, &mut dk), (batch, head), (start, rows));
+                }
+                (dq, dk)
+            })
+            .collect();
+        let (dq, dk): (Vec<_>, Vec<_>) = heads.into_iter().unzip();
+        Ok(vec![Some(sizes.join(&dq, sizes.queries)?), Some(sizes.join(&dk, keys)?)])
+    }
+}

@@ -1,0 +1,188 @@
+//! What the CPU paths share: matrix products on strided views, vector loops, and work cut the same way whatever the
+//! number of threads, so that results do not depend on it.
+use rayon::prelude::*;
+
+/// A read-only matrix over a slice: element (i, j) at `i * rows + j * cols`.
+#[derive(Clone, Copy)]
+pub struct View<'a> {
+    pub data: &'a [f32],
+    pub row_stride: usize,
+    pub column_stride: usize,
+}
+
+impl<'a> View<'a> {
+    /// Rows of `width` elements, one after the other.
+    pub fn rows(data: &'a [f32], width: usize) -> Self {
+        Self { data, row_stride: width, column_stride: 1 }
+    }
+
+    pub fn transposed(self) -> Self {
+        Self { data: self.data, row_stride: self.column_stride, column_stride: self.row_stride }
+    }
+
+    fn fits(&self, rows: usize, columns: usize) -> bool {
+        (rows - 1) * self.row_stride + (columns - 1) * self.column_stride < self.data.len()
+    }
+}
+
+/// Whether a product may use all threads, or runs inside a task that has one.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Threads {
+    One,
+    All,
+}
+
+/// `out = keep * out + scale * a·b`, with `a` `[m, k]`, `b` `[k, n]` and `out` `[m, n]` in rows of `out_stride`.
+pub struct Product<'a> {
+    pub shape: (usize, usize, usize),
+    pub a: View<'a>,
+    pub b: View<'a>,
+    pub scale: f32,
+    /// Add to what `out` holds instead of overwriting it.
+    pub accumulate: bool,
+    pub threads: Threads,
+}
+
+impl Product<'_> {
+    /// Writes the product to `out`, whose rows are `out_stride` apart.
+    pub fn into(self, out: &mut [f32], out_stride: usize) {
+        let (m, k, n) = self.shape;
+        if m == 0 || n == 0 {
+            return;
+        }
+        assert!(k > 0 && self.a.fits(m, k) && self.b.fits(k, n) && (m - 1) * out_stride + n <= out.len());
+        let parallelism = match self.threads {
+            Threads::One => gemm::Parallelism::None,
+            Threads::All => gemm::Parallelism::Rayon(rayon::current_num_threads()),
+        };
+        // SAFETY: the assertion above keeps every element of the three matrices inside its slice.
+        unsafe {
+            gemm::gemm(
+                m,
+                n,
+                k,
+                out.as_mut_ptr(),
+                1,
+                out_stride as isize,
+                self.accumulate,
+                self.a.data.as_ptr(),
+                self.a.column_stride as isize,
+                self.a.row_stride as isize,
+                self.b.data.as_ptr(),
+                self.b.column_stride as isize,
+                self.b.row_stride as isize,
+                1.0,
+                self.scale,
+                false,
+                false,
+                false,
+                parallelism,
+            )
+        }
+    }
+}
+
+/// Calls `work(row index, row)` for every row of `width` elements, on all threads.
+pub fn for_each_row(out: &mut [f32], width: usize, work: impl Fn(usize, &mut [f32]) + Sync) {
+    let rows_a_task = (16384 / width.max(1)).max(1);
+    out.par_chunks_mut(width * rows_a_task).enumerate().for_each(|(task, rows)| {
+        vectorised(|| {
+            for (i, row) in rows.chunks_exact_mut(width).enumerate() {
+                work(task * rows_a_task + i, row);
+            }
+        })
+    });
+}
+
+/// Runs loops with the widest vector instructions of this machine. What it calls must be inlined to profit.
+#[inline(always)]
+pub fn vectorised<R>(work: impl FnOnce() -> R) -> R {
+    pulp::Arch::new().dispatch(work)
+}
+
+const LANES: usize = 16;
+
+/// Sum over `f(i)` for `i` in `0..n`, in a fixed order that vector units can follow.
+#[inline(always)]
+pub fn sum(n: usize, f: impl Fn(usize) -> f32) -> f32 {
+    let mut lanes = [0f32; LANES];
+    let whole = n / LANES * LANES;
+    let mut i = 0;
+    while i < whole {
+        for (lane, total) in lanes.iter_mut().enumerate() {
+            *total += f(i + lane);
+        }
+        i += LANES;
+    }
+    for i in whole..n {
+        lanes[i - whole] += f(i);
+    }
+    let mut width = LANES;
+    while width > 1 {
+        width /= 2;
+        for lane in 0..width {
+            lanes[lane] += lanes[lane + width];
+        }
+    }
+    lanes[0]
+}
+
+/// The largest value, in the same lanes as [`sum`]; negative infinity for none.
+#[inline(always)]
+pub fn maximum(values: &[f32]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let chunks = values.chunks_exact(LANES);
+    let rest = chunks.remainder();
+    for chunk in chunks {
+        for (lane, value) in lanes.iter_mut().zip(chunk) {
+            *lane = if *value > *lane { *value } else { *lane };
+        }
+    }
+    let largest = |a: f32, b: &f32| if *b > a { *b } else { a };
+    rest.iter().fold(lanes.iter().fold(f32::NEG_INFINITY, largest), largest)
+}
+
+/// e^x to within 2 units in the last place, without branches (Cephes' `expf`).
+#[inline(always)]
+#[allow(clippy::excessive_precision)]
+pub fn exp(x: f32) -> f32 {
+    const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
+    let x = x.clamp(-87.3, 88.3);
+    let shifted = x * std::f32::consts::LOG2_E + ROUND;
+    let n = shifted - ROUND;
+    let r = x - n * 0.693_359_375 + n * 2.121_944_4e-4;
+    let p = 1.987_569_15e-4;
+    let p = p * r + 1.398_199_95e-3;
+    let p = p * r + 8.333_451_9e-3;
+    let p = p * r + 4.166_579_6e-2;
+    let p = p * r + 1.666_666_55e-1;
+    let p = p * r + 5.000_000_12e-1;
+    let p = p * r * r + r + 1.0;
+    let bits = (shifted.to_bits() << 23).wrapping_add(1.0f32.to_bits());
+    p * f32::from_bits(bits)
+}
+
+/// 1 / (1 + e^-x).
+#[inline(always)]
+pub fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + exp(-x))
+}
+
+/// tanh by [`exp`]; absolute error under 2e-7.
+#[inline(always)]
+pub fn tanh(x: f32) -> f32 {
+    1.0 - 2.0 / (exp(2.0 * x) + 1.0)
+}
+
+/// Softmax of a row in place; returns nothing that is not in the row.
+#[inline(always)]
+pub fn softmax(row: &mut [f32]) {
+    let largest = maximum(row);
+    for value in row.iter_mut() {
+        *value = exp(*value - largest);
+    }
+    let inverse = 1.0 / sum(row.len(), |i| row[i]);
+    for value in row.iter_mut() {
+        *value *= inverse;
+    }
+}

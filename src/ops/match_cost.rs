@@ -1,0 +1,85 @@
+//! The cost of taking a map for a mask, for every pair: what Hungarian matching minimises. No gradients.
+use super::cpu::{Product, Threads, View, sigmoid, sum, vectorised};
+use super::function::Values;
+use super::mask_loss::{ALPHA, soft};
+use candle_core::{DType, Device, Result, Tensor};
+use rayon::prelude::*;
+
+/// `focal_weight·focal + dice_weight·dice` between maps `[maps, positions]` (logits) and masks `[masks, positions]`
+/// (zeros and ones on the CPU); out `[maps][masks]` (MaskFormer's `HungarianMatcher`, without its class term).
+///
+/// With `raw_logit`, focal's probability is the logit itself, as in Seg4Diff's released code.
+pub fn match_cost(
+    maps: &Tensor,
+    masks: &Tensor,
+    (focal_weight, dice_weight): (f64, f64),
+    raw_logit: bool,
+) -> Result<Vec<Vec<f32>>> {
+    let (count, positions) = maps.dims2()?;
+    let masks_count = masks.dim(0)?;
+    let maps = maps.detach().to_dtype(DType::F32)?.to_device(&Device::Cpu)?.contiguous()?;
+    let (maps, masks) = (Values::of(&maps)?, Values::of(masks)?);
+    let areas: Vec<f32> = masks.chunks_exact(positions).map(|mask| mask.iter().sum()).collect();
+    let mut costs = Vec::with_capacity(count);
+    maps.par_chunks(positions * ROWS)
+        .map(|logits| {
+            let rows = logits.len() / positions;
+            // Focal splits into a sum over the mask and one over everything: neg + (pos − neg)·t.
+            let (mut focal, mut probability) = (vec![0f32; logits.len()], vec![0f32; logits.len()]);
+            let mut sums = vec![(0f32, 0f32); rows];
+            let mut negative = vec![0f32; positions];
+            vectorised(|| {
+                for (row, sums) in sums.iter_mut().enumerate() {
+                    let place = row * positions..(row + 1) * positions;
+                    let (logits, focal) = (&logits[place.clone()], &mut focal[place.clone()]);
+                    let probability = &mut probability[place];
+                    for i in 0..positions {
+                        let (inside, outside, p) = parts(logits[i], raw_logit);
+                        negative[i] = outside;
+                        focal[i] = inside - outside;
+                        probability[i] = p;
+                    }
+                    *sums = (sum(positions, |i| negative[i]), sum(positions, |i| probability[i]));
+                }
+            });
+            let product = |a: &[f32]| {
+                let mut out = vec![0f32; rows * masks_count];
+                let b = View::rows(&masks, positions).transposed();
+                let a = View::rows(a, positions);
+                let shape = (rows, positions, masks_count);
+                Product { shape, a, b, scale: 1.0, accumulate: false, threads: Threads::One }
+                    .into(&mut out, masks_count);
+                out
+            };
+            let (focal, overlap) = (product(&focal), product(&probability));
+            (0..rows)
+                .map(|row| {
+                    (0..masks_count)
+                        .map(|mask| {
+                            let at = row * masks_count + mask;
+                            let (negatives, total) = sums[row];
+                            let focal = f64::from(focal[at] + negatives) / positions as f64;
+                            let dice = 1.0 - f64::from((2.0 * overlap[at] + 1.0) / (total + areas[mask] + 1.0));
+                            (focal_weight * focal + dice_weight * dice) as f32
+                        })
+                        .collect()
+                })
+                .collect::<Vec<Vec<f32>>>()
+        })
+        .collect_into_vec(&mut costs);
+    Ok(costs.into_iter().flatten().collect())
+}
+
+/// Maps that a task takes.
+const ROWS: usize = 16;
+
+/// Focal cost of a logit inside and outside the mask, and its probability.
+#[inline(always)]
+fn parts(logit: f32, raw_logit: bool) -> (f32, f32, f32) {
+    let soft = soft(logit);
+    let probability = sigmoid(logit);
+    let p = if raw_logit { logit } else { probability };
+    let inside = ALPHA * (1.0 - p) * (1.0 - p) * ((-logit).max(0.0) + soft);
+    let outside = (1.0 - ALPHA) * p * p * (logit.max(0.0) + soft);
+    (inside, outside, probability)
+}

@@ -1,0 +1,139 @@
+//! Layer norm with AdaLN modulation, and the RMS norm of queries and keys.
+use super::cpu::{for_each_row, sum};
+use super::function::{Function, Values, apply, composed_backward};
+use candle_core::{D, DType, Device, Result, Tensor};
+
+/// Epsilon of every norm in SD3's transformer (diffusers: `eps=1e-6`).
+const EPSILON: f64 = 1e-6;
+
+/// `layer_norm(x)·(1 + scale) + shift` without affine weights (diffusers' `AdaLayerNormZero`).
+///
+/// x `[batch, tokens, width]`, shift and scale `[batch, width]`.
+pub fn layer_norm_modulate(x: &Tensor, shift: &Tensor, scale: &Tensor) -> Result<Tensor> {
+    apply(LayerNormModulate, &[x, shift, scale])
+}
+
+/// `x / rms(x) · weight` over the last dimension (diffusers' `RMSNorm`); the weight is frozen.
+pub fn rms_norm(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+    let weight = weight.to_dtype(x.dtype())?;
+    apply(RmsNorm { weight }, &[x])
+}
+
+pub(super) struct LayerNormModulate;
+
+/// Mean and inverse standard deviation of a row.
+#[inline(always)]
+fn moments(row: &[f32]) -> (f32, f32) {
+    let n = row.len() as f32;
+    let mean = sum(row.len(), |i| row[i]) / n;
+    let variance = sum(row.len(), |i| (row[i] - mean) * (row[i] - mean)) / n;
+    (mean, 1.0 / (variance + EPSILON as f32).sqrt())
+}
+
+impl Function for LayerNormModulate {
+    const NAME: &'static str = "layer-norm-modulate";
+
+    fn composed(&self, inputs: &[Tensor]) -> Result<Tensor> {
+        let dtype = inputs[0].dtype();
+        let x = inputs[0].to_dtype(DType::F32)?;
+        let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
+        let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
+        let normed = centred.broadcast_div(&(variance + EPSILON)?.sqrt()?)?;
+        let shift = inputs[1].to_dtype(DType::F32)?.unsqueeze(1)?;
+        let scale = (inputs[2].to_dtype(DType::F32)?.unsqueeze(1)? + 1.0)?;
+        normed.broadcast_mul(&scale)?.broadcast_add(&shift)?.to_dtype(dtype)
+    }
+
+    fn cpu_forward(&self, inputs: &[Tensor]) -> Result<Tensor> {
+        let (_, tokens, width) = inputs[0].dims3()?;
+        let (x, shift, scale) = (Values::of(&inputs[0])?, Values::of(&inputs[1])?, Values::of(&inputs[2])?);
+        let mut y = vec![0f32; x.len()];
+        for_each_row(&mut y, width, |r, out| {
+            let row = &x[r * width..][..width];
+            let of_batch = r / tokens * width;
+            let (shift, scale) = (&shift[of_batch..][..width], &scale[of_batch..][..width]);
+            let (mean, inverse) = moments(row);
+            for i in 0..width {
+                out[i] = (row[i] - mean) * inverse * (1.0 + scale[i]) + shift[i];
+            }
+        });
+        Tensor::from_vec(y, inputs[0].shape(), &Device::Cpu)
+    }
+
+    fn cpu_backward(
+        &self,
+        inputs: &[Tensor],
+        _: &Tensor,
+        grad: &Tensor,
+        needs: &[bool],
+    ) -> Result<Vec<Option<Tensor>>> {
+        if needs[1] || needs[2] {
+            // Only where an adapter sits on the modulation itself; too rare to have a loop of its own.
+            return composed_backward(|inputs| self.composed(inputs), inputs, grad, needs);
+        }
+        let (_, tokens, width) = inputs[0].dims3()?;
+        let (x, scale, grad) = (Values::of(&inputs[0])?, Values::of(&inputs[2])?, Values::of(grad)?);
+        let mut dx = vec![0f32; x.len()];
+        for_each_row(&mut dx, width, |r, out| {
+            let (row, dy) = (&x[r * width..][..width], &grad[r * width..][..width]);
+            let scale = &scale[r / tokens * width..][..width];
+            let (mean, inverse) = moments(row);
+            let n = width as f32;
+            let mean_g = sum(width, |i| dy[i] * (1.0 + scale[i])) / n;
+            let mean_gx = sum(width, |i| dy[i] * (1.0 + scale[i]) * (row[i] - mean) * inverse) / n;
+            for i in 0..width {
+                out[i] = inverse * (dy[i] * (1.0 + scale[i]) - mean_g - (row[i] - mean) * inverse * mean_gx);
+            }
+        });
+        Ok(vec![Some(Tensor::from_vec(dx, inputs[0].shape(), &Device::Cpu)?), None, None])
+    }
+}
+
+pub(super) struct RmsNorm {
+    pub(super) weight: Tensor,
+}
+
+#[inline(always)]
+fn inverse_rms(row: &[f32]) -> f32 {
+    1.0 / (sum(row.len(), |i| row[i] * row[i]) / row.len() as f32 + EPSILON as f32).sqrt()
+}
+
+impl Function for RmsNorm {
+    const NAME: &'static str = "rms-norm";
+
+    fn composed(&self, inputs: &[Tensor]) -> Result<Tensor> {
+        let dtype = inputs[0].dtype();
+        let x = inputs[0].to_dtype(DType::F32)?;
+        let rms = (x.sqr()?.mean_keepdim(D::Minus1)? + EPSILON)?.sqrt()?;
+        x.broadcast_div(&rms)?.broadcast_mul(&self.weight.to_dtype(DType::F32)?)?.to_dtype(dtype)
+    }
+
+    fn cpu_forward(&self, inputs: &[Tensor]) -> Result<Tensor> {
+        let width = self.weight.elem_count();
+        let (x, weight) = (Values::of(&inputs[0])?, Values::of(&self.weight)?);
+        let mut y = vec![0f32; x.len()];
+        for_each_row(&mut y, width, |r, out| {
+            let row = &x[r * width..][..width];
+            let inverse = inverse_rms(row);
+            for i in 0..width {
+                out[i] = row[i] * inverse * weight[i];
+            }
+        });
+        Tensor::from_vec(y, inputs[0].shape(), &Device::Cpu)
+    }
+
+    fn cpu_backward(&self, inputs: &[Tensor], _: &Tensor, grad: &Tensor, _: &[bool]) -> Result<Vec<Option<Tensor>>> {
+        let width = self.weight.elem_count();
+        let (x, weight, grad) = (Values::of(&inputs[0])?, Values::of(&self.weight)?, Values::of(grad)?);
+        let mut dx = vec![0f32; x.len()];
+        for_each_row(&mut dx, width, |r, out| {
+            let (row, dy) = (&x[r * width..][..width], &grad[r * width..][..width]);
+            let inverse = inverse_rms(row);
+            let along = sum(width, |i| dy[i] * weight[i] * row[i]) / width as f32 * inverse * inverse;
+            for i in 0..width {
+                out[i] = inverse * (dy[i] * weight[i] - row[i] * along);
+            }
+        });
+        Ok(vec![Some(Tensor::from_vec(dx, inputs[0].shape(), &Device::Cpu)?)])
+    }
+}

@@ -1,0 +1,111 @@
+//! The elementwise parts of a block: GELU, and the gated residual.
+use super::cpu::{for_each_row, tanh};
+use super::function::{Function, Values, apply, composed_backward};
+use candle_core::{Device, Result, Tensor};
+
+/// GELU in its tanh form (diffusers' `gelu-approximate`).
+pub fn gelu(x: &Tensor) -> Result<Tensor> {
+    apply(Gelu, &[x])
+}
+
+/// `x + gate·y`: x and y `[batch, tokens, width]`, gate `[batch, width]`.
+pub fn gated_residual(x: &Tensor, y: &Tensor, gate: &Tensor) -> Result<Tensor> {
+    apply(GatedResidual, &[x, y, gate])
+}
+
+const SQRT_2_OVER_PI: f32 = 0.797_884_6;
+const CUBIC: f32 = 0.044_715;
+/// Elements that are handed to a thread as one row.
+const STRIP: usize = 4096;
+
+pub(super) struct Gelu;
+
+impl Function for Gelu {
+    const NAME: &'static str = "gelu";
+
+    fn composed(&self, inputs: &[Tensor]) -> Result<Tensor> {
+        inputs[0].gelu()
+    }
+
+    fn cpu_forward(&self, inputs: &[Tensor]) -> Result<Tensor> {
+        let x = Values::of(&inputs[0])?;
+        let mut y = x.to_vec();
+        strips(&mut y, |_, out| {
+            for v in out {
+                *v = 0.5 * *v * (1.0 + tanh(SQRT_2_OVER_PI * (*v + CUBIC * *v * *v * *v)));
+            }
+        });
+        Tensor::from_vec(y, inputs[0].shape(), &Device::Cpu)
+    }
+
+    fn cpu_backward(&self, inputs: &[Tensor], _: &Tensor, grad: &Tensor, _: &[bool]) -> Result<Vec<Option<Tensor>>> {
+        let (x, grad) = (Values::of(&inputs[0])?, Values::of(grad)?);
+        let mut dx = grad.to_vec();
+        strips(&mut dx, |start, out| {
+            for (d, v) in out.iter_mut().zip(&x[start..]) {
+                let t = tanh(SQRT_2_OVER_PI * (v + CUBIC * v * v * v));
+                let inner = SQRT_2_OVER_PI * (1.0 + 3.0 * CUBIC * v * v);
+                *d *= 0.5 * (1.0 + t) + 0.5 * v * (1.0 - t * t) * inner;
+            }
+        });
+        Ok(vec![Some(Tensor::from_vec(dx, inputs[0].shape(), &Device::Cpu)?)])
+    }
+}
+
+/// Calls `work(start, values)` on strips of a flat slice, on all threads.
+fn strips(values: &mut [f32], work: impl Fn(usize, &mut [f32]) + Sync) {
+    let whole = values.len() / STRIP * STRIP;
+    let (head, tail) = values.split_at_mut(whole);
+    for_each_row(head, STRIP, |r, out| work(r * STRIP, out));
+    super::cpu::vectorised(|| work(whole, tail));
+}
+
+pub(super) struct GatedResidual;
+
+impl Function for GatedResidual {
+    const NAME: &'static str = "gated-residual";
+
+    fn composed(&self, inputs: &[Tensor]) -> Result<Tensor> {
+        &inputs[0] + inputs[1].broadcast_mul(&inputs[2].unsqueeze(1)?)?
+    }
+
+    fn cpu_forward(&self, inputs: &[Tensor]) -> Result<Tensor> {
+        let (_, tokens, width) = inputs[0].dims3()?;
+        let (x, y, gate) = (Values::of(&inputs[0])?, Values::of(&inputs[1])?, Values::of(&inputs[2])?);
+        let mut out = x.to_vec();
+        for_each_row(&mut out, width, |r, out| {
+            let (y, gate) = (&y[r * width..][..width], &gate[r / tokens * width..][..width]);
+            for i in 0..width {
+                out[i] += gate[i] * y[i];
+            }
+        });
+        Tensor::from_vec(out, inputs[0].shape(), &Device::Cpu)
+    }
+
+    fn cpu_backward(
+        &self,
+        inputs: &[Tensor],
+        _: &Tensor,
+        grad: &Tensor,
+        needs: &[bool],
+    ) -> Result<Vec<Option<Tensor>>> {
+        if needs[2] {
+            return composed_backward(|inputs| self.composed(inputs), inputs, grad, needs);
+        }
+        let (_, tokens, width) = inputs[0].dims3()?;
+        let dy = if needs[1] {
+            let (gate, grad) = (Values::of(&inputs[2])?, Values::of(grad)?);
+            let mut dy = grad.to_vec();
+            for_each_row(&mut dy, width, |r, out| {
+                let gate = &gate[r / tokens * width..][..width];
+                for i in 0..width {
+                    out[i] *= gate[i];
+                }
+            });
+            Some(Tensor::from_vec(dy, inputs[1].shape(), &Device::Cpu)?)
+        } else {
+            None
+        };
+        Ok(vec![needs[0].then(|| grad.clone()), dy, None])
+    }
+}

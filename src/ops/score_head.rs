@@ -1,0 +1,317 @@
+//! The score head: convolutions 3×3, 1→64→64→1 with ReLU between, on every map alone, added to the map.
+//!
+//! On the CPU a few maps go through all three layers together, so that their activations stay in cache, and nothing of
+//! them is stored: the backward pass forms them again. A 3×3 convolution of channel-last maps with a border of zeros
+//! is three matrix products, one a kernel row: three neighbouring pixels are one row of 3·channels numbers.
+use super::cpu::{Product, Threads, View, vectorised};
+use super::function::{Function, Values, apply};
+use candle_core::{Device, Result, Tensor};
+use rayon::prelude::*;
+
+/// Channels between the layers.
+pub const CHANNELS: usize = 64;
+/// Name and shape of every parameter, as torch's `Sequential(Conv2d, ReLU, Conv2d, ReLU, Conv2d)` has them.
+pub const PARAMETERS: [(&str, &[usize]); 6] = [
+    ("0.weight", &[CHANNELS, 1, 3, 3]),
+    ("0.bias", &[CHANNELS]),
+    ("2.weight", &[CHANNELS, CHANNELS, 3, 3]),
+    ("2.bias", &[CHANNELS]),
+    ("4.weight", &[1, CHANNELS, 3, 3]),
+    ("4.bias", &[1]),
+];
+/// Pixels, borders included, that go through the layers together.
+const PIXELS_A_TASK: usize = 2048;
+
+/// `maps + head(maps)`: maps `[maps, h, w]`, parameters in the order of [`PARAMETERS`].
+pub fn score_head(maps: &Tensor, parameters: &[Tensor]) -> Result<Tensor> {
+    if maps.dim(0)? == 0 {
+        return Ok(maps.clone());
+    }
+    let flat = parameters.iter().map(Tensor::flatten_all).collect::<Result<Vec<_>>>()?;
+    apply(ScoreHead, &[maps, &Tensor::cat(&flat, 0)?])
+}
+
+/// The parameters from one flat vector, in order.
+fn split<T>(mut take: impl FnMut(usize) -> T) -> [T; 6] {
+    PARAMETERS.map(|(_, shape)| take(shape.iter().product()))
+}
+
+pub(super) struct ScoreHead;
+
+/// Parameters laid out for the products: `kernel[ky]` is `[3·in, out]`, row `kx·in + channel`.
+struct Layers {
+    first: [Vec<f32>; 3],
+    first_bias: Vec<f32>,
+    second: [Vec<f32>; 3],
+    second_bias: Vec<f32>,
+    last: [Vec<f32>; 3],
+    last_bias: f32,
+}
+
+impl Layers {
+    fn new(flat: &[f32]) -> Self {
+        let mut start = 0;
+        let [w1, b1, w2, b2, w3, b3] = split(|n| {
+            start += n;
+            &flat[start - n..start]
+        });
+        Self {
+            first: kernel_rows(w1, 1, CHANNELS),
+            first_bias: b1.to_vec(),
+            second: kernel_rows(w2, CHANNELS, CHANNELS),
+            second_bias: b2.to_vec(),
+            last: kernel_rows(w3, CHANNELS, 1),
+            last_bias: b3[0],
+        }
+    }
+}
+
+/// torch's `[out, in, 3, 3]` as three matrices `[3·in, out]`.
+fn kernel_rows(weight: &[f32], inner: usize, outer: usize) -> [Vec<f32>; 3] {
+    [0, 1, 2].map(|ky| {
+        let mut rows = vec![0.0; 3 * inner * outer];
+        for (o, i, kx) in indices(outer, inner) {
+            rows[(kx * inner + i) * outer + o] = weight[(o * inner + i) * 9 + ky * 3 + kx];
+        }
+        rows
+    })
+}
+
+/// The kernel of the convolution that carries a gradient back: flipped, in and out exchanged.
+fn flipped_kernel_rows(rows: &[Vec<f32>; 3], inner: usize, outer: usize) -> [Vec<f32>; 3] {
+    [0, 1, 2].map(|ky| {
+        let mut flipped = vec![0.0; 3 * inner * outer];
+        for (o, i, kx) in indices(outer, inner) {
+            flipped[(kx * outer + o) * inner + i] = rows[2 - ky][((2 - kx) * inner + i) * outer + o];
+        }
+        flipped
+    })
+}
+
+fn indices(outer: usize, inner: usize) -> impl Iterator<Item = (usize, usize, usize)> {
+    (0..outer).flat_map(move |o| (0..inner).flat_map(move |i| (0..3).map(move |kx| (o, i, kx))))
+}
+
+/// Some maps with a border of zeros around each: pixel (map, y, x) of channel c at `((map·H + y + 1)·W + x + 1)·C + c`,
+/// behind a margin of `W + 1` pixels, so that the neighbours of every pixel exist.
+struct Bordered {
+    maps: usize,
+    height: usize,
+    width: usize,
+}
+
+impl Bordered {
+    fn pixels(&self) -> usize {
+        self.maps * self.height * self.width
+    }
+
+    fn margin(&self) -> usize {
+        self.width + 1
+    }
+
+    fn zeros(&self, channels: usize) -> Vec<f32> {
+        vec![0.0; (self.pixels() + 2 * self.margin()) * channels]
+    }
+
+    /// Copies maps `[maps, h, w]` of one channel in.
+    fn load(&self, maps: &[f32]) -> Vec<f32> {
+        let mut out = self.zeros(1);
+        let inner = self.width - 2;
+        for (r, row) in maps.chunks_exact(inner).enumerate() {
+            out[self.row(r)..][..inner].copy_from_slice(row);
+        }
+        out
+    }
+
+    /// Adds the pixels inside the borders to maps `[maps, h, w]`.
+    fn add_to(&self, bordered: &[f32], maps: &mut [f32]) {
+        let inner = self.width - 2;
+        for (r, row) in maps.chunks_exact_mut(inner).enumerate() {
+            for (out, value) in row.iter_mut().zip(&bordered[self.row(r)..]) {
+                *out += value;
+            }
+        }
+    }
+
+    /// Where row `r` of the unbordered maps begins, in pixels.
+    fn row(&self, r: usize) -> usize {
+        let inner = self.height - 2;
+        self.margin() + (r / inner * self.height + r % inner + 1) * self.width + 1
+    }
+
+    /// Applies `inside` to the channels of pixels inside the borders, and sets the borders to zero.
+    fn for_each_pixel(&self, data: &mut [f32], channels: usize, mut inside: impl FnMut(usize, &mut [f32])) {
+        vectorised(|| {
+            let pixels = data[self.margin() * channels..].chunks_exact_mut(channels).take(self.pixels());
+            for (p, pixel) in pixels.enumerate() {
+                let (x, y) = (p % self.width, p / self.width % self.height);
+                if x == 0 || y == 0 || x + 1 == self.width || y + 1 == self.height {
+                    pixel.fill(0.0);
+                } else {
+                    inside(p, pixel);
+                }
+            }
+        })
+    }
+
+    /// The rows of `3·channels` numbers that kernel row `ky` sees, one for every pixel.
+    fn seen<'a>(&self, input: &'a [f32], channels: usize, ky: usize) -> View<'a> {
+        let first = self.margin() + ky * self.width - self.width - 1;
+        View { data: &input[first * channels..], row_stride: channels, column_stride: 1 }
+    }
+
+    /// `output += input * kernel` at every pixel, borders included.
+    fn convolve(&self, input: &[f32], inner: usize, kernel: &[Vec<f32>; 3], output: &mut [f32], outer: usize) {
+        for (ky, rows) in kernel.iter().enumerate() {
+            Product {
+                shape: (self.pixels(), 3 * inner, outer),
+                a: self.seen(input, inner, ky),
+                b: View::rows(rows, outer),
+                scale: 1.0,
+                accumulate: true,
+                threads: Threads::One,
+            }
+            .into(&mut output[self.margin() * outer..], outer);
+        }
+    }
+
+    /// The gradient of a kernel, added in torch's layout `[out, in, 3, 3]`.
+    fn kernel_gradient(&self, input: &[f32], inner: usize, grad: &[f32], outer: usize, out: &mut [f32]) {
+        let mut rows = vec![0f32; 3 * inner * outer];
+        for ky in 0..3 {
+            Product {
+                shape: (3 * inner, self.pixels(), outer),
+                a: self.seen(input, inner, ky).transposed(),
+                b: View::rows(&grad[self.margin() * outer..], outer),
+                scale: 1.0,
+                accumulate: false,
+                threads: Threads::One,
+            }
+            .into(&mut rows, outer);
+            for (o, i, kx) in indices(outer, inner) {
+                out[(o * inner + i) * 9 + ky * 3 + kx] += rows[(kx * inner + i) * outer + o];
+            }
+        }
+    }
+
+    /// Both hidden layers after their ReLU.
+    fn hidden(&self, input: &[f32], layers: &Layers) -> (Vec<f32>, Vec<f32>) {
+        let rectify = |data: &mut [f32], bias: &[f32]| {
+            self.for_each_pixel(data, CHANNELS, |_, pixel| {
+                for (value, bias) in pixel.iter_mut().zip(bias) {
+                    *value = (*value + bias).max(0.0);
+                }
+            })
+        };
+        let mut first = self.zeros(CHANNELS);
+        self.convolve(input, 1, &layers.first, &mut first, CHANNELS);
+        rectify(&mut first, &layers.first_bias);
+        let mut second = self.zeros(CHANNELS);
+        self.convolve(&first, CHANNELS, &layers.second, &mut second, CHANNELS);
+        rectify(&mut second, &layers.second_bias);
+        (first, second)
+    }
+
+    fn forward(&self, maps: &mut [f32], layers: &Layers) {
+        let (_, second) = self.hidden(&self.load(maps), layers);
+        let mut last = self.zeros(1);
+        self.convolve(&second, CHANNELS, &layers.last, &mut last, 1);
+        last.iter_mut().for_each(|v| *v += layers.last_bias);
+        self.add_to(&last, maps);
+    }
+
+    /// Adds the gradient of the maps to `d_maps` (which comes holding that of the sum); returns the parameters'.
+    fn backward(&self, maps: &[f32], d_maps: &mut [f32], layers: &Layers) -> Vec<f32> {
+        let input = self.load(maps);
+        let (first, second) = self.hidden(&input, layers);
+        let d_last = self.load(d_maps);
+        let mut gradient = vec![0f32; PARAMETERS.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum()];
+        let mut rest = gradient.as_mut_slice();
+        let [w1, b1, w2, b2, w3, b3] = split(|n| {
+            let (head, tail) = std::mem::take(&mut rest).split_at_mut(n);
+            rest = tail;
+            head
+        });
+        b3[0] = d_last.iter().sum();
+        self.kernel_gradient(&second, CHANNELS, &d_last, 1, w3);
+        let through = |d_out: &[f32], outer: usize, kernel: &[Vec<f32>; 3], hidden: &[f32], bias: &mut [f32]| {
+            let mut d_hidden = self.zeros(CHANNELS);
+            self.convolve(d_out, outer, &flipped_kernel_rows(kernel, CHANNELS, outer), &mut d_hidden, CHANNELS);
+            let hidden = &hidden[self.margin() * CHANNELS..];
+            self.for_each_pixel(&mut d_hidden, CHANNELS, |p, pixel| {
+                for (c, (d, h)) in pixel.iter_mut().zip(&hidden[p * CHANNELS..]).enumerate() {
+                    *d = if *h > 0.0 { *d } else { 0.0 };
+                    bias[c] += *d;
+                }
+            });
+            d_hidden
+        };
+        let d_second = through(&d_last, 1, &layers.last, &second, b2);
+        self.kernel_gradient(&first, CHANNELS, &d_second, CHANNELS, w2);
+        let d_first = through(&d_second, CHANNELS, &layers.second, &first, b1);
+        self.kernel_gradient(&input, 1, &d_first, CHANNELS, w1);
+        let mut d_input = self.zeros(1);
+        self.convolve(&d_first, CHANNELS, &flipped_kernel_rows(&layers.first, 1, CHANNELS), &mut d_input, 1);
+        self.add_to(&d_input, d_maps);
+        gradient
+    }
+}
+
+/// How many maps a task takes: fixed by their size, so that sums do not depend on the number of threads.
+fn maps_a_task(height: usize, width: usize) -> usize {
+    (PIXELS_A_TASK / ((height + 2) * (width + 2))).max(1)
+}
+
+fn bordered(maps: &[f32], height: usize, width: usize) -> Bordered {
+    Bordered { maps: maps.len() / (height * width), height: height + 2, width: width + 2 }
+}
+
+impl Function for ScoreHead {
+    const NAME: &'static str = "score-head";
+
+    fn composed(&self, inputs: &[Tensor]) -> Result<Tensor> {
+        let mut start = 0;
+        let mut x = inputs[0].unsqueeze(1)?;
+        for (layer, pair) in PARAMETERS.chunks_exact(2).enumerate() {
+            let mut take = |shape: &[usize]| {
+                let n = shape.iter().product();
+                start += n;
+                inputs[1].narrow(0, start - n, n)?.reshape(shape)
+            };
+            let (weight, bias) = (take(pair[0].1)?, take(pair[1].1)?);
+            let x_in = if layer == 0 { x } else { x.relu()? };
+            x = x_in.conv2d(&weight, 1, 1, 1, 1)?.broadcast_add(&bias.reshape((1, (), 1, 1))?)?;
+        }
+        &inputs[0] + x.squeeze(1)?
+    }
+
+    fn cpu_forward(&self, inputs: &[Tensor]) -> Result<Tensor> {
+        let (_, height, width) = inputs[0].dims3()?;
+        let layers = Layers::new(&Values::of(&inputs[1])?);
+        let mut out = Values::of(&inputs[0])?.to_vec();
+        out.par_chunks_mut(maps_a_task(height, width) * height * width)
+            .for_each(|maps| bordered(maps, height, width).forward(maps, &layers));
+        Tensor::from_vec(out, inputs[0].shape(), &Device::Cpu)
+    }
+
+    fn cpu_backward(&self, inputs: &[Tensor], _: &Tensor, grad: &Tensor, _: &[bool]) -> Result<Vec<Option<Tensor>>> {
+        let (_, height, width) = inputs[0].dims3()?;
+        let layers = Layers::new(&Values::of(&inputs[1])?);
+        let maps = Values::of(&inputs[0])?;
+        let mut d_maps = Values::of(grad)?.to_vec();
+        let size = maps_a_task(height, width) * height * width;
+        let parts: Vec<Vec<f32>> = d_maps
+            .par_chunks_mut(size)
+            .zip(maps.par_chunks(size))
+            .map(|(d_maps, maps)| bordered(maps, height, width).backward(maps, d_maps, &layers))
+            .collect();
+        let mut gradient = vec![0f32; inputs[1].elem_count()];
+        for part in &parts {
+            gradient.iter_mut().zip(part).for_each(|(sum, value)| *sum += value);
+        }
+        Ok(vec![
+            Some(Tensor::from_vec(d_maps, inputs[0].shape(), &Device::Cpu)?),
+            Some(Tensor::from_vec(gradient, inputs[1].shape(), &Device::Cpu)?),
+        ])
+    }
+}

@@ -1,0 +1,192 @@
+//! Every operation's own loops against its composed form: values and gradients, odd shapes and strides, and the same
+//! bits on one thread as on several.
+use super::function::{Function, apply, composed_backward};
+use super::*;
+use candle_core::{Device, Tensor, Var};
+use rand::SeedableRng;
+use rand_distr::Distribution;
+use std::sync::Arc;
+
+fn normal(seed: u64, shape: &[usize]) -> Tensor {
+    let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(seed);
+    let n = shape.iter().product();
+    let values: Vec<f32> = (0..n).map(|_| rand_distr::StandardNormal.sample(&mut rng)).collect();
+    Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
+}
+
+fn values(t: &Tensor) -> Vec<f32> {
+    t.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+fn assert_close(what: &str, got: &Tensor, wanted: &Tensor) {
+    assert_eq!(got.dims(), wanted.dims(), "{what}");
+    let (got, wanted) = (values(got), values(wanted));
+    let largest = wanted.iter().fold(0f32, |m, v| m.max(v.abs())).max(1e-6);
+    let worst = got.iter().zip(&wanted).fold(0f32, |m, (a, b)| m.max((a - b).abs()));
+    assert!(worst <= 1e-5 * largest, "{what}: off by {worst}, largest value {largest}");
+}
+
+/// Values and gradients of `function` against its composed form, for the inputs that `needs` names.
+fn check<F: Function>(make: impl Fn() -> F + Sync, inputs: &[Tensor], needs: &[bool]) {
+    let composed = make().composed(inputs).unwrap();
+    let leaves: Vec<Tensor> = inputs
+        .iter()
+        .zip(needs)
+        .map(|(t, need)| if *need { Var::from_tensor(t).unwrap().into_inner() } else { t.clone() })
+        .collect();
+    let run = || {
+        let output = apply(make(), &leaves.iter().collect::<Vec<_>>()).unwrap();
+        let grad = normal(99, output.dims());
+        let grads = (&output * &grad).unwrap().sum_all().unwrap().backward().unwrap();
+        let grads: Vec<Option<Tensor>> = leaves.iter().map(|leaf| grads.get(leaf).cloned()).collect();
+        (output.detach(), grad, grads)
+    };
+    let (output, grad, grads) = run();
+    assert_close(F::NAME, &output, &composed);
+    let wanted = composed_backward(|i| make().composed(i), inputs, &grad, needs).unwrap();
+    for (i, (got, wanted)) in grads.iter().zip(&wanted).enumerate() {
+        match (got, wanted) {
+            (Some(got), Some(wanted)) => assert_close(&format!("{} gradient {i}", F::NAME), got, wanted),
+            (got, wanted) => assert_eq!(got.is_some(), wanted.is_some(), "{} gradient {i}", F::NAME),
+        }
+    }
+    let one = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+    let three = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
+    let (a, b) = (one.install(run), three.install(run));
+    assert_eq!(values(&a.0), values(&b.0), "{}: threads change the result", F::NAME);
+    for (a, b) in a.2.iter().zip(&b.2) {
+        assert_eq!(a.as_ref().map(values), b.as_ref().map(values), "{}: threads change a gradient", F::NAME);
+    }
+}
+
+#[test]
+fn linear_with_and_without_adapter() {
+    for (rows, inner, outer, rank) in [(1, 1, 1, 1), (7, 13, 5, 3), (129, 64, 200, 16)] {
+        let make = || super::linear::Linear {
+            weight: normal(1, &[outer, inner]),
+            bias: Some(normal(2, &[outer])),
+            scale: 0.7,
+        };
+        let inputs = [normal(3, &[rows, inner]), normal(4, &[rank, inner]), normal(5, &[outer, rank])];
+        check(make, &inputs, &[true, true, true]);
+        check(make, &inputs, &[false, true, true]);
+        check(make, &inputs[..1], &[true]);
+    }
+}
+
+#[test]
+fn linear_takes_any_strides_and_weight_types() {
+    let x = normal(1, &[3, 5, 8]).transpose(0, 1).unwrap();
+    let weight = normal(2, &[4, 8]).to_dtype(candle_core::DType::BF16).unwrap();
+    let y = linear(&x, &weight, None, None).unwrap();
+    let wanted = x
+        .contiguous()
+        .unwrap()
+        .reshape((15, 8))
+        .unwrap()
+        .matmul(&weight.to_dtype(candle_core::DType::F32).unwrap().t().unwrap())
+        .unwrap();
+    assert_close("strided", &y, &wanted.reshape((5, 3, 4)).unwrap());
+}
+
+#[test]
+fn norms() {
+    for (batch, tokens, width) in [(1, 1, 4), (2, 3, 37), (3, 50, 64)] {
+        let x = (normal(1, &[batch, tokens, width]) * 3.0).unwrap();
+        let inputs = [x.clone(), normal(2, &[batch, width]), normal(3, &[batch, width])];
+        check(|| super::norm::LayerNormModulate, &inputs, &[true, false, false]);
+        check(|| super::norm::LayerNormModulate, &inputs, &[true, true, true]);
+        check(|| super::norm::RmsNorm { weight: normal(4, &[width]) }, &[x], &[true]);
+    }
+}
+
+#[test]
+fn pointwise() {
+    for shape in [[1, 1, 3], [2, 5, 33], [2, 70, 130]] {
+        let (x, y) = ((normal(1, &shape) * 3.0).unwrap(), normal(2, &shape));
+        let gate = normal(3, &[shape[0], shape[2]]);
+        check(|| super::pointwise::Gelu, &[x.clone()], &[true]);
+        let gated = || super::pointwise::GatedResidual;
+        check(gated, &[x.clone(), y.clone(), gate.clone()], &[true, true, false]);
+        check(gated, &[x.clone(), y.clone(), gate.clone()], &[false, true, false]);
+        check(gated, &[x, y, gate], &[true, true, true]);
+    }
+}
+
+#[test]
+fn attention_forms() {
+    for (batch, queries, keys, heads, d) in [(1, 1, 1, 1, 4), (2, 9, 13, 3, 5), (2, 150, 77, 2, 16)] {
+        let (q, k) = (normal(1, &[batch, queries, heads * d]), normal(2, &[batch, keys, heads * d]));
+        let v = normal(3, &[batch, keys, heads * d]);
+        check(|| super::attention::Attention { heads }, &[q.clone(), k.clone(), v], &[true; 3]);
+        let range = keys / 3..keys - keys / 5;
+        check(|| super::attention::Probability { heads, range: range.clone() }, &[q, k], &[true; 2]);
+    }
+}
+
+#[test]
+fn score_head_layers() {
+    for (maps, h, w) in [(1, 1, 1), (3, 4, 7), (40, 12, 12)] {
+        let parameters: Vec<Tensor> = PARAMETERS
+            .iter()
+            .enumerate()
+            .map(|(i, (_, shape))| (normal(i as u64, shape) * 0.2).unwrap().flatten_all().unwrap())
+            .collect();
+        let flat = Tensor::cat(&parameters, 0).unwrap();
+        check(|| super::score_head::ScoreHead, &[normal(9, &[maps, h, w]), flat], &[true, true]);
+    }
+}
+
+/// A disc, the same on any grid size.
+struct Disc(usize, usize);
+
+impl Target for Disc {
+    fn size(&self) -> (usize, usize) {
+        (self.0, self.1)
+    }
+
+    fn row(&self, y: usize, out: &mut [f32]) {
+        let dy = y as f32 / self.0 as f32 - 0.4;
+        for (x, out) in out.iter_mut().enumerate() {
+            let dx = x as f32 / self.1 as f32 - 0.6;
+            *out = f32::from(dx * dx + dy * dy < 0.1);
+        }
+    }
+}
+
+#[test]
+fn mask_losses() {
+    for (pairs, h, w, height, width) in [(1, 1, 1, 3, 5), (3, 4, 6, 32, 48), (2, 7, 5, 40, 33)] {
+        for raw_logit in [false, true] {
+            let targets: Vec<Arc<dyn Target>> = (0..pairs).map(|_| Arc::new(Disc(height, width)) as _).collect();
+            let make = || super::mask_loss::MaskLoss { targets: targets.clone(), size: (height, width), raw_logit };
+            check(make, &[(normal(1, &[pairs, h, w]) * 2.0).unwrap()], &[true]);
+        }
+    }
+}
+
+#[test]
+fn class_cross_entropy() {
+    for (classes, h, w, height, width) in [(1, 2, 2, 8, 8), (3, 4, 6, 33, 70)] {
+        let labels: Vec<u8> =
+            (0..height * width).map(|i| if i % 5 == 0 { NO_CLASS } else { ((i / 7) % classes) as u8 }).collect();
+        let weights: Vec<f32> = (0..classes).map(|c| 0.3 + c as f32).collect();
+        let total = labels.iter().filter(|l| **l != NO_CLASS).map(|l| f64::from(weights[usize::from(*l)])).sum();
+        let make = || super::pixel_cross_entropy::PixelCrossEntropy {
+            labels: labels.clone(),
+            size: (height, width),
+            weights: weights.clone(),
+            total,
+        };
+        check(make, &[(normal(1, &[classes, h, w]) * 3.0).unwrap()], &[true]);
+    }
+}
+
+#[test]
+fn an_input_without_gradient_gets_none() {
+    let x = Var::from_tensor(&normal(1, &[2, 3, 4])).unwrap();
+    let gate = normal(2, &[2, 4]);
+    let y = gated_residual(x.as_tensor(), &normal(3, &[2, 3, 4]), &gate).unwrap();
+    let grads = y.sum_all().unwrap().backward().unwrap();
+    assert!(grads.get(x.as_tensor()).is_some() && grads.get(&gate).is_none());
+}

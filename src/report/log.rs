@@ -1,0 +1,36 @@
+//! Log lines on stderr, written so that they do not tear a progress bar.
+use crate::error::{Error, Result};
+use std::io::{IsTerminal, Write};
+use tracing_subscriber::EnvFilter;
+
+/// Starts logging: warnings of all crates and the information of this one, or what RUST_LOG says.
+///
+/// # Errors
+/// `Error::Usage` if RUST_LOG is not a filter.
+pub fn init() -> Result<()> {
+    let filter = match std::env::var("RUST_LOG") {
+        Ok(text) if !text.is_empty() => {
+            EnvFilter::try_new(&text).map_err(|e| Error::Usage(format!("RUST_LOG={text}: {e}")))?
+        }
+        _ => EnvFilter::new("warn,seg4diff=info"),
+    };
+    let logger = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_target(false)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(|| AboveBars);
+    logger.try_init().map_err(|e| Error::Failed(format!("cannot start logging: {e}")))
+}
+
+/// Stderr, with the progress bars taken away while a line is written.
+struct AboveBars;
+
+impl Write for AboveBars {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        super::progress::bars().suspend(|| std::io::stderr().write(bytes))
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        std::io::stderr().flush()
+    }
+}

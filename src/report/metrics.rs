@@ -1,0 +1,146 @@
+//! `metrics.jsonl`: one line a step, in step with the checkpoint that a run is resumed from.
+use crate::error::{Error, Result};
+use crate::model::weights::write_atomically;
+use serde::Serialize;
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// What is known of one optimizer step. A value that is not finite is written as `null`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct StepMetrics {
+    /// Steps done, this one included.
+    pub step: u64,
+    /// Times that the whole data set was gone through.
+    pub epoch: u64,
+    /// Images seen, those of this step included.
+    pub samples: u64,
+    /// The weighted sum that is minimised, averaged over the step's forward passes as all terms are.
+    pub loss: f64,
+    /// Flow-matching term, before its weight, as all terms are.
+    pub flow: f64,
+    pub focal: f64,
+    pub dice: f64,
+    /// Term of the softmax alignment, where that is trained.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub align: Option<f64>,
+    /// Learning rate of the score head.
+    pub lr: f64,
+    /// Learning rate of the LoRA.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lora_lr: Option<f64>,
+    /// Norm of the gradient over all trained parameters, before clipping.
+    pub grad_norm: f64,
+    pub images_per_s: f64,
+    /// Wall time that the step took.
+    pub seconds: f64,
+    /// The part of `seconds` in which the step waited for data.
+    pub data_wait_s: f64,
+}
+
+/// The loss terms and speed, as the progress shows them.
+impl std::fmt::Display for StepMetrics {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "loss {:.4}, flow {:.4}", self.loss, self.flow)?;
+        match self.align {
+            Some(align) => write!(f, ", align {align:.4}")?,
+            None => write!(f, ", focal {:.4}, dice {:.4}", self.focal, self.dice)?,
+        }
+        let wait = if self.seconds > 0.0 { 100.0 * self.data_wait_s / self.seconds } else { 0.0 };
+        write!(f, ", {:.2} images/s, data wait {wait:.0} %", self.images_per_s)
+    }
+}
+
+/// The open metrics file of a run.
+pub struct MetricsFile {
+    path: PathBuf,
+    file: File,
+}
+
+impl MetricsFile {
+    /// Opens `path` to go on after `step`: later lines, and a last one that was cut short, are dropped, with the
+    /// old file whole until the new one is. Step 0 starts an empty file.
+    ///
+    /// # Errors
+    /// The file cannot be read or written, or a line before the last is not a step's metrics.
+    pub fn open(path: &Path, step: u64) -> Result<Self> {
+        let old = match std::fs::read(path) {
+            Ok(bytes) => bytes,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+            Err(e) => return Err(Error::file(path, e)),
+        };
+        let kept = lines_to_keep(&old, step).map_err(|problem| Error::file(path, problem))?;
+        write_atomically(path, |out| out.write_all(kept))?;
+        let file = File::options().append(true).open(path).map_err(|e| Error::file(path, e))?;
+        Ok(Self { path: path.to_path_buf(), file })
+    }
+
+    /// Adds one line; it is with the operating system when this returns, so that a killed run keeps it.
+    pub fn write(&mut self, metrics: &StepMetrics) -> Result<()> {
+        let mut line = serde_json::to_string(metrics).map_err(|e| Error::file(&self.path, e))?;
+        line.push('\n');
+        self.file.write_all(line.as_bytes()).map_err(|e| Error::file(&self.path, format!("cannot write: {e}")))
+    }
+
+    /// Brings all lines to the disk: before a checkpoint is written, which counts on them.
+    pub fn sync(&mut self) -> Result<()> {
+        self.file.sync_data().map_err(|e| Error::file(&self.path, format!("cannot write: {e}")))
+    }
+}
+
+/// The lines up to `step`, each whole.
+fn lines_to_keep(text: &[u8], step: u64) -> Result<&[u8], String> {
+    let mut end = 0;
+    for (number, line) in text.split_inclusive(|byte| *byte == b'\n').enumerate() {
+        let found = serde_json::from_slice::<serde_json::Value>(line).ok();
+        let found = found.filter(|_| line.ends_with(b"\n")).and_then(|value| value.get("step")?.as_u64());
+        match found {
+            Some(found) if found <= step => end += line.len(),
+            Some(_) => break,
+            None if end + line.len() == text.len() => break,
+            None => return Err(format!("line {}: not the metrics of a step", number + 1)),
+        }
+    }
+    Ok(&text[..end])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn steps(path: &Path) -> Vec<u64> {
+        let text = std::fs::read_to_string(path).expect("metrics");
+        text.lines()
+            .map(|l| serde_json::from_str::<serde_json::Value>(l).expect("a line")["step"].as_u64().expect("step"))
+            .collect()
+    }
+
+    #[test]
+    fn resuming_cuts_off_later_lines_and_a_torn_one() {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join("metrics.jsonl");
+        let mut file = MetricsFile::open(&path, 0).expect("open");
+        for step in 1..=5 {
+            file.write(&StepMetrics { step, loss: 0.1 + 0.2, ..Default::default() }).expect("write");
+        }
+        let whole = std::fs::read_to_string(&path).expect("metrics");
+        assert!(whole.contains("0.30000000000000004") && !whole.contains("align"), "{whole}");
+        std::fs::write(&path, &whole[..whole.len() - 7]).expect("tear");
+        drop(MetricsFile::open(&path, 5).expect("open"));
+        assert_eq!(steps(&path), [1, 2, 3, 4]);
+        let mut file = MetricsFile::open(&path, 2).expect("open");
+        file.write(&StepMetrics { step: 3, loss: f64::NAN, ..Default::default() }).expect("write");
+        assert_eq!(steps(&path), [1, 2, 3]);
+        assert!(std::fs::read_to_string(&path).expect("metrics").contains("\"loss\":null"));
+        drop(MetricsFile::open(&path, 0).expect("open"));
+        assert_eq!(steps(&path), [0u64; 0]);
+    }
+
+    #[test]
+    fn a_foreign_line_is_named() {
+        assert_eq!(
+            lines_to_keep(b"{\"step\":1}\nhello\n{\"step\":2}\n", 9),
+            Err("line 2: not the metrics of a step".into())
+        );
+    }
+}

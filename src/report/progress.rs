@@ -1,0 +1,81 @@
+//! How far a job is: a bar on a terminal, a line now and then elsewhere.
+use super::metrics::StepMetrics;
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use std::io::{IsTerminal, Write};
+use std::sync::LazyLock;
+use std::time::{Duration, Instant};
+
+/// Time between two plain lines.
+const LINE_EVERY: Duration = Duration::from_secs(10);
+
+/// All bars of the program, so that log lines can be written above them.
+pub(super) fn bars() -> &'static MultiProgress {
+    static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
+    &BARS
+}
+
+/// Progress of one job of a known number of parts (steps, images, …), on stderr.
+pub struct Progress {
+    what: &'static str,
+    total: u64,
+    first: u64,
+    started: Instant,
+    /// Absent where stderr is no terminal.
+    bar: Option<ProgressBar>,
+    last_line: Option<Instant>,
+}
+
+impl Progress {
+    /// Progress from `first` parts, done before (by the run that is resumed), to `total`; `what` is one part's name.
+    pub fn new(what: &'static str, first: u64, total: u64) -> Self {
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let bar = bars().add(ProgressBar::new(total).with_position(first).with_prefix(what));
+            match ProgressStyle::with_template("{prefix} {pos}/{len} {bar:10} {wide_msg}") {
+                Ok(style) => bar.with_style(style),
+                Err(_) => bar,
+            }
+        });
+        Self { what, total, first, started: Instant::now(), bar, last_line: None }
+    }
+
+    /// `done` parts are done; `message` says what else is worth knowing.
+    pub fn update(&mut self, done: u64, message: &str) {
+        let left = self.time_left(done);
+        if let Some(bar) = &self.bar {
+            bar.set_message(format!("{left}{message}"));
+            bar.set_position(done);
+        } else if done >= self.total || self.last_line.is_none_or(|last| last.elapsed() >= LINE_EVERY) {
+            self.last_line = Some(Instant::now());
+            // A closed stderr is no reason to stop the job.
+            let _ = writeln!(std::io::stderr(), "{} {done}/{} {left}{message}", self.what, self.total);
+        }
+    }
+
+    /// A training step is done.
+    pub fn step(&mut self, metrics: &StepMetrics) {
+        self.update(metrics.step, &metrics.to_string());
+    }
+
+    /// From the mean time of a part so far; nothing before the first part and after the last.
+    fn time_left(&self, done: u64) -> String {
+        let (new, open) = (done.saturating_sub(self.first), self.total.saturating_sub(done));
+        if new == 0 || open == 0 {
+            return String::new();
+        }
+        let seconds = (self.started.elapsed().as_secs_f64() / new as f64 * open as f64).round() as u64;
+        let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+        match hours {
+            0 => format!("{minutes}:{seconds:02} left, "),
+            _ => format!("{hours}:{minutes:02}:{seconds:02} left, "),
+        }
+    }
+}
+
+impl Drop for Progress {
+    /// Leaves the bar as it stands: the next line is written below it.
+    fn drop(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.abandon();
+        }
+    }
+}

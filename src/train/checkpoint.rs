@@ -1,0 +1,330 @@
+//! Checkpoints: all that an exact resume needs, in a folder that is whole or not there.
+//!
+//! `OUTPUT/checkpoints/step-000250/` holds `adapter.safetensors` (LoRA and score head), `optimizer.safetensors`,
+//! `config.toml` and `state.json`. It is written as a hidden sibling, every file synced, and then renamed; `state.json`
+//! has length and SHA-256 of the other files, so that damage is seen before anything is read.
+use super::fingerprint::sha256;
+use crate::config::RunConfig;
+use crate::error::{Error, Result};
+use crate::model::weights::{read_all, write, write_atomically};
+use candle_core::{DType, Tensor};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+/// Version of the layout; another one is refused.
+const FORMAT: u32 = 1;
+const ADAPTER: &str = "adapter.safetensors";
+const OPTIMIZER: &str = "optimizer.safetensors";
+const CONFIG: &str = "config.toml";
+const STATE: &str = "state.json";
+/// What folders and files that are being written begin with; those of a killed run are removed.
+const WRITING: &str = ".writing-";
+
+/// Settings that a resumed run may change, because no trained value depends on them: where things lie (the base
+/// model is recognised by its fingerprint), on what and with how many threads it runs, what is kept, when it gives up.
+const FREE: [&str; 9] = [
+    "output",
+    "device",
+    "model.path",
+    "data.workers",
+    "data.max_broken",
+    "train.gradient_checkpointing",
+    "train.max_nonfinite",
+    "checkpoint.every",
+    "checkpoint.keep",
+];
+
+/// Where a run stands.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct State {
+    /// Optimizer steps done.
+    pub step: u64,
+    /// Images seen.
+    pub samples: u64,
+    /// Times that the whole data set was gone through.
+    pub epoch: u64,
+    /// Where the data stream stands, in its own terms.
+    pub cursor: serde_json::Value,
+    /// What else is counted: skipped steps, broken samples, …
+    pub counters: BTreeMap<String, u64>,
+    /// Fingerprint of the base model.
+    pub model: String,
+}
+
+/// One checkpoint in memory. All tensors are f32 and on the CPU.
+#[derive(Clone, Debug)]
+pub struct Checkpoint {
+    pub state: State,
+    /// LoRA and score head by name.
+    pub adapter: BTreeMap<String, Tensor>,
+    /// Optimizer state by name.
+    pub optimizer: BTreeMap<String, Tensor>,
+}
+
+/// `state.json`.
+#[derive(Serialize, Deserialize)]
+struct StateFile {
+    format: u32,
+    state: State,
+    files: BTreeMap<String, FileSum>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct FileSum {
+    bytes: u64,
+    sha256: String,
+}
+
+impl Checkpoint {
+    /// Writes the checkpoint of its step under `output`, then removes all but the `checkpoint.keep` newest.
+    pub fn save(&self, output: &Path, config: &RunConfig) -> Result<PathBuf> {
+        let parent = output.join("checkpoints");
+        std::fs::create_dir_all(&parent).map_err(|e| Error::file(&parent, e))?;
+        sync_folder(output)?;
+        let name = format!("step-{:06}", self.state.step);
+        let aside = parent.join(format!("{WRITING}{name}"));
+        remove_if_there(&aside)?;
+        std::fs::create_dir(&aside).map_err(|e| Error::file(&aside, e))?;
+        self.fill(&aside, config)?;
+
+        let folder = parent.join(name);
+        if folder.exists() {
+            // A folder cannot be renamed over another: the old one steps aside first.
+            let old = parent.join(format!("{WRITING}replaced"));
+            remove_if_there(&old)?;
+            rename(&folder, &old)?;
+        }
+        rename(&aside, &folder)?;
+        sync_folder(&parent)?;
+        remove_if_there(&parent.join(format!("{WRITING}replaced")))?;
+        if config.checkpoint.keep > 0 {
+            for (_, old) in list(output)?.into_iter().rev().skip(config.checkpoint.keep) {
+                remove_if_there(&old)?;
+            }
+        }
+        Ok(folder)
+    }
+
+    fn fill(&self, folder: &Path, config: &RunConfig) -> Result<()> {
+        write(&folder.join(ADAPTER), &self.adapter, &BTreeMap::new())?;
+        write(&folder.join(OPTIMIZER), &self.optimizer, &BTreeMap::new())?;
+        write_atomically(&folder.join(CONFIG), |out| out.write_all(config.to_toml().as_bytes()))?;
+        let mut files = BTreeMap::new();
+        for name in [ADAPTER, OPTIMIZER, CONFIG] {
+            let (sha256, bytes) = sha256(&folder.join(name))?;
+            files.insert(name.to_string(), FileSum { bytes, sha256 });
+        }
+        let state = StateFile { format: FORMAT, state: self.state.clone(), files };
+        let path = folder.join(STATE);
+        let text = serde_json::to_vec_pretty(&state).map_err(|e| Error::file(&path, e))?;
+        write_atomically(&path, |out| out.write_all(&text))
+    }
+
+    /// Reads the checkpoint in `folder` for a run with `config` on the base model of this `fingerprint`.
+    ///
+    /// # Errors
+    /// The checkpoint is damaged; or (`Error::Usage`, unless `force`) it is from another configuration or model:
+    /// the message names every setting that differs.
+    pub fn load(folder: &Path, config: &RunConfig, fingerprint: &str, force: bool) -> Result<Self> {
+        let state = verify(folder)?;
+        let mut differences = differing_settings(&folder.join(CONFIG), config)?;
+        if state.model != fingerprint {
+            differences.push(format!(
+                "model.path: the model in {} is not the one that the checkpoint was trained on",
+                config.model.path
+            ));
+        }
+        if !differences.is_empty() {
+            let differences = differences.join("\n  ");
+            let folder = folder.display();
+            if !force {
+                return Err(Error::Usage(format!(
+                    "{folder}: the checkpoint is from another configuration; --force takes it all the same\n  {differences}"
+                )));
+            }
+            tracing::warn!("{folder}: resuming from another configuration, as --force says\n  {differences}");
+        }
+        Self::with_tensors(state, folder)
+    }
+
+    /// Reads the checkpoint in `folder` for whatever config and model it is.
+    ///
+    /// # Errors
+    /// The checkpoint is damaged.
+    pub fn read(folder: &Path) -> Result<Self> {
+        Self::with_tensors(verify(folder)?, folder)
+    }
+
+    fn with_tensors(state: State, folder: &Path) -> Result<Self> {
+        Ok(Self { state, adapter: read_f32(&folder.join(ADAPTER))?, optimizer: read_f32(&folder.join(OPTIMIZER))? })
+    }
+}
+
+/// The configuration that the checkpoint in `folder` was trained with.
+pub fn config_of(folder: &Path) -> Result<RunConfig> {
+    RunConfig::load(&folder.join(CONFIG), &[])
+}
+
+/// The checkpoints under `output`, oldest first, whole or not.
+pub fn list(output: &Path) -> Result<Vec<(u64, PathBuf)>> {
+    let parent = output.join("checkpoints");
+    let mut found: Vec<(u64, PathBuf)> =
+        entries(&parent)?.into_iter().filter_map(|path| Some((step_of(&path)?, path))).collect();
+    found.sort();
+    Ok(found)
+}
+
+/// The newest checkpoint under `output` that is whole; newer ones that are not are passed over with a warning.
+///
+/// # Errors
+/// There are checkpoints, but none is whole: to start over silently would throw a run away.
+pub fn newest_whole(output: &Path) -> Result<Option<PathBuf>> {
+    let mut damage = Vec::new();
+    for (_, folder) in list(output)?.into_iter().rev() {
+        match verify(&folder) {
+            Ok(_) => return Ok(Some(folder)),
+            Err(e) => {
+                tracing::warn!("passing over a checkpoint that is not whole: {e}");
+                damage.push(e.to_string());
+            }
+        }
+    }
+    if damage.is_empty() {
+        return Ok(None);
+    }
+    Err(Error::file(output.join("checkpoints"), format!("no checkpoint is whole: {}", damage.join("; "))))
+}
+
+/// Checks that the checkpoint in `folder` is all there and undamaged.
+pub fn verify(folder: &Path) -> Result<State> {
+    let path = folder.join(STATE);
+    if !path.is_file() {
+        return Err(Error::file(folder, format!("not a checkpoint: it has no {STATE}")));
+    }
+    let text = std::fs::read(&path).map_err(|e| Error::file(&path, e))?;
+    let damaged = |e: serde_json::Error| Error::file(&path, format!("damaged: {e}"));
+    let value: serde_json::Value = serde_json::from_slice(&text).map_err(damaged)?;
+    match value.get("format").and_then(|format| format.as_u64()) {
+        Some(format) if format == u64::from(FORMAT) => {}
+        Some(format) => {
+            return Err(Error::file(&path, format!("format {format} of another version, expected {FORMAT}")));
+        }
+        None => return Err(Error::file(&path, "damaged: it has no format")),
+    }
+    let StateFile { state, files, .. } = serde_json::from_value(value).map_err(damaged)?;
+    if step_of(folder).is_some_and(|step| step != state.step) {
+        return Err(Error::file(&path, format!("step {} in a folder of another step", state.step)));
+    }
+    for name in [ADAPTER, OPTIMIZER, CONFIG] {
+        let file = folder.join(name);
+        let Some(sum) = files.get(name) else {
+            return Err(Error::file(&path, format!("damaged: it does not list {name}")));
+        };
+        let length = std::fs::metadata(&file).map_err(|e| Error::file(&file, e))?.len();
+        if length != sum.bytes {
+            return Err(Error::file(&file, format!("damaged: {length} bytes, expected {}", sum.bytes)));
+        }
+        let found = sha256(&file)?.0;
+        if found != sum.sha256 {
+            return Err(Error::file(&file, format!("damaged: SHA-256 {found}, expected {}", sum.sha256)));
+        }
+    }
+    Ok(state)
+}
+
+/// Renames the checkpoints after `step` to `step-….superseded`: a run that goes on from `step` writes new ones, and
+/// the old ones must not be taken for them.
+pub fn supersede_after(output: &Path, step: u64) -> Result<()> {
+    for (_, folder) in list(output)?.into_iter().filter(|(found, _)| *found > step) {
+        let name = folder.with_extension("superseded");
+        remove_if_there(&name)?;
+        rename(&folder, &name)?;
+        tracing::info!("set aside as {}: the run goes on from step {step}", name.display());
+    }
+    Ok(())
+}
+
+/// Removes what a killed run left half-written in `output`.
+pub fn remove_leftovers(output: &Path) -> Result<()> {
+    for folder in [output.to_path_buf(), output.join("checkpoints")] {
+        for path in entries(&folder)? {
+            if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(WRITING)) {
+                remove_if_there(&path)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The settings of the checkpoint's config that differ from `config` and matter, one line each.
+fn differing_settings(file: &Path, config: &RunConfig) -> Result<Vec<String>> {
+    let text = std::fs::read_to_string(file).map_err(|e| Error::file(file, e))?;
+    let (was, now) = (flat(&text), flat(&config.to_toml()));
+    let (was, now) = (was.map_err(|e| Error::file(file, e))?, now.map_err(|e| Error::file(file, e))?);
+    let keys: BTreeSet<&String> = was.keys().chain(now.keys()).collect();
+    let show = |value: Option<&toml::Value>| value.map_or("nothing".to_string(), |value| value.to_string());
+    Ok(keys
+        .into_iter()
+        .filter(|key| was.get(*key) != now.get(*key) && !FREE.contains(&key.as_str()))
+        .map(|key| format!("{key}: {} in the checkpoint, {} now", show(was.get(key)), show(now.get(key))))
+        .collect())
+}
+
+/// Settings of a TOML text by dotted key.
+fn flat(text: &str) -> Result<BTreeMap<String, toml::Value>, toml::de::Error> {
+    let mut settings = BTreeMap::new();
+    for (key, value) in text.parse::<toml::Table>()? {
+        match value {
+            toml::Value::Table(section) => {
+                settings.extend(section.into_iter().map(|(name, value)| (format!("{key}.{name}"), value)))
+            }
+            value => drop(settings.insert(key, value)),
+        }
+    }
+    Ok(settings)
+}
+
+fn read_f32(file: &Path) -> Result<BTreeMap<String, Tensor>> {
+    let tensors = read_all(file)?;
+    match tensors.iter().find(|(_, tensor)| tensor.dtype() != DType::F32) {
+        Some((name, tensor)) => {
+            Err(Error::file(file, format!("tensor {name} is {}, expected f32", tensor.dtype().as_str())))
+        }
+        None => Ok(tensors),
+    }
+}
+
+/// The step that a checkpoint's folder name says; `None` for any other path.
+fn step_of(folder: &Path) -> Option<u64> {
+    let digits = folder.file_name()?.to_str()?.strip_prefix("step-")?;
+    if digits.bytes().all(|byte| byte.is_ascii_digit()) { digits.parse().ok() } else { None }
+}
+
+/// What is in a folder; nothing if it is not there.
+fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
+    match std::fs::read_dir(folder) {
+        Ok(entries) => entries.map(|entry| Ok(entry?.path())).collect::<std::io::Result<_>>(),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(e) => Err(e),
+    }
+    .map_err(|e| Error::file(folder, e))
+}
+
+fn rename(from: &Path, to: &Path) -> Result<()> {
+    std::fs::rename(from, to).map_err(|e| Error::file(from, format!("cannot rename to {}: {e}", to.display())))
+}
+
+fn remove_if_there(path: &Path) -> Result<()> {
+    let removed = if path.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) };
+    match removed {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::file(path, format!("cannot remove: {e}"))),
+        _ => Ok(()),
+    }
+}
+
+fn sync_folder(folder: &Path) -> Result<()> {
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(|e| Error::file(folder, e))
+}

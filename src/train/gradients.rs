@@ -1,0 +1,228 @@
+//! Loss terms and gradients of one micro-batch, with blocks recomputed where memory asks for it.
+use super::parameters::Parameters;
+use crate::config::LossConfig;
+use crate::loss::{AlignmentLoss, SampleTargets, alignment_loss, flow_loss};
+use crate::model::mmdit::{MmDit, Probe, Streams};
+use candle_core::backprop::GradStore;
+use candle_core::{Result, Tensor, Var};
+
+/// A micro-batch as the network sees it.
+pub struct StepInputs {
+    /// `[batch, channels, h, w]`
+    pub latents: Tensor,
+    /// As `latents`.
+    pub noise: Tensor,
+    /// `[batch]`, 0 is the image and 1 the noise.
+    pub sigma: Tensor,
+    /// `[batch]`, what the model is told: 1000σ.
+    pub timestep: Tensor,
+    /// `[batch, text tokens, joint width]`
+    pub context: Tensor,
+    /// `[batch, pooled width]`
+    pub pooled: Tensor,
+    /// One for each image.
+    pub targets: Vec<SampleTargets>,
+}
+
+/// Unweighted loss terms, and their weighted sum; absent terms were not computed.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct LossTerms {
+    pub total: f32,
+    pub flow: Option<f32>,
+    pub focal: Option<f32>,
+    pub dice: Option<f32>,
+    pub align: Option<f32>,
+}
+
+/// How the step runs: the same numbers in every case.
+#[derive(Clone, Copy, Debug)]
+pub struct StepPlan {
+    pub expert_layer: usize,
+    /// The first blocks, so many, keep only their input and run again in the backward pass.
+    pub recomputed_blocks: usize,
+}
+
+/// Gradients of the weighted loss, one for each of the parameters; none where the loss does not depend on it.
+pub struct Gradients {
+    pub terms: LossTerms,
+    pub of: Vec<Option<Tensor>>,
+}
+
+struct Step<'a> {
+    model: &'a MmDit,
+    parameters: &'a Parameters,
+    score_head: Option<Vec<Tensor>>,
+    config: &'a LossConfig,
+    inputs: &'a StepInputs,
+    conditioning: Tensor,
+    grid: (usize, usize),
+    expert_layer: usize,
+    gradients: Gradients,
+}
+
+/// One forward and backward pass.
+pub fn gradients(
+    model: &MmDit,
+    parameters: &Parameters,
+    config: &LossConfig,
+    inputs: &StepInputs,
+    plan: StepPlan,
+) -> Result<Gradients> {
+    let sigma = inputs.sigma.reshape(((), 1, 1, 1))?;
+    let noised = (inputs.latents.broadcast_mul(&(1.0 - &sigma)?)? + inputs.noise.broadcast_mul(&sigma)?)?;
+    let embedded = model.embedding.embed(&noised, &inputs.timestep, &inputs.context, &inputs.pooled)?;
+    let mut step = Step {
+        model,
+        parameters,
+        score_head: parameters.score_head(),
+        config,
+        inputs,
+        conditioning: embedded.conditioning,
+        grid: embedded.grid,
+        expert_layer: plan.expert_layer,
+        gradients: Gradients { terms: LossTerms::default(), of: vec![None; parameters.all.len()] },
+    };
+    step.run(embedded.streams, plan.recomputed_blocks)?;
+    Ok(step.gradients)
+}
+
+impl Step<'_> {
+    fn run(&mut self, streams: Streams, recomputed: usize) -> Result<()> {
+        let with_flow = self.config.flow_weight > 0.0;
+        // The mask loss reaches no further than the expert.
+        let blocks = if with_flow { self.model.blocks.len() } else { self.expert_layer + 1 };
+        let recomputed = recomputed.min(blocks);
+        let mut kept = Vec::with_capacity(recomputed);
+        let mut streams = streams;
+        for block in &self.model.blocks[..recomputed] {
+            kept.push(streams.clone());
+            let (out, _) = block.forward(&streams, &self.conditioning)?;
+            streams = Streams { image: out.image.detach(), text: out.text.detach() };
+        }
+
+        let start =
+            if recomputed > self.parameters.first_block() { Leaf::new(&streams)? } else { Leaf::constant(streams) };
+        let mut streams = start.streams.clone();
+        let mut loss = Sum::default();
+        for (layer, block) in self.model.blocks.iter().enumerate().take(blocks).skip(recomputed) {
+            if layer == self.expert_layer && !with_flow {
+                let probe = block.probe(&streams, &self.conditioning)?;
+                self.align(&probe, &mut loss)?;
+                break;
+            }
+            let (out, probe) = block.forward(&streams, &self.conditioning)?;
+            if layer == self.expert_layer {
+                self.align(&probe, &mut loss)?;
+            }
+            streams = out;
+        }
+        if with_flow {
+            let velocity = self.model.embedding.finish(&streams.image, &self.conditioning, self.grid)?;
+            let flow = flow_loss(&velocity, &self.inputs.latents, &self.inputs.noise)?;
+            self.gradients.terms.flow = Some(flow.to_scalar()?);
+            loss.add((flow * self.config.flow_weight)?)?;
+        }
+        drop(streams);
+        let mut above = self.backward(loss, &start)?;
+        let first = self.parameters.first_block();
+        for layer in (first..recomputed).rev() {
+            let Some(input) = kept.pop() else { break };
+            let leaf = if layer > first { Leaf::new(&input)? } else { Leaf::constant(input) };
+            let mut loss = Sum::default();
+            if layer == self.expert_layer && !with_flow {
+                let probe = self.model.blocks[layer].probe(&leaf.streams, &self.conditioning)?;
+                self.align(&probe, &mut loss)?;
+            } else {
+                let (out, probe) = self.model.blocks[layer].forward(&leaf.streams, &self.conditioning)?;
+                // In the order of the undivided graph, so that sums come out the same to the bit.
+                if layer == self.expert_layer {
+                    self.align(&probe, &mut loss)?;
+                }
+                for (out, grad) in [(&out.image, &above.0), (&out.text, &above.1)] {
+                    if let Some(grad) = grad {
+                        loss.add((out * grad)?.sum_all()?)?;
+                    }
+                }
+            }
+            above = self.backward(loss, &leaf)?;
+        }
+        let terms = &mut self.gradients.terms;
+        let weighted = [
+            (terms.flow, self.config.flow_weight),
+            (terms.focal, self.config.focal_weight),
+            (terms.dice, self.config.dice_weight),
+            (terms.align, self.config.align_weight),
+        ];
+        terms.total = weighted.iter().map(|(term, weight)| term.unwrap_or(0.0) * *weight as f32).sum();
+        Ok(())
+    }
+
+    /// Adds the alignment loss of the expert's attention.
+    fn align(&mut self, probe: &Probe, loss: &mut Sum) -> Result<()> {
+        let heads = self.model.config.num_attention_heads;
+        let head = self.score_head.as_deref();
+        let terms = &mut self.gradients.terms;
+        match alignment_loss(probe, heads, self.grid, &self.inputs.targets, head, self.config)? {
+            AlignmentLoss::None => Ok(()),
+            AlignmentLoss::Sigmoid { focal, dice } => {
+                (terms.focal, terms.dice) = (Some(focal.to_scalar()?), Some(dice.to_scalar()?));
+                loss.add(((focal * self.config.focal_weight)? + (dice * self.config.dice_weight)?)?)
+            }
+            AlignmentLoss::Softmax { align } => {
+                terms.align = Some(align.to_scalar()?);
+                loss.add((align * self.config.align_weight)?)
+            }
+        }
+    }
+
+    /// Pulls the loss back: adds to the parameters' gradients, returns those of the leaf's streams.
+    fn backward(&mut self, loss: Sum, leaf: &Leaf) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let Some(loss) = loss.0.filter(Tensor::track_op) else { return Ok((None, None)) };
+        let grads = loss.backward()?;
+        for (parameter, sum) in self.parameters.all.iter().zip(&mut self.gradients.of) {
+            if let Some(grad) = grads.get(parameter.var.as_tensor()) {
+                *sum = Some(match sum.take() {
+                    None => grad.clone(),
+                    Some(sum) => (sum + grad)?,
+                });
+            }
+        }
+        Ok(leaf.gradients(&grads))
+    }
+}
+
+/// Where a piece of the graph begins.
+struct Leaf {
+    streams: Streams,
+}
+
+impl Leaf {
+    /// Begins a graph that gradients flow out of.
+    fn new(streams: &Streams) -> Result<Self> {
+        let leaf = |t: &Tensor| Result::Ok(Var::from_tensor(t)?.into_inner());
+        Ok(Self { streams: Streams { image: leaf(&streams.image)?, text: leaf(&streams.text)? } })
+    }
+
+    /// Begins where nothing below is trained.
+    fn constant(streams: Streams) -> Self {
+        Self { streams }
+    }
+
+    fn gradients(&self, grads: &GradStore) -> (Option<Tensor>, Option<Tensor>) {
+        (grads.get(&self.streams.image).cloned(), grads.get(&self.streams.text).cloned())
+    }
+}
+
+/// A sum of losses that may be empty.
+#[derive(Default)]
+struct Sum(Option<Tensor>);
+
+impl Sum {
+    fn add(&mut self, term: Tensor) -> Result<()> {
+        self.0 = Some(match self.0.take() {
+            None => term,
+            Some(sum) => (sum + term)?,
+        });
+        Ok(())
+    }
+}

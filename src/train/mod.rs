@@ -1,0 +1,14 @@
+//! The training job: its loop, gradients, optimizer and schedule; its folder and checkpoints.
+pub mod checkpoint;
+pub mod fingerprint;
+pub mod gradients;
+mod inputs;
+mod memory;
+pub mod optimizer;
+pub mod parameters;
+mod run;
+pub mod run_folder;
+pub mod schedule;
+pub mod trained;
+
+pub use run::run;

@@ -1,0 +1,216 @@
+//! What is trained: LoRA matrices and the score head, by name, always in f32.
+use crate::config::{LayerChoice, RunConfig};
+use crate::error::{Error, Result};
+use crate::model::lora::{Adapter, Lora};
+use crate::model::mmdit::MmDit;
+use crate::ops;
+use candle_core::{Device, Tensor, Var};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use rand_distr::{Distribution, StandardNormal};
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+
+/// Which learning rate a parameter follows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Group {
+    Lora,
+    ScoreHead,
+}
+
+pub struct Parameter {
+    /// `lora.transformer_blocks.0.attn.to_q.down`, `….up`, or `score_head.0.weight`.
+    pub name: String,
+    pub var: Var,
+    pub group: Group,
+}
+
+/// All trained parameters in a fixed order: LoRA modules in the order of the model, then the score head.
+pub struct Parameters {
+    pub all: Vec<Parameter>,
+    rank: usize,
+    alpha: f64,
+}
+
+impl Parameters {
+    /// Fresh parameters for the configured targets and layers of `model`, the same for the same seed: A normal with
+    /// standard deviation 1/rank, B zero (PEFT's `init_lora_weights="gaussian"`), the score head as torch's `Conv2d`.
+    ///
+    /// Fails if no layer matches, naming what could.
+    pub fn new(config: &RunConfig, model: &mut MmDit, device: &Device) -> Result<Self> {
+        let rank = config.lora.rank;
+        let mut all = vec![];
+        for (name, (inner, outer)) in chosen_layers(config, model)? {
+            let mut random = random(config.seed, &name);
+            let down: Vec<f32> = (0..rank * inner)
+                .map(|_| Distribution::<f32>::sample(&StandardNormal, &mut random) / rank as f32)
+                .collect();
+            let mut add = |suffix: &str, tensor: Tensor| -> Result<()> {
+                let var = Var::from_tensor(&tensor)?;
+                all.push(Parameter { name: format!("lora.{name}.{suffix}"), var, group: Group::Lora });
+                Ok(())
+            };
+            add("down", Tensor::from_vec(down, (rank, inner), device)?)?;
+            add("up", Tensor::zeros((outer, rank), candle_core::DType::F32, device)?)?;
+        }
+        if uses_score_head(config) {
+            for (name, shape) in ops::PARAMETERS {
+                let mut random = random(config.seed, &format!("score_head.{name}"));
+                // torch: weight and bias uniform within 1/sqrt(fan in)
+                let fan_in = if name.starts_with('0') { 9 } else { 9 * ops::CHANNELS };
+                let bound = 1.0 / (fan_in as f32).sqrt();
+                let values = (0..shape.iter().product()).map(|_| random.random_range(-bound..bound)).collect();
+                all.push(Parameter {
+                    name: format!("score_head.{name}"),
+                    var: Var::from_tensor(&Tensor::from_vec::<_, f32>(values, shape, device)?)?,
+                    group: Group::ScoreHead,
+                });
+            }
+        }
+        Ok(Self { all, rank, alpha: config.lora.alpha })
+    }
+
+    /// Overwrites all parameters; `tensors` must have exactly their names and shapes.
+    pub fn load(&self, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
+        let names: Vec<&String> = self.all.iter().map(|p| &p.name).collect();
+        if let Some(name) = tensors.keys().find(|name| !names.contains(name)) {
+            return Err(Error::Failed(format!("checkpoint: {name} is not trained by this configuration")));
+        }
+        for parameter in &self.all {
+            let Some(tensor) = tensors.get(&parameter.name) else {
+                return Err(Error::Failed(format!("checkpoint: {} is missing", parameter.name)));
+            };
+            if tensor.dims() != parameter.var.dims() {
+                return Err(Error::Failed(format!(
+                    "checkpoint: {} has shape {:?}, expected {:?}",
+                    parameter.name,
+                    tensor.dims(),
+                    parameter.var.dims()
+                )));
+            }
+            parameter.var.set(&tensor.to_device(parameter.var.device())?)?;
+        }
+        Ok(())
+    }
+
+    /// Copies on the CPU, by name.
+    pub fn tensors(&self) -> Result<BTreeMap<String, Tensor>> {
+        let copy = |p: &Parameter| Ok((p.name.clone(), p.var.as_detached_tensor().to_device(&Device::Cpu)?.copy()?));
+        self.all.iter().map(copy).collect()
+    }
+
+    /// The adapters; they share the parameters' memory, so that a step shows in the model they are attached to.
+    pub fn adapter(&self) -> Adapter {
+        let mut adapter = Adapter::new();
+        for pair in self.all.iter().filter(|p| p.group == Group::Lora).collect::<Vec<_>>().chunks_exact(2) {
+            if let Some(module) = pair[0].name.strip_prefix("lora.").and_then(|name| name.strip_suffix(".down")) {
+                let (down, up) = (pair[0].var.as_tensor().clone(), pair[1].var.as_tensor().clone());
+                adapter.insert(module.to_string(), Lora { down, up, alpha: self.alpha });
+            }
+        }
+        adapter
+    }
+
+    /// The score head's parameters in the order of [`ops::PARAMETERS`]; none if it is not used.
+    pub fn score_head(&self) -> Option<Vec<Tensor>> {
+        let head: Vec<Tensor> =
+            self.all.iter().filter(|p| p.group == Group::ScoreHead).map(|p| p.var.as_tensor().clone()).collect();
+        (!head.is_empty()).then_some(head)
+    }
+
+    /// The lowest block with an adapter: no gradient is needed below it.
+    pub fn first_block(&self) -> usize {
+        let block = |p: &Parameter| p.name.strip_prefix("lora.transformer_blocks.")?.split('.').next()?.parse().ok();
+        self.all.iter().filter_map(block).min().unwrap_or(0)
+    }
+
+    /// Number of trained values.
+    pub fn count(&self) -> usize {
+        self.all.iter().map(|p| p.var.elem_count()).sum()
+    }
+
+    /// What is trained, as a table for people: a line a kind of layer.
+    pub fn table(&self, model: &MmDit) -> String {
+        let mut kinds: BTreeMap<String, (Vec<usize>, usize)> = BTreeMap::new();
+        for parameter in &self.all {
+            let (kind, layer) = match parameter.name.strip_prefix("lora.transformer_blocks.") {
+                Some(rest) => {
+                    let (layer, module) = rest.split_once('.').unwrap_or(("", rest));
+                    let module = module.trim_end_matches(".down").trim_end_matches(".up");
+                    (format!("LoRA {module}"), layer.parse().ok())
+                }
+                None => ("score head".to_string(), None),
+            };
+            let entry = kinds.entry(kind).or_default();
+            entry.0.extend(layer.filter(|layer| !entry.0.contains(layer)));
+            entry.1 += parameter.var.elem_count();
+        }
+        let mut table = format!("{:<28} {:>8} {:>6} {:>12}\n", "trained", "blocks", "rank", "parameters");
+        for (kind, (layers, count)) in &kinds {
+            let blocks = match layers.len() {
+                0 => String::new(),
+                n => format!("{n}/{}", model.blocks.len()),
+            };
+            let rank = if layers.is_empty() { String::new() } else { self.rank.to_string() };
+            table += &format!("{kind:<28} {blocks:>8} {rank:>6} {count:>12}\n");
+        }
+        table + &format!("{:<28} {:>8} {:>6} {:>12}", "total", "", "", self.count())
+    }
+}
+
+/// Whether the configuration trains a score head: it serves the sigmoid form alone.
+fn uses_score_head(config: &RunConfig) -> bool {
+    let loss = &config.loss;
+    loss.score_head
+        && loss.alignment == crate::config::Alignment::Sigmoid
+        && (loss.focal_weight > 0.0 || loss.dice_weight > 0.0)
+}
+
+/// Layers that get an adapter: targets on the configured blocks, and none above the expert if only the mask loss,
+/// which does not reach further, is trained.
+fn chosen_layers(config: &RunConfig, model: &mut MmDit) -> Result<Vec<(String, (usize, usize))>> {
+    let blocks = model.blocks.len();
+    let last = if config.loss.flow_weight == 0.0 { config.model.expert_layer } else { blocks - 1 };
+    if let LayerChoice::List(layers) = &config.lora.layers {
+        if let Some(layer) = layers.iter().find(|layer| **layer >= blocks) {
+            return Err(Error::Usage(format!("lora.layers: block {layer} does not exist, the model has {blocks}")));
+        }
+    }
+    let mut chosen = vec![];
+    let mut modules = std::collections::BTreeSet::new();
+    for (name, sizes) in model.adaptable() {
+        let Some((layer, module)) = name.strip_prefix("transformer_blocks.").and_then(|rest| rest.split_once('.'))
+        else {
+            continue;
+        };
+        let layer: usize = layer.parse().unwrap_or(usize::MAX);
+        let wanted = match &config.lora.layers {
+            LayerChoice::All => true,
+            LayerChoice::List(layers) => layers.contains(&layer),
+        };
+        modules.insert(module.to_string());
+        if wanted && layer <= last && config.lora.targets.iter().any(|target| target == module) {
+            chosen.push((name.clone(), sizes));
+        }
+    }
+    for target in &config.lora.targets {
+        if !chosen.iter().any(|(name, _)| name.ends_with(&format!(".{target}"))) {
+            return Err(Error::Usage(format!(
+                "lora.targets: \"{target}\" matches no layer; this model has {}",
+                modules.iter().cloned().collect::<Vec<_>>().join(", ")
+            )));
+        }
+    }
+    if chosen.is_empty() {
+        return Err(Error::Usage("lora.targets and lora.layers match no layer of the model".into()));
+    }
+    Ok(chosen)
+}
+
+/// Random numbers of one parameter: they depend on the seed and its name alone.
+fn random(seed: u64, name: &str) -> ChaCha8Rng {
+    let digest = Sha256::new().chain_update(seed.to_le_bytes()).chain_update(name.as_bytes()).finalize();
+    let mut key = [0u8; 32];
+    key.copy_from_slice(&digest);
+    ChaCha8Rng::from_seed(key)
+}

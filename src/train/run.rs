@@ -1,0 +1,336 @@
+//! The loop: batch, noise, forward, loss, backward, clip, step, log, checkpoint.
+use super::checkpoint::{Checkpoint, State};
+use super::fingerprint::fingerprint;
+use super::gradients::{Gradients, LossTerms, StepPlan, gradients};
+use super::inputs::InputMaker;
+use super::memory::{self, StepSize};
+use super::optimizer::{AdamW, clip_factor, gradient_norm};
+use super::parameters::Parameters;
+use super::run_folder::RunFolder;
+use super::schedule::learning_rate;
+use super::trained::origin_of;
+use crate::config::{RequiredFiles, RunConfig};
+use crate::data::{Cursor, Loader};
+use crate::error::{Error, Result};
+use crate::model::adapter_files::{self, Format};
+use crate::model::files::{ModelFiles, Part};
+use crate::model::pipeline::{Pipeline, PipelineOptions};
+use crate::report::metrics::{MetricsFile, StepMetrics};
+use crate::report::progress::Progress;
+use crate::sample::scheduler::Scheduler;
+use candle_core::{Device, Tensor};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// Name of the counter of steps in a row without a finite loss and gradient, and of that of all such steps.
+const NONFINITE_NOW: &str = "nonfinite_in_a_row";
+const NONFINITE_ALL: &str = "nonfinite";
+
+/// Trains as `config` says, into `folder`, from its checkpoint if there is one.
+pub fn run(config: &RunConfig, device: &Device, folder: &RunFolder, force: bool) -> Result<()> {
+    let stop = stop_on_signals()?;
+    let files = ModelFiles::open(&config.model.path)?;
+    let model = fingerprint(&base_files(&files, config)?)?;
+    let checkpoint = folder.load(config, &model, force)?;
+    let mut trainer = Trainer::new(config, device, &files, model, checkpoint)?;
+    tracing::info!("{}", trainer.summary());
+    let metrics = folder.begin(config, trainer.state.step)?;
+    if trainer.train(folder.path(), metrics, &stop)? {
+        trainer.export(&folder.path().join("lora.safetensors"))
+    } else {
+        Ok(())
+    }
+}
+
+/// Everything that changes while training, and what it is computed with.
+struct Trainer<'a> {
+    config: &'a RunConfig,
+    device: &'a Device,
+    pipeline: Pipeline,
+    scheduler: Scheduler,
+    parameters: Parameters,
+    optimizer: AdamW,
+    loader: Loader,
+    plan: StepPlan,
+    state: State,
+}
+
+impl<'a> Trainer<'a> {
+    fn new(
+        config: &'a RunConfig,
+        device: &'a Device,
+        files: &ModelFiles,
+        model: String,
+        checkpoint: Option<Checkpoint>,
+    ) -> Result<Self> {
+        let mut pipeline = Pipeline::load(
+            files,
+            &PipelineOptions {
+                text_encoders: config.model.text_encoders.clone(),
+                t5_tokens: config.model.t5_tokens,
+                dtype: config.model.dtype.dtype(),
+                device: device.clone(),
+            },
+        )?;
+        let blocks = pipeline.transformer.blocks.len();
+        if config.model.expert_layer >= blocks {
+            let layer = config.model.expert_layer;
+            return Err(Error::Usage(format!("model.expert_layer is {layer}, but the model has {blocks} blocks")));
+        }
+        let (_, height, width) = pipeline.latent_shape(config.data.resolution)?;
+        let parameters = Parameters::new(config, &mut pipeline.transformer, device)?;
+        let mut optimizer = AdamW::new(&parameters);
+        let mut state = State { model, ..State::default() };
+        let mut cursor = None;
+        if let Some(checkpoint) = checkpoint {
+            parameters.load(&checkpoint.adapter)?;
+            optimizer.load(&parameters, &checkpoint.optimizer)?;
+            state = State { model: state.model, ..checkpoint.state };
+            cursor = Some(serde_json::from_value::<Cursor>(state.cursor.clone()).map_err(|e| {
+                Error::Failed(format!("checkpoint of step {}: not a position in the data: {e}", state.step))
+            })?);
+        }
+        pipeline.transformer.attach(&parameters.adapter())?;
+        let loader = Loader::new(&config.data, config.seed, cursor.as_ref(), config.loss.uses_masks())?;
+        let patch = pipeline.transformer.config.patch_size;
+        let size = StepSize {
+            batch: config.train.batch,
+            image_tokens: height / patch * (width / patch),
+            text_tokens: pipeline.text_encoders.tokens(),
+            value_bytes: if device.is_cpu() { 4 } else { config.model.dtype.dtype().size_in_bytes() },
+        };
+        let recomputed_blocks = memory::recomputed_blocks(
+            config.train.gradient_checkpointing,
+            &pipeline.transformer.config,
+            size,
+            memory::free_bytes(device),
+        );
+        Ok(Self {
+            plan: StepPlan { expert_layer: config.model.expert_layer, recomputed_blocks },
+            scheduler: Scheduler::open(files)?,
+            config,
+            device,
+            pipeline,
+            parameters,
+            optimizer,
+            loader,
+            state,
+        })
+    }
+
+    /// What is trained on what, for people.
+    fn summary(&self) -> String {
+        let blocks = self.pipeline.transformer.blocks.len();
+        format!(
+            "{} on {:?}, frozen weights in {:?}; {} of {blocks} blocks recomputed in the backward pass\n{}",
+            self.config.model.path,
+            self.device.location(),
+            self.config.model.dtype.dtype(),
+            self.plan.recomputed_blocks,
+            self.parameters.table(&self.pipeline.transformer)
+        )
+    }
+
+    /// Runs to the last step, or until asked to stop; returns whether the run is complete.
+    fn train(&mut self, output: &Path, mut metrics: MetricsFile, stop: &AtomicBool) -> Result<bool> {
+        let steps = self.config.train.steps;
+        let mut progress = Progress::new("step", self.state.step, steps);
+        while self.state.step < steps {
+            let line = self.step()?;
+            metrics.write(&line)?;
+            progress.step(&line);
+            let step = self.state.step;
+            let every = self.config.checkpoint.every;
+            let stopping = stop.load(Ordering::Relaxed);
+            if step == steps || stopping || (every > 0 && step % every == 0) {
+                metrics.sync()?;
+                self.save(output)?;
+            }
+            if stopping && step < steps {
+                drop(progress);
+                tracing::info!("stopped after step {step} of {steps}; go on with the same command and --resume");
+                return Ok(false);
+            }
+        }
+        let coverage = self.loader.coverage();
+        tracing::info!(
+            "{} samples, {} broken ones passed over, {} of this epoch's {} with masks, {} steps without a finite loss",
+            self.state.samples,
+            self.state.counters.get("broken").unwrap_or(&0),
+            coverage.with_masks,
+            coverage.samples,
+            self.state.counters.get(NONFINITE_ALL).unwrap_or(&0),
+        );
+        Ok(true)
+    }
+
+    /// One optimizer step over `accumulate` micro-batches.
+    fn step(&mut self) -> Result<StepMetrics> {
+        let started = Instant::now();
+        let config = self.config;
+        let (batch, accumulate) = (config.train.batch, config.train.accumulate);
+        let mut sum = Accumulated::new(self.parameters.all.len());
+        let mut waited = Duration::ZERO;
+        for micro in 0..accumulate {
+            let next = self.loader.next_batch(batch)?;
+            waited += next.waited;
+            let inputs = self.input_maker().make(&next.samples, self.state.samples)?;
+            let transformer = &self.pipeline.transformer;
+            sum.add(gradients(transformer, &self.parameters, &config.loss, &inputs, self.plan)?)?;
+            self.state.samples += next.samples.len() as u64;
+            if micro == 0 {
+                self.state.epoch = next.epoch;
+            }
+            self.state.counters.insert("broken".into(), next.broken);
+            self.state.cursor = serde_json::to_value(&next.cursor).map_err(|e| Error::Failed(e.to_string()))?;
+        }
+        let (terms, gradients) = sum.mean(accumulate)?;
+        let norm = gradient_norm(&gradients)?;
+        let lr = learning_rate(&config.optim, self.state.step, config.train.steps);
+        self.state.step += 1;
+        if terms.total.is_finite() && norm.is_finite() {
+            let clip = clip_factor(norm, config.optim.clip_norm);
+            self.optimizer.step(&self.parameters, &gradients, clip, lr, &config.optim)?;
+            self.state.counters.insert(NONFINITE_NOW.into(), 0);
+        } else {
+            self.skip(&terms, norm)?;
+        }
+        let seconds = started.elapsed().as_secs_f64();
+        Ok(StepMetrics {
+            step: self.state.step,
+            epoch: self.state.epoch,
+            samples: self.state.samples,
+            loss: f64::from(terms.total),
+            flow: terms.flow.map_or(0.0, f64::from),
+            focal: terms.focal.map_or(0.0, f64::from),
+            dice: terms.dice.map_or(0.0, f64::from),
+            align: terms.align.map(f64::from),
+            lr,
+            lora_lr: Some(lr * config.optim.lora_lr_scale),
+            grad_norm: norm,
+            images_per_s: (batch * accumulate) as f64 / seconds,
+            seconds,
+            data_wait_s: waited.as_secs_f64(),
+        })
+    }
+
+    /// Counts a step whose loss or gradient is not finite, which changes nothing; too many in a row are an error.
+    fn skip(&mut self, terms: &LossTerms, norm: f64) -> Result<()> {
+        let step = self.state.step;
+        tracing::warn!("step {step}: loss {} and gradient norm {norm} are not both finite; skipped", terms.total);
+        *self.state.counters.entry(NONFINITE_ALL.into()).or_default() += 1;
+        let in_a_row = self.state.counters.entry(NONFINITE_NOW.into()).or_default();
+        *in_a_row += 1;
+        let most = self.config.train.max_nonfinite;
+        if *in_a_row >= most {
+            return Err(Error::Failed(format!(
+                "step {step}: loss or gradient was not finite {in_a_row} times in a row (train.max_nonfinite = {most}): \
+                 flow {:?}, focal {:?}, dice {:?}, align {:?}, gradient norm {norm}",
+                terms.flow, terms.focal, terms.dice, terms.align
+            )));
+        }
+        Ok(())
+    }
+
+    fn input_maker(&self) -> InputMaker<'_> {
+        InputMaker {
+            pipeline: &self.pipeline,
+            scheduler: &self.scheduler,
+            noise: &self.config.noise,
+            seed: self.config.seed,
+            resolution: self.config.data.resolution,
+            device: self.device,
+        }
+    }
+
+    fn save(&self, output: &Path) -> Result<()> {
+        let checkpoint = Checkpoint {
+            state: self.state.clone(),
+            adapter: self.parameters.tensors()?,
+            optimizer: self.optimizer.tensors(&self.parameters)?,
+        };
+        checkpoint.save(output, self.config)?;
+        Ok(())
+    }
+
+    fn export(&self, file: &Path) -> Result<()> {
+        let origin = origin_of(self.config, self.state.step, Some(&self.pipeline.transformer.config));
+        adapter_files::export(&self.parameters.adapter(), Format::Diffusers, file, &origin)?;
+        tracing::info!("wrote {}: a LoRA for diffusers and ComfyUI", file.display());
+        Ok(())
+    }
+}
+
+/// Loss terms and gradients summed over micro-batches.
+struct Accumulated {
+    terms: Vec<LossTerms>,
+    gradients: Vec<Option<Tensor>>,
+}
+
+impl Accumulated {
+    fn new(parameters: usize) -> Self {
+        Self { terms: vec![], gradients: vec![None; parameters] }
+    }
+
+    fn add(&mut self, micro: Gradients) -> Result<()> {
+        self.terms.push(micro.terms);
+        for (sum, gradient) in self.gradients.iter_mut().zip(micro.of) {
+            *sum = match (sum.take(), gradient) {
+                (Some(sum), Some(gradient)) => Some((sum + gradient)?),
+                (sum, gradient) => sum.or(gradient),
+            };
+        }
+        Ok(())
+    }
+
+    /// Means over the micro-batches; a term that some of them lack counts as zero there.
+    fn mean(self, micro_batches: usize) -> Result<(LossTerms, Vec<Option<Tensor>>)> {
+        let mean = |get: fn(&LossTerms) -> Option<f32>| {
+            let found: Vec<f32> = self.terms.iter().filter_map(get).collect();
+            (!found.is_empty()).then(|| found.iter().sum::<f32>() / micro_batches as f32)
+        };
+        let terms = LossTerms {
+            total: mean(|t| Some(t.total)).unwrap_or(0.0),
+            flow: mean(|t| t.flow),
+            focal: mean(|t| t.focal),
+            dice: mean(|t| t.dice),
+            align: mean(|t| t.align),
+        };
+        let scale = 1.0 / micro_batches as f64;
+        let gradients = self.gradients.into_iter();
+        let gradients = gradients.map(|g| g.map(|g| g * scale).transpose()).collect::<candle_core::Result<_>>()?;
+        Ok((terms, gradients))
+    }
+}
+
+/// The base model's files that make it what it is; those of a hub repository are fetched.
+fn base_files(files: &ModelFiles, config: &RunConfig) -> Result<Vec<std::path::PathBuf>> {
+    use crate::config::TextEncoderKind as Kind;
+    let encoders = config.model.text_encoders.iter().map(|kind| match kind {
+        Kind::ClipL => Part::ClipL,
+        Kind::ClipG => Part::ClipG,
+        Kind::T5 => Part::T5,
+    });
+    for part in [Part::Transformer, Part::Vae].into_iter().chain(encoders) {
+        files.config::<serde_json::Value>(part)?;
+        files.weight_files(part)?;
+        if !matches!(part, Part::Transformer | Part::Vae) {
+            files.tokenizer(part)?;
+        }
+    }
+    files.scheduler_config()?;
+    Ok(RequiredFiles::find(files.folder(), &config.model.text_encoders)?.present)
+}
+
+/// A flag that SIGINT and SIGTERM raise; a second one ends the program at once.
+fn stop_on_signals() -> Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        signal_hook::flag::register_conditional_shutdown(signal, 1, stop.clone())
+            .and_then(|_| signal_hook::flag::register(signal, stop.clone()))
+            .map_err(|e| Error::Failed(format!("cannot listen for signal {signal}: {e}")))?;
+    }
+    Ok(stop)
+}

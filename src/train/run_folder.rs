@@ -1,0 +1,102 @@
+//! The folder that a run writes into: who may write there, and from which checkpoint the run goes on.
+use super::checkpoint::{self, Checkpoint};
+use crate::config::RunConfig;
+use crate::error::{Error, Result};
+use crate::model::weights::write_atomically;
+use crate::report::metrics::MetricsFile;
+use std::fs::{File, TryLockError};
+use std::path::{Path, PathBuf};
+
+/// What by itself makes a folder one that holds a run.
+const SIGNS: [&str; 4] = ["checkpoints", "metrics.jsonl", "config.toml", "lora.safetensors"];
+
+/// From where a run starts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Resume {
+    /// From step 0, in a folder that holds no run yet.
+    No,
+    /// From the newest whole checkpoint under OUTPUT, or from step 0 if there is none yet.
+    Newest,
+    /// From this checkpoint.
+    From(PathBuf),
+}
+
+/// A run's folder, held by this process alone as long as this value lives.
+pub struct RunFolder {
+    path: PathBuf,
+    /// The checkpoint to go on from.
+    checkpoint: Option<PathBuf>,
+    /// Locked; the operating system lets go of it when the process ends, however it ends.
+    _lock: File,
+}
+
+impl RunFolder {
+    /// Takes the folder `output`, made if need be, and finds the checkpoint that `resume` means. Nothing that is
+    /// there is changed, but what a killed run left half-written is removed.
+    ///
+    /// # Errors
+    /// `Error::Usage` if `output` holds a run that is not to be resumed; another process trains into it; there is
+    /// no such checkpoint, or none is whole.
+    pub fn open(output: &Path, resume: &Resume) -> Result<Self> {
+        let sign = SIGNS.iter().map(|name| output.join(name)).find(|path| path.exists());
+        if let (Resume::No, Some(sign)) = (resume, sign) {
+            return Err(Error::Usage(format!(
+                "{}: already holds a run ({} is there); go on with it by --resume, or give another output",
+                output.display(),
+                sign.display()
+            )));
+        }
+        if let Resume::From(folder) = resume {
+            checkpoint::verify(folder)?;
+        }
+        std::fs::create_dir_all(output).map_err(|e| Error::file(output, format!("cannot make the folder: {e}")))?;
+        let lock = lock(&output.join(".lock"))?;
+        checkpoint::remove_leftovers(output)?;
+        let checkpoint = match resume {
+            Resume::No => None,
+            Resume::From(folder) => Some(folder.clone()),
+            Resume::Newest => {
+                let newest = checkpoint::newest_whole(output)?;
+                if newest.is_none() {
+                    tracing::info!("{}: no checkpoint to resume from yet; starting from step 0", output.display());
+                }
+                newest
+            }
+        };
+        Ok(Self { path: output.to_path_buf(), checkpoint, _lock: lock })
+    }
+
+    /// Where the run writes.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Reads the checkpoint to go on from, if there is one; see `Checkpoint::load`.
+    pub fn load(&self, config: &RunConfig, fingerprint: &str, force: bool) -> Result<Option<Checkpoint>> {
+        let Some(folder) = &self.checkpoint else { return Ok(None) };
+        let checkpoint = Checkpoint::load(folder, config, fingerprint, force)?;
+        tracing::info!("resuming from {} (step {})", folder.display(), checkpoint.state.step);
+        Ok(Some(checkpoint))
+    }
+
+    /// Begins to write, after `step`: the resolved config, the metrics cut to that step, newer checkpoints set aside.
+    pub fn begin(&self, config: &RunConfig, step: u64) -> Result<MetricsFile> {
+        write_atomically(&self.path.join("config.toml"), |out| out.write_all(config.to_toml().as_bytes()))?;
+        checkpoint::supersede_after(&self.path, step)?;
+        MetricsFile::open(&self.path.join("metrics.jsonl"), step)
+    }
+}
+
+fn lock(path: &Path) -> Result<File> {
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(path)
+        .map_err(|e| Error::file(path, format!("cannot write: {e}")))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(Error::file(path, "another process is training into this folder")),
+        Err(TryLockError::Error(e)) => Err(Error::file(path, format!("cannot lock: {e}"))),
+    }
+}

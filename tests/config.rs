@@ -1,0 +1,253 @@
+//! A configuration is read completely or refused with every problem named, and written back without loss.
+mod fake_model;
+
+use fake_model::fake_model;
+use seg4diff::config::*;
+use seg4diff::{Error, Result};
+use std::path::{Path, PathBuf};
+
+const SMALLEST: &str = "output = \"runs/x\"\n[model]\npath = \"m\"\n[data]\nsource = [\"a.tar\"]\n";
+
+fn parse(text: &str, set: &[&str]) -> Result<RunConfig> {
+    let set: Vec<String> = set.iter().map(|s| s.to_string()).collect();
+    RunConfig::parse(text, Path::new("c.toml"), &set)
+}
+
+fn refused(text: &str, set: &[&str]) -> String {
+    match parse(text, set) {
+        Err(Error::Usage(message)) => message,
+        other => panic!("expected a usage error, got {other:?}"),
+    }
+}
+
+/// Every `*.toml` under a folder.
+fn configs_under(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).expect("folder") {
+        let path = entry.expect("entry").path();
+        if path.is_dir() {
+            found.extend(configs_under(&path));
+        } else if path.extension().is_some_and(|e| e == "toml") {
+            found.push(path);
+        }
+    }
+    found
+}
+
+#[test]
+fn every_shipped_config_parses_and_survives_being_written() {
+    let shipped = configs_under(&Path::new(env!("CARGO_MANIFEST_DIR")).join("configs"));
+    assert!(shipped.len() >= 2, "{shipped:?}");
+    for file in shipped {
+        let config = RunConfig::load(&file, &[]).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(parse(&config.to_toml(), &[]).unwrap_or_else(|e| panic!("{e}")), config, "{}", file.display());
+    }
+}
+
+#[test]
+fn defaults_are_the_published_recipe() {
+    let full = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/sa1b.toml");
+    let full = RunConfig::load(&full, &[]).expect("sa1b.toml");
+    let mut small = parse(SMALLEST, &[]).expect("smallest");
+    // Only these four have no default.
+    small.output = full.output.clone();
+    small.model.path = full.model.path.clone();
+    small.data.source = full.data.source.clone();
+    small.data.captions = full.data.captions.clone();
+    assert_eq!(small, full);
+    assert_eq!((full.lora.rank, full.lora.alpha, full.model.expert_layer), (16, 16.0, 9));
+    assert_eq!((full.optim.lr, full.optim.clip_norm, full.optim.warmup_steps), (1e-4, 0.01, 500));
+    assert_eq!((full.train.steps, full.train.batch, full.train.accumulate), (1000, 4, 2));
+}
+
+#[test]
+fn the_design_example_parses() {
+    let text = r#"
+        seed = 0
+        device = "auto"
+        output = "runs/sa1b"
+        [model]
+        path = "hf:stabilityai/stable-diffusion-3-medium-diffusers@main"
+        dtype = "f16"
+        text_encoders = ["clip_l", "clip_g", "t5"]
+        [lora]
+        layers = [0, 9, 3]
+        [data]
+        source = ["data/sa1b/sa_*.tar"]
+        [train]
+        gradient_checkpointing = true
+    "#;
+    let config = parse(text, &["device=cuda:1", "loss.alignment=softmax", "optim.lr=1"]).expect("config");
+    assert_eq!(config.device, DeviceChoice::Cuda(1));
+    assert_eq!(config.lora.layers, LayerChoice::List(vec![0, 9, 3]));
+    assert_eq!(config.train.gradient_checkpointing, GradientCheckpointing::On);
+    assert_eq!((config.loss.alignment, config.optim.lr), (Alignment::Softmax, 1.0));
+    assert_eq!(parse(&config.to_toml(), &[]).expect("again"), config);
+}
+
+/// Every value of every enum, by its name in TOML, comes back from what `to_toml` writes.
+#[test]
+fn every_choice_survives_being_written() {
+    fn names<T: Choice>() -> Vec<String> {
+        T::NAMES.iter().map(|(name, _)| name.to_string()).collect()
+    }
+    let coco = "\n[data]\nformat = \"coco\"\nsource = [\"a\"]\nlabels = \"l\"\nclasses = \"c\"\npanoptic = \"p\"\n";
+    let with_coco = SMALLEST.replace("\n[data]\nsource = [\"a.tar\"]\n", coco);
+    let mut tried = 0;
+    for (key, names) in [
+        ("model.dtype", names::<WeightType>()),
+        ("data.crop", names::<Crop>()),
+        ("loss.alignment", names::<Alignment>()),
+        ("loss.heads", names::<HeadMaps>()),
+        ("loss.focal_probability", names::<FocalProbability>()),
+        ("device", vec!["auto".into(), "cpu".into(), "cuda:3".into()]),
+        ("train.gradient_checkpointing", vec!["auto".into(), "true".into(), "false".into()]),
+        ("lora.layers", vec!["all".into(), "[2, 5]".into()]),
+        ("model.text_encoders", vec!["[\"t5\", \"clip_l\"]".into(), "[\"clip_g\"]".into()]),
+        ("seed", vec!["9223372036854775807".into()]),
+        ("optim.lr", vec!["1.2345678901234567e-5".into()]),
+    ] {
+        for name in names {
+            let set = format!("{key}={name}");
+            for text in [SMALLEST, &with_coco] {
+                let config = parse(text, &[&set]).unwrap_or_else(|e| panic!("{set}: {e}"));
+                let written = config.to_toml();
+                assert_eq!(parse(&written, &[]).unwrap_or_else(|e| panic!("{set}: {e}")), config, "{written}");
+                tried += 1;
+            }
+        }
+    }
+    assert_eq!(tried, 46);
+}
+
+#[test]
+fn all_problems_of_a_file_are_reported_at_once_in_order() {
+    let text = "sed = 1\noutput = \"runs/x\"\n[model]\npath = \"m\"\n  dtyp = \"f32\"\ndtype = \"bf8\"\n\
+                [lora]\nrank = \"ten\"\nalpha = -1\n[dta]\nx = 1\n[data]\nsource = []\n[train]\nlr = 1e-3\nsteps = 0\n";
+    let message = refused(text, &["optim.eps=zero", "optim.lr"]);
+    // A --set that cannot be read is a syntax error, and those are reported first.
+    assert_eq!(message, "--set optim.lr: expected KEY=VALUE, such as train.steps=100");
+    let message = refused(text, &["optim.eps=zero"]);
+    let expected = [
+        "c.toml:1:1: unknown key sed; the nearest is seed",
+        "c.toml:5:3: unknown key model.dtyp; the nearest is model.dtype",
+        "c.toml:6:1: model.dtype: expected \"f32\", \"bf16\" or \"f16\", found the string \"bf8\"; the nearest is \"bf16\"",
+        "c.toml:8:1: lora.rank: expected a whole number, 0 or more, found the string \"ten\"",
+        "c.toml:9:1: lora.alpha: must be above 0, is -1.0",
+        "c.toml:10:2: unknown section [dta]; the nearest is [data]",
+        "c.toml:13:1: data.source: must not be empty",
+        "c.toml:15:1: unknown key train.lr; the nearest is optim.lr",
+        "c.toml:16:1: train.steps: must be at least 1, is 0",
+        "--set optim.eps=zero: optim.eps: expected a number, found the string \"zero\"",
+    ];
+    assert_eq!(message.lines().collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn single_problems_are_named_in_place() {
+    for (extra, set, expected) in [
+        (
+            "",
+            "model.text_encoders=[\"clip_x\"]",
+            "item 1: expected \"clip_l\", \"clip_g\" or \"t5\", found the string \"clip_x\"",
+        ),
+        ("", "model.text_encoders=[\"t5\"]", "add \"clip_l\" or \"clip_g\""),
+        ("", "model.text_encoders=[]", "must not be empty"),
+        ("", "model.path=hf:nothing", "expected hf:ORG/NAME"),
+        ("", "lora.targets=[\"attn.to_qq\"]", "the nearest is \"attn.to_q\""),
+        ("", "lora.layers=[1,1]", "1 is listed twice"),
+        ("", "lora.layers=[10,11]", "blocks 0 to 9 (model.expert_layer)"),
+        ("", "loss.flow_weight=-1", "must be at least 0.0, is -1.0"),
+        ("", "data.caption_dropout=1.5", "from 0.0 to 1.0"),
+        ("", "data.format=coco", "data.labels: is missing"),
+        ("", "data.labels=somewhere", "only"),
+        ("", "train.batch=2.5", "found the number 2.5"),
+        ("", "train.batch=99999999999999999999", "too large"),
+        ("", "optim.lr=inf", "not a finite number"),
+        ("", "optim.lr=nan", "not a finite number"),
+        ("", "optim.betas=[0.9]", "a list of two numbers"),
+        ("", "optim.betas=[0.9, 1.0]", "below 1"),
+        ("", "device=gpu", "\"cuda:N\""),
+        ("", "lora=3", "expected a section [lora]"),
+        ("", "seed.x=3", "seed: expected a whole number, 0 or more, found a section"),
+        ("", "data.source=[a", "TOML syntax"),
+        ("", "=3", "is not a key"),
+        ("", "output=", "must not be empty"),
+        ("[lora]\nrank = 1\nrank = 2\n", "seed=1", "c.toml:8:1: TOML syntax: duplicate key"),
+        ("[[lora]]\nrank = 1\n", "seed=1", "c.toml:6"),
+        ("\"lora.rank\" = 3\n", "seed=1", "unknown key data.\"lora.rank\""),
+    ] {
+        let message = refused(&format!("{SMALLEST}{extra}"), &[set]);
+        assert!(message.contains(expected), "{extra}{set}: {message}");
+        assert!(message.contains(&format!("--set {set}")) || message.contains("c.toml:"), "no place: {message}");
+        assert_eq!(message.lines().count(), if set == "data.format=coco" { 2 } else { 1 }, "{message}");
+    }
+}
+
+#[test]
+fn nothing_to_train_is_refused() {
+    let zero = ["loss.flow_weight=0", "loss.focal_weight=0", "loss.dice_weight=0"];
+    assert!(refused(SMALLEST, &zero).contains("every loss has weight 0"));
+    // The softmax form has a weight of its own.
+    assert!(parse(SMALLEST, &[zero[0], zero[1], zero[2], "loss.alignment=softmax"]).is_ok());
+}
+
+#[test]
+fn what_has_no_default_is_asked_for() {
+    let message = refused("", &[]);
+    for key in ["output", "model.path", "data.source"] {
+        assert!(message.contains(&format!("c.toml: {key} is missing")), "{message}");
+    }
+    assert!(parse("", &["output=o", "model.path=m", "data.source=[\"s\"]"]).is_ok());
+}
+
+#[test]
+fn columns_count_characters() {
+    let message = refused("output = \"ä\"\nmodel = { path = \"ü\", x = 1 }\n[data]\nsource = [\"s\"]\n", &[]);
+    assert_eq!(message, "c.toml:2:23: unknown key model.x; the nearest is model.path");
+}
+
+#[test]
+fn files_that_are_missing_or_do_not_fit_are_all_named() {
+    let folder = tempfile::tempdir().expect("folder");
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    fake_model(&folder.path().join("model"));
+    std::fs::write(folder.path().join("a_0.tar"), "").expect("write");
+    let text = format!(
+        "output = {:?}\n[model]\npath = {:?}\nexpert_layer = 2\n[data]\nsource = [{:?}]\n",
+        at("out"),
+        at("model"),
+        at("a_*.tar")
+    );
+    let check = |set: &[&str]| parse(&text, set).expect("config").check_files();
+    let problems = |set: &[&str]| match check(set) {
+        Err(Error::Usage(message)) => message,
+        other => panic!("expected a usage error, got {other:?}"),
+    };
+    check(&[]).expect("all there");
+    check(&["model.path=hf:org/name", "model.expert_layer=30"]).expect("hub models are not looked up");
+
+    let message = problems(&["model.expert_layer=4", "lora.layers=[1,5]", "data.resolution=40"]);
+    assert_eq!(message.lines().count(), 3, "{message}");
+    assert!(message.contains("model.expert_layer: there is no block 4"), "{message}");
+    assert!(message.contains("lora.layers: there is no block 5"), "{message}");
+    assert!(message.contains("data.resolution: 40 is not a multiple of 16"), "{message}");
+
+    let message = problems(&["model.text_encoders=[\"clip_l\",\"t5\"]"]);
+    for file in ["text_encoder_3/config.json", "text_encoder_3/model.safetensors", "tokenizer_3/tokenizer.json"] {
+        assert!(message.contains(&format!("{file} is missing")), "{message}");
+    }
+    std::fs::remove_file(folder.path().join("model/text_encoder_2/model-1.safetensors")).expect("remove");
+    let missing = format!("data.captions={}", at("captions.json"));
+    let message = problems(&[&missing, "data.source=[\"/nowhere/*.tar\", \"/nowhere/x.tar\", \"a[.tar\"]"]);
+    assert_eq!(message.lines().count(), 5, "{message}");
+    for part in [
+        "text_encoder_2/model-1.safetensors is missing",
+        "captions.json: is missing",
+        "/nowhere/*.tar matches nothing",
+        "/nowhere/x.tar is missing",
+        "a[.tar: not a pattern",
+    ] {
+        assert!(message.contains(part), "{part} in {message}");
+    }
+}

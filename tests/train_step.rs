@@ -1,0 +1,328 @@
+//! A whole training step against torch autograd, diffusers and PEFT: output, attention, matching, loss terms, and the
+//! gradient of every LoRA and score-head tensor by name. Fixtures: tests/fixtures/train_step/gen.py.
+use candle_core::{DType, Device, Tensor};
+use seg4diff::config::RunConfig;
+use seg4diff::loss::{MaskTarget, SampleTargets};
+use seg4diff::model::mmdit::{MmDit, MmDitConfig, image_to_text_logits};
+use seg4diff::model::weights::{Weights, read_all};
+use seg4diff::ops::Target;
+use seg4diff::train::gradients::{Gradients, StepInputs, StepPlan, gradients};
+use seg4diff::train::optimizer::{AdamW, clip_factor, gradient_norm};
+use seg4diff::train::parameters::Parameters;
+use seg4diff::train::schedule::learning_rate;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+type Tensors = BTreeMap<String, Tensor>;
+
+fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/train_step")
+}
+
+fn json(file: &Path) -> Value {
+    serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap()
+}
+
+fn values(t: &Tensor) -> Vec<f32> {
+    t.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+}
+
+/// Largest difference over the largest value.
+fn relative(got: &Tensor, wanted: &Tensor) -> f32 {
+    assert_eq!(got.dims(), wanted.dims());
+    let (got, wanted) = (values(got), values(wanted));
+    let largest = wanted.iter().fold(0f32, |m, v| m.max(v.abs()));
+    let worst = got.iter().zip(&wanted).fold(0f32, |m, (a, b)| m.max((a - b).abs()));
+    if largest == 0.0 { worst } else { worst / largest }
+}
+
+struct Mask {
+    size: (usize, usize),
+    values: Vec<f32>,
+}
+
+impl Target for Mask {
+    fn size(&self) -> (usize, usize) {
+        self.size
+    }
+
+    fn row(&self, y: usize, out: &mut [f32]) {
+        out.copy_from_slice(&self.values[y * self.size.1..][..self.size.1]);
+    }
+}
+
+/// torch's `interpolate(mode="nearest")`.
+fn shrink(mask: &[f32], (height, width): (usize, usize), (rows, columns): (usize, usize)) -> Vec<f32> {
+    let place = |i: usize| (i / columns * height / rows) * width + i % columns * width / columns;
+    (0..rows * columns).map(|i| mask[place(i)]).collect()
+}
+
+/// One variant's model, inputs and cases.
+struct Fixture {
+    folder: PathBuf,
+    cases: Value,
+    inputs: Tensors,
+}
+
+impl Fixture {
+    fn open(variant: &str) -> Self {
+        let folder = fixtures().join(variant);
+        let inputs = read_all(&folder.join("inputs.safetensors")).unwrap();
+        Self { cases: json(&folder.join("cases.json")), inputs, folder }
+    }
+
+    fn config(&self, case: &Value) -> RunConfig {
+        let text = |key: &str| case[key].as_str().unwrap().to_string();
+        let settings = [
+            "output=\"unused\"".to_string(),
+            "model.path=\"unused\"".to_string(),
+            "data.source=[\"unused\"]".to_string(),
+            format!("lora.rank={}", self.cases["rank"]),
+            format!("lora.alpha={}", self.cases["alpha"]),
+            format!("lora.targets={}", case["targets"]),
+            format!("model.expert_layer={}", self.cases["expert_layer"]),
+            format!("loss.alignment=\"{}\"", text("alignment").replace("none", "sigmoid")),
+            format!("loss.heads=\"{}\"", text("heads")),
+            format!("loss.focal_probability=\"{}\"", text("focal_probability")),
+            format!("loss.flow_weight={}", case["flow_weight"]),
+        ];
+        let mut config = RunConfig::parse("", Path::new("test"), &settings).unwrap();
+        if case["pairing"].as_str() == Some("none") {
+            (config.loss.focal_weight, config.loss.dice_weight) = (0.0, 0.0);
+        }
+        config
+    }
+
+    fn model(&self) -> MmDit {
+        let folder = self.folder.join("transformer");
+        let config: MmDitConfig = serde_json::from_value(json(&folder.join("config.json"))).unwrap();
+        let weights = Weights::open_part(&folder, "diffusion_pytorch_model", DType::F32, &Device::Cpu).unwrap();
+        MmDit::from_weights(config, &weights, DType::F32, &Device::Cpu).unwrap()
+    }
+
+    /// The LoRA of the fixture and the score head, under the names of our parameters.
+    fn trained(&self, config: &RunConfig, wide: bool) -> (MmDit, Parameters) {
+        let mut model = self.model();
+        let parameters = Parameters::new(config, &mut model, &Device::Cpu).unwrap();
+        let mut tensors = match wide {
+            true => read_all(&self.folder.join("lora_wide.safetensors")).unwrap(),
+            false => self.inputs.clone(),
+        };
+        tensors.extend(read_all(&fixtures().join("score_head.safetensors")).unwrap());
+        tensors.retain(|name, _| parameters.all.iter().any(|p| &p.name == name));
+        parameters.load(&tensors).unwrap();
+        model.attach(&parameters.adapter()).unwrap();
+        (model, parameters)
+    }
+
+    fn targets(&self, with_masks: bool, with_classes: bool) -> Vec<SampleTargets> {
+        let masks = &self.inputs["masks"];
+        let (batch, _, height, width) = masks.dims4().unwrap();
+        let counts = values(&self.inputs["mask_count"]);
+        let (rows, columns) = self.grid();
+        (0..batch)
+            .map(|b| {
+                let count = if with_masks { counts[b] as usize } else { 0 };
+                let masks = (0..count)
+                    .map(|m| {
+                        let values = values(&masks.get(b).unwrap().get(m).unwrap());
+                        MaskTarget {
+                            grid: shrink(&values, (height, width), (rows, columns)),
+                            area: values.iter().sum::<f32>() as usize,
+                            class: with_classes.then_some(m),
+                            pixels: Arc::new(Mask { size: (height, width), values }),
+                        }
+                    })
+                    .collect();
+                let spans = self.cases["spans"][b].as_array().filter(|_| with_classes);
+                let span = |tokens: &Value| {
+                    let tokens: Vec<usize> =
+                        tokens.as_array().unwrap().iter().map(|t| t.as_u64().unwrap() as usize).collect();
+                    Some(tokens[0]..tokens[tokens.len() - 1] + 1)
+                };
+                SampleTargets { masks, spans: spans.map(|s| s.iter().map(span).collect()).unwrap_or_default() }
+            })
+            .collect()
+    }
+
+    fn grid(&self) -> (usize, usize) {
+        let (_, _, h, w) = self.inputs["latents"].dims4().unwrap();
+        (h / 2, w / 2)
+    }
+
+    fn step_inputs(&self, case: &Value) -> StepInputs {
+        let get = |name: &str| self.inputs[name].clone();
+        let pairing = case["pairing"].as_str().unwrap_or("none");
+        StepInputs {
+            latents: get("latents"),
+            noise: get("noise"),
+            sigma: get("sigma"),
+            timestep: get("timestep"),
+            context: get("context"),
+            pooled: get("pooled"),
+            targets: self.targets(pairing != "none", pairing == "classes"),
+        }
+    }
+
+    fn noised(&self) -> Tensor {
+        let sigma = self.inputs["sigma"].reshape(((), 1, 1, 1)).unwrap();
+        (self.inputs["latents"].broadcast_mul(&(1.0 - &sigma).unwrap()).unwrap()
+            + self.inputs["noise"].broadcast_mul(&sigma).unwrap())
+        .unwrap()
+    }
+
+    fn case_names(&self) -> Vec<String> {
+        self.cases["cases"].as_object().unwrap().keys().cloned().collect()
+    }
+}
+
+const VARIANTS: [&str; 3] = ["sd3", "sd3.5-medium", "sd3.5-large"];
+
+#[test]
+fn output_and_attention() {
+    for variant in VARIANTS {
+        let fixture = Fixture::open(variant);
+        let case = &fixture.cases["cases"]["flow"];
+        let (model, _) = fixture.trained(&fixture.config(case), false);
+        let expected = read_all(&fixture.folder.join("expected_forward.safetensors")).unwrap();
+        let get = |name: &str| &fixture.inputs[name];
+        let noised = fixture.noised();
+        let v = model.forward(&noised, get("timestep"), get("context"), get("pooled")).unwrap();
+        assert!(relative(&v, &expected["v"]) < 1e-4, "{variant}: v is off by {}", relative(&v, &expected["v"]));
+
+        let embedded = model.embedding.embed(&noised, get("timestep"), get("context"), get("pooled")).unwrap();
+        let layer = fixture.cases["expert_layer"].as_u64().unwrap() as usize;
+        let probe = model.probe(&embedded, layer).unwrap();
+        let heads = model.config.num_attention_heads;
+        let logits = image_to_text_logits(&probe, heads).unwrap().transpose(2, 3).unwrap();
+        assert!(relative(&logits, &expected["logits"]) < 1e-4, "{variant}: logits");
+        let probability = probe.probability(heads).unwrap();
+        assert!(relative(&probability, &expected["probability"]) < 1e-4, "{variant}: probability");
+    }
+}
+
+fn run(fixture: &Fixture, case: &Value, wide: bool, recomputed_blocks: usize) -> (Gradients, Parameters) {
+    let config = fixture.config(case);
+    let (model, parameters) = fixture.trained(&config, wide);
+    let plan = StepPlan { expert_layer: config.model.expert_layer, recomputed_blocks };
+    let step = gradients(&model, &parameters, &config.loss, &fixture.step_inputs(case), plan).unwrap();
+    (step, parameters)
+}
+
+#[test]
+fn loss_terms_and_every_gradient() {
+    let mut compared = 0;
+    for variant in VARIANTS {
+        let fixture = Fixture::open(variant);
+        for name in fixture.case_names() {
+            let case = &fixture.cases["cases"][&name];
+            let wide = name == "wide";
+            let expected = read_all(&fixture.folder.join(format!("expected_{name}.safetensors"))).unwrap();
+            let (step, parameters) = run(&fixture, case, wide, 0);
+            for (term, got) in [
+                ("flow", step.terms.flow),
+                ("focal", step.terms.focal),
+                ("dice", step.terms.dice),
+                ("align", step.terms.align),
+                ("total", Some(step.terms.total)),
+            ] {
+                let wanted = expected.get(term).map_or(0.0, |t| values(t)[0]);
+                // With a flow weight of 0 the flow loss is not computed.
+                if term == "flow" && case["flow_weight"].as_f64() == Some(0.0) {
+                    continue;
+                }
+                let got = got.unwrap_or(0.0);
+                assert!((got - wanted).abs() <= 1e-4 * wanted.abs(), "{variant} {name}: {term} {got}, torch {wanted}");
+            }
+            let names: Vec<&String> = parameters.all.iter().map(|p| &p.name).collect();
+            let largest = expected
+                .iter()
+                .filter(|(key, _)| key.starts_with("grad.lora"))
+                .map(|(_, grad)| values(grad).iter().fold(0f32, |m, v| m.max(v.abs())))
+                .fold(0f32, f32::max);
+            for (key, wanted) in &expected {
+                let Some(key) = key.strip_prefix("grad.") else { continue };
+                let got = names.iter().position(|name| *name == key).and_then(|i| step.of[i].clone());
+                match got {
+                    // A gradient that is zero by structure need not be computed.
+                    None => {
+                        assert!(values(wanted).iter().all(|v| v.abs() <= 1e-7 * largest), "{variant} {name}: {key}")
+                    }
+                    Some(got) => {
+                        let off = relative(&got, wanted);
+                        assert!(off < 1e-4, "{variant} {name}: gradient of {key} is off by {off}");
+                    }
+                }
+                compared += 1;
+            }
+        }
+    }
+    assert!(compared > 300, "only {compared} gradients were compared");
+}
+
+#[test]
+fn recomputing_blocks_changes_no_bit() {
+    for variant in VARIANTS {
+        let fixture = Fixture::open(variant);
+        for name in fixture.case_names() {
+            let case = &fixture.cases["cases"][&name];
+            let wide = name == "wide";
+            let (whole, _) = run(&fixture, case, wide, 0);
+            for blocks in [1, 2, 99] {
+                let (again, parameters) = run(&fixture, case, wide, blocks);
+                assert_eq!(whole.terms, again.terms, "{variant} {name}: {blocks} blocks recomputed");
+                for ((a, b), parameter) in whole.of.iter().zip(&again.of).zip(&parameters.all) {
+                    let (a, b) = (a.as_ref().map(values), b.as_ref().map(values));
+                    assert!(a == b, "{variant} {name}: {} with {blocks} blocks recomputed", parameter.name);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn ten_optimizer_steps() {
+    let fixture = Fixture::open("sd3");
+    let record = json(&fixture.folder.join("ten_steps.json"));
+    let tensors = read_all(&fixture.folder.join("ten_steps.safetensors")).unwrap();
+    let case = &fixture.cases["cases"]["sa1b"];
+    let mut config = fixture.config(case);
+    let number = |key: &str| record["settings"][key].as_f64().unwrap();
+    config.optim.lr = number("lr");
+    config.optim.clip_norm = number("clip_norm");
+    config.optim.warmup_steps = number("warmup_steps") as u64;
+    config.optim.weight_decay = number("weight_decay");
+    config.optim.lora_lr_scale = number("lora_lr_scale");
+    config.optim.warmup_factor = number("warmup_factor");
+    let (model, parameters) = fixture.trained(&config, false);
+    let mut optimizer = AdamW::new(&parameters);
+    let steps = record["total"].as_array().unwrap().len();
+    assert_eq!(steps, 10);
+    for step in 0..steps {
+        let mut inputs = fixture.step_inputs(case);
+        inputs.noise = tensors["noise"].get(step).unwrap();
+        inputs.sigma = tensors["sigma"].get(step).unwrap();
+        inputs.timestep = (&inputs.sigma * 1000.0).unwrap();
+        let plan = StepPlan { expert_layer: config.model.expert_layer, recomputed_blocks: 0 };
+        let result = gradients(&model, &parameters, &config.loss, &inputs, plan).unwrap();
+        let norm = gradient_norm(&result.of).unwrap();
+        let lr = learning_rate(&config.optim, step as u64, steps as u64);
+        for (what, got, wanted) in [
+            ("loss", f64::from(result.terms.total), &record["total"][step]),
+            ("gradient norm", norm, &record["grad_norm"][step]),
+            ("learning rate", lr, &record["lr"][step]),
+        ] {
+            let wanted = wanted.as_f64().unwrap();
+            assert!((got - wanted).abs() <= 1e-4 * wanted.abs(), "step {step}: {what} {got}, torch {wanted}");
+        }
+        let clip = clip_factor(norm, config.optim.clip_norm);
+        optimizer.step(&parameters, &result.of, clip, lr, &config.optim).unwrap();
+    }
+    for parameter in &parameters.all {
+        let wanted = &tensors[&format!("final.{}", parameter.name)];
+        let off = relative(parameter.var.as_tensor(), wanted);
+        assert!(off < 1e-4, "{} is off by {off} after ten steps", parameter.name);
+    }
+}
