@@ -28,7 +28,7 @@ impl Weights {
     pub fn open_part(folder: &Path, stem: &str, dtype: DType, device: &Device) -> Result<Self> {
         let single = folder.join(format!("{stem}.safetensors"));
         if single.is_file() {
-            return Self::open(&single, &[single.clone()], dtype, device);
+            return Self::open(&single, std::slice::from_ref(&single), dtype, device);
         }
         let index = folder.join(format!("{stem}.safetensors.index.json"));
         if !index.is_file() {
