@@ -64,8 +64,8 @@ pub struct ModelConfig {
     /// Type of the frozen weights in memory.
     pub dtype: WeightType,
     pub text_encoders: Vec<TextEncoderKind>,
-    /// Tokens that T5 is padded or cut to (diffusers: `max_sequence_length`).
-    pub t5_tokens: usize,
+    /// Tokens that T5 is padded or cut to, or zeros that stand in for it (diffusers' name; 77 as in its training script).
+    pub max_sequence_length: usize,
     /// 0-based index of the semantic grounding expert.
     pub expert_layer: usize,
 }

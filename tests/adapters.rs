@@ -102,6 +102,17 @@ fn the_same_adapter_gives_the_same_bytes() {
     }
 }
 
+/// Others who may read the folder may read the adapter: the usual mode of a new file, not that of a temporary one.
+#[test]
+fn an_export_has_the_mode_of_an_ordinary_file() {
+    use std::os::unix::fs::PermissionsExt;
+    let out = folder();
+    let mode = |file: &Path| std::fs::metadata(file).unwrap().permissions().mode();
+    std::fs::write(out.path().join("ordinary"), "").unwrap();
+    let file = export(&every_module(), Format::Diffusers, out.path(), &Origin::default()).unwrap();
+    assert_eq!(mode(&file), mode(&out.path().join("ordinary")));
+}
+
 #[test]
 fn diffusers_file_folds_the_scale_and_has_no_alpha() {
     let trained = every_module();

@@ -157,7 +157,7 @@ fn weight_files_are_one_file_or_index_and_shards() {
     let vae = folder.path().join("vae");
     let files = ModelFiles::open(folder.path().to_str().unwrap()).unwrap();
     let single = vae.join("diffusion_pytorch_model.safetensors");
-    assert_eq!(files.weight_files(Part::Vae).unwrap(), [single.clone()]);
+    assert_eq!(files.weight_files(Part::Vae).unwrap(), std::slice::from_ref(&single));
 
     let mut rest = weights::read_all(&single).unwrap();
     let half = rest.split_off("decoder.up");
@@ -220,6 +220,7 @@ fn the_hub_cache_serves_offline() {
     assert!(message.contains("hf:org/other") && message.contains("HF_HUB_OFFLINE"), "{message}");
 
     // With the network asked for and refused: the same, after its own attempts.
+    // SAFETY: as above.
     unsafe {
         std::env::remove_var("HF_HUB_OFFLINE");
         std::env::set_var("HF_ENDPOINT", "http://127.0.0.1:9");

@@ -78,9 +78,9 @@ pub struct ModelArgs {
     /// Text encoders: clip_l, clip_g, t5, separated by commas [default: those the model has, t5 left out]
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = TextEncoderKind::from_name)]
     pub text_encoders: Vec<TextEncoderKind>,
-    /// Tokens that T5 is padded or cut to, where it is used
-    #[arg(long, value_name = "N", default_value_t = 256)]
-    pub t5_tokens: usize,
+    /// Tokens of T5, or of the zeros in its place, as in diffusers' pipeline call; training has 77
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = parse_sequence_length)]
+    pub max_sequence_length: usize,
 }
 
 /// A base model with its LoRA, ready to run.
@@ -99,7 +99,7 @@ impl ModelArgs {
         let files = ModelFiles::open(&self.model)?;
         let options = PipelineOptions {
             text_encoders: self.text_encoders(files.folder())?,
-            t5_tokens: self.t5_tokens,
+            max_sequence_length: self.max_sequence_length,
             dtype: self.weight_type(&device).dtype(),
             device: device.clone(),
         };
@@ -138,6 +138,14 @@ fn parse_size(text: &str) -> Result<usize, String> {
         Ok(size @ 16..=8192) if size % 16 == 0 => Ok(size),
         _ => Err("expected a multiple of 16, from 16 to 8192".into()),
     }
+}
+
+/// Tokens of T5: diffusers takes 512 at most.
+fn parse_sequence_length(text: &str) -> Result<usize, String> {
+    text.parse()
+        .ok()
+        .filter(|tokens| (1..=512).contains(tokens))
+        .ok_or_else(|| "expected a number from 1 to 512".into())
 }
 
 /// A finite number.

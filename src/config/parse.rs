@@ -153,7 +153,7 @@ fn model(reader: &mut Reader) -> ModelConfig {
             vec![TextEncoderKind::ClipL, TextEncoderKind::ClipG],
             |list: &Vec<_>| distinct(list),
         ),
-        t5_tokens: reader.checked("model.t5_tokens", 256, within(1, 512)),
+        max_sequence_length: reader.checked("model.max_sequence_length", 77, within(1, 512)),
         expert_layer: reader.get("model.expert_layer", 9),
     }
 }

@@ -6,6 +6,7 @@
 pub mod captions;
 pub mod crop;
 pub mod decode;
+pub mod jpeg;
 pub mod labels;
 pub mod loader;
 pub mod mask;

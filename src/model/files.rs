@@ -140,7 +140,8 @@ impl ModelFiles {
         };
         let folder = self.folder.join(name);
         let at_hand = |file: &str| folder.join(file).is_file();
-        if !at_hand("tokenizer.json") && !(at_hand("vocab.json") && at_hand("merges.txt")) && self.hub.is_some() {
+        let complete = at_hand("tokenizer.json") || at_hand("vocab.json") && at_hand("merges.txt");
+        if !complete && self.hub.is_some() {
             match self.optional(&format!("{name}/vocab.json"))? {
                 Some(_) => self.required(&format!("{name}/merges.txt"))?,
                 None => self.required(&format!("{name}/tokenizer.json"))?,
@@ -220,6 +221,7 @@ impl Hub {
     /// Downloads a file unless the cache holds it; `None` if the repository has no such file.
     fn fetch(&self, file: &str) -> Result<Option<PathBuf>> {
         let offline = std::env::var("HF_HUB_OFFLINE").is_ok_and(|v| !matches!(v.as_str(), "" | "0"));
+        tracing::info!("fetching {file} of {} ({})", self.name, self.revision);
         let got = self
             .repository
             .download_file()

@@ -18,8 +18,8 @@ pub struct Pipeline {
 #[derive(Clone, Debug)]
 pub struct PipelineOptions {
     pub text_encoders: Vec<TextEncoderKind>,
-    /// Tokens that T5 is padded or cut to.
-    pub t5_tokens: usize,
+    /// T5's tokens, or the zeros that stand in for them.
+    pub max_sequence_length: usize,
     /// Type of the frozen weights in memory; the autoencoder's are always f32.
     pub dtype: DType,
     pub device: Device,
@@ -27,9 +27,9 @@ pub struct PipelineOptions {
 
 impl Pipeline {
     pub fn load(files: &ModelFiles, options: &PipelineOptions) -> Result<Self> {
-        let PipelineOptions { text_encoders, t5_tokens, dtype, device } = options;
+        let PipelineOptions { text_encoders, max_sequence_length, dtype, device } = options;
         let pipeline = Self {
-            text_encoders: TextEncoders::load(files, text_encoders, *t5_tokens, *dtype, device)?,
+            text_encoders: TextEncoders::load(files, text_encoders, *max_sequence_length, *dtype, device)?,
             vae: Vae::load(files, device)?,
             transformer: MmDit::load(files, *dtype, device)?,
         };

@@ -6,7 +6,6 @@ use candle_core::safetensors::MmapedSafetensors;
 use candle_core::{DType, Device, Shape, Tensor};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -32,7 +31,7 @@ impl Weights {
     pub fn open_part(folder: &Path, stem: &str, dtype: DType, device: &Device) -> Result<Self> {
         let single = folder.join(format!("{stem}.safetensors"));
         if single.is_file() {
-            return Self::open(&single, &[single.clone()], dtype, device);
+            return Self::open(&single, std::slice::from_ref(&single), dtype, device);
         }
         let index = folder.join(format!("{stem}.safetensors.index.json"));
         if !index.is_file() {
@@ -256,8 +255,8 @@ pub fn write_atomically(file: &Path, fill: impl FnOnce(&mut dyn Write) -> std::i
     };
     let write = || -> std::io::Result<()> {
         std::fs::create_dir_all(folder)?;
-        // As any new file: the umask decides who may read it, not the temporary file's caution.
-        let mode = std::fs::Permissions::from_mode(0o666);
+        // as other programs' files: readable by whoever the umask lets, not by the owner alone
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o666);
         let temporary = tempfile::Builder::new().prefix(WRITING).permissions(mode).tempfile_in(folder)?;
         let mut out = std::io::BufWriter::new(temporary);
         fill(&mut out)?;

@@ -24,7 +24,7 @@ impl GroupNorm {
 
     /// `[batch, channels, height, width]` to the same.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.run(x, |value| value, |x| Ok(x))
+        self.run(x, |value| value, Ok)
     }
 
     /// As [`Self::forward`], then `v · sigmoid(v)`.

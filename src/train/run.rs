@@ -69,7 +69,7 @@ impl<'a> Trainer<'a> {
             files,
             &PipelineOptions {
                 text_encoders: config.model.text_encoders.clone(),
-                t5_tokens: config.model.t5_tokens,
+                max_sequence_length: config.model.max_sequence_length,
                 dtype: config.model.dtype.dtype(),
                 device: device.clone(),
             },

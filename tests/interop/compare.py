@@ -13,7 +13,8 @@ data/smoke; `export` writes all three formats; then
   probability  the same
   peft       PeftModel.from_pretrained on the PEFT export against load_lora_weights: relative difference, < 1e-5
   comfyui    the image of `generate` with the ComfyUI export against its image with the LoRA: < 0.05
-Prints a line a figure; exit status 1 if one is out of bounds.
+Prints a line a figure; exit status 1 if one is out of bounds. Without T5, diffusers has `max_sequence_length` zero tokens
+in its place (up to 0.35: 77, whatever it was told); --max-sequence-length sets another number than 256 on both sides.
 Needs torch, diffusers, transformers, peft, pillow (seen: torch 2.15, diffusers 0.42.1, transformers 5.23, peft 0.21.2).
 """
 import argparse, io, logging, math, os, subprocess, sys, tarfile, tempfile
@@ -28,12 +29,19 @@ logging.disable(logging.WARNING)
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 PROMPTS = ["a photo of a cat on the grass", "A red bus, and a dog with an umbrella!"]
 SIZE, STEPS, GUIDANCE, LAYER, SIGMA = 128, 12, 5.0, 2, 0.515
+SEQUENCE = 256
 failed = []
 
 
 def report(variant, what, value, good, bound):
     print(f"{variant:13} {what:12} {value:10.3g}   {'ok' if good else 'OUT OF BOUNDS'} ({bound})", flush=True)
     if not good: failed.append(f"{variant} {what}")
+
+
+def text_flags(arguments):
+    """What the program is told about the text: nothing where its defaults are those of diffusers."""
+    flags = ["--text-encoders", "clip_l,clip_g,t5"] if arguments.t5 else []
+    return flags + (["--max-sequence-length", SEQUENCE] if arguments.max_sequence_length else [])
 
 
 def run(*command):
@@ -95,16 +103,16 @@ def pipeline(model, t5):
 def draw(pipe, latents):
     """Images as diffusers draws them, of 255."""
     images = [pipe(prompt, height=SIZE, width=SIZE, num_inference_steps=STEPS, guidance_scale=GUIDANCE, negative_prompt="",
-                   latents=latents[i:i + 1].clone(), output_type="np").images[0] for i, prompt in enumerate(PROMPTS)]
+                   latents=latents[i:i + 1].clone(), max_sequence_length=SEQUENCE, output_type="np").images[0] for i, prompt in enumerate(PROMPTS)]
     return (np.stack(images) * 255).round()
 
 
-def drawn(binary, work, name, model, t5, *more):
+def drawn(arguments, work, name, model, *more):
     """Images as the program draws them."""
     prompts = [x for prompt in PROMPTS for x in ("--prompt", prompt)]
-    encoders = ["--text-encoders", "clip_l,clip_g,t5"] if t5 else []
-    run(binary, "generate", "--model", model, *prompts, "--negative", "", "--out", f"{work}/{name}", "--size", SIZE,
-        "--steps", STEPS, "--guidance", GUIDANCE, "--latents", f"{work}/latents.safetensors", "--device", "cpu", *encoders, *more)
+    run(arguments.binary, "generate", "--model", model, *prompts, "--negative", "", "--out", f"{work}/{name}", "--size", SIZE,
+        "--steps", STEPS, "--guidance", GUIDANCE, "--latents", f"{work}/latents.safetensors", "--device", "cpu",
+        *text_flags(arguments), *more)
     return np.stack([np.asarray(Image.open(f"{work}/{name}/{i:06}.png").convert("RGB"), dtype=np.float64)
                      for i in range(len(PROMPTS))])
 
@@ -129,7 +137,8 @@ def forward(pipe, image, prompt, noise):
     pixels = torch.tensor(np.asarray(image), dtype=torch.float32).permute(2, 0, 1)[None] / 127.5 - 1
     config = pipe.vae.config
     latent = (pipe.vae.encode(pixels).latent_dist.mode() - config.shift_factor) * config.scaling_factor
-    context, _, pooled, _ = pipe.encode_prompt(prompt, prompt, prompt, do_classifier_free_guidance=False)
+    context, _, pooled, _ = pipe.encode_prompt(prompt, prompt, prompt, do_classifier_free_guidance=False,
+                                               max_sequence_length=SEQUENCE)
     return pipe.transformer(hidden_states=(1 - SIGMA) * latent + SIGMA * noise, timestep=torch.tensor([1000 * SIGMA]),
                             encoder_hidden_states=context, pooled_projections=pooled, return_dict=False)[0]
 
@@ -146,14 +155,14 @@ def compare(variant, arguments, work):
 
     pipe = pipeline(model, t5)
     plain = draw(pipe, latents)
-    bare = np.abs(drawn(arguments.binary, work, "plain", model, t5) - plain).mean()
+    bare = np.abs(drawn(arguments, work, "plain", model) - plain).mean()
     report(variant, "image, plain", bare, bare < 0.05, "< 0.05 of 255")
     pipe.load_lora_weights(os.path.dirname(lora), weight_name=os.path.basename(lora))
-    theirs, ours = draw(pipe, latents), drawn(arguments.binary, work, "ours", model, t5, "--lora", lora)
+    theirs, ours = draw(pipe, latents), drawn(arguments, work, "ours", model, "--lora", lora)
     effect, difference = np.abs(theirs - plain).mean(), np.abs(theirs - ours).mean()
     report(variant, "effect", effect, effect > 1, "> 1 of 255")
     report(variant, "image", difference, difference < 0.05, "< 0.05 of 255")
-    comfyui = drawn(arguments.binary, work, "comfyui", model, t5, "--lora", f"{work}/comfyui.safetensors")
+    comfyui = drawn(arguments, work, "comfyui", model, "--lora", f"{work}/comfyui.safetensors")
     difference = np.abs(comfyui - ours).mean()
     report(variant, "comfyui", difference, difference < 0.05, "< 0.05 of 255")
 
@@ -161,10 +170,9 @@ def compare(variant, arguments, work):
         jpeg = next(tar.extractfile(m).read() for m in tar if m.name.endswith(".jpg"))
     image = Image.open(io.BytesIO(jpeg)).convert("RGB").resize((SIZE, SIZE))      # in its size: nothing is resized there
     image.save(f"{work}/image.png")
-    encoders = ["--text-encoders", "clip_l,clip_g,t5"] if t5 else []
     run(arguments.binary, "probe", "--model", model, "--lora", lora, "--image", f"{work}/image.png", "--prompt", PROMPTS[0],
         "--layer", LAYER, "--out", f"{work}/probe", "--size", SIZE, "--sigma", SIGMA, "--noise", f"{work}/noise.safetensors",
-        "--device", "cpu", *encoders)
+        "--device", "cpu", *text_flags(arguments))
     found = load_file(f"{work}/probe/attention.safetensors")
     probe = Probe()
     pipe.transformer.transformer_blocks[LAYER].attn.processor = probe
@@ -190,7 +198,9 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--t5", action="store_true", help="with a third text encoder")
     parser.add_argument("--keep", help="folder for everything that is made, instead of a temporary one")
+    parser.add_argument("--max-sequence-length", type=int)
     arguments = parser.parse_args()
+    SEQUENCE = arguments.max_sequence_length or SEQUENCE
     arguments.binary = os.path.abspath(arguments.binary)
     for path, what in ((arguments.tiny, "--tiny"), (arguments.binary, "--binary")):
         if not os.path.exists(path): sys.exit(f"{what}: no file {path}")

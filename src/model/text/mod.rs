@@ -12,9 +12,6 @@ use std::ops::Range;
 use t5::T5Encoder;
 use tokenizer::{CLIP_TOKENS, ClipTokenizer, T5Tokenizer};
 
-/// Zero tokens that stand in for T5's where it is not used.
-pub const TOKENS_WITHOUT_T5: usize = 77;
-
 /// What the MM-DiT reads of a batch of prompts, f32.
 #[derive(Clone, Debug)]
 pub struct TextEmbedding {
@@ -44,7 +41,7 @@ pub struct TextEncoders {
     clips: [Clip; 2],
     t5: Option<(T5Tokenizer, T5Encoder)>,
     /// Tokens after CLIP's.
-    t5_tokens: usize,
+    max_sequence_length: usize,
     joint: usize,
     device: Device,
 }
@@ -52,12 +49,12 @@ pub struct TextEncoders {
 impl TextEncoders {
     /// Loads those of `kinds`; their weights stay in memory as `dtype`.
     ///
-    /// T5 prompts are padded or cut to `t5_tokens` (diffusers: `max_sequence_length`). Computes in f32 on the CPU,
-    /// in `dtype` on a GPU.
+    /// T5's tokens, or the zeros that stand in for them, number `max_sequence_length` (diffusers' name for it, and its
+    /// rule; diffusers of 2024 had 77 zeros whatever it was). Computes in f32 on the CPU, in `dtype` on a GPU.
     pub fn load(
         files: &ModelFiles,
         kinds: &[TextEncoderKind],
-        t5_tokens: usize,
+        max_sequence_length: usize,
         dtype: DType,
         device: &Device,
     ) -> Result<Self> {
@@ -103,8 +100,7 @@ impl TextEncoders {
             }
             false => None,
         };
-        let t5_tokens = if t5.is_some() { t5_tokens } else { TOKENS_WITHOUT_T5 };
-        Ok(Self { clips, t5, t5_tokens, joint: sizes.joint_attention_dim, device: device.clone() })
+        Ok(Self { clips, t5, max_sequence_length, joint: sizes.joint_attention_dim, device: device.clone() })
     }
 
     /// Embeds prompts of any length; what does not fit into the encoders' tokens is cut off.
@@ -131,17 +127,17 @@ impl TextEncoders {
         let clip = Tensor::cat(&features, 2)?;
         let t5 = match &self.t5 {
             Some((tokenizer, encoder)) => {
-                let ids = prompts.iter().map(|prompt| tokenizer.encode(prompt, self.t5_tokens));
+                let ids = prompts.iter().map(|prompt| tokenizer.encode(prompt, self.max_sequence_length));
                 encoder.forward(&ids.collect::<Result<Vec<_>>>()?)?
             }
-            None => zeros(&[batch, self.t5_tokens, self.joint])?,
+            None => zeros(&[batch, self.max_sequence_length, self.joint])?,
         };
         Ok(TextEmbedding { context: Tensor::cat(&[clip, t5], 1)?, pooled: Tensor::cat(&pooled, 1)? })
     }
 
     /// Tokens of the context: CLIP's 77 and T5's.
     pub fn tokens(&self) -> usize {
-        CLIP_TOKENS + self.t5_tokens
+        CLIP_TOKENS + self.max_sequence_length
     }
 
     /// Where each name's tokens stand among CLIP's in the prompt of the names joined by spaces; see
