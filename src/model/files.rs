@@ -5,6 +5,7 @@ use candle_core::{DType, Device};
 use hf_hub::{HFClientSync, HFError, HFRepositorySync, RepoTypeModel};
 use serde::de::DeserializeOwned;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// A network of the pipeline, each with a folder of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -183,7 +184,11 @@ pub fn read_json<T: DeserializeOwned>(file: &Path) -> Result<T> {
     serde_json::from_str(&text).map_err(|e| Error::file(file, e))
 }
 
+/// Seconds that the hub may take to answer at all, where HF_HUB_ETAG_TIMEOUT does not say otherwise.
+const ANSWER_SECONDS: u64 = 30;
+
 /// A repository at one commit.
+#[derive(Clone)]
 struct Hub {
     repository: HFRepositorySync<RepoTypeModel>,
     /// As the user wrote it, for errors.
@@ -207,7 +212,7 @@ impl Hub {
             name: format!("hf:{name}"),
             revision: revision.to_string(),
         };
-        let index = hub.fetch("model_index.json")?.ok_or_else(|| {
+        let index = hub.fetch_in_time("model_index.json")?.ok_or_else(|| {
             Error::Failed(format!("hf:{name}: no model_index.json in it, so not a diffusers pipeline"))
         })?;
         let folder = index.parent().map(Path::to_path_buf).unwrap_or_default();
@@ -216,6 +221,22 @@ impl Hub {
             hub.revision = commit.to_string();
         }
         Ok(ModelFiles { folder, hub: Some(hub) })
+    }
+
+    /// Fetches a small file, and gives up on a hub that does not answer: the client itself would wait for ever.
+    fn fetch_in_time(&self, file: &'static str) -> Result<Option<PathBuf>> {
+        let seconds = std::env::var("HF_HUB_ETAG_TIMEOUT").ok().and_then(|text| text.parse().ok());
+        let seconds = seconds.unwrap_or(ANSWER_SECONDS);
+        let (sender, answer) = std::sync::mpsc::channel();
+        let hub = self.clone();
+        std::thread::spawn(move || sender.send(hub.fetch(file)));
+        answer.recv_timeout(Duration::from_secs(seconds)).unwrap_or_else(|_| {
+            Err(Error::Failed(format!(
+                "{}: cannot download {file}: no answer within {seconds} s (HF_HUB_ETAG_TIMEOUT sets the limit, \
+                 HF_HUB_OFFLINE=1 takes what the cache holds)",
+                self.name
+            )))
+        })
     }
 
     /// Downloads a file unless the cache holds it; `None` if the repository has no such file.

@@ -3,7 +3,8 @@ use crate::error::{Error, Result};
 use std::io::{IsTerminal, Write};
 use tracing_subscriber::EnvFilter;
 
-/// Starts logging: warnings of all crates and the information of this one, or what RUST_LOG says.
+/// Starts logging: warnings of all crates and the information of this one, or what RUST_LOG says. The hub client logs
+/// what it then returns as an error, which is shown anyway.
 ///
 /// # Errors
 /// `Error::Usage` if RUST_LOG is not a filter.
@@ -12,7 +13,7 @@ pub fn init() -> Result<()> {
         Ok(text) if !text.is_empty() => {
             EnvFilter::try_new(&text).map_err(|e| Error::Usage(format!("RUST_LOG={text}: {e}")))?
         }
-        _ => EnvFilter::new("warn,seg4diff=info"),
+        _ => EnvFilter::new("warn,hf_hub=off,seg4diff=info"),
     };
     let logger = tracing_subscriber::fmt()
         .with_env_filter(filter)

@@ -1,94 +1,23 @@
 //! Bad input through the real binary: one clear error that names file and place, exit status 1 or 2, no panic,
 //! and nothing on the disk changed.
+mod data;
+mod disk;
+#[path = "../fake_model/mod.rs"]
 mod fake_model;
+mod hub;
+mod model;
+#[path = "../model_folder/mod.rs"]
+mod model_folder;
+mod world;
 
-use candle_core::{Device, Tensor};
-use fake_model::fake_model;
-use seg4diff::config::RunConfig;
-use seg4diff::train::checkpoint::{Checkpoint, State};
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
-
-/// A folder with a config `c.toml` that passes all checks, for a case to spoil.
-struct World {
-    folder: tempfile::TempDir,
-}
-
-impl World {
-    fn new() -> Self {
-        let world = Self { folder: tempfile::tempdir().expect("folder") };
-        fake_model(&world.path("model"));
-        world.write("a_0.tar", "");
-        world.write(
-            "c.toml",
-            "output = \"run\"\n[model]\npath = \"model\"\nexpert_layer = 2\n[data]\nsource = [\"a_*.tar\"]\n",
-        );
-        world
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    fn write(&self, name: &str, content: impl AsRef<[u8]>) {
-        let path = self.path(name);
-        std::fs::create_dir_all(path.parent().expect("parent")).expect("folder");
-        std::fs::write(path, content).expect("write");
-    }
-
-    /// Appends to the config.
-    fn add(&self, text: &str) {
-        let config = std::fs::read_to_string(self.path("c.toml")).expect("read");
-        self.write("c.toml", config + text);
-    }
-
-    /// A checkpoint of a run with the config as it is, of a model with this fingerprint.
-    fn checkpoint(&self, step: u64, model: &str) {
-        let config = RunConfig::load(&self.path("c.toml"), &[]).expect("config");
-        let tensors = BTreeMap::from([(
-            "a".to_string(),
-            Tensor::zeros(4, candle_core::DType::F32, &Device::Cpu).expect("tensor"),
-        )]);
-        let state = State { step, model: model.into(), ..Default::default() };
-        let checkpoint = Checkpoint { state, adapter: tensors.clone(), optimizer: tensors };
-        checkpoint.save(&self.path("run"), &config).expect("save");
-    }
-
-    /// Every file and its content, but for the lock.
-    fn snapshot(&self) -> BTreeMap<PathBuf, Option<Vec<u8>>> {
-        fn walk(folder: &Path, found: &mut BTreeMap<PathBuf, Option<Vec<u8>>>) {
-            for entry in std::fs::read_dir(folder).expect("folder") {
-                let path = entry.expect("entry").path();
-                if path.is_dir() {
-                    walk(&path, found);
-                    found.insert(path, None);
-                } else if path.file_name().is_some_and(|name| name != ".lock") {
-                    let content = std::fs::read(&path).expect("read");
-                    found.insert(path, Some(content));
-                }
-            }
-        }
-        let mut found = BTreeMap::new();
-        walk(self.folder.path(), &mut found);
-        found
-    }
-}
-
-/// What to do to the world, how to call `seg4diff` in it, the exit status, and what the error must contain.
-type Case = (&'static str, fn(&World), &'static [&'static str], i32, &'static [&'static str]);
+use world::{Case, World, cut, nothing, try_all};
 
 const TRAIN: &[&str] = &["train", "--config", "c.toml"];
 const CHECK: &[&str] = &["train", "--config", "c.toml", "--check"];
 const RESUME: &[&str] = &["train", "--config", "c.toml", "--resume"];
 const RESUME_1: &[&str] = &["train", "--config", "c.toml", "--resume", "run/checkpoints/step-000001"];
-
-fn nothing(_: &World) {}
-
-fn cut(world: &World, file: &str) {
-    let content = std::fs::read(world.path(file)).expect("read");
-    world.write(file, &content[..content.len() / 2]);
-}
 
 const COMMAND_LINE: &[Case] = &[
     ("no command", nothing, &[], 2, &["Usage"]),
@@ -394,41 +323,41 @@ const CHECKPOINTS: &[Case] = &[
 
 #[test]
 fn command_line() {
-    try_all(COMMAND_LINE);
+    try_all(World::small, COMMAND_LINE);
 }
 
 #[test]
 fn config_file() {
-    try_all(CONFIG);
+    try_all(World::small, CONFIG);
 }
 
 #[test]
 fn files_that_the_config_names() {
-    try_all(FILES);
+    try_all(World::small, FILES);
 }
 
 #[test]
 fn checkpoints() {
-    try_all(CHECKPOINTS);
+    try_all(World::small, CHECKPOINTS);
 }
 
 #[test]
 fn a_cuda_device_without_cuda() {
     if !candle_core::utils::cuda_is_available() {
         let args: &[&str] = &["train", "--config", "c.toml", "--set", "device=cuda:0"];
-        try_all(&[("cuda", nothing, args, 2, &["cuda:0", "--features cuda"])]);
+        try_all(World::small, &[("cuda", nothing, args, 2, &["cuda:0", "--features cuda"])]);
     }
 }
 
 /// `configs/sa1b.toml` is a config for the real model: it parses, and the check says what is missing here.
 #[test]
 fn check_of_a_real_config_says_what_is_missing() {
-    let world = World::new();
+    let world = World::small();
     let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/sa1b.toml");
     let output = Command::new(env!("CARGO_BIN_EXE_train"))
         .args(["--check", "--config"])
         .arg(config)
-        .current_dir(&world.folder)
+        .current_dir(world.path(""))
         .output()
         .expect("train");
     let stderr = String::from_utf8_lossy(&output.stderr);
@@ -446,36 +375,10 @@ fn check_of_a_real_config_says_what_is_missing() {
 /// The config that the cases above spoil is a good one.
 #[test]
 fn a_good_config_passes_the_check() {
-    let world = World::new();
-    let output = Command::new(env!("CARGO_BIN_EXE_seg4diff")).args(CHECK).current_dir(&world.folder).output();
+    let world = World::small();
+    let output = Command::new(env!("CARGO_BIN_EXE_seg4diff")).args(CHECK).current_dir(world.path("")).output();
     let output = output.expect("seg4diff");
     assert_eq!(String::from_utf8_lossy(&output.stderr), "");
     assert_eq!(String::from_utf8_lossy(&output.stdout), "c.toml: ok\n");
     assert!(output.status.success() && !world.path("run").exists());
-}
-
-fn try_all(cases: &[Case]) {
-    for (name, spoil, args, status, expected) in cases {
-        let world = World::new();
-        spoil(&world);
-        let before = world.snapshot();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_seg4diff"));
-        command.current_dir(&world.folder).env_remove("RUST_LOG");
-        for arg in *args {
-            match arg.strip_prefix("env:").and_then(|pair| pair.split_once('=')) {
-                Some((key, value)) => command.env(key, value),
-                None => command.arg(arg),
-            };
-        }
-        let output = command.output().expect("seg4diff");
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(*status), "{name}: {stderr}");
-        assert!(!stderr.contains("panicked"), "{name}: {stderr}");
-        assert!(name.contains("no command") || stderr.matches("error: ").count() == 1, "{name}: {stderr}");
-        for part in *expected {
-            assert!(stderr.contains(part), "{name}: {part:?} is not in {stderr}");
-        }
-        assert_eq!(String::from_utf8_lossy(&output.stdout), "", "{name}");
-        assert!(world.snapshot() == before, "{name}: files were changed");
-    }
 }

@@ -1,0 +1,168 @@
+//! Folders for a case to spoil, and what is asked of every case.
+use super::fake_model::fake_model;
+use super::model_folder;
+use candle_core::{Device, Tensor};
+use seg4diff::config::RunConfig;
+use seg4diff::train::checkpoint::{Checkpoint, State};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+/// A folder with a config `c.toml` that passes all checks.
+pub struct World {
+    folder: tempfile::TempDir,
+    /// Files that a command which fails late may leave behind.
+    may_leave: &'static [&'static str],
+}
+
+impl World {
+    /// With a model that the checks made before loading take for one.
+    pub fn small() -> Self {
+        let world = Self { folder: tempfile::tempdir().expect("folder"), may_leave: &[] };
+        fake_model(&world.path("model"));
+        world.write("a_0.tar", "");
+        world.write(
+            "c.toml",
+            "output = \"run\"\n[model]\npath = \"model\"\nexpert_layer = 2\n[data]\nsource = [\"a_*.tar\"]\n",
+        );
+        world
+    }
+
+    /// With the model and data of the smoke run: what is not spoilt works.
+    pub fn whole() -> Self {
+        let may_leave = &["run", "run/config.toml", "run/metrics.jsonl"];
+        let world = Self { folder: tempfile::tempdir().expect("folder"), may_leave };
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        model_folder::copy(&root.join("checkpoints/smoke-base"), &world.path("model"));
+        model_folder::copy(&root.join("data/smoke"), &world.path("data"));
+        world.write(
+            "c.toml",
+            "output = \"run\"\n[model]\npath = \"model\"\nexpert_layer = 1\n[train]\nsteps = 2\nbatch = 2\n\
+             accumulate = 1\n[data]\nresolution = 64\nsource = [\"data/sa_000000.tar\"]\n\
+             captions = \"data/captions.json\"\n",
+        );
+        world
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    pub fn write(&self, name: &str, content: impl AsRef<[u8]>) {
+        let path = self.path(name);
+        std::fs::create_dir_all(path.parent().expect("parent")).expect("folder");
+        std::fs::write(path, content).expect("write");
+    }
+
+    pub fn remove(&self, name: &str) {
+        std::fs::remove_file(self.path(name)).expect("remove");
+    }
+
+    /// Replaces a text in a file.
+    pub fn replace(&self, file: &str, from: &str, to: &str) {
+        let text = std::fs::read_to_string(self.path(file)).expect("read");
+        assert!(text.contains(from), "{from} in {file}");
+        self.write(file, text.replace(from, to));
+    }
+
+    /// Rewrites a safetensors file.
+    pub fn edit_tensors(&self, file: &str, change: impl FnOnce(&mut BTreeMap<String, Tensor>)) {
+        model_folder::edit_tensors(&self.path(file), change);
+    }
+
+    /// Appends to the config.
+    pub fn add(&self, text: &str) {
+        let config = std::fs::read_to_string(self.path("c.toml")).expect("read");
+        self.write("c.toml", config + text);
+    }
+
+    /// A checkpoint of a run with the config as it is, of a model with this fingerprint.
+    pub fn checkpoint(&self, step: u64, model: &str) {
+        let config = RunConfig::load(&self.path("c.toml"), &[]).expect("config");
+        let tensors = BTreeMap::from([(
+            "a".to_string(),
+            Tensor::zeros(4, candle_core::DType::F32, &Device::Cpu).expect("tensor"),
+        )]);
+        let state = State { step, model: model.into(), ..Default::default() };
+        let checkpoint = Checkpoint { state, adapter: tensors.clone(), optimizer: tensors };
+        checkpoint.save(&self.path("run"), &config).expect("save");
+    }
+
+    /// `seg4diff` in this folder; arguments `env:KEY=VALUE` go into the environment.
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_seg4diff"));
+        command.current_dir(&self.folder).env_remove("RUST_LOG").env("RAYON_NUM_THREADS", "2");
+        for arg in args {
+            match arg.strip_prefix("env:").and_then(|pair| pair.split_once('=')) {
+                Some((key, value)) => command.env(key, value),
+                None => command.arg(arg),
+            };
+        }
+        command
+    }
+
+    /// Every file and its content, but for the lock; folders have none.
+    fn snapshot(&self) -> BTreeMap<PathBuf, Option<Vec<u8>>> {
+        fn walk(folder: &Path, found: &mut BTreeMap<PathBuf, Option<Vec<u8>>>) {
+            for entry in std::fs::read_dir(folder).expect("folder") {
+                let path = entry.expect("entry").path();
+                if path.is_dir() {
+                    walk(&path, found);
+                    found.insert(path, None);
+                } else if path.file_name().is_some_and(|name| name != ".lock") {
+                    let content = std::fs::read(&path).expect("read");
+                    found.insert(path, Some(content));
+                }
+            }
+        }
+        let mut found = BTreeMap::new();
+        walk(self.folder.path(), &mut found);
+        found
+    }
+}
+
+/// What to do to the world, how to call `seg4diff` in it, the exit status, and what the error must contain.
+pub type Case = (&'static str, fn(&World), &'static [&'static str], i32, &'static [&'static str]);
+
+pub fn nothing(_: &World) {}
+
+/// Cuts a file to its first half.
+pub fn cut(world: &World, file: &str) {
+    let content = std::fs::read(world.path(file)).expect("read");
+    world.write(file, &content[..content.len() / 2]);
+}
+
+/// Tries every case in a world of its own, and fails with all that is not as it must be.
+pub fn try_all(world: fn() -> World, cases: &[Case]) {
+    let complaints: Vec<String> = cases.iter().filter_map(|case| try_one(world(), case).err()).collect();
+    assert!(complaints.is_empty(), "{} of {} cases:\n{}", complaints.len(), cases.len(), complaints.join("\n\n"));
+}
+
+fn try_one(world: World, (name, spoil, args, status, expected): &Case) -> Result<(), String> {
+    spoil(&world);
+    let before = world.snapshot();
+    let started = Instant::now();
+    let output = world.command(args).output().expect("seg4diff");
+    let took = started.elapsed();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    let check = |holds: bool, what: &str| if holds { Ok(()) } else { Err(format!("{name}: {what}\n{stderr}")) };
+    check(output.status.code() == Some(*status), &format!("{}, expected {status}", output.status))?;
+    check(!stderr.contains("panicked"), "panicked")?;
+    check(stderr.matches("error: ").count() == 1 || name.contains("no command"), "not one error")?;
+    check(!stderr.contains("ERROR"), "an error besides the error")?;
+    for part in *expected {
+        check(stderr.contains(part), &format!("{part:?} is not said"))?;
+    }
+    check(output.stdout.is_empty(), "something on stdout")?;
+    check(took < Duration::from_secs(20), &format!("took {took:?}"))?;
+    let after = world.snapshot();
+    for (path, content) in &before {
+        check(after.get(path) == Some(content), &format!("{} was changed", path.display()))?;
+    }
+    for path in after.keys().filter(|path| !before.contains_key(*path)) {
+        let known = world.may_leave.iter().any(|name| world.path(name) == *path);
+        check(known, &format!("{} was left behind", path.display()))?;
+    }
+    Ok(())
+}
