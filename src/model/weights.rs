@@ -9,6 +9,9 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+/// What files and folders that are being written begin with; those of a killed run are removed when it is resumed.
+pub const WRITING: &str = ".writing-";
+
 /// The tensors of one model part, from one file or several shards.
 pub struct Weights {
     tensors: MmapedSafetensors,
@@ -254,7 +257,7 @@ pub fn write_atomically(file: &Path, fill: impl FnOnce(&mut dyn Write) -> std::i
         std::fs::create_dir_all(folder)?;
         // as other programs' files: readable by whoever the umask lets, not by the owner alone
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o666);
-        let temporary = tempfile::Builder::new().prefix(".writing-").permissions(mode).tempfile_in(folder)?;
+        let temporary = tempfile::Builder::new().prefix(WRITING).permissions(mode).tempfile_in(folder)?;
         let mut out = std::io::BufWriter::new(temporary);
         fill(&mut out)?;
         let temporary = out.into_inner().map_err(|e| e.into_error())?;

@@ -6,7 +6,7 @@
 use super::fingerprint::sha256;
 use crate::config::RunConfig;
 use crate::error::{Error, Result};
-use crate::model::weights::{read_all, write, write_atomically};
+use crate::model::weights::{WRITING, read_all, write, write_atomically};
 use candle_core::{DType, Tensor};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,8 +19,6 @@ const ADAPTER: &str = "adapter.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const CONFIG: &str = "config.toml";
 const STATE: &str = "state.json";
-/// What folders and files that are being written begin with; those of a killed run are removed.
-const WRITING: &str = ".writing-";
 
 /// Settings that a resumed run may change, because no trained value depends on them: where things lie (the base
 /// model is recognised by its fingerprint), on what and with how many threads it runs, what is kept, when it gives up.
@@ -88,7 +86,11 @@ impl Checkpoint {
         let aside = parent.join(format!("{WRITING}{name}"));
         remove_if_there(&aside)?;
         std::fs::create_dir(&aside).map_err(|e| Error::file(&aside, e))?;
-        self.fill(&aside, config)?;
+        if let Err(problem) = self.fill(&aside, config) {
+            // On a full disk what was written must not stay in the way; the problem itself is what counts.
+            let _ = remove_if_there(&aside);
+            return Err(problem);
+        }
 
         let folder = parent.join(name);
         if folder.exists() {

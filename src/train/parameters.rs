@@ -188,15 +188,18 @@ fn chosen_layers(config: &RunConfig, model: &mut MmDit) -> Result<Vec<(String, (
             LayerChoice::All => true,
             LayerChoice::List(layers) => layers.contains(&layer),
         };
-        modules.insert(module.to_string());
-        if wanted && layer <= last && config.lora.targets.iter().any(|target| target == module) {
+        if !wanted || layer > last {
+            continue;
+        }
+        if config.lora.targets.iter().any(|target| target == module) {
             chosen.push((name.clone(), sizes));
         }
+        modules.insert(module.to_string());
     }
     for target in &config.lora.targets {
         if !chosen.iter().any(|(name, _)| name.ends_with(&format!(".{target}"))) {
             return Err(Error::Usage(format!(
-                "lora.targets: \"{target}\" matches no layer; this model has {}",
+                "lora.targets: \"{target}\" matches no layer; the blocks that are trained have {}",
                 modules.iter().cloned().collect::<Vec<_>>().join(", ")
             )));
         }

@@ -92,7 +92,7 @@ pub fn export(adapter: &Adapter, format: Format, out: &Path, origin: &Origin) ->
         _ => Path::new("."),
     };
     let aside = std::fs::create_dir_all(folder)
-        .and_then(|()| tempfile::Builder::new().prefix(".export-").tempdir_in(folder))
+        .and_then(|()| tempfile::Builder::new().prefix(weights::WRITING).tempdir_in(folder))
         .map_err(|e| Error::file(folder, format!("cannot write: {e}")))?;
     let written = aside.path().join(format.file_name());
     match format {

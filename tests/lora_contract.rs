@@ -1,0 +1,336 @@
+//! What a LoRA promises: no effect while B is zero, frozen weights stay as they are, it sits where the config says and
+//! nowhere else, merging it into the weights gives the same output, and every export draws the same picture.
+mod model_folder;
+mod smoke_run;
+
+use candle_core::{DType, Device, Tensor};
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use rand_distr::{Distribution, StandardNormal};
+use seg4diff::config::RunConfig;
+use seg4diff::loss::SampleTargets;
+use seg4diff::model::adapter_files::{self, delta};
+use seg4diff::model::lora::{Adapter, Lora};
+use seg4diff::model::mmdit::{MmDit, MmDitConfig};
+use seg4diff::model::weights::{Weights, read_all};
+use seg4diff::train::checkpoint::Checkpoint;
+use seg4diff::train::gradients::{StepInputs, StepPlan, gradients};
+use seg4diff::train::optimizer::AdamW;
+use seg4diff::train::parameters::Parameters;
+use seg4diff::train::trained::adapter_of;
+use smoke_run::{Run, read, run, succeed};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+const VARIANTS: [&str; 3] = ["sd3", "sd3.5-medium", "sd3.5-large"];
+
+fn fixture(variant: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/train_step").join(variant).join("transformer")
+}
+
+/// The model in a folder that holds `config.json` and its weights.
+fn model(folder: &Path) -> MmDit {
+    let config: MmDitConfig = serde_json::from_slice(&read(folder.join("config.json"))).expect("config");
+    let weights = Weights::open_part(folder, "diffusion_pytorch_model", DType::F32, &Device::Cpu).expect("weights");
+    MmDit::from_weights(config, &weights, DType::F32, &Device::Cpu).expect("model")
+}
+
+fn normal(random: &mut ChaCha8Rng, shape: &[usize]) -> Tensor {
+    let values = StandardNormal.sample_iter(random).take(shape.iter().product()).collect::<Vec<f32>>();
+    Tensor::from_vec(values, shape, &Device::Cpu).expect("tensor")
+}
+
+/// Random inputs of a batch of two.
+fn inputs(model: &MmDit) -> StepInputs {
+    let mut random = ChaCha8Rng::seed_from_u64(3);
+    let sizes = &model.config;
+    let latents = [2, sizes.in_channels, 8, 8];
+    StepInputs {
+        latents: normal(&mut random, &latents),
+        noise: normal(&mut random, &latents),
+        sigma: Tensor::new(&[0.2f32, 0.9], &Device::Cpu).expect("tensor"),
+        timestep: Tensor::new(&[200f32, 900.0], &Device::Cpu).expect("tensor"),
+        context: normal(&mut random, &[2, 9, sizes.joint_attention_dim]),
+        pooled: normal(&mut random, &[2, sizes.pooled_projection_dim]),
+        targets: vec![SampleTargets { masks: vec![], spans: vec![] }, SampleTargets { masks: vec![], spans: vec![] }],
+    }
+}
+
+fn output(model: &MmDit) -> Vec<f32> {
+    let StepInputs { latents, timestep, context, pooled, .. } = inputs(model);
+    let velocity = model.forward(&latents, &timestep, &context, &pooled).expect("forward");
+    velocity.flatten_all().and_then(|flat| flat.to_vec1()).expect("values")
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|value| value.to_bits()).collect()
+}
+
+/// An adapter of rank 3 on every layer that can have one; B is random, or zero.
+fn everywhere(model: &mut MmDit, b_is_zero: bool) -> Adapter {
+    let mut random = ChaCha8Rng::seed_from_u64(4);
+    let lora = |(name, (inner, outer)): (String, (usize, usize))| {
+        let down = (normal(&mut random, &[3, inner]) * 0.2).expect("tensor");
+        let up = (normal(&mut random, &[outer, 3]) * if b_is_zero { 0.0 } else { 0.2 }).expect("tensor");
+        (name, Lora { down, up, alpha: 5.0 })
+    };
+    model.adaptable().into_iter().map(lora).collect()
+}
+
+#[test]
+fn an_adapter_whose_b_is_zero_changes_no_bit() {
+    for variant in VARIANTS {
+        let mut model = model(&fixture(variant));
+        let without = output(&model);
+        let zero = everywhere(&mut model, true);
+        model.attach(&zero).expect("attach");
+        assert_eq!(bits(&output(&model)), bits(&without), "{variant}");
+        let random = everywhere(&mut model, false);
+        model.attach(&random).expect("attach");
+        let with = output(&model);
+        let moved = with.iter().zip(&without).filter(|(a, b)| (*a - *b).abs() > 1e-3).count();
+        assert!(moved * 2 > with.len(), "{variant}: the adapter does nothing");
+    }
+}
+
+#[test]
+fn merged_into_the_weights_it_gives_the_same_output() {
+    for variant in VARIANTS {
+        let mut adapted = model(&fixture(variant));
+        let adapter = everywhere(&mut adapted, false);
+        adapted.attach(&adapter).expect("attach");
+        let folder = tempfile::tempdir().expect("folder");
+        model_folder::copy(&fixture(variant), folder.path());
+        let file = folder.path().join("diffusion_pytorch_model.safetensors");
+        model_folder::edit_tensors(&file, |tensors| {
+            for (module, lora) in &adapter {
+                let weight = tensors.get_mut(&format!("{module}.weight")).expect("weight");
+                *weight = (&*weight + delta(lora).expect("delta")).expect("sum");
+            }
+        });
+        let (adapted, merged) = (output(&adapted), output(&model(folder.path())));
+        let largest = merged.iter().fold(0f32, |largest, value| largest.max(value.abs()));
+        let worst = adapted.iter().zip(&merged).fold(0f32, |worst, (a, b)| worst.max((a - b).abs())) / largest;
+        println!("{variant}: {worst:e}");
+        assert!(worst < 1e-5, "{variant}: relative difference {worst:e}");
+    }
+}
+
+/// Steps with a large learning rate on every layer: the adapters move, what is beneath them does not.
+#[test]
+fn training_moves_the_adapters_alone() {
+    for variant in VARIANTS {
+        let file = fixture(variant).join("diffusion_pytorch_model.safetensors");
+        let before = read(&file);
+        let mut model = model(&fixture(variant));
+        let without = output(&model);
+        let blocks = model.blocks.len();
+        let targets: BTreeSet<String> = model
+            .adaptable()
+            .into_iter()
+            .filter_map(|(name, _)| Some(name.splitn(3, '.').nth(2)?.to_string()))
+            .collect();
+        let mut config = RunConfig::parse(
+            "",
+            Path::new("test"),
+            &[
+                "output=\"o\"".to_string(),
+                "model.path=\"m\"".to_string(),
+                "data.source=[\"d\"]".to_string(),
+                format!("lora.targets={targets:?}").replace('{', "[").replace('}', "]"),
+                "lora.rank=2".to_string(),
+            ],
+        )
+        .expect("config");
+        (config.loss.focal_weight, config.loss.dice_weight) = (0.0, 0.0);
+        let parameters = Parameters::new(&config, &mut model, &Device::Cpu).expect("parameters");
+        assert_eq!(parameters.all.len(), 2 * model.adaptable().len(), "{variant}: A and B of every layer");
+        model.attach(&parameters.adapter()).expect("attach");
+        let start = parameters.tensors().expect("tensors");
+        let mut optimizer = AdamW::new(&parameters);
+        let inputs = inputs(&model);
+        for _ in 0..3 {
+            let plan = StepPlan { expert_layer: 1, recomputed_blocks: 1 };
+            let found = gradients(&model, &parameters, &config.loss, &inputs, plan).expect("gradients");
+            optimizer.step(&parameters, &found.of, 1.0, 0.1, &config.optim).expect("step");
+        }
+        let still: Vec<String> = parameters
+            .tensors()
+            .expect("tensors")
+            .iter()
+            .filter(|(name, tensor)| values(tensor) == values(&start[*name]))
+            .map(|(name, _)| name.clone())
+            .collect();
+        // The last block has no text output, so nothing asks for its text queries.
+        let last = format!("lora.transformer_blocks.{}.attn.add_q_proj", blocks - 1);
+        assert_eq!(still, [format!("{last}.down"), format!("{last}.up")], "{variant}");
+        assert!(output(&model).iter().zip(&without).any(|(a, b)| (a - b).abs() > 1e-2), "{variant}");
+        let zero = everywhere(&mut model, true);
+        model.attach(&zero).expect("attach");
+        assert_eq!(bits(&output(&model)), bits(&without), "{variant}: a frozen weight moved");
+        assert!(read(&file) == before, "{variant}: the model's file changed");
+    }
+}
+
+fn values(tensor: &Tensor) -> Vec<f32> {
+    tensor.flatten_all().and_then(|flat| flat.to_vec1()).expect("values")
+}
+
+/// A few quick steps, large ones so that the picture changes.
+const QUICK: &[&str] = &[
+    "train.steps=6",
+    "train.batch=2",
+    "data.resolution=64",
+    "optim.lr=0.02",
+    "optim.warmup_steps=0",
+    "lora.rank=4",
+    "lora.alpha=6",
+];
+
+#[test]
+fn it_sits_on_the_configured_targets_and_layers_alone() {
+    let targets = "lora.targets=[\"attn.to_q\",\"attn.add_k_proj\",\"ff.net.2\",\"norm1.linear\"]";
+    let run = Run::new(&[QUICK, &[targets, "lora.layers=[0,2]"]].concat());
+    let said = run.finish(&[]);
+    let mut expected = BTreeSet::new();
+    for layer in [0, 2] {
+        for module in ["attn.to_q", "attn.add_k_proj", "ff.net.2", "norm1.linear"] {
+            expected.insert(format!("transformer_blocks.{layer}.{module}"));
+            let row = said.lines().find(|line| line.starts_with(&format!("LoRA {module} ")));
+            assert!(row.is_some_and(|row| row.contains("2/3")), "{module} in {said}");
+        }
+    }
+    let adapter = adapter_files::read(&run.path("lora.safetensors")).expect("adapter");
+    assert_eq!(adapter.into_keys().collect::<BTreeSet<_>>(), expected);
+}
+
+#[test]
+fn targets_that_match_nothing_are_an_error_that_says_what_there_is() {
+    for (settings, parts) in [
+        (
+            &["lora.targets=[\"attn.to_q\",\"attn2.to_q\"]"][..],
+            &["lora.targets", "\"attn2.to_q\"", "attn.add_q_proj, ", "norm1_context.linear"][..],
+        ),
+        // The last block has no text output.
+        (
+            &["lora.layers=[2]", "lora.targets=[\"attn.to_add_out\"]", "loss.focal_weight=0", "loss.dice_weight=0"],
+            &["lora.targets", "\"attn.to_add_out\" matches no layer", "have attn.add_k_proj, "],
+        ),
+        // The mask loss alone trains nothing above the expert.
+        (&["lora.layers=[2]", "loss.flow_weight=0"], &["lora.layers", "blocks 0 to 1"]),
+    ] {
+        let without = Run::new(&[QUICK, settings].concat());
+        let (output, said) = run(&mut without.train(&[]));
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert_eq!(said.matches("error: ").count(), 1, "{said}");
+        for part in parts {
+            assert!(said.contains(part), "{part} in {said}");
+        }
+        assert!(!without.path("config.toml").exists());
+    }
+}
+
+/// Every file below a folder, and its bytes.
+fn snapshot(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    for entry in std::fs::read_dir(folder).expect("folder") {
+        let path = entry.expect("entry").path();
+        if path.is_dir() {
+            found.extend(snapshot(&path));
+        } else {
+            let content = read(&path);
+            found.insert(path, content);
+        }
+    }
+    found
+}
+
+fn seg4diff(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_seg4diff"));
+    command.args(args).current_dir(env!("CARGO_MANIFEST_DIR")).env_remove("RUST_LOG");
+    command
+}
+
+/// The pixels that the smoke base draws with an adapter.
+fn picture(lora: Option<&Path>) -> Vec<i32> {
+    let folder = tempfile::tempdir().expect("folder");
+    let mut command = seg4diff(&["generate", "--model", "checkpoints/smoke-base", "--prompt", "a red circle"]);
+    command.args(["--size", "64", "--steps", "4", "--guidance", "3", "--seed", "5", "--out"]).arg(folder.path());
+    if let Some(lora) = lora {
+        command.arg("--lora").arg(lora);
+    }
+    succeed(&mut command);
+    let picture = image::open(folder.path().join("000000.png")).expect("a picture").into_rgb8();
+    assert_eq!(picture.dimensions(), (64, 64));
+    picture.into_raw().into_iter().map(i32::from).collect()
+}
+
+#[test]
+fn every_export_has_the_trained_effect_and_draws_the_same_picture() {
+    let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("checkpoints/smoke-base");
+    let before = snapshot(&base);
+    let targets = "lora.targets=[\"attn.to_q\",\"attn.to_v\",\"attn.to_out.0\",\"attn.add_q_proj\",\"attn.add_v_proj\",\
+                   \"ff.net.0.proj\",\"ff.net.2\",\"norm1.linear\",\"norm1_context.linear\"]";
+    let run = Run::new(&[QUICK, &[targets]].concat());
+    run.finish(&[]);
+    let checkpoint = run.checkpoint(6, "");
+    let trained = Checkpoint::read(&checkpoint).expect("checkpoint");
+    let trained = adapter_of(&trained.adapter, 6.0, &checkpoint).expect("adapter");
+    assert_eq!(trained.len(), 27);
+
+    let mut files = vec![run.path("lora.safetensors")];
+    for (format, out) in [("diffusers", "d.safetensors"), ("peft", "peft"), ("comfyui", "c.safetensors")] {
+        let out = run.path(out);
+        let output = seg4diff(&["export", "--format", format, "--checkpoint"])
+            .arg(&checkpoint)
+            .arg("--out")
+            .arg(&out)
+            .output()
+            .expect("export");
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{format}: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(said.contains(&out.display().to_string()), "{format}: {said}");
+        files.push(out);
+    }
+    assert!(read(&files[0]) == read(&files[1]), "a finished run leaves what export writes for diffusers");
+    assert!(files[2].join("adapter_config.json").is_file());
+    let keys = |file: &Path| read_all(file).expect("tensors").into_keys().next().expect("a key");
+    assert!(keys(&files[1]).starts_with("transformer.transformer_blocks."));
+    assert!(keys(&files[2].join("adapter_model.safetensors")).starts_with("base_model.model.transformer_blocks."));
+    assert!(keys(&files[3]).starts_with("lora_unet_joint_blocks_"));
+
+    for file in &files {
+        let read = adapter_files::read(file).expect("adapter");
+        for (module, lora) in &trained {
+            let expected = values(&delta(lora).expect("delta"));
+            let largest = expected.iter().fold(0f32, |largest, value| largest.max(value.abs()));
+            if module == "transformer_blocks.2.attn.add_q_proj" {
+                // Nothing asks for the last block's text queries; a fused file has zeros there, which need no name.
+                assert_eq!(largest, 0.0);
+                continue;
+            }
+            let found = values(&delta(&read[module]).expect("delta"));
+            let worst = found.iter().zip(&expected).fold(0f32, |worst, (a, b)| worst.max((a - b).abs()));
+            assert!(
+                largest > 0.0 && worst <= 1e-5 * largest,
+                "{module}: {worst:e} of {largest:e} in {}",
+                file.display()
+            );
+        }
+    }
+
+    let pictures: Vec<Vec<i32>> = files.iter().map(|file| picture(Some(file))).collect();
+    let without = picture(None);
+    let mean =
+        |a: &[i32], b: &[i32]| f64::from(a.iter().zip(b).map(|(a, b)| (a - b).abs()).sum::<i32>()) / a.len() as f64;
+    println!("the adapter changes the picture by {:.2} of 255", mean(&pictures[0], &without));
+    assert!(mean(&pictures[0], &without) > 2.0, "the adapter changes nothing");
+    for (picture, file) in pictures.iter().zip(&files) {
+        let worst = picture.iter().zip(&pictures[0]).map(|(a, b)| (a - b).abs()).max();
+        // The order of sums differs between formats, so a value may round the other way.
+        assert!(worst <= Some(1), "{}: {worst:?} of 255", file.display());
+        assert!(mean(picture, &pictures[0]) < 0.01, "{}", file.display());
+    }
+    assert!(snapshot(&base) == before, "the base model's files changed");
+}
