@@ -357,7 +357,8 @@ fn a_wrong_file_is_refused_by_name_of_what_is_wrong() {
     let b = "transformer.transformer_blocks.0.attn.to_q.lora_B.weight";
     let fused = "lora_unet_joint_blocks_0_x_block_attn_qkv";
     let (fused_down, fused_up) = (format!("{fused}.lora_down.weight"), format!("{fused}.lora_up.weight"));
-    let cases: Vec<(Vec<(&str, usize, usize)>, &str)> = vec![
+    type Tensors<'a> = Vec<(&'a str, usize, usize)>;
+    let cases: Vec<(Tensors, &str)> = vec![
         (vec![(a, 2, 8), (b, 8, 2), ("text_encoder.text_model.x.lora_A.weight", 2, 8)], "text encoder"),
         (vec![("lora_te1_text_model_x.lora_down.weight", 2, 8)], "lora_te1_text_model_x"),
         (vec![(a, 2, 8), (b, 8, 2), ("transformer.transformer_blocks.0.attn.to_q.alpha", 1, 1)], "attn.to_q.alpha"),

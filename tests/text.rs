@@ -16,7 +16,9 @@ fn open() -> ModelFiles {
 }
 
 fn encoders(kinds: &[TextEncoderKind]) -> TextEncoders {
-    TextEncoders::load(&open(), kinds, T5_TOKENS, DType::F32, &Device::Cpu).unwrap()
+    // The fixture without T5 was made with 77 zeros in its place.
+    let tokens = if kinds.contains(&T5) { T5_TOKENS } else { 77 };
+    TextEncoders::load(&open(), kinds, tokens, DType::F32, &Device::Cpu).unwrap()
 }
 
 fn encode(kinds: &[TextEncoderKind]) -> seg4diff::model::text::TextEmbedding {

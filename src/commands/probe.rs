@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// First element of the noise stream of a probe.
-const NOISE: u64 = 0x7072_6f62_65;
+const NOISE: u64 = 0x0070_726f_6265;
 
 const EXAMPLE: &str = "Example:
   seg4diff probe --model models/stable-diffusion-3-medium-diffusers --image cat.jpg \\

@@ -51,7 +51,7 @@ impl Pipeline {
         let config = &self.transformer.config;
         let token = self.vae.config().pixels_per_latent() * config.patch_size;
         let largest = token * config.pos_embed_max_size;
-        if size == 0 || size % token != 0 || size > largest {
+        if size == 0 || !size.is_multiple_of(token) || size > largest {
             return Err(Error::Usage(format!(
                 "{size} pixels do not suit the model: expected a multiple of {token}, at most {largest}"
             )));

@@ -105,7 +105,7 @@ fn pointwise() {
     for shape in [[1, 1, 3], [2, 5, 33], [2, 70, 130]] {
         let (x, y) = ((normal(1, &shape) * 3.0).unwrap(), normal(2, &shape));
         let gate = normal(3, &[shape[0], shape[2]]);
-        check(|| super::pointwise::Gelu, &[x.clone()], &[true]);
+        check(|| super::pointwise::Gelu, std::slice::from_ref(&x), &[true]);
         let gated = || super::pointwise::GatedResidual;
         check(gated, &[x.clone(), y.clone(), gate.clone()], &[true, true, false]);
         check(gated, &[x.clone(), y.clone(), gate.clone()], &[false, true, false]);

@@ -14,7 +14,7 @@ use rand_distr::StandardNormal;
 use std::sync::Arc;
 
 /// First elements of the random streams of a training sample; the second is the sample's number in the run.
-const NOISE: u64 = 0x6e6f_6973_65;
+const NOISE: u64 = 0x006e_6f69_7365;
 const TIME: u64 = 0x7469_6d65;
 
 /// What turns samples into inputs.

@@ -171,10 +171,10 @@ fn uses_score_head(config: &RunConfig) -> bool {
 fn chosen_layers(config: &RunConfig, model: &mut MmDit) -> Result<Vec<(String, (usize, usize))>> {
     let blocks = model.blocks.len();
     let last = if config.loss.flow_weight == 0.0 { config.model.expert_layer } else { blocks - 1 };
-    if let LayerChoice::List(layers) = &config.lora.layers {
-        if let Some(layer) = layers.iter().find(|layer| **layer >= blocks) {
-            return Err(Error::Usage(format!("lora.layers: block {layer} does not exist, the model has {blocks}")));
-        }
+    if let LayerChoice::List(layers) = &config.lora.layers
+        && let Some(layer) = layers.iter().find(|layer| **layer >= blocks)
+    {
+        return Err(Error::Usage(format!("lora.layers: block {layer} does not exist, the model has {blocks}")));
     }
     let mut chosen = vec![];
     let mut modules = std::collections::BTreeSet::new();

@@ -144,7 +144,7 @@ impl<'a> Trainer<'a> {
             let step = self.state.step;
             let every = self.config.checkpoint.every;
             let stopping = stop.load(Ordering::Relaxed);
-            if step == steps || stopping || (every > 0 && step % every == 0) {
+            if step == steps || stopping || (every > 0 && step.is_multiple_of(every)) {
                 metrics.sync()?;
                 self.save(output)?;
             }
