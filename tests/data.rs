@@ -409,7 +409,7 @@ fn wrong_sources_and_missing_captions_are_refused_at_once() {
     let refused = |config: &DataConfig| Loader::new(config, 0, None, true).err().unwrap().to_string();
     let nothing = folder.path().join("none_*.tar");
     assert!(refused(&config(DataFormat::Sa1b, &[path(&nothing)])).contains("nothing matches"));
-    assert!(refused(&config(DataFormat::Folder, &[path(folder.path())])).contains("nothing matches"));
+    assert!(refused(&config(DataFormat::Folder, &[path(folder.path())])).contains("holds no files"));
     assert!(refused(&config(DataFormat::Sa1b, &[])).contains("data.source is empty"));
     assert!(refused(&config(DataFormat::Sa1b, &["a[.tar"])).contains("a[.tar"));
     let files: Files = sound(3).into_iter().filter(|(name, _)| !name.ends_with("txt")).collect();

@@ -27,8 +27,8 @@ pub struct ExportArgs {
 }
 
 pub fn run(args: &ExportArgs) -> Result<()> {
-    let config = config_of(&args.checkpoint)?;
     let checkpoint = Checkpoint::read(&args.checkpoint)?;
+    let config = config_of(&args.checkpoint)?;
     let adapter = adapter_of(&checkpoint.adapter, config.lora.alpha, &args.checkpoint)?;
     // The family only goes into kohya's metadata: an export must work where the base model is not at hand.
     let transformer =

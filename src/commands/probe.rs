@@ -1,7 +1,8 @@
 //! `probe`: the attention of one image to a prompt.
 use super::{LoadedModel, ModelArgs, parse_size, say};
 use crate::error::{Error, Result};
-use crate::model::mmdit::image_to_text_logits;
+use crate::model::files::{ModelFiles, Part};
+use crate::model::mmdit::{MmDitConfig, image_to_text_logits};
 use crate::model::weights;
 use crate::report::heatmap::overlay;
 use crate::sample::generate::read_latents;
@@ -58,14 +59,16 @@ fn parse_sigma(text: &str) -> Result<f64, String> {
 
 /// Noises the image's latent to `sigma`, runs the blocks below the layer, and writes what its image queries see.
 pub fn run(args: &ProbeArgs) -> Result<()> {
-    let LoadedModel { files, pipeline, device } = args.model.load()?;
-    let transformer = &pipeline.transformer;
-    let blocks = transformer.blocks.len();
+    // What is small is looked at before gigabytes are.
+    let image = read_square(&args.image, args.size, &Device::Cpu)?;
+    let blocks = ModelFiles::open(&args.model.model)?.config::<MmDitConfig>(Part::Transformer)?.num_layers;
     if args.layer >= blocks {
         return Err(Error::Usage(format!("--layer {}: the model has {blocks} blocks, counted from 0", args.layer)));
     }
+    let LoadedModel { files, pipeline, device } = args.model.load()?;
+    let transformer = &pipeline.transformer;
     let shape = pipeline.latent_shape(args.size)?;
-    let image = read_square(&args.image, args.size, &device)?;
+    let image = image.to_device(&device)?;
     let noise = match &args.noise {
         Some(file) => read_latents(file, "noise", Some(1), shape, &device)?,
         None => normal(args.seed, &[NOISE], (1, shape.0, shape.1, shape.2), &device)?,

@@ -3,6 +3,7 @@ use super::{
     Sample,
     captions::{Captions, Columns, first_sentences},
     crop::{Grid, Placement},
+    jpeg,
     labels::{Classes, LabelMap},
     mask::Mask,
     order,
@@ -282,7 +283,7 @@ fn check_size(what: &str, (width, height): (usize, usize), image: (usize, usize)
 /// Decodes a JPEG or PNG as stored (orientation tags do not count: masks lie on the stored pixels) to RGB.
 fn photograph(bytes: &[u8]) -> Result<RgbImage, String> {
     let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|problem| problem.to_string())?;
-    if reader.format() == Some(ImageFormat::Jpeg) && !has_jpeg_end(bytes) {
+    if reader.format() == Some(ImageFormat::Jpeg) && jpeg::is_cut_short(bytes) {
         return Err("the JPEG is cut short".into());
     }
     let image = reader.decode().map_err(|problem| format!("no readable image: {problem}"))?.into_rgb8();
@@ -291,10 +292,4 @@ fn photograph(bytes: &[u8]) -> Result<RgbImage, String> {
         return Err(format!("an image of {width}×{height} pixels is too elongated"));
     }
     Ok(image)
-}
-
-/// Whether an end-of-image marker follows the last start of a scan; decoders fill what is missing with grey.
-fn has_jpeg_end(bytes: &[u8]) -> bool {
-    let last = |marker: u8| bytes.windows(2).rposition(|pair| pair == [0xff, marker]);
-    last(0xd9) > last(0xda)
 }

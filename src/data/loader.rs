@@ -61,6 +61,8 @@ pub struct Loader {
     cursor: Cursor,
     max_broken: f64,
     require_masks: bool,
+    /// Where the samples come from, for errors.
+    source: String,
     /// The first broken sample that this loader met, for the closing error.
     first_broken: Option<String>,
     /// Number of the next item in draw order.
@@ -84,6 +86,10 @@ impl Loader {
         let pairing = Pairing { format: config.format, text: config.captions.is_none() };
         check_captions(&shards, pairing)?;
         let sources = fingerprint(&shards);
+        let source = match shards.as_slice() {
+            [first, .., _] => format!("{} and {} more", first.path.display(), shards.len() - 1),
+            one => one.iter().map(|shard| shard.path.display().to_string()).collect(),
+        };
         let mut cursor = start.cloned().unwrap_or_default();
         if cursor.sources != 0 && cursor.sources != sources {
             let hint = "the saved position in the data belongs to other shards than data.source has now";
@@ -106,6 +112,7 @@ impl Loader {
             cursor,
             max_broken: config.max_broken,
             require_masks,
+            source,
             first_broken: None,
             next: 0,
             ready: BTreeMap::new(),
@@ -232,7 +239,8 @@ impl Loader {
         self.check_broken(0)?;
         let Cursor { epoch, epoch_samples, epoch_with_masks, .. } = self.cursor;
         if epoch_samples == 0 {
-            return Err(Error::Failed(format!("epoch {epoch} had no usable sample{}", self.example())));
+            let source = &self.source;
+            return Err(Error::Failed(format!("epoch {epoch} had no usable sample in {source}{}", self.example())));
         }
         if self.require_masks && epoch_with_masks == 0 {
             let hint = "nothing was learnt from masks; see data.min_mask_area, data.max_masks and data.ignore";

@@ -128,7 +128,10 @@ pub fn find(config: &DataConfig) -> Result<Vec<Shard>> {
             }
         }
         if shards.len() == before {
-            return Err(Error::Usage(format!("data.source: nothing matches `{source}`")));
+            return Err(Error::Usage(match Path::new(source).is_dir() {
+                true => format!("data.source: {source} holds no files"),
+                false => format!("data.source: nothing matches `{source}`"),
+            }));
         }
     }
     let mut seen = std::collections::HashSet::new();
@@ -215,6 +218,11 @@ impl Shard {
                 None => break,
                 Some(Ok(entry)) => entry,
                 Some(Err(problem)) => {
+                    // What is no header is quoted by the crate: possibly a screenful of binary data.
+                    let problem = match problem.kind() {
+                        io::ErrorKind::Other | io::ErrorKind::InvalidData => "no header of a file".to_string(),
+                        _ => problem.to_string(),
+                    };
                     visit(self.broken("", format!("no readable tar file from member {place} on: {problem}")))?;
                     break;
                 }

@@ -138,5 +138,9 @@ pub fn read_latents(
         let expected = format!("[{count}, {channels}, {height}, {width}]");
         return Err(Error::file(file, format!("tensor {key} has shape {:?}, expected {expected}", latents.shape())));
     }
-    Ok(latents.to_device(device)?.to_dtype(DType::F32)?)
+    let latents = latents.to_dtype(DType::F32)?;
+    if !latents.flatten_all()?.to_vec1::<f32>()?.iter().all(|value| value.is_finite()) {
+        return Err(Error::file(file, format!("tensor {key} has values that are not finite")));
+    }
+    Ok(latents.to_device(device)?)
 }

@@ -46,6 +46,9 @@ pub fn read_rgb8(file: &Path) -> Result<RgbImage> {
     if let Some(image) = jpeg::decode(&bytes) {
         return Ok(image);
     }
+    if bytes.starts_with(&[0xff, 0xd8]) && jpeg::is_cut_short(&bytes) {
+        return Err(Error::file(file, "the JPEG is cut short"));
+    }
     Ok(image::load_from_memory(&bytes).map_err(|e| Error::file(file, e))?.into_rgb8())
 }
 

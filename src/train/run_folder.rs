@@ -39,7 +39,7 @@ impl RunFolder {
     /// no such checkpoint, or none is whole.
     pub fn open(output: &Path, resume: &Resume) -> Result<Self> {
         let sign = SIGNS.iter().map(|name| output.join(name)).find(|path| path.exists());
-        if let (Resume::No, Some(sign)) = (resume, sign) {
+        if let (Resume::No, Some(sign), true) = (resume, sign, has_steps(output)) {
             return Err(Error::Usage(format!(
                 "{}: already holds a run ({} is there); go on with it by --resume, or give another output",
                 output.display(),
@@ -85,6 +85,14 @@ impl RunFolder {
         checkpoint::supersede_after(&self.path, step)?;
         MetricsFile::open(&self.path.join("metrics.jsonl"), step)
     }
+}
+
+/// Whether the run in `output` may have taken a step. One that failed before (no caption fits, a shard is broken) left
+/// an empty `metrics.jsonl`: starting it anew loses nothing.
+fn has_steps(output: &Path) -> bool {
+    let is_empty =
+        std::fs::metadata(output.join("metrics.jsonl")).is_ok_and(|found| found.is_file() && found.len() == 0);
+    !is_empty || output.join("checkpoints").exists() || output.join("lora.safetensors").exists()
 }
 
 fn lock(path: &Path) -> Result<File> {

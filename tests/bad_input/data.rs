@@ -18,9 +18,9 @@ fn shard(world: &World, files: &[(&str, &str)]) {
 }
 
 const DATA: &[Case] = &[
-    ("empty shard", |w| w.write(SHARD, ""), TRAIN, 1, &["epoch 0 had no usable sample"]),
+    ("empty shard", |w| w.write(SHARD, ""), TRAIN, 1, &["epoch 0 had no usable sample in data/sa_000000.tar"]),
     ("shard of nothing but zeros", |w| w.write(SHARD, [0; 10240]), TRAIN, 1, &["epoch 0 had no usable sample"]),
-    ("shard that is no tar", |w| w.write(SHARD, "tar? ".repeat(400)), TRAIN, 1, &[SHARD]),
+    ("shard that is no tar", |w| w.write(SHARD, "tar? ".repeat(400)), TRAIN, 1, &[SHARD, "member 0 on: no header"]),
     (
         "shard cut within its first file",
         |w| {
@@ -36,7 +36,7 @@ const DATA: &[Case] = &[
         |w| shard(w, &[("sa_1.jpg", "no picture"), ("sa_1.json", "{}"), ("sa_2.jpg", "nor this"), ("sa_2.json", "[")]),
         TRAIN,
         1,
-        &["2 of 2 samples are broken", "data.max_broken", "for example sa_"],
+        &["2 of 2 samples are broken", "data.max_broken", "for example data/sa_000000.tar/sa_1"],
     ),
     (
         "shard without pictures",
@@ -98,7 +98,16 @@ const DATA: &[Case] = &[
         2,
         &["data.captions", SHARD],
     ),
-    ("masks too small to count", |w| w.add("min_mask_area = 0.99\n"), TRAIN, 1, &["usable mask", "data.min_mask_area"]),
+    (
+        "masks too small to count",
+        |w| {
+            w.add("min_mask_area = 0.99\n");
+            w.replace("c.toml", "steps = 2", "steps = 30")
+        },
+        TRAIN,
+        1,
+        &["usable mask", "data.min_mask_area"],
+    ),
     (
         "shard that cannot be read",
         |w| {
@@ -106,8 +115,8 @@ const DATA: &[Case] = &[
             std::fs::create_dir(w.path(SHARD)).expect("folder")
         },
         TRAIN,
-        1,
-        &["no usable sample"],
+        2,
+        &["data/sa_000000.tar holds no files"],
     ),
     (
         "resolution beyond the model's positions",
@@ -165,6 +174,8 @@ const DATA: &[Case] = &[
         |w| {
             w.write("data/labels/x.png", "");
             w.write("data/classes.json", "7");
+            w.write("data/pictures/x.jpg", "");
+            w.replace("c.toml", "data/sa_000000.tar", "data/pictures");
             w.add("format = \"coco\"\nlabels = \"data/labels\"\nclasses = \"data/classes.json\"\n")
         },
         TRAIN,
@@ -196,6 +207,15 @@ fn sound_data_trains() {
     let output = world.command(TRAIN).output().expect("seg4diff");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert!(world.path("run/lora.safetensors").is_file());
+
+    // A run that failed before its first step is simply started again.
+    let world = World::whole();
+    let captions = std::fs::read(world.path("data/captions.json")).expect("read");
+    world.write("data/captions.json", "{\"sa_9999\": \"a dog\"}");
+    assert!(!world.command(TRAIN).output().expect("seg4diff").status.success());
+    world.write("data/captions.json", captions);
+    let output = world.command(TRAIN).output().expect("seg4diff");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 
     let world = World::whole();
     cut(&world, SHARD);

@@ -25,8 +25,10 @@ pub fn fake_model(folder: &Path) {
             "transformer/config.json" => r#"{"num_layers": 4, "patch_size": 2}"#,
             "vae/config.json" => r#"{"block_out_channels": [8, 16, 16, 16]}"#,
             "text_encoder_2/model.safetensors.index.json" => r#"{"weight_map": {"a": "model-1.safetensors"}}"#,
+            "model_index.json" => r#"{"_class_name": "StableDiffusion3Pipeline"}"#,
             // Safetensors without a tensor.
             _ if file.ends_with(".safetensors") => "\u{2}\0\0\0\0\0\0\0{}",
+            _ if file.ends_with(".json") => "{}",
             _ => "",
         };
         std::fs::write(path, content).expect("write");

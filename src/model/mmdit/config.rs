@@ -3,6 +3,9 @@ use crate::error::{Error, Result};
 use serde::Deserialize;
 use std::path::Path;
 
+/// No size of a model is larger; products of them stay within the whole numbers.
+const LARGEST: usize = 1 << 16;
+
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 pub struct MmDitConfig {
     pub patch_size: usize,
@@ -36,8 +39,8 @@ impl MmDitConfig {
             ("num_attention_heads", config.num_attention_heads),
             ("pos_embed_max_size", config.pos_embed_max_size),
         ] {
-            if value == 0 {
-                return wrong(format!("{name} is 0"));
+            if !(1..=LARGEST).contains(&value) {
+                return wrong(format!("{name} is {value}, expected 1 to {LARGEST}"));
             }
         }
         if config.caption_projection_dim != config.width() {

@@ -5,6 +5,7 @@ use crate::model::layers::{LayerNorm, Linear};
 use crate::model::weights::Weights;
 use candle_core::{D, DType, Device, Tensor};
 use serde::Deserialize;
+use std::path::PathBuf;
 
 /// Sizes from the text encoder's `config.json`.
 #[derive(Clone, Debug, Deserialize)]
@@ -62,6 +63,8 @@ pub struct ClipTextModel {
     final_norm: LayerNorm,
     projection: Linear,
     compute: DType,
+    /// The file that the sizes come from, for errors.
+    path: PathBuf,
 }
 
 /// What the text model yields for a batch of prompts.
@@ -89,12 +92,12 @@ impl ClipTextModel {
         let weights = files.weights(part, dtype, device)?;
         // Older files store the index 0..77 as a tensor.
         weights.ignore("text_model.embeddings.position_ids");
-        let model = Self::build(config, &weights, compute)?;
+        let model = Self::build(config, path, &weights, compute)?;
         weights.finish()?;
         Ok(model)
     }
 
-    fn build(config: ClipConfig, weights: &Weights, compute: DType) -> Result<Self> {
+    fn build(config: ClipConfig, path: PathBuf, weights: &Weights, compute: DType) -> Result<Self> {
         let (hidden, eps) = (config.hidden_size, config.layer_norm_eps);
         let embedding = |name: &str, rows: usize| weights.get(&format!("text_model.embeddings.{name}"), (rows, hidden));
         let layer = |index: usize| {
@@ -118,6 +121,7 @@ impl ClipTextModel {
             final_norm: LayerNorm::load(weights, "text_model.final_layer_norm", hidden, eps)?,
             projection: Linear::load_no_bias(weights, "text_projection", hidden, config.projection_dim)?,
             compute,
+            path,
             config,
         })
     }
@@ -132,13 +136,12 @@ impl ClipTextModel {
         let (batch, length) = (ids.len(), ids.first().map_or(0, Vec::len));
         if length > self.config.max_position_embeddings {
             let positions = self.config.max_position_embeddings;
-            return Err(Error::Failed(format!("{length} tokens, but the text encoder has {positions} positions")));
+            let problem = format!("max_position_embeddings is {positions}, but prompts have {length} tokens");
+            return Err(Error::file(&self.path, problem));
         }
         if let Some(id) = ids.iter().flatten().find(|&&id| id as usize >= self.config.vocab_size) {
             let vocab = self.config.vocab_size;
-            return Err(Error::Failed(format!(
-                "token {id} of the tokenizer, but vocab_size in config.json is {vocab}"
-            )));
+            return Err(Error::file(&self.path, format!("vocab_size is {vocab}, but the tokenizer yields token {id}")));
         }
         let flat = Tensor::from_vec(ids.concat(), batch * length, device)?;
         let tokens = self.tokens.index_select(&flat, 0)?.to_dtype(self.compute)?;

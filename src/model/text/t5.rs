@@ -6,6 +6,7 @@ use candle_core::{DType, Device, Shape, Tensor};
 use candle_nn::VarBuilder;
 use candle_nn::var_builder::SimpleBackend;
 use candle_transformers::models::t5::{Config, T5EncoderModel};
+use std::path::PathBuf;
 use std::sync::Mutex;
 
 /// A T5 encoder of candle-transformers.
@@ -16,6 +17,8 @@ pub struct T5Encoder {
     pub hidden_size: usize,
     compute: DType,
     device: Device,
+    /// The file that the sizes come from, for errors.
+    path: PathBuf,
 }
 
 impl T5Encoder {
@@ -43,16 +46,14 @@ impl T5Encoder {
         let (vocab_size, hidden_size) = (config.vocab_size, config.d_model);
         // T5's activations leave the range of f16 (transformers keeps parts of it in f32 for that reason).
         let compute = if compute == DType::F16 { DType::F32 } else { compute };
-        Ok(Self { model, vocab_size, hidden_size, compute, device: device.clone() })
+        Ok(Self { model, vocab_size, hidden_size, compute, device: device.clone(), path: files.config_path(Part::T5) })
     }
 
     /// States of the last layer, f32 `[batch, tokens, hidden]`, of prompts of equal length.
     pub fn forward(&self, ids: &[Vec<u32>]) -> Result<Tensor> {
         if let Some(id) = ids.iter().flatten().find(|&&id| id as usize >= self.vocab_size) {
-            let vocab = self.vocab_size;
-            return Err(Error::Failed(format!(
-                "token {id} of the T5 tokenizer, but vocab_size in config.json is {vocab}"
-            )));
+            let problem = format!("vocab_size is {}, but the tokenizer yields token {id}", self.vocab_size);
+            return Err(Error::file(&self.path, problem));
         }
         let length = ids.first().map_or(0, Vec::len);
         let ids = Tensor::from_vec(ids.concat(), (ids.len(), length), &self.device)?;
