@@ -22,6 +22,9 @@ pub const PARAMETERS: [(&str, &[usize]); 6] = [
 /// Pixels, borders included, that go through the layers together.
 const PIXELS_A_TASK: usize = 2048;
 
+/// Values that the composed form's convolutions hold at a time.
+const COMPOSED_VALUES: usize = 1 << 28;
+
 /// `maps + head(maps)`: maps `[maps, h, w]`, parameters in the order of [`PARAMETERS`].
 pub fn score_head(maps: &Tensor, parameters: &[Tensor]) -> Result<Tensor> {
     if maps.dim(0)? == 0 {
@@ -270,19 +273,29 @@ impl Function for ScoreHead {
     const NAME: &'static str = "score-head";
 
     fn composed(&self, inputs: &[Tensor]) -> Result<Tensor> {
+        let (count, height, width) = inputs[0].dims3()?;
         let mut start = 0;
-        let mut x = inputs[0].unsqueeze(1)?;
-        for (layer, pair) in PARAMETERS.chunks_exact(2).enumerate() {
-            let mut take = |shape: &[usize]| {
+        let parameters = PARAMETERS
+            .iter()
+            .map(|(_, shape)| {
                 let n = shape.iter().product();
                 start += n;
-                inputs[1].narrow(0, start - n, n)?.reshape(shape)
-            };
-            let (weight, bias) = (take(pair[0].1)?, take(pair[1].1)?);
-            let x_in = if layer == 0 { x } else { x.relu()? };
-            x = x_in.conv2d(&weight, 1, 1, 1, 1)?.broadcast_add(&bias.reshape((1, (), 1, 1))?)?;
+                inputs[1].narrow(0, start - n, n)?.reshape(*shape)
+            })
+            .collect::<Result<Vec<_>>>()?;
+        // candle unfolds a convolution's input: nine times the hidden layers of a chunk of maps is what is held.
+        let chunk = (COMPOSED_VALUES / (9 * CHANNELS * height * width)).max(1);
+        let mut parts = vec![];
+        for first in (0..count).step_by(chunk) {
+            let maps = inputs[0].narrow(0, first, chunk.min(count - first))?;
+            let mut x = maps.unsqueeze(1)?;
+            for (layer, pair) in parameters.chunks_exact(2).enumerate() {
+                let hidden = if layer == 0 { x } else { x.relu()? };
+                x = hidden.conv2d(&pair[0], 1, 1, 1, 1)?.broadcast_add(&pair[1].reshape((1, (), 1, 1))?)?;
+            }
+            parts.push((maps + x.squeeze(1)?)?);
         }
-        &inputs[0] + x.squeeze(1)?
+        Tensor::cat(&parts, 0)
     }
 
     fn cpu_forward(&self, inputs: &[Tensor]) -> Result<Tensor> {

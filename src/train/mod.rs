@@ -2,7 +2,7 @@
 pub mod checkpoint;
 pub mod fingerprint;
 pub mod gradients;
-mod inputs;
+pub mod inputs;
 mod memory;
 pub mod optimizer;
 pub mod parameters;
