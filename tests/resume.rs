@@ -11,7 +11,7 @@ use seg4diff::model::mmdit::MmDit;
 use seg4diff::model::weights::read_all;
 use seg4diff::train::parameters::Parameters;
 use serde_json::Value;
-use smoke_run::{Run, read, run, succeed};
+use smoke_run::{Run, read, run as run_to_end, succeed};
 use std::collections::BTreeMap;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::ExitStatusExt;
@@ -194,6 +194,9 @@ fn stopped_by_a_signal() {
         let run = Run::new(SETTINGS);
         let mut process = Process::start(&run, &[], "2");
         process.wait_for_step(step);
+        let (second, said) = run_to_end(&mut run.train(&["--resume"]));
+        assert_eq!(second.status.code(), Some(1), "{said}");
+        assert!(said.contains("another process is training into this folder"), "{said}");
         process.signal(signal);
         let (status, said) = process.end();
         assert_eq!(status.code(), Some(0), "signal {signal}: {said}");
@@ -207,6 +210,22 @@ fn stopped_by_a_signal() {
         run.finish(&["--resume"]);
         Outcome::of(&run, STEPS).check(&UNDISTURBED, "stopped and resumed");
     }
+}
+
+/// A second signal does not wait for the step.
+#[test]
+fn stopped_at_once_by_a_second_signal() {
+    let run = Run::new(&[SETTINGS, &["train.accumulate=500"]].concat());
+    let mut process = Process::start(&run, &[], "1");
+    process.wait_for_step(0);
+    process.signal(libc::SIGINT);
+    std::thread::sleep(Duration::from_millis(100));
+    process.signal(libc::SIGINT);
+    let (status, said) = process.end();
+    assert_eq!(status.code(), Some(1), "{said}");
+    assert!(!run.path("checkpoints").exists());
+    run.finish(&["--resume", "--set", "train.accumulate=2"]);
+    Outcome::of(&run, STEPS).check(&UNDISTURBED, "stopped at once");
 }
 
 /// Resuming a run that is complete trains nothing and writes its adapter again.
@@ -294,7 +313,7 @@ fn steps_that_are_not_finite() {
 
     let settings = [SETTINGS, &["train.steps=6", "train.max_nonfinite=4", &model]].concat();
     let run_on_broken = Run::new(&settings);
-    let (output, said) = run(&mut run_on_broken.train(&[]));
+    let (output, said) = run_to_end(&mut run_on_broken.train(&[]));
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert_eq!(said.matches("error: ").count(), 1, "{said}");
     for part in ["error: step 4", "not finite 4 times in a row", "train.max_nonfinite = 4", "step 1: ", "skipped"] {
@@ -339,7 +358,7 @@ fn fresh_adapter(base: &Path, settings: &[&str]) -> Vec<(String, Vec<f32>)> {
 #[test]
 fn a_learning_rate_out_of_all_reason() {
     let run_away = Run::new(&[SETTINGS, &["optim.lr=1e30", "optim.warmup_steps=0", "train.max_nonfinite=2"]].concat());
-    let (output, said) = run(&mut run_away.train(&[]));
+    let (output, said) = run_to_end(&mut run_away.train(&[]));
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert_eq!(said.matches("error: ").count(), 1, "{said}");
     assert!(said.contains("train.max_nonfinite = 2"), "{said}");
