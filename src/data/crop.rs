@@ -1,6 +1,7 @@
 //! Scaling and cropping to the square training image, for a photograph and its masks alike.
+use super::resize::bilinear_window;
 use crate::config::Crop;
-use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer, images::Image, images::ImageRef};
+use image::RgbImage;
 use std::ops::Range;
 
 /// How a photograph becomes a square: its shorter side scaled to `side`, a window cut out, perhaps mirrored.
@@ -42,35 +43,23 @@ impl Placement {
         Self { width, height, scaled_width, scaled_height, left, top, side, mirror }
     }
 
-    /// Cuts the square out of `rgb` (`[height, width, 3]`): bilinear with antialiasing, as Pillow's `BILINEAR`.
+    /// Cuts the square out of the photograph (`[side, side, 3]`): bilinear with antialiasing, to the bit as Pillow's
+    /// `resize(…, BILINEAR)` and `crop`.
     ///
     /// # Errors
-    /// When `rgb` is not of the size this was made for.
-    pub fn apply(&self, rgb: &[u8], resizer: &mut Resizer) -> Result<Vec<u8>, String> {
-        let source = ImageRef::new(self.width as u32, self.height as u32, rgb, PixelType::U8x3)
-            .map_err(|problem| problem.to_string())?;
-        if (self.width, self.height) == (self.scaled_width, self.scaled_height) {
-            return Ok(self.window(rgb));
+    /// When the photograph is not of the size this was made for.
+    pub fn apply(&self, photograph: &RgbImage) -> Result<Vec<u8>, String> {
+        let (width, height) = photograph.dimensions();
+        if (width as usize, height as usize) != (self.width, self.height) {
+            return Err(format!("{width}×{height} pixels, expected {}×{}", self.width, self.height));
         }
-        let mut scaled = Image::new(self.scaled_width as u32, self.scaled_height as u32, PixelType::U8x3);
-        let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Bilinear));
-        resizer.resize(&source, &mut scaled, &options).map_err(|problem| problem.to_string())?;
-        Ok(self.window(scaled.buffer()))
-    }
-
-    /// The window of the scaled image, mirrored where drawn so.
-    fn window(&self, scaled: &[u8]) -> Vec<u8> {
-        let mut square = Vec::with_capacity(self.side * self.side * 3);
-        for y in self.top..self.top + self.side {
-            let start = (y * self.scaled_width + self.left) * 3;
-            let row = &scaled[start..start + self.side * 3];
-            if self.mirror {
-                square.extend(row.chunks_exact(3).rev().flatten());
-            } else {
-                square.extend_from_slice(row);
-            }
+        let window = |start: usize| start as u32..(start + self.side) as u32;
+        let size = (self.scaled_width as u32, self.scaled_height as u32);
+        let mut square = bilinear_window(photograph, size, window(self.left), window(self.top));
+        if self.mirror {
+            image::imageops::flip_horizontal_in_place(&mut square);
         }
-        square
+        Ok(square.into_raw())
     }
 
     /// The points at which a mask of the photograph's size is sampled: the nearest to each pixel's centre

@@ -3,11 +3,11 @@ use super::{
     Sample,
     captions::{Captions, Columns, first_sentences},
     crop::{Grid, Placement},
-    jpeg,
     labels::{Classes, LabelMap},
     mask::Mask,
     order,
     panoptic::Panoptic,
+    photograph,
     rle::RunLengths,
     shards::Reference,
     spill,
@@ -16,10 +16,8 @@ use crate::{
     Error, Result,
     config::{DataConfig, DataFormat},
 };
-use fast_image_resize::Resizer;
-use image::{ImageFormat, ImageReader, RgbImage};
 use serde::Deserialize;
-use std::{collections::HashMap, io::Cursor};
+use std::collections::HashMap;
 
 /// Photographs longer than this many times their width (or the other way) are broken: scaled, they would take
 /// gigabytes.
@@ -102,9 +100,12 @@ impl Decoder {
     ///
     /// # Errors
     /// Says why the sample is broken.
-    pub fn decode(&self, reference: &Reference, epoch: u64, resizer: &mut Resizer) -> Result<Decoded, String> {
-        let photograph = photograph(&reference.image.read(&reference.shard)?)?;
+    pub fn decode(&self, reference: &Reference, epoch: u64) -> Result<Decoded, String> {
+        let photograph = photograph::decode(&reference.image.read(&reference.shard)?)?;
         let size = (photograph.width() as usize, photograph.height() as usize);
+        if size.0.max(size.1) > LONGEST_SHAPE * size.0.min(size.1) {
+            return Err(format!("an image of {}×{} pixels is too elongated", size.0, size.1));
+        }
         let draws = order::augmentation(self.seed, epoch, spill::hash(&reference.key));
         let placement = Placement::new(size, self.config.resolution, self.config.crop, self.config.flip, &draws);
         let caption = self.caption(reference)?;
@@ -114,7 +115,7 @@ impl Decoder {
             None if names.is_empty() && self.classes.is_none() => return Err("there is no caption".into()),
             None => names.join(" "),
         };
-        let image = placement.apply(photograph.as_raw(), resizer)?;
+        let image = placement.apply(&photograph)?;
         let has_mask = !masks.is_empty();
         let mut sample = Sample { key: reference.key.clone(), image, prompt, classes: names, masks };
         if draws.drop_caption < self.config.caption_dropout {
@@ -278,18 +279,4 @@ fn check_size(what: &str, (width, height): (usize, usize), image: (usize, usize)
         return Ok(());
     }
     Err(format!("the {what} says {width}×{height} pixels, the image has {}×{}", image.0, image.1))
-}
-
-/// Decodes a JPEG or PNG as stored (orientation tags do not count: masks lie on the stored pixels) to RGB.
-fn photograph(bytes: &[u8]) -> Result<RgbImage, String> {
-    let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|problem| problem.to_string())?;
-    if reader.format() == Some(ImageFormat::Jpeg) && jpeg::is_cut_short(bytes) {
-        return Err("the JPEG is cut short".into());
-    }
-    let image = reader.decode().map_err(|problem| format!("no readable image: {problem}"))?.into_rgb8();
-    let (width, height) = (image.width() as usize, image.height() as usize);
-    if width.max(height) > LONGEST_SHAPE * width.min(height) {
-        return Err(format!("an image of {width}×{height} pixels is too elongated"));
-    }
-    Ok(image)
 }

@@ -15,7 +15,6 @@ use crate::{
     Error, Result,
     config::{DataConfig, DataFormat},
 };
-use fast_image_resize::Resizer;
 use std::{
     collections::BTreeMap,
     ops::ControlFlow,
@@ -270,14 +269,13 @@ impl Drop for Loader {
 
 /// A worker: decodes jobs until there are none to come.
 fn work(decoder: &Decoder, jobs: &Mutex<Receiver<Job>>, outcomes: &Sender<(u64, Outcome)>, stop: &AtomicBool) {
-    let mut resizer = Resizer::new();
     loop {
         let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(Job { number, epoch, reference, after }) = job else { return };
         if stop.load(Ordering::Relaxed) {
             return;
         }
-        let decoded = catch_unwind(AssertUnwindSafe(|| decoder.decode(&reference, epoch, &mut resizer)));
+        let decoded = catch_unwind(AssertUnwindSafe(|| decoder.decode(&reference, epoch)));
         let reason = match decoded {
             Ok(Ok(decoded)) => {
                 if outcomes.send((number, Outcome::Sample(Box::new(decoded), after))).is_err() {
@@ -286,10 +284,7 @@ fn work(decoder: &Decoder, jobs: &Mutex<Receiver<Job>>, outcomes: &Sender<(u64, 
                 continue;
             }
             Ok(Err(reason)) => reason,
-            Err(_) => {
-                resizer = Resizer::new();
-                "decoding it panicked".into()
-            }
+            Err(_) => "decoding it panicked".into(),
         };
         let broken = Broken { name: reference.name(), reason };
         if outcomes.send((number, Outcome::Broken(broken, after))).is_err() {

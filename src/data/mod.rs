@@ -12,6 +12,7 @@ pub mod loader;
 pub mod mask;
 pub mod order;
 pub mod panoptic;
+pub mod photograph;
 mod plan;
 pub mod resize;
 pub mod rle;

@@ -26,8 +26,13 @@ fn assert_close(what: &str, got: &Tensor, wanted: &Tensor) {
     assert!(worst <= 1e-5 * largest, "{what}: off by {worst}, largest value {largest}");
 }
 
-/// Values and gradients of `function` against its composed form, for the inputs that `needs` names.
-fn check<F: Function>(make: impl Fn() -> F + Sync, inputs: &[Tensor], needs: &[bool]) {
+/// Values and gradients of the function that `make` puts on a device, against its composed form on the CPU, for the
+/// inputs that `needs` names.
+fn check<F: Function>(make: impl Fn(&Device) -> F + Sync, inputs: &[Tensor], needs: &[bool]) {
+    let make_for = make;
+    let make = || make_for(&Device::Cpu);
+    #[cfg(feature = "cuda")]
+    check_on_cuda(&make_for, inputs, needs);
     let composed = make().composed(inputs).unwrap();
     let leaves: Vec<Tensor> = inputs
         .iter()
@@ -59,12 +64,45 @@ fn check<F: Function>(make: impl Fn() -> F + Sync, inputs: &[Tensor], needs: &[b
     }
 }
 
+/// The same on the first CUDA device, if this machine has one; to 1e-4, as cuBLAS sums in another order.
+#[cfg(feature = "cuda")]
+fn check_on_cuda<F: Function>(make: &impl Fn(&Device) -> F, inputs: &[Tensor], needs: &[bool]) {
+    let Ok(device) = Device::new_cuda(0) else {
+        println!("{}: no CUDA device, not compared on one", F::NAME);
+        return;
+    };
+    let near = |what: &str, got: &Tensor, wanted: &Tensor| {
+        let (got, wanted) = (values(&got.to_device(&Device::Cpu).unwrap()), values(wanted));
+        let largest = wanted.iter().fold(0f32, |m, v| m.max(v.abs())).max(1e-6);
+        let worst = got.iter().zip(&wanted).fold(0f32, |m, (a, b)| m.max((a - b).abs()));
+        assert!(worst <= 1e-4 * largest, "{} {what} on CUDA: off by {worst} of {largest}", F::NAME);
+    };
+    let run = |device: &Device| {
+        let leaf = |t: &Tensor| Var::from_tensor(&t.to_device(device).unwrap()).unwrap().into_inner();
+        let plain = |t: &Tensor| t.to_device(device).unwrap();
+        let leaves: Vec<Tensor> =
+            inputs.iter().zip(needs).map(|(t, need)| if *need { leaf(t) } else { plain(t) }).collect();
+        let output = apply(make(device), &leaves.iter().collect::<Vec<_>>()).unwrap();
+        let grad = normal(99, output.dims()).to_device(device).unwrap();
+        let grads = (&output * &grad).unwrap().sum_all().unwrap().backward().unwrap();
+        (output.detach(), leaves.iter().map(|leaf| grads.get(leaf).cloned()).collect::<Vec<_>>())
+    };
+    let ((output, grads), (wanted, wanted_grads)) = (run(&device), run(&Device::Cpu));
+    near("values", &output, &wanted);
+    for (got, wanted) in grads.iter().zip(&wanted_grads) {
+        assert_eq!(got.is_some(), wanted.is_some(), "{}: gradients on CUDA", F::NAME);
+        if let (Some(got), Some(wanted)) = (got, wanted) {
+            near("gradient", got, wanted);
+        }
+    }
+}
+
 #[test]
 fn linear_with_and_without_adapter() {
     for (rows, inner, outer, rank) in [(1, 1, 1, 1), (7, 13, 5, 3), (129, 64, 200, 16)] {
-        let make = || super::linear::Linear {
-            weight: normal(1, &[outer, inner]),
-            bias: Some(normal(2, &[outer])),
+        let make = |device: &Device| super::linear::Linear {
+            weight: normal(1, &[outer, inner]).to_device(device).unwrap(),
+            bias: Some(normal(2, &[outer]).to_device(device).unwrap()),
             scale: 0.7,
         };
         let inputs = [normal(3, &[rows, inner]), normal(4, &[rank, inner]), normal(5, &[outer, rank])];
@@ -94,9 +132,9 @@ fn norms() {
     for (batch, tokens, width) in [(1, 1, 4), (2, 3, 37), (3, 50, 64)] {
         let x = (normal(1, &[batch, tokens, width]) * 3.0).unwrap();
         let inputs = [x.clone(), normal(2, &[batch, width]), normal(3, &[batch, width])];
-        check(|| super::norm::LayerNormModulate, &inputs, &[true, false, false]);
-        check(|| super::norm::LayerNormModulate, &inputs, &[true, true, true]);
-        check(|| super::norm::RmsNorm { weight: normal(4, &[width]) }, &[x], &[true]);
+        check(|_| super::norm::LayerNormModulate, &inputs, &[true, false, false]);
+        check(|_| super::norm::LayerNormModulate, &inputs, &[true, true, true]);
+        check(|device| super::norm::RmsNorm { weight: normal(4, &[width]).to_device(device).unwrap() }, &[x], &[true]);
     }
 }
 
@@ -105,8 +143,8 @@ fn pointwise() {
     for shape in [[1, 1, 3], [2, 5, 33], [2, 70, 130]] {
         let (x, y) = ((normal(1, &shape) * 3.0).unwrap(), normal(2, &shape));
         let gate = normal(3, &[shape[0], shape[2]]);
-        check(|| super::pointwise::Gelu, std::slice::from_ref(&x), &[true]);
-        let gated = || super::pointwise::GatedResidual;
+        check(|_| super::pointwise::Gelu, std::slice::from_ref(&x), &[true]);
+        let gated = |_: &Device| super::pointwise::GatedResidual;
         check(gated, &[x.clone(), y.clone(), gate.clone()], &[true, true, false]);
         check(gated, &[x.clone(), y.clone(), gate.clone()], &[false, true, false]);
         check(gated, &[x, y, gate], &[true, true, true]);
@@ -118,9 +156,9 @@ fn attention_forms() {
     for (batch, queries, keys, heads, d) in [(1, 1, 1, 1, 4), (2, 9, 13, 3, 5), (2, 150, 77, 2, 16)] {
         let (q, k) = (normal(1, &[batch, queries, heads * d]), normal(2, &[batch, keys, heads * d]));
         let v = normal(3, &[batch, keys, heads * d]);
-        check(|| super::attention::Attention { heads }, &[q.clone(), k.clone(), v], &[true; 3]);
+        check(|_| super::attention::Attention { heads }, &[q.clone(), k.clone(), v], &[true; 3]);
         let range = keys / 3..keys - keys / 5;
-        check(|| super::attention::Probability { heads, range: range.clone() }, &[q, k], &[true; 2]);
+        check(|_| super::attention::Probability { heads, range: range.clone() }, &[q, k], &[true; 2]);
     }
 }
 
@@ -133,7 +171,7 @@ fn score_head_layers() {
             .map(|(i, (_, shape))| (normal(i as u64, shape) * 0.2).unwrap().flatten_all().unwrap())
             .collect();
         let flat = Tensor::cat(&parameters, 0).unwrap();
-        check(|| super::score_head::ScoreHead, &[normal(9, &[maps, h, w]), flat], &[true, true]);
+        check(|_| super::score_head::ScoreHead, &[normal(9, &[maps, h, w]), flat], &[true, true]);
     }
 }
 
@@ -159,7 +197,8 @@ fn mask_losses() {
     for (pairs, h, w, height, width) in [(1, 1, 1, 3, 5), (3, 4, 6, 32, 48), (2, 7, 5, 40, 33)] {
         for raw_logit in [false, true] {
             let targets: Vec<Arc<dyn Target>> = (0..pairs).map(|_| Arc::new(Disc(height, width)) as _).collect();
-            let make = || super::mask_loss::MaskLoss { targets: targets.clone(), size: (height, width), raw_logit };
+            let make =
+                |_: &Device| super::mask_loss::MaskLoss { targets: targets.clone(), size: (height, width), raw_logit };
             check(make, &[(normal(1, &[pairs, h, w]) * 2.0).unwrap()], &[true]);
         }
     }
@@ -172,7 +211,7 @@ fn class_cross_entropy() {
             (0..height * width).map(|i| if i % 5 == 0 { NO_CLASS } else { ((i / 7) % classes) as u8 }).collect();
         let weights: Vec<f32> = (0..classes).map(|c| 0.3 + c as f32).collect();
         let total = labels.iter().filter(|l| **l != NO_CLASS).map(|l| f64::from(weights[usize::from(*l)])).sum();
-        let make = || super::pixel_cross_entropy::PixelCrossEntropy {
+        let make = |_: &Device| super::pixel_cross_entropy::PixelCrossEntropy {
             labels: labels.clone(),
             size: (height, width),
             weights: weights.clone(),

@@ -1,5 +1,5 @@
 //! Pictures as files and as tensors: what diffusers' `VaeImageProcessor` and Pillow make of them.
-use crate::data::jpeg;
+use crate::data::photograph;
 use crate::data::resize::bilinear;
 use crate::error::{Error, Result};
 use crate::model::weights::write_atomically;
@@ -43,13 +43,7 @@ pub fn write_png(file: &Path, image: &RgbImage) -> Result<()> {
 /// Reads a PNG or JPEG as 8-bit RGB.
 pub fn read_rgb8(file: &Path) -> Result<RgbImage> {
     let bytes = std::fs::read(file).map_err(|e| Error::file(file, e))?;
-    if let Some(image) = jpeg::decode(&bytes) {
-        return Ok(image);
-    }
-    if bytes.starts_with(&[0xff, 0xd8]) && jpeg::is_cut_short(&bytes) {
-        return Err(Error::file(file, "the JPEG is cut short"));
-    }
-    Ok(image::load_from_memory(&bytes).map_err(|e| Error::file(file, e))?.into_rgb8())
+    photograph::decode(&bytes).map_err(|e| Error::file(file, e))
 }
 
 /// A picture in [−1, 1]: `[1, 3, height, width]`, f32.

@@ -14,12 +14,6 @@ use image::RgbImage;
 /// Pictures of more pixels are left to the crate `image` and its limits.
 const MAX_PIXELS: usize = 1 << 27;
 
-/// Whether no end-of-image marker follows the last start of a scan of a JPEG; decoders fill what is missing with grey.
-pub fn is_cut_short(bytes: &[u8]) -> bool {
-    let last = |marker: u8| bytes.windows(2).rposition(|pair| pair == [0xff, marker]);
-    last(0xd9) <= last(0xda)
-}
-
 /// A JPEG's pixels; `None` for a kind or a damage that another decoder may know what to do with.
 pub fn decode(bytes: &[u8]) -> Option<RgbImage> {
     let mut reader = Reader::start(bytes)?;
