@@ -145,7 +145,8 @@ fn training_moves_the_adapters_alone() {
         .expect("config");
         (config.loss.focal_weight, config.loss.dice_weight) = (0.0, 0.0);
         let parameters = Parameters::new(&config, &mut model, &Device::Cpu).expect("parameters");
-        assert_eq!(parameters.all.len(), 2 * model.adaptable().len(), "{variant}: A and B of every layer");
+        let layers = model.adaptable().len();
+        assert_eq!(parameters.all.len(), 2 * (layers - 1), "{variant}: A and B of every layer but one, see below");
         model.attach(&parameters.adapter()).expect("attach");
         let start = parameters.tensors().expect("tensors");
         let mut optimizer = AdamW::new(&parameters);
@@ -162,9 +163,10 @@ fn training_moves_the_adapters_alone() {
             .filter(|(name, tensor)| values(tensor) == values(&start[*name]))
             .map(|(name, _)| name.clone())
             .collect();
-        // The last block has no text output, so nothing asks for its text queries.
+        assert!(still.is_empty(), "{variant}: trained without effect: {still:?}");
+        // The last block has no text output, so nothing asks for its text queries: they get no adapter.
         let last = format!("lora.transformer_blocks.{}.attn.add_q_proj", blocks - 1);
-        assert_eq!(still, [format!("{last}.down"), format!("{last}.up")], "{variant}");
+        assert!(start.keys().all(|name| !name.starts_with(&last)), "{variant}");
         assert!(output(&model).iter().zip(&without).any(|(a, b)| (a - b).abs() > 1e-2), "{variant}");
         let zero = everywhere(&mut model, true);
         model.attach(&zero).expect("attach");
@@ -277,7 +279,8 @@ fn every_export_has_the_trained_effect_and_draws_the_same_picture() {
     let checkpoint = run.checkpoint(6, "");
     let trained = Checkpoint::read(&checkpoint).expect("checkpoint");
     let trained = adapter_of(&trained.adapter, 6.0, &checkpoint).expect("adapter");
-    assert_eq!(trained.len(), 27);
+    // Nine targets on three blocks, but for the last one's text queries, which nothing asks for.
+    assert_eq!(trained.len(), 26);
 
     let mut files = vec![run.path("lora.safetensors")];
     for (format, out) in [("diffusers", "d.safetensors"), ("peft", "peft"), ("comfyui", "c.safetensors")] {
@@ -305,11 +308,6 @@ fn every_export_has_the_trained_effect_and_draws_the_same_picture() {
         for (module, lora) in &trained {
             let expected = values(&delta(lora).expect("delta"));
             let largest = expected.iter().fold(0f32, |largest, value| largest.max(value.abs()));
-            if module == "transformer_blocks.2.attn.add_q_proj" {
-                // Nothing asks for the last block's text queries; a fused file has zeros there, which need no name.
-                assert_eq!(largest, 0.0);
-                continue;
-            }
             let found = values(&delta(&read[module]).expect("delta"));
             let worst = found.iter().zip(&expected).fold(0f32, |worst, (a, b)| worst.max((a - b).abs()));
             assert!(

@@ -1,5 +1,5 @@
 //! What is trained: LoRA matrices and the score head, by name, always in f32.
-use crate::config::{LayerChoice, RunConfig};
+use crate::config::{Alignment, LayerChoice, RunConfig};
 use crate::error::{Error, Result};
 use crate::model::lora::{Adapter, Lora};
 use crate::model::mmdit::MmDit;
@@ -161,16 +161,12 @@ impl Parameters {
 /// Whether the configuration trains a score head: it serves the sigmoid form alone.
 fn uses_score_head(config: &RunConfig) -> bool {
     let loss = &config.loss;
-    loss.score_head
-        && loss.alignment == crate::config::Alignment::Sigmoid
-        && (loss.focal_weight > 0.0 || loss.dice_weight > 0.0)
+    loss.score_head && loss.alignment == Alignment::Sigmoid && (loss.focal_weight > 0.0 || loss.dice_weight > 0.0)
 }
 
-/// Layers that get an adapter: targets on the configured blocks, and none above the expert if only the mask loss,
-/// which does not reach further, is trained.
+/// Layers that get an adapter: targets on the configured blocks that the loss depends on.
 fn chosen_layers(config: &RunConfig, model: &mut MmDit) -> Result<Vec<(String, (usize, usize))>> {
     let blocks = model.blocks.len();
-    let last = if config.loss.flow_weight == 0.0 { config.model.expert_layer } else { blocks - 1 };
     if let LayerChoice::List(layers) = &config.lora.layers
         && let Some(layer) = layers.iter().find(|layer| **layer >= blocks)
     {
@@ -188,7 +184,7 @@ fn chosen_layers(config: &RunConfig, model: &mut MmDit) -> Result<Vec<(String, (
             LayerChoice::All => true,
             LayerChoice::List(layers) => layers.contains(&layer),
         };
-        if !wanted || layer > last {
+        if !wanted || !reaches_loss(config, layer, module, blocks) {
             continue;
         }
         if config.lora.targets.iter().any(|target| target == module) {
@@ -208,6 +204,20 @@ fn chosen_layers(config: &RunConfig, model: &mut MmDit) -> Result<Vec<(String, (
         return Err(Error::Usage("lora.targets and lora.layers match no layer of the model".into()));
     }
     Ok(chosen)
+}
+
+/// Whether the loss depends on a layer. The mask loss alone sees nothing above the expert block, and of that block only
+/// what its probe is made of; nothing uses the text queries of the last block.
+fn reaches_loss(config: &RunConfig, layer: usize, module: &str, blocks: usize) -> bool {
+    if config.loss.flow_weight > 0.0 {
+        return !(layer + 1 == blocks && module == "attn.add_q_proj");
+    }
+    let expert = config.model.expert_layer;
+    let mut probed = vec!["attn.to_q", "attn.add_k_proj", "norm1.linear", "norm1_context.linear"];
+    if config.loss.alignment == Alignment::Softmax {
+        probed.push("attn.to_k");
+    }
+    layer < expert || (layer == expert && probed.contains(&module))
 }
 
 /// Random numbers of one parameter: they depend on the seed and its name alone.
