@@ -75,6 +75,14 @@ impl<'a> Bits<'a> {
     }
 
     fn refill(&mut self) {
+        // Mostly there are four bytes without markers, which come at once.
+        if let Some(word) = self.bytes.get(self.position..).and_then(|rest| rest.first_chunk())
+            && !word.contains(&0xff)
+        {
+            self.position += 4;
+            self.buffer = self.buffer << 32 | u64::from(u32::from_be_bytes(*word));
+            self.count += 32;
+        }
         while self.count <= 48 {
             let byte = match self.bytes.get(self.position..) {
                 Some([0xff, 0, ..]) => {
