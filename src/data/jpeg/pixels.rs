@@ -1,6 +1,6 @@
 //! From a JPEG's coefficients to pixels, in the integer arithmetic of libjpeg-turbo (`jdsample.c`, `jdcolor.c`).
 use super::header::{Component, Frame, Tables};
-use super::inverse_dct::inverse_dct;
+use super::inverse_dct::{LANES, inverse_dct};
 use image::RgbImage;
 
 /// The picture of all the coefficients; `None` where a quantisation table is missing or channels do not fit together.
@@ -99,10 +99,15 @@ impl Plane {
         let mut samples = vec![0; component.coefficients.len() * 64];
         let blocks = component.coefficients.chunks_exact(component.blocks_across);
         for (blocks, rows) in blocks.zip(samples.chunks_exact_mut(8 * stride)) {
-            for (column, block) in blocks.iter().enumerate() {
-                let pixels = inverse_dct(block, quantisation);
-                for (line, values) in rows.chunks_exact_mut(stride).zip(&pixels) {
-                    line[column * 8..column * 8 + 8].copy_from_slice(values);
+            for (group, blocks) in blocks.chunks(LANES).enumerate() {
+                let values = inverse_dct(blocks, quantisation);
+                for (line, values) in rows.chunks_exact_mut(stride).zip(values.chunks_exact(8)) {
+                    let line = &mut line[group * LANES * 8..];
+                    for (lane, samples) in line.chunks_exact_mut(8).take(blocks.len()).enumerate() {
+                        for (sample, values) in samples.iter_mut().zip(values) {
+                            *sample = values[lane];
+                        }
+                    }
                 }
             }
         }
@@ -132,7 +137,7 @@ impl Channel {
         let Self { plane, factors, sums, line } = self;
         let (source, sums_inside) = (plane.row(row / factors.1), 1..=plane.width);
         // The other of the two rows that an enlarged row lies between.
-        let other = plane.row(if row % 2 == 0 { (row / 2).saturating_sub(1) } else { row / 2 + 1 });
+        let other = plane.row(if row.is_multiple_of(2) { (row / 2).saturating_sub(1) } else { row / 2 + 1 });
         let smooth = plane.width > 2;
         match *factors {
             (1, 1) => line[..plane.width].copy_from_slice(source),
@@ -148,7 +153,7 @@ impl Channel {
             }
             (1, 2) => {
                 column_sums(&mut sums[sums_inside.clone()], source, other);
-                let bias = if row % 2 == 0 { 1 } else { 2 };
+                let bias = if row.is_multiple_of(2) { 1 } else { 2 };
                 for (pixel, sum) in line.iter_mut().zip(&sums[sums_inside]) {
                     *pixel = ((sum + bias) >> 2) as u8;
                 }
