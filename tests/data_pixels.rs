@@ -1,10 +1,13 @@
 //! Pixels and masks are those of the reference libraries: pycocotools, Pillow, torchvision, torch.
+use image::{DynamicImage, ImageBuffer, ImageFormat, Rgb, RgbImage, Rgba};
 use seg4diff::config::Crop;
 use seg4diff::data::crop::{Draws, Placement};
 use seg4diff::data::rle::RunLengths;
-use seg4diff::data::{LabelMap, Mask};
+use seg4diff::data::{LabelMap, Mask, photograph, resize};
 use serde::Deserialize;
+use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
+use std::io::Cursor;
 use std::path::PathBuf;
 
 fn fixture(name: &str) -> PathBuf {
@@ -136,6 +139,48 @@ fn scaling_and_the_centre_window_are_pillow_s() {
 
         let runs = RunLengths::from_text(height as u64, width as u64, &text).unwrap();
         assert!(pixels(&runs.sample(&placement.grid())) == unpack(&bits, side * side), "{name}");
+    }
+}
+
+#[derive(Deserialize)]
+struct ResizeCase {
+    name: String,
+    size: (u32, u32),
+    sha256: String,
+}
+
+#[test]
+fn resizing_is_pillow_s_at_any_size() {
+    let cases: Vec<ResizeCase> = read_json("resize.json");
+    assert_eq!(cases.len(), 80);
+    for ResizeCase { name, size, sha256 } in cases {
+        let image = photograph::decode(&std::fs::read(fixture("images").join(&name)).unwrap()).unwrap();
+        let resized = resize::bilinear(&image, size.0, size.1);
+        let digest: String = Sha256::digest(resized.as_raw()).iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(digest, sha256, "{name} to {size:?}");
+
+        let (columns, rows) = (size.0 / 3..size.0.div_ceil(2), size.1 / 4..size.1);
+        let window = resize::bilinear_window(&image, size, columns.clone(), rows.clone());
+        let cut =
+            image::imageops::crop_imm(&resized, columns.start, rows.start, columns.len() as u32, rows.len() as u32);
+        assert!(window == cut.to_image(), "a window of {name} to {size:?}");
+    }
+}
+
+#[test]
+fn colours_of_16_bits_keep_their_upper_byte() {
+    // Pillow: Image.open(file).convert("RGB")
+    let image = ImageBuffer::<Rgb<u16>, _>::from_fn(9, 5, |x, y| Rgb([x as u16 * 7000, y as u16 * 10007, 0x12ff]));
+    let alpha = ImageBuffer::<Rgba<u16>, _>::from_fn(9, 5, |x, y| {
+        let Rgb([red, green, blue]) = *image.get_pixel(x, y);
+        Rgba([red, green, blue, x as u16])
+    });
+    for image in [DynamicImage::from(image), DynamicImage::from(alpha)] {
+        let mut file = Cursor::new(Vec::new());
+        image.write_to(&mut file, ImageFormat::Png).unwrap();
+        let decoded = photograph::decode(file.get_ref()).unwrap();
+        let expected = RgbImage::from_fn(9, 5, |x, y| Rgb([(x * 7000 >> 8) as u8, (y * 10007 >> 8) as u8, 0x12]));
+        assert_eq!(decoded, expected);
     }
 }
 

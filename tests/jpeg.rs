@@ -1,5 +1,5 @@
 //! JPEG files decode to the very pixels that Pillow decodes, and damaged ones do no harm.
-use seg4diff::data::jpeg;
+use seg4diff::data::{jpeg, photograph};
 use seg4diff::sample::image::read_rgb8;
 use std::path::{Path, PathBuf};
 
@@ -53,6 +53,20 @@ fn damage_does_not_panic() {
         }
     }
     assert!(decoded > 0);
+}
+
+#[test]
+fn a_size_that_the_file_cannot_hold_is_refused() {
+    for file in files() {
+        let mut bytes = std::fs::read(&file).unwrap();
+        let frame = bytes.windows(2).position(|pair| pair[0] == 0xff && (0xc0..=0xc2).contains(&pair[1])).unwrap();
+        // 65 500 × 65 500 pixels would take 12 gigabytes, 8 000 × 8 000 half a gigabyte of coefficients.
+        bytes[frame + 5..frame + 9].copy_from_slice(&[0xff, 0xdc, 0xff, 0xdc]);
+        let error = photograph::decode(&bytes).unwrap_err();
+        assert!(error.contains("no readable image"), "{}: {error}", file.display());
+        bytes[frame + 5..frame + 9].copy_from_slice(&[0x1f, 0x40, 0x1f, 0x40]);
+        assert!(jpeg::decode(&bytes).is_none(), "{}", file.display());
+    }
 }
 
 /// Whether the frame header says more than a million pixels.

@@ -27,22 +27,39 @@ pub fn bilinear_window(image: &RgbImage, size: (u32, u32), columns: Range<u32>, 
     if window.is_empty() || image.is_empty() {
         return window;
     }
-    let (line, window_line) = (image.width() as usize * 3, window.width() as usize * 3);
     let across = Taps::new(image.width(), size.0, columns);
     let down = Taps::new(image.height(), size.1, rows);
-    let needed = &image.as_raw()[down.inputs.start * line..down.inputs.end * line];
-    pulp::Arch::new().dispatch(|| {
+    pulp::Arch::new().dispatch(Passes { image, across, down, size, window: &mut window });
+    window
+}
+
+/// Both passes, to be compiled for each width of vectors; a closure would not be inlined into that.
+struct Passes<'a> {
+    image: &'a RgbImage,
+    across: Taps,
+    down: Taps,
+    size: (u32, u32),
+    window: &'a mut RgbImage,
+}
+
+impl pulp::NullaryFnOnce for Passes<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let Self { image, across, down, size, window } = self;
+        let (line, window_line) = (image.width() as usize * 3, window.width() as usize * 3);
+        let needed = &image.as_raw()[down.inputs.start * line..down.inputs.end * line];
         if is_vertical_first(image.dimensions(), size) {
             let mut flat = vec![0; line * window.height() as usize];
             vertical(needed, &mut flat, line, &down);
-            horizontal(&flat, line, &mut window, &across);
+            horizontal(&flat, line, window, &across);
         } else {
             let mut narrow = vec![0; down.inputs.len() * window_line];
             horizontal(needed, line, &mut narrow, &across);
-            vertical(&narrow, &mut window, window_line, &down);
+            vertical(&narrow, window, window_line, &down);
         }
-    });
-    window
+    }
 }
 
 /// Which pass comes first shows in the rounding. Pillow up to 12 always starts along the rows; Pillow 13 starts down

@@ -6,7 +6,7 @@ use crate::{
     config::{DataConfig, DataFormat},
 };
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     fs::File,
     io,
     ops::ControlFlow,
@@ -134,7 +134,7 @@ pub fn find(config: &DataConfig) -> Result<Vec<Shard>> {
             }));
         }
     }
-    let mut seen = std::collections::HashSet::new();
+    let mut seen = HashSet::new();
     shards.retain(|shard| seen.insert(shard.path.clone()));
     if shards.is_empty() {
         return Err(Error::Usage("data.source is empty".into()));
@@ -199,8 +199,8 @@ impl Shard {
         Err(Broken { name, reason: reason.to_string() })
     }
 
-    /// Seeks from header to header; a sample is yielded as soon as its last member has been seen, what lacks a
-    /// partner at the end.
+    /// Seeks from header to header; a sample is yielded as soon as its last member has been seen; one whose image is a
+    /// PNG, and what lacks a partner, at the end.
     fn scan_tar(&self, pairing: Pairing, visit: &mut dyn FnMut(Item) -> ControlFlow<()>) -> ControlFlow<()> {
         let file = match File::open(&self.path).and_then(|file| Ok((file.metadata()?.len(), file))) {
             Ok(file) => file,
@@ -213,6 +213,7 @@ impl Shard {
             Err(problem) => return visit(self.broken("", problem)),
         };
         let mut pending: HashMap<String, Parts> = HashMap::new();
+        let mut yielded: HashSet<String> = HashSet::new();
         for place in 0.. {
             let entry = match entries.next() {
                 None => break,
@@ -236,6 +237,9 @@ impl Shard {
             let Some((key, extension)) = split_name(&name).filter(|_| entry.header().entry_type().is_file()) else {
                 continue;
             };
+            if extension == "png" && yielded.contains(key) {
+                continue; // beside the JPEG it would not have been the image
+            }
             let parts = pending.entry(key.to_owned()).or_insert_with(|| Parts { place, ..Parts::default() });
             if parts.add(&extension, Member::Part { offset, length }) {
                 visit(self.broken(key, format!("{name} is there twice")))?;
@@ -244,6 +248,7 @@ impl Shard {
                 && let Some(parts) = pending.remove(key)
             {
                 visit(self.item(key, parts, pairing))?;
+                yielded.insert(key.to_owned());
             }
         }
         let mut rest: Vec<(String, Parts)> = pending.into_iter().collect();
@@ -337,8 +342,9 @@ impl Parts {
         slot.replace(member).is_some()
     }
 
+    /// Whether nothing more is wanted; beside a PNG alone a JPEG may yet come.
     fn is_whole(&self, pairing: Pairing) -> bool {
-        (self.image.is_some() || self.png.is_some()) && self.json.is_some() && (self.text.is_some() || !pairing.text)
+        self.image.is_some() && self.json.is_some() && (self.text.is_some() || !pairing.text)
     }
 }
 

@@ -45,6 +45,7 @@ impl Huffman {
         Some(table)
     }
 
+    #[inline(always)]
     fn decode(&self, bits: &mut Bits) -> Option<u8> {
         let window = bits.peek(16);
         let (length, symbol) = self.lookup[(window >> (16 - LOOKUP_BITS)) as usize];
@@ -75,6 +76,14 @@ impl<'a> Bits<'a> {
     }
 
     fn refill(&mut self) {
+        // Mostly there are four bytes without markers, which come at once.
+        if let Some(word) = self.bytes.get(self.position..).and_then(|rest| rest.first_chunk())
+            && !word.contains(&0xff)
+        {
+            self.position += 4;
+            self.buffer = self.buffer << 32 | u64::from(u32::from_be_bytes(*word));
+            self.count += 32;
+        }
         while self.count <= 48 {
             let byte = match self.bytes.get(self.position..) {
                 Some([0xff, 0, ..]) => {
@@ -96,6 +105,7 @@ impl<'a> Bits<'a> {
     }
 
     /// The next `count` bits, at most 16.
+    #[inline(always)]
     fn peek(&mut self, count: u32) -> u32 {
         if self.count < count {
             self.refill();
@@ -108,6 +118,7 @@ impl<'a> Bits<'a> {
         self.count -= count;
     }
 
+    #[inline(always)]
     fn take(&mut self, count: u32) -> u32 {
         let bits = self.peek(count);
         self.drop(count);
@@ -115,6 +126,7 @@ impl<'a> Bits<'a> {
     }
 
     /// A coefficient of `size` bits: the half with a leading 0 is negative.
+    #[inline(always)]
     fn signed(&mut self, size: u32) -> i32 {
         if size == 0 {
             return 0;
@@ -265,6 +277,7 @@ impl Scan {
         Some(())
     }
 
+    #[inline(always)]
     fn first_pass(&self, bits: &mut Bits, state: &mut State, block: &mut [i16; 64], table: &Huffman) -> Option<()> {
         if state.end_of_band > 0 {
             state.end_of_band -= 1;

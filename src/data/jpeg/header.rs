@@ -88,7 +88,9 @@ pub struct Frame {
 }
 
 impl Frame {
-    pub fn read(segment: &[u8], progressive: bool) -> Option<Self> {
+    /// Reads a frame's header, which `length` bytes follow. `None` unless it is a picture in 8 bits of one or three
+    /// components that so many bytes can hold.
+    pub fn read(segment: &[u8], progressive: bool, length: usize) -> Option<Self> {
         let precision = *segment.first()?;
         let (height, width) = (usize::from(big_endian(segment, 1)?), usize::from(big_endian(segment, 3)?));
         let listed = segment.get(6..6 + 3 * usize::from(*segment.get(5)?))?;
@@ -96,15 +98,18 @@ impl Frame {
             return None;
         }
         let factors = |entry: &[u8]| (usize::from(entry[1] >> 4), usize::from(entry[1] & 15));
-        if listed
-            .chunks_exact(3)
-            .any(|entry| !(1..=4).contains(&factors(entry).0) || !(1..=4).contains(&factors(entry).1))
-        {
+        let entries = || listed.chunks_exact(3);
+        if entries().map(factors).any(|(across, down)| !(1..=4).contains(&across) || !(1..=4).contains(&down)) {
             return None;
         }
-        let horizontal = listed.chunks_exact(3).map(|entry| factors(entry).0).max()?;
-        let vertical = listed.chunks_exact(3).map(|entry| factors(entry).1).max()?;
+        let horizontal = entries().map(|entry| factors(entry).0).max()?;
+        let vertical = entries().map(|entry| factors(entry).1).max()?;
         let units = (width.div_ceil(8 * horizontal), height.div_ceil(8 * vertical));
+        // A block takes a bit or more.
+        let blocks: usize = entries().map(factors).map(|(across, down)| units.0 * across * units.1 * down).sum();
+        if blocks > 8 * length {
+            return None;
+        }
         let component = |entry: &[u8]| {
             let (across, down) = factors(entry);
             let (blocks_across, blocks_down) = (units.0 * across, units.1 * down);
@@ -119,7 +124,7 @@ impl Frame {
                 coefficients: vec![[0; 64]; blocks_across * blocks_down],
             }
         };
-        let components = listed.chunks_exact(3).map(component).collect();
+        let components = entries().map(component).collect();
         Some(Self { width, height, progressive, horizontal, vertical, components })
     }
 }

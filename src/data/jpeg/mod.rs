@@ -5,29 +5,39 @@
 //! RGB are decoded here, anything else is left to the crate `image`.
 mod entropy;
 mod header;
+mod inverse_dct;
 mod pixels;
 
 use entropy::Scan;
 use header::{Frame, Reader, Tables};
 use image::RgbImage;
 
-/// Pictures of more pixels are left to the crate `image` and its limits.
-const MAX_PIXELS: usize = 1 << 27;
+/// Pictures of more pixels are left to the crate `image` and its limits (Pillow warns from here on). Decoding takes
+/// up to 12 bytes a pixel.
+const MAX_PIXELS: usize = 89_478_485;
+/// Files of more scans are made to keep decoders busy; encoders write about ten.
+const MAX_SCANS: usize = 500;
 
-/// A JPEG's pixels; `None` for a kind or a damage that another decoder may know what to do with.
+/// A JPEG's pixels; `None` for a kind or a damage that another decoder may know what to do with. Memory is bounded by
+/// the length of the file, whatever size its header claims.
 pub fn decode(bytes: &[u8]) -> Option<RgbImage> {
     let mut reader = Reader::start(bytes)?;
     let mut tables = Tables::default();
     let mut frame: Option<Frame> = None;
+    let mut scans = 0;
     loop {
         match reader.marker()? {
             0xc0..=0xc2 if frame.is_some() => return None,
-            kind @ 0xc0..=0xc2 => frame = Some(Frame::read(reader.segment()?, kind == 0xc2)?),
+            kind @ 0xc0..=0xc2 => {
+                let segment = reader.segment()?;
+                frame = Some(Frame::read(segment, kind == 0xc2, reader.rest().len())?);
+            }
             0xc4 => tables.read_huffman(reader.segment()?)?,
             0xdb => tables.read_quantisation(reader.segment()?)?,
             0xdd => tables.restart_interval = usize::from(header::big_endian(reader.segment()?, 0)?),
             0xda => {
-                let frame = frame.as_mut()?;
+                scans += 1;
+                let frame = frame.as_mut().filter(|_| scans <= MAX_SCANS)?;
                 let scan = Scan::read(reader.segment()?, frame, &tables)?;
                 reader.skip(scan.run(reader.rest(), frame, &tables)?);
             }
