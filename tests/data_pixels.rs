@@ -179,7 +179,7 @@ fn colours_of_16_bits_keep_their_upper_byte() {
         let mut file = Cursor::new(Vec::new());
         image.write_to(&mut file, ImageFormat::Png).unwrap();
         let decoded = photograph::decode(file.get_ref()).unwrap();
-        let expected = RgbImage::from_fn(9, 5, |x, y| Rgb([(x * 7000 >> 8) as u8, (y * 10007 >> 8) as u8, 0x12]));
+        let expected = RgbImage::from_fn(9, 5, |x, y| Rgb([((x * 7000) >> 8) as u8, ((y * 10007) >> 8) as u8, 0x12]));
         assert_eq!(decoded, expected);
     }
 }
