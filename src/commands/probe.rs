@@ -4,9 +4,9 @@ use crate::error::{Error, Result};
 use crate::model::files::{ModelFiles, Part};
 use crate::model::mmdit::{MmDitConfig, image_to_text_logits};
 use crate::model::weights;
-use crate::report::heatmap::overlay;
+use crate::report::heatmap::write_word_overlays;
 use crate::sample::generate::read_latents;
-use crate::sample::image::{read_square, to_rgb8, write_png};
+use crate::sample::image::{read_square, to_rgb8};
 use crate::sample::noise::normal;
 use crate::sample::scheduler::Scheduler;
 use candle_core::{DType, Device, Tensor};
@@ -90,21 +90,13 @@ pub fn run(args: &ProbeArgs) -> Result<()> {
     say(&file.display().to_string())?;
     let Some(picture) = to_rgb8(&image)?.pop() else { return Ok(()) };
     let words: Vec<&str> = args.prompt.split_whitespace().collect();
-    for (number, (word, span)) in words.iter().zip(pipeline.text_encoders.token_spans(&words)?).enumerate() {
-        let Some(span) = span.filter(|span| !span.is_empty()) else {
-            tracing::warn!("\"{word}\" does not fit into the prompt's tokens; no picture of it");
-            continue;
-        };
-        let map = probability.narrow(0, span.start, span.len())?.mean(0)?;
-        let file = args.out.join(format!("{number:02}-{}.png", file_name(word)));
-        write_png(&file, &overlay(&picture, &map)?)?;
+    let spans = pipeline.text_encoders.token_spans(&words)?;
+    let places: Vec<_> = words.into_iter().zip(spans).collect();
+    for (word, _) in places.iter().filter(|(_, span)| span.is_none()) {
+        tracing::warn!("\"{word}\" does not fit into the prompt's tokens; no picture of it");
+    }
+    for file in write_word_overlays(&args.out, &picture, &probability, &places)? {
         say(&file.display().to_string())?;
     }
     Ok(())
-}
-
-/// A word as part of a file's name.
-fn file_name(word: &str) -> String {
-    let plain = |c: char| if c.is_alphanumeric() { c } else { '_' };
-    word.chars().take(40).map(plain).collect()
 }

@@ -1,6 +1,7 @@
 //! Attention maps of the expert: all of them without gradient, for matching; the chosen ones with.
 use crate::config::HeadMaps;
-use crate::model::mmdit::{CLIP_TOKENS, Probe, image_to_text_logits};
+use crate::model::mmdit::{Probe, image_to_text_logits};
+use crate::model::text::tokenizer::CLIP_TOKENS;
 use candle_core::{DType, Result, Tensor};
 
 /// One image's expert attention.

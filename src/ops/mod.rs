@@ -14,7 +14,7 @@ mod pointwise;
 mod score_head;
 
 pub use attention::{attention, attention_probability};
-pub use enlarge::enlarge;
+pub use enlarge::{Enlarge, enlarge};
 pub use linear::linear;
 pub use mask_loss::{ALPHA, Target, mask_loss};
 pub use match_cost::match_cost;

@@ -1,5 +1,6 @@
 //! Heat maps over pictures: where a model looks, as a person sees it.
 use crate::error::{Error, Result};
+use crate::ops::Enlarge;
 use crate::sample::image::write_png;
 use candle_core::{DType, Device, Tensor};
 use image::{Rgb, RgbImage};
@@ -46,11 +47,11 @@ pub fn overlay(image: &RgbImage, map: &Tensor) -> Result<RgbImage> {
     let (least, greatest) = (finite().fold(f32::INFINITY, f32::min), finite().fold(f32::NEG_INFINITY, f32::max));
     let range = if greatest > least { greatest - least } else { 1.0 };
     let scaled: Vec<f32> = values.iter().map(|v| ((v - least) / range).clamp(0.0, 1.0)).collect();
-    let horizontal = positions(columns, image.width() as usize);
-    let vertical = positions(rows, image.height() as usize);
+    let horizontal = Enlarge::new(columns, image.width() as usize);
+    let vertical = Enlarge::new(rows, image.height() as usize);
     Ok(RgbImage::from_fn(image.width(), image.height(), |x, y| {
-        let (left, right, across) = horizontal[x as usize];
-        let (top, bottom, down) = vertical[y as usize];
+        let (left, right, across) = horizontal.at(x as usize);
+        let (top, bottom, down) = vertical.at(y as usize);
         let row = |row: usize| {
             let row = row * columns;
             scaled[row + left] * (1.0 - across) + scaled[row + right] * across
@@ -82,16 +83,4 @@ pub fn write_word_overlays(
         files.push(file);
     }
     Ok(files)
-}
-
-/// For each of `to` pixels the two neighbours among `from`, and how far the way to the second is.
-fn positions(from: usize, to: usize) -> Vec<(usize, usize, f32)> {
-    let scale = from as f32 / to as f32;
-    (0..to)
-        .map(|pixel| {
-            let position = ((pixel as f32 + 0.5) * scale - 0.5).max(0.0);
-            let first = (position as usize).min(from - 1);
-            (first, (first + 1).min(from - 1), position - first as f32)
-        })
-        .collect()
 }

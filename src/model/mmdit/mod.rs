@@ -7,7 +7,7 @@ mod probe;
 pub use block::{Block, Probe, Streams};
 pub use config::MmDitConfig;
 pub use embed::{Embedded, Embedding};
-pub use probe::{CLIP_TOKENS, image_to_text_logits};
+pub use probe::image_to_text_logits;
 
 use super::files::{ModelFiles, Part};
 use super::lora::Adapter;

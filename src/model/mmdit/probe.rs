@@ -1,10 +1,8 @@
 //! The attention of image positions to the text, as segmentation sees it.
 use super::block::Probe;
+use crate::model::text::tokenizer::CLIP_TOKENS;
 use crate::ops;
 use candle_core::{DType, Result, Tensor};
-
-/// Text tokens that come from CLIP, at the start of the text stream; T5's follow.
-pub const CLIP_TOKENS: usize = 77;
 
 /// `q·kᵀ/√head_dim` from every image query to the CLIP tokens, before the softmax: `[batch, heads, 77, tokens]`.
 ///
