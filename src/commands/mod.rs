@@ -1,6 +1,7 @@
 //! The command line: arguments of each command, and what the two binaries share.
 //!
 //! Exit status: 0 done, 1 failed, 2 wrong usage or configuration.
+pub mod evaluate;
 pub mod export;
 pub mod generate;
 pub mod probe;
@@ -30,6 +31,8 @@ pub enum Command {
     Generate(generate::GenerateArgs),
     Probe(probe::ProbeArgs),
     Export(export::ExportArgs),
+    #[command(subcommand)]
+    Evaluate(evaluate::EvaluateCommand),
 }
 
 impl Command {
@@ -39,6 +42,7 @@ impl Command {
             Self::Generate(args) => generate::run(args),
             Self::Probe(args) => probe::run(args),
             Self::Export(args) => export::run(args),
+            Self::Evaluate(command) => command.run(),
         }
     }
 }
