@@ -1,1 +1,2 @@
-//! Evaluation: segmentation, generation.
+//! Evaluation: how well a model's attention segments.
+pub mod segmentation;
