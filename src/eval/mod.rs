@@ -1,0 +1,2 @@
+//! Evaluation: how well a model's attention segments.
+pub mod segmentation;
