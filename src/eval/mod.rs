@@ -1,1 +1,2 @@
 //! Evaluation: segmentation, generation.
+pub mod generation;

@@ -11,10 +11,11 @@ mod match_cost;
 mod norm;
 mod pixel_cross_entropy;
 mod pointwise;
+pub mod pool;
 mod score_head;
 
 pub use attention::{attention, attention_probability};
-pub use enlarge::{Enlarge, enlarge};
+pub use enlarge::{Enlarge, Rows, enlarge};
 pub use linear::linear;
 pub use mask_loss::{ALPHA, Target, mask_loss};
 pub use match_cost::match_cost;
