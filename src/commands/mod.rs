@@ -4,6 +4,7 @@
 pub mod evaluate;
 pub mod export;
 pub mod generate;
+pub mod prepare;
 pub mod probe;
 pub mod train;
 
@@ -33,6 +34,7 @@ pub enum Command {
     Export(export::ExportArgs),
     #[command(subcommand)]
     Evaluate(evaluate::EvaluateCommand),
+    Prepare(prepare::PrepareArgs),
 }
 
 impl Command {
@@ -43,6 +45,7 @@ impl Command {
             Self::Probe(args) => probe::run(args),
             Self::Export(args) => export::run(args),
             Self::Evaluate(command) => command.run(),
+            Self::Prepare(args) => prepare::run(args),
         }
     }
 }
@@ -177,13 +180,14 @@ mod tests {
             generate::GenerateArgs::augment_args(clap::Command::new("generate")),
             probe::ProbeArgs::augment_args(clap::Command::new("probe")),
             export::ExportArgs::augment_args(clap::Command::new("export")),
+            prepare::ScenesArgs::augment_args(clap::Command::new("prepare scenes")),
         ] {
             let help = command.get_after_help().expect("an example").to_string().replace("\\\n", " ");
             let examples: Vec<&str> = help.lines().skip(1).collect();
             assert!(!examples.is_empty(), "{help}");
             for example in examples {
                 let words = words(example.trim().trim_start_matches("seg4diff "));
-                assert_eq!(words[0], command.get_name());
+                assert!(words.join(" ").starts_with(command.get_name()));
                 command.clone().try_get_matches_from(&words).unwrap_or_else(|e| panic!("{example}: {e}"));
             }
         }
