@@ -11,7 +11,8 @@ pub mod train;
 use crate::config::{Choice, DeviceChoice, TextEncoderKind, WeightType, text_encoders_in};
 use crate::error::{Error, Result};
 use crate::model::adapter_files;
-use crate::model::files::ModelFiles;
+use crate::model::files::{ModelFiles, Part};
+use crate::model::mmdit::MmDitConfig;
 use crate::model::pipeline::{Pipeline, PipelineOptions};
 use clap::{Args, Parser, Subcommand};
 use std::io::Write;
@@ -117,6 +118,15 @@ impl ModelArgs {
         Ok(LoadedModel { files, pipeline, device })
     }
 
+    /// Whether the model has a block `layer`, as its config says: found before gigabytes are read.
+    pub fn check_layer(&self, layer: usize) -> Result<()> {
+        let blocks = ModelFiles::open(&self.model)?.config::<MmDitConfig>(Part::Transformer)?.num_layers;
+        if layer >= blocks {
+            return Err(Error::Usage(format!("--layer {layer}: the model has {blocks} blocks, counted from 0")));
+        }
+        Ok(())
+    }
+
     /// The type of weights that was asked for, or the default for `device`.
     pub fn weight_type(&self, device: &candle_core::Device) -> WeightType {
         let usual = if device.is_cuda() { WeightType::Bf16 } else { WeightType::F32 };
@@ -155,6 +165,11 @@ fn parse_sequence_length(text: &str) -> Result<usize, String> {
         .ok_or_else(|| "expected a number from 1 to 512".into())
 }
 
+/// A share of noise.
+fn parse_sigma(text: &str) -> Result<f64, String> {
+    text.parse().ok().filter(|sigma| (0.0..=1.0).contains(sigma)).ok_or_else(|| "expected a number from 0 to 1".into())
+}
+
 /// A finite number.
 fn parse_number(text: &str) -> Result<f64, String> {
     text.parse().ok().filter(|number: &f64| number.is_finite()).ok_or_else(|| "expected a number".into())
@@ -181,6 +196,7 @@ mod tests {
             probe::ProbeArgs::augment_args(clap::Command::new("probe")),
             export::ExportArgs::augment_args(clap::Command::new("export")),
             prepare::ScenesArgs::augment_args(clap::Command::new("prepare scenes")),
+            evaluate::segmentation::SegmentationArgs::augment_args(clap::Command::new("evaluate segmentation")),
         ] {
             let help = command.get_after_help().expect("an example").to_string().replace("\\\n", " ");
             let examples: Vec<&str> = help.lines().skip(1).collect();

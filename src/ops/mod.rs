@@ -3,6 +3,7 @@ mod attention;
 pub mod conv2d;
 mod cpu;
 mod enlarge;
+mod enlarged_argmax;
 mod function;
 pub mod group_norm;
 mod linear;
@@ -16,6 +17,7 @@ mod score_head;
 
 pub use attention::{attention, attention_probability};
 pub use enlarge::{Enlarge, Rows, enlarge};
+pub use enlarged_argmax::enlarged_argmax;
 pub use linear::linear;
 pub use mask_loss::{ALPHA, Target, mask_loss};
 pub use match_cost::match_cost;
