@@ -7,7 +7,7 @@ use std::fmt::Write;
 const WIDTH: f64 = 360.0;
 const HEIGHT: f64 = 168.0;
 /// The frame of the plot within the panel: left, right, top, bottom.
-const FRAME: [f64; 4] = [48.0, WIDTH - 6.0, 8.0, HEIGHT - 22.0];
+const FRAME: [f64; 4] = [44.0, WIDTH - 14.0, 8.0, HEIGHT - 22.0];
 /// Points of a curve; longer runs are thinned to so many.
 const POINTS: usize = 240;
 /// The running mean is over this share of the run.
@@ -71,19 +71,19 @@ fn panel(curve: &Curve, steps: &[StepMetrics]) -> Option<Markup> {
             figcaption { span { (curve.title) } b { (short(*last_mean)) } }
             svg viewBox={ "0 0 " (WIDTH) " " (HEIGHT) } role="img" aria-label=(description) {
                 clipPath id=(clip) {
-                    rect x=(FRAME[0]) y=(FRAME[2]) width=(FRAME[1] - FRAME[0]) height=(FRAME[3] - FRAME[2]);
+                    rect x=(FRAME[0]) y=(FRAME[2]) width=(FRAME[1] - FRAME[0]) height=(FRAME[3] - FRAME[2]) {}
                 }
-                @for (value, place) in y.ticks(4) {
-                    line.grid x1=(FRAME[0]) x2=(FRAME[1]) y1=(place) y2=(place);
+                @for (value, place) in y.ticks(5) {
+                    line.grid x1=(FRAME[0]) x2=(FRAME[1]) y1=(place) y2=(place) {}
                     text.y x=(FRAME[0] - 6.0) y=(place) { (value) }
                 }
                 @for (value, place) in x.ticks(5).into_iter().filter(|(value, _)| !value.contains('.')) {
                     text.x x=(place) y=(HEIGHT - 6.0) { (value) }
                 }
-                line.axis x1=(FRAME[0]) x2=(FRAME[1]) y1=(FRAME[3]) y2=(FRAME[3]);
+                line.axis x1=(FRAME[0]) x2=(FRAME[1]) y1=(FRAME[3]) y2=(FRAME[3]) {}
                 g clip-path={ "url(#" (clip) ")" } {
-                    @if curve.noisy { path.raw d=(line(&every_extreme(&number, &values), &x, &y)); }
-                    path.mean d=(line(&thinned(&number, &mean), &x, &y));
+                    @if curve.noisy { path.raw d=(line(&every_extreme(&number, &values), &x, &y)) {} }
+                    path.mean d=(line(&thinned(&number, &mean), &x, &y)) {}
                 }
             }
         }
@@ -171,8 +171,9 @@ struct Axis {
 
 impl Axis {
     fn new(least: f64, most: f64, from: f64, to: f64) -> Self {
-        // A curve that does not change lies in the middle.
-        let flat = if most > least { 0.0 } else { (least.abs() * 0.1).max(f64::MIN_POSITIVE) };
+        // A curve that does not change, but for rounding, lies in the middle.
+        let size = least.abs().max(most.abs());
+        let flat = if most - least > size * 1e-9 { 0.0 } else { (size * 0.1).max(f64::MIN_POSITIVE) };
         Self { least: least - flat, most: most + flat, from, to }
     }
 
@@ -196,7 +197,7 @@ fn round(value: f64, step: f64) -> String {
     let places = (-step.log10().floor()).max(0.0) as usize;
     if value == 0.0 {
         "0".into()
-    } else if places > 4 || value.abs() >= 1e6 {
+    } else if places > 3 || value.abs() >= 1e6 {
         exponential(value)
     } else {
         format!("{value:.places$}")
@@ -207,7 +208,7 @@ fn round(value: f64, step: f64) -> String {
 fn short(value: f64) -> String {
     let exponent = if value == 0.0 { 0 } else { value.abs().log10().floor() as i32 };
     match exponent {
-        -3..=5 => format!("{value:.*}", (2 - exponent).clamp(0, 4) as usize),
+        -2..=5 => format!("{value:.*}", (2 - exponent).clamp(0, 4) as usize),
         _ => exponential(value),
     }
 }
@@ -248,7 +249,7 @@ mod tests {
         assert_eq!(labels(0.0, 1e-4), ["0", "5e-5", "1e-4"]);
         assert_eq!(labels(1.0, 1000.0), ["500", "1000"]);
         assert_eq!(labels(-3.0, 12.0), ["0", "5", "10"]);
-        assert!(!labels(0.0, 0.0).is_empty() && !labels(0.3, 0.3).is_empty());
+        assert!(!labels(0.0, 0.0).is_empty() && labels(0.1, 0.1 + 1e-17).len() > 1);
     }
 
     #[test]

@@ -204,7 +204,7 @@ impl RunReport {
                 section #samples {
                     h2 { "What it draws" }
                     p.note { "The same prompt and the same noise for each model." }
-                    div.samples { (samples.figures()?) }
+                    div.samples style=(format!("--narrowest:{}px", 125 * samples.columns.len())) { (samples.figures()?) }
                 }
             }
         })

@@ -156,8 +156,8 @@ impl SegmentationExample {
                 figcaption { q { (self.prompt) } span.label { (self.key) } }
                 div.views {
                     div.given {
-                        div { (image(&self.image, "picture")?) span.label { "picture" } }
-                        div { (image(&self.paint(&self.truth), "ground truth")?) span.label { "ground truth" } }
+                        div { span { "picture" } (image(&self.image, "picture")?) }
+                        div { span { "ground truth" } (image(&self.paint(&self.truth), "ground truth")?) }
                     }
                     div.scroll {
                         table.maps {
