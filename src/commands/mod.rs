@@ -3,6 +3,7 @@
 //! Exit status: 0 done, 1 failed, 2 wrong usage or configuration.
 pub mod export;
 pub mod generate;
+pub mod prepare;
 pub mod probe;
 pub mod train;
 
@@ -30,6 +31,7 @@ pub enum Command {
     Generate(generate::GenerateArgs),
     Probe(probe::ProbeArgs),
     Export(export::ExportArgs),
+    Prepare(prepare::PrepareArgs),
 }
 
 impl Command {
@@ -39,6 +41,7 @@ impl Command {
             Self::Generate(args) => generate::run(args),
             Self::Probe(args) => probe::run(args),
             Self::Export(args) => export::run(args),
+            Self::Prepare(args) => prepare::run(args),
         }
     }
 }
@@ -173,13 +176,14 @@ mod tests {
             generate::GenerateArgs::augment_args(clap::Command::new("generate")),
             probe::ProbeArgs::augment_args(clap::Command::new("probe")),
             export::ExportArgs::augment_args(clap::Command::new("export")),
+            prepare::ScenesArgs::augment_args(clap::Command::new("prepare scenes")),
         ] {
             let help = command.get_after_help().expect("an example").to_string().replace("\\\n", " ");
             let examples: Vec<&str> = help.lines().skip(1).collect();
             assert!(!examples.is_empty(), "{help}");
             for example in examples {
                 let words = words(example.trim().trim_start_matches("seg4diff "));
-                assert_eq!(words[0], command.get_name());
+                assert!(words.join(" ").starts_with(command.get_name()));
                 command.clone().try_get_matches_from(&words).unwrap_or_else(|e| panic!("{example}: {e}"));
             }
         }
