@@ -197,14 +197,17 @@ mod tests {
             export::ExportArgs::augment_args(clap::Command::new("export")),
             prepare::ScenesArgs::augment_args(clap::Command::new("prepare scenes")),
             evaluate::segmentation::SegmentationArgs::augment_args(clap::Command::new("evaluate segmentation")),
+            evaluate::generation::GenerationArgs::augment_args(clap::Command::new("evaluate generation")),
+            evaluate::fid::FidArgs::augment_args(clap::Command::new("evaluate fid")),
         ] {
             let help = command.get_after_help().expect("an example").to_string().replace("\\\n", " ");
-            let examples: Vec<&str> = help.lines().skip(1).collect();
+            let examples: Vec<&str> = help.lines().skip_while(|line| !line.starts_with("Example")).skip(1).collect();
             assert!(!examples.is_empty(), "{help}");
             for example in examples {
                 let words = words(example.trim().trim_start_matches("seg4diff "));
                 assert!(words.join(" ").starts_with(command.get_name()));
-                command.clone().try_get_matches_from(&words).unwrap_or_else(|e| panic!("{example}: {e}"));
+                let line = ["seg4diff".to_string()].into_iter().chain(words);
+                Cli::try_parse_from(line).unwrap_or_else(|e| panic!("{example}: {e}"));
             }
         }
         <Cli as clap::CommandFactory>::command().debug_assert();
