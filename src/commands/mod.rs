@@ -196,18 +196,19 @@ mod tests {
             generate::GenerateArgs::augment_args(clap::Command::new("generate")),
             probe::ProbeArgs::augment_args(clap::Command::new("probe")),
             export::ExportArgs::augment_args(clap::Command::new("export")),
-            evaluate::segmentation::SegmentationArgs::augment_args(clap::Command::new("segmentation")),
-            prepare::ScenesArgs::augment_args(clap::Command::new("scenes")),
+            prepare::ScenesArgs::augment_args(clap::Command::new("prepare scenes")),
+            evaluate::segmentation::SegmentationArgs::augment_args(clap::Command::new("evaluate segmentation")),
+            evaluate::generation::GenerationArgs::augment_args(clap::Command::new("evaluate generation")),
+            evaluate::fid::FidArgs::augment_args(clap::Command::new("evaluate fid")),
         ] {
             let help = command.get_after_help().expect("an example").to_string().replace("\\\n", " ");
-            let examples: Vec<&str> = help.lines().skip(1).collect();
+            let examples: Vec<&str> = help.lines().skip_while(|line| !line.starts_with("Example")).skip(1).collect();
             assert!(!examples.is_empty(), "{help}");
             for example in examples {
-                let groups = ["seg4diff ", "evaluate ", "prepare "];
-                let line = groups.iter().fold(example.trim(), |line, group| line.trim_start_matches(group));
-                let words = words(line);
-                assert_eq!(words[0], command.get_name());
-                command.clone().try_get_matches_from(&words).unwrap_or_else(|e| panic!("{example}: {e}"));
+                let words = words(example.trim().trim_start_matches("seg4diff "));
+                assert!(words.join(" ").starts_with(command.get_name()));
+                let line = ["seg4diff".to_string()].into_iter().chain(words);
+                Cli::try_parse_from(line).unwrap_or_else(|e| panic!("{example}: {e}"));
             }
         }
         <Cli as clap::CommandFactory>::command().debug_assert();

@@ -66,15 +66,7 @@ impl<'a> Trainer<'a> {
         model: String,
         checkpoint: Option<Checkpoint>,
     ) -> Result<Self> {
-        let mut pipeline = Pipeline::load(
-            files,
-            &PipelineOptions {
-                text_encoders: config.model.text_encoders.clone(),
-                max_sequence_length: config.model.max_sequence_length,
-                dtype: config.model.dtype.dtype(),
-                device: device.clone(),
-            },
-        )?;
+        let mut pipeline = Pipeline::load(files, &PipelineOptions::of(&config.model, device))?;
         let blocks = pipeline.transformer.blocks.len();
         if config.model.expert_layer >= blocks {
             let layer = config.model.expert_layer;

@@ -1,5 +1,5 @@
 //! The demo's small classifier, whose features `FD-demo` compares: it ships with the program and needs no other file.
-use super::FeatureNetwork;
+use super::{FeatureNetwork, Metric};
 use crate::data::resize::bilinear;
 use crate::error::{Error, Result};
 use crate::model::files::read_json;
@@ -60,8 +60,8 @@ impl DemoFeatures {
 }
 
 impl FeatureNetwork for DemoFeatures {
-    fn name(&self) -> &'static str {
-        "the demo's classifier"
+    fn metric(&self) -> Metric {
+        Metric::FdDemo
     }
 
     fn length(&self) -> usize {

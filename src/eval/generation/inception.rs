@@ -2,7 +2,7 @@
 //!
 //! It is torchvision's network with the averages of blocks A, C and E leaving padding out and, in the very last block,
 //! a maximum in the average's place.
-use super::FeatureNetwork;
+use super::{FeatureNetwork, Metric};
 use crate::error::{Error, Result};
 use crate::model::weights::Weights;
 use crate::ops::conv2d::Conv2d;
@@ -62,8 +62,8 @@ impl Inception {
 }
 
 impl FeatureNetwork for Inception {
-    fn name(&self) -> &'static str {
-        "Inception"
+    fn metric(&self) -> Metric {
+        Metric::Fid
     }
 
     fn length(&self) -> usize {

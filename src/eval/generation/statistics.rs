@@ -1,9 +1,9 @@
 //! Statistics of the features of many images under some networks, gathered a batch at a time; no image is kept.
-use super::FeatureNetwork;
 use super::frechet::frechet_distance;
 use super::kernel::{Sample, kernel_distance};
 use super::moments::{Gaussian, Moments};
 use super::npz;
+use super::{FeatureNetwork, Metric};
 use crate::error::{Error, Result};
 use crate::report::progress::Progress;
 use crate::sample::image::read_rgb8;
@@ -44,7 +44,8 @@ pub struct Statistics {
 enum Gathered {
     Images {
         moments: Moments,
-        sample: Sample,
+        /// For the kernel distance, where that is measured.
+        sample: Option<Sample>,
     },
     /// From a file, which does not say of how many images.
     File(Gaussian),
@@ -54,7 +55,8 @@ impl Statistics {
     /// Of no images yet.
     pub fn new(network: &dyn FeatureNetwork) -> Self {
         let length = network.length();
-        Self { gathered: Gathered::Images { moments: Moments::new(length), sample: Sample::new(length) } }
+        let sample = (network.metric() == Metric::Fid).then(|| Sample::new(length));
+        Self { gathered: Gathered::Images { moments: Moments::new(length), sample } }
     }
 
     /// From a `.npz` file as pytorch-fid writes it.
@@ -74,7 +76,9 @@ impl Statistics {
     fn add(&mut self, vectors: &[f32]) {
         if let Gathered::Images { moments, sample } = &mut self.gathered {
             moments.add(vectors);
-            sample.add(vectors);
+            if let Some(sample) = sample {
+                sample.add(vectors);
+            }
         }
     }
 
@@ -99,10 +103,12 @@ impl Statistics {
         frechet_distance(&self.gaussian()?, &other.gaussian()?)
     }
 
-    /// The kernel distance from `other`'s features; none where a file stands for one side's.
+    /// The kernel distance from `other`'s features; none where it is not measured, or a file stands for one side's.
     pub fn kernel_distance(&self, other: &Self) -> Result<Option<f64>> {
         match (&self.gathered, &other.gathered) {
-            (Gathered::Images { sample: a, .. }, Gathered::Images { sample: b, .. }) => kernel_distance(a, b).map(Some),
+            (Gathered::Images { sample: Some(a), .. }, Gathered::Images { sample: Some(b), .. }) => {
+                kernel_distance(a, b).map(Some)
+            }
             _ => Ok(None),
         }
     }
@@ -115,7 +121,7 @@ pub fn gather(networks: &[Box<dyn FeatureNetwork>], prepared: Prepared, statisti
         let input = Tensor::from_vec(input, (prepared.images, 3, height, width), network.device())?;
         let features = network.features(&input)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
         if !features.iter().all(|value| value.is_finite()) {
-            return Err(Error::Failed(format!("{} gives features that are not finite", network.name())));
+            return Err(Error::Failed(format!("{}: features are not finite", network.metric().name())));
         }
         statistics.add(&features);
     }
