@@ -3,6 +3,7 @@
 //! Relative paths are relative to the folder that the program is started in, not to the config file.
 mod check_files;
 mod document;
+mod eval;
 mod parse;
 mod problems;
 mod reader;
@@ -31,6 +32,9 @@ pub struct RunConfig {
     pub optim: OptimConfig,
     pub train: TrainConfig,
     pub checkpoint: CheckpointConfig,
+    /// What is measured before and after training; absent where the config has no section `[eval]`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub eval: Option<EvalConfig>,
 }
 
 /// `auto` (CUDA if this build and machine have it, else the CPU), `cpu` or `cuda:N`.
@@ -289,4 +293,46 @@ pub struct CheckpointConfig {
     pub every: u64,
     /// How many of the newest are kept; 0 keeps all.
     pub keep: usize,
+}
+
+/// What is measured of the model, on images that it is not trained on.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct EvalConfig {
+    /// Folder of held-out images: those that are segmented, and the real ones that drawn images are compared with.
+    pub images: PathBuf,
+    /// Folder of their label maps, and the label → name file; absent where segmentation is not measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub labels: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub classes: Option<PathBuf>,
+    /// Captions of images, which are drawn from; absent where none are drawn.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub captions: Option<PathBuf>,
+    /// How many images are segmented, the first by name; 0 for all.
+    pub segmentation_images: usize,
+    pub protocol: SegmentationProtocol,
+    /// Side in pixels of the squares that are segmented and drawn.
+    pub size: usize,
+    /// How many images are drawn; 0 where generation is not measured.
+    pub generation_images: usize,
+    /// Denoising steps.
+    pub steps: usize,
+    /// Guidance scale; 1 or less turns guidance off.
+    pub guidance: f64,
+    /// Images that are segmented, drawn and looked at together.
+    /// Absent: as many as make up a megapixel, at most 32.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub batch: Option<usize>,
+    /// Seed of all noise of the evaluation; apart from the run's, so that runs of different seeds compare.
+    pub seed: u64,
+    /// Weights of FID's Inception.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub inception: Option<PathBuf>,
+    /// Folder of the demo's classifier.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub features: Option<PathBuf>,
+    /// Also measure the model as it is before training.
+    pub before: bool,
+    /// Also train as long on the flow loss alone, and measure that.
+    pub compare_without_masks: bool,
 }

@@ -4,6 +4,7 @@
 pub mod evaluate;
 pub mod export;
 pub mod generate;
+pub mod prepare;
 pub mod probe;
 pub mod train;
 
@@ -34,6 +35,8 @@ pub enum Command {
     Export(export::ExportArgs),
     #[command(subcommand)]
     Evaluate(evaluate::EvaluateCommand),
+    #[command(subcommand)]
+    Prepare(prepare::PrepareCommand),
 }
 
 impl Command {
@@ -44,6 +47,7 @@ impl Command {
             Self::Probe(args) => probe::run(args),
             Self::Export(args) => export::run(args),
             Self::Evaluate(command) => command.run(),
+            Self::Prepare(command) => command.run(),
         }
     }
 }
@@ -192,16 +196,19 @@ mod tests {
             generate::GenerateArgs::augment_args(clap::Command::new("generate")),
             probe::ProbeArgs::augment_args(clap::Command::new("probe")),
             export::ExportArgs::augment_args(clap::Command::new("export")),
-            evaluate::segmentation::SegmentationArgs::augment_args(clap::Command::new("segmentation")),
+            prepare::ScenesArgs::augment_args(clap::Command::new("prepare scenes")),
+            evaluate::segmentation::SegmentationArgs::augment_args(clap::Command::new("evaluate segmentation")),
+            evaluate::generation::GenerationArgs::augment_args(clap::Command::new("evaluate generation")),
+            evaluate::fid::FidArgs::augment_args(clap::Command::new("evaluate fid")),
         ] {
             let help = command.get_after_help().expect("an example").to_string().replace("\\\n", " ");
-            let examples: Vec<&str> = help.lines().skip(1).collect();
+            let examples: Vec<&str> = help.lines().skip_while(|line| !line.starts_with("Example")).skip(1).collect();
             assert!(!examples.is_empty(), "{help}");
             for example in examples {
-                let line = example.trim().trim_start_matches("seg4diff ").trim_start_matches("evaluate ");
-                let words = words(line);
-                assert_eq!(words[0], command.get_name());
-                command.clone().try_get_matches_from(&words).unwrap_or_else(|e| panic!("{example}: {e}"));
+                let words = words(example.trim().trim_start_matches("seg4diff "));
+                assert!(words.join(" ").starts_with(command.get_name()));
+                let line = ["seg4diff".to_string()].into_iter().chain(words);
+                Cli::try_parse_from(line).unwrap_or_else(|e| panic!("{example}: {e}"));
             }
         }
         <Cli as clap::CommandFactory>::command().debug_assert();

@@ -15,23 +15,38 @@ impl RunConfig {
         self.check_output(&mut problems);
         self.check_model(&mut problems);
         self.check_sources(&mut problems);
+        check_named(self.training_files(), &mut problems);
+        check_named(self.evaluation_files(), &mut problems);
+        if problems.is_empty() { Ok(()) } else { Err(Error::Usage(problems.join("\n"))) }
+    }
+
+    fn training_files(&self) -> Vec<Named<'_>> {
         let data = &self.data;
-        for (key, path, is_folder) in [
-            ("data.captions", &data.captions, false),
-            ("data.labels", &data.labels, true),
-            ("data.panoptic", &data.panoptic, false),
-            ("data.classes", &data.classes, false),
-        ] {
-            let Some(path) = path else { continue };
-            match std::fs::metadata(path) {
-                Err(e) => problems.push(format!("{key}: {}: {}", path.display(), reason(&e))),
-                Ok(found) if found.is_dir() != is_folder => {
-                    let expected = if is_folder { "a folder" } else { "a file" };
-                    problems.push(format!("{key}: {} is not {expected}", path.display()));
-                }
-                Ok(_) => {}
-            }
-        }
+        vec![
+            ("data.captions", data.captions.as_deref(), false),
+            ("data.labels", data.labels.as_deref(), true),
+            ("data.panoptic", data.panoptic.as_deref(), false),
+            ("data.classes", data.classes.as_deref(), false),
+        ]
+    }
+
+    fn evaluation_files(&self) -> Vec<Named<'_>> {
+        let Some(eval) = &self.eval else { return vec![] };
+        vec![
+            ("eval.images", Some(eval.images.as_path()), true),
+            ("eval.labels", eval.labels.as_deref(), true),
+            ("eval.classes", eval.classes.as_deref(), false),
+            ("eval.captions", eval.captions.as_deref(), false),
+            ("eval.inception", eval.inception.as_deref(), false),
+            ("eval.features", eval.features.as_deref(), true),
+        ]
+    }
+
+    /// As `check_files`, for what is measured alone: the model, and the files that `[eval]` names.
+    pub fn check_evaluation_files(&self) -> Result<()> {
+        let mut problems = Vec::new();
+        self.check_model(&mut problems);
+        check_named(self.evaluation_files(), &mut problems);
         if problems.is_empty() { Ok(()) } else { Err(Error::Usage(problems.join("\n"))) }
     }
 
@@ -88,11 +103,12 @@ impl RunConfig {
         if let (Some(patch), Some(stages @ 1..32)) = (size("patch_size").filter(|patch| *patch > 0), stages) {
             // Each stage of the autoencoder but the last halves the image.
             let unit = patch.saturating_mul(1 << (stages - 1));
-            if !self.data.resolution.is_multiple_of(unit) {
-                problems.push(format!(
-                    "data.resolution: {} is not a multiple of {unit}, the pixels of one token of this model",
-                    self.data.resolution
-                ));
+            let evaluated = self.eval.as_ref().map(|eval| ("eval.size", eval.size));
+            for (key, size) in [("data.resolution", self.data.resolution)].into_iter().chain(evaluated) {
+                if !size.is_multiple_of(unit) {
+                    let problem = format!("{size} is not a multiple of {unit}, the pixels of one token of this model");
+                    problems.push(format!("{key}: {problem}"));
+                }
             }
         }
     }
@@ -111,6 +127,23 @@ impl RunConfig {
                 Ok(false) => problems.push(format!("data.source: {source} is missing")),
                 Ok(true) => {}
             }
+        }
+    }
+}
+
+/// A key, the path that it gives, and whether a folder belongs there.
+type Named<'a> = (&'static str, Option<&'a Path>, bool);
+
+fn check_named(files: Vec<Named>, problems: &mut Vec<String>) {
+    for (key, path, is_folder) in files {
+        let Some(path) = path else { continue };
+        match std::fs::metadata(path) {
+            Err(e) => problems.push(format!("{key}: {}: {}", path.display(), reason(&e))),
+            Ok(found) if found.is_dir() != is_folder => {
+                let expected = if is_folder { "a folder" } else { "a file" };
+                problems.push(format!("{key}: {} is not {expected}", path.display()));
+            }
+            Ok(_) => {}
         }
     }
 }

@@ -46,7 +46,7 @@ impl RunConfig {
         // What follows a syntax error is guesswork: stop here if there is one.
         problems.into_result()?;
         let mut reader = Reader::new(document, Problems::new(file));
-        let config = Self {
+        let mut config = Self {
             seed: reader.get("seed", 0),
             device: reader.get("device", DeviceChoice::Auto),
             output: reader.required("output", "\"runs/NAME\"", not_empty),
@@ -70,7 +70,9 @@ impl RunConfig {
                 every: reader.get("checkpoint.every", 250),
                 keep: reader.get("checkpoint.keep", 3),
             },
+            eval: None,
         };
+        config.eval = eval::section(&mut reader, &config);
         config.check_together(&mut reader);
         reader.finish()?;
         Ok(config)

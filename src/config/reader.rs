@@ -92,6 +92,11 @@ impl Reader {
         self.bad.insert(keys[0]);
     }
 
+    /// Whether the file or an override has this section.
+    pub fn has_section(&self, name: &str) -> bool {
+        self.document.sections.contains_key(name)
+    }
+
     /// Whether the file or an override gives this key.
     pub fn given(&self, key: &str) -> bool {
         self.document.settings.contains_key(key)

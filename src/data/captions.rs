@@ -5,7 +5,7 @@ use candle_datasets::hub::FileReader;
 use parquet::{file::reader::SerializedFileReader, record::Field, schema::types::Type};
 use serde::de::{self, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
-use std::{fmt, fs::File, io, io::BufReader, path::Path, sync::Arc};
+use std::{collections::BTreeMap, fmt, fs::File, io, io::BufReader, path::Path, sync::Arc};
 
 /// The captions of a data set. Memory: 16 bytes a caption; the text lies in a temporary file.
 pub struct Captions {
@@ -27,15 +27,8 @@ impl Captions {
     /// When the file cannot be read, has another form, lacks a column, or holds no caption at all.
     pub fn read(path: &Path, columns: Columns) -> Result<Self> {
         let failed = |problem: &dyn fmt::Display| Error::file(path, problem);
-        let file = File::open(path).map_err(|problem| failed(&problem))?;
         let mut writer = SpillWriter::new().map_err(|problem| failed(&format!("temporary file: {problem}")))?;
-        let extension = path.extension().map(|extension| extension.to_string_lossy().to_ascii_lowercase());
-        match extension.as_deref() {
-            Some("parquet") => read_parquet(file, columns, &mut writer),
-            Some("jsonl" | "ndjson") => read_lines(file, columns, &mut writer),
-            _ => read_document(file, columns, &mut writer),
-        }
-        .map_err(|problem| failed(&problem))?;
+        for_each(path, columns, &mut |key, caption| writer.insert(key, caption.as_bytes()))?;
         let table = writer.finish().map_err(|problem| failed(&format!("temporary file: {problem}")))?;
         if table.is_empty() {
             return Err(failed(&"there is no caption"));
@@ -61,6 +54,42 @@ impl Captions {
     }
 }
 
+/// The captions of the `count` keys that come first when sorted as text, in that order. Memory: these alone.
+///
+/// # Errors
+/// As `Captions::read`.
+pub fn first_by_key(path: &Path, columns: Columns, count: usize) -> Result<Vec<String>> {
+    let mut first: BTreeMap<String, String> = BTreeMap::new();
+    for_each(path, columns, &mut |key, caption| {
+        // Of entries with the very same key the first counts.
+        first.entry(key.to_owned()).or_insert_with(|| caption.to_owned());
+        if first.len() > count {
+            first.pop_last();
+        }
+        Ok(())
+    })?;
+    if first.is_empty() {
+        return Err(Error::file(path, "there is no caption"));
+    }
+    Ok(first.into_values().collect())
+}
+
+/// Takes in a key and its caption.
+type Insert<'a> = dyn FnMut(&str, &str) -> io::Result<()> + 'a;
+
+/// Calls `insert` for every caption of a file, in its order.
+fn for_each(path: &Path, columns: Columns, insert: &mut Insert) -> Result<()> {
+    let failed = |problem: &dyn fmt::Display| Error::file(path, problem);
+    let file = File::open(path).map_err(|problem| failed(&problem))?;
+    let extension = path.extension().map(|extension| extension.to_string_lossy().to_ascii_lowercase());
+    match extension.as_deref() {
+        Some("parquet") => read_parquet(file, columns, insert),
+        Some("jsonl" | "ndjson") => read_lines(file, columns, insert),
+        _ => read_document(file, columns, insert),
+    }
+    .map_err(|problem| failed(&problem))
+}
+
 /// The first `count` sentences of `caption`, or all of it for 0, with single spaces between words. A sentence ends
 /// at `.`, `!` or `?`, closing quotes and brackets included, before white space or the end.
 pub fn first_sentences(caption: &str, count: usize) -> String {
@@ -79,7 +108,7 @@ pub fn first_sentences(caption: &str, count: usize) -> String {
     kept.join(" ")
 }
 
-fn read_parquet(file: File, columns: Columns, writer: &mut SpillWriter) -> Result<(), String> {
+fn read_parquet(file: File, columns: Columns, insert: &mut Insert) -> Result<(), String> {
     let problem = |problem: parquet::errors::ParquetError| format!("no readable Parquet file: {problem}");
     let reader = SerializedFileReader::new(file).map_err(problem)?;
     let schema = reader.metadata().file_metadata().schema();
@@ -100,7 +129,7 @@ fn read_parquet(file: File, columns: Columns, writer: &mut SpillWriter) -> Resul
                 .map_err(|()| format!("row {}, column `{name}` is neither text nor a whole number", number + 1))
         };
         if let (Some(key), Some(caption)) = (text(columns.key)?, text(columns.caption)?) {
-            writer.insert(&key, caption.as_bytes()).map_err(|problem| format!("temporary file: {problem}"))?;
+            insert(&key, &caption).map_err(|problem| format!("temporary file: {problem}"))?;
         }
     }
     Ok(())
@@ -118,16 +147,16 @@ fn parquet_text(field: &Field) -> Result<Option<String>, ()> {
     }))
 }
 
-fn read_lines(file: File, columns: Columns, writer: &mut SpillWriter) -> Result<(), String> {
+fn read_lines(file: File, columns: Columns, insert: &mut Insert) -> Result<(), String> {
     let records = serde_json::Deserializer::from_reader(BufReader::with_capacity(1 << 20, file)).into_iter();
     for (number, record) in records.enumerate() {
         let record = record.map_err(|problem| problem.to_string())?;
-        insert_record(&record, columns, writer).map_err(|problem| format!("record {}: {problem}", number + 1))?;
+        insert_record(&record, columns, insert).map_err(|problem| format!("record {}: {problem}", number + 1))?;
     }
     Ok(())
 }
 
-fn insert_record(record: &Map<String, Value>, columns: Columns, writer: &mut SpillWriter) -> Result<(), String> {
+fn insert_record(record: &Map<String, Value>, columns: Columns, insert: &mut Insert) -> Result<(), String> {
     let text = |name: &str| match record.get(name) {
         Some(Value::String(text)) => Ok(text.clone()),
         Some(Value::Number(number)) if !number.is_f64() => Ok(number.to_string()),
@@ -138,12 +167,12 @@ fn insert_record(record: &Map<String, Value>, columns: Columns, writer: &mut Spi
         }
     };
     let (key, caption) = (text(columns.key)?, text(columns.caption)?);
-    writer.insert(&key, caption.as_bytes()).map_err(|problem| format!("temporary file: {problem}"))
+    insert(&key, &caption).map_err(|problem| format!("temporary file: {problem}"))
 }
 
-fn read_document(file: File, columns: Columns, writer: &mut SpillWriter) -> Result<(), String> {
+fn read_document(file: File, columns: Columns, insert: &mut Insert) -> Result<(), String> {
     let mut reader = serde_json::Deserializer::from_reader(BufReader::with_capacity(1 << 20, file));
-    let read = reader.deserialize_any(Document { columns, writer }).and_then(|()| reader.end());
+    let read = reader.deserialize_any(Document { columns, insert }).and_then(|()| reader.end());
     read.map_err(|problem| {
         let hint = "an object from key to caption or a list of records; JSON lines are called `.jsonl`";
         format!("{problem} (wanted: {hint})")
@@ -153,7 +182,7 @@ fn read_document(file: File, columns: Columns, writer: &mut SpillWriter) -> Resu
 /// Streams a JSON document into the table, entry by entry.
 struct Document<'a> {
     columns: Columns<'a>,
-    writer: &'a mut SpillWriter,
+    insert: &'a mut Insert<'a>,
 }
 
 impl<'de> Visitor<'de> for Document<'_> {
@@ -165,14 +194,14 @@ impl<'de> Visitor<'de> for Document<'_> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
         while let Some((key, caption)) = map.next_entry::<String, String>()? {
-            self.writer.insert(&key, caption.as_bytes()).map_err(temporary)?;
+            (self.insert)(&key, &caption).map_err(temporary)?;
         }
         Ok(())
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
         while let Some(record) = list.next_element()? {
-            insert_record(&record, self.columns, self.writer).map_err(de::Error::custom)?;
+            insert_record(&record, self.columns, self.insert).map_err(de::Error::custom)?;
         }
         Ok(())
     }

@@ -16,6 +16,7 @@ pub mod photograph;
 mod plan;
 pub mod resize;
 pub mod rle;
+pub mod scenes;
 pub mod shards;
 pub mod spill;
 

@@ -35,13 +35,14 @@ pub struct Cursor {
 
 /// What a random draw is for; draws for different purposes are independent.
 #[derive(Clone, Copy)]
-enum Purpose {
+pub(super) enum Purpose {
     Shards = 1,
     Window = 2,
     Augmentation = 3,
+    Scene = 4,
 }
 
-fn keyed(seed: u64, purpose: Purpose, epoch: u64, number: u64) -> ChaCha8Rng {
+pub(super) fn keyed(seed: u64, purpose: Purpose, epoch: u64, number: u64) -> ChaCha8Rng {
     let mut key = [0; 32];
     for (bytes, word) in key.chunks_exact_mut(8).zip([seed, purpose as u64, epoch, number]) {
         bytes.copy_from_slice(&word.to_le_bytes());

@@ -1,2 +1,9 @@
-//! Evaluation: how well a model's attention segments.
+//! Evaluation: how well a model's attention segments, how good its drawn images are.
+pub mod generation;
 pub mod segmentation;
+
+/// As many images of `size`² pixels as make up a megapixel, at most 32: small ones are computed faster together, large
+/// ones fill memory.
+pub fn usual_batch(size: usize) -> usize {
+    ((1 << 20) / (size * size).max(1)).clamp(1, 32)
+}

@@ -3,7 +3,7 @@ use super::files::{ModelFiles, Part};
 use super::mmdit::MmDit;
 use super::text::TextEncoders;
 use super::vae::Vae;
-use crate::config::TextEncoderKind;
+use crate::config::{ModelConfig, TextEncoderKind};
 use crate::error::{Error, Result};
 use candle_core::{DType, Device};
 
@@ -25,6 +25,18 @@ pub struct PipelineOptions {
     /// Type of the frozen weights in memory; the autoencoder's are always f32.
     pub dtype: DType,
     pub device: Device,
+}
+
+impl PipelineOptions {
+    /// As a run's configuration says.
+    pub fn of(config: &ModelConfig, device: &Device) -> Self {
+        Self {
+            text_encoders: config.text_encoders.clone(),
+            max_sequence_length: config.max_sequence_length,
+            dtype: config.dtype.dtype(),
+            device: device.clone(),
+        }
+    }
 }
 
 impl Pipeline {

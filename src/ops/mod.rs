@@ -12,10 +12,11 @@ mod match_cost;
 mod norm;
 mod pixel_cross_entropy;
 mod pointwise;
+pub mod pool;
 mod score_head;
 
 pub use attention::{attention, attention_probability};
-pub use enlarge::{Enlarge, enlarge};
+pub use enlarge::{Enlarge, Rows, enlarge};
 pub use enlarged_argmax::enlarged_argmax;
 pub use linear::linear;
 pub use mask_loss::{ALPHA, Target, mask_loss};

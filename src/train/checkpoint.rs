@@ -21,7 +21,8 @@ const CONFIG: &str = "config.toml";
 const STATE: &str = "state.json";
 
 /// Settings that a resumed run may change, because no trained value depends on them: where things lie (the base
-/// model is recognised by its fingerprint), on what and with how many threads it runs, what is kept, when it gives up.
+/// model is recognised by its fingerprint), on what and with how many threads it runs, what is kept, when it gives up;
+/// and all of `[eval]`.
 const FREE: [&str; 9] = [
     "output",
     "device",
@@ -270,7 +271,7 @@ fn differing_settings(file: &Path, config: &RunConfig) -> Result<Vec<String>> {
     let show = |value: Option<&toml::Value>| value.map_or("nothing".to_string(), |value| value.to_string());
     Ok(keys
         .into_iter()
-        .filter(|key| was.get(*key) != now.get(*key) && !FREE.contains(&key.as_str()))
+        .filter(|key| was.get(*key) != now.get(*key) && !FREE.contains(&key.as_str()) && !key.starts_with("eval."))
         .map(|key| format!("{key}: {} in the checkpoint, {} now", show(was.get(key)), show(now.get(key))))
         .collect())
 }

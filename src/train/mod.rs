@@ -5,6 +5,7 @@ pub mod gradients;
 pub mod inputs;
 mod memory;
 pub mod optimizer;
+mod outcome;
 pub mod parameters;
 mod run;
 pub mod run_folder;

@@ -5,6 +5,7 @@ use super::gradients::{Gradients, LossTerms, StepPlan, gradients};
 use super::inputs::InputMaker;
 use super::memory::{self, StepSize};
 use super::optimizer::{AdamW, clip_factor, gradient_norm};
+use super::outcome::Outcome;
 use super::parameters::Parameters;
 use super::run_folder::RunFolder;
 use super::schedule::learning_rate;
@@ -15,6 +16,7 @@ use crate::error::{Error, Result};
 use crate::model::adapter_files::{self, Format};
 use crate::model::files::{ModelFiles, Part};
 use crate::model::pipeline::{Pipeline, PipelineOptions};
+use crate::report::Measured;
 use crate::report::metrics::{MetricsFile, StepMetrics};
 use crate::report::progress::Progress;
 use crate::sample::scheduler::Scheduler;
@@ -38,10 +40,9 @@ pub fn run(config: &RunConfig, device: &Device, folder: &RunFolder, force: bool)
     tracing::info!("{}", trainer.summary());
     let metrics = folder.begin(config, trainer.state.step)?;
     if trainer.train(folder.path(), metrics, &stop)? {
-        trainer.export(&folder.path().join("lora.safetensors"))
-    } else {
-        Ok(())
+        trainer.export(&folder.path().join("lora.safetensors"))?;
     }
+    trainer.report(Measured::default())
 }
 
 /// Everything that changes while training, and what it is computed with.
@@ -65,15 +66,7 @@ impl<'a> Trainer<'a> {
         model: String,
         checkpoint: Option<Checkpoint>,
     ) -> Result<Self> {
-        let mut pipeline = Pipeline::load(
-            files,
-            &PipelineOptions {
-                text_encoders: config.model.text_encoders.clone(),
-                max_sequence_length: config.model.max_sequence_length,
-                dtype: config.model.dtype.dtype(),
-                device: device.clone(),
-            },
-        )?;
+        let mut pipeline = Pipeline::load(files, &PipelineOptions::of(&config.model, device))?;
         let blocks = pipeline.transformer.blocks.len();
         if config.model.expert_layer >= blocks {
             let layer = config.model.expert_layer;
@@ -129,7 +122,7 @@ impl<'a> Trainer<'a> {
             self.device.location(),
             self.config.model.dtype.dtype(),
             self.plan.recomputed_blocks,
-            self.parameters.table(&self.pipeline.transformer)
+            self.parameters.table(blocks)
         )
     }
 
@@ -260,6 +253,17 @@ impl<'a> Trainer<'a> {
         adapter_files::export(&self.parameters.adapter(), Format::Diffusers, file, &origin)?;
         tracing::info!("wrote {}: a LoRA for diffusers and ComfyUI", file.display());
         Ok(())
+    }
+
+    /// Writes the page of the run as it stands, and what it shows.
+    fn report(&self, measured: Measured) -> Result<()> {
+        let outcome = Outcome {
+            config: self.config,
+            state: &self.state,
+            device: self.device,
+            layers: self.parameters.layers(self.pipeline.transformer.blocks.len()),
+        };
+        outcome.write(measured)
     }
 }
 

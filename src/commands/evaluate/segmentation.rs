@@ -1,4 +1,5 @@
 //! `evaluate segmentation`: how well a block's attention finds the things that words name.
+use super::write_json;
 use crate::commands::{LoadedModel, ModelArgs, parse_sigma, parse_size, say};
 use crate::config::{Choice, SegmentationProtocol};
 use crate::data::labels::encode_labels;
@@ -7,6 +8,7 @@ use crate::eval::segmentation::{
     Class, ImageResult, LabelledFolder, NO_CLASS, NoiseLevel, SegmentationMap, SegmentationOptions, SegmentationScores,
     evaluate,
 };
+use crate::eval::usual_batch;
 use crate::model::weights::{check_writable, write_atomically};
 use crate::report::progress::Progress;
 use crate::sample::generate::read_latents;
@@ -104,7 +106,7 @@ pub fn run(args: &SegmentationArgs) -> Result<()> {
             }
             None => None,
         },
-        batch: args.batch.map_or(SegmentationOptions::usual_batch(args.size), |batch| batch as usize),
+        batch: args.batch.map_or(usual_batch(args.size), |batch| batch as usize),
         limit: args.limit.map(|limit| limit as usize),
         ..SegmentationOptions::new(args.layer, args.size)
     };
@@ -119,8 +121,7 @@ pub fn run(args: &SegmentationArgs) -> Result<()> {
     })?;
     drop(progress);
     if let Some(file) = &args.json {
-        let json = serde_json::to_vec_pretty(&scores).map_err(|e| Error::file(file, e))?;
-        write_atomically(file, |out| out.write_all(&json))?;
+        write_json(file, &scores)?;
     }
     say(&table(&scores))
 }

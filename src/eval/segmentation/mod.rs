@@ -14,6 +14,7 @@ pub use scores::{Accumulator, SegmentationScores};
 
 use crate::config::SegmentationProtocol;
 use crate::error::{Error, Result};
+use crate::eval::usual_batch;
 use crate::model::pipeline::Pipeline;
 use crate::ops::enlarged_argmax;
 use crate::sample::scheduler::Scheduler;
@@ -60,14 +61,9 @@ impl SegmentationOptions {
             noise_level: NoiseLevel::Step { steps: 28, timestep: -8 },
             seed: 0,
             noise: None,
-            batch: Self::usual_batch(size),
+            batch: usual_batch(size),
             limit: None,
         }
-    }
-
-    /// As many images as make up a megapixel: small ones are computed faster together, large ones fill memory.
-    pub fn usual_batch(size: usize) -> usize {
-        ((1 << 20) / (size * size).max(1)).clamp(1, 32)
     }
 }
 

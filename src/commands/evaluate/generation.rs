@@ -1,0 +1,87 @@
+//! `evaluate generation`: how far the images that a model draws are from real ones.
+use super::{say_distances, write_json};
+use crate::commands::say;
+use crate::config::RunConfig;
+use crate::data::captions::{Columns, first_by_key};
+use crate::error::{Error, Result};
+use crate::eval::generation::{DrawnImage, GenerationOptions, Reference, evaluate, load_networks};
+use crate::model::adapter_files;
+use crate::model::files::ModelFiles;
+use crate::model::pipeline::{Pipeline, PipelineOptions};
+use crate::model::weights::check_writable;
+use crate::report::progress::Progress;
+use crate::sample::image::write_png;
+use crate::sample::scheduler::Scheduler;
+use clap::Args;
+use std::path::PathBuf;
+
+const EXAMPLE: &str = "Example:
+  seg4diff evaluate generation --config configs/sa1b.toml --lora runs/sa1b/lora.safetensors --json scores.json";
+
+/// Draw images from captions and measure how far they are from real ones, as a config's section [eval] says
+///
+/// Prints FID and KID where eval.inception is set, FD-demo where eval.features is. Image i is drawn from caption i (by
+/// key, and from the first again), from noise that eval.seed and i alone say.
+#[derive(Args, Clone, Debug)]
+#[command(after_help = EXAMPLE)]
+pub struct GenerationArgs {
+    /// Config file (TOML); of it [model] and [eval] count
+    #[arg(long, value_name = "F")]
+    pub config: PathBuf,
+    /// LoRA to put on the model: a .safetensors file
+    #[arg(long, value_name = "F")]
+    pub lora: Option<PathBuf>,
+    /// Set one value over the config file, such as eval.generation_images=5000; may be given many times
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Folder for the images 000000.png, 000001.png, …; without it none is kept
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// File for the scores: JSON with fid, kid and fd_demo, those that were measured, and images
+    #[arg(long, value_name = "F")]
+    pub json: Option<PathBuf>,
+}
+
+pub fn run(args: &GenerationArgs) -> Result<()> {
+    let config = RunConfig::load(&args.config, &args.set)?;
+    let image_file = |index: usize| args.out.as_ref().map(|folder| folder.join(format!("{index:06}.png")));
+    for file in args.json.iter().cloned().chain(image_file(0)) {
+        check_writable(&file)?;
+    }
+    let eval = config.eval.as_ref().filter(|eval| eval.generation_images > 0);
+    let Some((eval, captions)) = eval.and_then(|eval| Some((eval, eval.captions.as_ref()?))) else {
+        let needs = "[eval] with images, captions, and inception or features";
+        return Err(Error::Usage(format!("{}: nothing is to be drawn; expected {needs}", args.config.display())));
+    };
+    config.check_evaluation_files()?;
+    // What is small is read before gigabytes are.
+    let columns = Columns { key: &config.data.caption_key_column, caption: &config.data.caption_column };
+    let captions = first_by_key(captions, columns, eval.generation_images)?;
+    let adapter = args.lora.as_deref().map(adapter_files::read).transpose()?;
+    let device = config.device.open()?;
+    let networks = load_networks(eval.inception.as_deref(), eval.features.as_deref(), &device)?;
+    let files = ModelFiles::open(&config.model.path)?;
+    let mut pipeline = Pipeline::load(&files, &PipelineOptions::of(&config.model, &device))?;
+    if let (Some(adapter), Some(file)) = (&adapter, &args.lora) {
+        pipeline.transformer.attach(adapter).map_err(|e| Error::file(file, e))?;
+    }
+    let options = GenerationOptions::of(eval);
+    pipeline.latent_shape(options.size)?;
+    let reference = Reference::of_folder(networks, &eval.images, options.batch)?;
+    let mut progress = Progress::new("image", 0, options.images as u64);
+    let scheduler = Scheduler::open(&files)?;
+    let scores = evaluate(&pipeline, &scheduler, &captions, &options, &reference, &mut |drawn: &DrawnImage| {
+        if let Some(file) = image_file(drawn.index) {
+            write_png(&file, drawn.image)?;
+        }
+        progress.update(drawn.index as u64 + 1, "");
+        Ok(())
+    })?;
+    drop(progress);
+    if let Some(file) = &args.json {
+        write_json(file, &scores)?;
+    }
+    say_distances(&scores)?;
+    let real = reference.real().iter().find_map(|real| real.images()).unwrap_or_default();
+    say(&format!("{} drawn against {real} real images", options.images))
+}

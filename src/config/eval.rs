@@ -1,0 +1,84 @@
+//! The section `[eval]`: what is measured before and after training.
+use super::reader::Reader;
+use super::setting::{at_least, not_empty, within};
+use super::{EvalConfig, RunConfig, SegmentationProtocol};
+
+/// The section, where there is one; `run` is the rest of the configuration.
+pub(super) fn section(reader: &mut Reader, run: &RunConfig) -> Option<EvalConfig> {
+    let present = reader.has_section("eval");
+    // Asked for in any case, so that the keys are known.
+    let inception = reader.optional("eval.inception");
+    let features = reader.optional("eval.features");
+    let images = match present {
+        true => reader.required("eval.images", "\"data/coco/val2017\"", not_empty),
+        false => reader.get("eval.images", Default::default()),
+    };
+    let can_compare = inception.is_some() || features.is_some();
+    let eval = EvalConfig {
+        images,
+        labels: reader.optional("eval.labels"),
+        classes: reader.optional("eval.classes"),
+        captions: reader.optional("eval.captions"),
+        segmentation_images: reader.get("eval.segmentation_images", 0),
+        protocol: reader.get("eval.protocol", SegmentationProtocol::Present),
+        size: reader.checked("eval.size", run.data.resolution, within(16, 8192)),
+        generation_images: reader.get("eval.generation_images", if can_compare { 500 } else { 0 }),
+        steps: reader.checked("eval.steps", 28, within(1, 1000)),
+        guidance: reader.checked("eval.guidance", 7.0, at_least(0.0)),
+        batch: reader.optional("eval.batch"),
+        seed: reader.get("eval.seed", 0),
+        inception,
+        features,
+        before: reader.get("eval.before", true),
+        compare_without_masks: reader.get("eval.compare_without_masks", false),
+    };
+    if !present {
+        return None;
+    }
+    if let Some(Err(problem)) = eval.batch.as_ref().map(within(1, 4096)) {
+        reader.problem(&["eval.batch"], problem);
+    }
+    check_together(&eval, run, reader);
+    Some(eval)
+}
+
+/// What no key can say alone.
+fn check_together(eval: &EvalConfig, run: &RunConfig, reader: &mut Reader) {
+    let (labels, classes) = (reader.given("eval.labels"), reader.given("eval.classes"));
+    if labels != classes {
+        let (missing, given) = if labels { ("eval.classes", "eval.labels") } else { ("eval.labels", "eval.classes") };
+        reader.problem(&[missing, given], format!("is missing; segmentation is measured with both it and {given}"));
+    }
+    let networks = reader.given("eval.inception") || reader.given("eval.features");
+    match eval.generation_images {
+        0 => {}
+        1 => {
+            reader.problem(&["eval.generation_images"], "of one image there is no covariance; expected 2 or more, or 0")
+        }
+        _ if !networks => reader.problem(
+            &["eval.generation_images"],
+            "needs a network to compare features: set eval.inception or eval.features",
+        ),
+        _ if !reader.given("eval.captions") => reader.problem(
+            &["eval.captions", "eval.generation_images", "eval.inception", "eval.features"],
+            "is missing; images are drawn from captions (generation_images = 0 draws none)",
+        ),
+        _ => {}
+    }
+    if !labels && !classes && eval.generation_images == 0 {
+        reader.problem(
+            &["eval.images"],
+            "nothing would be measured: set eval.labels and eval.classes, or eval.captions with eval.inception or \
+             eval.features",
+        );
+    }
+    if eval.compare_without_masks && !run.loss.uses_masks() {
+        reader.problem(&["eval.compare_without_masks"], "the run has no mask loss itself: there is nothing to compare");
+    }
+    if eval.compare_without_masks && run.loss.flow_weight == 0.0 {
+        reader.problem(
+            &["eval.compare_without_masks", "loss.flow_weight"],
+            "without the mask loss nothing would be trained: loss.flow_weight is 0",
+        );
+    }
+}

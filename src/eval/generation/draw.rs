@@ -1,0 +1,158 @@
+//! Draws images from captions and compares their features with those of real images; no image is kept.
+use super::statistics::{Prepared, Statistics, gather};
+use super::{GenerationScores, Reference};
+use crate::config::EvalConfig;
+use crate::error::{Error, Result};
+use crate::eval::usual_batch;
+use crate::model::pipeline::Pipeline;
+use crate::model::text::{TextEmbedding, TextEncoders};
+use crate::sample::generate::{Conditions, SamplingOptions, initial_latents};
+use crate::sample::image::to_rgb8;
+use crate::sample::scheduler::Scheduler;
+use image::RgbImage;
+use std::collections::BTreeMap;
+
+/// Bytes of encoded captions that are kept for when they come again.
+const KEPT_TEXT: usize = 256 << 20;
+
+/// What is drawn, and how.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GenerationOptions {
+    /// How many images.
+    pub images: usize,
+    /// Side of the square images in pixels.
+    pub size: usize,
+    /// Denoising steps.
+    pub steps: usize,
+    /// Guidance scale; 1 or less turns guidance off.
+    pub guidance: f64,
+    /// Images that are drawn and looked at together.
+    pub batch: usize,
+    /// Image `i` starts from the noise that this and `i` alone say.
+    pub seed: u64,
+}
+
+impl GenerationOptions {
+    /// As a run's configuration says.
+    pub fn of(config: &EvalConfig) -> Self {
+        Self {
+            images: config.generation_images,
+            size: config.size,
+            steps: config.steps,
+            guidance: config.guidance,
+            batch: config.batch.unwrap_or(usual_batch(config.size)),
+            seed: config.seed,
+        }
+    }
+}
+
+/// An image that was drawn for evaluation.
+pub struct DrawnImage<'a> {
+    pub index: usize,
+    pub caption: &'a str,
+    pub image: &'a RgbImage,
+}
+
+/// Draws `options.images` images, image `i` from caption `i` and then from the first again, and scores them; `visit` sees
+/// every image in turn, and ends the evaluation with an error of its own.
+///
+/// The batch size changes images by no more than rounding.
+///
+/// # Errors
+/// The size does not suit the model (`Error::Usage`), there is no caption, or what is drawn is not finite.
+pub fn evaluate(
+    pipeline: &Pipeline,
+    scheduler: &Scheduler,
+    captions: &[String],
+    options: &GenerationOptions,
+    reference: &Reference,
+    visit: &mut dyn FnMut(&DrawnImage) -> Result<()>,
+) -> Result<GenerationScores> {
+    if captions.is_empty() {
+        return Err(Error::Usage("there is no caption to draw from".into()));
+    }
+    let mut painter = Painter::new(pipeline, scheduler, options)?;
+    let networks = reference.networks();
+    let mut statistics: Vec<Statistics> = networks.iter().map(|network| Statistics::new(network.as_ref())).collect();
+    for first in (0..options.images).step_by(options.batch.max(1)) {
+        let indices = first..options.images.min(first + options.batch.max(1));
+        let captions: Vec<&str> = indices.map(|index| captions[index % captions.len()].as_str()).collect();
+        let images = painter.draw(first, &captions)?;
+        gather(networks, Prepared::new(networks, &images), &mut statistics)?;
+        for (index, (caption, image)) in (first..).zip(captions.into_iter().zip(&images)) {
+            visit(&DrawnImage { index, caption, image })?;
+        }
+    }
+    reference.score(&statistics)
+}
+
+/// Draws batches of images.
+struct Painter<'a> {
+    pipeline: &'a Pipeline,
+    scheduler: &'a Scheduler,
+    sampling: SamplingOptions,
+    seed: u64,
+    /// Of one image's latents.
+    shape: (usize, usize, usize),
+    text: EncodedText<'a>,
+}
+
+impl<'a> Painter<'a> {
+    fn new(pipeline: &'a Pipeline, scheduler: &'a Scheduler, options: &GenerationOptions) -> Result<Self> {
+        Ok(Self {
+            pipeline,
+            scheduler,
+            sampling: SamplingOptions { steps: options.steps, guidance: options.guidance, progress: false },
+            seed: options.seed,
+            shape: pipeline.latent_shape(options.size)?,
+            text: EncodedText { encoders: &pipeline.text_encoders, kept: BTreeMap::new(), bytes: 0 },
+        })
+    }
+
+    /// Images `first` and those after it, one for each caption.
+    fn draw(&mut self, first: usize, captions: &[&str]) -> Result<Vec<RgbImage>> {
+        let noise = initial_latents(self.seed, first, captions.len(), self.shape, &self.pipeline.device)?;
+        let positive = self.text.encode(captions)?;
+        let negative = self.text.encode(&vec![""; captions.len()])?;
+        let conditions = Conditions { positive: &positive, negative: &negative };
+        let latents = self.sampling.run(self.scheduler, &noise, &conditions, |latents, timestep, text| {
+            self.pipeline.transformer.forward(latents, timestep, &text.context, &text.pooled)
+        })?;
+        if !latents.sqr()?.sum_all()?.to_scalar::<f32>()?.is_finite() {
+            let last = first + captions.len() - 1;
+            return Err(Error::Failed(format!(
+                "the model draws images {first} to {last} with values that are not finite"
+            )));
+        }
+        to_rgb8(&self.pipeline.vae.decode(&latents)?)
+    }
+}
+
+/// Captions as the model reads them, each encoded by itself; those that come first are kept, up to a size.
+struct EncodedText<'a> {
+    encoders: &'a TextEncoders,
+    kept: BTreeMap<String, TextEmbedding>,
+    bytes: usize,
+}
+
+impl EncodedText<'_> {
+    /// The captions' embeddings as one batch.
+    fn encode(&mut self, captions: &[&str]) -> Result<TextEmbedding> {
+        let embeddings = captions.iter().map(|caption| self.embedding(caption)).collect::<Result<Vec<_>>>()?;
+        TextEmbedding::cat(&embeddings.iter().collect::<Vec<_>>())
+    }
+
+    fn embedding(&mut self, caption: &str) -> Result<TextEmbedding> {
+        if let Some(kept) = self.kept.get(caption) {
+            return Ok(kept.clone());
+        }
+        let embedding = self.encoders.encode(&[caption])?;
+        let tensors = [&embedding.context, &embedding.pooled];
+        let bytes: usize = tensors.iter().map(|tensor| tensor.elem_count() * tensor.dtype().size_in_bytes()).sum();
+        if self.bytes + bytes <= KEPT_TEXT {
+            self.bytes += bytes;
+            self.kept.insert(caption.to_owned(), embedding.clone());
+        }
+        Ok(embedding)
+    }
+}
