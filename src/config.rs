@@ -175,6 +175,16 @@ pub enum Crop {
     Random,
 }
 
+/// What segmentation is told of an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SegmentationProtocol {
+    /// The names of the classes in its ground truth, as the paper does.
+    Present,
+    /// The names of all classes.
+    All,
+}
+
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct NoiseConfig {
     pub logit_mean: f64,

@@ -6,6 +6,7 @@ pub mod device;
 
 pub mod commands;
 pub mod data;
+pub mod eval;
 pub mod loss;
 pub mod model;
 pub mod ops;

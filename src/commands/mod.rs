@@ -1,6 +1,7 @@
 //! The command line: arguments of each command, and what the two binaries share.
 //!
 //! Exit status: 0 done, 1 failed, 2 wrong usage or configuration.
+pub mod evaluate;
 pub mod export;
 pub mod generate;
 pub mod prepare;
@@ -10,7 +11,8 @@ pub mod train;
 use crate::config::{Choice, DeviceChoice, TextEncoderKind, WeightType, text_encoders_in};
 use crate::error::{Error, Result};
 use crate::model::adapter_files;
-use crate::model::files::ModelFiles;
+use crate::model::files::{ModelFiles, Part};
+use crate::model::mmdit::MmDitConfig;
 use crate::model::pipeline::{Pipeline, PipelineOptions};
 use clap::{Args, Parser, Subcommand};
 use std::io::Write;
@@ -31,7 +33,10 @@ pub enum Command {
     Generate(generate::GenerateArgs),
     Probe(probe::ProbeArgs),
     Export(export::ExportArgs),
-    Prepare(prepare::PrepareArgs),
+    #[command(subcommand)]
+    Evaluate(evaluate::EvaluateCommand),
+    #[command(subcommand)]
+    Prepare(prepare::PrepareCommand),
 }
 
 impl Command {
@@ -41,7 +46,8 @@ impl Command {
             Self::Generate(args) => generate::run(args),
             Self::Probe(args) => probe::run(args),
             Self::Export(args) => export::run(args),
-            Self::Prepare(args) => prepare::run(args),
+            Self::Evaluate(command) => command.run(),
+            Self::Prepare(command) => command.run(),
         }
     }
 }
@@ -113,6 +119,15 @@ impl ModelArgs {
         Ok(LoadedModel { files, pipeline, device })
     }
 
+    /// Whether the model has a block `layer`, as its config says: found before gigabytes are read.
+    pub fn check_layer(&self, layer: usize) -> Result<()> {
+        let blocks = ModelFiles::open(&self.model)?.config::<MmDitConfig>(Part::Transformer)?.num_layers;
+        if layer >= blocks {
+            return Err(Error::Usage(format!("--layer {layer}: the model has {blocks} blocks, counted from 0")));
+        }
+        Ok(())
+    }
+
     /// The type of weights that was asked for, or the default for `device`.
     pub fn weight_type(&self, device: &candle_core::Device) -> WeightType {
         let usual = if device.is_cuda() { WeightType::Bf16 } else { WeightType::F32 };
@@ -151,6 +166,11 @@ fn parse_sequence_length(text: &str) -> Result<usize, String> {
         .ok_or_else(|| "expected a number from 1 to 512".into())
 }
 
+/// A share of noise.
+fn parse_sigma(text: &str) -> Result<f64, String> {
+    text.parse().ok().filter(|sigma| (0.0..=1.0).contains(sigma)).ok_or_else(|| "expected a number from 0 to 1".into())
+}
+
 /// A finite number.
 fn parse_number(text: &str) -> Result<f64, String> {
     text.parse().ok().filter(|number: &f64| number.is_finite()).ok_or_else(|| "expected a number".into())
@@ -176,14 +196,17 @@ mod tests {
             generate::GenerateArgs::augment_args(clap::Command::new("generate")),
             probe::ProbeArgs::augment_args(clap::Command::new("probe")),
             export::ExportArgs::augment_args(clap::Command::new("export")),
-            prepare::ScenesArgs::augment_args(clap::Command::new("prepare scenes")),
+            evaluate::segmentation::SegmentationArgs::augment_args(clap::Command::new("segmentation")),
+            prepare::ScenesArgs::augment_args(clap::Command::new("scenes")),
         ] {
             let help = command.get_after_help().expect("an example").to_string().replace("\\\n", " ");
             let examples: Vec<&str> = help.lines().skip(1).collect();
             assert!(!examples.is_empty(), "{help}");
             for example in examples {
-                let words = words(example.trim().trim_start_matches("seg4diff "));
-                assert!(words.join(" ").starts_with(command.get_name()));
+                let groups = ["seg4diff ", "evaluate ", "prepare "];
+                let line = groups.iter().fold(example.trim(), |line, group| line.trim_start_matches(group));
+                let words = words(line);
+                assert_eq!(words[0], command.get_name());
                 command.clone().try_get_matches_from(&words).unwrap_or_else(|e| panic!("{example}: {e}"));
             }
         }

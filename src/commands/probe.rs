@@ -1,8 +1,7 @@
 //! `probe`: the attention of one image to a prompt.
-use super::{LoadedModel, ModelArgs, parse_size, say};
-use crate::error::{Error, Result};
-use crate::model::files::{ModelFiles, Part};
-use crate::model::mmdit::{MmDitConfig, image_to_text_logits};
+use super::{LoadedModel, ModelArgs, parse_sigma, parse_size, say};
+use crate::error::Result;
+use crate::model::mmdit::image_to_text_logits;
 use crate::model::weights;
 use crate::report::heatmap::write_word_overlays;
 use crate::sample::generate::read_latents;
@@ -53,18 +52,11 @@ pub struct ProbeArgs {
     pub noise: Option<PathBuf>,
 }
 
-fn parse_sigma(text: &str) -> Result<f64, String> {
-    text.parse().ok().filter(|sigma| (0.0..=1.0).contains(sigma)).ok_or_else(|| "expected a number from 0 to 1".into())
-}
-
 /// Noises the image's latent to `sigma`, runs the blocks below the layer, and writes what its image queries see.
 pub fn run(args: &ProbeArgs) -> Result<()> {
     // What is small is looked at before gigabytes are.
     let image = read_square(&args.image, args.size, &Device::Cpu)?;
-    let blocks = ModelFiles::open(&args.model.model)?.config::<MmDitConfig>(Part::Transformer)?.num_layers;
-    if args.layer >= blocks {
-        return Err(Error::Usage(format!("--layer {}: the model has {blocks} blocks, counted from 0", args.layer)));
-    }
+    args.model.check_layer(args.layer)?;
     let LoadedModel { files, pipeline, device } = args.model.load()?;
     let transformer = &pipeline.transformer;
     let shape = pipeline.latent_shape(args.size)?;

@@ -42,6 +42,10 @@ impl Choice for Crop {
     const NAMES: &'static [(&'static str, Self)] = &[("center", Self::Center), ("random", Self::Random)];
 }
 
+impl Choice for SegmentationProtocol {
+    const NAMES: &'static [(&'static str, Self)] = &[("present", Self::Present), ("all", Self::All)];
+}
+
 impl Choice for Alignment {
     const NAMES: &'static [(&'static str, Self)] = &[("sigmoid", Self::Sigmoid), ("softmax", Self::Softmax)];
 }

@@ -110,3 +110,43 @@ impl Classes {
         self.0.is_empty()
     }
 }
+
+/// A PNG whose pixels are `labels` (`[height, width]`): indices of a palette of 256 colours, so that a person can look
+/// at it too, or 16-bit grey where a label is above 255.
+///
+/// # Errors
+/// When a label is above 65535, or the size is not that of `labels`.
+pub fn encode_labels(width: usize, height: usize, labels: &[u32]) -> Result<Vec<u8>, String> {
+    let side = |side: usize| u32::try_from(side).map_err(|problem| problem.to_string());
+    let mut png = Vec::new();
+    let mut encoder = png::Encoder::new(&mut png, side(width)?, side(height)?);
+    let bytes: Result<Vec<u8>, _> = labels.iter().map(|&label| u8::try_from(label)).collect();
+    let pixels = match bytes {
+        Ok(bytes) => {
+            encoder.set_color(png::ColorType::Indexed);
+            encoder.set_palette((0..=255).flat_map(label_colour).collect::<Vec<u8>>());
+            bytes
+        }
+        Err(_) => {
+            encoder.set_color(png::ColorType::Grayscale);
+            encoder.set_depth(png::BitDepth::Sixteen);
+            let words: Result<Vec<u16>, _> = labels.iter().map(|&label| u16::try_from(label)).collect();
+            let words = words.map_err(|_| "a label is above 65535, which a grey PNG cannot hold")?;
+            words.into_iter().flat_map(u16::to_be_bytes).collect()
+        }
+    };
+    let mut writer = encoder.write_header().map_err(|problem| problem.to_string())?;
+    writer.write_image_data(&pixels).and_then(|()| writer.finish()).map_err(|problem| problem.to_string())?;
+    Ok(png)
+}
+
+/// The colour of a label, as PASCAL VOC's label maps have it: the label's bits, in turn, go to red, green and blue, the
+/// highest first.
+pub fn label_colour(label: u8) -> [u8; 3] {
+    std::array::from_fn(|channel| {
+        (0..8)
+            .map(|bit| (label >> bit & 1, bit))
+            .filter(|(_, bit)| bit % 3 == channel)
+            .fold(0, |colour, (set, bit)| colour | set << (7 - bit / 3))
+    })
+}

@@ -350,7 +350,7 @@ impl Parts {
 
 /// A path without leading `./` as (without extension, extension in lower case); none for hidden files and those
 /// without extension.
-fn split_name(path: &str) -> Option<(&str, String)> {
+pub(crate) fn split_name(path: &str) -> Option<(&str, String)> {
     let path = path.trim_start_matches("./");
     let name = path.rsplit('/').next().filter(|name| !name.starts_with('.'))?;
     let (_, extension) = name.rsplit_once('.')?;

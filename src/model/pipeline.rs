@@ -12,6 +12,8 @@ pub struct Pipeline {
     pub text_encoders: TextEncoders,
     pub vae: Vae,
     pub transformer: MmDit,
+    /// Where they all are.
+    pub device: Device,
 }
 
 /// Which of a base model's networks to load, and how.
@@ -32,6 +34,7 @@ impl Pipeline {
             text_encoders: TextEncoders::load(files, text_encoders, *max_sequence_length, *dtype, device)?,
             vae: Vae::load(files, device)?,
             transformer: MmDit::load(files, *dtype, device)?,
+            device: device.clone(),
         };
         let (latents, channels) = (pipeline.vae.config().latent_channels, pipeline.transformer.config.in_channels);
         if latents != channels {

@@ -247,6 +247,21 @@ fn little_endian(tensor: &Tensor) -> candle_core::Result<Vec<u8>> {
     })
 }
 
+/// Finds out before long work that its result could not be written to `file`; leaves nothing behind.
+///
+/// # Errors
+/// Says why not.
+pub fn check_writable(file: &Path) -> Result<()> {
+    let failed = |problem: &dyn std::fmt::Display| Error::file(file, format!("cannot write: {problem}"));
+    if file.is_dir() {
+        return Err(failed(&"it is a folder"));
+    }
+    // The nearest folder above that exists; those below it will be made.
+    let folder = file.ancestors().skip(1).find(|folder| folder.exists());
+    tempfile::Builder::new().prefix(WRITING).tempfile_in(folder.unwrap_or(Path::new("."))).map_err(|e| failed(&e))?;
+    Ok(())
+}
+
 /// Writes a file so that it is whole or absent: to a temporary file beside it, synced, then renamed over it.
 pub fn write_atomically(file: &Path, fill: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<()> {
     let folder = match file.parent() {

@@ -1,4 +1,4 @@
-//! Convolution 1×1 and 3×3 of the frozen autoencoder, forward only.
+//! Two-dimensional convolution of frozen networks (autoencoder, feature networks), forward only.
 //!
 //! On the CPU each tile of output rows is unfolded and multiplied on one thread, tiles running in parallel: memory
 //! stays bounded, and the result is the same for any number of threads.
@@ -9,7 +9,10 @@ use rayon::prelude::*;
 /// times as fast as 1 (SD3's autoencoder on two cores), and 3 to 7 times as fast as candle's convolution.
 const TILE_BYTES: usize = 1 << 22;
 
-/// How output positions follow input positions.
+/// Batches of so many images are one task an image.
+const MANY: usize = 8;
+
+/// The autoencoder's two ways in which output positions follow input positions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stride {
     /// Same height and width: zeros all around.
@@ -18,63 +21,89 @@ pub enum Stride {
     Two,
 }
 
-impl Stride {
-    fn step(self) -> usize {
-        match self {
-            Self::One => 1,
-            Self::Two => 2,
-        }
-    }
-}
-
-/// A convolution with bias.
+/// A convolution with bias, and a ReLU after it where wanted.
 pub struct Conv2d {
-    /// `[out, in, kernel, kernel]`.
+    /// `[out, in, kernel height, kernel width]`.
     weight: Tensor,
     /// `[out]`.
     bias: Tensor,
-    stride: Stride,
+    stride: usize,
+    /// Zeros before the first and after the last row.
+    rows: (usize, usize),
+    /// Zeros before the first and after the last column.
+    columns: (usize, usize),
+    relu: bool,
 }
 
 impl Conv2d {
     /// `weight` `[out, in, kernel, kernel]` with kernel 1 or 3, `bias` `[out]`; stride 2 with kernel 3 alone.
     pub fn new(weight: Tensor, bias: Tensor, stride: Stride) -> Result<Self> {
-        let (output, _, height, width) = weight.dims4()?;
-        if height != width || !matches!((height, stride), (3, _) | (1, Stride::One)) || bias.dims() != [output] {
-            bail!("conv2d: weight {:?} with bias {:?}, stride {stride:?}", weight.shape(), bias.shape())
+        let (_, _, height, width) = weight.dims4()?;
+        match (height, width, stride) {
+            (1, 1, Stride::One) => Self::padded(weight, bias, 1, (0, 0)),
+            (3, 3, Stride::One) => Self::padded(weight, bias, 1, (1, 1)),
+            (3, 3, Stride::Two) => Ok(Self { rows: (0, 1), columns: (0, 1), ..Self::padded(weight, bias, 2, (0, 0))? }),
+            _ => bail!("conv2d: weight {:?}, stride {stride:?}", weight.shape()),
         }
-        Ok(Self { weight: weight.contiguous()?, bias: bias.contiguous()?, stride })
     }
 
-    /// `[batch, in, height, width]` to `[batch, out, height/stride, width/stride]`, rounded down for a stride of 2.
+    /// Any kernel, with `padding` (rows, columns) of zeros on both sides, as torch's `Conv2d`.
+    pub fn padded(weight: Tensor, bias: Tensor, stride: usize, padding: (usize, usize)) -> Result<Self> {
+        let (output, _, height, width) = weight.dims4()?;
+        if stride == 0 || padding.0 >= height || padding.1 >= width || bias.dims() != [output] {
+            bail!("conv2d: weight {:?} with bias {:?}, stride {stride}, {padding:?}", weight.shape(), bias.shape())
+        }
+        Ok(Self {
+            weight: weight.contiguous()?,
+            bias: bias.contiguous()?,
+            stride,
+            rows: (padding.0, padding.0),
+            columns: (padding.1, padding.1),
+            relu: false,
+        })
+    }
+
+    /// The same with negative outputs set to 0.
+    pub fn with_relu(self) -> Self {
+        Self { relu: true, ..self }
+    }
+
+    /// `[batch, in, height, width]` to `[batch, out, out height, out width]`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let (_, channels, height, width) = x.dims4()?;
-        let (_, input, kernel, _) = self.weight.dims4()?;
-        if channels != input || height < self.stride.step() || width < self.stride.step() {
+        let (_, input, kernel_height, kernel_width) = self.weight.dims4()?;
+        let (rows, columns) = (height + self.rows.0 + self.rows.1, width + self.columns.0 + self.columns.1);
+        if channels != input || rows < kernel_height || columns < kernel_width {
             bail!("conv2d: input {:?} for weight {:?}", x.shape(), self.weight.shape())
         }
         if x.device().is_cpu() && x.dtype() == DType::F32 && self.weight.dtype() == DType::F32 {
             return self.forward_cpu(&x.contiguous()?);
         }
-        let (x, padding) = match self.stride {
-            Stride::One => (x.clone(), kernel / 2),
-            Stride::Two => (x.pad_with_zeros(2, 0, 1)?.pad_with_zeros(3, 0, 1)?, 0),
-        };
-        let y = x.conv2d(&self.weight, padding, self.stride.step(), 1, 1)?;
-        y.broadcast_add(&self.bias.reshape((1, (), 1, 1))?)
+        let x = x.pad_with_zeros(2, self.rows.0, self.rows.1)?.pad_with_zeros(3, self.columns.0, self.columns.1)?;
+        let y = x.conv2d(&self.weight, 0, self.stride, 1, 1)?.broadcast_add(&self.bias.reshape((1, (), 1, 1))?)?;
+        if self.relu { y.relu() } else { Ok(y) }
     }
 
     fn forward_cpu(&self, x: &Tensor) -> Result<Tensor> {
         let (batch, input, height, width) = x.dims4()?;
-        let (output, _, kernel, _) = self.weight.dims4()?;
-        let step = self.stride.step();
-        let padding = if step == 1 { kernel / 2 } else { 0 };
-        let window = Window { input, height, width, kernel, step, padding, out_width: width / step };
-        let out_height = height / step;
+        let (output, _, kernel_height, kernel_width) = self.weight.dims4()?;
+        let window = Window {
+            input,
+            height,
+            width,
+            kernel: (kernel_height, kernel_width),
+            stride: self.stride,
+            top: self.rows.0,
+            left: self.columns.0,
+            out_width: (width + self.columns.0 + self.columns.1 - kernel_width) / self.stride + 1,
+        };
+        let out_height = (height + self.rows.0 + self.rows.1 - kernel_height) / self.stride + 1;
         let plane = out_height * window.out_width;
-        let depth = input * kernel * kernel;
-        // At least four tiles an image, so that a small one still runs on some threads.
-        let tile_rows = (TILE_BYTES / (4 * depth * window.out_width)).clamp(1, out_height.div_ceil(4));
+        let depth = input * kernel_height * kernel_width;
+        // Whatever the machine at least four tiles an image, so that a small one still runs on some threads; of many
+        // images each is one task already.
+        let tiles = if batch < MANY { 4 } else { 1 };
+        let tile_rows = (TILE_BYTES / (4 * depth * window.out_width)).clamp(1, out_height.div_ceil(tiles));
         let tiles_per_image = out_height.div_ceil(tile_rows);
         let mut y = vec![0f32; batch * output * plane];
         with_slices(&[x, &self.weight, &self.bias], |slices| {
@@ -84,11 +113,19 @@ impl Conv2d {
                 let (image, tile) = (tile / tiles_per_image, tile % tiles_per_image);
                 let rows = tile * tile_rows..((tile + 1) * tile_rows).min(out_height);
                 let pixels = rows.len() * window.out_width;
-                window.unfold(&x[image * input * height * width..][..input * height * width], rows.clone(), unfolded);
+                let source = &x[image * input * height * width..][..input * height * width];
+                // A kernel of one sees the input as it is.
+                let (matrix, line) = if window.is_identity() {
+                    (&source[rows.start * width..], height * width)
+                } else {
+                    window.unfold(source, rows.clone(), unfolded);
+                    (&unfolded[..], pixels)
+                };
                 let first = image * output * plane + rows.start * window.out_width;
                 // SAFETY: a tile's task alone writes its rows of its image: for each output channel `pixels` elements
                 // from `first + channel * plane`, which lie within `y` as `rows` lie within the output. `weight` is
-                // `[output, depth]` and `unfolded` `[depth, pixels]`, both in rows.
+                // `[output, depth]` in rows; `matrix` has `depth` lines of `pixels`, `line` apart, the last of which
+                // ends within the image's `source` or is the last of `unfolded`.
                 unsafe {
                     let destination = destination.get().add(first);
                     for (channel, &bias) in bias.iter().enumerate() {
@@ -105,9 +142,9 @@ impl Conv2d {
                         weight.as_ptr(),
                         1,
                         depth as isize,
-                        unfolded.as_ptr(),
+                        matrix.as_ptr(),
                         1,
-                        pixels as isize,
+                        line as isize,
                         1.0,
                         1.0,
                         false,
@@ -115,6 +152,13 @@ impl Conv2d {
                         false,
                         gemm::Parallelism::None,
                     );
+                    if self.relu {
+                        for channel in 0..output {
+                            let line = std::slice::from_raw_parts_mut(destination.add(channel * plane), pixels);
+                            // Not `max`, which would turn NaN into 0.
+                            line.iter_mut().for_each(|value| *value = if *value < 0.0 { 0.0 } else { *value });
+                        }
+                    }
                 }
             });
         })?;
@@ -140,22 +184,30 @@ struct Window {
     input: usize,
     height: usize,
     width: usize,
-    kernel: usize,
-    step: usize,
-    padding: usize,
+    kernel: (usize, usize),
+    stride: usize,
+    /// Zeros above and to the left of the input.
+    top: usize,
+    left: usize,
     out_width: usize,
 }
 
 impl Window {
-    /// Unfolds output rows `rows` of one image `[input, height, width]` to `[input · kernel², rows · out_width]`.
+    /// Whether output positions see just the input at their own place.
+    fn is_identity(&self) -> bool {
+        self.kernel == (1, 1) && self.stride == 1
+    }
+
+    /// Unfolds output rows `rows` of one image `[input, height, width]` to `[input · kernel, rows · out_width]`.
     fn unfold(&self, image: &[f32], rows: std::ops::Range<usize>, unfolded: &mut Vec<f32>) {
-        unfolded.resize(self.input * self.kernel * self.kernel * rows.len() * self.out_width, 0.0);
+        let (kernel_height, kernel_width) = self.kernel;
+        unfolded.resize(self.input * kernel_height * kernel_width * rows.len() * self.out_width, 0.0);
         let mut lines = unfolded.chunks_exact_mut(self.out_width);
         for plane in image.chunks_exact(self.height * self.width) {
-            for ky in 0..self.kernel {
-                for kx in 0..self.kernel {
+            for ky in 0..kernel_height {
+                for kx in 0..kernel_width {
                     for (row, line) in rows.clone().zip(&mut lines) {
-                        let y = (row * self.step + ky).wrapping_sub(self.padding);
+                        let y = (row * self.stride + ky).wrapping_sub(self.top);
                         match plane.get(y.saturating_mul(self.width)..).and_then(|rest| rest.get(..self.width)) {
                             Some(source) => self.unfold_line(source, kx, line),
                             None => line.fill(0.0),
@@ -168,17 +220,18 @@ impl Window {
 
     /// One row of the input, as kernel column `kx` sees it.
     fn unfold_line(&self, source: &[f32], kx: usize, line: &mut [f32]) {
-        if self.step == 1 {
-            let left = self.padding.saturating_sub(kx);
-            let skip = kx.saturating_sub(self.padding);
-            let count = (self.width - skip.min(self.width)).min(self.out_width - left);
-            line[..left].fill(0.0);
-            line[left..left + count].copy_from_slice(&source[skip..skip + count]);
-            line[left + count..].fill(0.0);
+        if self.stride == 1 {
+            let before = self.left.saturating_sub(kx).min(self.out_width);
+            let skip = kx.saturating_sub(self.left).min(self.width);
+            let count = (self.width - skip).min(self.out_width - before);
+            line[..before].fill(0.0);
+            line[before..before + count].copy_from_slice(&source[skip..skip + count]);
+            line[before + count..].fill(0.0);
         } else {
-            // The last window may reach one column beyond the input.
+            // Windows may begin before the input and end beyond it.
             for (column, value) in line.iter_mut().enumerate() {
-                *value = source.get(column * self.step + kx).copied().unwrap_or(0.0);
+                let x = (column * self.stride + kx).wrapping_sub(self.left);
+                *value = source.get(x).copied().unwrap_or(0.0);
             }
         }
     }

@@ -1,6 +1,7 @@
 //! Bilinear enlargement with half-pixel centres, one dimension at a time (torch's `interpolate(mode="bilinear",
 //! align_corners=False)`).
 use candle_core::{DType, Device, Result, Tensor};
+use std::ops::Range;
 
 /// For every place of the larger side, the two places of the smaller one that it lies between.
 pub struct Enlarge {
@@ -28,6 +29,23 @@ impl Enlarge {
     /// (low, high, weight of high) at `place`.
     pub fn at(&self, place: usize) -> (usize, usize, f32) {
         (self.low[place], self.high[place], self.weight[place])
+    }
+
+    /// Runs of places that lie between the same two of the smaller side: (low, high, places).
+    pub(super) fn runs(&self) -> Vec<(usize, usize, Range<usize>)> {
+        let mut runs: Vec<(usize, usize, Range<usize>)> = vec![];
+        for (place, (&low, &high)) in self.low.iter().zip(&self.high).enumerate() {
+            match runs.last_mut() {
+                Some(run) if (run.0, run.1) == (low, high) => run.2.end = place + 1,
+                _ => runs.push((low, high, place..place + 1)),
+            }
+        }
+        runs
+    }
+
+    /// Weights of the higher one for a run of places.
+    pub(super) fn weights(&self, places: Range<usize>) -> &[f32] {
+        &self.weight[places]
     }
 
     /// Enlarges one row.

@@ -90,4 +90,23 @@ impl MmDit {
         }
         Ok(self.blocks[layer].probe(&streams, &embedded.conditioning)?)
     }
+
+    /// Calls `visit` with the queries and keys of each of the ascending `layers`, in one pass that ends at the last.
+    pub fn probe_each(
+        &self,
+        embedded: &Embedded,
+        layers: &[usize],
+        mut visit: impl FnMut(usize, &Probe) -> Result<()>,
+    ) -> Result<()> {
+        let Some((&last, others)) = layers.split_last() else { return Ok(()) };
+        let mut streams = embedded.streams.clone();
+        for (layer, block) in self.blocks[..last].iter().enumerate() {
+            let (output, probe) = block.forward(&streams, &embedded.conditioning)?;
+            if others.contains(&layer) {
+                visit(layer, &probe)?;
+            }
+            streams = output;
+        }
+        visit(last, &self.blocks[last].probe(&streams, &embedded.conditioning)?)
+    }
 }

@@ -1,0 +1,93 @@
+//! The demo's small classifier, whose features `FD-demo` compares: it ships with the program and needs no other file.
+use super::FeatureNetwork;
+use crate::data::resize::bilinear;
+use crate::error::{Error, Result};
+use crate::model::files::read_json;
+use crate::model::weights::Weights;
+use crate::ops::conv2d::Conv2d;
+use candle_core::{DType, Device, Tensor};
+use image::RgbImage;
+use serde::Deserialize;
+use std::path::Path;
+
+/// `config.json` beside the weights.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Config {
+    /// Side of the images that it sees.
+    size: usize,
+    /// Output channels of each convolution; of the last, the length of the features.
+    channels: Vec<usize>,
+    /// What the classifier tells apart.
+    classes: Vec<String>,
+}
+
+/// Convolutions 3×3 of stride 2 with ReLU, and the mean over the image of what they give.
+pub struct DemoFeatures {
+    convolutions: Vec<Conv2d>,
+    size: usize,
+    length: usize,
+    device: Device,
+}
+
+impl DemoFeatures {
+    /// Loads `config.json` and `model.safetensors` of a folder such as `checkpoints/demo-features`.
+    ///
+    /// # Errors
+    /// A file that is missing or does not fit the other, by name and key.
+    pub fn load(folder: &Path, device: &Device) -> Result<Self> {
+        let file = folder.join("config.json");
+        let config: Config = read_json(&file)?;
+        if config.channels.is_empty() || config.channels.contains(&0) || !(1..=4096).contains(&config.size) {
+            return Err(Error::file(&file, "expected a size from 1 to 4096, and channels above 0"));
+        }
+        let file = folder.join("model.safetensors");
+        let weights = Weights::open(&file, std::slice::from_ref(&file), DType::F32, device)?;
+        let mut convolutions = Vec::new();
+        let mut length = 3;
+        for (index, &output) in config.channels.iter().enumerate() {
+            let weight = weights.get(&format!("convolutions.{index}.weight"), (output, length, 3, 3))?;
+            let bias = weights.get(&format!("convolutions.{index}.bias"), output)?;
+            convolutions.push(Conv2d::padded(weight, bias, 2, (1, 1))?.with_relu());
+            length = output;
+        }
+        // What it was trained by; features are taken before it.
+        weights.get("classifier.weight", (config.classes.len(), length))?;
+        weights.get("classifier.bias", config.classes.len())?;
+        weights.finish()?;
+        Ok(Self { convolutions, size: config.size, length, device: device.clone() })
+    }
+}
+
+impl FeatureNetwork for DemoFeatures {
+    fn name(&self) -> &'static str {
+        "the demo's classifier"
+    }
+
+    fn length(&self) -> usize {
+        self.length
+    }
+
+    fn input(&self) -> (usize, usize) {
+        (self.size, self.size)
+    }
+
+    /// Resized as Pillow does it, to values from −1 to 1.
+    fn prepare(&self, image: &RgbImage) -> Vec<f32> {
+        let small = bilinear(image, self.size as u32, self.size as u32);
+        let plane = |channel: usize| small.as_raw().iter().skip(channel).step_by(3);
+        (0..3).flat_map(plane).map(|byte| f32::from(*byte) / 127.5 - 1.0).collect()
+    }
+
+    fn features(&self, images: &Tensor) -> Result<Tensor> {
+        let mut x = images.clone();
+        for convolution in &self.convolutions {
+            x = convolution.forward(&x)?;
+        }
+        Ok(x.mean((2, 3))?)
+    }
+
+    fn device(&self) -> &Device {
+        &self.device
+    }
+}

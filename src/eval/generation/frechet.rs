@@ -1,0 +1,32 @@
+//! The Fréchet distance of two normal distributions (pytorch-fid: `calculate_frechet_distance`).
+use super::matrix::{View, add_product, factor, nuclear_norm};
+use super::moments::Gaussian;
+use crate::error::{Error, Result};
+
+/// `‖μ₁ − μ₂‖² + tr(Σ₁ + Σ₂ − 2·(Σ₁Σ₂)^½)`.
+///
+/// With `Σ₁ = LLᵀ` and `Σ₂ = MMᵀ`, the trace of the root is the sum of the singular values of `MᵀL`: that needs no root of
+/// a nearly singular matrix, whose rounding grows with the root, and is exact for covariances of any rank. It takes
+/// 3 × 32 MiB for features of length 2048.
+///
+/// # Errors
+/// When the distributions have different lengths, or values that are not finite.
+pub fn frechet_distance(a: &Gaussian, b: &Gaussian) -> Result<f64> {
+    let length = a.mean.len();
+    if b.mean.len() != length {
+        return Err(Error::Failed(format!("features of length {length} against features of length {}", b.mean.len())));
+    }
+    let finite = |gaussian: &Gaussian| gaussian.mean.iter().chain(&gaussian.covariance).all(|value| value.is_finite());
+    if !finite(a) || !finite(b) {
+        return Err(Error::Failed("features are not finite: there is no distance between them".into()));
+    }
+    let trace = |gaussian: &Gaussian| (0..length).map(|i| gaussian.covariance[i * (length + 1)]).sum::<f64>();
+    let ((left, rank_a), (right, rank_b)) = (factor(&a.covariance, length), factor(&b.covariance, length));
+    let mut product = vec![0f64; rank_b * rank_a];
+    let shape = (rank_b, length, rank_a);
+    add_product(&mut product, shape, View::rows(&right, rank_b).transposed(), View::rows(&left, rank_a));
+    let shared = nuclear_norm(product, rank_b, rank_a)?;
+    let means: f64 = a.mean.iter().zip(&b.mean).map(|(a, b)| (a - b).powi(2)).sum();
+    // Equal distributions may come out at minus the rounding.
+    Ok((means + trace(a) + trace(b) - 2.0 * shared).max(0.0))
+}

@@ -1,0 +1,145 @@
+//! Statistics of features as pytorch-fid keeps them: a `.npz` file with the mean `mu` and the covariance `sigma`.
+use super::moments::Gaussian;
+use crate::error::{Error, Result};
+use crate::model::weights::write_atomically;
+use std::io::{BufReader, Cursor, Read, Seek, Write};
+use std::path::Path;
+use zip::write::SimpleFileOptions;
+use zip::{CompressionMethod, ZipArchive, ZipWriter};
+
+const MAGIC: &[u8] = b"\x93NUMPY";
+/// Longest features that are read: 2 GiB of covariance.
+const LONGEST: usize = 1 << 14;
+/// Longest header of an array that is read.
+const LONGEST_HEADER: u32 = 1 << 16;
+
+/// Reads what pytorch-fid's `--save-stats` or `numpy.savez` wrote: arrays `mu` `[length]` and `sigma` `[length, length]`
+/// of f32 or f64, compressed or not. Other arrays in the file do not matter.
+pub fn read(file: &Path) -> Result<Gaussian> {
+    let failed = |problem: String| Error::file(file, problem);
+    let reader = std::fs::File::open(file).map_err(|e| Error::file(file, e))?;
+    let mut archive = ZipArchive::new(BufReader::new(reader)).map_err(|e| failed(format!("no .npz file: {e}")))?;
+    let mean = array(&mut archive, "mu").map_err(failed)?;
+    let covariance = array(&mut archive, "sigma").map_err(failed)?;
+    let length = mean.values.len();
+    if mean.shape != [length] || covariance.shape != [length, length] || length == 0 {
+        let problem = format!("mu has shape {:?} and sigma {:?}", mean.shape, covariance.shape);
+        return Err(failed(format!("{problem}, expected [n] and [n, n]")));
+    }
+    if !mean.values.iter().chain(&covariance.values).all(|value| value.is_finite()) {
+        return Err(failed("there are values that are not finite".into()));
+    }
+    // A covariance is symmetric: the order of its elements does not matter.
+    Ok(Gaussian { mean: mean.values, covariance: covariance.values })
+}
+
+/// Writes the same; the file is whole or absent.
+pub fn write(file: &Path, gaussian: &Gaussian) -> Result<()> {
+    let failed = |e: zip::result::ZipError| Error::file(file, e);
+    let length = gaussian.mean.len();
+    let mut archive = ZipWriter::new(Cursor::new(Vec::new()));
+    // The time of day would make equal statistics unequal files.
+    let options = SimpleFileOptions::default().compression_method(CompressionMethod::Deflated);
+    let options = options.last_modified_time(zip::DateTime::default());
+    for (name, shape, values) in [
+        ("mu", format!("({length},)"), &gaussian.mean),
+        ("sigma", format!("({length}, {length})"), &gaussian.covariance),
+    ] {
+        archive.start_file(format!("{name}.npy"), options).map_err(failed)?;
+        let mut bytes = header(&shape);
+        bytes.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+        archive.write_all(&bytes).map_err(|e| Error::file(file, e))?;
+    }
+    let bytes = archive.finish().map_err(failed)?.into_inner();
+    write_atomically(file, |out| out.write_all(&bytes))
+}
+
+/// Everything of a `.npy` file before its data: a multiple of 64 bytes.
+fn header(shape: &str) -> Vec<u8> {
+    let mut text = format!("{{'descr': '<f8', 'fortran_order': False, 'shape': {shape}, }}");
+    let before = MAGIC.len() + 4;
+    while (before + text.len() + 1) % 64 != 0 {
+        text.push(' ');
+    }
+    text.push('\n');
+    let mut bytes = MAGIC.to_vec();
+    bytes.extend([1, 0]);
+    bytes.extend((text.len() as u16).to_le_bytes());
+    bytes.extend(text.as_bytes());
+    bytes
+}
+
+struct Array {
+    shape: Vec<usize>,
+    values: Vec<f64>,
+}
+
+/// Reads the member `NAME.npy`.
+fn array(archive: &mut ZipArchive<impl Read + Seek>, name: &str) -> Result<Array, String> {
+    let mut member = archive.by_name(&format!("{name}.npy")).map_err(|e| format!("array {name}: {e}"))?;
+    read_array(&mut member).map_err(|problem| format!("array {name}: {problem}"))
+}
+
+fn read_array(reader: &mut impl Read) -> Result<Array, String> {
+    let mut start = [0u8; 8];
+    reader.read_exact(&mut start).map_err(|e| e.to_string())?;
+    let [version, _] = match start.strip_prefix(MAGIC) {
+        Some(&[major, minor]) => [major, minor],
+        _ => return Err("no numpy array".into()),
+    };
+    let length = match version {
+        1 => {
+            let mut length = [0u8; 2];
+            reader.read_exact(&mut length).map_err(|e| e.to_string())?;
+            u32::from(u16::from_le_bytes(length))
+        }
+        2 | 3 => {
+            let mut length = [0u8; 4];
+            reader.read_exact(&mut length).map_err(|e| e.to_string())?;
+            u32::from_le_bytes(length)
+        }
+        other => return Err(format!("numpy's format {other} is not known")),
+    };
+    if length > LONGEST_HEADER {
+        return Err(format!("a header of {length} bytes"));
+    }
+    let mut header = vec![0u8; length as usize];
+    reader.read_exact(&mut header).map_err(|e| e.to_string())?;
+    let header = String::from_utf8_lossy(&header);
+    let shape = shape(&header).ok_or_else(|| format!("no shape in {header:?}"))?;
+    let width = match entry(&header, "descr").map(|text| text.trim_matches(['\'', '"'])) {
+        Some("<f8") => 8,
+        Some("<f4") => 4,
+        other => return Err(format!("type {}, expected <f8 or <f4", other.unwrap_or("unknown"))),
+    };
+    let bytes = match shape.iter().try_fold(width, |size: usize, side| size.checked_mul(*side)) {
+        Some(bytes) if shape.iter().all(|side| *side <= LONGEST) => bytes,
+        _ => return Err(format!("shape {shape:?} is larger than {LONGEST} a side")),
+    };
+    let mut data = Vec::new();
+    reader.take(bytes as u64 + 1).read_to_end(&mut data).map_err(|e| e.to_string())?;
+    if data.len() != bytes {
+        return Err(format!("{} bytes of data, shape {shape:?} needs {bytes}", data.len()));
+    }
+    let values = data.chunks_exact(width).map(|value| match *value {
+        [a, b, c, d] => f64::from(f32::from_le_bytes([a, b, c, d])),
+        _ => value.try_into().map_or(f64::NAN, f64::from_le_bytes),
+    });
+    Ok(Array { values: values.collect(), shape })
+}
+
+/// The value of `key` in a header such as `{'descr': '<f8', 'fortran_order': False, 'shape': (2048,), }`, as text.
+fn entry<'a>(header: &'a str, key: &str) -> Option<&'a str> {
+    let (_, rest) = header.split_once(&format!("'{key}':"))?;
+    let rest = rest.trim_start();
+    let end = match rest.strip_prefix('(') {
+        Some(inner) => inner.find(')')? + 2,
+        None => rest.find([',', '}'])?,
+    };
+    Some(rest[..end].trim())
+}
+
+fn shape(header: &str) -> Option<Vec<usize>> {
+    let inner = entry(header, "shape")?.strip_prefix('(')?.strip_suffix(')')?;
+    inner.split(',').map(str::trim).filter(|side| !side.is_empty()).map(|side| side.parse().ok()).collect()
+}

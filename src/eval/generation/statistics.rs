@@ -1,0 +1,190 @@
+//! Statistics of the features of many images under some networks, gathered a batch at a time; no image is kept.
+use super::FeatureNetwork;
+use super::frechet::frechet_distance;
+use super::kernel::{Sample, kernel_distance};
+use super::moments::{Gaussian, Moments};
+use super::npz;
+use crate::error::{Error, Result};
+use crate::report::progress::Progress;
+use crate::sample::image::read_rgb8;
+use candle_core::{DType, Tensor};
+use image::RgbImage;
+use rayon::prelude::*;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::sync_channel;
+
+/// Batches that are decoded ahead of the networks.
+const AHEAD: usize = 2;
+
+/// Images as networks see them.
+pub struct Prepared {
+    /// For each network the pixels of all images, `[images, 3, height, width]`.
+    inputs: Vec<Vec<f32>>,
+    images: usize,
+}
+
+impl Prepared {
+    /// Prepares images for every network, on all threads.
+    pub fn new(networks: &[Box<dyn FeatureNetwork>], images: &[RgbImage]) -> Self {
+        let input = |network: &Box<dyn FeatureNetwork>| {
+            let images: Vec<Vec<f32>> = images.par_iter().map(|image| network.prepare(image)).collect();
+            images.concat()
+        };
+        Self { inputs: networks.iter().map(input).collect(), images: images.len() }
+    }
+}
+
+/// What is known of the features of some images under one network.
+#[derive(Clone, Debug)]
+pub struct Statistics {
+    gathered: Gathered,
+}
+
+#[derive(Clone, Debug)]
+enum Gathered {
+    Images {
+        moments: Moments,
+        sample: Sample,
+    },
+    /// From a file, which does not say of how many images.
+    File(Gaussian),
+}
+
+impl Statistics {
+    /// Of no images yet.
+    pub fn new(network: &dyn FeatureNetwork) -> Self {
+        let length = network.length();
+        Self { gathered: Gathered::Images { moments: Moments::new(length), sample: Sample::new(length) } }
+    }
+
+    /// From a `.npz` file as pytorch-fid writes it.
+    ///
+    /// # Errors
+    /// A file that is none, or of features of another length than `network`'s.
+    pub fn read(file: &Path, network: &dyn FeatureNetwork) -> Result<Self> {
+        let gaussian = npz::read(file)?;
+        if gaussian.mean.len() != network.length() {
+            let found = gaussian.mean.len();
+            return Err(Error::file(file, format!("features of length {found}, expected {}", network.length())));
+        }
+        Ok(Self { gathered: Gathered::File(gaussian) })
+    }
+
+    /// Takes in feature vectors, one after the other in `vectors`.
+    fn add(&mut self, vectors: &[f32]) {
+        if let Gathered::Images { moments, sample } = &mut self.gathered {
+            moments.add(vectors);
+            sample.add(vectors);
+        }
+    }
+
+    /// Mean and covariance of the features.
+    pub fn gaussian(&self) -> Result<Gaussian> {
+        match &self.gathered {
+            Gathered::Images { moments, .. } => moments.gaussian(),
+            Gathered::File(gaussian) => Ok(gaussian.clone()),
+        }
+    }
+
+    /// How many images there were, where that is known.
+    pub fn images(&self) -> Option<usize> {
+        match &self.gathered {
+            Gathered::Images { moments, .. } => Some(moments.count()),
+            Gathered::File(_) => None,
+        }
+    }
+
+    /// The Fréchet distance from `other`'s features.
+    pub fn frechet_distance(&self, other: &Self) -> Result<f64> {
+        frechet_distance(&self.gaussian()?, &other.gaussian()?)
+    }
+
+    /// The kernel distance from `other`'s features; none where a file stands for one side's.
+    pub fn kernel_distance(&self, other: &Self) -> Result<Option<f64>> {
+        match (&self.gathered, &other.gathered) {
+            (Gathered::Images { sample: a, .. }, Gathered::Images { sample: b, .. }) => kernel_distance(a, b).map(Some),
+            _ => Ok(None),
+        }
+    }
+}
+
+/// Puts prepared images through the networks and gathers the features in `statistics`, one for each network.
+pub fn gather(networks: &[Box<dyn FeatureNetwork>], prepared: Prepared, statistics: &mut [Statistics]) -> Result<()> {
+    for ((network, input), statistics) in networks.iter().zip(prepared.inputs).zip(statistics) {
+        let (height, width) = network.input();
+        let input = Tensor::from_vec(input, (prepared.images, 3, height, width), network.device())?;
+        let features = network.features(&input)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+        if !features.iter().all(|value| value.is_finite()) {
+            return Err(Error::Failed(format!("{} gives features that are not finite", network.name())));
+        }
+        statistics.add(&features);
+    }
+    Ok(())
+}
+
+/// Statistics of the images of a folder under each network; `what` is what progress counts.
+///
+/// Images are decoded on all threads some batches ahead, and taken in the order of their names.
+///
+/// # Errors
+/// A folder without PNG or JPEG files, or an image that cannot be read, by name.
+pub fn of_folder(
+    networks: &[Box<dyn FeatureNetwork>],
+    folder: &Path,
+    batch: usize,
+    what: &'static str,
+) -> Result<Vec<Statistics>> {
+    let files = image_files(folder)?;
+    let mut statistics: Vec<Statistics> = networks.iter().map(|network| Statistics::new(network.as_ref())).collect();
+    let mut progress = Progress::new(what, 0, files.len() as u64);
+    let mut done = 0;
+    std::thread::scope(|scope| {
+        let (sender, batches) = sync_channel(AHEAD - 1);
+        scope.spawn(move || {
+            for files in files.chunks(batch.max(1)) {
+                let images = files.par_iter().map(|file| read_rgb8(file)).collect::<Result<Vec<_>>>();
+                // Nobody waits for more once something has failed.
+                if sender.send(images.map(|images| Prepared::new(networks, &images))).is_err() {
+                    break;
+                }
+            }
+        });
+        for prepared in batches {
+            let prepared = prepared?;
+            done += prepared.images as u64;
+            gather(networks, prepared, &mut statistics)?;
+            progress.update(done, "");
+        }
+        Ok::<_, Error>(())
+    })?;
+    Ok(statistics)
+}
+
+/// The PNG and JPEG files of a folder by name; folders in it are left out, as are hidden files.
+///
+/// # Errors
+/// When it cannot be read, or has no such file.
+pub fn image_files(folder: &Path) -> Result<Vec<PathBuf>> {
+    let entries = std::fs::read_dir(folder).map_err(|e| Error::file(folder, e))?;
+    let mut files = Vec::new();
+    let mut others = 0;
+    for entry in entries {
+        let path = entry.map_err(|e| Error::file(folder, e))?.path();
+        let hidden = path.file_name().is_none_or(|name| name.as_encoded_bytes().starts_with(b"."));
+        let extension = path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase()).unwrap_or_default();
+        match extension.as_str() {
+            _ if hidden || path.is_dir() => {}
+            "png" | "jpg" | "jpeg" => files.push(path),
+            "bmp" | "gif" | "pgm" | "ppm" | "tif" | "tiff" | "webp" => others += 1,
+            _ => {}
+        }
+    }
+    if files.is_empty() {
+        return Err(Error::file(folder, "there is no PNG or JPEG file"));
+    }
+    if others > 0 {
+        tracing::warn!("{}: {others} images are neither PNG nor JPEG and are left out", folder.display());
+    }
+    files.sort();
+    Ok(files)
+}

@@ -1,0 +1,147 @@
+//! From images and prompts to a map of every class: the attention of any blocks, in one pass.
+use super::prompts::{Embeddings, Prompt};
+use super::{NoiseLevel, SegmentationOptions};
+use crate::data::resize::bilinear;
+use crate::error::{Error, Result};
+use crate::model::pipeline::Pipeline;
+use crate::model::text::tokenizer::CLIP_TOKENS;
+use crate::sample::image::to_tensor;
+use crate::sample::noise::normal;
+use crate::sample::scheduler::Scheduler;
+use candle_core::{DType, Device, Tensor};
+use image::RgbImage;
+
+/// First element of the noise stream of an evaluated image; the second is its index.
+const NOISE: u64 = 0x7365_676d_656e_7400;
+/// Embeddings that are kept: 160 MB with the text encoders of SD3.
+const EMBEDDINGS: usize = 64;
+
+/// How strongly each position of an image looks at each of some classes.
+#[derive(Clone, Debug)]
+pub struct ClassMaps {
+    /// Rows and columns of image tokens.
+    pub grid: (usize, usize),
+    /// Indices of the classes.
+    pub classes: Vec<u16>,
+    /// Softmax attention, the mean over heads and over the tokens of the class's name: `[classes, rows, columns]`.
+    pub values: Vec<f32>,
+}
+
+impl ClassMaps {
+    /// Adds the classes of a prompt, whose attention is `probability`, `[positions, 77]`.
+    fn add(&mut self, prompt: &Prompt, probability: &[f32]) {
+        for (class, place) in &prompt.places {
+            self.classes.push(*class);
+            let tokens = probability.chunks_exact(CLIP_TOKENS).map(|row| &row[place.clone()]);
+            self.values.extend(tokens.map(|tokens| tokens.iter().sum::<f32>() / place.len() as f32));
+        }
+    }
+}
+
+/// A model and the noise under which it looks at images.
+pub struct Segmenter<'a> {
+    pipeline: &'a Pipeline,
+    embeddings: Embeddings<'a>,
+    sigma: f64,
+    timestep: f32,
+    /// (channels, height, width) of the latents.
+    shape: (usize, usize, usize),
+    /// One noise for every image, `[1, ..shape]`.
+    noise: Option<&'a Tensor>,
+    seed: u64,
+    size: u32,
+    batch: usize,
+}
+
+impl<'a> Segmenter<'a> {
+    /// # Errors
+    /// `Error::Usage` if the options do not suit the model.
+    pub fn new(pipeline: &'a Pipeline, scheduler: &Scheduler, options: &'a SegmentationOptions) -> Result<Self> {
+        let shape = pipeline.latent_shape(options.size)?;
+        let (sigma, timestep) = options.noise_level.of(scheduler)?;
+        let expected = [1, shape.0, shape.1, shape.2];
+        if let Some(noise) = options.noise.as_ref().filter(|noise| noise.dims() != expected) {
+            return Err(Error::Usage(format!("the noise has shape {:?}, expected {expected:?}", noise.dims())));
+        }
+        Ok(Self {
+            pipeline,
+            embeddings: Embeddings::new(&pipeline.text_encoders, EMBEDDINGS),
+            sigma: f64::from(sigma),
+            timestep,
+            shape,
+            noise: options.noise.as_ref(),
+            seed: options.seed,
+            size: u32::try_from(options.size).map_err(|_| Error::Usage(format!("size {}", options.size)))?,
+            batch: options.batch.max(1),
+        })
+    }
+
+    /// The maps of the ascending `layers` (outer) for each image (inner), whose prompts stand at the same place in
+    /// `prompts`. An image comes with its index in the data set, which its noise depends on.
+    ///
+    /// Only the blocks up to the last layer are run, and of that only its queries and keys.
+    pub fn class_maps(
+        &mut self,
+        images: &[(usize, &RgbImage)],
+        prompts: &[&[Prompt]],
+        layers: &[usize],
+    ) -> Result<Vec<Vec<ClassMaps>>> {
+        let transformer = &self.pipeline.transformer;
+        let latents = images.iter().map(|&(index, image)| self.noised(index, image)).collect::<Result<Vec<_>>>()?;
+        let patch = transformer.config.patch_size;
+        let grid = (self.shape.1 / patch, self.shape.2 / patch);
+        let empty = ClassMaps { grid, classes: vec![], values: vec![] };
+        let mut maps = vec![vec![empty; images.len()]; layers.len()];
+        let pairs = (0..).zip(prompts).flat_map(|(image, prompts)| prompts.iter().map(move |prompt| (image, prompt)));
+        let pairs: Vec<(usize, &Prompt)> = pairs.collect();
+        for pairs in pairs.chunks(self.batch) {
+            let latents = Tensor::cat(&pairs.iter().map(|(image, _)| &latents[*image]).collect::<Vec<_>>(), 0)?;
+            let timestep = Tensor::full(self.timestep, pairs.len(), latents.device())?;
+            let texts: Vec<&str> = pairs.iter().map(|(_, prompt)| prompt.text.as_str()).collect();
+            let text = self.embeddings.of(&texts)?;
+            let embedded = transformer.embedding.embed(&latents, &timestep, &text.context, &text.pooled)?;
+            let mut of_layers = maps.iter_mut();
+            transformer.probe_each(&embedded, layers, |_, probe| {
+                let probability = probe.probability(transformer.config.num_attention_heads)?;
+                let probability = probability.to_device(&Device::Cpu)?.flatten_all()?.to_vec1::<f32>()?;
+                let of_pairs = probability.chunks_exact(grid.0 * grid.1 * CLIP_TOKENS);
+                let Some(maps) = of_layers.next() else { return Ok(()) };
+                for ((image, prompt), probability) in pairs.iter().zip(of_pairs) {
+                    maps[*image].add(prompt, probability);
+                }
+                Ok(())
+            })?;
+        }
+        Ok(maps)
+    }
+
+    /// The image's latents at the noise level, `[1, channels, height, width]`. Images go through the autoencoder one by
+    /// one: its activations are the largest there are.
+    fn noised(&self, index: usize, image: &RgbImage) -> Result<Tensor> {
+        let device = &self.pipeline.device;
+        let square = to_tensor(&bilinear(image, self.size, self.size), device)?;
+        let (channels, height, width) = self.shape;
+        let noise = match self.noise {
+            Some(noise) => noise.to_device(device)?.to_dtype(DType::F32)?,
+            None => normal(self.seed, &[NOISE, index as u64], (1, channels, height, width), device)?,
+        };
+        Ok(((self.pipeline.vae.encode(&square)? * (1.0 - self.sigma))? + (noise * self.sigma)?)?)
+    }
+}
+
+impl NoiseLevel {
+    /// σ, and what the model is told of it.
+    fn of(self, scheduler: &Scheduler) -> Result<(f32, f32)> {
+        match self {
+            Self::Sigma(sigma) => Ok((sigma as f32, scheduler.timestep(sigma as f32))),
+            Self::Step { steps, timestep } => {
+                let schedule = scheduler.set_timesteps(steps);
+                let index =
+                    if timestep < 0 { steps.checked_add_signed(timestep) } else { usize::try_from(timestep).ok() };
+                let found =
+                    index.and_then(|index| Some((*schedule.sigmas.get(index)?, *schedule.timesteps.get(index)?)));
+                found.ok_or_else(|| Error::Usage(format!("time step {timestep} of a schedule of {steps} steps")))
+            }
+        }
+    }
+}

@@ -1,0 +1,316 @@
+//! Features of images and the distances between them are those of pytorch-fid, torch, NumPy and SciPy.
+//!
+//! Weights, images and features come from a formula that `fixtures/generation/gen.py` shares.
+use candle_core::{DType, Device, Tensor};
+use image::RgbImage;
+use seg4diff::eval::generation::demo_features::DemoFeatures;
+use seg4diff::eval::generation::frechet::frechet_distance;
+use seg4diff::eval::generation::inception::Inception;
+use seg4diff::eval::generation::kernel::{Sample, kernel_distance};
+use seg4diff::eval::generation::moments::{Gaussian, Moments};
+use seg4diff::eval::generation::{FeatureNetwork, npz};
+use seg4diff::model::weights;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/generation").join(name)
+}
+
+fn expected(name: &str) -> Tensor {
+    let mut tensors = weights::read_all(&fixture("expected.safetensors")).unwrap();
+    tensors.remove(name).unwrap()
+}
+
+fn numbers(name: &str) -> Vec<f64> {
+    expected(name).flatten_all().unwrap().to_vec1().unwrap()
+}
+
+/// `uniform` of gen.py.
+fn uniform(name: &str, count: usize) -> Vec<f64> {
+    let hash = name
+        .bytes()
+        .fold(0xCBF2_9CE4_8422_2325u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01B3));
+    let draw = |index: u64| {
+        let z = hash.wrapping_add(index).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        let z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        ((z ^ (z >> 31)) >> 40) as f64 / f64::from(1u32 << 24)
+    };
+    (0..count as u64).map(draw).collect()
+}
+
+/// `parameter` of gen.py.
+fn parameter(name: &str, shape: &[usize]) -> Tensor {
+    let values = uniform(name, shape.iter().product());
+    let scale = (6.0 / shape.iter().skip(1).product::<usize>() as f64).sqrt();
+    let value = |u: f64| match shape.len() {
+        2.. => (2.0 * u - 1.0) * scale,
+        _ if name.ends_with("bn.weight") || name.ends_with("running_var") => 0.5 + u,
+        _ => u - 0.5,
+    };
+    Tensor::from_vec(values.into_iter().map(|u| value(u) as f32).collect::<Vec<_>>(), shape, &Device::Cpu).unwrap()
+}
+
+/// `picture` of gen.py.
+fn picture(name: &str, width: usize, height: usize) -> RgbImage {
+    let across = width / 8 + 1;
+    let coarse = uniform(&format!("{name}.coarse"), 3 * across * (height / 8 + 1));
+    let fine = uniform(&format!("{name}.fine"), 3 * width * height);
+    let value = |i: usize| {
+        let (x, y, channel) = (i / 3 % width, i / 3 / width, i % 3);
+        let coarse = coarse[(y / 8 * across + x / 8) * 3 + channel];
+        (255.99 * (0.75 * coarse + 0.25 * fine[i])).floor() as u8
+    };
+    RgbImage::from_raw(width as u32, height as u32, (0..3 * width * height).map(value).collect()).unwrap()
+}
+
+fn pictures() -> Vec<RgbImage> {
+    let sizes = [(64, 64), (299, 299), (37, 120), (500, 333), (1, 1)];
+    sizes.iter().enumerate().map(|(i, (width, height))| picture(&format!("picture.{i}"), *width, *height)).collect()
+}
+
+/// Name and shape of every tensor of pytorch-fid's network that its features need, and of its classifier.
+fn inception_tensors() -> BTreeMap<String, Tensor> {
+    let table = std::fs::read_to_string(fixture("inception.txt")).unwrap();
+    let entry = |line: &str| {
+        let (name, shape) = line.split_once(' ').unwrap();
+        let shape: Vec<usize> = shape.split('x').map(|side| side.parse().unwrap()).collect();
+        (name.to_string(), parameter(name, &shape))
+    };
+    table.lines().map(entry).collect()
+}
+
+fn write(folder: &Path, tensors: &BTreeMap<String, Tensor>) -> PathBuf {
+    let file = folder.join("inception.safetensors");
+    weights::write(&file, tensors, &BTreeMap::new()).unwrap();
+    file
+}
+
+/// Features of all pictures, as one batch where `together`.
+fn features(network: &dyn FeatureNetwork, together: bool) -> Tensor {
+    let (height, width) = network.input();
+    let inputs: Vec<Tensor> = pictures()
+        .iter()
+        .map(|picture| Tensor::from_vec(network.prepare(picture), (1, 3, height, width), &Device::Cpu).unwrap())
+        .collect();
+    if together {
+        return network.features(&Tensor::cat(&inputs, 0).unwrap()).unwrap();
+    }
+    let features: Vec<Tensor> = inputs.iter().map(|input| network.features(input).unwrap()).collect();
+    Tensor::cat(&features, 0).unwrap()
+}
+
+/// Largest difference, as a share of the largest expected value.
+fn relative(found: &Tensor, expected: &Tensor) -> f64 {
+    let largest = |tensor: &Tensor| {
+        let tensor = tensor.to_dtype(DType::F64).unwrap().abs().unwrap();
+        tensor.max_all().unwrap().to_scalar::<f64>().unwrap()
+    };
+    assert_eq!(found.shape(), expected.shape());
+    largest(&(found - expected).unwrap()) / largest(expected)
+}
+
+#[test]
+fn inception_features_are_those_of_pytorch_fid() {
+    let folder = tempfile::tempdir().unwrap();
+    let network = Inception::load(&write(folder.path(), &inception_tensors()), &Device::Cpu).unwrap();
+    for together in [true, false] {
+        let off = relative(&features(&network, together), &expected("inception"));
+        assert!(off < 2e-6, "{off}");
+    }
+}
+
+#[test]
+fn weights_of_another_network_are_refused_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let whole = inception_tensors();
+    let problem = |change: &dyn Fn(&mut BTreeMap<String, Tensor>)| {
+        let mut tensors = whole.clone();
+        change(&mut tensors);
+        let file = write(folder.path(), &tensors);
+        let text = Inception::load(&file, &Device::Cpu).err().unwrap().to_string();
+        assert!(text.contains("inception.safetensors"), "{text}");
+        text
+    };
+    let missing = problem(&|tensors| drop(tensors.remove("Mixed_6c.branch7x7_2.bn.running_var")));
+    assert!(missing.contains("tensor Mixed_6c.branch7x7_2.bn.running_var is missing"), "{missing}");
+    let shape = problem(&|tensors| {
+        tensors.insert("Mixed_5b.branch_pool.conv.weight".into(), parameter("x", &[64, 192, 1, 1]));
+    });
+    assert!(shape.contains("tensor Mixed_5b.branch_pool.conv.weight has shape [64, 192, 1, 1]"), "{shape}");
+    // torchvision's own network has 1000 classes, and in training a second classifier.
+    let classes = problem(&|tensors| drop(tensors.insert("fc.weight".into(), parameter("x", &[1000, 2048]))));
+    assert!(classes.contains("fc.weight has shape [1000, 2048], expected [1008, 2048]"), "{classes}");
+    let extra = problem(&|tensors| drop(tensors.insert("AuxLogits.fc.bias".into(), parameter("x", &[1000]))));
+    assert!(extra.contains("AuxLogits.fc.bias"), "{extra}");
+}
+
+#[test]
+fn classifier_features_are_those_of_torch() {
+    let folder = tempfile::tempdir().unwrap();
+    let channels = [8, 12, 16];
+    let config = r#"{"size": 48, "channels": [8, 12, 16], "classes": ["a", "b", "c", "d", "e"]}"#;
+    std::fs::write(folder.path().join("config.json"), config).unwrap();
+    let mut tensors = BTreeMap::new();
+    let mut put = |name: String, shape: &[usize]| tensors.insert(name.clone(), parameter(&name, shape));
+    let mut length = 3;
+    for (index, output) in channels.into_iter().enumerate() {
+        put(format!("convolutions.{index}.weight"), &[output, length, 3, 3]);
+        put(format!("convolutions.{index}.bias"), &[output]);
+        length = output;
+    }
+    put("classifier.weight".into(), &[5, 16]);
+    put("classifier.bias".into(), &[5]);
+    weights::write(&folder.path().join("model.safetensors"), &tensors, &BTreeMap::new()).unwrap();
+    let network = DemoFeatures::load(folder.path(), &Device::Cpu).unwrap();
+    for together in [true, false] {
+        let off = relative(&features(&network, together), &expected("classifier"));
+        assert!(off < 2e-6, "{off}");
+    }
+    tensors.remove("convolutions.1.bias");
+    weights::write(&folder.path().join("model.safetensors"), &tensors, &BTreeMap::new()).unwrap();
+    let text = DemoFeatures::load(folder.path(), &Device::Cpu).err().unwrap().to_string();
+    assert!(text.contains("model.safetensors") && text.contains("convolutions.1.bias is missing"), "{text}");
+}
+
+/// The sets of feature vectors of gen.py, f32, of length 48.
+fn clouds() -> Vec<(&'static str, Vec<f32>)> {
+    const LENGTH: usize = 48;
+    let cloud = |name: &str, count: usize, value: &dyn Fn(f64) -> f64| -> Vec<f32> {
+        uniform(name, count * LENGTH).into_iter().map(|u| value(u) as f32).collect()
+    };
+    let direction = uniform("direction", LENGTH);
+    let along = |t: f64| direction.iter().map(move |d| (t * d + 100.0) as f32);
+    vec![
+        ("many", cloud("many", 200, &|u| u + 100.0)),
+        ("other", cloud("other", 150, &|u| u * u + 100.2)),
+        ("few", cloud("few", 20, &|u| u + 100.1)),
+        ("fewer", cloud("fewer", 9, &|u| 2.0 * u + 99.0)),
+        ("line", uniform("line", 30).into_iter().flat_map(along).collect()),
+    ]
+}
+
+#[test]
+fn moments_are_those_of_numpy_in_any_batches() {
+    for (name, cloud) in clouds() {
+        for batch in [1, 7, 64, 1000] {
+            let mut moments = Moments::new(48);
+            cloud.chunks(batch * 48).for_each(|batch| moments.add(batch));
+            assert_eq!(moments.count(), cloud.len() / 48);
+            let gaussian = moments.gaussian().unwrap();
+            let off = |found: &[f64], expected: Vec<f64>| {
+                found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max)
+            };
+            let off = off(&gaussian.mean, numbers(&format!("mean.{name}")))
+                .max(off(&gaussian.covariance, numbers(&format!("covariance.{name}"))));
+            assert!(off < 1e-12, "{name} in batches of {batch}: {off}");
+        }
+    }
+    let mut one = Moments::new(2);
+    one.add(&[1.0, 2.0]);
+    assert!(one.gaussian().is_err_and(|e| e.to_string().contains("2 images at least, there are 1")));
+}
+
+#[test]
+fn frechet_distances_are_those_of_pytorch_fid_at_any_rank() {
+    let gaussian = |name: &str| Gaussian {
+        mean: numbers(&format!("mean.{name}")),
+        covariance: numbers(&format!("covariance.{name}")),
+    };
+    for (a, _) in clouds() {
+        for (b, _) in clouds() {
+            let found = frechet_distance(&gaussian(a), &gaussian(b)).unwrap();
+            let expected = numbers(&format!("frechet.{a}.{b}"))[0];
+            // SciPy's root of a singular product is off by about 1e-7.
+            assert!((found - expected).abs() < 1e-6, "{a} and {b}: {found}, expected {expected}");
+            assert!(a != b || (0.0..1e-11).contains(&found), "{a} and itself: {found}");
+        }
+    }
+    // A known one: commuting covariances, diag(1, 4, 0) and diag(9, 0, 0).
+    let a = Gaussian { mean: vec![0.0, 0.0, 1.0], covariance: vec![1.0, 0.0, 0.0, 0.0, 4.0, 0.0, 0.0, 0.0, 0.0] };
+    let b = Gaussian { mean: vec![0.0, 2.0, 1.0], covariance: vec![9.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0] };
+    assert!((frechet_distance(&a, &b).unwrap() - (4.0 + 4.0 + 4.0)).abs() < 1e-12);
+    let longer = Gaussian { mean: vec![0.0; 4], covariance: vec![0.0; 16] };
+    assert!(frechet_distance(&a, &longer).is_err());
+    let broken = Gaussian { mean: vec![f64::NAN, 0.0, 0.0], ..a.clone() };
+    assert!(frechet_distance(&a, &broken).is_err());
+}
+
+#[test]
+fn kernel_distances_are_those_of_numpy() {
+    let sample = |cloud: &[f32]| {
+        let mut sample = Sample::new(48);
+        // gen.py divides the same f32 numbers in f64.
+        let cloud: Vec<f32> = cloud.iter().map(|value| (f64::from(*value) / 100.0) as f32).collect();
+        cloud.chunks(5 * 48).for_each(|batch| sample.add(batch));
+        sample
+    };
+    for (a, cloud_a) in clouds() {
+        for (b, cloud_b) in clouds() {
+            let found = kernel_distance(&sample(&cloud_a), &sample(&cloud_b)).unwrap();
+            let expected = numbers(&format!("kernel.{a}.{b}"))[0];
+            assert!((found - expected).abs() < 1e-7, "{a} and {b}: {found}, expected {expected}");
+        }
+    }
+    assert!(kernel_distance(&sample(&[1.0; 48]), &sample(&[1.0; 480])).is_err());
+}
+
+#[test]
+fn kernel_distances_of_many_vectors_are_means_over_subsets() {
+    let sample = |name: &str, count: usize, shift: f64| {
+        let mut sample = Sample::new(4);
+        sample.add(&uniform(name, count * 4).into_iter().map(|u| (u + shift) as f32).collect::<Vec<_>>());
+        sample
+    };
+    // 1000 from each side are all there is; a vector more, and they are drawn.
+    let whole = kernel_distance(&sample("a", 1000, 0.0), &sample("b", 1000, 0.2)).unwrap();
+    let drawn = kernel_distance(&sample("a", 1001, 0.0), &sample("b", 1001, 0.2)).unwrap();
+    assert!((drawn / whole - 1.0).abs() < 5e-3, "{drawn}, {whole}");
+    // Beyond what is kept, and the same again.
+    let many = kernel_distance(&sample("a", 12_000, 0.0), &sample("b", 1200, 0.2)).unwrap();
+    assert!((many / whole - 1.0).abs() < 5e-2, "{many}, {whole}");
+    assert_eq!(many, kernel_distance(&sample("a", 12_000, 0.0), &sample("b", 1200, 0.2)).unwrap());
+}
+
+#[test]
+fn statistics_files_are_those_of_numpy() {
+    let take = |name: &str, columns: usize, count: usize| -> Vec<f64> {
+        numbers(name).chunks(columns).take(6).flat_map(|row| row[..count].to_vec()).collect()
+    };
+    let mean = numbers("mean.few")[..6].to_vec();
+    let deflated = npz::read(&fixture("deflated.npz")).unwrap();
+    assert_eq!(deflated, Gaussian { mean: mean.clone(), covariance: take("covariance.few", 48, 6) });
+    // Stored, the mean as f32, the covariance by columns, and an array that has nothing to do with it.
+    let stored = npz::read(&fixture("stored.npz")).unwrap();
+    assert_eq!(stored.mean, mean.iter().map(|value| f64::from(*value as f32)).collect::<Vec<_>>());
+    assert_eq!(stored.covariance, deflated.covariance);
+
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("again.npz");
+    npz::write(&file, &deflated).unwrap();
+    assert_eq!(npz::read(&file).unwrap(), deflated);
+    let bytes = std::fs::read(&file).unwrap();
+    npz::write(&file, &deflated).unwrap();
+    assert_eq!(std::fs::read(&file).unwrap(), bytes);
+
+    let problem = |bytes: &[u8]| {
+        std::fs::write(&file, bytes).unwrap();
+        let text = npz::read(&file).unwrap_err().to_string();
+        assert!(text.starts_with(&format!("{}: ", file.display())), "{text}");
+        text
+    };
+    assert!(problem(b"not a zip").contains("no .npz file"));
+    for cut in [0, 10, bytes.len() / 2, bytes.len() - 1] {
+        problem(&bytes[..cut]);
+    }
+    // Damaged anywhere, a file is refused or read; it never brings the program down.
+    for place in 0..bytes.len() {
+        let mut damaged = bytes.clone();
+        damaged[place] ^= 0x55;
+        std::fs::write(&file, &damaged).unwrap();
+        let _ = npz::read(&file);
+    }
+    npz::write(&file, &Gaussian { mean: vec![1.0; 3], covariance: vec![1.0; 9] }).unwrap();
+    assert_eq!(npz::read(&file).unwrap().mean.len(), 3);
+}

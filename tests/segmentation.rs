@@ -1,0 +1,347 @@
+//! `evaluate segmentation` gives the numbers of diffusers, PyTorch and NumPy.
+//!
+//! What they gave is in fixtures/segmentation, with the script that made it; the model is checkpoints/smoke-base.
+use candle_core::{Device, Tensor};
+use seg4diff::config::{Choice, DeviceChoice, SegmentationProtocol};
+use seg4diff::data::labels::{LabelMap, encode_labels, label_colour};
+use seg4diff::eval::segmentation::{
+    Accumulator, ClassMaps, LabelledFolder, NO_CLASS, NoiseLevel, SegmentationMap, SegmentationOptions,
+    SegmentationScores, evaluate, spread,
+};
+use seg4diff::model::files::ModelFiles;
+use seg4diff::model::pipeline::{Pipeline, PipelineOptions};
+use seg4diff::model::weights::{read_all, write};
+use seg4diff::ops::{enlarge, enlarged_argmax};
+use seg4diff::sample::scheduler::Scheduler;
+use serde::Deserialize;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/segmentation")
+}
+
+fn smoke_base() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("checkpoints/smoke-base")
+}
+
+#[derive(Deserialize)]
+struct Expected {
+    accumulation: Vec<Value>,
+    enlargement: Vec<(usize, usize)>,
+    keys: Vec<String>,
+    noise_level: (f32, f32),
+    prompts: Vec<String>,
+    spans: Vec<Vec<(usize, usize)>>,
+    runs: Vec<Run>,
+}
+
+#[derive(Deserialize)]
+struct Run {
+    layer: usize,
+    size: usize,
+    protocol: String,
+    sigma: Option<f64>,
+    ignore: Vec<u32>,
+    scores: Value,
+}
+
+fn expected() -> (Expected, BTreeMap<String, Tensor>) {
+    let text = std::fs::read_to_string(folder().join("expected.json")).unwrap();
+    (serde_json::from_str(&text).unwrap(), read_all(&folder().join("expected.safetensors")).unwrap())
+}
+
+fn values(tensor: &Tensor) -> Vec<f32> {
+    tensor.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+fn load() -> (Pipeline, Scheduler) {
+    let files = ModelFiles::open(smoke_base().to_str().unwrap()).unwrap();
+    let options = PipelineOptions {
+        text_encoders: vec![Choice::from_name("clip_l").unwrap(), Choice::from_name("clip_g").unwrap()],
+        max_sequence_length: 77,
+        dtype: candle_core::DType::F32,
+        device: DeviceChoice::Cpu.open().unwrap(),
+    };
+    (Pipeline::load(&files, &options).unwrap(), Scheduler::open(&files).unwrap())
+}
+
+fn data(ignore: &[u32]) -> LabelledFolder {
+    let at = |name: &str| folder().join(name);
+    LabelledFolder::open(&at("images"), &at("labels"), &at("classes.json"), ignore).unwrap()
+}
+
+/// The scores as a program reads them are those of NumPy.
+fn assert_scores(found: &SegmentationScores, expected: &Value, limit: f64) {
+    let found = serde_json::to_value(found).unwrap();
+    assert_eq!(found["images"], expected["images"]);
+    let names = |scores: &Value| scores["per_class"].as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+    assert_eq!(names(&found), names(expected));
+    let close = |what: &str, found: &Value, expected: &Value| {
+        let (found, expected) = (found.as_f64().unwrap(), expected.as_f64().unwrap());
+        assert!((found - expected).abs() <= limit, "{what}: {found}, expected {expected}");
+    };
+    close("mIoU", &found["miou"], &expected["miou"]);
+    close("pixel accuracy", &found["pixel_accuracy"], &expected["pixel_accuracy"]);
+    for name in names(expected) {
+        close(&name, &found["per_class"][&name], &expected["per_class"][&name]);
+    }
+}
+
+#[test]
+fn accumulation_is_that_of_numpy() {
+    let (expected, tensors) = expected();
+    for (case, scores) in expected.accumulation.iter().enumerate() {
+        let maps = |name: &str| -> Vec<SegmentationMap> {
+            let images: Vec<Vec<Vec<u8>>> = tensors[&format!("accumulation_{case}_{name}")].to_vec3().unwrap();
+            let of = |image: &Vec<Vec<u8>>| SegmentationMap {
+                width: image[0].len(),
+                height: image.len(),
+                classes: image.concat().iter().map(|&c| if c == 255 { NO_CLASS } else { u16::from(c) }).collect(),
+            };
+            images.iter().map(of).collect()
+        };
+        let classes = scores["classes"].as_u64().unwrap() as usize;
+        let mut accumulator = Accumulator::new(classes);
+        for (truth, predicted) in maps("truth").iter().zip(&maps("predicted")) {
+            accumulator.add(truth, predicted);
+        }
+        let names: Vec<String> = (0..classes).map(|class| format!("class {class}")).collect();
+        let found = accumulator.scores(names.iter().map(String::as_str)).unwrap();
+        assert_eq!(found.per_class.len(), classes, "absent classes are there, without a score");
+        assert_scores(&found, scores, 1e-15);
+    }
+}
+
+#[test]
+fn a_pixel_without_a_prediction_is_missed_and_nothing_counts_without_ground_truth() {
+    let map = |classes: &[u16]| SegmentationMap { width: classes.len(), height: 1, classes: classes.to_vec() };
+    let mut accumulator = Accumulator::new(3);
+    assert!(accumulator.scores(["a", "b", "c"]).is_none());
+    accumulator.add(&map(&[NO_CLASS, NO_CLASS]), &map(&[0, NO_CLASS]));
+    assert!(accumulator.scores(["a", "b", "c"]).is_none());
+    accumulator.add(&map(&[0, 0, 1, NO_CLASS]), &map(&[0, NO_CLASS, 0, 2]));
+    let scores = accumulator.scores(["a", "b", "c"]).unwrap();
+    let per_class = [("a", Some(1.0 / 3.0)), ("b", Some(0.0)), ("c", None)];
+    assert_eq!(scores.per_class, per_class.map(|(name, iou)| (name.to_string(), iou)));
+    assert_eq!((scores.miou, scores.pixel_accuracy, scores.images), (1.0 / 6.0, 1.0 / 3.0, 2));
+}
+
+#[test]
+fn enlargement_is_that_of_torch() {
+    let (expected, tensors) = expected();
+    for (case, &(height, width)) in expected.enlargement.iter().enumerate() {
+        let maps = &tensors[&format!("enlargement_{case}_maps")];
+        let large = &tensors[&format!("enlargement_{case}_large")];
+        let (found, wanted) = (values(&enlarge(maps, height, width).unwrap()), values(large));
+        let error = found.iter().zip(&wanted).map(|(f, w)| (f - w).abs()).fold(0f32, f32::max);
+        assert!(error < 1e-6, "case {case}: {error:e}");
+
+        let (count, h, w) = maps.dims3().unwrap();
+        let winners = enlarged_argmax(&values(maps), (h, w), (height, width));
+        assert_eq!(winners.len(), height * width);
+        for (pixel, winner) in winners.into_iter().enumerate() {
+            let at = |map: usize| wanted[map * height * width + pixel];
+            let greatest = (0..count).map(at).fold(0f32, f32::max);
+            assert!(at(usize::from(winner)) > greatest - 1e-6, "case {case}, pixel {pixel}: {winner}");
+        }
+    }
+}
+
+#[test]
+fn the_first_of_equal_maps_wins() {
+    let maps = ClassMaps { grid: (2, 2), classes: vec![4, 1, 9], values: [[0.1; 4], [0.7; 4], [0.7; 4]].concat() };
+    assert_eq!(maps.predict(5, 3).classes, [1; 15]);
+    let none = ClassMaps { grid: (2, 2), classes: vec![], values: vec![] };
+    assert_eq!(none.predict(2, 3), SegmentationMap { width: 2, height: 3, classes: vec![NO_CLASS; 6] });
+}
+
+#[test]
+fn names_are_spread_over_prompts_whole_and_in_order() {
+    let (expected, _) = expected();
+    let ((pipeline, _), data) = (load(), data(&[255]));
+    let all: Vec<u16> = (0..data.classes().len() as u16).collect();
+    let prompts = spread(&pipeline.text_encoders, data.classes(), &all, data.classes_file()).unwrap();
+    let texts: Vec<&str> = prompts.iter().map(|prompt| prompt.text.as_str()).collect();
+    assert_eq!(texts, expected.prompts);
+    let spans: Vec<Vec<Range<usize>>> = expected.spans.iter().map(|s| s.iter().map(|&(a, b)| a..b).collect()).collect();
+    let found: Vec<Vec<Range<usize>>> =
+        prompts.iter().map(|prompt| prompt.places.iter().map(|(_, place)| place.clone()).collect()).collect();
+    assert_eq!(found, spans);
+    let order: Vec<u16> = prompts.iter().flat_map(|prompt| prompt.places.iter().map(|(class, _)| *class)).collect();
+    assert_eq!(order, all);
+    assert!(spread(&pipeline.text_encoders, data.classes(), &[], data.classes_file()).unwrap().is_empty());
+}
+
+/// Every image's class maps and the scores of the whole data set, at several blocks, sizes and noise levels.
+#[test]
+fn the_protocol_is_that_of_diffusers() {
+    let (expected, tensors) = expected();
+    let (pipeline, scheduler) = load();
+    let schedule = scheduler.set_timesteps(28);
+    assert_eq!((schedule.sigmas[20], schedule.timesteps[20]), expected.noise_level);
+    for (number, run) in expected.runs.iter().enumerate() {
+        let data = data(&run.ignore);
+        let mut options = SegmentationOptions {
+            protocol: SegmentationProtocol::from_name(&run.protocol).unwrap(),
+            noise: Some(tensors[&format!("run_{number}_noise")].clone()),
+            ..SegmentationOptions::new(run.layer, run.size)
+        };
+        if let Some(sigma) = run.sigma {
+            options.noise_level = NoiseLevel::Sigma(sigma);
+        }
+        for batch in [1, 3, 32] {
+            options.batch = batch;
+            let mut keys = vec![];
+            let scores = evaluate(&pipeline, &scheduler, &data, &options, &mut |result| {
+                keys.push(result.image.key.clone());
+                assert_eq!((result.index + 1, result.maps.grid), (keys.len(), (run.size / 16, run.size / 16)));
+                let Some(wanted) = tensors.get(&format!("run_{number}_maps_{}", result.index)) else {
+                    assert!(result.prompts.is_empty() && result.predicted.classes.iter().all(|c| *c == NO_CLASS));
+                    return Ok(());
+                };
+                let wanted = values(wanted);
+                assert_eq!(result.maps.values.len(), wanted.len());
+                let greatest = wanted.iter().copied().fold(0f32, f32::max);
+                let errors = result.maps.values.iter().zip(&wanted).map(|(f, w)| (f - w).abs() / greatest);
+                let error = errors.fold(0f32, f32::max);
+                assert!(error < 1e-4, "run {number}, batch {batch}, {}: {error:e}", result.image.key);
+                Ok(())
+            })
+            .unwrap();
+            assert_eq!(keys, expected.keys);
+            assert_scores(&scores, &run.scores, 1e-4);
+        }
+    }
+}
+
+/// The noise of an image depends on the seed and its place alone; an error of the visitor ends the evaluation.
+#[test]
+fn the_seed_decides_and_a_visitor_can_stop() {
+    let (pipeline, scheduler) = load();
+    let data = data(&[255]);
+    let run = |seed, batch, limit| {
+        let options = SegmentationOptions { seed, batch, limit, ..SegmentationOptions::new(1, 64) };
+        let mut maps = vec![];
+        let scores = evaluate(&pipeline, &scheduler, &data, &options, &mut |result| {
+            maps.push(result.maps.values.clone());
+            Ok(())
+        });
+        (scores.unwrap(), maps)
+    };
+    let (scores, maps) = run(1, 4, None);
+    assert_eq!(run(1, 4, None), (scores.clone(), maps.clone()));
+    let (fewer, first) = run(1, 4, Some(4));
+    assert_eq!((fewer.images, first.as_slice()), (4, &maps[..4]));
+    assert_ne!(run(2, 4, None).1, maps);
+    let options = SegmentationOptions { batch: 2, ..SegmentationOptions::new(1, 64) };
+    let mut seen = 0;
+    let stopped = evaluate(&pipeline, &scheduler, &data, &options, &mut |_| {
+        seen += 1;
+        Err(seg4diff::Error::Failed("enough".into()))
+    });
+    assert!(matches!(stopped, Err(seg4diff::Error::Failed(text)) if text == "enough" && seen == 1));
+}
+
+#[test]
+fn label_maps_are_written_as_they_are_read() {
+    for labels in [vec![0u32, 1, 2, 255, 17, 200], vec![0, 256, 65535, 3, 4, 5]] {
+        let png = encode_labels(3, 2, &labels).unwrap();
+        let map = LabelMap::decode(&png).unwrap();
+        let found: Vec<u32> = (0..6).map(|pixel| map.get(pixel % 3, pixel / 3)).collect();
+        assert_eq!((map.width, map.height, found), (3, 2, labels));
+    }
+    assert!(encode_labels(1, 1, &[65536]).unwrap_err().contains("65535"));
+    assert!(encode_labels(2, 1, &[1]).is_err());
+    // The colours of PASCAL VOC: background, aeroplane, bicycle, …, tvmonitor, and the ignored border.
+    let colours = [0, 1, 2, 3, 15, 20, 255].map(label_colour);
+    let voc = [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0], [192, 128, 128], [0, 64, 128], [224, 224, 192]];
+    assert_eq!(colours, voc);
+}
+
+/// The command: table, JSON, predictions, and the same numbers as the library.
+#[test]
+fn the_command_prints_and_writes_the_scores() {
+    let (expected, tensors) = expected();
+    let work = tempfile::tempdir().unwrap();
+    for (number, run) in expected.runs.iter().enumerate() {
+        let noise = BTreeMap::from([("noise".to_string(), tensors[&format!("run_{number}_noise")].clone())]);
+        write(&work.path().join("noise.safetensors"), &noise, &BTreeMap::new()).unwrap();
+        let ignore: Vec<String> = run.ignore.iter().map(u32::to_string).collect();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_seg4diff"));
+        command.args([
+            "evaluate",
+            "segmentation",
+            "--device",
+            "cpu",
+            "--noise",
+            "noise.safetensors",
+            "--json",
+            "out/s.json",
+        ]);
+        command.args(["--predictions", "p", "--protocol", &run.protocol, "--ignore", &ignore.join(",")]);
+        command.args(["--layer", &run.layer.to_string(), "--size", &run.size.to_string()]);
+        for (flag, path) in [("--model", smoke_base()), ("--images", folder().join("images"))] {
+            command.arg(flag).arg(path);
+        }
+        command.arg("--labels").arg(folder().join("labels")).arg("--classes").arg(folder().join("classes.json"));
+        if let Some(sigma) = run.sigma {
+            command.args(["--sigma", &sigma.to_string()]);
+        }
+        let output = command.current_dir(work.path()).output().unwrap();
+        let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "{stderr}");
+        assert!(stderr.contains("image 7/7"), "{stderr}");
+        let json: Value = serde_json::from_slice(&std::fs::read(work.path().join("out/s.json")).unwrap()).unwrap();
+        let keys: Vec<&String> = json.as_object().unwrap().keys().collect();
+        assert_eq!(keys, ["images", "miou", "per_class", "pixel_accuracy"]);
+        let miou = json["miou"].as_f64().unwrap();
+        assert!((miou - run.scores["miou"].as_f64().unwrap()).abs() < 1e-4);
+        let total = stdout.lines().find(|line| line.starts_with("mIoU")).unwrap();
+        assert_eq!(total.split_whitespace().nth(1), Some(format!("{:.2}", 100.0 * miou).as_str()), "{stdout}");
+        assert!(stdout.lines().count() > json["per_class"].as_object().unwrap().len(), "{stdout}");
+        // The accuracy once more, from the files.
+        let (mut right, mut counted) = (0, 0);
+        for key in &expected.keys {
+            let map =
+                |folder: &Path| LabelMap::decode(&std::fs::read(folder.join(format!("{key}.png"))).unwrap()).unwrap();
+            let (truth, predicted) = (map(&folder().join("labels")), map(&work.path().join("p")));
+            assert_eq!((truth.width, truth.height), (predicted.width, predicted.height));
+            for (x, y) in (0..truth.height).flat_map(|y| (0..truth.width).map(move |x| (x, y))) {
+                if !run.ignore.contains(&truth.get(x, y)) {
+                    counted += 1;
+                    right += u32::from(truth.get(x, y) == predicted.get(x, y));
+                }
+            }
+        }
+        assert!((f64::from(right) / f64::from(counted) - json["pixel_accuracy"].as_f64().unwrap()).abs() < 1e-12);
+    }
+}
+
+#[test]
+fn options_that_do_not_suit_are_usage_errors() {
+    let (pipeline, scheduler) = load();
+    let data = data(&[255]);
+    let noise = Tensor::zeros((1, 16, 4, 4), candle_core::DType::F32, &Device::Cpu).unwrap();
+    let good = || SegmentationOptions::new(1, 64);
+    for (options, expected) in [
+        (SegmentationOptions { layer: 3, ..good() }, "block 3: the model has 3"),
+        (SegmentationOptions { size: 72, ..good() }, "multiple of 16"),
+        (SegmentationOptions { size: 512, ..good() }, "at most 256"),
+        (SegmentationOptions { noise: Some(noise), ..good() }, "[1, 16, 8, 8]"),
+        (
+            SegmentationOptions { noise_level: NoiseLevel::Step { steps: 28, timestep: -29 }, ..good() },
+            "-29 of a schedule of 28",
+        ),
+        (
+            SegmentationOptions { noise_level: NoiseLevel::Step { steps: 28, timestep: 28 }, ..good() },
+            "28 of a schedule of 28",
+        ),
+    ] {
+        let error = evaluate(&pipeline, &scheduler, &data, &options, &mut |_| Ok(())).unwrap_err();
+        assert!(matches!(&error, seg4diff::Error::Usage(text) if text.contains(expected)), "{error}");
+    }
+}
