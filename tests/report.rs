@@ -201,8 +201,8 @@ fn the_page_says_what_was_measured_and_nothing_in_it_is_taken_for_markup() {
     }
     assert_eq!(read_rgb8(&output.join("samples/after/000003.png")).expect("picture"), scene(12 + 30 + 6).0);
     let sheet = read_rgb8(&output.join("samples/segmentation.png")).expect("sheet");
-    // Eight cells wide (picture and truth are two each), four high, with gaps.
-    assert_eq!(sheet.dimensions(), (8 * 134 + 6, 4 * 134 + 6));
+    // Two bands, each eight cells wide (picture and truth are two each) and two high, with gaps.
+    assert_eq!(sheet.dimensions(), (8 * 134 + 6, 2 * (2 * 134 + 6)));
 }
 
 #[test]

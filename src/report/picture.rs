@@ -52,6 +52,18 @@ pub fn resized(image: &RgbImage, side: u32) -> RgbImage {
     }
 }
 
+/// Pictures below each other.
+pub fn stacked(pictures: &[RgbImage]) -> RgbImage {
+    let width = pictures.iter().map(RgbImage::width).max().unwrap_or(0);
+    let mut stack = RgbImage::from_pixel(width, pictures.iter().map(RgbImage::height).sum(), BACKGROUND);
+    let mut top = 0;
+    for picture in pictures {
+        replace(&mut stack, picture, 0, top);
+        top += i64::from(picture.height());
+    }
+    stack
+}
+
 /// A sheet of cells of `side` pixels: `pictures` are put at (column, row) and span that many cells each way.
 pub fn sheet(side: u32, pictures: &[((u32, u32), u32, &RgbImage)]) -> RgbImage {
     let place = |index: u32| GAP + index * (side + GAP);

@@ -1,6 +1,6 @@
 //! What the expert sees in held-out pictures, before and after: attention of each class, prediction and truth.
 use super::heatmap::overlay;
-use super::picture::{data_uri, resized, sheet};
+use super::picture::{data_uri, resized, sheet, stacked};
 use super::summary::{Stage, percent};
 use crate::error::{Error, Result};
 use candle_core::Tensor;
@@ -203,20 +203,15 @@ fn chip([red, green, blue]: [u8; 3]) -> Markup {
 /// # Errors
 /// Maps or labels that do not fit their picture.
 pub fn sheet_of(examples: &[SegmentationExample]) -> Result<RgbImage> {
-    let mut bands = Vec::new();
-    for example in examples {
+    let band = |example: &SegmentationExample| {
         let shown = example.shown(&example.shown_classes())?;
-        bands.push((&example.image, example.paint(&example.truth), shown));
-    }
-    let mut pictures = Vec::new();
-    let mut top = 0;
-    for (image, truth, shown) in &bands {
-        pictures.extend([((0, top), 2, *image), ((2, top), 2, truth)]);
-        for (row, shown) in (top..).zip(shown) {
+        let truth = example.paint(&example.truth);
+        let mut pictures = vec![((0, 0), 2, &example.image), ((2, 0), 2, &truth)];
+        for (row, shown) in (0..).zip(&shown) {
             let cells = std::iter::once(&shown.prediction).chain(&shown.attention);
             pictures.extend((4..).zip(cells).map(|(column, cell)| ((column, row), 1, cell)));
         }
-        top += shown.len().max(2) as u32;
-    }
-    Ok(sheet(CELL, &pictures))
+        Ok(sheet(CELL, &pictures))
+    };
+    Ok(stacked(&examples.iter().map(band).collect::<Result<Vec<_>>>()?))
 }

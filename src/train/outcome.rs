@@ -4,7 +4,7 @@ use super::memory::peak_bytes;
 use crate::config::RunConfig;
 use crate::error::Result;
 use crate::report::metrics::{self, StepMetrics};
-use crate::report::{Measured, RunReport, TrainedLayers};
+use crate::report::{Measured, RunReport, TrainedLayers, byte_size};
 use candle_core::{Device, DeviceLocation};
 
 /// A run at its end, or where it was stopped.
@@ -52,14 +52,14 @@ impl Outcome<'_> {
             ("Base model", config.model.path.clone()),
             ("Data", config.data.source.join(", ")),
             ("Resolution", format!("{0} × {0} pixels", config.data.resolution)),
-            ("Steps", format!("{} of {size} images", self.state.step)),
+            ("Steps", format!("{}, of {size} images each", self.state.step)),
             ("Images seen", self.state.samples.to_string()),
             ("Expert", format!("block {}", config.model.expert_layer)),
             ("Time in steps", duration(seconds)),
             ("Device", device),
         ];
         if let Some(bytes) = peak_bytes() {
-            facts.push(("Most memory", format!("{:.1} GB", bytes as f64 / 1e9)));
+            facts.push(("Most memory", byte_size(bytes)));
         }
         if let Some(broken) = self.state.counters.get("broken").filter(|count| **count > 0) {
             facts.push(("Broken samples passed over", broken.to_string()));

@@ -166,4 +166,3 @@ fn label_map(size: usize, labels: &[u8]) -> std::result::Result<Vec<u8>, png::En
     writer.finish()?;
     Ok(file)
 }
-
