@@ -175,6 +175,15 @@ impl Summary {
         }
     }
 
+    /// Takes in the scores of one model.
+    pub fn set(&mut self, stage: Stage, scores: Scores) {
+        match stage {
+            Stage::Before => self.before = Some(scores),
+            Stage::After => self.after = Some(scores),
+            Stage::WithoutMasks => self.without_masks = Some(scores),
+        }
+    }
+
     /// The models that were measured, the base first.
     pub fn measured(&self) -> impl Iterator<Item = (Stage, &Scores)> {
         Stage::ALL.into_iter().filter_map(|stage| Some((stage, self.scores(stage)?)))

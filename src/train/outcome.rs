@@ -10,14 +10,14 @@ use candle_core::{Device, DeviceLocation};
 /// A run at its end, or where it was stopped.
 pub struct Outcome<'a> {
     pub config: &'a RunConfig,
-    pub state: &'a State,
+    pub state: State,
     pub device: &'a Device,
     pub layers: Vec<TrainedLayers>,
 }
 
 impl Outcome<'_> {
     /// Writes the run's page, and what it shows, into its folder.
-    pub fn write(self, measured: Measured) -> Result<()> {
+    pub fn write(&self, measured: &Measured) -> Result<()> {
         let config = self.config;
         let metrics = metrics::read(&config.output.join("metrics.jsonl"))?;
         let report = RunReport {
@@ -27,14 +27,17 @@ impl Outcome<'_> {
             resolution: config.data.resolution,
             steps: (self.state.step, config.train.steps),
             facts: self.facts(&metrics),
-            trained: self.layers,
+            trained: self.layers.clone(),
             config_toml: config.to_toml(),
             metrics,
-            measured,
+            measured: measured.clone(),
         };
-        report.write(&config.output)?;
-        tracing::info!("wrote {}: the run on one page", config.output.join("report.html").display());
-        Ok(())
+        report.write(&config.output)
+    }
+
+    /// Tells people of the page.
+    pub fn say_where(&self) {
+        tracing::info!("wrote {}: the run on one page", self.config.output.join("report.html").display());
     }
 
     /// What was trained on what.
