@@ -6,7 +6,7 @@ use seg4diff::config::{Choice, DeviceChoice, SegmentationProtocol};
 use seg4diff::data::labels::{LabelMap, encode_labels, label_colour};
 use seg4diff::eval::segmentation::{
     Accumulator, ClassMaps, LabelledFolder, NO_CLASS, NoiseLevel, SegmentationMap, SegmentationOptions,
-    SegmentationScores, evaluate, spread,
+    SegmentationScores, Vocabulary, evaluate,
 };
 use seg4diff::model::files::ModelFiles;
 use seg4diff::model::pipeline::{Pipeline, PipelineOptions};
@@ -163,8 +163,8 @@ fn the_first_of_equal_maps_wins() {
 fn names_are_spread_over_prompts_whole_and_in_order() {
     let (expected, _) = expected();
     let ((pipeline, _), data) = (load(), data(&[255]));
-    let all: Vec<u16> = (0..data.classes().len() as u16).collect();
-    let prompts = spread(&pipeline.text_encoders, data.classes(), &all, data.classes_file()).unwrap();
+    let vocabulary = Vocabulary::new(&pipeline.text_encoders, data.classes(), data.classes_file()).unwrap();
+    let prompts = vocabulary.all();
     let texts: Vec<&str> = prompts.iter().map(|prompt| prompt.text.as_str()).collect();
     assert_eq!(texts, expected.prompts);
     let spans: Vec<Vec<Range<usize>>> = expected.spans.iter().map(|s| s.iter().map(|&(a, b)| a..b).collect()).collect();
@@ -172,8 +172,11 @@ fn names_are_spread_over_prompts_whole_and_in_order() {
         prompts.iter().map(|prompt| prompt.places.iter().map(|(_, place)| place.clone()).collect()).collect();
     assert_eq!(found, spans);
     let order: Vec<u16> = prompts.iter().flat_map(|prompt| prompt.places.iter().map(|(class, _)| *class)).collect();
-    assert_eq!(order, all);
-    assert!(spread(&pipeline.text_encoders, data.classes(), &[], data.classes_file()).unwrap().is_empty());
+    assert_eq!(order, (0..20).collect::<Vec<u16>>());
+    assert!(vocabulary.prompts(&[]).is_empty());
+    let [prompt] = vocabulary.prompts(&[4, 0, 17]).try_into().unwrap();
+    assert_eq!(prompt.text, "black bar red circle orange");
+    assert_eq!(prompt.places, [(4, 1..3), (0, 3..5), (17, 5..6)]);
 }
 
 /// Every image's class maps and the scores of the whole data set, at several blocks, sizes and noise levels.

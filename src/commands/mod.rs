@@ -35,7 +35,8 @@ pub enum Command {
     Export(export::ExportArgs),
     #[command(subcommand)]
     Evaluate(evaluate::EvaluateCommand),
-    Prepare(prepare::PrepareArgs),
+    #[command(subcommand)]
+    Prepare(prepare::PrepareCommand),
 }
 
 impl Command {
@@ -46,7 +47,7 @@ impl Command {
             Self::Probe(args) => probe::run(args),
             Self::Export(args) => export::run(args),
             Self::Evaluate(command) => command.run(),
-            Self::Prepare(args) => prepare::run(args),
+            Self::Prepare(command) => command.run(),
         }
     }
 }

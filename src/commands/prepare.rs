@@ -7,15 +7,17 @@ use clap::{Args, Subcommand};
 use std::path::PathBuf;
 
 /// Make data to train on
-#[derive(Args, Clone, Debug)]
-pub struct PrepareArgs {
-    #[command(subcommand)]
-    pub what: Prepare,
+#[derive(Clone, Debug, Subcommand)]
+pub enum PrepareCommand {
+    Scenes(ScenesArgs),
 }
 
-#[derive(Clone, Debug, Subcommand)]
-pub enum Prepare {
-    Scenes(ScenesArgs),
+impl PrepareCommand {
+    pub fn run(&self) -> Result<()> {
+        match self {
+            Self::Scenes(args) => scenes(args),
+        }
+    }
 }
 
 const EXAMPLE: &str = "Example:
@@ -42,8 +44,7 @@ pub struct ScenesArgs {
     pub size: usize,
 }
 
-pub fn run(args: &PrepareArgs) -> Result<()> {
-    let Prepare::Scenes(args) = &args.what;
+fn scenes(args: &ScenesArgs) -> Result<()> {
     let mut progress = Progress::new("scene", 0, args.count);
     let options = SceneOptions { seed: args.seed, split: args.split, size: args.size };
     scenes::write(&args.out, args.count, options, |done| progress.update(done, ""))?;

@@ -1,13 +1,13 @@
 //! `metrics.jsonl`: one line a step, in step with the checkpoint that a run is resumed from.
 use crate::error::{Error, Result};
 use crate::model::weights::write_atomically;
-use serde::Serialize;
+use serde::{Deserialize, Deserializer, Serialize};
 use std::fs::File;
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 
 /// What is known of one optimizer step. A value that is not finite is written as `null`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct StepMetrics {
     /// Steps done, this one included.
     pub step: u64,
@@ -16,26 +16,40 @@ pub struct StepMetrics {
     /// Images seen, those of this step included.
     pub samples: u64,
     /// The weighted sum that is minimised, averaged over the step's forward passes as all terms are.
+    #[serde(deserialize_with = "number")]
     pub loss: f64,
     /// Flow-matching term, before its weight, as all terms are.
+    #[serde(deserialize_with = "number")]
     pub flow: f64,
+    #[serde(deserialize_with = "number")]
     pub focal: f64,
+    #[serde(deserialize_with = "number")]
     pub dice: f64,
     /// Term of the softmax alignment, where that is trained.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub align: Option<f64>,
     /// Learning rate of the score head.
+    #[serde(deserialize_with = "number")]
     pub lr: f64,
     /// Learning rate of the LoRA.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lora_lr: Option<f64>,
     /// Norm of the gradient over all trained parameters, before clipping.
+    #[serde(deserialize_with = "number")]
     pub grad_norm: f64,
+    #[serde(deserialize_with = "number")]
     pub images_per_s: f64,
     /// Wall time that the step took.
+    #[serde(deserialize_with = "number")]
     pub seconds: f64,
     /// The part of `seconds` in which the step waited for data.
+    #[serde(deserialize_with = "number")]
     pub data_wait_s: f64,
+}
+
+/// A number, or `null` for one that was not finite.
+fn number<'de, D: Deserializer<'de>>(input: D) -> Result<f64, D::Error> {
+    Ok(Option::deserialize(input)?.unwrap_or(f64::NAN))
 }
 
 /// The loss terms and speed, as the progress shows them.
@@ -88,6 +102,23 @@ impl MetricsFile {
     }
 }
 
+/// Reads the steps of a metrics file. A line that is none is passed over, with a warning that names it: what is read
+/// is looked at, not gone on with.
+///
+/// # Errors
+/// The file cannot be read.
+pub fn read(path: &Path) -> Result<Vec<StepMetrics>> {
+    let file = File::open(path).map_err(|e| Error::file(path, e))?;
+    let mut steps = Vec::new();
+    for (number, line) in (1..).zip(BufReader::new(file).split(b'\n')) {
+        match serde_json::from_slice(&line.map_err(|e| Error::file(path, e))?) {
+            Ok(step) => steps.push(step),
+            Err(e) => tracing::warn!("{}: line {number}: not the metrics of a step: {e}", path.display()),
+        }
+    }
+    Ok(steps)
+}
+
 /// The lines up to `step`, each whole.
 fn lines_to_keep(text: &[u8], step: u64) -> Result<&[u8], String> {
     let mut end = 0;
@@ -134,6 +165,23 @@ mod tests {
         assert!(std::fs::read_to_string(&path).expect("metrics").contains("\"loss\":null"));
         drop(MetricsFile::open(&path, 0).expect("open"));
         assert_eq!(steps(&path), [0u64; 0]);
+    }
+
+    #[test]
+    fn what_was_written_is_read_and_a_broken_line_passed_over() {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join("metrics.jsonl");
+        let mut file = MetricsFile::open(&path, 0).expect("open");
+        let first = StepMetrics { step: 1, loss: 0.1 + 0.2, align: Some(1e-9), ..Default::default() };
+        file.write(&first).expect("write");
+        file.write(&StepMetrics { step: 2, loss: f64::INFINITY, ..Default::default() }).expect("write");
+        let mut text = std::fs::read(&path).expect("metrics");
+        text.extend(b"{\"step\":3,\"lo\xff\n{\"step\":4");
+        std::fs::write(&path, text).expect("metrics");
+        let steps = read(&path).expect("steps");
+        assert_eq!(steps[0], first);
+        assert!(steps.len() == 2 && steps[1].step == 2 && steps[1].loss.is_nan());
+        assert!(read(&folder.path().join("none")).is_err());
     }
 
     #[test]

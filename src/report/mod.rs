@@ -1,5 +1,14 @@
-//! What a run tells people: log lines, progress, its metrics file, pictures.
+//! What a run tells people: log lines, progress, its metrics file, pictures, and the page that shows it all.
+mod curves;
 pub mod heatmap;
 pub mod log;
 pub mod metrics;
+mod page;
+mod picture;
 pub mod progress;
+mod samples;
+pub mod segmentation;
+pub mod summary;
+
+pub use page::{Measured, RunReport, TrainedLayers, byte_size};
+pub use samples::Samples;

@@ -54,17 +54,25 @@ pub fn recomputed_blocks(
 /// Free memory of the device in bytes, where it can be known.
 pub fn free_bytes(device: &Device) -> Option<u64> {
     match device {
-        Device::Cpu => {
-            let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-            let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-            Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
-        }
+        Device::Cpu => kilobytes("/proc/meminfo", "MemAvailable:"),
         #[cfg(feature = "cuda")]
         Device::Cuda(_) => {
             candle_core::cuda_backend::cudarc::driver::result::mem_get_info().ok().map(|(free, _)| free as u64)
         }
         _ => None,
     }
+}
+
+/// The most memory that the program has had so far, in bytes, where it can be known.
+pub fn peak_bytes() -> Option<u64> {
+    kilobytes("/proc/self/status", "VmHWM:")
+}
+
+/// A line such as `VmHWM:  1234 kB` of the kernel's files, in bytes.
+fn kilobytes(file: &str, name: &str) -> Option<u64> {
+    let text = std::fs::read_to_string(file).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+    Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
 }
 
 #[cfg(test)]

@@ -4,12 +4,13 @@ use crate::error::{Error, Result};
 use crate::model::lora::{Adapter, Lora};
 use crate::model::mmdit::MmDit;
 use crate::ops;
+use crate::report::TrainedLayers;
 use candle_core::{Device, Tensor, Var};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
 use sha2::{Digest, Sha256};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Which learning rate a parameter follows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,30 +130,38 @@ impl Parameters {
         self.all.iter().map(|p| p.var.elem_count()).sum()
     }
 
-    /// What is trained, as a table for people: a line a kind of layer.
-    pub fn table(&self, model: &MmDit) -> String {
-        let mut kinds: BTreeMap<String, (Vec<usize>, usize)> = BTreeMap::new();
+    /// What is trained: each kind of layer, with how many of the model's `blocks` have it.
+    pub fn layers(&self, blocks: usize) -> Vec<TrainedLayers> {
+        let mut kinds: BTreeMap<String, (BTreeSet<usize>, usize)> = BTreeMap::new();
         for parameter in &self.all {
-            let (kind, layer) = match parameter.name.strip_prefix("lora.transformer_blocks.") {
+            let (kind, block) = match parameter.name.strip_prefix("lora.transformer_blocks.") {
                 Some(rest) => {
-                    let (layer, module) = rest.split_once('.').unwrap_or(("", rest));
+                    let (block, module) = rest.split_once('.').unwrap_or(("", rest));
                     let module = module.trim_end_matches(".down").trim_end_matches(".up");
-                    (format!("LoRA {module}"), layer.parse().ok())
+                    (format!("LoRA {module}"), block.parse::<usize>().ok())
                 }
                 None => ("score head".to_string(), None),
             };
             let entry = kinds.entry(kind).or_default();
-            entry.0.extend(layer.filter(|layer| !entry.0.contains(layer)));
+            entry.0.extend(block);
             entry.1 += parameter.var.elem_count();
         }
+        let layers = |(kind, (found, parameters)): (String, (BTreeSet<usize>, usize))| TrainedLayers {
+            kind,
+            blocks: (!found.is_empty()).then_some((found.len(), blocks)),
+            rank: (!found.is_empty()).then_some(self.rank),
+            parameters,
+        };
+        kinds.into_iter().map(layers).collect()
+    }
+
+    /// The same as a table for people: a line a kind of layer.
+    pub fn table(&self, blocks: usize) -> String {
         let mut table = format!("{:<28} {:>8} {:>6} {:>12}\n", "trained", "blocks", "rank", "parameters");
-        for (kind, (layers, count)) in &kinds {
-            let blocks = match layers.len() {
-                0 => String::new(),
-                n => format!("{n}/{}", model.blocks.len()),
-            };
-            let rank = if layers.is_empty() { String::new() } else { self.rank.to_string() };
-            table += &format!("{kind:<28} {blocks:>8} {rank:>6} {count:>12}\n");
+        for TrainedLayers { kind, blocks, rank, parameters } in self.layers(blocks) {
+            let blocks = blocks.map(|(some, all)| format!("{some}/{all}")).unwrap_or_default();
+            let rank = rank.map(|rank| rank.to_string()).unwrap_or_default();
+            table += &format!("{kind:<28} {blocks:>8} {rank:>6} {parameters:>12}\n");
         }
         table + &format!("{:<28} {:>8} {:>6} {:>12}", "total", "", "", self.count())
     }
@@ -173,7 +182,7 @@ fn chosen_layers(config: &RunConfig, model: &mut MmDit) -> Result<Vec<(String, (
         return Err(Error::Usage(format!("lora.layers: block {layer} does not exist, the model has {blocks}")));
     }
     let mut chosen = vec![];
-    let mut modules = std::collections::BTreeSet::new();
+    let mut modules = BTreeSet::new();
     for (name, sizes) in model.adaptable() {
         let Some((layer, module)) = name.strip_prefix("transformer_blocks.").and_then(|rest| rest.split_once('.'))
         else {

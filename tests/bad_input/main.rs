@@ -8,6 +8,7 @@ mod hub;
 mod model;
 #[path = "../model_folder/mod.rs"]
 mod model_folder;
+mod segmentation;
 mod world;
 
 use std::path::Path;

@@ -10,6 +10,7 @@ use crate::sample::noise::normal;
 use crate::sample::scheduler::Scheduler;
 use candle_core::{DType, Device, Tensor};
 use image::RgbImage;
+use std::ops::Deref;
 
 /// First element of the noise stream of an evaluated image; the second is its index.
 const NOISE: u64 = 0x7365_676d_656e_7400;
@@ -83,7 +84,7 @@ impl<'a> Segmenter<'a> {
     pub fn class_maps(
         &mut self,
         images: &[(usize, &RgbImage)],
-        prompts: &[&[Prompt]],
+        prompts: &[impl Deref<Target = [Prompt]>],
         layers: &[usize],
     ) -> Result<Vec<Vec<ClassMaps>>> {
         let transformer = &self.pipeline.transformer;

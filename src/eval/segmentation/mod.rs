@@ -9,7 +9,7 @@ mod scores;
 
 pub use class_maps::{ClassMaps, Segmenter};
 pub use folder::{Class, LabelledFolder, LabelledImage, NO_CLASS, SegmentationMap};
-pub use prompts::{Prompt, spread};
+pub use prompts::{Prompt, Vocabulary};
 pub use scores::{Accumulator, SegmentationScores};
 
 use crate::config::SegmentationProtocol;
@@ -20,6 +20,7 @@ use crate::ops::enlarged_argmax;
 use crate::sample::scheduler::Scheduler;
 use candle_core::Tensor;
 use rayon::prelude::*;
+use std::borrow::Cow;
 use std::sync::mpsc::sync_channel;
 
 /// How much noise the image is under.
@@ -100,10 +101,8 @@ pub fn evaluate(
     }
     let mut segmenter = Segmenter::new(pipeline, scheduler, options)?;
     let classes = data.classes();
-    let all: Vec<u16> = (0..).take(classes.len()).collect();
-    let prompts_of = |wanted: &[u16]| spread(&pipeline.text_encoders, classes, wanted, data.classes_file());
-    // In both protocols: a name that fits into no prompt is found before the first image.
-    let vocabulary = prompts_of(&all)?;
+    let vocabulary = Vocabulary::new(&pipeline.text_encoders, classes, data.classes_file())?;
+    let all = vocabulary.all();
     let mut accumulator = Accumulator::new(classes.len());
     let count = options.limit.map_or(data.len(), |limit| limit.min(data.len()));
     let batch = options.batch.max(1);
@@ -121,13 +120,12 @@ pub fn evaluate(
         for images in receiver {
             let images = images.into_iter().collect::<Result<Vec<_>>>()?;
             let prompts = images.iter().map(|image| match options.protocol {
-                SegmentationProtocol::Present => prompts_of(&image.truth.present()),
-                SegmentationProtocol::All => Ok(vocabulary.clone()),
+                SegmentationProtocol::Present => Cow::Owned(vocabulary.prompts(&image.truth.present())),
+                SegmentationProtocol::All => Cow::Borrowed(all.as_slice()),
             });
-            let prompts = prompts.collect::<Result<Vec<_>>>()?;
+            let prompts: Vec<Cow<[Prompt]>> = prompts.collect();
             let numbered: Vec<_> = (next..).zip(images.iter().map(|image| &image.image)).collect();
-            let of_images: Vec<&[Prompt]> = prompts.iter().map(Vec::as_slice).collect();
-            let maps = segmenter.class_maps(&numbered, &of_images, &[options.layer])?.concat();
+            let maps = segmenter.class_maps(&numbered, &prompts, &[options.layer])?.concat();
             for ((image, prompts), maps) in images.iter().zip(&prompts).zip(&maps) {
                 if !maps.values.iter().all(|value| value.is_finite()) {
                     let problem = format!("the attention of block {} to {} is not finite", options.layer, image.key);

@@ -7,6 +7,9 @@ use std::collections::{BTreeSet, VecDeque};
 use std::ops::Range;
 use std::path::Path;
 
+/// Tokens of a prompt's text, between the start and the end token.
+const TOKENS: usize = CLIP_TOKENS - 2;
+
 /// Names of classes joined by spaces.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Prompt {
@@ -15,35 +18,58 @@ pub struct Prompt {
     pub places: Vec<(u16, Range<usize>)>,
 }
 
-/// The names of classes `wanted` (indices into `classes`), whole and in order, over as few prompts as hold them.
-///
-/// # Errors
-/// A name has no tokens, or more than a prompt holds; the error names `file`, where the names are from.
-pub fn spread(encoders: &TextEncoders, classes: &[Class], wanted: &[u16], file: &Path) -> Result<Vec<Prompt>> {
-    let mut prompts = Vec::new();
-    let mut rest = wanted;
-    while let Some(&first) = rest.first() {
-        let names: Vec<&str> = rest.iter().map(|&index| classes[usize::from(index)].name.as_str()).collect();
-        let spans: Vec<Range<usize>> = encoders.token_spans(&names)?.into_iter().map_while(|span| span).collect();
-        let (fit, left) = rest.split_at(spans.len());
-        if fit.is_empty() {
-            let Class { label, name } = &classes[usize::from(first)];
-            let tokens = encoders.clip_tokenizer().encode_text(name)?.len();
-            let problem =
-                format!("the name of label {label}, {name:?}, is {tokens} tokens; expected 1 to {}", CLIP_TOKENS - 2);
-            return Err(Error::file(file, problem));
-        }
-        let places = fit.iter().copied().zip(spans).collect();
-        prompts.push(Prompt { text: names[..fit.len()].join(" "), places });
-        rest = left;
-    }
-    Ok(prompts)
+/// The names of a data set's classes and how many tokens each is.
+pub struct Vocabulary<'a> {
+    classes: &'a [Class],
+    tokens: Vec<usize>,
 }
 
-/// Embeddings of the prompts that were asked for last, so that each is computed once.
+impl<'a> Vocabulary<'a> {
+    /// # Errors
+    /// A name has no tokens, or more than a prompt holds; the error names `file`, where the names are from.
+    pub fn new(encoders: &TextEncoders, classes: &'a [Class], file: &Path) -> Result<Self> {
+        let count = |Class { label, name }: &Class| match encoders.token_spans(&[name])?.pop().flatten() {
+            Some(span) => Ok(span.len()),
+            None => {
+                let found = encoders.clip_tokenizer().encode_text(name)?.len();
+                let problem = format!("the name of label {label}, {name:?}, is {found} tokens; expected 1 to {TOKENS}");
+                Err(Error::file(file, problem))
+            }
+        };
+        Ok(Self { classes, tokens: classes.iter().map(count).collect::<Result<_>>()? })
+    }
+
+    /// The names of the `wanted` classes, whole and in order, over as few prompts as hold them.
+    ///
+    /// # Panics
+    /// When there is no such class.
+    pub fn prompts(&self, wanted: &[u16]) -> Vec<Prompt> {
+        let mut prompts: Vec<Prompt> = Vec::new();
+        for &index in wanted {
+            let (name, tokens) = (&self.classes[usize::from(index)].name, self.tokens[usize::from(index)]);
+            let used = prompts.last().and_then(|prompt| prompt.places.last()).map(|(_, place)| place.end);
+            match (prompts.last_mut(), used) {
+                (Some(prompt), Some(used)) if used + tokens <= 1 + TOKENS => {
+                    prompt.text = format!("{} {name}", prompt.text);
+                    prompt.places.push((index, used..used + tokens));
+                }
+                // The start token comes first.
+                _ => prompts.push(Prompt { text: name.clone(), places: vec![(index, 1..1 + tokens)] }),
+            }
+        }
+        prompts
+    }
+
+    /// The names of all classes.
+    pub fn all(&self) -> Vec<Prompt> {
+        self.prompts(&(0..).take(self.classes.len()).collect::<Vec<u16>>())
+    }
+}
+
+/// Embeddings of the last prompts, so that each is computed once.
 pub struct Embeddings<'a> {
     encoders: &'a TextEncoders,
-    /// The most recent ones last.
+    /// The latest ones last.
     known: VecDeque<(String, TextEmbedding)>,
     capacity: usize,
 }

@@ -1,0 +1,406 @@
+//! `report.html`: all that a run has to show on one page, which loads nothing from anywhere else.
+use super::curves::{panels, smoothed_steps};
+use super::metrics::StepMetrics;
+use super::samples::Samples;
+use super::segmentation::{SegmentationExample, sheet_of};
+use super::summary::{Metric, Stage, Summary, percent};
+use crate::error::Result;
+use crate::model::weights::write_atomically;
+use crate::sample::image::write_png;
+use maud::{DOCTYPE, Markup, PreEscaped, html};
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+const STYLE: &str = include_str!("page.css");
+/// The browser itself makes sure that nothing is loaded and no script runs.
+const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; img-src data:";
+
+/// Files of a run, in the order of its page, and what they are.
+const FILES: [(&str, &str); 6] = [
+    ("lora.safetensors", "the LoRA, for diffusers and ComfyUI"),
+    ("summary.json", "the scores, for programs"),
+    ("samples", "the pictures of this page"),
+    ("metrics.jsonl", "a line a step: loss and its terms, learning rate, gradient norm, speed"),
+    ("config.toml", "every setting as it was used"),
+    ("checkpoints", "all that resuming needs"),
+];
+
+/// What was measured before and after training; empty where the config asks for nothing.
+#[derive(Clone, Debug, Default)]
+pub struct Measured {
+    pub summary: Summary,
+    /// A few held-out pictures.
+    pub segmentation: Vec<SegmentationExample>,
+    pub samples: Samples,
+}
+
+/// Layers of one kind that were trained.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TrainedLayers {
+    /// Such as `LoRA attn.to_q`.
+    pub kind: String,
+    /// How many of the model's blocks have them; none where they belong to no block.
+    pub blocks: Option<(usize, usize)>,
+    pub rank: Option<usize>,
+    /// Number of trained values.
+    pub parameters: usize,
+}
+
+/// Everything that a run's page shows.
+#[derive(Clone, Debug)]
+pub struct RunReport {
+    /// The folder of the run, as the config names it.
+    pub output: PathBuf,
+    /// The base model as the config names it: a folder, or `hf:org/name@revision`.
+    pub model: String,
+    /// The block whose attention is trained.
+    pub expert_layer: usize,
+    /// Side of the training images in pixels.
+    pub resolution: usize,
+    /// Steps done, and steps that the config asks for: fewer were done where the run was stopped.
+    pub steps: (u64, u64),
+    /// What was trained on what, as pairs of a name and its value.
+    pub facts: Vec<(&'static str, String)>,
+    pub trained: Vec<TrainedLayers>,
+    /// The resolved configuration.
+    pub config_toml: String,
+    pub metrics: Vec<StepMetrics>,
+    pub measured: Measured,
+}
+
+impl RunReport {
+    /// Writes `summary.json`, `samples/` (of those what there is) and at last `report.html` into `folder`; each file is
+    /// whole or absent.
+    ///
+    /// # Errors
+    /// A file cannot be written, or examples do not fit their pictures.
+    pub fn write(&self, folder: &Path) -> Result<()> {
+        let Measured { summary, segmentation, samples } = &self.measured;
+        if !summary.is_empty() {
+            summary.write(&folder.join("summary.json"))?;
+        }
+        samples.write(&folder.join("samples"))?;
+        if !segmentation.is_empty() {
+            write_png(&folder.join("samples/segmentation.png"), &sheet_of(segmentation)?)?;
+        }
+        let page = self.page(folder)?.into_string();
+        write_atomically(&folder.join("report.html"), |out| out.write_all(page.as_bytes()))
+    }
+
+    fn is_complete(&self) -> bool {
+        self.steps.0 >= self.steps.1
+    }
+
+    fn page(&self, folder: &Path) -> Result<Markup> {
+        let name = self.output.file_name().unwrap_or(self.output.as_os_str()).to_string_lossy();
+        Ok(html! {
+            (DOCTYPE)
+            html lang="en" {
+                head {
+                    meta charset="utf-8";
+                    meta http-equiv="Content-Security-Policy" content=(POLICY);
+                    meta name="viewport" content="width=device-width, initial-scale=1";
+                    meta name="color-scheme" content="light dark";
+                    title { (name) " · seg4diff" }
+                    link rel="icon" href="data:,";
+                    style { (PreEscaped(STYLE)) }
+                }
+                body {
+                    header {
+                        p.kind { "seg4diff run" }
+                        h1 { (name) }
+                        p.state { (self.state()) }
+                    }
+                    main {
+                        (self.results())
+                        (self.segmentation()?)
+                        (self.samples()?)
+                        (self.training())
+                        @if self.is_complete() { (self.usage()) }
+                        (files(folder))
+                        section #config {
+                            h2 { "Config" }
+                            pre tabindex="0" { code { (self.config_toml) } }
+                        }
+                    }
+                }
+            }
+        })
+    }
+
+    fn state(&self) -> Markup {
+        let (done, asked) = self.steps;
+        html! {
+            @if self.is_complete() {
+                "LoRA of " b { (self.model) } ", " (grouped(asked as usize)) " steps"
+            } @else {
+                b { "Stopped after step " (done) " of " (asked) "." } " Go on with the same command and " code { "--resume" } "."
+            }
+        }
+    }
+
+    fn results(&self) -> Markup {
+        let summary = &self.measured.summary;
+        let metrics = summary.metrics();
+        if metrics.is_empty() {
+            return html! {};
+        }
+        let has_share = metrics.iter().any(|metric| metric.is_share());
+        html! {
+            section #results {
+                h2 { "Before and after" }
+                div.scroll {
+                    table.scores {
+                        thead {
+                            tr {
+                                td {}
+                                @for metric in &metrics {
+                                    th scope="col" {
+                                        (metric.name)
+                                        span.label { @if metric.higher_is_better { "higher is better" } @else { "lower is better" } }
+                                    }
+                                }
+                            }
+                        }
+                        tbody {
+                            @for (stage, scores) in summary.measured() {
+                                tr class=(stage.key()) {
+                                    th scope="row" { (stage.title()) }
+                                    @for metric in &metrics { td { (score(summary, metric, stage, metric.of(scores))) } }
+                                }
+                            }
+                        }
+                    }
+                }
+                p.note {
+                    "Measured on held-out data. Small figures: difference from the base"
+                    @if has_share { ", of percentages in points" } "."
+                }
+                (per_class(summary))
+            }
+        }
+    }
+
+    fn segmentation(&self) -> Result<Markup> {
+        let examples = &self.measured.segmentation;
+        let figures = examples.iter().map(SegmentationExample::figure).collect::<Result<Vec<_>>>()?;
+        Ok(html! {
+            @if !figures.is_empty() {
+                section #attention {
+                    h2 { "Where the expert looks" }
+                    p.note {
+                        "Held-out pictures, and the attention of block " (self.expert_layer) " to each class in the prompt, bright \
+                         where it is highest. At each pixel the class with the highest attention is the prediction; the \
+                         percentage is the share of pixels that it gets right."
+                    }
+                    @for figure in figures { (figure) }
+                }
+            }
+        })
+    }
+
+    fn samples(&self) -> Result<Markup> {
+        let samples = &self.measured.samples;
+        Ok(html! {
+            @if !samples.is_empty() {
+                section #samples {
+                    h2 { "What it draws" }
+                    p.note { "The same prompt and the same noise for each model." }
+                    div.samples style=(format!("--narrowest:{}px", 125 * samples.columns.len())) { (samples.figures()?) }
+                }
+            }
+        })
+    }
+
+    fn training(&self) -> Markup {
+        let total: usize = self.trained.iter().map(|layers| layers.parameters).sum();
+        let smoothed = smoothed_steps(self.metrics.len());
+        html! {
+            section #training {
+                h2 { "Training" }
+                dl.facts { @for (name, value) in &self.facts { div { dt { (name) } dd { (value) } } } }
+                @if !self.metrics.is_empty() {
+                    div.panels { (panels(&self.metrics)) }
+                    p.note { "Across: steps. Faint: each step. Bold: the mean over " (smoothed) " steps, whose last value stands above." }
+                }
+                @if !self.trained.is_empty() {
+                    div.scroll {
+                        table.plain {
+                            caption { "What was trained" }
+                            thead { tr { th scope="col" { "layers" } th scope="col" { "blocks" } th scope="col" { "rank" } th scope="col" { "parameters" } } }
+                            tbody {
+                                @for layers in &self.trained {
+                                    tr {
+                                        th scope="row" { (layers.kind) }
+                                        td { @if let Some((some, all)) = layers.blocks { (some) " of " (all) } }
+                                        td { @if let Some(rank) = layers.rank { (rank) } }
+                                        td { (grouped(layers.parameters)) }
+                                    }
+                                }
+                                tr.total { th scope="row" { "total" } td {} td {} td { (grouped(total)) } }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn usage(&self) -> Markup {
+        let folder = self.output.to_string_lossy();
+        let (model, revision) = match self.model.strip_prefix("hf:") {
+            Some(hub) => hub.split_once('@').map_or((hub, None), |(name, revision)| (name, Some(revision))),
+            None => (self.model.as_str(), None),
+        };
+        let revision = revision.map(|revision| format!(", revision={}", quoted(revision))).unwrap_or_default();
+        let prompt = self.measured.samples.prompts.first().map_or("a cat on a bench", String::as_str);
+        let side = self.resolution;
+        let python = format!(
+            "from diffusers import StableDiffusion3Pipeline\n\n\
+             pipe = StableDiffusion3Pipeline.from_pretrained({}{revision})\n\
+             pipe.load_lora_weights({}, weight_name=\"lora.safetensors\")\n\
+             pipe({}, width={side}, height={side}).images[0].save(\"image.png\")",
+            quoted(model),
+            quoted(&folder),
+            quoted(prompt)
+        );
+        let with_lora = format!(
+            "--model {} --lora {} --size {side}",
+            shell(&self.model),
+            shell(&self.output.join("lora.safetensors").to_string_lossy())
+        );
+        let commands = format!(
+            "seg4diff generate {with_lora} \\\n  --prompt {} --out images\n\
+             seg4diff probe {with_lora} \\\n  --image cat.jpg --prompt \"a cat on a bench\" --layer {} --out attention",
+            shell(prompt),
+            self.expert_layer
+        );
+        html! {
+            section #usage {
+                h2 { "Use the LoRA" }
+                p.note { "In diffusers (ComfyUI loads the same file):" }
+                pre tabindex="0" { code { (python) } }
+                p.note { "Here: draw pictures, or look at the attention to each word in one of yours:" }
+                pre tabindex="0" { code { (commands) } }
+            }
+        }
+    }
+}
+
+/// A score with its difference from the base's.
+fn score(summary: &Summary, metric: &Metric, stage: Stage, value: Option<f64>) -> Markup {
+    let Some(value) = value else { return html! { "–" } };
+    let base = summary.base(metric).filter(|_| stage != Stage::Before);
+    let difference = base.and_then(|base| Some((metric.difference(value, base)?, metric.is_better(value, base))));
+    html! {
+        (metric.show(value))
+        @if let Some((text, is_better)) = difference {
+            " " span.difference.better[is_better == Some(true)].worse[is_better == Some(false)] { (text) }
+        }
+    }
+}
+
+/// The IoU of every class, one column a model.
+fn per_class(summary: &Summary) -> Markup {
+    let columns: Vec<_> = summary.measured().filter(|(_, scores)| !scores.per_class.is_empty()).collect();
+    let names: BTreeSet<&String> = columns.iter().flat_map(|(_, scores)| scores.per_class.keys()).collect();
+    html! {
+        @if !columns.is_empty() {
+            details {
+                summary { "IoU of each of " (names.len()) " classes" }
+                div.scroll {
+                    table.plain {
+                        thead {
+                            tr { th scope="col" { "class" } @for (stage, _) in &columns { th scope="col" { (stage.title()) } } }
+                        }
+                        tbody {
+                            @for name in names {
+                                tr {
+                                    th scope="row" { (name) }
+                                    @for (_, scores) in &columns {
+                                        td { @if let Some(iou) = scores.per_class.get(name) { (percent(*iou)) } @else { "–" } }
+                                    }
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// What the run wrote, as far as it is there.
+fn files(folder: &Path) -> Markup {
+    let found = FILES.iter().filter_map(|(name, meaning)| {
+        let about = std::fs::metadata(folder.join(name)).ok()?;
+        Some((*name, *meaning, about.is_file().then_some(about.len()), about.is_dir()))
+    });
+    html! {
+        section #files {
+            h2 { "Files" }
+            div.scroll {
+                table.plain.files {
+                    tbody {
+                        @for (name, meaning, bytes, is_folder) in found {
+                            tr {
+                                th scope="row" { code { (name) @if is_folder { "/" } } }
+                                td { (meaning) }
+                                td { @if let Some(bytes) = bytes { (byte_size(bytes)) } }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// `1234567` as `1 234 567`, with spaces that do not break.
+fn grouped(number: usize) -> String {
+    let digits = number.to_string();
+    let first = (digits.len() + 2) % 3 + 1;
+    let rest = digits.as_bytes()[first..].chunks(3).map(String::from_utf8_lossy);
+    rest.fold(digits[..first].to_string(), |text, group| text + "\u{202f}" + &group)
+}
+
+/// Bytes as `12.3 kB`.
+pub fn byte_size(bytes: u64) -> String {
+    match bytes {
+        0..1_000 => format!("{bytes} B"),
+        1_000..1_000_000 => format!("{:.1} kB", bytes as f64 / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.1} MB", bytes as f64 / 1e6),
+        _ => format!("{:.1} GB", bytes as f64 / 1e9),
+    }
+}
+
+/// A string of Python.
+fn quoted(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
+}
+
+/// A word of the shell.
+fn shell(text: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "_-./:@=+,".contains(c);
+    if !text.is_empty() && text.chars().all(is_plain) {
+        text.to_string()
+    } else {
+        format!("'{}'", text.replace('\'', r"'\''"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn digits_are_grouped() {
+        let text = |number| grouped(number).replace('\u{202f}', " ");
+        assert_eq!([1, 123, 1234, 123_456, 1_234_567].map(text), ["1", "123", "1 234", "123 456", "1 234 567"]);
+    }
+
+    #[test]
+    fn words_of_the_shell_are_quoted() {
+        assert_eq!([shell("runs/a-b"), shell("it's $5"), shell("")], ["runs/a-b", r"'it'\''s $5'", "''"]);
+    }
+}

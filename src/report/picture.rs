@@ -1,0 +1,78 @@
+//! Pictures within the page, and sheets of many pictures.
+use crate::data::resize::bilinear;
+use crate::error::{Error, Result};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use image::codecs::jpeg::JpegEncoder;
+use image::codecs::png::PngEncoder;
+use image::imageops::{FilterType, replace, resize};
+use image::{ExtendedColorType, ImageEncoder, Rgb, RgbImage};
+
+/// Longer side, in pixels, that a picture within the page has at most.
+const LARGEST: u32 = 448;
+/// Up to this longer side a picture is stored exactly, beyond it as JPEG.
+const SMALL: u32 = 160;
+const JPEG_QUALITY: u8 = 88;
+
+/// Space around and between the pictures of a sheet.
+const GAP: u32 = 6;
+const BACKGROUND: Rgb<u8> = Rgb([255; 3]);
+
+/// The picture as a `data:` URI; a large one is shrunk and compressed.
+pub fn data_uri(image: &RgbImage) -> Result<String> {
+    let side = image.width().max(image.height());
+    let (mut bytes, problem) = (Vec::new(), |e| Error::Failed(format!("a picture of the report: {e}")));
+    if side <= SMALL {
+        write_with(PngEncoder::new(&mut bytes), image).map_err(problem)?;
+        return Ok(format!("data:image/png;base64,{}", STANDARD.encode(bytes)));
+    }
+    let small = if side > LARGEST { fitted(image, LARGEST) } else { image.clone() };
+    write_with(JpegEncoder::new_with_quality(&mut bytes, JPEG_QUALITY), &small).map_err(problem)?;
+    Ok(format!("data:image/jpeg;base64,{}", STANDARD.encode(bytes)))
+}
+
+fn write_with(encoder: impl ImageEncoder, image: &RgbImage) -> image::ImageResult<()> {
+    encoder.write_image(image.as_raw(), image.width(), image.height(), ExtendedColorType::Rgb8)
+}
+
+/// The picture with this longer side, its shape kept.
+fn fitted(image: &RgbImage, side: u32) -> RgbImage {
+    let scale = f64::from(side) / f64::from(image.width().max(image.height()));
+    let scaled = |length: u32| ((f64::from(length) * scale).round() as u32).max(1);
+    bilinear(image, scaled(image.width()), scaled(image.height()))
+}
+
+/// The picture enlarged so that its longer side is `side` or a little less: a whole number of times, so that its pixels
+/// stay squares; or shrunk to it.
+pub fn resized(image: &RgbImage, side: u32) -> RgbImage {
+    let longer = image.width().max(image.height());
+    match side / longer.max(1) {
+        0 => fitted(image, side),
+        times => resize(image, image.width() * times, image.height() * times, FilterType::Nearest),
+    }
+}
+
+/// Pictures below each other.
+pub fn stacked(pictures: &[RgbImage]) -> RgbImage {
+    let width = pictures.iter().map(RgbImage::width).max().unwrap_or(0);
+    let mut stack = RgbImage::from_pixel(width, pictures.iter().map(RgbImage::height).sum(), BACKGROUND);
+    let mut top = 0;
+    for picture in pictures {
+        replace(&mut stack, picture, 0, top);
+        top += i64::from(picture.height());
+    }
+    stack
+}
+
+/// A sheet of cells of `side` pixels: `pictures` are put at (column, row) and span that many cells each way.
+pub fn sheet(side: u32, pictures: &[((u32, u32), u32, &RgbImage)]) -> RgbImage {
+    let place = |index: u32| GAP + index * (side + GAP);
+    let columns = pictures.iter().map(|((column, _), span, _)| column + span).max().unwrap_or(0);
+    let rows = pictures.iter().map(|((_, row), span, _)| row + span).max().unwrap_or(0);
+    let mut sheet = RgbImage::from_pixel(place(columns), place(rows), BACKGROUND);
+    for ((column, row), span, image) in pictures {
+        let picture = resized(image, span * side + (span - 1) * GAP);
+        replace(&mut sheet, &picture, i64::from(place(*column)), i64::from(place(*row)));
+    }
+    sheet
+}

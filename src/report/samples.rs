@@ -1,0 +1,61 @@
+//! Pictures that the models drew from the same prompts and noise.
+use super::picture::data_uri;
+use super::summary::Stage;
+use crate::error::{Error, Result};
+use crate::sample::image::write_png;
+use image::RgbImage;
+use maud::{Markup, html};
+use std::path::Path;
+
+/// What each model drew, side by side.
+#[derive(Clone, Debug, Default)]
+pub struct Samples {
+    pub prompts: Vec<String>,
+    /// For each model its pictures, in the order of the prompts.
+    pub columns: Vec<(Stage, Vec<RgbImage>)>,
+}
+
+impl Samples {
+    pub fn is_empty(&self) -> bool {
+        self.prompts.is_empty() || self.columns.is_empty()
+    }
+
+    /// Writes `STAGE/000000.png` and so on into `folder`.
+    ///
+    /// # Errors
+    /// A model has not one picture for each prompt, or a file cannot be written.
+    pub fn write(&self, folder: &Path) -> Result<()> {
+        for (stage, images) in &self.columns {
+            if images.len() != self.prompts.len() {
+                let (images, prompts) = (images.len(), self.prompts.len());
+                return Err(Error::Failed(format!("{}: {images} samples of {prompts} prompts", stage.title())));
+            }
+            for (number, image) in images.iter().enumerate() {
+                write_png(&folder.join(stage.key()).join(format!("{number:06}.png")), image)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A figure for each prompt, its pictures side by side.
+    pub(super) fn figures(&self) -> Result<Markup> {
+        let mut figures = Vec::new();
+        for (number, prompt) in self.prompts.iter().enumerate() {
+            let mut pictures = Vec::new();
+            for (stage, images) in &self.columns {
+                let Some(image) = images.get(number) else { continue };
+                pictures.push(html! {
+                    div {
+                        img src=(data_uri(image)?) width=(image.width()) height=(image.height())
+                            alt={ "drawn by " (stage.title()) ": " (prompt) };
+                        span.label { (stage.title()) }
+                    }
+                });
+            }
+            figures.push(html! {
+                figure.sample { div.pair { @for picture in pictures { (picture) } } figcaption { (prompt) } }
+            });
+        }
+        Ok(html! { @for figure in figures { (figure) } })
+    }
+}

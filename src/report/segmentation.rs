@@ -1,0 +1,217 @@
+//! What the expert sees in held-out pictures, before and after: attention of each class, prediction and truth.
+use super::heatmap::overlay;
+use super::picture::{data_uri, resized, sheet, stacked};
+use super::summary::{Stage, percent};
+use crate::error::{Error, Result};
+use candle_core::Tensor;
+use image::{Rgb, RgbImage};
+use maud::{Markup, html};
+
+/// Colours of classes that also the colour-blind can tell apart (Okabe and Ito, 2008); further classes get darker ones.
+const PALETTE: [[u8; 3]; 7] = [
+    [0xe6, 0x9f, 0x00],
+    [0x56, 0xb4, 0xe9],
+    [0x00, 0x9e, 0x73],
+    [0xf0, 0xe4, 0x42],
+    [0xcc, 0x79, 0xa7],
+    [0xd5, 0x5e, 0x00],
+    [0x00, 0x72, 0xb2],
+];
+/// Colour of pixels whose label is none of the example's classes.
+const OTHER: [u8; 3] = [0x8a, 0x8a, 0x8a];
+/// How much of a label's colour covers the picture, which is grey beneath it.
+const OPACITY: f32 = 0.78;
+/// Classes whose attention is shown, those that cover most of the picture; a page has no room for more.
+const MOST_MAPS: usize = 6;
+/// Side of a sheet's cell in pixels.
+const CELL: u32 = 128;
+
+/// One held-out picture and what each model makes of it.
+#[derive(Clone, Debug)]
+pub struct SegmentationExample {
+    /// Its name in the data set.
+    pub key: String,
+    /// The prompt whose attention it is.
+    pub prompt: String,
+    /// `[height, width]` pixels.
+    pub image: RgbImage,
+    /// Label and name of each class that has a map.
+    pub classes: Vec<(u32, String)>,
+    /// The true label of each pixel, row by row: height · width.
+    pub truth: Vec<u32>,
+    /// What the models make of it, the base first.
+    pub stages: Vec<(Stage, Segmented)>,
+}
+
+/// What one model makes of a picture.
+#[derive(Clone, Debug)]
+pub struct Segmented {
+    /// Attention to each class, in the example's order: `[classes, rows, columns]`.
+    pub maps: Tensor,
+    /// The predicted label of each pixel, row by row: height · width.
+    pub labels: Vec<u32>,
+}
+
+/// A model's pictures of an example.
+struct Shown {
+    stage: Stage,
+    prediction: RgbImage,
+    /// Of the classes that are shown, in their order.
+    attention: Vec<RgbImage>,
+    /// Share of the pixels with a class that got the right one.
+    correct: f64,
+}
+
+impl SegmentationExample {
+    /// # Errors
+    /// Maps or labels that do not fit the picture and its classes.
+    fn check(&self) -> Result<()> {
+        let problem = |what: &str| Err(Error::Failed(format!("segmentation example {}: {what}", self.key)));
+        let pixels = self.image.pixels().len();
+        if pixels == 0 || self.truth.len() != pixels || self.stages.iter().any(|(_, s)| s.labels.len() != pixels) {
+            return problem("not one label for each pixel");
+        }
+        let fits = |segmented: &Segmented| {
+            segmented.maps.rank() == 3 && segmented.maps.dim(0).ok() == Some(self.classes.len())
+        };
+        if !self.stages.iter().all(|(_, segmented)| fits(segmented)) {
+            return problem("not one attention map for each class");
+        }
+        Ok(())
+    }
+
+    /// Indices of the classes whose attention is shown: those with most true pixels, in the example's order.
+    fn shown_classes(&self) -> Vec<usize> {
+        let area = |index: &usize| self.truth.iter().filter(|label| **label == self.classes[*index].0).count();
+        let mut indices: Vec<usize> = (0..self.classes.len()).collect();
+        indices.sort_by_cached_key(|index| std::cmp::Reverse(area(index)));
+        indices.truncate(MOST_MAPS);
+        indices.sort_unstable();
+        indices
+    }
+
+    fn color(&self, label: u32) -> [u8; 3] {
+        self.classes.iter().position(|(class, _)| *class == label).map_or(OTHER, class_color)
+    }
+
+    /// Labels over the picture in grey.
+    fn paint(&self, labels: &[u32]) -> RgbImage {
+        let mut painted = self.image.clone();
+        for (pixel, label) in painted.pixels_mut().zip(labels) {
+            let [red, green, blue] = pixel.0.map(f32::from);
+            let grey = 0.299 * red + 0.587 * green + 0.114 * blue;
+            let color = self.color(*label).map(f32::from);
+            *pixel = Rgb(color.map(|channel| (channel * OPACITY + grey * (1.0 - OPACITY)).round() as u8));
+        }
+        painted
+    }
+
+    fn correct(&self, labels: &[u32]) -> f64 {
+        let known = || self.truth.iter().zip(labels).filter(|(truth, _)| self.classes.iter().any(|(c, _)| c == *truth));
+        known().filter(|(truth, label)| truth == label).count() as f64 / known().count().max(1) as f64
+    }
+
+    fn shown(&self, classes: &[usize]) -> Result<Vec<Shown>> {
+        self.check()?;
+        let picture = resized(&self.image, CELL.max(self.image.width()).max(self.image.height()));
+        let show = |(stage, segmented): &(Stage, Segmented)| {
+            let attention = classes.iter().map(|class| overlay(&picture, &segmented.maps.get(*class)?));
+            Ok(Shown {
+                stage: *stage,
+                prediction: self.paint(&segmented.labels),
+                attention: attention.collect::<Result<_>>()?,
+                correct: self.correct(&segmented.labels),
+            })
+        };
+        self.stages.iter().map(show).collect()
+    }
+
+    /// The example as a figure of the page.
+    pub(super) fn figure(&self) -> Result<Markup> {
+        let classes = self.shown_classes();
+        let shown = self.shown(&classes)?;
+        let image = |image: &RgbImage, what: &str| -> Result<Markup> {
+            let alt = format!("{what}, {}", self.key);
+            Ok(html! { img src=(data_uri(image)?) width=(image.width()) height=(image.height()) alt=(alt); })
+        };
+        let mut rows = Vec::new();
+        for row in &shown {
+            let title = row.stage.title();
+            let mut cells = vec![image(&row.prediction, &format!("prediction, {title}"))?];
+            for (class, attention) in classes.iter().zip(&row.attention) {
+                cells.push(image(attention, &format!("attention to {}, {title}", self.classes[*class].1))?);
+            }
+            rows.push(html! {
+                tr {
+                    th scope="row" { (title) span.label { (percent(row.correct)) } }
+                    @for cell in cells { td { (cell) } }
+                }
+            });
+        }
+        let has_other =
+            |labels: &[u32]| labels.iter().any(|label| !self.classes.iter().any(|(class, _)| class == label));
+        let other = has_other(&self.truth) || self.stages.iter().any(|(_, segmented)| has_other(&segmented.labels));
+        Ok(html! {
+            figure.example {
+                figcaption { q { (self.prompt) } span.label { (self.key) } }
+                div.views {
+                    div.given {
+                        div { span { "picture" } (image(&self.image, "picture")?) }
+                        div { span { "ground truth" } (image(&self.paint(&self.truth), "ground truth")?) }
+                    }
+                    div.scroll {
+                        table.maps {
+                            thead {
+                                tr {
+                                    td {}
+                                    th scope="col" { "prediction" }
+                                    @for class in &classes {
+                                        th scope="col" { (chip(class_color(*class))) (self.classes[*class].1) }
+                                    }
+                                }
+                            }
+                            tbody { @for row in rows { (row) } }
+                        }
+                    }
+                }
+                @if classes.len() < self.classes.len() || other {
+                    p.legend {
+                        @for (index, (_, name)) in self.classes.iter().enumerate() {
+                            @if !classes.contains(&index) { span { (chip(class_color(index))) (name) } }
+                        }
+                        @if other { span { (chip(OTHER)) "another class, or none" } }
+                    }
+                }
+            }
+        })
+    }
+}
+
+fn class_color(index: usize) -> [u8; 3] {
+    let darker = 1.0 - 0.35 * (index / PALETTE.len()).min(2) as f32;
+    PALETTE[index % PALETTE.len()].map(|channel| (f32::from(channel) * darker) as u8)
+}
+
+/// A small square of a class's colour.
+fn chip([red, green, blue]: [u8; 3]) -> Markup {
+    html! { span.chip style=(format!("background:rgb({red},{green},{blue})")) {} }
+}
+
+/// All examples in one picture. Each has a band: picture and truth, two cells wide and high; right of them a row for
+/// each model, with its prediction and the attention to each class.
+///
+/// # Errors
+/// Maps or labels that do not fit their picture.
+pub fn sheet_of(examples: &[SegmentationExample]) -> Result<RgbImage> {
+    let band = |example: &SegmentationExample| {
+        let shown = example.shown(&example.shown_classes())?;
+        let truth = example.paint(&example.truth);
+        let mut pictures = vec![((0, 0), 2, &example.image), ((2, 0), 2, &truth)];
+        for (row, shown) in (0..).zip(&shown) {
+            let cells = std::iter::once(&shown.prediction).chain(&shown.attention);
+            pictures.extend((4..).zip(cells).map(|(column, cell)| ((column, row), 1, cell)));
+        }
+        Ok(sheet(CELL, &pictures))
+    };
+    Ok(stacked(&examples.iter().map(band).collect::<Result<Vec<_>>>()?))
+}

@@ -1,0 +1,269 @@
+//! What was measured before and after: `summary.json` for programs, the closing table for people.
+use crate::error::{Error, Result};
+use crate::model::weights::write_atomically;
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// Which model is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stage {
+    /// The base model, before training.
+    Before,
+    /// The base model with the trained LoRA.
+    After,
+    /// The base model with a LoRA trained as long on the flow loss alone.
+    WithoutMasks,
+}
+
+impl Stage {
+    pub const ALL: [Self; 3] = [Self::Before, Self::After, Self::WithoutMasks];
+
+    /// As files and keys have it.
+    pub fn key(self) -> &'static str {
+        match self {
+            Self::Before => "before",
+            Self::After => "after",
+            Self::WithoutMasks => "without_masks",
+        }
+    }
+
+    /// As people read it.
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::Before => "base",
+            Self::After => "after",
+            Self::WithoutMasks => "without masks",
+        }
+    }
+}
+
+/// The scores of one model on held-out data; what was not measured is absent.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Scores {
+    /// Mean intersection over union of open-vocabulary segmentation, from 0 to 1.
+    #[serde(skip_serializing_if = "is_absent")]
+    pub miou: Option<f64>,
+    /// Share of labelled pixels whose class was found, from 0 to 1.
+    #[serde(skip_serializing_if = "is_absent")]
+    pub pixel_accuracy: Option<f64>,
+    /// Fréchet distance over the features of the demo's own classifier; not comparable with FID.
+    #[serde(skip_serializing_if = "is_absent")]
+    pub fd_demo: Option<f64>,
+    /// Fréchet distance over Inception features.
+    #[serde(skip_serializing_if = "is_absent")]
+    pub fid: Option<f64>,
+    /// Kernel distance over the same features as the Fréchet distance.
+    #[serde(skip_serializing_if = "is_absent")]
+    pub kid: Option<f64>,
+    /// Flow-matching loss on held-out images, at fixed noise.
+    #[serde(skip_serializing_if = "is_absent")]
+    pub held_out_flow: Option<f64>,
+    /// Intersection over union of each class by name, from 0 to 1.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub per_class: BTreeMap<String, f64>,
+}
+
+/// A number that is not finite counts as not measured.
+fn is_absent(value: &Option<f64>) -> bool {
+    !value.is_some_and(f64::is_finite)
+}
+
+/// The scores of a run's models.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Summary {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub before: Option<Scores>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub after: Option<Scores>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub without_masks: Option<Scores>,
+}
+
+/// One score: what it is called, and how it is read.
+pub struct Metric {
+    pub name: &'static str,
+    pub higher_is_better: bool,
+    get: fn(&Scores) -> Option<f64>,
+    form: Form,
+}
+
+/// How a score is written.
+#[derive(Clone, Copy)]
+enum Form {
+    /// A share, in percent with the difference in points.
+    Share,
+    /// A number, with its difference in percent of the base's.
+    Number,
+}
+
+/// Every score in the order of the table's columns.
+pub const METRICS: [Metric; 6] = [
+    Metric { name: "mIoU", higher_is_better: true, get: |s| s.miou, form: Form::Share },
+    Metric { name: "pixel accuracy", higher_is_better: true, get: |s| s.pixel_accuracy, form: Form::Share },
+    Metric { name: "FD-demo", higher_is_better: false, get: |s| s.fd_demo, form: Form::Number },
+    Metric { name: "FID", higher_is_better: false, get: |s| s.fid, form: Form::Number },
+    Metric { name: "KID", higher_is_better: false, get: |s| s.kid, form: Form::Number },
+    Metric { name: "held-out flow loss", higher_is_better: false, get: |s| s.held_out_flow, form: Form::Number },
+];
+
+impl Metric {
+    /// The measured value, if it is a finite one.
+    pub fn of(&self, scores: &Scores) -> Option<f64> {
+        (self.get)(scores).filter(|value| value.is_finite())
+    }
+
+    /// Whether it is a percentage, whose difference is in points.
+    pub fn is_share(&self) -> bool {
+        matches!(self.form, Form::Share)
+    }
+
+    /// A value as people read it.
+    pub fn show(&self, value: f64) -> String {
+        match self.form {
+            Form::Share => percent(value),
+            Form::Number => significant(value),
+        }
+    }
+
+    /// How far `value` lies from the base's: `+5.3` points, or `+0.8 %`. Nothing where the base's is 0.
+    pub fn difference(&self, value: f64, base: f64) -> Option<String> {
+        match self.form {
+            Form::Share => Some(signed(100.0 * (value - base), "")),
+            Form::Number => (base != 0.0).then(|| signed(100.0 * (value - base) / base.abs(), " %")),
+        }
+    }
+
+    /// Whether `value` is better than the base's; nothing where both are shown as the same.
+    pub fn is_better(&self, value: f64, base: f64) -> Option<bool> {
+        let differs =
+            self.difference(value, base).is_some_and(|text| text.contains(|c: char| ('1'..='9').contains(&c)));
+        differs.then_some((value > base) == self.higher_is_better)
+    }
+}
+
+/// A share in percent: `54.9 %`.
+pub fn percent(share: f64) -> String {
+    format!("{:.1} %", 100.0 * share)
+}
+
+/// With a sign, and one place after the point.
+fn signed(value: f64, unit: &str) -> String {
+    let text = format!("{:.1}", value.abs());
+    let sign = if text == "0.0" {
+        '±'
+    } else if value < 0.0 {
+        '−'
+    } else {
+        '+'
+    };
+    format!("{sign}{text}{unit}")
+}
+
+/// Four significant digits, without an exponent from a thousandth of a thousandth on.
+fn significant(value: f64) -> String {
+    let exponent = if value == 0.0 { 0 } else { value.abs().log10().floor() as i32 };
+    format!("{value:.*}", (3 - exponent).clamp(0, 9) as usize)
+}
+
+impl Summary {
+    pub fn scores(&self, stage: Stage) -> Option<&Scores> {
+        match stage {
+            Stage::Before => self.before.as_ref(),
+            Stage::After => self.after.as_ref(),
+            Stage::WithoutMasks => self.without_masks.as_ref(),
+        }
+    }
+
+    /// Takes in the scores of one model.
+    pub fn set(&mut self, stage: Stage, scores: Scores) {
+        match stage {
+            Stage::Before => self.before = Some(scores),
+            Stage::After => self.after = Some(scores),
+            Stage::WithoutMasks => self.without_masks = Some(scores),
+        }
+    }
+
+    /// The models that were measured, the base first.
+    pub fn measured(&self) -> impl Iterator<Item = (Stage, &Scores)> {
+        Stage::ALL.into_iter().filter_map(|stage| Some((stage, self.scores(stage)?)))
+    }
+
+    /// The scores that any model has, in the order of columns.
+    pub fn metrics(&self) -> Vec<&'static Metric> {
+        let is_measured = |metric: &&Metric| self.measured().any(|(_, scores)| metric.of(scores).is_some());
+        METRICS.iter().filter(is_measured).collect()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.metrics().is_empty()
+    }
+
+    /// The base's value of a score.
+    pub fn base(&self, metric: &Metric) -> Option<f64> {
+        self.before.as_ref().and_then(|scores| metric.of(scores))
+    }
+
+    /// Writes `summary.json`; the file is whole or absent.
+    pub fn write(&self, file: &Path) -> Result<()> {
+        let text = serde_json::to_string_pretty(self).map_err(|e| Error::file(file, e))?;
+        write_atomically(file, |out| writeln!(out, "{text}"))
+    }
+
+    /// The closing table: a line a model, a column a score, each with its difference from the base's.
+    pub fn table(&self) -> String {
+        let metrics = self.metrics();
+        let mut rows = vec![[""].into_iter().chain(metrics.iter().map(|m| m.name)).map(String::from).collect()];
+        for (stage, scores) in self.measured() {
+            let mut row = vec![stage.title().to_string()];
+            row.extend(metrics.iter().map(|metric| self.cell(metric, stage, scores)));
+            rows.push(row);
+        }
+        align(&rows)
+    }
+
+    fn cell(&self, metric: &Metric, stage: Stage, scores: &Scores) -> String {
+        let Some(value) = metric.of(scores) else { return "-".into() };
+        let base = self.base(metric).filter(|_| stage != Stage::Before);
+        match base.and_then(|base| metric.difference(value, base)) {
+            Some(difference) => format!("{} ({difference})", metric.show(value)),
+            None => metric.show(value),
+        }
+    }
+}
+
+/// Rows of text cells as lines, each column as wide as its widest cell.
+fn align(rows: &[Vec<String>]) -> String {
+    let columns = rows.first().map_or(0, Vec::len);
+    let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|c| c.chars().count()).max();
+    let widths: Vec<usize> = (0..columns).filter_map(width).collect();
+    let line = |row: &Vec<String>| {
+        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
+        cells.collect::<Vec<_>>().join("   ").trim_end().to_string()
+    };
+    rows.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_written_with_four_digits() {
+        for (value, text) in
+            [(12.3456, "12.35"), (0.254_71, "0.2547"), (1234.5, "1234"), (0.0, "0.000"), (0.000_123_4, "0.0001234")]
+        {
+            assert_eq!(significant(value), text);
+        }
+    }
+
+    #[test]
+    fn better_knows_its_direction() {
+        let [miou, _, fd, ..] = &METRICS;
+        assert_eq!((miou.is_better(0.6, 0.5), fd.is_better(0.6, 0.5)), (Some(true), Some(false)));
+        assert_eq!(miou.is_better(0.500_01, 0.5), None);
+        assert_eq!(fd.difference(9.0, 10.0).as_deref(), Some("−10.0 %"));
+        assert_eq!(fd.difference(9.999, 10.0).as_deref(), Some("±0.0 %"));
+        assert_eq!(fd.difference(9.0, 0.0), None);
+    }
+}

@@ -1,0 +1,96 @@
+//! What a run came to, as its page shows it.
+use super::checkpoint::State;
+use super::memory::peak_bytes;
+use crate::config::RunConfig;
+use crate::error::Result;
+use crate::report::metrics::{self, StepMetrics};
+use crate::report::{Measured, RunReport, TrainedLayers, byte_size};
+use candle_core::{Device, DeviceLocation};
+
+/// A run at its end, or where it was stopped.
+pub struct Outcome<'a> {
+    pub config: &'a RunConfig,
+    pub state: State,
+    pub device: &'a Device,
+    pub layers: Vec<TrainedLayers>,
+}
+
+impl Outcome<'_> {
+    /// Writes the run's page, and what it shows, into its folder.
+    pub fn write(&self, measured: &Measured) -> Result<()> {
+        let config = self.config;
+        let metrics = metrics::read(&config.output.join("metrics.jsonl"))?;
+        let report = RunReport {
+            output: config.output.clone(),
+            model: config.model.path.clone(),
+            expert_layer: config.model.expert_layer,
+            resolution: config.data.resolution,
+            steps: (self.state.step, config.train.steps),
+            facts: self.facts(&metrics),
+            trained: self.layers.clone(),
+            config_toml: config.to_toml(),
+            metrics,
+            measured: measured.clone(),
+        };
+        report.write(&config.output)
+    }
+
+    /// Tells people of the page.
+    pub fn say_where(&self) {
+        tracing::info!("wrote {}: the run on one page", self.config.output.join("report.html").display());
+    }
+
+    /// What was trained on what.
+    fn facts(&self, metrics: &[StepMetrics]) -> Vec<(&'static str, String)> {
+        let config = self.config;
+        let (batch, accumulate) = (config.train.batch, config.train.accumulate);
+        let size = if accumulate == 1 { batch.to_string() } else { format!("{batch} × {accumulate}") };
+        let device = match self.device.location() {
+            DeviceLocation::Cpu => "CPU".to_string(),
+            DeviceLocation::Cuda { gpu_id } => format!("CUDA {gpu_id}"),
+            DeviceLocation::Metal { gpu_id } => format!("Metal {gpu_id}"),
+        };
+        let seconds: f64 = metrics.iter().map(|step| step.seconds).filter(|seconds| seconds.is_finite()).sum();
+        let mut facts = vec![
+            ("Base model", config.model.path.clone()),
+            ("Data", config.data.source.join(", ")),
+            ("Resolution", format!("{0} × {0} pixels", config.data.resolution)),
+            ("Steps", format!("{}, of {size} images each", self.state.step)),
+            ("Images seen", self.state.samples.to_string()),
+            ("Expert", format!("block {}", config.model.expert_layer)),
+            ("Time in steps", duration(seconds)),
+            ("Device", device),
+        ];
+        if let Some(bytes) = peak_bytes() {
+            facts.push(("Most memory", byte_size(bytes)));
+        }
+        if let Some(broken) = self.state.counters.get("broken").filter(|count| **count > 0) {
+            facts.push(("Broken samples passed over", broken.to_string()));
+        }
+        let lost = metrics.iter().filter(|step| !(step.loss.is_finite() && step.grad_norm.is_finite())).count();
+        if lost > 0 {
+            facts.push(("Steps without a finite loss", lost.to_string()));
+        }
+        facts
+    }
+}
+
+/// Seconds as people say them.
+fn duration(seconds: f64) -> String {
+    let whole = seconds.round() as u64;
+    match (whole / 3600, whole / 60 % 60, whole % 60) {
+        (0, 0, _) => format!("{seconds:.1} s"),
+        (0, minutes, seconds) => format!("{minutes} min {seconds} s"),
+        (hours, minutes, _) => format!("{hours} h {minutes} min"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::duration;
+
+    #[test]
+    fn durations_are_readable() {
+        assert_eq!([3.04, 251.7, 7321.0].map(duration), ["3.0 s", "4 min 12 s", "2 h 2 min"]);
+    }
+}
