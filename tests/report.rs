@@ -241,6 +241,28 @@ fn a_run_that_measures_nothing_or_was_stopped_has_a_page_too() {
     assert!(!page.contains("<svg") && page.contains("load_lora_weights"));
 }
 
+/// Of a large vocabulary the page shows the classes that are there, and explains every colour that it paints.
+#[test]
+fn many_classes_find_room() {
+    let mut example = example("vocabulary", 30);
+    example.classes.splice(0..0, (100..140).map(|label| (label, format!("class-{label}"))));
+    for (_, segmented) in &mut example.stages {
+        let absent = Tensor::zeros((40, 16, 16), candle_core::DType::F32, &Device::Cpu).expect("maps");
+        segmented.maps = Tensor::cat(&[&absent, &segmented.maps], 0).expect("maps");
+        segmented.labels[7] = 139;
+    }
+    let (_folder, _, page) = written(|output| {
+        let mut report = report(output);
+        report.measured.segmentation = vec![example];
+        report
+    });
+    let rows = cells(&page, "maps");
+    assert_eq!(rows.iter().map(Vec::len).collect::<Vec<_>>(), [2 + 6; 3]);
+    assert_eq!(rows[0][5..], ["sky", "sea", "&lt;i&gt;sun&lt;/i&gt;"]);
+    assert!(page.contains("class-139") && !page.contains("class-138"));
+    assert!(page.contains("another class, or none"));
+}
+
 #[test]
 fn what_does_not_fit_is_refused_and_nothing_half_written() {
     let folder = tempfile::tempdir().expect("folder");

@@ -9,7 +9,7 @@ use image::imageops::{FilterType, replace, resize};
 use image::{ExtendedColorType, ImageEncoder, Rgb, RgbImage};
 
 /// Longer side, in pixels, that a picture within the page has at most.
-const LARGEST: u32 = 448;
+pub const LARGEST: u32 = 448;
 /// Up to this longer side a picture is stored exactly, beyond it as JPEG.
 const SMALL: u32 = 160;
 const JPEG_QUALITY: u8 = 88;

@@ -6,6 +6,28 @@ import torch
 import torch.nn.functional as F
 
 
+class Attention(torch.autograd.Function):
+    """Softmax attention with a bias on the keys, its matrix kept for the backward pass.
+
+    For a few hundred tokens this is twice as fast on a CPU as the flash kernel, which computes the matrix again.
+    """
+
+    @staticmethod
+    def forward(ctx, q, k, v, bias):
+        scores = q @ k.transpose(2, 3)
+        p = (scores.float() * q.shape[-1] ** -0.5 + bias).softmax(-1).to(q.dtype)
+        ctx.save_for_backward(q, k, v, p)
+        return p @ v
+
+    @staticmethod
+    def backward(ctx, grad):
+        q, k, v, p = ctx.saved_tensors
+        grad_p, wide = (grad @ v.transpose(2, 3)).float(), p.float()
+        grad_scores = wide * (grad_p - (grad_p * wide).sum(-1, keepdim=True)) * q.shape[-1] ** -0.5
+        grad_scores = grad_scores.to(q.dtype)
+        return grad_scores @ k, grad_scores.transpose(2, 3) @ q, p.transpose(2, 3) @ grad, None
+
+
 class Processor:
     """diffusers' `JointAttnProcessor2_0` with a bias on the keys; it keeps image queries and keys where asked."""
 
@@ -20,10 +42,10 @@ class Processor:
         image, text = hidden_states, encoder_hidden_states
         q, k, v = (torch.cat([heads(a(image)), heads(b(text))], 2) for a, b in
                    ((attn.to_q, attn.add_q_proj), (attn.to_k, attn.add_k_proj), (attn.to_v, attn.add_v_proj)))
-        bias = self.shared.bias[..., -q.shape[2]:].to(q.dtype)
+        bias = self.shared.bias[..., -q.shape[2]:]
         if self.shared.keep:
             self.kept = q[:, :, :image.shape[1]], k
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        out = Attention.apply(q, k, v, bias)
         out = out.transpose(1, 2).flatten(2)
         image, text = out[:, :image.shape[1]], out[:, image.shape[1]:]
         image = attn.to_out[0](image)
