@@ -3,13 +3,11 @@
 //! An image is noised a little, and the model looks at it with the names of classes as prompt. Where the block's image
 //! positions look at the tokens of a name is that class's map; at every pixel the class of the greatest map wins.
 mod class_maps;
-mod examples;
 mod folder;
 mod prompts;
 mod scores;
 
 pub use class_maps::{ClassMaps, Segmenter};
-pub use examples::Examples;
 pub use folder::{Class, LabelledFolder, LabelledImage, NO_CLASS, SegmentationMap};
 pub use prompts::{Prompt, Vocabulary};
 pub use scores::{Accumulator, SegmentationScores};
