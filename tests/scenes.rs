@@ -69,7 +69,10 @@ fn shards_images_masks_and_captions_tell_the_same() {
         let map = LabelMap::decode(&files[&format!("labels/{key}.png")]).expect("a label map");
         let caption: Vec<&str> = caption.as_str().expect("text").split([' ', ',']).collect();
         let annotations = json(&members[&format!("{key}.json")]);
-        assert_eq!((annotations["image"]["width"].as_u64(), annotations["image"]["height"].as_u64()), (Some(64), Some(64)));
+        assert_eq!(
+            (annotations["image"]["width"].as_u64(), annotations["image"]["height"].as_u64()),
+            (Some(64), Some(64))
+        );
         let mut covered = 0;
         for annotation in annotations["annotations"].as_array().expect("a list") {
             let name = annotation["category"].as_str().expect("a name");

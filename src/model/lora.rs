@@ -17,6 +17,11 @@ impl Lora {
         self.down.dims()[0]
     }
 
+    /// The same values, of which nothing is remembered for a backward pass.
+    pub fn detached(&self) -> Self {
+        Self { down: self.down.detach(), up: self.up.detach(), alpha: self.alpha }
+    }
+
     /// What B(Ax) is multiplied with.
     pub fn scale(&self) -> f64 {
         self.alpha / self.rank() as f64

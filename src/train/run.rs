@@ -302,6 +302,9 @@ impl<'a> Trainer<'a> {
         }
         self.export(&folder.path().join("lora.safetensors"))?;
         let Some(evaluation) = evaluation else { return Ok(true) };
+        // Adapters that a backward pass could follow would keep every step of every drawn image in memory.
+        let trained = self.parameters.adapter().into_iter().map(|(name, lora)| (name, lora.detached()));
+        self.pipeline.transformer.attach(&trained.collect())?;
         let is_measured = evaluation.measure(&self.pipeline, &self.scheduler, stage, measured)?;
         if !is_measured {
             tracing::info!("stopped while measuring; the same command with --resume measures again");

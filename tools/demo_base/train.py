@@ -45,6 +45,8 @@ arguments.add_argument("--batch", type=int, default=32)
 arguments.add_argument("--layers", type=int, default=6)
 arguments.add_argument("--heads", type=int, default=4)
 arguments.add_argument("--lr", type=float, default=2e-3)
+arguments.add_argument("--shift", type=float, default=3)
+arguments.add_argument("--muon", action="store_true")
 arguments.add_argument("--report-minutes", type=float, default=5)
 arguments.add_argument("--threads", type=int, default=2)
 arguments.add_argument("--no-compile", action="store_true")
@@ -122,10 +124,11 @@ print({name: sum(p.numel() for p in part.parameters()) for name, part in model.n
 matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "transformer_blocks" in name]
 others = [p for name, p in model.named_parameters() if not (p.ndim == 2 and "transformer_blocks" in name)]
 optimizers = [
-    torch.optim.Muon(matrices, lr=a.lr, weight_decay=0.01, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
+    torch.optim.Muon(matrices, lr=a.lr, weight_decay=0.01, momentum=0.95, adjust_lr_fn="match_rms_adamw") if a.muon
+    else torch.optim.AdamW(matrices, lr=a.lr, betas=(0.9, 0.99), weight_decay=0.01),
     torch.optim.AdamW(others, lr=a.lr, betas=(0.9, 0.95), weight_decay=0.01),
 ]
-scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+scheduler = FlowMatchEulerDiscreteScheduler(shift=a.shift)
 sigmas, timesteps = scheduler.sigmas.float(), scheduler.timesteps.float()
 
 cache = out / ".latents.pt"

@@ -100,11 +100,9 @@ impl Background {
                 let height = noise.at(x as f32 / size as f32, down);
                 let cloud = ((height - self.cloud_from) / (1.0 - self.cloud_from) * 1.6).clamp(0.0, 1.0);
                 let speck = if random.random::<f32>() < self.specks { 0.8 } else { 0.0 };
-                for channel in 0..3 {
-                    let base = mix(self.top[channel], self.bottom[channel], down) + tint[channel];
-                    let clouded = mix(base, self.cloud[channel], cloud);
-                    pixels.push(mix(clouded, self.speck[channel], speck));
-                }
+                let gradient = mix(self.top, self.bottom, down);
+                let base = std::array::from_fn(|channel| gradient[channel] + tint[channel]);
+                pixels.extend(mix(mix(base, self.cloud, cloud), self.speck, speck));
             }
         }
         pixels
@@ -130,9 +128,8 @@ impl Noise {
         let (column, right) = smooth(x / self.cell.0);
         let (row, down) = smooth(y / self.cell.1);
         let height = |column: usize, row: usize| self.heights[row * self.columns + column];
-        let upper = mix(height(column, row), height(column + 1, row), right);
-        let lower = mix(height(column, row + 1), height(column + 1, row + 1), right);
-        mix(upper, lower, down)
+        let row_at = |row| between(height(column, row), height(column + 1, row), right);
+        between(row_at(row), row_at(row + 1), down)
     }
 }
 
@@ -143,6 +140,10 @@ fn smooth(place: f32) -> (usize, f32) {
     (whole, rest * rest * (3.0 - 2.0 * rest))
 }
 
-fn mix(a: f32, b: f32, share: f32) -> f32 {
+fn between(a: f32, b: f32, share: f32) -> f32 {
     a + (b - a) * share
+}
+
+fn mix(a: Rgb, b: Rgb, share: f32) -> Rgb {
+    std::array::from_fn(|channel| between(a[channel], b[channel], share))
 }
