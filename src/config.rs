@@ -14,7 +14,7 @@ pub use required_files::{RequiredFiles, text_encoders_in};
 pub use setting::Choice;
 
 use serde::Serialize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// A checked run configuration; serialises to the `config.toml` that is written into the run.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -35,6 +35,67 @@ pub struct RunConfig {
     /// What is measured before and after training; absent where the config has no section `[eval]`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub eval: Option<EvalConfig>,
+    /// Scenes that are drawn before the run; absent where the config has no section `[scenes]`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scenes: Option<ScenesConfig>,
+}
+
+/// One set of scenes: where, how many, and what they are.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SceneSet {
+    pub folder: PathBuf,
+    pub count: u64,
+    pub seed: u64,
+    /// Whether its objects have the style that is held out.
+    pub held_out: bool,
+}
+
+impl ScenesConfig {
+    /// The three sets.
+    pub fn sets(&self) -> [SceneSet; 3] {
+        let set =
+            |name: &str, count, seed, held_out| SceneSet { folder: self.folder.join(name), count, seed, held_out };
+        [
+            set("train", self.train, self.seed, false),
+            set("test", self.test, self.seed + 1, false),
+            set("val", self.val, self.seed, true),
+        ]
+    }
+}
+
+impl RunConfig {
+    /// The same run on the flow loss alone, into a folder of its own within this one's.
+    pub fn without_masks(&self) -> Self {
+        let mut plain = self.clone();
+        plain.output = self.output.join("without_masks");
+        plain.eval = None;
+        for weight in [&mut plain.loss.align_weight, &mut plain.loss.focal_weight, &mut plain.loss.dice_weight] {
+            *weight = 0.0;
+        }
+        plain
+    }
+}
+
+impl EvalConfig {
+    /// Folder of the real images that drawn ones are compared with.
+    pub fn real_images(&self) -> &Path {
+        self.real.as_deref().unwrap_or(&self.images)
+    }
+}
+
+/// The demo's scenes, drawn where they are missing: `FOLDER/train` and `FOLDER/test` of the styles to train on, and
+/// `FOLDER/val` of the style that is held out, each as `prepare scenes` writes them.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ScenesConfig {
+    pub folder: PathBuf,
+    /// How many scenes each has.
+    pub train: u64,
+    pub test: u64,
+    pub val: u64,
+    /// Seed of `train` and `val`; `test` has the next one.
+    pub seed: u64,
+    /// Side in pixels.
+    pub size: usize,
 }
 
 /// `auto` (CUDA if this build and machine have it, else the CPU), `cpu` or `cuda:N`.
@@ -298,8 +359,11 @@ pub struct CheckpointConfig {
 /// What is measured of the model, on images that it is not trained on.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct EvalConfig {
-    /// Folder of held-out images: those that are segmented, and the real ones that drawn images are compared with.
+    /// Folder of held-out images: those that are segmented.
     pub images: PathBuf,
+    /// Folder of the real images that drawn ones are compared with; absent: `images`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub real: Option<PathBuf>,
     /// Folder of their label maps, and the label → name file; absent where segmentation is not measured.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub labels: Option<PathBuf>,
@@ -313,6 +377,8 @@ pub struct EvalConfig {
     pub protocol: SegmentationProtocol,
     /// Side in pixels of the squares that are segmented and drawn.
     pub size: usize,
+    /// How many of the real images the flow loss is measured on, the first by name; 0 for none.
+    pub flow_images: usize,
     /// How many images are drawn; 0 where generation is not measured.
     pub generation_images: usize,
     /// Denoising steps.

@@ -1,8 +1,13 @@
 //! Features of images and the distances between them are those of pytorch-fid, torch, NumPy and SciPy.
 //!
 //! Weights, images and features come from a formula that `fixtures/generation/gen.py` shares.
+#[path = "fixtures/generation/mod.rs"]
+mod fixture;
+
 use candle_core::{DType, Device, Tensor};
-use image::RgbImage;
+use fixture::{
+    expected, inception_tensors, numbers, parameter, path, pictures, uniform, write_classifier, write_inception,
+};
 use seg4diff::eval::generation::demo_features::DemoFeatures;
 use seg4diff::eval::generation::frechet::frechet_distance;
 use seg4diff::eval::generation::inception::Inception;
@@ -11,81 +16,6 @@ use seg4diff::eval::generation::moments::{Gaussian, Moments};
 use seg4diff::eval::generation::{FeatureNetwork, npz};
 use seg4diff::model::weights;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-
-fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/generation").join(name)
-}
-
-fn expected(name: &str) -> Tensor {
-    let mut tensors = weights::read_all(&fixture("expected.safetensors")).unwrap();
-    tensors.remove(name).unwrap()
-}
-
-fn numbers(name: &str) -> Vec<f64> {
-    expected(name).flatten_all().unwrap().to_vec1().unwrap()
-}
-
-/// `uniform` of gen.py.
-fn uniform(name: &str, count: usize) -> Vec<f64> {
-    let hash = name
-        .bytes()
-        .fold(0xCBF2_9CE4_8422_2325u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01B3));
-    let draw = |index: u64| {
-        let z = hash.wrapping_add(index).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        let z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        ((z ^ (z >> 31)) >> 40) as f64 / f64::from(1u32 << 24)
-    };
-    (0..count as u64).map(draw).collect()
-}
-
-/// `parameter` of gen.py.
-fn parameter(name: &str, shape: &[usize]) -> Tensor {
-    let values = uniform(name, shape.iter().product());
-    let scale = (6.0 / shape.iter().skip(1).product::<usize>() as f64).sqrt();
-    let value = |u: f64| match shape.len() {
-        2.. => (2.0 * u - 1.0) * scale,
-        _ if name.ends_with("bn.weight") || name.ends_with("running_var") => 0.5 + u,
-        _ => u - 0.5,
-    };
-    Tensor::from_vec(values.into_iter().map(|u| value(u) as f32).collect::<Vec<_>>(), shape, &Device::Cpu).unwrap()
-}
-
-/// `picture` of gen.py.
-fn picture(name: &str, width: usize, height: usize) -> RgbImage {
-    let across = width / 8 + 1;
-    let coarse = uniform(&format!("{name}.coarse"), 3 * across * (height / 8 + 1));
-    let fine = uniform(&format!("{name}.fine"), 3 * width * height);
-    let value = |i: usize| {
-        let (x, y, channel) = (i / 3 % width, i / 3 / width, i % 3);
-        let coarse = coarse[(y / 8 * across + x / 8) * 3 + channel];
-        (255.99 * (0.75 * coarse + 0.25 * fine[i])).floor() as u8
-    };
-    RgbImage::from_raw(width as u32, height as u32, (0..3 * width * height).map(value).collect()).unwrap()
-}
-
-fn pictures() -> Vec<RgbImage> {
-    let sizes = [(64, 64), (299, 299), (37, 120), (500, 333), (1, 1)];
-    sizes.iter().enumerate().map(|(i, (width, height))| picture(&format!("picture.{i}"), *width, *height)).collect()
-}
-
-/// Name and shape of every tensor of pytorch-fid's network that its features need, and of its classifier.
-fn inception_tensors() -> BTreeMap<String, Tensor> {
-    let table = std::fs::read_to_string(fixture("inception.txt")).unwrap();
-    let entry = |line: &str| {
-        let (name, shape) = line.split_once(' ').unwrap();
-        let shape: Vec<usize> = shape.split('x').map(|side| side.parse().unwrap()).collect();
-        (name.to_string(), parameter(name, &shape))
-    };
-    table.lines().map(entry).collect()
-}
-
-fn write(folder: &Path, tensors: &BTreeMap<String, Tensor>) -> PathBuf {
-    let file = folder.join("inception.safetensors");
-    weights::write(&file, tensors, &BTreeMap::new()).unwrap();
-    file
-}
 
 /// Features of all pictures, as one batch where `together`.
 fn features(network: &dyn FeatureNetwork, together: bool) -> Tensor {
@@ -114,7 +44,7 @@ fn relative(found: &Tensor, expected: &Tensor) -> f64 {
 #[test]
 fn inception_features_are_those_of_pytorch_fid() {
     let folder = tempfile::tempdir().unwrap();
-    let network = Inception::load(&write(folder.path(), &inception_tensors()), &Device::Cpu).unwrap();
+    let network = Inception::load(&write_inception(folder.path(), &inception_tensors()), &Device::Cpu).unwrap();
     for together in [true, false] {
         let off = relative(&features(&network, together), &expected("inception"));
         assert!(off < 2e-6, "{off}");
@@ -128,7 +58,7 @@ fn weights_of_another_network_are_refused_by_name() {
     let problem = |change: &dyn Fn(&mut BTreeMap<String, Tensor>)| {
         let mut tensors = whole.clone();
         change(&mut tensors);
-        let file = write(folder.path(), &tensors);
+        let file = write_inception(folder.path(), &tensors);
         let text = Inception::load(&file, &Device::Cpu).err().unwrap().to_string();
         assert!(text.contains("inception.safetensors"), "{text}");
         text
@@ -149,20 +79,7 @@ fn weights_of_another_network_are_refused_by_name() {
 #[test]
 fn classifier_features_are_those_of_torch() {
     let folder = tempfile::tempdir().unwrap();
-    let channels = [8, 12, 16];
-    let config = r#"{"size": 48, "channels": [8, 12, 16], "classes": ["a", "b", "c", "d", "e"]}"#;
-    std::fs::write(folder.path().join("config.json"), config).unwrap();
-    let mut tensors = BTreeMap::new();
-    let mut put = |name: String, shape: &[usize]| tensors.insert(name.clone(), parameter(&name, shape));
-    let mut length = 3;
-    for (index, output) in channels.into_iter().enumerate() {
-        put(format!("convolutions.{index}.weight"), &[output, length, 3, 3]);
-        put(format!("convolutions.{index}.bias"), &[output]);
-        length = output;
-    }
-    put("classifier.weight".into(), &[5, 16]);
-    put("classifier.bias".into(), &[5]);
-    weights::write(&folder.path().join("model.safetensors"), &tensors, &BTreeMap::new()).unwrap();
+    let mut tensors = write_classifier(folder.path());
     let network = DemoFeatures::load(folder.path(), &Device::Cpu).unwrap();
     for together in [true, false] {
         let off = relative(&features(&network, together), &expected("classifier"));
@@ -279,10 +196,10 @@ fn statistics_files_are_those_of_numpy() {
         numbers(name).chunks(columns).take(6).flat_map(|row| row[..count].to_vec()).collect()
     };
     let mean = numbers("mean.few")[..6].to_vec();
-    let deflated = npz::read(&fixture("deflated.npz")).unwrap();
+    let deflated = npz::read(&path("deflated.npz")).unwrap();
     assert_eq!(deflated, Gaussian { mean: mean.clone(), covariance: take("covariance.few", 48, 6) });
     // Stored, the mean as f32, the covariance by columns, and an array that has nothing to do with it.
-    let stored = npz::read(&fixture("stored.npz")).unwrap();
+    let stored = npz::read(&path("stored.npz")).unwrap();
     assert_eq!(stored.mean, mean.iter().map(|value| f64::from(*value as f32)).collect::<Vec<_>>());
     assert_eq!(stored.covariance, deflated.covariance);
 

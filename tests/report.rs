@@ -201,8 +201,8 @@ fn the_page_says_what_was_measured_and_nothing_in_it_is_taken_for_markup() {
     }
     assert_eq!(read_rgb8(&output.join("samples/after/000003.png")).expect("picture"), scene(12 + 30 + 6).0);
     let sheet = read_rgb8(&output.join("samples/segmentation.png")).expect("sheet");
-    // Eight cells wide (picture and truth are two each), four high, with gaps.
-    assert_eq!(sheet.dimensions(), (8 * 134 + 6, 4 * 134 + 6));
+    // Two bands, each eight cells wide (picture and truth are two each) and two high, with gaps.
+    assert_eq!(sheet.dimensions(), (8 * 134 + 6, 2 * (2 * 134 + 6)));
 }
 
 #[test]
@@ -239,6 +239,28 @@ fn a_run_that_measures_nothing_or_was_stopped_has_a_page_too() {
     assert!(!output.join("summary.json").exists() && !output.join("samples").exists());
     let (_folder, _, page) = written(|output| RunReport { metrics: vec![], ..report(output) });
     assert!(!page.contains("<svg") && page.contains("load_lora_weights"));
+}
+
+/// Of a large vocabulary the page shows the classes that are there, and explains every colour that it paints.
+#[test]
+fn many_classes_find_room() {
+    let mut example = example("vocabulary", 30);
+    example.classes.splice(0..0, (100..140).map(|label| (label, format!("class-{label}"))));
+    for (_, segmented) in &mut example.stages {
+        let absent = Tensor::zeros((40, 16, 16), candle_core::DType::F32, &Device::Cpu).expect("maps");
+        segmented.maps = Tensor::cat(&[&absent, &segmented.maps], 0).expect("maps");
+        segmented.labels[7] = 139;
+    }
+    let (_folder, _, page) = written(|output| {
+        let mut report = report(output);
+        report.measured.segmentation = vec![example];
+        report
+    });
+    let rows = cells(&page, "maps");
+    assert_eq!(rows.iter().map(Vec::len).collect::<Vec<_>>(), [2 + 6; 3]);
+    assert_eq!(rows[0][5..], ["sky", "sea", "&lt;i&gt;sun&lt;/i&gt;"]);
+    assert!(page.contains("class-139") && !page.contains("class-138"));
+    assert!(page.contains("another class, or none"));
 }
 
 #[test]

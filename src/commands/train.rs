@@ -50,5 +50,11 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     }
     let device = config.device.open()?;
     let folder = RunFolder::open(&config.output, &args.resume())?;
-    crate::train::run(&config, &device, &folder, args.force)
+    if let Some(scenes) = &config.scenes {
+        crate::train::draw_missing(scenes)?;
+    }
+    match crate::train::run(&config, &device, &folder, args.force)? {
+        Some(table) => say(&table),
+        None => Ok(()),
+    }
 }

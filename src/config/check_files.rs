@@ -15,8 +15,8 @@ impl RunConfig {
         self.check_output(&mut problems);
         self.check_model(&mut problems);
         self.check_sources(&mut problems);
-        check_named(self.training_files(), &mut problems);
-        check_named(self.evaluation_files(), &mut problems);
+        self.check_named(self.training_files(), &mut problems);
+        self.check_named(self.evaluation_files(), &mut problems);
         if problems.is_empty() { Ok(()) } else { Err(Error::Usage(problems.join("\n"))) }
     }
 
@@ -34,6 +34,7 @@ impl RunConfig {
         let Some(eval) = &self.eval else { return vec![] };
         vec![
             ("eval.images", Some(eval.images.as_path()), true),
+            ("eval.real", eval.real.as_deref(), true),
             ("eval.labels", eval.labels.as_deref(), true),
             ("eval.classes", eval.classes.as_deref(), false),
             ("eval.captions", eval.captions.as_deref(), false),
@@ -46,7 +47,7 @@ impl RunConfig {
     pub fn check_evaluation_files(&self) -> Result<()> {
         let mut problems = Vec::new();
         self.check_model(&mut problems);
-        check_named(self.evaluation_files(), &mut problems);
+        self.check_named(self.evaluation_files(), &mut problems);
         if problems.is_empty() { Ok(()) } else { Err(Error::Usage(problems.join("\n"))) }
     }
 
@@ -115,7 +116,7 @@ impl RunConfig {
 
     fn check_sources(&self, problems: &mut Vec<String>) {
         for source in &self.data.source {
-            if Path::new(source).exists() {
+            if Path::new(source).exists() || self.will_be_drawn(Path::new(source)) {
                 continue;
             }
             let found = glob::glob(source).map(|mut matches| matches.next().is_some());
@@ -129,24 +130,30 @@ impl RunConfig {
             }
         }
     }
+
+    /// Whether this belongs to the scenes, which the run draws first where they are missing.
+    fn will_be_drawn(&self, path: &Path) -> bool {
+        let sets = self.scenes.iter().flat_map(|scenes| scenes.sets().map(|set| set.folder));
+        sets.into_iter().any(|folder| !folder.exists() && path.starts_with(&folder))
+    }
+
+    fn check_named(&self, files: Vec<Named>, problems: &mut Vec<String>) {
+        for (key, path, is_folder) in files {
+            let Some(path) = path.filter(|path| !self.will_be_drawn(path)) else { continue };
+            match std::fs::metadata(path) {
+                Err(e) => problems.push(format!("{key}: {}: {}", path.display(), reason(&e))),
+                Ok(found) if found.is_dir() != is_folder => {
+                    let expected = if is_folder { "a folder" } else { "a file" };
+                    problems.push(format!("{key}: {} is not {expected}", path.display()));
+                }
+                Ok(_) => {}
+            }
+        }
+    }
 }
 
 /// A key, the path that it gives, and whether a folder belongs there.
 type Named<'a> = (&'static str, Option<&'a Path>, bool);
-
-fn check_named(files: Vec<Named>, problems: &mut Vec<String>) {
-    for (key, path, is_folder) in files {
-        let Some(path) = path else { continue };
-        match std::fs::metadata(path) {
-            Err(e) => problems.push(format!("{key}: {}: {}", path.display(), reason(&e))),
-            Ok(found) if found.is_dir() != is_folder => {
-                let expected = if is_folder { "a folder" } else { "a file" };
-                problems.push(format!("{key}: {} is not {expected}", path.display()));
-            }
-            Ok(_) => {}
-        }
-    }
-}
 
 fn reason(error: &std::io::Error) -> String {
     match error.kind() {

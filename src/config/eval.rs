@@ -16,12 +16,14 @@ pub(super) fn section(reader: &mut Reader, run: &RunConfig) -> Option<EvalConfig
     let can_compare = inception.is_some() || features.is_some();
     let eval = EvalConfig {
         images,
+        real: reader.optional("eval.real"),
         labels: reader.optional("eval.labels"),
         classes: reader.optional("eval.classes"),
         captions: reader.optional("eval.captions"),
         segmentation_images: reader.get("eval.segmentation_images", 0),
         protocol: reader.get("eval.protocol", SegmentationProtocol::Present),
         size: reader.checked("eval.size", run.data.resolution, within(16, 8192)),
+        flow_images: reader.get("eval.flow_images", 0),
         generation_images: reader.get("eval.generation_images", if can_compare { 500 } else { 0 }),
         steps: reader.checked("eval.steps", 28, within(1, 1000)),
         guidance: reader.checked("eval.guidance", 7.0, at_least(0.0)),
@@ -65,12 +67,15 @@ fn check_together(eval: &EvalConfig, run: &RunConfig, reader: &mut Reader) {
         ),
         _ => {}
     }
-    if !labels && !classes && eval.generation_images == 0 {
+    if !labels && !classes && eval.generation_images == 0 && eval.flow_images == 0 {
         reader.problem(
             &["eval.images"],
             "nothing would be measured: set eval.labels and eval.classes, or eval.captions with eval.inception or \
              eval.features",
         );
+    }
+    if eval.flow_images > 0 && !reader.given("eval.captions") {
+        reader.problem(&["eval.captions", "eval.flow_images"], "is missing; the flow loss needs the images' captions");
     }
     if eval.compare_without_masks && !run.loss.uses_masks() {
         reader.problem(&["eval.compare_without_masks"], "the run has no mask loss itself: there is nothing to compare");

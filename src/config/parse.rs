@@ -71,8 +71,10 @@ impl RunConfig {
                 keep: reader.get("checkpoint.keep", 3),
             },
             eval: None,
+            scenes: None,
         };
         config.eval = eval::section(&mut reader, &config);
+        config.scenes = scenes(&mut reader, &config.data);
         config.check_together(&mut reader);
         reader.finish()?;
         Ok(config)
@@ -222,6 +224,20 @@ fn data(reader: &mut Reader) -> DataConfig {
         workers: reader.checked("data.workers", 8, within(1, 1024)),
         max_broken: reader.checked("data.max_broken", 0.01, within(0.0, 1.0)),
     }
+}
+
+fn scenes(reader: &mut Reader, data: &DataConfig) -> Option<ScenesConfig> {
+    let present = reader.has_section("scenes");
+    // Asked for in any case, so that the keys are known.
+    let folder = match present {
+        true => reader.required("scenes.folder", "\"runs/scenes\"", not_empty),
+        false => reader.get("scenes.folder", Default::default()),
+    };
+    let mut count = |key, default| reader.checked(key, default, within(1, 100_000_000));
+    let (train, test, val) = (count("scenes.train", 10_000), count("scenes.test", 1000), count("scenes.val", 300));
+    let seed = reader.checked("scenes.seed", 0, within(0, u64::MAX - 1));
+    let size = reader.checked("scenes.size", data.resolution, within(16, 1024));
+    present.then_some(ScenesConfig { folder, train, test, val, seed, size })
 }
 
 fn loss(reader: &mut Reader) -> LossConfig {

@@ -52,6 +52,11 @@ impl Projection {
         Ok(())
     }
 
+    /// Takes the adapter off the layer.
+    pub fn detach(&mut self) {
+        self.adapter = None;
+    }
+
     /// x `[…, inner]` to `[…, outer]`.
     pub fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
         let adapter = self.adapter.as_ref().map(|lora| (&lora.down, &lora.up, lora.scale()));

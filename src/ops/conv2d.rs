@@ -249,3 +249,43 @@ pub(super) fn with_slices<R>(tensors: &[&Tensor], work: impl FnOnce(&[&[f32]]) -
     }
     Ok(work(&slices))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    /// f64 takes candle's own convolution, as a GPU does.
+    #[test]
+    fn the_direct_form_is_the_composed_one() {
+        let random = |shape: &[usize]| Tensor::randn(0f32, 1., shape, &Device::Cpu).unwrap();
+        let wide = |tensor: &Tensor| tensor.to_dtype(DType::F64).unwrap();
+        for (batch, height, width) in [(1, 9, 12), (2, 1, 1), (9, 17, 5)] {
+            let x = random(&[batch, 3, height, width]);
+            for (kernel, stride, padding) in [
+                ((1, 1), 1, (0, 0)),
+                ((1, 1), 2, (0, 0)),
+                ((3, 3), 2, (1, 1)),
+                ((3, 3), 3, (0, 2)),
+                ((5, 5), 1, (2, 2)),
+                ((1, 7), 1, (0, 3)),
+                ((7, 1), 1, (3, 0)),
+                ((4, 2), 2, (3, 1)),
+            ] {
+                let (weight, bias) = (random(&[4, 3, kernel.0, kernel.1]), random(&[4]));
+                let exact = Conv2d::padded(wide(&weight), wide(&bias), stride, padding).unwrap().with_relu();
+                let direct = Conv2d::padded(weight, bias, stride, padding).unwrap().with_relu();
+                let Ok(expected) = exact.forward(&wide(&x)) else {
+                    assert!(height + 2 * padding.0 < kernel.0 || width + 2 * padding.1 < kernel.1);
+                    assert!(direct.forward(&x).is_err());
+                    continue;
+                };
+                let found = direct.forward(&x).unwrap();
+                assert_eq!(found.shape(), expected.shape(), "{kernel:?} of stride {stride}");
+                let off = (wide(&found) - expected).unwrap().abs().unwrap().max_all().unwrap();
+                let off = off.to_scalar::<f64>().unwrap();
+                assert!(off < 1e-5, "{kernel:?} of stride {stride} on {height}×{width}: {off}");
+            }
+        }
+    }
+}

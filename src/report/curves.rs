@@ -11,7 +11,7 @@ const FRAME: [f64; 4] = [44.0, WIDTH - 14.0, 8.0, HEIGHT - 22.0];
 /// Points of a curve; longer runs are thinned to so many.
 const POINTS: usize = 240;
 /// The running mean is over this share of the run.
-const SMOOTHED_SHARE: f64 = 0.05;
+const SMOOTHED_SHARE: f64 = 0.1;
 /// Share of a curve's values, at each end, that the axis need not show.
 const OUTLIERS: f64 = 0.005;
 

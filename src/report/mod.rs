@@ -10,5 +10,5 @@ mod samples;
 pub mod segmentation;
 pub mod summary;
 
-pub use page::{Measured, RunReport, TrainedLayers};
+pub use page::{Measured, RunReport, TrainedLayers, byte_size};
 pub use samples::Samples;

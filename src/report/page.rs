@@ -132,7 +132,7 @@ impl RunReport {
         let (done, asked) = self.steps;
         html! {
             @if self.is_complete() {
-                "LoRA of " b { (self.model) } ", " (asked) " steps"
+                "LoRA of " b { (self.model) } ", " (grouped(asked as usize)) " steps"
             } @else {
                 b { "Stopped after step " (done) " of " (asked) "." } " Go on with the same command and " code { "--resume" } "."
             }
@@ -151,8 +151,6 @@ impl RunReport {
                 h2 { "Before and after" }
                 div.scroll {
                     table.scores {
-                        caption { "Measured on held-out data. Small figures: difference from the base"
-                            @if has_share { ", of percentages in points" } "." }
                         thead {
                             tr {
                                 td {}
@@ -173,6 +171,10 @@ impl RunReport {
                             }
                         }
                     }
+                }
+                p.note {
+                    "Measured on held-out data. Small figures: difference from the base"
+                    @if has_share { ", of percentages in points" } "."
                 }
                 (per_class(summary))
             }
@@ -344,7 +346,7 @@ fn files(folder: &Path) -> Markup {
                             tr {
                                 th scope="row" { code { (name) @if is_folder { "/" } } }
                                 td { (meaning) }
-                                td { @if let Some(bytes) = bytes { (size(bytes)) } }
+                                td { @if let Some(bytes) = bytes { (byte_size(bytes)) } }
                             }
                         }
                     }
@@ -363,7 +365,7 @@ fn grouped(number: usize) -> String {
 }
 
 /// Bytes as `12.3 kB`.
-fn size(bytes: u64) -> String {
+pub fn byte_size(bytes: u64) -> String {
     match bytes {
         0..1_000 => format!("{bytes} B"),
         1_000..1_000_000 => format!("{:.1} kB", bytes as f64 / 1e3),

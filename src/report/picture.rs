@@ -9,7 +9,7 @@ use image::imageops::{FilterType, replace, resize};
 use image::{ExtendedColorType, ImageEncoder, Rgb, RgbImage};
 
 /// Longer side, in pixels, that a picture within the page has at most.
-const LARGEST: u32 = 448;
+pub const LARGEST: u32 = 448;
 /// Up to this longer side a picture is stored exactly, beyond it as JPEG.
 const SMALL: u32 = 160;
 const JPEG_QUALITY: u8 = 88;
@@ -50,6 +50,18 @@ pub fn resized(image: &RgbImage, side: u32) -> RgbImage {
         0 => fitted(image, side),
         times => resize(image, image.width() * times, image.height() * times, FilterType::Nearest),
     }
+}
+
+/// Pictures below each other.
+pub fn stacked(pictures: &[RgbImage]) -> RgbImage {
+    let width = pictures.iter().map(RgbImage::width).max().unwrap_or(0);
+    let mut stack = RgbImage::from_pixel(width, pictures.iter().map(RgbImage::height).sum(), BACKGROUND);
+    let mut top = 0;
+    for picture in pictures {
+        replace(&mut stack, picture, 0, top);
+        top += i64::from(picture.height());
+    }
+    stack
 }
 
 /// A sheet of cells of `side` pixels: `pictures` are put at (column, row) and span that many cells each way.

@@ -1,11 +1,12 @@
 //! What the expert sees in held-out pictures, before and after: attention of each class, prediction and truth.
 use super::heatmap::overlay;
-use super::picture::{data_uri, resized, sheet};
+use super::picture::{LARGEST, data_uri, resized, sheet, stacked};
 use super::summary::{Stage, percent};
 use crate::error::{Error, Result};
 use candle_core::Tensor;
 use image::{Rgb, RgbImage};
 use maud::{Markup, html};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Colours of classes that also the colour-blind can tell apart (Okabe and Ito, 2008); further classes get darker ones.
 const PALETTE: [[u8; 3]; 7] = [
@@ -90,17 +91,22 @@ impl SegmentationExample {
         indices
     }
 
-    fn color(&self, label: u32) -> [u8; 3] {
-        self.classes.iter().position(|(class, _)| *class == label).map_or(OTHER, class_color)
+    /// The colour of each label: those whose attention is shown have the ones that differ most.
+    fn colors(&self) -> BTreeMap<u32, [u8; 3]> {
+        let shown = self.shown_classes();
+        let others = (0..self.classes.len()).filter(|index| !shown.contains(index));
+        let order = shown.iter().copied().chain(others);
+        order.enumerate().map(|(place, class)| (self.classes[class].0, color(place))).collect()
     }
 
     /// Labels over the picture in grey.
     fn paint(&self, labels: &[u32]) -> RgbImage {
+        let colors = self.colors();
         let mut painted = self.image.clone();
         for (pixel, label) in painted.pixels_mut().zip(labels) {
             let [red, green, blue] = pixel.0.map(f32::from);
             let grey = 0.299 * red + 0.587 * green + 0.114 * blue;
-            let color = self.color(*label).map(f32::from);
+            let color = colors.get(label).unwrap_or(&OTHER).map(f32::from);
             *pixel = Rgb(color.map(|channel| (channel * OPACITY + grey * (1.0 - OPACITY)).round() as u8));
         }
         painted
@@ -113,7 +119,8 @@ impl SegmentationExample {
 
     fn shown(&self, classes: &[usize]) -> Result<Vec<Shown>> {
         self.check()?;
-        let picture = resized(&self.image, CELL.max(self.image.width()).max(self.image.height()));
+        let longer = self.image.width().max(self.image.height());
+        let picture = resized(&self.image, longer.clamp(CELL, LARGEST));
         let show = |(stage, segmented): &(Stage, Segmented)| {
             let attention = classes.iter().map(|class| overlay(&picture, &segmented.maps.get(*class)?));
             Ok(Shown {
@@ -148,9 +155,16 @@ impl SegmentationExample {
                 }
             });
         }
-        let has_other =
-            |labels: &[u32]| labels.iter().any(|label| !self.classes.iter().any(|(class, _)| class == label));
-        let other = has_other(&self.truth) || self.stages.iter().any(|(_, segmented)| has_other(&segmented.labels));
+        let colors = self.colors();
+        let labels = self.stages.iter().flat_map(|(_, segmented)| &segmented.labels).chain(&self.truth);
+        let painted: BTreeSet<u32> = labels.copied().collect();
+        let has_column = |label: &u32| classes.iter().any(|class| self.classes[*class].0 == *label);
+        let others = self.classes.iter().filter(|(label, _)| painted.contains(label) && !has_column(label));
+        let mut legend: Vec<Markup> =
+            others.map(|(label, name)| html! { span { (chip(colors.get(label))) (name) } }).collect();
+        if painted.iter().any(|label| !colors.contains_key(label)) {
+            legend.push(html! { span { (chip(None)) "another class, or none" } });
+        }
         Ok(html! {
             figure.example {
                 figcaption { q { (self.prompt) } span.label { (self.key) } }
@@ -166,7 +180,8 @@ impl SegmentationExample {
                                     td {}
                                     th scope="col" { "prediction" }
                                     @for class in &classes {
-                                        th scope="col" { (chip(class_color(*class))) (self.classes[*class].1) }
+                                        @let (label, name) = &self.classes[*class];
+                                        th scope="col" { (chip(colors.get(label))) (name) }
                                     }
                                 }
                             }
@@ -174,26 +189,21 @@ impl SegmentationExample {
                         }
                     }
                 }
-                @if classes.len() < self.classes.len() || other {
-                    p.legend {
-                        @for (index, (_, name)) in self.classes.iter().enumerate() {
-                            @if !classes.contains(&index) { span { (chip(class_color(index))) (name) } }
-                        }
-                        @if other { span { (chip(OTHER)) "another class, or none" } }
-                    }
-                }
+                @if !legend.is_empty() { p.legend { @for entry in legend { (entry) } } }
             }
         })
     }
 }
 
-fn class_color(index: usize) -> [u8; 3] {
-    let darker = 1.0 - 0.35 * (index / PALETTE.len()).min(2) as f32;
-    PALETTE[index % PALETTE.len()].map(|channel| (f32::from(channel) * darker) as u8)
+/// The colour at this place in the order of colours.
+fn color(place: usize) -> [u8; 3] {
+    let darker = 1.0 - 0.35 * (place / PALETTE.len()).min(2) as f32;
+    PALETTE[place % PALETTE.len()].map(|channel| (f32::from(channel) * darker) as u8)
 }
 
 /// A small square of a class's colour.
-fn chip([red, green, blue]: [u8; 3]) -> Markup {
+fn chip(color: Option<&[u8; 3]>) -> Markup {
+    let [red, green, blue] = color.unwrap_or(&OTHER);
     html! { span.chip style=(format!("background:rgb({red},{green},{blue})")) {} }
 }
 
@@ -203,20 +213,15 @@ fn chip([red, green, blue]: [u8; 3]) -> Markup {
 /// # Errors
 /// Maps or labels that do not fit their picture.
 pub fn sheet_of(examples: &[SegmentationExample]) -> Result<RgbImage> {
-    let mut bands = Vec::new();
-    for example in examples {
+    let band = |example: &SegmentationExample| {
         let shown = example.shown(&example.shown_classes())?;
-        bands.push((&example.image, example.paint(&example.truth), shown));
-    }
-    let mut pictures = Vec::new();
-    let mut top = 0;
-    for (image, truth, shown) in &bands {
-        pictures.extend([((0, top), 2, *image), ((2, top), 2, truth)]);
-        for (row, shown) in (top..).zip(shown) {
+        let truth = example.paint(&example.truth);
+        let mut pictures = vec![((0, 0), 2, &example.image), ((2, 0), 2, &truth)];
+        for (row, shown) in (0..).zip(&shown) {
             let cells = std::iter::once(&shown.prediction).chain(&shown.attention);
             pictures.extend((4..).zip(cells).map(|(column, cell)| ((column, row), 1, cell)));
         }
-        top += shown.len().max(2) as u32;
-    }
-    Ok(sheet(CELL, &pictures))
+        Ok(sheet(CELL, &pictures))
+    };
+    Ok(stacked(&examples.iter().map(band).collect::<Result<Vec<_>>>()?))
 }

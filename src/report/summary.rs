@@ -149,8 +149,15 @@ pub fn percent(share: f64) -> String {
 
 /// With a sign, and one place after the point.
 fn signed(value: f64, unit: &str) -> String {
-    let sign = if value < 0.0 { '−' } else { '+' };
-    format!("{sign}{:.1}{unit}", value.abs())
+    let text = format!("{:.1}", value.abs());
+    let sign = if text == "0.0" {
+        '±'
+    } else if value < 0.0 {
+        '−'
+    } else {
+        '+'
+    };
+    format!("{sign}{text}{unit}")
 }
 
 /// Four significant digits, without an exponent from a thousandth of a thousandth on.
@@ -165,6 +172,15 @@ impl Summary {
             Stage::Before => self.before.as_ref(),
             Stage::After => self.after.as_ref(),
             Stage::WithoutMasks => self.without_masks.as_ref(),
+        }
+    }
+
+    /// Takes in the scores of one model.
+    pub fn set(&mut self, stage: Stage, scores: Scores) {
+        match stage {
+            Stage::Before => self.before = Some(scores),
+            Stage::After => self.after = Some(scores),
+            Stage::WithoutMasks => self.without_masks = Some(scores),
         }
     }
 
@@ -247,6 +263,7 @@ mod tests {
         assert_eq!((miou.is_better(0.6, 0.5), fd.is_better(0.6, 0.5)), (Some(true), Some(false)));
         assert_eq!(miou.is_better(0.500_01, 0.5), None);
         assert_eq!(fd.difference(9.0, 10.0).as_deref(), Some("−10.0 %"));
+        assert_eq!(fd.difference(9.999, 10.0).as_deref(), Some("±0.0 %"));
         assert_eq!(fd.difference(9.0, 0.0), None);
     }
 }

@@ -1,8 +1,12 @@
 //! Flow-match Euler scheduler, the noise levels of training and sampling
 //! (diffusers: `FlowMatchEulerDiscreteScheduler`).
+use super::noise::generator;
+use crate::config::NoiseConfig;
 use crate::error::{Error, Result};
 use crate::model::files::{ModelFiles, read_json};
 use candle_core::Tensor;
+use rand::Rng;
+use rand_distr::StandardNormal;
 use serde::Deserialize;
 use std::path::Path;
 
@@ -107,6 +111,16 @@ impl Scheduler {
     /// The training table: descending σ, one for each of `num_train_timesteps` indices.
     pub fn train_sigmas(&self) -> &[f32] {
         &self.sigmas
+    }
+
+    /// A noise level to train at, drawn from the random stream that `seed` and `stream` name: `u` = sigmoid of a normal
+    /// number picks one of the descending levels (diffusers' `compute_density_for_timestep_sampling`, "logit_normal").
+    pub fn draw_sigma(&self, levels: &NoiseConfig, seed: u64, stream: &[u64]) -> f32 {
+        let normal: f64 = generator(seed, stream).sample(StandardNormal);
+        let u = 1.0 / (1.0 + (-(levels.logit_mean + levels.logit_std * normal)).exp());
+        let sigmas = self.train_sigmas();
+        let index = (u * sigmas.len() as f64) as usize;
+        sigmas.get(index.min(sigmas.len() - 1)).copied().unwrap_or(1.0)
     }
 
     /// What the model is told at noise level `sigma`.

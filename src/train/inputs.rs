@@ -4,13 +4,11 @@ use crate::data::{Mask, Sample};
 use crate::error::Result;
 use crate::loss::{MaskTarget, SampleTargets};
 use crate::model::pipeline::Pipeline;
-use crate::sample::noise::{generator, normal};
+use crate::sample::noise::normal;
 use crate::sample::scheduler::Scheduler;
 use crate::train::gradients::StepInputs;
 use candle_core::{DType, Device, Tensor};
 use candle_datasets::Batcher;
-use rand::Rng;
-use rand_distr::StandardNormal;
 use std::sync::Arc;
 
 /// First elements of the random streams of a training sample; the second is the sample's number in the run.
@@ -38,7 +36,7 @@ impl InputMaker<'_> {
         let (mut noise, mut sigmas, mut timesteps) = (vec![], vec![], vec![]);
         for number in first..first + samples.len() as u64 {
             noise.push(normal(self.seed, &[NOISE, number], shape.as_slice(), self.device)?);
-            let sigma = self.sigma(number);
+            let sigma = self.scheduler.draw_sigma(self.noise, self.seed, &[TIME, number]);
             sigmas.push(sigma);
             timesteps.push(self.scheduler.timestep(sigma));
         }
@@ -51,16 +49,6 @@ impl InputMaker<'_> {
             targets: samples.iter().map(|sample| self.targets(sample, &shape)).collect::<Result<_>>()?,
             latents,
         })
-    }
-
-    /// `u` = sigmoid of a normal number picks one of the scheduler's descending noise levels (diffusers'
-    /// `compute_density_for_timestep_sampling`, "logit_normal").
-    fn sigma(&self, number: u64) -> f32 {
-        let normal: f64 = generator(self.seed, &[TIME, number]).sample(StandardNormal);
-        let u = 1.0 / (1.0 + (-(self.noise.logit_mean + self.noise.logit_std * normal)).exp());
-        let sigmas = self.scheduler.train_sigmas();
-        let index = (u * sigmas.len() as f64) as usize;
-        sigmas.get(index.min(sigmas.len() - 1)).copied().unwrap_or(1.0)
     }
 
     /// Images go through the autoencoder one by one: its activations are the largest there are.

@@ -1,5 +1,6 @@
 //! The training job: its loop, gradients, optimizer and schedule; its folder and checkpoints.
 pub mod checkpoint;
+mod evaluation;
 pub mod fingerprint;
 pub mod gradients;
 pub mod inputs;
@@ -9,7 +10,9 @@ mod outcome;
 pub mod parameters;
 mod run;
 pub mod run_folder;
+mod scenes;
 pub mod schedule;
 pub mod trained;
 
 pub use run::run;
+pub use scenes::draw_missing;

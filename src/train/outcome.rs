@@ -4,20 +4,20 @@ use super::memory::peak_bytes;
 use crate::config::RunConfig;
 use crate::error::Result;
 use crate::report::metrics::{self, StepMetrics};
-use crate::report::{Measured, RunReport, TrainedLayers};
+use crate::report::{Measured, RunReport, TrainedLayers, byte_size};
 use candle_core::{Device, DeviceLocation};
 
 /// A run at its end, or where it was stopped.
 pub struct Outcome<'a> {
     pub config: &'a RunConfig,
-    pub state: &'a State,
+    pub state: State,
     pub device: &'a Device,
     pub layers: Vec<TrainedLayers>,
 }
 
 impl Outcome<'_> {
     /// Writes the run's page, and what it shows, into its folder.
-    pub fn write(self, measured: Measured) -> Result<()> {
+    pub fn write(&self, measured: &Measured) -> Result<()> {
         let config = self.config;
         let metrics = metrics::read(&config.output.join("metrics.jsonl"))?;
         let report = RunReport {
@@ -27,14 +27,17 @@ impl Outcome<'_> {
             resolution: config.data.resolution,
             steps: (self.state.step, config.train.steps),
             facts: self.facts(&metrics),
-            trained: self.layers,
+            trained: self.layers.clone(),
             config_toml: config.to_toml(),
             metrics,
-            measured,
+            measured: measured.clone(),
         };
-        report.write(&config.output)?;
-        tracing::info!("wrote {}: the run on one page", config.output.join("report.html").display());
-        Ok(())
+        report.write(&config.output)
+    }
+
+    /// Tells people of the page.
+    pub fn say_where(&self) {
+        tracing::info!("wrote {}: the run on one page", self.config.output.join("report.html").display());
     }
 
     /// What was trained on what.
@@ -52,14 +55,14 @@ impl Outcome<'_> {
             ("Base model", config.model.path.clone()),
             ("Data", config.data.source.join(", ")),
             ("Resolution", format!("{0} × {0} pixels", config.data.resolution)),
-            ("Steps", format!("{} of {size} images", self.state.step)),
+            ("Steps", format!("{}, of {size} images each", self.state.step)),
             ("Images seen", self.state.samples.to_string()),
             ("Expert", format!("block {}", config.model.expert_layer)),
             ("Time in steps", duration(seconds)),
             ("Device", device),
         ];
         if let Some(bytes) = peak_bytes() {
-            facts.push(("Most memory", format!("{:.1} GB", bytes as f64 / 1e9)));
+            facts.push(("Most memory", byte_size(bytes)));
         }
         if let Some(broken) = self.state.counters.get("broken").filter(|count| **count > 0) {
             facts.push(("Broken samples passed over", broken.to_string()));

@@ -1,5 +1,6 @@
 //! The loop: batch, noise, forward, loss, backward, clip, step, log, checkpoint.
 use super::checkpoint::{Checkpoint, State};
+use super::evaluation::Evaluation;
 use super::fingerprint::fingerprint;
 use super::gradients::{Gradients, LossTerms, StepPlan, gradients};
 use super::inputs::InputMaker;
@@ -7,7 +8,7 @@ use super::memory::{self, StepSize};
 use super::optimizer::{AdamW, clip_factor, gradient_norm};
 use super::outcome::Outcome;
 use super::parameters::Parameters;
-use super::run_folder::RunFolder;
+use super::run_folder::{Resume, RunFolder};
 use super::schedule::learning_rate;
 use super::trained::origin_of;
 use crate::config::{RequiredFiles, RunConfig};
@@ -19,6 +20,7 @@ use crate::model::pipeline::{Pipeline, PipelineOptions};
 use crate::report::Measured;
 use crate::report::metrics::{MetricsFile, StepMetrics};
 use crate::report::progress::Progress;
+use crate::report::summary::Stage;
 use crate::sample::scheduler::Scheduler;
 use candle_core::{Device, Tensor};
 use std::path::Path;
@@ -30,19 +32,39 @@ use std::time::{Duration, Instant};
 const NONFINITE_NOW: &str = "nonfinite_in_a_row";
 const NONFINITE_ALL: &str = "nonfinite";
 
-/// Trains as `config` says, into `folder`, from its checkpoint if there is one.
-pub fn run(config: &RunConfig, device: &Device, folder: &RunFolder, force: bool) -> Result<()> {
+/// Trains as `config` says, into `folder`, from its checkpoint if there is one, and measures the model before and after
+/// where the config asks for it. Returns what was measured, as a table.
+pub fn run(config: &RunConfig, device: &Device, folder: &RunFolder, force: bool) -> Result<Option<String>> {
     let stop = stop_on_signals()?;
-    let files = ModelFiles::open(&config.model.path)?;
-    let model = fingerprint(&base_files(&files, config)?)?;
-    let checkpoint = folder.load(config, &model, force)?;
-    let mut trainer = Trainer::new(config, device, &files, model, checkpoint)?;
-    tracing::info!("{}", trainer.summary());
+    let evaluation = config.eval.as_ref().map(|eval| Evaluation::open(config, eval, device, &stop)).transpose()?;
+    let mut measured = Measured::default();
+    let mut trainer = Trainer::open(config, device, folder, force)?;
     let metrics = folder.begin(config, trainer.state.step)?;
-    if trainer.train(folder.path(), metrics, &stop)? {
-        trainer.export(&folder.path().join("lora.safetensors"))?;
+    if let Some(evaluation) = evaluation.as_ref().filter(|_| config.eval.as_ref().is_some_and(|eval| eval.before))
+        && !trainer.measure_base(evaluation, &mut measured)?
+    {
+        tracing::info!("stopped before training; start again with the same command");
+        return Ok(None);
     }
-    trainer.report(Measured::default())
+    let goes_on = trainer.complete(folder, metrics, evaluation.as_ref(), Stage::After, &mut measured, &stop)?;
+    let outcome = trainer.outcome();
+    // Its memory is the next run's.
+    drop(trainer);
+    outcome.write(&measured)?;
+    if let Some(evaluation) = &evaluation
+        && goes_on
+        && config.eval.as_ref().is_some_and(|eval| eval.compare_without_masks)
+    {
+        let config = config.without_masks();
+        let folder = RunFolder::open(&config.output, &Resume::Newest)?;
+        tracing::info!("the same run without masks, into {}", config.output.display());
+        let mut trainer = Trainer::open(&config, device, &folder, force)?;
+        let metrics = folder.begin(&config, trainer.state.step)?;
+        trainer.complete(&folder, metrics, Some(evaluation), Stage::WithoutMasks, &mut measured, &stop)?;
+        outcome.write(&measured)?;
+    }
+    outcome.say_where();
+    Ok((!measured.summary.is_empty()).then(|| measured.summary.table()))
 }
 
 /// Everything that changes while training, and what it is computed with.
@@ -59,6 +81,16 @@ struct Trainer<'a> {
 }
 
 impl<'a> Trainer<'a> {
+    /// Loads the model, and the folder's checkpoint if there is one.
+    fn open(config: &'a RunConfig, device: &'a Device, folder: &RunFolder, force: bool) -> Result<Self> {
+        let files = ModelFiles::open(&config.model.path)?;
+        let model = fingerprint(&base_files(&files, config)?)?;
+        let checkpoint = folder.load(config, &model, force)?;
+        let trainer = Self::new(config, device, &files, model, checkpoint)?;
+        tracing::info!("{}", trainer.summary());
+        Ok(trainer)
+    }
+
     fn new(
         config: &'a RunConfig,
         device: &'a Device,
@@ -255,15 +287,44 @@ impl<'a> Trainer<'a> {
         Ok(())
     }
 
-    /// Writes the page of the run as it stands, and what it shows.
-    fn report(&self, measured: Measured) -> Result<()> {
-        let outcome = Outcome {
+    /// Trains to the end, exports the LoRA and measures the model with it; false where the run is asked to stop before.
+    fn complete(
+        &mut self,
+        folder: &RunFolder,
+        metrics: MetricsFile,
+        evaluation: Option<&Evaluation>,
+        stage: Stage,
+        measured: &mut Measured,
+        stop: &AtomicBool,
+    ) -> Result<bool> {
+        if !self.train(folder.path(), metrics, stop)? {
+            return Ok(false);
+        }
+        self.export(&folder.path().join("lora.safetensors"))?;
+        let Some(evaluation) = evaluation else { return Ok(true) };
+        let is_measured = evaluation.measure(&self.pipeline, &self.scheduler, stage, measured)?;
+        if !is_measured {
+            tracing::info!("stopped while measuring; the same command with --resume measures again");
+        }
+        Ok(is_measured)
+    }
+
+    /// Measures the model without its LoRA; false where the run is asked to stop before.
+    fn measure_base(&mut self, evaluation: &Evaluation, measured: &mut Measured) -> Result<bool> {
+        self.pipeline.transformer.detach();
+        let is_measured = evaluation.measure(&self.pipeline, &self.scheduler, Stage::Before, measured);
+        self.pipeline.transformer.attach(&self.parameters.adapter())?;
+        is_measured
+    }
+
+    /// The run as it stands, for its page.
+    fn outcome(&self) -> Outcome<'a> {
+        Outcome {
             config: self.config,
-            state: &self.state,
+            state: self.state.clone(),
             device: self.device,
             layers: self.parameters.layers(self.pipeline.transformer.blocks.len()),
-        };
-        outcome.write(measured)
+        }
     }
 }
 

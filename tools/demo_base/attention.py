@@ -6,6 +6,28 @@ import torch
 import torch.nn.functional as F
 
 
+class Attention(torch.autograd.Function):
+    """Softmax attention with a bias on the keys, its matrix kept for the backward pass.
+
+    For a few hundred tokens this is twice as fast on a CPU as the flash kernel, which computes the matrix again.
+    """
+
+    @staticmethod
+    def forward(ctx, q, k, v, bias):
+        scores = q @ k.transpose(2, 3)
+        p = (scores.float() * q.shape[-1] ** -0.5 + bias).softmax(-1).to(q.dtype)
+        ctx.save_for_backward(q, k, v, p)
+        return p @ v
+
+    @staticmethod
+    def backward(ctx, grad):
+        q, k, v, p = ctx.saved_tensors
+        grad_p, wide = (grad @ v.transpose(2, 3)).float(), p.float()
+        grad_scores = wide * (grad_p - (grad_p * wide).sum(-1, keepdim=True)) * q.shape[-1] ** -0.5
+        grad_scores = grad_scores.to(q.dtype)
+        return grad_scores @ k, grad_scores.transpose(2, 3) @ q, p.transpose(2, 3) @ grad, None
+
+
 class Processor:
     """diffusers' `JointAttnProcessor2_0` with a bias on the keys; it keeps image queries and keys where asked."""
 
@@ -20,30 +42,30 @@ class Processor:
         image, text = hidden_states, encoder_hidden_states
         q, k, v = (torch.cat([heads(a(image)), heads(b(text))], 2) for a, b in
                    ((attn.to_q, attn.add_q_proj), (attn.to_k, attn.add_k_proj), (attn.to_v, attn.add_v_proj)))
-        bias = self.shared.bias[..., -q.shape[2]:].to(q.dtype)
+        bias = self.shared.bias
         if self.shared.keep:
             self.kept = q[:, :, :image.shape[1]], k
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        out = Attention.apply(q, k, v, bias)
         out = out.transpose(1, 2).flatten(2)
         image, text = out[:, :image.shape[1]], out[:, image.shape[1]:]
         image = attn.to_out[0](image)
         return (image, text) if attn.context_pre_only else (image, attn.to_add_out(text))
 
 
-class CountedZeros(torch.nn.Module):
-    """Lets the last text token, which is zero, count as many times as zeros stand in T5's place."""
+class Counted(torch.nn.Module):
+    """Lets the last two text tokens count many times: the padding, and the zeros in T5's place."""
 
-    def __init__(self, transformer):
+    def __init__(self, transformer, text_tokens):
         super().__init__()
-        tokens = (transformer.config.sample_size // transformer.config.patch_size) ** 2 + 78
+        tokens = (transformer.config.sample_size // transformer.config.patch_size) ** 2 + text_tokens
         self.register_buffer("bias", torch.zeros(1, 1, 1, tokens), persistent=False)
         self.keep = False
         self.processors = [Processor(self) for _ in transformer.transformer_blocks]
         for block, processor in zip(transformer.transformer_blocks, self.processors):
             block.attn.set_processor(processor)
 
-    def count(self, zeros):
-        self.bias[..., -1] = math.log(zeros)
+    def count(self, padding, zeros):
+        self.bias[..., -2], self.bias[..., -1] = math.log(padding), math.log(zeros)
 
 
 @torch.no_grad()

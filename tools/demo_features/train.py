@@ -104,9 +104,9 @@ def main():
     torch.set_num_threads(1)
     sets = [scenes(folder) for folder in arguments.train]
     names = sets[0][2]
-    started = time.time()
+    started = time.process_time()
     model = train(torch.cat([s[0] for s in sets]), torch.cat([s[1] for s in sets]))
-    seconds = time.time() - started
+    seconds = time.process_time() - started
 
     rows = []
     for folder in arguments.test:
@@ -145,8 +145,8 @@ On scenes that it has not seen, of all five drawing styles:
 | --- | --- | --- | --- |
 {rows}
 
-Trained on {scenes} scenes (`prepare scenes`, both splits), {epochs} epochs, seed {seed}, in {seconds:.0f} s on one core of a shared
-{cpu}; Python {python}, torch {torch}, numpy {numpy}, pillow {pillow}, safetensors {safetensors}. The commands stand at
+Trained on {scenes} scenes (`prepare scenes`, both splits), {epochs} epochs, seed {seed}, in {seconds:.0f} s of one core's time
+({cpu}); Python {python}, torch {torch}, numpy {numpy}, pillow {pillow}, safetensors {safetensors}. The commands stand at
 the top of the script.
 """
 

@@ -54,6 +54,9 @@ pub fn run(args: &GenerationArgs) -> Result<()> {
         return Err(Error::Usage(format!("{}: nothing is to be drawn; expected {needs}", args.config.display())));
     };
     config.check_evaluation_files()?;
+    if let Some(scenes) = &config.scenes {
+        crate::train::draw_missing(scenes)?;
+    }
     // What is small is read before gigabytes are.
     let columns = Columns { key: &config.data.caption_key_column, caption: &config.data.caption_column };
     let captions = first_by_key(captions, columns, eval.generation_images)?;
@@ -67,7 +70,7 @@ pub fn run(args: &GenerationArgs) -> Result<()> {
     }
     let options = GenerationOptions::of(eval);
     pipeline.latent_shape(options.size)?;
-    let reference = Reference::of_folder(networks, &eval.images, options.batch)?;
+    let reference = Reference::of_folder(networks, eval.real_images(), options.batch)?;
     let mut progress = Progress::new("image", 0, options.images as u64);
     let scheduler = Scheduler::open(&files)?;
     let scores = evaluate(&pipeline, &scheduler, &captions, &options, &reference, &mut |drawn: &DrawnImage| {

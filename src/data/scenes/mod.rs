@@ -11,7 +11,7 @@ use rand_chacha::ChaCha8Rng;
 use std::fmt;
 
 pub use draw::{Drawer, Scene};
-pub use write::write;
+pub use write::{write, write_missing};
 
 /// Which drawing styles a scene's objects may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]

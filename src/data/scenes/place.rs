@@ -39,7 +39,8 @@ pub fn places(count: usize, size: usize, random: &mut impl Rng) -> Vec<Place> {
 
 /// The shared area of two squares, as a share of the smaller one's.
 fn overlap(a: Place, b: Place) -> f32 {
-    let shared = |a: usize, a_side: usize, b: usize, b_side: usize| (a + a_side).min(b + b_side).saturating_sub(a.max(b));
+    let shared =
+        |a: usize, a_side: usize, b: usize, b_side: usize| (a + a_side).min(b + b_side).saturating_sub(a.max(b));
     let area = shared(a.left, a.side, b.left, b.side) * shared(a.top, a.side, b.top, b.side);
     area as f32 / a.side.min(b.side).pow(2) as f32
 }

@@ -14,6 +14,10 @@ const SHARD: u64 = 5000;
 /// Scenes that are drawn before they are written: bounds memory, and keeps every core busy.
 const CHUNK: u64 = 500;
 const JPEG_QUALITY: u8 = 95;
+/// Says what the folder's scenes are.
+const RECORD: &str = "scenes.json";
+/// Changes whenever the same seed draws other scenes.
+const VERSION: u32 = 1;
 /// How much of itself a mask is sure of: these are exact.
 const CERTAIN: f64 = 1.0;
 
@@ -51,12 +55,40 @@ pub fn write(out: &Path, count: u64, options: SceneOptions, mut progress: impl F
     }
     save(&folder.path().join("captions.json"), &lines(&Value::Object(captions))?)?;
     save(&folder.path().join("classes.json"), &lines(&json!(class_names()))?)?;
+    save(&folder.path().join(RECORD), &lines(&record(count, options))?)?;
     let whole = folder.keep();
     std::fs::rename(&whole, out).map_err(|e| {
         // What is left is of no use to anyone, and the first error is the one to tell.
         let _ = std::fs::remove_dir_all(&whole);
         Error::file(out, format!("cannot write: {e}"))
     })
+}
+
+fn record(count: u64, options: SceneOptions) -> Value {
+    let SceneOptions { seed, split, size } = options;
+    json!({"version": VERSION, "count": count, "seed": seed, "split": split.to_string(), "size": size})
+}
+
+/// Writes the scenes if `out` is not there; if it is, makes sure that it holds these.
+///
+/// # Errors
+/// `Error::Usage` if `out` holds something else; otherwise as [`write`].
+pub fn write_missing(out: &Path, count: u64, options: SceneOptions, progress: impl FnMut(u64)) -> Result<()> {
+    if !out.exists() {
+        return write(out, count, options, progress);
+    }
+    let file = out.join(RECORD);
+    let text = std::fs::read(&file).map_err(|e| Error::file(&file, e))?;
+    let found: Value = serde_json::from_slice(&text).map_err(|e| Error::file(&file, e))?;
+    let wanted = record(count, options);
+    if found != wanted {
+        return Err(Error::Usage(format!(
+            "{} holds other scenes ({found}) than the config asks for ({wanted}); remove it, or name another \
+             scenes.folder",
+            out.display()
+        )));
+    }
+    Ok(())
 }
 
 fn write_shard(
@@ -166,4 +198,3 @@ fn label_map(size: usize, labels: &[u8]) -> std::result::Result<Vec<u8>, png::En
     writer.finish()?;
     Ok(file)
 }
-

@@ -10,6 +10,9 @@ const SUBSETS: usize = 100;
 const SUBSET: usize = 1000;
 /// Vectors that are kept at most: 80 MB a set at 2048 elements.
 const KEPT: usize = 10_000;
+/// First elements of the streams of random numbers: which vectors are kept, and which of those are in a subset.
+const KEEPING: u64 = 0;
+const CHOOSING: u64 = 1;
 
 /// A bounded random sample of a stream of feature vectors: all of them up to `KEPT`.
 #[derive(Clone, Debug)]
@@ -17,13 +20,12 @@ pub struct Sample {
     length: usize,
     vectors: Vec<f32>,
     seen: usize,
-    generator: ChaCha8Rng,
 }
 
 impl Sample {
     /// Of no vectors yet; vectors have `length` elements.
     pub fn new(length: usize) -> Self {
-        Self { length, vectors: Vec::new(), seen: 0, generator: generator(0, &[]) }
+        Self { length, vectors: Vec::new(), seen: 0 }
     }
 
     /// Takes in some vectors, one after the other in `vectors`: each of those seen so far is kept with the same
@@ -35,7 +37,7 @@ impl Sample {
                 self.vectors.extend_from_slice(vector);
                 continue;
             }
-            let place = self.generator.random_range(0..self.seen);
+            let place = generator(0, &[KEEPING, self.seen as u64]).random_range(0..self.seen);
             if place < KEPT {
                 self.vectors[place * self.length..][..self.length].copy_from_slice(vector);
             }
@@ -78,7 +80,7 @@ pub fn kernel_distance(a: &Sample, b: &Sample) -> Result<f64> {
     }
     let size = smaller.min(SUBSET);
     let distances = (0..SUBSETS).map(|subset| {
-        let mut generator = generator(0, &[subset as u64]);
+        let mut generator = generator(0, &[CHOOSING, subset as u64]);
         let mut choose = |sample: &Sample| sample.choose(Some(&distinct(size, sample.count(), &mut generator)));
         let (a_subset, b_subset) = (choose(a), choose(b));
         discrepancy(&a_subset, &b_subset, a.length)

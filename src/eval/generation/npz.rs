@@ -58,7 +58,7 @@ pub fn write(file: &Path, gaussian: &Gaussian) -> Result<()> {
 fn header(shape: &str) -> Vec<u8> {
     let mut text = format!("{{'descr': '<f8', 'fortran_order': False, 'shape': {shape}, }}");
     let before = MAGIC.len() + 4;
-    while (before + text.len() + 1) % 64 != 0 {
+    while !(before + text.len() + 1).is_multiple_of(64) {
         text.push(' ');
     }
     text.push('\n');

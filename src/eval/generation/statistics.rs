@@ -26,12 +26,25 @@ pub struct Prepared {
 impl Prepared {
     /// Prepares images for every network, on all threads.
     pub fn new(networks: &[Box<dyn FeatureNetwork>], images: &[RgbImage]) -> Self {
-        let input = |network: &Box<dyn FeatureNetwork>| {
-            let images: Vec<Vec<f32>> = images.par_iter().map(|image| network.prepare(image)).collect();
-            images.concat()
-        };
-        Self { inputs: networks.iter().map(input).collect(), images: images.len() }
+        Self::join(networks.len(), images.par_iter().map(|image| prepare(networks, image)).collect())
     }
+
+    /// Reads and prepares files, on all threads; an image in its own size lives no longer than that takes.
+    fn read(networks: &[Box<dyn FeatureNetwork>], files: &[PathBuf]) -> Result<Self> {
+        let images = files.par_iter().map(|file| Ok(prepare(networks, &read_rgb8(file)?)));
+        Ok(Self::join(networks.len(), images.collect::<Result<_>>()?))
+    }
+
+    /// From each image's inputs to the `networks`.
+    fn join(networks: usize, images: Vec<Vec<Vec<f32>>>) -> Self {
+        let input = |network: usize| images.iter().flat_map(|inputs| &inputs[network]).copied().collect();
+        Self { inputs: (0..networks).map(input).collect(), images: images.len() }
+    }
+}
+
+/// An image as each network sees it.
+fn prepare(networks: &[Box<dyn FeatureNetwork>], image: &RgbImage) -> Vec<Vec<f32>> {
+    networks.iter().map(|network| network.prepare(image)).collect()
 }
 
 /// What is known of the features of some images under one network.
@@ -148,9 +161,8 @@ pub fn of_folder(
         let (sender, batches) = sync_channel(AHEAD - 1);
         scope.spawn(move || {
             for files in files.chunks(batch.max(1)) {
-                let images = files.par_iter().map(|file| read_rgb8(file)).collect::<Result<Vec<_>>>();
                 // Nobody waits for more once something has failed.
-                if sender.send(images.map(|images| Prepared::new(networks, &images))).is_err() {
+                if sender.send(Prepared::read(networks, files)).is_err() {
                     break;
                 }
             }

@@ -73,6 +73,13 @@ impl MmDit {
         }
     }
 
+    /// Takes all adapters off.
+    pub fn detach(&mut self) {
+        for block in &mut self.blocks {
+            block.projections().into_iter().for_each(|(_, projection)| projection.detach());
+        }
+    }
+
     /// The velocity `[batch, channels, h, w]` in f32; see [`Embedding::embed`] for the inputs.
     pub fn forward(&self, latents: &Tensor, timestep: &Tensor, context: &Tensor, pooled: &Tensor) -> Result<Tensor> {
         let Embedded { mut streams, conditioning, grid } = self.embedding.embed(latents, timestep, context, pooled)?;

@@ -1,0 +1,74 @@
+//! The flow-matching loss on held-out images, at noise and times that are the same whatever was trained.
+use super::usual_batch;
+use crate::config::NoiseConfig;
+use crate::data::Captions;
+use crate::error::{Error, Result};
+use crate::loss::flow_loss;
+use crate::model::pipeline::Pipeline;
+use crate::sample::image::read_square;
+use crate::sample::noise::normal;
+use crate::sample::scheduler::Scheduler;
+use candle_core::Tensor;
+use std::path::PathBuf;
+
+/// First elements of the random streams of an image; the second is its index.
+const NOISE: u64 = 0x666c_6f77_6e6f;
+const TIME: u64 = 0x666c_6f77_7469;
+
+/// Held-out images with their captions.
+pub struct HeldOut {
+    /// Image file and caption.
+    pub images: Vec<(PathBuf, String)>,
+    /// Side in pixels that images are resized to.
+    pub size: usize,
+    pub seed: u64,
+}
+
+impl HeldOut {
+    /// The first `count` of the image `files`, whose captions are found by their names.
+    ///
+    /// # Errors
+    /// An image has no caption, or several that fit.
+    pub fn new(files: Vec<PathBuf>, captions: &Captions, count: usize, size: usize, seed: u64) -> Result<Self> {
+        let caption = |file: PathBuf| {
+            let key = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+            let found = captions.get(&key).map_err(|problem| Error::file(&file, problem))?;
+            let found = found.ok_or_else(|| Error::file(&file, "there is no caption of this image"))?;
+            Ok((file, found))
+        };
+        Ok(Self { images: files.into_iter().take(count).map(caption).collect::<Result<_>>()?, size, seed })
+    }
+
+    /// The mean flow loss over the images. The noise levels are drawn as in training.
+    ///
+    /// # Errors
+    /// An image cannot be read, or there is none.
+    pub fn flow_loss(&self, pipeline: &Pipeline, scheduler: &Scheduler, levels: &NoiseConfig) -> Result<f64> {
+        let (channels, height, width) = pipeline.latent_shape(self.size)?;
+        let device = &pipeline.device;
+        let batch = usual_batch(self.size);
+        let mut sum = 0.0;
+        for (number, images) in self.images.chunks(batch).enumerate() {
+            let (mut latents, mut noise, mut sigmas) = (vec![], vec![], vec![]);
+            for (index, (file, _)) in ((number * batch) as u64..).zip(images) {
+                latents.push(pipeline.vae.encode(&read_square(file, self.size, device)?)?);
+                noise.push(normal(self.seed, &[NOISE, index], (1, channels, height, width), device)?);
+                sigmas.push(scheduler.draw_sigma(levels, self.seed, &[TIME, index]));
+            }
+            let captions: Vec<&str> = images.iter().map(|(_, caption)| caption.as_str()).collect();
+            let text = pipeline.text_encoders.encode(&captions)?;
+            let timesteps: Vec<f32> = sigmas.iter().map(|&sigma| scheduler.timestep(sigma)).collect();
+            let sigma = Tensor::from_vec(sigmas, (images.len(), 1, 1, 1), device)?;
+            let (latents, noise) = (Tensor::cat(&latents, 0)?, Tensor::cat(&noise, 0)?);
+            let noised = (latents.broadcast_mul(&(1.0 - &sigma)?)? + noise.broadcast_mul(&sigma)?)?;
+            let timesteps = Tensor::from_vec(timesteps, images.len(), device)?;
+            let velocity = pipeline.transformer.forward(&noised, &timesteps, &text.context, &text.pooled)?;
+            let loss = flow_loss(&velocity, &latents, &noise)?;
+            sum += f64::from(loss.to_scalar::<f32>()?) * images.len() as f64;
+        }
+        match self.images.len() {
+            0 => Err(Error::Failed("there is no held-out image to measure the flow loss on".into())),
+            count => Ok(sum / count as f64),
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! What a run measures of its model, before training and after, as `[eval]` says.
+use crate::config::{EvalConfig, RunConfig};
+use crate::data::Captions;
+use crate::data::captions::{Columns, first_by_key};
+use crate::error::{Error, Result};
+use crate::eval::flow::HeldOut;
+use crate::eval::generation::statistics::image_files;
+use crate::eval::generation::{self, GenerationOptions, GenerationScores, Reference, load_networks};
+use crate::eval::segmentation::{self, Class, ImageResult, LabelledFolder, SegmentationMap, SegmentationOptions};
+use crate::eval::usual_batch;
+use crate::model::pipeline::Pipeline;
+use crate::report::Measured;
+use crate::report::progress::Progress;
+use crate::report::segmentation::{SegmentationExample, Segmented};
+use crate::report::summary::{Scores, Stage};
+use crate::sample::scheduler::Scheduler;
+use candle_core::{Device, Tensor};
+use image::RgbImage;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Held-out pictures whose attention the report shows.
+const EXAMPLES: usize = 6;
+/// Drawn pictures that it shows.
+const SAMPLES: usize = 16;
+
+/// The data that models are measured on, read once for all of them.
+pub struct Evaluation<'a> {
+    config: &'a RunConfig,
+    eval: &'a EvalConfig,
+    labelled: Option<LabelledFolder>,
+    held_out: Option<HeldOut>,
+    /// Captions to draw from, and what drawn images are compared with.
+    generation: Option<(Vec<String>, Reference)>,
+    stop: &'a AtomicBool,
+}
+
+impl<'a> Evaluation<'a> {
+    /// Opens what the config's `[eval]` names; `stop` ends a measurement early.
+    pub fn open(config: &'a RunConfig, eval: &'a EvalConfig, device: &Device, stop: &'a AtomicBool) -> Result<Self> {
+        let labelled = match (&eval.labels, &eval.classes) {
+            (Some(labels), Some(classes)) => {
+                Some(LabelledFolder::open(&eval.images, labels, classes, &[config.data.ignore])?)
+            }
+            _ => None,
+        };
+        let columns = Columns { key: &config.data.caption_key_column, caption: &config.data.caption_column };
+        let held_out = match &eval.captions {
+            Some(captions) if eval.flow_images > 0 => {
+                let files = image_files(eval.real_images())?;
+                let captions = Captions::read(captions, columns)?;
+                Some(HeldOut::new(files, &captions, eval.flow_images, eval.size, eval.seed)?)
+            }
+            _ => None,
+        };
+        let generation = match &eval.captions {
+            Some(captions) if eval.generation_images > 0 => {
+                let captions = first_by_key(captions, columns, eval.generation_images)?;
+                let networks = load_networks(eval.inception.as_deref(), eval.features.as_deref(), device)?;
+                let batch = eval.batch.unwrap_or(usual_batch(eval.size));
+                Some((captions, Reference::of_folder(networks, eval.real_images(), batch)?))
+            }
+            _ => None,
+        };
+        Ok(Self { config, eval, labelled, held_out, generation, stop })
+    }
+
+    /// Measures one model, adds its scores and pictures to `measured`, and returns whether it came to the end: not where
+    /// the run is asked to stop, which leaves `measured` as it was.
+    pub fn measure(
+        &self,
+        pipeline: &Pipeline,
+        scheduler: &Scheduler,
+        stage: Stage,
+        measured: &mut Measured,
+    ) -> Result<bool> {
+        let mut new = Measured::default();
+        let outcome = self.scores(pipeline, scheduler, stage, &mut new);
+        if self.stop.load(Ordering::Relaxed) {
+            return Ok(false);
+        }
+        measured.summary.set(stage, outcome?);
+        if measured.segmentation.is_empty() {
+            measured.segmentation = new.segmentation;
+        } else {
+            for (all, new) in measured.segmentation.iter_mut().zip(new.segmentation) {
+                all.stages.extend(new.stages);
+            }
+        }
+        measured.samples.prompts = new.samples.prompts;
+        measured.samples.columns.extend(new.samples.columns);
+        Ok(true)
+    }
+
+    fn scores(&self, pipeline: &Pipeline, scheduler: &Scheduler, stage: Stage, new: &mut Measured) -> Result<Scores> {
+        let mut scores = Scores::default();
+        if let Some(labelled) = &self.labelled {
+            let found = self.segment(labelled, pipeline, scheduler, stage, &mut new.segmentation)?;
+            let ious = found.per_class.into_iter();
+            scores.miou = Some(found.miou);
+            scores.pixel_accuracy = Some(found.pixel_accuracy);
+            scores.per_class = ious.filter_map(|(name, iou)| Some((name, iou?))).collect();
+        }
+        if let Some(held_out) = &self.held_out {
+            scores.held_out_flow = Some(held_out.flow_loss(pipeline, scheduler, &self.config.noise)?);
+        }
+        if let Some((captions, reference)) = &self.generation {
+            let GenerationScores { fid, kid, fd_demo, .. } =
+                self.draw(captions, reference, pipeline, scheduler, stage, new)?;
+            (scores.fid, scores.kid, scores.fd_demo) = (fid, kid, fd_demo);
+        }
+        Ok(scores)
+    }
+
+    fn segment(
+        &self,
+        labelled: &LabelledFolder,
+        pipeline: &Pipeline,
+        scheduler: &Scheduler,
+        stage: Stage,
+        examples: &mut Vec<SegmentationExample>,
+    ) -> Result<segmentation::SegmentationScores> {
+        let eval = self.eval;
+        let usual = SegmentationOptions::new(self.config.model.expert_layer, eval.size);
+        let options = SegmentationOptions {
+            protocol: eval.protocol,
+            seed: eval.seed,
+            batch: eval.batch.unwrap_or(usual.batch),
+            limit: Some(eval.segmentation_images).filter(|&images| images > 0),
+            ..usual
+        };
+        let count = options.limit.map_or(labelled.len(), |limit| limit.min(labelled.len()));
+        let mut progress = Progress::new("segmented", 0, count as u64);
+        segmentation::evaluate(pipeline, scheduler, labelled, &options, &mut |result: &ImageResult| {
+            if examples.len() < EXAMPLES {
+                examples.push(example(result, stage)?);
+            }
+            progress.update(result.index as u64 + 1, stage.title());
+            self.check_stop()
+        })
+    }
+
+    fn draw(
+        &self,
+        captions: &[String],
+        reference: &Reference,
+        pipeline: &Pipeline,
+        scheduler: &Scheduler,
+        stage: Stage,
+        new: &mut Measured,
+    ) -> Result<GenerationScores> {
+        let options = GenerationOptions::of(self.eval);
+        let mut samples: Vec<RgbImage> = vec![];
+        let mut progress = Progress::new("drawn", 0, options.images as u64);
+        let scores = generation::evaluate(pipeline, scheduler, captions, &options, reference, &mut |drawn| {
+            if samples.len() < SAMPLES {
+                samples.push(drawn.image.clone());
+                new.samples.prompts.push(drawn.caption.to_string());
+            }
+            progress.update(drawn.index as u64 + 1, stage.title());
+            self.check_stop()
+        })?;
+        new.samples.columns.push((stage, samples));
+        Ok(scores)
+    }
+
+    /// An error, which goes no further than `measure`, where the run is asked to stop.
+    fn check_stop(&self) -> Result<()> {
+        match self.stop.load(Ordering::Relaxed) {
+            true => Err(Error::Failed("stopped".into())),
+            false => Ok(()),
+        }
+    }
+}
+
+fn example(result: &ImageResult, stage: Stage) -> Result<SegmentationExample> {
+    let labels = |map: &SegmentationMap| map.classes.iter().map(|&class| u32::from(class)).collect();
+    let named = |&class: &u16| {
+        let name = result.classes.get(usize::from(class)).map(|Class { name, .. }| name.clone());
+        (u32::from(class), name.unwrap_or_default())
+    };
+    let maps = result.maps;
+    let shape = (maps.classes.len(), maps.grid.0, maps.grid.1);
+    let segmented =
+        Segmented { maps: Tensor::from_slice(&maps.values, shape, &Device::Cpu)?, labels: labels(result.predicted) };
+    let prompts: Vec<&str> = result.prompts.iter().map(|prompt| prompt.text.as_str()).collect();
+    Ok(SegmentationExample {
+        key: result.image.key.clone(),
+        prompt: prompts.join(" "),
+        image: result.image.image.clone(),
+        classes: maps.classes.iter().map(named).collect(),
+        truth: labels(&result.image.truth),
+        stages: vec![(stage, segmented)],
+    })
+}
