@@ -6,7 +6,7 @@ use seg4diff::config::{Choice, DeviceChoice, SegmentationProtocol};
 use seg4diff::data::labels::{LabelMap, encode_labels, label_colour};
 use seg4diff::eval::segmentation::{
     Accumulator, ClassMaps, LabelledFolder, NO_CLASS, NoiseLevel, SegmentationMap, SegmentationOptions,
-    SegmentationScores, Vocabulary, evaluate,
+    SegmentationScores, Segmenter, Vocabulary, evaluate,
 };
 use seg4diff::model::files::ModelFiles;
 use seg4diff::model::pipeline::{Pipeline, PipelineOptions};
@@ -217,6 +217,32 @@ fn the_protocol_is_that_of_diffusers() {
             .unwrap();
             assert_eq!(keys, expected.keys);
             assert_scores(&scores, &run.scores, 1e-4);
+        }
+    }
+}
+
+/// One pass over several blocks yields what a pass for each of them does, and what it yields of an image does not depend
+/// on the images beside it.
+#[test]
+fn blocks_are_looked_at_in_one_pass() {
+    let (pipeline, scheduler) = load();
+    let data = data(&[255]);
+    let vocabulary = Vocabulary::new(&pipeline.text_encoders, data.classes(), data.classes_file()).unwrap();
+    let options = SegmentationOptions { batch: 2, ..SegmentationOptions::new(0, 64) };
+    let mut segmenter = Segmenter::new(&pipeline, &scheduler, &options).unwrap();
+    let images: Vec<_> = [1, 3, 6].map(|index| (index, data.read(index).unwrap())).into();
+    let numbered: Vec<_> = images.iter().map(|(index, image)| (*index, &image.image)).collect();
+    let prompts = [vocabulary.all(), vocabulary.prompts(&[3, 7]), vec![]];
+    let together = segmenter.class_maps(&numbered, &prompts, &[0, 2]).unwrap();
+    assert_eq!((together.len(), together[0].len()), (2, 3));
+    assert_ne!(together[0][0].values, together[1][0].values);
+    for (maps, layer) in together.iter().zip([0, 2]) {
+        assert_eq!((&maps[1].classes, &maps[2].classes), (&vec![3, 7], &vec![]));
+        for (place, found) in maps.iter().enumerate() {
+            let alone = segmenter.class_maps(&numbered[place..=place], &prompts[place..=place], &[layer]).unwrap();
+            assert_eq!(alone[0][0].classes, found.classes);
+            let errors = alone[0][0].values.iter().zip(&found.values).map(|(a, b)| (a - b).abs() / b);
+            assert!(errors.fold(0f32, f32::max) < 1e-5, "block {layer}, image {place}");
         }
     }
 }

@@ -116,7 +116,11 @@ pub fn run(args: &SegmentationArgs) -> Result<()> {
         if let Some(file) = prediction_file(&result.image.key) {
             write_prediction(&file, result.predicted, result.classes, args.ignore.first().copied().unwrap_or(255))?;
         }
-        progress.update(result.index as u64 + 1, &result.image.key);
+        // A batch's images come all at once: after some of them the time left would be wrong.
+        let done = result.index + 1;
+        if done.is_multiple_of(options.batch) || done == count {
+            progress.update(done as u64, &result.image.key);
+        }
         Ok(())
     })?;
     drop(progress);

@@ -107,7 +107,8 @@ pub fn evaluate(
     let count = options.limit.map_or(data.len(), |limit| limit.min(data.len()));
     let batch = options.batch.max(1);
     std::thread::scope(|scope| {
-        let (sender, receiver) = sync_channel(1);
+        // Without a queue: one batch waits while one is computed.
+        let (sender, receiver) = sync_channel(0);
         scope.spawn(move || {
             for first in (0..count).step_by(batch) {
                 let images = (first..count.min(first + batch)).into_par_iter().map(|index| data.read(index));
