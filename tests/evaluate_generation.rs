@@ -232,12 +232,14 @@ fn the_section_has_defaults_and_is_written_back() {
     let config = parse("[eval]\nimages = \"i\"\ncaptions = \"c\"\nfeatures = \"f\"\n").unwrap();
     let expected = EvalConfig {
         images: "i".into(),
+        real: None,
         labels: None,
         classes: None,
         captions: Some("c".into()),
         segmentation_images: 0,
         protocol: SegmentationProtocol::Present,
         size: 512,
+        flow_images: 0,
         generation_images: 500,
         steps: 28,
         guidance: 7.0,
