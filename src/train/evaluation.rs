@@ -134,7 +134,7 @@ impl<'a> Evaluation<'a> {
             if examples.len() < EXAMPLES {
                 examples.push(example(result, stage)?);
             }
-            progress.update(result.index as u64 + 1, stage.title());
+            update(&mut progress, result.index + 1, count, options.batch, stage);
             self.check_stop()
         })
     }
@@ -156,7 +156,7 @@ impl<'a> Evaluation<'a> {
                 samples.push(drawn.image.clone());
                 new.samples.prompts.push(drawn.caption.to_string());
             }
-            progress.update(drawn.index as u64 + 1, stage.title());
+            update(&mut progress, drawn.index + 1, options.images, options.batch, stage);
             self.check_stop()
         })?;
         new.samples.columns.push((stage, samples));
@@ -169,6 +169,13 @@ impl<'a> Evaluation<'a> {
             true => Err(Error::Failed("stopped".into())),
             false => Ok(()),
         }
+    }
+}
+
+/// Tells of the images that are `done`. A batch's come all at once: after some of them the time left would be wrong.
+fn update(progress: &mut Progress, done: usize, count: usize, batch: usize, stage: Stage) {
+    if done.is_multiple_of(batch) || done == count {
+        progress.update(done as u64, stage.title());
     }
 }
 

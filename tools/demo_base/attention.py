@@ -42,7 +42,7 @@ class Processor:
         image, text = hidden_states, encoder_hidden_states
         q, k, v = (torch.cat([heads(a(image)), heads(b(text))], 2) for a, b in
                    ((attn.to_q, attn.add_q_proj), (attn.to_k, attn.add_k_proj), (attn.to_v, attn.add_v_proj)))
-        bias = self.shared.bias
+        bias = self.shared.bias[..., -q.shape[2]:]
         if self.shared.keep:
             self.kept = q[:, :, :image.shape[1]], k
         out = Attention.apply(q, k, v, bias)
@@ -52,20 +52,20 @@ class Processor:
         return (image, text) if attn.context_pre_only else (image, attn.to_add_out(text))
 
 
-class Counted(torch.nn.Module):
-    """Lets the last two text tokens count many times: the padding, and the zeros in T5's place."""
+class CountedZeros(torch.nn.Module):
+    """Lets the last text token, which is zero, count as many times as zeros stand in T5's place."""
 
-    def __init__(self, transformer, text_tokens):
+    def __init__(self, transformer):
         super().__init__()
-        tokens = (transformer.config.sample_size // transformer.config.patch_size) ** 2 + text_tokens
+        tokens = (transformer.config.sample_size // transformer.config.patch_size) ** 2 + 78
         self.register_buffer("bias", torch.zeros(1, 1, 1, tokens), persistent=False)
         self.keep = False
         self.processors = [Processor(self) for _ in transformer.transformer_blocks]
         for block, processor in zip(transformer.transformer_blocks, self.processors):
             block.attn.set_processor(processor)
 
-    def count(self, padding, zeros):
-        self.bias[..., -2], self.bias[..., -1] = math.log(padding), math.log(zeros)
+    def count(self, zeros):
+        self.bias[..., -1] = math.log(zeros)
 
 
 @torch.no_grad()

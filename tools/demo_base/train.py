@@ -4,15 +4,9 @@
   train.py --scenes DIR --vae DIR --out DIR [--minutes M] [--seed N] [--held-out DIR] [--resume FILE]
 
 `--vae` is what autoencoder.py wrote. `--held-out` are scenes of the style that training does not see: their label maps
-only measure, every few minutes, how well each block's attention segments.
-
-The text encoders learn with the MM-DiT and are as simple as can be: one layer, so that the layer before the last, which
-SD3 reads, is the embedding of each word by itself; and a projection of zeros, so that the pooled text says nothing. What
-a picture shows is to be found in its words' tokens alone, and the expert appears early.
-
-Equal tokens are computed once: zeros stand in T5's place (77 as in training scripts, or 256 as in the pipeline), and the
-padding after the words is one token too, as positions from WORDS on have an embedding of zero. Each counts for as many
-as there would be by the logarithm of their number in the attention.
+only measure, every few minutes, how well each block's attention segments. The text encoders learn with the MM-DiT.
+Zeros stand in T5's place: as they are all the same token, one of them is computed, and counts for as many as there
+would be (77 as in training scripts, or 256 as in the pipeline) by the logarithm of their number in the attention.
 """
 import argparse
 import copy
@@ -30,7 +24,7 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 import scenes
 import tokenizer as bpe
-from attention import Counted, segmentation_miou
+from attention import CountedZeros, segmentation_miou
 
 arguments = argparse.ArgumentParser()
 arguments.add_argument("--scenes", required=True)
@@ -41,12 +35,11 @@ arguments.add_argument("--resume")
 arguments.add_argument("--minutes", type=float, default=60)
 arguments.add_argument("--seed", type=int, default=0)
 arguments.add_argument("--count", type=int, default=60000)
-arguments.add_argument("--batch", type=int, default=32)
+arguments.add_argument("--batch", type=int, default=64)
 arguments.add_argument("--layers", type=int, default=6)
 arguments.add_argument("--heads", type=int, default=4)
 arguments.add_argument("--lr", type=float, default=2e-3)
-arguments.add_argument("--shift", type=float, default=3)
-arguments.add_argument("--muon", action="store_true")
+arguments.add_argument("--drop-until", type=float, default=0.5, help="share of the time with half of the tokens")
 arguments.add_argument("--report-minutes", type=float, default=5)
 arguments.add_argument("--threads", type=int, default=2)
 arguments.add_argument("--no-compile", action="store_true")
@@ -54,7 +47,6 @@ a = arguments.parse_args()
 torch.manual_seed(a.seed)
 torch.set_num_threads(a.threads)
 WIDTH, HEAD, CLIP = 32 * a.heads, 32, 64
-TOKENS, WORDS = 77, 24  # of a prompt, and those that may be words
 ZEROS = (77, 256)
 CAPTION, CLASSES = 0.75, 0.15  # how often the prompt is a caption, the class names, and else nothing
 
@@ -73,23 +65,10 @@ def encode(pictures):
 
 
 def clip():
-    encoder = CLIPTextModelWithProjection(CLIPTextConfig(
-        vocab_size=vocab, hidden_size=CLIP, intermediate_size=CLIP, num_hidden_layers=1, num_attention_heads=4,
+    return CLIPTextModelWithProjection(CLIPTextConfig(
+        vocab_size=vocab, hidden_size=CLIP, intermediate_size=2 * CLIP, num_hidden_layers=2, num_attention_heads=4,
         projection_dim=CLIP, hidden_act="quick_gelu", max_position_embeddings=77,
         bos_token_id=vocab - 2, eos_token_id=vocab - 1, pad_token_id=vocab - 1))
-    torch.nn.init.zeros_(encoder.text_projection.weight)
-    return encoder
-
-
-def embeddings(encoder):
-    return encoder.text_model.embeddings
-
-
-def clear_positions(model):
-    """Positions that no word has stay zero."""
-    with torch.no_grad():
-        for encoder in (model.text_encoder, model.text_encoder_2):
-            embeddings(encoder).position_embedding.weight[WORDS:] = 0
 
 
 class Model(torch.nn.Module):
@@ -102,33 +81,53 @@ class Model(torch.nn.Module):
             sample_size=size, patch_size=4, in_channels=3, out_channels=3, num_layers=a.layers,
             attention_head_dim=HEAD, num_attention_heads=a.heads, joint_attention_dim=2 * CLIP,
             caption_projection_dim=WIDTH, pooled_projection_dim=2 * CLIP, pos_embed_max_size=size // 4)
-        self.zeros = Counted(self.transformer, WORDS + 2)
+        self.zeros = CountedZeros(self.transformer)
 
     def embed(self, ids):
-        """Context [n, WORDS + 2, 128] of token ids [n, WORDS + 1], the last one zero, and the pooled text [n, 128]."""
-        context = torch.cat([embeddings(encoder)(ids) for encoder in (self.text_encoder, self.text_encoder_2)], -1)
-        return F.pad(context, (0, 0, 0, 1)), context.new_zeros(len(ids), 2 * CLIP)
+        """Context [n, 78, 128] of token ids [n, 77], the last one zero, and the pooled text [n, 128]."""
+        texts = [encoder(ids, output_hidden_states=True) for encoder in (self.text_encoder, self.text_encoder_2)]
+        context = torch.cat([text.hidden_states[-2] for text in texts], -1)
+        return F.pad(context, (0, 0, 0, 1)), torch.cat([text.text_embeds for text in texts], -1)
 
-    def forward(self, latents, timestep, ids):
+    def forward(self, latents, timestep, ids, kept=None):
+        """Velocity as patches [n, tokens, 4 · 4 · 3]; of the image tokens `kept` [n, tokens] alone, where given.
+
+        What `SD3Transformer2DModel.forward` does, but for leaving tokens out.
+        """
         context, pooled = self.embed(ids)
-        return self.transformer(latents, context, pooled, timestep, return_dict=False)[0]
+        net = self.transformer
+        hidden, context = net.pos_embed(latents), net.context_embedder(context)
+        embedded = net.time_text_embed(timestep, pooled)
+        if kept is not None:
+            hidden = take(hidden, kept)
+        for block in net.transformer_blocks:
+            context, hidden = block(hidden_states=hidden, encoder_hidden_states=context, temb=embedded)
+        return net.proj_out(net.norm_out(hidden, embedded))
+
+
+def take(tokens_of, kept):
+    return tokens_of.gather(1, kept[..., None].expand(-1, -1, tokens_of.shape[-1]))
+
+
+def patches(images_of):
+    """[n, 3, size, size] as [n, tokens, 4 · 4 · 3], in the order of the model's output."""
+    side = images_of.shape[-1] // 4
+    return images_of.unflatten(3, (side, 4)).unflatten(2, (side, 4)).permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
 
 
 model = Model()
-clear_positions(model)
 average = copy.deepcopy(model).eval()
-average.zeros = Counted(average.transformer, WORDS + 2)
+average.zeros = CountedZeros(average.transformer)
 print({name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}, flush=True)
 
 # Muon for the matrices of the blocks, AdamW for what is not a matrix between features.
 matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "transformer_blocks" in name]
 others = [p for name, p in model.named_parameters() if not (p.ndim == 2 and "transformer_blocks" in name)]
 optimizers = [
-    torch.optim.Muon(matrices, lr=a.lr, weight_decay=0.01, momentum=0.95, adjust_lr_fn="match_rms_adamw") if a.muon
-    else torch.optim.AdamW(matrices, lr=a.lr, betas=(0.9, 0.99), weight_decay=0.01),
+    torch.optim.Muon(matrices, lr=a.lr, weight_decay=0.01, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
     torch.optim.AdamW(others, lr=a.lr, betas=(0.9, 0.95), weight_decay=0.01),
 ]
-scheduler = FlowMatchEulerDiscreteScheduler(shift=a.shift)
+scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
 sigmas, timesteps = scheduler.sigmas.float(), scheduler.timesteps.float()
 
 cache = out / ".latents.pt"
@@ -143,10 +142,7 @@ print("latents", tuple(latents.shape), latents.float().mean().item(), latents.fl
 
 
 def tokens(texts):
-    """Token ids [n, WORDS + 1] of prompts: the words, and one for all the padding after them."""
-    ids = tok(texts, padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt").input_ids
-    assert (ids[:, WORDS:] == tok.pad_token_id).all(), "a caption is too long"
-    return ids[:, :WORDS + 1]
+    return tok(texts, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
 
 
 caption_ids = tokens(captions).short()
@@ -200,17 +196,20 @@ while (share := (time.time() - began) / (60 * a.minutes)) < 1:
     index = (torch.sigmoid(torch.randn(a.batch)) * 1000).long().clamp(max=999)
     sigma = sigmas[index][:, None, None, None]
     noise = torch.randn_like(x)
-    model.zeros.count(TOKENS - WORDS, ZEROS[torch.randint(2, ()).item()])
+    model.zeros.count(ZEROS[torch.randint(2, ()).item()])
+    target, kept = patches(noise - x), None
+    if share < a.drop_until:
+        kept = torch.rand(a.batch, target.shape[1]).argsort(1)[:, :target.shape[1] // 2]
+        target = take(target, kept)
     with torch.autocast("cpu", torch.bfloat16):
-        velocity = forward((1 - sigma) * x + sigma * noise, timesteps[index], ids)
-    loss = F.mse_loss(velocity.float(), noise - x)
+        velocity = forward((1 - sigma) * x + sigma * noise, timesteps[index], ids, kept)
+    loss = F.mse_loss(velocity.float(), target)
     for optimizer in optimizers:
         optimizer.zero_grad()
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     for optimizer in optimizers:
         optimizer.step()
-    clear_positions(model)
     step, seen = step + 1, seen + a.batch
     decay = min(0.9995, 1 - 1 / (1 + step / 10))
     with torch.no_grad():
@@ -222,7 +221,7 @@ while (share := (time.time() - began) / (60 * a.minutes)) < 1:
                 "loss": sum(losses) / len(losses)}
         losses = []
         if held_out and step > 100:
-            average.zeros.count(TOKENS - WORDS, 77)
+            average.zeros.count(77)
             line["miou"] = [round(100 * m, 1) for m in segmentation_miou(average, encode, tokens, scheduler, *held_out)]
             torch.save({"model": model.state_dict(), "average": average.state_dict(), "step": step, "seen": seen,
                         "optimizers": [o.state_dict() for o in optimizers], "spent": time.time() - began},

@@ -1,0 +1,151 @@
+//! The demo's run from end to end, shortened: it draws its scenes, measures, trains, measures, compares and shows.
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+/// `configs/demo.toml` on the smoke run's base, with few scenes, steps and pictures.
+struct Demo {
+    folder: tempfile::TempDir,
+}
+
+impl Demo {
+    fn new() -> Self {
+        Self { folder: tempfile::tempdir().expect("a folder") }
+    }
+
+    fn output(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// The run into `output`, with further arguments.
+    fn train(&self, output: &str, more: &[&str]) -> Command {
+        let scenes = self.folder.path().join("scenes");
+        let at = |part: &str| scenes.join(part).display().to_string();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_train"));
+        command.current_dir(env!("CARGO_MANIFEST_DIR")).env_remove("RUST_LOG").args(["--config", "configs/demo.toml"]);
+        for (key, value) in [
+            ("output", self.output(output).display().to_string()),
+            ("scenes.folder", scenes.display().to_string()),
+            ("scenes.train", "12".into()),
+            ("scenes.test", "6".into()),
+            ("scenes.val", "6".into()),
+            ("model.path", "checkpoints/smoke-base".into()),
+            ("model.expert_layer", "1".into()),
+            ("data.source", format!("[{:?}]", at("train/images"))),
+            ("data.labels", at("train/labels")),
+            ("data.classes", at("train/classes.json")),
+            ("train.steps", "4".into()),
+            ("train.batch", "2".into()),
+            ("checkpoint.every", "2".into()),
+            ("eval.images", at("val/images")),
+            ("eval.labels", at("val/labels")),
+            ("eval.classes", at("val/classes.json")),
+            ("eval.real", at("test/images")),
+            ("eval.captions", at("test/captions.json")),
+            ("eval.steps", "2".into()),
+            ("eval.generation_images", "5".into()),
+            ("eval.flow_images", "4".into()),
+        ] {
+            command.arg("--set").arg(format!("{key}={value}"));
+        }
+        command.args(more);
+        command
+    }
+
+    fn summary(&self, output: &str) -> Value {
+        serde_json::from_slice(&read(self.output(output).join("summary.json"))).expect("JSON")
+    }
+}
+
+const COMPARE: [&str; 2] = ["--set", "eval.compare_without_masks=true"];
+
+#[test]
+fn the_run_measures_before_after_and_without_masks() {
+    let demo = Demo::new();
+    let (output, said) = run(&mut demo.train("run", &COMPARE));
+    assert!(output.status.success(), "{said}");
+    let table = String::from_utf8_lossy(&output.stdout);
+    let rows: Vec<&str> = table.lines().filter_map(|line| line.split("  ").next()).collect();
+    assert_eq!(rows[1..], ["base", "after", "without masks"], "{table}");
+    assert!(["mIoU", "FD-demo", "held-out flow loss"].iter().all(|name| table.contains(name)), "{table}");
+    let summary = demo.summary("run");
+    for stage in ["before", "after", "without_masks"] {
+        for metric in ["miou", "pixel_accuracy", "fd_demo", "held_out_flow"] {
+            assert!(summary[stage][metric].as_f64().is_some_and(f64::is_finite), "{stage} {metric}: {summary}");
+        }
+    }
+    // The runs differ by their losses alone: same scenes, same noise.
+    assert_ne!(summary["after"]["held_out_flow"], summary["without_masks"]["held_out_flow"]);
+    let first = |output: &str| -> Value {
+        let lines = read(demo.output(output).join("metrics.jsonl"));
+        serde_json::from_slice(lines.split(|byte| *byte == b'\n').next().expect("a line")).expect("JSON")
+    };
+    let (with, without) = (first("run"), first("run/without_masks"));
+    assert_eq!(with["flow"], without["flow"]);
+    assert!(with["loss"].as_f64() > with["flow"].as_f64() && without["loss"] == without["flow"], "{with} {without}");
+    for file in ["report.html", "lora.safetensors", "without_masks/lora.safetensors", "samples/segmentation.png"] {
+        assert!(demo.output("run").join(file).is_file(), "{file}");
+    }
+    for stage in ["before", "after", "without_masks"] {
+        assert!(demo.output("run").join("samples").join(stage).join("000004.png").is_file(), "{stage}");
+    }
+    // Again, with one worker and one thread, and what is drawn already used again: the same to the last digit.
+    let mut again = demo.train("again", &COMPARE);
+    again.args(["--set", "data.workers=1"]).env("RAYON_NUM_THREADS", "1");
+    succeed(&mut again);
+    assert_eq!(summary, demo.summary("again"));
+    assert!(same(&demo.output("run"), &demo.output("again"), "lora.safetensors"));
+}
+
+#[test]
+fn a_stopped_run_ends_with_the_same_numbers() {
+    let demo = Demo::new();
+    succeed(&mut demo.train("whole", &[]));
+    // Checkpoints and files of a run that was killed after step 2.
+    succeed(&mut demo.train("cut", &["--set", "eval.before=false"]));
+    std::fs::remove_dir_all(demo.output("cut/checkpoints/step-000004")).expect("a checkpoint");
+    std::fs::remove_file(demo.output("cut/lora.safetensors")).expect("a LoRA");
+    succeed(&mut demo.train("cut", &["--resume"]));
+    assert_eq!(demo.summary("whole"), demo.summary("cut"));
+    assert!(same(&demo.output("whole"), &demo.output("cut"), "lora.safetensors"));
+}
+
+#[test]
+fn scenes_of_other_settings_are_not_mistaken() {
+    let demo = Demo::new();
+    succeed(&mut demo.train("first", &["--set", "train.steps=1"]));
+    let (output, said) = run(&mut demo.train("second", &["--set", "scenes.seed=8"]));
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("scenes/train") && said.contains("other scenes"), "{said}");
+    assert!(!demo.output("second/metrics.jsonl").exists());
+}
+
+/// `--check` draws nothing, and does not miss what the run will draw.
+#[test]
+fn a_check_leaves_nothing_behind() {
+    let demo = Demo::new();
+    succeed(&mut demo.train("run", &["--check"]));
+    assert_eq!(std::fs::read_dir(demo.folder.path()).expect("a folder").count(), 0);
+}
+
+/// Runs a command that must succeed.
+fn succeed(command: &mut Command) {
+    let (output, said) = run(command);
+    assert!(output.status.success(), "{:?}: {said}", output.status);
+}
+
+/// Runs a command to its end; returns what it wrote to stderr besides.
+fn run(command: &mut Command) -> (Output, String) {
+    let output = command.output().expect("a command that starts");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!said.contains("panicked"), "{said}");
+    (output, said)
+}
+
+fn read(path: impl AsRef<Path>) -> Vec<u8> {
+    std::fs::read(path.as_ref()).unwrap_or_else(|e| panic!("{}: {e}", path.as_ref().display()))
+}
+
+fn same(a: &Path, b: &Path, file: &str) -> bool {
+    read(a.join(file)) == read(b.join(file))
+}
