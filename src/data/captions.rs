@@ -1,5 +1,6 @@
 //! Captions by image key, read once from a JSON, JSON-lines or Parquet file and kept on disk (`spill`).
 use super::spill::{Spill, SpillWriter};
+use crate::config::DataConfig;
 use crate::{Error, Result};
 use candle_datasets::hub::FileReader;
 use parquet::{file::reader::SerializedFileReader, record::Field, schema::types::Type};
@@ -17,6 +18,13 @@ pub struct Captions {
 pub struct Columns<'a> {
     pub key: &'a str,
     pub caption: &'a str,
+}
+
+impl<'a> Columns<'a> {
+    /// As the configuration says.
+    pub fn of(config: &'a DataConfig) -> Self {
+        Self { key: &config.caption_key_column, caption: &config.caption_column }
+    }
 }
 
 impl Captions {

@@ -74,7 +74,7 @@ impl Decoder {
     /// # Errors
     /// When one of them cannot be read, or the format needs one that is not configured.
     pub fn new(config: &DataConfig, seed: u64) -> Result<Self> {
-        let columns = Columns { key: &config.caption_key_column, caption: &config.caption_column };
+        let columns = Columns::of(config);
         let captions = match (&config.captions, config.format) {
             (Some(path), DataFormat::Sa1b | DataFormat::Folder) => Some(Captions::read(path, columns)?),
             _ => None,

@@ -51,6 +51,13 @@ impl Progress {
         }
     }
 
+    /// As `update`, for parts that come `batch` at a time: after some of a batch the time left would be wrong.
+    pub fn update_batch(&mut self, done: usize, batch: usize, message: &str) {
+        if done.is_multiple_of(batch) || done as u64 >= self.total {
+            self.update(done as u64, message);
+        }
+    }
+
     /// A training step is done.
     pub fn step(&mut self, metrics: &StepMetrics) {
         self.update(metrics.step, &metrics.to_string());

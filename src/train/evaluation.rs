@@ -7,7 +7,6 @@ use crate::eval::flow::HeldOut;
 use crate::eval::generation::statistics::image_files;
 use crate::eval::generation::{self, GenerationOptions, GenerationScores, Reference, load_networks};
 use crate::eval::segmentation::{self, Class, ImageResult, LabelledFolder, SegmentationMap, SegmentationOptions};
-use crate::eval::usual_batch;
 use crate::model::pipeline::Pipeline;
 use crate::report::Measured;
 use crate::report::progress::Progress;
@@ -43,7 +42,7 @@ impl<'a> Evaluation<'a> {
             }
             _ => None,
         };
-        let columns = Columns { key: &config.data.caption_key_column, caption: &config.data.caption_column };
+        let columns = Columns::of(&config.data);
         let held_out = match &eval.captions {
             Some(captions) if eval.flow_images > 0 => {
                 let files = image_files(eval.real_images())?;
@@ -56,7 +55,7 @@ impl<'a> Evaluation<'a> {
             Some(captions) if eval.generation_images > 0 => {
                 let captions = first_by_key(captions, columns, eval.generation_images)?;
                 let networks = load_networks(eval.inception.as_deref(), eval.features.as_deref(), device)?;
-                let batch = eval.batch.unwrap_or(usual_batch(eval.size));
+                let batch = GenerationOptions::of(eval).batch;
                 Some((captions, Reference::of_folder(networks, eval.real_images(), batch)?))
             }
             _ => None,
@@ -134,7 +133,7 @@ impl<'a> Evaluation<'a> {
             if examples.len() < EXAMPLES {
                 examples.push(example(result, stage)?);
             }
-            update(&mut progress, result.index + 1, count, options.batch, stage);
+            progress.update_batch(result.index + 1, options.batch, stage.title());
             self.check_stop()
         })
     }
@@ -156,7 +155,7 @@ impl<'a> Evaluation<'a> {
                 samples.push(drawn.image.clone());
                 new.samples.prompts.push(drawn.caption.to_string());
             }
-            update(&mut progress, drawn.index + 1, options.images, options.batch, stage);
+            progress.update_batch(drawn.index + 1, options.batch, stage.title());
             self.check_stop()
         })?;
         new.samples.columns.push((stage, samples));
@@ -169,13 +168,6 @@ impl<'a> Evaluation<'a> {
             true => Err(Error::Failed("stopped".into())),
             false => Ok(()),
         }
-    }
-}
-
-/// Tells of the images that are `done`. A batch's come all at once: after some of them the time left would be wrong.
-fn update(progress: &mut Progress, done: usize, count: usize, batch: usize, stage: Stage) {
-    if done.is_multiple_of(batch) || done == count {
-        progress.update(done as u64, stage.title());
     }
 }
 

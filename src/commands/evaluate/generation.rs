@@ -58,7 +58,7 @@ pub fn run(args: &GenerationArgs) -> Result<()> {
         crate::train::draw_missing(scenes)?;
     }
     // What is small is read before gigabytes are.
-    let columns = Columns { key: &config.data.caption_key_column, caption: &config.data.caption_column };
+    let columns = Columns::of(&config.data);
     let captions = first_by_key(captions, columns, eval.generation_images)?;
     let adapter = args.lora.as_deref().map(adapter_files::read).transpose()?;
     let device = config.device.open()?;
@@ -77,7 +77,7 @@ pub fn run(args: &GenerationArgs) -> Result<()> {
         if let Some(file) = image_file(drawn.index) {
             write_png(&file, drawn.image)?;
         }
-        progress.update(drawn.index as u64 + 1, "");
+        progress.update_batch(drawn.index + 1, options.batch, "");
         Ok(())
     })?;
     drop(progress);

@@ -116,11 +116,7 @@ pub fn run(args: &SegmentationArgs) -> Result<()> {
         if let Some(file) = prediction_file(&result.image.key) {
             write_prediction(&file, result.predicted, result.classes, args.ignore.first().copied().unwrap_or(255))?;
         }
-        // A batch's images come all at once: after some of them the time left would be wrong.
-        let done = result.index + 1;
-        if done.is_multiple_of(options.batch) || done == count {
-            progress.update(done as u64, &result.image.key);
-        }
+        progress.update_batch(result.index + 1, options.batch, &result.image.key);
         Ok(())
     })?;
     drop(progress);
