@@ -26,7 +26,8 @@ impl SampleMaps {
 
     /// Every map, without gradient: `[heads·77, h, w]` (map `head·77 + token`), or `[77, h, w]` of head means.
     pub fn all(&self, kind: HeadMaps) -> Result<Tensor> {
-        let probe = Probe { queries: self.probe.queries.detach(), keys: self.probe.keys.detach() };
+        let Probe { queries, keys, last_key_count } = &self.probe;
+        let probe = Probe { queries: queries.detach(), keys: keys.detach(), last_key_count: *last_key_count };
         let logits = image_to_text_logits(&probe, self.heads)?.squeeze(0)?;
         let (rows, columns) = self.grid;
         match kind {

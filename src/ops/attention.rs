@@ -15,16 +15,24 @@ const COMPOSED_SCORES: usize = 1 << 28;
 
 /// `softmax(q·kᵀ/√head_dim)·v` for each head, without mask (torch's `scaled_dot_product_attention`).
 ///
-/// q `[batch, queries, heads·head_dim]`, k and v `[batch, keys, heads·head_dim]`; out as q.
-pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize) -> Result<Tensor> {
-    apply(Attention { heads }, &[q, k, v])
+/// The last key stands for `last_key_count` equal ones, with equal values. q `[batch, queries, heads·head_dim]`, k and v
+/// `[batch, keys, heads·head_dim]`; out as q.
+pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, last_key_count: usize) -> Result<Tensor> {
+    apply(Attention { heads, last_key_count }, &[q, k, v])
 }
 
 /// Softmax attention over all keys, averaged over heads, for the keys in `range` only.
 ///
-/// q `[batch, queries, heads·head_dim]`, k `[batch, keys, heads·head_dim]`; out `[batch, queries, range]`.
-pub fn attention_probability(q: &Tensor, k: &Tensor, heads: usize, range: Range<usize>) -> Result<Tensor> {
-    apply(Probability { heads, range }, &[q, k])
+/// The last key stands for `last_key_count` equal ones. q `[batch, queries, heads·head_dim]`, k
+/// `[batch, keys, heads·head_dim]`; out `[batch, queries, range]`.
+pub fn attention_probability(
+    q: &Tensor,
+    k: &Tensor,
+    heads: usize,
+    range: Range<usize>,
+    last_key_count: usize,
+) -> Result<Tensor> {
+    apply(Probability { heads, range, last_key_count }, &[q, k])
 }
 
 /// Sizes of one call, and the place of a head in its tensors.
@@ -35,16 +43,19 @@ struct Sizes {
     keys: usize,
     width: usize,
     heads: usize,
+    /// Added to the last key's score: equal keys are one key whose exponential counts as often.
+    last_key_bias: f32,
 }
 
 impl Sizes {
-    fn of(q: &Tensor, k: &Tensor, heads: usize) -> Result<Self> {
+    fn of(q: &Tensor, k: &Tensor, heads: usize, last_key_count: usize) -> Result<Self> {
         let (batch, queries, width) = q.dims3()?;
         let (k_batch, keys, k_width) = k.dims3()?;
-        if batch != k_batch || width != k_width || heads == 0 || width % heads != 0 || keys == 0 {
+        if batch != k_batch || width != k_width || heads == 0 || width % heads != 0 || keys == 0 || last_key_count == 0
+        {
             candle_core::bail!("attention: q {:?}, k {:?}, {heads} heads", q.dims(), k.dims());
         }
-        Ok(Self { batch, queries, keys, width, heads })
+        Ok(Self { batch, queries, keys, width, heads, last_key_bias: (last_key_count as f32).ln() })
     }
 
     fn head_dim(&self) -> usize {
@@ -79,7 +90,12 @@ impl Sizes {
             threads: Threads::One,
         }
         .into(scores, self.keys);
-        vectorised(|| scores[..rows * self.keys].chunks_exact_mut(self.keys).for_each(softmax));
+        vectorised(|| {
+            for row in scores[..rows * self.keys].chunks_exact_mut(self.keys) {
+                row[self.keys - 1] += self.last_key_bias;
+                softmax(row);
+            }
+        });
     }
 
     /// From `d_scores` `[rows, keys]` to the gradients of q and k, both of one head: `[queries, head_dim]`, `[keys, …]`.
@@ -136,10 +152,13 @@ impl Sizes {
     fn composed(&self, q: &Tensor, k: &Tensor, use_scores: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
         let (q, k) = (self.split(q, self.queries)?, self.split(k, self.keys)?.t()?.contiguous()?);
         let chunk = (COMPOSED_SCORES / (self.batch * self.heads * self.keys)).clamp(1, self.queries);
+        let mut bias = vec![0f32; self.keys];
+        bias[self.keys - 1] = self.last_key_bias;
+        let bias = Tensor::from_vec(bias, self.keys, q.device())?;
         let mut parts = vec![];
         for start in (0..self.queries).step_by(chunk) {
             let q = q.narrow(2, start, chunk.min(self.queries - start))?.contiguous()?;
-            let scores = (q.matmul(&k)?.to_dtype(DType::F32)? * f64::from(self.scale()))?;
+            let scores = (q.matmul(&k)?.to_dtype(DType::F32)? * f64::from(self.scale()))?.broadcast_add(&bias)?;
             let exp = scores.broadcast_sub(&scores.detach().max_keepdim(D::Minus1)?)?.exp()?;
             let probability = exp.broadcast_div(&exp.sum_keepdim(D::Minus1)?)?;
             parts.push(use_scores(&probability)?);
@@ -155,13 +174,14 @@ impl Sizes {
 
 pub(super) struct Attention {
     pub(super) heads: usize,
+    pub(super) last_key_count: usize,
 }
 
 impl Function for Attention {
     const NAME: &'static str = "attention";
 
     fn composed(&self, inputs: &[Tensor]) -> Result<Tensor> {
-        let sizes = Sizes::of(&inputs[0], &inputs[1], self.heads)?;
+        let sizes = Sizes::of(&inputs[0], &inputs[1], self.heads, self.last_key_count)?;
         let v = sizes.split(&inputs[2], sizes.keys)?;
         sizes.composed(&inputs[0], &inputs[1], |probability| {
             let out = probability.to_dtype(v.dtype())?.matmul(&v)?;
@@ -170,7 +190,7 @@ impl Function for Attention {
     }
 
     fn cpu_forward(&self, inputs: &[Tensor]) -> Result<Tensor> {
-        let sizes = Sizes::of(&inputs[0], &inputs[1], self.heads)?;
+        let sizes = Sizes::of(&inputs[0], &inputs[1], self.heads, self.last_key_count)?;
         let (q, k, v) = (Values::of(&inputs[0])?, Values::of(&inputs[1])?, Values::of(&inputs[2])?);
         let d = sizes.head_dim();
         let mut out = vec![0f32; q.len()];
@@ -194,7 +214,7 @@ impl Function for Attention {
     }
 
     fn cpu_backward(&self, inputs: &[Tensor], _: &Tensor, grad: &Tensor, _: &[bool]) -> Result<Vec<Option<Tensor>>> {
-        let sizes = Sizes::of(&inputs[0], &inputs[1], self.heads)?;
+        let sizes = Sizes::of(&inputs[0], &inputs[1], self.heads, self.last_key_count)?;
         let (q, k, v) = (Values::of(&inputs[0])?, Values::of(&inputs[1])?, Values::of(&inputs[2])?);
         let grad = Values::of(grad)?;
         let (q, k, v, grad): (&[f32], &[f32], &[f32], &[f32]) = (&q, &k, &v, &grad);
@@ -242,20 +262,21 @@ impl Function for Attention {
 pub(super) struct Probability {
     pub(super) heads: usize,
     pub(super) range: Range<usize>,
+    pub(super) last_key_count: usize,
 }
 
 impl Function for Probability {
     const NAME: &'static str = "attention-probability";
 
     fn composed(&self, inputs: &[Tensor]) -> Result<Tensor> {
-        let sizes = Sizes::of(&inputs[0], &inputs[1], self.heads)?;
+        let sizes = Sizes::of(&inputs[0], &inputs[1], self.heads, self.last_key_count)?;
         sizes.composed(&inputs[0], &inputs[1], |probability| {
             probability.narrow(3, self.range.start, self.range.len())?.mean(1)
         })
     }
 
     fn cpu_forward(&self, inputs: &[Tensor]) -> Result<Tensor> {
-        let sizes = Sizes::of(&inputs[0], &inputs[1], self.heads)?;
+        let sizes = Sizes::of(&inputs[0], &inputs[1], self.heads, self.last_key_count)?;
         let (q, k) = (Values::of(&inputs[0])?, Values::of(&inputs[1])?);
         let columns = self.range.len();
         let mut out = vec![0f32; sizes.batch * sizes.queries * columns];
@@ -275,7 +296,7 @@ impl Function for Probability {
     }
 
     fn cpu_backward(&self, inputs: &[Tensor], _: &Tensor, grad: &Tensor, _: &[bool]) -> Result<Vec<Option<Tensor>>> {
-        let sizes = Sizes::of(&inputs[0], &inputs[1], self.heads)?;
+        let sizes = Sizes::of(&inputs[0], &inputs[1], self.heads, self.last_key_count)?;
         let (q, k, grad) = (Values::of(&inputs[0])?, Values::of(&inputs[1])?, Values::of(grad)?);
         let (q, k, grad): (&[f32], &[f32], &[f32]) = (&q, &k, &grad);
         let (d, keys, columns) = (sizes.head_dim(), sizes.keys, self.range.len());

@@ -153,13 +153,30 @@ fn pointwise() {
 
 #[test]
 fn attention_forms() {
-    for (batch, queries, keys, heads, d) in [(1, 1, 1, 1, 4), (2, 9, 13, 3, 5), (2, 150, 77, 2, 16)] {
+    for (batch, queries, keys, heads, d, last_key_count) in
+        [(1, 1, 1, 1, 4, 1), (2, 9, 13, 3, 5, 1), (2, 9, 13, 3, 5, 20), (2, 150, 77, 2, 16, 256)]
+    {
         let (q, k) = (normal(1, &[batch, queries, heads * d]), normal(2, &[batch, keys, heads * d]));
         let v = normal(3, &[batch, keys, heads * d]);
-        check(|_| super::attention::Attention { heads }, &[q.clone(), k.clone(), v], &[true; 3]);
+        check(|_| super::attention::Attention { heads, last_key_count }, &[q.clone(), k.clone(), v], &[true; 3]);
         let range = keys / 3..keys - keys / 5;
-        check(|_| super::attention::Probability { heads, range: range.clone() }, &[q, k], &[true; 2]);
+        check(|_| super::attention::Probability { heads, range: range.clone(), last_key_count }, &[q, k], &[true; 2]);
     }
+}
+
+/// One key that counts for several is as good as several.
+#[test]
+fn attention_counts_equal_keys() {
+    let (heads, count) = (2, 9);
+    let (q, k, v) = (normal(1, &[2, 5, 8]), normal(2, &[2, 6, 8]), normal(3, &[2, 6, 8]));
+    let repeated = |x: &Tensor| {
+        let last = x.narrow(1, 5, 1).unwrap();
+        Tensor::cat(&[vec![x], vec![&last; count - 1]].concat(), 1).unwrap()
+    };
+    let counted = super::attention(&q, &k, &v, heads, count).unwrap();
+    assert_close("counted keys", &counted, &super::attention(&q, &repeated(&k), &repeated(&v), heads, 1).unwrap());
+    let counted = super::attention_probability(&q, &k, heads, 1..5, count).unwrap();
+    assert_close("counted keys", &counted, &super::attention_probability(&q, &repeated(&k), heads, 1..5, 1).unwrap());
 }
 
 #[test]

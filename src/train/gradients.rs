@@ -97,7 +97,7 @@ impl Step<'_> {
         for block in &self.model.blocks[..recomputed] {
             kept.push(streams.clone());
             let (out, _) = block.forward(&streams, &self.conditioning)?;
-            streams = Streams { image: out.image.detach(), text: out.text.detach() };
+            streams = Streams { image: out.image.detach(), text: out.text.detach(), ..out };
         }
 
         let start =
@@ -200,7 +200,8 @@ impl Leaf {
     /// Begins a graph that gradients flow out of.
     fn new(streams: &Streams) -> Result<Self> {
         let leaf = |t: &Tensor| Result::Ok(Var::from_tensor(t)?.into_inner());
-        Ok(Self { streams: Streams { image: leaf(&streams.image)?, text: leaf(&streams.text)? } })
+        let Streams { image, text, last_text_count } = streams;
+        Ok(Self { streams: Streams { image: leaf(image)?, text: leaf(text)?, last_text_count: *last_text_count } })
     }
 
     /// Begins where nothing below is trained.

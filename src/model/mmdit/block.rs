@@ -13,6 +13,8 @@ pub struct Streams {
     pub image: Tensor,
     /// `[batch, text tokens, width]`
     pub text: Tensor,
+    /// The last text token stands for so many equal ones: the zeros in T5's place stay equal through all blocks.
+    pub last_text_count: usize,
 }
 
 /// What a block's joint attention is computed from, after any q/k norm.
@@ -21,6 +23,8 @@ pub struct Probe {
     pub queries: Tensor,
     /// Keys of the joint sequence, image first: `[batch, image tokens + text tokens, width]`.
     pub keys: Tensor,
+    /// The last key stands for so many equal ones.
+    pub last_key_count: usize,
 }
 
 pub struct Block {
@@ -214,6 +218,7 @@ impl Block {
         Ok(Probe {
             queries: attention.image.queries(&image)?,
             keys: Tensor::cat(&[attention.image.keys(&image)?, attention.text.keys(&text)?], 1)?,
+            last_key_count: streams.last_text_count,
         })
     }
 
@@ -231,15 +236,15 @@ impl Block {
             Some(_) => Tensor::cat(&[image_queries.clone(), attention.text.queries(&text)?], 1)?,
             None => image_queries.clone(),
         };
-        let attended = ops::attention(&queries, &keys, &values, self.heads)?;
-        let probe = Probe { queries: image_queries, keys };
+        let attended = ops::attention(&queries, &keys, &values, self.heads, streams.last_text_count)?;
+        let probe = Probe { queries: image_queries, keys, last_key_count: streams.last_text_count };
 
         let update = attention.out.forward(&attended.narrow(1, 0, tokens)?)?;
         let mut out = ops::gated_residual(&streams.image, &update, &for_image[2])?;
         if let Some(second) = &self.second_attention {
             let normed = ops::layer_norm_modulate(&streams.image, &for_image[6], &for_image[7])?;
             let (q, k) = (second.qkv.queries(&normed)?, second.qkv.keys(&normed)?);
-            let attended = ops::attention(&q, &k, &second.qkv.v.forward(&normed)?, self.heads)?;
+            let attended = ops::attention(&q, &k, &second.qkv.v.forward(&normed)?, self.heads, 1)?;
             out = ops::gated_residual(&out, &second.out.forward(&attended)?, &for_image[8])?;
         }
         let normed = ops::layer_norm_modulate(&out, &for_image[3], &for_image[4])?;
@@ -255,6 +260,6 @@ impl Block {
                 ops::gated_residual(&out, &context.feed_forward.forward(&normed)?, &for_text[5])?
             }
         };
-        Ok((Streams { image, text }, probe))
+        Ok((Streams { image, text, last_text_count: streams.last_text_count }, probe))
     }
 }

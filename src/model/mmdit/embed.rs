@@ -3,6 +3,7 @@ use super::block::Streams;
 use super::config::MmDitConfig;
 use crate::error::Result;
 use crate::model::projection::Projection;
+use crate::model::text::tokenizer::CLIP_TOKENS;
 use crate::model::weights::Weights;
 use crate::ops;
 use candle_core::{DType, Result as TensorResult, Tensor, bail};
@@ -66,6 +67,8 @@ impl Embedding {
 
     /// latents `[batch, channels, h, w]`, timestep `[batch]` (1000σ), context `[batch, text tokens, joint width]`,
     /// pooled `[batch, pooled width]`.
+    ///
+    /// Of the zeros behind CLIP's tokens, where there is no T5, one is computed and counts for all.
     pub fn embed(
         &self,
         latents: &Tensor,
@@ -98,8 +101,10 @@ impl Embedding {
         let mlp = |[first, second]: &[Projection; 2], x: &Tensor| second.forward(&first.forward(x)?.silu()?);
         let time = mlp(&self.time, &time_features(timestep)?.to_dtype(self.dtype)?)?;
         let pooled = mlp(&self.pooled, &pooled.to_dtype(self.dtype)?)?;
+        let last_text_count = zeros_behind_clip(context)?.max(1);
+        let context = context.narrow(1, 0, context.dim(1)? + 1 - last_text_count)?.to_dtype(self.dtype)?;
         Ok(Embedded {
-            streams: Streams { image, text: self.context.forward(&context.to_dtype(self.dtype)?)? },
+            streams: Streams { image, text: self.context.forward(&context)?, last_text_count },
             conditioning: (time + pooled)?.silu()?,
             grid: (rows, columns),
         })
@@ -137,4 +142,11 @@ fn time_features(timestep: &Tensor) -> TensorResult<Tensor> {
         features.extend(frequency.iter().map(|f| (step * f).sin()));
     }
     Tensor::from_vec(features, (steps.len(), TIME_FEATURES), timestep.device())
+}
+
+/// How many tokens at the end of the context, behind CLIP's, are zero in the whole batch.
+fn zeros_behind_clip(context: &Tensor) -> TensorResult<usize> {
+    let Some(behind) = context.dim(1)?.checked_sub(CLIP_TOKENS).filter(|tokens| *tokens > 0) else { return Ok(0) };
+    let sizes = context.narrow(1, CLIP_TOKENS, behind)?.to_dtype(DType::F32)?.abs()?.sum((0, 2))?.to_vec1::<f32>()?;
+    Ok(sizes.iter().rev().take_while(|size| **size == 0.0).count())
 }

@@ -24,11 +24,13 @@ impl Probe {
     /// Softmax over all keys of the joint sequence, heads averaged, for the CLIP tokens: `[batch, tokens, 77]`, f32.
     pub fn probability(&self, heads: usize) -> Result<Tensor> {
         let first = self.queries.dim(1)?;
-        ops::attention_probability(&self.queries, &self.keys, heads, first..first + CLIP_TOKENS)
+        let range = first..first + CLIP_TOKENS;
+        ops::attention_probability(&self.queries, &self.keys, heads, range, self.last_key_count)
     }
 
     /// Queries and keys of one sample of the batch.
     pub fn sample(&self, index: usize) -> Result<Self> {
-        Ok(Self { queries: self.queries.narrow(0, index, 1)?, keys: self.keys.narrow(0, index, 1)? })
+        let one = |of: &Tensor| of.narrow(0, index, 1);
+        Ok(Self { queries: one(&self.queries)?, keys: one(&self.keys)?, last_key_count: self.last_key_count })
     }
 }

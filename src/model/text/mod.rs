@@ -135,9 +135,9 @@ impl TextEncoders {
         Ok(TextEmbedding { context: Tensor::cat(&[clip, t5], 1)?, pooled: Tensor::cat(&pooled, 1)? })
     }
 
-    /// Tokens of the context: CLIP's 77 and T5's.
+    /// Text tokens that the MM-DiT computes: CLIP's 77 and T5's, or one for the zeros in their place.
     pub fn tokens(&self) -> usize {
-        CLIP_TOKENS + self.max_sequence_length
+        CLIP_TOKENS + if self.t5.is_some() { self.max_sequence_length } else { self.max_sequence_length.min(1) }
     }
 
     /// Where each name's tokens stand among CLIP's in the prompt of the names joined by spaces; see
