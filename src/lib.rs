@@ -1,5 +1,6 @@
 //! seg4diff: mask-aligned LoRA training for text-to-image diffusion transformers.
 pub mod error;
+pub mod whole_file;
 
 pub mod config;
 pub mod device;

@@ -4,9 +4,10 @@
 use candle_core::{Device, Tensor};
 use seg4diff::config::{Choice, DeviceChoice, SegmentationProtocol};
 use seg4diff::data::labels::{LabelMap, encode_labels, label_colour};
+use seg4diff::eval::analysis::analyse;
 use seg4diff::eval::segmentation::{
     Accumulator, ClassMaps, LabelledFolder, NO_CLASS, NoiseLevel, SegmentationMap, SegmentationOptions,
-    SegmentationScores, Segmenter, Vocabulary, evaluate,
+    SegmentationScores, Segmenter, UnsupervisedOptions, Vocabulary, evaluate, evaluate_unsupervised,
 };
 use seg4diff::model::files::ModelFiles;
 use seg4diff::model::pipeline::{Pipeline, PipelineOptions};
@@ -37,6 +38,16 @@ struct Expected {
     prompts: Vec<String>,
     spans: Vec<Vec<(usize, usize)>>,
     runs: Vec<Run>,
+    analysis: Vec<Value>,
+    unsupervised: Vec<Unsupervised>,
+}
+
+#[derive(Deserialize)]
+struct Unsupervised {
+    layer: usize,
+    power: f64,
+    thresholds: Vec<f64>,
+    scores: Vec<Value>,
 }
 
 #[derive(Deserialize)]
@@ -120,9 +131,9 @@ fn accumulation_is_that_of_numpy() {
 fn a_pixel_without_a_prediction_is_missed_and_nothing_counts_without_ground_truth() {
     let map = |classes: &[u16]| SegmentationMap { width: classes.len(), height: 1, classes: classes.to_vec() };
     let mut accumulator = Accumulator::new(3);
-    assert!(accumulator.scores(["a", "b", "c"]).is_none());
+    assert!(accumulator.scores(["a", "b", "c"]).is_err());
     accumulator.add(&map(&[NO_CLASS, NO_CLASS]), &map(&[0, NO_CLASS]));
-    assert!(accumulator.scores(["a", "b", "c"]).is_none());
+    assert!(accumulator.scores(["a", "b", "c"]).is_err());
     accumulator.add(&map(&[0, 0, 1, NO_CLASS]), &map(&[0, NO_CLASS, 0, 2]));
     let scores = accumulator.scores(["a", "b", "c"]).unwrap();
     let per_class = [("a", Some(1.0 / 3.0)), ("b", Some(0.0)), ("c", None)];
@@ -219,6 +230,58 @@ fn the_protocol_is_that_of_diffusers() {
             assert_scores(&scores, &run.scores, 1e-4);
         }
     }
+}
+
+/// Maps that fall together without words, the matching of segments with classes, and the scores at several thresholds.
+#[test]
+fn segments_without_words_are_those_of_numpy_and_scipy() {
+    let (expected, tensors) = expected();
+    let ((pipeline, scheduler), data) = (load(), data(&[255]));
+    for run in &expected.unsupervised {
+        let merging = UnsupervisedOptions { thresholds: run.thresholds.clone(), power: run.power };
+        let noise = Some(tensors["blocks_noise"].clone());
+        let options = SegmentationOptions { noise, batch: 3, ..SegmentationOptions::new(run.layer, 64) };
+        let mut segments = vec![0; run.thresholds.len()];
+        let scores = evaluate_unsupervised(&pipeline, &scheduler, &data, &options, &merging, &mut |result| {
+            segments[result.threshold] += result.segments;
+            assert_eq!(result.key, expected.keys[result.index]);
+            Ok(())
+        })
+        .unwrap();
+        for ((scores, wanted), segments) in scores.iter().zip(&run.scores).zip(segments) {
+            assert_scores(scores, wanted, 1e-4);
+            assert_eq!(segments as f64 / scores.images as f64, wanted["segments"].as_f64().unwrap());
+        }
+    }
+}
+
+/// Every block's segmentation, and the attention and values that pass between image and text.
+#[test]
+fn the_analysis_is_that_of_diffusers() {
+    let (expected, tensors) = expected();
+    let ((pipeline, scheduler), data) = (load(), data(&[255]));
+    let noise = Some(tensors["blocks_noise"].clone());
+    let options = SegmentationOptions { noise, batch: 3, ..SegmentationOptions::new(0, 64) };
+    let mut done = vec![];
+    let found = analyse(&pipeline, &scheduler, &data, &options, |images, _| done.push(images)).unwrap();
+    assert_eq!(done, [3, 6, 7]);
+    assert_eq!((found.blocks.len(), found.expert), (3, 0));
+    // 16 image tokens, 77 of CLIP, 77 zeros.
+    assert_eq!((found.uniform_image_to_text, found.uniform_text_to_image), (154.0 / 170.0, 16.0 / 170.0));
+    for (block, wanted) in found.blocks.iter().zip(&expected.analysis) {
+        let found = serde_json::to_value(block).unwrap();
+        for key in ["miou", "pixel_accuracy", "image_to_text", "text_to_image", "image_value_norm", "text_value_norm"] {
+            let Some(value) = found[key].as_f64() else {
+                assert_eq!((key, block.block), ("text_to_image", 2), "the last block's text is read by nothing");
+                continue;
+            };
+            let wanted = wanted[key].as_f64().unwrap();
+            assert!((value / wanted - 1.0).abs() < 1e-4, "block {} {key}: {value}, expected {wanted}", block.block);
+        }
+    }
+    let [first, second, third] = [0, 1, 2].map(|block| found.blocks[block].miou);
+    assert!((found.lead_over_median - (first - second)).abs() < 1e-12 && second > third);
+    assert!((found.lead_over_next - (first - second)).abs() < 1e-12);
 }
 
 /// One pass over several blocks yields what a pass for each of them does, and what it yields of an image does not depend

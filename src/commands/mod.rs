@@ -1,6 +1,7 @@
 //! The command line: arguments of each command, and what the two binaries share.
 //!
 //! Exit status: 0 done, 1 failed, 2 wrong usage or configuration.
+pub mod analyze;
 pub mod evaluate;
 pub mod export;
 pub mod generate;
@@ -33,6 +34,7 @@ pub enum Command {
     Generate(generate::GenerateArgs),
     Probe(probe::ProbeArgs),
     Export(export::ExportArgs),
+    Analyze(analyze::AnalyzeArgs),
     #[command(subcommand)]
     Evaluate(evaluate::EvaluateCommand),
     #[command(subcommand)]
@@ -46,6 +48,7 @@ impl Command {
             Self::Generate(args) => generate::run(args),
             Self::Probe(args) => probe::run(args),
             Self::Export(args) => export::run(args),
+            Self::Analyze(args) => analyze::run(args),
             Self::Evaluate(command) => command.run(),
             Self::Prepare(command) => command.run(),
         }
@@ -176,6 +179,14 @@ fn parse_number(text: &str) -> Result<f64, String> {
     text.parse().ok().filter(|number: &f64| number.is_finite()).ok_or_else(|| "expected a number".into())
 }
 
+/// A finite number that is not negative.
+fn parse_not_negative(text: &str) -> Result<f64, String> {
+    match parse_number(text)? {
+        number if number < 0.0 => Err("expected a number of at least 0".into()),
+        number => Ok(number),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -197,7 +208,9 @@ mod tests {
             probe::ProbeArgs::augment_args(clap::Command::new("probe")),
             export::ExportArgs::augment_args(clap::Command::new("export")),
             prepare::ScenesArgs::augment_args(clap::Command::new("prepare scenes")),
+            analyze::AnalyzeArgs::augment_args(clap::Command::new("analyze")),
             evaluate::segmentation::SegmentationArgs::augment_args(clap::Command::new("evaluate segmentation")),
+            evaluate::unsupervised::UnsupervisedArgs::augment_args(clap::Command::new("evaluate unsupervised")),
             evaluate::generation::GenerationArgs::augment_args(clap::Command::new("evaluate generation")),
             evaluate::fid::FidArgs::augment_args(clap::Command::new("evaluate fid")),
         ] {
@@ -218,7 +231,8 @@ mod tests {
     fn numbers_are_checked() {
         assert_eq!(parse_size("512"), Ok(512));
         assert!(["0", "100", "x", "16384", "-16"].iter().all(|text| parse_size(text).is_err()));
-        assert_eq!(parse_number("7.5"), Ok(7.5));
+        assert_eq!((parse_number("-7.5"), parse_not_negative("7.5")), (Ok(-7.5), Ok(7.5)));
+        assert!(["-1", "nan", "x"].iter().all(|text| parse_not_negative(text).is_err()));
         assert!(["nan", "inf", "x", ""].iter().all(|text| parse_number(text).is_err()));
     }
 }

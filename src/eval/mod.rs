@@ -1,4 +1,5 @@
-//! Evaluation: how well a model's attention segments, how good its drawn images are.
+//! Evaluation: which block is the expert, how well a model's attention segments, how good its drawn images are.
+pub mod analysis;
 pub mod flow;
 pub mod generation;
 pub mod segmentation;

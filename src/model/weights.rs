@@ -2,15 +2,12 @@
 //!
 //! Reading is strict: a missing, superfluous or misshapen tensor is an error that names file, tensor and shapes.
 use crate::error::{Error, Result};
+use crate::whole_file::write_atomically;
 use candle_core::safetensors::MmapedSafetensors;
 use candle_core::{DType, Device, Shape, Tensor};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-
-/// What files and folders that are being written begin with; those of a killed run are removed when it is resumed.
-pub const WRITING: &str = ".writing-";
 
 /// The tensors of one model part, from one file or several shards.
 pub struct Weights {
@@ -245,40 +242,4 @@ fn little_endian(tensor: &Tensor) -> candle_core::Result<Vec<u8>> {
         DType::BF16 => flat.to_vec1::<half::bf16>()?.iter().flat_map(|v| v.to_le_bytes()).collect(),
         _ => flat.to_vec1::<f32>()?.iter().flat_map(|v| v.to_le_bytes()).collect(),
     })
-}
-
-/// Finds out before long work that its result could not be written to `file`; leaves nothing behind.
-///
-/// # Errors
-/// Says why not.
-pub fn check_writable(file: &Path) -> Result<()> {
-    let failed = |problem: &dyn std::fmt::Display| Error::file(file, format!("cannot write: {problem}"));
-    if file.is_dir() {
-        return Err(failed(&"it is a folder"));
-    }
-    // The nearest folder above that exists; those below it will be made.
-    let folder = file.ancestors().skip(1).find(|folder| folder.exists());
-    tempfile::Builder::new().prefix(WRITING).tempfile_in(folder.unwrap_or(Path::new("."))).map_err(|e| failed(&e))?;
-    Ok(())
-}
-
-/// Writes a file so that it is whole or absent: to a temporary file beside it, synced, then renamed over it.
-pub fn write_atomically(file: &Path, fill: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<()> {
-    let folder = match file.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    let write = || -> std::io::Result<()> {
-        std::fs::create_dir_all(folder)?;
-        // as other programs' files: readable by whoever the umask lets, not by the owner alone
-        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o666);
-        let temporary = tempfile::Builder::new().prefix(WRITING).permissions(mode).tempfile_in(folder)?;
-        let mut out = std::io::BufWriter::new(temporary);
-        fill(&mut out)?;
-        let temporary = out.into_inner().map_err(|e| e.into_error())?;
-        temporary.as_file().sync_all()?;
-        temporary.persist(file).map_err(|e| e.error)?;
-        std::fs::File::open(folder)?.sync_all()
-    };
-    write().map_err(|e| Error::file(file, format!("cannot write: {e}")))
 }

@@ -1,6 +1,6 @@
 //! `metrics.jsonl`: one line a step, in step with the checkpoint that a run is resumed from.
 use crate::error::{Error, Result};
-use crate::model::weights::write_atomically;
+use crate::whole_file::write_atomically;
 use serde::{Deserialize, Deserializer, Serialize};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};

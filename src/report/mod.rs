@@ -1,4 +1,5 @@
 //! What a run tells people: log lines, progress, its metrics file, pictures, and the page that shows it all.
+pub mod blocks;
 mod curves;
 pub mod heatmap;
 pub mod log;

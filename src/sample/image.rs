@@ -2,7 +2,7 @@
 use crate::data::photograph;
 use crate::data::resize::bilinear;
 use crate::error::{Error, Result};
-use crate::model::weights::write_atomically;
+use crate::whole_file::write_atomically;
 use candle_core::{DType, Device, Tensor};
 use image::RgbImage;
 use image::codecs::png::PngEncoder;

@@ -6,7 +6,8 @@
 use super::fingerprint::sha256;
 use crate::config::RunConfig;
 use crate::error::{Error, Result};
-use crate::model::weights::{WRITING, read_all, write, write_atomically};
+use crate::model::weights::{read_all, write};
+use crate::whole_file::{WRITING, write_atomically};
 use candle_core::{DType, Tensor};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};

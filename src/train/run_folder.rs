@@ -2,8 +2,8 @@
 use super::checkpoint::{self, Checkpoint};
 use crate::config::RunConfig;
 use crate::error::{Error, Result};
-use crate::model::weights::write_atomically;
 use crate::report::metrics::MetricsFile;
+use crate::whole_file::write_atomically;
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 

@@ -42,7 +42,7 @@ class Processor:
         image, text = hidden_states, encoder_hidden_states
         q, k, v = (torch.cat([heads(a(image)), heads(b(text))], 2) for a, b in
                    ((attn.to_q, attn.add_q_proj), (attn.to_k, attn.add_k_proj), (attn.to_v, attn.add_v_proj)))
-        bias = self.shared.bias[..., -q.shape[2]:]
+        bias = self.shared.bias(q.shape[2])
         if self.shared.keep:
             self.kept = q[:, :, :image.shape[1]], k
         out = Attention.apply(q, k, v, bias)
@@ -52,42 +52,61 @@ class Processor:
         return (image, text) if attn.context_pre_only else (image, attn.to_add_out(text))
 
 
-class CountedZeros(torch.nn.Module):
-    """Lets the last text token, which is zero, count as many times as zeros stand in T5's place."""
+class CountedTokens(torch.nn.Module):
+    """Lets text tokens count for several in the attention, by the logarithm of how many as a bias on the keys.
 
-    def __init__(self, transformer):
+    The last one, which is zero, stands for the zeros in T5's place. Of 77 CLIP tokens either all are there, or the
+    first `words` and `padding` others, which stand for the rest.
+    """
+
+    def __init__(self, transformer, words, padding):
         super().__init__()
-        tokens = (transformer.config.sample_size // transformer.config.patch_size) ** 2 + 78
-        self.register_buffer("bias", torch.zeros(1, 1, 1, tokens), persistent=False)
+        image = (transformer.config.sample_size // transformer.config.patch_size) ** 2
+        self.image = image
+        few = torch.zeros(1, 1, 1, image + words + padding + 1)
+        few[..., -1 - padding:-1] = math.log((77 - words) / padding)
+        self.register_buffer("few", few, persistent=False)
+        self.register_buffer("all", torch.zeros(1, 1, 1, image + 78), persistent=False)
         self.keep = False
         self.processors = [Processor(self) for _ in transformer.transformer_blocks]
         for block, processor in zip(transformer.transformer_blocks, self.processors):
             block.attn.set_processor(processor)
 
     def count(self, zeros):
-        self.bias[..., -1] = math.log(zeros)
+        for bias in (self.few, self.all):
+            bias[..., -1] = math.log(zeros)
+
+    def hide(self, hidden):
+        """Adds a bias `[batch, words]` to the words of the training's short sequence; where the last is hidden, so are
+        padding and zeros."""
+        image = self.image
+        bias = self.few.expand(len(hidden), 1, 1, -1).clone()
+        bias[:, 0, 0, image:image + hidden.shape[1]] += hidden
+        bias[:, 0, 0, image + hidden.shape[1]:] += hidden[:, -1:]
+        self.shown = bias
+
+    def bias(self, tokens):
+        return self.shown if tokens == self.few.shape[-1] else self.all
 
 
 @torch.no_grad()
 def segmentation_miou(model, encode, tokens, scheduler, images, labels, classes, batch=50):
     """mIoU of every block: the prompt is the classes present, σ as at the eighth of 28 steps from the end."""
-    scheduler.set_timesteps(28)
-    sigma, timestep = scheduler.sigmas[20], scheduler.timesteps[-8]
-    scheduler.set_timesteps(1000)
+    sigma, timestep = torch.tensor(0.4), torch.tensor(400.0)
     blocks = len(model.transformer.transformer_blocks)
     intersections, unions = np.zeros((blocks, len(classes))), np.zeros((blocks, len(classes)))
     generator = torch.Generator().manual_seed(0)
-    model.zeros.keep = True
+    model.counted.keep = True
     for start in range(0, len(images), batch):
         truth = labels[start:start + batch]
         present = [np.unique(label) for label in truth]
         ids = tokens([" ".join(classes[c] for c in found) for found in present])
         latents = encode(images[start:start + batch])
         noise = torch.randn(latents.shape, generator=generator)
-        model((1 - sigma) * latents + sigma * noise, timestep.expand(len(truth)), ids)
-        for block, processor in enumerate(model.zeros.processors):
+        model((1 - sigma) * latents + sigma * noise, timestep.expand(len(truth)), ids, torch.arange(model.words, 77))
+        for block, processor in enumerate(model.counted.processors):
             q, k = processor.kept
-            scores = q.float() @ k.float().transpose(2, 3) / q.shape[-1] ** 0.5 + model.zeros.bias
+            scores = q.float() @ k.float().transpose(2, 3) / q.shape[-1] ** 0.5 + model.counted.bias(k.shape[2])
             attention = scores.softmax(-1).mean(1)
             side = math.isqrt(q.shape[2])
             for i, found in enumerate(present):
@@ -98,5 +117,5 @@ def segmentation_miou(model, encode, tokens, scheduler, images, labels, classes,
                 for c in found:
                     intersections[block, c] += ((predicted == c) & (truth[i] == c)).sum()
                     unions[block, c] += ((predicted == c) | (truth[i] == c)).sum()
-    model.zeros.keep = False
+    model.counted.keep = False
     return [float((i[u > 0] / u[u > 0]).mean()) for i, u in zip(intersections, unions)]

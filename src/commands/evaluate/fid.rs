@@ -4,7 +4,7 @@ use crate::config::DeviceChoice;
 use crate::error::{Error, Result};
 use crate::eval::generation::statistics::{Statistics, of_folder};
 use crate::eval::generation::{FeatureNetwork, Reference, load_networks, npz};
-use crate::model::weights::check_writable;
+use crate::whole_file::check_writable;
 use clap::Args;
 use std::path::{Path, PathBuf};
 

@@ -8,10 +8,10 @@ use crate::eval::generation::{DrawnImage, GenerationOptions, Reference, evaluate
 use crate::model::adapter_files;
 use crate::model::files::ModelFiles;
 use crate::model::pipeline::{Pipeline, PipelineOptions};
-use crate::model::weights::check_writable;
 use crate::report::progress::Progress;
 use crate::sample::image::write_png;
 use crate::sample::scheduler::Scheduler;
+use crate::whole_file::check_writable;
 use clap::Args;
 use std::path::PathBuf;
 

@@ -1,12 +1,14 @@
 //! `evaluate`: how good a model is, with or without a LoRA.
 pub mod fid;
 pub mod generation;
+pub mod looking;
 pub mod segmentation;
+pub mod unsupervised;
 
 use crate::commands::say;
 use crate::error::{Error, Result};
 use crate::eval::generation::GenerationScores;
-use crate::model::weights::write_atomically;
+use crate::whole_file::write_atomically;
 use clap::Subcommand;
 use std::path::Path;
 
@@ -14,6 +16,7 @@ use std::path::Path;
 #[derive(Clone, Debug, Subcommand)]
 pub enum EvaluateCommand {
     Segmentation(segmentation::SegmentationArgs),
+    Unsupervised(unsupervised::UnsupervisedArgs),
     Generation(generation::GenerationArgs),
     Fid(fid::FidArgs),
 }
@@ -22,6 +25,7 @@ impl EvaluateCommand {
     pub fn run(&self) -> Result<()> {
         match self {
             Self::Segmentation(args) => segmentation::run(args),
+            Self::Unsupervised(args) => unsupervised::run(args),
             Self::Generation(args) => generation::run(args),
             Self::Fid(args) => fid::run(args),
         }
@@ -29,7 +33,7 @@ impl EvaluateCommand {
 }
 
 /// Writes scores as JSON; the file is whole or absent.
-fn write_json(file: &Path, scores: &impl serde::Serialize) -> Result<()> {
+pub(super) fn write_json(file: &Path, scores: &impl serde::Serialize) -> Result<()> {
     let json = serde_json::to_vec_pretty(scores).map_err(|e| Error::file(file, e))?;
     write_atomically(file, |out| out.write_all(&json))
 }

@@ -2,6 +2,7 @@
 use super::{Drawer, Scene, SceneOptions, class_names};
 use crate::data::rle::RunLengths;
 use crate::error::{Error, Result};
+use crate::whole_file::WRITING;
 use image::codecs::jpeg::JpegEncoder;
 use rayon::prelude::*;
 use serde_json::{Map, Value, json};
@@ -41,7 +42,7 @@ pub fn write(out: &Path, count: u64, options: SceneOptions, mut progress: impl F
     let begin = || -> std::io::Result<tempfile::TempDir> {
         std::fs::create_dir_all(parent)?;
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o777);
-        let folder = tempfile::Builder::new().prefix(".scenes-").permissions(mode).tempdir_in(parent)?;
+        let folder = tempfile::Builder::new().prefix(WRITING).permissions(mode).tempdir_in(parent)?;
         for part in ["shards", "images", "labels"] {
             std::fs::create_dir(folder.path().join(part))?;
         }

@@ -1,7 +1,7 @@
 //! Statistics of features as pytorch-fid keeps them: a `.npz` file with the mean `mu` and the covariance `sigma`.
 use super::moments::Gaussian;
 use crate::error::{Error, Result};
-use crate::model::weights::write_atomically;
+use crate::whole_file::write_atomically;
 use std::io::{BufReader, Cursor, Read, Seek, Write};
 use std::path::Path;
 use zip::write::SimpleFileOptions;

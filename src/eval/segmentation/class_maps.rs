@@ -3,6 +3,7 @@ use super::prompts::{Embeddings, Prompt};
 use super::{NoiseLevel, SegmentationOptions};
 use crate::data::resize::bilinear;
 use crate::error::{Error, Result};
+use crate::model::mmdit::Embedded;
 use crate::model::pipeline::Pipeline;
 use crate::model::text::tokenizer::CLIP_TOKENS;
 use crate::sample::image::to_tensor;
@@ -29,8 +30,13 @@ pub struct ClassMaps {
 }
 
 impl ClassMaps {
+    /// No map yet.
+    pub fn empty(grid: (usize, usize)) -> Self {
+        Self { grid, classes: vec![], values: vec![] }
+    }
+
     /// Adds the classes of a prompt, whose attention is `probability`, `[positions, 77]`.
-    fn add(&mut self, prompt: &Prompt, probability: &[f32]) {
+    pub fn add(&mut self, prompt: &Prompt, probability: &[f32]) {
         for (class, place) in &prompt.places {
             self.classes.push(*class);
             let tokens = probability.chunks_exact(CLIP_TOKENS).map(|row| &row[place.clone()]);
@@ -88,11 +94,55 @@ impl<'a> Segmenter<'a> {
         layers: &[usize],
     ) -> Result<Vec<Vec<ClassMaps>>> {
         let transformer = &self.pipeline.transformer;
+        let heads = transformer.config.num_attention_heads;
+        let grid = self.grid();
+        let mut maps = vec![vec![ClassMaps::empty(grid); images.len()]; layers.len()];
+        self.each_batch(images, prompts, |pairs, embedded| {
+            let mut of_layers = maps.iter_mut();
+            transformer.probe_each(embedded, layers, |_, probe| {
+                let probability = probe.probability(heads)?;
+                let probability = probability.to_device(&Device::Cpu)?.flatten_all()?.to_vec1::<f32>()?;
+                let of_pairs = probability.chunks_exact(grid.0 * grid.1 * CLIP_TOKENS);
+                let Some(maps) = of_layers.next() else { return Ok(()) };
+                for ((image, prompt), probability) in pairs.iter().zip(of_pairs) {
+                    maps[*image].add(prompt, probability);
+                }
+                Ok(())
+            })
+        })?;
+        Ok(maps)
+    }
+
+    /// The attention of `layer` to the 77 tokens of an empty prompt, `[positions, 77]` for each image.
+    pub fn token_maps(&mut self, images: &[(usize, &RgbImage)], layer: usize) -> Result<Vec<Vec<f32>>> {
+        let transformer = &self.pipeline.transformer;
+        let heads = transformer.config.num_attention_heads;
+        let nothing = vec![Prompt { text: String::new(), places: vec![] }];
+        let mut maps = vec![];
+        self.each_batch(images, &vec![nothing.as_slice(); images.len()], |_, embedded| {
+            let probability = transformer.probe(embedded, layer)?.probability(heads)?;
+            maps.extend(probability.to_device(&Device::Cpu)?.flatten_from(1)?.to_vec2::<f32>()?);
+            Ok(())
+        })?;
+        Ok(maps)
+    }
+
+    /// Rows and columns of image tokens.
+    pub fn grid(&self) -> (usize, usize) {
+        let patch = self.pipeline.transformer.config.patch_size;
+        (self.shape.1 / patch, self.shape.2 / patch)
+    }
+
+    /// Embeds every image with each of its prompts, a batch at a time. `visit` gets the batch's pairs of an image's place
+    /// in `images` and a prompt.
+    pub fn each_batch(
+        &mut self,
+        images: &[(usize, &RgbImage)],
+        prompts: &[impl Deref<Target = [Prompt]>],
+        mut visit: impl FnMut(&[(usize, &Prompt)], &Embedded) -> Result<()>,
+    ) -> Result<()> {
+        let transformer = &self.pipeline.transformer;
         let latents = images.iter().map(|&(index, image)| self.noised(index, image)).collect::<Result<Vec<_>>>()?;
-        let patch = transformer.config.patch_size;
-        let grid = (self.shape.1 / patch, self.shape.2 / patch);
-        let empty = ClassMaps { grid, classes: vec![], values: vec![] };
-        let mut maps = vec![vec![empty; images.len()]; layers.len()];
         let pairs = (0..).zip(prompts).flat_map(|(image, prompts)| prompts.iter().map(move |prompt| (image, prompt)));
         let pairs: Vec<(usize, &Prompt)> = pairs.collect();
         for pairs in pairs.chunks(self.batch) {
@@ -101,19 +151,9 @@ impl<'a> Segmenter<'a> {
             let texts: Vec<&str> = pairs.iter().map(|(_, prompt)| prompt.text.as_str()).collect();
             let text = self.embeddings.of(&texts)?;
             let embedded = transformer.embedding.embed(&latents, &timestep, &text.context, &text.pooled)?;
-            let mut of_layers = maps.iter_mut();
-            transformer.probe_each(&embedded, layers, |_, probe| {
-                let probability = probe.probability(transformer.config.num_attention_heads)?;
-                let probability = probability.to_device(&Device::Cpu)?.flatten_all()?.to_vec1::<f32>()?;
-                let of_pairs = probability.chunks_exact(grid.0 * grid.1 * CLIP_TOKENS);
-                let Some(maps) = of_layers.next() else { return Ok(()) };
-                for ((image, prompt), probability) in pairs.iter().zip(of_pairs) {
-                    maps[*image].add(prompt, probability);
-                }
-                Ok(())
-            })?;
+            visit(pairs, &embedded)?;
         }
-        Ok(maps)
+        Ok(())
     }
 
     /// The image's latents at the noise level, `[1, channels, height, width]`. Images go through the autoencoder one by

@@ -6,11 +6,13 @@ mod class_maps;
 mod folder;
 mod prompts;
 mod scores;
+mod unsupervised;
 
 pub use class_maps::{ClassMaps, Segmenter};
 pub use folder::{Class, LabelledFolder, LabelledImage, NO_CLASS, SegmentationMap};
 pub use prompts::{Prompt, Vocabulary};
 pub use scores::{Accumulator, SegmentationScores};
+pub use unsupervised::{UnsupervisedOptions, UnsupervisedResult, evaluate_unsupervised};
 
 use crate::config::SegmentationProtocol;
 use crate::error::{Error, Result};
@@ -65,6 +67,16 @@ impl SegmentationOptions {
             limit: None,
         }
     }
+
+    /// # Errors
+    /// `Error::Usage` if the model has no such block.
+    fn check_layer(&self, pipeline: &Pipeline) -> Result<()> {
+        let blocks = pipeline.transformer.blocks.len();
+        match self.layer < blocks {
+            true => Ok(()),
+            false => Err(Error::Usage(format!("block {}: the model has {blocks}, counted from 0", self.layer))),
+        }
+    }
 }
 
 /// What was found in one image.
@@ -95,15 +107,50 @@ pub fn evaluate(
     options: &SegmentationOptions,
     visit: &mut dyn FnMut(&ImageResult) -> Result<()>,
 ) -> Result<SegmentationScores> {
-    let blocks = pipeline.transformer.blocks.len();
-    if options.layer >= blocks {
-        return Err(Error::Usage(format!("block {}: the model has {blocks}, counted from 0", options.layer)));
-    }
+    options.check_layer(pipeline)?;
     let mut segmenter = Segmenter::new(pipeline, scheduler, options)?;
     let classes = data.classes();
     let vocabulary = Vocabulary::new(&pipeline.text_encoders, classes, data.classes_file())?;
     let all = vocabulary.all();
     let mut accumulator = Accumulator::new(classes.len());
+    each_batch(data, options, |first, images| {
+        let numbered: Vec<_> = (first..).zip(images.iter().map(|image| &image.image)).collect();
+        let prompts: Vec<_> =
+            images.iter().map(|image| prompts_of(image, options.protocol, &vocabulary, &all)).collect();
+        let maps = segmenter.class_maps(&numbered, &prompts, &[options.layer])?.concat();
+        for (index, ((image, prompts), maps)) in (first..).zip(images.iter().zip(&prompts).zip(&maps)) {
+            let predicted = maps.predict_for(image, options.layer)?;
+            accumulator.add(&image.truth, &predicted);
+            visit(&ImageResult { index, image, classes, prompts, maps, predicted: &predicted })?;
+        }
+        Ok(())
+    })?;
+    accumulator.scores(classes.iter().map(|class| class.name.as_str()))
+}
+
+/// What the model is told of an image; `all` are the prompts of the whole vocabulary.
+pub(super) fn prompts_of<'a>(
+    image: &LabelledImage,
+    protocol: SegmentationProtocol,
+    vocabulary: &Vocabulary,
+    all: &'a [Prompt],
+) -> Cow<'a, [Prompt]> {
+    match protocol {
+        SegmentationProtocol::Present => Cow::Owned(vocabulary.prompts(&image.truth.present())),
+        SegmentationProtocol::All => Cow::Borrowed(all),
+    }
+}
+
+/// Reads the images of `data` a batch at a time and hands them on with the number of the first; a batch is worked on
+/// while the next is read.
+///
+/// # Errors
+/// An image or label map is not as it should be; and those of `visit`.
+pub(super) fn each_batch(
+    data: &LabelledFolder,
+    options: &SegmentationOptions,
+    mut visit: impl FnMut(usize, &[LabelledImage]) -> Result<()>,
+) -> Result<()> {
     let count = options.limit.map_or(data.len(), |limit| limit.min(data.len()));
     let batch = options.batch.max(1);
     std::thread::scope(|scope| {
@@ -117,34 +164,25 @@ pub fn evaluate(
                 }
             }
         });
-        let mut next = 0;
-        for images in receiver {
-            let images = images.into_iter().collect::<Result<Vec<_>>>()?;
-            let prompts = images.iter().map(|image| match options.protocol {
-                SegmentationProtocol::Present => Cow::Owned(vocabulary.prompts(&image.truth.present())),
-                SegmentationProtocol::All => Cow::Borrowed(all.as_slice()),
-            });
-            let prompts: Vec<Cow<[Prompt]>> = prompts.collect();
-            let numbered: Vec<_> = (next..).zip(images.iter().map(|image| &image.image)).collect();
-            let maps = segmenter.class_maps(&numbered, &prompts, &[options.layer])?.concat();
-            for ((image, prompts), maps) in images.iter().zip(&prompts).zip(&maps) {
-                if !maps.values.iter().all(|value| value.is_finite()) {
-                    let problem = format!("the attention of block {} to {} is not finite", options.layer, image.key);
-                    return Err(Error::Failed(problem));
-                }
-                let predicted = maps.predict(image.truth.width, image.truth.height);
-                accumulator.add(&image.truth, &predicted);
-                visit(&ImageResult { index: next, image, classes, prompts, maps, predicted: &predicted })?;
-                next += 1;
-            }
+        for (first, images) in (0..).step_by(batch).zip(receiver) {
+            visit(first, &images.into_iter().collect::<Result<Vec<_>>>()?)?;
         }
         Ok(())
-    })?;
-    let names = classes.iter().map(|class| class.name.as_str());
-    accumulator.scores(names).ok_or_else(|| Error::Failed("no pixel of any label map counts: all are ignored".into()))
+    })
 }
 
 impl ClassMaps {
+    /// The prediction for `image`.
+    ///
+    /// # Errors
+    /// The maps, which are of block `layer`, are not finite.
+    pub fn predict_for(&self, image: &LabelledImage, layer: usize) -> Result<SegmentationMap> {
+        match self.values.iter().all(|value| value.is_finite()) {
+            true => Ok(self.predict(image.truth.width, image.truth.height)),
+            false => Err(Error::Failed(format!("the attention of block {layer} to {} is not finite", image.key))),
+        }
+    }
+
     /// At every pixel of a picture the class whose map, enlarged bilinearly, is greatest, the first of equals;
     /// [`NO_CLASS`] where there are no maps.
     pub fn predict(&self, width: usize, height: usize) -> SegmentationMap {

@@ -1,5 +1,6 @@
 //! Intersections and unions over a data set, and the scores they make.
 use super::folder::{NO_CLASS, SegmentationMap};
+use crate::error::{Error, Result};
 use serde::{Serialize, Serializer};
 
 /// Pixels of one class over all images so far.
@@ -56,11 +57,17 @@ impl Accumulator {
         self.images += 1;
     }
 
-    /// The scores so far, of classes with these names; none where no pixel counted.
-    pub fn scores<'a>(&self, names: impl IntoIterator<Item = &'a str>) -> Option<SegmentationScores> {
+    /// The scores so far, of classes with these names.
+    ///
+    /// # Errors
+    /// No pixel counted.
+    pub fn scores<'a>(&self, names: impl IntoIterator<Item = &'a str>) -> Result<SegmentationScores> {
         let occurring: Vec<f64> = self.classes.iter().filter_map(Pixels::iou).collect();
         let total = |of: fn(&Pixels) -> u64| self.classes.iter().map(of).sum::<u64>() as f64;
-        (!occurring.is_empty()).then(|| SegmentationScores {
+        if occurring.is_empty() {
+            return Err(Error::Failed("no pixel of any label map counts: all are ignored".into()));
+        }
+        Ok(SegmentationScores {
             miou: occurring.iter().sum::<f64>() / occurring.len() as f64,
             pixel_accuracy: total(|pixels| pixels.intersection) / total(|pixels| pixels.truth),
             per_class: names.into_iter().map(str::to_owned).zip(self.classes.iter().map(Pixels::iou)).collect(),
@@ -83,6 +90,9 @@ pub struct SegmentationScores {
     pub images: u64,
 }
 
-fn occurring_by_name<S: Serializer>(per_class: &[(String, Option<f64>)], serializer: S) -> Result<S::Ok, S::Error> {
+fn occurring_by_name<S: Serializer>(
+    per_class: &[(String, Option<f64>)],
+    serializer: S,
+) -> std::result::Result<S::Ok, S::Error> {
     serializer.collect_map(per_class.iter().filter_map(|(name, iou)| Some((name, (*iou)?))))
 }

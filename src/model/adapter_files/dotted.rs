@@ -3,6 +3,7 @@ use super::{Parts, Tensors, unknown_key};
 use crate::error::{Error, Result};
 use crate::model::lora::{Adapter, Lora};
 use crate::model::weights;
+use crate::whole_file;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -126,7 +127,7 @@ pub(super) fn write_peft(adapter: &Adapter, folder: &Path) -> Result<()> {
     };
     let file = folder.join(PEFT_CONFIG);
     let text = serde_json::to_string_pretty(&config).map_err(|e| Error::file(&file, e))?;
-    weights::write_atomically(&file, |out| writeln!(out, "{text}"))
+    whole_file::write_atomically(&file, |out| writeln!(out, "{text}"))
 }
 
 /// Reads a file of diffusers' or PEFT's names; the scale comes from PEFT's configuration beside it, from that in

@@ -8,6 +8,7 @@ mod kohya;
 use crate::error::{Error, Result};
 use crate::model::lora::{Adapter, Lora};
 use crate::model::weights;
+use crate::whole_file;
 use candle_core::{DType, Device, Tensor};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -92,7 +93,7 @@ pub fn export(adapter: &Adapter, format: Format, out: &Path, origin: &Origin) ->
         _ => Path::new("."),
     };
     let aside = std::fs::create_dir_all(folder)
-        .and_then(|()| tempfile::Builder::new().prefix(weights::WRITING).tempdir_in(folder))
+        .and_then(|()| tempfile::Builder::new().prefix(whole_file::WRITING).tempdir_in(folder))
         .map_err(|e| Error::file(folder, format!("cannot write: {e}")))?;
     let written = aside.path().join(format.file_name());
     match format {

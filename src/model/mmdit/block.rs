@@ -27,6 +27,33 @@ pub struct Probe {
     pub last_key_count: usize,
 }
 
+/// What goes into a block's joint attention, image tokens first, after any q/k norm.
+pub struct JointInputs {
+    /// `[batch, image tokens, width]`
+    pub image_queries: Tensor,
+    /// `[batch, text tokens, width]`; the last block has no use for them.
+    pub text_queries: Option<Tensor>,
+    /// `[batch, image tokens + text tokens, width]`
+    pub keys: Tensor,
+    /// As the keys.
+    pub values: Tensor,
+    pub heads: usize,
+    /// The last key stands for so many equal ones.
+    pub last_key_count: usize,
+}
+
+impl JointInputs {
+    /// What every token takes from the others: `[batch, image tokens + text tokens, width]`, in the last block
+    /// `[batch, image tokens, width]`.
+    pub fn attend(&self) -> TensorResult<Tensor> {
+        let queries = match &self.text_queries {
+            Some(text) => Tensor::cat(&[&self.image_queries, text], 1)?,
+            None => self.image_queries.clone(),
+        };
+        ops::attention(&queries, &self.keys, &self.values, self.heads, self.last_key_count)
+    }
+}
+
 pub struct Block {
     heads: usize,
     norm1: Projection,
@@ -224,20 +251,31 @@ impl Block {
 
     /// The block's output, and what its joint attention came from. The last block leaves the text stream as it was.
     pub fn forward(&self, streams: &Streams, conditioning: &Tensor) -> TensorResult<(Streams, Probe)> {
+        let (out, inputs) = self.forward_with(streams, conditioning, JointInputs::attend)?;
+        Ok((out, Probe { queries: inputs.image_queries, keys: inputs.keys, last_key_count: inputs.last_key_count }))
+    }
+
+    /// The same with another joint attention: `attend` returns what [`JointInputs::attend`] would.
+    pub fn forward_with(
+        &self,
+        streams: &Streams,
+        conditioning: &Tensor,
+        attend: impl FnOnce(&JointInputs) -> TensorResult<Tensor>,
+    ) -> TensorResult<(Streams, JointInputs)> {
         let (for_image, for_text) = self.modulations(conditioning)?;
         let tokens = streams.image.dim(1)?;
         let image = ops::layer_norm_modulate(&streams.image, &for_image[0], &for_image[1])?;
         let text = self.normed_text(&streams.text, &for_text)?;
         let attention = &self.attention;
-        let image_queries = attention.image.queries(&image)?;
-        let keys = Tensor::cat(&[attention.image.keys(&image)?, attention.text.keys(&text)?], 1)?;
-        let values = Tensor::cat(&[attention.image.v.forward(&image)?, attention.text.v.forward(&text)?], 1)?;
-        let queries = match self.context {
-            Some(_) => Tensor::cat(&[image_queries.clone(), attention.text.queries(&text)?], 1)?,
-            None => image_queries.clone(),
+        let inputs = JointInputs {
+            image_queries: attention.image.queries(&image)?,
+            text_queries: self.context.as_ref().map(|_| attention.text.queries(&text)).transpose()?,
+            keys: Tensor::cat(&[attention.image.keys(&image)?, attention.text.keys(&text)?], 1)?,
+            values: Tensor::cat(&[attention.image.v.forward(&image)?, attention.text.v.forward(&text)?], 1)?,
+            heads: self.heads,
+            last_key_count: streams.last_text_count,
         };
-        let attended = ops::attention(&queries, &keys, &values, self.heads, streams.last_text_count)?;
-        let probe = Probe { queries: image_queries, keys, last_key_count: streams.last_text_count };
+        let attended = attend(&inputs)?;
 
         let update = attention.out.forward(&attended.narrow(1, 0, tokens)?)?;
         let mut out = ops::gated_residual(&streams.image, &update, &for_image[2])?;
@@ -260,6 +298,6 @@ impl Block {
                 ops::gated_residual(&out, &context.feed_forward.forward(&normed)?, &for_text[5])?
             }
         };
-        Ok((Streams { image, text, last_text_count: streams.last_text_count }, probe))
+        Ok((Streams { image, text, last_text_count: streams.last_text_count }, inputs))
     }
 }

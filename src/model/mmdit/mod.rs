@@ -4,7 +4,7 @@ mod config;
 mod embed;
 mod probe;
 
-pub use block::{Block, Probe, Streams};
+pub use block::{Block, JointInputs, Probe, Streams};
 pub use config::MmDitConfig;
 pub use embed::{Embedded, Embedding};
 pub use probe::image_to_text_logits;
@@ -96,6 +96,21 @@ impl MmDit {
             streams = block.forward(&streams, &embedded.conditioning)?.0;
         }
         Ok(self.blocks[layer].probe(&streams, &embedded.conditioning)?)
+    }
+
+    /// Calls `visit` with what goes into the joint attention of each block, in one pass through all.
+    pub fn inspect_each(
+        &self,
+        embedded: &Embedded,
+        mut visit: impl FnMut(usize, &JointInputs) -> Result<()>,
+    ) -> Result<()> {
+        let mut streams = embedded.streams.clone();
+        for (layer, block) in self.blocks.iter().enumerate() {
+            let (output, inputs) = block.forward_with(&streams, &embedded.conditioning, JointInputs::attend)?;
+            visit(layer, &inputs)?;
+            streams = output;
+        }
+        Ok(())
     }
 
     /// Calls `visit` with the queries and keys of each of the ascending `layers`, in one pass that ends at the last.

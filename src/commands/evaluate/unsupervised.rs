@@ -1,0 +1,108 @@
+//! `evaluate unsupervised`: what a block's attention segments without words.
+use super::looking::{LabelledArgs, LookArgs};
+use super::segmentation::write_prediction;
+use super::write_json;
+use crate::commands::{LoadedModel, ModelArgs, parse_not_negative, say};
+use crate::error::Result;
+use crate::eval::segmentation::{SegmentationScores, UnsupervisedOptions, evaluate_unsupervised};
+use crate::report::progress::Progress;
+use crate::sample::scheduler::Scheduler;
+use crate::whole_file::check_writable;
+use clap::Args;
+use serde::Serialize;
+use std::path::PathBuf;
+
+const EXAMPLE: &str = "Example:
+  seg4diff evaluate unsupervised --model models/stable-diffusion-3-medium-diffusers --layer 9 \\
+    --images voc/JPEGImages --labels voc/SegmentationClass --classes voc/classes.json --threshold 0.02,0.035,0.05,0.1";
+
+/// Measure how well a block's attention segments images without a prompt
+///
+/// The maps of the 77 text tokens are merged where they are alike; an image's segments are paired with its classes so
+/// that they overlap most. Prints mean intersection over union (IoU) and the share of pixels that are right at each
+/// threshold, in per cent; --json writes them as shares from 0 to 1.
+#[derive(Args, Clone, Debug)]
+#[command(
+    after_help = EXAMPLE,
+    mut_arg("max_sequence_length", |argument| {
+        argument.default_value("77").help("Tokens of T5, or of the zeros in its place, as in training")
+    })
+)]
+pub struct UnsupervisedArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub data: LabelledArgs,
+    /// Block whose attention segments, counted from 0 (9 in Stable Diffusion 3 medium)
+    #[arg(long, value_name = "N")]
+    pub layer: usize,
+    #[command(flatten)]
+    pub look: LookArgs,
+    /// Maps are merged whose symmetric KL divergence is less, in nats; several, separated by commas, are each measured
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "0.035", value_parser = parse_not_negative)]
+    pub threshold: Vec<f64>,
+    /// Maps, scaled to [0, 1], are raised to this power
+    #[arg(long, value_name = "X", default_value = "1", value_parser = parse_not_negative)]
+    pub power: f64,
+    /// Folder for the predictions at the first threshold: PNG label maps with a palette
+    #[arg(long, value_name = "DIR")]
+    pub predictions: Option<PathBuf>,
+    /// File for the scores: a JSON list with threshold, miou, pixel_accuracy, per_class {name: iou} and images
+    #[arg(long, value_name = "F")]
+    pub json: Option<PathBuf>,
+}
+
+#[derive(Serialize)]
+struct AtThreshold<'a> {
+    threshold: f64,
+    /// Mean number of segments in an image.
+    segments: f64,
+    #[serde(flatten)]
+    scores: &'a SegmentationScores,
+}
+
+pub fn run(args: &UnsupervisedArgs) -> Result<()> {
+    // What is small is looked at before gigabytes are.
+    let data = args.data.open()?;
+    args.model.check_layer(args.layer)?;
+    let prediction_file = |key: &str| args.predictions.as_ref().map(|folder| folder.join(format!("{key}.png")));
+    for file in args.json.iter().cloned().chain(prediction_file("x")) {
+        check_writable(&file)?;
+    }
+    let LoadedModel { files, pipeline, .. } = args.model.load()?;
+    let options = args.look.options(args.layer, &args.data, &pipeline)?;
+    let merging = UnsupervisedOptions { thresholds: args.threshold.clone(), power: args.power };
+    let mut progress = Progress::new("image", 0, args.data.count(&data) as u64);
+    let mut segments = vec![0; args.threshold.len()];
+    let scheduler = Scheduler::open(&files)?;
+    let scores = evaluate_unsupervised(&pipeline, &scheduler, &data, &options, &merging, &mut |result| {
+        segments[result.threshold] += result.segments;
+        if let Some(file) = prediction_file(result.key).filter(|_| result.threshold == 0) {
+            let none = args.data.ignore.first().copied().unwrap_or(255);
+            write_prediction(&file, result.predicted, data.classes(), none)?;
+        }
+        progress.update_batch(result.index + 1, options.batch, result.key);
+        Ok(())
+    })?;
+    drop(progress);
+    let at_threshold = |((threshold, segments), scores): ((&f64, usize), _)| {
+        let scores: &SegmentationScores = scores;
+        AtThreshold { threshold: *threshold, segments: segments as f64 / scores.images as f64, scores }
+    };
+    let found: Vec<AtThreshold> = args.threshold.iter().zip(segments).zip(&scores).map(at_threshold).collect();
+    if let Some(file) = &args.json {
+        write_json(file, &found)?;
+    }
+    let line = |at: &AtThreshold| {
+        let percent = |share: f64| format!("{:.2}", 100.0 * share);
+        format!(
+            "{:9}  {:>6}  {:>14}  {:>17.1}",
+            at.threshold,
+            percent(at.scores.miou),
+            percent(at.scores.pixel_accuracy),
+            at.segments
+        )
+    };
+    say("threshold  mIoU %  pixel accuracy  segments an image")?;
+    found.iter().try_for_each(|at| say(&line(at)))
+}

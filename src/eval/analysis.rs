@@ -1,0 +1,181 @@
+//! Which block is the expert: how each block's attention segments, how much attention passes between image and text,
+//! and how large the values are that it carries (paper, section 3).
+use super::segmentation::{
+    Accumulator, ClassMaps, LabelledFolder, SegmentationOptions, SegmentationScores, Segmenter, Vocabulary, each_batch,
+    prompts_of,
+};
+use crate::error::{Error, Result};
+use crate::model::mmdit::{Embedded, JointInputs};
+use crate::model::pipeline::Pipeline;
+use crate::model::text::tokenizer::CLIP_TOKENS;
+use crate::ops::attention_probability;
+use crate::sample::scheduler::Scheduler;
+use candle_core::{D, DType, Device, Tensor};
+use serde::Serialize;
+
+/// What was found of one block, over all images and prompts.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct BlockAnalysis {
+    pub block: usize,
+    /// Open-vocabulary segmentation by this block's attention, from 0 to 1.
+    pub miou: f64,
+    pub pixel_accuracy: f64,
+    /// Share of their attention that image tokens give to text, the mean over heads.
+    pub image_to_text: f64,
+    /// Share of their attention that text tokens give to the image; the last block's text tokens give none, as nothing
+    /// reads them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub text_to_image: Option<f64>,
+    /// Mean L2 norm of the image tokens' value vectors, all heads together.
+    pub image_value_norm: f64,
+    /// The same of the text tokens.
+    pub text_value_norm: f64,
+}
+
+/// All blocks of a model.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Analysis {
+    pub blocks: Vec<BlockAnalysis>,
+    /// The block whose attention segments best.
+    pub expert: usize,
+    /// Its mIoU less the median of all blocks', from 0 to 1.
+    pub lead_over_median: f64,
+    /// Its mIoU less that of the next best block.
+    pub lead_over_next: f64,
+    /// The share that text would get from image tokens if all keys got the same.
+    pub uniform_image_to_text: f64,
+    /// The share that the image would get from text tokens.
+    pub uniform_text_to_image: f64,
+    pub images: u64,
+}
+
+/// Sums over samples.
+#[derive(Clone, Debug, Default)]
+struct Sums {
+    samples: f64,
+    image_to_text: f64,
+    text_to_image: Option<f64>,
+    image_value_norm: f64,
+    text_value_norm: f64,
+}
+
+/// Looks at the images of `data` through all blocks in one pass, with the names of their classes as prompts.
+///
+/// `options.layer` has no part in it. `progress` is told how many images are done.
+///
+/// # Errors
+/// As [`evaluate`](super::segmentation::evaluate); and a model of one block has no expert.
+pub fn analyse(
+    pipeline: &Pipeline,
+    scheduler: &Scheduler,
+    data: &LabelledFolder,
+    options: &SegmentationOptions,
+    mut progress: impl FnMut(usize, &str),
+) -> Result<Analysis> {
+    let count = pipeline.transformer.blocks.len();
+    let mut segmenter = Segmenter::new(pipeline, scheduler, options)?;
+    let vocabulary = Vocabulary::new(&pipeline.text_encoders, data.classes(), data.classes_file())?;
+    let all = vocabulary.all();
+    let mut accumulators = vec![Accumulator::new(data.classes().len()); count];
+    let mut sums = vec![Sums::default(); count];
+    let mut tokens = (0, 0);
+    each_batch(data, options, |first, images| {
+        let numbered: Vec<_> = (first..).zip(images.iter().map(|image| &image.image)).collect();
+        let prompts: Vec<_> =
+            images.iter().map(|image| prompts_of(image, options.protocol, &vocabulary, &all)).collect();
+        let mut maps = vec![vec![ClassMaps::empty(segmenter.grid()); images.len()]; count];
+        segmenter.each_batch(&numbered, &prompts, |pairs, embedded| {
+            tokens = token_counts(embedded)?;
+            pipeline.transformer.inspect_each(embedded, |layer, inputs| {
+                let to_text = sums[layer].add(inputs)?;
+                for ((image, prompt), probability) in pairs.iter().zip(&to_text) {
+                    maps[layer][*image].add(prompt, probability);
+                }
+                Ok(())
+            })
+        })?;
+        for (layer, (maps, accumulator)) in maps.iter().zip(&mut accumulators).enumerate() {
+            for (image, maps) in images.iter().zip(maps) {
+                accumulator.add(&image.truth, &maps.predict_for(image, layer)?);
+            }
+        }
+        if let Some(last) = images.last() {
+            progress(first + images.len(), &last.key);
+        }
+        Ok(())
+    })?;
+    let names = || data.classes().iter().map(|class| class.name.as_str());
+    let scores = accumulators.iter().map(|of_block| of_block.scores(names())).collect::<Result<Vec<_>>>()?;
+    let images = scores.first().map_or(0, |scores| scores.images);
+    let blocks: Vec<BlockAnalysis> =
+        (0..).zip(sums).zip(&scores).map(|((block, sums), scores)| sums.finish(block, scores)).collect();
+    let mut order: Vec<&BlockAnalysis> = blocks.iter().collect();
+    order.sort_by(|a, b| b.miou.total_cmp(&a.miou));
+    let [expert, next, ..] = order[..] else {
+        return Err(Error::Failed("a model of one block has no expert among its blocks".into()));
+    };
+    let median = (order[(count - 1) / 2].miou + order[count / 2].miou) / 2.0;
+    let (image, text) = (tokens.0 as f64, tokens.1 as f64);
+    Ok(Analysis {
+        expert: expert.block,
+        lead_over_median: expert.miou - median,
+        lead_over_next: expert.miou - next.miou,
+        uniform_image_to_text: text / (image + text),
+        uniform_text_to_image: image / (image + text),
+        images,
+        blocks,
+    })
+}
+
+/// Image tokens and text tokens of a sequence, counted ones as often as they count.
+fn token_counts(embedded: &Embedded) -> Result<(usize, usize)> {
+    let streams = &embedded.streams;
+    Ok((streams.image.dim(1)?, streams.text.dim(1)? - 1 + streams.last_text_count))
+}
+
+impl Sums {
+    /// Adds a batch; returns each sample's attention of image tokens to CLIP's, `[image tokens, 77]`.
+    fn add(&mut self, inputs: &JointInputs) -> Result<Vec<Vec<f32>>> {
+        let JointInputs { image_queries, text_queries, keys, values, heads, last_key_count } = inputs;
+        let (batch, image, _) = image_queries.dims3()?;
+        let text = keys.dim(1)? - image;
+        let probability = |queries, range| attention_probability(queries, keys, *heads, range, *last_key_count);
+        let to_text = probability(image_queries, image..image + text)?;
+        self.image_to_text += total(&to_text)? / image as f64;
+        if let Some(queries) = text_queries {
+            let mass = weighed(&probability(queries, 0..image)?.sum(D::Minus1)?, *last_key_count)?;
+            self.text_to_image = Some(self.text_to_image.unwrap_or(0.0) + mass);
+        }
+        let norms = values.to_dtype(DType::F32)?.sqr()?.sum(D::Minus1)?.sqrt()?;
+        self.image_value_norm += total(&norms.narrow(1, 0, image)?)? / image as f64;
+        self.text_value_norm += weighed(&norms.narrow(1, image, text)?, *last_key_count)?;
+        self.samples += batch as f64;
+        let clip = to_text.narrow(2, 0, CLIP_TOKENS)?.to_device(&Device::Cpu)?.flatten_from(1)?;
+        Ok(clip.contiguous()?.to_vec2()?)
+    }
+
+    fn finish(self, block: usize, scores: &SegmentationScores) -> BlockAnalysis {
+        let mean = |sum: f64| sum / self.samples;
+        BlockAnalysis {
+            block,
+            miou: scores.miou,
+            pixel_accuracy: scores.pixel_accuracy,
+            image_to_text: mean(self.image_to_text),
+            text_to_image: self.text_to_image.map(mean),
+            image_value_norm: mean(self.image_value_norm),
+            text_value_norm: mean(self.text_value_norm),
+        }
+    }
+}
+
+fn total(values: &Tensor) -> Result<f64> {
+    Ok(values.to_dtype(DType::F64)?.sum_all()?.to_scalar()?)
+}
+
+/// The mean over text tokens, summed over samples, of `values` `[batch, text tokens]`, the last of which counts for
+/// `last_count`.
+fn weighed(values: &Tensor, last_count: usize) -> Result<f64> {
+    let tokens = values.dim(1)?;
+    let last = total(&values.narrow(1, tokens - 1, 1)?)?;
+    Ok((total(values)? + last * (last_count - 1) as f64) / (tokens - 1 + last_count) as f64)
+}

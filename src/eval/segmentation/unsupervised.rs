@@ -1,0 +1,147 @@
+//! Segments without words: what a block's attention to an empty prompt falls apart into (paper, "unsupervised
+//! segmentation").
+//!
+//! Each of the 77 text tokens has a map over the image; maps that are alike are merged, and their means are segments.
+use super::folder::{LabelledFolder, NO_CLASS, SegmentationMap};
+use super::{Accumulator, SegmentationOptions, SegmentationScores, Segmenter, each_batch};
+use crate::error::{Error, Result};
+use crate::loss::assign;
+use crate::model::pipeline::Pipeline;
+use crate::model::text::tokenizer::CLIP_TOKENS;
+use crate::ops::enlarged_argmax;
+use crate::sample::scheduler::Scheduler;
+
+/// How maps become segments.
+#[derive(Clone, Debug)]
+pub struct UnsupervisedOptions {
+    /// Maps of less symmetric KL divergence from each other than this, in nats, are one segment. Each is measured.
+    pub thresholds: Vec<f64>,
+    /// Maps, scaled to [0, 1], are raised to this power.
+    pub power: f64,
+}
+
+/// What was found in one image at one threshold.
+pub struct UnsupervisedResult<'a> {
+    /// Place of the image in the data set.
+    pub index: usize,
+    pub key: &'a str,
+    /// Place of the threshold in the options.
+    pub threshold: usize,
+    /// Number of segments.
+    pub segments: usize,
+    /// Segments as the classes that they were matched with; [`NO_CLASS`] for those that were not.
+    pub predicted: &'a SegmentationMap,
+}
+
+/// Segments the images of `data`, matches the segments of each image with its classes by overlap, and compares: the
+/// scores at each threshold. `options.protocol` has no part in it.
+///
+/// # Errors
+/// As [`evaluate`](super::evaluate).
+pub fn evaluate_unsupervised(
+    pipeline: &Pipeline,
+    scheduler: &Scheduler,
+    data: &LabelledFolder,
+    options: &SegmentationOptions,
+    merging: &UnsupervisedOptions,
+    visit: &mut dyn FnMut(&UnsupervisedResult) -> Result<()>,
+) -> Result<Vec<SegmentationScores>> {
+    options.check_layer(pipeline)?;
+    let mut segmenter = Segmenter::new(pipeline, scheduler, options)?;
+    let grid = segmenter.grid();
+    let mut accumulators = vec![Accumulator::new(data.classes().len()); merging.thresholds.len()];
+    each_batch(data, options, |first, images| {
+        let numbered: Vec<_> = (first..).zip(images.iter().map(|image| &image.image)).collect();
+        let maps = segmenter.token_maps(&numbered, options.layer)?;
+        for (index, (image, maps)) in (first..).zip(images.iter().zip(&maps)) {
+            if !maps.iter().all(|value| value.is_finite()) {
+                let problem = format!("the attention of block {} to {} is not finite", options.layer, image.key);
+                return Err(Error::Failed(problem));
+            }
+            let maps = Distributions::new(maps, merging.power);
+            for (number, (threshold, accumulator)) in merging.thresholds.iter().zip(&mut accumulators).enumerate() {
+                let segments = maps.merged(*threshold);
+                let (width, height) = (image.truth.width, image.truth.height);
+                let winners = enlarged_argmax(&segments.concat(), grid, (height, width));
+                let predicted = matched(&winners, segments.len(), &image.truth, data.classes().len());
+                accumulator.add(&image.truth, &predicted);
+                let (key, segments) = (image.key.as_str(), segments.len());
+                visit(&UnsupervisedResult { index, key, threshold: number, segments, predicted: &predicted })?;
+            }
+        }
+        Ok(())
+    })?;
+    let names = || data.classes().iter().map(|class| class.name.as_str());
+    accumulators.iter().map(|accumulator| accumulator.scores(names())).collect()
+}
+
+/// The maps of an image's tokens as distributions over its positions, and how far they are from each other.
+struct Distributions {
+    maps: Vec<Vec<f32>>,
+    /// Symmetric KL divergence of two maps, the later first.
+    divergence: Vec<Vec<f64>>,
+}
+
+impl Distributions {
+    /// Of attention `[positions, 77]`: each map scaled to [0, 1], raised to `power`, and a softmax over positions.
+    fn new(attention: &[f32], power: f64) -> Self {
+        let maps: Vec<Vec<f32>> = (0..CLIP_TOKENS)
+            .map(|token| {
+                let map: Vec<f32> = attention.iter().skip(token).step_by(CLIP_TOKENS).copied().collect();
+                let (least, most) =
+                    map.iter().fold((f32::MAX, f32::MIN), |(least, most), v| (least.min(*v), most.max(*v)));
+                // A map that is the same everywhere stays so.
+                let scale = if most > least { f64::from(most - least) } else { 1.0 };
+                let exp: Vec<f64> = map.iter().map(|v| (f64::from(v - least) / scale).powf(power).exp()).collect();
+                let sum: f64 = exp.iter().sum();
+                exp.into_iter().map(|v| (v / sum) as f32).collect()
+            })
+            .collect();
+        let logs: Vec<Vec<f64>> = maps.iter().map(|map| map.iter().map(|p| f64::from(*p).ln()).collect()).collect();
+        let divergence = |a: usize, b: usize| {
+            let terms = maps[a].iter().zip(&maps[b]).zip(logs[a].iter().zip(&logs[b]));
+            terms.map(|((p, q), (ln_p, ln_q))| f64::from(p - q) * (ln_p - ln_q)).sum::<f64>() / 2.0
+        };
+        let divergence = (0..maps.len()).map(|a| (0..a).map(|b| divergence(a, b)).collect()).collect();
+        Self { maps, divergence }
+    }
+
+    /// Means of maps that are alike: the first that is left takes all others within the threshold, and so on.
+    fn merged(&self, threshold: f64) -> Vec<Vec<f32>> {
+        let mut left: Vec<usize> = (0..self.maps.len()).collect();
+        let mut segments = vec![];
+        while let Some(&first) = left.first() {
+            let (taken, others) =
+                left.into_iter().partition::<Vec<_>, _>(|&map| map == first || self.divergence[map][first] < threshold);
+            let mean =
+                |position: usize| taken.iter().map(|&map| self.maps[map][position]).sum::<f32>() / taken.len() as f32;
+            segments.push((0..self.maps[first].len()).map(mean).collect());
+            left = others;
+        }
+        segments
+    }
+}
+
+/// Each pixel's segment as a class: segments and classes are paired so that they overlap most in all.
+fn matched(winners: &[u16], segments: usize, truth: &SegmentationMap, classes: usize) -> SegmentationMap {
+    let mut overlap = vec![vec![0f32; classes]; segments];
+    for (&segment, &class) in winners.iter().zip(&truth.classes) {
+        if class != NO_CLASS {
+            overlap[usize::from(segment)][usize::from(class)] += 1.0;
+        }
+    }
+    let present = truth.present();
+    if present.is_empty() {
+        return SegmentationMap { classes: vec![NO_CLASS; winners.len()], ..*truth };
+    }
+    let costs: Vec<Vec<f32>> = overlap
+        .iter()
+        .map(|of_segment| present.iter().map(|&class| -of_segment[usize::from(class)]).collect())
+        .collect();
+    let mut class_of = vec![NO_CLASS; segments];
+    for (segment, column) in assign(&costs) {
+        class_of[segment] = present[column];
+    }
+    let classes = winners.iter().map(|&segment| class_of[usize::from(segment)]).collect();
+    SegmentationMap { width: truth.width, height: truth.height, classes }
+}
