@@ -76,6 +76,7 @@ fn panel(title: &str, series: &[Series], found: &Analysis) -> Markup {
             }
             @if let Some(uniform) = one.uniform {
                 line.uniform x1=(left) x2=(right) y1=(fixed(place(uniform))) y2=(fixed(place(uniform))) {}
+                text.y x=(right) y=(fixed(place(uniform) - 3.0)) { "uniform" }
             }
         }
         line.axis x1=(left) x2=(right) y1=(bottom) y2=(bottom) {}
