@@ -57,7 +57,7 @@ fn assignments_are_those_of_scipy() {
     }
     // A cost that is not finite is the worst there is, and none at all gives no pair.
     assert_eq!(assign(&[vec![f32::NAN, 1.0], vec![2.0, f32::INFINITY]]), [(1, 0), (0, 1)]);
-    assert!(assign(&[]).is_empty());
+    assert!(assign::<f32>(&[]).is_empty());
 }
 
 #[test]

@@ -19,12 +19,16 @@ pub fn match_maps(maps: &Tensor, masks: &[&[f32]], config: &LossConfig) -> Resul
 
 /// The assignment of least total cost (scipy's `linear_sum_assignment`) for `costs[row][column]`, as (row, column) in
 /// order of columns. Costs that are not finite count as the largest.
-pub fn assign(costs: &[Vec<f32>]) -> Vec<(usize, usize)> {
+pub fn assign<C: Copy + Into<f64>>(costs: &[Vec<C>]) -> Vec<(usize, usize)> {
     let (rows, columns) = (costs.len(), costs.first().map_or(0, Vec::len));
-    let largest = costs.iter().flatten().filter(|c| c.is_finite()).fold(0f32, |m, c| m.max(c.abs()));
+    let values = || costs.iter().flatten().map(|&cost| cost.into());
+    let largest = values().filter(|cost: &f64| cost.is_finite()).fold(0f64, |most, cost| most.max(cost.abs()));
     // Integers, so that sums are exact and ties are broken the same way everywhere.
-    let unit = f64::from(largest.max(f32::MIN_POSITIVE)) / (1u64 << 50) as f64;
-    let whole = |cost: f32| (f64::from(if cost.is_finite() { cost } else { largest }) / unit) as i64;
+    let unit = largest.max(f64::from(f32::MIN_POSITIVE)) / (1u64 << 50) as f64;
+    let whole = |cost: C| {
+        let cost: f64 = cost.into();
+        ((if cost.is_finite() { cost } else { largest }) / unit) as i64
+    };
     let table = Table { costs: costs.iter().map(|row| row.iter().copied().map(whole).collect()).collect() };
     let mut pairs: Vec<(usize, usize)> = if columns <= rows {
         let turned = Table { costs: (0..columns).map(|c| table.costs.iter().map(|row| row[c]).collect()).collect() };

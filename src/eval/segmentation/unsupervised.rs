@@ -122,25 +122,36 @@ impl Distributions {
     }
 }
 
-/// Each pixel's segment as a class: segments and classes are paired so that they overlap most in all.
+/// Each pixel's segment as a class: segments and classes are paired so that they overlap most in all, and of pairings
+/// that overlap as much so that the sum of their IoUs is greatest (scipy's choice among those is an accident). What does not overlap is no pair.
 fn matched(winners: &[u16], segments: usize, truth: &SegmentationMap, classes: usize) -> SegmentationMap {
-    let mut overlap = vec![vec![0f32; classes]; segments];
-    for (&segment, &class) in winners.iter().zip(&truth.classes) {
-        if class != NO_CLASS {
-            overlap[usize::from(segment)][usize::from(class)] += 1.0;
+    let mut overlap = vec![vec![0f64; classes]; segments];
+    let (mut of_segment, mut of_class) = (vec![0f64; segments], vec![0f64; classes]);
+    for (segment, class) in winners.iter().copied().map(usize::from).zip(&truth.classes) {
+        if *class != NO_CLASS {
+            let class = usize::from(*class);
+            overlap[segment][class] += 1.0;
+            of_segment[segment] += 1.0;
+            of_class[class] += 1.0;
         }
     }
     let present = truth.present();
     if present.is_empty() {
         return SegmentationMap { classes: vec![NO_CLASS; winners.len()], ..*truth };
     }
-    let costs: Vec<Vec<f32>> = overlap
-        .iter()
-        .map(|of_segment| present.iter().map(|&class| -of_segment[usize::from(class)]).collect())
-        .collect();
+    // No sum of IoUs outweighs a pixel.
+    let pixel = 1.0 + present.len() as f64;
+    let cost = |segment: usize, class: usize| {
+        let shared: f64 = overlap[segment][class];
+        -(pixel * shared + shared / (of_segment[segment] + of_class[class] - shared))
+    };
+    let costs: Vec<Vec<f64>> =
+        (0..segments).map(|segment| present.iter().map(|&class| cost(segment, class.into())).collect()).collect();
     let mut class_of = vec![NO_CLASS; segments];
     for (segment, column) in assign(&costs) {
-        class_of[segment] = present[column];
+        if overlap[segment][usize::from(present[column])] > 0.0 {
+            class_of[segment] = present[column];
+        }
     }
     let classes = winners.iter().map(|&segment| class_of[usize::from(segment)]).collect();
     SegmentationMap { width: truth.width, height: truth.height, classes }
