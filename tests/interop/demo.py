@@ -33,7 +33,9 @@ a = arguments.parse_args()
 
 pipe = StableDiffusion3Pipeline.from_pretrained(a.base, torch_dtype=torch.float32, text_encoder_3=None, tokenizer_3=None)
 pipe.set_progress_bar_config(disable=True)
-latents = torch.randn(len(PROMPTS), 3, SIZE, SIZE, generator=torch.Generator().manual_seed(a.seed))
+side = SIZE // pipe.vae_scale_factor
+latents = torch.randn(len(PROMPTS), pipe.transformer.config.in_channels, side, side,
+                      generator=torch.Generator().manual_seed(a.seed))
 
 
 def diffusers():
