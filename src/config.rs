@@ -10,6 +10,7 @@ mod reader;
 mod required_files;
 mod setting;
 
+pub use eval::BLUR;
 pub use required_files::{RequiredFiles, text_encoders_in};
 pub use setting::Choice;
 
@@ -264,6 +265,8 @@ pub struct LossConfig {
     pub align_weight: f64,
     pub focal_weight: f64,
     pub dice_weight: f64,
+    /// Images under more noise than this have no mask loss: in those little is to be seen.
+    pub mask_max_sigma: f64,
     pub match_focal: f64,
     pub match_dice: f64,
     pub heads: HeadMaps,
@@ -348,6 +351,16 @@ impl Serialize for GradientCheckpointing {
     }
 }
 
+/// The score of a validation that says which checkpoint is best.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BestBy {
+    /// The higher the better.
+    Miou,
+    /// The lower the better.
+    HeldOutFlow,
+}
+
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct CheckpointConfig {
     /// Steps between checkpoints; 0 writes one at the end only.
@@ -385,6 +398,12 @@ pub struct EvalConfig {
     pub steps: usize,
     /// Guidance scale; 1 or less turns guidance off.
     pub guidance: f64,
+    /// Scale of guidance away from what the model draws with a block's attention to the text blurred; 0 turns it off.
+    pub perturb_scale: f64,
+    /// The block whose attention that is.
+    pub perturb_layer: usize,
+    /// Standard deviation of the blur in image tokens.
+    pub perturb_sigma: f64,
     /// Images that are segmented, drawn and looked at together.
     /// Absent: as many as make up a megapixel, at most 32.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -397,6 +416,14 @@ pub struct EvalConfig {
     /// Folder of the demo's classifier.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub features: Option<PathBuf>,
+    /// Steps between small validations while training; 0 for none.
+    pub every: u64,
+    /// Images that each of them segments, and measures the flow loss on.
+    pub every_images: usize,
+    /// Pictures that each of them draws; 0 for none.
+    pub every_samples: usize,
+    /// The score by which the best checkpoint is kept.
+    pub best_by: BestBy,
     /// Also measure the model as it is before training.
     pub before: bool,
     /// Also train as long on the flow loss alone, and measure that.

@@ -45,11 +45,24 @@ impl Demo {
             ("eval.steps", "2".into()),
             ("eval.generation_images", "5".into()),
             ("eval.flow_images", "4".into()),
+            ("eval.every", "2".into()),
+            ("eval.every_images", "3".into()),
+            ("eval.every_samples", "2".into()),
         ] {
             command.arg("--set").arg(format!("{key}={value}"));
         }
         command.args(more);
         command
+    }
+
+    /// Steps after which the run was validated, and what was found.
+    fn validations(&self, output: &str) -> Vec<(u64, Value)> {
+        let text = read(self.output(output).join("metrics.jsonl"));
+        let lines = text
+            .split_inclusive(|byte| *byte == b'\n')
+            .map(|line| -> Value { serde_json::from_slice(line).expect("JSON") });
+        let found = lines.filter_map(|line| Some((line["step"].as_u64()?, line.get("validation")?.clone())));
+        found.collect()
     }
 
     fn summary(&self, output: &str) -> Value {
@@ -97,6 +110,45 @@ fn the_run_measures_before_after_and_without_masks() {
     assert!(same(&demo.output("run"), &demo.output("again"), "lora.safetensors"));
 }
 
+/// Validation while training is there to see, changes nothing of what is trained, and says which step was best.
+#[test]
+fn validations_are_shown_and_change_nothing() {
+    let demo = Demo::new();
+    let (output, said) = run(&mut demo.train("with", &["--set", "eval.best_by=held_out_flow"]));
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains("step 2: mIoU") && said.contains("the best so far"), "{said}");
+    succeed(&mut demo.train("without", &["--set", "eval.every=0"]));
+    assert!(same(&demo.output("with"), &demo.output("without"), "lora.safetensors"));
+    assert_eq!(demo.summary("with"), demo.summary("without"));
+
+    let flows = demo.validations("with");
+    let steps: Vec<u64> = flows.iter().map(|(step, _)| *step).collect();
+    assert_eq!((steps, demo.validations("without").len()), (vec![2, 4], 0));
+    let (best, _) = flows
+        .iter()
+        .min_by(|a, b| a.1["held_out_flow"].as_f64().partial_cmp(&b.1["held_out_flow"].as_f64()).expect("numbers"))
+        .expect("one");
+    let state: Value = serde_json::from_slice(&read(demo.output("with/best/state.json"))).expect("JSON");
+    assert_eq!(state["state"]["step"], *best);
+    for file in ["lora-best.safetensors", "validation/step-000002-samples.png", "validation/step-000004-attention.png"]
+    {
+        assert!(demo.output("with").join(file).is_file(), "{file}");
+    }
+    assert!(std::fs::read_dir(demo.output("with/tensorboard")).expect("a folder").count() == 1);
+    let page = String::from_utf8(read(demo.output("with/report.html"))).expect("text");
+    assert!(page.contains("While it was trained") && page.contains("Step 4: mIoU"));
+    // The best checkpoint is one like the others.
+    let mut export = Command::new(env!("CARGO_BIN_EXE_seg4diff"));
+    let out = demo.output("exported.safetensors");
+    export
+        .args(["export", "--format", "diffusers", "--checkpoint"])
+        .arg(demo.output("with/best"))
+        .arg("--out")
+        .arg(&out);
+    succeed(export.current_dir(env!("CARGO_MANIFEST_DIR")));
+    assert!(read(out) == read(demo.output("with/lora-best.safetensors")));
+}
+
 #[test]
 fn a_stopped_run_ends_with_the_same_numbers() {
     let demo = Demo::new();
@@ -108,6 +160,8 @@ fn a_stopped_run_ends_with_the_same_numbers() {
     succeed(&mut demo.train("cut", &["--resume"]));
     assert_eq!(demo.summary("whole"), demo.summary("cut"));
     assert!(same(&demo.output("whole"), &demo.output("cut"), "lora.safetensors"));
+    assert!(same(&demo.output("whole"), &demo.output("cut"), "lora-best.safetensors"));
+    assert_eq!(demo.validations("whole"), demo.validations("cut"));
 }
 
 #[test]

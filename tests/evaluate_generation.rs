@@ -5,7 +5,7 @@ mod fixture;
 
 use fixture::{inception_tensors, picture, write_classifier, write_inception};
 use image::RgbImage;
-use seg4diff::config::{EvalConfig, RunConfig, SegmentationProtocol};
+use seg4diff::config::{BLUR, BestBy, EvalConfig, RunConfig, SegmentationProtocol};
 use seg4diff::sample::image::{read_rgb8, write_png};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -243,6 +243,13 @@ fn the_section_has_defaults_and_is_written_back() {
         generation_images: 500,
         steps: 28,
         guidance: 7.0,
+        perturb_scale: 0.0,
+        perturb_layer: 9,
+        perturb_sigma: BLUR,
+        every: 0,
+        every_images: 32,
+        every_samples: 4,
+        best_by: BestBy::HeldOutFlow,
         batch: None,
         seed: 0,
         inception: None,

@@ -40,6 +40,7 @@ fn train(settings: &[&str]) -> (LossTerms, LossTerms) {
     let scheduler = Scheduler::open(&files).unwrap();
     let batch = Loader::new(&config.data, config.seed, None, true).unwrap().next_batch(4).unwrap();
     let maker = InputMaker {
+        mask_max_sigma: 1.0,
         pipeline: &pipeline,
         scheduler: &scheduler,
         noise: &config.noise,

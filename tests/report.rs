@@ -3,10 +3,10 @@ mod browser;
 
 use candle_core::{Device, Tensor};
 use image::{Rgb, RgbImage};
-use seg4diff::report::metrics::StepMetrics;
+use seg4diff::report::metrics::{StepMetrics, ValidationScores};
 use seg4diff::report::segmentation::{SegmentationExample, Segmented};
 use seg4diff::report::summary::{Scores, Stage, Summary};
-use seg4diff::report::{Measured, RunReport, Samples, TrainedLayers};
+use seg4diff::report::{Measured, RunReport, Samples, TrainedLayers, ValidationPictures};
 use seg4diff::sample::image::read_rgb8;
 use std::path::{Path, PathBuf};
 
@@ -85,6 +85,11 @@ fn metrics(steps: u64) -> Vec<StepMetrics> {
             grad_norm: 0.3 + noise.powi(2),
             images_per_s: 20.0 + noise,
             seconds: 0.4,
+            validation: step.is_multiple_of(100).then(|| ValidationScores {
+                miou: Some(0.4 + step as f64 / 1000.0),
+                held_out_flow: Some(0.4321),
+                ..Default::default()
+            }),
             ..Default::default()
         }
     };
@@ -106,6 +111,9 @@ fn report(output: &Path) -> RunReport {
         ],
         config_toml: format!("# {NASTY}\nseed = 0\n\n[model]\npath = \"x\"\n"),
         metrics: metrics(400),
+        validations: [200, 400]
+            .map(|step| (step, ValidationPictures { samples: Some(scene(9).0), attention: Some(scene(30).0) }))
+            .into(),
         measured: Measured {
             summary: summary(),
             segmentation: vec![example("val/000001", 20), example(NASTY, 44)],
@@ -186,8 +194,10 @@ fn the_page_says_what_was_measured_and_nothing_in_it_is_taken_for_markup() {
     }
     assert!(!page.contains("@import"));
     let pictures = page.matches("<img ").count();
-    // Two examples of picture, truth, and two rows of prediction and three classes; four samples of two models.
-    assert_eq!(pictures, 2 * (2 + 2 * 4) + 4 * 2);
+    // Two examples of picture, truth, and two rows of prediction and three classes; four samples of two models; two
+    // validations of attention and samples.
+    assert_eq!(pictures, 2 * (2 + 2 * 4) + 4 * 2 + 2 * 2);
+    assert!(page.contains("While it was trained") && page.contains("Step 400: mIoU 80.0 %, held-out flow loss 0.4321"));
     assert_eq!(page.matches("alt=\"").count(), pictures);
     assert!(page.len() < 600_000, "{} bytes", page.len());
 

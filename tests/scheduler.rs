@@ -4,8 +4,9 @@ mod pipeline;
 
 use candle_core::{Device, Tensor};
 use pipeline::Expected;
+use seg4diff::model::mmdit::Blur;
 use seg4diff::model::text::TextEmbedding;
-use seg4diff::sample::generate::{Conditions, SamplingOptions, initial_latents, read_latents};
+use seg4diff::sample::generate::{Conditions, PerturbedGuidance, SamplingOptions, initial_latents, read_latents};
 use seg4diff::sample::image;
 use seg4diff::sample::noise;
 use seg4diff::sample::scheduler::Scheduler;
@@ -49,7 +50,7 @@ fn scheduler_settings_come_from_its_config() {
 }
 
 /// The stand-in for the transformer that the fixture was sampled with.
-fn stand_in(x: &Tensor, timestep: &Tensor, text: &TextEmbedding) -> seg4diff::Result<Tensor> {
+fn stand_in(x: &Tensor, timestep: &Tensor, text: &TextEmbedding, _: Option<Blur>) -> seg4diff::Result<Tensor> {
     let batch = x.dim(0)?;
     let wave = (timestep / 300.0)?.sin()?.reshape((batch, 1, 1, 1))?;
     let level = text.context.mean((1, 2))?.reshape((batch, 1, 1, 1))?;
@@ -66,14 +67,14 @@ fn sampling_follows_diffusers_with_and_without_guidance() {
     };
     let (positive, negative) = (text(0), text(2));
     for (name, guidance, batch) in [("sampled_guided", 5.5, 4), ("sampled_plain", 1.0, 2)] {
-        let options = SamplingOptions { steps: 9, guidance, progress: false };
+        let options = SamplingOptions { steps: 9, guidance, perturbed: None, progress: false };
         let conditions = Conditions { positive: &positive, negative: &negative };
         let mut calls = 0;
         let found = options
-            .run(&Scheduler::new(1000, 3.0), expected.get("noise"), &conditions, |x, timestep, text| {
+            .run(&Scheduler::new(1000, 3.0), expected.get("noise"), &conditions, |x, timestep, text, _| {
                 calls += 1;
                 assert_eq!((x.dim(0)?, timestep.dims1()?, text.context.dim(0)?), (batch, batch, batch));
-                stand_in(x, timestep, text)
+                stand_in(x, timestep, text, None)
             })
             .unwrap();
         assert_eq!(calls, 9);
@@ -81,11 +82,42 @@ fn sampling_follows_diffusers_with_and_without_guidance() {
     }
 }
 
+/// One step from σ = 1 to 0: latents less the velocity, whose parts are plain to see.
+#[test]
+fn perturbed_guidance_leads_away_from_the_blurred_model() {
+    let cpu = Device::Cpu;
+    let text = |level: f32| TextEmbedding {
+        context: Tensor::full(level, (1, 1, 1), &cpu).unwrap(),
+        pooled: Tensor::full(level, (1, 1), &cpu).unwrap(),
+    };
+    let (positive, negative) = (text(5.0), text(2.0));
+    let blur = Blur { layer: 3, sigma: 2.5 };
+    for (guidance, expected) in [(1.0, 5.0 + 0.5 * (5.0 - 1.0)), (4.0, 2.0 + 4.0 * 3.0 + 0.5 * (5.0 - 1.0))] {
+        let perturbed = Some(PerturbedGuidance { scale: 0.5, blur });
+        let options = SamplingOptions { steps: 1, guidance, perturbed, progress: false };
+        let conditions = Conditions { positive: &positive, negative: &negative };
+        let noise = Tensor::zeros((1, 1, 1, 1), candle_core::DType::F32, &cpu).unwrap();
+        let found = options
+            .run(&Scheduler::new(1000, 3.0), &noise, &conditions, |x, timestep, text, blurred| {
+                assert_eq!((x.dim(0)?, timestep.dims1()?), (text.context.dim(0)?, text.context.dim(0)?));
+                match blurred {
+                    None => Ok(text.context.reshape(((), 1, 1, 1))?),
+                    Some(found) => {
+                        assert_eq!((found, text.context.flatten_all()?.to_vec1::<f32>()?), (blur, vec![5.0]));
+                        Ok(Tensor::ones((1, 1, 1, 1), candle_core::DType::F32, &cpu)?)
+                    }
+                }
+            })
+            .unwrap();
+        assert_eq!(pipeline::values(&found), [-expected]);
+    }
+}
+
 #[test]
 fn no_steps_are_a_usage_error() {
     let expected = Expected::load();
     let text = TextEmbedding { context: expected.get("context").clone(), pooled: expected.get("pooled").clone() };
-    let options = SamplingOptions { steps: 0, guidance: 1.0, progress: false };
+    let options = SamplingOptions { steps: 0, guidance: 1.0, perturbed: None, progress: false };
     let conditions = Conditions { positive: &text, negative: &text };
     let result = options.run(&Scheduler::new(1000, 3.0), expected.get("noise"), &conditions, stand_in);
     assert!(matches!(result, Err(seg4diff::Error::Usage(_))));

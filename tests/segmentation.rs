@@ -7,7 +7,8 @@ use seg4diff::data::labels::{LabelMap, encode_labels, label_colour};
 use seg4diff::eval::analysis::analyse;
 use seg4diff::eval::segmentation::{
     Accumulator, ClassMaps, LabelledFolder, NO_CLASS, NoiseLevel, SegmentationMap, SegmentationOptions,
-    SegmentationScores, Segmenter, UnsupervisedOptions, Vocabulary, evaluate, evaluate_unsupervised,
+    SegmentationScores, Segmenter, UnsupervisedOptions, Vocabulary, evaluate, evaluate_referring,
+    evaluate_unsupervised,
 };
 use seg4diff::model::files::ModelFiles;
 use seg4diff::model::pipeline::{Pipeline, PipelineOptions};
@@ -40,6 +41,7 @@ struct Expected {
     runs: Vec<Run>,
     analysis: Vec<Value>,
     unsupervised: Vec<Unsupervised>,
+    referring: Value,
 }
 
 #[derive(Deserialize)]
@@ -255,6 +257,68 @@ fn segments_without_words_are_those_of_numpy_and_scipy() {
             assert_scores(scores, wanted, 1e-4);
             assert_eq!(segments as f64 / scores.images as f64, wanted["segments"].as_f64().unwrap());
         }
+    }
+}
+
+/// Phrases found by their maps, at the threshold that is best on the other half.
+#[test]
+fn phrases_are_found_as_in_diffusers_and_numpy() {
+    let (expected, tensors) = expected();
+    let (pipeline, scheduler) = load();
+    let noise = Some(tensors["blocks_noise"].clone());
+    let wanted = &expected.referring["scores"];
+    let layer = expected.referring["layer"].as_u64().unwrap() as usize;
+    let usual = SegmentationOptions { noise, ..SegmentationOptions::new(layer, 64) };
+    for batch in [1, 2, 9] {
+        let options = SegmentationOptions { batch, ..usual.clone() };
+        let (mut done, phrases, images) = (0, folder().join("phrases.jsonl"), folder().join("images"));
+        let files = (phrases.as_path(), images.as_path());
+        let scores = evaluate_referring(&pipeline, &scheduler, files, &options, |phrases| done = phrases).unwrap();
+        assert_eq!(done, 9);
+        let found = serde_json::to_value(&scores).unwrap();
+        for (key, wanted) in wanted.as_object().unwrap() {
+            let (value, wanted) = (found[key].as_f64().unwrap(), wanted.as_f64().unwrap());
+            assert!((value - wanted).abs() < 1e-4, "batch {batch}, {key}: {value}, expected {wanted}");
+        }
+    }
+}
+
+#[test]
+fn phrases_that_are_not_as_they_should_be_are_named_by_line() {
+    let (pipeline, scheduler) = load();
+    let mask = r#"{"size": [9, 5], "counts": [0, 45]}"#;
+    let long = "sky ".repeat(76);
+    let line = |image: &str, phrase: &str, mask: &str| {
+        format!("{{\"image\": {image:?}, \"phrase\": {phrase:?}, \"mask\": {mask}}}\n")
+    };
+    let good = line("tiny.png", "a", mask);
+    for (text, wanted) in [
+        (String::new(), "at least two images"),
+        (good.clone(), "at least two images"),
+        (format!("{good}\n{{"), "line 3: "),
+        (format!("{good}{}", line("tiny.png", "", mask)), "line 2: the phrase is 0 tokens"),
+        (format!("{good}{}", line("tiny.png", &long, mask)), "tokens, expected 1 to 75"),
+        (
+            format!("{good}{}", line("tiny.png", "a", r#"{"size": [9, 5], "counts": [45]}"#)),
+            "line 2: the mask is empty",
+        ),
+        (
+            format!("{good}{}", line("tiny.png", "a", r#"{"size": [9, 5], "counts": [44]}"#)),
+            "line 2: run-lengths add up",
+        ),
+        (
+            format!("{good}{}", line("tiny.png", "a", r#"{"size": [5, 9], "counts": [0, 45]}"#)),
+            "line 2: the mask is 9×5",
+        ),
+        (format!("{good}{}", line("gone.png", "a", mask)), "gone.png"),
+    ] {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), &text).unwrap();
+        let options = SegmentationOptions::new(1, 64);
+        let images = folder().join("images");
+        let found = evaluate_referring(&pipeline, &scheduler, (file.path(), &images), &options, |_| {});
+        let problem = found.unwrap_err().to_string();
+        assert!(problem.contains(wanted), "{problem}");
     }
 }
 

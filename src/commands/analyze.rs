@@ -1,13 +1,18 @@
 //! `analyze`: which block of a model is the expert.
-use super::evaluate::looking::{LabelledArgs, LookArgs};
+use super::evaluate::looking::{LabelledArgs, LookArgs, as_in_training};
 use super::evaluate::write_json;
-use super::{LoadedModel, ModelArgs, say};
-use crate::config::{Choice, SegmentationProtocol};
+use super::{LoadedModel, ModelArgs, parse_number, parse_positive, say};
+use crate::config::{BLUR, Choice, SegmentationProtocol};
 use crate::error::Result;
-use crate::eval::analysis::{Analysis, BlockAnalysis, analyse};
-use crate::eval::segmentation::SegmentationOptions;
+use crate::eval::analysis::{Analysis, analyse};
+use crate::eval::blurring::{Blurred, draw_blurred};
+use crate::eval::generation::GenerationOptions;
+use crate::eval::segmentation::{LabelledFolder, SegmentationOptions, Vocabulary};
+use crate::eval::usual_batch;
+use crate::model::pipeline::Pipeline;
 use crate::report::blocks;
 use crate::report::progress::Progress;
+use crate::sample::image::write_png;
 use crate::sample::scheduler::Scheduler;
 use crate::whole_file::{check_writable, write_atomically};
 use clap::Args;
@@ -25,9 +30,7 @@ const EXAMPLE: &str = "Example:
 #[derive(Args, Clone, Debug)]
 #[command(
     after_help = EXAMPLE,
-    mut_arg("max_sequence_length", |argument| {
-        argument.default_value("77").help("Tokens of T5, or of the zeros in its place, as in training")
-    })
+    mut_arg("max_sequence_length", as_in_training)
 )]
 pub struct AnalyzeArgs {
     #[command(flatten)]
@@ -45,22 +48,45 @@ pub struct AnalyzeArgs {
     /// File for a plot of the table: SVG
     #[arg(long, value_name = "F")]
     pub plot: Option<PathBuf>,
+    /// Also draw from the names in so many of the images, as the model is and with each block's attention to the text
+    /// blurred in turn
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub blur: Option<u32>,
+    /// How far that blur reaches: standard deviation in image tokens
+    #[arg(long, value_name = "TOKENS", default_value_t = BLUR, value_parser = parse_positive, requires = "blur")]
+    pub blur_sigma: f64,
+    /// Guidance scale of what is drawn
+    #[arg(long, value_name = "SCALE", default_value = "7", value_parser = parse_number, requires = "blur")]
+    pub guidance: f64,
+    /// File for the pictures: PNG, a row a block, the first row as the model is
+    #[arg(long, value_name = "F", requires = "blur")]
+    pub sheet: Option<PathBuf>,
 }
 
 pub fn run(args: &AnalyzeArgs) -> Result<()> {
     // What is small is looked at before gigabytes are.
     let data = args.data.open()?;
-    for file in args.json.iter().chain(&args.plot) {
+    for file in args.json.iter().chain(&args.plot).chain(&args.sheet) {
         check_writable(file)?;
     }
     let LoadedModel { files, pipeline, .. } = args.model.load()?;
-    let look = args.look.options(0, &args.data, &pipeline)?;
+    let look = args.look.options(0, args.data.limit, &pipeline)?;
     let options = SegmentationOptions { protocol: args.protocol, ..look };
-    let mut progress = Progress::new("image", 0, args.data.count(&data) as u64);
-    let found = analyse(&pipeline, &Scheduler::open(&files)?, &data, &options, |done, key| {
+    let mut progress = Progress::new("image", 0, options.count(&data) as u64);
+    let scheduler = Scheduler::open(&files)?;
+    let mut found = analyse(&pipeline, &scheduler, &data, &options, |done, key| {
         progress.update_batch(done, options.batch, key);
     })?;
     drop(progress);
+    if let Some(count) = args.blur {
+        let blurred = blur(args, count as usize, &pipeline, &scheduler, &data)?;
+        for (block, difference) in found.blocks.iter_mut().zip(blurred.differences()) {
+            block.blurred_difference = Some(difference);
+        }
+        if let Some(file) = &args.sheet {
+            write_png(file, &blocks::sheet(&blurred))?;
+        }
+    }
     if let Some(file) = &args.json {
         write_json(file, &found)?;
     }
@@ -70,20 +96,54 @@ pub fn run(args: &AnalyzeArgs) -> Result<()> {
     say(&table(&found))
 }
 
+/// Draws from the names of the classes in the first `count` images that have any.
+fn blur(
+    args: &AnalyzeArgs,
+    count: usize,
+    pipeline: &Pipeline,
+    scheduler: &Scheduler,
+    data: &LabelledFolder,
+) -> Result<Blurred> {
+    let vocabulary = Vocabulary::new(&pipeline.text_encoders, data.classes(), data.classes_file())?;
+    let mut captions = vec![];
+    for index in 0..data.len() {
+        if captions.len() == count {
+            break;
+        }
+        let prompts = vocabulary.prompts_of(&data.read(index)?, SegmentationProtocol::Present);
+        captions.extend(prompts.into_iter().next().map(|prompt| prompt.text));
+    }
+    let options = GenerationOptions {
+        images: captions.len(),
+        size: args.look.size,
+        steps: args.look.steps as usize,
+        guidance: args.guidance,
+        perturbed: None,
+        batch: usual_batch(args.look.size),
+        seed: args.look.seed,
+    };
+    let total = captions.len() * (1 + pipeline.transformer.blocks.len());
+    let mut progress = Progress::new("picture", 0, total as u64);
+    draw_blurred(pipeline, scheduler, &captions, &options, args.blur_sigma, |done| progress.update(done as u64, ""))
+}
+
 /// A block a line; shares in per cent.
 fn table(found: &Analysis) -> String {
-    let mut lines = "block   mIoU  pixels  image→text  text→image  image values  text values\n".to_owned();
+    let mut lines = "block   mIoU  pixels  image→text  text→image  image values  text values".to_owned();
+    let is_blurred = found.blocks.iter().any(|block| block.blurred_difference.is_some());
+    lines += if is_blurred { "  blurred\n" } else { "\n" };
     for block in &found.blocks {
-        let BlockAnalysis { block, miou, pixel_accuracy, image_to_text, text_to_image, .. } = block.clone();
-        let to_image = text_to_image.map_or("–".into(), |share| format!("{:.2}", 100.0 * share));
+        let to_image = block.text_to_image.map_or("–".into(), |share| format!("{:.2}", 100.0 * share));
         lines += &format!(
-            "{block:5}  {:5.1}  {:6.1}  {:10.2}  {to_image:>10}  {:12.3}  {:11.3}{}\n",
-            100.0 * miou,
-            100.0 * pixel_accuracy,
-            100.0 * image_to_text,
-            found.blocks[block].image_value_norm,
-            found.blocks[block].text_value_norm,
-            if block == found.expert { "  ← expert" } else { "" }
+            "{:5}  {:5.1}  {:6.1}  {:10.2}  {to_image:>10}  {:12.3}  {:11.3}{}{}\n",
+            block.block,
+            100.0 * block.miou,
+            100.0 * block.pixel_accuracy,
+            100.0 * block.image_to_text,
+            block.image_value_norm,
+            block.text_value_norm,
+            block.blurred_difference.map_or(String::new(), |difference| format!("  {difference:7.2}")),
+            if block.block == found.expert { "  ← expert" } else { "" }
         );
     }
     let Analysis { uniform_image_to_text, uniform_text_to_image, lead_over_median, lead_over_next, .. } = found;

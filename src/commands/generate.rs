@@ -1,18 +1,25 @@
 //! `generate`: draws images from prompts.
-use super::{LoadedModel, ModelArgs, parse_number, parse_size, say};
-use crate::error::Result;
-use crate::sample::generate::{Conditions, SamplingOptions, initial_latents, read_latents};
+use super::{LoadedModel, ModelArgs, parse_not_negative, parse_number, parse_positive, parse_size, say};
+use crate::config::BLUR;
+use crate::error::{Error, Result};
+use crate::model::mmdit::Blur;
+use crate::sample::generate::{Conditions, PerturbedGuidance, SamplingOptions, initial_latents, read_latents};
 use crate::sample::image::{to_rgb8, write_png};
 use crate::sample::scheduler::Scheduler;
+use crate::whole_file::write_atomically;
 use clap::Args;
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 const EXAMPLE: &str = "Example:
   seg4diff generate --model models/stable-diffusion-3-medium-diffusers --lora runs/sa1b/lora.safetensors \\
     --prompt \"a cat on a bench\" --prompt \"a red bus\" --out images";
 
 /// Draw images from prompts, with or without a LoRA
+///
+/// The same command goes on where it was stopped: images that are in the folder are not drawn again.
 #[derive(Args, Clone, Debug)]
 #[command(after_help = EXAMPLE)]
 pub struct GenerateArgs {
@@ -24,7 +31,7 @@ pub struct GenerateArgs {
     /// What not to draw
     #[arg(long, value_name = "T", default_value = "")]
     pub negative: String,
-    /// Folder for the images 000000.png, 000001.png, …
+    /// Folder for the images 000000.png, 000001.png, …, and captions.json, which has the prompt of each
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
     /// Side of the square images in pixels
@@ -36,6 +43,15 @@ pub struct GenerateArgs {
     /// Guidance scale; 1 or less turns guidance off
     #[arg(long, value_name = "SCALE", default_value = "7", value_parser = parse_number)]
     pub guidance: f64,
+    /// Scale of guidance away from what is drawn with one block's attention to the text blurred; 0 turns it off
+    #[arg(long, value_name = "SCALE", default_value = "0", value_parser = parse_not_negative)]
+    pub perturb_scale: f64,
+    /// The block whose attention that is, counted from 0: the expert
+    #[arg(long, value_name = "BLOCK", default_value_t = 9)]
+    pub perturb_layer: usize,
+    /// How far that blur reaches: standard deviation in image tokens
+    #[arg(long, value_name = "TOKENS", default_value_t = BLUR, value_parser = parse_positive)]
+    pub perturb_sigma: f64,
     /// Seed of the initial noise
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
@@ -44,9 +60,17 @@ pub struct GenerateArgs {
     pub latents: Option<PathBuf>,
 }
 
+/// What the folder's images were drawn with; captions.json stands beside it.
+const RECORD: &str = "generation.json";
+
 /// Draws the images one by one, so that memory does not depend on their number; an image depends on its prompt, the
 /// seed and its own number alone.
 pub fn run(args: &GenerateArgs) -> Result<()> {
+    if args.perturb_scale > 0.0 {
+        args.model.check_layer("--perturb-layer", args.perturb_layer)?;
+    }
+    let record = record(args)?;
+    let is_longer = check_folder(&args.out, &record)?;
     let LoadedModel { files, pipeline, device } = args.model.load()?;
     let shape = pipeline.latent_shape(args.size)?;
     let scheduler = Scheduler::open(&files)?;
@@ -54,27 +78,124 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
         Some(file) => Some(read_latents(file, "latents", Some(args.prompt.len()), shape, &device)?),
         None => None,
     };
+    let blur = Blur { layer: args.perturb_layer, sigma: args.perturb_sigma };
     let options = SamplingOptions {
         steps: args.steps as usize,
         guidance: args.guidance,
+        perturbed: (args.perturb_scale > 0.0).then_some(PerturbedGuidance { scale: args.perturb_scale, blur }),
         progress: std::io::stderr().is_terminal(),
     };
     let negative = pipeline.text_encoders.encode(&[&args.negative])?;
+    if !is_longer {
+        write_record(args, &record)?;
+    }
     for (index, prompt) in args.prompt.iter().enumerate() {
+        let file = args.out.join(format!("{}.png", key(index)));
+        if file.exists() {
+            say(&format!("{}  was there: {prompt}", file.display()))?;
+            continue;
+        }
         let positive = pipeline.text_encoders.encode(&[prompt])?;
         let noise = match &given {
             Some(latents) => latents.narrow(0, index, 1)?,
             None => initial_latents(args.seed, index, 1, shape, &device)?,
         };
         let conditions = Conditions { positive: &positive, negative: &negative };
-        let latents = options.run(&scheduler, &noise, &conditions, |latents, timestep, text| {
-            pipeline.transformer.forward(latents, timestep, &text.context, &text.pooled)
+        let latents = options.run(&scheduler, &noise, &conditions, |latents, timestep, text, blur| {
+            pipeline.velocity(latents, timestep, text, blur)
         })?;
-        let file = args.out.join(format!("{index:06}.png"));
         for image in to_rgb8(&pipeline.vae.decode(&latents)?)? {
             write_png(&file, &image)?;
         }
         say(&format!("{}  {prompt}", file.display()))?;
+    }
+    Ok(())
+}
+
+/// An image's name without extension.
+fn key(index: usize) -> String {
+    format!("{index:06}")
+}
+
+/// Whether the folder's images were drawn from more prompts than these, which then stay as they are.
+///
+/// # Errors
+/// They were drawn otherwise than these are to be, or nothing says how.
+fn check_folder(folder: &Path, wanted: &Value) -> Result<bool> {
+    let file = folder.join(RECORD);
+    let text = match std::fs::read(&file) {
+        Ok(text) => text,
+        Err(problem) if problem.kind() == std::io::ErrorKind::NotFound => {
+            return match folder.join(format!("{}.png", key(0))).exists() {
+                true => {
+                    let problem =
+                        format!("holds images, but no {RECORD} that says how they were drawn; name another folder");
+                    Err(Error::file(folder, problem))
+                }
+                false => Ok(false),
+            };
+        }
+        Err(problem) => return Err(Error::file(&file, problem)),
+    };
+    let found: Value = serde_json::from_slice(&text).map_err(|problem| Error::file(&file, problem))?;
+    check_same(folder, &found, wanted)?;
+    let prompts = |record: &Value| record["prompts"].as_array().map_or(0, Vec::len);
+    Ok(prompts(&found) > prompts(wanted))
+}
+
+/// Writes down how the images are drawn, and the prompt of each.
+fn write_record(args: &GenerateArgs, record: &Value) -> Result<()> {
+    let write = |name: &str, value: &Value| {
+        let file = args.out.join(name);
+        let json = serde_json::to_vec_pretty(value).map_err(|problem| Error::file(&file, problem))?;
+        write_atomically(&file, |out| out.write_all(&json))
+    };
+    let captions: Map<String, Value> = (0..).map(key).zip(args.prompt.iter().map(|prompt| json!(prompt))).collect();
+    write("captions.json", &Value::Object(captions))?;
+    write(RECORD, record)
+}
+
+/// All that an image depends on, but where the model lies in memory.
+fn record(args: &GenerateArgs) -> Result<Value> {
+    let ModelArgs { model, lora, dtype, text_encoders, max_sequence_length, .. } = &args.model;
+    Ok(json!({
+        "model": model,
+        "lora": lora.as_deref().map(content).transpose()?,
+        "dtype": dtype,
+        "text_encoders": text_encoders,
+        "max_sequence_length": max_sequence_length,
+        "negative": args.negative,
+        "size": args.size,
+        "steps": args.steps,
+        "guidance": args.guidance,
+        "perturb": (args.perturb_scale > 0.0).then_some([args.perturb_scale, args.perturb_layer as f64, args.perturb_sigma]),
+        "seed": args.seed,
+        "latents": args.latents.as_deref().map(content).transpose()?,
+        "prompts": args.prompt,
+    }))
+}
+
+/// A file by what it holds.
+fn content(file: &Path) -> Result<String> {
+    let bytes = std::fs::read(file).map_err(|problem| Error::file(file, problem))?;
+    Ok(Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// # Errors
+/// The folder's images were drawn otherwise; more prompts than then are no difference.
+fn check_same(folder: &Path, found: &Value, wanted: &Value) -> Result<()> {
+    for (key, wanted) in wanted.as_object().into_iter().flatten() {
+        let found = &found[key];
+        let same = match (key.as_str(), found.as_array(), wanted.as_array()) {
+            ("prompts", Some(found), Some(wanted)) => found.iter().zip(wanted).all(|(found, wanted)| found == wanted),
+            _ => found == wanted,
+        };
+        if !same {
+            let problem = format!(
+                "its images were drawn with another {key} ({found}, now {wanted}); remove the folder, or name another"
+            );
+            return Err(Error::file(folder, problem));
+        }
     }
     Ok(())
 }

@@ -123,10 +123,10 @@ impl ModelArgs {
     }
 
     /// Whether the model has a block `layer`, as its config says: found before gigabytes are read.
-    pub fn check_layer(&self, layer: usize) -> Result<()> {
+    pub fn check_layer(&self, flag: &str, layer: usize) -> Result<()> {
         let blocks = ModelFiles::open(&self.model)?.config::<MmDitConfig>(Part::Transformer)?.num_layers;
         if layer >= blocks {
-            return Err(Error::Usage(format!("--layer {layer}: the model has {blocks} blocks, counted from 0")));
+            return Err(Error::Usage(format!("{flag} {layer}: the model has {blocks} blocks, counted from 0")));
         }
         Ok(())
     }
@@ -179,6 +179,14 @@ fn parse_number(text: &str) -> Result<f64, String> {
     text.parse().ok().filter(|number: &f64| number.is_finite()).ok_or_else(|| "expected a number".into())
 }
 
+/// A finite number above zero.
+fn parse_positive(text: &str) -> Result<f64, String> {
+    match parse_number(text)? {
+        number if number <= 0.0 => Err("expected a number above 0".into()),
+        number => Ok(number),
+    }
+}
+
 /// A finite number that is not negative.
 fn parse_not_negative(text: &str) -> Result<f64, String> {
     match parse_number(text)? {
@@ -208,10 +216,13 @@ mod tests {
             probe::ProbeArgs::augment_args(clap::Command::new("probe")),
             export::ExportArgs::augment_args(clap::Command::new("export")),
             prepare::ScenesArgs::augment_args(clap::Command::new("prepare scenes")),
+            prepare::LabelsArgs::augment_args(clap::Command::new("prepare labels")),
             analyze::AnalyzeArgs::augment_args(clap::Command::new("analyze")),
             evaluate::segmentation::SegmentationArgs::augment_args(clap::Command::new("evaluate segmentation")),
             evaluate::unsupervised::UnsupervisedArgs::augment_args(clap::Command::new("evaluate unsupervised")),
+            evaluate::referring::ReferringArgs::augment_args(clap::Command::new("evaluate referring")),
             evaluate::generation::GenerationArgs::augment_args(clap::Command::new("evaluate generation")),
+            evaluate::clip_score::ClipScoreArgs::augment_args(clap::Command::new("evaluate clip-score")),
             evaluate::fid::FidArgs::augment_args(clap::Command::new("evaluate fid")),
         ] {
             let help = command.get_after_help().expect("an example").to_string().replace("\\\n", " ");

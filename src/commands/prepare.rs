@@ -1,21 +1,27 @@
 //! `prepare`: makes data sets.
 use super::say;
+use crate::data::labels::encode_labels;
+use crate::data::matlab::LabelMatrix;
 use crate::data::scenes::{self, SceneOptions, Split};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::report::progress::Progress;
+use crate::whole_file::write_atomically;
 use clap::{Args, Subcommand};
-use std::path::PathBuf;
+use rayon::prelude::*;
+use std::path::{Path, PathBuf};
 
 /// Make data to train on
 #[derive(Clone, Debug, Subcommand)]
 pub enum PrepareCommand {
     Scenes(ScenesArgs),
+    Labels(LabelsArgs),
 }
 
 impl PrepareCommand {
     pub fn run(&self) -> Result<()> {
         match self {
             Self::Scenes(args) => scenes(args),
+            Self::Labels(args) => labels(args),
         }
     }
 }
@@ -49,4 +55,64 @@ fn scenes(args: &ScenesArgs) -> Result<()> {
     let options = SceneOptions { seed: args.seed, split: args.split, size: args.size };
     scenes::write(&args.out, args.count, options, |done| progress.update(done, ""))?;
     say(&format!("{}: {} scenes", args.out.display(), args.count))
+}
+
+const LABELS_EXAMPLE: &str = "Example:
+  seg4diff prepare labels --mat trainval --out VOCdevkit/VOC2010/SegmentationContext459";
+
+/// Write label maps as PNG that a data set has in another form
+///
+/// PASCAL-Context's are MATLAB files, one an image. Maps that are in the folder already are left as they are, so that
+/// the command can be stopped and started again.
+#[derive(Args, Clone, Debug)]
+#[command(after_help = LABELS_EXAMPLE)]
+pub struct LabelsArgs {
+    /// Folder of .mat files (level 5), each with a matrix of labels
+    #[arg(long, value_name = "DIR")]
+    pub mat: PathBuf,
+    /// Name of the matrix
+    #[arg(long, value_name = "NAME", default_value = "LabelMap")]
+    pub variable: String,
+    /// Folder for the label maps: NAME.png for NAME.mat
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+}
+
+/// Files that are written between two looks at the progress.
+const CHUNK: usize = 64;
+
+fn labels(args: &LabelsArgs) -> Result<()> {
+    let failed = |problem: std::io::Error| Error::file(&args.mat, problem);
+    let mut files = vec![];
+    for entry in std::fs::read_dir(&args.mat).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("mat")) && path.is_file() {
+            files.push(path);
+        }
+    }
+    if files.is_empty() {
+        return Err(Error::file(&args.mat, "holds no .mat file"));
+    }
+    files.sort();
+    let mut progress = Progress::new("label map", 0, files.len() as u64);
+    let mut done = 0;
+    for chunk in files.chunks(CHUNK) {
+        chunk.par_iter().try_for_each(|file| write_labels(file, args))?;
+        done += chunk.len() as u64;
+        progress.update(done, "");
+    }
+    say(&format!("{}: {} label maps", args.out.display(), files.len()))
+}
+
+fn write_labels(file: &Path, args: &LabelsArgs) -> Result<()> {
+    let Some(stem) = file.file_stem() else { return Ok(()) };
+    let out = args.out.join(Path::new(stem).with_added_extension("png"));
+    if out.exists() {
+        return Ok(());
+    }
+    let bytes = std::fs::read(file).map_err(|problem| Error::file(file, problem))?;
+    let LabelMatrix { width, height, labels } =
+        LabelMatrix::read(&bytes, &args.variable).map_err(|problem| Error::file(file, problem))?;
+    let png = encode_labels(width, height, &labels).map_err(|problem| Error::file(file, problem))?;
+    write_atomically(&out, |writer| writer.write_all(&png))
 }

@@ -56,7 +56,7 @@ pub struct ProbeArgs {
 pub fn run(args: &ProbeArgs) -> Result<()> {
     // What is small is looked at before gigabytes are.
     let image = read_square(&args.image, args.size, &Device::Cpu)?;
-    args.model.check_layer(args.layer)?;
+    args.model.check_layer("--layer", args.layer)?;
     let LoadedModel { files, pipeline, device } = args.model.load()?;
     let transformer = &pipeline.transformer;
     let shape = pipeline.latent_shape(args.size)?;

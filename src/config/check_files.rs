@@ -93,6 +93,8 @@ impl RunConfig {
             };
             if self.model.expert_layer >= blocks {
                 problems.push(beyond("model.expert_layer", self.model.expert_layer));
+            } else if let Some(eval) = self.eval.as_ref().filter(|eval| eval.perturb_layer >= blocks) {
+                problems.push(beyond("eval.perturb_layer", eval.perturb_layer));
             }
             if let LayerChoice::List(layers) = &self.lora.layers {
                 let wrong = layers.iter().filter(|layer| **layer >= blocks);

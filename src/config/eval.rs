@@ -1,7 +1,10 @@
 //! The section `[eval]`: what is measured before and after training.
 use super::reader::Reader;
-use super::setting::{at_least, not_empty, within};
-use super::{EvalConfig, RunConfig, SegmentationProtocol};
+use super::setting::{at_least, not_empty, positive, within};
+use super::{BestBy, EvalConfig, RunConfig, SegmentationProtocol};
+
+/// Standard deviation of the blur of perturbed guidance, in image tokens, where none is given.
+pub const BLUR: f64 = 4.0;
 
 /// The section, where there is one; `run` is the rest of the configuration.
 pub(super) fn section(reader: &mut Reader, run: &RunConfig) -> Option<EvalConfig> {
@@ -14,6 +17,7 @@ pub(super) fn section(reader: &mut Reader, run: &RunConfig) -> Option<EvalConfig
         false => reader.get("eval.images", Default::default()),
     };
     let can_compare = inception.is_some() || features.is_some();
+    let usual_best = if reader.given("eval.labels") { BestBy::Miou } else { BestBy::HeldOutFlow };
     let eval = EvalConfig {
         images,
         real: reader.optional("eval.real"),
@@ -27,10 +31,17 @@ pub(super) fn section(reader: &mut Reader, run: &RunConfig) -> Option<EvalConfig
         generation_images: reader.get("eval.generation_images", if can_compare { 500 } else { 0 }),
         steps: reader.checked("eval.steps", 28, within(1, 1000)),
         guidance: reader.checked("eval.guidance", 7.0, at_least(0.0)),
+        perturb_scale: reader.checked("eval.perturb_scale", 0.0, at_least(0.0)),
+        perturb_layer: reader.get("eval.perturb_layer", run.model.expert_layer),
+        perturb_sigma: reader.checked("eval.perturb_sigma", BLUR, positive),
         batch: reader.optional("eval.batch"),
         seed: reader.get("eval.seed", 0),
         inception,
         features,
+        every: reader.get("eval.every", 0),
+        every_images: reader.checked("eval.every_images", 32, at_least(1)),
+        every_samples: reader.get("eval.every_samples", 4),
+        best_by: reader.get("eval.best_by", usual_best),
         before: reader.get("eval.before", true),
         compare_without_masks: reader.get("eval.compare_without_masks", false),
     };
@@ -67,12 +78,19 @@ fn check_together(eval: &EvalConfig, run: &RunConfig, reader: &mut Reader) {
         ),
         _ => {}
     }
-    if !labels && !classes && eval.generation_images == 0 && eval.flow_images == 0 {
+    if !labels && !classes && eval.generation_images == 0 && eval.flow_images == 0 && eval.every == 0 {
         reader.problem(
             &["eval.images"],
             "nothing would be measured: set eval.labels and eval.classes, or eval.captions with eval.inception or \
              eval.features",
         );
+    }
+    let measured = match eval.best_by {
+        BestBy::Miou => ("eval.labels", labels),
+        BestBy::HeldOutFlow => ("eval.captions", reader.given("eval.captions")),
+    };
+    if let (1.., (missing, false)) = (eval.every, measured) {
+        reader.problem(&["eval.best_by", "eval.every"], format!("cannot be measured without {missing}"));
     }
     if eval.flow_images > 0 && !reader.given("eval.captions") {
         reader.problem(&["eval.captions", "eval.flow_images"], "is missing; the flow loss needs the images' captions");

@@ -249,6 +249,7 @@ fn loss(reader: &mut Reader) -> LossConfig {
         dice_weight: weight("loss.dice_weight", 0.2),
         match_focal: weight("loss.match_focal", 0.02),
         match_dice: weight("loss.match_dice", 1.0),
+        mask_max_sigma: reader.checked("loss.mask_max_sigma", 1.0, within(0.0, 1.0)),
         alignment: reader.get("loss.alignment", Alignment::Sigmoid),
         heads: reader.get("loss.heads", HeadMaps::Keep),
         score_head: reader.get("loss.score_head", true),

@@ -46,6 +46,10 @@ impl Choice for SegmentationProtocol {
     const NAMES: &'static [(&'static str, Self)] = &[("present", Self::Present), ("all", Self::All)];
 }
 
+impl Choice for BestBy {
+    const NAMES: &'static [(&'static str, Self)] = &[("miou", Self::Miou), ("held_out_flow", Self::HeldOutFlow)];
+}
+
 impl Choice for Alignment {
     const NAMES: &'static [(&'static str, Self)] = &[("sigmoid", Self::Sigmoid), ("softmax", Self::Softmax)];
 }

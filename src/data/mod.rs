@@ -10,6 +10,7 @@ pub mod jpeg;
 pub mod labels;
 pub mod loader;
 pub mod mask;
+pub mod matlab;
 pub mod order;
 pub mod panoptic;
 pub mod photograph;

@@ -108,6 +108,21 @@ impl RunLengths {
         Ok(Self { height: rows, width: columns, counts })
     }
 
+    /// The mask as a row-major bitmap `[height, width]` (pycocotools: `decode`).
+    pub fn bitmap(&self) -> Vec<bool> {
+        let (height, width) = (self.height(), self.width());
+        let mut bitmap = vec![false; height * width];
+        let mut place = 0;
+        for (index, &count) in self.counts.iter().enumerate() {
+            let end = place + count as usize;
+            if index % 2 == 1 {
+                (place..end).for_each(|place| bitmap[place % height * width + place / height] = true);
+            }
+            place = end;
+        }
+        bitmap
+    }
+
     /// The compressed text of these run-lengths.
     pub fn to_text(&self) -> String {
         let mut text = String::new();

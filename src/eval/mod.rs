@@ -1,5 +1,7 @@
 //! Evaluation: which block is the expert, how well a model's attention segments, how good its drawn images are.
 pub mod analysis;
+pub mod blurring;
+pub mod clip_score;
 pub mod flow;
 pub mod generation;
 pub mod segmentation;

@@ -1,5 +1,6 @@
 //! The networks: MM-DiT, text encoders, autoencoder, LoRA, and the files that their weights come from.
 pub mod adapter_files;
+pub mod clip_image;
 pub mod files;
 mod layers;
 pub mod lora;

@@ -1,11 +1,11 @@
 //! A base model's networks together: text encoders, autoencoder and MM-DiT.
 use super::files::{ModelFiles, Part};
-use super::mmdit::MmDit;
-use super::text::TextEncoders;
+use super::mmdit::{Blur, MmDit};
+use super::text::{TextEmbedding, TextEncoders};
 use super::vae::Vae;
 use crate::config::{ModelConfig, TextEncoderKind};
 use crate::error::{Error, Result};
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Tensor};
 
 /// The networks of a Stable Diffusion 3 pipeline, all frozen; adapters are attached to `transformer`.
 pub struct Pipeline {
@@ -56,6 +56,21 @@ impl Pipeline {
             ));
         }
         Ok(pipeline)
+    }
+
+    /// The velocity `[batch, channels, h, w]` of latents of that shape at time steps `[batch]`, one block's attention to
+    /// the text blurred where that is asked for.
+    pub fn velocity(
+        &self,
+        latents: &Tensor,
+        timestep: &Tensor,
+        text: &TextEmbedding,
+        blur: Option<Blur>,
+    ) -> Result<Tensor> {
+        match blur {
+            Some(blur) => self.transformer.forward_blurred(latents, timestep, &text.context, &text.pooled, blur),
+            None => self.transformer.forward(latents, timestep, &text.context, &text.pooled),
+        }
     }
 
     /// (channels, height, width) of the latents of a square image of `size` pixels.

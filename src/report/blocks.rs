@@ -1,5 +1,9 @@
 //! A plot of what `analyze` found: for each block how it segments, where attention goes, and how large values are.
+use super::curves::short;
+use super::picture;
 use crate::eval::analysis::{Analysis, BlockAnalysis};
+use crate::eval::blurring::Blurred;
+use image::RgbImage;
 use maud::{Markup, html};
 
 /// Size of a panel in its own units, and of the frame in it: left, right, top, bottom.
@@ -18,10 +22,26 @@ struct Series {
     uniform: Option<f64>,
 }
 
+/// Longer side of a picture in the sheet, and how many there are in a row at most.
+const PICTURE: u32 = 192;
+const PICTURES: usize = 8;
+
+/// A row of pictures as the model draws them, and one for every block whose attention is blurred.
+pub fn sheet(blurred: &Blurred) -> RgbImage {
+    let rows = std::iter::once(&blurred.plain).chain(&blurred.by_block);
+    let cells: Vec<_> = (0..)
+        .zip(rows)
+        .flat_map(|(row, pictures)| {
+            (0..).zip(pictures.iter().take(PICTURES)).map(move |(column, picture)| ((column, row), 1, picture))
+        })
+        .collect();
+    picture::sheet(PICTURE, &cells)
+}
+
 /// The whole plot as an SVG document.
 pub fn svg(found: &Analysis) -> Markup {
     let series = |name, of, uniform| Series { name, of, uniform };
-    let panels = [
+    let mut panels = vec![
         ("mIoU", vec![series("", |block| Some(block.miou), None)]),
         ("image→text attention", vec![series("", |b| Some(b.image_to_text), Some(found.uniform_image_to_text))]),
         ("text→image attention", vec![series("", |b| b.text_to_image, Some(found.uniform_text_to_image))]),
@@ -33,7 +53,10 @@ pub fn svg(found: &Analysis) -> Markup {
             ],
         ),
     ];
-    let (width, height) = (2.0 * WIDTH, 2.0 * HEIGHT);
+    if found.blocks.iter().any(|block| block.blurred_difference.is_some()) {
+        panels.push(("change by blurred attention, of 255", vec![series("", |b| b.blurred_difference, None)]));
+    }
+    let (width, height) = (2.0 * WIDTH, panels.len().div_ceil(2) as f64 * HEIGHT);
     html! {
         svg xmlns="http://www.w3.org/2000/svg" viewBox={ "0 0 " (width) " " (height) } width=(width) height=(height) {
             style { (STYLE) }
@@ -93,8 +116,4 @@ fn class_of(index: usize) -> &'static str {
 
 fn fixed(value: f64) -> String {
     format!("{value:.1}")
-}
-
-fn short(value: f64) -> String {
-    format!("{value:.*}", if value < 10.0 { 3 } else { 0 })
 }

@@ -1,5 +1,5 @@
 //! The curves of a run as small SVG panels: every step faint, its running mean on top.
-use super::metrics::StepMetrics;
+use super::metrics::{StepMetrics, ValidationScores};
 use maud::{Markup, html};
 use std::fmt::Write;
 
@@ -34,9 +34,28 @@ const CURVES: [Curve; 8] = [
     Curve { title: "images a second", value: |m| m.images_per_s, noisy: true },
 ];
 
+const VALIDATION: [Curve; 3] = [
+    Curve { title: "mIoU, held out", value: |m| validated(m, |scores| scores.miou), noisy: false },
+    Curve { title: "pixel accuracy, held out", value: |m| validated(m, |scores| scores.pixel_accuracy), noisy: false },
+    Curve { title: "flow loss, held out", value: |m| validated(m, |scores| scores.held_out_flow), noisy: false },
+];
+
+fn validated(step: &StepMetrics, of: impl Fn(&ValidationScores) -> Option<f64>) -> f64 {
+    step.validation.as_ref().and_then(of).unwrap_or(f64::NAN)
+}
+
 /// A panel for each value that the run has; none for terms of the loss that are zero throughout.
 pub fn panels(steps: &[StepMetrics]) -> Markup {
     let curves = CURVES.iter().filter_map(|curve| panel(curve, steps));
+    html! { @for curve in curves { (curve) } }
+}
+
+/// A panel for each score that was measured while training.
+pub fn validation_panels(steps: &[StepMetrics]) -> Markup {
+    let curves = VALIDATION.iter().filter_map(|curve| {
+        let measured: Vec<StepMetrics> = steps.iter().filter(|step| (curve.value)(step).is_finite()).cloned().collect();
+        panel(curve, &measured)
+    });
     html! { @for curve in curves { (curve) } }
 }
 
@@ -205,7 +224,7 @@ fn round(value: f64, step: f64) -> String {
 }
 
 /// Three digits.
-fn short(value: f64) -> String {
+pub(super) fn short(value: f64) -> String {
     let exponent = if value == 0.0 { 0 } else { value.abs().log10().floor() as i32 };
     match exponent {
         -2..=5 => format!("{value:.*}", (2 - exponent).clamp(0, 4) as usize),

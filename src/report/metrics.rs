@@ -6,6 +6,17 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 
+/// What was measured on held-out data after a step. Absent are scores that were not measured.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ValidationScores {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub miou: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pixel_accuracy: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held_out_flow: Option<f64>,
+}
+
 /// What is known of one optimizer step. A value that is not finite is written as `null`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct StepMetrics {
@@ -45,6 +56,9 @@ pub struct StepMetrics {
     /// The part of `seconds` in which the step waited for data.
     #[serde(deserialize_with = "number")]
     pub data_wait_s: f64,
+    /// What was measured after the step; its time is not part of `seconds`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub validation: Option<ValidationScores>,
 }
 
 /// A number, or `null` for one that was not finite.

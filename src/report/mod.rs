@@ -10,6 +10,9 @@ pub mod progress;
 mod samples;
 pub mod segmentation;
 pub mod summary;
+pub mod tensorboard;
+mod validation;
 
 pub use page::{Measured, RunReport, TrainedLayers, byte_size};
 pub use samples::Samples;
+pub use validation::{ValidationPictures, sample_sheet, shown};

@@ -1,14 +1,15 @@
 //! `report.html`: all that a run has to show on one page, which loads nothing from anywhere else.
-use super::curves::{panels, smoothed_steps};
+use super::curves::{panels, smoothed_steps, validation_panels};
 use super::metrics::StepMetrics;
 use super::samples::Samples;
 use super::segmentation::{SegmentationExample, sheet_of};
 use super::summary::{Metric, Stage, Summary, percent};
+use super::validation::{self, ValidationPictures};
 use crate::error::Result;
 use crate::sample::image::write_png;
 use crate::whole_file::write_atomically;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 const STYLE: &str = include_str!("page.css");
@@ -16,13 +17,17 @@ const STYLE: &str = include_str!("page.css");
 const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; img-src data:";
 
 /// Files of a run, in the order of its page, and what they are.
-const FILES: [(&str, &str); 6] = [
+const FILES: [(&str, &str); 10] = [
     ("lora.safetensors", "the LoRA, for diffusers and ComfyUI"),
+    ("lora-best.safetensors", "the LoRA at its best validation"),
     ("summary.json", "the scores, for programs"),
     ("samples", "the pictures of this page"),
+    ("validation", "pictures drawn while it was trained"),
+    ("tensorboard", "the curves for TensorBoard"),
     ("metrics.jsonl", "a line a step: loss and its terms, learning rate, gradient norm, speed"),
     ("config.toml", "every setting as it was used"),
     ("checkpoints", "all that resuming needs"),
+    ("best", "the checkpoint with the best validation"),
 ];
 
 /// What was measured before and after training; empty where the config asks for nothing.
@@ -65,6 +70,8 @@ pub struct RunReport {
     /// The resolved configuration.
     pub config_toml: String,
     pub metrics: Vec<StepMetrics>,
+    /// Pictures of some of the validations, by step.
+    pub validations: BTreeMap<u64, ValidationPictures>,
     pub measured: Measured,
 }
 
@@ -116,6 +123,7 @@ impl RunReport {
                         (self.segmentation()?)
                         (self.samples()?)
                         (self.training())
+                        (self.validation()?)
                         @if self.is_complete() { (self.usage()) }
                         (files(folder))
                         section #config {
@@ -244,6 +252,22 @@ impl RunReport {
                 }
             }
         }
+    }
+
+    fn validation(&self) -> Result<Markup> {
+        let scores = self.metrics.iter().filter_map(|step| Some((step.step, step.validation.as_ref()?)));
+        let scores: Vec<_> = scores.collect();
+        let figures = validation::figures(&self.validations, &scores)?;
+        Ok(html! {
+            @if !scores.is_empty() {
+                section #validation {
+                    h2 { "While it was trained" }
+                    p.note { "The same few held-out pictures, captions and noise each time." }
+                    @if scores.len() > 1 { div.panels { (validation_panels(&self.metrics)) } }
+                    (figures)
+                }
+            }
+        })
     }
 
     fn usage(&self) -> Markup {

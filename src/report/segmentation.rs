@@ -3,7 +3,8 @@ use super::heatmap::overlay;
 use super::picture::{LARGEST, data_uri, resized, sheet, stacked};
 use super::summary::{Stage, percent};
 use crate::error::{Error, Result};
-use candle_core::Tensor;
+use crate::eval::segmentation::{Class, ImageResult, SegmentationMap};
+use candle_core::{Device, Tensor};
 use image::{Rgb, RgbImage};
 use maud::{Markup, html};
 use std::collections::{BTreeMap, BTreeSet};
@@ -42,6 +43,35 @@ pub struct SegmentationExample {
     pub truth: Vec<u32>,
     /// What the models make of it, the base first.
     pub stages: Vec<(Stage, Segmented)>,
+}
+
+impl SegmentationExample {
+    /// From what an evaluation found in an image.
+    ///
+    /// # Errors
+    /// The maps are not of their grid.
+    pub fn new(result: &ImageResult, stage: Stage) -> Result<Self> {
+        let labels = |map: &SegmentationMap| map.classes.iter().map(|&class| u32::from(class)).collect();
+        let named = |&class: &u16| {
+            let name = result.classes.get(usize::from(class)).map(|Class { name, .. }| name.clone());
+            (u32::from(class), name.unwrap_or_default())
+        };
+        let maps = result.maps;
+        let shape = (maps.classes.len(), maps.grid.0, maps.grid.1);
+        let segmented = Segmented {
+            maps: Tensor::from_slice(&maps.values, shape, &Device::Cpu)?,
+            labels: labels(result.predicted),
+        };
+        let prompts: Vec<&str> = result.prompts.iter().map(|prompt| prompt.text.as_str()).collect();
+        Ok(Self {
+            key: result.image.key.clone(),
+            prompt: prompts.join(" "),
+            image: result.image.image.clone(),
+            classes: maps.classes.iter().map(named).collect(),
+            truth: labels(&result.image.truth),
+            stages: vec![(stage, segmented)],
+        })
+    }
 }
 
 /// What one model makes of a picture.

@@ -2,6 +2,7 @@
 use super::noise;
 use super::scheduler::{Schedule, Scheduler};
 use crate::error::{Error, Result};
+use crate::model::mmdit::Blur;
 use crate::model::text::TextEmbedding;
 use crate::model::weights;
 use candle_core::{DType, Device, Tensor};
@@ -17,8 +18,18 @@ pub struct SamplingOptions {
     pub steps: usize,
     /// Guidance scale; at 1 or less the negative prompt is not run.
     pub guidance: f64,
+    /// Guidance away from what the model draws with a block's attention blurred.
+    pub perturbed: Option<PerturbedGuidance>,
     /// Whether to draw a progress bar on the terminal.
     pub progress: bool,
+}
+
+/// `v + scale · (v⁺ − v⁺ blurred)`, v being the velocity under usual guidance, v⁺ that of the positive prompt (perturbed
+/// attention guidance; Ahn et al., 2024).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct PerturbedGuidance {
+    pub scale: f64,
+    pub blur: Blur,
 }
 
 /// A prompt's embedding, and what guidance leads away from; equal batch sizes.
@@ -34,14 +45,14 @@ impl SamplingOptions {
 
     /// Draws: from initial noise `[batch, channels, height, width]` to latents of the same shape, f32.
     ///
-    /// `velocity` is the model: latents, time steps `[batch]` and the text in, velocity out. Under guidance its
-    /// batch is twice as large, negative prompts first.
+    /// `velocity` is the model: latents, time steps `[batch]`, the text and any blur in, velocity out. Under guidance
+    /// its batch is twice as large, negative prompts first; never with a blur.
     pub fn run(
         &self,
         scheduler: &Scheduler,
         noise: &Tensor,
         text: &Conditions,
-        mut velocity: impl FnMut(&Tensor, &Tensor, &TextEmbedding) -> Result<Tensor>,
+        mut velocity: impl FnMut(&Tensor, &Tensor, &TextEmbedding, Option<Blur>) -> Result<Tensor>,
     ) -> Result<Tensor> {
         if self.steps == 0 {
             return Err(Error::Usage("steps must be at least 1".into()));
@@ -58,7 +69,7 @@ impl SamplingOptions {
         let bar = self.bar();
         let mut latents = noise.to_dtype(DType::F32)?;
         for step in 0..schedule.steps() {
-            latents = self.step(&schedule, step, &latents, embedding, &mut velocity)?;
+            latents = self.step((&schedule, step), &latents, embedding, text.positive, &mut velocity)?;
             bar.inc(1);
         }
         bar.finish_and_clear();
@@ -67,23 +78,29 @@ impl SamplingOptions {
 
     fn step(
         &self,
-        schedule: &Schedule,
-        step: usize,
+        (schedule, step): (&Schedule, usize),
         latents: &Tensor,
         embedding: &TextEmbedding,
-        velocity: &mut impl FnMut(&Tensor, &Tensor, &TextEmbedding) -> Result<Tensor>,
+        positive_text: &TextEmbedding,
+        velocity: &mut impl FnMut(&Tensor, &Tensor, &TextEmbedding, Option<Blur>) -> Result<Tensor>,
     ) -> Result<Tensor> {
         let input = if self.guided() { Tensor::cat(&[latents, latents], 0)? } else { latents.clone() };
         let timestep = Tensor::full(schedule.timesteps[step], input.dim(0)?, latents.device())?;
-        let output = velocity(&input, &timestep, embedding)?.to_dtype(DType::F32)?;
-        let output = match self.guided() {
+        let output = velocity(&input, &timestep, embedding, None)?.to_dtype(DType::F32)?;
+        let batch = latents.dim(0)?;
+        let positive = output.narrow(0, output.dim(0)? - batch, batch)?;
+        let mut output = match self.guided() {
             true => {
-                let (negative, positive) = (output.narrow(0, 0, latents.dim(0)?)?, latents.dim(0)?);
-                let positive = output.narrow(0, positive, positive)?;
-                ((positive - &negative)? * self.guidance)?.add(&negative)?
+                let negative = output.narrow(0, 0, batch)?;
+                ((&positive - &negative)? * self.guidance)?.add(&negative)?
             }
             false => output,
         };
+        if let Some(PerturbedGuidance { scale, blur }) = self.perturbed {
+            let timestep = timestep.narrow(0, 0, batch)?;
+            let worse = velocity(latents, &timestep, positive_text, Some(blur))?.to_dtype(DType::F32)?;
+            output = (output + ((positive - worse)? * scale)?)?;
+        }
         schedule.step(step, latents, &output)
     }
 

@@ -84,7 +84,22 @@ impl Checkpoint {
         let parent = output.join("checkpoints");
         std::fs::create_dir_all(&parent).map_err(|e| Error::file(&parent, e))?;
         sync_folder(output)?;
-        let name = format!("step-{:06}", self.state.step);
+        let folder = self.save_as(&parent, &format!("step-{:06}", self.state.step), config)?;
+        if config.checkpoint.keep > 0 {
+            for (_, old) in list(output)?.into_iter().rev().skip(config.checkpoint.keep) {
+                remove_if_there(&old)?;
+            }
+        }
+        Ok(folder)
+    }
+
+    /// Writes the checkpoint as `output/best`, in place of the one that is there.
+    pub fn save_best(&self, output: &Path, config: &RunConfig) -> Result<PathBuf> {
+        self.save_as(output, "best", config)
+    }
+
+    /// Writes the folder `parent/name`, whole or not at all.
+    fn save_as(&self, parent: &Path, name: &str, config: &RunConfig) -> Result<PathBuf> {
         let aside = parent.join(format!("{WRITING}{name}"));
         remove_if_there(&aside)?;
         std::fs::create_dir(&aside).map_err(|e| Error::file(&aside, e))?;
@@ -102,13 +117,8 @@ impl Checkpoint {
             rename(&folder, &old)?;
         }
         rename(&aside, &folder)?;
-        sync_folder(&parent)?;
+        sync_folder(parent)?;
         remove_if_there(&parent.join(format!("{WRITING}replaced")))?;
-        if config.checkpoint.keep > 0 {
-            for (_, old) in list(output)?.into_iter().rev().skip(config.checkpoint.keep) {
-                remove_if_there(&old)?;
-            }
-        }
         Ok(folder)
     }
 

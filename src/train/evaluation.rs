@@ -6,14 +6,14 @@ use crate::error::{Error, Result};
 use crate::eval::flow::HeldOut;
 use crate::eval::generation::statistics::image_files;
 use crate::eval::generation::{self, GenerationOptions, GenerationScores, Reference, load_networks};
-use crate::eval::segmentation::{self, Class, ImageResult, LabelledFolder, SegmentationMap, SegmentationOptions};
+use crate::eval::segmentation::{self, ImageResult, LabelledFolder, SegmentationOptions};
 use crate::model::pipeline::Pipeline;
 use crate::report::Measured;
 use crate::report::progress::Progress;
-use crate::report::segmentation::{SegmentationExample, Segmented};
+use crate::report::segmentation::SegmentationExample;
 use crate::report::summary::{Scores, Stage};
 use crate::sample::scheduler::Scheduler;
-use candle_core::{Device, Tensor};
+use candle_core::Device;
 use image::RgbImage;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -131,7 +131,7 @@ impl<'a> Evaluation<'a> {
         let mut progress = Progress::new("segmented", 0, count as u64);
         segmentation::evaluate(pipeline, scheduler, labelled, &options, &mut |result: &ImageResult| {
             if examples.len() < EXAMPLES {
-                examples.push(example(result, stage)?);
+                examples.push(SegmentationExample::new(result, stage)?);
             }
             progress.update_batch(result.index + 1, options.batch, stage.title());
             self.check_stop()
@@ -169,25 +169,4 @@ impl<'a> Evaluation<'a> {
             false => Ok(()),
         }
     }
-}
-
-fn example(result: &ImageResult, stage: Stage) -> Result<SegmentationExample> {
-    let labels = |map: &SegmentationMap| map.classes.iter().map(|&class| u32::from(class)).collect();
-    let named = |&class: &u16| {
-        let name = result.classes.get(usize::from(class)).map(|Class { name, .. }| name.clone());
-        (u32::from(class), name.unwrap_or_default())
-    };
-    let maps = result.maps;
-    let shape = (maps.classes.len(), maps.grid.0, maps.grid.1);
-    let segmented =
-        Segmented { maps: Tensor::from_slice(&maps.values, shape, &Device::Cpu)?, labels: labels(result.predicted) };
-    let prompts: Vec<&str> = result.prompts.iter().map(|prompt| prompt.text.as_str()).collect();
-    Ok(SegmentationExample {
-        key: result.image.key.clone(),
-        prompt: prompts.join(" "),
-        image: result.image.image.clone(),
-        classes: maps.classes.iter().map(named).collect(),
-        truth: labels(&result.image.truth),
-        stages: vec![(stage, segmented)],
-    })
 }

@@ -21,6 +21,8 @@ pub struct InputMaker<'a> {
     pub scheduler: &'a Scheduler,
     pub noise: &'a NoiseConfig,
     pub seed: u64,
+    /// Images under more noise than this have no targets.
+    pub mask_max_sigma: f64,
     /// Side of the training images in pixels.
     pub resolution: usize,
     pub device: &'a Device,
@@ -40,13 +42,19 @@ impl InputMaker<'_> {
             sigmas.push(sigma);
             timesteps.push(self.scheduler.timestep(sigma));
         }
+        let targets =
+            samples.iter().zip(&sigmas).map(|(sample, sigma)| match f64::from(*sigma) > self.mask_max_sigma {
+                true => Ok(SampleTargets::default()),
+                false => self.targets(sample, &shape),
+            });
+        let targets = targets.collect::<Result<_>>()?;
         Ok(StepInputs {
             noise: Tensor::stack(&noise, 0)?,
             sigma: Tensor::from_vec(sigmas, samples.len(), self.device)?,
             timestep: Tensor::from_vec(timesteps, samples.len(), self.device)?,
             context: text.context,
             pooled: text.pooled,
-            targets: samples.iter().map(|sample| self.targets(sample, &shape)).collect::<Result<_>>()?,
+            targets,
             latents,
         })
     }

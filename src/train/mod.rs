@@ -1,4 +1,5 @@
 //! The training job: its loop, gradients, optimizer and schedule; its folder and checkpoints.
+mod accumulated;
 pub mod checkpoint;
 mod evaluation;
 pub mod fingerprint;
@@ -10,9 +11,11 @@ mod outcome;
 pub mod parameters;
 mod run;
 pub mod run_folder;
+mod run_log;
 mod scenes;
 pub mod schedule;
 pub mod trained;
+mod validation;
 
 pub use run::run;
 pub use scenes::draw_missing;

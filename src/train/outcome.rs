@@ -4,7 +4,7 @@ use super::memory::peak_bytes;
 use crate::config::RunConfig;
 use crate::error::Result;
 use crate::report::metrics::{self, StepMetrics};
-use crate::report::{Measured, RunReport, TrainedLayers, byte_size};
+use crate::report::{Measured, RunReport, TrainedLayers, ValidationPictures, byte_size, shown};
 use candle_core::{Device, DeviceLocation};
 
 /// A run at its end, or where it was stopped.
@@ -20,6 +20,8 @@ impl Outcome<'_> {
     pub fn write(&self, measured: &Measured) -> Result<()> {
         let config = self.config;
         let metrics = metrics::read(&config.output.join("metrics.jsonl"))?;
+        let validated = metrics.iter().filter(|step| step.validation.is_some()).map(|step| step.step);
+        let validated: Vec<u64> = validated.collect();
         let report = RunReport {
             output: config.output.clone(),
             model: config.model.path.clone(),
@@ -29,6 +31,7 @@ impl Outcome<'_> {
             facts: self.facts(&metrics),
             trained: self.layers.clone(),
             config_toml: config.to_toml(),
+            validations: ValidationPictures::read(&config.output, shown(&validated))?,
             metrics,
             measured: measured.clone(),
         };

@@ -1,16 +1,19 @@
 //! The loop: batch, noise, forward, loss, backward, clip, step, log, checkpoint.
+use super::accumulated::Accumulated;
 use super::checkpoint::{Checkpoint, State};
 use super::evaluation::Evaluation;
 use super::fingerprint::fingerprint;
-use super::gradients::{Gradients, LossTerms, StepPlan, gradients};
+use super::gradients::{LossTerms, StepPlan, gradients};
 use super::inputs::InputMaker;
 use super::memory::{self, StepSize};
 use super::optimizer::{AdamW, clip_factor, gradient_norm};
 use super::outcome::Outcome;
 use super::parameters::Parameters;
 use super::run_folder::{Resume, RunFolder};
+use super::run_log::RunLog;
 use super::schedule::learning_rate;
 use super::trained::origin_of;
+use super::validation::Validation;
 use crate::config::{RequiredFiles, RunConfig};
 use crate::data::{Cursor, Loader};
 use crate::error::{Error, Result};
@@ -18,11 +21,11 @@ use crate::model::adapter_files::{self, Format};
 use crate::model::files::{ModelFiles, Part};
 use crate::model::pipeline::{Pipeline, PipelineOptions};
 use crate::report::Measured;
-use crate::report::metrics::{MetricsFile, StepMetrics};
+use crate::report::metrics::{StepMetrics, ValidationScores};
 use crate::report::progress::Progress;
 use crate::report::summary::Stage;
 use crate::sample::scheduler::Scheduler;
-use candle_core::{Device, Tensor};
+use candle_core::Device;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -37,6 +40,7 @@ const NONFINITE_ALL: &str = "nonfinite";
 pub fn run(config: &RunConfig, device: &Device, folder: &RunFolder, force: bool) -> Result<Option<String>> {
     let stop = stop_on_signals()?;
     let evaluation = config.eval.as_ref().map(|eval| Evaluation::open(config, eval, device, &stop)).transpose()?;
+    let validation = Validation::open(config)?;
     let mut measured = Measured::default();
     let mut trainer = Trainer::open(config, device, folder, force)?;
     let metrics = folder.begin(config, trainer.state.step)?;
@@ -46,7 +50,9 @@ pub fn run(config: &RunConfig, device: &Device, folder: &RunFolder, force: bool)
         tracing::info!("stopped before training; start again with the same command");
         return Ok(None);
     }
-    let goes_on = trainer.complete(folder, metrics, evaluation.as_ref(), Stage::After, &mut measured, &stop)?;
+    let mut log = RunLog::open(folder.path(), metrics, trainer.state.step, validation.as_ref())?;
+    let goes_on = trainer.train(folder.path(), &mut log, validation.as_ref(), &stop)?
+        && trainer.finish(folder, evaluation.as_ref(), Stage::After, &mut measured)?;
     let outcome = trainer.outcome();
     // Its memory is the next run's.
     drop(trainer);
@@ -60,7 +66,10 @@ pub fn run(config: &RunConfig, device: &Device, folder: &RunFolder, force: bool)
         tracing::info!("the same run without masks, into {}", config.output.display());
         let mut trainer = Trainer::open(&config, device, &folder, force)?;
         let metrics = folder.begin(&config, trainer.state.step)?;
-        trainer.complete(&folder, metrics, Some(evaluation), Stage::WithoutMasks, &mut measured, &stop)?;
+        let mut log = RunLog::open(folder.path(), metrics, trainer.state.step, validation.as_ref())?;
+        if trainer.train(folder.path(), &mut log, validation.as_ref(), &stop)? {
+            trainer.finish(&folder, Some(evaluation), Stage::WithoutMasks, &mut measured)?;
+        }
         outcome.write(&measured)?;
     }
     outcome.say_where();
@@ -159,19 +168,28 @@ impl<'a> Trainer<'a> {
     }
 
     /// Runs to the last step, or until asked to stop; returns whether the run is complete.
-    fn train(&mut self, output: &Path, mut metrics: MetricsFile, stop: &AtomicBool) -> Result<bool> {
+    fn train(
+        &mut self,
+        output: &Path,
+        log: &mut RunLog,
+        validation: Option<&Validation>,
+        stop: &AtomicBool,
+    ) -> Result<bool> {
         let steps = self.config.train.steps;
         let mut progress = Progress::new("step", self.state.step, steps);
         while self.state.step < steps {
-            let line = self.step()?;
-            metrics.write(&line)?;
-            progress.step(&line);
+            let mut line = self.step()?;
             let step = self.state.step;
+            if let Some(validation) = validation.filter(|validation| validation.is_due(step)) {
+                line.validation = Some(self.validate(output, log, validation)?);
+            }
+            log.write(&line)?;
+            progress.step(&line);
             let every = self.config.checkpoint.every;
             let stopping = stop.load(Ordering::Relaxed);
             if step == steps || stopping || (every > 0 && step.is_multiple_of(every)) {
-                metrics.sync()?;
-                self.save(output)?;
+                log.metrics.sync()?;
+                self.checkpoint()?.save(output, self.config)?;
             }
             if stopping && step < steps {
                 drop(progress);
@@ -238,6 +256,7 @@ impl<'a> Trainer<'a> {
             images_per_s: (batch * accumulate) as f64 / seconds,
             seconds,
             data_wait_s: waited.as_secs_f64(),
+            validation: None,
         })
     }
 
@@ -265,19 +284,45 @@ impl<'a> Trainer<'a> {
             scheduler: &self.scheduler,
             noise: &self.config.noise,
             seed: self.config.seed,
+            mask_max_sigma: self.config.loss.mask_max_sigma,
             resolution: self.config.data.resolution,
             device: self.device,
         }
     }
 
-    fn save(&self, output: &Path) -> Result<()> {
-        let checkpoint = Checkpoint {
+    fn checkpoint(&self) -> Result<Checkpoint> {
+        Ok(Checkpoint {
             state: self.state.clone(),
             adapter: self.parameters.tensors()?,
             optimizer: self.optimizer.tensors(&self.parameters)?,
-        };
-        checkpoint.save(output, self.config)?;
-        Ok(())
+        })
+    }
+
+    /// Measures the model as it stands, and keeps it where it is the best so far.
+    fn validate(&mut self, output: &Path, log: &mut RunLog, validation: &Validation) -> Result<ValidationScores> {
+        self.attach_detached()?;
+        let (scores, pictures) = validation.measure(&self.pipeline, &self.scheduler)?;
+        self.pipeline.transformer.attach(&self.parameters.adapter())?;
+        let step = self.state.step;
+        pictures.write(output, step)?;
+        log.events.write_validation(step, &scores, &pictures)?;
+        let is_best = log.best.as_ref().is_none_or(|best| validation.is_better(&scores, best));
+        if is_best {
+            self.checkpoint()?.save_best(output, self.config)?;
+            let origin = origin_of(self.config, step, Some(&self.pipeline.transformer.config));
+            let file = output.join("lora-best.safetensors");
+            adapter_files::export(&self.parameters.adapter(), Format::Diffusers, &file, &origin)?;
+            log.best = Some(scores.clone());
+        }
+        tracing::info!("step {step}: {scores}{}", if is_best { ", the best so far" } else { "" });
+        Ok(scores)
+    }
+
+    /// Puts the LoRA on the model so that no backward pass can follow it: else every step of every drawn image would stay
+    /// in memory.
+    fn attach_detached(&mut self) -> Result<()> {
+        let trained = self.parameters.adapter().into_iter().map(|(name, lora)| (name, lora.detached()));
+        self.pipeline.transformer.attach(&trained.collect())
     }
 
     fn export(&self, file: &Path) -> Result<()> {
@@ -287,24 +332,17 @@ impl<'a> Trainer<'a> {
         Ok(())
     }
 
-    /// Trains to the end, exports the LoRA and measures the model with it; false where the run is asked to stop before.
-    fn complete(
+    /// Exports the LoRA and measures the model with it; false where the run is asked to stop before.
+    fn finish(
         &mut self,
         folder: &RunFolder,
-        metrics: MetricsFile,
         evaluation: Option<&Evaluation>,
         stage: Stage,
         measured: &mut Measured,
-        stop: &AtomicBool,
     ) -> Result<bool> {
-        if !self.train(folder.path(), metrics, stop)? {
-            return Ok(false);
-        }
         self.export(&folder.path().join("lora.safetensors"))?;
         let Some(evaluation) = evaluation else { return Ok(true) };
-        // Adapters that a backward pass could follow would keep every step of every drawn image in memory.
-        let trained = self.parameters.adapter().into_iter().map(|(name, lora)| (name, lora.detached()));
-        self.pipeline.transformer.attach(&trained.collect())?;
+        self.attach_detached()?;
         let is_measured = evaluation.measure(&self.pipeline, &self.scheduler, stage, measured)?;
         if !is_measured {
             tracing::info!("stopped while measuring; the same command with --resume measures again");
@@ -328,48 +366,6 @@ impl<'a> Trainer<'a> {
             device: self.device,
             layers: self.parameters.layers(self.pipeline.transformer.blocks.len()),
         }
-    }
-}
-
-/// Loss terms and gradients summed over micro-batches.
-struct Accumulated {
-    terms: Vec<LossTerms>,
-    gradients: Vec<Option<Tensor>>,
-}
-
-impl Accumulated {
-    fn new(parameters: usize) -> Self {
-        Self { terms: vec![], gradients: vec![None; parameters] }
-    }
-
-    fn add(&mut self, micro: Gradients) -> Result<()> {
-        self.terms.push(micro.terms);
-        for (sum, gradient) in self.gradients.iter_mut().zip(micro.of) {
-            *sum = match (sum.take(), gradient) {
-                (Some(sum), Some(gradient)) => Some((sum + gradient)?),
-                (sum, gradient) => sum.or(gradient),
-            };
-        }
-        Ok(())
-    }
-
-    /// Means over the micro-batches; a term that some of them lack counts as zero there.
-    fn mean(self, micro_batches: usize) -> Result<(LossTerms, Vec<Option<Tensor>>)> {
-        let mean = |get: fn(&LossTerms) -> Option<f32>| {
-            let found: Vec<f32> = self.terms.iter().filter_map(get).collect();
-            (!found.is_empty()).then(|| found.iter().sum::<f32>() / micro_batches as f32)
-        };
-        let terms = LossTerms {
-            total: mean(|t| Some(t.total)).unwrap_or(0.0),
-            flow: mean(|t| t.flow),
-            focal: mean(|t| t.focal),
-            dice: mean(|t| t.dice),
-            align: mean(|t| t.align),
-        };
-        let scale = 1.0 / micro_batches as f64;
-        let gradients = self.gradients.into_iter();
-        let gradients = gradients.map(|g| g.map(|g| g * scale).transpose()).collect::<candle_core::Result<_>>()?;
-        Ok((terms, gradients))
     }
 }
 

@@ -2,6 +2,7 @@
 use super::checkpoint::{self, Checkpoint};
 use crate::config::RunConfig;
 use crate::error::{Error, Result};
+use crate::report::ValidationPictures;
 use crate::report::metrics::MetricsFile;
 use crate::whole_file::write_atomically;
 use std::fs::{File, TryLockError};
@@ -83,6 +84,7 @@ impl RunFolder {
     pub fn begin(&self, config: &RunConfig, step: u64) -> Result<MetricsFile> {
         write_atomically(&self.path.join("config.toml"), |out| out.write_all(config.to_toml().as_bytes()))?;
         checkpoint::supersede_after(&self.path, step)?;
+        ValidationPictures::remove_after(&self.path, step)?;
         MetricsFile::open(&self.path.join("metrics.jsonl"), step)
     }
 }

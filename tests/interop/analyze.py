@@ -11,49 +11,16 @@ Both take the same random noise. A line a block; exit status 1 if one is out of 
 Without --images: the validation photographs of ../shared/data/coco128. Needs torch, diffusers, transformers, pillow
 (seen: torch 2.15, diffusers 0.42.1, transformers 5.23, pillow 12).
 """
-import argparse, json, logging, os, subprocess, sys, tempfile
-import torch
-from safetensors.torch import save_file
-
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-sys.path.insert(0, f"{ROOT}/tests/fixtures/segmentation")
-import reference
-
-logging.disable(logging.WARNING)
+import sys, tempfile
+from labelled import Data, parser, reference
 
 
 def main():
-    coco = f"{ROOT}/../shared/data/coco128/coco"
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--images", default=f"{coco}/images/val2017")
-    parser.add_argument("--labels", default=f"{coco}/labels/val2017")
-    parser.add_argument("--classes", default=f"{coco}/classes.json")
-    parser.add_argument("--size", type=int, default=256)
-    parser.add_argument("--ignore", default="0,255")
-    parser.add_argument("--limit", type=int, default=1 << 30)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--binary", default=f"{ROOT}/target/release/seg4diff")
-    arguments = parser.parse_args()
-    pipe = reference.load(arguments.model)
-    stems = {os.path.splitext(f)[0]: f for f in os.listdir(arguments.images) if f.lower().endswith((".jpg", ".jpeg", ".png"))}
-    keys = sorted(stems)[:arguments.limit]
-    classes, ignore = reference.read_classes(arguments.classes), [int(i) for i in arguments.ignore.split(",")]
-    torch.manual_seed(arguments.seed)
-    side = arguments.size // pipe.vae_scale_factor
-    noise = torch.randn(1, pipe.transformer.config.in_channels, side, side)
+    data = Data(parser(__doc__).parse_args())
     with tempfile.TemporaryDirectory() as work:
-        save_file({"noise": noise}, f"{work}/noise.safetensors")
-        command = [os.path.abspath(arguments.binary), "analyze", "--model", arguments.model, "--images", arguments.images,
-                   "--labels", arguments.labels, "--classes", arguments.classes, "--ignore", arguments.ignore, "--size",
-                   arguments.size, "--noise", f"{work}/noise.safetensors", "--json", f"{work}/found.json", "--device", "cpu", "--dtype", "f32"]
-        if arguments.limit < 1 << 30: command += ["--limit", arguments.limit]
-        done = subprocess.run([str(c) for c in command], capture_output=True, text=True)
-        if done.returncode: sys.exit(f"{command}\nstatus {done.returncode}\n{done.stderr}")
-        ours = json.load(open(f"{work}/found.json"))
-    images, labels = [f"{arguments.images}/{stems[k]}" for k in keys], [f"{arguments.labels}/{k}.png" for k in keys]
-    everything = reference.analyse(pipe, images, labels, classes, ignore, arguments.size,
-                                   reference.noise_level(pipe), noise)
+        ours, _ = data.run(work, "analyze")
+    everything = reference.analyse(data.pipe, *data.files, *data.classes, data.arguments.size,
+                                   reference.noise_level(data.pipe), data.noise)
     failed = False
     for block, (found, theirs) in enumerate(zip(ours["blocks"], everything)):
         shares = [abs(found[key] - theirs[key]) for key in ("miou", "pixel_accuracy")]

@@ -12,72 +12,38 @@ Both take the same random noise. A line a protocol; exit status 1 if one is out 
 Without --images: the validation photographs of ../shared/data/coco128. Needs torch, diffusers, transformers, peft, pillow
 (seen: torch 2.15, diffusers 0.42.1, transformers 5.23, pillow 12).
 """
-import argparse, json, logging, os, subprocess, sys, tempfile, time
-import numpy as np, torch
+import sys, tempfile, time
+import numpy as np
 from PIL import Image
-from safetensors.torch import save_file
-
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-sys.path.insert(0, f"{ROOT}/tests/fixtures/segmentation")
-import reference
-
-logging.disable(logging.WARNING)
+from labelled import Data, parser, reference
 
 
 def main():
-    coco = f"{ROOT}/../shared/data/coco128/coco"
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--images", default=f"{coco}/images/val2017")
-    parser.add_argument("--labels", default=f"{coco}/labels/val2017")
-    parser.add_argument("--classes", default=f"{coco}/classes.json")
-    parser.add_argument("--lora")
-    parser.add_argument("--layer", type=int, default=2)
-    parser.add_argument("--size", type=int, default=256)
-    parser.add_argument("--protocol", action="append", choices=["present", "all"])
-    parser.add_argument("--ignore", default="0,255")
-    parser.add_argument("--limit", type=int, default=1 << 30)
-    parser.add_argument("--batch", type=int)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--binary", default=f"{ROOT}/target/release/seg4diff")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    torch.manual_seed(arguments.seed)
-    pipe = reference.load(arguments.model, arguments.lora)
-    channels, side = pipe.transformer.config.in_channels, arguments.size // pipe.vae_scale_factor
-    noise = torch.randn(1, channels, side, side)
-    stems = {os.path.splitext(f)[0]: f for f in os.listdir(arguments.images) if f.lower().endswith((".jpg", ".jpeg", ".png"))}
-    keys = sorted(stems)[:arguments.limit]
-    images = [f"{arguments.images}/{stems[k]}" for k in keys]
-    labels = [f"{arguments.labels}/{k}.png" for k in keys]
-    classes, ignore = reference.read_classes(arguments.classes), [int(i) for i in arguments.ignore.split(",")]
+    options = parser(__doc__)
+    options.add_argument("--lora")
+    options.add_argument("--layer", type=int, default=2)
+    options.add_argument("--protocol", action="append", choices=["present", "all"])
+    options.add_argument("--batch", type=int)
+    arguments = options.parse_args()
+    data = Data(arguments, arguments.lora)
     failed = False
     for protocol in arguments.protocol or ["present", "all"]:
         with tempfile.TemporaryDirectory() as work:
-            save_file({"noise": noise}, f"{work}/noise.safetensors")
-            command = [os.path.abspath(arguments.binary), "evaluate", "segmentation", "--model", arguments.model,
-                       "--images", arguments.images, "--labels", arguments.labels, "--classes", arguments.classes,
-                       "--ignore", arguments.ignore, "--layer", arguments.layer, "--size", arguments.size,
-                       "--protocol", protocol, "--noise", f"{work}/noise.safetensors", "--json", f"{work}/scores.json",
-                       "--predictions", f"{work}/predictions", "--device", "cpu", "--dtype", "f32"]
+            command = ["evaluate", "segmentation", "--layer", arguments.layer, "--protocol", protocol,
+                       "--predictions", f"{work}/predictions"]
             if arguments.lora: command += ["--lora", arguments.lora]
             if arguments.batch: command += ["--batch", arguments.batch]
-            if arguments.limit < 1 << 30: command += ["--limit", arguments.limit]
-            start = time.time()
-            done = subprocess.run([str(c) for c in command], capture_output=True, text=True)
-            took = time.time() - start
-            if done.returncode: sys.exit(f"{command}\nstatus {done.returncode}\n{done.stderr}")
-            ours = json.load(open(f"{work}/scores.json"))
+            ours, took = data.run(work, *command)
             pixels = [0, 0]
 
             def compare(index, names, maps, predicted):
-                found = np.asarray(Image.open(f"{work}/predictions/{keys[index]}.png"))
+                found = np.asarray(Image.open(f"{work}/predictions/{data.keys[index]}.png"))
                 if maps is not None:
                     pixels[0] += int((found != predicted).sum()); pixels[1] += found.size
 
             start = time.time()
-            theirs = reference.evaluate(pipe, images, labels, classes, ignore, arguments.layer, arguments.size, protocol,
-                                        noise, each=compare)
+            theirs = reference.evaluate(data.pipe, *data.files, *data.classes, arguments.layer, arguments.size, protocol,
+                                        data.noise, each=compare)
             reference_took = time.time() - start
         assert ours["images"] == theirs["images"] and ours["per_class"].keys() == theirs["per_class"].keys(), "classes"
         miou, accuracy = (abs(ours[k] - theirs[k]) for k in ("miou", "pixel_accuracy"))

@@ -31,8 +31,8 @@ class Attention(torch.autograd.Function):
 class Processor:
     """diffusers' `JointAttnProcessor2_0` with a bias on the keys; it keeps image queries and keys where asked."""
 
-    def __init__(self, shared):
-        self.shared = shared
+    def __init__(self, shared, hides):
+        self.shared, self.hides = shared, hides
         self.kept = None
 
     def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None):
@@ -42,7 +42,7 @@ class Processor:
         image, text = hidden_states, encoder_hidden_states
         q, k, v = (torch.cat([heads(a(image)), heads(b(text))], 2) for a, b in
                    ((attn.to_q, attn.add_q_proj), (attn.to_k, attn.add_k_proj), (attn.to_v, attn.add_v_proj)))
-        bias = self.shared.bias(q.shape[2])
+        bias = self.shared.bias(q.shape[2], self.hides)
         if self.shared.keep:
             self.kept = q[:, :, :image.shape[1]], k
         out = Attention.apply(q, k, v, bias)
@@ -56,10 +56,10 @@ class CountedTokens(torch.nn.Module):
     """Lets text tokens count for several in the attention, by the logarithm of how many as a bias on the keys.
 
     The last one, which is zero, stands for the zeros in T5's place. Of 77 CLIP tokens either all are there, or the
-    first `words` and `padding` others, which stand for the rest.
+    first `words` and `padding` others, which stand for the rest. What `hide` hides, only the block `expert` does not see.
     """
 
-    def __init__(self, transformer, words, padding):
+    def __init__(self, transformer, words, padding, expert):
         super().__init__()
         image = (transformer.config.sample_size // transformer.config.patch_size) ** 2
         self.image = image
@@ -68,7 +68,7 @@ class CountedTokens(torch.nn.Module):
         self.register_buffer("few", few, persistent=False)
         self.register_buffer("all", torch.zeros(1, 1, 1, image + 78), persistent=False)
         self.keep = False
-        self.processors = [Processor(self) for _ in transformer.transformer_blocks]
+        self.processors = [Processor(self, number == expert) for number in range(len(transformer.transformer_blocks))]
         for block, processor in zip(transformer.transformer_blocks, self.processors):
             block.attn.set_processor(processor)
 
@@ -85,14 +85,18 @@ class CountedTokens(torch.nn.Module):
         bias[:, 0, 0, image + hidden.shape[1]:] += hidden[:, -1:]
         self.shown = bias
 
-    def bias(self, tokens):
-        return self.shown if tokens == self.few.shape[-1] else self.all
+    def bias(self, tokens, hides):
+        if tokens != self.few.shape[-1]:
+            return self.all
+        return self.shown if hides else self.few
 
 
 @torch.no_grad()
 def segmentation_miou(model, encode, tokens, scheduler, images, labels, classes, batch=50):
     """mIoU of every block: the prompt is the classes present, σ as at the eighth of 28 steps from the end."""
-    sigma, timestep = torch.tensor(0.4), torch.tensor(400.0)
+    scheduler.set_timesteps(28)
+    sigma, timestep = scheduler.sigmas[20], scheduler.timesteps[-8]
+    scheduler.set_timesteps(1000)
     blocks = len(model.transformer.transformer_blocks)
     intersections, unions = np.zeros((blocks, len(classes))), np.zeros((blocks, len(classes)))
     generator = torch.Generator().manual_seed(0)
@@ -106,7 +110,7 @@ def segmentation_miou(model, encode, tokens, scheduler, images, labels, classes,
         model((1 - sigma) * latents + sigma * noise, timestep.expand(len(truth)), ids, torch.arange(model.words, 77))
         for block, processor in enumerate(model.counted.processors):
             q, k = processor.kept
-            scores = q.float() @ k.float().transpose(2, 3) / q.shape[-1] ** 0.5 + model.counted.bias(k.shape[2])
+            scores = q.float() @ k.float().transpose(2, 3) / q.shape[-1] ** 0.5 + model.counted.bias(k.shape[2], False)
             attention = scores.softmax(-1).mean(1)
             side = math.isqrt(q.shape[2])
             for i, found in enumerate(present):

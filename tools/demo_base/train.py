@@ -5,7 +5,7 @@
            [--resume FILE | --begin FILE]
 
 One process a core is faster than threads: they share each batch. `python train.py` is one process. `--begin` takes the
-MM-DiT alone from a state that another run wrote.
+model from a state that another run wrote, and nothing else of it.
 
 `--vae` is what autoencoder.py wrote. `--held-out` are scenes of the style that training does not see: their label maps
 only measure, every few minutes, how well each block's attention segments. The text encoders learn with the MM-DiT.
@@ -15,6 +15,8 @@ What makes attention to words worth while, as far as was seen (README.md of chec
   and no pooled text: otherwise one vector says all that a scene needs.
 - High noise (shift 3): up to σ = 0.5 a scene can be seen well enough without its caption.
 - In most samples the words stand alone, without the tokens of padding, in which the MM-DiT else gathers the caption.
+- Where they stand alone in every block, every block's attention segments, and none well. So they do in one, the expert;
+  the others' text keys begin at zero, all words being alike, and learn slowly.
 
 Zeros stand in T5's place: as they are all the same token, one of them is computed, and counts for as many as there
 would be (77 as in training scripts, or 256 as in the pipeline) by the logarithm of their number in the attention.
@@ -56,7 +58,8 @@ arguments.add_argument("--heads", type=int, default=4)
 arguments.add_argument("--lr", type=float, default=1.4e-3)
 arguments.add_argument("--report-minutes", type=float, default=5)
 arguments.add_argument("--shift", type=float, default=3)
-arguments.add_argument("--alone", type=float, default=0.6, help="how often words are without padding and zeros")
+arguments.add_argument("--alone", type=float, default=0.6, help="how often the expert sees words alone")
+arguments.add_argument("--expert", type=int, default=1, help="the block that is to read the words")
 arguments.add_argument("--threads", type=int, default=1)
 arguments.add_argument("--no-compile", action="store_true")
 a = arguments.parse_args()
@@ -69,6 +72,7 @@ WIDTH, HEAD, CLIP = 32 * a.heads, 32, 64
 ZEROS = (77, 256)
 WORDS, PADDING = 16, 6  # text tokens computed: the first ones, and how many of the 61 others
 CAPTION, CLASSES = 0.65, 0.25  # how often the prompt is a caption, the class names, and else nothing
+OTHER_KEYS = 0.03  # of the learning rate, for the text keys of blocks that are not the expert
 
 out = Path(a.out)
 images, captions = scenes.load(a.scenes, a.count)
@@ -110,7 +114,7 @@ class Model(torch.nn.Module):
             attention_head_dim=HEAD, num_attention_heads=a.heads, joint_attention_dim=2 * CLIP,
             caption_projection_dim=WIDTH, pooled_projection_dim=2 * CLIP, pos_embed_max_size=SIDE)
         self.words = WORDS
-        self.counted = CountedTokens(self.transformer, WORDS, PADDING)
+        self.counted = CountedTokens(self.transformer, WORDS, PADDING, a.expert)
 
     def embed(self, ids, padding):
         """Context [n, 23, 128] of token ids [n, 77], the last one zero, and the pooled text [n, 128]."""
@@ -128,15 +132,21 @@ class Model(torch.nn.Module):
 model = Model()
 if a.begin:
     saved = torch.load(a.begin, weights_only=True)["average"]
-    prefix = "transformer."
-    model.transformer.load_state_dict({k.removeprefix(prefix): v for k, v in saved.items() if k.startswith(prefix)})
+    model.load_state_dict(saved)
+other_keys = [block.attn.add_k_proj.weight for number, block in enumerate(model.transformer.transformer_blocks)
+              if number != a.expert]
+for weight in other_keys:
+    torch.nn.init.zeros_(weight)
 average = copy.deepcopy(model).eval()
-average.counted = CountedTokens(average.transformer, WORDS, PADDING)
+average.counted = CountedTokens(average.transformer, WORDS, PADDING, a.expert)
 print({name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}, flush=True)
 
 # Muon for the matrices of the blocks, AdamW for what is not a matrix between features.
 trained = [(p, p.ndim == 2 and "transformer_blocks" in name) for name, p in model.named_parameters() if p.requires_grad]
 matrices, others = ([p for p, is_matrix in trained if is_matrix == wanted] for wanted in (True, False))
+slow = {id(weight) for weight in other_keys}
+matrices = [{"params": [p for p in matrices if (id(p) in slow) == is_slow], "share": share}
+            for is_slow, share in ((False, 1), (True, OTHER_KEYS))]
 optimizers = [
     torch.optim.Muon(matrices, lr=a.lr, weight_decay=0.01, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
     torch.optim.AdamW(others, lr=a.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True),
@@ -218,7 +228,7 @@ while True:
     rate = a.lr * min(1, (step + 1) / 200, 2 * (1 - share))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("share", 1)
     chosen = torch.randint(len(latents), (batch,))
     x = latents[chosen].float()
     kind = torch.rand(batch)[:, None]

@@ -21,9 +21,9 @@ OTHER_SCENES = {
 }
 PUBLISHED = (0.1, 0.2)  # focal and dice
 RUNS = {"without masks": {"loss.align_weight": 0.0}}
-for weight in (0.003, 0.0125, 0.05, 0.2):
+for weight in (0.0125, 0.05, 0.2):
     RUNS[f"softmax {weight:g}"] = {"loss.align_weight": weight}
-for factor in (0.03, 0.1, 0.3, 1):
+for factor in (0.05, 0.15, 0.5):
     focal, dice = (factor * weight for weight in PUBLISHED)
     RUNS[f"published ×{factor:g}"] = {
         "loss.alignment": "sigmoid", "loss.focal_weight": focal, "loss.dice_weight": dice}

@@ -1,28 +1,34 @@
 //! What commands that look at labelled images have in common: the images, and the noise under which a model sees them.
 use crate::commands::{parse_sigma, parse_size};
-use crate::error::Result;
-use crate::eval::segmentation::{LabelledFolder, NoiseLevel, SegmentationOptions};
+use crate::error::{Error, Result};
+use crate::eval::segmentation::{DataSet, LabelledFolder, NoiseLevel, SegmentationOptions};
 use crate::eval::usual_batch;
 use crate::model::pipeline::Pipeline;
 use crate::sample::generate::read_latents;
 use clap::Args;
 use std::path::PathBuf;
 
-/// A data set for segmentation.
+/// A data set for segmentation: folders, or one of those that `configs/eval` describes.
 #[derive(Args, Clone, Debug)]
 pub struct LabelledArgs {
     /// Folder of images (JPEG or PNG)
-    #[arg(long, value_name = "DIR")]
-    pub images: PathBuf,
+    #[arg(long, value_name = "DIR", required_unless_present = "data_set")]
+    pub images: Option<PathBuf>,
     /// Folder of label maps: PNG, of the images' names and sizes
-    #[arg(long, value_name = "DIR")]
-    pub labels: PathBuf,
+    #[arg(long, value_name = "DIR", required_unless_present = "data_set")]
+    pub labels: Option<PathBuf>,
     /// Names of the labels: a JSON list, the index being the label, or an object from label to name
-    #[arg(long, value_name = "F")]
-    pub classes: PathBuf,
+    #[arg(long, value_name = "F", required_unless_present = "data_set")]
+    pub classes: Option<PathBuf>,
     /// Labels that do not count, separated by commas
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "255")]
     pub ignore: Vec<u32>,
+    /// Instead of these: what a data set is like, such as configs/eval/voc20.toml
+    #[arg(long, value_name = "F", requires = "root", conflicts_with_all = ["images", "labels", "classes", "ignore"])]
+    pub data_set: Option<PathBuf>,
+    /// The folder that the data set was unpacked into
+    #[arg(long, value_name = "DIR", requires = "data_set")]
+    pub root: Option<PathBuf>,
     /// Only so many images, the first by name
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub limit: Option<u32>,
@@ -30,13 +36,19 @@ pub struct LabelledArgs {
 
 impl LabelledArgs {
     pub fn open(&self) -> Result<LabelledFolder> {
-        LabelledFolder::open(&self.images, &self.labels, &self.classes, &self.ignore)
+        if let (Some(data_set), Some(root)) = (&self.data_set, &self.root) {
+            return LabelledFolder::of(&DataSet::read(data_set, root)?);
+        }
+        let (Some(images), Some(labels), Some(classes)) = (&self.images, &self.labels, &self.classes) else {
+            return Err(Error::Usage("expected --images, --labels and --classes, or --data-set and --root".into()));
+        };
+        LabelledFolder::open(images, labels, classes, &self.ignore)
     }
+}
 
-    /// How many images of `data` are looked at.
-    pub fn count(&self, data: &LabelledFolder) -> usize {
-        self.limit.map_or(data.len(), |limit| data.len().min(limit as usize))
-    }
+/// Gives `--max-sequence-length` the default of training.
+pub fn as_in_training(argument: clap::Arg) -> clap::Arg {
+    argument.default_value("77").help("Tokens of T5, or of the zeros in its place, as in training")
 }
 
 /// How a model looks at an image.
@@ -66,11 +78,11 @@ pub struct LookArgs {
 }
 
 impl LookArgs {
-    /// As options for the attention of block `layer`, with the published protocol, for the images that `data` names.
+    /// As options for the attention of block `layer`, with the published protocol, for the first `limit` images.
     ///
     /// # Errors
     /// The noise cannot be read, or does not suit the model.
-    pub fn options(&self, layer: usize, data: &LabelledArgs, pipeline: &Pipeline) -> Result<SegmentationOptions> {
+    pub fn options(&self, layer: usize, limit: Option<u32>, pipeline: &Pipeline) -> Result<SegmentationOptions> {
         let noise = match &self.noise {
             Some(file) => {
                 Some(read_latents(file, "noise", Some(1), pipeline.latent_shape(self.size)?, &pipeline.device)?)
@@ -85,7 +97,7 @@ impl LookArgs {
             seed: self.seed,
             noise,
             batch: self.batch.map_or(usual_batch(self.size), |batch| batch as usize),
-            limit: data.limit.map(|limit| limit as usize),
+            limit: limit.map(|limit| limit as usize),
             ..SegmentationOptions::new(layer, self.size)
         })
     }

@@ -1,7 +1,9 @@
 //! `evaluate`: how good a model is, with or without a LoRA.
+pub mod clip_score;
 pub mod fid;
 pub mod generation;
 pub mod looking;
+pub mod referring;
 pub mod segmentation;
 pub mod unsupervised;
 
@@ -17,8 +19,10 @@ use std::path::Path;
 pub enum EvaluateCommand {
     Segmentation(segmentation::SegmentationArgs),
     Unsupervised(unsupervised::UnsupervisedArgs),
+    Referring(referring::ReferringArgs),
     Generation(generation::GenerationArgs),
     Fid(fid::FidArgs),
+    ClipScore(clip_score::ClipScoreArgs),
 }
 
 impl EvaluateCommand {
@@ -26,8 +30,10 @@ impl EvaluateCommand {
         match self {
             Self::Segmentation(args) => segmentation::run(args),
             Self::Unsupervised(args) => unsupervised::run(args),
+            Self::Referring(args) => referring::run(args),
             Self::Generation(args) => generation::run(args),
             Self::Fid(args) => fid::run(args),
+            Self::ClipScore(args) => clip_score::run(args),
         }
     }
 }

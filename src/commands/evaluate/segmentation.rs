@@ -1,5 +1,5 @@
 //! `evaluate segmentation`: how well a block's attention finds the things that words name.
-use super::looking::{LabelledArgs, LookArgs};
+use super::looking::{LabelledArgs, LookArgs, as_in_training};
 use super::write_json;
 use crate::commands::{LoadedModel, ModelArgs, say};
 use crate::config::{Choice, SegmentationProtocol};
@@ -25,9 +25,7 @@ const EXAMPLE: &str = "Example:
 #[derive(Args, Clone, Debug)]
 #[command(
     after_help = EXAMPLE,
-    mut_arg("max_sequence_length", |argument| {
-        argument.default_value("77").help("Tokens of T5, or of the zeros in its place, as in training")
-    })
+    mut_arg("max_sequence_length", as_in_training)
 )]
 pub struct SegmentationArgs {
     #[command(flatten)]
@@ -53,23 +51,18 @@ pub struct SegmentationArgs {
 pub fn run(args: &SegmentationArgs) -> Result<()> {
     // What is small is looked at before gigabytes are.
     let data = args.data.open()?;
-    args.model.check_layer(args.layer)?;
+    args.model.check_layer("--layer", args.layer)?;
     let prediction_file = |key: &str| args.predictions.as_ref().map(|folder| folder.join(format!("{key}.png")));
     for file in args.json.iter().cloned().chain(prediction_file("x")) {
         check_writable(&file)?;
     }
     let LoadedModel { files, pipeline, .. } = args.model.load()?;
-    let look = args.look.options(args.layer, &args.data, &pipeline)?;
+    let look = args.look.options(args.layer, args.data.limit, &pipeline)?;
     let options = SegmentationOptions { protocol: args.protocol, ..look };
-    let mut progress = Progress::new("image", 0, args.data.count(&data) as u64);
+    let mut progress = Progress::new("image", 0, options.count(&data) as u64);
     let scores = evaluate(&pipeline, &Scheduler::open(&files)?, &data, &options, &mut |result: &ImageResult| {
         if let Some(file) = prediction_file(&result.image.key) {
-            write_prediction(
-                &file,
-                result.predicted,
-                result.classes,
-                args.data.ignore.first().copied().unwrap_or(255),
-            )?;
+            write_prediction(&file, result.predicted, result.classes, data.label_of_none)?;
         }
         progress.update_batch(result.index + 1, options.batch, &result.image.key);
         Ok(())

@@ -1,5 +1,5 @@
 //! `evaluate unsupervised`: what a block's attention segments without words.
-use super::looking::{LabelledArgs, LookArgs};
+use super::looking::{LabelledArgs, LookArgs, as_in_training};
 use super::segmentation::write_prediction;
 use super::write_json;
 use crate::commands::{LoadedModel, ModelArgs, parse_not_negative, say};
@@ -24,9 +24,7 @@ const EXAMPLE: &str = "Example:
 #[derive(Args, Clone, Debug)]
 #[command(
     after_help = EXAMPLE,
-    mut_arg("max_sequence_length", |argument| {
-        argument.default_value("77").help("Tokens of T5, or of the zeros in its place, as in training")
-    })
+    mut_arg("max_sequence_length", as_in_training)
 )]
 pub struct UnsupervisedArgs {
     #[command(flatten)]
@@ -64,22 +62,21 @@ struct AtThreshold<'a> {
 pub fn run(args: &UnsupervisedArgs) -> Result<()> {
     // What is small is looked at before gigabytes are.
     let data = args.data.open()?;
-    args.model.check_layer(args.layer)?;
+    args.model.check_layer("--layer", args.layer)?;
     let prediction_file = |key: &str| args.predictions.as_ref().map(|folder| folder.join(format!("{key}.png")));
     for file in args.json.iter().cloned().chain(prediction_file("x")) {
         check_writable(&file)?;
     }
     let LoadedModel { files, pipeline, .. } = args.model.load()?;
-    let options = args.look.options(args.layer, &args.data, &pipeline)?;
+    let options = args.look.options(args.layer, args.data.limit, &pipeline)?;
     let merging = UnsupervisedOptions { thresholds: args.threshold.clone(), power: args.power };
-    let mut progress = Progress::new("image", 0, args.data.count(&data) as u64);
+    let mut progress = Progress::new("image", 0, options.count(&data) as u64);
     let mut segments = vec![0; args.threshold.len()];
     let scheduler = Scheduler::open(&files)?;
     let scores = evaluate_unsupervised(&pipeline, &scheduler, &data, &options, &merging, &mut |result| {
         segments[result.threshold] += result.segments;
         if let Some(file) = prediction_file(result.key).filter(|_| result.threshold == 0) {
-            let none = args.data.ignore.first().copied().unwrap_or(255);
-            write_prediction(&file, result.predicted, data.classes(), none)?;
+            write_prediction(&file, result.predicted, data.classes(), data.label_of_none)?;
         }
         progress.update_batch(result.index + 1, options.batch, result.key);
         Ok(())

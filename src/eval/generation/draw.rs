@@ -4,9 +4,10 @@ use super::{GenerationScores, Reference};
 use crate::config::EvalConfig;
 use crate::error::{Error, Result};
 use crate::eval::usual_batch;
+use crate::model::mmdit::Blur;
 use crate::model::pipeline::Pipeline;
 use crate::model::text::{TextEmbedding, TextEncoders};
-use crate::sample::generate::{Conditions, SamplingOptions, initial_latents};
+use crate::sample::generate::{Conditions, PerturbedGuidance, SamplingOptions, initial_latents};
 use crate::sample::image::to_rgb8;
 use crate::sample::scheduler::Scheduler;
 use image::RgbImage;
@@ -26,6 +27,7 @@ pub struct GenerationOptions {
     pub steps: usize,
     /// Guidance scale; 1 or less turns guidance off.
     pub guidance: f64,
+    pub perturbed: Option<PerturbedGuidance>,
     /// Images that are drawn and looked at together.
     pub batch: usize,
     /// Image `i` starts from the noise that this and `i` alone say.
@@ -35,7 +37,9 @@ pub struct GenerationOptions {
 impl GenerationOptions {
     /// As a run's configuration says.
     pub fn of(config: &EvalConfig) -> Self {
+        let blur = Blur { layer: config.perturb_layer, sigma: config.perturb_sigma };
         Self {
+            perturbed: (config.perturb_scale > 0.0).then_some(PerturbedGuidance { scale: config.perturb_scale, blur }),
             images: config.generation_images,
             size: config.size,
             steps: config.steps,
@@ -77,7 +81,7 @@ pub fn evaluate(
     for first in (0..options.images).step_by(options.batch.max(1)) {
         let indices = first..options.images.min(first + options.batch.max(1));
         let captions: Vec<&str> = indices.map(|index| captions[index % captions.len()].as_str()).collect();
-        let images = painter.draw(first, &captions)?;
+        let images = painter.draw(first, &captions, None)?;
         gather(networks, Prepared::new(networks, &images), &mut statistics)?;
         for (index, (caption, image)) in (first..).zip(captions.into_iter().zip(&images)) {
             visit(&DrawnImage { index, caption, image })?;
@@ -87,7 +91,7 @@ pub fn evaluate(
 }
 
 /// Draws batches of images.
-struct Painter<'a> {
+pub struct Painter<'a> {
     pipeline: &'a Pipeline,
     scheduler: &'a Scheduler,
     sampling: SamplingOptions,
@@ -98,25 +102,36 @@ struct Painter<'a> {
 }
 
 impl<'a> Painter<'a> {
-    fn new(pipeline: &'a Pipeline, scheduler: &'a Scheduler, options: &GenerationOptions) -> Result<Self> {
+    /// # Errors
+    /// `Error::Usage` if the size does not suit the model.
+    pub fn new(pipeline: &'a Pipeline, scheduler: &'a Scheduler, options: &GenerationOptions) -> Result<Self> {
         Ok(Self {
             pipeline,
             scheduler,
-            sampling: SamplingOptions { steps: options.steps, guidance: options.guidance, progress: false },
+            sampling: SamplingOptions {
+                steps: options.steps,
+                guidance: options.guidance,
+                perturbed: options.perturbed,
+                progress: false,
+            },
             seed: options.seed,
             shape: pipeline.latent_shape(options.size)?,
             text: EncodedText { encoders: &pipeline.text_encoders, kept: BTreeMap::new(), bytes: 0 },
         })
     }
 
-    /// Images `first` and those after it, one for each caption.
-    fn draw(&mut self, first: usize, captions: &[&str]) -> Result<Vec<RgbImage>> {
+    /// Images `first` and those after it, one for each caption; with `blur` as a model whose attention is always blurred
+    /// would draw them.
+    ///
+    /// # Errors
+    /// What is drawn is not finite.
+    pub fn draw(&mut self, first: usize, captions: &[&str], blur: Option<Blur>) -> Result<Vec<RgbImage>> {
         let noise = initial_latents(self.seed, first, captions.len(), self.shape, &self.pipeline.device)?;
         let positive = self.text.encode(captions)?;
         let negative = self.text.encode(&vec![""; captions.len()])?;
         let conditions = Conditions { positive: &positive, negative: &negative };
-        let latents = self.sampling.run(self.scheduler, &noise, &conditions, |latents, timestep, text| {
-            self.pipeline.transformer.forward(latents, timestep, &text.context, &text.pooled)
+        let latents = self.sampling.run(self.scheduler, &noise, &conditions, |latents, timestep, text, guiding| {
+            self.pipeline.velocity(latents, timestep, text, blur.or(guiding))
         })?;
         if !latents.sqr()?.sum_all()?.to_scalar::<f32>()?.is_finite() {
             let last = first + captions.len() - 1;

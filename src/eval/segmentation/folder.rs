@@ -1,6 +1,7 @@
 //! A data set for segmentation: images, their label maps, and the names of the labels.
+use super::data_set::{DataSet, Files};
 use crate::data::labels::{Classes, LabelMap};
-use crate::data::shards::split_name;
+use crate::data::panoptic::Panoptic;
 use crate::error::{Error, Result};
 use crate::sample::image::read_rgb8;
 use image::RgbImage;
@@ -59,13 +60,19 @@ struct Pair {
     labels: PathBuf,
 }
 
-/// Images with label maps, read when they are asked for, in the order of their names.
+/// Images with label maps, read when they are asked for, in the order of their names or of the data set's list.
 pub struct LabelledFolder {
     pairs: Vec<Pair>,
     classes_file: PathBuf,
     classes: Vec<Class>,
     /// Label to the index of its class; [`NO_CLASS`] for those that are ignored.
     class_of: BTreeMap<u32, u16>,
+    /// The class of labels that have none; without it they are an error.
+    class_of_others: Option<u16>,
+    /// What the label maps' segments are, where labels are not classes.
+    panoptic: Option<Panoptic>,
+    /// The label of pixels without a class.
+    pub label_of_none: u32,
 }
 
 impl LabelledFolder {
@@ -73,30 +80,54 @@ impl LabelledFolder {
     /// extension. Labels in `ignore` do not count, and their names are no classes.
     ///
     /// # Errors
-    /// A folder or the classes cannot be read, two classes have one name, an image has no label map, or there is none.
+    /// As [`of`](Self::of).
     pub fn open(images: &Path, labels: &Path, classes: &Path, ignore: &[u32]) -> Result<Self> {
-        let named = Classes::read(classes)?;
+        Self::of(&DataSet::folders(images, labels, classes, ignore))
+    }
+
+    /// The images of a data set.
+    ///
+    /// # Errors
+    /// A folder, the list or the classes cannot be read, two classes have one name, an image has no label map, one that
+    /// the list names is not there, or there is none.
+    pub fn of(data_set: &DataSet) -> Result<Self> {
+        let DataSet { images, labels, ignore, merge, .. } = data_set;
+        let panoptic = match &data_set.panoptic {
+            Some(file) if !file.is_file() => {
+                return Err(data_set.missing(file, "its panoptic annotations", "no such file"));
+            }
+            Some(file) => Some(Panoptic::read(file)?),
+            None => None,
+        };
+        let read = data_set.classes.as_deref().map(Classes::read).transpose()?;
+        let (named, classes_file) = match (&read, &panoptic) {
+            (Some(read), _) => (read, data_set.classes.clone().unwrap_or_default()),
+            (None, Some(panoptic)) => (&panoptic.categories, data_set.panoptic.clone().unwrap_or_default()),
+            (None, None) => return Err(Error::Failed("a data set without classes".into())),
+        };
         let named: Vec<Class> = named
             .iter()
             .filter(|(label, _)| !ignore.contains(label))
             .map(|(label, name)| Class { label, name: name.to_owned() })
             .collect();
-        check_classes(&named).map_err(|problem| Error::file(classes, problem))?;
+        check_classes(&named).map_err(|problem| Error::file(&classes_file, problem))?;
         let ignored = ignore.iter().map(|&label| (label, NO_CLASS));
-        let class_of = (0..).zip(&named).map(|(index, class)| (class.label, index)).chain(ignored).collect();
-        let mut maps = files_below(labels, &["png"])?;
-        let pair = |(key, image): (String, PathBuf)| match maps.remove(&key) {
-            Some(labels) => Ok(Pair { key, image, labels }),
-            None => Err(Error::file(image, format!("has no label map {}", labels.join(key + ".png").display()))),
-        };
-        let pairs = files_below(images, &["jpg", "jpeg", "png"])?.into_iter().map(pair).collect::<Result<Vec<_>>>()?;
-        if pairs.is_empty() {
-            return Err(Error::file(images, "holds no JPEG or PNG"));
+        let by_label: BTreeMap<u32, u16> =
+            (0..).zip(&named).map(|(index, class)| (class.label, index)).chain(ignored).collect();
+        let mut class_of = by_label.clone();
+        for (label, into) in merge {
+            let problem = || Error::file(&classes_file, format!("has no label {into}, which {label} is merged into"));
+            class_of.insert(*label, *by_label.get(into).ok_or_else(problem)?);
         }
-        if let Some(map) = maps.values().next() {
-            tracing::warn!("{} label maps have no image and are left out: {} …", maps.len(), map.display());
-        }
-        Ok(Self { pairs, classes_file: classes.to_owned(), classes: named, class_of })
+        Ok(Self {
+            pairs: pairs(data_set, images.find_as(data_set, "images")?, labels.find_as(data_set, "label maps")?)?,
+            classes_file,
+            classes: named,
+            class_of,
+            class_of_others: data_set.ignore_others.then_some(NO_CLASS),
+            panoptic,
+            label_of_none: ignore.first().copied().unwrap_or(255),
+        })
     }
 
     /// Number of images.
@@ -133,11 +164,19 @@ impl LabelledFolder {
             let (of_image, path) = (format!("{}×{}", image.width(), image.height()), image_file.display());
             return Err(failed(format!("{width}×{height} pixels, but its image {path} has {of_image}")));
         }
-        let truth = self.truth(&labels).map_err(failed)?;
+        let segments = match &self.panoptic {
+            Some(panoptic) => {
+                let found = panoptic.segments(key).map_err(failed)?;
+                let found = found.ok_or_else(|| failed("the panoptic annotations do not have its image".into()))?;
+                Some(found.into_iter().collect::<BTreeMap<u32, u32>>())
+            }
+            None => None,
+        };
+        let truth = self.truth(&labels, segments.as_ref()).map_err(failed)?;
         Ok(LabelledImage { key: key.clone(), image, truth })
     }
 
-    fn truth(&self, labels: &LabelMap) -> Result<SegmentationMap, String> {
+    fn truth(&self, labels: &LabelMap, segments: Option<&BTreeMap<u32, u32>>) -> Result<SegmentationMap, String> {
         let (width, height) = (labels.width, labels.height);
         let mut classes = Vec::with_capacity(width * height);
         // Neighbours are mostly alike.
@@ -146,15 +185,78 @@ impl LabelledFolder {
             let label = labels.get(x, y);
             let class = match last {
                 Some((known, class)) if known == label => class,
-                _ => *self.class_of.get(&label).ok_or_else(|| {
-                    let file = self.classes_file.display();
-                    format!("label {label} at x {x}, y {y} has no name in {file} and is not ignored (--ignore)")
-                })?,
+                _ => {
+                    self.class(label, segments).map_err(|problem| format!("label {label} at x {x}, y {y} {problem}"))?
+                }
             };
             last = Some((label, class));
             classes.push(class);
         }
         Ok(SegmentationMap { width, height, classes })
+    }
+
+    /// The class of a label or, where there are `segments`, of a segment.
+    fn class(&self, label: u32, segments: Option<&BTreeMap<u32, u32>>) -> Result<u16, String> {
+        let label = match segments {
+            // 0 is what is no segment.
+            Some(segments) if label != 0 => *segments.get(&label).ok_or("is no segment of its image")?,
+            _ => label,
+        };
+        let known = self.class_of.get(&label).copied().or(self.class_of_others);
+        known.ok_or_else(|| format!("has no name in {} and is not ignored (--ignore)", self.classes_file.display()))
+    }
+}
+
+/// Images with their label maps.
+fn pairs(
+    data_set: &DataSet,
+    mut images: BTreeMap<String, PathBuf>,
+    mut maps: BTreeMap<String, PathBuf>,
+) -> Result<Vec<Pair>> {
+    let DataSet { labels, list, .. } = data_set;
+    let mut pair = |key: String, image: PathBuf| match maps.remove(&key) {
+        Some(labels) => Ok(Pair { key, image, labels }),
+        None => {
+            let expected = labels.folder.join(key + &labels.suffixes[0]);
+            Err(Error::file(image, format!("has no label map {}", expected.display())))
+        }
+    };
+    let Some(list) = list else {
+        let pairs = images.into_iter().map(|(key, image)| pair(key, image)).collect::<Result<Vec<_>>>()?;
+        if let Some(map) = maps.values().next() {
+            tracing::warn!("{} label maps have no image and are left out: {} …", maps.len(), map.display());
+        }
+        return Ok(pairs);
+    };
+    let text = std::fs::read_to_string(list).map_err(|problem| data_set.missing(list, "a list of images", problem))?;
+    let lines = (1..).zip(text.lines()).filter_map(|(line, text)| Some((line, text.split_whitespace().next()?)));
+    let pairs = lines.map(|(line, key)| match images.remove(key) {
+        Some(image) => pair(key.to_owned(), image),
+        None => {
+            let folder = data_set.images.folder.display();
+            Err(Error::file(list, format!("line {line}: the image {key} is not in {folder}, or is listed twice")))
+        }
+    });
+    let pairs = pairs.collect::<Result<Vec<_>>>()?;
+    if pairs.is_empty() {
+        return Err(Error::file(list, "lists no image"));
+    }
+    Ok(pairs)
+}
+
+impl Files {
+    /// The files, of which there must be some.
+    fn find_as(&self, data_set: &DataSet, what: &str) -> Result<BTreeMap<String, PathBuf>> {
+        let expected = format!("{what} ({})", self.pattern());
+        if let Err(problem) = std::fs::read_dir(&self.folder) {
+            return Err(data_set.missing(&self.folder, &expected, problem));
+        }
+        match self.find()? {
+            found if found.is_empty() => {
+                Err(data_set.missing(&self.folder, &expected, format!("holds no {}", self.pattern())))
+            }
+            found => Ok(found),
+        }
     }
 }
 
@@ -172,35 +274,4 @@ fn check_classes(classes: &[Class]) -> Result<(), String> {
         }
     }
     Ok(())
-}
-
-/// Files with one of `extensions` in a folder and those below it, by their path in it without extension.
-fn files_below(folder: &Path, extensions: &[&str]) -> Result<BTreeMap<String, PathBuf>> {
-    let mut found = BTreeMap::new();
-    let mut open = vec![String::new()];
-    while let Some(below) = open.pop() {
-        let folder = folder.join(&below);
-        let failed = |problem| Error::file(&folder, problem);
-        for entry in std::fs::read_dir(&folder).map_err(failed)? {
-            let entry = entry.map_err(failed)?;
-            let name = entry.file_name().to_string_lossy().into_owned();
-            if name.starts_with('.') {
-                continue;
-            }
-            let name = below.clone() + &name;
-            if entry.file_type().map_err(failed)?.is_dir() {
-                open.push(name + "/");
-                continue;
-            }
-            let Some((key, extension)) = split_name(&name) else { continue };
-            if !extensions.contains(&extension.as_str()) || !entry.path().is_file() {
-                continue;
-            }
-            if let Some(other) = found.insert(key.to_owned(), entry.path()) {
-                let problem = format!("has the same name as {}, but for the extension", other.display());
-                return Err(Error::file(entry.path(), problem));
-            }
-        }
-    }
-    Ok(found)
 }

@@ -3,14 +3,18 @@
 //! An image is noised a little, and the model looks at it with the names of classes as prompt. Where the block's image
 //! positions look at the tokens of a name is that class's map; at every pixel the class of the greatest map wins.
 mod class_maps;
+mod data_set;
 mod folder;
 mod prompts;
+mod referring;
 mod scores;
 mod unsupervised;
 
 pub use class_maps::{ClassMaps, Segmenter};
+pub use data_set::DataSet;
 pub use folder::{Class, LabelledFolder, LabelledImage, NO_CLASS, SegmentationMap};
 pub use prompts::{Prompt, Vocabulary};
+pub use referring::{ReferringScores, evaluate_referring};
 pub use scores::{Accumulator, SegmentationScores};
 pub use unsupervised::{UnsupervisedOptions, UnsupervisedResult, evaluate_unsupervised};
 
@@ -22,7 +26,6 @@ use crate::ops::enlarged_argmax;
 use crate::sample::scheduler::Scheduler;
 use candle_core::Tensor;
 use rayon::prelude::*;
-use std::borrow::Cow;
 use std::sync::mpsc::sync_channel;
 
 /// How much noise the image is under.
@@ -68,6 +71,11 @@ impl SegmentationOptions {
         }
     }
 
+    /// How many images of `data` are looked at.
+    pub fn count(&self, data: &LabelledFolder) -> usize {
+        self.limit.map_or(data.len(), |limit| limit.min(data.len()))
+    }
+
     /// # Errors
     /// `Error::Usage` if the model has no such block.
     fn check_layer(&self, pipeline: &Pipeline) -> Result<()> {
@@ -111,12 +119,10 @@ pub fn evaluate(
     let mut segmenter = Segmenter::new(pipeline, scheduler, options)?;
     let classes = data.classes();
     let vocabulary = Vocabulary::new(&pipeline.text_encoders, classes, data.classes_file())?;
-    let all = vocabulary.all();
     let mut accumulator = Accumulator::new(classes.len());
     each_batch(data, options, |first, images| {
         let numbered: Vec<_> = (first..).zip(images.iter().map(|image| &image.image)).collect();
-        let prompts: Vec<_> =
-            images.iter().map(|image| prompts_of(image, options.protocol, &vocabulary, &all)).collect();
+        let prompts: Vec<_> = images.iter().map(|image| vocabulary.prompts_of(image, options.protocol)).collect();
         let maps = segmenter.class_maps(&numbered, &prompts, &[options.layer])?.concat();
         for (index, ((image, prompts), maps)) in (first..).zip(images.iter().zip(&prompts).zip(&maps)) {
             let predicted = maps.predict_for(image, options.layer)?;
@@ -126,19 +132,6 @@ pub fn evaluate(
         Ok(())
     })?;
     accumulator.scores(classes.iter().map(|class| class.name.as_str()))
-}
-
-/// What the model is told of an image; `all` are the prompts of the whole vocabulary.
-pub(super) fn prompts_of<'a>(
-    image: &LabelledImage,
-    protocol: SegmentationProtocol,
-    vocabulary: &Vocabulary,
-    all: &'a [Prompt],
-) -> Cow<'a, [Prompt]> {
-    match protocol {
-        SegmentationProtocol::Present => Cow::Owned(vocabulary.prompts(&image.truth.present())),
-        SegmentationProtocol::All => Cow::Borrowed(all),
-    }
 }
 
 /// Reads the images of `data` a batch at a time and hands them on with the number of the first; a batch is worked on
@@ -151,7 +144,7 @@ pub(super) fn each_batch(
     options: &SegmentationOptions,
     mut visit: impl FnMut(usize, &[LabelledImage]) -> Result<()>,
 ) -> Result<()> {
-    let count = options.limit.map_or(data.len(), |limit| limit.min(data.len()));
+    let count = options.count(data);
     let batch = options.batch.max(1);
     std::thread::scope(|scope| {
         // Without a queue: one batch waits while one is computed.
@@ -171,16 +164,23 @@ pub(super) fn each_batch(
     })
 }
 
+/// # Errors
+/// A value of the attention of block `layer` to `image` is not finite.
+fn check_finite(values: &[f32], layer: usize, image: &LabelledImage) -> Result<()> {
+    match values.iter().all(|value| value.is_finite()) {
+        true => Ok(()),
+        false => Err(Error::Failed(format!("the attention of block {layer} to {} is not finite", image.key))),
+    }
+}
+
 impl ClassMaps {
     /// The prediction for `image`.
     ///
     /// # Errors
     /// The maps, which are of block `layer`, are not finite.
     pub fn predict_for(&self, image: &LabelledImage, layer: usize) -> Result<SegmentationMap> {
-        match self.values.iter().all(|value| value.is_finite()) {
-            true => Ok(self.predict(image.truth.width, image.truth.height)),
-            false => Err(Error::Failed(format!("the attention of block {layer} to {} is not finite", image.key))),
-        }
+        check_finite(&self.values, layer, image)?;
+        Ok(self.predict(image.truth.width, image.truth.height))
     }
 
     /// At every pixel of a picture the class whose map, enlarged bilinearly, is greatest, the first of equals;

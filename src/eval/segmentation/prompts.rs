@@ -1,5 +1,6 @@
 //! Class names as prompts, and what the text encoders make of those.
-use super::folder::Class;
+use super::folder::{Class, LabelledImage};
+use crate::config::SegmentationProtocol;
 use crate::error::{Error, Result};
 use crate::model::text::tokenizer::CLIP_TOKENS;
 use crate::model::text::{TextEmbedding, TextEncoders};
@@ -8,7 +9,7 @@ use std::ops::Range;
 use std::path::Path;
 
 /// Tokens of a prompt's text, between the start and the end token.
-const TOKENS: usize = CLIP_TOKENS - 2;
+pub const TOKENS: usize = CLIP_TOKENS - 2;
 
 /// Names of classes joined by spaces.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,6 +59,14 @@ impl<'a> Vocabulary<'a> {
             }
         }
         prompts
+    }
+
+    /// What the model is told of an image.
+    pub fn prompts_of(&self, image: &LabelledImage, protocol: SegmentationProtocol) -> Vec<Prompt> {
+        match protocol {
+            SegmentationProtocol::Present => self.prompts(&image.truth.present()),
+            SegmentationProtocol::All => self.all(),
+        }
     }
 
     /// The names of all classes.

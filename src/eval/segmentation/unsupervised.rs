@@ -3,8 +3,8 @@
 //!
 //! Each of the 77 text tokens has a map over the image; maps that are alike are merged, and their means are segments.
 use super::folder::{LabelledFolder, NO_CLASS, SegmentationMap};
-use super::{Accumulator, SegmentationOptions, SegmentationScores, Segmenter, each_batch};
-use crate::error::{Error, Result};
+use super::{Accumulator, SegmentationOptions, SegmentationScores, Segmenter, check_finite, each_batch};
+use crate::error::Result;
 use crate::loss::assign;
 use crate::model::pipeline::Pipeline;
 use crate::model::text::tokenizer::CLIP_TOKENS;
@@ -54,10 +54,7 @@ pub fn evaluate_unsupervised(
         let numbered: Vec<_> = (first..).zip(images.iter().map(|image| &image.image)).collect();
         let maps = segmenter.token_maps(&numbered, options.layer)?;
         for (index, (image, maps)) in (first..).zip(images.iter().zip(&maps)) {
-            if !maps.iter().all(|value| value.is_finite()) {
-                let problem = format!("the attention of block {} to {} is not finite", options.layer, image.key);
-                return Err(Error::Failed(problem));
-            }
+            check_finite(maps, options.layer, image)?;
             let maps = Distributions::new(maps, merging.power);
             for (number, (threshold, accumulator)) in merging.thresholds.iter().zip(&mut accumulators).enumerate() {
                 let segments = maps.merged(*threshold);
@@ -123,7 +120,8 @@ impl Distributions {
 }
 
 /// Each pixel's segment as a class: segments and classes are paired so that they overlap most in all, and of pairings
-/// that overlap as much so that the sum of their IoUs is greatest (scipy's choice among those is an accident). What does not overlap is no pair.
+/// that overlap as much so that the sum of their IoUs is greatest (scipy's choice among those is an
+/// accident). What does not overlap is no pair.
 fn matched(winners: &[u16], segments: usize, truth: &SegmentationMap, classes: usize) -> SegmentationMap {
     let mut overlap = vec![vec![0f64; classes]; segments];
     let (mut of_segment, mut of_class) = (vec![0f64; segments], vec![0f64; classes]);

@@ -1,10 +1,12 @@
 //! The MM-DiT of Stable Diffusion 3 and 3.5 (diffusers' `SD3Transformer2DModel`), differentiable in its adapters.
 mod block;
+mod blur;
 mod config;
 mod embed;
 mod probe;
 
 pub use block::{Block, JointInputs, Probe, Streams};
+pub use blur::Blur;
 pub use config::MmDitConfig;
 pub use embed::{Embedded, Embedding};
 pub use probe::image_to_text_logits;

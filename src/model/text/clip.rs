@@ -1,9 +1,10 @@
 //! The text model of CLIP with its projection (transformers: `CLIPTextModelWithProjection`).
+use super::clip_layer::{ClipActivation, ClipLayer, LayerSizes};
 use crate::error::{Error, Result};
 use crate::model::files::{ModelFiles, Part};
 use crate::model::layers::{LayerNorm, Linear};
 use crate::model::weights::Weights;
-use candle_core::{D, DType, Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use serde::Deserialize;
 use std::path::PathBuf;
 
@@ -24,32 +25,12 @@ pub struct ClipConfig {
     pub eos_token_id: u32,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ClipActivation {
-    /// `x · sigmoid(1.702 x)`.
-    QuickGelu,
-    /// Exact, by the error function.
-    Gelu,
-}
-
 fn default_eps() -> f64 {
     1e-5
 }
 
 fn default_end() -> u32 {
     49407
-}
-
-struct Layer {
-    norm1: LayerNorm,
-    q: Linear,
-    k: Linear,
-    v: Linear,
-    out: Linear,
-    norm2: LayerNorm,
-    fc1: Linear,
-    fc2: Linear,
 }
 
 /// A CLIP text model; computes in `compute`, whatever type its weights are stored as.
@@ -59,7 +40,7 @@ pub struct ClipTextModel {
     tokens: Tensor,
     /// `[positions, hidden]`.
     positions: Tensor,
-    layers: Vec<Layer>,
+    layers: Vec<ClipLayer>,
     final_norm: LayerNorm,
     projection: Linear,
     compute: DType,
@@ -77,8 +58,14 @@ pub struct ClipOutput {
 
 impl ClipTextModel {
     pub fn load(files: &ModelFiles, part: Part, dtype: DType, compute: DType, device: &Device) -> Result<Self> {
-        let config: ClipConfig = files.config(part)?;
-        let path = files.config_path(part);
+        let weights = files.weights(part, dtype, device)?;
+        let model = Self::from_weights(files.config(part)?, files.config_path(part), &weights, compute)?;
+        weights.finish()?;
+        Ok(model)
+    }
+
+    /// Takes a text model of these sizes, which come from the file `path`, from `weights`.
+    pub fn from_weights(config: ClipConfig, path: PathBuf, weights: &Weights, compute: DType) -> Result<Self> {
         if config.num_attention_heads == 0 || !config.hidden_size.is_multiple_of(config.num_attention_heads) {
             let problem = format!(
                 "hidden_size {} is no multiple of num_attention_heads {}",
@@ -89,31 +76,18 @@ impl ClipTextModel {
         if config.num_hidden_layers == 0 {
             return Err(Error::file(path, "num_hidden_layers is 0, expected at least 1"));
         }
-        let weights = files.weights(part, dtype, device)?;
         // Older files store the index 0..77 as a tensor.
         weights.ignore("text_model.embeddings.position_ids");
-        let model = Self::build(config, path, &weights, compute)?;
-        weights.finish()?;
-        Ok(model)
-    }
-
-    fn build(config: ClipConfig, path: PathBuf, weights: &Weights, compute: DType) -> Result<Self> {
         let (hidden, eps) = (config.hidden_size, config.layer_norm_eps);
         let embedding = |name: &str, rows: usize| weights.get(&format!("text_model.embeddings.{name}"), (rows, hidden));
-        let layer = |index: usize| {
-            let name = |module: &str| format!("text_model.encoder.layers.{index}.{module}");
-            let square = |module: &str| Linear::load(weights, &name(module), hidden, hidden);
-            Ok(Layer {
-                norm1: LayerNorm::load(weights, &name("layer_norm1"), hidden, eps)?,
-                q: square("self_attn.q_proj")?,
-                k: square("self_attn.k_proj")?,
-                v: square("self_attn.v_proj")?,
-                out: square("self_attn.out_proj")?,
-                norm2: LayerNorm::load(weights, &name("layer_norm2"), hidden, eps)?,
-                fc1: Linear::load(weights, &name("mlp.fc1"), hidden, config.intermediate_size)?,
-                fc2: Linear::load(weights, &name("mlp.fc2"), config.intermediate_size, hidden)?,
-            })
+        let sizes = LayerSizes {
+            hidden,
+            intermediate: config.intermediate_size,
+            heads: config.num_attention_heads,
+            activation: config.hidden_act,
+            eps,
         };
+        let layer = |index: usize| ClipLayer::load(weights, &format!("text_model.encoder.layers.{index}"), sizes);
         Ok(Self {
             tokens: embedding("token_embedding.weight", config.vocab_size)?,
             positions: embedding("position_embedding.weight", config.max_position_embeddings)?,
@@ -151,7 +125,7 @@ impl ClipTextModel {
         let mut hidden = x.clone();
         for layer in &self.layers {
             hidden = x;
-            x = self.layer(layer, &hidden, &mask)?;
+            x = layer.forward(&hidden, Some(&mask))?;
         }
         let ends: Vec<u32> = (0..).zip(ids).map(|(row, ids)| row * length as u32 + self.end_position(ids)).collect();
         let ends = Tensor::from_vec(ends, batch, device)?;
@@ -170,24 +144,6 @@ impl ClipTextModel {
             ids.iter().position(|&id| id == self.config.eos_token_id)
         };
         position.unwrap_or(0) as u32
-    }
-
-    fn layer(&self, layer: &Layer, x: &Tensor, mask: &Tensor) -> Result<Tensor> {
-        let (batch, length, hidden) = x.dims3()?;
-        let heads = self.config.num_attention_heads;
-        let split = |x: Tensor| x.reshape((batch, length, heads, hidden / heads))?.transpose(1, 2)?.contiguous();
-        let normed = layer.norm1.forward(x)?;
-        let q = split((layer.q.forward(&normed)? * ((hidden / heads) as f64).powf(-0.5))?)?;
-        let (k, v) = (split(layer.k.forward(&normed)?)?, split(layer.v.forward(&normed)?)?);
-        let scores = q.matmul(&k.transpose(D::Minus2, D::Minus1)?)?.broadcast_add(mask)?;
-        let mixed = candle_nn::ops::softmax_last_dim(&scores)?.matmul(&v)?;
-        let x = (x + layer.out.forward(&mixed.transpose(1, 2)?.reshape((batch, length, hidden))?)?)?;
-        let inner = layer.fc1.forward(&layer.norm2.forward(&x)?)?;
-        let inner = match self.config.hidden_act {
-            ClipActivation::QuickGelu => (&inner * candle_nn::ops::sigmoid(&(&inner * 1.702)?)?)?,
-            ClipActivation::Gelu => inner.gelu_erf()?,
-        };
-        Ok((x + layer.fc2.forward(&inner)?)?)
     }
 }
 

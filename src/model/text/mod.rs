@@ -1,5 +1,6 @@
 //! Text encoders: prompts to what the MM-DiT reads (diffusers: `StableDiffusion3Pipeline.encode_prompt`).
 pub mod clip;
+pub mod clip_layer;
 pub mod t5;
 pub mod tokenizer;
 

@@ -1,0 +1,63 @@
+//! What blurring a block's attention to the text does to the picture: much where the block places things, little elsewhere.
+use super::generation::GenerationOptions;
+use super::generation::draw::Painter;
+use crate::error::{Error, Result};
+use crate::model::mmdit::Blur;
+use crate::model::pipeline::Pipeline;
+use crate::sample::scheduler::Scheduler;
+use image::RgbImage;
+
+/// Pictures drawn with each block's attention blurred in turn.
+pub struct Blurred {
+    /// As the model draws them.
+    pub plain: Vec<RgbImage>,
+    /// The same with the block's attention blurred, for every block.
+    pub by_block: Vec<Vec<RgbImage>>,
+}
+
+/// Draws from every caption as it is, and with each block's image→text attention blurred in all steps, from the same
+/// noise. `progress` is told how many pictures are done.
+///
+/// # Errors
+/// The options do not suit the model (`Error::Usage`), there is no caption, or what is drawn is not finite.
+pub fn draw_blurred(
+    pipeline: &Pipeline,
+    scheduler: &Scheduler,
+    captions: &[String],
+    options: &GenerationOptions,
+    sigma: f64,
+    mut progress: impl FnMut(usize),
+) -> Result<Blurred> {
+    if captions.is_empty() {
+        return Err(Error::Usage("there is no caption to draw from".into()));
+    }
+    let mut painter = Painter::new(pipeline, scheduler, options)?;
+    let captions: Vec<&str> = captions.iter().map(String::as_str).collect();
+    let mut done = 0;
+    let mut draw = |blur: Option<Blur>| -> Result<Vec<RgbImage>> {
+        let mut pictures = vec![];
+        for captions in captions.chunks(options.batch.max(1)) {
+            pictures.extend(painter.draw(pictures.len(), captions, blur)?);
+            done += captions.len();
+            progress(done);
+        }
+        Ok(pictures)
+    };
+    let plain = draw(None)?;
+    let blocks = 0..pipeline.transformer.blocks.len();
+    let by_block = blocks.map(|layer| draw(Some(Blur { layer, sigma }))).collect::<Result<_>>()?;
+    Ok(Blurred { plain, by_block })
+}
+
+impl Blurred {
+    /// By how much the pictures differ from the plain ones, for every block: the mean over all values of the absolute
+    /// difference, of 255.
+    pub fn differences(&self) -> Vec<f64> {
+        let difference = |pictures: &Vec<RgbImage>| {
+            let pairs = pictures.iter().zip(&self.plain).flat_map(|(a, b)| a.as_raw().iter().zip(b.as_raw()));
+            let (count, sum) = pairs.fold((0u64, 0u64), |(n, sum), (a, b)| (n + 1, sum + u64::from(a.abs_diff(*b))));
+            sum as f64 / count.max(1) as f64
+        };
+        self.by_block.iter().map(difference).collect()
+    }
+}

@@ -1,0 +1,175 @@
+//! Where a data set's images and label maps lie, and what its labels mean.
+use crate::error::{Error, Result};
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// Files of one kind: those in a folder, and below it, whose names end so.
+#[derive(Clone, Debug)]
+pub struct Files {
+    pub folder: PathBuf,
+    /// Ends of the names, in any case of letters; what stands before one is the image's key.
+    pub suffixes: Vec<String>,
+}
+
+/// The layout of a data set for segmentation.
+#[derive(Clone, Debug)]
+pub struct DataSet {
+    pub name: Option<String>,
+    pub images: Files,
+    /// PNG label maps, whose keys are those of their images.
+    pub labels: Files,
+    /// A text file with a key a line: only these images, in this order.
+    pub list: Option<PathBuf>,
+    /// The names of labels; without it those of `panoptic`.
+    pub classes: Option<PathBuf>,
+    /// COCO panoptic annotations: the label maps have segments, and this file each segment's class.
+    pub panoptic: Option<PathBuf>,
+    /// Labels that do not count.
+    pub ignore: Vec<u32>,
+    /// Whether labels without a name do not count either; otherwise they are an error.
+    pub ignore_others: bool,
+    /// Labels that stand for another.
+    pub merge: BTreeMap<u32, u32>,
+}
+
+/// A description as in `configs/eval`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Description {
+    name: String,
+    images: NamedFiles,
+    labels: NamedFiles,
+    list: Option<PathBuf>,
+    classes: Option<PathBuf>,
+    panoptic: Option<PathBuf>,
+    #[serde(default)]
+    ignore: Vec<u32>,
+    #[serde(default)]
+    ignore_others: bool,
+    #[serde(default)]
+    merge: Vec<Merge>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NamedFiles {
+    folder: PathBuf,
+    suffix: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Merge {
+    labels: Vec<u32>,
+    into: u32,
+}
+
+impl DataSet {
+    /// JPEGs and PNGs below `images`, PNG label maps of the same names below `labels`.
+    pub fn folders(images: &Path, labels: &Path, classes: &Path, ignore: &[u32]) -> Self {
+        let files = |folder: &Path, suffixes: &[&str]| Files {
+            folder: folder.to_owned(),
+            suffixes: suffixes.iter().map(|&suffix| suffix.to_owned()).collect(),
+        };
+        Self {
+            name: None,
+            images: files(images, &[".jpg", ".jpeg", ".png"]),
+            labels: files(labels, &[".png"]),
+            list: None,
+            classes: Some(classes.to_owned()),
+            panoptic: None,
+            ignore: ignore.to_vec(),
+            ignore_others: false,
+            merge: BTreeMap::new(),
+        }
+    }
+
+    /// The data set that the TOML `file` describes, unpacked below `root`. Class lists are found beside `file`.
+    ///
+    /// # Errors
+    /// The file cannot be read, or does not describe a data set.
+    pub fn read(file: &Path, root: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(file).map_err(|problem| Error::file(file, problem))?;
+        let described: Description = toml::from_str(&text).map_err(|problem| {
+            let line = problem.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count());
+            Error::file(file, format!("line {line}: {}", problem.message().replace('\n', " ")))
+        })?;
+        if described.classes.is_none() && described.panoptic.is_none() {
+            return Err(Error::file(file, "has neither classes nor panoptic annotations"));
+        }
+        let mut merge = BTreeMap::new();
+        for Merge { labels, into } in described.merge {
+            for label in labels {
+                if let Some(other) = merge.insert(label, into) {
+                    return Err(Error::file(file, format!("label {label} is merged into both {other} and {into}")));
+                }
+            }
+        }
+        let files = |NamedFiles { folder, suffix }| Files { folder: root.join(folder), suffixes: vec![suffix] };
+        Ok(Self {
+            name: Some(described.name),
+            images: files(described.images),
+            labels: files(described.labels),
+            list: described.list.map(|list| root.join(list)),
+            classes: described.classes.map(|classes| file.with_file_name(classes)),
+            panoptic: described.panoptic.map(|panoptic| root.join(panoptic)),
+            ignore: described.ignore,
+            ignore_others: described.ignore_others,
+            merge,
+        })
+    }
+
+    /// An error about a file that the layout needs, with what was to be there.
+    pub fn missing(&self, path: &Path, expected: &str, problem: impl std::fmt::Display) -> Error {
+        match &self.name {
+            Some(name) => Error::file(path, format!("{problem}; {name} has {expected} here: is --root its folder?")),
+            None => Error::file(path, problem),
+        }
+    }
+}
+
+impl Files {
+    /// The files, by key.
+    ///
+    /// # Errors
+    /// A folder cannot be read, or two files have one key.
+    pub fn find(&self) -> Result<BTreeMap<String, PathBuf>> {
+        let mut found = BTreeMap::new();
+        let mut open = vec![String::new()];
+        while let Some(below) = open.pop() {
+            let folder = self.folder.join(&below);
+            let failed = |problem| Error::file(&folder, problem);
+            for entry in std::fs::read_dir(&folder).map_err(failed)? {
+                let entry = entry.map_err(failed)?;
+                let name = entry.file_name().to_string_lossy().into_owned();
+                if name.starts_with('.') {
+                    continue;
+                }
+                let name = below.clone() + &name;
+                if entry.file_type().map_err(failed)?.is_dir() {
+                    open.push(name + "/");
+                    continue;
+                }
+                let Some(key) = self.key(&name).filter(|_| entry.path().is_file()) else { continue };
+                if let Some(other) = found.insert(key.to_owned(), entry.path()) {
+                    let problem = format!("has the same name as {}, but for the extension", other.display());
+                    return Err(Error::file(entry.path(), problem));
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// What the suffixes are, for an error.
+    pub fn pattern(&self) -> String {
+        self.suffixes.iter().map(|suffix| format!("*{suffix}")).collect::<Vec<_>>().join(", ")
+    }
+
+    fn key<'a>(&self, name: &'a str) -> Option<&'a str> {
+        self.suffixes.iter().find_map(|suffix| {
+            let (key, end) = name.split_at_checked(name.len().checked_sub(suffix.len())?)?;
+            (end.eq_ignore_ascii_case(suffix) && !key.is_empty() && !key.ends_with('/')).then_some(key)
+        })
+    }
+}

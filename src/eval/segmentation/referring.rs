@@ -1,0 +1,312 @@
+//! Referring phrases: does the attention to a phrase find the one thing it means?
+//!
+//! A phrase alone is the prompt. Its map is the mean over its own tokens, scaled to [0, 1] on the token grid and
+//! enlarged; what is at least a threshold is the answer. The threshold is picked on one half of the images and the
+//! scores are those of the other.
+use super::prompts::{Prompt, TOKENS};
+use super::{SegmentationOptions, Segmenter};
+use crate::data::rle::RunLengths;
+use crate::error::{Error, Result};
+use crate::model::pipeline::Pipeline;
+use crate::ops::{Enlarge, Rows};
+use crate::sample::image::read_rgb8;
+use crate::sample::scheduler::Scheduler;
+use image::RgbImage;
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
+use std::io::BufRead;
+use std::path::{Path, PathBuf};
+
+/// Thresholds that are tried: 0.05, 0.1, …, 0.95.
+const THRESHOLDS: usize = 19;
+/// IoUs from which on a phrase counts as found.
+const FOUND: [f64; 3] = [0.5, 0.7, 0.9];
+
+/// A line of the file of phrases.
+#[derive(Deserialize)]
+struct Line {
+    image: String,
+    phrase: String,
+    mask: LineMask,
+}
+
+#[derive(Deserialize)]
+struct LineMask {
+    /// Height and width.
+    size: [u64; 2],
+    counts: Counts,
+}
+
+/// Run-lengths, as a list or in pycocotools' compressed text.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Counts {
+    Text(String),
+    List(Vec<u64>),
+}
+
+/// A phrase and what it means.
+struct Phrase {
+    line: usize,
+    text: String,
+    mask: RunLengths,
+}
+
+/// Phrases of one image that stand one after the other.
+struct Group {
+    /// Number of the image, in the order of first appearance.
+    image: usize,
+    path: PathBuf,
+    phrases: Vec<Phrase>,
+}
+
+/// How well phrases were found, at the threshold that was best on the other half. Every score is a share, from 0 to 1.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ReferringScores {
+    /// The threshold with the greatest mean IoU on the half that it was picked on.
+    pub threshold: f64,
+    /// Summed intersections over summed unions.
+    pub oiou: f64,
+    /// Mean over phrases of their IoU.
+    pub miou: f64,
+    /// Share of phrases with an IoU of at least so much.
+    pub precision_at_50: f64,
+    pub precision_at_70: f64,
+    pub precision_at_90: f64,
+    /// Phrases that the scores are of.
+    pub phrases: u64,
+    /// Phrases that the threshold was picked on.
+    pub phrases_for_threshold: u64,
+}
+
+/// Sums at one threshold over one half.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sums {
+    intersection: u64,
+    union: u64,
+    iou: f64,
+    found: [u64; FOUND.len()],
+}
+
+/// Looks for the phrases of `file`, whose images lie in the folder `images`: JSON lines of `image`, `phrase` and `mask`
+/// (`{"size": [height, width], "counts": …}`, run-lengths as COCO has them). `progress` is told how many are done.
+///
+/// Memory: a batch of images, and a number for each image's name.
+///
+/// # Errors
+/// The options do not suit the model (`Error::Usage`); a line is not as it should be, a mask is not of its image's size
+/// or empty, a phrase does not fit into a prompt, the attention is not finite, or there are not two images.
+pub fn evaluate_referring(
+    pipeline: &Pipeline,
+    scheduler: &Scheduler,
+    (file, images): (&Path, &Path),
+    options: &SegmentationOptions,
+    mut progress: impl FnMut(u64),
+) -> Result<ReferringScores> {
+    options.check_layer(pipeline)?;
+    let mut segmenter = Segmenter::new(pipeline, scheduler, options)?;
+    let mut halves = [[Sums::default(); THRESHOLDS]; 2];
+    let mut counts = [0u64; 2];
+    let mut groups = Groups::open(file, images, options.limit)?;
+    loop {
+        let batch = groups.by_ref().take(options.batch.max(1)).collect::<Result<Vec<Group>>>()?;
+        if batch.is_empty() {
+            break;
+        }
+        let pictures = batch.par_iter().map(|group| group.read(file)).collect::<Result<Vec<RgbImage>>>()?;
+        let numbered: Vec<_> = batch.iter().map(|group| group.image).zip(&pictures).collect();
+        let prompts = batch.iter().map(|group| group.prompts(pipeline, file)).collect::<Result<Vec<_>>>()?;
+        let maps = segmenter.class_maps(&numbered, &prompts, &[options.layer])?.concat();
+        let grid = segmenter.grid();
+        for (group, maps) in batch.iter().zip(&maps) {
+            let half = group.image % 2;
+            for (phrase, map) in group.phrases.iter().zip(maps.values.chunks_exact(grid.0 * grid.1)) {
+                if !map.iter().all(|value| value.is_finite()) {
+                    let problem =
+                        format!("line {}: the attention of block {} is not finite", phrase.line, options.layer);
+                    return Err(Error::file(file, problem));
+                }
+                let overlaps = overlaps(map, grid, &phrase.mask);
+                halves[half].iter_mut().zip(overlaps).for_each(|(sums, overlap)| sums.add(overlap));
+                counts[half] += 1;
+            }
+        }
+        progress(counts[0] + counts[1]);
+    }
+    if counts.contains(&0) {
+        return Err(Error::file(file, "needs phrases of at least two images: one half picks the threshold"));
+    }
+    let best = (0..THRESHOLDS).rev().max_by(|a, b| halves[0][*a].iou.total_cmp(&halves[0][*b].iou)).unwrap_or(0);
+    let Sums { intersection, union, iou, found } = halves[1][best];
+    let share = |count: u64| count as f64 / counts[1] as f64;
+    Ok(ReferringScores {
+        threshold: threshold(best),
+        oiou: intersection as f64 / union as f64,
+        miou: iou / counts[1] as f64,
+        precision_at_50: share(found[0]),
+        precision_at_70: share(found[1]),
+        precision_at_90: share(found[2]),
+        phrases: counts[1],
+        phrases_for_threshold: counts[0],
+    })
+}
+
+fn threshold(index: usize) -> f64 {
+    (index + 1) as f64 / (THRESHOLDS + 1) as f64
+}
+
+impl Sums {
+    fn add(&mut self, (intersection, union): (u64, u64)) {
+        let iou = intersection as f64 / union as f64;
+        self.intersection += intersection;
+        self.union += union;
+        self.iou += iou;
+        self.found.iter_mut().zip(FOUND).for_each(|(found, least)| *found += u64::from(iou >= least));
+    }
+}
+
+/// Intersection and union, in pixels, of what `map` is at each threshold with the mask, which is not empty.
+fn overlaps(map: &[f32], (rows, columns): (usize, usize), mask: &RunLengths) -> Vec<(u64, u64)> {
+    let (least, most) = map.iter().fold((f32::MAX, f32::MIN), |(least, most), v| (least.min(*v), most.max(*v)));
+    // A map that is the same everywhere stays so.
+    let range = if most > least { most - least } else { 1.0 };
+    let map: Vec<f32> = map.iter().map(|value| (value - least) / range).collect();
+    let limits: [f32; THRESHOLDS] = std::array::from_fn(|index| threshold(index) as f32);
+    let (height, width) = (mask.height(), mask.width());
+    let inside = mask.bitmap();
+    let (vertical, horizontal) = (Enlarge::new(rows, height), Enlarge::new(columns, width));
+    let mut enlarged = Rows::new(&map, &vertical, &horizontal);
+    // Pixels by how many thresholds they reach; the second of them those inside the mask.
+    let mut reached = [[0u64; 2]; THRESHOLDS + 1];
+    let mut row = vec![0f32; width];
+    for y in 0..height {
+        enlarged.row(y, &mut row);
+        for (value, inside) in row.iter().zip(&inside[y * width..]) {
+            let level = limits.partition_point(|limit| limit <= value);
+            reached[level][0] += 1;
+            reached[level][1] += u64::from(*inside);
+        }
+    }
+    let area = mask.area();
+    (0..THRESHOLDS)
+        .map(|index| {
+            let above = |which: usize| reached[index + 1..].iter().map(|level| level[which]).sum::<u64>();
+            (above(1), area + above(0) - above(1))
+        })
+        .collect()
+}
+
+/// The file's lines, those of one image together where they follow each other.
+struct Groups {
+    lines: std::iter::Enumerate<std::io::Lines<std::io::BufReader<std::fs::File>>>,
+    file: PathBuf,
+    images: PathBuf,
+    /// Images so far, by name.
+    numbers: HashMap<String, usize>,
+    limit: usize,
+    /// The first phrase of the next group.
+    next: Option<(String, Phrase)>,
+}
+
+impl Groups {
+    fn open(file: &Path, images: &Path, limit: Option<usize>) -> Result<Self> {
+        let reader = std::fs::File::open(file).map_err(|problem| Error::file(file, problem))?;
+        Ok(Self {
+            lines: std::io::BufReader::new(reader).lines().enumerate(),
+            file: file.to_owned(),
+            images: images.to_owned(),
+            numbers: HashMap::new(),
+            limit: limit.unwrap_or(usize::MAX),
+            next: None,
+        })
+    }
+
+    /// The next line that is not empty.
+    fn phrase(&mut self) -> Option<Result<(String, Phrase)>> {
+        self.lines.by_ref().find_map(|(index, text)| {
+            let line = index + 1;
+            let failed = |problem: String| Error::file(&self.file, format!("line {line}: {problem}"));
+            let text = match text {
+                Ok(text) if text.trim().is_empty() => return None,
+                Ok(text) => text,
+                Err(problem) => return Some(Err(failed(problem.to_string()))),
+            };
+            let read = || -> Result<(String, Phrase), String> {
+                let Line { image, phrase, mask } =
+                    serde_json::from_str(&text).map_err(|problem| problem.to_string())?;
+                let [height, width] = mask.size;
+                let mask = match mask.counts {
+                    Counts::Text(text) => RunLengths::from_text(height, width, &text)?,
+                    Counts::List(list) => RunLengths::from_counts(height, width, &list)?,
+                };
+                if mask.area() == 0 {
+                    return Err("the mask is empty".into());
+                }
+                Ok((image, Phrase { line, text: phrase, mask }))
+            };
+            Some(read().map_err(failed))
+        })
+    }
+}
+
+impl Iterator for Groups {
+    type Item = Result<Group>;
+
+    fn next(&mut self) -> Option<Result<Group>> {
+        let first = match self.next.take() {
+            Some(first) => Ok(first),
+            None => self.phrase()?,
+        };
+        let (name, first) = match first {
+            Ok(first) => first,
+            Err(problem) => return Some(Err(problem)),
+        };
+        let known = self.numbers.len();
+        let image = *self.numbers.entry(name.clone()).or_insert(known);
+        if image >= self.limit {
+            return None;
+        }
+        let mut group = Group { image, path: self.images.join(&name), phrases: vec![first] };
+        while let Some(phrase) = self.phrase() {
+            match phrase {
+                Ok((other, phrase)) if other == name => group.phrases.push(phrase),
+                Ok(other) => {
+                    self.next = Some(other);
+                    break;
+                }
+                Err(problem) => return Some(Err(problem)),
+            }
+        }
+        Some(Ok(group))
+    }
+}
+
+impl Group {
+    /// The image, whose size all its masks must have.
+    fn read(&self, file: &Path) -> Result<RgbImage> {
+        let image = read_rgb8(&self.path)?;
+        let size = (image.width() as usize, image.height() as usize);
+        match self.phrases.iter().find(|phrase| (phrase.mask.width(), phrase.mask.height()) != size) {
+            None => Ok(image),
+            Some(Phrase { line, mask, .. }) => {
+                let (found, path) = (format!("{}×{}", mask.width(), mask.height()), self.path.display());
+                let problem = format!("line {line}: the mask is {found}, but {path} has {}×{}", size.0, size.1);
+                Err(Error::file(file, problem))
+            }
+        }
+    }
+
+    fn prompts(&self, pipeline: &Pipeline, file: &Path) -> Result<Vec<Prompt>> {
+        let prompt = |(place, phrase): (u16, &Phrase)| {
+            let tokens = pipeline.text_encoders.clip_tokenizer().encode_text(&phrase.text)?.len();
+            if !(1..=TOKENS).contains(&tokens) {
+                let problem = format!("line {}: the phrase is {tokens} tokens, expected 1 to {TOKENS}", phrase.line);
+                return Err(Error::file(file, problem));
+            }
+            // The start token comes first.
+            Ok(Prompt { text: phrase.text.clone(), places: vec![(place, 1..1 + tokens)] })
+        };
+        (0..).zip(&self.phrases).map(prompt).collect()
+    }
+}

@@ -1,0 +1,182 @@
+//! A block whose image tokens look at the text blurred: what the picture loses without it shows what the block is for,
+//! and guidance away from that gives more of it.
+use super::block::JointInputs;
+use super::{Embedded, MmDit};
+use crate::error::{Error, Result};
+use crate::ops;
+use candle_core::{DType, Result as TensorResult, Tensor};
+
+/// A Gaussian blur, over the image, of one block's scores between image queries and text keys, before the softmax.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Blur {
+    /// The block, counted from 0.
+    pub layer: usize,
+    /// Standard deviation in image tokens.
+    pub sigma: f64,
+}
+
+impl MmDit {
+    /// [`forward`](Self::forward) with the attention of one block blurred.
+    ///
+    /// # Errors
+    /// `Error::Usage` if there is no such block.
+    pub fn forward_blurred(
+        &self,
+        latents: &Tensor,
+        timestep: &Tensor,
+        context: &Tensor,
+        pooled: &Tensor,
+        blur: Blur,
+    ) -> Result<Tensor> {
+        let blocks = self.blocks.len();
+        if blur.layer >= blocks {
+            return Err(Error::Usage(format!("block {}: the model has {blocks}, counted from 0", blur.layer)));
+        }
+        let Embedded { mut streams, conditioning, grid } = self.embedding.embed(latents, timestep, context, pooled)?;
+        for (layer, block) in self.blocks.iter().enumerate() {
+            let attend = |inputs: &JointInputs| match layer == blur.layer {
+                true => inputs.attend_blurred(grid, blur.sigma),
+                false => inputs.attend(),
+            };
+            streams = block.forward_with(&streams, &conditioning, attend)?.0;
+        }
+        Ok(self.embedding.finish(&streams.image, &conditioning, grid)?)
+    }
+}
+
+impl JointInputs {
+    /// [`attend`](Self::attend), the scores between image queries and text keys blurred over the image's `grid`.
+    ///
+    /// A score is linear in its query: blurred scores are those of blurred queries. So that one softmax takes image
+    /// keys with the queries and text keys with the blurred ones, heads are twice as wide, and a key's other half zero.
+    fn attend_blurred(&self, grid: (usize, usize), sigma: f64) -> TensorResult<Tensor> {
+        let blurred = blur(&self.image_queries, grid, sigma)?;
+        let (batch, image, width) = self.image_queries.dims3()?;
+        let text = self.keys.dim(1)? - image;
+        let side_by_side = |first: &Tensor, second: &Tensor| {
+            let tokens = first.dim(1)?;
+            let heads = |x: &Tensor| x.reshape((batch, tokens, self.heads, width / self.heads));
+            Tensor::cat(&[heads(first)?, heads(second)?], 3)?.reshape((batch, tokens, 2 * width))
+        };
+        let mut queries = side_by_side(&self.image_queries, &blurred)?;
+        if let Some(of_text) = &self.text_queries {
+            queries = Tensor::cat(&[queries, side_by_side(of_text, of_text)?], 1)?;
+        }
+        let zeros = self.keys.zeros_like()?;
+        let zeros = |tokens: usize| zeros.narrow(1, 0, tokens);
+        let keys = Tensor::cat(
+            &[
+                side_by_side(&self.keys.narrow(1, 0, image)?, &zeros(image)?)?,
+                side_by_side(&zeros(text)?, &self.keys.narrow(1, image, text)?)?,
+            ],
+            1,
+        )?;
+        let values = side_by_side(&self.values, &zeros(image + text)?)?;
+        // Attention divides by the root of a head's width, which is now twice as large.
+        let queries = (queries * std::f64::consts::SQRT_2)?;
+        let out = ops::attention(&queries, &keys, &values, self.heads, self.last_key_count)?;
+        let tokens = out.dim(1)?;
+        let heads = out.reshape((batch, tokens, self.heads, 2 * (width / self.heads)))?;
+        heads.narrow(3, 0, width / self.heads)?.contiguous()?.reshape((batch, tokens, width))
+    }
+}
+
+/// `[batch, rows·columns, width]` blurred over rows and columns; at the edges weights are those inside, of sum 1.
+fn blur(x: &Tensor, (rows, columns): (usize, usize), sigma: f64) -> TensorResult<Tensor> {
+    let (batch, _, width) = x.dims3()?;
+    let matrix = |side: usize| -> TensorResult<Tensor> {
+        let mut weights = Vec::with_capacity(side * side);
+        for to in 0..side {
+            let row: Vec<f64> =
+                (0..side).map(|from| (-(to as f64 - from as f64).powi(2) / (2.0 * sigma * sigma)).exp()).collect();
+            let sum: f64 = row.iter().sum();
+            weights.extend(row.into_iter().map(|weight| (weight / sum) as f32));
+        }
+        Tensor::from_vec(weights, (side, side), x.device())
+    };
+    let wide = x.to_dtype(DType::F32)?.reshape((batch, rows, columns * width))?;
+    let down = matrix(rows)?.broadcast_left(batch)?.contiguous()?.matmul(&wide.contiguous()?)?;
+    let tall = down.reshape((batch * rows, columns, width))?;
+    let across = matrix(columns)?.broadcast_left(batch * rows)?.contiguous()?.matmul(&tall)?;
+    across.reshape((batch, rows * columns, width))?.to_dtype(x.dtype())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{D, Device};
+
+    fn inputs(text_queries: bool) -> (JointInputs, (usize, usize)) {
+        let cpu = Device::Cpu;
+        let (batch, grid, text, width) = (2, (4, 3), 5, 12);
+        let image = grid.0 * grid.1;
+        let mut next = 0.0f32;
+        let mut values = |tokens: usize| {
+            let numbers = (0..batch * tokens * width).map(|_| {
+                next += 1.0;
+                (next * 12.9898).sin() * 1.7
+            });
+            Tensor::from_vec(numbers.collect::<Vec<f32>>(), (batch, tokens, width), &cpu).expect("tensor")
+        };
+        let inputs = JointInputs {
+            image_queries: values(image),
+            text_queries: text_queries.then(|| values(text)),
+            keys: values(image + text),
+            values: values(image + text),
+            heads: 3,
+            last_key_count: 4,
+        };
+        (inputs, grid)
+    }
+
+    fn difference(a: &Tensor, b: &Tensor) -> f32 {
+        let difference = (a - b).and_then(|d| d.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>());
+        difference.expect("as large")
+    }
+
+    #[test]
+    fn no_blur_is_plain_attention() {
+        for text_queries in [true, false] {
+            let (inputs, grid) = inputs(text_queries);
+            let found = inputs.attend_blurred(grid, 1e-3).expect("attention");
+            assert!(difference(&found, &inputs.attend().expect("attention")) < 1e-6);
+        }
+    }
+
+    /// The scores written out, those of image queries and text keys blurred one map at a time.
+    #[test]
+    fn scores_are_blurred_before_the_softmax() -> TensorResult<()> {
+        let sigma = 1.3;
+        for text_queries in [true, false] {
+            let (inputs, grid) = inputs(text_queries);
+            let JointInputs { image_queries, keys, values, heads, .. } = &inputs;
+            let (batch, image, width) = image_queries.dims3()?;
+            let (all, d) = (keys.dim(1)?, width / heads);
+            let queries = match &inputs.text_queries {
+                Some(text) => Tensor::cat(&[image_queries, text], 1)?,
+                None => image_queries.clone(),
+            };
+            let split = |x: &Tensor| x.reshape((batch, x.dim(1)?, *heads, d))?.transpose(1, 2)?.contiguous();
+            let scores = (split(&queries)?.matmul(&split(keys)?.t()?.contiguous()?)? / (d as f64).sqrt())?;
+            let mut scores = scores.reshape((batch * heads, queries.dim(1)?, all))?.to_vec3::<f32>()?;
+            for map in &mut scores {
+                for key in image..all {
+                    let column: Vec<f64> = map[..image].iter().map(|row| f64::from(row[key])).collect();
+                    for (place, row) in map[..image].iter_mut().enumerate() {
+                        let (y, x) = (place / grid.1, place % grid.1);
+                        let gauss = |a: usize, b: usize| (-(a as f64 - b as f64).powi(2) / (2.0 * sigma * sigma)).exp();
+                        let weight = |other: usize| gauss(y, other / grid.1) * gauss(x, other % grid.1);
+                        let total: f64 = (0..image).map(weight).sum();
+                        row[key] = ((0..image).map(|other| weight(other) * column[other]).sum::<f64>() / total) as f32;
+                    }
+                }
+                map.iter_mut().for_each(|row| row[all - 1] += 4f32.ln());
+            }
+            let scores = Tensor::new(scores, &Device::Cpu)?.reshape((batch, *heads, queries.dim(1)?, all))?;
+            let out = candle_nn::ops::softmax(&scores, D::Minus1)?.matmul(&split(values)?)?;
+            let expected = out.transpose(1, 2)?.contiguous()?.reshape((batch, queries.dim(1)?, width))?;
+            assert!(difference(&inputs.attend_blurred(grid, sigma)?, &expected) < 2e-6);
+        }
+        Ok(())
+    }
+}

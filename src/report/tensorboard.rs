@@ -1,0 +1,251 @@
+//! TensorBoard's event files: scalars and pictures by step, which `tensorboard --logdir RUN` shows.
+//!
+//! A file is a series of TFRecords, each an `Event` in protocol-buffer form (tensorboard/compat/proto/event.proto,
+//! summary.proto). The few fields that are used are written here by hand.
+use super::metrics::{StepMetrics, ValidationScores};
+use super::validation::ValidationPictures;
+use crate::error::{Error, Result};
+use image::codecs::png::PngEncoder;
+use image::{ExtendedColorType, ImageEncoder, RgbImage};
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// What an event file of this kind begins with.
+const VERSION: &[u8] = b"brain.Event:2";
+/// `SessionLog.START`: what an earlier file has from this step on no longer counts.
+const START: u64 = 1;
+/// Added to a masked checksum.
+const MASK: u32 = 0xa282_ead8;
+
+/// An event file that is being written; it is made when the first value is.
+pub struct EventFile {
+    folder: PathBuf,
+    /// The step that the run goes on after.
+    after: u64,
+    open: Option<OpenFile>,
+}
+
+struct OpenFile {
+    path: PathBuf,
+    file: File,
+}
+
+/// What stands at one step.
+pub enum Summary<'a> {
+    Scalar(f32),
+    Picture(&'a RgbImage),
+}
+
+impl EventFile {
+    /// A new file in `folder`; steps above `step` that earlier files of the folder have are void.
+    pub fn new(folder: &Path, step: u64) -> Self {
+        Self { folder: folder.to_owned(), after: step, open: None }
+    }
+
+    /// The file, which is begun if it is not there yet.
+    fn file(&mut self) -> Result<&mut OpenFile> {
+        let file = match self.open.take() {
+            Some(file) => file,
+            None => OpenFile::begin(&self.folder, self.after)?,
+        };
+        Ok(self.open.insert(file))
+    }
+
+    /// Writes the values of a step, by their tags.
+    ///
+    /// # Errors
+    /// The file cannot be written, or a picture not be encoded.
+    pub fn write(&mut self, step: u64, values: &[(&str, Summary)]) -> Result<()> {
+        let mut summary = vec![];
+        for (tag, value) in values {
+            let mut one = vec![];
+            bytes(&mut one, 1, tag.as_bytes());
+            match value {
+                Summary::Scalar(value) => {
+                    key(&mut one, 2, 5);
+                    one.extend(value.to_le_bytes());
+                }
+                Summary::Picture(picture) => {
+                    let mut png = vec![];
+                    PngEncoder::new(&mut png)
+                        .write_image(picture.as_raw(), picture.width(), picture.height(), ExtendedColorType::Rgb8)
+                        .map_err(|e| Error::file(&self.folder, e))?;
+                    let mut image = vec![];
+                    number(&mut image, 1, u64::from(picture.height()));
+                    number(&mut image, 2, u64::from(picture.width()));
+                    // RGB.
+                    number(&mut image, 3, 3);
+                    bytes(&mut image, 4, &png);
+                    bytes(&mut one, 4, &image);
+                }
+            }
+            bytes(&mut summary, 1, &one);
+        }
+        self.file()?.record(&message(now(), step, 5, &summary))
+    }
+
+    /// Writes what is known of a step.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn write_step(&mut self, step: &StepMetrics) -> Result<()> {
+        let terms = [
+            ("train/loss", Some(step.loss)),
+            ("train/flow", Some(step.flow)),
+            ("train/align", step.align),
+            ("train/focal", Some(step.focal)),
+            ("train/dice", Some(step.dice)),
+            ("train/grad_norm", Some(step.grad_norm)),
+            ("train/lr", Some(step.lr)),
+            ("train/lora_lr", step.lora_lr),
+            ("train/images_per_s", Some(step.images_per_s)),
+        ];
+        let values: Vec<_> =
+            terms.into_iter().filter_map(|(tag, value)| Some((tag, Summary::Scalar(value? as f32)))).collect();
+        self.write(step.step, &values)
+    }
+
+    /// Writes what a validation found.
+    ///
+    /// # Errors
+    /// The file cannot be written, or a picture not be encoded.
+    pub fn write_validation(
+        &mut self,
+        step: u64,
+        scores: &ValidationScores,
+        pictures: &ValidationPictures,
+    ) -> Result<()> {
+        let scalar = |tag, value: Option<f64>| Some((tag, Summary::Scalar(value? as f32)));
+        let values = [
+            scalar("validation/miou", scores.miou),
+            scalar("validation/pixel_accuracy", scores.pixel_accuracy),
+            scalar("validation/held_out_flow", scores.held_out_flow),
+            pictures.samples.as_ref().map(|picture| ("validation/samples", Summary::Picture(picture))),
+            pictures.attention.as_ref().map(|picture| ("validation/attention", Summary::Picture(picture))),
+        ];
+        self.write(step, &values.into_iter().flatten().collect::<Vec<_>>())
+    }
+}
+
+impl OpenFile {
+    fn begin(folder: &Path, step: u64) -> Result<Self> {
+        std::fs::create_dir_all(folder).map_err(|e| Error::file(folder, format!("cannot write: {e}")))?;
+        let begun = now();
+        // TensorBoard reads files in the order of their names; a number tells apart those of one second.
+        let name = |number: u32| format!("events.out.tfevents.{:010}.seg4diff.{number}", begun as u64);
+        let free = (0..).map(|number| folder.join(name(number))).find(|path| !path.exists());
+        let path = free.unwrap_or_else(|| folder.join(name(0)));
+        let file = File::options().append(true).create(true).open(&path);
+        let file = file.map_err(|e| Error::file(&path, format!("cannot write: {e}")))?;
+        let mut events = Self { path, file };
+        events.record(&message(begun, 0, 3, VERSION))?;
+        if step > 0 {
+            let mut session = vec![];
+            number(&mut session, 1, START);
+            events.record(&message(begun, step + 1, 7, &session))?;
+        }
+        Ok(events)
+    }
+
+    /// A TFRecord: length, checksum of that, data, checksum of that.
+    fn record(&mut self, data: &[u8]) -> Result<()> {
+        let length = (data.len() as u64).to_le_bytes();
+        let mut record = length.to_vec();
+        record.extend(checksum(&length).to_le_bytes());
+        record.extend(data);
+        record.extend(checksum(data).to_le_bytes());
+        self.file.write_all(&record).map_err(|e| Error::file(&self.path, format!("cannot write: {e}")))
+    }
+}
+
+/// Seconds since 1970.
+fn now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64())
+}
+
+/// An `Event`: wall time, step, and one more field of bytes.
+fn message(time: f64, step: u64, field: u64, content: &[u8]) -> Vec<u8> {
+    let mut event = vec![];
+    key(&mut event, 1, 1);
+    event.extend(time.to_le_bytes());
+    number(&mut event, 2, step);
+    bytes(&mut event, field, content);
+    event
+}
+
+/// A field's number and type of coding.
+fn key(out: &mut Vec<u8>, field: u64, coding: u64) {
+    varint(out, field << 3 | coding);
+}
+
+fn number(out: &mut Vec<u8>, field: u64, value: u64) {
+    key(out, field, 0);
+    varint(out, value);
+}
+
+fn bytes(out: &mut Vec<u8>, field: u64, value: &[u8]) {
+    key(out, field, 2);
+    varint(out, value.len() as u64);
+    out.extend(value);
+}
+
+fn varint(out: &mut Vec<u8>, mut value: u64) {
+    while value >= 0x80 {
+        out.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    out.push(value as u8);
+}
+
+/// TFRecord's masked CRC-32C.
+fn checksum(data: &[u8]) -> u32 {
+    let crc = crc32c::crc32c(data);
+    crc.rotate_right(15).wrapping_add(MASK)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The records of a file, whose lengths and checksums are right.
+    fn records(file: &Path) -> Vec<Vec<u8>> {
+        let bytes = std::fs::read(file).expect("file");
+        let (mut rest, mut records) = (&bytes[..], vec![]);
+        while !rest.is_empty() {
+            let length = u64::from_le_bytes(rest[..8].try_into().expect("8 bytes")) as usize;
+            assert_eq!(rest[8..12], checksum(&rest[..8]).to_le_bytes());
+            let data = &rest[12..12 + length];
+            assert_eq!(rest[12 + length..16 + length], checksum(data).to_le_bytes());
+            records.push(data.to_vec());
+            rest = &rest[16 + length..];
+        }
+        records
+    }
+
+    #[test]
+    fn checksums_are_those_of_tensorflow() {
+        // tensorboard.compat.tensorflow_stub.pywrap_tensorflow.masked_crc32c
+        assert_eq!(checksum(b"123456789"), 3_347_755_237);
+    }
+
+    #[test]
+    fn files_hold_what_was_written() {
+        let folder = tempfile::tempdir().expect("folder");
+        let mut first = EventFile::new(folder.path(), 0);
+        assert_eq!(std::fs::read_dir(folder.path()).expect("folder").count(), 0);
+        first.write(300, &[("a", Summary::Scalar(0.5))]).expect("write");
+        let mut second = EventFile::new(folder.path(), 200);
+        second.write(201, &[("p", Summary::Picture(&RgbImage::new(3, 2)))]).expect("write");
+        let paths = [first, second].map(|events| events.open.expect("written").path);
+        let found = records(&paths[0]);
+        assert!(found.len() == 2 && found[0].ends_with(VERSION));
+        // Step 300, then the summary: a value of 8 bytes, tag "a", 0.5.
+        assert_eq!(found[1][9..], [16, 172, 2, 42, 10, 10, 8, 10, 1, b'a', 21, 0, 0, 0, 63]);
+        let found = records(&paths[1]);
+        // Step 201 and the start of a session.
+        assert_eq!(found[1][9..], [16, 201, 1, 58, 2, 8, 1]);
+        assert!(found[2].windows(4).any(|bytes| bytes == b"\x89PNG"));
+    }
+}

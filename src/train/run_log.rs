@@ -1,0 +1,38 @@
+//! What a run writes down while it trains: its metrics, the same for TensorBoard, and how good it was at best.
+use super::validation::Validation;
+use crate::error::Result;
+use crate::report::metrics::{self, MetricsFile, StepMetrics, ValidationScores};
+use crate::report::tensorboard::EventFile;
+use std::path::Path;
+
+/// What a run writes down while it trains.
+pub struct RunLog {
+    pub metrics: MetricsFile,
+    pub events: EventFile,
+    /// The best validation so far.
+    pub best: Option<ValidationScores>,
+}
+
+impl RunLog {
+    /// Goes on after `step` in the run's folder `output`, whose metrics are cut to that step.
+    pub fn open(output: &Path, metrics: MetricsFile, step: u64, validation: Option<&Validation>) -> Result<Self> {
+        let mut best: Option<ValidationScores> = None;
+        if let Some(validation) = validation {
+            for scores in metrics::read(&output.join("metrics.jsonl"))?.into_iter().filter_map(|line| line.validation) {
+                if best.as_ref().is_none_or(|best| validation.is_better(&scores, best)) {
+                    best = Some(scores);
+                }
+            }
+        }
+        Ok(Self { metrics, events: EventFile::new(&output.join("tensorboard"), step), best })
+    }
+
+    /// Writes a step.
+    ///
+    /// # Errors
+    /// A file cannot be written.
+    pub fn write(&mut self, line: &StepMetrics) -> Result<()> {
+        self.metrics.write(line)?;
+        self.events.write_step(line)
+    }
+}

@@ -1,0 +1,118 @@
+//! A small measurement every so many steps: the same few images, noise and captions each time.
+use crate::config::{BestBy, EvalConfig, RunConfig};
+use crate::data::Captions;
+use crate::data::captions::{Columns, first_by_key};
+use crate::error::Result;
+use crate::eval::flow::HeldOut;
+use crate::eval::generation::GenerationOptions;
+use crate::eval::generation::draw::Painter;
+use crate::eval::generation::statistics::image_files;
+use crate::eval::segmentation::{ImageResult, LabelledFolder, SegmentationOptions, evaluate};
+use crate::model::pipeline::Pipeline;
+use crate::report::metrics::ValidationScores;
+use crate::report::segmentation::{SegmentationExample, sheet_of};
+use crate::report::summary::Stage;
+use crate::report::{ValidationPictures, sample_sheet};
+use crate::sample::scheduler::Scheduler;
+
+/// Pictures whose attention is shown.
+const EXAMPLES: usize = 3;
+
+/// The data of a run's validation, read once.
+pub struct Validation<'a> {
+    config: &'a RunConfig,
+    eval: &'a EvalConfig,
+    labelled: Option<LabelledFolder>,
+    held_out: Option<HeldOut>,
+    /// Captions that are drawn from.
+    captions: Vec<String>,
+}
+
+impl<'a> Validation<'a> {
+    /// Opens what `[eval]` names; nothing where `eval.every` is 0.
+    ///
+    /// # Errors
+    /// A folder, the classes or the captions cannot be read or do not fit.
+    pub fn open(config: &'a RunConfig) -> Result<Option<Self>> {
+        let Some(eval) = config.eval.as_ref().filter(|eval| eval.every > 0) else { return Ok(None) };
+        let labelled = match (&eval.labels, &eval.classes) {
+            (Some(labels), Some(classes)) => {
+                Some(LabelledFolder::open(&eval.images, labels, classes, &[config.data.ignore])?)
+            }
+            _ => None,
+        };
+        let columns = Columns::of(&config.data);
+        let (held_out, captions) = match &eval.captions {
+            Some(file) => {
+                let (files, captions) = (image_files(eval.real_images())?, Captions::read(file, columns)?);
+                let held_out = HeldOut::new(files, &captions, eval.every_images, eval.size, eval.seed)?;
+                (Some(held_out), first_by_key(file, columns, eval.every_samples.max(1))?)
+            }
+            None => (None, vec![]),
+        };
+        let captions = captions.into_iter().take(eval.every_samples).collect();
+        Ok(Some(Self { config, eval, labelled, held_out, captions }))
+    }
+
+    /// Whether the model is measured after `step`.
+    pub fn is_due(&self, step: u64) -> bool {
+        step.is_multiple_of(self.eval.every)
+    }
+
+    /// Measures the model as it is. This takes no part in the run's random numbers.
+    ///
+    /// # Errors
+    /// An image cannot be read, or what the model makes of it is not finite.
+    pub fn measure(
+        &self,
+        pipeline: &Pipeline,
+        scheduler: &Scheduler,
+    ) -> Result<(ValidationScores, ValidationPictures)> {
+        let mut scores = ValidationScores::default();
+        let mut pictures = ValidationPictures::default();
+        if let Some(labelled) = &self.labelled {
+            let usual = SegmentationOptions::new(self.config.model.expert_layer, self.eval.size);
+            let options = SegmentationOptions {
+                protocol: self.eval.protocol,
+                seed: self.eval.seed,
+                batch: self.eval.batch.unwrap_or(usual.batch),
+                limit: Some(self.eval.every_images),
+                ..usual
+            };
+            let mut examples = vec![];
+            let found = evaluate(pipeline, scheduler, labelled, &options, &mut |result: &ImageResult| {
+                if examples.len() < EXAMPLES {
+                    examples.push(SegmentationExample::new(result, Stage::After)?);
+                }
+                Ok(())
+            })?;
+            (scores.miou, scores.pixel_accuracy) = (Some(found.miou), Some(found.pixel_accuracy));
+            pictures.attention = Some(sheet_of(&examples)?);
+        }
+        if let Some(held_out) = &self.held_out {
+            scores.held_out_flow = Some(held_out.flow_loss(pipeline, scheduler, &self.config.noise)?);
+        }
+        if !self.captions.is_empty() {
+            let options = GenerationOptions::of(self.eval);
+            let mut painter = Painter::new(pipeline, scheduler, &options)?;
+            let mut images = vec![];
+            for captions in self.captions.chunks(options.batch.max(1)) {
+                let captions: Vec<&str> = captions.iter().map(String::as_str).collect();
+                images.extend(painter.draw(images.len(), &captions, None)?);
+            }
+            pictures.samples = Some(sample_sheet(&images));
+        }
+        Ok((scores, pictures))
+    }
+
+    /// Whether `new` is better than `old`, by the metric that the config chose.
+    pub fn is_better(&self, new: &ValidationScores, old: &ValidationScores) -> bool {
+        match self.eval.best_by {
+            BestBy::Miou => new.miou > old.miou,
+            BestBy::HeldOutFlow => match (new.held_out_flow, old.held_out_flow) {
+                (Some(new), Some(old)) => new < old,
+                (new, old) => new.is_some() && old.is_none(),
+            },
+        }
+    }
+}
