@@ -37,7 +37,8 @@ for name, scores in runs.items():
     axes.annotate(name.split(" ", 1)[1] if name[0] != "w" else name, (fd, miou), xytext=(6, 5),
                   textcoords="offset points", fontsize=8, color=color)
     means[name.split()[0]].append((fd, miou))
-    print(f"| {name} | {miou:.1f} ({low:.1f} to {high:.1f}) | {fd:.1f} ({fd_low:.1f} to {fd_high:.1f}), "
+    ranges = [f" ({low:.1f} to {high:.1f})", f" ({fd_low:.1f} to {fd_high:.1f})"] if len(scores) > 1 else ["", ""]
+    print(f"| {name} | {miou:.1f}{ranges[0]} | {fd:.1f}{ranges[1]}, "
           f"{100 * (fd / base['fd_demo'] - 1):+.1f} % | {flow:.4f}, "
           f"{100 * (flow / base['held_out_flow'] - 1):+.1f} % | {len(scores)} |")
 for form, points in means.items():
