@@ -175,10 +175,21 @@ fn record(args: &GenerateArgs) -> Result<Value> {
     }))
 }
 
-/// A file by what it holds.
-fn content(file: &Path) -> Result<String> {
-    let bytes = std::fs::read(file).map_err(|problem| Error::file(file, problem))?;
-    Ok(Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect())
+/// A file by what it holds; a folder, such as PEFT's, by the files in it.
+fn content(path: &Path) -> Result<String> {
+    let failed = |problem: std::io::Error| Error::file(path, problem);
+    let mut files = vec![path.to_owned()];
+    if path.is_dir() {
+        let entries = std::fs::read_dir(path).map_err(failed)?;
+        files = entries.map(|entry| Ok(entry.map_err(failed)?.path())).collect::<Result<_>>()?;
+        files.retain(|file| file.is_file());
+        files.sort();
+    }
+    let mut sum = Sha256::new();
+    for file in files {
+        sum.update(std::fs::read(&file).map_err(|problem| Error::file(&file, problem))?);
+    }
+    Ok(sum.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// # Errors
