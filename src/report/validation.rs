@@ -16,7 +16,7 @@ const KINDS: [&str; 2] = ["samples", "attention"];
 /// Validations whose pictures the page shows, the first and the last among them.
 const SHOWN: usize = 6;
 /// Side of a picture in the sheet of samples, and how many stand in a row.
-const PICTURE: u32 = 160;
+const PICTURE: u32 = 256;
 const PICTURES: usize = 4;
 
 /// Pictures of one validation.

@@ -53,4 +53,4 @@ with tempfile.TemporaryDirectory() as work:
             apart = abs(ours[key] - value)
             failed |= apart > limit * (2.5 if key == "clip_score" else 1)
             print(f"{processor.__name__} {key}: {ours[key]:.7f}, {value:.7f}, {apart:.2g} apart")
-sys.exit(failed)
+sys.exit(int(failed))

@@ -44,7 +44,7 @@ def main():
         apart, limit = abs(ours[key] - value), 0 if key.startswith("phrases") else 1e-4
         failed |= apart > limit
         print(f"{key}: {ours[key]:.6g}, {value:.6g}, {apart:.2g} apart ({'ok' if apart <= limit else 'OUT OF BOUNDS'})")
-    sys.exit(failed)
+    sys.exit(int(failed))
 
 
 main()
