@@ -59,7 +59,7 @@ fn inputs(model: &MmDit) -> StepInputs {
 
 fn output(model: &MmDit) -> Vec<f32> {
     let StepInputs { latents, timestep, context, pooled, .. } = inputs(model);
-    let velocity = model.forward(&latents, &timestep, &context, &pooled).expect("forward");
+    let velocity = model.forward(&latents, &timestep, &context, &pooled, None).expect("forward");
     velocity.flatten_all().and_then(|flat| flat.to_vec1()).expect("values")
 }
 

@@ -189,10 +189,10 @@ fn output_and_attention() {
         let expected = read_all(&fixture.folder.join("expected_forward.safetensors")).unwrap();
         let get = |name: &str| &fixture.inputs[name];
         let noised = fixture.noised();
-        let v = model.forward(&noised, get("timestep"), get("context"), get("pooled")).unwrap();
+        let v = model.forward(&noised, get("timestep"), get("context"), get("pooled"), None).unwrap();
         assert!(relative(&v, &expected["v"]) < 1e-4, "{variant}: v is off by {}", relative(&v, &expected["v"]));
 
-        let embedded = model.embedding.embed(&noised, get("timestep"), get("context"), get("pooled")).unwrap();
+        let embedded = model.embedding.embed(&noised, get("timestep"), get("context"), get("pooled"), None).unwrap();
         let layer = fixture.cases["expert_layer"].as_u64().unwrap() as usize;
         let probe = model.probe(&embedded, layer).unwrap();
         let heads = model.config.num_attention_heads;

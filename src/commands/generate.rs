@@ -1,4 +1,5 @@
 //! `generate`: draws images from prompts.
+use super::evaluate::write_json;
 use super::{LoadedModel, ModelArgs, parse_not_negative, parse_number, parse_positive, parse_size, say};
 use crate::config::BLUR;
 use crate::error::{Error, Result};
@@ -6,10 +7,9 @@ use crate::model::mmdit::Blur;
 use crate::sample::generate::{Conditions, PerturbedGuidance, SamplingOptions, initial_latents, read_latents};
 use crate::sample::image::{to_rgb8, write_png};
 use crate::sample::scheduler::Scheduler;
-use crate::whole_file::write_atomically;
+use crate::train::fingerprint::sha256;
 use clap::Args;
 use serde_json::{Map, Value, json};
-use sha2::{Digest, Sha256};
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
@@ -82,7 +82,7 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
     let options = SamplingOptions {
         steps: args.steps as usize,
         guidance: args.guidance,
-        perturbed: (args.perturb_scale > 0.0).then_some(PerturbedGuidance { scale: args.perturb_scale, blur }),
+        perturbed: PerturbedGuidance::new(args.perturb_scale, blur),
         progress: std::io::stderr().is_terminal(),
     };
     let negative = pipeline.text_encoders.encode(&[&args.negative])?;
@@ -147,8 +147,7 @@ fn check_folder(folder: &Path, wanted: &Value) -> Result<bool> {
 fn write_record(args: &GenerateArgs, record: &Value) -> Result<()> {
     let write = |name: &str, value: &Value| {
         let file = args.out.join(name);
-        let json = serde_json::to_vec_pretty(value).map_err(|problem| Error::file(&file, problem))?;
-        write_atomically(&file, |out| out.write_all(&json))
+        write_json(&file, value)
     };
     let captions: Map<String, Value> = (0..).map(key).zip(args.prompt.iter().map(|prompt| json!(prompt))).collect();
     write("captions.json", &Value::Object(captions))?;
@@ -175,7 +174,7 @@ fn record(args: &GenerateArgs) -> Result<Value> {
     }))
 }
 
-/// A file by what it holds; a folder, such as PEFT's, by the files in it.
+/// A file by the SHA-256 of what it holds; a folder, such as PEFT's, by those of the files in it.
 fn content(path: &Path) -> Result<String> {
     let failed = |problem: std::io::Error| Error::file(path, problem);
     let mut files = vec![path.to_owned()];
@@ -185,11 +184,8 @@ fn content(path: &Path) -> Result<String> {
         files.retain(|file| file.is_file());
         files.sort();
     }
-    let mut sum = Sha256::new();
-    for file in files {
-        sum.update(std::fs::read(&file).map_err(|problem| Error::file(&file, problem))?);
-    }
-    Ok(sum.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    let sums = files.iter().map(|file| Ok(sha256(file)?.0)).collect::<Result<Vec<_>>>()?;
+    Ok(sums.join(" "))
 }
 
 /// # Errors

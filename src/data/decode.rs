@@ -8,7 +8,7 @@ use super::{
     order,
     panoptic::Panoptic,
     photograph,
-    rle::RunLengths,
+    rle::StoredRunLengths,
     shards::Reference,
     spill,
 };
@@ -52,20 +52,7 @@ struct ImageSize {
 
 #[derive(Deserialize)]
 struct Annotation {
-    segmentation: Segmentation,
-}
-
-#[derive(Deserialize)]
-struct Segmentation {
-    size: [u64; 2],
-    counts: Counts,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Counts {
-    Text(String),
-    List(Vec<u64>),
+    segmentation: StoredRunLengths,
 }
 
 impl Decoder {
@@ -180,12 +167,7 @@ impl Decoder {
         }
         let mut found = Vec::new();
         for (index, Annotation { segmentation }) in read.annotations.into_iter().enumerate() {
-            let [height, width] = segmentation.size;
-            let runs = match &segmentation.counts {
-                Counts::Text(text) => RunLengths::from_text(height, width, text),
-                Counts::List(counts) => RunLengths::from_counts(height, width, counts),
-            };
-            let runs = runs.map_err(|problem| format!("annotation {index}: {problem}"))?;
+            let runs = segmentation.check().map_err(|problem| format!("annotation {index}: {problem}"))?;
             check_size(&format!("mask of annotation {index}"), (runs.width(), runs.height()), size)?;
             found.push((runs.area_on(grid), runs));
         }

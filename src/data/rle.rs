@@ -3,7 +3,35 @@
 //! Two forms exist: a list of lengths, and pycocotools' compressed text (`maskApi.c`: `rleToString`, `rleFrString`).
 //! Nothing here ever builds the full-size bitmap: masks are read off the runs at the rows and columns wanted.
 use super::{crop::Grid, mask::Mask};
+use serde::Deserialize;
 use std::ops::Range;
+
+/// Run-lengths as JSON files have them, not yet checked.
+#[derive(Deserialize)]
+pub struct StoredRunLengths {
+    /// Height and width.
+    size: [u64; 2],
+    counts: Counts,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Counts {
+    Text(String),
+    List(Vec<u64>),
+}
+
+impl StoredRunLengths {
+    /// # Errors
+    /// As [`RunLengths::from_text`] and [`RunLengths::from_counts`].
+    pub fn check(&self) -> Result<RunLengths, String> {
+        let [height, width] = self.size;
+        match &self.counts {
+            Counts::Text(text) => RunLengths::from_text(height, width, text),
+            Counts::List(list) => RunLengths::from_counts(height, width, list),
+        }
+    }
+}
 
 /// A checked run-length mask of `height` × `width` pixels.
 #[derive(Clone, Debug, PartialEq, Eq)]

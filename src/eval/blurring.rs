@@ -35,13 +35,10 @@ pub fn draw_blurred(
     let captions: Vec<&str> = captions.iter().map(String::as_str).collect();
     let mut done = 0;
     let mut draw = |blur: Option<Blur>| -> Result<Vec<RgbImage>> {
-        let mut pictures = vec![];
-        for captions in captions.chunks(options.batch.max(1)) {
-            pictures.extend(painter.draw(pictures.len(), captions, blur)?);
-            done += captions.len();
+        painter.draw_all(&captions, blur, |new| {
+            done += new;
             progress(done);
-        }
-        Ok(pictures)
+        })
     };
     let plain = draw(None)?;
     let blocks = 0..pipeline.transformer.blocks.len();

@@ -62,7 +62,7 @@ impl HeldOut {
             let (latents, noise) = (Tensor::cat(&latents, 0)?, Tensor::cat(&noise, 0)?);
             let noised = (latents.broadcast_mul(&(1.0 - &sigma)?)? + noise.broadcast_mul(&sigma)?)?;
             let timesteps = Tensor::from_vec(timesteps, images.len(), device)?;
-            let velocity = pipeline.transformer.forward(&noised, &timesteps, &text.context, &text.pooled)?;
+            let velocity = pipeline.transformer.forward(&noised, &timesteps, &text.context, &text.pooled, None)?;
             let loss = flow_loss(&velocity, &latents, &noise)?;
             sum += f64::from(loss.to_scalar::<f32>()?) * images.len() as f64;
         }

@@ -67,10 +67,7 @@ impl Pipeline {
         text: &TextEmbedding,
         blur: Option<Blur>,
     ) -> Result<Tensor> {
-        match blur {
-            Some(blur) => self.transformer.forward_blurred(latents, timestep, &text.context, &text.pooled, blur),
-            None => self.transformer.forward(latents, timestep, &text.context, &text.pooled),
-        }
+        self.transformer.forward(latents, timestep, &text.context, &text.pooled, blur)
     }
 
     /// (channels, height, width) of the latents of a square image of `size` pixels.

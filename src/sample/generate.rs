@@ -32,6 +32,13 @@ pub struct PerturbedGuidance {
     pub blur: Blur,
 }
 
+impl PerturbedGuidance {
+    /// None where `scale` is 0, which turns it off.
+    pub fn new(scale: f64, blur: Blur) -> Option<Self> {
+        (scale > 0.0).then_some(Self { scale, blur })
+    }
+}
+
 /// A prompt's embedding, and what guidance leads away from; equal batch sizes.
 pub struct Conditions<'a> {
     pub positive: &'a TextEmbedding,

@@ -36,12 +36,7 @@ pub struct Evaluation<'a> {
 impl<'a> Evaluation<'a> {
     /// Opens what the config's `[eval]` names; `stop` ends a measurement early.
     pub fn open(config: &'a RunConfig, eval: &'a EvalConfig, device: &Device, stop: &'a AtomicBool) -> Result<Self> {
-        let labelled = match (&eval.labels, &eval.classes) {
-            (Some(labels), Some(classes)) => {
-                Some(LabelledFolder::open(&eval.images, labels, classes, &[config.data.ignore])?)
-            }
-            _ => None,
-        };
+        let labelled = LabelledFolder::of_run(config, eval)?;
         let columns = Columns::of(&config.data);
         let held_out = match &eval.captions {
             Some(captions) if eval.flow_images > 0 => {
@@ -118,17 +113,9 @@ impl<'a> Evaluation<'a> {
         stage: Stage,
         examples: &mut Vec<SegmentationExample>,
     ) -> Result<segmentation::SegmentationScores> {
-        let eval = self.eval;
-        let usual = SegmentationOptions::new(self.config.model.expert_layer, eval.size);
-        let options = SegmentationOptions {
-            protocol: eval.protocol,
-            seed: eval.seed,
-            batch: eval.batch.unwrap_or(usual.batch),
-            limit: Some(eval.segmentation_images).filter(|&images| images > 0),
-            ..usual
-        };
-        let count = options.limit.map_or(labelled.len(), |limit| limit.min(labelled.len()));
-        let mut progress = Progress::new("segmented", 0, count as u64);
+        let limit = Some(self.eval.segmentation_images).filter(|&images| images > 0);
+        let options = SegmentationOptions::of(self.eval, self.config.model.expert_layer, limit);
+        let mut progress = Progress::new("segmented", 0, options.count(labelled) as u64);
         segmentation::evaluate(pipeline, scheduler, labelled, &options, &mut |result: &ImageResult| {
             if examples.len() < EXAMPLES {
                 examples.push(SegmentationExample::new(result, stage)?);

@@ -35,12 +35,7 @@ impl<'a> Validation<'a> {
     /// A folder, the classes or the captions cannot be read or do not fit.
     pub fn open(config: &'a RunConfig) -> Result<Option<Self>> {
         let Some(eval) = config.eval.as_ref().filter(|eval| eval.every > 0) else { return Ok(None) };
-        let labelled = match (&eval.labels, &eval.classes) {
-            (Some(labels), Some(classes)) => {
-                Some(LabelledFolder::open(&eval.images, labels, classes, &[config.data.ignore])?)
-            }
-            _ => None,
-        };
+        let labelled = LabelledFolder::of_run(config, eval)?;
         let columns = Columns::of(&config.data);
         let (held_out, captions) = match &eval.captions {
             Some(file) => {
@@ -71,14 +66,8 @@ impl<'a> Validation<'a> {
         let mut scores = ValidationScores::default();
         let mut pictures = ValidationPictures::default();
         if let Some(labelled) = &self.labelled {
-            let usual = SegmentationOptions::new(self.config.model.expert_layer, self.eval.size);
-            let options = SegmentationOptions {
-                protocol: self.eval.protocol,
-                seed: self.eval.seed,
-                batch: self.eval.batch.unwrap_or(usual.batch),
-                limit: Some(self.eval.every_images),
-                ..usual
-            };
+            let limit = Some(self.eval.every_images);
+            let options = SegmentationOptions::of(self.eval, self.config.model.expert_layer, limit);
             let mut examples = vec![];
             let found = evaluate(pipeline, scheduler, labelled, &options, &mut |result: &ImageResult| {
                 if examples.len() < EXAMPLES {
@@ -95,11 +84,8 @@ impl<'a> Validation<'a> {
         if !self.captions.is_empty() {
             let options = GenerationOptions::of(self.eval);
             let mut painter = Painter::new(pipeline, scheduler, &options)?;
-            let mut images = vec![];
-            for captions in self.captions.chunks(options.batch.max(1)) {
-                let captions: Vec<&str> = captions.iter().map(String::as_str).collect();
-                images.extend(painter.draw(images.len(), &captions, None)?);
-            }
+            let captions: Vec<&str> = self.captions.iter().map(String::as_str).collect();
+            let images = painter.draw_all(&captions, None, |_| {})?;
             pictures.samples = Some(sample_sheet(&images));
         }
         Ok((scores, pictures))

@@ -39,7 +39,7 @@ impl GenerationOptions {
     pub fn of(config: &EvalConfig) -> Self {
         let blur = Blur { layer: config.perturb_layer, sigma: config.perturb_sigma };
         Self {
-            perturbed: (config.perturb_scale > 0.0).then_some(PerturbedGuidance { scale: config.perturb_scale, blur }),
+            perturbed: PerturbedGuidance::new(config.perturb_scale, blur),
             images: config.generation_images,
             size: config.size,
             steps: config.steps,
@@ -96,6 +96,7 @@ pub struct Painter<'a> {
     scheduler: &'a Scheduler,
     sampling: SamplingOptions,
     seed: u64,
+    batch: usize,
     /// Of one image's latents.
     shape: (usize, usize, usize),
     text: EncodedText<'a>,
@@ -115,9 +116,28 @@ impl<'a> Painter<'a> {
                 progress: false,
             },
             seed: options.seed,
+            batch: options.batch.max(1),
             shape: pipeline.latent_shape(options.size)?,
             text: EncodedText { encoders: &pipeline.text_encoders, kept: BTreeMap::new(), bytes: 0 },
         })
+    }
+
+    /// An image for each caption, a batch at a time; `progress` is told how many were drawn just now.
+    ///
+    /// # Errors
+    /// As [`draw`](Self::draw).
+    pub fn draw_all(
+        &mut self,
+        captions: &[&str],
+        blur: Option<Blur>,
+        mut progress: impl FnMut(usize),
+    ) -> Result<Vec<RgbImage>> {
+        let mut images = vec![];
+        for captions in captions.chunks(self.batch) {
+            images.extend(self.draw(images.len(), captions, blur)?);
+            progress(captions.len());
+        }
+        Ok(images)
     }
 
     /// Images `first` and those after it, one for each caption; with `blur` as a model whose attention is always blurred

@@ -1,5 +1,6 @@
 //! A data set for segmentation: images, their label maps, and the names of the labels.
 use super::data_set::{DataSet, Files};
+use crate::config::{EvalConfig, RunConfig};
 use crate::data::labels::{Classes, LabelMap};
 use crate::data::panoptic::Panoptic;
 use crate::error::{Error, Result};
@@ -83,6 +84,15 @@ impl LabelledFolder {
     /// As [`of`](Self::of).
     pub fn open(images: &Path, labels: &Path, classes: &Path, ignore: &[u32]) -> Result<Self> {
         Self::of(&DataSet::folders(images, labels, classes, ignore))
+    }
+
+    /// The labelled images that a run's `[eval]` names; none where it names none.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn of_run(config: &RunConfig, eval: &EvalConfig) -> Result<Option<Self>> {
+        let (Some(labels), Some(classes)) = (&eval.labels, &eval.classes) else { return Ok(None) };
+        Self::open(&eval.images, labels, classes, &[config.data.ignore]).map(Some)
     }
 
     /// The images of a data set.

@@ -18,7 +18,7 @@ pub use referring::{ReferringScores, evaluate_referring};
 pub use scores::{Accumulator, SegmentationScores};
 pub use unsupervised::{UnsupervisedOptions, UnsupervisedResult, evaluate_unsupervised};
 
-use crate::config::SegmentationProtocol;
+use crate::config::{EvalConfig, SegmentationProtocol};
 use crate::error::{Error, Result};
 use crate::eval::usual_batch;
 use crate::model::pipeline::Pipeline;
@@ -71,19 +71,16 @@ impl SegmentationOptions {
         }
     }
 
+    /// As a run's `[eval]` says, with the attention of block `layer`, for the first `limit` images.
+    pub fn of(eval: &EvalConfig, layer: usize, limit: Option<usize>) -> Self {
+        let usual = Self::new(layer, eval.size);
+        let batch = eval.batch.unwrap_or(usual.batch);
+        Self { protocol: eval.protocol, seed: eval.seed, batch, limit, ..usual }
+    }
+
     /// How many images of `data` are looked at.
     pub fn count(&self, data: &LabelledFolder) -> usize {
         self.limit.map_or(data.len(), |limit| limit.min(data.len()))
-    }
-
-    /// # Errors
-    /// `Error::Usage` if the model has no such block.
-    fn check_layer(&self, pipeline: &Pipeline) -> Result<()> {
-        let blocks = pipeline.transformer.blocks.len();
-        match self.layer < blocks {
-            true => Ok(()),
-            false => Err(Error::Usage(format!("block {}: the model has {blocks}, counted from 0", self.layer))),
-        }
     }
 }
 
@@ -115,7 +112,7 @@ pub fn evaluate(
     options: &SegmentationOptions,
     visit: &mut dyn FnMut(&ImageResult) -> Result<()>,
 ) -> Result<SegmentationScores> {
-    options.check_layer(pipeline)?;
+    pipeline.transformer.check_block(options.layer)?;
     let mut segmenter = Segmenter::new(pipeline, scheduler, options)?;
     let classes = data.classes();
     let vocabulary = Vocabulary::new(&pipeline.text_encoders, classes, data.classes_file())?;

@@ -5,7 +5,7 @@
 //! scores are those of the other.
 use super::prompts::{Prompt, TOKENS};
 use super::{SegmentationOptions, Segmenter};
-use crate::data::rle::RunLengths;
+use crate::data::rle::{RunLengths, StoredRunLengths};
 use crate::error::{Error, Result};
 use crate::model::pipeline::Pipeline;
 use crate::ops::{Enlarge, Rows};
@@ -28,22 +28,7 @@ const FOUND: [f64; 3] = [0.5, 0.7, 0.9];
 struct Line {
     image: String,
     phrase: String,
-    mask: LineMask,
-}
-
-#[derive(Deserialize)]
-struct LineMask {
-    /// Height and width.
-    size: [u64; 2],
-    counts: Counts,
-}
-
-/// Run-lengths, as a list or in pycocotools' compressed text.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Counts {
-    Text(String),
-    List(Vec<u64>),
+    mask: StoredRunLengths,
 }
 
 /// A phrase and what it means.
@@ -104,7 +89,7 @@ pub fn evaluate_referring(
     options: &SegmentationOptions,
     mut progress: impl FnMut(u64),
 ) -> Result<ReferringScores> {
-    options.check_layer(pipeline)?;
+    pipeline.transformer.check_block(options.layer)?;
     let mut segmenter = Segmenter::new(pipeline, scheduler, options)?;
     let mut halves = [[Sums::default(); THRESHOLDS]; 2];
     let mut counts = [0u64; 2];
@@ -235,11 +220,7 @@ impl Groups {
             let read = || -> Result<(String, Phrase), String> {
                 let Line { image, phrase, mask } =
                     serde_json::from_str(&text).map_err(|problem| problem.to_string())?;
-                let [height, width] = mask.size;
-                let mask = match mask.counts {
-                    Counts::Text(text) => RunLengths::from_text(height, width, &text)?,
-                    Counts::List(list) => RunLengths::from_counts(height, width, &list)?,
-                };
+                let mask = mask.check()?;
                 if mask.area() == 0 {
                     return Err("the mask is empty".into());
                 }
@@ -248,37 +229,38 @@ impl Groups {
             Some(read().map_err(failed))
         })
     }
+
+    /// The phrases of the image `name` that follow its `first` one.
+    fn group(&mut self, name: String, first: Phrase) -> Result<Group> {
+        let known = self.numbers.len();
+        let image = *self.numbers.entry(name.clone()).or_insert(known);
+        let mut group = Group { image, path: self.images.join(&name), phrases: vec![first] };
+        while let Some(phrase) = self.phrase().transpose()? {
+            if phrase.0 != name {
+                self.next = Some(phrase);
+                break;
+            }
+            group.phrases.push(phrase.1);
+        }
+        Ok(group)
+    }
 }
 
 impl Iterator for Groups {
     type Item = Result<Group>;
 
     fn next(&mut self) -> Option<Result<Group>> {
-        let first = match self.next.take() {
-            Some(first) => Ok(first),
-            None => self.phrase()?,
-        };
-        let (name, first) = match first {
-            Ok(first) => first,
-            Err(problem) => return Some(Err(problem)),
-        };
-        let known = self.numbers.len();
-        let image = *self.numbers.entry(name.clone()).or_insert(known);
-        if image >= self.limit {
-            return None;
-        }
-        let mut group = Group { image, path: self.images.join(&name), phrases: vec![first] };
-        while let Some(phrase) = self.phrase() {
-            match phrase {
-                Ok((other, phrase)) if other == name => group.phrases.push(phrase),
-                Ok(other) => {
-                    self.next = Some(other);
-                    break;
-                }
-                Err(problem) => return Some(Err(problem)),
+        // Images beyond the limit are passed over, not stopped at: phrases of earlier ones may follow.
+        loop {
+            let first = match self.next.take() {
+                Some(first) => Ok(first),
+                None => self.phrase()?,
+            };
+            let group = first.and_then(|(name, first)| self.group(name, first));
+            if !matches!(&group, Ok(group) if group.image >= self.limit) {
+                return Some(group);
             }
         }
-        Some(Ok(group))
     }
 }
 

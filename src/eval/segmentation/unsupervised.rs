@@ -46,7 +46,7 @@ pub fn evaluate_unsupervised(
     merging: &UnsupervisedOptions,
     visit: &mut dyn FnMut(&UnsupervisedResult) -> Result<()>,
 ) -> Result<Vec<SegmentationScores>> {
-    options.check_layer(pipeline)?;
+    pipeline.transformer.check_block(options.layer)?;
     let mut segmenter = Segmenter::new(pipeline, scheduler, options)?;
     let grid = segmenter.grid();
     let mut accumulators = vec![Accumulator::new(data.classes().len()); merging.thresholds.len()];

@@ -1,8 +1,6 @@
 //! A block whose image tokens look at the text blurred: what the picture loses without it shows what the block is for,
 //! and guidance away from that gives more of it.
 use super::block::JointInputs;
-use super::{Embedded, MmDit};
-use crate::error::{Error, Result};
 use crate::ops;
 use candle_core::{DType, Result as TensorResult, Tensor};
 
@@ -15,41 +13,12 @@ pub struct Blur {
     pub sigma: f64,
 }
 
-impl MmDit {
-    /// [`forward`](Self::forward) with the attention of one block blurred.
-    ///
-    /// # Errors
-    /// `Error::Usage` if there is no such block.
-    pub fn forward_blurred(
-        &self,
-        latents: &Tensor,
-        timestep: &Tensor,
-        context: &Tensor,
-        pooled: &Tensor,
-        blur: Blur,
-    ) -> Result<Tensor> {
-        let blocks = self.blocks.len();
-        if blur.layer >= blocks {
-            return Err(Error::Usage(format!("block {}: the model has {blocks}, counted from 0", blur.layer)));
-        }
-        let Embedded { mut streams, conditioning, grid } = self.embedding.embed(latents, timestep, context, pooled)?;
-        for (layer, block) in self.blocks.iter().enumerate() {
-            let attend = |inputs: &JointInputs| match layer == blur.layer {
-                true => inputs.attend_blurred(grid, blur.sigma),
-                false => inputs.attend(),
-            };
-            streams = block.forward_with(&streams, &conditioning, attend)?.0;
-        }
-        Ok(self.embedding.finish(&streams.image, &conditioning, grid)?)
-    }
-}
-
 impl JointInputs {
     /// [`attend`](Self::attend), the scores between image queries and text keys blurred over the image's `grid`.
     ///
     /// A score is linear in its query: blurred scores are those of blurred queries. So that one softmax takes image
     /// keys with the queries and text keys with the blurred ones, heads are twice as wide, and a key's other half zero.
-    fn attend_blurred(&self, grid: (usize, usize), sigma: f64) -> TensorResult<Tensor> {
+    pub(super) fn attend_blurred(&self, grid: (usize, usize), sigma: f64) -> TensorResult<Tensor> {
         let blurred = blur(&self.image_queries, grid, sigma)?;
         let (batch, image, width) = self.image_queries.dims3()?;
         let text = self.keys.dim(1)? - image;

@@ -82,11 +82,37 @@ impl MmDit {
         }
     }
 
-    /// The velocity `[batch, channels, h, w]` in f32; see [`Embedding::embed`] for the inputs.
-    pub fn forward(&self, latents: &Tensor, timestep: &Tensor, context: &Tensor, pooled: &Tensor) -> Result<Tensor> {
+    /// # Errors
+    /// `Error::Usage` if there is no block `layer`.
+    pub fn check_block(&self, layer: usize) -> Result<()> {
+        let blocks = self.blocks.len();
+        match layer < blocks {
+            true => Ok(()),
+            false => Err(Error::Usage(format!("block {layer}: the model has {blocks}, counted from 0"))),
+        }
+    }
+
+    /// The velocity `[batch, channels, h, w]` in f32, with the attention of one block blurred where wanted; see
+    /// [`Embedding::embed`] for the inputs.
+    ///
+    /// # Errors
+    /// `Error::Usage` if there is no such block to blur.
+    pub fn forward(
+        &self,
+        latents: &Tensor,
+        timestep: &Tensor,
+        context: &Tensor,
+        pooled: &Tensor,
+        blur: Option<Blur>,
+    ) -> Result<Tensor> {
+        blur.map_or(Ok(()), |blur| self.check_block(blur.layer))?;
         let Embedded { mut streams, conditioning, grid } = self.embedding.embed(latents, timestep, context, pooled)?;
-        for block in &self.blocks {
-            streams = block.forward(&streams, &conditioning)?.0;
+        for (layer, block) in self.blocks.iter().enumerate() {
+            let attend = |inputs: &JointInputs| match blur {
+                Some(blur) if blur.layer == layer => inputs.attend_blurred(grid, blur.sigma),
+                _ => inputs.attend(),
+            };
+            streams = block.forward_with(&streams, &conditioning, attend)?.0;
         }
         Ok(self.embedding.finish(&streams.image, &conditioning, grid)?)
     }
