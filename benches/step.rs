@@ -4,24 +4,24 @@
 //!                               [--steps N] [--masks N] [--checkpointing]
 //!
 //! Prints one JSON line with the keys of the PyTorch script.
-use candle_core::{DType, Device, Tensor};
+mod common;
+
+use candle_core::Tensor;
 use clap::Parser;
+use common::{Preset, Result, preset, rounded, write_weights};
 use rand::Rng;
 use seg4diff::config::{Choice, DeviceChoice, RunConfig, WeightType};
 use seg4diff::loss::{MaskTarget, SampleTargets};
-use seg4diff::model::mmdit::{MmDit, MmDitConfig};
-use seg4diff::model::weights::{self, Weights};
+use seg4diff::model::mmdit::MmDit;
+use seg4diff::model::weights::Weights;
 use seg4diff::ops::Target;
 use seg4diff::sample::noise::{generator, normal};
 use seg4diff::train::gradients::{StepInputs, StepPlan, gradients};
 use seg4diff::train::optimizer::{AdamW, clip_factor, gradient_norm};
 use seg4diff::train::parameters::Parameters;
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
-
-type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 #[derive(Parser)]
 struct Args {
@@ -42,91 +42,6 @@ struct Args {
     /// What `cargo bench` passes.
     #[arg(long, hide = true)]
     bench: bool,
-}
-
-struct Preset {
-    config: MmDitConfig,
-    /// Side of the latents.
-    side: usize,
-    text_tokens: usize,
-    expert_layer: usize,
-}
-
-fn preset(name: &str) -> Result<Preset> {
-    let (layers, heads, head_dim, side, patch, text_tokens, expert_layer, joint, pooled) = match name {
-        "demo" => (8, 6, 32, 16, 1, 77, 4, 192, 192),
-        "sd3-width" => (4, 24, 64, 64, 2, 154, 2, 4096, 2048),
-        "sd3-medium" => (24, 24, 64, 128, 2, 154, 9, 4096, 2048),
-        other => return Err(format!("no preset {other}: expected demo, sd3-width or sd3-medium").into()),
-    };
-    let config = MmDitConfig {
-        patch_size: patch,
-        in_channels: 16,
-        out_channels: Some(16),
-        num_layers: layers,
-        attention_head_dim: head_dim,
-        num_attention_heads: heads,
-        joint_attention_dim: joint,
-        caption_projection_dim: heads * head_dim,
-        pooled_projection_dim: pooled,
-        pos_embed_max_size: side.max(192),
-        dual_attention_layers: vec![],
-        qk_norm: None,
-    };
-    Ok(Preset { config, side, text_tokens, expert_layer })
-}
-
-/// Random weights of the model, scaled so that activations keep their size, as a file to open.
-fn write_weights(config: &MmDitConfig, dtype: DType, file: &Path) -> Result<()> {
-    let (width, patch) = (config.width(), config.patch_size);
-    let mut shapes: Vec<(String, Vec<usize>)> = vec![];
-    let mut linear = |name: String, inner: usize, outer: usize| {
-        shapes.push((format!("{name}.weight"), vec![outer, inner]));
-        shapes.push((format!("{name}.bias"), vec![outer]));
-    };
-    for (name, inner, outer) in [
-        ("context_embedder", config.joint_attention_dim, width),
-        ("time_text_embed.timestep_embedder.linear_1", 256, width),
-        ("time_text_embed.timestep_embedder.linear_2", width, width),
-        ("time_text_embed.text_embedder.linear_1", config.pooled_projection_dim, width),
-        ("time_text_embed.text_embedder.linear_2", width, width),
-        ("norm_out.linear", width, 2 * width),
-        ("proj_out", width, patch * patch * config.out_channels()),
-    ] {
-        linear(name.to_string(), inner, outer);
-    }
-    for layer in 0..config.num_layers {
-        let last = config.is_last(layer);
-        let mut of_block = vec![
-            ("norm1.linear", width, 6 * width),
-            ("norm1_context.linear", width, if last { 2 * width } else { 6 * width }),
-            ("ff.net.0.proj", width, 4 * width),
-            ("ff.net.2", 4 * width, width),
-        ];
-        for name in ["to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"] {
-            if name != "to_add_out" || !last {
-                linear(format!("transformer_blocks.{layer}.attn.{name}"), width, width);
-            }
-        }
-        if !last {
-            of_block.extend([("ff_context.net.0.proj", width, 4 * width), ("ff_context.net.2", 4 * width, width)]);
-        }
-        for (name, inner, outer) in of_block {
-            linear(format!("transformer_blocks.{layer}.{name}"), inner, outer);
-        }
-    }
-    shapes.push(("pos_embed.proj.weight".into(), vec![width, config.in_channels, patch, patch]));
-    shapes.push(("pos_embed.proj.bias".into(), vec![width]));
-    shapes.push(("pos_embed.pos_embed".into(), vec![1, config.pos_embed_max_size.pow(2), width]));
-    let mut tensors = BTreeMap::new();
-    for (number, (name, shape)) in shapes.into_iter().enumerate() {
-        let fan_in: usize = shape[1..].iter().product();
-        let scale = if shape.len() == 1 { 0.1 } else { (fan_in as f64).powf(-0.5) };
-        let tensor = (normal(0, &[number as u64], shape, &Device::Cpu)? * scale)?.to_dtype(dtype)?;
-        tensors.insert(name, tensor);
-    }
-    weights::write(file, &tensors, &BTreeMap::new())?;
-    Ok(())
 }
 
 /// A mask of 4×4 random squares.
@@ -163,14 +78,8 @@ fn targets(count: usize, side: usize, grid: usize, stream: u64) -> SampleTargets
     SampleTargets { masks, spans: vec![] }
 }
 
-/// Peak resident memory of this process in bytes.
-fn peak_bytes() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
-}
-
 fn main() -> Result<()> {
+    seg4diff::process::prepare();
     let args = Args::parse();
     let Preset { config: sizes, side, text_tokens, expert_layer } = preset(&args.preset)?;
     let device = args.device.open()?;
@@ -179,7 +88,7 @@ fn main() -> Result<()> {
     let file = folder.path().join("model.safetensors");
     write_weights(&sizes, dtype, &file)?;
     let weights = Weights::open(&file, std::slice::from_ref(&file), dtype, &device)?;
-    let mut model = MmDit::from_weights(sizes.clone(), &weights, dtype, &device)?;
+    let mut model = MmDit::from_weights(sizes.clone(), None, &weights, dtype, &device)?;
     drop(weights);
 
     let settings = ["output=\"-\"", "model.path=\"-\"", "data.source=[\"-\"]", "data.captions=\"-\""];
@@ -225,7 +134,6 @@ fn main() -> Result<()> {
     let mut times = (0..args.steps as u64).map(|n| step(warm_up + n)).collect::<Result<Vec<f64>>>()?;
     times.sort_by(f64::total_cmp);
     let median = times[times.len() / 2];
-    let rounded = |value: f64, digits: i32| (value * 10f64.powi(digits)).round() / 10f64.powi(digits);
     println!(
         "{}",
         serde_json::json!({
@@ -233,7 +141,7 @@ fn main() -> Result<()> {
             "batch": batch, "steps": args.steps, "masks": args.masks, "checkpointing": args.checkpointing,
             "step_ms": rounded(1e3 * median, 1), "step_ms_min": rounded(1e3 * times[0], 1),
             "images_per_s": rounded(batch as f64 / median, 3),
-            "peak_gb": peak_bytes().map(|bytes| rounded(bytes as f64 / 1e9, 2)),
+            "peak_gb": seg4diff::train::memory::peak_bytes().map(|bytes| rounded(bytes as f64 / 1e9, 2)),
         })
     );
     Ok(())

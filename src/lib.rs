@@ -4,6 +4,7 @@ pub mod whole_file;
 
 pub mod config;
 pub mod device;
+pub mod process;
 
 pub mod commands;
 pub mod data;

@@ -33,6 +33,7 @@ fn train(settings: &[&str]) -> (LossTerms, LossTerms) {
         max_sequence_length: config.model.max_sequence_length,
         dtype: DType::F32,
         device: Device::Cpu,
+        depth: None,
     };
     let mut pipeline = Pipeline::load(&files, &options).unwrap();
     let parameters = Parameters::new(&config, &mut pipeline.transformer, &Device::Cpu).unwrap();

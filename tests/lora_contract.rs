@@ -33,7 +33,7 @@ fn fixture(variant: &str) -> PathBuf {
 fn model(folder: &Path) -> MmDit {
     let config: MmDitConfig = serde_json::from_slice(&read(folder.join("config.json"))).expect("config");
     let weights = Weights::open_part(folder, "diffusion_pytorch_model", DType::F32, &Device::Cpu).expect("weights");
-    MmDit::from_weights(config, &weights, DType::F32, &Device::Cpu).expect("model")
+    MmDit::from_weights(config, None, &weights, DType::F32, &Device::Cpu).expect("model")
 }
 
 fn normal(random: &mut ChaCha8Rng, shape: &[usize]) -> Tensor {

@@ -349,7 +349,7 @@ fn fresh_adapter(base: &Path, settings: &[&str]) -> Vec<(String, Vec<f32>)> {
     let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/smoke.toml");
     let config = RunConfig::load(&config, &settings).expect("config");
     let files = ModelFiles::open(&base.display().to_string()).expect("model");
-    let mut model = MmDit::load(&files, DType::F32, &Device::Cpu).expect("model");
+    let mut model = MmDit::load(&files, None, DType::F32, &Device::Cpu).expect("model");
     let parameters = Parameters::new(&config, &mut model, &Device::Cpu).expect("parameters");
     values(&parameters.tensors().expect("tensors"))
 }

@@ -78,6 +78,7 @@ fn load() -> (Pipeline, Scheduler) {
         max_sequence_length: 77,
         dtype: candle_core::DType::F32,
         device: DeviceChoice::Cpu.open().unwrap(),
+        depth: None,
     };
     (Pipeline::load(&files, &options).unwrap(), Scheduler::open(&files).unwrap())
 }

@@ -99,7 +99,7 @@ impl Fixture {
         let folder = self.folder.join("transformer");
         let config: MmDitConfig = serde_json::from_value(json(&folder.join("config.json"))).unwrap();
         let weights = Weights::open_part(&folder, "diffusion_pytorch_model", DType::F32, &Device::Cpu).unwrap();
-        MmDit::from_weights(config, &weights, DType::F32, &Device::Cpu).unwrap()
+        MmDit::from_weights(config, None, &weights, DType::F32, &Device::Cpu).unwrap()
     }
 
     /// The LoRA of the fixture and the score head, under the names of our parameters.

@@ -10,6 +10,7 @@ struct Cli {
 }
 
 fn main() -> std::process::ExitCode {
+    seg4diff::process::prepare();
     let cli = Cli::parse();
     finish(|| train::run(&cli.args))
 }

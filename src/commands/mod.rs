@@ -105,6 +105,15 @@ pub struct LoadedModel {
 impl ModelArgs {
     /// Loads what the arguments name.
     pub fn load(&self) -> Result<LoadedModel> {
+        self.load_blocks(None)
+    }
+
+    /// The same for looking at the attention of block `layer`: blocks above it are not read.
+    pub fn load_up_to(&self, layer: usize) -> Result<LoadedModel> {
+        self.load_blocks(Some(layer + 1))
+    }
+
+    fn load_blocks(&self, depth: Option<usize>) -> Result<LoadedModel> {
         let device = self.device.open()?;
         // A LoRA that cannot be read is found before gigabytes are.
         let adapter = self.lora.as_deref().map(adapter_files::read).transpose()?;
@@ -114,6 +123,7 @@ impl ModelArgs {
             max_sequence_length: self.max_sequence_length,
             dtype: self.weight_type(&device).dtype(),
             device: device.clone(),
+            depth,
         };
         let mut pipeline = Pipeline::load(&files, &options)?;
         if let (Some(adapter), Some(file)) = (&adapter, &self.lora) {

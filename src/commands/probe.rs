@@ -57,7 +57,7 @@ pub fn run(args: &ProbeArgs) -> Result<()> {
     // What is small is looked at before gigabytes are.
     let image = read_square(&args.image, args.size, &Device::Cpu)?;
     args.model.check_layer("--layer", args.layer)?;
-    let LoadedModel { files, pipeline, device } = args.model.load()?;
+    let LoadedModel { files, pipeline, device } = args.model.load_up_to(args.layer)?;
     let transformer = &pipeline.transformer;
     let shape = pipeline.latent_shape(args.size)?;
     let image = image.to_device(&device)?;

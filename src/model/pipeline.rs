@@ -25,6 +25,8 @@ pub struct PipelineOptions {
     /// Type of the frozen weights in memory; the autoencoder's are always f32.
     pub dtype: DType,
     pub device: Device,
+    /// Only so many of the MM-DiT's blocks, the first: for looking at attention, not for drawing.
+    pub depth: Option<usize>,
 }
 
 impl PipelineOptions {
@@ -35,17 +37,18 @@ impl PipelineOptions {
             max_sequence_length: config.max_sequence_length,
             dtype: config.dtype.dtype(),
             device: device.clone(),
+            depth: None,
         }
     }
 }
 
 impl Pipeline {
     pub fn load(files: &ModelFiles, options: &PipelineOptions) -> Result<Self> {
-        let PipelineOptions { text_encoders, max_sequence_length, dtype, device } = options;
+        let PipelineOptions { text_encoders, max_sequence_length, dtype, device, depth } = options;
         let pipeline = Self {
             text_encoders: TextEncoders::load(files, text_encoders, *max_sequence_length, *dtype, device)?,
             vae: Vae::load(files, device)?,
-            transformer: MmDit::load(files, *dtype, device)?,
+            transformer: MmDit::load(files, *depth, *dtype, device)?,
             device: device.clone(),
         };
         let (latents, channels) = (pipeline.vae.config().latent_channels, pipeline.transformer.config.in_channels);

@@ -1,24 +1,40 @@
-//! Safetensors in and out: named tensors read from memory-mapped files, and files written whole or not at all.
+//! Safetensors in and out: named tensors read when they are asked for, and files written whole or not at all.
 //!
 //! Reading is strict: a missing, superfluous or misshapen tensor is an error that names file, tensor and shapes.
 use crate::error::{Error, Result};
 use crate::whole_file::write_atomically;
-use candle_core::safetensors::MmapedSafetensors;
 use candle_core::{DType, Device, Shape, Tensor};
+use safetensors::tensor::{TensorInfo, TensorView};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// The tensors of one model part, from one file or several shards.
+///
+/// They are read, not mapped: mapped pages would count as memory beside the tensors made of them.
 pub struct Weights {
-    tensors: MmapedSafetensors,
-    /// Which file holds a tensor.
-    files: HashMap<String, PathBuf>,
+    shards: Vec<Shard>,
+    tensors: HashMap<String, Stored>,
     /// What errors about the part as a whole name: its file, or the index of its shards.
     path: PathBuf,
     dtype: DType,
     device: Device,
     used: Mutex<BTreeSet<String>>,
+}
+
+struct Shard {
+    path: PathBuf,
+    file: File,
+}
+
+/// Where a tensor lies.
+struct Stored {
+    shard: usize,
+    info: TensorInfo,
+    /// First byte in the file.
+    start: u64,
 }
 
 impl Weights {
@@ -48,7 +64,7 @@ impl Weights {
         let shards: Vec<PathBuf> = shards.into_iter().map(|name| folder.join(name)).collect();
         let weights = Self::open(&index, &shards, dtype, device)?;
         for (name, shard) in &parsed.weight_map {
-            if weights.files.get(name) != Some(&folder.join(shard)) {
+            if weights.shard_of(name).is_none_or(|found| found.path != folder.join(shard)) {
                 return Err(Error::file(&index, format!("tensor {name} is not in {shard}, where the index puts it")));
             }
         }
@@ -57,25 +73,20 @@ impl Weights {
 
     /// Opens the given safetensors files as one set of tensors; `path` is what errors name.
     pub fn open(path: &Path, files: &[PathBuf], dtype: DType, device: &Device) -> Result<Self> {
-        let mut names = HashMap::new();
+        let (mut shards, mut tensors) = (vec![], HashMap::<String, Stored>::new());
         for file in files {
-            for name in header(file)?.tensors.into_keys() {
-                if let Some(other) = names.insert(name.clone(), file.clone()) {
+            let header = header(file)?;
+            for (name, info) in header.tensors {
+                let start = header.data_start + info.data_offsets.0 as u64;
+                if let Some(other) = tensors.insert(name.clone(), Stored { shard: shards.len(), info, start }) {
+                    let other = shards.get(other.shard).map_or(file, |shard: &Shard| &shard.path);
                     return Err(Error::file(file, format!("tensor {name} is in {} too", other.display())));
                 }
             }
+            let opened = File::open(file).map_err(|e| Error::file(file, e))?;
+            shards.push(Shard { path: file.clone(), file: opened });
         }
-        // SAFETY: the files are mapped read-only; as with every memory-mapped model, they must not be changed
-        // while they are in use.
-        let tensors = unsafe { MmapedSafetensors::multi(files) }.map_err(|e| Error::file(path, e))?;
-        Ok(Self {
-            tensors,
-            files: names,
-            path: path.to_path_buf(),
-            dtype,
-            device: device.clone(),
-            used: Mutex::default(),
-        })
+        Ok(Self { shards, tensors, path: path.to_path_buf(), dtype, device: device.clone(), used: Mutex::default() })
     }
 
     pub fn device(&self) -> &Device {
@@ -88,12 +99,12 @@ impl Weights {
     }
 
     pub fn contains(&self, name: &str) -> bool {
-        self.files.contains_key(name)
+        self.tensors.contains_key(name)
     }
 
     /// Names of all tensors, sorted.
     pub fn names(&self) -> Vec<&str> {
-        let mut names: Vec<&str> = self.files.keys().map(String::as_str).collect();
+        let mut names: Vec<&str> = self.tensors.keys().map(String::as_str).collect();
         names.sort_unstable();
         names
     }
@@ -104,7 +115,7 @@ impl Weights {
         let tensor = self.get_any(name, &shape)?;
         if tensor.shape() != &shape {
             return Err(Error::file(
-                &self.files[name],
+                self.shard_of(name).map_or(&self.path, |shard| &shard.path),
                 format!("tensor {name} has shape {:?}, expected {shape:?}", tensor.shape()),
             ));
         }
@@ -113,15 +124,22 @@ impl Weights {
 
     /// The tensor `name` in whatever shape it has; `expected` serves the message when it is missing.
     pub fn get_any(&self, name: &str, expected: &Shape) -> Result<Tensor> {
-        let Some(file) = self.files.get(name) else {
+        let found = self.tensors.get(name).and_then(|stored| Some((stored, self.shards.get(stored.shard)?)));
+        let Some((Stored { info, start, .. }, shard)) = found else {
             return Err(Error::file(&self.path, format!("tensor {name} is missing (expected shape {expected:?})")));
         };
         self.used().insert(name.to_string());
-        let view = self.tensors.get(name).map_err(|e| Error::file(file, e))?;
-        let tensor = candle_core::safetensors::Load::load(&view, &self.device)
+        let failed = |problem: String| Error::file(&shard.path, format!("tensor {name}: {problem}"));
+        let mut data = vec![0; info.data_offsets.1 - info.data_offsets.0];
+        shard.file.read_exact_at(&mut data, *start).map_err(|e| failed(e.to_string()))?;
+        let view = TensorView::new(info.dtype, info.shape.clone(), &data).map_err(|e| failed(e.to_string()))?;
+        candle_core::safetensors::Load::load(&view, &self.device)
             .and_then(|t| t.to_dtype(self.dtype))
-            .map_err(|e| Error::file(file, format!("tensor {name}: {e}")))?;
-        Ok(tensor)
+            .map_err(|e| failed(e.to_string()))
+    }
+
+    fn shard_of(&self, name: &str) -> Option<&Shard> {
+        self.shards.get(self.tensors.get(name)?.shard)
     }
 
     fn used(&self) -> MutexGuard<'_, BTreeSet<String>> {
@@ -133,6 +151,11 @@ impl Weights {
         self.used().insert(name.to_string());
     }
 
+    /// The same for all tensors whose names begin so.
+    pub fn ignore_all(&self, prefix: &str) {
+        self.used().extend(self.tensors.keys().filter(|name| name.starts_with(prefix)).cloned());
+    }
+
     /// Fails if the file holds tensors that nothing asked for: then it is another model than its config says.
     pub fn finish(&self) -> Result<()> {
         let used = self.used();
@@ -140,13 +163,13 @@ impl Weights {
         match extra.first() {
             None => Ok(()),
             Some(first) => {
-                let shape = self.tensors.get(first).map(|v| v.shape().to_vec()).unwrap_or_default();
+                let shape = self.tensors.get(*first).map(|stored| stored.info.shape.clone()).unwrap_or_default();
                 let more = match extra.len() - 1 {
                     0 => String::new(),
                     n => format!(", and {n} more"),
                 };
                 Err(Error::file(
-                    &self.files[*first],
+                    self.shard_of(first).map_or(&self.path, |shard| &shard.path),
                     format!("tensor {first} {shape:?} is not part of the model that config.json describes{more}"),
                 ))
             }
@@ -157,10 +180,12 @@ impl Weights {
 /// What stands before the data of a safetensors file.
 pub struct Header {
     /// Name to type, shape and byte range.
-    pub tensors: BTreeMap<String, safetensors::tensor::TensorInfo>,
+    pub tensors: BTreeMap<String, TensorInfo>,
     pub metadata: BTreeMap<String, String>,
     /// Length of the whole file in bytes.
     pub bytes: u64,
+    /// Where the tensors' byte ranges begin.
+    pub data_start: u64,
 }
 
 /// Reads and checks the header of a safetensors file, its length against the file's included.
@@ -189,6 +214,7 @@ pub fn header(file: &Path) -> Result<Header> {
         tensors: metadata.tensors().into_iter().map(|(n, i)| (n, i.clone())).collect(),
         metadata: metadata.metadata().clone().unwrap_or_default().into_iter().collect(),
         bytes,
+        data_start: 8 + length,
     })
 }
 

@@ -14,6 +14,7 @@ mod pixel_cross_entropy;
 mod pointwise;
 pub mod pool;
 mod score_head;
+mod winograd;
 
 pub use attention::{attention, attention_probability};
 pub use enlarge::{Enlarge, Rows, enlarge};

@@ -1,10 +1,12 @@
 //! The score head: convolutions 3×3, 1→64→64→1 with ReLU between, on every map alone, added to the map.
 //!
 //! On the CPU a few maps go through all three layers together, so that their activations stay in cache, and nothing of
-//! them is stored: the backward pass forms them again. A 3×3 convolution of channel-last maps with a border of zeros
-//! is three matrix products, one a kernel row: three neighbouring pixels are one row of 3·channels numbers.
-use super::cpu::{Product, Threads, View, vectorised};
+//! them is stored: the backward pass forms them again. The middle layer is nearly all of the work and runs by Winograd's
+//! filtering. Gradients, which few maps have, take a 3×3 convolution of channel-last maps with a border of zeros as three
+//! matrix products, one a kernel row: three neighbouring pixels are one row of 3·channels numbers.
+use super::cpu::{Product, Threads, View, sum, vectorised};
 use super::function::{Function, Values, apply};
+use super::winograd::{Kernels, Stack, TILE};
 use candle_core::{Device, Result, Tensor};
 use rayon::prelude::*;
 
@@ -45,7 +47,9 @@ pub(super) struct ScoreHead;
 struct Layers {
     first: [Vec<f32>; 3],
     first_bias: Vec<f32>,
-    second: [Vec<f32>; 3],
+    second: Kernels<CHANNELS>,
+    /// The same for the gradient.
+    second_rows: [Vec<f32>; 3],
     second_bias: Vec<f32>,
     last: [Vec<f32>; 3],
     last_bias: f32,
@@ -61,7 +65,8 @@ impl Layers {
         Self {
             first: kernel_rows(w1, 1, CHANNELS),
             first_bias: b1.to_vec(),
-            second: kernel_rows(w2, CHANNELS, CHANNELS),
+            second: Kernels::new(w2),
+            second_rows: kernel_rows(w2, CHANNELS, CHANNELS),
             second_bias: b2.to_vec(),
             last: kernel_rows(w3, CHANNELS, 1),
             last_bias: b3[0],
@@ -96,14 +101,31 @@ fn indices(outer: usize, inner: usize) -> impl Iterator<Item = (usize, usize, us
 }
 
 /// Some maps with a border of zeros around each: pixel (map, y, x) of channel c at `((map·H + y + 1)·W + x + 1)·C + c`,
-/// behind a margin of `W + 1` pixels, so that the neighbours of every pixel exist.
+/// behind a margin of `W + 1` pixels, so that the neighbours of every pixel exist. The border is one pixel wide, and two
+/// at the bottom or the right where that makes H or W even.
 struct Bordered {
     maps: usize,
+    /// Sizes with the border.
     height: usize,
     width: usize,
+    /// Sizes without.
+    inner_height: usize,
+    inner_width: usize,
 }
 
 impl Bordered {
+    /// For maps `[maps, height, width]` of so many values.
+    fn new(values: usize, height: usize, width: usize) -> Self {
+        let bordered = |side: usize| side.next_multiple_of(TILE) + 2;
+        Self {
+            maps: values / (height * width),
+            height: bordered(height),
+            width: bordered(width),
+            inner_height: height,
+            inner_width: width,
+        }
+    }
+
     fn pixels(&self) -> usize {
         self.maps * self.height * self.width
     }
@@ -119,17 +141,15 @@ impl Bordered {
     /// Copies maps `[maps, h, w]` of one channel in.
     fn load(&self, maps: &[f32]) -> Vec<f32> {
         let mut out = self.zeros(1);
-        let inner = self.width - 2;
-        for (r, row) in maps.chunks_exact(inner).enumerate() {
-            out[self.row(r)..][..inner].copy_from_slice(row);
+        for (r, row) in maps.chunks_exact(self.inner_width).enumerate() {
+            out[self.row(r)..][..row.len()].copy_from_slice(row);
         }
         out
     }
 
     /// Adds the pixels inside the borders to maps `[maps, h, w]`.
     fn add_to(&self, bordered: &[f32], maps: &mut [f32]) {
-        let inner = self.width - 2;
-        for (r, row) in maps.chunks_exact_mut(inner).enumerate() {
+        for (r, row) in maps.chunks_exact_mut(self.inner_width).enumerate() {
             for (out, value) in row.iter_mut().zip(&bordered[self.row(r)..]) {
                 *out += value;
             }
@@ -138,7 +158,7 @@ impl Bordered {
 
     /// Where row `r` of the unbordered maps begins, in pixels.
     fn row(&self, r: usize) -> usize {
-        let inner = self.height - 2;
+        let inner = self.inner_height;
         self.margin() + (r / inner * self.height + r % inner + 1) * self.width + 1
     }
 
@@ -148,10 +168,10 @@ impl Bordered {
             let pixels = data[self.margin() * channels..].chunks_exact_mut(channels).take(self.pixels());
             for (p, pixel) in pixels.enumerate() {
                 let (x, y) = (p % self.width, p / self.width % self.height);
-                if x == 0 || y == 0 || x + 1 == self.width || y + 1 == self.height {
-                    pixel.fill(0.0);
-                } else {
+                if (1..=self.inner_width).contains(&x) && (1..=self.inner_height).contains(&y) {
                     inside(p, pixel);
+                } else {
+                    pixel.fill(0.0);
                 }
             }
         })
@@ -159,8 +179,12 @@ impl Bordered {
 
     /// The rows of `3·channels` numbers that kernel row `ky` sees, one for every pixel.
     fn seen<'a>(&self, input: &'a [f32], channels: usize, ky: usize) -> View<'a> {
-        let first = self.margin() + ky * self.width - self.width - 1;
-        View { data: &input[first * channels..], row_stride: channels, column_stride: 1 }
+        View { data: &input[self.first_seen(ky) * channels..], row_stride: channels, column_stride: 1 }
+    }
+
+    /// The first pixel, margin included, that kernel row `ky` sees around pixel 0.
+    fn first_seen(&self, ky: usize) -> usize {
+        self.margin() + ky * self.width - self.width - 1
     }
 
     /// `output += input * kernel` at every pixel, borders included.
@@ -199,28 +223,51 @@ impl Bordered {
 
     /// Both hidden layers after their ReLU.
     fn hidden(&self, input: &[f32], layers: &Layers) -> (Vec<f32>, Vec<f32>) {
-        let rectify = |data: &mut [f32], bias: &[f32]| {
-            self.for_each_pixel(data, CHANNELS, |_, pixel| {
-                for (value, bias) in pixel.iter_mut().zip(bias) {
-                    *value = (*value + bias).max(0.0);
-                }
-            })
-        };
         let mut first = self.zeros(CHANNELS);
-        self.convolve(input, 1, &layers.first, &mut first, CHANNELS);
-        rectify(&mut first, &layers.first_bias);
+        self.for_each_pixel(&mut first, CHANNELS, |p, pixel| {
+            pixel.copy_from_slice(&layers.first_bias);
+            for (ky, rows) in layers.first.iter().enumerate() {
+                let seen = &input[self.first_seen(ky) + p..][..3];
+                for (seen, weights) in seen.iter().zip(rows.chunks_exact(CHANNELS)) {
+                    pixel.iter_mut().zip(weights).for_each(|(value, weight)| *value += seen * weight);
+                }
+            }
+            pixel.iter_mut().for_each(|value| *value = value.max(0.0));
+        });
         let mut second = self.zeros(CHANNELS);
-        self.convolve(&first, CHANNELS, &layers.second, &mut second, CHANNELS);
-        rectify(&mut second, &layers.second_bias);
+        let stack = Stack { maps: self.maps, height: self.height, width: self.width };
+        let (pixels, _) = first[self.margin() * CHANNELS..].as_chunks();
+        layers.second.convolve(pixels, stack, |place, values| {
+            let pixels = (0..TILE).flat_map(|y| (0..TILE).map(move |x| (place.y + y, place.x + x)));
+            for ((y, x), values) in pixels.zip(values) {
+                if y < self.inner_height && x < self.inner_width {
+                    let pixel = self.row(place.map * self.inner_height + y) + x;
+                    let out = &mut second[pixel * CHANNELS..][..CHANNELS];
+                    for ((out, value), bias) in out.iter_mut().zip(values).zip(&layers.second_bias) {
+                        *out = (value + bias).max(0.0);
+                    }
+                }
+            }
+        });
         (first, second)
     }
 
     fn forward(&self, maps: &mut [f32], layers: &Layers) {
         let (_, second) = self.hidden(&self.load(maps), layers);
-        let mut last = self.zeros(1);
-        self.convolve(&second, CHANNELS, &layers.last, &mut last, 1);
-        last.iter_mut().for_each(|v| *v += layers.last_bias);
-        self.add_to(&last, maps);
+        vectorised(|| {
+            for (r, row) in maps.chunks_exact_mut(self.inner_width).enumerate() {
+                for (x, out) in row.iter_mut().enumerate() {
+                    // The pixel's number without the margin.
+                    let pixel = self.row(r) + x - self.margin();
+                    let [above, level, below] = std::array::from_fn(|ky| {
+                        let seen = &second[(self.first_seen(ky) + pixel) * CHANNELS..][..3 * CHANNELS];
+                        let weights = &layers.last[ky][..3 * CHANNELS];
+                        sum(3 * CHANNELS, |i| seen[i] * weights[i])
+                    });
+                    *out += above + level + below + layers.last_bias;
+                }
+            }
+        });
     }
 
     /// Adds the gradient of the maps to `d_maps` (which comes holding that of the sum); returns the parameters'.
@@ -251,7 +298,7 @@ impl Bordered {
         };
         let d_second = through(&d_last, 1, &layers.last, &second, b2);
         self.kernel_gradient(&first, CHANNELS, &d_second, CHANNELS, w2);
-        let d_first = through(&d_second, CHANNELS, &layers.second, &first, b1);
+        let d_first = through(&d_second, CHANNELS, &layers.second_rows, &first, b1);
         self.kernel_gradient(&input, 1, &d_first, CHANNELS, w1);
         let mut d_input = self.zeros(1);
         self.convolve(&d_first, CHANNELS, &flipped_kernel_rows(&layers.first, 1, CHANNELS), &mut d_input, 1);
@@ -263,10 +310,6 @@ impl Bordered {
 /// How many maps a task takes: fixed by their size, so that sums do not depend on the number of threads.
 fn maps_a_task(height: usize, width: usize) -> usize {
     (PIXELS_A_TASK / ((height + 2) * (width + 2))).max(1)
-}
-
-fn bordered(maps: &[f32], height: usize, width: usize) -> Bordered {
-    Bordered { maps: maps.len() / (height * width), height: height + 2, width: width + 2 }
 }
 
 impl Function for ScoreHead {
@@ -303,7 +346,7 @@ impl Function for ScoreHead {
         let layers = Layers::new(&Values::of(&inputs[1])?);
         let mut out = Values::of(&inputs[0])?.to_vec();
         out.par_chunks_mut(maps_a_task(height, width) * height * width)
-            .for_each(|maps| bordered(maps, height, width).forward(maps, &layers));
+            .for_each(|maps| Bordered::new(maps.len(), height, width).forward(maps, &layers));
         Tensor::from_vec(out, inputs[0].shape(), &Device::Cpu)
     }
 
@@ -316,7 +359,7 @@ impl Function for ScoreHead {
         let parts: Vec<Vec<f32>> = d_maps
             .par_chunks_mut(size)
             .zip(maps.par_chunks(size))
-            .map(|(d_maps, maps)| bordered(maps, height, width).backward(maps, d_maps, &layers))
+            .map(|(d_maps, maps)| Bordered::new(maps.len(), height, width).backward(maps, d_maps, &layers))
             .collect();
         let mut gradient = vec![0f32; inputs[1].elem_count()];
         for part in &parts {

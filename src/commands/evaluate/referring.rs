@@ -49,7 +49,7 @@ pub struct ReferringArgs {
 pub fn run(args: &ReferringArgs) -> Result<()> {
     args.model.check_layer("--layer", args.layer)?;
     args.json.as_deref().map_or(Ok(()), check_writable)?;
-    let LoadedModel { files, pipeline, .. } = args.model.load()?;
+    let LoadedModel { files, pipeline, .. } = args.model.load_up_to(args.layer)?;
     let options = args.look.options(args.layer, args.limit, &pipeline)?;
     let text = std::fs::File::open(&args.phrases).map_err(|problem| Error::file(&args.phrases, problem))?;
     let mut progress = Progress::new("phrase", 0, std::io::BufReader::new(text).lines().count() as u64);

@@ -56,7 +56,7 @@ pub fn run(args: &SegmentationArgs) -> Result<()> {
     for file in args.json.iter().cloned().chain(prediction_file("x")) {
         check_writable(&file)?;
     }
-    let LoadedModel { files, pipeline, .. } = args.model.load()?;
+    let LoadedModel { files, pipeline, .. } = args.model.load_up_to(args.layer)?;
     let look = args.look.options(args.layer, args.data.limit, &pipeline)?;
     let options = SegmentationOptions { protocol: args.protocol, ..look };
     let mut progress = Progress::new("image", 0, options.count(&data) as u64);

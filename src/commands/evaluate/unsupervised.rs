@@ -67,7 +67,7 @@ pub fn run(args: &UnsupervisedArgs) -> Result<()> {
     for file in args.json.iter().cloned().chain(prediction_file("x")) {
         check_writable(&file)?;
     }
-    let LoadedModel { files, pipeline, .. } = args.model.load()?;
+    let LoadedModel { files, pipeline, .. } = args.model.load_up_to(args.layer)?;
     let options = args.look.options(args.layer, args.data.limit, &pipeline)?;
     let merging = UnsupervisedOptions { thresholds: args.threshold.clone(), power: args.power };
     let mut progress = Progress::new("image", 0, options.count(&data) as u64);

@@ -20,24 +20,33 @@ use candle_core::{DType, Device, Tensor};
 pub struct MmDit {
     pub config: MmDitConfig,
     pub embedding: Embedding,
+    /// The first of the model's blocks; all, unless it was loaded otherwise.
     pub blocks: Vec<Block>,
 }
 
 impl MmDit {
-    /// Loads the transformer of a pipeline, kept in memory as `dtype`.
-    pub fn load(files: &ModelFiles, dtype: DType, device: &Device) -> Result<Self> {
+    /// Loads the transformer of a pipeline, kept in memory as `dtype`; of its blocks only so many, where `depth` says so.
+    pub fn load(files: &ModelFiles, depth: Option<usize>, dtype: DType, device: &Device) -> Result<Self> {
         let config = files.config::<MmDitConfig>(Part::Transformer)?.checked(&files.config_path(Part::Transformer))?;
-        Self::from_weights(config, &files.weights(Part::Transformer, dtype, device)?, dtype, device)
+        Self::from_weights(config, depth, &files.weights(Part::Transformer, dtype, device)?, dtype, device)
     }
 
-    /// Takes a model of these sizes from `weights`, which must hold it and nothing else.
+    /// Takes a model of these sizes from `weights`, which must hold it and nothing else; its first `depth` blocks alone
+    /// where that is given, which serve for looking at their attention.
     ///
     /// Arithmetic is in f32 on the CPU, and in the weights' type on CUDA.
-    pub fn from_weights(config: MmDitConfig, weights: &Weights, dtype: DType, device: &Device) -> Result<Self> {
+    pub fn from_weights(
+        config: MmDitConfig,
+        depth: Option<usize>,
+        weights: &Weights,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Self> {
         let compute = if device.is_cpu() { DType::F32 } else { dtype };
         let embedding = Embedding::load(weights, &config, compute)?;
-        let blocks =
-            (0..config.num_layers).map(|layer| Block::load(weights, &config, layer)).collect::<Result<Vec<_>>>()?;
+        let depth = depth.map_or(config.num_layers, |depth| depth.min(config.num_layers));
+        let blocks = (0..depth).map(|layer| Block::load(weights, &config, layer)).collect::<Result<Vec<_>>>()?;
+        (depth..config.num_layers).for_each(|layer| weights.ignore_all(&format!("transformer_blocks.{layer}.")));
         weights.finish()?;
         Ok(Self { config, embedding, blocks })
     }
@@ -65,12 +74,15 @@ impl MmDit {
                 }
             }
         }
+        for layer in self.blocks.len()..self.config.num_layers {
+            left.retain(|name| !name.starts_with(&format!("transformer_blocks.{layer}.")));
+        }
         match left.first() {
             None => Ok(()),
             Some(name) => Err(Error::Failed(format!(
                 "LoRA of {name}, and {} in all, fit no layer of this model ({} blocks)",
                 left.len(),
-                self.blocks.len()
+                self.config.num_layers
             ))),
         }
     }
@@ -96,7 +108,7 @@ impl MmDit {
     /// [`Embedding::embed`] for the inputs.
     ///
     /// # Errors
-    /// `Error::Usage` if there is no such block to blur.
+    /// `Error::Usage` if there is no such block to blur; not all blocks were loaded.
     pub fn forward(
         &self,
         latents: &Tensor,
@@ -106,6 +118,10 @@ impl MmDit {
         blur: Option<Blur>,
     ) -> Result<Tensor> {
         blur.map_or(Ok(()), |blur| self.check_block(blur.layer))?;
+        if self.blocks.len() < self.config.num_layers {
+            let (loaded, blocks) = (self.blocks.len(), self.config.num_layers);
+            return Err(Error::Failed(format!("only {loaded} of the model's {blocks} blocks are loaded")));
+        }
         let Embedded { mut streams, conditioning, grid } = self.embedding.embed(latents, timestep, context, pooled)?;
         for (layer, block) in self.blocks.iter().enumerate() {
             let attend = |inputs: &JointInputs| match blur {
