@@ -392,6 +392,8 @@ pub struct EvalConfig {
     pub size: usize,
     /// How many of the real images the flow loss is measured on, the first by name; 0 for none.
     pub flow_images: usize,
+    /// How many images all blocks are looked at with, the first by name; 0 for none.
+    pub analysis_images: usize,
     /// How many images are drawn; 0 where generation is not measured.
     pub generation_images: usize,
     /// Denoising steps.

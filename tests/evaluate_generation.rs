@@ -240,6 +240,7 @@ fn the_section_has_defaults_and_is_written_back() {
         protocol: SegmentationProtocol::Present,
         size: 512,
         flow_images: 0,
+        analysis_images: 0,
         generation_images: 500,
         steps: 28,
         guidance: 7.0,

@@ -3,6 +3,7 @@ mod browser;
 
 use candle_core::{Device, Tensor};
 use image::{Rgb, RgbImage};
+use seg4diff::eval::analysis::{Analysis, BlockAnalysis};
 use seg4diff::report::metrics::{StepMetrics, ValidationScores};
 use seg4diff::report::segmentation::{SegmentationExample, Segmented};
 use seg4diff::report::summary::{Scores, Stage, Summary};
@@ -96,6 +97,29 @@ fn metrics(steps: u64) -> Vec<StepMetrics> {
     (1..=steps).map(step).collect()
 }
 
+/// Three blocks, of which block 1 segments best.
+fn analysis(miou: f64) -> Analysis {
+    let block = |block: usize| BlockAnalysis {
+        block,
+        miou: if block == 1 { miou } else { 0.2 },
+        pixel_accuracy: 0.7,
+        image_to_text: 0.1 * block as f64,
+        text_to_image: (block < 2).then_some(0.4),
+        image_value_norm: 3.0,
+        text_value_norm: 1.5,
+        blurred_difference: None,
+    };
+    Analysis {
+        blocks: (0..3).map(block).collect(),
+        expert: 1,
+        lead_over_median: miou - 0.2,
+        lead_over_next: miou - 0.2,
+        uniform_image_to_text: 0.2,
+        uniform_text_to_image: 0.8,
+        images: 8,
+    }
+}
+
 fn report(output: &Path) -> RunReport {
     let pictures = |shift: u32| (0..4).map(|number| scene(12 + number * 10 + shift).0).collect();
     RunReport {
@@ -121,6 +145,7 @@ fn report(output: &Path) -> RunReport {
                 prompts: vec!["the sun over the sea".into(), NASTY.into(), "evening".into(), "morning".into()],
                 columns: vec![(Stage::Before, pictures(0)), (Stage::After, pictures(6))],
             },
+            blocks: vec![(Stage::Before, analysis(0.3)), (Stage::After, analysis(0.5))],
         },
     }
 }
@@ -197,6 +222,8 @@ fn the_page_says_what_was_measured_and_nothing_in_it_is_taken_for_markup() {
     // Two examples of picture, truth, and two rows of prediction and three classes; four samples of two models; two
     // validations of attention and samples.
     assert_eq!(pictures, 2 * (2 + 2 * 4) + 4 * 2 + 2 * 2);
+    assert!(page.contains("All blocks") && page.matches("<svg class=\"blocks\"").count() == 2);
+    assert!(page.contains("block 1: 0.5"), "the drawing names its values");
     assert!(page.contains("While it was trained") && page.contains("Step 400: mIoU 80.0 %, held-out flow loss 0.4321"));
     assert_eq!(page.matches("alt=\"").count(), pictures);
     assert!(page.len() < 600_000, "{} bytes", page.len());
@@ -242,13 +269,13 @@ fn a_run_that_measures_nothing_or_was_stopped_has_a_page_too() {
         ..report(output)
     });
     assert!(page.contains("Stopped after step 20 of 400.") && !page.contains("load_lora_weights"));
-    for section in ["results", "attention", "samples"] {
+    for section in ["results", "attention", "samples", "blocks"] {
         assert!(!page.contains(&format!("id=\"{section}\"")), "{section}");
     }
     assert_eq!(page.matches("<svg").count(), 7);
     assert!(!output.join("summary.json").exists() && !output.join("samples").exists());
     let (_folder, _, page) = written(|output| RunReport { metrics: vec![], ..report(output) });
-    assert!(!page.contains("<svg") && page.contains("load_lora_weights"));
+    assert!(!page.contains("class=\"panel\"") && page.contains("load_lora_weights"));
 }
 
 /// Of a large vocabulary the page shows the classes that are there, and explains every colour that it paints.

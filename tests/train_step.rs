@@ -192,7 +192,7 @@ fn output_and_attention() {
         let v = model.forward(&noised, get("timestep"), get("context"), get("pooled"), None).unwrap();
         assert!(relative(&v, &expected["v"]) < 1e-4, "{variant}: v is off by {}", relative(&v, &expected["v"]));
 
-        let embedded = model.embedding.embed(&noised, get("timestep"), get("context"), get("pooled"), None).unwrap();
+        let embedded = model.embedding.embed(&noised, get("timestep"), get("context"), get("pooled")).unwrap();
         let layer = fixture.cases["expert_layer"].as_u64().unwrap() as usize;
         let probe = model.probe(&embedded, layer).unwrap();
         let heads = model.config.num_attention_heads;

@@ -28,6 +28,7 @@ pub(super) fn section(reader: &mut Reader, run: &RunConfig) -> Option<EvalConfig
         protocol: reader.get("eval.protocol", SegmentationProtocol::Present),
         size: reader.checked("eval.size", run.data.resolution, within(16, 8192)),
         flow_images: reader.get("eval.flow_images", 0),
+        analysis_images: reader.get("eval.analysis_images", 0),
         generation_images: reader.get("eval.generation_images", if can_compare { 500 } else { 0 }),
         steps: reader.checked("eval.steps", 28, within(1, 1000)),
         guidance: reader.checked("eval.guidance", 7.0, at_least(0.0)),
@@ -77,6 +78,9 @@ fn check_together(eval: &EvalConfig, run: &RunConfig, reader: &mut Reader) {
             "is missing; images are drawn from captions (generation_images = 0 draws none)",
         ),
         _ => {}
+    }
+    if eval.analysis_images > 0 && !labels {
+        reader.problem(&["eval.labels", "eval.analysis_images"], "is missing; blocks are compared by how they segment");
     }
     if !labels && !classes && eval.generation_images == 0 && eval.flow_images == 0 && eval.every == 0 {
         reader.problem(

@@ -10,9 +10,11 @@ use maud::{Markup, html};
 const WIDTH: f64 = 300.0;
 const HEIGHT: f64 = 190.0;
 const FRAME: [f64; 4] = [40.0, WIDTH - 8.0, 30.0, HEIGHT - 34.0];
-const STYLE: &str = "text{font:11px system-ui,sans-serif;fill:#333}.title{font-weight:600}.first{fill:#3b6fb6}\
-    .second{fill:#d98c3f}.expert{fill:#1d3f73}.uniform{stroke:#777;stroke-dasharray:4 3}.axis{stroke:#999}.y{text-anchor:end}\
-    .x{text-anchor:middle}";
+/// For the drawing alone, also where it stands in a page.
+const STYLE: &str = ".blocks text{font:11px system-ui,sans-serif;fill:#333}.blocks .title{font-weight:600}\
+    .blocks .first{fill:#3b6fb6}.blocks .second{fill:#d98c3f}.blocks .expert{fill:#1d3f73}\
+    .blocks .uniform{stroke:#777;stroke-dasharray:4 3}.blocks .axis{stroke:#999}.blocks .y{text-anchor:end}\
+    .blocks .x{text-anchor:middle}";
 
 /// One value of every block.
 struct Series {
@@ -58,7 +60,7 @@ pub fn svg(found: &Analysis) -> Markup {
     }
     let (width, height) = (2.0 * WIDTH, panels.len().div_ceil(2) as f64 * HEIGHT);
     html! {
-        svg xmlns="http://www.w3.org/2000/svg" viewBox={ "0 0 " (width) " " (height) } width=(width) height=(height) {
+        svg.blocks xmlns="http://www.w3.org/2000/svg" viewBox={ "0 0 " (width) " " (height) } width=(width) height=(height) {
             style { (STYLE) }
             rect width="100%" height="100%" fill="#fff" {}
             @for (index, (title, series)) in panels.iter().enumerate() {

@@ -1,4 +1,5 @@
 //! `report.html`: all that a run has to show on one page, which loads nothing from anywhere else.
+use super::blocks;
 use super::curves::{panels, smoothed_steps, validation_panels};
 use super::metrics::StepMetrics;
 use super::samples::Samples;
@@ -6,6 +7,7 @@ use super::segmentation::{SegmentationExample, sheet_of};
 use super::summary::{Metric, Stage, Summary, percent};
 use super::validation::{self, ValidationPictures};
 use crate::error::Result;
+use crate::eval::analysis::Analysis;
 use crate::sample::image::write_png;
 use crate::whole_file::write_atomically;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
@@ -37,6 +39,8 @@ pub struct Measured {
     /// A few held-out pictures.
     pub segmentation: Vec<SegmentationExample>,
     pub samples: Samples,
+    /// All blocks, where they were looked at.
+    pub blocks: Vec<(Stage, Analysis)>,
 }
 
 /// Layers of one kind that were trained.
@@ -82,7 +86,7 @@ impl RunReport {
     /// # Errors
     /// A file cannot be written, or examples do not fit their pictures.
     pub fn write(&self, folder: &Path) -> Result<()> {
-        let Measured { summary, segmentation, samples } = &self.measured;
+        let Measured { summary, segmentation, samples, .. } = &self.measured;
         if !summary.is_empty() {
             summary.write(&folder.join("summary.json"))?;
         }
@@ -122,6 +126,7 @@ impl RunReport {
                         (self.results())
                         (self.segmentation()?)
                         (self.samples()?)
+                        (self.blocks())
                         (self.training())
                         (self.validation()?)
                         @if self.is_complete() { (self.usage()) }
@@ -218,6 +223,23 @@ impl RunReport {
                 }
             }
         })
+    }
+
+    fn blocks(&self) -> Markup {
+        html! {
+            @if !self.measured.blocks.is_empty() {
+                section #blocks {
+                    h2 { "All blocks" }
+                    p.note {
+                        "How each block's attention segments, where attention goes, and how large the values are that it \
+                         carries. Dark: the block that segments best."
+                    }
+                    @for (stage, found) in &self.measured.blocks {
+                        figure { figcaption { (stage.title()) } div.scroll { (blocks::svg(found)) } }
+                    }
+                }
+            }
+        }
     }
 
     fn training(&self) -> Markup {

@@ -3,6 +3,7 @@ use crate::config::{EvalConfig, RunConfig};
 use crate::data::Captions;
 use crate::data::captions::{Columns, first_by_key};
 use crate::error::{Error, Result};
+use crate::eval::analysis::analyse;
 use crate::eval::flow::HeldOut;
 use crate::eval::generation::statistics::image_files;
 use crate::eval::generation::{self, GenerationOptions, GenerationScores, Reference, load_networks};
@@ -80,6 +81,7 @@ impl<'a> Evaluation<'a> {
                 all.stages.extend(new.stages);
             }
         }
+        measured.blocks.extend(new.blocks);
         measured.samples.prompts = new.samples.prompts;
         measured.samples.columns.extend(new.samples.columns);
         Ok(true)
@@ -93,6 +95,11 @@ impl<'a> Evaluation<'a> {
             scores.miou = Some(found.miou);
             scores.pixel_accuracy = Some(found.pixel_accuracy);
             scores.per_class = ious.filter_map(|(name, iou)| Some((name, iou?))).collect();
+        }
+        if let Some(labelled) = self.labelled.as_ref().filter(|_| self.eval.analysis_images > 0) {
+            let limit = Some(self.eval.analysis_images);
+            let options = SegmentationOptions::of(self.eval, self.config.model.expert_layer, limit);
+            new.blocks.push((stage, analyse(pipeline, scheduler, labelled, &options, |_, _| {})?));
         }
         if let Some(held_out) = &self.held_out {
             scores.held_out_flow = Some(held_out.flow_loss(pipeline, scheduler, &self.config.noise)?);

@@ -5,7 +5,7 @@ mod evaluation;
 pub mod fingerprint;
 pub mod gradients;
 pub mod inputs;
-mod memory;
+pub mod memory;
 pub mod optimizer;
 mod outcome;
 pub mod parameters;
