@@ -57,6 +57,12 @@ impl Projection {
         self.adapter = None;
     }
 
+    /// Weight and bias alone; none where an adapter is on them.
+    pub fn frozen(&self) -> Option<ops::FrozenLayer> {
+        let Self { weight, bias, adapter } = self;
+        adapter.is_none().then(|| ops::FrozenLayer { weight: weight.clone(), bias: bias.clone() })
+    }
+
     /// x `[…, inner]` to `[…, outer]`.
     pub fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
         let adapter = self.adapter.as_ref().map(|lora| (&lora.down, &lora.up, lora.scale()));

@@ -1,7 +1,7 @@
 //! A frozen projection with its trainable low-rank adapter, in one node.
 use super::cpu::{Product, Threads, View};
 use super::function::{Function, Values, apply};
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{D, DType, Device, Result, Tensor};
 
 /// `y = x·Wᵀ + b`, and `+ scale·(x·Aᵀ)·Bᵀ` with an adapter (PEFT's `lora.Linear`).
 ///
@@ -13,19 +13,26 @@ pub fn linear(
     bias: Option<&Tensor>,
     adapter: Option<(&Tensor, &Tensor, f64)>,
 ) -> Result<Tensor> {
-    let (rows, inner) = (x.elem_count() / x.dim(candle_core::D::Minus1)?, x.dim(candle_core::D::Minus1)?);
-    let mut shape = x.dims().to_vec();
-    if let Some(last) = shape.last_mut() {
-        *last = weight.dim(0)?;
-    }
     let scale = adapter.map_or(0.0, |(_, _, scale)| scale);
     let function = Linear { weight: weight.clone(), bias: bias.cloned(), scale };
-    let x = x.reshape((rows, inner))?;
     match adapter {
-        None => apply(function, &[&x]),
-        Some((down, up, _)) => apply(function, &[&x, &down.to_dtype(x.dtype())?, &up.to_dtype(x.dtype())?]),
-    }?
-    .reshape(shape)
+        None => apply(function, &[x]),
+        Some((down, up, _)) => apply(function, &[x, &down.to_dtype(x.dtype())?, &up.to_dtype(x.dtype())?]),
+    }
+}
+
+/// `x` `[…, width]` as `[rows, width]`.
+fn rows(x: &Tensor) -> Result<Tensor> {
+    x.reshape(((), x.dim(D::Minus1)?))
+}
+
+/// The shape of `x` with `width` in its last place.
+fn with_width(x: &Tensor, width: usize) -> Vec<usize> {
+    let mut shape = x.dims().to_vec();
+    if let Some(last) = shape.last_mut() {
+        *last = width;
+    }
+    shape
 }
 
 pub(super) struct Linear {
@@ -43,12 +50,12 @@ impl Linear {
 
     /// Gradients by tensor products, on any device; those of weight and bias are never formed.
     fn backward(&self, inputs: &[Tensor], grad: &Tensor, needs: &[bool]) -> Result<Vec<Option<Tensor>>> {
-        let mut dx = if needs[0] { Some(grad.matmul(&self.weight(grad)?)?) } else { None };
-        let [x, down, up] = inputs else { return Ok(vec![dx]) };
+        let (shape, grad) = (inputs[0].shape(), &rows(grad)?);
+        let dx = if needs[0] { Some(grad.matmul(&self.weight(grad)?)?) } else { None };
+        let [x, down, up] = inputs else { return Ok(vec![dx.map(|dx| dx.reshape(shape)).transpose()?]) };
+        let x = &rows(x)?;
         let reduced = (grad.matmul(up)? * self.scale)?;
-        if let Some(dx) = &mut dx {
-            *dx = (&*dx + reduced.matmul(down)?)?;
-        }
+        let dx = dx.map(|dx| (dx + reduced.matmul(down)?)?.reshape(shape)).transpose()?;
         let d_down = if needs[1] { Some(reduced.t()?.matmul(x)?) } else { None };
         let d_up = if needs[2] { Some((grad.t()?.matmul(&x.matmul(&down.t()?)?)? * self.scale)?) } else { None };
         Ok(vec![dx, d_down, d_up])
@@ -59,19 +66,21 @@ impl Function for Linear {
     const NAME: &'static str = "linear";
 
     fn composed(&self, inputs: &[Tensor]) -> Result<Tensor> {
-        let mut y = inputs[0].matmul(&self.weight(&inputs[0])?.t()?)?;
+        let x = rows(&inputs[0])?;
+        let mut y = x.matmul(&self.weight(&x)?.t()?)?;
         if let Some(bias) = &self.bias {
             y = y.broadcast_add(&bias.to_dtype(y.dtype())?)?;
         }
-        match inputs {
-            [x, down, up] => y + (x.matmul(&down.t()?)?.matmul(&up.t()?)? * self.scale)?,
-            _ => Ok(y),
+        if let [_, down, up] = inputs {
+            y = (y + (x.matmul(&down.t()?)?.matmul(&up.t()?)? * self.scale)?)?;
         }
+        let outer = y.dim(1)?;
+        y.reshape(with_width(&inputs[0], outer))
     }
 
     fn cpu_forward(&self, inputs: &[Tensor]) -> Result<Tensor> {
-        let (rows, inner) = inputs[0].dims2()?;
-        let outer = self.weight.dim(0)?;
+        let (outer, inner) = self.weight.dims2()?;
+        let rows = inputs[0].elem_count() / inner;
         let x = Values::of(&inputs[0])?;
         let weight = self.weight(&inputs[0])?;
         let weight = Values::of(&weight)?;
@@ -111,7 +120,7 @@ impl Function for Linear {
             }
             .into(&mut y, outer);
         }
-        Tensor::from_vec(y, (rows, outer), &Device::Cpu)
+        Tensor::from_vec(y, with_width(&inputs[0], outer), &Device::Cpu)
     }
 
     fn cpu_backward(
@@ -121,7 +130,56 @@ impl Function for Linear {
         grad: &Tensor,
         needs: &[bool],
     ) -> Result<Vec<Option<Tensor>>> {
-        self.backward(inputs, grad, needs)
+        let (outer, inner) = self.weight.dims2()?;
+        let rows = inputs[0].elem_count() / inner;
+        let weight = self.weight(&inputs[0])?.contiguous()?;
+        let (grad, weight) = (Values::of(grad)?, Values::of(&weight)?);
+        let product = |shape: (usize, usize, usize), a, b, scale, out: &mut Vec<f32>| {
+            // What is there already is added to.
+            let accumulate = !out.is_empty();
+            out.resize(shape.0 * shape.2, 0.0);
+            Product { shape, a, b, scale, accumulate, threads: Threads::All }.into(out, shape.2);
+        };
+        let mut dx = vec![];
+        if needs[0] {
+            product((rows, outer, inner), View::rows(&grad, outer), View::rows(&weight, inner), 1.0, &mut dx);
+        }
+        let mut gradients = vec![];
+        if let [x, down, up] = inputs {
+            let rank = down.dim(0)?;
+            let (x, down, up) = (Values::of(x)?, Values::of(down)?, Values::of(up)?);
+            let scale = self.scale as f32;
+            // The gradient of x·Aᵀ.
+            let mut reduced = vec![];
+            product((rows, outer, rank), View::rows(&grad, outer), View::rows(&up, rank), scale, &mut reduced);
+            if needs[0] {
+                product((rows, rank, inner), View::rows(&reduced, rank), View::rows(&down, inner), 1.0, &mut dx);
+            }
+            let (mut d_down, mut d_up) = (vec![], vec![]);
+            if needs[1] {
+                let reduced = View::rows(&reduced, rank).transposed();
+                product((rank, rows, inner), reduced, View::rows(&x, inner), 1.0, &mut d_down);
+            }
+            if needs[2] {
+                let mut low = vec![];
+                product(
+                    (rows, inner, rank),
+                    View::rows(&x, inner),
+                    View::rows(&down, inner).transposed(),
+                    1.0,
+                    &mut low,
+                );
+                let grad = View::rows(&grad, outer).transposed();
+                product((outer, rows, rank), grad, View::rows(&low, rank), scale, &mut d_up);
+            }
+            gradients = vec![(needs[1], d_down, vec![rank, inner]), (needs[2], d_up, vec![outer, rank])];
+        }
+        gradients.insert(0, (needs[0], dx, inputs[0].dims().to_vec()));
+        let tensor = |(needed, values, shape)| match needed {
+            true => Tensor::from_vec(values, shape, &Device::Cpu).map(Some),
+            false => Ok(None),
+        };
+        gradients.into_iter().map(tensor).collect()
     }
 
     fn other_backward(&self, inputs: &[Tensor], grad: &Tensor, needs: &[bool]) -> Result<Vec<Option<Tensor>>> {

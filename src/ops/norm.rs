@@ -30,6 +30,27 @@ fn moments(row: &[f32]) -> (f32, f32) {
     (mean, 1.0 / (variance + EPSILON as f32).sqrt())
 }
 
+/// `layer_norm(x)·(1 + scale) + shift` of one row.
+#[inline(always)]
+pub(super) fn modulate_row(x: &[f32], shift: &[f32], scale: &[f32], out: &mut [f32]) {
+    let (mean, inverse) = moments(x);
+    for i in 0..out.len() {
+        out[i] = (x[i] - mean) * inverse * (1.0 + scale[i]) + shift[i];
+    }
+}
+
+/// The gradient of a row's `x` from that of its result, `dy`.
+#[inline(always)]
+pub(super) fn norm_row_backward(x: &[f32], dy: &[f32], scale: &[f32], dx: &mut [f32]) {
+    let (width, n) = (x.len(), x.len() as f32);
+    let (mean, inverse) = moments(x);
+    let mean_g = sum(width, |i| dy[i] * (1.0 + scale[i])) / n;
+    let mean_gx = sum(width, |i| dy[i] * (1.0 + scale[i]) * (x[i] - mean) * inverse) / n;
+    for i in 0..dx.len() {
+        dx[i] = inverse * (dy[i] * (1.0 + scale[i]) - mean_g - (x[i] - mean) * inverse * mean_gx);
+    }
+}
+
 impl Function for LayerNormModulate {
     const NAME: &'static str = "layer-norm-modulate";
 
@@ -49,13 +70,8 @@ impl Function for LayerNormModulate {
         let (x, shift, scale) = (Values::of(&inputs[0])?, Values::of(&inputs[1])?, Values::of(&inputs[2])?);
         let mut y = vec![0f32; x.len()];
         for_each_row(&mut y, width, |r, out| {
-            let row = &x[r * width..][..width];
             let of_batch = r / tokens * width;
-            let (shift, scale) = (&shift[of_batch..][..width], &scale[of_batch..][..width]);
-            let (mean, inverse) = moments(row);
-            for i in 0..width {
-                out[i] = (row[i] - mean) * inverse * (1.0 + scale[i]) + shift[i];
-            }
+            modulate_row(&x[r * width..][..width], &shift[of_batch..][..width], &scale[of_batch..][..width], out);
         });
         Tensor::from_vec(y, inputs[0].shape(), &Device::Cpu)
     }
@@ -75,15 +91,8 @@ impl Function for LayerNormModulate {
         let (x, scale, grad) = (Values::of(&inputs[0])?, Values::of(&inputs[2])?, Values::of(grad)?);
         let mut dx = vec![0f32; x.len()];
         for_each_row(&mut dx, width, |r, out| {
-            let (row, dy) = (&x[r * width..][..width], &grad[r * width..][..width]);
             let scale = &scale[r / tokens * width..][..width];
-            let (mean, inverse) = moments(row);
-            let n = width as f32;
-            let mean_g = sum(width, |i| dy[i] * (1.0 + scale[i])) / n;
-            let mean_gx = sum(width, |i| dy[i] * (1.0 + scale[i]) * (row[i] - mean) * inverse) / n;
-            for i in 0..width {
-                out[i] = inverse * (dy[i] * (1.0 + scale[i]) - mean_g - (row[i] - mean) * inverse * mean_gx);
-            }
+            norm_row_backward(&x[r * width..][..width], &grad[r * width..][..width], scale, out);
         });
         Ok(vec![Some(Tensor::from_vec(dx, inputs[0].shape(), &Device::Cpu)?), None, None])
     }

@@ -18,6 +18,18 @@ const CUBIC: f32 = 0.044_715;
 /// Elements that are handed to a thread as one row.
 const STRIP: usize = 4096;
 
+#[inline(always)]
+pub(super) fn gelu_value(x: f32) -> f32 {
+    0.5 * x * (1.0 + tanh(SQRT_2_OVER_PI * (x + CUBIC * x * x * x)))
+}
+
+#[inline(always)]
+pub(super) fn gelu_derivative(x: f32) -> f32 {
+    let t = tanh(SQRT_2_OVER_PI * (x + CUBIC * x * x * x));
+    let inner = SQRT_2_OVER_PI * (1.0 + 3.0 * CUBIC * x * x);
+    0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * inner
+}
+
 pub(super) struct Gelu;
 
 impl Function for Gelu {
@@ -31,9 +43,7 @@ impl Function for Gelu {
         let x = Values::of(&inputs[0])?;
         let mut y = x.to_vec();
         strips(&mut y, |_, out| {
-            for v in out {
-                *v = 0.5 * *v * (1.0 + tanh(SQRT_2_OVER_PI * (*v + CUBIC * *v * *v * *v)));
-            }
+            out.iter_mut().for_each(|value| *value = gelu_value(*value));
         });
         Tensor::from_vec(y, inputs[0].shape(), &Device::Cpu)
     }
@@ -42,11 +52,7 @@ impl Function for Gelu {
         let (x, grad) = (Values::of(&inputs[0])?, Values::of(grad)?);
         let mut dx = grad.to_vec();
         strips(&mut dx, |start, out| {
-            for (d, v) in out.iter_mut().zip(&x[start..]) {
-                let t = tanh(SQRT_2_OVER_PI * (v + CUBIC * v * v * v));
-                let inner = SQRT_2_OVER_PI * (1.0 + 3.0 * CUBIC * v * v);
-                *d *= 0.5 * (1.0 + t) + 0.5 * v * (1.0 - t * t) * inner;
-            }
+            out.iter_mut().zip(&x[start..]).for_each(|(d, x)| *d *= gelu_derivative(*x));
         });
         Ok(vec![Some(Tensor::from_vec(dx, inputs[0].shape(), &Device::Cpu)?)])
     }

@@ -152,6 +152,31 @@ fn pointwise() {
 }
 
 #[test]
+fn feed_forward_with_and_without_bias() {
+    // The last keeps all rows in one piece.
+    for (batch, tokens, width, hidden) in [(1, 1, 3, 5), (2, 131, 8, 20), (3, 5, 512, 520)] {
+        for bias in [false, true] {
+            let make = |device: &Device| {
+                let on = |seed, shape: &[usize]| normal(seed, shape).to_device(device).unwrap();
+                let layer = |seed, outer: usize, inner: usize| FrozenLayer {
+                    weight: (on(seed, &[outer, inner]) * (inner as f64).powf(-0.5)).unwrap(),
+                    bias: bias.then(|| on(seed + 1, &[outer])),
+                };
+                super::feed_forward::FeedForward {
+                    shift: on(1, &[batch, width]),
+                    scale: on(2, &[batch, width]),
+                    gate: on(3, &[batch, width]),
+                    up: layer(4, hidden, width),
+                    down: layer(6, width, hidden),
+                    kept: Some(std::sync::Mutex::default()),
+                }
+            };
+            check(make, &[normal(8, &[batch, tokens, width])], &[true]);
+        }
+    }
+}
+
+#[test]
 fn attention_forms() {
     for (batch, queries, keys, heads, d, last_key_count) in
         [(1, 1, 1, 1, 4, 1), (2, 9, 13, 3, 5, 1), (2, 9, 13, 3, 5, 20), (2, 150, 77, 2, 16, 256)]

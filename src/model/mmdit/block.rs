@@ -104,8 +104,13 @@ impl FeedForward {
         })
     }
 
-    fn forward(&self, x: &Tensor) -> TensorResult<Tensor> {
-        self.down.forward(&ops::gelu(&self.up.forward(x)?)?)
+    /// `x` plus what the layers make of it, normed and modulated by shift, scale and gate.
+    fn forward(&self, x: &Tensor, [shift, scale, gate]: [&Tensor; 3]) -> TensorResult<Tensor> {
+        if let (Some(up), Some(down)) = (self.up.frozen(), self.down.frozen()) {
+            return ops::feed_forward(x, [shift, scale, gate], up, down);
+        }
+        let normed = ops::layer_norm_modulate(x, shift, scale)?;
+        ops::gated_residual(x, &self.down.forward(&ops::gelu(&self.up.forward(&normed)?)?)?, gate)
     }
 }
 
@@ -285,8 +290,7 @@ impl Block {
             let attended = ops::attention(&q, &k, &second.qkv.v.forward(&normed)?, self.heads, 1)?;
             out = ops::gated_residual(&out, &second.out.forward(&attended)?, &for_image[8])?;
         }
-        let normed = ops::layer_norm_modulate(&out, &for_image[3], &for_image[4])?;
-        let image = ops::gated_residual(&out, &self.feed_forward.forward(&normed)?, &for_image[5])?;
+        let image = self.feed_forward.forward(&out, [&for_image[3], &for_image[4], &for_image[5]])?;
 
         let text = match &self.context {
             None => streams.text.clone(),
@@ -294,8 +298,7 @@ impl Block {
                 let attended = attended.narrow(1, tokens, streams.text.dim(1)?)?;
                 let update = context.attention_out.forward(&attended)?;
                 let out = ops::gated_residual(&streams.text, &update, &for_text[2])?;
-                let normed = ops::layer_norm_modulate(&out, &for_text[3], &for_text[4])?;
-                ops::gated_residual(&out, &context.feed_forward.forward(&normed)?, &for_text[5])?
+                context.feed_forward.forward(&out, [&for_text[3], &for_text[4], &for_text[5]])?
             }
         };
         Ok((Streams { image, text, last_text_count: streams.last_text_count }, inputs))
