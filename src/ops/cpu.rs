@@ -127,6 +127,29 @@ pub fn sum(n: usize, f: impl Fn(usize) -> f32) -> f32 {
     lanes[0]
 }
 
+/// Several such sums in one pass.
+#[inline(always)]
+pub fn sums<const N: usize>(n: usize, f: impl Fn(usize) -> [f32; N]) -> [f32; N] {
+    let mut lanes = [[0f32; LANES]; N];
+    let whole = n / LANES * LANES;
+    let mut i = 0;
+    while i < whole {
+        for lane in 0..LANES {
+            let values = f(i + lane);
+            for (lanes, value) in lanes.iter_mut().zip(values) {
+                lanes[lane] += value;
+            }
+        }
+        i += LANES;
+    }
+    for i in whole..n {
+        for (lanes, value) in lanes.iter_mut().zip(f(i)) {
+            lanes[i - whole] += value;
+        }
+    }
+    lanes.map(|lanes| sum(LANES, |lane| lanes[lane]))
+}
+
 /// The largest value, in the same lanes as [`sum`]; negative infinity for none.
 #[inline(always)]
 pub fn maximum(values: &[f32]) -> f32 {
@@ -178,10 +201,19 @@ pub fn tanh(x: f32) -> f32 {
 #[inline(always)]
 pub fn softmax(row: &mut [f32]) {
     let largest = maximum(row);
-    for value in row.iter_mut() {
-        *value = exp(*value - largest);
+    let mut lanes = [0f32; LANES];
+    let (whole, rest) = row.split_at_mut(row.len() / LANES * LANES);
+    for chunk in whole.chunks_exact_mut(LANES) {
+        for lane in 0..LANES {
+            chunk[lane] = exp(chunk[lane] - largest);
+            lanes[lane] += chunk[lane];
+        }
     }
-    let inverse = 1.0 / sum(row.len(), |i| row[i]);
+    for (value, lane) in rest.iter_mut().zip(&mut lanes) {
+        *value = exp(*value - largest);
+        *lane += *value;
+    }
+    let inverse = 1.0 / sum(LANES, |lane| lanes[lane]);
     for value in row.iter_mut() {
         *value *= inverse;
     }

@@ -1,5 +1,5 @@
 //! Focal and dice loss of maps against masks of a larger size: the enlarged maps are never stored.
-use super::cpu::{exp, sigmoid, sum, vectorised};
+use super::cpu::{exp, sums, vectorised};
 use super::enlarge::{Enlarge, Rows, RowsBackward, enlarge};
 use super::function::{Function, Values, apply};
 use candle_core::{Device, Result, Tensor, bail};
@@ -50,20 +50,40 @@ struct Sums {
 /// `ln(1 + e^-|x|)`, the part of the cross-entropy that is not linear.
 #[inline(always)]
 pub fn soft(x: f32) -> f32 {
-    // ln(1 + t) for t in (0, 1]: by atanh's series in s = t/(2+t) <= 1/3
-    let t = exp(-x.abs());
+    ln_1_plus(exp(-x.abs()))
+}
+
+/// `ln(1 + t)` for t from 0 to 1, by atanh's series in s = t/(2+t) <= 1/3.
+#[inline(always)]
+fn ln_1_plus(t: f32) -> f32 {
     let s = t / (2.0 + t);
     let s2 = s * s;
     2.0 * s * (1.0 + s2 * (1.0 / 3.0 + s2 * (0.2 + s2 * (1.0 / 7.0 + s2 * (1.0 / 9.0 + s2 * (1.0 / 11.0))))))
 }
 
-/// Cross-entropy of a logit with its target, and focal's `1 − p_t` and α.
+/// What both losses are made of, at one pixel.
+struct Pixel {
+    /// Sigmoid of the logit.
+    probability: f32,
+    cross_entropy: f32,
+    /// Focal's `1 − p_t`.
+    wrong: f32,
+    alpha: f32,
+}
+
+/// One exponential serves all.
 #[inline(always)]
-fn focal_parts(logit: f32, target: f32, raw_logit: bool) -> (f32, f32, f32) {
-    let cross_entropy = logit.max(0.0) - logit * target + soft(logit);
-    let p = if raw_logit { logit } else { sigmoid(logit) };
-    let wrong = 1.0 - (p * target + (1.0 - p) * (1.0 - target));
-    (cross_entropy, wrong, ALPHA * target + (1.0 - ALPHA) * (1.0 - target))
+fn pixel(logit: f32, target: f32, raw_logit: bool) -> Pixel {
+    let t = exp(-logit.abs());
+    let larger = 1.0 / (1.0 + t);
+    let probability = if logit >= 0.0 { larger } else { t * larger };
+    let p = if raw_logit { logit } else { probability };
+    Pixel {
+        probability,
+        cross_entropy: logit.max(0.0) - logit * target + ln_1_plus(t),
+        wrong: 1.0 - (p * target + (1.0 - p) * (1.0 - target)),
+        alpha: ALPHA * target + (1.0 - ALPHA) * (1.0 - target),
+    }
 }
 
 impl MaskLoss {
@@ -88,14 +108,12 @@ impl MaskLoss {
     fn sums(&self, map: &[f32], enlarge: (&Enlarge, &Enlarge), target: &dyn Target) -> Sums {
         let mut total = [0f64; 4];
         self.for_each_row(map, enlarge, target, |_, logits, wanted| {
-            let n = logits.len();
             let row = vectorised(|| {
-                let focal = sum(n, |i| {
-                    let (cross_entropy, wrong, alpha) = focal_parts(logits[i], wanted[i], self.raw_logit);
-                    alpha * wrong * wrong * cross_entropy
-                });
-                let overlap = sum(n, |i| sigmoid(logits[i]) * wanted[i]);
-                [focal, overlap, sum(n, |i| sigmoid(logits[i])), sum(n, |i| wanted[i])]
+                sums(logits.len(), |i| {
+                    let Pixel { probability, cross_entropy, wrong, alpha } =
+                        pixel(logits[i], wanted[i], self.raw_logit);
+                    [alpha * wrong * wrong * cross_entropy, probability * wanted[i], probability, wanted[i]]
+                })
             });
             total.iter_mut().zip(row).for_each(|(total, row)| *total += f64::from(row));
         });
@@ -170,8 +188,7 @@ impl Function for MaskLoss {
                 vectorised(|| {
                     for i in 0..d_row.len() {
                         let (logit, t) = (logits[i], wanted[i]);
-                        let (cross_entropy, wrong, alpha) = focal_parts(logit, t, self.raw_logit);
-                        let p = sigmoid(logit);
+                        let Pixel { probability: p, cross_entropy, wrong, alpha } = pixel(logit, t, self.raw_logit);
                         let slope = p * (1.0 - p);
                         let d_right = (2.0 * t - 1.0) * if self.raw_logit { 1.0 } else { slope };
                         let d_loss = wrong * (wrong * (p - t) - 2.0 * d_right * cross_entropy);

@@ -43,10 +43,15 @@ fn split<T>(mut take: impl FnMut(usize) -> T) -> [T; 6] {
 
 pub(super) struct ScoreHead;
 
+type Taps = [[[f32; CHANNELS]; 3]; 3];
+
 /// Parameters laid out for the products: `kernel[ky]` is `[3·in, out]`, row `kx·in + channel`.
 struct Layers {
     first: [Vec<f32>; 3],
-    first_bias: Vec<f32>,
+    /// The same, a vector of channels for each of the nine places; and so of the last layer.
+    first_taps: Taps,
+    last_taps: Taps,
+    first_bias: [f32; CHANNELS],
     second: Kernels<CHANNELS>,
     /// The same for the gradient.
     second_rows: [Vec<f32>; 3],
@@ -64,7 +69,9 @@ impl Layers {
         });
         Self {
             first: kernel_rows(w1, 1, CHANNELS),
-            first_bias: b1.to_vec(),
+            first_taps: taps(w1),
+            last_taps: taps(w3),
+            first_bias: std::array::from_fn(|channel| b1[channel]),
             second: Kernels::new(w2),
             second_rows: kernel_rows(w2, CHANNELS, CHANNELS),
             second_bias: b2.to_vec(),
@@ -72,6 +79,11 @@ impl Layers {
             last_bias: b3[0],
         }
     }
+}
+
+/// A kernel of one input or one output channel by place.
+fn taps(weight: &[f32]) -> Taps {
+    [0, 1, 2].map(|ky| [0, 1, 2].map(|kx| std::array::from_fn(|channel| weight[channel * 9 + ky * 3 + kx])))
 }
 
 /// torch's `[out, in, 3, 3]` as three matrices `[3·in, out]`.
@@ -225,14 +237,16 @@ impl Bordered {
     fn hidden(&self, input: &[f32], layers: &Layers) -> (Vec<f32>, Vec<f32>) {
         let mut first = self.zeros(CHANNELS);
         self.for_each_pixel(&mut first, CHANNELS, |p, pixel| {
-            pixel.copy_from_slice(&layers.first_bias);
-            for (ky, rows) in layers.first.iter().enumerate() {
+            let mut values = layers.first_bias;
+            for (ky, rows) in layers.first_taps.iter().enumerate() {
                 let seen = &input[self.first_seen(ky) + p..][..3];
-                for (seen, weights) in seen.iter().zip(rows.chunks_exact(CHANNELS)) {
-                    pixel.iter_mut().zip(weights).for_each(|(value, weight)| *value += seen * weight);
+                for (seen, weights) in seen.iter().zip(rows) {
+                    for c in 0..CHANNELS {
+                        values[c] += seen * weights[c];
+                    }
                 }
             }
-            pixel.iter_mut().for_each(|value| *value = value.max(0.0));
+            pixel.copy_from_slice(&values.map(|value| value.max(0.0)));
         });
         let mut second = self.zeros(CHANNELS);
         let stack = Stack { maps: self.maps, height: self.height, width: self.width };
@@ -254,17 +268,21 @@ impl Bordered {
 
     fn forward(&self, maps: &mut [f32], layers: &Layers) {
         let (_, second) = self.hidden(&self.load(maps), layers);
+        let (pixels, _) = second.as_chunks::<CHANNELS>();
         vectorised(|| {
             for (r, row) in maps.chunks_exact_mut(self.inner_width).enumerate() {
                 for (x, out) in row.iter_mut().enumerate() {
                     // The pixel's number without the margin.
                     let pixel = self.row(r) + x - self.margin();
-                    let [above, level, below] = std::array::from_fn(|ky| {
-                        let seen = &second[(self.first_seen(ky) + pixel) * CHANNELS..][..3 * CHANNELS];
-                        let weights = &layers.last[ky][..3 * CHANNELS];
-                        sum(3 * CHANNELS, |i| seen[i] * weights[i])
-                    });
-                    *out += above + level + below + layers.last_bias;
+                    let mut values = [0f32; CHANNELS];
+                    for (ky, taps) in layers.last_taps.iter().enumerate() {
+                        for (seen, weights) in pixels[self.first_seen(ky) + pixel..].iter().zip(taps) {
+                            for c in 0..CHANNELS {
+                                values[c] += seen[c] * weights[c];
+                            }
+                        }
+                    }
+                    *out += sum(CHANNELS, |c| values[c]) + layers.last_bias;
                 }
             }
         });

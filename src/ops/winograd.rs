@@ -11,7 +11,7 @@ pub(super) const TILE: usize = 2;
 /// Positions of a transformed tile.
 const POSITIONS: usize = 16;
 /// Tiles that are transformed together, so that they and their products stay in cache.
-const TILES_AT_ONCE: usize = 64;
+const TILES_AT_ONCE: usize = 128;
 
 /// Kernels of a convolution from C to C channels in Winograd's form: `[position, in, out]`.
 pub(super) struct Kernels<const C: usize>(Vec<[f32; C]>);
