@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use std::ops::Range;
 
 /// Queries whose scores are held at a time.
-const BLOCK: usize = 64;
+const BLOCK: usize = 128;
 /// Score elements that the composed form holds at a time.
 const COMPOSED_SCORES: usize = 1 << 28;
 

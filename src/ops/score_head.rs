@@ -6,7 +6,7 @@
 //! matrix products, one a kernel row: three neighbouring pixels are one row of 3·channels numbers.
 use super::cpu::{Product, Threads, View, sum, vectorised};
 use super::function::{Function, Values, apply};
-use super::winograd::{Kernels, Stack, TILE};
+use super::winograd::{self, Kernels, Stack, TILE};
 use candle_core::{Device, Result, Tensor};
 use rayon::prelude::*;
 
@@ -112,9 +112,22 @@ fn indices(outer: usize, inner: usize) -> impl Iterator<Item = (usize, usize, us
     (0..outer).flat_map(move |o| (0..inner).flat_map(move |i| (0..3).map(move |kx| (o, i, kx))))
 }
 
+/// Activations of as many maps as a task takes. Borders stay zero from one task to the next.
+struct Hidden {
+    first: Vec<f32>,
+    second: Vec<f32>,
+    scratch: winograd::Scratch<CHANNELS>,
+}
+
+impl Hidden {
+    fn new(of: &Bordered) -> Self {
+        Self { first: of.zeros(CHANNELS), second: of.zeros(CHANNELS), scratch: winograd::Scratch::default() }
+    }
+}
+
 /// Some maps with a border of zeros around each: pixel (map, y, x) of channel c at `((map·H + y + 1)·W + x + 1)·C + c`,
-/// behind a margin of `W + 1` pixels, so that the neighbours of every pixel exist. The border is one pixel wide, and two
-/// at the bottom or the right where that makes H or W even.
+/// behind a margin of `W + 1` pixels, so that the neighbours of every pixel exist. The border is one pixel wide, and
+/// more at the bottom and the right where that makes whole tiles.
 struct Bordered {
     maps: usize,
     /// Sizes with the border.
@@ -233,25 +246,24 @@ impl Bordered {
         }
     }
 
-    /// Both hidden layers after their ReLU.
-    fn hidden(&self, input: &[f32], layers: &Layers) -> (Vec<f32>, Vec<f32>) {
-        let mut first = self.zeros(CHANNELS);
-        self.for_each_pixel(&mut first, CHANNELS, |p, pixel| {
+    /// Both hidden layers after their ReLU, `hidden.first` and `hidden.second`, which have room for them.
+    fn hidden(&self, input: &[f32], layers: &Layers, hidden: &mut Hidden) {
+        let Hidden { first, second, scratch } = hidden;
+        self.for_each_pixel(first, CHANNELS, |p, pixel| {
             let mut values = layers.first_bias;
-            for (ky, rows) in layers.first_taps.iter().enumerate() {
+            for ky in 0..3 {
                 let seen = &input[self.first_seen(ky) + p..][..3];
-                for (seen, weights) in seen.iter().zip(rows) {
+                for kx in 0..3 {
                     for c in 0..CHANNELS {
-                        values[c] += seen * weights[c];
+                        values[c] += seen[kx] * layers.first_taps[ky][kx][c];
                     }
                 }
             }
             pixel.copy_from_slice(&values.map(|value| value.max(0.0)));
         });
-        let mut second = self.zeros(CHANNELS);
         let stack = Stack { maps: self.maps, height: self.height, width: self.width };
         let (pixels, _) = first[self.margin() * CHANNELS..].as_chunks();
-        layers.second.convolve(pixels, stack, |place, values| {
+        layers.second.convolve(pixels, stack, scratch, |place, values| {
             let pixels = (0..TILE).flat_map(|y| (0..TILE).map(move |x| (place.y + y, place.x + x)));
             for ((y, x), values) in pixels.zip(values) {
                 if y < self.inner_height && x < self.inner_width {
@@ -263,22 +275,22 @@ impl Bordered {
                 }
             }
         });
-        (first, second)
     }
 
-    fn forward(&self, maps: &mut [f32], layers: &Layers) {
-        let (_, second) = self.hidden(&self.load(maps), layers);
-        let (pixels, _) = second.as_chunks::<CHANNELS>();
+    fn forward(&self, maps: &mut [f32], layers: &Layers, hidden: &mut Hidden) {
+        self.hidden(&self.load(maps), layers, hidden);
+        let (pixels, _) = hidden.second.as_chunks::<CHANNELS>();
         vectorised(|| {
             for (r, row) in maps.chunks_exact_mut(self.inner_width).enumerate() {
                 for (x, out) in row.iter_mut().enumerate() {
                     // The pixel's number without the margin.
                     let pixel = self.row(r) + x - self.margin();
                     let mut values = [0f32; CHANNELS];
-                    for (ky, taps) in layers.last_taps.iter().enumerate() {
-                        for (seen, weights) in pixels[self.first_seen(ky) + pixel..].iter().zip(taps) {
+                    for ky in 0..3 {
+                        let seen = &pixels[self.first_seen(ky) + pixel..][..3];
+                        for kx in 0..3 {
                             for c in 0..CHANNELS {
-                                values[c] += seen[c] * weights[c];
+                                values[c] += seen[kx][c] * layers.last_taps[ky][kx][c];
                             }
                         }
                     }
@@ -291,7 +303,9 @@ impl Bordered {
     /// Adds the gradient of the maps to `d_maps` (which comes holding that of the sum); returns the parameters'.
     fn backward(&self, maps: &[f32], d_maps: &mut [f32], layers: &Layers) -> Vec<f32> {
         let input = self.load(maps);
-        let (first, second) = self.hidden(&input, layers);
+        let mut hidden = Hidden::new(self);
+        self.hidden(&input, layers, &mut hidden);
+        let Hidden { first, second, .. } = hidden;
         let d_last = self.load(d_maps);
         let mut gradient = vec![0f32; PARAMETERS.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum()];
         let mut rest = gradient.as_mut_slice();
@@ -363,8 +377,11 @@ impl Function for ScoreHead {
         let (_, height, width) = inputs[0].dims3()?;
         let layers = Layers::new(&Values::of(&inputs[1])?);
         let mut out = Values::of(&inputs[0])?.to_vec();
-        out.par_chunks_mut(maps_a_task(height, width) * height * width)
-            .for_each(|maps| Bordered::new(maps.len(), height, width).forward(maps, &layers));
+        let size = maps_a_task(height, width) * height * width;
+        let hidden = || Hidden::new(&Bordered::new(size, height, width));
+        out.par_chunks_mut(size).for_each_init(hidden, |hidden, maps| {
+            Bordered::new(maps.len(), height, width).forward(maps, &layers, hidden)
+        });
         Tensor::from_vec(out, inputs[0].shape(), &Device::Cpu)
     }
 

@@ -1,17 +1,32 @@
-//! A 3×3 convolution by Winograd's minimal filtering F(2×2, 3×3) (Lavin and Gray 2015): four outputs from sixteen
-//! products a pair of channels, in place of thirty-six.
+//! A 3×3 convolution by Winograd's minimal filtering F(4×4, 3×3) (Lavin and Gray 2015): sixteen outputs from thirty-six
+//! products a pair of channels, in place of 144.
 //!
-//! Tiles of 4×4 inputs, two apart, and the kernels are taken to where the convolution is a product a position: sixteen
-//! matrix products of `[tiles, channels]` with `[channels, channels]`. The transforms add, subtract and halve, so
-//! rounding stays that of a direct convolution.
+//! Tiles of 6×6 inputs, four apart, and the kernels are taken to where the convolution is a product a position: 36 matrix
+//! products of `[tiles, channels]` with `[channels, channels]`. Rounding is about ten times that of a direct convolution,
+//! a few millionths of the largest value; cuDNN does the same.
 use super::cpu::{Product, Threads, View, vectorised};
 
 /// Outputs of a tile, a side; the tile reads two more.
-pub(super) const TILE: usize = 2;
+pub(super) const TILE: usize = 4;
+/// Inputs of a tile, a side.
+const SIDE: usize = TILE + 2;
 /// Positions of a transformed tile.
-const POSITIONS: usize = 16;
+const POSITIONS: usize = SIDE * SIDE;
 /// Tiles that are transformed together, so that they and their products stay in cache.
-const TILES_AT_ONCE: usize = 128;
+const TILES_AT_ONCE: usize = 64;
+
+/// Transformed tiles and their products, `[position, tile, channel]`; made once for many convolutions.
+pub(super) struct Scratch<const C: usize> {
+    transformed: Vec<[f32; C]>,
+    products: Vec<[f32; C]>,
+}
+
+impl<const C: usize> Default for Scratch<C> {
+    fn default() -> Self {
+        let zeros = || vec![[0f32; C]; POSITIONS * TILES_AT_ONCE];
+        Self { transformed: zeros(), products: zeros() }
+    }
+}
 
 /// Kernels of a convolution from C to C channels in Winograd's form: `[position, in, out]`.
 pub(super) struct Kernels<const C: usize>(Vec<[f32; C]>);
@@ -36,26 +51,30 @@ impl<const C: usize> Kernels<C> {
     /// From torch's `[out, in, 3, 3]`: `G·g·Gᵀ`.
     pub(super) fn new(weight: &[f32]) -> Self {
         let mut transformed = vec![[0f32; C]; POSITIONS * C];
-        let line = |a: f32, b: f32, c: f32| [a, 0.5 * (a + b + c), 0.5 * (a - b + c), c];
+        let line = |a: f32, b: f32, c: f32| {
+            let (outer, far) = (a + c, a + 4.0 * c);
+            [a / 4.0, -(outer + b) / 6.0, -(outer - b) / 6.0, (far + 2.0 * b) / 24.0, (far - 2.0 * b) / 24.0, c]
+        };
         for (pair, kernel) in weight.chunks_exact(9).enumerate() {
             let (outer, inner) = (pair / C, pair % C);
-            let columns: [[f32; 4]; 3] = std::array::from_fn(|x| line(kernel[x], kernel[3 + x], kernel[6 + x]));
-            for y in 0..4 {
+            let columns: [[f32; SIDE]; 3] = std::array::from_fn(|x| line(kernel[x], kernel[3 + x], kernel[6 + x]));
+            for y in 0..SIDE {
                 let row = line(columns[0][y], columns[1][y], columns[2][y]);
                 for (x, value) in row.into_iter().enumerate() {
-                    transformed[(y * 4 + x) * C + inner][outer] = value;
+                    transformed[(y * SIDE + x) * C + inner][outer] = value;
                 }
             }
         }
         Self(transformed)
     }
 
-    /// The convolution of `input`, of a `stack` with even height and width, at all but the outermost pixels: `output` is
+    /// The convolution of `input`, of a `stack` whose height and width are two more than whole tiles, at all but the outermost pixels: `output` is
     /// called for every tile with its outputs, row by row.
     pub(super) fn convolve(
         &self,
         input: &[[f32; C]],
         stack: Stack,
+        Scratch { transformed, products }: &mut Scratch<C>,
         mut output: impl FnMut(Place, &[[f32; C]; TILE * TILE]),
     ) {
         let (rows, columns) = ((stack.height - 2) / TILE, (stack.width - 2) / TILE);
@@ -65,8 +84,6 @@ impl<const C: usize> Kernels<C> {
             y: tile / columns % rows * TILE,
             x: tile % columns * TILE,
         };
-        let mut transformed = vec![[0f32; C]; POSITIONS * TILES_AT_ONCE];
-        let mut products = vec![[0f32; C]; POSITIONS * TILES_AT_ONCE];
         for first in (0..tiles).step_by(TILES_AT_ONCE) {
             let count = TILES_AT_ONCE.min(tiles - first);
             vectorised(|| {
@@ -76,9 +93,7 @@ impl<const C: usize> Kernels<C> {
                         let start = (map * stack.height + y + row) * stack.width + x;
                         std::array::from_fn(|column| &input[start + column])
                     });
-                    for (position, value) in transform(pixels).into_iter().enumerate() {
-                        transformed[position * TILES_AT_ONCE + tile] = value;
-                    }
+                    transform(pixels, &mut transformed[tile..]);
                 }
             });
             for position in 0..POSITIONS {
@@ -102,44 +117,51 @@ impl<const C: usize> Kernels<C> {
     }
 }
 
-/// `Bᵀ·d·B`.
+/// `Bᵀ·d·B`, whose positions lie `TILES_AT_ONCE` apart.
 #[inline(always)]
-fn transform<const C: usize>(d: [[&[f32; C]; 4]; 4]) -> [[f32; C]; POSITIONS] {
-    let line = |d: [&[f32; C]; 4]| {
-        let mut out = [[0f32; C]; 4];
+fn transform<const C: usize>(d: [[&[f32; C]; SIDE]; SIDE], out: &mut [[f32; C]]) {
+    let line = |d: [&[f32; C]; SIDE]| {
+        let mut out = [[0f32; C]; SIDE];
         for c in 0..C {
-            out[0][c] = d[0][c] - d[2][c];
-            out[1][c] = d[1][c] + d[2][c];
-            out[2][c] = d[2][c] - d[1][c];
-            out[3][c] = d[1][c] - d[3][c];
+            let (even, odd) = (d[4][c] - 4.0 * d[2][c], d[3][c] - 4.0 * d[1][c]);
+            let (far_even, far_odd) = (d[4][c] - d[2][c], 2.0 * (d[3][c] - d[1][c]));
+            out[0][c] = 4.0 * d[0][c] - 5.0 * d[2][c] + d[4][c];
+            out[1][c] = even + odd;
+            out[2][c] = even - odd;
+            out[3][c] = far_even + far_odd;
+            out[4][c] = far_even - far_odd;
+            out[5][c] = 4.0 * d[1][c] - 5.0 * d[3][c] + d[5][c];
         }
         out
     };
-    let columns: [[[f32; C]; 4]; 4] = std::array::from_fn(|x| line([d[0][x], d[1][x], d[2][x], d[3][x]]));
-    let mut out = [[0f32; C]; POSITIONS];
-    for y in 0..4 {
-        let row = line([&columns[0][y], &columns[1][y], &columns[2][y], &columns[3][y]]);
-        out[4 * y..4 * y + 4].copy_from_slice(&row);
+    let columns: [[[f32; C]; SIDE]; SIDE] = std::array::from_fn(|x| line(std::array::from_fn(|y| d[y][x])));
+    for y in 0..SIDE {
+        let row = line(std::array::from_fn(|x| &columns[x][y]));
+        for x in 0..SIDE {
+            out[(y * SIDE + x) * TILES_AT_ONCE] = row[x];
+        }
     }
-    out
 }
 
 /// `Aᵀ·m·A`.
 #[inline(always)]
 fn transform_back<const C: usize>(m: [&[f32; C]; POSITIONS]) -> [[f32; C]; TILE * TILE] {
-    let line = |m: [&[f32; C]; 4]| {
+    let line = |m: [&[f32; C]; SIDE]| {
         let mut out = [[0f32; C]; TILE];
         for c in 0..C {
-            out[0][c] = m[0][c] + m[1][c] + m[2][c];
-            out[1][c] = m[1][c] - m[2][c] - m[3][c];
+            let (sum, difference) = (m[1][c] + m[2][c], m[1][c] - m[2][c]);
+            let (far_sum, far_difference) = (m[3][c] + m[4][c], m[3][c] - m[4][c]);
+            out[0][c] = m[0][c] + sum + far_sum;
+            out[1][c] = difference + 2.0 * far_difference;
+            out[2][c] = sum + 4.0 * far_sum;
+            out[3][c] = difference + 8.0 * far_difference + m[5][c];
         }
         out
     };
-    let columns: [[[f32; C]; TILE]; 4] = std::array::from_fn(|x| line([m[x], m[4 + x], m[8 + x], m[12 + x]]));
+    let columns: [[[f32; C]; TILE]; SIDE] = std::array::from_fn(|x| line(std::array::from_fn(|y| m[y * SIDE + x])));
     let mut out = [[0f32; C]; TILE * TILE];
-    for y in 0..TILE {
-        let row = line([&columns[0][y], &columns[1][y], &columns[2][y], &columns[3][y]]);
-        out[TILE * y..TILE * y + TILE].copy_from_slice(&row);
+    for (y, out) in out.chunks_exact_mut(TILE).enumerate() {
+        out.copy_from_slice(&line(std::array::from_fn(|x| &columns[x][y])));
     }
     out
 }
