@@ -87,13 +87,20 @@ impl<const C: usize> Kernels<C> {
         for first in (0..tiles).step_by(TILES_AT_ONCE) {
             let count = TILES_AT_ONCE.min(tiles - first);
             vectorised(|| {
+                let mut columns = [[[0f32; C]; SIDE]; SIDE];
                 for tile in 0..count {
                     let Place { map, y, x } = place(first + tile);
-                    let pixels = std::array::from_fn(|row| {
-                        let start = (map * stack.height + y + row) * stack.width + x;
-                        std::array::from_fn(|column| &input[start + column])
-                    });
-                    transform(pixels, &mut transformed[tile..]);
+                    for (column, out) in columns.iter_mut().enumerate() {
+                        let pixel = |row: usize| &input[(map * stack.height + y + row) * stack.width + x + column];
+                        transform_line(std::array::from_fn(pixel), out);
+                    }
+                    let mut line = [[0f32; C]; SIDE];
+                    for row in 0..SIDE {
+                        transform_line(std::array::from_fn(|column| &columns[column][row]), &mut line);
+                        for (column, values) in line.iter().enumerate() {
+                            transformed[(row * SIDE + column) * TILES_AT_ONCE + tile] = *values;
+                        }
+                    }
                 }
             });
             for position in 0..POSITIONS {
@@ -108,60 +115,47 @@ impl<const C: usize> Kernels<C> {
                 .into(products[position * TILES_AT_ONCE..].as_flattened_mut(), C);
             }
             vectorised(|| {
+                let mut columns = [[[0f32; C]; TILE]; SIDE];
+                let mut outputs = [[0f32; C]; TILE * TILE];
                 for tile in 0..count {
-                    let of_tile = std::array::from_fn(|position| &products[position * TILES_AT_ONCE + tile]);
-                    output(place(first + tile), &transform_back(of_tile));
+                    for (column, out) in columns.iter_mut().enumerate() {
+                        let product = |row: usize| &products[(row * SIDE + column) * TILES_AT_ONCE + tile];
+                        transform_line_back(std::array::from_fn(product), out);
+                    }
+                    for (row, out) in outputs.as_chunks_mut::<TILE>().0.iter_mut().enumerate() {
+                        transform_line_back(std::array::from_fn(|column| &columns[column][row]), out);
+                    }
+                    output(place(first + tile), &outputs);
                 }
             });
         }
     }
 }
 
-/// `Bᵀ·d·B`, whose positions lie `TILES_AT_ONCE` apart.
+/// `Bᵀ·d` of a line of inputs; over columns and then rows that is `Bᵀ·d·B`.
 #[inline(always)]
-fn transform<const C: usize>(d: [[&[f32; C]; SIDE]; SIDE], out: &mut [[f32; C]]) {
-    let line = |d: [&[f32; C]; SIDE]| {
-        let mut out = [[0f32; C]; SIDE];
-        for c in 0..C {
-            let (even, odd) = (d[4][c] - 4.0 * d[2][c], d[3][c] - 4.0 * d[1][c]);
-            let (far_even, far_odd) = (d[4][c] - d[2][c], 2.0 * (d[3][c] - d[1][c]));
-            out[0][c] = 4.0 * d[0][c] - 5.0 * d[2][c] + d[4][c];
-            out[1][c] = even + odd;
-            out[2][c] = even - odd;
-            out[3][c] = far_even + far_odd;
-            out[4][c] = far_even - far_odd;
-            out[5][c] = 4.0 * d[1][c] - 5.0 * d[3][c] + d[5][c];
-        }
-        out
-    };
-    let columns: [[[f32; C]; SIDE]; SIDE] = std::array::from_fn(|x| line(std::array::from_fn(|y| d[y][x])));
-    for y in 0..SIDE {
-        let row = line(std::array::from_fn(|x| &columns[x][y]));
-        for x in 0..SIDE {
-            out[(y * SIDE + x) * TILES_AT_ONCE] = row[x];
-        }
+fn transform_line<const C: usize>(d: [&[f32; C]; SIDE], out: &mut [[f32; C]; SIDE]) {
+    for c in 0..C {
+        let (even, odd) = (d[4][c] - 4.0 * d[2][c], d[3][c] - 4.0 * d[1][c]);
+        let (far_even, far_odd) = (d[4][c] - d[2][c], 2.0 * (d[3][c] - d[1][c]));
+        out[0][c] = 4.0 * d[0][c] - 5.0 * d[2][c] + d[4][c];
+        out[1][c] = even + odd;
+        out[2][c] = even - odd;
+        out[3][c] = far_even + far_odd;
+        out[4][c] = far_even - far_odd;
+        out[5][c] = 4.0 * d[1][c] - 5.0 * d[3][c] + d[5][c];
     }
 }
 
-/// `Aᵀ·m·A`.
+/// `Aᵀ·m` of a line of products.
 #[inline(always)]
-fn transform_back<const C: usize>(m: [&[f32; C]; POSITIONS]) -> [[f32; C]; TILE * TILE] {
-    let line = |m: [&[f32; C]; SIDE]| {
-        let mut out = [[0f32; C]; TILE];
-        for c in 0..C {
-            let (sum, difference) = (m[1][c] + m[2][c], m[1][c] - m[2][c]);
-            let (far_sum, far_difference) = (m[3][c] + m[4][c], m[3][c] - m[4][c]);
-            out[0][c] = m[0][c] + sum + far_sum;
-            out[1][c] = difference + 2.0 * far_difference;
-            out[2][c] = sum + 4.0 * far_sum;
-            out[3][c] = difference + 8.0 * far_difference + m[5][c];
-        }
-        out
-    };
-    let columns: [[[f32; C]; TILE]; SIDE] = std::array::from_fn(|x| line(std::array::from_fn(|y| m[y * SIDE + x])));
-    let mut out = [[0f32; C]; TILE * TILE];
-    for (y, out) in out.chunks_exact_mut(TILE).enumerate() {
-        out.copy_from_slice(&line(std::array::from_fn(|x| &columns[x][y])));
+fn transform_line_back<const C: usize>(m: [&[f32; C]; SIDE], out: &mut [[f32; C]; TILE]) {
+    for c in 0..C {
+        let (sum, difference) = (m[1][c] + m[2][c], m[1][c] - m[2][c]);
+        let (far_sum, far_difference) = (m[3][c] + m[4][c], m[3][c] - m[4][c]);
+        out[0][c] = m[0][c] + sum + far_sum;
+        out[1][c] = difference + 2.0 * far_difference;
+        out[2][c] = sum + 4.0 * far_sum;
+        out[3][c] = difference + 8.0 * far_difference + m[5][c];
     }
-    out
 }
