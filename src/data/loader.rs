@@ -112,7 +112,7 @@ impl Loader {
         let (token_sender, tokens) = mpsc::channel();
         let (job_sender, jobs) = mpsc::channel();
         let (outcome_sender, outcomes) = mpsc::channel();
-        let prefetch = (2 * workers).max(16);
+        let prefetch = prefetch(workers);
         for _ in 0..prefetch {
             token_sender.send(()).map_err(|_| lost())?;
         }
@@ -277,6 +277,19 @@ impl Drop for Loader {
             let _ = thread.join();
         }
     }
+}
+
+/// Samples that may be under way.
+fn prefetch(workers: usize) -> usize {
+    (2 * workers.max(1)).max(16)
+}
+
+/// Bytes of the samples that a loader holds, `encoded` of each in place of its pixels where there is a cache.
+pub fn held_bytes(config: &DataConfig, encoded: Option<u64>) -> u64 {
+    let pixels = config.resolution.pow(2) as u64;
+    // Most images have fewer masks than they may: half is nearer than all.
+    let masks = config.max_masks as u64 / 2 * pixels / 8;
+    prefetch(config.workers) as u64 * (encoded.unwrap_or(3 * pixels) + masks)
 }
 
 /// A worker: decodes jobs until there are none to come.

@@ -391,6 +391,13 @@ impl Vae {
         self.networks()?.1.forward(&((latents / self.config.scaling_factor)? + self.shift())?)
     }
 
+    /// Bytes that encoding one square image of `side` pixels takes for a moment: a residual block of the first level holds
+    /// four tensors of its input's size.
+    pub fn encoding_bytes(&self, side: usize) -> u64 {
+        let channels = self.config.block_out_channels.first().copied().unwrap_or_default();
+        if self.networks.is_some() { 4 * 4 * (channels * side * side) as u64 } else { 0 }
+    }
+
     fn networks(&self) -> Result<&(Encoder, Decoder)> {
         self.networks.as_ref().ok_or_else(|| Error::Failed("the autoencoder is not loaded".into()))
     }

@@ -4,7 +4,7 @@ pub mod checkpoint;
 mod evaluation;
 pub mod gradients;
 pub mod inputs;
-mod memory;
+pub mod memory;
 pub mod optimizer;
 mod outcome;
 pub mod parameters;

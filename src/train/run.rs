@@ -4,7 +4,7 @@ use super::checkpoint::{Checkpoint, State};
 use super::evaluation::Evaluation;
 use super::gradients::{LossTerms, StepPlan, gradients};
 use super::inputs::InputMaker;
-use super::memory::{self, StepSize};
+use super::memory::{self, Estimate, Needs, StepSize};
 use super::optimizer::{AdamW, clip_factor, gradient_norm};
 use super::outcome::Outcome;
 use super::parameters::Parameters;
@@ -15,7 +15,7 @@ use super::source::Source;
 use super::trained::origin_of;
 use super::validation::Validation;
 use crate::config::{RequiredFiles, RunConfig};
-use crate::data::{Cursor, Loader};
+use crate::data::{Cache, Cursor, Loader, loader};
 use crate::error::{Error, Result};
 use crate::model::adapter_files::{self, Format};
 use crate::model::files::{ModelFiles, Part};
@@ -88,6 +88,7 @@ struct Trainer<'a> {
     optimizer: AdamW,
     loader: Loader,
     plan: StepPlan,
+    estimate: Estimate,
     state: State,
 }
 
@@ -137,7 +138,9 @@ impl<'a> Trainer<'a> {
             })?);
         }
         pipeline.transformer.attach(&parameters.adapter())?;
+        let cached = cache.is_some();
         let require_masks = config.loss.uses_masks();
+        let held = loader::held_bytes(&config.data, cache.as_ref().map(Cache::sample_bytes));
         let loader = Loader::with_cache(&config.data, config.seed, cursor.as_ref(), require_masks, cache)?;
         let patch = pipeline.transformer.config.patch_size;
         let size = StepSize {
@@ -146,12 +149,15 @@ impl<'a> Trainer<'a> {
             text_tokens: pipeline.text_encoders.tokens(),
             value_bytes: if device.is_cpu() { 4 } else { config.model.dtype.dtype().size_in_bytes() },
         };
-        let recomputed_blocks = memory::recomputed_blocks(
-            config.train.gradient_checkpointing,
-            &pipeline.transformer.config,
+        let needs = Needs {
+            model: &pipeline.transformer.config,
             size,
-            memory::free_bytes(device),
-        );
+            trained: parameters.count(),
+            encoding: if cached { 0 } else { pipeline.vae.encoding_bytes(config.data.resolution) },
+            // It is in the host's memory, whatever the device.
+            loader: if device.is_cpu() { held } else { 0 },
+        };
+        let (recomputed_blocks, estimate) = needs.plan(config.train.gradient_checkpointing, memory::usage(device))?;
         Ok(Self {
             plan: StepPlan { expert_layer: config.model.expert_layer, recomputed_blocks },
             scheduler: Scheduler::open(files)?,
@@ -161,6 +167,7 @@ impl<'a> Trainer<'a> {
             parameters,
             optimizer,
             loader,
+            estimate,
             state,
         })
     }
@@ -169,11 +176,12 @@ impl<'a> Trainer<'a> {
     fn summary(&self) -> String {
         let blocks = self.pipeline.transformer.blocks.len();
         format!(
-            "{} on {:?}, frozen weights in {:?}; {} of {blocks} blocks recomputed in the backward pass\n{}",
+            "{} on {:?}, frozen weights in {:?}; {} of {blocks} blocks recomputed in the backward pass\n{}\n{}",
             self.config.model.path,
             self.device.location(),
             self.config.model.dtype.dtype(),
             self.plan.recomputed_blocks,
+            self.estimate,
             self.parameters.table(blocks)
         )
     }

@@ -53,6 +53,11 @@ impl Cache {
         (self.latents.len(), self.text.len())
     }
 
+    /// Bytes of what a sample takes from it.
+    pub fn sample_bytes(&self) -> u64 {
+        self.latents.recipe().bytes() + self.text.recipe().bytes()
+    }
+
     /// The latents of an image file with these bytes, mirrored or not; none where the cache lacks them.
     pub fn latents(&self, image: &[u8], mirrored: bool) -> Result<Option<Vec<f32>>> {
         self.latents.get(&self.latents.recipe().latents_key(&Digest::of(image), mirrored))
