@@ -32,6 +32,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         max_masks: 32,
         flip: true,
         shuffle_buffer: 1000,
+        cache: None,
         workers,
         max_broken: 0.0,
     };

@@ -17,6 +17,7 @@ use seg4diff::model::weights::Weights;
 use seg4diff::ops::Target;
 use seg4diff::sample::noise::{generator, normal};
 use seg4diff::train::gradients::{StepInputs, StepPlan, gradients};
+use seg4diff::train::memory::{self, Needs, StepSize};
 use seg4diff::train::optimizer::{AdamW, clip_factor, gradient_norm};
 use seg4diff::train::parameters::Parameters;
 use std::path::Path;
@@ -127,6 +128,16 @@ fn main() -> Result<()> {
         device.synchronize()?;
         Ok(started.elapsed().as_secs_f64())
     };
+    let size = StepSize {
+        batch,
+        image_tokens: grid * grid,
+        text_tokens,
+        value_bytes: if device.is_cpu() { 4 } else { dtype.size_in_bytes() },
+    };
+    let needs = Needs { model: &sizes, size, trained: parameters.count(), encoding: 0, loader: 0 };
+    let usage = memory::usage(&device);
+    let estimate = needs.estimate(plan.recomputed_blocks, usage);
+    eprintln!("{estimate}");
     let warm_up = if device.is_cuda() { 3 } else { 1 };
     for number in 0..warm_up {
         step(number)?;
@@ -141,7 +152,8 @@ fn main() -> Result<()> {
             "batch": batch, "steps": args.steps, "masks": args.masks, "checkpointing": args.checkpointing,
             "step_ms": rounded(1e3 * median, 1), "step_ms_min": rounded(1e3 * times[0], 1),
             "images_per_s": rounded(batch as f64 / median, 3),
-            "peak_gb": seg4diff::train::memory::peak_bytes().map(|bytes| rounded(bytes as f64 / 1e9, 2)),
+            "estimate_gb": rounded(estimate.peak() as f64 / 1e9, 2),
+            "peak_gb": memory::peak_bytes().map(|bytes| rounded(bytes as f64 / 1e9, 2)),
         })
     );
     Ok(())

@@ -221,6 +221,9 @@ pub struct DataConfig {
     pub flip: bool,
     /// Samples whose order is mixed at a time; 1 keeps the order of the source.
     pub shuffle_buffer: usize,
+    /// Folder that `prepare cache` filled, whose latents and text embeddings are taken in place of encoding.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cache: Option<PathBuf>,
     pub workers: usize,
     /// Share of broken samples above which the run stops.
     pub max_broken: f64,

@@ -1,5 +1,6 @@
 //! seg4diff: mask-aligned LoRA training for text-to-image diffusion transformers.
 pub mod error;
+pub mod tensor_file;
 pub mod whole_file;
 
 pub mod config;
@@ -8,6 +9,7 @@ pub mod process;
 
 pub mod commands;
 pub mod data;
+pub mod encode;
 pub mod eval;
 pub mod loss;
 pub mod model;

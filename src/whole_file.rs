@@ -1,5 +1,6 @@
 //! Files that are whole or absent, whatever happens while they are written.
 use crate::error::{Error, Result};
+use std::fs::{File, TryLockError};
 use std::io::Write;
 use std::path::Path;
 
@@ -40,4 +41,40 @@ pub fn write_atomically(file: &Path, fill: impl FnOnce(&mut dyn Write) -> std::i
         std::fs::File::open(folder)?.sync_all()
     };
     write().map_err(|e| Error::file(file, format!("cannot write: {e}")))
+}
+
+/// Holds the file `path` for this process alone; the operating system lets go of it when the process ends, however it
+/// ends.
+///
+/// # Errors
+/// Says `busy` where another process holds it.
+pub fn lock(path: &Path, busy: &str) -> Result<File> {
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(path)
+        .map_err(|e| Error::file(path, format!("cannot write: {e}")))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(Error::file(path, busy)),
+        Err(TryLockError::Error(e)) => Err(Error::file(path, format!("cannot lock: {e}"))),
+    }
+}
+
+/// Removes the files that a killed process left half-written in `folder`.
+pub fn remove_leftovers(folder: &Path) -> Result<()> {
+    for entry in std::fs::read_dir(folder).map_err(|e| Error::file(folder, e))? {
+        let path = entry.map_err(|e| Error::file(folder, e))?.path();
+        if path.is_file() && path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(WRITING)) {
+            std::fs::remove_file(&path).map_err(|e| Error::file(&path, format!("cannot remove: {e}")))?;
+        }
+    }
+    Ok(())
+}
+
+/// Bytes free for this user on the disk that `folder` is on, where it can be known.
+pub fn free_bytes(folder: &Path) -> Option<u64> {
+    let disk = rustix::fs::statvfs(folder).ok()?;
+    disk.f_bavail.checked_mul(disk.f_frsize)
 }

@@ -163,6 +163,7 @@ fn single_problems_are_named_in_place() {
         ("", "data.caption_dropout=1.5", "from 0.0 to 1.0"),
         ("", "data.format=coco", "data.labels: is missing"),
         ("", "data.labels=somewhere", "only"),
+        ("cache = \"c\"\n", "data.crop=random", "is for crop = \"center\" only"),
         ("", "train.batch=2.5", "found the number 2.5"),
         ("", "train.batch=99999999999999999999", "too large"),
         ("", "optim.lr=inf", "not a finite number"),
@@ -228,6 +229,9 @@ fn files_that_are_missing_or_do_not_fit_are_all_named() {
     };
     check(&[]).expect("all there");
     check(&["model.path=hf:org/name", "model.expert_layer=30"]).expect("hub models are not looked up");
+
+    let message = problems(&["data.cache=/nowhere/cache"]);
+    assert_eq!(message, "data.cache: there is no folder /nowhere/cache; seg4diff prepare cache --config F fills it");
 
     let message = problems(&["model.expert_layer=4", "lora.layers=[1,5]", "data.resolution=40"]);
     assert_eq!(message.lines().count(), 3, "{message}");

@@ -29,6 +29,7 @@ fn config(format: DataFormat, source: &[&str]) -> DataConfig {
         max_masks: 32,
         flip: false,
         shuffle_buffer: 1,
+        cache: None,
         workers: 2,
         max_broken: 0.5,
     }

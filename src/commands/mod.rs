@@ -227,6 +227,7 @@ mod tests {
             export::ExportArgs::augment_args(clap::Command::new("export")),
             prepare::ScenesArgs::augment_args(clap::Command::new("prepare scenes")),
             prepare::LabelsArgs::augment_args(clap::Command::new("prepare labels")),
+            prepare::CacheArgs::augment_args(clap::Command::new("prepare cache")),
             analyze::AnalyzeArgs::augment_args(clap::Command::new("analyze")),
             evaluate::segmentation::SegmentationArgs::augment_args(clap::Command::new("evaluate segmentation")),
             evaluate::unsupervised::UnsupervisedArgs::augment_args(clap::Command::new("evaluate unsupervised")),

@@ -1,8 +1,10 @@
-//! `prepare`: makes data sets.
+//! `prepare`: makes data sets, and caches of what encoders make of them.
 use super::say;
+use crate::config::RunConfig;
 use crate::data::labels::encode_labels;
 use crate::data::matlab::LabelMatrix;
 use crate::data::scenes::{self, SceneOptions, Split};
+use crate::encode::fill;
 use crate::error::{Error, Result};
 use crate::report::progress::Progress;
 use crate::whole_file::write_atomically;
@@ -15,6 +17,7 @@ use std::path::{Path, PathBuf};
 pub enum PrepareCommand {
     Scenes(ScenesArgs),
     Labels(LabelsArgs),
+    Cache(CacheArgs),
 }
 
 impl PrepareCommand {
@@ -22,6 +25,7 @@ impl PrepareCommand {
         match self {
             Self::Scenes(args) => scenes(args),
             Self::Labels(args) => labels(args),
+            Self::Cache(args) => cache(args),
         }
     }
 }
@@ -115,4 +119,47 @@ fn write_labels(file: &Path, args: &LabelsArgs) -> Result<()> {
         LabelMatrix::read(&bytes, &args.variable).map_err(|problem| Error::file(file, problem))?;
     let png = encode_labels(width, height, &labels).map_err(|problem| Error::file(file, problem))?;
     write_atomically(&out, |writer| writer.write_all(&png))
+}
+
+const CACHE_EXAMPLE: &str = "Example:
+  seg4diff prepare cache --config configs/sa1b.toml --out data/sa1b/cache";
+
+/// Compute latents and text embeddings of a config's data once, for training to read
+///
+/// Training with data.cache = "DIR" then loads neither text encoders nor autoencoder, and has the same losses to the
+/// bit. What is in the folder already is kept, so that the command can be stopped and started again, and run anew when
+/// images or captions were added or changed. An image that is changed is another image: it gets an entry of its own.
+#[derive(Args, Clone, Debug)]
+#[command(after_help = CACHE_EXAMPLE)]
+pub struct CacheArgs {
+    /// Config file (TOML) of the training
+    #[arg(long, value_name = "F")]
+    pub config: PathBuf,
+    /// Set one value over the config file, such as data.resolution=512; may be given many times
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Folder of the cache [default: data.cache of the config]
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Size of a file in MiB; a command that is killed loses at most one
+    #[arg(long, value_name = "MIB", default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..=65536))]
+    pub shard_size: u64,
+}
+
+fn cache(args: &CacheArgs) -> Result<()> {
+    let mut config = RunConfig::load(&args.config, &args.set)?;
+    // It need not be there yet.
+    let named = config.data.cache.take();
+    let Some(folder) = args.out.clone().or(named) else {
+        return Err(Error::Usage(
+            "there is no folder for the cache: give --out DIR, or data.cache in the config".into(),
+        ));
+    };
+    config.check_files()?;
+    let device = config.device.open()?;
+    if let Some(scenes) = &config.scenes {
+        crate::train::draw_missing(scenes)?;
+    }
+    let filled = fill(&config, &device, &folder, args.shard_size << 20)?;
+    say(&format!("{}\n{filled}", folder.display()))
 }

@@ -15,6 +15,10 @@ impl RunConfig {
         self.check_output(&mut problems);
         self.check_model(&mut problems);
         self.check_sources(&mut problems);
+        if let Some(cache) = self.data.cache.as_ref().filter(|cache| !cache.is_dir()) {
+            let fill = "seg4diff prepare cache --config F fills it";
+            problems.push(format!("data.cache: there is no folder {}; {fill}", cache.display()));
+        }
         self.check_named(self.training_files(), &mut problems);
         self.check_named(self.evaluation_files(), &mut problems);
         if problems.is_empty() { Ok(()) } else { Err(Error::Usage(problems.join("\n"))) }

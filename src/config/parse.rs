@@ -123,6 +123,10 @@ impl RunConfig {
     fn check_data(&self, reader: &mut Reader) {
         let data = &self.data;
         let coco = data.format == DataFormat::Coco;
+        if data.cache.is_some() && data.crop == Crop::Random {
+            let why = "a random crop is another picture in every epoch, which no cache can hold";
+            reader.problem(&["data.cache", "data.crop"], format!("is for crop = \"center\" only: {why}"));
+        }
         if coco {
             for (key, what) in [
                 ("data.labels", "the folder of label-map or panoptic PNGs"),
@@ -221,6 +225,7 @@ fn data(reader: &mut Reader) -> DataConfig {
         max_masks: reader.checked("data.max_masks", 32, at_least(1)),
         flip: reader.get("data.flip", true),
         shuffle_buffer: reader.checked("data.shuffle_buffer", 1000, within(1, 10_000_000)),
+        cache: reader.optional("data.cache"),
         workers: reader.checked("data.workers", 8, within(1, 1024)),
         max_broken: reader.checked("data.max_broken", 0.01, within(0.0, 1.0)),
     }

@@ -43,6 +43,16 @@ impl Placement {
         Self { width, height, scaled_width, scaled_height, left, top, side, mirror }
     }
 
+    /// For a photograph of `width` × `height`: the window in its centre, mirrored or not.
+    pub fn center(size: (usize, usize), side: usize, mirror: bool) -> Self {
+        let draws = Draws { mirror: 0.0, left: 0.0, top: 0.0, drop_caption: 0.0 };
+        Self::new(size, side, Crop::Center, mirror, &draws)
+    }
+
+    pub fn is_mirrored(&self) -> bool {
+        self.mirror
+    }
+
     /// Cuts the square out of the photograph (`[side, side, 3]`): bilinear with antialiasing, to the bit as Pillow's
     /// `resize(…, BILINEAR)` and `crop`.
     ///

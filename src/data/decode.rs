@@ -1,6 +1,7 @@
 //! One sample: its files read, checked, scaled, cropped, mirrored, its masks chosen.
 use super::{
     Sample,
+    cache::{Cache, Encoded},
     captions::{Captions, Columns, first_sentences},
     crop::{Grid, Placement},
     labels::{Classes, LabelMap},
@@ -16,6 +17,7 @@ use crate::{
     Error, Result,
     config::{DataConfig, DataFormat},
 };
+use image::RgbImage;
 use serde::Deserialize;
 use std::collections::HashMap;
 
@@ -30,6 +32,29 @@ pub struct Decoder {
     captions: Option<Captions>,
     panoptic: Option<Panoptic>,
     classes: Option<Classes>,
+    /// Where latents and embeddings come from in place of pixels.
+    cache: Option<Cache>,
+}
+
+/// Why a sample cannot be had.
+#[derive(Debug)]
+pub enum Unusable {
+    /// There is something wrong with its files.
+    Broken(String),
+    /// There is something wrong with the run: no sample is to be passed over for that.
+    Fatal(Error),
+}
+
+impl From<String> for Unusable {
+    fn from(reason: String) -> Self {
+        Self::Broken(reason)
+    }
+}
+
+impl From<Error> for Unusable {
+    fn from(error: Error) -> Self {
+        Self::Fatal(error)
+    }
 }
 
 /// A sample, and whether it had a usable mask (before caption dropout took its masks).
@@ -80,37 +105,84 @@ impl Decoder {
             let hint = "data.classes is missing: label maps need the names of their labels";
             return Err(Error::Usage(format!("{hint} (panoptic PNGs: data.panoptic)")));
         }
-        Ok(Self { config: config.clone(), seed, captions, panoptic, classes })
+        Ok(Self { config: config.clone(), seed, captions, panoptic, classes, cache: None })
+    }
+
+    /// Takes latents and embeddings from `cache` in place of pixels: of the image, only the file's bytes are looked at.
+    pub fn with_cache(self, cache: Option<Cache>) -> Self {
+        Self { cache, ..self }
     }
 
     /// The sample that `reference` names, as it is drawn in `epoch`.
     ///
     /// # Errors
-    /// Says why the sample is broken.
-    pub fn decode(&self, reference: &Reference, epoch: u64) -> Result<Decoded, String> {
-        let photograph = photograph::decode(&reference.image.read(&reference.shard)?)?;
-        let size = (photograph.width() as usize, photograph.height() as usize);
-        if size.0.max(size.1) > LONGEST_SHAPE * size.0.min(size.1) {
-            return Err(format!("an image of {}×{} pixels is too elongated", size.0, size.1));
-        }
+    /// Says why the sample is broken; or the cache lacks it, or is damaged.
+    pub fn decode(&self, reference: &Reference, epoch: u64) -> Result<Decoded, Unusable> {
+        let file = reference.image.read(&reference.shard)?;
+        let photograph = match self.cache {
+            None => Some(photograph::decode(&file)?),
+            Some(_) => None,
+        };
+        let size = photograph.as_ref().map_or_else(|| photograph::size(&file), |image| Ok(size_of(image)))?;
+        check_shape(size)?;
         let draws = order::augmentation(self.seed, epoch, spill::hash(&reference.key));
         let placement = Placement::new(size, self.config.resolution, self.config.crop, self.config.flip, &draws);
-        let caption = self.caption(reference)?;
-        let (masks, names) = self.masks(reference, size, &placement.grid(), caption.is_none())?;
-        let prompt = match caption {
-            Some(caption) => caption,
-            None if names.is_empty() && self.classes.is_none() => return Err("there is no caption".into()),
-            None => names.join(" "),
-        };
-        let image = placement.apply(&photograph)?;
+        let (prompt, masks, classes) = self.prompt_and_masks(reference, size, &placement.grid())?;
+        let image = photograph.map_or_else(|| Ok(Vec::new()), |photograph| placement.apply(&photograph))?;
         let has_mask = !masks.is_empty();
-        let mut sample = Sample { key: reference.key.clone(), image, prompt, classes: names, masks };
+        let mut sample = Sample { key: reference.key.clone(), image, encoded: None, prompt, classes, masks };
         if draws.drop_caption < self.config.caption_dropout {
             sample.prompt.clear();
             sample.classes.clear();
             sample.masks.clear();
         }
+        if let Some(cache) = &self.cache {
+            sample.encoded = Some(encoded(cache, reference, &file, placement.is_mirrored(), &sample.prompt)?);
+        }
         Ok(Decoded { sample, has_mask })
+    }
+
+    /// The prompt of a sample, whatever the epoch.
+    ///
+    /// # Errors
+    /// Says why the sample is broken.
+    pub fn prompt(&self, reference: &Reference) -> Result<String, String> {
+        if let Some(caption) = self.caption(reference)? {
+            return Ok(caption);
+        }
+        let size = photograph::size(&reference.image.read(&reference.shard)?)?;
+        check_shape(size)?;
+        let grid = Placement::center(size, self.config.resolution, false).grid();
+        Ok(self.prompt_and_masks(reference, size, &grid)?.0)
+    }
+
+    /// The squares out of the centre of an image file, one for each of `mirrored`: the pixels of `decode`.
+    ///
+    /// # Errors
+    /// Says why the sample is broken.
+    pub fn squares(&self, file: &[u8], mirrored: &[bool]) -> Result<Vec<Vec<u8>>, String> {
+        let photograph = photograph::decode(file)?;
+        let size = size_of(&photograph);
+        check_shape(size)?;
+        let square = |mirror: &bool| Placement::center(size, self.config.resolution, *mirror).apply(&photograph);
+        mirrored.iter().map(square).collect()
+    }
+
+    /// Prompt, usable masks, and the class names that make up the prompt, if they do.
+    fn prompt_and_masks(
+        &self,
+        reference: &Reference,
+        size: (usize, usize),
+        grid: &Grid,
+    ) -> Result<(String, Vec<Mask>, Vec<String>), String> {
+        let caption = self.caption(reference)?;
+        let (masks, names) = self.masks(reference, size, grid, caption.is_none())?;
+        let prompt = match caption {
+            Some(caption) => caption,
+            None if names.is_empty() && self.classes.is_none() => return Err("there is no caption".into()),
+            None => names.join(" "),
+        };
+        Ok((prompt, masks, names))
     }
 
     /// The caption of the sample; none where the prompt is made of class names.
@@ -254,6 +326,37 @@ impl Decoder {
         found.sort_by_key(|&(area, _)| std::cmp::Reverse(area));
         found.into_iter().take(self.config.max_masks).map(|(_, mask)| mask).collect()
     }
+}
+
+/// What the cache has of a sample.
+fn encoded(
+    cache: &Cache,
+    reference: &Reference,
+    file: &[u8],
+    mirrored: bool,
+    prompt: &str,
+) -> Result<Encoded, Unusable> {
+    let Some(latents) = cache.latents(file, mirrored)? else {
+        // A broken image is passed over as it is without a cache.
+        photograph::decode(file)?;
+        let what = if mirrored { "the latents of this image, mirrored" } else { "the latents of this image" };
+        return Err(cache.lacks(what, &reference.name()).into());
+    };
+    match cache.text(prompt)? {
+        Some(text) => Ok(Encoded { latents, text }),
+        None => Err(cache.lacks(&format!("the text embedding of {prompt:?}"), &reference.name()).into()),
+    }
+}
+
+fn size_of(photograph: &RgbImage) -> (usize, usize) {
+    (photograph.width() as usize, photograph.height() as usize)
+}
+
+fn check_shape((width, height): (usize, usize)) -> Result<(), String> {
+    if width.max(height) > LONGEST_SHAPE * width.min(height) {
+        return Err(format!("an image of {width}×{height} pixels is too elongated"));
+    }
+    Ok(())
 }
 
 fn check_size(what: &str, (width, height): (usize, usize), image: (usize, usize)) -> Result<(), String> {

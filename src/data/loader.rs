@@ -2,22 +2,19 @@
 //!
 //! A planner thread lists samples, `workers` threads decode them, the consumer puts the results back into order. At
 //! most `prefetch` items are under way, which bounds memory: a decoded sample takes `3·resolution²` bytes and up to
-//! `max_masks · resolution²/8` (7 MiB at 1024 pixels with 32 masks), a worker the full-size photograph besides.
+//! `max_masks · resolution²/8` (7 MiB at 1024 pixels with 32 masks), a worker the full-size photograph besides; with a
+//! cache, latents and text embedding in place of the pixels and the photograph.
 use super::{
-    Sample,
-    decode::Decoder,
+    Cache, Sample,
+    decode::{Decoder, Unusable},
     order::Cursor,
     plan::{Job, Outcome, Planner, Position},
     shards::{self, Broken, Pairing, Shard},
     spill,
 };
-use crate::{
-    Error, Result,
-    config::{DataConfig, DataFormat},
-};
+use crate::{Error, Result, config::DataConfig};
 use std::{
     collections::BTreeMap,
-    ops::ControlFlow,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc, Mutex, PoisonError,
@@ -81,9 +78,23 @@ impl Loader {
     /// When a source matches nothing, captions, classes or annotations cannot be read, or there are no captions, and
     /// when `start` belongs to other shards.
     pub fn new(config: &DataConfig, seed: u64, start: Option<&Cursor>, require_masks: bool) -> Result<Self> {
+        Self::with_cache(config, seed, start, require_masks, None)
+    }
+
+    /// As `new`, with latents and text embeddings from a cache in place of pixels, if there is one.
+    ///
+    /// # Errors
+    /// As `new`; later, `next_batch` fails where the cache lacks a sample or is damaged.
+    pub fn with_cache(
+        config: &DataConfig,
+        seed: u64,
+        start: Option<&Cursor>,
+        require_masks: bool,
+        cache: Option<Cache>,
+    ) -> Result<Self> {
         let shards = shards::find(config)?;
-        let pairing = Pairing { format: config.format, text: config.captions.is_none() };
-        check_captions(&shards, pairing)?;
+        let pairing = Pairing::of(config);
+        shards::check_captions(&shards, pairing)?;
         let sources = fingerprint(&shards);
         let source = match shards.as_slice() {
             [first, .., _] => format!("{} and {} more", first.path.display(), shards.len() - 1),
@@ -95,13 +106,13 @@ impl Loader {
             return Err(Error::Usage(format!("{hint} ({})", shards.len())));
         }
         cursor.sources = sources;
-        let decoder = Arc::new(Decoder::new(config, seed)?);
+        let decoder = Arc::new(Decoder::new(config, seed)?.with_cache(cache));
 
         let workers = config.workers.max(1);
         let (token_sender, tokens) = mpsc::channel();
         let (job_sender, jobs) = mpsc::channel();
         let (outcome_sender, outcomes) = mpsc::channel();
-        let prefetch = (2 * workers).max(16);
+        let prefetch = prefetch(workers);
         for _ in 0..prefetch {
             token_sender.send(()).map_err(|_| lost())?;
         }
@@ -162,6 +173,7 @@ impl Loader {
                     self.advance(position);
                     self.count_broken(&broken)?;
                 }
+                Outcome::Failed(error) => return Err(error),
                 Outcome::EpochEnd => self.end_epoch()?,
             }
         }
@@ -267,6 +279,19 @@ impl Drop for Loader {
     }
 }
 
+/// Samples that may be under way.
+fn prefetch(workers: usize) -> usize {
+    (2 * workers.max(1)).max(16)
+}
+
+/// Bytes of the samples that a loader holds, `encoded` of each in place of its pixels where there is a cache.
+pub fn held_bytes(config: &DataConfig, encoded: Option<u64>) -> u64 {
+    let pixels = config.resolution.pow(2) as u64;
+    // Most images have fewer masks than they may: half is nearer than all.
+    let masks = config.max_masks as u64 / 2 * pixels / 8;
+    prefetch(config.workers) as u64 * (encoded.unwrap_or(3 * pixels) + masks)
+}
+
 /// A worker: decodes jobs until there are none to come.
 fn work(decoder: &Decoder, jobs: &Mutex<Receiver<Job>>, outcomes: &Sender<(u64, Outcome)>, stop: &AtomicBool) {
     loop {
@@ -276,41 +301,17 @@ fn work(decoder: &Decoder, jobs: &Mutex<Receiver<Job>>, outcomes: &Sender<(u64, 
             return;
         }
         let decoded = catch_unwind(AssertUnwindSafe(|| decoder.decode(&reference, epoch)));
-        let reason = match decoded {
-            Ok(Ok(decoded)) => {
-                if outcomes.send((number, Outcome::Sample(Box::new(decoded), after))).is_err() {
-                    return;
-                }
-                continue;
-            }
-            Ok(Err(reason)) => reason,
-            Err(_) => "decoding it panicked".into(),
+        let broken = |reason| Outcome::Broken(Broken { name: reference.name(), reason }, after);
+        let outcome = match decoded {
+            Ok(Ok(decoded)) => Outcome::Sample(Box::new(decoded), after),
+            Ok(Err(Unusable::Broken(reason))) => broken(reason),
+            Ok(Err(Unusable::Fatal(error))) => Outcome::Failed(error),
+            Err(_) => broken("decoding it panicked".into()),
         };
-        let broken = Broken { name: reference.name(), reason };
-        if outcomes.send((number, Outcome::Broken(broken, after))).is_err() {
+        if outcomes.send((number, outcome)).is_err() {
             return;
         }
     }
-}
-
-/// sa1b without captions file: the first shard must hold a `.txt` beside some image.
-fn check_captions(shards: &[Shard], pairing: Pairing) -> Result<()> {
-    let (DataFormat::Sa1b, true, Some(shard)) = (pairing.format, pairing.text, shards.first()) else { return Ok(()) };
-    let (mut has_caption, mut lacks_caption) = (false, false);
-    // what lacks a caption comes after everything else, so this ends at the first sample of a sound shard
-    let _ = shard.scan(pairing, &mut |item| {
-        has_caption |= item.is_ok();
-        lacks_caption |= item.is_err_and(|broken| broken.reason == shards::NO_CAPTION);
-        if has_caption { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    });
-    if lacks_caption && !has_caption {
-        let text = "there are no captions: data.captions is missing, and";
-        return Err(Error::Usage(format!(
-            "{text} {} holds no KEY.txt beside KEY.jpg and KEY.json",
-            shard.path.display()
-        )));
-    }
-    Ok(())
 }
 
 /// The shards' file names in order, as a number; not zero. Their folder may move.

@@ -26,6 +26,16 @@ pub fn decode(bytes: &[u8]) -> Result<RgbImage, String> {
     })
 }
 
+/// Width and height of a JPEG or PNG as stored, from its header alone.
+///
+/// # Errors
+/// Says what is wrong with the file.
+pub fn size(bytes: &[u8]) -> Result<(usize, usize), String> {
+    let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|problem| problem.to_string())?;
+    let (width, height) = reader.into_dimensions().map_err(|problem| format!("no readable image: {problem}"))?;
+    Ok((width as usize, height as usize))
+}
+
 fn upper_bytes(width: u32, height: u32, pixels: impl Iterator<Item = [u16; 3]>) -> RgbImage {
     let mut output = RgbImage::new(width, height);
     for (target, pixel) in output.pixels_mut().zip(pixels) {

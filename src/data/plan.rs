@@ -4,6 +4,7 @@ use super::{
     order::{Cursor, shard_order, window_order},
     shards::{Broken, Item, Pairing, Reference, Shard},
 };
+use crate::Error;
 use std::{
     ops::ControlFlow,
     sync::{
@@ -35,6 +36,8 @@ pub struct Position {
 pub enum Outcome {
     Sample(Box<Decoded>, Position),
     Broken(Broken, Position),
+    /// The run cannot go on.
+    Failed(Error),
     EpochEnd,
 }
 

@@ -71,6 +71,13 @@ pub struct Pairing {
     pub text: bool,
 }
 
+impl Pairing {
+    /// As the configuration says.
+    pub fn of(config: &DataConfig) -> Self {
+        Self { format: config.format, text: config.captions.is_none() }
+    }
+}
+
 impl Reference {
     /// What the sample is called in messages: its image file, or its key behind the tar file's path.
     pub fn name(&self) -> String {
@@ -149,6 +156,26 @@ fn expand(source: &str) -> Result<Vec<PathBuf>> {
     }
     let paths = glob::glob(source).map_err(|problem| Error::Usage(format!("data.source: `{source}`: {problem}")))?;
     paths.map(|path| path.map_err(|problem| Error::file(problem.path(), problem.error()))).collect()
+}
+
+/// sa1b without captions file: the first shard must hold a `.txt` beside some image.
+pub fn check_captions(shards: &[Shard], pairing: Pairing) -> Result<()> {
+    let (DataFormat::Sa1b, true, Some(shard)) = (pairing.format, pairing.text, shards.first()) else { return Ok(()) };
+    let (mut has_caption, mut lacks_caption) = (false, false);
+    // what lacks a caption comes after everything else, so this ends at the first sample of a sound shard
+    let _ = shard.scan(pairing, &mut |item| {
+        has_caption |= item.is_ok();
+        lacks_caption |= item.is_err_and(|broken| broken.reason == NO_CAPTION);
+        if has_caption { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    });
+    if lacks_caption && !has_caption {
+        let text = "there are no captions: data.captions is missing, and";
+        return Err(Error::Usage(format!(
+            "{text} {} holds no KEY.txt beside KEY.jpg and KEY.json",
+            shard.path.display()
+        )));
+    }
+    Ok(())
 }
 
 /// Adds `folder` (sa1b: its tar files, where it has some) and the folders below it that hold files.

@@ -7,6 +7,10 @@ use serde::de::DeserializeOwned;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+/// Files that a tokenizer may be made of.
+const TOKENIZER_FILES: [&str; 5] =
+    ["vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"];
+
 /// A network of the pipeline, each with a folder of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Part {
@@ -157,6 +161,17 @@ impl ModelFiles {
             return Err(Error::file(folder, "no such folder: the pipeline lacks this tokenizer"));
         }
         Ok(folder)
+    }
+
+    /// All files that make a part what it is: its configuration, its weights, and those of its tokenizer if it has one.
+    pub fn part_files(&self, part: Part) -> Result<Vec<PathBuf>> {
+        let mut files = vec![self.required(&format!("{}/config.json", part.folder()))?];
+        files.extend(self.weight_files(part)?);
+        if part.tokenizer().is_some() {
+            let folder = self.tokenizer(part)?;
+            files.extend(TOKENIZER_FILES.iter().map(|name| folder.join(name)).filter(|file| file.is_file()));
+        }
+        Ok(files)
     }
 
     /// Path of the scheduler's configuration.

@@ -44,13 +44,23 @@ impl PipelineOptions {
 
 impl Pipeline {
     pub fn load(files: &ModelFiles, options: &PipelineOptions) -> Result<Self> {
-        let PipelineOptions { text_encoders, max_sequence_length, dtype, device, depth } = options;
-        let pipeline = Self {
-            text_encoders: TextEncoders::load(files, text_encoders, *max_sequence_length, *dtype, device)?,
-            vae: Vae::load(files, device)?,
-            transformer: MmDit::load(files, *depth, *dtype, device)?,
-            device: device.clone(),
-        };
+        let PipelineOptions { text_encoders, max_sequence_length, dtype, device, .. } = options;
+        let encoders = TextEncoders::load(files, text_encoders, *max_sequence_length, *dtype, device)?;
+        Self::with(files, options, encoders, Vae::load(files, device)?)
+    }
+
+    /// As `load`, but of the text encoders only the tokenizers and of the autoencoder only the sizes: what needs them
+    /// comes from a cache.
+    pub fn load_without_encoders(files: &ModelFiles, options: &PipelineOptions) -> Result<Self> {
+        let PipelineOptions { text_encoders, max_sequence_length, device, .. } = options;
+        let encoders = TextEncoders::without_weights(files, text_encoders, *max_sequence_length, device)?;
+        Self::with(files, options, encoders, Vae::without_weights(files)?)
+    }
+
+    fn with(files: &ModelFiles, options: &PipelineOptions, text_encoders: TextEncoders, vae: Vae) -> Result<Self> {
+        let PipelineOptions { dtype, device, depth, .. } = options;
+        let transformer = MmDit::load(files, *depth, *dtype, device)?;
+        let pipeline = Self { text_encoders, vae, transformer, device: device.clone() };
         let (latents, channels) = (pipeline.vae.config().latent_channels, pipeline.transformer.config.in_channels);
         if latents != channels {
             return Err(Error::file(
@@ -59,6 +69,11 @@ impl Pipeline {
             ));
         }
         Ok(pipeline)
+    }
+
+    /// Whether it can encode: it was not loaded without encoders.
+    pub fn has_encoders(&self) -> bool {
+        self.text_encoders.can_encode()
     }
 
     /// The velocity `[batch, channels, h, w]` of latents of that shape at time steps `[batch]`, one block's attention to

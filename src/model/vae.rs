@@ -43,6 +43,13 @@ fn yes() -> bool {
 }
 
 impl VaeConfig {
+    /// Reads and checks a model's configuration.
+    pub fn open(files: &ModelFiles) -> Result<Self> {
+        let config: Self = files.config(Part::Vae)?;
+        config.check(&files.config_path(Part::Vae))?;
+        Ok(config)
+    }
+
     fn check(&self, path: &Path) -> Result<()> {
         let problem = |text: String| Err(Error::file(path, text));
         if self.block_out_channels.is_empty() {
@@ -334,20 +341,24 @@ impl Source<'_> {
 
 /// The autoencoder; it computes in f32 on every device, as its decoder leaves the range of f16.
 pub struct Vae {
-    encoder: Encoder,
-    decoder: Decoder,
+    /// Absent where only the sizes are there.
+    networks: Option<(Encoder, Decoder)>,
     config: VaeConfig,
 }
 
 impl Vae {
     pub fn load(files: &ModelFiles, device: &Device) -> Result<Self> {
-        let config: VaeConfig = files.config(Part::Vae)?;
-        config.check(&files.config_path(Part::Vae))?;
+        let config = VaeConfig::open(files)?;
         let weights = files.weights(Part::Vae, DType::F32, device)?;
         let source = Source { weights: &weights, config: &config };
-        let (encoder, decoder) = (Encoder::load(&source)?, Decoder::load(&source)?);
+        let networks = Some((Encoder::load(&source)?, Decoder::load(&source)?));
         weights.finish()?;
-        Ok(Self { encoder, decoder, config })
+        Ok(Self { networks, config })
+    }
+
+    /// The sizes alone: [`Self::encode`] and [`Self::decode`] fail.
+    pub fn without_weights(files: &ModelFiles) -> Result<Self> {
+        Ok(Self { networks: None, config: VaeConfig::open(files)? })
     }
 
     pub fn config(&self) -> &VaeConfig {
@@ -369,17 +380,35 @@ impl Vae {
                 self.config.in_channels
             )));
         }
-        let mean = self.encoder.forward(&images.to_dtype(DType::F32)?)?.narrow(1, 0, self.config.latent_channels)?;
+        let mean =
+            self.networks()?.0.forward(&images.to_dtype(DType::F32)?)?.narrow(1, 0, self.config.latent_channels)?;
         Ok(mean.affine(1.0, -self.shift())?.affine(self.config.scaling_factor, 0.0)?)
     }
 
     /// Images of latents: the reverse of [`Self::encode`], without a limit to [−1, 1].
     pub fn decode(&self, latents: &Tensor) -> Result<Tensor> {
         let latents = latents.to_dtype(DType::F32)?;
-        self.decoder.forward(&((latents / self.config.scaling_factor)? + self.shift())?)
+        self.networks()?.1.forward(&((latents / self.config.scaling_factor)? + self.shift())?)
+    }
+
+    /// Bytes that encoding one square image of `side` pixels takes for a moment: a residual block of the first level holds
+    /// four tensors of its input's size.
+    pub fn encoding_bytes(&self, side: usize) -> u64 {
+        let channels = self.config.block_out_channels.first().copied().unwrap_or_default();
+        if self.networks.is_some() { 4 * 4 * (channels * side * side) as u64 } else { 0 }
+    }
+
+    fn networks(&self) -> Result<&(Encoder, Decoder)> {
+        self.networks.as_ref().ok_or_else(|| Error::Failed("the autoencoder is not loaded".into()))
     }
 
     fn shift(&self) -> f64 {
         self.config.shift_factor.unwrap_or(0.0)
     }
+}
+
+/// A square of RGB pixels, `[side, side, 3]`, as the autoencoder takes it: `[3, side, side]` in [−1, 1].
+pub fn from_rgb8(pixels: &[u8], side: usize, device: &Device) -> candle_core::Result<Tensor> {
+    let pixels = Tensor::from_slice(pixels, (side, side, 3), device)?;
+    pixels.permute((2, 0, 1))?.to_dtype(DType::F32)?.affine(2.0 / 255.0, -1.0)
 }

@@ -2,8 +2,10 @@
 //!
 //! Reading is strict: a missing, superfluous or misshapen tensor is an error that names file, tensor and shapes.
 use crate::error::{Error, Result};
-use crate::whole_file::write_atomically;
+use crate::tensor_file;
+pub use crate::tensor_file::{Header, header};
 use candle_core::{DType, Device, Shape, Tensor};
+use safetensors::Dtype;
 use safetensors::tensor::{TensorInfo, TensorView};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
@@ -77,7 +79,7 @@ impl Weights {
         for file in files {
             let header = header(file)?;
             for (name, info) in header.tensors {
-                let start = header.data_start + info.data_offsets.0 as u64;
+                let start = header.data + info.data_offsets.0 as u64;
                 if let Some(other) = tensors.insert(name.clone(), Stored { shard: shards.len(), info, start }) {
                     let other = shards.get(other.shard).map_or(file, |shard: &Shard| &shard.path);
                     return Err(Error::file(file, format!("tensor {name} is in {} too", other.display())));
@@ -177,47 +179,6 @@ impl Weights {
     }
 }
 
-/// What stands before the data of a safetensors file.
-pub struct Header {
-    /// Name to type, shape and byte range.
-    pub tensors: BTreeMap<String, TensorInfo>,
-    pub metadata: BTreeMap<String, String>,
-    /// Length of the whole file in bytes.
-    pub bytes: u64,
-    /// Where the tensors' byte ranges begin.
-    pub data_start: u64,
-}
-
-/// Reads and checks the header of a safetensors file, its length against the file's included.
-pub fn header(file: &Path) -> Result<Header> {
-    use std::io::Read;
-    let mut reader = std::fs::File::open(file).map_err(|e| Error::file(file, e))?;
-    let bytes = reader.metadata().map_err(|e| Error::file(file, e))?.len();
-    let mut length = [0u8; 8];
-    reader.read_exact(&mut length).map_err(|_| Error::file(file, "not a safetensors file: shorter than 8 bytes"))?;
-    let length = u64::from_le_bytes(length);
-    if length > bytes.saturating_sub(8) {
-        return Err(Error::file(
-            file,
-            format!("not a safetensors file, or cut short: header of {length} bytes in {bytes}"),
-        ));
-    }
-    let mut text = vec![0u8; length as usize];
-    reader.read_exact(&mut text).map_err(|e| Error::file(file, e))?;
-    let metadata: safetensors::tensor::Metadata =
-        serde_json::from_slice(&text).map_err(|e| Error::file(file, format!("not a safetensors header: {e}")))?;
-    let expected = 8 + length + metadata.data_len() as u64;
-    if expected != bytes {
-        return Err(Error::file(file, format!("cut short or damaged: {bytes} bytes, its header says {expected}")));
-    }
-    Ok(Header {
-        tensors: metadata.tensors().into_iter().map(|(n, i)| (n, i.clone())).collect(),
-        metadata: metadata.metadata().clone().unwrap_or_default().into_iter().collect(),
-        bytes,
-        data_start: 8 + length,
-    })
-}
-
 /// Reads every tensor of a safetensors file as it is stored, to the CPU.
 pub fn read_all(file: &Path) -> Result<BTreeMap<String, Tensor>> {
     header(file)?;
@@ -229,31 +190,16 @@ pub fn read_all(file: &Path) -> Result<BTreeMap<String, Tensor>> {
 ///
 /// The file is whole or absent: it is written aside, synced and renamed.
 pub fn write(file: &Path, tensors: &BTreeMap<String, Tensor>, metadata: &BTreeMap<String, String>) -> Result<()> {
-    // safetensors' own writer takes its metadata from a HashMap, so its bytes differ from run to run.
-    let mut header = serde_json::Map::new();
-    if !metadata.is_empty() {
-        header.insert("__metadata__".into(), serde_json::json!(metadata));
-    }
-    let mut offset = 0;
-    for (name, tensor) in tensors {
-        let end = offset + tensor.elem_count() * tensor.dtype().size_in_bytes();
+    let described = tensors.iter().map(|(name, tensor)| {
         let dtype = match tensor.dtype() {
-            DType::F32 => "F32",
-            DType::F16 => "F16",
-            DType::BF16 => "BF16",
+            DType::F32 => Dtype::F32,
+            DType::F16 => Dtype::F16,
+            DType::BF16 => Dtype::BF16,
             other => return Err(Error::file(file, format!("tensor {name}: cannot write {other:?}"))),
         };
-        header.insert(
-            name.clone(),
-            serde_json::json!({"dtype": dtype, "shape": tensor.dims(), "data_offsets": [offset, end]}),
-        );
-        offset = end;
-    }
-    let mut header = serde_json::to_vec(&header).map_err(|e| Error::file(file, e))?;
-    header.resize(header.len().next_multiple_of(8), b' ');
-    write_atomically(file, |out| {
-        out.write_all(&(header.len() as u64).to_le_bytes())?;
-        out.write_all(&header)?;
+        Ok((name.clone(), dtype, tensor.dims().to_vec()))
+    });
+    tensor_file::write(file, described.collect::<Result<_>>()?, metadata, |out| {
         for tensor in tensors.values() {
             out.write_all(&little_endian(tensor).map_err(std::io::Error::other)?)?;
         }

@@ -3,9 +3,9 @@
 //! `OUTPUT/checkpoints/step-000250/` holds `adapter.safetensors` (LoRA and score head), `optimizer.safetensors`,
 //! `config.toml` and `state.json`. It is written as a hidden sibling, every file synced, and then renamed; `state.json`
 //! has length and SHA-256 of the other files, so that damage is seen before anything is read.
-use super::fingerprint::sha256;
 use crate::config::RunConfig;
 use crate::error::{Error, Result};
+use crate::model::fingerprint::sha256;
 use crate::model::weights::{read_all, write};
 use crate::whole_file::{WRITING, write_atomically};
 use candle_core::{DType, Tensor};
@@ -22,12 +22,13 @@ const CONFIG: &str = "config.toml";
 const STATE: &str = "state.json";
 
 /// Settings that a resumed run may change, because no trained value depends on them: where things lie (the base
-/// model is recognised by its fingerprint), on what and with how many threads it runs, what is kept, when it gives up;
+/// model is recognised by its fingerprint, what a cache holds by what it was made of), on what and with how many threads it runs, what is kept, when it gives up;
 /// and all of `[eval]`.
-const FREE: [&str; 9] = [
+const FREE: [&str; 10] = [
     "output",
     "device",
     "model.path",
+    "data.cache",
     "data.workers",
     "data.max_broken",
     "train.gradient_checkpointing",

@@ -1,13 +1,15 @@
 //! From a batch of samples to what the step computes on: latents, text, noise and targets.
 use crate::config::NoiseConfig;
-use crate::data::{Mask, Sample};
+use crate::data::{Encoded, Mask, Sample};
 use crate::error::Result;
 use crate::loss::{MaskTarget, SampleTargets};
 use crate::model::pipeline::Pipeline;
+use crate::model::text::TextEmbedding;
+use crate::model::vae::from_rgb8;
 use crate::sample::noise::normal;
 use crate::sample::scheduler::Scheduler;
 use crate::train::gradients::StepInputs;
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use candle_datasets::Batcher;
 use std::sync::Arc;
 
@@ -31,8 +33,7 @@ pub struct InputMaker<'a> {
 impl InputMaker<'_> {
     /// Inputs of `samples`, the first of which is number `first` of the run: noise and time depend on that alone.
     pub fn make(&self, samples: &[Sample], first: u64) -> Result<StepInputs> {
-        let prompts: Vec<&str> = samples.iter().map(|sample| sample.prompt.as_str()).collect();
-        let text = self.pipeline.text_encoders.encode(&prompts)?;
+        let text = self.text(samples)?;
         let latents = self.latents(samples)?;
         let shape = latents.dims()[1..].to_vec();
         let (mut noise, mut sigmas, mut timesteps) = (vec![], vec![], vec![]);
@@ -59,15 +60,28 @@ impl InputMaker<'_> {
         })
     }
 
+    /// Each prompt is encoded by itself: what comes out must not depend, not even in its last bit, on what else is in the
+    /// batch, so that it is the same from a cache.
+    fn text(&self, samples: &[Sample]) -> Result<TextEmbedding> {
+        let encoders = &self.pipeline.text_encoders;
+        let parts = samples.iter().map(|sample| match &sample.encoded {
+            Some(encoded) => encoders.shape().expand(&encoded.text, self.device),
+            None => encoders.encode(&[&sample.prompt]),
+        });
+        TextEmbedding::cat(&parts.collect::<Result<Vec<_>>>()?.iter().collect::<Vec<_>>())
+    }
+
     /// Images go through the autoencoder one by one: its activations are the largest there are.
     fn latents(&self, samples: &[Sample]) -> Result<Tensor> {
-        let images = samples.iter().map(|sample| {
-            let shape = (self.resolution, self.resolution, 3);
-            Tensor::from_slice(&sample.image, shape, self.device)?
-                .permute((2, 0, 1))?
-                .to_dtype(DType::F32)?
-                .affine(2.0 / 255.0, -1.0)
-        });
+        let cached: Vec<&Encoded> = samples.iter().filter_map(|sample| sample.encoded.as_ref()).collect();
+        if cached.len() == samples.len() {
+            let (channels, height, width) = self.pipeline.latent_shape(self.resolution)?;
+            let latents = cached
+                .into_iter()
+                .map(|encoded| Tensor::from_slice(&encoded.latents, (1, channels, height, width), self.device));
+            return Ok(Tensor::cat(&latents.collect::<candle_core::Result<Vec<_>>>()?, 0)?);
+        }
+        let images = samples.iter().map(|sample| from_rgb8(&sample.image, self.resolution, self.device));
         let latents = Batcher::new_r1(images)
             .batch_size(1)
             .map(|image| self.pipeline.vae.encode(&image?))

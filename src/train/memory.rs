@@ -1,7 +1,9 @@
-//! Which blocks must be recomputed for the step to fit into memory.
+//! How much memory a run takes, said before its first step, and which blocks must be recomputed for it to fit.
 use crate::config::GradientCheckpointing;
+use crate::error::{Error, Result};
 use crate::model::mmdit::MmDitConfig;
 use candle_core::Device;
+use std::fmt;
 
 /// Sizes that a step's activations grow with.
 #[derive(Clone, Copy, Debug)]
@@ -13,41 +15,147 @@ pub struct StepSize {
     pub value_bytes: usize,
 }
 
-/// Values of a token's width that a block's graph keeps for its backward pass, counted from `Block::forward`: norms,
-/// q, k, v, their joined copies, attention, residuals, and the MLP at four times the width, twice.
-const KEPT: usize = 26;
-/// The same for the second attention of SD3.5-medium.
-const KEPT_BY_SECOND_ATTENTION: usize = 9;
-/// Share of free memory that activations may take; the rest is for gradients, text encoders, autoencoder and loader.
-const SHARE: f64 = 0.6;
-
-/// Bytes of activations that block `layer` keeps, batch · tokens · width large; the scores of attention are not kept.
-pub fn block_bytes(config: &MmDitConfig, layer: usize, size: StepSize) -> u64 {
-    let second = if config.dual_attention_layers.contains(&layer) { KEPT_BY_SECOND_ATTENTION } else { 0 };
-    let values = KEPT * (size.image_tokens + size.text_tokens) + second * size.image_tokens;
-    (size.batch * values * config.width() * size.value_bytes) as u64
+/// What a run adds to the memory that is in use before its first step.
+#[derive(Clone, Copy, Debug)]
+pub struct Needs<'a> {
+    pub model: &'a MmDitConfig,
+    pub size: StepSize,
+    /// Numbers that are trained.
+    pub trained: usize,
+    /// Bytes that encoding one image takes for a moment; 0 with a cache.
+    pub encoding: u64,
+    /// Bytes of the samples that the loader holds.
+    pub loader: u64,
 }
 
-/// How many of the first blocks keep only their input: as many as it takes for the others to fit into `free` bytes.
-pub fn recomputed_blocks(
-    choice: GradientCheckpointing,
-    config: &MmDitConfig,
-    size: StepSize,
-    free: Option<u64>,
-) -> usize {
-    match (choice, free) {
-        (GradientCheckpointing::Off, _) | (GradientCheckpointing::Auto, None) => 0,
-        (GradientCheckpointing::On, _) => config.num_layers,
-        (GradientCheckpointing::Auto, Some(free)) => {
-            let mut left = (free as f64 * SHARE) as u64;
-            let kept = (0..config.num_layers).rev().take_while(|layer| {
-                let bytes = block_bytes(config, *layer, size);
-                let fits = bytes <= left;
-                left = left.saturating_sub(bytes);
-                fits
-            });
-            config.num_layers - kept.count()
+/// Memory in use before the first step, in bytes.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Usage {
+    pub now: u64,
+    /// The most so far: weights take twice their size while they are loaded.
+    pub most: u64,
+    pub free: u64,
+}
+
+/// What a run takes, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Estimate {
+    usage: (u64, u64),
+    activations: u64,
+    training: u64,
+    encoding: u64,
+    loader: u64,
+}
+
+/// Values of a token's width that a block's graph keeps for its backward pass: norms, q, k, v, their joined copies,
+/// attention, residuals, and the MLP at four times the width, twice. By count up to 26; this and the next numbers are
+/// those that the peaks in benches/README.md have.
+const KEPT: usize = 23;
+/// The same for the second attention of SD3.5-medium.
+const KEPT_BY_SECOND_ATTENTION: usize = 9;
+/// The same that a step holds besides at its peak, whatever is kept: gradients on their way through a block.
+const PASSING: usize = 14;
+/// The same for a block that is recomputed: its input again, the gradient of its output, and their products.
+const RECOMPUTING: usize = 16;
+/// Copies of everything that is trained: its gradient, the sum over micro-batches, and AdamW's two moments.
+const TRAINING_COPIES: u64 = 4;
+/// A run starts although the estimate says that it does not fit, if it is over by less than this.
+const DOUBT: f64 = 1.15;
+
+impl Needs<'_> {
+    /// Bytes of activations that block `layer` keeps, batch · tokens · width large; the scores of attention are not kept.
+    pub fn block(&self, layer: usize) -> u64 {
+        let StepSize { image_tokens, text_tokens, .. } = self.size;
+        let second = if self.model.dual_attention_layers.contains(&layer) { KEPT_BY_SECOND_ATTENTION } else { 0 };
+        self.values(KEPT * (image_tokens + text_tokens) + second * image_tokens)
+    }
+
+    /// Bytes of a batch of so many vectors of the model's width.
+    fn values(&self, vectors: usize) -> u64 {
+        (self.size.batch * vectors * self.model.width() * self.size.value_bytes) as u64
+    }
+
+    /// What the run takes if the first `recomputed` blocks keep only their input.
+    pub fn estimate(&self, recomputed: usize, usage: Usage) -> Estimate {
+        let tokens = self.size.image_tokens + self.size.text_tokens;
+        let kept: u64 = (recomputed..self.model.num_layers).map(|layer| self.block(layer)).sum();
+        // Those that are recomputed take their turn when the others are gone.
+        let again = (0..recomputed.min(self.model.num_layers)).map(|layer| self.block(layer)).max();
+        let again = again.map_or(0, |block| block + self.values(RECOMPUTING * tokens));
+        Estimate {
+            usage: (usage.now, usage.most),
+            activations: kept.max(again) + self.values((recomputed + PASSING) * tokens),
+            training: TRAINING_COPIES * 4 * self.trained as u64,
+            encoding: self.encoding,
+            loader: self.loader,
         }
+    }
+
+    /// How many of the first blocks are to be recomputed, and what the run then takes: with `auto`, as few as fit.
+    ///
+    /// # Errors
+    /// `Error::Failed` where it does not fit.
+    pub fn plan(&self, choice: GradientCheckpointing, usage: Usage) -> Result<(usize, Estimate)> {
+        let all = self.model.num_layers;
+        let fits = |recomputed: &usize| self.estimate(*recomputed, usage).added() <= usage.free;
+        let recomputed = match choice {
+            GradientCheckpointing::Off => 0,
+            GradientCheckpointing::On => all,
+            GradientCheckpointing::Auto => (0..all).find(fits).unwrap_or(all),
+        };
+        let estimate = self.estimate(recomputed, usage);
+        if estimate.added() as f64 <= DOUBT * usage.free as f64 {
+            return Ok((recomputed, estimate));
+        }
+        let hint = match choice {
+            GradientCheckpointing::Off => "take train.gradient_checkpointing = \"auto\", or lower train.batch",
+            _ => "lower train.batch (and raise train.accumulate by as much) or data.resolution",
+        };
+        let free = gigabytes(usage.free);
+        Err(Error::Failed(format!("not enough memory: {estimate}, but only {free} GB are free; {hint}")))
+    }
+}
+
+impl Estimate {
+    /// What is added to what is in use before the first step.
+    pub fn added(&self) -> u64 {
+        self.training + self.loader + self.activations.max(self.encoding)
+    }
+
+    /// The most that will be in use at a time.
+    pub fn peak(&self) -> u64 {
+        (self.usage.0 + self.added()).max(self.usage.1)
+    }
+}
+
+impl fmt::Display for Estimate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { usage: (now, _), activations, training, encoding, loader } = *self;
+        write!(f, "about {} GB of memory at the peak: {} are in use, ", gigabytes(self.peak()), gigabytes(now))?;
+        write!(f, "activations take {}, encoding an image {}, ", gigabytes(activations), gigabytes(encoding))?;
+        write!(f, "gradients and optimizer {}, the loader {}", gigabytes(training), gigabytes(loader))
+    }
+}
+
+fn gigabytes(bytes: u64) -> String {
+    format!("{:.2}", bytes as f64 / 1e9)
+}
+
+/// What is in use on the device; all zeros but for endless free memory where it cannot be known.
+pub fn usage(device: &Device) -> Usage {
+    let free = free_bytes(device).unwrap_or(u64::MAX);
+    match device {
+        Device::Cpu => {
+            let now = kilobytes("/proc/self/status", "VmRSS:").unwrap_or(0);
+            Usage { now, most: peak_bytes().unwrap_or(0), free }
+        }
+        #[cfg(feature = "cuda")]
+        Device::Cuda(_) => {
+            let info = candle_core::cuda_backend::cudarc::driver::result::mem_get_info();
+            let now = info.map_or(0, |(free, total)| (total - free) as u64);
+            Usage { now, most: now, free }
+        }
+        _ => Usage { free, ..Usage::default() },
     }
 }
 
@@ -98,14 +206,34 @@ mod tests {
 
     #[test]
     fn blocks_are_recomputed_only_where_memory_is_short() {
-        let config = config();
+        let model = config();
         let size = StepSize { batch: 4, image_tokens: 4096, text_tokens: 154, value_bytes: 4 };
-        let block = block_bytes(&config, 0, size);
-        let auto = |free| recomputed_blocks(GradientCheckpointing::Auto, &config, size, Some(free));
-        assert_eq!(auto(u64::MAX / 2), 0);
-        assert_eq!(auto(0), 24);
-        assert_eq!(auto((block * 10) * 10 / 6 + 100), 14);
-        assert_eq!(recomputed_blocks(GradientCheckpointing::On, &config, size, None), 24);
-        assert_eq!(recomputed_blocks(GradientCheckpointing::Off, &config, size, Some(0)), 0);
+        let needs = Needs { model: &model, size, trained: 4_000_000, encoding: 0, loader: 100 };
+        let plan = |choice, free| needs.plan(choice, Usage { now: 7, most: 9, free });
+        let auto = |free| plan(GradientCheckpointing::Auto, free).map(|(recomputed, _)| recomputed).ok();
+        let added = |recomputed| needs.estimate(recomputed, Usage::default()).added();
+        assert_eq!(auto(u64::MAX / 2), Some(0));
+        for recomputed in [1, 10, 23] {
+            assert_eq!(auto(added(recomputed)), Some(recomputed));
+            assert_eq!(auto(added(recomputed) - 1), Some(recomputed + 1));
+        }
+        assert_eq!((auto(added(24) * 9 / 10), auto(added(24) * 8 / 10)), (Some(24), None));
+        let refused = plan(GradientCheckpointing::Auto, 1_000_000_000).expect_err("too little").to_string();
+        assert!(refused.contains("only 1.00 GB are free") && refused.contains("train.batch"), "{refused}");
+        let refused = plan(GradientCheckpointing::Off, added(0) / 2).expect_err("too little").to_string();
+        assert!(refused.contains("\"auto\""), "{refused}");
+        let (recomputed, estimate) = plan(GradientCheckpointing::On, u64::MAX).expect("fits");
+        assert_eq!((recomputed, estimate.peak()), (24, 7 + added(24)));
+        assert_eq!(needs.estimate(0, Usage { now: 7, most: u64::MAX, free: 0 }).peak(), u64::MAX);
+    }
+
+    #[test]
+    fn a_cache_saves_what_encoding_takes() {
+        let model = config();
+        let size = StepSize { batch: 1, image_tokens: 1, text_tokens: 1, value_bytes: 4 };
+        let needs = |encoding| Needs { model: &model, size, trained: 0, encoding, loader: 5 };
+        let added = |encoding| needs(encoding).estimate(0, Usage::default()).added();
+        assert_eq!(added(1 << 40), 5 + (1 << 40));
+        assert_eq!(added(0), added(1));
     }
 }

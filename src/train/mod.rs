@@ -2,7 +2,6 @@
 mod accumulated;
 pub mod checkpoint;
 mod evaluation;
-pub mod fingerprint;
 pub mod gradients;
 pub mod inputs;
 pub mod memory;
@@ -14,6 +13,7 @@ pub mod run_folder;
 mod run_log;
 mod scenes;
 pub mod schedule;
+mod source;
 pub mod trained;
 mod validation;
 

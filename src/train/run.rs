@@ -2,24 +2,25 @@
 use super::accumulated::Accumulated;
 use super::checkpoint::{Checkpoint, State};
 use super::evaluation::Evaluation;
-use super::fingerprint::fingerprint;
 use super::gradients::{LossTerms, StepPlan, gradients};
 use super::inputs::InputMaker;
-use super::memory::{self, StepSize};
+use super::memory::{self, Estimate, Needs, StepSize};
 use super::optimizer::{AdamW, clip_factor, gradient_norm};
 use super::outcome::Outcome;
 use super::parameters::Parameters;
 use super::run_folder::{Resume, RunFolder};
 use super::run_log::RunLog;
 use super::schedule::learning_rate;
+use super::source::Source;
 use super::trained::origin_of;
 use super::validation::Validation;
 use crate::config::{RequiredFiles, RunConfig};
-use crate::data::{Cursor, Loader};
+use crate::data::{Cache, Cursor, Loader, loader};
 use crate::error::{Error, Result};
 use crate::model::adapter_files::{self, Format};
 use crate::model::files::{ModelFiles, Part};
-use crate::model::pipeline::{Pipeline, PipelineOptions};
+use crate::model::fingerprint::fingerprint;
+use crate::model::pipeline::Pipeline;
 use crate::report::Measured;
 use crate::report::metrics::{StepMetrics, ValidationScores};
 use crate::report::progress::Progress;
@@ -42,7 +43,8 @@ pub fn run(config: &RunConfig, device: &Device, folder: &RunFolder, force: bool)
     let evaluation = config.eval.as_ref().map(|eval| Evaluation::open(config, eval, device, &stop)).transpose()?;
     let validation = Validation::open(config)?;
     let mut measured = Measured::default();
-    let mut trainer = Trainer::open(config, device, folder, force)?;
+    let measures = evaluation.is_some();
+    let mut trainer = Trainer::open(config, device, folder, force, measures)?;
     let metrics = folder.begin(config, trainer.state.step)?;
     if let Some(evaluation) = evaluation.as_ref().filter(|_| config.eval.as_ref().is_some_and(|eval| eval.before))
         && !trainer.measure_base(evaluation, &mut measured)?
@@ -64,7 +66,7 @@ pub fn run(config: &RunConfig, device: &Device, folder: &RunFolder, force: bool)
         let config = config.without_masks();
         let folder = RunFolder::open(&config.output, &Resume::Newest)?;
         tracing::info!("the same run without masks, into {}", config.output.display());
-        let mut trainer = Trainer::open(&config, device, &folder, force)?;
+        let mut trainer = Trainer::open(&config, device, &folder, force, measures)?;
         let metrics = folder.begin(&config, trainer.state.step)?;
         let mut log = RunLog::open(folder.path(), metrics, trainer.state.step, validation.as_ref())?;
         if trainer.train(folder.path(), &mut log, validation.as_ref(), &stop)? {
@@ -86,17 +88,27 @@ struct Trainer<'a> {
     optimizer: AdamW,
     loader: Loader,
     plan: StepPlan,
+    estimate: Estimate,
     state: State,
 }
 
 impl<'a> Trainer<'a> {
-    /// Loads the model, and the folder's checkpoint if there is one.
-    fn open(config: &'a RunConfig, device: &'a Device, folder: &RunFolder, force: bool) -> Result<Self> {
+    /// Loads the model, and the folder's checkpoint if there is one. `measures`: the run measures its model, too, for
+    /// which it needs the encoders even where training takes what they yield from a cache.
+    fn open(
+        config: &'a RunConfig,
+        device: &'a Device,
+        folder: &RunFolder,
+        force: bool,
+        measures: bool,
+    ) -> Result<Self> {
         let files = ModelFiles::open(&config.model.path)?;
         let model = fingerprint(&base_files(&files, config)?)?;
         let checkpoint = folder.load(config, &model, force)?;
-        let trainer = Self::new(config, device, &files, model, checkpoint)?;
-        tracing::info!("{}", trainer.summary());
+        let source = Source::open(config, device, &files, measures)?;
+        let encoders = source.describe(config);
+        let trainer = Self::new(config, device, &files, source, State { model, ..State::default() }, checkpoint)?;
+        tracing::info!("{}{encoders}", trainer.summary());
         Ok(trainer)
     }
 
@@ -104,10 +116,10 @@ impl<'a> Trainer<'a> {
         config: &'a RunConfig,
         device: &'a Device,
         files: &ModelFiles,
-        model: String,
+        Source { mut pipeline, cache }: Source,
+        mut state: State,
         checkpoint: Option<Checkpoint>,
     ) -> Result<Self> {
-        let mut pipeline = Pipeline::load(files, &PipelineOptions::of(&config.model, device))?;
         let blocks = pipeline.transformer.blocks.len();
         if config.model.expert_layer >= blocks {
             let layer = config.model.expert_layer;
@@ -116,7 +128,6 @@ impl<'a> Trainer<'a> {
         let (_, height, width) = pipeline.latent_shape(config.data.resolution)?;
         let parameters = Parameters::new(config, &mut pipeline.transformer, device)?;
         let mut optimizer = AdamW::new(&parameters);
-        let mut state = State { model, ..State::default() };
         let mut cursor = None;
         if let Some(checkpoint) = checkpoint {
             parameters.load(&checkpoint.adapter)?;
@@ -127,7 +138,10 @@ impl<'a> Trainer<'a> {
             })?);
         }
         pipeline.transformer.attach(&parameters.adapter())?;
-        let loader = Loader::new(&config.data, config.seed, cursor.as_ref(), config.loss.uses_masks())?;
+        let cached = cache.is_some();
+        let require_masks = config.loss.uses_masks();
+        let held = loader::held_bytes(&config.data, cache.as_ref().map(Cache::sample_bytes));
+        let loader = Loader::with_cache(&config.data, config.seed, cursor.as_ref(), require_masks, cache)?;
         let patch = pipeline.transformer.config.patch_size;
         let size = StepSize {
             batch: config.train.batch,
@@ -135,12 +149,15 @@ impl<'a> Trainer<'a> {
             text_tokens: pipeline.text_encoders.tokens(),
             value_bytes: if device.is_cpu() { 4 } else { config.model.dtype.dtype().size_in_bytes() },
         };
-        let recomputed_blocks = memory::recomputed_blocks(
-            config.train.gradient_checkpointing,
-            &pipeline.transformer.config,
+        let needs = Needs {
+            model: &pipeline.transformer.config,
             size,
-            memory::free_bytes(device),
-        );
+            trained: parameters.count(),
+            encoding: if cached { 0 } else { pipeline.vae.encoding_bytes(config.data.resolution) },
+            // It is in the host's memory, whatever the device.
+            loader: if device.is_cpu() { held } else { 0 },
+        };
+        let (recomputed_blocks, estimate) = needs.plan(config.train.gradient_checkpointing, memory::usage(device))?;
         Ok(Self {
             plan: StepPlan { expert_layer: config.model.expert_layer, recomputed_blocks },
             scheduler: Scheduler::open(files)?,
@@ -150,6 +167,7 @@ impl<'a> Trainer<'a> {
             parameters,
             optimizer,
             loader,
+            estimate,
             state,
         })
     }
@@ -158,11 +176,12 @@ impl<'a> Trainer<'a> {
     fn summary(&self) -> String {
         let blocks = self.pipeline.transformer.blocks.len();
         format!(
-            "{} on {:?}, frozen weights in {:?}; {} of {blocks} blocks recomputed in the backward pass\n{}",
+            "{} on {:?}, frozen weights in {:?}; {} of {blocks} blocks recomputed in the backward pass\n{}\n{}",
             self.config.model.path,
             self.device.location(),
             self.config.model.dtype.dtype(),
             self.plan.recomputed_blocks,
+            self.estimate,
             self.parameters.table(blocks)
         )
     }

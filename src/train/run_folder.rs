@@ -4,8 +4,8 @@ use crate::config::RunConfig;
 use crate::error::{Error, Result};
 use crate::report::ValidationPictures;
 use crate::report::metrics::MetricsFile;
-use crate::whole_file::write_atomically;
-use std::fs::{File, TryLockError};
+use crate::whole_file::{lock, write_atomically};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 /// What by itself makes a folder one that holds a run.
@@ -51,7 +51,7 @@ impl RunFolder {
             checkpoint::verify(folder)?;
         }
         std::fs::create_dir_all(output).map_err(|e| Error::file(output, format!("cannot make the folder: {e}")))?;
-        let lock = lock(&output.join(".lock"))?;
+        let lock = lock(&output.join(".lock"), "another process is training into this folder")?;
         checkpoint::remove_leftovers(output)?;
         let checkpoint = match resume {
             Resume::No => None,
@@ -95,18 +95,4 @@ fn has_steps(output: &Path) -> bool {
     let is_empty =
         std::fs::metadata(output.join("metrics.jsonl")).is_ok_and(|found| found.is_file() && found.len() == 0);
     !is_empty || output.join("checkpoints").exists() || output.join("lora.safetensors").exists()
-}
-
-fn lock(path: &Path) -> Result<File> {
-    let file = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(path)
-        .map_err(|e| Error::file(path, format!("cannot write: {e}")))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(Error::file(path, "another process is training into this folder")),
-        Err(TryLockError::Error(e)) => Err(Error::file(path, format!("cannot lock: {e}"))),
-    }
 }

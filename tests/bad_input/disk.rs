@@ -84,3 +84,29 @@ fn an_export_or_picture_that_does_not_fit_leaves_nothing() {
         entries.filter(|entry| entry.as_ref().is_ok_and(|entry| entry.file_name().to_string_lossy().starts_with('.')));
     assert_eq!(hidden.count(), 0);
 }
+
+#[test]
+fn a_cache_that_does_not_fit_keeps_what_did() {
+    let world = World::whole();
+    let prepare = |folder: &str| {
+        let settings = ["--set", "data.resolution=256", "--shard-size", "1", "--out", folder];
+        world.command(&[&["prepare", "cache", "--config", "c.toml"], &settings[..]].concat())
+    };
+    let files = |folder: &str| -> std::collections::BTreeMap<String, Vec<u8>> {
+        let entries = std::fs::read_dir(world.path(folder)).expect("folder").map(|entry| entry.expect("entry").path());
+        let name = |path: &std::path::Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        entries.map(|path| (name(&path), std::fs::read(path).expect("read"))).collect()
+    };
+    assert!(prepare("undisturbed").output().expect("seg4diff").status.success());
+    // Holds the text, but no whole shard of latents.
+    let output = limit_files(&mut prepare("cache"), 900_000).output().expect("seg4diff");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert_eq!(said.matches("error: ").count(), 1, "{said}");
+    for part in ["latents-000000.safetensors: cannot write", "File too large"] {
+        assert!(said.contains(part), "{part} in {said}");
+    }
+    assert_eq!(files("cache").into_keys().collect::<Vec<_>>(), [".lock", "text-000000.safetensors"]);
+    assert!(prepare("cache").output().expect("seg4diff").status.success());
+    assert!(files("cache") == files("undisturbed"));
+}

@@ -1,6 +1,7 @@
 //! Text encoders: prompts to what the MM-DiT reads (diffusers: `StableDiffusion3Pipeline.encode_prompt`).
 pub mod clip;
 pub mod clip_layer;
+mod shape;
 pub mod t5;
 pub mod tokenizer;
 
@@ -9,6 +10,7 @@ use crate::config::TextEncoderKind;
 use crate::error::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use clip::{ClipConfig, ClipTextModel};
+pub use shape::TextShape;
 use std::ops::Range;
 use t5::T5Encoder;
 use tokenizer::{CLIP_TOKENS, ClipTokenizer, T5Tokenizer};
@@ -41,10 +43,10 @@ struct Clip {
 pub struct TextEncoders {
     clips: [Clip; 2],
     t5: Option<(T5Tokenizer, T5Encoder)>,
-    /// Tokens after CLIP's.
-    max_sequence_length: usize,
-    joint: usize,
+    shape: TextShape,
     device: Device,
+    /// False where only the tokenizers are there.
+    can_encode: bool,
 }
 
 impl TextEncoders {
@@ -59,53 +61,70 @@ impl TextEncoders {
         dtype: DType,
         device: &Device,
     ) -> Result<Self> {
-        #[derive(serde::Deserialize)]
-        struct TransformerSizes {
-            joint_attention_dim: usize,
-            pooled_projection_dim: usize,
-        }
-        let sizes: TransformerSizes = files.config(Part::Transformer)?;
-        let compute = if device.is_cpu() { DType::F32 } else { dtype };
-        let clip = |part: Part, kind: TextEncoderKind| {
-            let model = match kinds.contains(&kind) {
-                true => Some(ClipTextModel::load(files, part, dtype, compute, device)?),
-                false => None,
-            };
-            let tokenizer = ClipTokenizer::open(&files.tokenizer(part)?)?;
-            Ok::<_, Error>(Clip { tokenizer, config: files.config(part)?, model })
-        };
-        let clips = [clip(Part::ClipL, TextEncoderKind::ClipL)?, clip(Part::ClipG, TextEncoderKind::ClipG)?];
-        let misfit = |key: &str, expected: usize, what: &str, found: usize| {
-            let problem = format!("{key} is {expected}, but {what} {found}");
-            Error::file(files.config_path(Part::Transformer), problem)
-        };
-        let width: usize = clips.iter().map(|clip| clip.config.hidden_size).sum();
-        if width > sizes.joint_attention_dim {
-            let what = "the CLIP text encoders' hidden sizes add up to";
-            return Err(misfit("joint_attention_dim", sizes.joint_attention_dim, what, width));
-        }
-        let pooled: usize = clips.iter().map(|clip| clip.config.projection_dim).sum();
-        if pooled != sizes.pooled_projection_dim {
-            let what = "the CLIP text encoders' projection_dim add up to";
-            return Err(misfit("pooled_projection_dim", sizes.pooled_projection_dim, what, pooled));
-        }
-        let t5 = match kinds.contains(&TextEncoderKind::T5) {
-            true => {
-                let tokenizer = T5Tokenizer::open(&files.tokenizer(Part::T5)?)?;
-                let encoder = T5Encoder::load(files, dtype, compute, device)?;
-                if encoder.hidden_size != sizes.joint_attention_dim {
-                    let expected = sizes.joint_attention_dim;
-                    return Err(misfit("joint_attention_dim", expected, "T5's d_model is", encoder.hidden_size));
-                }
-                Some((tokenizer, encoder))
+        let mut encoders = Self::without_weights(files, kinds, max_sequence_length, device)?;
+        let compute = Self::arithmetic(dtype, device);
+        let parts = [(Part::ClipL, TextEncoderKind::ClipL), (Part::ClipG, TextEncoderKind::ClipG)];
+        for (clip, (part, kind)) in encoders.clips.iter_mut().zip(parts) {
+            if kinds.contains(&kind) {
+                clip.model = Some(ClipTextModel::load(files, part, dtype, compute, device)?);
             }
-            false => None,
+        }
+        if encoders.shape.has_t5 {
+            let tokenizer = T5Tokenizer::open(&files.tokenizer(Part::T5)?)?;
+            let encoder = T5Encoder::load(files, dtype, compute, device)?;
+            let (expected, found) = (encoders.shape.width, encoder.hidden_size);
+            if found != expected {
+                let problem = format!("joint_attention_dim is {expected}, but T5's d_model is {found}");
+                return Err(Error::file(files.config_path(Part::Transformer), problem));
+            }
+            encoders.t5 = Some((tokenizer, encoder));
+        }
+        Ok(Self { can_encode: true, ..encoders })
+    }
+
+    /// The sizes and CLIP's tokenizers of those of `kinds`: [`Self::encode`] fails.
+    pub fn without_weights(
+        files: &ModelFiles,
+        kinds: &[TextEncoderKind],
+        max_sequence_length: usize,
+        device: &Device,
+    ) -> Result<Self> {
+        let clip = |part: Part| {
+            let tokenizer = ClipTokenizer::open(&files.tokenizer(part)?)?;
+            Ok::<_, Error>(Clip { tokenizer, config: files.config(part)?, model: None })
         };
-        Ok(Self { clips, t5, max_sequence_length, joint: sizes.joint_attention_dim, device: device.clone() })
+        Ok(Self {
+            clips: [clip(Part::ClipL)?, clip(Part::ClipG)?],
+            t5: None,
+            shape: TextShape::open(files, kinds, max_sequence_length)?,
+            device: device.clone(),
+            can_encode: false,
+        })
+    }
+
+    /// Whether their weights are loaded.
+    pub fn can_encode(&self) -> bool {
+        self.can_encode
+    }
+
+    /// The type that encoders with weights of `dtype` compute in.
+    pub fn arithmetic(dtype: DType, device: &Device) -> DType {
+        if device.is_cpu() { DType::F32 } else { dtype }
+    }
+
+    /// Sizes of the embeddings.
+    pub fn shape(&self) -> TextShape {
+        self.shape
     }
 
     /// Embeds prompts of any length; what does not fit into the encoders' tokens is cut off.
+    ///
+    /// # Errors
+    /// The encoders were opened without weights.
     pub fn encode(&self, prompts: &[&str]) -> Result<TextEmbedding> {
+        if !self.can_encode {
+            return Err(Error::Failed("the text encoders are not loaded".into()));
+        }
         let batch = prompts.len();
         let zeros = |shape: &[usize]| Tensor::zeros(shape, DType::F32, &self.device);
         let (mut features, mut pooled) = (Vec::new(), Vec::new());
@@ -123,22 +142,23 @@ impl TextEncoders {
                 }
             }
         }
-        let width: usize = self.clips.iter().map(|clip| clip.config.hidden_size).sum();
-        features.push(zeros(&[batch, CLIP_TOKENS, self.joint - width])?);
+        features.push(zeros(&[batch, CLIP_TOKENS, self.shape.width - self.shape.clip_width])?);
         let clip = Tensor::cat(&features, 2)?;
+        let more = self.shape.tokens - CLIP_TOKENS;
         let t5 = match &self.t5 {
             Some((tokenizer, encoder)) => {
-                let ids = prompts.iter().map(|prompt| tokenizer.encode(prompt, self.max_sequence_length));
+                let ids = prompts.iter().map(|prompt| tokenizer.encode(prompt, more));
                 encoder.forward(&ids.collect::<Result<Vec<_>>>()?)?
             }
-            None => zeros(&[batch, self.max_sequence_length, self.joint])?,
+            None => zeros(&[batch, more, self.shape.width])?,
         };
         Ok(TextEmbedding { context: Tensor::cat(&[clip, t5], 1)?, pooled: Tensor::cat(&pooled, 1)? })
     }
 
     /// Text tokens that the MM-DiT computes: CLIP's 77 and T5's, or one for the zeros in their place.
     pub fn tokens(&self) -> usize {
-        CLIP_TOKENS + if self.t5.is_some() { self.max_sequence_length } else { self.max_sequence_length.min(1) }
+        let more = self.shape.tokens - CLIP_TOKENS;
+        CLIP_TOKENS + if self.shape.has_t5 { more } else { more.min(1) }
     }
 
     /// Where each name's tokens stand among CLIP's in the prompt of the names joined by spaces; see

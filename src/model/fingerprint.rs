@@ -1,6 +1,6 @@
 //! Content hashes: of whole small files, and a quick fingerprint of a base model's many gigabytes.
 use crate::error::{Error, Result};
-use crate::model::weights::header;
+use crate::tensor_file::header;
 use sha2::{Digest, Sha256};
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};

@@ -1,0 +1,142 @@
+//! What entries are made with, and the keys that follow from it.
+use sha2::{Digest as _, Sha256};
+use std::collections::BTreeMap;
+
+/// What a shard holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Latents,
+    Text,
+}
+
+impl Kind {
+    /// What its shards' names begin with, and what they say they hold.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Latents => "latents",
+            Self::Text => "text",
+        }
+    }
+}
+
+/// How the entries of one kind are made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recipe {
+    pub kind: Kind,
+    /// All that an entry depends on besides its image or prompt, by name: fingerprints of models, sizes, rules. They are
+    /// part of every key, and every shard says them, so that one of another model is refused by name.
+    pub facts: BTreeMap<String, String>,
+    /// Name and shape of an entry's tensors (f32), in the order of the names.
+    pub tensors: Vec<(&'static str, Vec<usize>)>,
+}
+
+impl Recipe {
+    /// Values in an entry.
+    pub fn values(&self) -> usize {
+        self.tensors.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum()
+    }
+
+    /// Bytes of an entry.
+    pub fn bytes(&self) -> u64 {
+        4 * self.values() as u64
+    }
+
+    /// The key of the latents of an image file.
+    pub fn latents_key(&self, image: &Digest, mirrored: bool) -> Key {
+        self.key(&[&image.0, &[u8::from(mirrored)]])
+    }
+
+    /// The key of a prompt's embedding.
+    pub fn text_key(&self, prompt: &str) -> Key {
+        self.key(&[prompt.as_bytes()])
+    }
+
+    fn key(&self, content: &[&[u8]]) -> Key {
+        let mut hash = Sha256::new();
+        // Each part with its length: no two lists of parts are the same bytes.
+        let mut add = |part: &[u8]| {
+            hash.update((part.len() as u64).to_le_bytes());
+            hash.update(part);
+        };
+        add(self.kind.name().as_bytes());
+        for (name, value) in &self.facts {
+            add(name.as_bytes());
+            add(value.as_bytes());
+        }
+        add(b"");
+        content.iter().for_each(|part| add(part));
+        Key(hash.finalize().into())
+    }
+}
+
+/// SHA-256 of an image file's bytes.
+pub struct Digest([u8; 32]);
+
+impl Digest {
+    pub fn of(bytes: &[u8]) -> Self {
+        Self(Sha256::digest(bytes).into())
+    }
+}
+
+/// What an entry is found by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Key([u8; 32]);
+
+impl Key {
+    /// In hexadecimal, as shards name their entries.
+    pub fn name(&self) -> String {
+        self.0.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// The key of this name.
+    pub fn parse(name: &str) -> Option<Self> {
+        let mut key = [0; 32];
+        if name.len() != 64 || !name.is_ascii() {
+            return None;
+        }
+        for (place, byte) in key.iter_mut().enumerate() {
+            *byte = u8::from_str_radix(name.get(2 * place..2 * place + 2)?, 16).ok()?;
+        }
+        Some(Self(key)).filter(|key| key.name() == name)
+    }
+
+    /// Its first 16 bytes: by those no two of 2⁴⁰ entries are the same with a chance of more than one in 10¹⁴.
+    pub(super) fn short(&self) -> u128 {
+        self.0[..16].iter().fold(0, |number, byte| number << 8 | u128::from(*byte))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn recipe(facts: &[(&str, &str)]) -> Recipe {
+        let facts = facts.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
+        Recipe { kind: Kind::Latents, facts, tensors: vec![("latents", vec![2, 3])] }
+    }
+
+    #[test]
+    fn keys_depend_on_everything_that_an_entry_does() {
+        let usual = recipe(&[("autoencoder", "a"), ("resolution", "64")]);
+        let image = Digest::of(b"an image");
+        let keys = [
+            usual.latents_key(&image, false),
+            usual.latents_key(&image, true),
+            usual.latents_key(&Digest::of(b"an imagf"), false),
+            recipe(&[("autoencoder", "b"), ("resolution", "64")]).latents_key(&image, false),
+            recipe(&[("autoencoder", "a"), ("resolution", "65")]).latents_key(&image, false),
+            recipe(&[("autoencoder", "ar"), ("esolution", "64")]).latents_key(&image, false),
+            recipe(&[("autoencoder", "a")]).latents_key(&image, false),
+            usual.text_key("an image"),
+            usual.text_key(""),
+            Recipe { kind: Kind::Text, ..usual.clone() }.text_key(""),
+        ];
+        let distinct: std::collections::BTreeSet<_> = keys.iter().collect();
+        assert_eq!(distinct.len(), keys.len());
+        assert!(keys.iter().all(|key| Key::parse(&key.name()) == Some(*key)));
+        assert_eq!(usual.latents_key(&Digest::of(b"an image"), false), keys[0]);
+        assert_eq!(Key::parse(&keys[0].name().to_uppercase()), None);
+        assert_eq!(Key::parse("+f"), None);
+        assert_eq!(format!("{:032x}", keys[0].short()), keys[0].name()[..32]);
+    }
+}

@@ -1,0 +1,65 @@
+//! Recipes of a cache's entries: everything that latents and text embeddings depend on besides image and prompt.
+use crate::config::{Crop, DataConfig, ModelConfig, TextEncoderKind};
+use crate::data::cache::{Kind, Recipe};
+use crate::error::{Error, Result};
+use crate::model::files::{ModelFiles, Part};
+use crate::model::fingerprint::fingerprint;
+use crate::model::text::{TextEncoders, TextShape};
+use crate::model::vae::VaeConfig;
+use candle_core::{DType, Device};
+use std::collections::BTreeMap;
+
+/// Version of how an image file becomes pixels (`data::photograph`, `data::jpeg`, `data::resize`, `data::crop`): to be
+/// raised whenever one of them yields other pixels.
+const PIXELS: &str = "1";
+
+/// Of latents: the autoencoder, and how an image becomes the square that goes into it.
+///
+/// # Errors
+/// `Error::Usage` where the crop is random.
+pub fn latents(files: &ModelFiles, data: &DataConfig) -> Result<Recipe> {
+    if data.crop == Crop::Random {
+        let why = "a random crop is another picture in every epoch, which no cache can hold";
+        return Err(Error::Usage(format!("data.crop = \"random\": {why}; take \"center\", or train without a cache")));
+    }
+    let vae = VaeConfig::open(files)?;
+    let unit = vae.pixels_per_latent();
+    if !data.resolution.is_multiple_of(unit) {
+        let problem = format!("data.resolution: {} is not a multiple of the autoencoder's {unit}", data.resolution);
+        return Err(Error::Usage(problem));
+    }
+    let side = data.resolution / unit;
+    let facts = [
+        ("autoencoder", fingerprint(&files.part_files(Part::Vae)?)?),
+        ("resolution", data.resolution.to_string()),
+        ("crop", "center".into()),
+        ("pixels", PIXELS.into()),
+    ];
+    Ok(recipe(Kind::Latents, facts, vec![("latents", vec![vae.latent_channels, side, side])]))
+}
+
+/// Of text embeddings: the encoders with their tokenizers, their arithmetic, and the number of tokens.
+pub fn text(files: &ModelFiles, model: &ModelConfig, device: &Device) -> Result<Recipe> {
+    let shape = TextShape::open(files, &model.text_encoders, model.max_sequence_length)?;
+    let encoder = |part, kind| match model.text_encoders.contains(&kind) {
+        true => fingerprint(&files.part_files(part)?),
+        false => Ok("not used".to_string()),
+    };
+    let name = |dtype: DType| dtype.as_str();
+    let weights = model.dtype.dtype();
+    let facts = [
+        ("clip_l", encoder(Part::ClipL, TextEncoderKind::ClipL)?),
+        ("clip_g", encoder(Part::ClipG, TextEncoderKind::ClipG)?),
+        ("t5", encoder(Part::T5, TextEncoderKind::T5)?),
+        ("weights", name(weights).into()),
+        ("arithmetic", name(TextEncoders::arithmetic(weights, device)).into()),
+        ("tokens", format!("{} of width {}", shape.tokens, shape.width)),
+    ];
+    let (rows, columns) = shape.filled();
+    Ok(recipe(Kind::Text, facts, vec![("context", vec![rows, columns]), ("pooled", vec![shape.pooled])]))
+}
+
+fn recipe<const N: usize>(kind: Kind, facts: [(&str, String); N], tensors: Vec<(&'static str, Vec<usize>)>) -> Recipe {
+    let facts: BTreeMap<String, String> = facts.into_iter().map(|(name, value)| (name.to_string(), value)).collect();
+    Recipe { kind, facts, tensors }
+}

@@ -1,0 +1,88 @@
+//! Sizes of a text embedding, and the part of it that is not zero whatever the prompt.
+use super::TextEmbedding;
+use super::tokenizer::CLIP_TOKENS;
+use crate::config::TextEncoderKind;
+use crate::error::{Error, Result};
+use crate::model::files::{ModelFiles, Part};
+use candle_core::{Device, Tensor};
+
+/// Sizes of what the MM-DiT reads of a prompt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TextShape {
+    /// CLIP's 77 tokens and those after them, which are T5's or zeros.
+    pub tokens: usize,
+    /// Width of a token.
+    pub width: usize,
+    pub pooled: usize,
+    /// Width that the CLIPs fill of their tokens.
+    pub clip_width: usize,
+    /// Whether T5 fills its tokens.
+    pub has_t5: bool,
+}
+
+#[derive(serde::Deserialize)]
+struct ClipSizes {
+    hidden_size: usize,
+    projection_dim: usize,
+}
+
+#[derive(serde::Deserialize)]
+struct TransformerSizes {
+    joint_attention_dim: usize,
+    pooled_projection_dim: usize,
+}
+
+impl TextShape {
+    /// Reads the sizes from a model's configurations.
+    ///
+    /// # Errors
+    /// One of them cannot be read, or the text encoders do not suit the transformer.
+    pub fn open(files: &ModelFiles, kinds: &[TextEncoderKind], max_sequence_length: usize) -> Result<Self> {
+        let TransformerSizes { joint_attention_dim: width, pooled_projection_dim: pooled } =
+            files.config(Part::Transformer)?;
+        let clips: [ClipSizes; 2] = [files.config(Part::ClipL)?, files.config(Part::ClipG)?];
+        let misfit = |key: &str, expected: usize, what: &str, found: usize| {
+            let problem = format!("{key} is {expected}, but {what} {found}");
+            Error::file(files.config_path(Part::Transformer), problem)
+        };
+        let clip_width = clips.iter().map(|clip| clip.hidden_size).sum();
+        if clip_width > width {
+            let what = "the CLIP text encoders' hidden sizes add up to";
+            return Err(misfit("joint_attention_dim", width, what, clip_width));
+        }
+        let found = clips.iter().map(|clip| clip.projection_dim).sum();
+        if found != pooled {
+            let what = "the CLIP text encoders' projection_dim add up to";
+            return Err(misfit("pooled_projection_dim", pooled, what, found));
+        }
+        let has_t5 = kinds.contains(&TextEncoderKind::T5);
+        Ok(Self { tokens: CLIP_TOKENS + max_sequence_length, width, pooled, clip_width, has_t5 })
+    }
+
+    /// Rows and columns of the context, counted from the first, outside which it is zero: without T5, CLIP's.
+    pub fn filled(&self) -> (usize, usize) {
+        if self.has_t5 { (self.tokens, self.width) } else { (CLIP_TOKENS, self.clip_width) }
+    }
+
+    /// The values of one prompt's embedding that are not zero whatever the prompt: the filled part of the context, row by
+    /// row, then the pooled state.
+    pub fn compact(&self, embedding: &TextEmbedding) -> Result<Vec<f32>> {
+        let (rows, columns) = self.filled();
+        let context = embedding.context.narrow(1, 0, rows)?.narrow(2, 0, columns)?;
+        let mut values = context.flatten_all()?.to_vec1::<f32>()?;
+        values.extend(embedding.pooled.flatten_all()?.to_vec1::<f32>()?);
+        Ok(values)
+    }
+
+    /// The embedding, as a batch of one, that `compact` gave these values of; the same bits.
+    ///
+    /// # Errors
+    /// The values are of another number.
+    pub fn expand(&self, values: &[f32], device: &Device) -> Result<TextEmbedding> {
+        let (rows, columns) = self.filled();
+        let (context, pooled) = values.split_at(values.len().min(rows * columns));
+        let context = Tensor::from_slice(context, (1, rows, columns), device)?;
+        let context = context.pad_with_zeros(1, 0, self.tokens - rows)?.pad_with_zeros(2, 0, self.width - columns)?;
+        Ok(TextEmbedding { context, pooled: Tensor::from_slice(pooled, (1, self.pooled), device)? })
+    }
+}
