@@ -35,3 +35,12 @@ fn keep_freed_memory() {
 
 #[cfg(not(target_env = "gnu"))]
 fn keep_freed_memory() {}
+
+/// Hands freed memory back to the kernel after all, so that what the process has is what it uses.
+pub fn release_freed_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: the call is safe at any time and from any thread.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
