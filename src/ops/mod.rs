@@ -2,6 +2,8 @@
 mod attention;
 pub mod conv2d;
 mod cpu;
+#[cfg(feature = "cuda")]
+pub(crate) mod cuda;
 mod enlarge;
 mod enlarged_argmax;
 mod function;
@@ -14,6 +16,7 @@ mod pixel_cross_entropy;
 mod pointwise;
 pub mod pool;
 mod score_head;
+mod score_head_products;
 
 pub use attention::{attention, attention_probability};
 pub use enlarge::{Enlarge, Rows, enlarge};
@@ -27,4 +30,4 @@ pub use pointwise::{gated_residual, gelu};
 pub use score_head::{CHANNELS, PARAMETERS, score_head};
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
