@@ -3,11 +3,14 @@
 //!   cargo bench --bench step -- --preset demo|sd3-width|sd3-medium [--device cpu|cuda:0] [--dtype f32|bf16] [--batch N]
 //!                               [--steps N] [--masks N] [--checkpointing]
 //!
-//! Prints one JSON line with the keys of the PyTorch script.
+//! Prints one JSON line with the keys of the PyTorch script. Peak memory is the process's on the CPU; on a GPU what
+//! tensors had at a time, which is what PyTorch reports.
 use candle_core::{DType, Device, Tensor};
 use clap::Parser;
 use rand::Rng;
+use rayon::prelude::*;
 use seg4diff::config::{Choice, DeviceChoice, RunConfig, WeightType};
+use seg4diff::device::peak_gpu_bytes;
 use seg4diff::loss::{MaskTarget, SampleTargets};
 use seg4diff::model::mmdit::{MmDit, MmDitConfig};
 use seg4diff::model::weights::{self, Weights};
@@ -118,13 +121,15 @@ fn write_weights(config: &MmDitConfig, dtype: DType, file: &Path) -> Result<()> 
     shapes.push(("pos_embed.proj.weight".into(), vec![width, config.in_channels, patch, patch]));
     shapes.push(("pos_embed.proj.bias".into(), vec![width]));
     shapes.push(("pos_embed.pos_embed".into(), vec![1, config.pos_embed_max_size.pow(2), width]));
-    let mut tensors = BTreeMap::new();
-    for (number, (name, shape)) in shapes.into_iter().enumerate() {
+    let random = |(number, (name, shape)): (usize, (String, Vec<usize>))| {
         let fan_in: usize = shape[1..].iter().product();
         let scale = if shape.len() == 1 { 0.1 } else { (fan_in as f64).powf(-0.5) };
         let tensor = (normal(0, &[number as u64], shape, &Device::Cpu)? * scale)?.to_dtype(dtype)?;
-        tensors.insert(name, tensor);
-    }
+        seg4diff::error::Result::Ok((name, tensor))
+    };
+    // Two thousand million numbers for sd3-medium: on all threads.
+    let tensors = shapes.into_par_iter().enumerate().map(random);
+    let tensors = tensors.collect::<seg4diff::error::Result<BTreeMap<_, _>>>()?;
     weights::write(file, &tensors, &BTreeMap::new())?;
     Ok(())
 }
@@ -233,7 +238,7 @@ fn main() -> Result<()> {
             "batch": batch, "steps": args.steps, "masks": args.masks, "checkpointing": args.checkpointing,
             "step_ms": rounded(1e3 * median, 1), "step_ms_min": rounded(1e3 * times[0], 1),
             "images_per_s": rounded(batch as f64 / median, 3),
-            "peak_gb": peak_bytes().map(|bytes| rounded(bytes as f64 / 1e9, 2)),
+            "peak_gb": peak_gpu_bytes(&device).or_else(peak_bytes).map(|bytes| rounded(bytes as f64 / 1e9, 2)),
         })
     );
     Ok(())
