@@ -3,7 +3,7 @@
 #
 #   OUT=results benches/gpu.sh [tests] [peak] [step] [torch] [compile]      all of them by default
 #
-# tests    every operation's kernels against its loops for the CPU
+# tests    every operation's kernels against its loops for the CPU, and a whole step against torch's numbers
 # peak     the matrix product and the copy that a step's share of the peak is counted against
 # step     a step of sd3-medium, batch 4, 1024 pixels, bf16, with and without recomputation; and PyTorch's, in turn,
 #          ROUNDS times (3): eager, and with the expert's scores stored (--attention all)
@@ -48,7 +48,8 @@ parts=${*:-tests peak step torch compile}
 for part in $parts; do
   case $part in
     tests) # one after the other: they share a GPU, and a failure should be easy to read
-      "$work/seg4diff" --test-threads 1 --nocapture ops:: 2>&1 | tee "$OUT/tests.txt" | tail -n 40 || failed=1
+      { "$work/seg4diff" --test-threads 1 --nocapture ops:: && "$work/train_step" --test-threads 1; } 2>&1 |
+        tee "$OUT/tests.txt" | tail -n 40 || failed=1
       if grep -q 'no CUDA device' "$OUT/tests.txt"; then echo "the tests found no CUDA device"; failed=1; fi ;;
     peak) "$work/gpu_peak" | tee -a "$results" || failed=1 ;;
     torch) check_torch ;;

@@ -8,15 +8,16 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 pack=target/gpu
 rm -rf "$pack" && mkdir -p "$pack/wheels"
-executables() { # the executables that cargo says it made, as NAME PATH
+executables() { # the tests and benchmarks that cargo says it made, as NAME PATH
   python3 -c '
 import json, sys
 for line in sys.stdin:
     message = json.loads(line)
-    if message.get("executable"): print(message["target"]["name"], message["executable"])'
+    if message.get("executable") and "bin" not in message["target"]["kind"]:
+        print(message["target"]["name"], message["executable"])'
 }
 {
-  cargo test --release --features cuda --no-run --lib --message-format=json "$@" | executables
+  cargo test --release --features cuda --no-run --lib --test train_step --message-format=json "$@" | executables
   cargo bench --features cuda --no-run --bench step --bench gpu_peak --message-format=json "$@" | executables
 } | while read -r name path; do
   strip -o "$pack/$name" "$path"
