@@ -3,7 +3,8 @@
 //!   cargo bench --bench step -- --preset demo|sd3-width|sd3-medium [--device cpu|cuda:0] [--dtype f32|bf16] [--batch N]
 //!                               [--steps N] [--masks N] [--checkpointing]
 //!
-//! Prints one JSON line with the keys of the PyTorch script.
+//! Prints one JSON line with the keys of the PyTorch script. Peak memory is the process's on the CPU; on a GPU what
+//! tensors had at a time, which is what PyTorch reports.
 mod common;
 
 use candle_core::Tensor;
@@ -11,6 +12,7 @@ use clap::Parser;
 use common::{Preset, Result, preset, rounded, write_weights};
 use rand::Rng;
 use seg4diff::config::{Choice, DeviceChoice, RunConfig, WeightType};
+use seg4diff::device::peak_gpu_bytes;
 use seg4diff::loss::{MaskTarget, SampleTargets};
 use seg4diff::model::mmdit::MmDit;
 use seg4diff::model::weights::Weights;
@@ -154,7 +156,7 @@ fn main() -> Result<()> {
             "step_ms": rounded(1e3 * median, 1), "step_ms_min": rounded(1e3 * times[0], 1),
             "images_per_s": rounded(batch as f64 / median, 3),
             "estimate_gb": rounded(estimate.peak() as f64 / 1e9, 2),
-            "peak_gb": memory::peak_bytes().map(|bytes| rounded(bytes as f64 / 1e9, 2)),
+            "peak_gb": peak_gpu_bytes(&device).or_else(memory::peak_bytes).map(|b| rounded(b as f64 / 1e9, 2)),
         })
     );
     Ok(())

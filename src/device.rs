@@ -11,15 +11,31 @@ impl DeviceChoice {
         match self {
             Self::Cpu => Ok(Device::Cpu),
             Self::Auto if !has_cuda => Ok(Device::Cpu),
-            Self::Auto => Ok(Device::new_cuda(0).unwrap_or_else(|e| {
+            Self::Auto => Ok(open_cuda(0).unwrap_or_else(|e| {
                 tracing::info!("no CUDA device on this machine, the CPU it is ({e})");
                 Device::Cpu
             })),
             Self::Cuda(_) if !has_cuda => Err(Error::Usage(format!(
                 "device {self}: this program was built without CUDA; build it with --features cuda, or use cpu"
             ))),
-            Self::Cuda(index) => Device::new_cuda(index).map_err(|e| Error::Failed(format!("device {self}: {e}"))),
+            Self::Cuda(index) => open_cuda(index).map_err(|e| Error::Failed(format!("device {self}: {e}"))),
         }
+    }
+}
+
+fn open_cuda(index: usize) -> candle_core::Result<Device> {
+    let device = Device::new_cuda(index)?;
+    #[cfg(feature = "cuda")]
+    crate::ops::cuda::memory::keep_freed(device.as_cuda_device()?)?;
+    Ok(device)
+}
+
+/// The most memory that tensors had on a GPU at a time, in bytes; none for another device.
+pub fn peak_gpu_bytes(device: &Device) -> Option<u64> {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(device) => crate::ops::cuda::memory::peak(device).ok(),
+        _ => None,
     }
 }
 

@@ -1,5 +1,7 @@
 //! A whole training step against torch autograd, diffusers and PEFT: output, attention, matching, loss terms, and the
 //! gradient of every LoRA and score-head tensor by name. Fixtures: tests/fixtures/train_step/gen.py.
+//!
+//! On the first CUDA device, if this build and this machine have one; else on the CPU.
 use candle_core::{DType, Device, Tensor};
 use seg4diff::config::RunConfig;
 use seg4diff::loss::{MaskTarget, SampleTargets};
@@ -17,8 +19,19 @@ use std::sync::Arc;
 
 type Tensors = BTreeMap<String, Tensor>;
 
+/// From the package's root, where cargo runs tests: the binary may have been built on another machine.
 fn fixtures() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/train_step")
+    PathBuf::from("tests/fixtures/train_step")
+}
+
+fn device() -> Device {
+    Device::new_cuda(0).unwrap_or(Device::Cpu)
+}
+
+/// A file's tensors on the device under test.
+fn placed(file: &Path) -> Tensors {
+    let place = |(name, tensor): (String, Tensor)| (name, tensor.to_device(&device()).unwrap());
+    read_all(file).unwrap().into_iter().map(place).collect()
 }
 
 fn json(file: &Path) -> Value {
@@ -69,7 +82,7 @@ struct Fixture {
 impl Fixture {
     fn open(variant: &str) -> Self {
         let folder = fixtures().join(variant);
-        let inputs = read_all(&folder.join("inputs.safetensors")).unwrap();
+        let inputs = placed(&folder.join("inputs.safetensors"));
         Self { cases: json(&folder.join("cases.json")), inputs, folder }
     }
 
@@ -98,14 +111,14 @@ impl Fixture {
     fn model(&self) -> MmDit {
         let folder = self.folder.join("transformer");
         let config: MmDitConfig = serde_json::from_value(json(&folder.join("config.json"))).unwrap();
-        let weights = Weights::open_part(&folder, "diffusion_pytorch_model", DType::F32, &Device::Cpu).unwrap();
-        MmDit::from_weights(config, None, &weights, DType::F32, &Device::Cpu).unwrap()
+        let weights = Weights::open_part(&folder, "diffusion_pytorch_model", DType::F32, &device()).unwrap();
+        MmDit::from_weights(config, None, &weights, DType::F32, &device()).unwrap()
     }
 
     /// The LoRA of the fixture and the score head, under the names of our parameters.
     fn trained(&self, config: &RunConfig, wide: bool) -> (MmDit, Parameters) {
         let mut model = self.model();
-        let parameters = Parameters::new(config, &mut model, &Device::Cpu).unwrap();
+        let parameters = Parameters::new(config, &mut model, &device()).unwrap();
         let mut tensors = match wide {
             true => read_all(&self.folder.join("lora_wide.safetensors")).unwrap(),
             false => self.inputs.clone(),
@@ -286,7 +299,7 @@ fn recomputing_blocks_changes_no_bit() {
 fn ten_optimizer_steps() {
     let fixture = Fixture::open("sd3");
     let record = json(&fixture.folder.join("ten_steps.json"));
-    let tensors = read_all(&fixture.folder.join("ten_steps.safetensors")).unwrap();
+    let tensors = placed(&fixture.folder.join("ten_steps.safetensors"));
     let case = &fixture.cases["cases"]["sa1b"];
     let mut config = fixture.config(case);
     let number = |key: &str| record["settings"][key].as_f64().unwrap();

@@ -1,5 +1,6 @@
 //! Models with random weights, of the sizes of `../shared/bench/torch_step.py`.
 use candle_core::{DType, Device};
+use rayon::prelude::*;
 use seg4diff::model::mmdit::MmDitConfig;
 use seg4diff::model::weights;
 use seg4diff::sample::noise::normal;
@@ -82,13 +83,15 @@ pub fn write_weights(config: &MmDitConfig, dtype: DType, file: &Path) -> Result<
     shapes.push(("pos_embed.proj.weight".into(), vec![width, config.in_channels, patch, patch]));
     shapes.push(("pos_embed.proj.bias".into(), vec![width]));
     shapes.push(("pos_embed.pos_embed".into(), vec![1, config.pos_embed_max_size.pow(2), width]));
-    let mut tensors = BTreeMap::new();
-    for (number, (name, shape)) in shapes.into_iter().enumerate() {
+    let random = |(number, (name, shape)): (usize, (String, Vec<usize>))| {
         let fan_in: usize = shape[1..].iter().product();
         let scale = if shape.len() == 1 { 0.1 } else { (fan_in as f64).powf(-0.5) };
         let tensor = (normal(0, &[number as u64], shape, &Device::Cpu)? * scale)?.to_dtype(dtype)?;
-        tensors.insert(name, tensor);
-    }
+        seg4diff::error::Result::Ok((name, tensor))
+    };
+    // Two thousand million numbers for sd3-medium: on all threads.
+    let tensors = shapes.into_par_iter().enumerate().map(random);
+    let tensors = tensors.collect::<seg4diff::error::Result<BTreeMap<_, _>>>()?;
     weights::write(file, &tensors, &BTreeMap::new())?;
     Ok(())
 }

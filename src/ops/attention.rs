@@ -189,6 +189,24 @@ impl Function for Attention {
         })
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_forward(&self, inputs: &[Tensor]) -> Result<Option<super::cuda::Forward>> {
+        Sizes::of(&inputs[0], &inputs[1], self.heads, self.last_key_count)?;
+        super::cuda::attention::forward(inputs, self.heads, self.last_key_count)
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_backward(
+        &self,
+        inputs: &[Tensor],
+        output: &Tensor,
+        kept: &[Tensor],
+        grad: &Tensor,
+        needs: &[bool],
+    ) -> Result<Option<Vec<Option<Tensor>>>> {
+        super::cuda::attention::backward(inputs, (output, &kept[0]), grad, self.heads, self.last_key_count, needs)
+    }
+
     fn cpu_forward(&self, inputs: &[Tensor]) -> Result<Tensor> {
         let sizes = Sizes::of(&inputs[0], &inputs[1], self.heads, self.last_key_count)?;
         let (q, k, v) = (Values::of(&inputs[0])?, Values::of(&inputs[1])?, Values::of(&inputs[2])?);
@@ -273,6 +291,25 @@ impl Function for Probability {
         sizes.composed(&inputs[0], &inputs[1], |probability| {
             probability.narrow(3, self.range.start, self.range.len())?.mean(1)
         })
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_forward(&self, inputs: &[Tensor]) -> Result<Option<super::cuda::Forward>> {
+        Sizes::of(&inputs[0], &inputs[1], self.heads, self.last_key_count)?;
+        super::cuda::attention::range_forward(inputs, self.heads, &self.range, self.last_key_count)
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_backward(
+        &self,
+        inputs: &[Tensor],
+        _: &Tensor,
+        kept: &[Tensor],
+        grad: &Tensor,
+        _: &[bool],
+    ) -> Result<Option<Vec<Option<Tensor>>>> {
+        let (heads, range) = (self.heads, &self.range);
+        super::cuda::attention::range_backward(inputs, &kept[0], grad, heads, range, self.last_key_count)
     }
 
     fn cpu_forward(&self, inputs: &[Tensor]) -> Result<Tensor> {

@@ -2,8 +2,8 @@
 //!
 //! Candle keeps one graph node for every small operation, and computes gradients of everything it walks through,
 //! frozen weights included. A [`Function`] is one node with up to three differentiable inputs; whatever it captures
-//! (weights, targets) is a constant. On the CPU in f32 it runs its own loops; anywhere else it runs its composed
-//! twin, and differentiates that by running it again at backward time.
+//! (weights, targets) is a constant. On the CPU in f32 it runs its own loops, on a GPU its own kernels where it has any;
+//! elsewhere it runs its composed twin, and differentiates that by running it again at backward time.
 use candle_core::{CpuStorage, CudaStorage, DType, Layout, Result, Shape, Tensor, Var, bail};
 use candle_core::{CustomOp1, CustomOp2, CustomOp3, InplaceOp1, Storage};
 use std::ops::Deref;
@@ -32,24 +32,56 @@ pub trait Function: Send + Sync + 'static {
     fn other_backward(&self, inputs: &[Tensor], grad: &Tensor, needs: &[bool]) -> Result<Vec<Option<Tensor>>> {
         composed_backward(|inputs| self.composed(inputs), inputs, grad, needs)
     }
+
+    /// The same for contiguous inputs on a GPU by kernels; none where there are none for these inputs.
+    #[cfg(feature = "cuda")]
+    fn cuda_forward(&self, _inputs: &[Tensor]) -> Result<Option<super::cuda::Forward>> {
+        Ok(None)
+    }
+
+    /// Gradients by kernels after [`Self::cuda_forward`], which left `kept`; none where it takes `other_backward`.
+    #[cfg(feature = "cuda")]
+    fn cuda_backward(
+        &self,
+        _inputs: &[Tensor],
+        _output: &Tensor,
+        _kept: &[Tensor],
+        _grad: &Tensor,
+        _needs: &[bool],
+    ) -> Result<Option<Vec<Option<Tensor>>>> {
+        Ok(None)
+    }
 }
 
 /// Runs `function`, and records it where an input is tracked.
 pub fn apply<F: Function>(function: F, inputs: &[&Tensor]) -> Result<Tensor> {
     let plain: Vec<Tensor> = inputs.iter().map(|t| t.detach().contiguous()).collect::<Result<_>>()?;
-    let output =
-        if on_cpu(&plain) { function.cpu_forward(&plain)? } else { function.composed(&plain)?.contiguous()? };
+    let (output, kept) = forward(&function, &plain)?;
     if inputs.iter().all(|t| !t.track_op()) {
         return Ok(output);
     }
     let shape = output.shape().clone();
-    let recorded = Recorded { function, output: Mutex::new(Some(output)), shape };
+    let recorded = Recorded { function, output: Mutex::new(Some(output)), shape, kept };
     match inputs {
         [a] => a.apply_op1(recorded),
         [a, b] => a.apply_op2(b, recorded),
         [a, b, c] => a.apply_op3(b, c, recorded),
         _ => bail!("{}: {} inputs, expected 1 to 3", F::NAME, inputs.len()),
     }
+}
+
+/// The output, and what kernels kept of it; without kernels the output may share memory with another tensor.
+fn forward<F: Function>(function: &F, inputs: &[Tensor]) -> Result<(Tensor, Option<Vec<Tensor>>)> {
+    if on_cpu(inputs) {
+        return Ok((function.cpu_forward(inputs)?, None));
+    }
+    #[cfg(feature = "cuda")]
+    if inputs.iter().all(|t| t.device().is_cuda())
+        && let Some((output, kept)) = function.cuda_forward(inputs)?
+    {
+        return Ok((output, Some(kept)));
+    }
+    Ok((function.composed(inputs)?.contiguous()?, None))
 }
 
 /// Gradients of `composed` by candle, from a fresh graph over `inputs`.
@@ -84,6 +116,9 @@ struct Recorded<F> {
     function: F,
     output: Mutex<Option<Tensor>>,
     shape: Shape,
+    /// What kernels left for the backward pass; none where they were not used.
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code))]
+    kept: Option<Vec<Tensor>>,
 }
 
 impl<F: Function> Recorded<F> {
@@ -105,6 +140,10 @@ impl<F: Function> Recorded<F> {
 
     fn take_cuda(&self) -> Result<(CudaStorage, Shape)> {
         let output = self.take()?;
+        #[cfg(feature = "cuda")]
+        if self.kept.is_some() {
+            return Ok((super::cuda::take_storage(&output)?, self.shape.clone()));
+        }
         let (storage, layout) = output.storage_and_layout();
         match &*storage {
             Storage::Cuda(storage) => {
@@ -119,10 +158,15 @@ impl<F: Function> Recorded<F> {
         let plain: Vec<Tensor> = inputs.iter().map(|t| t.detach().contiguous()).collect::<Result<_>>()?;
         let grad = grad.detach().contiguous()?;
         if on_cpu(&plain) {
-            self.function.cpu_backward(&plain, &output.detach(), &grad, &needs)
-        } else {
-            self.function.other_backward(&plain, &grad, &needs)
+            return self.function.cpu_backward(&plain, &output.detach(), &grad, &needs);
         }
+        #[cfg(feature = "cuda")]
+        if let Some(kept) = &self.kept
+            && let Some(grads) = self.function.cuda_backward(&plain, &output.detach(), kept, &grad, &needs)?
+        {
+            return Ok(grads);
+        }
+        self.function.other_backward(&plain, &grad, &needs)
     }
 }
 

@@ -78,6 +78,23 @@ impl Function for Linear {
         y.reshape(with_width(&inputs[0], outer))
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_forward(&self, inputs: &[Tensor]) -> Result<Option<super::cuda::Forward>> {
+        super::cuda::linear::forward(inputs, &self.weight(&inputs[0])?, self.bias.as_ref(), self.scale)
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_backward(
+        &self,
+        inputs: &[Tensor],
+        _: &Tensor,
+        kept: &[Tensor],
+        grad: &Tensor,
+        needs: &[bool],
+    ) -> Result<Option<Vec<Option<Tensor>>>> {
+        super::cuda::linear::backward(inputs, kept, &self.weight(grad)?, self.scale, grad, needs).map(Some)
+    }
+
     fn cpu_forward(&self, inputs: &[Tensor]) -> Result<Tensor> {
         let (outer, inner) = self.weight.dims2()?;
         let rows = inputs[0].elem_count() / inner;

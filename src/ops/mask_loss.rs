@@ -151,6 +151,23 @@ impl Function for MaskLoss {
         Tensor::stack(&[focal, (1.0 - (above / below)?)?], 0)
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_forward(&self, inputs: &[Tensor]) -> Result<Option<super::cuda::Forward>> {
+        super::cuda::mask_loss::forward(&inputs[0], &self.targets, self.size, self.raw_logit)
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_backward(
+        &self,
+        inputs: &[Tensor],
+        _: &Tensor,
+        kept: &[Tensor],
+        grad: &Tensor,
+        _: &[bool],
+    ) -> Result<Option<Vec<Option<Tensor>>>> {
+        super::cuda::mask_loss::backward(&inputs[0], kept, grad, self.size, self.raw_logit)
+    }
+
     fn cpu_forward(&self, inputs: &[Tensor]) -> Result<Tensor> {
         let maps = Values::of(&inputs[0])?;
         let (vertical, horizontal) = self.enlarge(&inputs[0])?;

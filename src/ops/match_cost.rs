@@ -17,6 +17,12 @@ pub fn match_cost(
 ) -> Result<Vec<Vec<f32>>> {
     let (count, positions) = maps.dims2()?;
     let masks_count = masks.dim(0)?;
+    #[cfg(feature = "cuda")]
+    if maps.device().is_cuda() {
+        let masks = Values::of(masks)?;
+        let masks: Vec<&[f32]> = masks.chunks_exact(positions).collect();
+        return super::cuda::match_cost::match_cost(maps, &masks, (focal_weight, dice_weight), raw_logit);
+    }
     let maps = maps.detach().to_dtype(DType::F32)?.to_device(&Device::Cpu)?.contiguous()?;
     let (maps, masks) = (Values::of(&maps)?, Values::of(masks)?);
     let areas: Vec<f32> = masks.chunks_exact(positions).map(|mask| mask.iter().sum()).collect();

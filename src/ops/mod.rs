@@ -2,6 +2,8 @@
 mod attention;
 pub mod conv2d;
 mod cpu;
+#[cfg(feature = "cuda")]
+pub(crate) mod cuda;
 mod enlarge;
 mod enlarged_argmax;
 mod feed_forward;
@@ -15,6 +17,7 @@ mod pixel_cross_entropy;
 mod pointwise;
 pub mod pool;
 mod score_head;
+mod score_head_products;
 mod winograd;
 
 pub use attention::{attention, attention_probability};
@@ -30,4 +33,4 @@ pub use pointwise::{gated_residual, gelu};
 pub use score_head::{CHANNELS, PARAMETERS, score_head};
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

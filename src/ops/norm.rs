@@ -65,6 +65,27 @@ impl Function for LayerNormModulate {
         normed.broadcast_mul(&scale)?.broadcast_add(&shift)?.to_dtype(dtype)
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_forward(&self, inputs: &[Tensor]) -> Result<Option<super::cuda::Forward>> {
+        super::cuda::norm::layer_norm_forward(&inputs[0], &inputs[1], &inputs[2])
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_backward(
+        &self,
+        inputs: &[Tensor],
+        _: &Tensor,
+        _: &[Tensor],
+        grad: &Tensor,
+        needs: &[bool],
+    ) -> Result<Option<Vec<Option<Tensor>>>> {
+        if needs[1] || needs[2] {
+            return Ok(None);
+        }
+        let dx = super::cuda::norm::layer_norm_backward(&inputs[0], &inputs[2], grad)?;
+        Ok(dx.map(|dx| vec![Some(dx), None, None]))
+    }
+
     fn cpu_forward(&self, inputs: &[Tensor]) -> Result<Tensor> {
         let (_, tokens, width) = inputs[0].dims3()?;
         let (x, shift, scale) = (Values::of(&inputs[0])?, Values::of(&inputs[1])?, Values::of(&inputs[2])?);
@@ -115,6 +136,24 @@ impl Function for RmsNorm {
         let x = inputs[0].to_dtype(DType::F32)?;
         let rms = (x.sqr()?.mean_keepdim(D::Minus1)? + EPSILON)?.sqrt()?;
         x.broadcast_div(&rms)?.broadcast_mul(&self.weight.to_dtype(DType::F32)?)?.to_dtype(dtype)
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_forward(&self, inputs: &[Tensor]) -> Result<Option<super::cuda::Forward>> {
+        super::cuda::norm::rms_norm_forward(&inputs[0], &self.weight)
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_backward(
+        &self,
+        inputs: &[Tensor],
+        _: &Tensor,
+        _: &[Tensor],
+        grad: &Tensor,
+        _: &[bool],
+    ) -> Result<Option<Vec<Option<Tensor>>>> {
+        let dx = super::cuda::norm::rms_norm_backward(&inputs[0], &self.weight, grad)?;
+        Ok(dx.map(|dx| vec![Some(dx)]))
     }
 
     fn cpu_forward(&self, inputs: &[Tensor]) -> Result<Tensor> {

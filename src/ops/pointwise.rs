@@ -39,6 +39,24 @@ impl Function for Gelu {
         inputs[0].gelu()
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_forward(&self, inputs: &[Tensor]) -> Result<Option<super::cuda::Forward>> {
+        super::cuda::pointwise::gelu_forward(&inputs[0])
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_backward(
+        &self,
+        inputs: &[Tensor],
+        _: &Tensor,
+        _: &[Tensor],
+        grad: &Tensor,
+        _: &[bool],
+    ) -> Result<Option<Vec<Option<Tensor>>>> {
+        let dx = super::cuda::pointwise::gelu_backward(&inputs[0], grad)?;
+        Ok(dx.map(|dx| vec![Some(dx)]))
+    }
+
     fn cpu_forward(&self, inputs: &[Tensor]) -> Result<Tensor> {
         let x = Values::of(&inputs[0])?;
         let mut y = x.to_vec();
@@ -73,6 +91,27 @@ impl Function for GatedResidual {
 
     fn composed(&self, inputs: &[Tensor]) -> Result<Tensor> {
         &inputs[0] + inputs[1].broadcast_mul(&inputs[2].unsqueeze(1)?)?
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_forward(&self, inputs: &[Tensor]) -> Result<Option<super::cuda::Forward>> {
+        super::cuda::pointwise::gated_forward(&inputs[0], &inputs[1], &inputs[2])
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_backward(
+        &self,
+        inputs: &[Tensor],
+        _: &Tensor,
+        _: &[Tensor],
+        grad: &Tensor,
+        needs: &[bool],
+    ) -> Result<Option<Vec<Option<Tensor>>>> {
+        if needs[2] {
+            return Ok(None);
+        }
+        let dy = super::cuda::pointwise::gated_backward(grad, &inputs[2])?;
+        Ok(dy.map(|dy| vec![needs[0].then(|| grad.clone()), needs[1].then_some(dy), None]))
     }
 
     fn cpu_forward(&self, inputs: &[Tensor]) -> Result<Tensor> {

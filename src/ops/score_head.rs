@@ -37,7 +37,7 @@ pub fn score_head(maps: &Tensor, parameters: &[Tensor]) -> Result<Tensor> {
 }
 
 /// The parameters from one flat vector, in order.
-fn split<T>(mut take: impl FnMut(usize) -> T) -> [T; 6] {
+pub(super) fn split<T>(mut take: impl FnMut(usize) -> T) -> [T; 6] {
     PARAMETERS.map(|(_, shape)| take(shape.iter().product()))
 }
 
@@ -371,6 +371,16 @@ impl Function for ScoreHead {
             parts.push((maps + x.squeeze(1)?)?);
         }
         Tensor::cat(&parts, 0)
+    }
+
+    fn other_backward(&self, inputs: &[Tensor], grad: &Tensor, _: &[bool]) -> Result<Vec<Option<Tensor>>> {
+        let (d_maps, d_parameters) = super::score_head_products::backward(&inputs[0], &inputs[1], grad)?;
+        Ok(vec![Some(d_maps), Some(d_parameters)])
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_forward(&self, inputs: &[Tensor]) -> Result<Option<super::cuda::Forward>> {
+        super::cuda::score_head::forward(&inputs[0], &inputs[1])
     }
 
     fn cpu_forward(&self, inputs: &[Tensor]) -> Result<Tensor> {

@@ -7,14 +7,14 @@ use rand::SeedableRng;
 use rand_distr::Distribution;
 use std::sync::Arc;
 
-fn normal(seed: u64, shape: &[usize]) -> Tensor {
+pub(super) fn normal(seed: u64, shape: &[usize]) -> Tensor {
     let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(seed);
     let n = shape.iter().product();
     let values: Vec<f32> = (0..n).map(|_| rand_distr::StandardNormal.sample(&mut rng)).collect();
     Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
 }
 
-fn values(t: &Tensor) -> Vec<f32> {
+pub(super) fn values(t: &Tensor) -> Vec<f32> {
     t.flatten_all().unwrap().to_vec1().unwrap()
 }
 
@@ -32,7 +32,7 @@ fn check<F: Function>(make: impl Fn(&Device) -> F + Sync, inputs: &[Tensor], nee
     let make_for = make;
     let make = || make_for(&Device::Cpu);
     #[cfg(feature = "cuda")]
-    check_on_cuda(&make_for, inputs, needs);
+    super::cuda::tests::check_f32(&make_for, inputs, needs);
     let composed = make().composed(inputs).unwrap();
     let leaves: Vec<Tensor> = inputs
         .iter()
@@ -61,39 +61,6 @@ fn check<F: Function>(make: impl Fn(&Device) -> F + Sync, inputs: &[Tensor], nee
     assert_eq!(values(&a.0), values(&b.0), "{}: threads change the result", F::NAME);
     for (a, b) in a.2.iter().zip(&b.2) {
         assert_eq!(a.as_ref().map(values), b.as_ref().map(values), "{}: threads change a gradient", F::NAME);
-    }
-}
-
-/// The same on the first CUDA device, if this machine has one; to 1e-4, as cuBLAS sums in another order.
-#[cfg(feature = "cuda")]
-fn check_on_cuda<F: Function>(make: &impl Fn(&Device) -> F, inputs: &[Tensor], needs: &[bool]) {
-    let Ok(device) = Device::new_cuda(0) else {
-        println!("{}: no CUDA device, not compared on one", F::NAME);
-        return;
-    };
-    let near = |what: &str, got: &Tensor, wanted: &Tensor| {
-        let (got, wanted) = (values(&got.to_device(&Device::Cpu).unwrap()), values(wanted));
-        let largest = wanted.iter().fold(0f32, |m, v| m.max(v.abs())).max(1e-6);
-        let worst = got.iter().zip(&wanted).fold(0f32, |m, (a, b)| m.max((a - b).abs()));
-        assert!(worst <= 1e-4 * largest, "{} {what} on CUDA: off by {worst} of {largest}", F::NAME);
-    };
-    let run = |device: &Device| {
-        let leaf = |t: &Tensor| Var::from_tensor(&t.to_device(device).unwrap()).unwrap().into_inner();
-        let plain = |t: &Tensor| t.to_device(device).unwrap();
-        let leaves: Vec<Tensor> =
-            inputs.iter().zip(needs).map(|(t, need)| if *need { leaf(t) } else { plain(t) }).collect();
-        let output = apply(make(device), &leaves.iter().collect::<Vec<_>>()).unwrap();
-        let grad = normal(99, output.dims()).to_device(device).unwrap();
-        let grads = (&output * &grad).unwrap().sum_all().unwrap().backward().unwrap();
-        (output.detach(), leaves.iter().map(|leaf| grads.get(leaf).cloned()).collect::<Vec<_>>())
-    };
-    let ((output, grads), (wanted, wanted_grads)) = (run(&device), run(&Device::Cpu));
-    near("values", &output, &wanted);
-    for (got, wanted) in grads.iter().zip(&wanted_grads) {
-        assert_eq!(got.is_some(), wanted.is_some(), "{}: gradients on CUDA", F::NAME);
-        if let (Some(got), Some(wanted)) = (got, wanted) {
-            near("gradient", got, wanted);
-        }
     }
 }
 
@@ -213,7 +180,14 @@ fn score_head_layers() {
             .map(|(i, (_, shape))| (normal(i as u64, shape) * 0.2).unwrap().flatten_all().unwrap())
             .collect();
         let flat = Tensor::cat(&parameters, 0).unwrap();
-        check(|_| super::score_head::ScoreHead, &[normal(9, &[maps, h, w]), flat], &[true, true]);
+        let inputs = [normal(9, &[maps, h, w]), flat];
+        check(|_| super::score_head::ScoreHead, &inputs, &[true, true]);
+        let grad = normal(10, &[maps, h, w]);
+        let wanted = composed_backward(|i| super::score_head::ScoreHead.composed(i), &inputs, &grad, &[true, true]);
+        let (d_maps, d_parameters) = super::score_head_products::backward(&inputs[0], &inputs[1], &grad).unwrap();
+        let wanted: Vec<Tensor> = wanted.unwrap().into_iter().flatten().collect();
+        assert_close("maps by products", &d_maps, &wanted[0]);
+        assert_close("parameters by products", &d_parameters, &wanted[1]);
     }
 }
 

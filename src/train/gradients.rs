@@ -48,6 +48,31 @@ pub struct Gradients {
     pub of: Vec<Option<Tensor>>,
 }
 
+/// The same terms while they are still on their device: reading one makes the host wait for all that comes before it.
+#[derive(Default)]
+struct Unread {
+    flow: Option<Tensor>,
+    focal: Option<Tensor>,
+    dice: Option<Tensor>,
+    align: Option<Tensor>,
+}
+
+impl Unread {
+    fn read(&self, config: &LossConfig) -> Result<LossTerms> {
+        let value = |term: &Option<Tensor>| term.as_ref().map(|term| term.to_scalar::<f32>()).transpose();
+        let (flow, focal) = (value(&self.flow)?, value(&self.focal)?);
+        let (dice, align) = (value(&self.dice)?, value(&self.align)?);
+        let weighted = [
+            (flow, config.flow_weight),
+            (focal, config.focal_weight),
+            (dice, config.dice_weight),
+            (align, config.align_weight),
+        ];
+        let total = weighted.iter().map(|(term, weight)| term.unwrap_or(0.0) * *weight as f32).sum();
+        Ok(LossTerms { total, flow, focal, dice, align })
+    }
+}
+
 struct Step<'a> {
     model: &'a MmDit,
     parameters: &'a Parameters,
@@ -57,7 +82,8 @@ struct Step<'a> {
     conditioning: Tensor,
     grid: (usize, usize),
     expert_layer: usize,
-    gradients: Gradients,
+    terms: Unread,
+    gradients: Vec<Option<Tensor>>,
 }
 
 /// One forward and backward pass.
@@ -80,10 +106,11 @@ pub fn gradients(
         conditioning: embedded.conditioning,
         grid: embedded.grid,
         expert_layer: plan.expert_layer,
-        gradients: Gradients { terms: LossTerms::default(), of: vec![None; parameters.all.len()] },
+        terms: Unread::default(),
+        gradients: vec![None; parameters.all.len()],
     };
     step.run(embedded.streams, plan.recomputed_blocks)?;
-    Ok(step.gradients)
+    Ok(Gradients { terms: step.terms.read(config)?, of: step.gradients })
 }
 
 impl Step<'_> {
@@ -119,7 +146,7 @@ impl Step<'_> {
         if with_flow {
             let velocity = self.model.embedding.finish(&streams.image, &self.conditioning, self.grid)?;
             let flow = flow_loss(&velocity, &self.inputs.latents, &self.inputs.noise)?;
-            self.gradients.terms.flow = Some(flow.to_scalar()?);
+            self.terms.flow = Some(flow.detach());
             loss.add((flow * self.config.flow_weight)?)?;
         }
         drop(streams);
@@ -146,14 +173,6 @@ impl Step<'_> {
             }
             above = self.backward(loss, &leaf)?;
         }
-        let terms = &mut self.gradients.terms;
-        let weighted = [
-            (terms.flow, self.config.flow_weight),
-            (terms.focal, self.config.focal_weight),
-            (terms.dice, self.config.dice_weight),
-            (terms.align, self.config.align_weight),
-        ];
-        terms.total = weighted.iter().map(|(term, weight)| term.unwrap_or(0.0) * *weight as f32).sum();
         Ok(())
     }
 
@@ -161,15 +180,15 @@ impl Step<'_> {
     fn align(&mut self, probe: &Probe, loss: &mut Sum) -> Result<()> {
         let heads = self.model.config.num_attention_heads;
         let head = self.score_head.as_deref();
-        let terms = &mut self.gradients.terms;
+        let terms = &mut self.terms;
         match alignment_loss(probe, heads, self.grid, &self.inputs.targets, head, self.config)? {
             AlignmentLoss::None => Ok(()),
             AlignmentLoss::Sigmoid { focal, dice } => {
-                (terms.focal, terms.dice) = (Some(focal.to_scalar()?), Some(dice.to_scalar()?));
+                (terms.focal, terms.dice) = (Some(focal.detach()), Some(dice.detach()));
                 loss.add(((focal * self.config.focal_weight)? + (dice * self.config.dice_weight)?)?)
             }
             AlignmentLoss::Softmax { align } => {
-                terms.align = Some(align.to_scalar()?);
+                terms.align = Some(align.detach());
                 loss.add((align * self.config.align_weight)?)
             }
         }
@@ -179,7 +198,7 @@ impl Step<'_> {
     fn backward(&mut self, loss: Sum, leaf: &Leaf) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let Some(loss) = loss.0.filter(Tensor::track_op) else { return Ok((None, None)) };
         let grads = loss.backward()?;
-        for (parameter, sum) in self.parameters.all.iter().zip(&mut self.gradients.of) {
+        for (parameter, sum) in self.parameters.all.iter().zip(&mut self.gradients) {
             if let Some(grad) = grads.get(parameter.var.as_tensor()) {
                 *sum = Some(match sum.take() {
                     None => grad.clone(),

@@ -169,8 +169,9 @@ pub fn free_bytes(device: &Device) -> Option<u64> {
     match device {
         Device::Cpu => kilobytes("/proc/meminfo", "MemAvailable:"),
         #[cfg(feature = "cuda")]
-        Device::Cuda(_) => {
-            candle_core::cuda_backend::cudarc::driver::result::mem_get_info().ok().map(|(free, _)| free as u64)
+        Device::Cuda(device) => {
+            let (free, _) = candle_core::cuda_backend::cudarc::driver::result::mem_get_info().ok()?;
+            Some(free as u64 + crate::ops::cuda::memory::kept(device).ok()?)
         }
         _ => None,
     }

@@ -3,6 +3,8 @@
 use super::parameters::{Group, Parameters};
 use crate::config::OptimConfig;
 use crate::error::{Error, Result};
+#[cfg(feature = "cuda")]
+use crate::ops::cuda::adamw as cuda;
 use candle_core::{Device, Tensor};
 use std::collections::BTreeMap;
 
@@ -15,6 +17,13 @@ struct Moments {
     first: Tensor,
     second: Tensor,
     steps: u64,
+}
+
+#[cfg(feature = "cuda")]
+impl Moments {
+    fn zeros(like: &Tensor) -> candle_core::Result<Self> {
+        Ok(Self { first: like.zeros_like()?, second: like.zeros_like()?, steps: 0 })
+    }
 }
 
 impl AdamW {
@@ -35,11 +44,30 @@ impl AdamW {
         let [beta1, beta2] = config.betas;
         for ((parameter, gradient), moments) in parameters.all.iter().zip(gradients).zip(&mut self.moments) {
             let Some(gradient) = gradient else { continue };
-            let gradient = (gradient * clip)?;
             let lr = match parameter.group {
                 Group::Lora => lr * config.lora_lr_scale,
                 Group::ScoreHead => lr,
             };
+            #[cfg(feature = "cuda")]
+            if parameter.var.device().is_cuda() {
+                let moments = match moments {
+                    Some(moments) => moments,
+                    None => moments.insert(Moments::zeros(&parameter.var)?),
+                };
+                moments.steps += 1;
+                let correction = config.betas.map(|beta| 1.0 - beta.powf(moments.steps as f64));
+                let step = cuda::Step {
+                    clip,
+                    betas: config.betas,
+                    rate: lr / correction[0],
+                    spread: correction[1].sqrt(),
+                    eps: config.eps,
+                    keep: 1.0 - lr * config.weight_decay,
+                };
+                cuda::step(parameter.var.as_tensor(), gradient, &moments.first, &moments.second, &step)?;
+                continue;
+            }
+            let gradient = (gradient * clip)?;
             let (first, second, steps) = match moments.take() {
                 None => ((&gradient * (1.0 - beta1))?, (gradient.sqr()? * (1.0 - beta2))?, 1),
                 Some(m) => (
@@ -99,11 +127,14 @@ impl AdamW {
 
 /// The norm of all gradients together.
 pub fn gradient_norm(gradients: &[Option<Tensor>]) -> candle_core::Result<f64> {
-    let mut sum = 0f64;
-    for gradient in gradients.iter().flatten() {
-        sum += f64::from(gradient.sqr()?.sum_all()?.to_scalar::<f32>()?);
+    let squares = gradients.iter().flatten().map(|gradient| gradient.sqr()?.sum_all());
+    let squares = squares.collect::<candle_core::Result<Vec<_>>>()?;
+    if squares.is_empty() {
+        return Ok(0.0);
     }
-    Ok(sum.sqrt())
+    // One way to the host for all of them.
+    let squares = Tensor::stack(&squares, 0)?.to_vec1::<f32>()?;
+    Ok(squares.into_iter().map(f64::from).sum::<f64>().sqrt())
 }
 
 /// What gradients of norm `norm` are multiplied with so that it does not exceed `largest`; 0 turns clipping off.

@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Builds what benches/gpu.sh runs and packs it into target/gpu, to be carried to a machine with a GPU that has neither a
+# Rust toolchain nor a network: the tests, the benchmarks, PyTorch's twin of the step and the one package that it may
+# lack there.
+#
+#   eval "$(../shared/cuda/toolchain.sh)"; benches/gpu_pack.sh
+set -euo pipefail
+cd "$(dirname "$0")/.."
+pack=target/gpu
+rm -rf "$pack" && mkdir -p "$pack/wheels"
+executables() { # the tests and benchmarks that cargo says it made, as NAME PATH
+  python3 -c '
+import json, sys
+for line in sys.stdin:
+    message = json.loads(line)
+    if message.get("executable") and "bin" not in message["target"]["kind"]:
+        print(message["target"]["name"], message["executable"])'
+}
+{
+  cargo test --release --features cuda --no-run --lib --test train_step --message-format=json "$@" | executables
+  cargo bench --features cuda --no-run --bench step --bench gpu_peak --message-format=json "$@" | executables
+} | while read -r name path; do
+  strip -o "$pack/$name" "$path"
+  xz -T0 -6 "$pack/$name"
+done
+cp ../shared/bench/torch_step.py "$pack/"
+python3 -m pip -q download --no-deps --dest "$pack/wheels" diffusers==0.42.1 || echo "no diffusers wheel: PyTorch stays out" >&2
+du -ch "$pack"/* | tail -n 20
+[[ $(du -sm "$pack" | cut -f1) -lt 60 ]] || { echo "$pack is too large to be carried (64 MiB with the tree)" >&2; exit 1; }

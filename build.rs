@@ -1,0 +1,63 @@
+//! With the feature `cuda`: compiles every `src/ops/cuda/*.cu` with nvcc into one fat binary each.
+use std::path::{Path, PathBuf};
+use std::process::{Command, exit};
+use std::{env, fs};
+
+const SOURCES: &str = "src/ops/cuda";
+/// Machine code for the A100 (and its small siblings, which run it) and the H100; PTX for what comes after, which the
+/// driver compiles when a kernel is first loaded.
+const TARGETS: [&str; 3] =
+    ["arch=compute_80,code=sm_80", "arch=compute_90,code=sm_90", "arch=compute_90,code=compute_90"];
+
+fn main() {
+    println!("cargo::rerun-if-changed=build.rs");
+    if env::var_os("CARGO_FEATURE_CUDA").is_none() {
+        return;
+    }
+    println!("cargo::rerun-if-changed={SOURCES}");
+    for variable in ["CUDA_HOME", "CUDA_PATH"] {
+        println!("cargo::rerun-if-env-changed={variable}");
+    }
+    if let Err(message) = compile_all() {
+        println!("cargo::error={message}");
+        exit(1);
+    }
+}
+
+fn compile_all() -> Result<(), String> {
+    let nvcc = find_nvcc()?;
+    let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?);
+    for entry in fs::read_dir(SOURCES).map_err(|e| format!("{SOURCES}: {e}"))? {
+        let source = entry.map_err(|e| format!("{SOURCES}: {e}"))?.path();
+        if source.extension().is_some_and(|extension| extension == "cu") {
+            compile(&nvcc, &source, &out)?;
+        }
+    }
+    Ok(())
+}
+
+/// nvcc of CUDA_HOME or CUDA_PATH, else the one on PATH.
+fn find_nvcc() -> Result<PathBuf, String> {
+    let homes = ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(env::var_os);
+    let folders = homes.map(|home| Path::new(&home).join("bin"));
+    let path = env::var_os("PATH").unwrap_or_default();
+    folders.chain(env::split_paths(&path)).map(|folder| folder.join("nvcc")).find(|nvcc| nvcc.is_file()).ok_or_else(
+        || "the feature `cuda` needs nvcc: install the CUDA toolkit, and set CUDA_HOME or add its bin to PATH".into(),
+    )
+}
+
+fn compile(nvcc: &Path, source: &Path, out: &Path) -> Result<(), String> {
+    let name = source.file_stem().unwrap_or_default();
+    let mut command = Command::new(nvcc);
+    command.args(["-fatbin", "-O3", "-std=c++17", "--threads", "0"]);
+    for target in TARGETS {
+        command.args(["-gencode", target]);
+    }
+    command.arg(source).arg("-o").arg(out.join(name).with_extension("fatbin"));
+    let output = command.output().map_err(|e| format!("{}: {e}", nvcc.display()))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    eprintln!("{}", String::from_utf8_lossy(&output.stderr));
+    Err(format!("nvcc could not compile {}; what it said is above", source.display()))
+}

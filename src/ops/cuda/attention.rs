@@ -1,0 +1,170 @@
+//! Attention with a streaming softmax, and the probability of a range of keys; forward and backward.
+use super::{Arg, Forward, Module, address, aligned, device_of, int, module, output, type_name};
+use candle_core::{DType, Result, Tensor, bail};
+use std::ops::Range;
+
+static KERNELS: Module = module!("attention");
+static RANGE_KERNELS: Module = module!("probability");
+/// As in `attention.cuh`.
+const WARPS: usize = 4;
+/// Rows that a warp has at a time.
+const ROWS: usize = 16;
+const HEAD_DIMS: [usize; 3] = [32, 64, 128];
+/// Of the kernels for a range of keys.
+const RANGE_HEAD_DIMS: [usize; 2] = [32, 64];
+
+/// One call's sizes.
+struct Call {
+    batch: usize,
+    queries: usize,
+    keys: usize,
+    heads: usize,
+    head_dim: usize,
+    last_key_count: usize,
+    type_name: &'static str,
+}
+
+impl Call {
+    /// None if there are no kernels for these inputs.
+    fn of(inputs: &[Tensor], heads: usize, last_key_count: usize) -> Result<Option<Self>> {
+        let [q, k, v] = inputs else { bail!("attention: {} inputs", inputs.len()) };
+        let (batch, queries, width) = q.dims3()?;
+        if k.dims() != v.dims() || k.dims()[0] != batch || k.dims()[2] != width {
+            bail!("attention: q {:?}, k {:?}, v {:?}", q.dims(), k.dims(), v.dims());
+        }
+        let head_dim = width / heads;
+        let name = type_name(&[q, k, v]).filter(|_| HEAD_DIMS.contains(&head_dim));
+        Ok(name.map(|type_name| Self { batch, queries, keys: k.dims()[1], heads, head_dim, last_key_count, type_name }))
+    }
+
+    /// The same for the probability of a range of keys.
+    fn of_range(
+        q: &Tensor,
+        k: &Tensor,
+        heads: usize,
+        range: &Range<usize>,
+        last_key_count: usize,
+    ) -> Result<Option<Self>> {
+        let call = Self::of(&[q.clone(), k.clone(), k.clone()], heads, last_key_count)?;
+        Ok(call.filter(|call| RANGE_HEAD_DIMS.contains(&call.head_dim) && range.end <= call.keys))
+    }
+
+    /// Sets of rows that a warp has in the forward pass: `SETS` in attention.cuh.
+    fn sets(&self, q: &Tensor) -> usize {
+        if q.dtype() == DType::BF16 && self.head_dim <= 64 { 2 } else { 1 }
+    }
+
+    /// A kernel's name and its arguments: its tensors, then the sizes.
+    fn arguments(&self, kernel: &str, tensors: &[&Tensor]) -> Result<(String, Vec<Arg>)> {
+        let mut args = tensors.iter().map(|tensor| address(tensor)).collect::<Result<Vec<_>>>()?;
+        // Scores are in units of log 2.
+        let scale = std::f64::consts::LOG2_E / (self.head_dim as f64).sqrt();
+        args.extend([int(self.queries)?, int(self.keys)?, int(self.heads)?]);
+        args.extend([Arg::Float(scale as f32), Arg::Float((self.last_key_count as f32).log2())]);
+        Ok((format!("{kernel}_{}_{}", self.type_name, self.head_dim), args))
+    }
+
+    /// Launches a kernel in which every warp has `rows` of `tokens`.
+    fn launch(&self, kernel: &str, tokens: usize, rows: usize, tensors: &[&Tensor]) -> Result<()> {
+        let (name, args) = self.arguments(kernel, tensors)?;
+        let grid = [tokens.div_ceil(WARPS * rows), self.heads, self.batch];
+        // SAFETY: attention's kernels take tensors of `Call`'s sizes and then those sizes.
+        unsafe { KERNELS.launch(device_of(tensors[0])?, &name, grid, WARPS * super::WARP, &args) }
+    }
+
+    /// The same for a kernel of a range of keys, with so many blocks for the heads or for the range.
+    fn launch_range(
+        &self,
+        kernel: &str,
+        (tokens, blocks): (usize, usize),
+        tensors: &[&Tensor],
+        range: &Range<usize>,
+    ) -> Result<()> {
+        let (name, mut args) = self.arguments(kernel, tensors)?;
+        args.extend([int(range.start)?, int(range.len())?]);
+        let grid = [tokens.div_ceil(WARPS * ROWS), blocks, self.batch];
+        // SAFETY: the range's kernels take tensors of `Call`'s sizes, those sizes, and a range within the keys.
+        unsafe { RANGE_KERNELS.launch(device_of(tensors[0])?, &name, grid, WARPS * super::WARP, &args) }
+    }
+
+    fn of_queries(&self, like: &Tensor) -> Result<Tensor> {
+        output((self.batch, self.heads, self.queries), DType::F32, like)
+    }
+}
+
+/// Keeps the logarithm of every query's sum of exponentials. None if there are no kernels for these inputs.
+pub fn forward(inputs: &[Tensor], heads: usize, last_key_count: usize) -> Result<Option<Forward>> {
+    let Some(call) = Call::of(inputs, heads, last_key_count)? else { return Ok(None) };
+    let (q, k, v) = (aligned(&inputs[0])?, aligned(&inputs[1])?, aligned(&inputs[2])?);
+    let out = output(q.shape(), q.dtype(), &q)?;
+    let lse = call.of_queries(&q)?;
+    call.launch("forward", call.queries, call.sets(&q) * ROWS, &[&q, &k, &v, &out, &lse])?;
+    Ok(Some((out, vec![lse])))
+}
+
+/// Gradients of q, k and v.
+pub fn backward(
+    inputs: &[Tensor],
+    (out, lse): (&Tensor, &Tensor),
+    grad: &Tensor,
+    heads: usize,
+    last_key_count: usize,
+    needs: &[bool],
+) -> Result<Option<Vec<Option<Tensor>>>> {
+    let Some(call) = Call::of(inputs, heads, last_key_count)? else { return Ok(None) };
+    let (q, k, v) = (aligned(&inputs[0])?, aligned(&inputs[1])?, aligned(&inputs[2])?);
+    let grad = aligned(&grad.to_dtype(q.dtype())?)?;
+    let along = call.of_queries(&q)?;
+    call.launch("gradient_along", call.queries, 1, &[out, &grad, &along])?;
+    let mut grads = vec![None, None, None];
+    if needs[0] {
+        let dq = output(q.shape(), q.dtype(), &q)?;
+        call.launch("backward_queries", call.queries, ROWS, &[&q, &k, &v, &grad, lse, &along, &dq])?;
+        grads[0] = Some(dq);
+    }
+    if needs[1] || needs[2] {
+        let (dk, dv) = (output(k.shape(), k.dtype(), &k)?, output(v.shape(), v.dtype(), &v)?);
+        call.launch("backward_keys", call.keys, ROWS, &[&q, &k, &v, &grad, lse, &along, &dk, &dv])?;
+        (grads[1], grads[2]) = (needs[1].then_some(dk), needs[2].then_some(dv));
+    }
+    Ok(Some(grads))
+}
+
+/// The probability of the keys in `range`, `[batch, queries, range]` in f32. Keeps what [`forward`] keeps.
+pub fn range_forward(
+    inputs: &[Tensor],
+    heads: usize,
+    range: &Range<usize>,
+    last_key_count: usize,
+) -> Result<Option<Forward>> {
+    let [q, k] = inputs else { bail!("attention probability: {} inputs", inputs.len()) };
+    let (q, k) = (aligned(q)?, aligned(k)?);
+    let Some(call) = Call::of_range(&q, &k, heads, range, last_key_count)? else { return Ok(None) };
+    // Attention with keys as values leaves the sums; its output goes unused.
+    let (unused, lse) = (output(q.shape(), q.dtype(), &q)?, call.of_queries(&q)?);
+    call.launch("forward", call.queries, call.sets(&q) * ROWS, &[&q, &k, &k, &unused, &lse])?;
+    let out = output((call.batch, call.queries, range.len()), DType::F32, &q)?;
+    // As `TILE` in attention.cuh: keys of a block.
+    let tile = if q.dtype() == DType::BF16 { 64 } else { 32 };
+    call.launch_range("range_forward", (call.queries, range.len().div_ceil(tile)), &[&q, &k, &lse, &out], range)?;
+    Ok(Some((out, vec![lse])))
+}
+
+/// Gradients of q and k.
+pub fn range_backward(
+    inputs: &[Tensor],
+    lse: &Tensor,
+    grad: &Tensor,
+    heads: usize,
+    range: &Range<usize>,
+    last_key_count: usize,
+) -> Result<Option<Vec<Option<Tensor>>>> {
+    let (q, k) = (aligned(&inputs[0])?, aligned(&inputs[1])?);
+    let Some(call) = Call::of_range(&q, &k, heads, range, last_key_count)? else { return Ok(None) };
+    let along = call.of_queries(&q)?;
+    call.launch_range("range_along", (call.queries, heads), &[&q, &k, lse, grad, &along], range)?;
+    let (dq, dk) = (output(q.shape(), q.dtype(), &q)?, output(k.shape(), k.dtype(), &k)?);
+    call.launch_range("range_queries", (call.queries, heads), &[&q, &k, lse, grad, &along, &dq], range)?;
+    call.launch_range("range_keys", (call.keys, heads), &[&q, &k, lse, grad, &along, &dk], range)?;
+    Ok(Some(vec![Some(dq), Some(dk)]))
+}

@@ -1,0 +1,44 @@
+//! A projection with its adapter: products by cuBLAS, what is between them in one pass.
+use super::pointwise::add_to_rows;
+use super::{Forward, type_name};
+use candle_core::{Result, Tensor};
+
+/// `inputs` are x `[rows, in]` and, with an adapter, A `[rank, in]` and B `[out, rank]`; weight `[out, in]`, bias
+/// `[out]`. Keeps `scale·x·Aᵀ`.
+pub fn forward(inputs: &[Tensor], weight: &Tensor, bias: Option<&Tensor>, scale: f64) -> Result<Option<Forward>> {
+    let x = &inputs[0];
+    if type_name(&inputs.iter().collect::<Vec<_>>()).is_none() {
+        return Ok(None);
+    }
+    let y = x.matmul(&weight.t()?)?;
+    let bias = bias.map(|bias| bias.to_dtype(x.dtype())).transpose()?;
+    let (adapted, kept) = match inputs {
+        [_, down, up] => {
+            let reduced = (x.matmul(&down.t()?)? * scale)?;
+            (Some(reduced.matmul(&up.t()?)?), vec![reduced])
+        }
+        _ => (None, vec![]),
+    };
+    add_to_rows(&y, adapted.as_ref(), bias.as_ref())?;
+    Ok(Some((y, kept)))
+}
+
+/// Gradients of `inputs`; `kept` is what [`forward`] kept.
+pub fn backward(
+    inputs: &[Tensor],
+    kept: &[Tensor],
+    weight: &Tensor,
+    scale: f64,
+    grad: &Tensor,
+    needs: &[bool],
+) -> Result<Vec<Option<Tensor>>> {
+    let dx = if needs[0] { Some(grad.matmul(weight)?) } else { None };
+    let ([x, down, up], [reduced]) = (inputs, kept) else { return Ok(vec![dx]) };
+    let d_reduced = (grad.matmul(up)? * scale)?;
+    if let Some(dx) = &dx {
+        add_to_rows(dx, Some(&d_reduced.matmul(down)?), None)?;
+    }
+    let d_down = if needs[1] { Some(d_reduced.t()?.matmul(x)?) } else { None };
+    let d_up = if needs[2] { Some(grad.t()?.matmul(reduced)?) } else { None };
+    Ok(vec![dx, d_down, d_up])
+}

@@ -1,0 +1,132 @@
+// Focal and dice loss of small maps against large masks. A map is enlarged bilinearly (half-pixel centres) pixel by
+// pixel where it is needed; neither the enlarged map nor its gradient reaches memory.
+//
+// maps [pairs, h, w]; targets [pairs, height, ceil(width / 32)], a bit a pixel.
+#include "block.cuh"
+#include "focal.cuh"
+
+// Rows of the enlarged map that a block of `sums` takes.
+constexpr int ROWS = 8;
+
+struct Sizes {
+    int h, w, height, width;
+};
+
+// The two places of the smaller side that `place` of the larger lies between, and the weight of the higher one.
+struct Between {
+    int low, high;
+    float weight;
+};
+
+__device__ inline Between between(int place, int from, int to) {
+    const float source = fmaxf((place + 0.5f) * (float(from) / to) - 0.5f, 0.f);
+    const int low = min(int(source), from - 1);
+    return {low, min(low + 1, from - 1), source - low};
+}
+
+__device__ inline float enlarged(const float* map, Between y, Between x, int w) {
+    const float* low = map + y.low * w;
+    const float* high = map + y.high * w;
+    const float left = low[x.low] * (1 - y.weight) + high[x.low] * y.weight;
+    const float right = low[x.high] * (1 - y.weight) + high[x.high] * y.weight;
+    return left * (1 - x.weight) + right * x.weight;
+}
+
+__device__ inline float target_at(const uint32_t* targets, int pair, int y, int x, Sizes s) {
+    const int words = (s.width + 31) / 32;
+    return targets[(size_t(pair) * s.height + y) * words + x / 32] >> x % 32 & 1;
+}
+
+// Cross-entropy of a logit with its target, and focal's 1 - p_t and α.
+struct Focal {
+    float cross_entropy, wrong, alpha, probability;
+};
+
+__device__ inline Focal focal_of(float logit, float target, bool raw_logit) {
+    const float probability = sigmoid(logit), p = raw_logit ? logit : probability;
+    return {fmaxf(logit, 0.f) - logit * target + soft(logit), 1 - (p * target + (1 - p) * (1 - target)),
+            ALPHA * target + (1 - ALPHA) * (1 - target), probability};
+}
+
+// Sums over ROWS rows of a pair: parts [pairs, blocks, 4] of focal, overlap, probability, target.
+extern "C" __global__ void mask_loss_sums(const float* maps, const uint32_t* targets, float* parts, int h, int w,
+                                          int height, int width, int raw_logit) {
+    const Sizes s = {h, w, height, width};
+    const int pair = blockIdx.y, first = blockIdx.x * ROWS, rows = min(ROWS, height - first);
+    const float* map = maps + size_t(pair) * h * w;
+    float sums[4] = {};
+    for (int i = threadIdx.x; i < rows * width; i += blockDim.x) {
+        const int y = first + i / width, x = i % width;
+        const float target = target_at(targets, pair, y, x, s);
+        const Focal f = focal_of(enlarged(map, between(y, h, height), between(x, w, width), w), target, raw_logit);
+        sums[0] += f.alpha * f.wrong * f.wrong * f.cross_entropy;
+        sums[1] += f.probability * target;
+        sums[2] += f.probability;
+        sums[3] += target;
+    }
+    for (int i = 0; i < 4; i++) {
+        const float sum = block_sum(sums[i]);
+        if (threadIdx.x == 0) parts[(size_t(pair) * gridDim.x + blockIdx.x) * 4 + i] = sum;
+    }
+}
+
+// sums [pairs, 4] and losses [2, pairs] (focal, dice) from the parts: a warp a pair.
+extern "C" __global__ void mask_loss_finish(const float* parts, float* sums, float* losses, int blocks, float pixels) {
+    const int pair = blockIdx.x, pairs = gridDim.x;
+    float totals[4];
+    for (int i = 0; i < 4; i++) {
+        float sum = 0;
+        for (int block = threadIdx.x; block < blocks; block += WARP) sum += parts[(size_t(pair) * blocks + block) * 4 + i];
+        totals[i] = warp_sum(sum);
+    }
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < 4; i++) sums[pair * 4 + i] = totals[i];
+        losses[pair] = totals[0] / pixels;
+        losses[pairs + pair] = 1 - (2 * totals[1] + 1) / (totals[2] + totals[3] + 1);
+    }
+}
+
+// The first place of the larger side that may lie next to `small`, and the one after the last. One more at either end
+// costs a weight of 0 and forgives rounding.
+__device__ inline int2 neighbours(int small, int from, int to) {
+    const float scale = float(to) / from;
+    const int first = int(floorf((small - 0.5f) * scale - 0.5f)) - 1, end = int(ceilf((small + 1.5f) * scale - 0.5f)) + 2;
+    return {max(first, 0), min(end, to)};
+}
+
+__device__ inline float weight_of(int small, Between b) {
+    return (b.low == small ? 1 - b.weight : 0.f) + (b.high == small ? b.weight : 0.f);
+}
+
+// The gradient of the maps from that of the losses, d_losses [2, pairs]: a warp a value, which gathers from all pixels
+// that the value had a part in.
+extern "C" __global__ void mask_loss_backward(const float* maps, const uint32_t* targets, const float* sums,
+                                              const float* d_losses, float* d_maps, int pairs, int h, int w,
+                                              int height, int width, int raw_logit) {
+    const Sizes s = {h, w, height, width};
+    const long value = long(blockIdx.x) * (blockDim.x / WARP) + threadIdx.x / WARP;
+    if (value >= long(pairs) * h * w) return;
+    const int pair = value / (h * w), i = value % (h * w) / w, j = value % w;
+    const float* map = maps + size_t(pair) * h * w;
+    const float overlap = sums[pair * 4 + 1], below = sums[pair * 4 + 2] + sums[pair * 4 + 3] + 1;
+    const float d_focal = d_losses[pair] / (float(height) * width), d_dice = d_losses[pairs + pair];
+    // d dice / dp = -2t/below + above/below²
+    const float inside = -2 / below * d_dice, everywhere = (2 * overlap + 1) / (below * below) * d_dice;
+    const int2 rows = neighbours(i, h, height), columns = neighbours(j, w, width);
+    const int across = columns.y - columns.x;
+    float sum = 0;
+    for (int n = threadIdx.x % WARP; n < (rows.y - rows.x) * across; n += WARP) {
+        const int y = rows.x + n / across, x = columns.x + n % across;
+        const Between by = between(y, h, height), bx = between(x, w, width);
+        const float weight = weight_of(i, by) * weight_of(j, bx);
+        if (weight == 0) continue;
+        const float target = target_at(targets, pair, y, x, s);
+        const Focal f = focal_of(enlarged(map, by, bx, w), target, raw_logit);
+        const float slope = f.probability * (1 - f.probability);
+        const float d_right = (2 * target - 1) * (raw_logit ? 1.f : slope);
+        const float d_loss = f.wrong * (f.wrong * (f.probability - target) - 2 * d_right * f.cross_entropy);
+        sum += weight * (d_focal * f.alpha * d_loss + slope * (inside * target + everywhere));
+    }
+    sum = warp_sum(sum);
+    if (threadIdx.x % WARP == 0) d_maps[value] = sum;
+}

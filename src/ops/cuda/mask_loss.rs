@@ -1,0 +1,79 @@
+//! Focal and dice loss of maps against masks of a larger size, which go to the GPU as bits.
+use super::{Arg, Forward, Module, WARP, address, device_of, int, module, output, type_name};
+use crate::ops::Target;
+use candle_core::{DType, Result, Tensor};
+use rayon::prelude::*;
+use std::sync::Arc;
+
+static KERNELS: Module = module!("mask_loss");
+const THREADS: usize = 256;
+/// As in `mask_loss.cu`: rows of a block.
+const ROWS: usize = 8;
+
+/// Masks as bits, `[masks, height, ceil(width / 32)]`.
+fn bits(targets: &[Arc<dyn Target>], (height, width): (usize, usize), like: &Tensor) -> Result<Tensor> {
+    let words = width.div_ceil(32);
+    let mut bits = vec![0u32; targets.len() * height * words];
+    bits.par_chunks_mut(height * words).zip(targets).for_each(|(bits, target)| {
+        let mut row = vec![0f32; width];
+        for (y, bits) in bits.chunks_exact_mut(words).enumerate() {
+            target.row(y, &mut row);
+            for (word, pixels) in bits.iter_mut().zip(row.chunks(32)) {
+                *word = pixels.iter().rev().fold(0, |word, pixel| word << 1 | u32::from(*pixel > 0.5));
+            }
+        }
+    });
+    Tensor::from_vec(bits, (targets.len(), height, words), like.device())
+}
+
+/// Sizes as the kernels take them: `[h, w, height, width]` and whether focal's probability is the logit.
+fn sizes(maps: &Tensor, (height, width): (usize, usize), raw_logit: bool) -> Result<[Arg; 5]> {
+    let (_, h, w) = maps.dims3()?;
+    Ok([int(h)?, int(w)?, int(height)?, int(width)?, int(usize::from(raw_logit))?])
+}
+
+/// maps `[pairs, h, w]`; out `[2, pairs]`: focal, dice. Keeps the bits of the masks and the sums over them.
+pub fn forward(
+    maps: &Tensor,
+    targets: &[Arc<dyn Target>],
+    size: (usize, usize),
+    raw_logit: bool,
+) -> Result<Option<Forward>> {
+    if type_name(&[maps]) != Some("f32") {
+        return Ok(None);
+    }
+    let (pairs, blocks) = (targets.len(), size.0.div_ceil(ROWS));
+    let targets = bits(targets, size, maps)?;
+    let parts = output((pairs, blocks, 4), DType::F32, maps)?;
+    let sums = output((pairs, 4), DType::F32, maps)?;
+    let losses = output((2, pairs), DType::F32, maps)?;
+    let device = device_of(maps)?;
+    let mut args = vec![address(maps)?, address(&targets)?, address(&parts)?];
+    args.extend(sizes(maps, size, raw_logit)?);
+    // SAFETY: a block writes the four parts of its rows.
+    unsafe { KERNELS.launch(device, "mask_loss_sums", [blocks, pairs, 1], THREADS, &args)? }
+    let pixels = Arg::Float((size.0 * size.1) as f32);
+    let args = [address(&parts)?, address(&sums)?, address(&losses)?, int(blocks)?, pixels];
+    // SAFETY: a block reads the parts of its pair, and writes its four sums and two losses.
+    unsafe { KERNELS.launch(device, "mask_loss_finish", [pairs, 1, 1], WARP, &args)? }
+    Ok(Some((losses, vec![targets, sums])))
+}
+
+/// The gradient of the maps; `kept` is what [`forward`] kept.
+pub fn backward(
+    maps: &Tensor,
+    kept: &[Tensor],
+    grad: &Tensor,
+    size: (usize, usize),
+    raw_logit: bool,
+) -> Result<Option<Vec<Option<Tensor>>>> {
+    let [targets, sums] = kept else { return Ok(None) };
+    let d_maps = output(maps.shape(), DType::F32, maps)?;
+    let mut args = [maps, targets, sums, grad, &d_maps].map(address).into_iter().collect::<Result<Vec<_>>>()?;
+    args.push(int(maps.dim(0)?)?);
+    args.extend(sizes(maps, size, raw_logit)?);
+    let grid = [maps.elem_count().div_ceil(THREADS / WARP), 1, 1];
+    // SAFETY: the tensors are those of the forward pass; a warp writes one value of the maps' gradient.
+    unsafe { KERNELS.launch(device_of(maps)?, "mask_loss_backward", grid, THREADS, &args)? }
+    Ok(Some(vec![Some(d_maps)]))
+}

@@ -1,0 +1,256 @@
+//! Kernels of our own for NVIDIA GPUs: what loads and launches them.
+//!
+//! Every `.cu` file here is compiled by `build.rs` and launched by the Rust file of its name. A kernel has one owner for
+//! every value that it writes and sums in a fixed order, so that training gives the same bits on the same GPU.
+pub mod adamw;
+pub mod attention;
+pub mod linear;
+pub mod mask_loss;
+pub mod match_cost;
+pub mod memory;
+pub mod norm;
+pub mod pointwise;
+pub mod score_head;
+
+#[cfg(test)]
+pub mod tests;
+
+use candle_core::cuda_backend::cudarc::driver::sys::{CUdevice_attribute, CUfunction_attribute};
+use candle_core::cuda_backend::cudarc::driver::{
+    CudaModule, CudaSlice, CudaStream, DevicePtr, LaunchConfig, PushKernelArg,
+};
+use candle_core::cuda_backend::{CudaStorageSlice, WrapErr};
+use candle_core::{
+    CpuStorage, CudaDevice, CudaStorage, DType, Device, InplaceOp1, Layout, Result, Storage, Tensor, bail,
+};
+use std::collections::HashMap;
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+
+/// Threads of a warp.
+pub const WARP: usize = 32;
+
+/// What a forward pass on the GPU gives: the output, in memory that nobody else holds, and what the backward pass wants
+/// to find again.
+pub type Forward = (Tensor, Vec<Tensor>);
+
+/// The kernels of one file.
+pub struct Module {
+    pub name: &'static str,
+    pub image: &'static [u8],
+}
+
+/// The kernels of `NAME.cu`.
+macro_rules! module {
+    ($name:literal) => {
+        $crate::ops::cuda::Module {
+            name: $name,
+            image: include_bytes!(concat!(env!("OUT_DIR"), "/", $name, ".fatbin")),
+        }
+    };
+}
+use module;
+
+/// Modules by GPU and name. They keep their GPU's context alive, so that they stay valid.
+type Modules = HashMap<(usize, &'static str), Arc<CudaModule>>;
+static LOADED: LazyLock<Mutex<Modules>> = LazyLock::new(Mutex::default);
+
+impl Module {
+    fn load(&self, stream: &CudaStream) -> Result<Arc<CudaModule>> {
+        let context = stream.context();
+        let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(module) = loaded.get(&(context.ordinal(), self.name)) {
+            return Ok(module.clone());
+        }
+        let image = candle_core::cuda_backend::cudarc::nvrtc::Ptx::from_binary(self.image.to_vec());
+        let module = context.load_module(image).w()?;
+        loaded.insert((context.ordinal(), self.name), module.clone());
+        Ok(module)
+    }
+
+    /// Launches `kernel` on `grid` blocks of `threads` threads, after what the device was given before.
+    ///
+    /// # Safety
+    /// `args` must be what the kernel takes, and what it reads and writes must lie inside the tensors that its
+    /// addresses are of.
+    pub unsafe fn launch(
+        &self,
+        device: &CudaDevice,
+        kernel: &str,
+        grid: [usize; 3],
+        threads: usize,
+        args: &[Arg],
+    ) -> Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe { self.launch_sharing(device, kernel, grid, threads, 0, args) }
+    }
+
+    /// [`Self::launch`] for a kernel that takes the size of its shared memory, in bytes, from the launch.
+    ///
+    /// # Safety
+    /// As there; and the kernel must keep to so much shared memory.
+    pub unsafe fn launch_sharing(
+        &self,
+        device: &CudaDevice,
+        kernel: &str,
+        grid: [usize; 3],
+        threads: usize,
+        shared: usize,
+        args: &[Arg],
+    ) -> Result<()> {
+        if grid.contains(&0) {
+            return Ok(());
+        }
+        let [x, y, z] = grid.map(|blocks| u32::try_from(blocks).unwrap_or(u32::MAX));
+        let stream = device.cuda_stream();
+        let function = self.load(&stream)?.load_function(kernel).w()?;
+        if shared > 0 {
+            let limit = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            function.set_attribute(limit, shared as i32).w()?;
+        }
+        let mut builder = stream.launch_builder(&function);
+        for arg in args {
+            match arg {
+                Arg::Address(value) => builder.arg(value),
+                Arg::Int(value) => builder.arg(value),
+                Arg::Long(value) => builder.arg(value),
+                Arg::Float(value) => builder.arg(value),
+            };
+        }
+        let config =
+            LaunchConfig { grid_dim: (x, y, z), block_dim: (threads as u32, 1, 1), shared_mem_bytes: shared as u32 };
+        // SAFETY: the caller's promise. Memory is freed in the order of the one stream that a device has, so what the
+        // addresses point to lives until the kernel has run.
+        unsafe { builder.launch(config) }.w()?;
+        Ok(())
+    }
+}
+
+/// An argument of a kernel.
+pub enum Arg {
+    Address(u64),
+    Int(i32),
+    Long(i64),
+    Float(f32),
+}
+
+/// A size as a kernel's `int`.
+pub fn int(value: usize) -> Result<Arg> {
+    match i32::try_from(value) {
+        Ok(value) => Ok(Arg::Int(value)),
+        Err(_) => bail!("{value} is too large for a kernel"),
+    }
+}
+
+/// A number of values as a kernel's `long`.
+pub fn long(value: usize) -> Arg {
+    Arg::Long(value as i64)
+}
+
+/// No tensor.
+pub const NULL: Arg = Arg::Address(0);
+
+/// Where a contiguous tensor on a GPU begins.
+fn start(tensor: &Tensor) -> Result<u64> {
+    fn of<T>(slice: &CudaSlice<T>, offset: usize, stream: &CudaStream) -> u64 {
+        slice.device_ptr(stream).0 + (offset * size_of::<T>()) as u64
+    }
+    let (storage, layout) = tensor.storage_and_layout();
+    let (Storage::Cuda(storage), Some((offset, _))) = (&*storage, layout.contiguous_offsets()) else {
+        bail!("a kernel wants contiguous tensors on the GPU")
+    };
+    let stream = storage.device.cuda_stream();
+    match &storage.slice {
+        CudaStorageSlice::F32(slice) => Ok(of(slice, offset, &stream)),
+        CudaStorageSlice::BF16(slice) => Ok(of(slice, offset, &stream)),
+        CudaStorageSlice::U32(slice) => Ok(of(slice, offset, &stream)),
+        CudaStorageSlice::U8(slice) => Ok(of(slice, offset, &stream)),
+        _ => bail!("a kernel got a tensor of {:?}", tensor.dtype()),
+    }
+}
+
+/// A contiguous tensor as an argument.
+pub fn address(tensor: &Tensor) -> Result<Arg> {
+    start(tensor).map(Arg::Address)
+}
+
+/// The GPU that a tensor is on.
+pub fn device_of(tensor: &Tensor) -> Result<&CudaDevice> {
+    match tensor.device() {
+        Device::Cuda(device) => Ok(device),
+        _ => bail!("a kernel got a tensor that is not on a GPU"),
+    }
+}
+
+/// The most shared memory that a block may have, in bytes.
+pub fn largest_shared_memory(device: &CudaDevice) -> Result<usize> {
+    let attribute = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
+    Ok(device.cuda_stream().context().attribute(attribute).w()?.max(0) as usize)
+}
+
+/// The type of all tensors, as kernels are named after it; none if they differ or there are no kernels for it.
+pub fn type_name(tensors: &[&Tensor]) -> Option<&'static str> {
+    let dtype = tensors.first()?.dtype();
+    match dtype {
+        _ if tensors.iter().any(|tensor| tensor.dtype() != dtype) => None,
+        DType::F32 => Some("f32"),
+        DType::BF16 => Some("bf16"),
+        _ => None,
+    }
+}
+
+/// The largest of `widths` that rows of `width` values divide into and that all tensors are aligned to; else 1.
+pub fn vector_width(widths: &[usize], width: usize, tensors: &[&Tensor]) -> Result<usize> {
+    for vector in widths {
+        let mut fits = width.is_multiple_of(*vector);
+        for tensor in tensors {
+            fits &= start(tensor)?.is_multiple_of((vector * tensor.dtype().size_in_bytes()) as u64);
+        }
+        if fits {
+            return Ok(*vector);
+        }
+    }
+    Ok(1)
+}
+
+/// Values of a type in the sixteen bytes that a thread reads at once.
+pub fn widest(tensor: &Tensor) -> usize {
+    16 / tensor.dtype().size_in_bytes()
+}
+
+/// The tensor, at an address that sixteen bytes divide.
+pub fn aligned(tensor: &Tensor) -> Result<Tensor> {
+    if start(tensor)?.is_multiple_of(16) { Ok(tensor.clone()) } else { tensor.force_contiguous() }
+}
+
+/// A tensor for a kernel to write.
+pub fn output(shape: impl Into<candle_core::Shape>, dtype: DType, like: &Tensor) -> Result<Tensor> {
+    // SAFETY: the kernel that it is made for writes every value before anything can read it.
+    unsafe { Tensor::empty(shape, dtype, like.device()) }
+}
+
+/// The memory of a tensor that nobody else holds.
+pub fn take_storage(tensor: &Tensor) -> Result<CudaStorage> {
+    struct Take(Mutex<Option<CudaStorage>>);
+    impl InplaceOp1 for Take {
+        fn name(&self) -> &'static str {
+            "take"
+        }
+
+        fn cpu_fwd(&self, _: &mut CpuStorage, _: &Layout) -> Result<()> {
+            bail!("taking a GPU's memory from a tensor on the CPU")
+        }
+
+        fn cuda_fwd(&self, storage: &mut CudaStorage, _: &Layout) -> Result<()> {
+            let device = storage.device.clone();
+            let nothing = CudaStorage::wrap_cuda_slice(device.alloc_zeros::<u8>(1)?, device);
+            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(std::mem::replace(storage, nothing));
+            Ok(())
+        }
+    }
+    let take = Take(Mutex::new(None));
+    tensor.inplace_op1(&take)?;
+    match take.0.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        Some(storage) => Ok(storage),
+        None => bail!("the tensor has no memory"),
+    }
+}

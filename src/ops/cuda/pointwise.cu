@@ -1,0 +1,87 @@
+// Elementwise operations, V values a thread: GELU, the gated residual, and the sum that ends a projection.
+#include "common.cuh"
+
+constexpr float SQRT_2_OVER_PI = 0.797884561f;
+constexpr float CUBIC = 0.044715f;
+
+// The first of this thread's V values of `count`; -1 beyond the last.
+template <int V> __device__ inline long first_of_thread(long count) {
+    const long first = (long(blockIdx.x) * blockDim.x + threadIdx.x) * V;
+    return first < count ? first : -1;
+}
+
+template <class T, int V> __device__ void gelu_forward(const T* x, T* y, long count) {
+    const long first = first_of_thread<V>(count);
+    if (first < 0) return;
+    float values[V];
+    load(values, x + first);
+    for (float& v : values) v = 0.5f * v * (1 + tanhf(SQRT_2_OVER_PI * (v + CUBIC * v * v * v)));
+    store(y + first, values);
+}
+
+template <class T, int V> __device__ void gelu_backward(const T* x, const T* dy, T* dx, long count) {
+    const long first = first_of_thread<V>(count);
+    if (first < 0) return;
+    float values[V], grads[V];
+    load(values, x + first), load(grads, dy + first);
+    for (int i = 0; i < V; i++) {
+        const float v = values[i], t = tanhf(SQRT_2_OVER_PI * (v + CUBIC * v * v * v));
+        const float inner = SQRT_2_OVER_PI * (1 + 3 * CUBIC * v * v);
+        grads[i] *= 0.5f * (1 + t) + 0.5f * v * (1 - t * t) * inner;
+    }
+    store(dx + first, grads);
+}
+
+// The value of `gate` [batch, width] for value `place` of [batch, tokens, width].
+__device__ inline long gate_place(long place, int tokens, int width) {
+    return place / (long(tokens) * width) * width + place % width;
+}
+
+// out = x + gate·y; without x, gate·y: the gradient of y.
+template <class T, int V>
+__device__ void gated(const T* x, const T* y, const T* gate, T* out, long count, int tokens, int width) {
+    const long first = first_of_thread<V>(count);
+    if (first < 0) return;
+    float sum[V] = {}, values[V], by[V];
+    if (x) load(sum, x + first);
+    load(values, y + first), load(by, gate + gate_place(first, tokens, width));
+    for (int i = 0; i < V; i++) sum[i] += by[i] * values[i];
+    store(out + first, sum);
+}
+
+// y += more + bias, either of which may be absent: y and more [rows, width], bias [width].
+template <class T, int V> __device__ void add_to_rows(T* y, const T* more, const T* bias, long count, int width) {
+    const long first = first_of_thread<V>(count);
+    if (first < 0) return;
+    float sum[V], values[V];
+    load(sum, y + first);
+    if (more) {
+        load(values, more + first);
+        for (int i = 0; i < V; i++) sum[i] += values[i];
+    }
+    if (bias) {
+        load(values, bias + first % width);
+        for (int i = 0; i < V; i++) sum[i] += values[i];
+    }
+    store(y + first, sum);
+}
+
+#define KERNELS(NAME, T, V)                                                                                          \
+    extern "C" __global__ void gelu_forward_##NAME##_##V(const T* x, T* y, long count) {                             \
+        gelu_forward<T, V>(x, y, count);                                                                             \
+    }                                                                                                                \
+    extern "C" __global__ void gelu_backward_##NAME##_##V(const T* x, const T* dy, T* dx, long count) {              \
+        gelu_backward<T, V>(x, dy, dx, count);                                                                       \
+    }                                                                                                                \
+    extern "C" __global__ void gated_##NAME##_##V(const T* x, const T* y, const T* gate, T* out, long count,         \
+                                                  int tokens, int width) {                                           \
+        gated<T, V>(x, y, gate, out, count, tokens, width);                                                          \
+    }                                                                                                                \
+    extern "C" __global__ void add_to_rows_##NAME##_##V(T* y, const T* more, const T* bias, long count, int width) { \
+        add_to_rows<T, V>(y, more, bias, count, width);                                                              \
+    }
+
+KERNELS(bf16, bf16, 8)
+KERNELS(bf16, bf16, 1)
+KERNELS(f32, float, 4)
+KERNELS(f32, float, 1)

@@ -1,0 +1,55 @@
+//! The score head's forward pass. Its backward pass, over the few matched maps, is by cuBLAS: `score_head_products`.
+use super::{Forward, Module, address, device_of, int, largest_shared_memory, long, module, output, type_name};
+use candle_core::{DType, Result, Tensor};
+
+static KERNELS: Module = module!("score_head");
+/// As in `score_head.cu`.
+const CHANNELS: usize = 64;
+const TAPS: usize = 9;
+/// Pixels of a block's tile.
+const TILE: (usize, usize) = (8, 32);
+const THREADS: usize = 256;
+/// Bytes of `Shared` in `score_head.cu`.
+const SHARED: usize = {
+    let (rows, columns, stride) = (TILE.0 + 2, TILE.1 + 2, CHANNELS + 8);
+    let hidden = 2 * rows * columns * stride * 2;
+    let weights = 2 * 2 * CHANNELS * stride * 2;
+    hidden + weights + TAPS * CHANNELS * 4 + (rows + 2) * (columns + 2) * 4
+};
+/// Values of the second layer's shares that are held at a time.
+const HELD: usize = 1 << 24;
+
+/// maps `[maps, h, w]`, `parameters` flat in the order of [`crate::ops::PARAMETERS`].
+pub fn forward(maps: &Tensor, parameters: &Tensor) -> Result<Option<Forward>> {
+    if type_name(&[maps, parameters]) != Some("f32") {
+        return Ok(None);
+    }
+    let (count, h, w) = maps.dims3()?;
+    let device = device_of(maps)?;
+    if largest_shared_memory(device)? < SHARED {
+        return Ok(None);
+    }
+    let weights = output((TAPS, 2, CHANNELS, CHANNELS), DType::BF16, maps)?;
+    let args = [address(parameters)?, address(&weights)?];
+    let blocks = (TAPS * CHANNELS * CHANNELS).div_ceil(THREADS);
+    // SAFETY: a thread splits one of the second layer's weights.
+    unsafe { KERNELS.launch(device, "score_head_prepare", [blocks, 1, 1], THREADS, &args)? }
+    let out = output(maps.shape(), DType::F32, maps)?;
+    let chunk = (HELD / (TAPS * h * w)).clamp(1, count.max(1));
+    let shares = output((chunk, TAPS, h, w), DType::F32, maps)?;
+    for first in (0..count).step_by(chunk) {
+        let held = chunk.min(count - first);
+        let (maps, out) = (maps.narrow(0, first, held)?, out.narrow(0, first, held)?);
+        let mut args = [&maps, parameters, &weights, &shares].map(address).into_iter().collect::<Result<Vec<_>>>()?;
+        args.extend([int(h)?, int(w)?]);
+        let grid = [held, w.div_ceil(TILE.1), h.div_ceil(TILE.0)];
+        // SAFETY: a block writes the shares of its tile's pixels, of `held` maps.
+        unsafe { KERNELS.launch_sharing(device, "score_head_shares", grid, THREADS, SHARED, &args)? }
+        let mut args = [&maps, &shares, parameters, &out].map(address).into_iter().collect::<Result<Vec<_>>>()?;
+        args.extend([long(maps.elem_count()), int(h)?, int(w)?]);
+        let blocks = maps.elem_count().div_ceil(THREADS);
+        // SAFETY: a thread writes one value of `held` maps.
+        unsafe { KERNELS.launch(device, "score_head_gather", [blocks, 1, 1], THREADS, &args)? }
+    }
+    Ok(Some((out, vec![])))
+}

@@ -1,0 +1,220 @@
+//! Every operation's kernels against its loops for the CPU: values and gradients, in f32 and in bf16, odd sizes and
+//! strides included. Where there is no CUDA device they say so and pass.
+use super::adamw::Step;
+use crate::ops;
+use crate::ops::function::{Function, apply};
+use crate::ops::tests::{normal, values};
+use candle_core::{DType, Device, Tensor, Var};
+
+/// Largest difference, as a share of the largest value. In f32 only the order of sums differs. In bf16 the CPU computes
+/// in f32 from the same rounded inputs; what differs is the rounding of probabilities and of results, each 2⁻⁹ of its
+/// size, in attention's gradients three such steps in a row: 2⁻⁹ · 5 leaves room for sums that cancel.
+const TOLERANCE: [(DType, f32); 2] = [(DType::F32, 1e-5), (DType::BF16, 1e-2)];
+
+/// The first CUDA device.
+pub fn device(what: &str) -> Option<Device> {
+    let device = Device::new_cuda(0).ok();
+    if device.is_none() {
+        println!("{what}: no CUDA device, not compared on one");
+    }
+    device
+}
+
+fn assert_near(what: &str, got: &Tensor, wanted: &Tensor, tolerance: f32) {
+    assert_eq!(got.dims(), wanted.dims(), "{what}");
+    let got = values(&got.to_device(&Device::Cpu).unwrap().to_dtype(DType::F32).unwrap());
+    let wanted = values(&wanted.to_dtype(DType::F32).unwrap());
+    let largest = wanted.iter().fold(1e-6f32, |most, v| most.max(v.abs()));
+    for (got, wanted) in got.iter().zip(&wanted) {
+        // Written so that a value that is no number fails.
+        assert!((got - wanted).abs() <= tolerance * largest, "{what} on CUDA: {got}, not {wanted}, of {largest}");
+    }
+}
+
+/// The output and the gradients of the inputs that `needs` names.
+fn run<F: Function>(
+    function: F,
+    inputs: &[Tensor],
+    needs: &[bool],
+    device: &Device,
+    dtype: DType,
+) -> (Tensor, Vec<Option<Tensor>>) {
+    let place = |t: &Tensor| t.to_device(device).unwrap().to_dtype(dtype).unwrap();
+    let leaves: Vec<Tensor> = inputs
+        .iter()
+        .zip(needs)
+        .map(|(t, need)| if *need { Var::from_tensor(&place(t)).unwrap().into_inner() } else { place(t) })
+        .collect();
+    let output = apply(function, &leaves.iter().collect::<Vec<_>>()).unwrap();
+    // The gradient is rounded as bf16 would round it in every case, so that all see the same.
+    let grad = normal(99, output.dims()).to_dtype(DType::BF16).unwrap().to_dtype(output.dtype()).unwrap();
+    let grads = (&output * grad.to_device(device).unwrap()).unwrap().sum_all().unwrap().backward().unwrap();
+    (output.detach(), leaves.iter().map(|leaf| grads.get(leaf).cloned()).collect())
+}
+
+fn compare<F: Function>(
+    make: &impl Fn(&Device) -> F,
+    inputs: &[Tensor],
+    needs: &[bool],
+    (dtype, tolerance): (DType, f32),
+) {
+    let Some(device) = device(F::NAME) else { return };
+    let round = |t: &Tensor| t.to_dtype(dtype).unwrap().to_dtype(DType::F32).unwrap();
+    let inputs: Vec<Tensor> = inputs.iter().map(round).collect();
+    let (output, grads) = run(make(&device), &inputs, needs, &device, dtype);
+    let (wanted, wanted_grads) = run(make(&Device::Cpu), &inputs, needs, &Device::Cpu, DType::F32);
+    assert_near(&format!("{} {dtype:?}", F::NAME), &output, &wanted, tolerance);
+    for (i, (got, wanted)) in grads.iter().zip(&wanted_grads).enumerate().filter(|(i, _)| needs[*i]) {
+        let (Some(got), Some(wanted)) = (got, wanted) else { panic!("{}: no gradient {i} on CUDA", F::NAME) };
+        assert_near(&format!("{} {dtype:?} gradient {i}", F::NAME), got, wanted, tolerance);
+    }
+}
+
+/// Compares in f32 what the tests of the CPU's loops compare; to 1e-4, as cuBLAS and composed forms sum otherwise.
+pub fn check_f32<F: Function>(make: &impl Fn(&Device) -> F, inputs: &[Tensor], needs: &[bool]) {
+    compare(make, inputs, needs, (DType::F32, 1e-4));
+}
+
+fn check<F: Function>(make: impl Fn(&Device) -> F, inputs: &[Tensor], needs: &[bool]) {
+    for kind in TOLERANCE {
+        compare(&make, inputs, needs, kind);
+    }
+}
+
+#[test]
+fn attention() {
+    let sizes = [(2, 9, 13, 3, 20), (1, 150, 77, 2, 256), (1, 70, 201, 1, 1), (2, 129, 128, 2, 2), (1, 1, 40, 1, 1)];
+    for (batch, queries, keys, heads, last_key_count) in sizes {
+        for d in [32, 64, 128] {
+            let (q, k) = (normal(1, &[batch, queries, heads * d]), normal(2, &[batch, keys, heads * d]));
+            let v = normal(3, &[batch, keys, heads * d]);
+            let make = |_: &Device| ops::attention::Attention { heads, last_key_count };
+            check(make, &[q.clone(), k.clone(), v.clone()], &[true; 3]);
+            check(make, &[q, k, v], &[true, false, false]);
+        }
+    }
+}
+
+#[test]
+fn attention_probability() {
+    for (batch, queries, keys, heads, last_key_count, range) in
+        [(2, 9, 13, 3, 20, 2..11), (1, 150, 97, 2, 256, 10..87), (1, 70, 130, 1, 1, 60..130)]
+    {
+        for d in [32, 64] {
+            let inputs = [normal(1, &[batch, queries, heads * d]), normal(2, &[batch, keys, heads * d])];
+            let make = |_: &Device| ops::attention::Probability { heads, range: range.clone(), last_key_count };
+            check(make, &inputs, &[true; 2]);
+        }
+    }
+}
+
+#[test]
+fn norms() {
+    for (batch, tokens, width) in [(2, 3, 37), (3, 50, 64), (2, 9, 1536), (1, 5, 96)] {
+        let x = (normal(1, &[batch, tokens, width]) * 3.0).unwrap();
+        let inputs = [x.clone(), normal(2, &[batch, width]), normal(3, &[batch, width])];
+        check(|_| ops::norm::LayerNormModulate, &inputs, &[true, false, false]);
+        let weight = normal(4, &[width]).to_dtype(DType::BF16).unwrap().to_dtype(DType::F32).unwrap();
+        check(|device| ops::norm::RmsNorm { weight: weight.to_device(device).unwrap() }, &[x], &[true]);
+    }
+}
+
+#[test]
+fn pointwise() {
+    for shape in [[1, 1, 3], [2, 5, 33], [2, 70, 128]] {
+        let (x, y) = ((normal(1, &shape) * 3.0).unwrap(), normal(2, &shape));
+        let gate = normal(3, &[shape[0], shape[2]]);
+        check(|_| ops::pointwise::Gelu, std::slice::from_ref(&x), &[true]);
+        check(|_| ops::pointwise::GatedResidual, &[x, y, gate], &[true, true, false]);
+    }
+}
+
+#[test]
+fn linear() {
+    for (rows, inner, outer, rank) in [(7, 13, 5, 3), (129, 64, 200, 16)] {
+        let rounded =
+            |seed, shape: &[usize]| normal(seed, shape).to_dtype(DType::BF16).unwrap().to_dtype(DType::F32).unwrap();
+        let make = |device: &Device| ops::linear::Linear {
+            weight: rounded(1, &[outer, inner]).to_device(device).unwrap(),
+            bias: Some(rounded(2, &[outer]).to_device(device).unwrap()),
+            scale: 0.5,
+        };
+        let inputs = [normal(3, &[rows, inner]), normal(4, &[rank, inner]), normal(5, &[outer, rank])];
+        // Four products in a row, each rounded: twice the tolerance in bf16.
+        for kind in [(DType::F32, 1e-5), (DType::BF16, 2e-2)] {
+            compare(&make, &inputs, &[true; 3], kind);
+            compare(&make, &inputs, &[false, true, true], kind);
+            compare(&make, &inputs[..1], &[true], kind);
+        }
+    }
+}
+
+/// Views that are not contiguous, and views that begin where sixteen bytes do not divide the address.
+#[test]
+fn any_strides_and_offsets() {
+    let Some(device) = device("strides and offsets") else { return };
+    let place = |t: &Tensor| t.to_device(&device).unwrap();
+    let x = normal(1, &[5, 3, 33]);
+    for view in [|x: &Tensor| x.transpose(0, 1).unwrap(), |x: &Tensor| x.narrow(0, 1, 3).unwrap()] {
+        let wanted = ops::gelu(&view(&x)).unwrap();
+        assert_near("gelu of a view", &ops::gelu(&view(&place(&x))).unwrap(), &wanted, 1e-5);
+    }
+    let flat = normal(2, &[3 * 2 * 5 * 64 + 1]);
+    let parts = |flat: &Tensor| -> Vec<Tensor> {
+        (0..3).map(|i| flat.narrow(0, 1 + i * 640, 640).unwrap().reshape((2, 5, 64)).unwrap()).collect()
+    };
+    let attend = |parts: &[Tensor]| ops::attention(&parts[0], &parts[1], &parts[2], 2, 3).unwrap();
+    assert_near("attention at an odd address", &attend(&parts(&place(&flat))), &attend(&parts(&flat)), 1e-5);
+}
+
+/// The same bits, however often.
+#[test]
+fn gradients_are_reproducible() {
+    let Some(device) = device("reproducibility") else { return };
+    let inputs: Vec<Tensor> = (0..3).map(|seed| normal(seed, &[2, 300, 128])).collect();
+    let run = || {
+        let attention = ops::attention::Attention { heads: 2, last_key_count: 5 };
+        let (output, grads) = run(attention, &inputs, &[true; 3], &device, DType::BF16);
+        let host = |t: &Tensor| values(&t.to_device(&Device::Cpu).unwrap().to_dtype(DType::F32).unwrap());
+        (host(&output), grads.iter().flatten().map(host).collect::<Vec<_>>())
+    };
+    let first = run();
+    for _ in 0..5 {
+        assert!(run() == first, "attention gives other bits");
+    }
+}
+
+#[test]
+fn match_cost() {
+    let Some(device) = device("match cost") else { return };
+    for (maps, positions, masks) in [(3, 35, 1), (40, 300, 16), (9, 256, 37)] {
+        let logits = (normal(1, &[maps, positions]) * 2.0).unwrap();
+        let held = normal(2, &[masks, positions]).ge(0.0).unwrap().to_dtype(DType::F32).unwrap();
+        for raw_logit in [false, true] {
+            let cost = |logits: &Tensor| {
+                let costs = ops::match_cost(logits, &held, (0.02, 1.0), raw_logit).unwrap().concat();
+                Tensor::from_vec(costs, (maps, masks), &Device::Cpu).unwrap()
+            };
+            assert_near("match cost", &cost(&logits.to_device(&device).unwrap()), &cost(&logits), 1e-5);
+        }
+    }
+}
+
+/// One step against the formula, in f64.
+#[test]
+fn adamw() {
+    let Some(device) = device("AdamW") else { return };
+    let host: Vec<Tensor> = (1..5).map(|seed| normal(seed, &[37, 5]).abs().unwrap()).collect();
+    let placed: Vec<Tensor> = host.iter().map(|t| t.to_device(&device).unwrap()).collect();
+    let step = Step { clip: 0.3, betas: [0.9, 0.999], rate: 0.02, spread: 0.05, eps: 1e-8, keep: 0.999 };
+    super::adamw::step(&placed[0], &placed[1], &placed[2], &placed[3], &step).unwrap();
+    let [p, g, m, v] = [0, 1, 2, 3].map(|i| values(&host[i]).into_iter().map(f64::from).collect::<Vec<_>>());
+    let wanted: Vec<f32> = (0..p.len())
+        .map(|i| {
+            let m = 0.9 * m[i] + 0.1 * 0.3 * g[i];
+            let v = 0.999 * v[i] + 0.001 * (0.3 * g[i]).powi(2);
+            (p[i] * 0.999 - 0.02 * m / (v.sqrt() / 0.05 + 1e-8)) as f32
+        })
+        .collect();
+    assert_near("AdamW", &placed[0], &Tensor::from_vec(wanted, (37, 5), &Device::Cpu).unwrap(), 1e-5);
+}
