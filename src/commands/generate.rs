@@ -145,13 +145,14 @@ fn check_folder(folder: &Path, wanted: &Value) -> Result<bool> {
 
 /// Writes down how the images are drawn, and the prompt of each.
 fn write_record(args: &GenerateArgs, record: &Value) -> Result<()> {
-    let write = |name: &str, value: &Value| {
-        let file = args.out.join(name);
-        write_json(&file, value)
-    };
-    let captions: Map<String, Value> = (0..).map(key).zip(args.prompt.iter().map(|prompt| json!(prompt))).collect();
-    write("captions.json", &Value::Object(captions))?;
-    write(RECORD, record)
+    write_captions(&args.out, args.prompt.iter().map(String::as_str))?;
+    write_json(&args.out.join(RECORD), record)
+}
+
+/// Writes the prompts of the images 000000.png, 000001.png, … of a folder, as `evaluate clip-score` takes them.
+pub(super) fn write_captions<'a>(folder: &Path, prompts: impl Iterator<Item = &'a str>) -> Result<()> {
+    let captions: Map<String, Value> = (0..).map(key).zip(prompts.map(|prompt| json!(prompt))).collect();
+    write_json(&folder.join("captions.json"), &captions)
 }
 
 /// All that an image depends on, but where the model lies in memory.

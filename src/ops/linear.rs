@@ -22,12 +22,12 @@ pub fn linear(
 }
 
 /// `x` `[…, width]` as `[rows, width]`.
-fn rows(x: &Tensor) -> Result<Tensor> {
+pub(super) fn rows(x: &Tensor) -> Result<Tensor> {
     x.reshape(((), x.dim(D::Minus1)?))
 }
 
 /// The shape of `x` with `width` in its last place.
-fn with_width(x: &Tensor, width: usize) -> Vec<usize> {
+pub(super) fn with_width(x: &Tensor, width: usize) -> Vec<usize> {
     let mut shape = x.dims().to_vec();
     if let Some(last) = shape.last_mut() {
         *last = width;

@@ -81,6 +81,14 @@ impl Layers {
     }
 }
 
+/// Adds `a·b`, channel by channel.
+#[inline(always)]
+fn add_products(sum: &mut [f32; CHANNELS], a: &[f32; CHANNELS], b: &[f32; CHANNELS]) {
+    for ((sum, a), b) in sum.iter_mut().zip(a).zip(b) {
+        *sum += a * b;
+    }
+}
+
 /// A kernel of one input or one output channel by place.
 fn taps(weight: &[f32]) -> Taps {
     [0, 1, 2].map(|ky| [0, 1, 2].map(|kx| std::array::from_fn(|channel| weight[channel * 9 + ky * 3 + kx])))
@@ -251,12 +259,11 @@ impl Bordered {
         let Hidden { first, second, scratch } = hidden;
         self.for_each_pixel(first, CHANNELS, |p, pixel| {
             let mut values = layers.first_bias;
-            for ky in 0..3 {
-                let seen = &input[self.first_seen(ky) + p..][..3];
-                for kx in 0..3 {
-                    for c in 0..CHANNELS {
-                        values[c] += seen[kx] * layers.first_taps[ky][kx][c];
-                    }
+            for (ky, [left, middle, right]) in layers.first_taps.iter().enumerate() {
+                if let Some([a, b, c]) = input[self.first_seen(ky) + p..].first_chunk() {
+                    add_products(&mut values, &[*a; CHANNELS], left);
+                    add_products(&mut values, &[*b; CHANNELS], middle);
+                    add_products(&mut values, &[*c; CHANNELS], right);
                 }
             }
             pixel.copy_from_slice(&values.map(|value| value.max(0.0)));
@@ -286,12 +293,11 @@ impl Bordered {
                     // The pixel's number without the margin.
                     let pixel = self.row(r) + x - self.margin();
                     let mut values = [0f32; CHANNELS];
-                    for ky in 0..3 {
-                        let seen = &pixels[self.first_seen(ky) + pixel..][..3];
-                        for kx in 0..3 {
-                            for c in 0..CHANNELS {
-                                values[c] += seen[kx][c] * layers.last_taps[ky][kx][c];
-                            }
+                    for (ky, [left, middle, right]) in layers.last_taps.iter().enumerate() {
+                        if let Some([a, b, c]) = pixels[self.first_seen(ky) + pixel..].first_chunk() {
+                            add_products(&mut values, a, left);
+                            add_products(&mut values, b, middle);
+                            add_products(&mut values, c, right);
                         }
                     }
                     *out += sum(CHANNELS, |c| values[c]) + layers.last_bias;

@@ -1,5 +1,6 @@
 //! `evaluate generation`: how far the images that a model draws are from real ones.
 use super::{say_distances, write_json};
+use crate::commands::generate::write_captions;
 use crate::commands::say;
 use crate::config::RunConfig;
 use crate::data::captions::{Columns, first_by_key};
@@ -34,7 +35,7 @@ pub struct GenerationArgs {
     /// Set one value over the config file, such as eval.generation_images=5000; may be given many times
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
-    /// Folder for the images 000000.png, 000001.png, …; without it none is kept
+    /// Folder for the images 000000.png, 000001.png, … and captions.json; without it none is kept
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
     /// File for the scores: JSON with fid, kid and fd_demo, those that were measured, and images
@@ -71,6 +72,9 @@ pub fn run(args: &GenerationArgs) -> Result<()> {
     let options = GenerationOptions::of(eval);
     pipeline.latent_shape(options.size)?;
     let reference = Reference::of_folder(networks, eval.real_images(), options.batch)?;
+    if let Some(folder) = &args.out {
+        write_captions(folder, captions.iter().cycle().take(options.images).map(String::as_str))?;
+    }
     let mut progress = Progress::new("image", 0, options.images as u64);
     let scheduler = Scheduler::open(&files)?;
     let scores = evaluate(&pipeline, &scheduler, &captions, &options, &reference, &mut |drawn: &DrawnImage| {
