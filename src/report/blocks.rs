@@ -13,7 +13,8 @@ const FRAME: [f64; 4] = [40.0, WIDTH - 8.0, 30.0, HEIGHT - 34.0];
 /// For the drawing alone, also where it stands in a page.
 const STYLE: &str = ".blocks text{font:11px system-ui,sans-serif;fill:#333}.blocks .title{font-weight:600}\
     .blocks .first{fill:#3b6fb6}.blocks .second{fill:#d98c3f}.blocks .expert{fill:#1d3f73}\
-    .blocks .uniform{stroke:#777;stroke-dasharray:4 3}.blocks .axis{stroke:#999}.blocks .y{text-anchor:end}\
+    .blocks .uniform{stroke:#777;stroke-dasharray:4 3}.blocks .axis{stroke:#999}\
+    .blocks .y{text-anchor:end;dominant-baseline:auto}\
     .blocks .x{text-anchor:middle}";
 
 /// One value of every block.

@@ -213,10 +213,10 @@ impl Axis {
 
 /// A multiple of `step` with no more places than that needs.
 fn round(value: f64, step: f64) -> String {
-    let places = (-step.log10().floor()).max(0.0) as usize;
+    let places = (-step.log10().floor()).clamp(0.0, 9.0) as usize;
     if value == 0.0 {
         "0".into()
-    } else if places > 3 || value.abs() >= 1e6 {
+    } else if places > 3 && value.abs() < 1e3 * step || value.abs() >= 1e6 {
         exponential(value)
     } else {
         format!("{value:.places$}")
@@ -266,6 +266,7 @@ mod tests {
         assert_eq!(labels(0.0, 1.0), ["0", "0.5", "1.0"]);
         assert_eq!(labels(0.244, 0.262), ["0.245", "0.250", "0.255", "0.260"]);
         assert_eq!(labels(0.0, 1e-4), ["0", "5e-5", "1e-4"]);
+        assert_eq!(labels(0.51271, 0.51362), ["0.5128", "0.5130", "0.5132", "0.5134", "0.5136"]);
         assert_eq!(labels(1.0, 1000.0), ["500", "1000"]);
         assert_eq!(labels(-3.0, 12.0), ["0", "5", "10"]);
         assert!(!labels(0.0, 0.0).is_empty() && labels(0.1, 0.1 + 1e-17).len() > 1);

@@ -234,8 +234,10 @@ impl RunReport {
                         "How each block's attention segments, where attention goes, and how large the values are that it \
                          carries. Dark: the block that segments best."
                     }
-                    @for (stage, found) in &self.measured.blocks {
-                        figure { figcaption { (stage.title()) } div.scroll { (blocks::svg(found)) } }
+                    div.pair-of-plots {
+                        @for (stage, found) in &self.measured.blocks {
+                            figure { figcaption { (stage.title()) } (blocks::svg(found)) }
+                        }
                     }
                 }
             }
