@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Our programs against PyTorch's on the same work, in turn, three rounds; prints medians and ratios, keeps the raw lines.
 #
-#   PYTHON=python3 benches/versus.sh [demo] [sd3-width] [segmentation] [loader]      the first three by default
+#   PYTHON=python3 benches/versus.sh [demo] [sd3-width] [segmentation] [generate] [loader]    all but the last by default
 #
 # Needs a Python with torch, diffusers, peft, scipy (for loader: Pillow, pycocotools), and ../shared. ROUNDS=3.
 set -euo pipefail
@@ -9,11 +9,11 @@ cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3} ROUNDS=${ROUNDS:-3}
 results=benches/results/$(date +%F)-cpu-versus.jsonl
 coco=../shared/data/coco128/sa1b
-cargo bench --no-run --bench step --bench segmentation --bench loader
+cargo bench --no-run --bench step --bench segmentation --bench generate --bench loader
 {
   printf '{"date":"%s","commit":"%s","cores":%s,"machine":"%s"}\n' "$(date +%F)" "$(git rev-parse --short HEAD)" \
     "$(nproc)" "$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)"
-  for part in "${@:-demo sd3-width segmentation}"; do for part in $part; do for _ in $(seq "$ROUNDS"); do
+  for part in "${@:-demo sd3-width segmentation generate}"; do for part in $part; do for _ in $(seq "$ROUNDS"); do
     case $part in
       demo)
         cargo bench -q --bench step -- --preset demo --steps 10
@@ -28,6 +28,10 @@ cargo bench --no-run --bench step --bench segmentation --bench loader
         cargo bench -q --bench segmentation -- --batch 4
         "$PYTHON" benches/segmentation.py --batch 4
         ;;
+      generate)
+        cargo bench -q --bench generate -- --preset demo
+        "$PYTHON" benches/generate.py --preset demo
+        ;;
       loader)
         cargo bench -q --bench loader -- "$coco/sa_*.tar" "$coco/captions.json" 1024 2 >&2
         "$PYTHON" benches/loader.py "$coco/sa_*.tar" "$coco/captions.json" 1024 2 >&2
@@ -40,7 +44,7 @@ import collections, json, statistics, sys
 groups = collections.defaultdict(list)
 for line in map(json.loads, open(sys.argv[1])):
     if "what" in line:
-        work = "segmentation" if "classes" in line else "step"
+        work = line.get("work", "segmentation" if "classes" in line else "step")
         groups[work, line["preset"], line["batch"], line["what"], line.get("dtype", "f32")].append(line)
 def median(lines, key): return statistics.median(line[key] for line in lines)
 for (work, preset, batch, what, dtype), theirs in groups.items():
