@@ -8,11 +8,11 @@ mod common;
 use candle_core::DType;
 use clap::Parser;
 use common::{Preset, Result, preset, rounded, write_weights};
-use seg4diff::config::DeviceChoice;
-use seg4diff::model::mmdit::MmDit;
+use seg4diff::config::{BLUR, DeviceChoice};
+use seg4diff::model::mmdit::{Blur, MmDit};
 use seg4diff::model::text::TextEmbedding;
 use seg4diff::model::weights::Weights;
-use seg4diff::sample::generate::{Conditions, SamplingOptions};
+use seg4diff::sample::generate::{Conditions, PerturbedGuidance, SamplingOptions};
 use seg4diff::sample::noise::normal;
 use seg4diff::sample::scheduler::Scheduler;
 use std::time::Instant;
@@ -29,6 +29,9 @@ struct Args {
     steps: usize,
     #[arg(long, default_value_t = 3)]
     rounds: usize,
+    /// With guidance away from what blurred attention of the expert draws, for which PyTorch has no twin here.
+    #[arg(long)]
+    perturb: bool,
     /// What `cargo bench` passes.
     #[arg(long, hide = true)]
     bench: bool,
@@ -37,7 +40,7 @@ struct Args {
 fn main() -> Result<()> {
     seg4diff::process::prepare();
     let args = Args::parse();
-    let Preset { config, side, text_tokens, .. } = preset(&args.preset)?;
+    let Preset { config, side, text_tokens, expert_layer } = preset(&args.preset)?;
     let device = args.device.open()?;
     let folder = tempfile::tempdir()?;
     let file = folder.path().join("model.safetensors");
@@ -52,7 +55,13 @@ fn main() -> Result<()> {
         })
     };
     let (positive, negative) = (text(1)?, text(2)?);
-    let options = SamplingOptions { steps: args.steps, guidance: 7.0, perturbed: None, progress: false };
+    let blur = Blur { layer: expert_layer, sigma: BLUR };
+    let options = SamplingOptions {
+        steps: args.steps,
+        guidance: 7.0,
+        perturbed: PerturbedGuidance::new(f64::from(args.perturb), blur),
+        progress: false,
+    };
     let scheduler = Scheduler::new(1000, 3.0);
     let draw = || -> Result<f64> {
         let started = Instant::now();
@@ -71,7 +80,7 @@ fn main() -> Result<()> {
         "{}",
         serde_json::json!({
             "what": "seg4diff", "work": "generate", "preset": args.preset, "device": args.device.to_string(),
-            "batch": args.batch, "steps": args.steps, "rounds": args.rounds, "batch_ms": rounded(1e3 * median, 1),
+            "batch": args.batch, "steps": args.steps, "perturb": args.perturb, "rounds": args.rounds, "batch_ms": rounded(1e3 * median, 1),
             "images_per_s": rounded(args.batch as f64 / median, 3),
             "peak_gb": seg4diff::train::memory::peak_bytes().map(|bytes| rounded(bytes as f64 / 1e9, 2)),
         })
