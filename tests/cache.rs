@@ -1,10 +1,11 @@
 //! A cache of latents and text embeddings changes no bit of a run, and no entry is used for what it was not made of.
 mod model_folder;
+mod outcome;
 mod smoke_run;
 
 use image::RgbImage;
+use outcome::Outcome;
 use seg4diff::data::scenes::{self, SceneOptions, Split};
-use serde_json::Value;
 use smoke_run::{Run, read, run as run_to_end};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -23,41 +24,6 @@ const SETTINGS: &[&str] = &[
     "data.caption_dropout=0.2",
     "data.flip=true",
 ];
-
-/// What a run leaves that must not depend on where its latents came from.
-#[derive(PartialEq)]
-struct Outcome {
-    lora: Vec<u8>,
-    adapter: Vec<u8>,
-    optimizer: Vec<u8>,
-    state: Value,
-    metrics: Vec<Value>,
-}
-
-impl Outcome {
-    fn of(run: &Run, steps: u64) -> Self {
-        let json = |text: &[u8]| serde_json::from_slice::<Value>(text).expect("JSON");
-        let mut metrics: Vec<Value> =
-            read(run.path("metrics.jsonl")).split_inclusive(|byte| *byte == b'\n').map(json).collect();
-        for line in metrics.iter_mut().filter_map(Value::as_object_mut) {
-            ["images_per_s", "seconds", "data_wait_s"].iter().for_each(|speed| drop(line.remove(*speed)));
-        }
-        assert_eq!(metrics.len() as u64, steps);
-        Self {
-            lora: read(run.path("lora.safetensors")),
-            adapter: read(run.checkpoint(steps, "adapter.safetensors")),
-            optimizer: read(run.checkpoint(steps, "optimizer.safetensors")),
-            state: json(&read(run.checkpoint(steps, "state.json")))["state"].take(),
-            metrics,
-        }
-    }
-
-    fn check(&self, other: &Self, what: &str) {
-        assert_eq!(self.metrics, other.metrics, "{what}");
-        assert_eq!(self.state, other.state, "{what}");
-        assert!(self == other, "{what}: other bytes");
-    }
-}
 
 /// `prepare cache` for the smoke config with these settings.
 fn prepare(folder: &Path, settings: &[&str]) -> Command {

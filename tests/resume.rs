@@ -1,8 +1,10 @@
 //! A run that is killed, stopped, resumed, or run on other threads ends with the same bytes as one that is not.
 mod model_folder;
+mod outcome;
 mod smoke_run;
 
 use candle_core::{DType, Device, Tensor};
+use outcome::Outcome;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use seg4diff::config::RunConfig;
@@ -32,43 +34,6 @@ const SETTINGS: &[&str] = &[
     "data.crop=random",
     "data.flip=true",
 ];
-
-/// What a run leaves that must not depend on what happened to it.
-#[derive(PartialEq)]
-struct Outcome {
-    lora: Vec<u8>,
-    adapter: Vec<u8>,
-    optimizer: Vec<u8>,
-    state: Value,
-    metrics: Vec<Value>,
-}
-
-impl Outcome {
-    fn of(run: &Run, steps: u64) -> Self {
-        let json = |text: &[u8]| serde_json::from_slice::<Value>(text).expect("JSON");
-        let mut metrics: Vec<Value> =
-            read(run.path("metrics.jsonl")).split_inclusive(|byte| *byte == b'\n').map(json).collect();
-        for line in &mut metrics {
-            let line = line.as_object_mut().expect("an object");
-            for speed in ["images_per_s", "seconds", "data_wait_s"] {
-                assert!(line.remove(speed).is_some_and(|value| value.is_number()), "{speed}");
-            }
-        }
-        Self {
-            lora: read(run.path("lora.safetensors")),
-            adapter: read(run.checkpoint(steps, "adapter.safetensors")),
-            optimizer: read(run.checkpoint(steps, "optimizer.safetensors")),
-            state: json(&read(run.checkpoint(steps, "state.json")))["state"].take(),
-            metrics,
-        }
-    }
-
-    fn check(&self, other: &Self, what: &str) {
-        assert_eq!(self.metrics, other.metrics, "{what}");
-        assert_eq!(self.state, other.state, "{what}");
-        assert!(self == other, "{what}: other bytes");
-    }
-}
 
 static UNDISTURBED: LazyLock<Outcome> = LazyLock::new(|| {
     let run = Run::new(SETTINGS);

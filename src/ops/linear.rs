@@ -47,19 +47,6 @@ impl Linear {
     fn weight(&self, like: &Tensor) -> Result<Tensor> {
         self.weight.to_dtype(like.dtype())
     }
-
-    /// Gradients by tensor products, on any device; those of weight and bias are never formed.
-    fn backward(&self, inputs: &[Tensor], grad: &Tensor, needs: &[bool]) -> Result<Vec<Option<Tensor>>> {
-        let (shape, grad) = (inputs[0].shape(), &rows(grad)?);
-        let dx = if needs[0] { Some(grad.matmul(&self.weight(grad)?)?) } else { None };
-        let [x, down, up] = inputs else { return Ok(vec![dx.map(|dx| dx.reshape(shape)).transpose()?]) };
-        let x = &rows(x)?;
-        let reduced = (grad.matmul(up)? * self.scale)?;
-        let dx = dx.map(|dx| (dx + reduced.matmul(down)?)?.reshape(shape)).transpose()?;
-        let d_down = if needs[1] { Some(reduced.t()?.matmul(x)?) } else { None };
-        let d_up = if needs[2] { Some((grad.t()?.matmul(&x.matmul(&down.t()?)?)? * self.scale)?) } else { None };
-        Ok(vec![dx, d_down, d_up])
-    }
 }
 
 impl Function for Linear {
@@ -199,7 +186,16 @@ impl Function for Linear {
         gradients.into_iter().map(tensor).collect()
     }
 
+    /// By tensor products; gradients of weight and bias are never formed.
     fn other_backward(&self, inputs: &[Tensor], grad: &Tensor, needs: &[bool]) -> Result<Vec<Option<Tensor>>> {
-        self.backward(inputs, grad, needs)
+        let (shape, grad) = (inputs[0].shape(), &rows(grad)?);
+        let dx = if needs[0] { Some(grad.matmul(&self.weight(grad)?)?) } else { None };
+        let [x, down, up] = inputs else { return Ok(vec![dx.map(|dx| dx.reshape(shape)).transpose()?]) };
+        let x = &rows(x)?;
+        let reduced = (grad.matmul(up)? * self.scale)?;
+        let dx = dx.map(|dx| (dx + reduced.matmul(down)?)?.reshape(shape)).transpose()?;
+        let d_down = if needs[1] { Some(reduced.t()?.matmul(x)?) } else { None };
+        let d_up = if needs[2] { Some((grad.t()?.matmul(&x.matmul(&down.t()?)?)? * self.scale)?) } else { None };
+        Ok(vec![dx, d_down, d_up])
     }
 }

@@ -27,7 +27,6 @@ pub struct Entry {
 /// Writes a shard, whole or not at all.
 pub fn write(file: &Path, recipe: &Recipe, entries: &BTreeMap<Key, Vec<f32>>) -> Result<()> {
     let mut tensors = Vec::new();
-    let mut checksums = Vec::new();
     for (key, values) in entries {
         if values.len() != recipe.values() {
             let problem = format!("entry {} has {} values, expected {}", key.name(), values.len(), recipe.values());
@@ -35,11 +34,15 @@ pub fn write(file: &Path, recipe: &Recipe, entries: &BTreeMap<Key, Vec<f32>>) ->
         }
         let named = recipe.tensors.iter();
         tensors.extend(named.map(|(name, shape)| (format!("{}.{name}", key.name()), Dtype::F32, shape.clone())));
-        checksums.extend(crc32c::crc32c(&to_bytes(values)).to_le_bytes());
     }
     tensors.push((CHECKSUMS.to_string(), Dtype::U32, vec![entries.len()]));
     tensor_file::write(file, tensors, &metadata(recipe), |out| {
-        entries.values().try_for_each(|values| out.write_all(&to_bytes(values)))?;
+        let mut checksums = Vec::new();
+        for values in entries.values() {
+            let bytes = to_bytes(values);
+            checksums.extend(crc32c::crc32c(&bytes).to_le_bytes());
+            out.write_all(&bytes)?;
+        }
         out.write_all(&checksums)
     })
 }
