@@ -20,7 +20,7 @@ pub fn prepare() {
 
 /// Keeps freed activations for the next step instead of handing them back to the kernel, which would clear every page
 /// again. Weights that are larger than this go back when they are dropped.
-#[cfg(target_env = "gnu")]
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
 fn keep_freed_memory() {
     /// Also the most that glibc takes.
     const LARGEST_ACTIVATION: libc::c_int = 32 << 20;
@@ -33,12 +33,12 @@ fn keep_freed_memory() {
     }
 }
 
-#[cfg(not(target_env = "gnu"))]
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
 fn keep_freed_memory() {}
 
 /// Hands freed memory back to the kernel after all, so that what the process has is what it uses.
 pub fn release_freed_memory() {
-    #[cfg(target_env = "gnu")]
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
     // SAFETY: the call is safe at any time and from any thread.
     unsafe {
         libc::malloc_trim(0);

@@ -51,6 +51,11 @@ impl Product<'_> {
             return;
         }
         assert!(k > 0 && self.a.fits(m, k) && self.b.fits(k, n) && (m - 1) * out_stride + n <= out.len());
+        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+        if super::amx::takes(&self) {
+            // SAFETY: the assertion above keeps every element of the three matrices inside its slice.
+            return unsafe { super::amx::multiply(&self, out, out_stride) };
+        }
         let parallelism = match self.threads {
             Threads::One => gemm::Parallelism::None,
             Threads::All => gemm::Parallelism::Rayon(rayon::current_num_threads()),

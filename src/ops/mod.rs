@@ -1,4 +1,6 @@
 //! Differentiable operations for CPU and CUDA; nothing above knows which device it is on.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod amx;
 mod attention;
 pub mod conv2d;
 mod cpu;
