@@ -2,14 +2,20 @@
 //!
 //! Scores are formed for a block of queries at a time, used, and formed again in the backward pass: memory grows with
 //! `queries + keys`, not with their product.
+mod streaming;
+
 use super::cpu::{Product, Threads, View, softmax, sum, vectorised};
 use super::function::{Function, Values, apply};
 use candle_core::{D, DType, Device, Result, Tensor};
 use rayon::prelude::*;
 use std::ops::Range;
+use std::sync::Mutex;
+use streaming::{Head, Passed};
 
 /// Queries whose scores are held at a time.
 const BLOCK: usize = 128;
+/// Queries of a head that are one task.
+const TASK: usize = 1024;
 /// Score elements that the composed form holds at a time.
 const COMPOSED_SCORES: usize = 1 << 28;
 
@@ -18,7 +24,7 @@ const COMPOSED_SCORES: usize = 1 << 28;
 /// The last key stands for `last_key_count` equal ones, with equal values. q `[batch, queries, heads·head_dim]`, k and v
 /// `[batch, keys, heads·head_dim]`; out as q.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, last_key_count: usize) -> Result<Tensor> {
-    apply(Attention { heads, last_key_count }, &[q, k, v])
+    apply(Attention::new(heads, last_key_count), &[q, k, v])
 }
 
 /// Softmax attention over all keys, averaged over heads, for the keys in `range` only.
@@ -70,6 +76,20 @@ impl Sizes {
     fn head<'a>(&self, data: &'a [f32], tokens: usize, batch: usize, head: usize, start: usize) -> View<'a> {
         let offset = (batch * tokens + start) * self.width + head * self.head_dim();
         View { data: &data[offset..], row_stride: self.width, column_stride: 1 }
+    }
+
+    /// One batch entry's and head's part of q, k and v.
+    fn whole_head<'a>(&self, (q, k, v): (&'a [f32], &'a [f32], &'a [f32]), (batch, head): (usize, usize)) -> Head<'a> {
+        Head {
+            q: self.head(q, self.queries, batch, head, 0),
+            k: self.head(k, self.keys, batch, head, 0),
+            v: self.head(v, self.keys, batch, head, 0),
+            queries: self.queries,
+            keys: self.keys,
+            head_dim: self.head_dim(),
+            scale: self.scale(),
+            last_key_bias: self.last_key_bias,
+        }
     }
 
     /// Softmax scores of `rows` queries from `start` on, into `scores` `[rows, keys]`.
@@ -173,8 +193,16 @@ impl Sizes {
 }
 
 pub(super) struct Attention {
-    pub(super) heads: usize,
-    pub(super) last_key_count: usize,
+    heads: usize,
+    last_key_count: usize,
+    /// Logarithms of the sums of exponentials `[batch, heads, queries]`, from the CPU's forward pass for its backward pass.
+    log_sums: Mutex<Vec<f32>>,
+}
+
+impl Attention {
+    pub(super) fn new(heads: usize, last_key_count: usize) -> Self {
+        Self { heads, last_key_count, log_sums: Mutex::default() }
+    }
 }
 
 impl Function for Attention {
@@ -210,70 +238,59 @@ impl Function for Attention {
     fn cpu_forward(&self, inputs: &[Tensor]) -> Result<Tensor> {
         let sizes = Sizes::of(&inputs[0], &inputs[1], self.heads, self.last_key_count)?;
         let (q, k, v) = (Values::of(&inputs[0])?, Values::of(&inputs[1])?, Values::of(&inputs[2])?);
-        let d = sizes.head_dim();
-        let mut out = vec![0f32; q.len()];
-        sizes.for_each_block(&mut out, sizes.width, |batch, start, out| {
-            let rows = out.len() / sizes.width;
-            let mut scores = vec![0f32; rows * sizes.keys];
-            for head in 0..sizes.heads {
-                sizes.probabilities(&mut scores, &q, &k, (batch, head), (start, rows));
-                Product {
-                    shape: (rows, sizes.keys, d),
-                    a: View::rows(&scores, sizes.keys),
-                    b: sizes.head(&v, sizes.keys, batch, head, 0),
-                    scale: 1.0,
-                    accumulate: false,
-                    threads: Threads::One,
-                }
-                .into(&mut out[head * d..], sizes.width);
-            }
-        });
-        Tensor::from_vec(out, inputs[0].shape(), &Device::Cpu)
-    }
-
-    fn cpu_backward(&self, inputs: &[Tensor], _: &Tensor, grad: &Tensor, _: &[bool]) -> Result<Vec<Option<Tensor>>> {
-        let sizes = Sizes::of(&inputs[0], &inputs[1], self.heads, self.last_key_count)?;
-        let (q, k, v) = (Values::of(&inputs[0])?, Values::of(&inputs[1])?, Values::of(&inputs[2])?);
-        let grad = Values::of(grad)?;
-        let (q, k, v, grad): (&[f32], &[f32], &[f32], &[f32]) = (&q, &k, &v, &grad);
-        let (d, keys) = (sizes.head_dim(), sizes.keys);
-        let heads: Vec<(Vec<f32>, Vec<f32>, Vec<f32>)> = sizes
-            .pairs()
+        let (q, k, v): (&[f32], &[f32], &[f32]) = (&q, &k, &v);
+        let starts = (0..sizes.queries).step_by(TASK);
+        let tasks: Vec<_> =
+            sizes.pairs().into_iter().flat_map(|pair| starts.clone().map(move |at| (pair, at))).collect();
+        let parts: Vec<(Vec<f32>, Vec<f32>)> = tasks
             .into_par_iter()
-            .map(|(batch, head)| {
-                let (mut dq, mut dk, mut dv) = (vec![0.0; sizes.queries * d], vec![0.0; keys * d], vec![0.0; keys * d]);
-                let mut scores = vec![0f32; BLOCK * keys];
-                let mut d_scores = vec![0f32; BLOCK * keys];
-                for (start, rows) in sizes.blocks() {
-                    sizes.probabilities(&mut scores, q, k, (batch, head), (start, rows));
-                    let out_grad = sizes.head(grad, sizes.queries, batch, head, start);
-                    let product = |shape, a, b, accumulate| Product {
-                        shape,
-                        a,
-                        b,
-                        scale: 1.0,
-                        accumulate,
-                        threads: Threads::One,
-                    };
-                    product((keys, rows, d), View::rows(&scores, keys).transposed(), out_grad, true).into(&mut dv, d);
-                    let values = sizes.head(v, keys, batch, head, 0).transposed();
-                    product((rows, d, keys), out_grad, values, false).into(&mut d_scores, keys);
-                    vectorised(|| {
-                        for (ds, p) in d_scores.chunks_exact_mut(keys).zip(scores.chunks_exact(keys)).take(rows) {
-                            let along = sum(keys, |i| ds[i] * p[i]);
-                            for i in 0..keys {
-                                ds[i] = p[i] * (ds[i] - along);
-                            }
-                        }
-                    });
-                    sizes.score_gradients(&d_scores, (q, k), (&mut dq, &mut dk), (batch, head), (start, rows));
-                }
-                (dq, dk, dv)
+            .map(|(pair, start)| {
+                let queries = TASK.min(sizes.queries - start);
+                let part = sizes.head(q, sizes.queries, pair.0, pair.1, start);
+                Head { q: part, queries, ..sizes.whole_head((q, k, v), pair) }.forward()
             })
             .collect();
-        let (dq_dk, dv): (Vec<_>, Vec<_>) = heads.into_iter().map(|(dq, dk, dv)| ((dq, dk), dv)).unzip();
-        let (dq, dk): (Vec<_>, Vec<_>) = dq_dk.into_iter().unzip();
-        Ok(vec![Some(sizes.join(&dq, sizes.queries)?), Some(sizes.join(&dk, keys)?), Some(sizes.join(&dv, keys)?)])
+        if let Ok(mut log_sums) = self.log_sums.lock() {
+            *log_sums = parts.iter().flat_map(|(_, log_sums)| log_sums).copied().collect();
+        }
+        let per_head = sizes.queries.div_ceil(TASK);
+        let heads: Vec<Vec<f32>> = match per_head {
+            1 => parts.into_iter().map(|(out, _)| out).collect(),
+            _ => parts.chunks(per_head).map(|parts| parts.iter().flat_map(|(out, _)| out).copied().collect()).collect(),
+        };
+        sizes.join(&heads, sizes.queries)
+    }
+
+    fn cpu_backward(
+        &self,
+        inputs: &[Tensor],
+        output: &Tensor,
+        grad: &Tensor,
+        _: &[bool],
+    ) -> Result<Vec<Option<Tensor>>> {
+        let sizes = Sizes::of(&inputs[0], &inputs[1], self.heads, self.last_key_count)?;
+        let (q, k, v) = (Values::of(&inputs[0])?, Values::of(&inputs[1])?, Values::of(&inputs[2])?);
+        let (out, grad) = (Values::of(output)?, Values::of(grad)?);
+        let (q, k, v, out, grad): (&[f32], &[f32], &[f32], &[f32], &[f32]) = (&q, &k, &v, &out, &grad);
+        let log_sums = self.log_sums.lock().map(|mut kept| std::mem::take(&mut *kept)).unwrap_or_default();
+        if log_sums.len() != sizes.batch * sizes.heads * sizes.queries {
+            candle_core::bail!("{}: the forward pass kept nothing for the backward pass", Self::NAME);
+        }
+        let heads: Vec<[Vec<f32>; 3]> = sizes
+            .pairs()
+            .into_par_iter()
+            .zip(log_sums.par_chunks_exact(sizes.queries))
+            .map(|(pair, log_sums)| {
+                let of = |data| sizes.head(data, sizes.queries, pair.0, pair.1, 0);
+                sizes.whole_head((q, k, v), pair).backward(Passed { out: of(out), grad: of(grad), log_sums })
+            })
+            .collect();
+        let mut parts = [vec![], vec![], vec![]];
+        for head in heads {
+            parts.iter_mut().zip(head).for_each(|(part, gradient)| part.push(gradient));
+        }
+        let tokens = [sizes.queries, sizes.keys, sizes.keys];
+        parts.iter().zip(tokens).map(|(part, tokens)| sizes.join(part, tokens).map(Some)).collect()
     }
 }
 

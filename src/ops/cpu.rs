@@ -20,7 +20,8 @@ impl<'a> View<'a> {
         Self { data: self.data, row_stride: self.column_stride, column_stride: self.row_stride }
     }
 
-    fn fits(&self, rows: usize, columns: usize) -> bool {
+    /// Whether a matrix of this size lies in the slice.
+    pub fn fits(&self, rows: usize, columns: usize) -> bool {
         (rows - 1) * self.row_stride + (columns - 1) * self.column_stride < self.data.len()
     }
 }
@@ -51,7 +52,6 @@ impl Product<'_> {
             return;
         }
         assert!(k > 0 && self.a.fits(m, k) && self.b.fits(k, n) && (m - 1) * out_stride + n <= out.len());
-        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
         if super::amx::takes(&self) {
             // SAFETY: the assertion above keeps every element of the three matrices inside its slice.
             return unsafe { super::amx::multiply(&self, out, out_stride) };
@@ -105,7 +105,8 @@ pub fn vectorised<R>(work: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(work)
 }
 
-const LANES: usize = 16;
+/// Running sums that a vector loop keeps.
+pub const LANES: usize = 16;
 
 /// Sum over `f(i)` for `i` in `0..n`, in a fixed order that vector units can follow.
 #[inline(always)]

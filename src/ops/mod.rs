@@ -1,5 +1,5 @@
 //! Differentiable operations for CPU and CUDA; nothing above knows which device it is on.
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+#[cfg_attr(not(all(target_arch = "x86_64", target_os = "linux")), path = "no_amx.rs")]
 mod amx;
 mod attention;
 pub mod conv2d;
@@ -15,6 +15,7 @@ mod linear;
 mod mask_loss;
 mod match_cost;
 mod norm;
+mod panel;
 mod pixel_cross_entropy;
 mod pointwise;
 pub mod pool;

@@ -150,7 +150,7 @@ fn attention_forms() {
     {
         let (q, k) = (normal(1, &[batch, queries, heads * d]), normal(2, &[batch, keys, heads * d]));
         let v = normal(3, &[batch, keys, heads * d]);
-        check(|_| super::attention::Attention { heads, last_key_count }, &[q.clone(), k.clone(), v], &[true; 3]);
+        check(|_| super::attention::Attention::new(heads, last_key_count), &[q.clone(), k.clone(), v], &[true; 3]);
         let range = keys / 3..keys - keys / 5;
         check(|_| super::attention::Probability { heads, range: range.clone(), last_key_count }, &[q, k], &[true; 2]);
     }

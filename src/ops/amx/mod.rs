@@ -7,12 +7,14 @@
 //! time, the next strip being written out while the registers are busy with the present one. Sums run over the inner
 //! dimension in one order, however the work is cut.
 mod pack;
+mod panel;
 mod registers;
 #[cfg(test)]
 mod tests;
 
 use super::cpu::{Product, Threads};
 use pack::{DEPTH, Operand, Packing, STRIP, Tiles, ZEROS};
+pub use panel::{Right, Rows};
 use rayon::prelude::*;
 use registers::{Registers, TURNS};
 use std::cell::RefCell;
@@ -32,14 +34,14 @@ thread_local! {
 }
 
 /// Whether this machine has the units and the kernel lends them; asks once.
-fn are_available() -> bool {
+pub fn are_available() -> bool {
     static AVAILABLE: OnceLock<bool> = OnceLock::new();
     *AVAILABLE.get_or_init(|| {
         const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
         const XTILEDATA: libc::c_long = 18;
         let leaf = std::arch::x86_64::__cpuid_count(7, 0);
         let (bf16, tiles) = (leaf.edx >> 22 & 1, leaf.edx >> 24 & 1);
-        bf16 == 1
+        std::env::var_os("NOAMX").is_none() && bf16 == 1
             && tiles == 1
             && is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512bw")
@@ -174,12 +176,12 @@ unsafe fn block(
             let target = out.data.wrapping_add(rows.0 * out.stride + columns.0);
             if (height, width) == (STRIP, STRIP) {
                 // SAFETY: these 32 rows of 32 are inside the output; both strips have as many steps.
-                unsafe { registers.multiply(operands, steps, (target, out.stride), accumulate, &mut packing) };
+                unsafe { registers.multiply(operands, steps, (target, out.stride), accumulate, Some(&mut packing)) };
                 continue;
             }
             let mut edge = [0f32; STRIP * STRIP];
             // SAFETY: `edge` has 32 rows of 32.
-            unsafe { registers.multiply(operands, steps, (edge.as_mut_ptr(), STRIP), false, &mut packing) };
+            unsafe { registers.multiply(operands, steps, (edge.as_mut_ptr(), STRIP), false, Some(&mut packing)) };
             for (y, values) in edge.chunks_exact(STRIP).enumerate().take(height) {
                 // SAFETY: `height` rows of `width` values are inside the output.
                 let target = unsafe { std::slice::from_raw_parts_mut(target.add(y * out.stride), width) };

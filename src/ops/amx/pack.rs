@@ -124,14 +124,9 @@ impl Operand<'_> {
         };
         let scale = _mm512_set1_ps(self.scale);
         let order = if self.is_right { &IN_TURN } else { &ONE_BY_ONE };
-        // SAFETY: an order is a whole aligned vector, and so is a row of a tile.
-        unsafe {
-            let order = _mm512_load_si512(order.0.as_ptr().cast());
-            let parts = split(_mm512_mul_ps(a, scale), _mm512_mul_ps(b, scale), order);
-            for (tile, part) in tiles.iter_mut().zip(parts) {
-                _mm512_store_si512(tile.0[row * DEPTH..][..DEPTH].as_mut_ptr().cast(), part);
-            }
-        }
+        // SAFETY: an order is a whole aligned vector.
+        let order = unsafe { _mm512_load_si512(order.0.as_ptr().cast()) };
+        write_parts(split(_mm512_mul_ps(a, scale), _mm512_mul_ps(b, scale), order), row, tiles);
     }
 
     fn address(&self, line: usize, place: usize) -> *const f32 {
@@ -178,6 +173,35 @@ impl Operand<'_> {
             // SAFETY: fetching faults nowhere.
             unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) };
         }
+    }
+}
+
+/// Writes up to 32 values of a left matrix's row as row `row` of `tiles`, with zeros behind them.
+///
+/// # Safety
+/// The machine has these instructions.
+#[target_feature(enable = "avx512f,avx512bw")]
+pub unsafe fn write_values(values: &[f32], row: usize, tiles: &mut Tiles) {
+    assert!(values.len() <= DEPTH);
+    let mask = (1u64 << values.len()) - 1;
+    // SAFETY: the mask leaves out what is not there; an order is a whole aligned vector.
+    let (a, b, order) = unsafe {
+        let start = values.as_ptr();
+        (
+            _mm512_maskz_loadu_ps(mask as u16, start),
+            _mm512_maskz_loadu_ps((mask >> SIDE) as u16, start.wrapping_add(SIDE)),
+            _mm512_load_si512(ONE_BY_ONE.0.as_ptr().cast()),
+        )
+    };
+    write_parts(split(a, b, order), row, tiles);
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn write_parts(parts: [__m512i; PARTS], row: usize, tiles: &mut Tiles) {
+    for (tile, part) in tiles.iter_mut().zip(parts) {
+        // SAFETY: a row of a tile is a whole aligned vector.
+        unsafe { _mm512_store_si512(tile.0[row * DEPTH..][..DEPTH].as_mut_ptr().cast(), part) };
     }
 }
 

@@ -38,7 +38,7 @@ impl Registers {
     }
 
     /// 32×32 results `a·b`, written to rows of `stride` from `out` on, or added where `accumulate`: `steps` pairs of tiles
-    /// a side. Between the products `packing` gets [`TURNS`] turns a step.
+    /// a side. Between the products a `packing` gets [`TURNS`] turns a step.
     ///
     /// Of the nine products of parts the largest six are formed. Without vector instructions in between the units behind
     /// them fall asleep within a microsecond, and storing has to wait until they wake: hence the additions of nothing.
@@ -53,7 +53,7 @@ impl Registers {
         steps: usize,
         (out, stride): (*mut f32, usize),
         accumulate: bool,
-        packing: &mut Packing,
+        mut packing: Option<&mut Packing>,
     ) {
         let below = out.wrapping_add(SIDE * stride);
         let bytes = stride * size_of::<f32>();
@@ -84,7 +84,9 @@ impl Registers {
                     "tdpbf16ps tmm0, tmm4, tmm6", "tdpbf16ps tmm2, tmm5, tmm6",
                     a = in(reg) a, b = in(reg) b, row = in(reg) 64usize, awake = inout(zmm_reg) awake, options(nostack),
                 );
-                packing.go_on();
+                if let Some(packing) = &mut packing {
+                    packing.go_on();
+                }
                 asm!(
                     "vaddps {awake}, {awake}, {awake}",
                     // First by second goes on, first by first.
@@ -96,7 +98,9 @@ impl Registers {
                     "tdpbf16ps tmm1, tmm4, tmm7", "tdpbf16ps tmm3, tmm5, tmm7",
                     b = in(reg) b, row = in(reg) 64usize, awake = inout(zmm_reg) awake, options(nostack),
                 );
-                packing.go_on();
+                if let Some(packing) = &mut packing {
+                    packing.go_on();
+                }
                 asm!(
                     "vaddps {awake}, {awake}, {awake}",
                     // Third by first, second by first.
@@ -108,7 +112,9 @@ impl Registers {
                     "tdpbf16ps tmm0, tmm4, tmm6", "tdpbf16ps tmm1, tmm4, tmm7",
                     a = in(reg) a, row = in(reg) 64usize, awake = inout(zmm_reg) awake, options(nostack),
                 );
-                packing.go_on();
+                if let Some(packing) = &mut packing {
+                    packing.go_on();
+                }
                 asm!(
                     "vaddps {awake}, {awake}, {awake}",
                     // Second by first goes on, second by second.
@@ -120,7 +126,9 @@ impl Registers {
                     "tdpbf16ps tmm1, tmm4, tmm7", "tdpbf16ps tmm3, tmm5, tmm7",
                     a = in(reg) a, b = in(reg) b, row = in(reg) 64usize, awake = inout(zmm_reg) awake, options(nostack),
                 );
-                packing.go_on();
+                if let Some(packing) = &mut packing {
+                    packing.go_on();
+                }
                 (a, b) = (a.add(2), b.add(2));
             }
             asm!(

@@ -88,7 +88,7 @@ fn attention() {
         for d in [32, 64, 128] {
             let (q, k) = (normal(1, &[batch, queries, heads * d]), normal(2, &[batch, keys, heads * d]));
             let v = normal(3, &[batch, keys, heads * d]);
-            let make = |_: &Device| ops::attention::Attention { heads, last_key_count };
+            let make = |_: &Device| ops::attention::Attention::new(heads, last_key_count);
             check(make, &[q.clone(), k.clone(), v.clone()], &[true; 3]);
             check(make, &[q, k, v], &[true, false, false]);
         }
@@ -173,7 +173,7 @@ fn gradients_are_reproducible() {
     let Some(device) = device("reproducibility") else { return };
     let inputs: Vec<Tensor> = (0..3).map(|seed| normal(seed, &[2, 300, 128])).collect();
     let run = || {
-        let attention = ops::attention::Attention { heads: 2, last_key_count: 5 };
+        let attention = ops::attention::Attention::new(2, 5);
         let (output, grads) = run(attention, &inputs, &[true; 3], &device, DType::BF16);
         let host = |t: &Tensor| values(&t.to_device(&Device::Cpu).unwrap().to_dtype(DType::F32).unwrap());
         (host(&output), grads.iter().flatten().map(host).collect::<Vec<_>>())

@@ -1,0 +1,195 @@
+//! Attention of one head on the CPU: the scores of some queries at a time, or in the backward pass of some keys, are made,
+//! used and forgotten. What the forward pass keeps is a number a query, the logarithm of its exponentials' sum.
+use crate::ops::cpu::{LANES, Product, Threads, View, exp, maximum, sum, vectorised};
+use crate::ops::panel::{Right, Rows, room, rows_at_once};
+
+/// Queries whose matrices the backward pass prepares at a time.
+const QUERIES: usize = 512;
+/// Keys whose score gradients it holds; a multiple of [`rows_at_once`].
+const KEYS: usize = 128;
+
+/// Views of `[tokens, head_dim]`, rows together.
+#[derive(Clone, Copy)]
+pub struct Head<'a> {
+    pub q: View<'a>,
+    pub k: View<'a>,
+    pub v: View<'a>,
+    pub queries: usize,
+    pub keys: usize,
+    pub head_dim: usize,
+    pub scale: f32,
+    /// Added to the last key's score.
+    pub last_key_bias: f32,
+}
+
+/// What the backward pass needs besides: views of `[queries, head_dim]`.
+#[derive(Clone, Copy)]
+pub struct Passed<'a> {
+    pub out: View<'a>,
+    pub grad: View<'a>,
+    /// `[queries]`
+    pub log_sums: &'a [f32],
+}
+
+fn row(view: View<'_>, index: usize, length: usize) -> &[f32] {
+    &view.data[index * view.row_stride..][..length]
+}
+
+fn rows_from(view: View<'_>, first: usize) -> View<'_> {
+    View { data: &view.data[first * view.row_stride..], ..view }
+}
+
+/// `from · factor`.
+fn scale(from: &[f32], factor: f32, to: &mut [f32]) {
+    vectorised(|| to.iter_mut().zip(from).for_each(|(to, from)| *to = from * factor));
+}
+
+/// Values to exponentials of their distances to the largest; returns that and the exponentials' sum.
+#[inline(always)]
+fn exponentials(row: &mut [f32]) -> (f32, f32) {
+    let largest = maximum(row);
+    let mut lanes = [0f32; LANES];
+    let (whole, rest) = row.as_chunks_mut::<LANES>();
+    for chunk in whole {
+        for (value, lane) in chunk.iter_mut().zip(&mut lanes) {
+            *value = exp(*value - largest);
+            *lane += *value;
+        }
+    }
+    for (value, lane) in rest.iter_mut().zip(&mut lanes) {
+        *value = exp(*value - largest);
+        *lane += *value;
+    }
+    (largest, sum(LANES, |lane| lanes[lane]))
+}
+
+impl Head<'_> {
+    /// The output `[queries, head_dim]`, and the logarithms of the sums of exponentials `[queries]`.
+    pub fn forward(&self) -> (Vec<f32>, Vec<f32>) {
+        let &Self { queries, keys, head_dim, .. } = self;
+        let right_keys = Right::new(self.k.transposed(), (head_dim, keys));
+        let right_values = Right::new(self.v, (keys, head_dim));
+        let (mut left_queries, mut left_weights) = (Rows::new(head_dim), Rows::new(keys));
+        let mut scaled = vec![0f32; head_dim];
+        let mut scores = vec![0f32; rows_at_once() * room(keys)];
+        let mut sums = vec![0f32; rows_at_once()];
+        let mut results = vec![0f32; rows_at_once() * room(head_dim)];
+        let (mut out, mut log_sums) = (vec![0f32; queries * head_dim], vec![0f32; queries]);
+        for start in (0..queries).step_by(rows_at_once()) {
+            let count = rows_at_once().min(queries - start);
+            for r in 0..count {
+                scale(row(self.q, start + r, head_dim), self.scale, &mut scaled);
+                left_queries.set(r, &scaled);
+            }
+            right_keys.multiply(&left_queries, &mut scores);
+            vectorised(|| {
+                for (r, scores) in scores.chunks_exact_mut(room(keys)).take(count).enumerate() {
+                    let scores = &mut scores[..keys];
+                    scores[keys - 1] += self.last_key_bias;
+                    let (largest, sum) = exponentials(scores);
+                    left_weights.set(r, scores);
+                    log_sums[start + r] = largest + sum.ln();
+                    sums[r] = sum;
+                }
+            });
+            right_values.multiply(&left_weights, &mut results);
+            for (r, results) in results.chunks_exact(room(head_dim)).take(count).enumerate() {
+                scale(results, 1.0 / sums[r], &mut out[(start + r) * head_dim..][..head_dim]);
+            }
+        }
+        (out, log_sums)
+    }
+
+    /// Gradients of q `[queries, head_dim]`, k and v `[keys, head_dim]`.
+    pub fn backward(&self, passed: Passed) -> [Vec<f32>; 3] {
+        let zeros = |tokens: usize| vec![0f32; tokens * self.head_dim];
+        let mut gradients = [zeros(self.queries), zeros(self.keys), zeros(self.keys)];
+        for start in (0..self.queries).step_by(QUERIES) {
+            let end = self.queries.min(start + QUERIES);
+            let head = Self { q: rows_from(self.q, start), queries: end - start, ..*self };
+            let passed = Passed {
+                out: rows_from(passed.out, start),
+                grad: rows_from(passed.grad, start),
+                log_sums: &passed.log_sums[start..end],
+            };
+            let [dq, dk, dv] = &mut gradients;
+            head.add_gradients(passed, &mut dq[start * self.head_dim..end * self.head_dim], dk, dv);
+        }
+        gradients
+    }
+
+    /// Adds these queries' part. Scores are made the other way round, keys by queries: the rows of their gradients are
+    /// then what the products for k and v take.
+    fn add_gradients(&self, passed: Passed, dq: &mut [f32], dk: &mut [f32], dv: &mut [f32]) {
+        let &Self { queries, keys, head_dim, .. } = self;
+        let Passed { out, grad, log_sums } = passed;
+        let log_sums = &log_sums[..queries];
+        let (queries_by_dim, grad_by_dim) = ((queries, head_dim), (queries, head_dim));
+        let right_queries = Right::new(self.q, queries_by_dim);
+        let right_grad = Right::new(grad, grad_by_dim);
+        let right_queries_turned = Right::new(self.q.transposed(), (head_dim, queries));
+        let right_grad_turned = Right::new(grad.transposed(), (head_dim, queries));
+        // What the softmax takes from every score gradient of a query.
+        let along: Vec<f32> = (0..queries)
+            .map(|i| {
+                let (out, grad) = (row(out, i, head_dim), row(grad, i, head_dim));
+                vectorised(|| sum(head_dim, |j| out[j] * grad[j]))
+            })
+            .collect();
+        let (mut left_keys, mut left_values) = (Rows::new(head_dim), Rows::new(head_dim));
+        let (mut left_weights, mut left_d_scores) = (Rows::new(queries), Rows::new(queries));
+        let mut scaled = vec![0f32; head_dim];
+        let mut weights = vec![0f32; rows_at_once() * room(queries)];
+        let mut d_scores = vec![0f32; KEYS * room(queries)];
+        let mut results = vec![0f32; rows_at_once() * room(head_dim)];
+        for start in (0..keys).step_by(rows_at_once()) {
+            let count = rows_at_once().min(keys - start);
+            for r in 0..count {
+                scale(row(self.k, start + r, head_dim), self.scale, &mut scaled);
+                left_keys.set(r, &scaled);
+                left_values.set(r, row(self.v, start + r, head_dim));
+            }
+            right_queries_turned.multiply(&left_keys, &mut weights);
+            let d_scores_here = &mut d_scores[start % KEYS * room(queries)..][..rows_at_once() * room(queries)];
+            right_grad_turned.multiply(&left_values, d_scores_here);
+            let along = &along[..queries];
+            vectorised(|| {
+                let rows = weights.chunks_exact_mut(room(queries)).zip(d_scores_here.chunks_exact_mut(room(queries)));
+                for (r, (weights, d_scores)) in rows.take(count).enumerate() {
+                    let (weights, d_scores) = (&mut weights[..queries], &mut d_scores[..queries]);
+                    let bias = if start + r + 1 == keys { self.last_key_bias } else { 0.0 };
+                    for i in 0..queries {
+                        weights[i] = exp(weights[i] + bias - log_sums[i]);
+                        d_scores[i] = weights[i] * (d_scores[i] - along[i]);
+                    }
+                    left_weights.set(r, weights);
+                    left_d_scores.set(r, d_scores);
+                }
+            });
+            let mut add = |right: &Right, left: &Rows, factor: f32, to: &mut [f32]| {
+                right.multiply(left, &mut results);
+                let rows = results.chunks_exact(room(head_dim)).zip(to[start * head_dim..].chunks_exact_mut(head_dim));
+                vectorised(|| {
+                    for (from, to) in rows.take(count) {
+                        to.iter_mut().zip(from).for_each(|(to, from)| *to += factor * from);
+                    }
+                });
+            };
+            add(&right_grad, &left_weights, 1.0, dv);
+            add(&right_queries, &left_d_scores, self.scale, dk);
+            let end = start + count;
+            if end % KEYS == 0 || end == keys {
+                let first = (end - 1) / KEYS * KEYS;
+                Product {
+                    shape: (queries, end - first, head_dim),
+                    a: View::rows(&d_scores, room(queries)).transposed(),
+                    b: rows_from(self.k, first),
+                    scale: self.scale,
+                    accumulate: true,
+                    threads: Threads::One,
+                }
+                .into(dq, head_dim);
+            }
+        }
+    }
+}

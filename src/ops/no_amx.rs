@@ -1,0 +1,38 @@
+//! What `amx` is on machines that cannot have it.
+use super::cpu::{Product, View};
+
+pub enum Rows {}
+
+pub enum Right {}
+
+pub fn are_available() -> bool {
+    false
+}
+
+pub fn takes(_: &Product) -> bool {
+    false
+}
+
+/// # Safety
+/// Never called, for nothing is taken.
+pub unsafe fn multiply(_: &Product, _: &mut [f32], _: usize) {}
+
+impl Rows {
+    pub fn new(_: usize) -> Self {
+        unreachable!("not available")
+    }
+
+    pub fn set(&mut self, _: usize, _: &[f32]) {
+        match *self {}
+    }
+}
+
+impl Right {
+    pub fn new(_: View, _: (usize, usize)) -> Self {
+        unreachable!("not available")
+    }
+
+    pub fn multiply(&self, _: &Rows, _: &mut [f32]) {
+        match *self {}
+    }
+}

@@ -1,0 +1,74 @@
+//! Products of some rows, written one at a time by what computes them, with a matrix that is prepared once and used often:
+//! what attention and the score head consist of.
+use super::amx;
+use super::cpu::{Product, Threads, View};
+
+/// Columns, and rows on AMX, come in multiples of this.
+const STRIP: usize = 32;
+
+/// The rows that go through together: a strip on AMX, else enough for a product to be worth preparing.
+pub fn rows_at_once() -> usize {
+    if amx::are_available() { STRIP } else { 128 }
+}
+
+/// Room for so many columns in a row of results.
+pub fn room(columns: usize) -> usize {
+    columns.next_multiple_of(STRIP)
+}
+
+/// A left matrix of [`rows_at_once`] rows. One that was not set has any values.
+pub enum Rows {
+    Tiles(amx::Rows),
+    Values { data: Vec<f32>, inner: usize },
+}
+
+/// A right matrix `[inner, columns]`.
+pub enum Right {
+    Tiles(amx::Right),
+    Values { data: Vec<f32>, inner: usize, columns: usize },
+}
+
+impl Rows {
+    pub fn new(inner: usize) -> Self {
+        match amx::are_available() {
+            true => Self::Tiles(amx::Rows::new(inner)),
+            false => Self::Values { data: vec![0.0; inner * rows_at_once()], inner },
+        }
+    }
+
+    /// Writes row `row` of [`rows_at_once`].
+    pub fn set(&mut self, row: usize, values: &[f32]) {
+        match self {
+            Self::Tiles(tiles) => tiles.set(row, values),
+            Self::Values { data, inner } => data[row * *inner..][..*inner].copy_from_slice(values),
+        }
+    }
+}
+
+impl Right {
+    /// From a view of `[inner, columns]`, one of whose strides is 1.
+    pub fn new(view: View, (inner, columns): (usize, usize)) -> Self {
+        if amx::are_available() {
+            return Self::Tiles(amx::Right::new(view, (inner, columns)));
+        }
+        let at = |place: usize| view.data[place / columns * view.row_stride + place % columns * view.column_stride];
+        Self::Values { data: (0..inner * columns).map(at).collect(), inner, columns }
+    }
+
+    /// `rows · self`, written to [`rows_at_once`] rows of [`room`] values.
+    pub fn multiply(&self, rows: &Rows, out: &mut [f32]) {
+        match (self, rows) {
+            (Self::Tiles(right), Rows::Tiles(rows)) => right.multiply(rows, out),
+            (Self::Values { data, inner, columns }, Rows::Values { data: rows, .. }) => Product {
+                shape: (rows_at_once(), *inner, *columns),
+                a: View::rows(rows, *inner),
+                b: View::rows(data, *columns),
+                scale: 1.0,
+                accumulate: false,
+                threads: Threads::One,
+            }
+            .into(out, room(*columns)),
+            _ => unreachable!("both are of the machine's kind"),
+        }
+    }
+}
