@@ -6,9 +6,9 @@ use super::cpu::{Product, Threads, View};
 /// Columns, and rows on AMX, come in multiples of this.
 const STRIP: usize = 32;
 
-/// The rows that go through together: a strip on AMX, else enough for a product to be worth preparing.
-pub fn rows_at_once() -> usize {
-    if amx::are_available() { STRIP } else { 128 }
+/// The rows that go through together: a strip on AMX, else as many as the caller's products are efficient with.
+pub fn rows_at_once(otherwise: usize) -> usize {
+    if amx::are_available() { STRIP } else { otherwise }
 }
 
 /// Room for so many columns in a row of results.
@@ -16,7 +16,7 @@ pub fn room(columns: usize) -> usize {
     columns.next_multiple_of(STRIP)
 }
 
-/// A left matrix of [`rows_at_once`] rows. One that was not set has any values.
+/// A left matrix of as many rows. One that was not set has any values.
 pub enum Rows {
     Tiles(amx::Rows),
     Values { data: Vec<f32>, inner: usize },
@@ -29,14 +29,15 @@ pub enum Right {
 }
 
 impl Rows {
-    pub fn new(inner: usize) -> Self {
+    /// `count` rows of `inner` values, as many as [`rows_at_once`] says.
+    pub fn new(count: usize, inner: usize) -> Self {
         match amx::are_available() {
             true => Self::Tiles(amx::Rows::new(inner)),
-            false => Self::Values { data: vec![0.0; inner * rows_at_once()], inner },
+            false => Self::Values { data: vec![0.0; count * inner], inner },
         }
     }
 
-    /// Writes row `row` of [`rows_at_once`].
+    /// Writes a row.
     pub fn set(&mut self, row: usize, values: &[f32]) {
         match self {
             Self::Tiles(tiles) => tiles.set(row, values),
@@ -55,12 +56,12 @@ impl Right {
         Self::Values { data: (0..inner * columns).map(at).collect(), inner, columns }
     }
 
-    /// `rows · self`, written to [`rows_at_once`] rows of [`room`] values.
+    /// `rows · self`, written to as many rows of [`room`] values.
     pub fn multiply(&self, rows: &Rows, out: &mut [f32]) {
         match (self, rows) {
             (Self::Tiles(right), Rows::Tiles(rows)) => right.multiply(rows, out),
             (Self::Values { data, inner, columns }, Rows::Values { data: rows, .. }) => Product {
-                shape: (rows_at_once(), *inner, *columns),
+                shape: (rows.len() / inner, *inner, *columns),
                 a: View::rows(rows, *inner),
                 b: View::rows(data, *columns),
                 scale: 1.0,

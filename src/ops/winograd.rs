@@ -4,7 +4,8 @@
 //! Tiles of 6×6 inputs, four apart, and the kernels are taken to where the convolution is a product a position: 36 matrix
 //! products of `[tiles, channels]` with `[channels, channels]`. Rounding is about ten times that of a direct convolution,
 //! a few millionths of the largest value; cuDNN does the same.
-use super::cpu::{Product, Threads, View, vectorised};
+use super::cpu::{View, vectorised};
+use super::panel::{Right, Rows, room, rows_at_once};
 
 /// Outputs of a tile, a side; the tile reads two more.
 pub(super) const TILE: usize = 4;
@@ -13,23 +14,28 @@ const SIDE: usize = TILE + 2;
 /// Positions of a transformed tile.
 const POSITIONS: usize = SIDE * SIDE;
 /// Tiles that are transformed together, so that they and their products stay in cache.
-const TILES_AT_ONCE: usize = 64;
+fn tiles_at_once() -> usize {
+    rows_at_once(64)
+}
 
-/// Transformed tiles and their products, `[position, tile, channel]`; made once for many convolutions.
+/// Transformed tiles and their products, `[position][tile, channel]`; made once for many convolutions.
 pub(super) struct Scratch<const C: usize> {
-    transformed: Vec<[f32; C]>,
-    products: Vec<[f32; C]>,
+    transformed: Vec<Rows>,
+    products: Vec<Vec<[f32; C]>>,
 }
 
 impl<const C: usize> Default for Scratch<C> {
     fn default() -> Self {
-        let zeros = || vec![[0f32; C]; POSITIONS * TILES_AT_ONCE];
-        Self { transformed: zeros(), products: zeros() }
+        assert_eq!(room(C), C, "channels come in whole strips");
+        Self {
+            transformed: (0..POSITIONS).map(|_| Rows::new(tiles_at_once(), C)).collect(),
+            products: vec![vec![[0f32; C]; tiles_at_once()]; POSITIONS],
+        }
     }
 }
 
-/// Kernels of a convolution from C to C channels in Winograd's form: `[position, in, out]`.
-pub(super) struct Kernels<const C: usize>(Vec<[f32; C]>);
+/// Kernels of a convolution from C to C channels in Winograd's form: `[position][in, out]`.
+pub(super) struct Kernels<const C: usize>(Vec<Right>);
 
 /// Sizes of a stack of channel-last maps, `[maps, height, width, channels]`.
 #[derive(Clone, Copy)]
@@ -65,7 +71,8 @@ impl<const C: usize> Kernels<C> {
                 }
             }
         }
-        Self(transformed)
+        let kernels = transformed.chunks_exact(C);
+        Self(kernels.map(|kernel| Right::new(View::rows(kernel.as_flattened(), C), (C, C))).collect())
     }
 
     /// The convolution of `input`, of a `stack` whose height and width are two more than whole tiles, at all but the outermost pixels: `output` is
@@ -84,8 +91,8 @@ impl<const C: usize> Kernels<C> {
             y: tile / columns % rows * TILE,
             x: tile % columns * TILE,
         };
-        for first in (0..tiles).step_by(TILES_AT_ONCE) {
-            let count = TILES_AT_ONCE.min(tiles - first);
+        for first in (0..tiles).step_by(tiles_at_once()) {
+            let count = tiles_at_once().min(tiles - first);
             vectorised(|| {
                 let mut columns = [[[0f32; C]; SIDE]; SIDE];
                 for tile in 0..count {
@@ -98,28 +105,20 @@ impl<const C: usize> Kernels<C> {
                     for row in 0..SIDE {
                         transform_line(std::array::from_fn(|column| &columns[column][row]), &mut line);
                         for (column, values) in line.iter().enumerate() {
-                            transformed[(row * SIDE + column) * TILES_AT_ONCE + tile] = *values;
+                            transformed[row * SIDE + column].set(tile, values);
                         }
                     }
                 }
             });
-            for position in 0..POSITIONS {
-                Product {
-                    shape: (count, C, C),
-                    a: View::rows(transformed[position * TILES_AT_ONCE..].as_flattened(), C),
-                    b: View::rows(self.0[position * C..].as_flattened(), C),
-                    scale: 1.0,
-                    accumulate: false,
-                    threads: Threads::One,
-                }
-                .into(products[position * TILES_AT_ONCE..].as_flattened_mut(), C);
+            for ((rows, kernel), products) in transformed.iter().zip(&self.0).zip(&mut *products) {
+                kernel.multiply(rows, products.as_flattened_mut());
             }
             vectorised(|| {
                 let mut columns = [[[0f32; C]; TILE]; SIDE];
                 let mut outputs = [[0f32; C]; TILE * TILE];
                 for tile in 0..count {
                     for (column, out) in columns.iter_mut().enumerate() {
-                        let product = |row: usize| &products[(row * SIDE + column) * TILES_AT_ONCE + tile];
+                        let product = |row: usize| &products[row * SIDE + column][tile];
                         transform_line_back(std::array::from_fn(product), out);
                     }
                     for (row, out) in outputs.as_chunks_mut::<TILE>().0.iter_mut().enumerate() {

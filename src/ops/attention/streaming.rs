@@ -1,12 +1,16 @@
 //! Attention of one head on the CPU: the scores of some queries at a time, or in the backward pass of some keys, are made,
 //! used and forgotten. What the forward pass keeps is a number a query, the logarithm of its exponentials' sum.
 use crate::ops::cpu::{LANES, Product, Threads, View, exp, maximum, sum, vectorised};
-use crate::ops::panel::{Right, Rows, room, rows_at_once};
+use crate::ops::panel::{self, Right, Rows, room};
 
 /// Queries whose matrices the backward pass prepares at a time.
 const QUERIES: usize = 512;
-/// Keys whose score gradients it holds; a multiple of [`rows_at_once`].
+/// Keys whose score gradients it holds; a multiple of the rows that go through together.
 const KEYS: usize = 128;
+
+fn rows_at_once() -> usize {
+    panel::rows_at_once(KEYS)
+}
 
 /// Views of `[tokens, head_dim]`, rows together.
 #[derive(Clone, Copy)]
@@ -69,7 +73,8 @@ impl Head<'_> {
         let &Self { queries, keys, head_dim, .. } = self;
         let right_keys = Right::new(self.k.transposed(), (head_dim, keys));
         let right_values = Right::new(self.v, (keys, head_dim));
-        let (mut left_queries, mut left_weights) = (Rows::new(head_dim), Rows::new(keys));
+        let (mut left_queries, mut left_weights) =
+            (Rows::new(rows_at_once(), head_dim), Rows::new(rows_at_once(), keys));
         let mut scaled = vec![0f32; head_dim];
         let mut scores = vec![0f32; rows_at_once() * room(keys)];
         let mut sums = vec![0f32; rows_at_once()];
@@ -136,8 +141,10 @@ impl Head<'_> {
                 vectorised(|| sum(head_dim, |j| out[j] * grad[j]))
             })
             .collect();
-        let (mut left_keys, mut left_values) = (Rows::new(head_dim), Rows::new(head_dim));
-        let (mut left_weights, mut left_d_scores) = (Rows::new(queries), Rows::new(queries));
+        let (mut left_keys, mut left_values) =
+            (Rows::new(rows_at_once(), head_dim), Rows::new(rows_at_once(), head_dim));
+        let (mut left_weights, mut left_d_scores) =
+            (Rows::new(rows_at_once(), queries), Rows::new(rows_at_once(), queries));
         let mut scaled = vec![0f32; head_dim];
         let mut weights = vec![0f32; rows_at_once() * room(queries)];
         let mut d_scores = vec![0f32; KEYS * room(queries)];
