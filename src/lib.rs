@@ -1,6 +1,7 @@
 //! seg4diff: mask-aligned LoRA training for text-to-image diffusion transformers.
 pub mod error;
 pub mod tensor_file;
+pub(crate) mod vectors;
 pub mod whole_file;
 
 pub mod config;

@@ -2,6 +2,7 @@
 //!
 //! Two passes in whole numbers, along the rows and down the columns, each rounded to bytes (`Resample.c`). Resizers
 //! that round otherwise differ by one in a fifth of the values.
+use crate::vectors::vectorised;
 use image::RgbImage;
 use std::{iter::repeat_n, ops::Range};
 
@@ -66,39 +67,24 @@ fn window(image: &RgbImage, size: (u32, u32), columns: Range<u32>, rows: Range<u
     }
     let across = Taps::new(image.width(), size.0, columns, filter);
     let down = Taps::new(image.height(), size.1, rows, filter);
-    pulp::Arch::new().dispatch(Passes { image, across, down, size, window: &mut window });
+    vectorised!(both_passes(image, (&across, &down), size, &mut window));
     window
 }
 
-/// Both passes, to be compiled for each width of vectors; a closure would not be inlined into that.
-struct Passes<'a> {
-    image: &'a RgbImage,
-    across: Taps,
-    down: Taps,
-    size: (u32, u32),
-    window: &'a mut RgbImage,
-}
-
-impl pulp::NullaryFnOnce for Passes<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn call(self) {
-        let Self { image, across, down, size, window } = self;
-        let (line, window_line) = (image.width() as usize * 3, window.width() as usize * 3);
-        let needed = &image.as_raw()[down.inputs.start * line..down.inputs.end * line];
-        if is_vertical_first(image.dimensions(), size) {
-            let mut flat = vec![0; line * window.height() as usize];
-            vertical(needed, &mut flat, line, &down);
-            horizontal(&flat, line, window, &across);
-        } else {
-            let mut narrow = vec![0; down.inputs.len() * window_line];
-            horizontal(needed, line, &mut narrow, &across);
-            vertical(&narrow, window, window_line, &down);
-        }
+#[inline(always)]
+fn both_passes(image: &RgbImage, (across, down): (&Taps, &Taps), size: (u32, u32), window: &mut RgbImage) {
+    let (line, window_line) = (image.width() as usize * 3, window.width() as usize * 3);
+    let needed = &image.as_raw()[down.inputs.start * line..down.inputs.end * line];
+    if is_vertical_first(image.dimensions(), size) {
+        let mut flat = vec![0; line * window.height() as usize];
+        vertical(needed, &mut flat, line, down);
+        horizontal(&flat, line, window, across);
+    } else {
+        let mut narrow = vec![0; down.inputs.len() * window_line];
+        horizontal(needed, line, &mut narrow, across);
+        vertical(&narrow, window, window_line, down);
     }
 }
-
 /// Which pass comes first shows in the rounding. Pillow up to 12 always starts along the rows; Pillow 13 starts down
 /// the columns where that drops more than twice as many rows as the other pass drops columns (found by trying it on
 /// thousands of sizes).

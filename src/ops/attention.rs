@@ -110,7 +110,7 @@ impl Sizes {
             threads: Threads::One,
         }
         .into(scores, self.keys);
-        vectorised(|| {
+        vectorised!({
             for row in scores[..rows * self.keys].chunks_exact_mut(self.keys) {
                 row[self.keys - 1] += self.last_key_bias;
                 softmax(row);
@@ -154,7 +154,7 @@ impl Sizes {
     fn join(&self, parts: &[Vec<f32>], tokens: usize) -> Result<Tensor> {
         let d = self.head_dim();
         let mut out = vec![0f32; self.batch * tokens * self.width];
-        super::cpu::for_each_row(&mut out, self.width, |r, row| {
+        super::cpu::for_each_row!(&mut out, self.width, |r, row| {
             let (batch, token) = (r / tokens, r % tokens);
             for (head, place) in row.chunks_exact_mut(d).enumerate() {
                 place.copy_from_slice(&parts[batch * self.heads + head][token * d..][..d]);

@@ -1,6 +1,6 @@
 //! What the CPU paths share: matrix products on strided views, vector loops, and work cut the same way whatever the
 //! number of threads, so that results do not depend on it.
-use rayon::prelude::*;
+pub(crate) use crate::vectors::vectorised;
 
 /// A read-only matrix over a slice: element (i, j) at `i * rows + j * cols`.
 #[derive(Clone, Copy)]
@@ -87,23 +87,24 @@ impl Product<'_> {
     }
 }
 
-/// Calls `work(row index, row)` for every row of `width` elements, on all threads.
-pub fn for_each_row(out: &mut [f32], width: usize, work: impl Fn(usize, &mut [f32]) + Sync) {
-    let rows_a_task = (16384 / width.max(1)).max(1);
-    out.par_chunks_mut(width * rows_a_task).enumerate().for_each(|(task, rows)| {
-        vectorised(|| {
-            for (i, row) in rows.chunks_exact_mut(width).enumerate() {
-                work(task * rows_a_task + i, row);
-            }
-        })
-    });
+/// `for_each_row!(out, width, |r, row| work)` does `work` for every row of `width` elements, on all threads; a last one may
+/// be shorter.
+macro_rules! for_each_row {
+    ($out:expr, $width:expr, |$r:pat_param, $row:pat_param| $work:expr) => {{
+        use rayon::prelude::*;
+        let (out, width): (&mut [f32], usize) = ($out, $width);
+        let rows_a_task = (16384 / width.max(1)).max(1);
+        out.par_chunks_mut(width * rows_a_task).enumerate().for_each(|(task, rows)| {
+            $crate::vectors::vectorised!({
+                for (i, row) in rows.chunks_mut(width).enumerate() {
+                    let ($r, $row) = (task * rows_a_task + i, row);
+                    $work
+                }
+            })
+        });
+    }};
 }
-
-/// Runs loops with the widest vector instructions of this machine. What it calls must be inlined to profit.
-#[inline(always)]
-pub fn vectorised<R>(work: impl FnOnce() -> R) -> R {
-    pulp::Arch::new().dispatch(work)
-}
+pub(crate) use for_each_row;
 
 /// Running sums that a vector loop keeps.
 pub const LANES: usize = 16;

@@ -28,7 +28,7 @@ pub fn enlarged_argmax(maps: &[f32], (h, w): (usize, usize), (height, width): (u
         rest = below;
     }
     bands.into_par_iter().for_each(|(top, bottom, rows, band)| {
-        vectorised(|| {
+        vectorised!({
             let down = vertical.weights(rows);
             let mut candidates = vec![];
             let mut greatest = vec![0f32; width];

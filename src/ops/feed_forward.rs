@@ -170,17 +170,17 @@ impl Function for FeedForward {
         let mut out = vec![0f32; x.len()];
         let block = |first: usize, before: &mut [f32], out: &mut [f32]| {
             let x = &x[first * width..][..out.len()];
-            for_each_row(out, width, |r, out| {
+            for_each_row!(out, width, |r, out| {
                 let (shift, scale) = (cut.of_batch(shift, first + r), cut.of_batch(scale, first + r));
                 modulate_row(&x[r * width..][..width], shift, scale, out);
             });
             cut.layer(out, up, up_bias, before);
             let mut after = vec![0f32; before.len()];
-            for_each_row(&mut after, hidden, |r, after| {
+            for_each_row!(&mut after, hidden, |r, after| {
                 after.iter_mut().zip(&before[r * hidden..]).for_each(|(after, before)| *after = gelu_value(*before));
             });
             cut.layer(&after, down, down_bias, out);
-            for_each_row(out, width, |r, out| {
+            for_each_row!(out, width, |r, out| {
                 let (x, gate) = (&x[r * width..][..width], cut.of_batch(gate, first + r));
                 for i in 0..width {
                     out[i] = x[i] + gate[i] * out[i];
@@ -221,7 +221,7 @@ impl Function for FeedForward {
         dx.par_chunks_mut(rows * width).enumerate().for_each(|(index, dx)| {
             let first = index * rows;
             let (x, grad) = (&x[first * width..][..dx.len()], &grad[first * width..][..dx.len()]);
-            for_each_row(dx, width, |r, dy| {
+            for_each_row!(dx, width, |r, dy| {
                 let (grad, gate) = (&grad[r * width..][..width], cut.of_batch(gate, first + r));
                 for i in 0..width {
                     dy[i] = gate[i] * grad[i];
@@ -229,11 +229,11 @@ impl Function for FeedForward {
             });
             let mut d_hidden = cut.layer_backward(dx, down, hidden);
             let before = &before[first * hidden..][..d_hidden.len()];
-            for_each_row(&mut d_hidden, hidden, |r, d| {
+            for_each_row!(&mut d_hidden, hidden, |r, d| {
                 d.iter_mut().zip(&before[r * hidden..]).for_each(|(d, before)| *d *= gelu_derivative(*before));
             });
             let d_normed = cut.layer_backward(&d_hidden, up, width);
-            for_each_row(dx, width, |r, dx| {
+            for_each_row!(dx, width, |r, dx| {
                 let row = r * width..(r + 1) * width;
                 norm_row_backward(&x[row.clone()], &d_normed[row.clone()], cut.of_batch(scale, first + r), dx);
                 dx.iter_mut().zip(&grad[row]).for_each(|(dx, grad)| *dx += grad);

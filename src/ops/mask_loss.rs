@@ -108,7 +108,7 @@ impl MaskLoss {
     fn sums(&self, map: &[f32], enlarge: (&Enlarge, &Enlarge), target: &dyn Target) -> Sums {
         let mut total = [0f64; 4];
         self.for_each_row(map, enlarge, target, |_, logits, wanted| {
-            let row = vectorised(|| {
+            let row = vectorised!({
                 sums(logits.len(), |i| {
                     let Pixel { probability, cross_entropy, wrong, alpha } =
                         pixel(logits[i], wanted[i], self.raw_logit);
@@ -202,7 +202,7 @@ impl Function for MaskLoss {
             let mut d_row = vec![0f32; self.size.1];
             let mut gather = RowsBackward::new(d_map, &vertical, &horizontal);
             self.for_each_row(map, (&vertical, &horizontal), target, |y, logits, wanted| {
-                vectorised(|| {
+                vectorised!({
                     for i in 0..d_row.len() {
                         let (logit, t) = (logits[i], wanted[i]);
                         let Pixel { probability: p, cross_entropy, wrong, alpha } = pixel(logit, t, self.raw_logit);

@@ -34,7 +34,7 @@ pub fn match_cost(
             let (mut focal, mut probability) = (vec![0f32; logits.len()], vec![0f32; logits.len()]);
             let mut sums = vec![(0f32, 0f32); rows];
             let mut negative = vec![0f32; positions];
-            vectorised(|| {
+            vectorised!({
                 for (row, sums) in sums.iter_mut().enumerate() {
                     let place = row * positions..(row + 1) * positions;
                     let (logits, focal) = (&logits[place.clone()], &mut focal[place.clone()]);

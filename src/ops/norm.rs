@@ -90,7 +90,7 @@ impl Function for LayerNormModulate {
         let (_, tokens, width) = inputs[0].dims3()?;
         let (x, shift, scale) = (Values::of(&inputs[0])?, Values::of(&inputs[1])?, Values::of(&inputs[2])?);
         let mut y = vec![0f32; x.len()];
-        for_each_row(&mut y, width, |r, out| {
+        for_each_row!(&mut y, width, |r, out| {
             let of_batch = r / tokens * width;
             modulate_row(&x[r * width..][..width], &shift[of_batch..][..width], &scale[of_batch..][..width], out);
         });
@@ -111,7 +111,7 @@ impl Function for LayerNormModulate {
         let (_, tokens, width) = inputs[0].dims3()?;
         let (x, scale, grad) = (Values::of(&inputs[0])?, Values::of(&inputs[2])?, Values::of(grad)?);
         let mut dx = vec![0f32; x.len()];
-        for_each_row(&mut dx, width, |r, out| {
+        for_each_row!(&mut dx, width, |r, out| {
             let scale = &scale[r / tokens * width..][..width];
             norm_row_backward(&x[r * width..][..width], &grad[r * width..][..width], scale, out);
         });
@@ -160,7 +160,7 @@ impl Function for RmsNorm {
         let width = self.weight.elem_count();
         let (x, weight) = (Values::of(&inputs[0])?, Values::of(&self.weight)?);
         let mut y = vec![0f32; x.len()];
-        for_each_row(&mut y, width, |r, out| {
+        for_each_row!(&mut y, width, |r, out| {
             let row = &x[r * width..][..width];
             let inverse = inverse_rms(row);
             for i in 0..width {
@@ -174,7 +174,7 @@ impl Function for RmsNorm {
         let width = self.weight.elem_count();
         let (x, weight, grad) = (Values::of(&inputs[0])?, Values::of(&self.weight)?, Values::of(grad)?);
         let mut dx = vec![0f32; x.len()];
-        for_each_row(&mut dx, width, |r, out| {
+        for_each_row!(&mut dx, width, |r, out| {
             let (row, dy) = (&x[r * width..][..width], &grad[r * width..][..width]);
             let inverse = inverse_rms(row);
             let along = sum(width, |i| dy[i] * weight[i] * row[i]) / width as f32 * inverse * inverse;

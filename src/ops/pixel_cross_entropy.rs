@@ -74,7 +74,7 @@ impl PixelCrossEntropy {
     /// Turns values into probabilities in place; returns ln Σ e^value at each pixel.
     fn softmax(&self, values: &mut [f32]) -> Vec<f32> {
         let width = self.size.1;
-        vectorised(|| {
+        vectorised!({
             let mut largest = vec![f32::NEG_INFINITY; width];
             for row in values.chunks_exact(width) {
                 largest.iter_mut().zip(row).for_each(|(l, v)| *l = if *v > *l { *v } else { *l });

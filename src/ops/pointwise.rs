@@ -60,7 +60,7 @@ impl Function for Gelu {
     fn cpu_forward(&self, inputs: &[Tensor]) -> Result<Tensor> {
         let x = Values::of(&inputs[0])?;
         let mut y = x.to_vec();
-        strips(&mut y, |_, out| {
+        for_each_row!(&mut y, STRIP, |_r, out| {
             out.iter_mut().for_each(|value| *value = gelu_value(*value));
         });
         Tensor::from_vec(y, inputs[0].shape(), &Device::Cpu)
@@ -69,19 +69,11 @@ impl Function for Gelu {
     fn cpu_backward(&self, inputs: &[Tensor], _: &Tensor, grad: &Tensor, _: &[bool]) -> Result<Vec<Option<Tensor>>> {
         let (x, grad) = (Values::of(&inputs[0])?, Values::of(grad)?);
         let mut dx = grad.to_vec();
-        strips(&mut dx, |start, out| {
-            out.iter_mut().zip(&x[start..]).for_each(|(d, x)| *d *= gelu_derivative(*x));
+        for_each_row!(&mut dx, STRIP, |r, out| {
+            out.iter_mut().zip(&x[r * STRIP..]).for_each(|(d, x)| *d *= gelu_derivative(*x));
         });
         Ok(vec![Some(Tensor::from_vec(dx, inputs[0].shape(), &Device::Cpu)?)])
     }
-}
-
-/// Calls `work(start, values)` on strips of a flat slice, on all threads.
-fn strips(values: &mut [f32], work: impl Fn(usize, &mut [f32]) + Sync) {
-    let whole = values.len() / STRIP * STRIP;
-    let (head, tail) = values.split_at_mut(whole);
-    for_each_row(head, STRIP, |r, out| work(r * STRIP, out));
-    super::cpu::vectorised(|| work(whole, tail));
 }
 
 pub(super) struct GatedResidual;
@@ -118,7 +110,7 @@ impl Function for GatedResidual {
         let (_, tokens, width) = inputs[0].dims3()?;
         let (x, y, gate) = (Values::of(&inputs[0])?, Values::of(&inputs[1])?, Values::of(&inputs[2])?);
         let mut out = x.to_vec();
-        for_each_row(&mut out, width, |r, out| {
+        for_each_row!(&mut out, width, |r, out| {
             let (y, gate) = (&y[r * width..][..width], &gate[r / tokens * width..][..width]);
             for i in 0..width {
                 out[i] += gate[i] * y[i];
@@ -141,7 +133,7 @@ impl Function for GatedResidual {
         let dy = if needs[1] {
             let (gate, grad) = (Values::of(&inputs[2])?, Values::of(grad)?);
             let mut dy = grad.to_vec();
-            for_each_row(&mut dy, width, |r, out| {
+            for_each_row!(&mut dy, width, |r, out| {
                 let gate = &gate[r / tokens * width..][..width];
                 for i in 0..width {
                     out[i] *= gate[i];

@@ -197,7 +197,7 @@ impl Bordered {
 
     /// Applies `inside` to the channels of pixels inside the borders, and sets the borders to zero.
     fn for_each_pixel(&self, data: &mut [f32], channels: usize, mut inside: impl FnMut(usize, &mut [f32])) {
-        vectorised(|| {
+        vectorised!({
             let pixels = data[self.margin() * channels..].chunks_exact_mut(channels).take(self.pixels());
             for (p, pixel) in pixels.enumerate() {
                 let (x, y) = (p % self.width, p / self.width % self.height);
@@ -287,7 +287,7 @@ impl Bordered {
     fn forward(&self, maps: &mut [f32], layers: &Layers, hidden: &mut Hidden) {
         self.hidden(&self.load(maps), layers, hidden);
         let (pixels, _) = hidden.second.as_chunks::<CHANNELS>();
-        vectorised(|| {
+        vectorised!({
             for (r, row) in maps.chunks_exact_mut(self.inner_width).enumerate() {
                 for (x, out) in row.iter_mut().enumerate() {
                     // The pixel's number without the margin.

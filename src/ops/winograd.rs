@@ -93,7 +93,7 @@ impl<const C: usize> Kernels<C> {
         };
         for first in (0..tiles).step_by(tiles_at_once()) {
             let count = tiles_at_once().min(tiles - first);
-            vectorised(|| {
+            vectorised!({
                 let mut columns = [[[0f32; C]; SIDE]; SIDE];
                 for tile in 0..count {
                     let Place { map, y, x } = place(first + tile);
@@ -113,7 +113,7 @@ impl<const C: usize> Kernels<C> {
             for ((rows, kernel), products) in transformed.iter().zip(&self.0).zip(&mut *products) {
                 kernel.multiply(rows, products.as_flattened_mut());
             }
-            vectorised(|| {
+            vectorised!({
                 let mut columns = [[[0f32; C]; TILE]; SIDE];
                 let mut outputs = [[0f32; C]; TILE * TILE];
                 for tile in 0..count {

@@ -1,56 +1,47 @@
 //! From a JPEG's coefficients to pixels, in the integer arithmetic of libjpeg-turbo (`jdsample.c`, `jdcolor.c`).
 use super::header::{Component, Frame, Tables};
 use super::inverse_dct::{LANES, inverse_dct};
+use crate::vectors::vectorised;
 use image::RgbImage;
 
 /// The picture of all the coefficients; `None` where a quantisation table is missing or channels do not fit together.
 pub fn picture(frame: &Frame, tables: &Tables) -> Option<RgbImage> {
-    pulp::Arch::new().dispatch(Picture { frame, tables })
+    vectorised!(every_row(frame, tables))
 }
 
-/// [`picture`], to be compiled for each width of vectors; a closure would not be inlined into that.
-struct Picture<'a> {
-    frame: &'a Frame,
-    tables: &'a Tables,
-}
-
-impl pulp::NullaryFnOnce for Picture<'_> {
-    type Output = Option<RgbImage>;
-
-    #[inline(always)]
-    fn call(self) -> Option<RgbImage> {
-        let Self { frame, tables } = self;
-        let mut channels = Vec::with_capacity(frame.components.len());
-        for component in &frame.components {
-            let table = tables.quantisation.get(component.quantisation)?.as_ref()?;
-            let factors = factors(component, frame)?;
-            let (sums, line) = (vec![0; component.width + 2], vec![0; frame.width + 1]);
-            channels.push(Channel { plane: Plane::new(component, table), factors, sums, line });
-        }
-        let mut picture = RgbImage::new(frame.width as u32, frame.height as u32);
-        let is_rgb = is_rgb(frame, tables);
-        for (row, pixels) in picture.chunks_exact_mut(frame.width * 3).enumerate() {
-            for channel in &mut channels {
-                channel.enlarge(row);
-            }
-            match &channels[..] {
-                [grey] => {
-                    for (pixel, &value) in pixels.chunks_exact_mut(3).zip(&grey.line) {
-                        pixel.fill(value);
-                    }
-                }
-                [first, second, third] => {
-                    let values = first.line.iter().zip(&second.line).zip(&third.line);
-                    for (pixel, ((&first, &second), &third)) in pixels.chunks_exact_mut(3).zip(values) {
-                        let values = [first, second, third];
-                        pixel.copy_from_slice(&if is_rgb { values } else { rgb(values) });
-                    }
-                }
-                _ => return None,
-            }
-        }
-        Some(picture)
+/// [`picture`] for one width of vectors.
+#[inline(always)]
+fn every_row(frame: &Frame, tables: &Tables) -> Option<RgbImage> {
+    let mut channels = Vec::with_capacity(frame.components.len());
+    for component in &frame.components {
+        let table = tables.quantisation.get(component.quantisation)?.as_ref()?;
+        let factors = factors(component, frame)?;
+        let (sums, line) = (vec![0; component.width + 2], vec![0; frame.width + 1]);
+        channels.push(Channel { plane: Plane::new(component, table), factors, sums, line });
     }
+    let mut picture = RgbImage::new(frame.width as u32, frame.height as u32);
+    let is_rgb = is_rgb(frame, tables);
+    for (row, pixels) in picture.chunks_exact_mut(frame.width * 3).enumerate() {
+        for channel in &mut channels {
+            channel.enlarge(row);
+        }
+        match &channels[..] {
+            [grey] => {
+                for (pixel, &value) in pixels.chunks_exact_mut(3).zip(&grey.line) {
+                    pixel.fill(value);
+                }
+            }
+            [first, second, third] => {
+                let values = first.line.iter().zip(&second.line).zip(&third.line);
+                for (pixel, ((&first, &second), &third)) in pixels.chunks_exact_mut(3).zip(values) {
+                    let values = [first, second, third];
+                    pixel.copy_from_slice(&if is_rgb { values } else { rgb(values) });
+                }
+            }
+            _ => return None,
+        }
+    }
+    Some(picture)
 }
 
 /// Whether three components are red, green and blue rather than YCbCr.

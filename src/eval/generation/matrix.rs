@@ -1,6 +1,7 @@
 //! Dense matrices in f64, in rows: products, a factor of a covariance, singular values. Work is cut the same way
 //! whatever the number of threads.
 use crate::error::{Error, Result};
+use crate::vectors::vectorised;
 use rayon::prelude::*;
 
 /// Rows that are one task.
@@ -83,7 +84,7 @@ pub fn factor(matrix: &[f64], size: usize) -> (Vec<f64>, usize) {
         // Taken rows have nothing left and stay 0 from here on.
         let rows = factor.par_chunks_mut(size * ROWS).zip(left.par_chunks_mut(ROWS)).enumerate();
         rows.for_each(|(task, (rows, left))| {
-            vectorised(|| {
+            vectorised!({
                 for (i, (row, left)) in rows.chunks_exact_mut(size).zip(left).enumerate() {
                     if *left > f64::NEG_INFINITY {
                         let entry = matrix[(task * ROWS + i) * size + pivot] - dot(&row[..rank], &of_pivot);
@@ -136,7 +137,7 @@ fn bidiagonal(mut matrix: Vec<f64>, columns: usize) -> (Vec<f64>, Vec<f64>) {
         // Both reflections of a row in one go: the right one needs nothing of other rows.
         let rows = open.par_chunks_mut(ROWS * columns).zip(left[1..].par_chunks(ROWS));
         rows.for_each(|(rows, left)| {
-            vectorised(|| {
+            vectorised!({
                 for (row, left) in rows.chunks_exact_mut(columns).zip(left) {
                     let row = &mut row[step + 1..];
                     subtract(row, &row_sum, left_scale * left);
@@ -166,7 +167,7 @@ fn combine(weights: &[f64], pivot_row: &[f64], rows: &[f64], columns: usize, fir
     let parts: Vec<Vec<f64>> = tasks
         .map(|(rows, weights)| {
             let mut sum = vec![0f64; columns - first];
-            vectorised(|| {
+            vectorised!({
                 for (row, weight) in rows.chunks_exact(columns).zip(weights) {
                     subtract(&mut sum, &row[first..], -weight);
                 }
@@ -228,12 +229,6 @@ fn ql_step(diagonal: &mut [f64], beside: &mut [f64], first: usize, last: usize) 
     diagonal[first] -= carried;
     beside[first] = along;
     beside[last] = 0.0;
-}
-
-/// Runs loops with the widest vector instructions of this machine.
-#[inline(always)]
-fn vectorised<R>(work: impl FnOnce() -> R) -> R {
-    pulp::Arch::new().dispatch(work)
 }
 
 #[inline(always)]

@@ -45,7 +45,7 @@ fn rows_from(view: View<'_>, first: usize) -> View<'_> {
 
 /// `from · factor`.
 fn scale(from: &[f32], factor: f32, to: &mut [f32]) {
-    vectorised(|| to.iter_mut().zip(from).for_each(|(to, from)| *to = from * factor));
+    vectorised!(to.iter_mut().zip(from).for_each(|(to, from)| *to = from * factor));
 }
 
 /// Values to exponentials of their distances to the largest; returns that and the exponentials' sum.
@@ -87,7 +87,7 @@ impl Head<'_> {
                 left_queries.set(r, &scaled);
             }
             right_keys.multiply(&left_queries, &mut scores);
-            vectorised(|| {
+            vectorised!({
                 for (r, scores) in scores.chunks_exact_mut(room(keys)).take(count).enumerate() {
                     let scores = &mut scores[..keys];
                     scores[keys - 1] += self.last_key_bias;
@@ -138,7 +138,7 @@ impl Head<'_> {
         let along: Vec<f32> = (0..queries)
             .map(|i| {
                 let (out, grad) = (row(out, i, head_dim), row(grad, i, head_dim));
-                vectorised(|| sum(head_dim, |j| out[j] * grad[j]))
+                vectorised!(sum(head_dim, |j| out[j] * grad[j]))
             })
             .collect();
         let (mut left_keys, mut left_values) =
@@ -160,7 +160,7 @@ impl Head<'_> {
             let d_scores_here = &mut d_scores[start % KEYS * room(queries)..][..rows_at_once() * room(queries)];
             right_grad_turned.multiply(&left_values, d_scores_here);
             let along = &along[..queries];
-            vectorised(|| {
+            vectorised!({
                 let rows = weights.chunks_exact_mut(room(queries)).zip(d_scores_here.chunks_exact_mut(room(queries)));
                 for (r, (weights, d_scores)) in rows.take(count).enumerate() {
                     let (weights, d_scores) = (&mut weights[..queries], &mut d_scores[..queries]);
@@ -176,7 +176,7 @@ impl Head<'_> {
             let mut add = |right: &Right, left: &Rows, factor: f32, to: &mut [f32]| {
                 right.multiply(left, &mut results);
                 let rows = results.chunks_exact(room(head_dim)).zip(to[start * head_dim..].chunks_exact_mut(head_dim));
-                vectorised(|| {
+                vectorised!({
                     for (from, to) in rows.take(count) {
                         to.iter_mut().zip(from).for_each(|(to, from)| *to += factor * from);
                     }
