@@ -6,7 +6,7 @@
 //! matrix products, one a kernel row: three neighbouring pixels are one row of 3·channels numbers.
 use super::cpu::{Product, Threads, View, sum, vectorised};
 use super::function::{Function, Values, apply};
-use super::winograd::{self, Kernels, Stack, TILE};
+use super::winograd::{self, Kernels, Outputs, Place, Stack, TILE};
 use candle_core::{Device, Result, Tensor};
 use rayon::prelude::*;
 
@@ -55,7 +55,7 @@ struct Layers {
     second: Kernels<CHANNELS>,
     /// The same for the gradient.
     second_rows: [Vec<f32>; 3],
-    second_bias: Vec<f32>,
+    second_bias: [f32; CHANNELS],
     last: [Vec<f32>; 3],
     last_bias: f32,
 }
@@ -74,7 +74,7 @@ impl Layers {
             first_bias: std::array::from_fn(|channel| b1[channel]),
             second: Kernels::new(w2),
             second_rows: kernel_rows(w2, CHANNELS, CHANNELS),
-            second_bias: b2.to_vec(),
+            second_bias: std::array::from_fn(|channel| b2[channel]),
             last: kernel_rows(w3, CHANNELS, 1),
             last_bias: b3[0],
         }
@@ -195,18 +195,18 @@ impl Bordered {
         self.margin() + (r / inner * self.height + r % inner + 1) * self.width + 1
     }
 
-    /// Applies `inside` to the channels of pixels inside the borders, and sets the borders to zero.
-    fn for_each_pixel(&self, data: &mut [f32], channels: usize, mut inside: impl FnMut(usize, &mut [f32])) {
-        vectorised!({
-            let pixels = data[self.margin() * channels..].chunks_exact_mut(channels).take(self.pixels());
-            for (p, pixel) in pixels.enumerate() {
-                let (x, y) = (p % self.width, p / self.width % self.height);
-                if (1..=self.inner_width).contains(&x) && (1..=self.inner_height).contains(&y) {
-                    inside(p, pixel);
-                } else {
-                    pixel.fill(0.0);
-                }
-            }
+    /// Every pixel's number, whether it is inside the borders, and its channels.
+    #[inline(always)]
+    fn pixels_mut<'a>(
+        &self,
+        data: &'a mut [f32],
+        channels: usize,
+    ) -> impl Iterator<Item = (usize, bool, &'a mut [f32])> {
+        let pixels = data[self.margin() * channels..].chunks_exact_mut(channels).take(self.pixels());
+        let &Self { height, width, inner_height, inner_width, .. } = self;
+        pixels.enumerate().map(move |(p, pixel)| {
+            let (x, y) = (p % width, p / width % height);
+            (p, (1..=inner_width).contains(&x) && (1..=inner_height).contains(&y), pixel)
         })
     }
 
@@ -257,7 +257,11 @@ impl Bordered {
     /// Both hidden layers after their ReLU, `hidden.first` and `hidden.second`, which have room for them.
     fn hidden(&self, input: &[f32], layers: &Layers, hidden: &mut Hidden) {
         let Hidden { first, second, scratch } = hidden;
-        self.for_each_pixel(first, CHANNELS, |p, pixel| {
+        vectorised!(for (p, is_inside, pixel) in self.pixels_mut(first, CHANNELS) {
+            if !is_inside {
+                pixel.fill(0.0);
+                continue;
+            }
             let mut values = layers.first_bias;
             for (ky, [left, middle, right]) in layers.first_taps.iter().enumerate() {
                 if let Some([a, b, c]) = input[self.first_seen(ky) + p..].first_chunk() {
@@ -266,22 +270,13 @@ impl Bordered {
                     add_products(&mut values, &[*c; CHANNELS], right);
                 }
             }
-            pixel.copy_from_slice(&values.map(|value| value.max(0.0)));
+            for (out, value) in pixel.iter_mut().zip(&values) {
+                *out = value.max(0.0);
+            }
         });
         let stack = Stack { maps: self.maps, height: self.height, width: self.width };
         let (pixels, _) = first[self.margin() * CHANNELS..].as_chunks();
-        layers.second.convolve(pixels, stack, scratch, |place, values| {
-            let pixels = (0..TILE).flat_map(|y| (0..TILE).map(move |x| (place.y + y, place.x + x)));
-            for ((y, x), values) in pixels.zip(values) {
-                if y < self.inner_height && x < self.inner_width {
-                    let pixel = self.row(place.map * self.inner_height + y) + x;
-                    let out = &mut second[pixel * CHANNELS..][..CHANNELS];
-                    for ((out, value), bias) in out.iter_mut().zip(values).zip(&layers.second_bias) {
-                        *out = (value + bias).max(0.0);
-                    }
-                }
-            }
-        });
+        layers.second.convolve(pixels, stack, scratch, &mut Second { of: self, bias: &layers.second_bias, second });
     }
 
     fn forward(&self, maps: &mut [f32], layers: &Layers, hidden: &mut Hidden) {
@@ -326,10 +321,14 @@ impl Bordered {
             let mut d_hidden = self.zeros(CHANNELS);
             self.convolve(d_out, outer, &flipped_kernel_rows(kernel, CHANNELS, outer), &mut d_hidden, CHANNELS);
             let hidden = &hidden[self.margin() * CHANNELS..];
-            self.for_each_pixel(&mut d_hidden, CHANNELS, |p, pixel| {
-                for (c, (d, h)) in pixel.iter_mut().zip(&hidden[p * CHANNELS..]).enumerate() {
+            vectorised!(for (p, is_inside, pixel) in self.pixels_mut(&mut d_hidden, CHANNELS) {
+                if !is_inside {
+                    pixel.fill(0.0);
+                    continue;
+                }
+                for ((d, h), bias) in pixel.iter_mut().zip(&hidden[p * CHANNELS..]).zip(&mut *bias) {
                     *d = if *h > 0.0 { *d } else { 0.0 };
-                    bias[c] += *d;
+                    *bias += *d;
                 }
             });
             d_hidden
@@ -345,9 +344,35 @@ impl Bordered {
     }
 }
 
+/// The second hidden layer, as its convolution's outputs come.
+struct Second<'a> {
+    of: &'a Bordered,
+    bias: &'a [f32; CHANNELS],
+    second: &'a mut [f32],
+}
+
+impl Outputs<CHANNELS> for Second<'_> {
+    #[inline(always)]
+    fn put(&mut self, place: Place, values: &[[f32; CHANNELS]; TILE * TILE]) {
+        for (y, values) in values.chunks_exact(TILE).enumerate() {
+            for (x, values) in values.iter().enumerate() {
+                let (y, x) = (place.y + y, place.x + x);
+                if y < self.of.inner_height && x < self.of.inner_width {
+                    let pixel = self.of.row(place.map * self.of.inner_height + y) + x;
+                    if let Some(out) = self.second[pixel * CHANNELS..].first_chunk_mut::<CHANNELS>() {
+                        for c in 0..CHANNELS {
+                            out[c] = (values[c] + self.bias[c]).max(0.0);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
 /// How many maps a task takes: fixed by their size, so that sums do not depend on the number of threads.
 fn maps_a_task(height: usize, width: usize) -> usize {
-    (PIXELS_A_TASK / ((height + 2) * (width + 2))).max(1)
+    (std::env::var("PX").map_or(PIXELS_A_TASK, |x| x.parse().unwrap()) / ((height + 2) * (width + 2))).max(1)
 }
 
 impl Function for ScoreHead {

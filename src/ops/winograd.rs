@@ -53,6 +53,12 @@ pub(super) struct Place {
     pub x: usize,
 }
 
+/// Where outputs go. (A closure would not be inlined into the loops of every width of vectors.)
+pub(super) trait Outputs<const C: usize> {
+    /// A tile's outputs, row by row.
+    fn put(&mut self, place: Place, values: &[[f32; C]; TILE * TILE]);
+}
+
 impl<const C: usize> Kernels<C> {
     /// From torch's `[out, in, 3, 3]`: `G·g·Gᵀ`.
     pub(super) fn new(weight: &[f32]) -> Self {
@@ -75,14 +81,14 @@ impl<const C: usize> Kernels<C> {
         Self(kernels.map(|kernel| Right::new(View::rows(kernel.as_flattened(), C), (C, C))).collect())
     }
 
-    /// The convolution of `input`, of a `stack` whose height and width are two more than whole tiles, at all but the outermost pixels: `output` is
-    /// called for every tile with its outputs, row by row.
+    /// The convolution of `input`, of a `stack` whose height and width are two more than whole tiles, at all but the
+    /// outermost pixels, tile by tile.
     pub(super) fn convolve(
         &self,
         input: &[[f32; C]],
         stack: Stack,
         Scratch { transformed, products }: &mut Scratch<C>,
-        mut output: impl FnMut(Place, &[[f32; C]; TILE * TILE]),
+        output: &mut impl Outputs<C>,
     ) {
         let (rows, columns) = ((stack.height - 2) / TILE, (stack.width - 2) / TILE);
         let tiles = stack.maps * rows * columns;
@@ -124,7 +130,7 @@ impl<const C: usize> Kernels<C> {
                     for (row, out) in outputs.as_chunks_mut::<TILE>().0.iter_mut().enumerate() {
                         transform_line_back(std::array::from_fn(|column| &columns[column][row]), out);
                     }
-                    output(place(first + tile), &outputs);
+                    output.put(place(first + tile), &outputs);
                 }
             });
         }

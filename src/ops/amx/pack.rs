@@ -176,24 +176,28 @@ impl Operand<'_> {
     }
 }
 
-/// Writes up to 32 values of a left matrix's row as row `row` of `tiles`, with zeros behind them.
+/// Writes a left matrix's row as row `row` of a strip's `tiles`, with zeros behind it.
 ///
 /// # Safety
 /// The machine has these instructions.
+#[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-pub unsafe fn write_values(values: &[f32], row: usize, tiles: &mut Tiles) {
-    assert!(values.len() <= DEPTH);
-    let mask = (1u64 << values.len()) - 1;
-    // SAFETY: the mask leaves out what is not there; an order is a whole aligned vector.
-    let (a, b, order) = unsafe {
+pub unsafe fn write_row(values: &[f32], row: usize, tiles: &mut [Tiles]) {
+    assert!(row < STRIP && values.len().div_ceil(DEPTH) * 2 == tiles.len());
+    // SAFETY: an order is a whole aligned vector.
+    let order = unsafe { _mm512_load_si512(ONE_BY_ONE.0.as_ptr().cast()) };
+    for (values, tiles) in values.chunks(DEPTH).zip(tiles.chunks_exact_mut(2)) {
         let start = values.as_ptr();
-        (
-            _mm512_maskz_loadu_ps(mask as u16, start),
-            _mm512_maskz_loadu_ps((mask >> SIDE) as u16, start.wrapping_add(SIDE)),
-            _mm512_load_si512(ONE_BY_ONE.0.as_ptr().cast()),
-        )
-    };
-    write_parts(split(a, b, order), row, tiles);
+        let mask = ((1u64 << values.len()) - 1) as u32;
+        // SAFETY: the masks leave out what is not there.
+        let (a, b) = unsafe {
+            (
+                _mm512_maskz_loadu_ps(mask as u16, start),
+                _mm512_maskz_loadu_ps((mask >> SIDE) as u16, start.wrapping_add(SIDE)),
+            )
+        };
+        write_parts(split(a, b, order), row % SIDE, &mut tiles[row / SIDE]);
+    }
 }
 
 #[inline]

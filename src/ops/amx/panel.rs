@@ -1,5 +1,5 @@
 //! Products of a strip of rows, written a row at a time by what computes them, with a matrix written out beforehand.
-use super::pack::{DEPTH, Operand, Packing, SIDE, STRIP, Tiles, ZEROS, write_values};
+use super::pack::{DEPTH, Operand, Packing, STRIP, Tiles, ZEROS, write_row};
 use super::registers::Registers;
 use crate::ops::cpu::View;
 
@@ -23,11 +23,8 @@ impl Rows {
     }
 
     pub fn set(&mut self, row: usize, values: &[f32]) {
-        assert!(row < STRIP && values.len().div_ceil(DEPTH) * 2 == self.0.len());
-        for (values, tiles) in values.chunks(DEPTH).zip(self.0.chunks_exact_mut(2)) {
-            // SAFETY: only made where the units are available.
-            unsafe { write_values(values, row % SIDE, &mut tiles[row / SIDE]) };
-        }
+        // SAFETY: only made where the units are available.
+        unsafe { write_row(values, row, &mut self.0) };
     }
 }
 
