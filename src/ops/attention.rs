@@ -4,7 +4,7 @@
 //! `queries + keys`, not with their product.
 mod streaming;
 
-use super::cpu::{Product, Threads, View, softmax, sum, vectorised};
+use super::cpu::{Product, Start, Threads, View, softmax, sum, vectorised};
 use super::function::{Function, Values, apply};
 use candle_core::{D, DType, Device, Result, Tensor};
 use rayon::prelude::*;
@@ -106,7 +106,7 @@ impl Sizes {
             a: self.head(q, self.queries, batch, head, start),
             b: self.head(k, self.keys, batch, head, 0).transposed(),
             scale: self.scale(),
-            accumulate: false,
+            start: Start::Zero,
             threads: Threads::One,
         }
         .into(scores, self.keys);
@@ -128,13 +128,12 @@ impl Sizes {
         (start, rows): (usize, usize),
     ) {
         let d = self.head_dim();
-        let product =
-            |shape, a, b, accumulate| Product { shape, a, b, scale: self.scale(), accumulate, threads: Threads::One };
+        let product = |shape, a, b, start| Product { shape, a, b, scale: self.scale(), start, threads: Threads::One };
         let d_scores = View::rows(d_scores, self.keys);
-        product((rows, self.keys, d), d_scores, self.head(k, self.keys, batch, head, 0), false)
+        product((rows, self.keys, d), d_scores, self.head(k, self.keys, batch, head, 0), Start::Zero)
             .into(&mut dq[start * d..], d);
         let queries = self.head(q, self.queries, batch, head, start);
-        product((self.keys, rows, d), d_scores.transposed(), queries, true).into(dk, d);
+        product((self.keys, rows, d), d_scores.transposed(), queries, Start::Output).into(dk, d);
     }
 
     /// Query blocks as (start, rows).
@@ -153,8 +152,7 @@ impl Sizes {
     /// Per-head results `[tokens, head_dim]` in (batch, head) order, put together as `[batch, tokens, width]`.
     fn join(&self, parts: &[Vec<f32>], tokens: usize) -> Result<Tensor> {
         let d = self.head_dim();
-        let mut out = vec![0f32; self.batch * tokens * self.width];
-        super::cpu::for_each_row!(&mut out, self.width, |r, row| {
+        let out = super::cpu::new_rows!(self.batch * tokens * self.width, self.width, |r, row| {
             let (batch, token) = (r / tokens, r % tokens);
             for (head, place) in row.chunks_exact_mut(d).enumerate() {
                 place.copy_from_slice(&parts[batch * self.heads + head][token * d..][..d]);

@@ -1,6 +1,7 @@
 //! What the CPU paths share: matrix products on strided views, vector loops, and work cut the same way whatever the
 //! number of threads, so that results do not depend on it.
 pub(crate) use crate::vectors::vectorised;
+use std::mem::MaybeUninit;
 
 /// A read-only matrix over a slice: element (i, j) at `i * rows + j * cols`.
 #[derive(Clone, Copy)]
@@ -33,43 +34,81 @@ pub enum Threads {
     All,
 }
 
-/// `out = keep * out + scale * a·b`, with `a` `[m, k]`, `b` `[k, n]` and `out` `[m, n]` in rows of `out_stride`.
+/// What a product is added to.
+#[derive(Clone, Copy)]
+pub enum Start<'a> {
+    Zero,
+    /// What the output holds.
+    Output,
+    /// The same row of `n` values for every row.
+    Row(&'a [f32]),
+}
+
+/// `out = start + scale · a·b`, with `a` `[m, k]`, `b` `[k, n]` and `out` `[m, n]` in rows of `out_stride`.
 pub struct Product<'a> {
     pub shape: (usize, usize, usize),
     pub a: View<'a>,
     pub b: View<'a>,
     pub scale: f32,
-    /// Add to what `out` holds instead of overwriting it.
-    pub accumulate: bool,
+    pub start: Start<'a>,
     pub threads: Threads,
 }
 
 impl Product<'_> {
     /// Writes the product to `out`, whose rows are `out_stride` apart.
     pub fn into(self, out: &mut [f32], out_stride: usize) {
+        let (m, _, n) = self.shape;
+        assert!(m == 0 || n == 0 || (n <= out_stride && (m - 1) * out_stride + n <= out.len()));
+        // SAFETY: the assertion keeps every element of the output in its slice.
+        unsafe { self.write(out.as_mut_ptr(), out_stride) }
+    }
+
+    /// The product in rows of `n`, not added to any output.
+    pub fn values(self) -> Vec<f32> {
+        let (m, _, n) = self.shape;
+        assert!(!matches!(self.start, Start::Output));
+        let mut out = Vec::with_capacity(m * n);
+        // SAFETY: every element is written, none read before.
+        unsafe {
+            self.write(out.as_mut_ptr(), n);
+            out.set_len(m * n);
+        }
+        out
+    }
+
+    /// # Safety
+    /// `out` points to `m` rows of `n` values, `out_stride` apart, that no one else uses.
+    unsafe fn write(self, out: *mut f32, out_stride: usize) {
         let (m, k, n) = self.shape;
         if m == 0 || n == 0 {
             return;
         }
-        assert!(k > 0 && self.a.fits(m, k) && self.b.fits(k, n) && (m - 1) * out_stride + n <= out.len());
+        assert!(k > 0 && self.a.fits(m, k) && self.b.fits(k, n));
+        assert!(!matches!(self.start, Start::Row(row) if row.len() != n));
         if super::amx::takes(&self) {
-            // SAFETY: the assertion above keeps every element of the three matrices inside its slice.
+            // SAFETY: the assertions keep every element in its slice; `out` as the caller says.
             return unsafe { super::amx::multiply(&self, out, out_stride) };
+        }
+        if let Start::Row(row) = self.start {
+            for i in 0..m {
+                // SAFETY: a row of `out` has `n` values, as `row` has.
+                unsafe { out.add(i * out_stride).copy_from_nonoverlapping(row.as_ptr(), n) };
+            }
         }
         let parallelism = match self.threads {
             Threads::One => gemm::Parallelism::None,
             Threads::All => gemm::Parallelism::Rayon(rayon::current_num_threads()),
         };
-        // SAFETY: the assertion above keeps every element of the three matrices inside its slice.
+        // SAFETY: as above; where it does not add, the output is not read.
         unsafe {
             gemm::gemm(
                 m,
                 n,
                 k,
-                out.as_mut_ptr(),
+                out,
                 1,
                 out_stride as isize,
-                self.accumulate,
+                !matches!(self.start, Start::Zero),
                 self.a.data.as_ptr(),
                 self.a.column_stride as isize,
                 self.a.row_stride as isize,
@@ -105,6 +144,36 @@ macro_rules! for_each_row {
     }};
 }
 pub(crate) use for_each_row;
+
+/// `new_rows!(length, width, |r, row| work)`: as many values, of which `work` gets every row of `width`, full of zeros.
+macro_rules! new_rows {
+    ($length:expr, $width:expr, |$r:pat_param, $row:pat_param| $work:expr) => {{
+        use rayon::prelude::*;
+        let (length, width): (usize, usize) = ($length, $width);
+        let rows_a_task = (16384 / width.max(1)).max(1);
+        let mut out: Vec<f32> = Vec::with_capacity(length);
+        out.spare_capacity_mut()[..length].par_chunks_mut(width * rows_a_task).enumerate().for_each(|(task, rows)| {
+            let rows = $crate::ops::cpu::zeros(rows);
+            $crate::vectors::vectorised!({
+                for (i, row) in rows.chunks_mut(width).enumerate() {
+                    let ($r, $row) = (task * rows_a_task + i, row);
+                    $work
+                }
+            })
+        });
+        // SAFETY: the tasks have written all of it.
+        unsafe { out.set_len(length) };
+        out
+    }};
+}
+pub(crate) use new_rows;
+
+/// Sets all of `values` to zero.
+pub fn zeros(values: &mut [MaybeUninit<f32>]) -> &mut [f32] {
+    values.fill(MaybeUninit::new(0.0));
+    // SAFETY: they have just been set.
+    unsafe { &mut *(values as *mut [MaybeUninit<f32>] as *mut [f32]) }
+}
 
 /// Running sums that a vector loop keeps.
 pub const LANES: usize = 16;

@@ -2,7 +2,7 @@
 //!
 //! Apart, these are five nodes, whose results and gradients go through memory each; here a block of rows goes through
 //! them all, and the backward pass needs what goes into the GELU alone.
-use super::cpu::{Product, Threads, View, for_each_row};
+use super::cpu::{Product, Start, Threads, View, for_each_row, new_rows};
 use super::function::{Function, Values, apply};
 use super::norm::{layer_norm_modulate, modulate_row, norm_row_backward};
 use super::pointwise::{gated_residual, gelu, gelu_derivative, gelu_value};
@@ -112,13 +112,12 @@ impl Cut {
     /// `out = x·weightᵀ + bias`, weight `[outer, inner]`.
     fn layer(&self, x: &[f32], weight: &[f32], bias: &[f32], out: &mut [f32]) {
         let (outer, inner) = (bias.len(), weight.len() / bias.len());
-        out.chunks_exact_mut(outer).for_each(|row| row.copy_from_slice(bias));
         Product {
             shape: (out.len() / outer, inner, outer),
             a: View::rows(x, inner),
             b: View::rows(weight, inner).transposed(),
             scale: 1.0,
-            accumulate: true,
+            start: Start::Row(bias),
             threads: self.threads,
         }
         .into(out, outer);
@@ -128,17 +127,15 @@ impl Cut {
     fn layer_backward(&self, grad: &[f32], weight: &[f32], inner: usize) -> Vec<f32> {
         let outer = weight.len() / inner;
         let rows = grad.len() / outer;
-        let mut out = vec![0f32; rows * inner];
         Product {
             shape: (rows, outer, inner),
             a: View::rows(grad, outer),
             b: View::rows(weight, inner),
             scale: 1.0,
-            accumulate: false,
+            start: Start::Zero,
             threads: self.threads,
         }
-        .into(&mut out, inner);
-        out
+        .values()
     }
 
     /// The values of the batch entry that row `row` belongs to, in data `[batch, width]`.
@@ -175,8 +172,7 @@ impl Function for FeedForward {
                 modulate_row(&x[r * width..][..width], shift, scale, out);
             });
             cut.layer(out, up, up_bias, before);
-            let mut after = vec![0f32; before.len()];
-            for_each_row!(&mut after, hidden, |r, after| {
+            let after = new_rows!(before.len(), hidden, |r, after| {
                 after.iter_mut().zip(&before[r * hidden..]).for_each(|(after, before)| *after = gelu_value(*before));
             });
             cut.layer(&after, down, down_bias, out);

@@ -1,5 +1,5 @@
 //! A frozen projection with its trainable low-rank adapter, in one node.
-use super::cpu::{Product, Threads, View};
+use super::cpu::{Product, Start, Threads, View};
 use super::function::{Function, Values, apply};
 use candle_core::{D, DType, Device, Result, Tensor};
 
@@ -88,38 +88,35 @@ impl Function for Linear {
         let x = Values::of(&inputs[0])?;
         let weight = self.weight(&inputs[0])?;
         let weight = Values::of(&weight)?;
-        let mut y = match &self.bias {
-            Some(bias) => Values::of(&bias.to_dtype(DType::F32)?)?.repeat(rows),
-            None => vec![0.0; rows * outer],
-        };
-        Product {
+        let bias = self.bias.as_ref().map(|bias| bias.to_dtype(DType::F32)?.contiguous()).transpose()?;
+        let bias = bias.as_ref().map(Values::of).transpose()?;
+        let mut y = Product {
             shape: (rows, inner, outer),
             a: View::rows(&x, inner),
             b: View::rows(&weight, inner).transposed(),
             scale: 1.0,
-            accumulate: true,
+            start: bias.as_ref().map_or(Start::Zero, |bias| Start::Row(bias)),
             threads: Threads::All,
         }
-        .into(&mut y, outer);
+        .values();
         if let [_, down, up] = inputs {
             let rank = down.dim(0)?;
             let (down, up) = (Values::of(down)?, Values::of(up)?);
-            let mut reduced = vec![0.0; rows * rank];
-            Product {
+            let reduced = Product {
                 shape: (rows, inner, rank),
                 a: View::rows(&x, inner),
                 b: View::rows(&down, inner).transposed(),
                 scale: 1.0,
-                accumulate: false,
+                start: Start::Zero,
                 threads: Threads::All,
             }
-            .into(&mut reduced, rank);
+            .values();
             Product {
                 shape: (rows, rank, outer),
                 a: View::rows(&reduced, rank),
                 b: View::rows(&up, rank).transposed(),
                 scale: self.scale as f32,
-                accumulate: true,
+                start: Start::Output,
                 threads: Threads::All,
             }
             .into(&mut y, outer);
@@ -138,15 +135,17 @@ impl Function for Linear {
         let rows = inputs[0].elem_count() / inner;
         let weight = self.weight(&inputs[0])?.contiguous()?;
         let (grad, weight) = (Values::of(grad)?, Values::of(&weight)?);
-        let product = |shape: (usize, usize, usize), a, b, scale, out: &mut Vec<f32>| {
-            // What is there already is added to.
-            let accumulate = !out.is_empty();
-            out.resize(shape.0 * shape.2, 0.0);
-            Product { shape, a, b, scale, accumulate, threads: Threads::All }.into(out, shape.2);
+        let product = |shape: (usize, usize, usize), a, b, scale| Product {
+            shape,
+            a,
+            b,
+            scale,
+            start: Start::Zero,
+            threads: Threads::All,
         };
         let mut dx = vec![];
         if needs[0] {
-            product((rows, outer, inner), View::rows(&grad, outer), View::rows(&weight, inner), 1.0, &mut dx);
+            dx = product((rows, outer, inner), View::rows(&grad, outer), View::rows(&weight, inner), 1.0).values();
         }
         let mut gradients = vec![];
         if let [x, down, up] = inputs {
@@ -154,27 +153,21 @@ impl Function for Linear {
             let (x, down, up) = (Values::of(x)?, Values::of(down)?, Values::of(up)?);
             let scale = self.scale as f32;
             // The gradient of x·Aᵀ.
-            let mut reduced = vec![];
-            product((rows, outer, rank), View::rows(&grad, outer), View::rows(&up, rank), scale, &mut reduced);
+            let reduced = product((rows, outer, rank), View::rows(&grad, outer), View::rows(&up, rank), scale).values();
             if needs[0] {
-                product((rows, rank, inner), View::rows(&reduced, rank), View::rows(&down, inner), 1.0, &mut dx);
+                let part = product((rows, rank, inner), View::rows(&reduced, rank), View::rows(&down, inner), 1.0);
+                Product { start: Start::Output, ..part }.into(&mut dx, inner);
             }
             let (mut d_down, mut d_up) = (vec![], vec![]);
             if needs[1] {
                 let reduced = View::rows(&reduced, rank).transposed();
-                product((rank, rows, inner), reduced, View::rows(&x, inner), 1.0, &mut d_down);
+                d_down = product((rank, rows, inner), reduced, View::rows(&x, inner), 1.0).values();
             }
             if needs[2] {
-                let mut low = vec![];
-                product(
-                    (rows, inner, rank),
-                    View::rows(&x, inner),
-                    View::rows(&down, inner).transposed(),
-                    1.0,
-                    &mut low,
-                );
+                let down = View::rows(&down, inner).transposed();
+                let low = product((rows, inner, rank), View::rows(&x, inner), down, 1.0).values();
                 let grad = View::rows(&grad, outer).transposed();
-                product((outer, rows, rank), grad, View::rows(&low, rank), scale, &mut d_up);
+                d_up = product((outer, rows, rank), grad, View::rows(&low, rank), scale).values();
             }
             gradients = vec![(needs[1], d_down, vec![rank, inner]), (needs[2], d_up, vec![outer, rank])];
         }

@@ -1,5 +1,5 @@
 //! The cost of taking a map for a mask, for every pair: what Hungarian matching minimises. No gradients.
-use super::cpu::{Product, Threads, View, sigmoid, sum, vectorised};
+use super::cpu::{Product, Start, Threads, View, sigmoid, sum, vectorised};
 use super::function::Values;
 use super::mask_loss::{ALPHA, soft};
 use candle_core::{DType, Device, Result, Tensor};
@@ -53,7 +53,7 @@ pub fn match_cost(
                 let b = View::rows(&masks, positions).transposed();
                 let a = View::rows(a, positions);
                 let shape = (rows, positions, masks_count);
-                Product { shape, a, b, scale: 1.0, accumulate: false, threads: Threads::One }
+                Product { shape, a, b, scale: 1.0, start: Start::Zero, threads: Threads::One }
                     .into(&mut out, masks_count);
                 out
             };

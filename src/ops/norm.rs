@@ -1,5 +1,5 @@
 //! Layer norm with AdaLN modulation, and the RMS norm of queries and keys.
-use super::cpu::{for_each_row, sum};
+use super::cpu::{new_rows, sum};
 use super::function::{Function, Values, apply, composed_backward};
 use candle_core::{D, DType, Device, Result, Tensor};
 
@@ -89,8 +89,7 @@ impl Function for LayerNormModulate {
     fn cpu_forward(&self, inputs: &[Tensor]) -> Result<Tensor> {
         let (_, tokens, width) = inputs[0].dims3()?;
         let (x, shift, scale) = (Values::of(&inputs[0])?, Values::of(&inputs[1])?, Values::of(&inputs[2])?);
-        let mut y = vec![0f32; x.len()];
-        for_each_row!(&mut y, width, |r, out| {
+        let y = new_rows!(x.len(), width, |r, out| {
             let of_batch = r / tokens * width;
             modulate_row(&x[r * width..][..width], &shift[of_batch..][..width], &scale[of_batch..][..width], out);
         });
@@ -110,8 +109,7 @@ impl Function for LayerNormModulate {
         }
         let (_, tokens, width) = inputs[0].dims3()?;
         let (x, scale, grad) = (Values::of(&inputs[0])?, Values::of(&inputs[2])?, Values::of(grad)?);
-        let mut dx = vec![0f32; x.len()];
-        for_each_row!(&mut dx, width, |r, out| {
+        let dx = new_rows!(x.len(), width, |r, out| {
             let scale = &scale[r / tokens * width..][..width];
             norm_row_backward(&x[r * width..][..width], &grad[r * width..][..width], scale, out);
         });
@@ -159,8 +157,7 @@ impl Function for RmsNorm {
     fn cpu_forward(&self, inputs: &[Tensor]) -> Result<Tensor> {
         let width = self.weight.elem_count();
         let (x, weight) = (Values::of(&inputs[0])?, Values::of(&self.weight)?);
-        let mut y = vec![0f32; x.len()];
-        for_each_row!(&mut y, width, |r, out| {
+        let y = new_rows!(x.len(), width, |r, out| {
             let row = &x[r * width..][..width];
             let inverse = inverse_rms(row);
             for i in 0..width {
@@ -173,8 +170,7 @@ impl Function for RmsNorm {
     fn cpu_backward(&self, inputs: &[Tensor], _: &Tensor, grad: &Tensor, _: &[bool]) -> Result<Vec<Option<Tensor>>> {
         let width = self.weight.elem_count();
         let (x, weight, grad) = (Values::of(&inputs[0])?, Values::of(&self.weight)?, Values::of(grad)?);
-        let mut dx = vec![0f32; x.len()];
-        for_each_row!(&mut dx, width, |r, out| {
+        let dx = new_rows!(x.len(), width, |r, out| {
             let (row, dy) = (&x[r * width..][..width], &grad[r * width..][..width]);
             let inverse = inverse_rms(row);
             let along = sum(width, |i| dy[i] * weight[i] * row[i]) / width as f32 * inverse * inverse;

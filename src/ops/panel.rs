@@ -1,7 +1,7 @@
 //! Products of some rows, written one at a time by what computes them, with a matrix that is prepared once and used often:
 //! what attention and the score head consist of.
 use super::amx;
-use super::cpu::{Product, Threads, View};
+use super::cpu::{Product, Start, Threads, View};
 
 /// Columns, and rows on AMX, come in multiples of this.
 const STRIP: usize = 32;
@@ -65,7 +65,7 @@ impl Right {
                 a: View::rows(rows, *inner),
                 b: View::rows(data, *columns),
                 scale: 1.0,
-                accumulate: false,
+                start: Start::Zero,
                 threads: Threads::One,
             }
             .into(out, room(*columns)),

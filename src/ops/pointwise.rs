@@ -1,5 +1,5 @@
 //! The elementwise parts of a block: GELU, and the gated residual.
-use super::cpu::{for_each_row, tanh};
+use super::cpu::{new_rows, tanh};
 use super::function::{Function, Values, apply, composed_backward};
 use candle_core::{Device, Result, Tensor};
 
@@ -59,18 +59,17 @@ impl Function for Gelu {
 
     fn cpu_forward(&self, inputs: &[Tensor]) -> Result<Tensor> {
         let x = Values::of(&inputs[0])?;
-        let mut y = x.to_vec();
-        for_each_row!(&mut y, STRIP, |_r, out| {
-            out.iter_mut().for_each(|value| *value = gelu_value(*value));
+        let y = new_rows!(x.len(), STRIP, |r, out| {
+            out.iter_mut().zip(&x[r * STRIP..]).for_each(|(y, x)| *y = gelu_value(*x));
         });
         Tensor::from_vec(y, inputs[0].shape(), &Device::Cpu)
     }
 
     fn cpu_backward(&self, inputs: &[Tensor], _: &Tensor, grad: &Tensor, _: &[bool]) -> Result<Vec<Option<Tensor>>> {
         let (x, grad) = (Values::of(&inputs[0])?, Values::of(grad)?);
-        let mut dx = grad.to_vec();
-        for_each_row!(&mut dx, STRIP, |r, out| {
-            out.iter_mut().zip(&x[r * STRIP..]).for_each(|(d, x)| *d *= gelu_derivative(*x));
+        let dx = new_rows!(x.len(), STRIP, |r, out| {
+            let values = x[r * STRIP..].iter().zip(&grad[r * STRIP..]);
+            out.iter_mut().zip(values).for_each(|(d, (x, grad))| *d = grad * gelu_derivative(*x));
         });
         Ok(vec![Some(Tensor::from_vec(dx, inputs[0].shape(), &Device::Cpu)?)])
     }
@@ -109,11 +108,11 @@ impl Function for GatedResidual {
     fn cpu_forward(&self, inputs: &[Tensor]) -> Result<Tensor> {
         let (_, tokens, width) = inputs[0].dims3()?;
         let (x, y, gate) = (Values::of(&inputs[0])?, Values::of(&inputs[1])?, Values::of(&inputs[2])?);
-        let mut out = x.to_vec();
-        for_each_row!(&mut out, width, |r, out| {
-            let (y, gate) = (&y[r * width..][..width], &gate[r / tokens * width..][..width]);
+        let out = new_rows!(x.len(), width, |r, out| {
+            let (x, y) = (&x[r * width..][..width], &y[r * width..][..width]);
+            let gate = &gate[r / tokens * width..][..width];
             for i in 0..width {
-                out[i] += gate[i] * y[i];
+                out[i] = x[i] + gate[i] * y[i];
             }
         });
         Tensor::from_vec(out, inputs[0].shape(), &Device::Cpu)
@@ -132,11 +131,10 @@ impl Function for GatedResidual {
         let (_, tokens, width) = inputs[0].dims3()?;
         let dy = if needs[1] {
             let (gate, grad) = (Values::of(&inputs[2])?, Values::of(grad)?);
-            let mut dy = grad.to_vec();
-            for_each_row!(&mut dy, width, |r, out| {
-                let gate = &gate[r / tokens * width..][..width];
+            let dy = new_rows!(grad.len(), width, |r, out| {
+                let (grad, gate) = (&grad[r * width..][..width], &gate[r / tokens * width..][..width]);
                 for i in 0..width {
-                    out[i] *= gate[i];
+                    out[i] = grad[i] * gate[i];
                 }
             });
             Some(Tensor::from_vec(dy, inputs[1].shape(), &Device::Cpu)?)

@@ -4,7 +4,7 @@
 //! them is stored: the backward pass forms them again. The middle layer is nearly all of the work and runs by Winograd's
 //! filtering. Gradients, which few maps have, take a 3×3 convolution of channel-last maps with a border of zeros as three
 //! matrix products, one a kernel row: three neighbouring pixels are one row of 3·channels numbers.
-use super::cpu::{Product, Threads, View, sum, vectorised};
+use super::cpu::{Product, Start, Threads, View, sum, vectorised};
 use super::function::{Function, Values, apply};
 use super::winograd::{self, Kernels, Outputs, Place, Stack, TILE};
 use candle_core::{Device, Result, Tensor};
@@ -21,8 +21,10 @@ pub const PARAMETERS: [(&str, &[usize]); 6] = [
     ("4.weight", &[1, CHANNELS, 3, 3]),
     ("4.bias", &[1]),
 ];
-/// Pixels, borders included, that go through the layers together.
-const PIXELS_A_TASK: usize = 2048;
+/// Pixels, borders included, that go through the layers together: what a core's cache has room for.
+const PIXELS_A_TASK: usize = 700;
+/// The same in the backward pass, each of whose tasks adds gradients of all parameters.
+const PIXELS_A_TASK_BACKWARD: usize = 2048;
 
 /// Values that the composed form's convolutions hold at a time.
 const COMPOSED_VALUES: usize = 1 << 28;
@@ -228,7 +230,7 @@ impl Bordered {
                 a: self.seen(input, inner, ky),
                 b: View::rows(rows, outer),
                 scale: 1.0,
-                accumulate: true,
+                start: Start::Output,
                 threads: Threads::One,
             }
             .into(&mut output[self.margin() * outer..], outer);
@@ -244,7 +246,7 @@ impl Bordered {
                 a: self.seen(input, inner, ky).transposed(),
                 b: View::rows(&grad[self.margin() * outer..], outer),
                 scale: 1.0,
-                accumulate: false,
+                start: Start::Zero,
                 threads: Threads::One,
             }
             .into(&mut rows, outer);
@@ -371,8 +373,8 @@ impl Outputs<CHANNELS> for Second<'_> {
 }
 
 /// How many maps a task takes: fixed by their size, so that sums do not depend on the number of threads.
-fn maps_a_task(height: usize, width: usize) -> usize {
-    (std::env::var("PX").map_or(PIXELS_A_TASK, |x| x.parse().unwrap()) / ((height + 2) * (width + 2))).max(1)
+fn maps_a_task(pixels: usize, height: usize, width: usize) -> usize {
+    (pixels / ((height + 2) * (width + 2))).max(1)
 }
 
 impl Function for ScoreHead {
@@ -418,7 +420,7 @@ impl Function for ScoreHead {
         let (_, height, width) = inputs[0].dims3()?;
         let layers = Layers::new(&Values::of(&inputs[1])?);
         let mut out = Values::of(&inputs[0])?.to_vec();
-        let size = maps_a_task(height, width) * height * width;
+        let size = maps_a_task(PIXELS_A_TASK, height, width) * height * width;
         let hidden = || Hidden::new(&Bordered::new(size, height, width));
         out.par_chunks_mut(size).for_each_init(hidden, |hidden, maps| {
             Bordered::new(maps.len(), height, width).forward(maps, &layers, hidden)
@@ -431,7 +433,7 @@ impl Function for ScoreHead {
         let layers = Layers::new(&Values::of(&inputs[1])?);
         let maps = Values::of(&inputs[0])?;
         let mut d_maps = Values::of(grad)?.to_vec();
-        let size = maps_a_task(height, width) * height * width;
+        let size = maps_a_task(PIXELS_A_TASK_BACKWARD, height, width) * height * width;
         let parts: Vec<Vec<f32>> = d_maps
             .par_chunks_mut(size)
             .zip(maps.par_chunks(size))

@@ -12,7 +12,7 @@ mod registers;
 #[cfg(test)]
 mod tests;
 
-use super::cpu::{Product, Threads};
+use super::cpu::{Product, Start, Threads};
 use pack::{DEPTH, Operand, Packing, STRIP, Tiles, ZEROS};
 pub use panel::{Right, Rows};
 use rayon::prelude::*;
@@ -105,9 +105,10 @@ unsafe impl Sync for Output {}
 /// Computes `product`, which [`takes`] took, into `out`.
 ///
 /// # Safety
-/// The product's views lie inside their slices, and rows of `out_stride` inside `out`.
-pub unsafe fn multiply(product: &Product, out: &mut [f32], out_stride: usize) {
-    let out = &Output { data: out.as_mut_ptr(), stride: out_stride };
+/// The product's views lie inside their slices, a starting row has its columns, and `out` points to its rows, `out_stride`
+/// apart, that no one else uses.
+pub unsafe fn multiply(product: &Product, out: *mut f32, out_stride: usize) {
+    let out = &Output { data: out, stride: out_stride };
     let workers = match product.threads {
         Threads::One => 1,
         Threads::All => rayon::current_num_threads(),
@@ -120,8 +121,9 @@ pub unsafe fn multiply(product: &Product, out: &mut [f32], out_stride: usize) {
                 let inner = (start, k.min(start + plan.inner));
                 let held = (Operand { inner, ..plan.held }, held_lines.clone());
                 let passing = (Operand { inner, ..plan.passing }, passing_lines.clone());
+                let before = if start > 0 { Start::Output } else { product.start };
                 // SAFETY: as the caller says; `takes` asked for the units.
-                unsafe { block(held, passing, product.accumulate || start > 0, out, tiles) };
+                unsafe { block(held, passing, before, out, tiles) };
             }
         })
     };
@@ -140,7 +142,7 @@ pub unsafe fn multiply(product: &Product, out: &mut [f32], out_stride: usize) {
 unsafe fn block(
     (held, held_lines): (Operand, Range<usize>),
     (passing, passing_lines): (Operand, Range<usize>),
-    accumulate: bool,
+    start: Start,
     out: &Output,
     tiles: &mut Vec<Tiles>,
 ) {
@@ -175,18 +177,30 @@ unsafe fn block(
             let (height, width) = (STRIP.min(rows.1 - rows.0), STRIP.min(columns.1 - columns.0));
             let target = out.data.wrapping_add(rows.0 * out.stride + columns.0);
             if (height, width) == (STRIP, STRIP) {
-                // SAFETY: these 32 rows of 32 are inside the output; both strips have as many steps.
-                unsafe { registers.multiply(operands, steps, (target, out.stride), accumulate, Some(&mut packing)) };
+                let start = match start {
+                    Start::Zero => None,
+                    Start::Output => Some((target.cast_const(), out.stride)),
+                    Start::Row(row) => Some((row[columns.0..].as_ptr(), 0)),
+                };
+                // SAFETY: these 32 rows of 32 are inside the output, and 32 values in the row; both strips have as many
+                // steps.
+                unsafe { registers.multiply(operands, steps, (target, out.stride), start, Some(&mut packing)) };
                 continue;
             }
             let mut edge = [0f32; STRIP * STRIP];
             // SAFETY: `edge` has 32 rows of 32.
-            unsafe { registers.multiply(operands, steps, (edge.as_mut_ptr(), STRIP), false, Some(&mut packing)) };
+            unsafe { registers.multiply(operands, steps, (edge.as_mut_ptr(), STRIP), None, Some(&mut packing)) };
             for (y, values) in edge.chunks_exact(STRIP).enumerate().take(height) {
-                // SAFETY: `height` rows of `width` values are inside the output.
-                let target = unsafe { std::slice::from_raw_parts_mut(target.add(y * out.stride), width) };
-                for (target, value) in target.iter_mut().zip(values) {
-                    *target = if accumulate { *target + value } else { *value };
+                for (x, value) in values.iter().enumerate().take(width) {
+                    // SAFETY: `height` rows of `width` values are inside the output.
+                    unsafe {
+                        let target = target.add(y * out.stride + x);
+                        *target = match start {
+                            Start::Zero => *value,
+                            Start::Output => *target + value,
+                            Start::Row(row) => row[columns.0 + x] + value,
+                        };
+                    }
                 }
             }
         }

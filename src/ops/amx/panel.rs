@@ -54,7 +54,7 @@ impl Right {
             let target = out[strip * STRIP..].as_mut_ptr();
             // SAFETY: `out` has 32 rows of `stride` values.
             unsafe {
-                registers.multiply((rows.0.as_ptr(), tiles.as_ptr()), self.steps, (target, stride), false, None);
+                registers.multiply((rows.0.as_ptr(), tiles.as_ptr()), self.steps, (target, stride), None, None);
             }
         }
     }

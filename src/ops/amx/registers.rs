@@ -37,14 +37,16 @@ impl Registers {
         Self(())
     }
 
-    /// 32×32 results `a·b`, written to rows of `stride` from `out` on, or added where `accumulate`: `steps` pairs of tiles
-    /// a side. Between the products a `packing` gets [`TURNS`] turns a step.
+    /// 32×32 results `a·b`, written to rows of `stride` from `out` on: `steps` pairs of tiles a side. They are added to the
+    /// rows that `start` points to, with their stride, if there are any. Between the products a `packing` gets [`TURNS`]
+    /// turns a step.
     ///
     /// Of the nine products of parts the largest six are formed. Without vector instructions in between the units behind
     /// them fall asleep within a microsecond, and storing has to wait until they wake: hence the additions of nothing.
     ///
     /// # Safety
-    /// `a` and `b` point to `2 · steps` of [`Tiles`], `out` to 32 rows of 32 values that no one else uses.
+    /// `a` and `b` point to `2 · steps` of [`Tiles`], `start` and `out` to 32 rows of 32 values, of which no one else uses
+    /// those of `out`.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
     pub unsafe fn multiply(
@@ -52,7 +54,7 @@ impl Registers {
         (mut a, mut b): (*const Tiles, *const Tiles),
         steps: usize,
         (out, stride): (*mut f32, usize),
-        accumulate: bool,
+        start: Option<(*const f32, usize)>,
         mut packing: Option<&mut Packing>,
     ) {
         let below = out.wrapping_add(SIDE * stride);
@@ -60,11 +62,12 @@ impl Registers {
         let mut awake = _mm512_setzero_ps();
         // SAFETY: as the caller says. Tile registers are not the compiler's.
         unsafe {
-            if accumulate {
+            if let Some((start, stride)) = start {
                 asm!(
                     "tileloadd tmm0, [{out} + {bytes}]", "tileloadd tmm1, [{out} + {bytes} + 64]",
                     "tileloadd tmm2, [{below} + {bytes}]", "tileloadd tmm3, [{below} + {bytes} + 64]",
-                    out = in(reg) out, below = in(reg) below, bytes = in(reg) bytes, options(nostack),
+                    out = in(reg) start, below = in(reg) start.wrapping_add(SIDE * stride),
+                    bytes = in(reg) stride * size_of::<f32>(), options(nostack),
                 );
             } else {
                 asm!("tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3", options(nostack, nomem));

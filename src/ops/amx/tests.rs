@@ -1,5 +1,5 @@
 use super::*;
-use crate::ops::cpu::View;
+use crate::ops::cpu::{Start, View};
 use rand::{Rng, SeedableRng};
 
 /// Against sums in f64: as near as products in f32, for any shape and stride, on one thread as on several.
@@ -8,29 +8,37 @@ fn products_are_those_of_f32() {
     let mut random = rand_chacha::ChaCha8Rng::seed_from_u64(0);
     let shapes = [(64, 512, 32), (33, 965, 47), (130, 1100, 161), (300, 192, 768), (700, 47, 333), (1100, 33, 70)];
     for (m, k, n) in shapes {
-        for (a_is_turned, b_is_turned, accumulate, scale) in
-            [(false, true, false, 1.0), (true, false, true, 0.3), (false, false, false, -2.5), (true, true, true, 1.0)]
-        {
+        for (a_is_turned, b_is_turned, added, scale) in [
+            (false, true, "row", 1.0),
+            (true, false, "output", 0.3),
+            (false, false, "", -2.5),
+            (true, true, "output", 1.0),
+        ] {
             // Sizes from 1e-6 to 1e6, both signs.
             let mut numbers = |count: usize| -> Vec<f32> {
                 let number = |_| random.random_range(-1f32..1.0) * 10f32.powi(random.random_range(-6..7));
                 (0..count).map(number).collect()
             };
-            let (a, b, start) = (numbers(m * k), numbers(k * n), numbers(m * (n + 3)));
+            let (a, b, before) = (numbers(m * k), numbers(k * n), numbers(m * (n + 3)));
             let view = |data, rows, columns, is_turned| match is_turned {
                 true => View::rows(data, rows).transposed(),
                 false => View::rows(data, columns),
             };
             let (a, b) = (view(&a, m, k, a_is_turned), view(&b, k, n, b_is_turned));
             let run = |threads| {
-                let product = Product { shape: (m, k, n), a, b, scale, accumulate, threads };
+                let start = match added {
+                    "row" => Start::Row(&before[..n]),
+                    "output" => Start::Output,
+                    _ => Start::Zero,
+                };
+                let product = Product { shape: (m, k, n), a, b, scale, start, threads };
                 if !takes(&product) {
                     println!("no AMX on this machine: not tested");
                     return None;
                 }
-                let mut out = start.clone();
+                let mut out = before.clone();
                 // SAFETY: the sizes are those of the slices.
-                unsafe { multiply(&product, &mut out, n + 3) };
+                unsafe { multiply(&product, out.as_mut_ptr(), n + 3) };
                 Some(out)
             };
             let (Some(one), Some(all)) = (run(Threads::One), run(Threads::All)) else { return };
@@ -40,12 +48,16 @@ fn products_are_those_of_f32() {
             for (place, found) in one.iter().enumerate() {
                 let (i, j) = (place / (n + 3), place % (n + 3));
                 if j >= n {
-                    assert_eq!(*found, start[place], "beyond the columns");
+                    assert_eq!(*found, before[place], "beyond the columns");
                     continue;
                 }
                 let terms = (0..k).map(|l| at(a, i, l) * at(b, l, j) * f64::from(scale));
                 let (sum, size) = terms.fold((0.0, 0.0), |(sum, size), t| (sum + t, size + t.abs()));
-                let before = if accumulate { f64::from(start[place]) } else { 0.0 };
+                let before = match added {
+                    "row" => f64::from(before[j]),
+                    "output" => f64::from(before[place]),
+                    _ => 0.0,
+                };
                 let off = (f64::from(*found) - sum - before).abs() / (size + before.abs());
                 // Where one term outweighs the others every addition after it, three a place, may err by 2^-25 of it.
                 assert!(off < 1e-6, "{m} {k} {n}, {a_is_turned} {b_is_turned}: {i} {j} is off by {off}");
@@ -63,13 +75,13 @@ fn what_is_not_finite_stays_so() {
         let view = |data| View::rows(data, 128);
         for (a, b) in [(view(&a), view(&b)), (view(&b), view(&a))] {
             let product =
-                Product { shape: (128, 128, 128), a, b, scale: 1.0, accumulate: false, threads: Threads::One };
+                Product { shape: (128, 128, 128), a, b, scale: 1.0, start: Start::Zero, threads: Threads::One };
             if !takes(&product) {
                 return;
             }
             let mut out = vec![0f32; 128 * 128];
             // SAFETY: the sizes are those of the slices.
-            unsafe { multiply(&product, &mut out, 128) };
+            unsafe { multiply(&product, out.as_mut_ptr(), 128) };
             assert_eq!(out.iter().filter(|value| !value.is_finite()).count(), 128, "{bad}");
         }
     }

@@ -1,6 +1,6 @@
 //! Attention of one head on the CPU: the scores of some queries at a time, or in the backward pass of some keys, are made,
 //! used and forgotten. What the forward pass keeps is a number a query, the logarithm of its exponentials' sum.
-use crate::ops::cpu::{LANES, Product, Threads, View, exp, maximum, sum, vectorised};
+use crate::ops::cpu::{LANES, Product, Start, Threads, View, exp, maximum, sum, vectorised};
 use crate::ops::panel::{self, Right, Rows, room};
 
 /// Queries whose matrices the backward pass prepares at a time.
@@ -192,7 +192,7 @@ impl Head<'_> {
                     a: View::rows(&d_scores, room(queries)).transposed(),
                     b: rows_from(self.k, first),
                     scale: self.scale,
-                    accumulate: true,
+                    start: Start::Output,
                     threads: Threads::One,
                 }
                 .into(dq, head_dim);
