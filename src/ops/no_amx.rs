@@ -1,5 +1,5 @@
 //! What `amx` is on machines that cannot have it.
-use super::cpu::{Product, View};
+use super::cpu::{Product, Threads, View};
 
 pub enum Rows {}
 
@@ -18,7 +18,7 @@ pub fn takes(_: &Product) -> bool {
 pub unsafe fn multiply(_: &Product, _: *mut f32, _: usize) {}
 
 impl Rows {
-    pub fn new(_: usize) -> Self {
+    pub fn new(_: usize, _: usize) -> Self {
         unreachable!("not available")
     }
 
@@ -28,11 +28,11 @@ impl Rows {
 }
 
 impl Right {
-    pub fn new(_: View, _: (usize, usize)) -> Self {
+    pub fn new(_: View, _: (usize, usize), _: Threads) -> Self {
         unreachable!("not available")
     }
 
-    pub fn multiply(&self, _: &Rows, _: &mut [f32]) {
+    pub fn multiply(&self, _: &Rows, _: usize, _: &mut [f32]) {
         match *self {}
     }
 }

@@ -3,20 +3,21 @@
 use super::amx;
 use super::cpu::{Product, Start, Threads, View};
 
-/// Columns, and rows on AMX, come in multiples of this.
+/// Rows and columns of results come in multiples of this.
 const STRIP: usize = 32;
 
-/// The rows that go through together: a strip on AMX, else as many as the caller's products are efficient with.
+/// The rows to take at a time where they and what becomes of them are better small: a strip on AMX, else as many as the
+/// caller's products are efficient with.
 pub fn rows_at_once(otherwise: usize) -> usize {
     if amx::are_available() { STRIP } else { otherwise }
 }
 
-/// Room for so many columns in a row of results.
-pub fn room(columns: usize) -> usize {
-    columns.next_multiple_of(STRIP)
+/// Room for so many rows, or columns, of results.
+pub fn room(count: usize) -> usize {
+    count.next_multiple_of(STRIP)
 }
 
-/// A left matrix of as many rows. One that was not set has any values.
+/// A left matrix. A row that was not set has any values.
 pub enum Rows {
     Tiles(amx::Rows),
     Values { data: Vec<f32>, inner: usize },
@@ -29,10 +30,10 @@ pub enum Right {
 }
 
 impl Rows {
-    /// `count` rows of `inner` values, as many as [`rows_at_once`] says.
+    /// For `count` rows of `inner` values.
     pub fn new(count: usize, inner: usize) -> Self {
         match amx::are_available() {
-            true => Self::Tiles(amx::Rows::new(inner)),
+            true => Self::Tiles(amx::Rows::new(count, inner)),
             false => Self::Values { data: vec![0.0; count * inner], inner },
         }
     }
@@ -48,20 +49,20 @@ impl Rows {
 
 impl Right {
     /// From a view of `[inner, columns]`, one of whose strides is 1.
-    pub fn new(view: View, (inner, columns): (usize, usize)) -> Self {
+    pub fn new(view: View, (inner, columns): (usize, usize), threads: Threads) -> Self {
         if amx::are_available() {
-            return Self::Tiles(amx::Right::new(view, (inner, columns)));
+            return Self::Tiles(amx::Right::new(view, (inner, columns), threads));
         }
         let at = |place: usize| view.data[place / columns * view.row_stride + place % columns * view.column_stride];
         Self::Values { data: (0..inner * columns).map(at).collect(), inner, columns }
     }
 
-    /// `rows · self`, written to as many rows of [`room`] values.
-    pub fn multiply(&self, rows: &Rows, out: &mut [f32]) {
+    /// The first `count` of `rows` times this, in rows of [`room`] for the columns; `out` has [`room`] for the rows.
+    pub fn multiply(&self, rows: &Rows, count: usize, out: &mut [f32]) {
         match (self, rows) {
-            (Self::Tiles(right), Rows::Tiles(rows)) => right.multiply(rows, out),
+            (Self::Tiles(right), Rows::Tiles(rows)) => right.multiply(rows, count, out),
             (Self::Values { data, inner, columns }, Rows::Values { data: rows, .. }) => Product {
-                shape: (rows.len() / inner, *inner, *columns),
+                shape: (count, *inner, *columns),
                 a: View::rows(rows, *inner),
                 b: View::rows(data, *columns),
                 scale: 1.0,

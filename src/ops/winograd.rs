@@ -4,7 +4,7 @@
 //! Tiles of 6×6 inputs, four apart, and the kernels are taken to where the convolution is a product a position: 36 matrix
 //! products of `[tiles, channels]` with `[channels, channels]`. Rounding is about ten times that of a direct convolution,
 //! a few millionths of the largest value; cuDNN does the same.
-use super::cpu::{View, vectorised};
+use super::cpu::{Threads, View, vectorised};
 use super::panel::{Right, Rows, room, rows_at_once};
 
 /// Outputs of a tile, a side; the tile reads two more.
@@ -78,7 +78,7 @@ impl<const C: usize> Kernels<C> {
             }
         }
         let kernels = transformed.chunks_exact(C);
-        Self(kernels.map(|kernel| Right::new(View::rows(kernel.as_flattened(), C), (C, C))).collect())
+        Self(kernels.map(|kernel| Right::new(View::rows(kernel.as_flattened(), C), (C, C), Threads::One)).collect())
     }
 
     /// The convolution of `input`, of a `stack` whose height and width are two more than whole tiles, at all but the
@@ -117,7 +117,7 @@ impl<const C: usize> Kernels<C> {
                 }
             });
             for ((rows, kernel), products) in transformed.iter().zip(&self.0).zip(&mut *products) {
-                kernel.multiply(rows, products.as_flattened_mut());
+                kernel.multiply(rows, count, products.as_flattened_mut());
             }
             vectorised!({
                 let mut columns = [[[0f32; C]; TILE]; SIDE];

@@ -1,60 +1,110 @@
-//! Products of a strip of rows, written a row at a time by what computes them, with a matrix written out beforehand.
+//! Products of rows, written a row at a time by what computes them, with a matrix written out beforehand.
 use super::pack::{DEPTH, Operand, Packing, STRIP, Tiles, ZEROS, write_row};
 use super::registers::Registers;
-use crate::ops::cpu::View;
+use crate::ops::cpu::{Threads, View};
+use rayon::prelude::*;
+use std::cell::RefCell;
 
-/// A left matrix of [`STRIP`] rows as tiles. A row that was not set has any values.
-pub struct Rows(Vec<Tiles>);
-
-/// A right matrix as tiles.
-pub struct Right {
-    tiles: Vec<Tiles>,
+/// A left matrix as tiles. A row that was not set has any values.
+pub struct Rows {
+    tiles: Strips,
     steps: usize,
 }
 
-fn steps(inner: usize) -> usize {
-    inner.div_ceil(DEPTH)
+/// A right matrix as tiles.
+pub struct Right {
+    tiles: Strips,
+    steps: usize,
+}
+
+thread_local! {
+    /// Memory of tiles that were dropped on this thread.
+    static FREE: RefCell<Vec<Vec<Tiles>>> = const { RefCell::new(vec![]) };
+}
+
+/// As many strips of `steps` steps as `lines` take, with any values.
+struct Strips(Vec<Tiles>);
+
+impl Strips {
+    fn new(lines: usize, steps: usize) -> Self {
+        let count = lines.div_ceil(STRIP) * 2 * steps;
+        let mut tiles = FREE.with_borrow_mut(|free| {
+            // The smallest that is large enough: growing sets what is new.
+            let enough = free.iter().enumerate().filter(|(_, tiles)| tiles.len() >= count);
+            let fit = enough.min_by_key(|(_, tiles)| tiles.len()).map(|(place, _)| place);
+            fit.map(|place| free.swap_remove(place)).or_else(|| free.pop()).unwrap_or_default()
+        });
+        tiles.resize(count, ZEROS);
+        Self(tiles)
+    }
+}
+
+impl Drop for Strips {
+    fn drop(&mut self) {
+        /// What a thread keeps.
+        const MOST: usize = 8;
+        let tiles = std::mem::take(&mut self.0);
+        // Where the thread is ending there is nothing to keep it for.
+        let _ = FREE.try_with(|free| {
+            let mut free = free.borrow_mut();
+            if free.len() < MOST {
+                free.push(tiles);
+            }
+        });
+    }
 }
 
 impl Rows {
-    /// For rows of `inner` values. Where the units are available only.
-    pub fn new(inner: usize) -> Self {
-        Self(vec![ZEROS; 2 * steps(inner)])
+    /// For `count` rows of `inner` values. Where the units are available only.
+    pub fn new(count: usize, inner: usize) -> Self {
+        let steps = inner.div_ceil(DEPTH);
+        Self { tiles: Strips::new(count, steps), steps }
     }
 
     pub fn set(&mut self, row: usize, values: &[f32]) {
+        let strip = &mut self.tiles.0[row / STRIP * 2 * self.steps..][..2 * self.steps];
         // SAFETY: only made where the units are available.
-        unsafe { write_row(values, row, &mut self.0) };
+        unsafe { write_row(values, row % STRIP, strip) };
     }
 }
 
 impl Right {
     /// From a view of `[inner, columns]`, one of whose strides is 1. Where the units are available only.
-    pub fn new(view: View, (inner, columns): (usize, usize)) -> Self {
+    pub fn new(view: View, (inner, columns): (usize, usize), threads: Threads) -> Self {
         assert!(view.fits(inner, columns));
         let operand =
             Operand { view: view.transposed(), lines: columns, inner: (0, inner), scale: 1.0, is_right: true };
-        let steps = steps(inner);
-        let mut tiles = vec![ZEROS; columns.div_ceil(STRIP) * 2 * steps];
-        for (strip, tiles) in tiles.chunks_exact_mut(2 * steps).enumerate() {
-            // SAFETY: the view fits; the units are available.
-            unsafe { Packing::new(operand, strip * STRIP, tiles, 1).go_on() };
+        let steps = inner.div_ceil(DEPTH);
+        let mut tiles = Strips::new(columns, steps);
+        // SAFETY: the view fits; the units are available.
+        let pack = |(strip, tiles): (usize, &mut [Tiles])| unsafe {
+            Packing::new(operand, strip * STRIP, tiles, 1).go_on();
+        };
+        match threads {
+            Threads::One => tiles.0.chunks_exact_mut(2 * steps).enumerate().for_each(pack),
+            Threads::All => tiles.0.par_chunks_exact_mut(2 * steps).enumerate().for_each(pack),
         }
         Self { tiles, steps }
     }
 
-    /// `rows · self`, written to 32 rows of whole strips of columns; those beyond the matrix are zero.
-    pub fn multiply(&self, rows: &Rows, out: &mut [f32]) {
-        let strips = self.tiles.len() / (2 * self.steps);
-        let stride = strips * STRIP;
-        assert!(rows.0.len() == 2 * self.steps && out.len() >= STRIP * stride);
+    /// The first `count` of `rows` times this, written to whole strips of rows and columns; columns beyond the matrix are
+    /// zero.
+    pub fn multiply(&self, rows: &Rows, count: usize, out: &mut [f32]) {
+        let strip = 2 * self.steps;
+        let stride = self.tiles.0.len() / strip * STRIP;
+        let row_strips = count.div_ceil(STRIP);
+        assert!(rows.steps == self.steps && rows.tiles.0.len() >= row_strips * strip);
+        assert!(out.len() >= row_strips * STRIP * stride);
+        let out = out.as_mut_ptr();
         // SAFETY: the units are available, and nothing here runs other tasks.
         let mut registers = unsafe { Registers::new() };
-        for (strip, tiles) in self.tiles.chunks_exact(2 * self.steps).enumerate() {
-            let target = out[strip * STRIP..].as_mut_ptr();
-            // SAFETY: `out` has 32 rows of `stride` values.
-            unsafe {
-                registers.multiply((rows.0.as_ptr(), tiles.as_ptr()), self.steps, (target, stride), None, None);
+        for (column, right) in self.tiles.0.chunks_exact(strip).enumerate() {
+            for (row, left) in rows.tiles.0.chunks_exact(strip).take(row_strips).enumerate() {
+                // SAFETY: these 32 rows of 32 are inside `out`; both strips have as many steps.
+                unsafe {
+                    let target = out.add((row * stride + column) * STRIP);
+                    registers.multiply((left.as_ptr(), right.as_ptr()), self.steps, (target, stride), None, None);
+                }
             }
         }
     }

@@ -71,8 +71,8 @@ impl Head<'_> {
     /// The output `[queries, head_dim]`, and the logarithms of the sums of exponentials `[queries]`.
     pub fn forward(&self) -> (Vec<f32>, Vec<f32>) {
         let &Self { queries, keys, head_dim, .. } = self;
-        let right_keys = Right::new(self.k.transposed(), (head_dim, keys));
-        let right_values = Right::new(self.v, (keys, head_dim));
+        let right_keys = Right::new(self.k.transposed(), (head_dim, keys), Threads::One);
+        let right_values = Right::new(self.v, (keys, head_dim), Threads::One);
         let (mut left_queries, mut left_weights) =
             (Rows::new(rows_at_once(), head_dim), Rows::new(rows_at_once(), keys));
         let mut scaled = vec![0f32; head_dim];
@@ -86,7 +86,7 @@ impl Head<'_> {
                 scale(row(self.q, start + r, head_dim), self.scale, &mut scaled);
                 left_queries.set(r, &scaled);
             }
-            right_keys.multiply(&left_queries, &mut scores);
+            right_keys.multiply(&left_queries, count, &mut scores);
             vectorised!({
                 for (r, scores) in scores.chunks_exact_mut(room(keys)).take(count).enumerate() {
                     let scores = &mut scores[..keys];
@@ -97,7 +97,7 @@ impl Head<'_> {
                     sums[r] = sum;
                 }
             });
-            right_values.multiply(&left_weights, &mut results);
+            right_values.multiply(&left_weights, count, &mut results);
             for (r, results) in results.chunks_exact(room(head_dim)).take(count).enumerate() {
                 scale(results, 1.0 / sums[r], &mut out[(start + r) * head_dim..][..head_dim]);
             }
@@ -129,11 +129,10 @@ impl Head<'_> {
         let &Self { queries, keys, head_dim, .. } = self;
         let Passed { out, grad, log_sums } = passed;
         let log_sums = &log_sums[..queries];
-        let (queries_by_dim, grad_by_dim) = ((queries, head_dim), (queries, head_dim));
-        let right_queries = Right::new(self.q, queries_by_dim);
-        let right_grad = Right::new(grad, grad_by_dim);
-        let right_queries_turned = Right::new(self.q.transposed(), (head_dim, queries));
-        let right_grad_turned = Right::new(grad.transposed(), (head_dim, queries));
+        let right_queries = Right::new(self.q, (queries, head_dim), Threads::One);
+        let right_grad = Right::new(grad, (queries, head_dim), Threads::One);
+        let right_queries_turned = Right::new(self.q.transposed(), (head_dim, queries), Threads::One);
+        let right_grad_turned = Right::new(grad.transposed(), (head_dim, queries), Threads::One);
         // What the softmax takes from every score gradient of a query.
         let along: Vec<f32> = (0..queries)
             .map(|i| {
@@ -156,9 +155,9 @@ impl Head<'_> {
                 left_keys.set(r, &scaled);
                 left_values.set(r, row(self.v, start + r, head_dim));
             }
-            right_queries_turned.multiply(&left_keys, &mut weights);
+            right_queries_turned.multiply(&left_keys, count, &mut weights);
             let d_scores_here = &mut d_scores[start % KEYS * room(queries)..][..rows_at_once() * room(queries)];
-            right_grad_turned.multiply(&left_values, d_scores_here);
+            right_grad_turned.multiply(&left_values, count, d_scores_here);
             let along = &along[..queries];
             vectorised!({
                 let rows = weights.chunks_exact_mut(room(queries)).zip(d_scores_here.chunks_exact_mut(room(queries)));
@@ -174,7 +173,7 @@ impl Head<'_> {
                 }
             });
             let mut add = |right: &Right, left: &Rows, factor: f32, to: &mut [f32]| {
-                right.multiply(left, &mut results);
+                right.multiply(left, count, &mut results);
                 let rows = results.chunks_exact(room(head_dim)).zip(to[start * head_dim..].chunks_exact_mut(head_dim));
                 vectorised!({
                     for (from, to) in rows.take(count) {

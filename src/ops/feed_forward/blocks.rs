@@ -1,0 +1,119 @@
+//! The feed-forward a block of rows at a time, for weights that stay in cache: what a row becomes is written as the next
+//! product takes it.
+use super::arguments::Arguments;
+use crate::ops::cpu::{Threads, View, vectorised};
+use crate::ops::norm::{modulate_row, norm_row_backward};
+use crate::ops::panel::{Right, Rows, room};
+use crate::ops::pointwise::{gelu_derivative, gelu_value};
+use rayon::prelude::*;
+
+/// Rows of a block.
+const ROWS: usize = 128;
+
+/// What a task works with.
+struct Scratch {
+    narrow: Rows,
+    wide: Rows,
+    row: Vec<f32>,
+    hidden: Vec<f32>,
+    results: Vec<f32>,
+}
+
+impl Scratch {
+    fn new(of: &Arguments) -> Self {
+        Self {
+            narrow: Rows::new(ROWS, of.width),
+            wide: Rows::new(ROWS, of.hidden),
+            row: vec![0.0; of.width.max(of.hidden)],
+            hidden: vec![0.0; ROWS * room(of.hidden)],
+            results: vec![0.0; ROWS * room(of.width)],
+        }
+    }
+}
+
+/// The output, and what goes into the GELU for [`backward`] where `keep`.
+pub fn forward(of: &Arguments, keep: bool) -> (Vec<f32>, Vec<f32>) {
+    let &Arguments { width, hidden, .. } = of;
+    let up = Right::new(View::rows(of.up, width).transposed(), (width, hidden), Threads::All);
+    let down = Right::new(View::rows(of.down, hidden).transposed(), (hidden, width), Threads::All);
+    let block = |index: usize, out: &mut [f32], scratch: &mut Scratch, kept: Option<&mut [f32]>| {
+        let Scratch { narrow, wide, row, hidden: own, results } = scratch;
+        let before = kept.unwrap_or(own);
+        let (first, count) = (index * ROWS, out.len() / width);
+        vectorised!(for r in 0..count {
+            let (shift, scale) = (of.of_batch(of.shift, first + r), of.of_batch(of.scale, first + r));
+            modulate_row(of.row(of.x, first + r), shift, scale, &mut row[..width]);
+            narrow.set(r, &row[..width]);
+        });
+        up.multiply(narrow, count, before);
+        vectorised!(for r in 0..count {
+            let (before, after) = (&mut before[r * room(hidden)..][..hidden], &mut row[..hidden]);
+            for ((before, after), bias) in before.iter_mut().zip(&mut *after).zip(of.up_bias) {
+                *before += bias;
+                *after = gelu_value(*before);
+            }
+            wide.set(r, after);
+        });
+        down.multiply(wide, count, results);
+        vectorised!(for (r, out) in out.chunks_exact_mut(width).enumerate() {
+            let (x, gate) = (of.row(of.x, first + r), of.of_batch(of.gate, first + r));
+            let (update, bias) = (&results[r * room(width)..][..width], &of.down_bias[..width]);
+            for i in 0..width {
+                out[i] = x[i] + gate[i] * (update[i] + bias[i]);
+            }
+        });
+    };
+    let mut out = vec![0f32; of.x.len()];
+    let mut kept = vec![];
+    let blocks = out.par_chunks_mut(ROWS * width).enumerate();
+    if keep {
+        kept = vec![0f32; kept_values(of)];
+        blocks
+            .zip(kept.par_chunks_mut(ROWS * room(hidden)))
+            .for_each_init(|| Scratch::new(of), |scratch, ((index, out), kept)| block(index, out, scratch, Some(kept)));
+    } else {
+        blocks.for_each_init(|| Scratch::new(of), |scratch, (index, out)| block(index, out, scratch, None));
+    }
+    (out, kept)
+}
+
+/// How many values the forward pass keeps.
+pub fn kept_values(of: &Arguments) -> usize {
+    (of.x.len() / of.width).next_multiple_of(ROWS) * room(of.hidden)
+}
+
+/// The gradient of x.
+pub fn backward(of: &Arguments, kept: &[f32], grad: &[f32]) -> Vec<f32> {
+    let &Arguments { width, hidden, .. } = of;
+    let up = Right::new(View::rows(of.up, width), (hidden, width), Threads::All);
+    let down = Right::new(View::rows(of.down, hidden), (width, hidden), Threads::All);
+    let mut dx = vec![0f32; of.x.len()];
+    dx.par_chunks_mut(ROWS * width).enumerate().for_each_init(
+        || Scratch::new(of),
+        |scratch, (index, dx)| {
+            let Scratch { narrow, wide, row, hidden: d_hidden, results } = scratch;
+            let (first, count) = (index * ROWS, dx.len() / width);
+            vectorised!(for r in 0..count {
+                let (grad, gate) = (of.row(grad, first + r), of.of_batch(of.gate, first + r));
+                for (i, d) in row[..width].iter_mut().enumerate() {
+                    *d = gate[i] * grad[i];
+                }
+                narrow.set(r, &row[..width]);
+            });
+            down.multiply(narrow, count, d_hidden);
+            vectorised!(for r in 0..count {
+                let before = &kept[(first + r) * room(hidden)..][..hidden];
+                let d = &mut d_hidden[r * room(hidden)..][..hidden];
+                d.iter_mut().zip(before).for_each(|(d, before)| *d *= gelu_derivative(*before));
+                wide.set(r, d);
+            });
+            up.multiply(wide, count, results);
+            vectorised!(for (r, dx) in dx.chunks_exact_mut(width).enumerate() {
+                let d_normed = &results[r * room(width)..][..width];
+                norm_row_backward(of.row(of.x, first + r), d_normed, of.of_batch(of.scale, first + r), dx);
+                dx.iter_mut().zip(of.row(grad, first + r)).for_each(|(dx, grad)| *dx += grad);
+            });
+        },
+    );
+    dx
+}
