@@ -1,7 +1,7 @@
 //! The feed-forward a block of rows at a time, for weights that stay in cache: what a row becomes is written as the next
 //! product takes it.
 use super::arguments::Arguments;
-use crate::ops::cpu::{Threads, View, vectorised};
+use crate::ops::cpu::{Threads, View, vectorised, zeros};
 use crate::ops::norm::{modulate_row, norm_row_backward};
 use crate::ops::panel::{Right, Rows, room};
 use crate::ops::pointwise::{gelu_derivative, gelu_value};
@@ -63,23 +63,25 @@ pub fn forward(of: &Arguments, keep: bool) -> (Vec<f32>, Vec<f32>) {
             }
         });
     };
-    let mut out = vec![0f32; of.x.len()];
-    let mut kept = vec![];
-    let blocks = out.par_chunks_mut(ROWS * width).enumerate();
+    // Rows of memory are first touched by the task that fills them.
+    let (mut out, mut kept) = (Vec::with_capacity(of.x.len()), Vec::new());
+    let blocks = out.spare_capacity_mut()[..of.x.len()].par_chunks_mut(ROWS * width).enumerate();
+    let scratch = || Scratch::new(of);
     if keep {
-        kept = vec![0f32; kept_values(of)];
-        blocks
-            .zip(kept.par_chunks_mut(ROWS * room(hidden)))
-            .for_each_init(|| Scratch::new(of), |scratch, ((index, out), kept)| block(index, out, scratch, Some(kept)));
+        let length = (of.x.len() / width).next_multiple_of(ROWS) * room(hidden);
+        kept.reserve_exact(length);
+        let chunks = kept.spare_capacity_mut()[..length].par_chunks_mut(ROWS * room(hidden));
+        blocks.zip(chunks).for_each_init(scratch, |scratch, ((index, out), kept)| {
+            block(index, zeros(out), scratch, Some(zeros(kept)))
+        });
+        // SAFETY: the tasks have written all of it.
+        unsafe { kept.set_len(length) };
     } else {
-        blocks.for_each_init(|| Scratch::new(of), |scratch, (index, out)| block(index, out, scratch, None));
+        blocks.for_each_init(scratch, |scratch, (index, out)| block(index, zeros(out), scratch, None));
     }
+    // SAFETY: as above.
+    unsafe { out.set_len(of.x.len()) };
     (out, kept)
-}
-
-/// How many values the forward pass keeps.
-pub fn kept_values(of: &Arguments) -> usize {
-    (of.x.len() / of.width).next_multiple_of(ROWS) * room(of.hidden)
 }
 
 /// The gradient of x.
@@ -87,11 +89,12 @@ pub fn backward(of: &Arguments, kept: &[f32], grad: &[f32]) -> Vec<f32> {
     let &Arguments { width, hidden, .. } = of;
     let up = Right::new(View::rows(of.up, width), (hidden, width), Threads::All);
     let down = Right::new(View::rows(of.down, hidden), (width, hidden), Threads::All);
-    let mut dx = vec![0f32; of.x.len()];
-    dx.par_chunks_mut(ROWS * width).enumerate().for_each_init(
+    let mut gradient = Vec::with_capacity(of.x.len());
+    gradient.spare_capacity_mut()[..of.x.len()].par_chunks_mut(ROWS * width).enumerate().for_each_init(
         || Scratch::new(of),
         |scratch, (index, dx)| {
             let Scratch { narrow, wide, row, hidden: d_hidden, results } = scratch;
+            let dx = zeros(dx);
             let (first, count) = (index * ROWS, dx.len() / width);
             vectorised!(for r in 0..count {
                 let (grad, gate) = (of.row(grad, first + r), of.of_batch(of.gate, first + r));
@@ -115,5 +118,7 @@ pub fn backward(of: &Arguments, kept: &[f32], grad: &[f32]) -> Vec<f32> {
             });
         },
     );
-    dx
+    // SAFETY: the tasks have written all of it.
+    unsafe { gradient.set_len(of.x.len()) };
+    gradient
 }
