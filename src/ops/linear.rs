@@ -41,7 +41,26 @@ pub(super) struct Linear {
     pub(super) scale: f64,
 }
 
+fn product<'a>(shape: (usize, usize, usize), a: View<'a>, b: View<'a>, scale: f32) -> Product<'a> {
+    Product { shape, a, b, scale, start: Start::Zero, threads: Threads::All }
+}
+
+/// Whether `W + scale·B·A` takes fewer operations than `x·Aᵀ` and what follows.
+fn is_worth_merging(rows: usize, inner: usize, outer: usize) -> bool {
+    inner * outer < rows * (inner + outer)
+}
+
 impl Linear {
+    /// `W + scale·B·A`, `[outer, inner]`.
+    fn merged(&self, weight: &[f32], down: &[f32], up: &[f32]) -> Vec<f32> {
+        let (outer, inner) = (self.weight.dims()[0], self.weight.dims()[1]);
+        let rank = up.len() / outer;
+        let mut merged = weight.to_vec();
+        let part = product((outer, rank, inner), View::rows(up, rank), View::rows(down, inner), self.scale as f32);
+        Product { start: Start::Output, ..part }.into(&mut merged, inner);
+        merged
+    }
+
     /// The weight in the type of the arithmetic. It is kept as it is stored: a converted copy would live as long as
     /// the graph.
     fn weight(&self, like: &Tensor) -> Result<Tensor> {
@@ -90,37 +109,30 @@ impl Function for Linear {
         let weight = Values::of(&weight)?;
         let bias = self.bias.as_ref().map(|bias| bias.to_dtype(DType::F32)?.contiguous()).transpose()?;
         let bias = bias.as_ref().map(Values::of).transpose()?;
-        let mut y = Product {
-            shape: (rows, inner, outer),
-            a: View::rows(&x, inner),
-            b: View::rows(&weight, inner).transposed(),
-            scale: 1.0,
-            start: bias.as_ref().map_or(Start::Zero, |bias| Start::Row(bias)),
-            threads: Threads::All,
-        }
-        .values();
-        if let [_, down, up] = inputs {
-            let rank = down.dim(0)?;
-            let (down, up) = (Values::of(down)?, Values::of(up)?);
-            let reduced = Product {
-                shape: (rows, inner, rank),
-                a: View::rows(&x, inner),
-                b: View::rows(&down, inner).transposed(),
-                scale: 1.0,
-                start: Start::Zero,
-                threads: Threads::All,
+        let start = bias.as_ref().map_or(Start::Zero, |bias| Start::Row(bias));
+        let x = View::rows(&x, inner);
+        let projected = |weight: &[f32]| {
+            let weight = View::rows(weight, inner).transposed();
+            Product { start, ..product((rows, inner, outer), x, weight, 1.0) }.values()
+        };
+        let y = match inputs {
+            [_, down, up] => {
+                let (down, up) = (Values::of(down)?, Values::of(up)?);
+                if is_worth_merging(rows, inner, outer) {
+                    projected(&self.merged(&weight, &down, &up))
+                } else {
+                    let mut y = projected(&weight);
+                    let rank = down.len() / inner;
+                    let down = View::rows(&down, inner).transposed();
+                    let reduced = product((rows, inner, rank), x, down, 1.0).values();
+                    let (reduced, up) = (View::rows(&reduced, rank), View::rows(&up, rank).transposed());
+                    let part = product((rows, rank, outer), reduced, up, self.scale as f32);
+                    Product { start: Start::Output, ..part }.into(&mut y, outer);
+                    y
+                }
             }
-            .values();
-            Product {
-                shape: (rows, rank, outer),
-                a: View::rows(&reduced, rank),
-                b: View::rows(&up, rank).transposed(),
-                scale: self.scale as f32,
-                start: Start::Output,
-                threads: Threads::All,
-            }
-            .into(&mut y, outer);
-        }
+            _ => projected(&weight),
+        };
         Tensor::from_vec(y, with_width(&inputs[0], outer), &Device::Cpu)
     }
 
@@ -135,43 +147,37 @@ impl Function for Linear {
         let rows = inputs[0].elem_count() / inner;
         let weight = self.weight(&inputs[0])?.contiguous()?;
         let (grad, weight) = (Values::of(grad)?, Values::of(&weight)?);
-        let product = |shape: (usize, usize, usize), a, b, scale| Product {
-            shape,
-            a,
-            b,
-            scale,
-            start: Start::Zero,
-            threads: Threads::All,
-        };
-        let mut dx = vec![];
-        if needs[0] {
-            dx = product((rows, outer, inner), View::rows(&grad, outer), View::rows(&weight, inner), 1.0).values();
-        }
-        let mut gradients = vec![];
-        if let [x, down, up] = inputs {
+        let grad = View::rows(&grad, outer);
+        let through = |weight: &[f32]| product((rows, outer, inner), grad, View::rows(weight, inner), 1.0).values();
+        let shape = inputs[0].dims().to_vec();
+        let gradients = if let [x, down, up] = inputs {
             let rank = down.dim(0)?;
             let (x, down, up) = (Values::of(x)?, Values::of(down)?, Values::of(up)?);
-            let scale = self.scale as f32;
+            let (mut dx, mut d_down, mut d_up) = (vec![], vec![], vec![]);
             // The gradient of x·Aᵀ.
-            let reduced = product((rows, outer, rank), View::rows(&grad, outer), View::rows(&up, rank), scale).values();
-            if needs[0] {
-                let part = product((rows, rank, inner), View::rows(&reduced, rank), View::rows(&down, inner), 1.0);
+            let reduced = product((rows, outer, rank), grad, View::rows(&up, rank), self.scale as f32).values();
+            let reduced = View::rows(&reduced, rank);
+            if needs[0] && is_worth_merging(rows, inner, outer) {
+                dx = through(&self.merged(&weight, &down, &up));
+            } else if needs[0] {
+                dx = through(&weight);
+                let part = product((rows, rank, inner), reduced, View::rows(&down, inner), 1.0);
                 Product { start: Start::Output, ..part }.into(&mut dx, inner);
             }
-            let (mut d_down, mut d_up) = (vec![], vec![]);
+            let x = View::rows(&x, inner);
             if needs[1] {
-                let reduced = View::rows(&reduced, rank).transposed();
-                d_down = product((rank, rows, inner), reduced, View::rows(&x, inner), 1.0).values();
+                d_down = product((rank, rows, inner), reduced.transposed(), x, 1.0).values();
             }
             if needs[2] {
                 let down = View::rows(&down, inner).transposed();
-                let low = product((rows, inner, rank), View::rows(&x, inner), down, 1.0).values();
-                let grad = View::rows(&grad, outer).transposed();
-                d_up = product((outer, rows, rank), grad, View::rows(&low, rank), scale).values();
+                let low = product((rows, inner, rank), x, down, 1.0).values();
+                let low = View::rows(&low, rank);
+                d_up = product((outer, rows, rank), grad.transposed(), low, self.scale as f32).values();
             }
-            gradients = vec![(needs[1], d_down, vec![rank, inner]), (needs[2], d_up, vec![outer, rank])];
-        }
-        gradients.insert(0, (needs[0], dx, inputs[0].dims().to_vec()));
+            vec![(needs[0], dx, shape), (needs[1], d_down, vec![rank, inner]), (needs[2], d_up, vec![outer, rank])]
+        } else {
+            vec![(needs[0], through(&weight), shape)]
+        };
         let tensor = |(needed, values, shape)| match needed {
             true => Tensor::from_vec(values, shape, &Device::Cpu).map(Some),
             false => Ok(None),
