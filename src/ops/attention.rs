@@ -269,7 +269,7 @@ impl Function for Attention {
         let sizes = Sizes::of(&inputs[0], &inputs[1], self.heads, self.last_key_count)?;
         let (q, k, v) = (Values::of(&inputs[0])?, Values::of(&inputs[1])?, Values::of(&inputs[2])?);
         let (out, grad) = (Values::of(output)?, Values::of(grad)?);
-        let (q, k, v, out, grad): (&[f32], &[f32], &[f32], &[f32], &[f32]) = (&q, &k, &v, &out, &grad);
+        let [q, k, v, out, grad]: [&[f32]; 5] = [&q, &k, &v, &out, &grad];
         let log_sums = self.log_sums.lock().map(|mut kept| std::mem::take(&mut *kept)).unwrap_or_default();
         if log_sums.len() != sizes.batch * sizes.heads * sizes.queries {
             candle_core::bail!("{}: the forward pass kept nothing for the backward pass", Self::NAME);

@@ -125,10 +125,11 @@ impl Function for FeedForward {
     }
 
     fn cpu_forward(&self, inputs: &[Tensor]) -> Result<Tensor> {
-        let (out, before) = self.constants()?.with(&inputs[0], |of| match self.is_small() {
-            true => blocks::forward(of, self.kept.is_some()),
-            false => whole::forward(of),
-        })?;
+        let (out, before) =
+            self.constants()?.with(&inputs[0], |of| match self.is_small() && blocks::are_as_whole(of) {
+                true => blocks::forward(of, self.kept.is_some()),
+                false => whole::forward(of),
+            })?;
         if let Some(Ok(mut kept)) = self.kept.as_ref().map(Mutex::lock) {
             *kept = before;
         }
@@ -142,7 +143,7 @@ impl Function for FeedForward {
             candle_core::bail!("{}: the forward pass kept nothing for the backward pass", Self::NAME);
         }
         let grad = Values::of(grad)?;
-        let dx = self.constants()?.with(&inputs[0], |of| match self.is_small() {
+        let dx = self.constants()?.with(&inputs[0], |of| match self.is_small() && blocks::are_as_whole(of) {
             true => blocks::backward(of, &before, &grad),
             false => whole::backward(of, &before, &grad),
         })?;

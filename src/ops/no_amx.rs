@@ -1,15 +1,19 @@
 //! What `amx` is on machines that cannot have it.
 use super::cpu::{Product, Threads, View};
 
-pub enum Rows {}
+pub struct Rows;
 
-pub enum Right {}
+pub struct Right;
 
 pub fn are_available() -> bool {
     false
 }
 
 pub fn takes(_: &Product) -> bool {
+    false
+}
+
+pub fn gains(_: (usize, usize, usize)) -> bool {
     false
 }
 
@@ -23,7 +27,7 @@ impl Rows {
     }
 
     pub fn set(&mut self, _: usize, _: &[f32]) {
-        match *self {}
+        unreachable!("not available")
     }
 }
 
@@ -32,7 +36,7 @@ impl Right {
         unreachable!("not available")
     }
 
-    pub fn multiply(&self, _: &Rows, _: usize, _: &mut [f32]) {
-        match *self {}
+    pub fn multiply(&self, _: &Rows, _: usize, _: Option<&[f32]>, _: &mut [f32]) {
+        unreachable!("not available")
     }
 }

@@ -17,6 +17,11 @@ pub fn room(count: usize) -> usize {
     count.next_multiple_of(STRIP)
 }
 
+/// Whether a [`Product`] of this size would be formed in the same way, to the last bit.
+pub fn is_as_product(shape: (usize, usize, usize)) -> bool {
+    amx::gains(shape) == amx::are_available()
+}
+
 /// A left matrix. A row that was not set has any values.
 pub enum Rows {
     Tiles(amx::Rows),
@@ -26,7 +31,13 @@ pub enum Rows {
 /// A right matrix `[inner, columns]`.
 pub enum Right {
     Tiles(amx::Right),
-    Values { data: Vec<f32>, inner: usize, columns: usize },
+    /// As it lay in memory: rows, or columns where `is_turned`.
+    Values {
+        data: Vec<f32>,
+        inner: usize,
+        columns: usize,
+        is_turned: bool,
+    },
 }
 
 impl Rows {
@@ -53,20 +64,29 @@ impl Right {
         if amx::are_available() {
             return Self::Tiles(amx::Right::new(view, (inner, columns), threads));
         }
-        let at = |place: usize| view.data[place / columns * view.row_stride + place % columns * view.column_stride];
-        Self::Values { data: (0..inner * columns).map(at).collect(), inner, columns }
+        let is_turned = view.column_stride != 1;
+        let (lines, length, stride) = match is_turned {
+            true => (columns, inner, view.column_stride),
+            false => (inner, columns, view.row_stride),
+        };
+        let data = (0..lines).flat_map(|line| &view.data[line * stride..][..length]).copied().collect();
+        Self::Values { data, inner, columns, is_turned }
     }
 
-    /// The first `count` of `rows` times this, in rows of [`room`] for the columns; `out` has [`room`] for the rows.
-    pub fn multiply(&self, rows: &Rows, count: usize, out: &mut [f32]) {
+    /// The first `count` of `rows` times this, each added to the row `start` where there is one. Results are in rows of
+    /// [`room`] for the columns, as `start` is; `out` has [`room`] for the rows.
+    pub fn multiply(&self, rows: &Rows, count: usize, start: Option<&[f32]>, out: &mut [f32]) {
         match (self, rows) {
-            (Self::Tiles(right), Rows::Tiles(rows)) => right.multiply(rows, count, out),
-            (Self::Values { data, inner, columns }, Rows::Values { data: rows, .. }) => Product {
+            (Self::Tiles(right), Rows::Tiles(rows)) => right.multiply(rows, count, start, out),
+            (Self::Values { data, inner, columns, is_turned }, Rows::Values { data: rows, .. }) => Product {
                 shape: (count, *inner, *columns),
                 a: View::rows(rows, *inner),
-                b: View::rows(data, *columns),
+                b: match is_turned {
+                    true => View::rows(data, *inner).transposed(),
+                    false => View::rows(data, *columns),
+                },
                 scale: 1.0,
-                start: Start::Zero,
+                start: start.map_or(Start::Zero, |start| Start::Row(&start[..*columns])),
                 threads: Threads::One,
             }
             .into(out, room(*columns)),

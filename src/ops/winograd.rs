@@ -117,12 +117,12 @@ impl<const C: usize> Kernels<C> {
                 }
             });
             for ((rows, kernel), products) in transformed.iter().zip(&self.0).zip(&mut *products) {
-                kernel.multiply(rows, count, products.as_flattened_mut());
+                kernel.multiply(rows, count, None, products.as_flattened_mut());
             }
             vectorised!({
                 let mut columns = [[[0f32; C]; TILE]; SIDE];
                 let mut outputs = [[0f32; C]; TILE * TILE];
-                for tile in 0..count {
+                for (tile, place) in (first..first + count).map(place).enumerate() {
                     for (column, out) in columns.iter_mut().enumerate() {
                         let product = |row: usize| &products[row * SIDE + column][tile];
                         transform_line_back(std::array::from_fn(product), out);
@@ -130,7 +130,7 @@ impl<const C: usize> Kernels<C> {
                     for (row, out) in outputs.as_chunks_mut::<TILE>().0.iter_mut().enumerate() {
                         transform_line_back(std::array::from_fn(|column| &columns[column][row]), out);
                     }
-                    output.put(place(first + tile), &outputs);
+                    output.put(place, &outputs);
                 }
             });
         }

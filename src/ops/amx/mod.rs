@@ -12,7 +12,7 @@ mod registers;
 #[cfg(test)]
 mod tests;
 
-use super::cpu::{Product, Start, Threads};
+use super::cpu::{Product, Start, Threads, View};
 use pack::{DEPTH, Operand, Packing, STRIP, Tiles, ZEROS};
 pub use panel::{Right, Rows};
 use rayon::prelude::*;
@@ -33,7 +33,7 @@ thread_local! {
     static TILES: RefCell<Vec<Tiles>> = const { RefCell::new(vec![]) };
 }
 
-/// Whether this machine has the units and the kernel lends them; asks once.
+/// Whether this machine has the units and the kernel lends them, and `SEG4DIFF_NO_AMX` is not set; asks once.
 pub fn are_available() -> bool {
     static AVAILABLE: OnceLock<bool> = OnceLock::new();
     *AVAILABLE.get_or_init(|| {
@@ -41,8 +41,9 @@ pub fn are_available() -> bool {
         const XTILEDATA: libc::c_long = 18;
         let leaf = std::arch::x86_64::__cpuid_count(7, 0);
         let (bf16, tiles) = (leaf.edx >> 22 & 1, leaf.edx >> 24 & 1);
-        std::env::var_os("NOAMX").is_none() && bf16 == 1
-            && tiles == 1
+        let is_wanted = std::env::var_os("SEG4DIFF_NO_AMX").is_none();
+        is_wanted
+            && (bf16, tiles) == (1, 1)
             && is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512bw")
             // SAFETY: the call asks for a permission and touches no memory of ours.
@@ -52,9 +53,13 @@ pub fn are_available() -> bool {
 
 /// Whether `product` is of a kind and size that gains.
 pub fn takes(product: &Product) -> bool {
-    let (m, k, n) = product.shape;
-    let [a, b] = [product.a, product.b].map(|view| view.row_stride == 1 || view.column_stride == 1);
-    m.min(k).min(n) >= STRIP && m * k * n >= SMALL && a && b && are_available()
+    let is_plain = |view: View| view.row_stride == 1 || view.column_stride == 1;
+    is_plain(product.a) && is_plain(product.b) && gains(product.shape)
+}
+
+/// Whether products of this size are faster so.
+pub fn gains((m, k, n): (usize, usize, usize)) -> bool {
+    m.min(k).min(n) >= STRIP && m * k * n >= SMALL && are_available()
 }
 
 /// How a product is cut.

@@ -96,7 +96,7 @@ impl Operand<'_> {
         let (a, b) = unsafe {
             match (is_turned, self.is_right) {
                 (true, true) => {
-                    if row % (SIDE / 2) == 0 {
+                    if row.is_multiple_of(SIDE / 2) {
                         let start = row * 2;
                         turned[start..start + SIDE].copy_from_slice(&self.turn(line, place + start));
                     }

@@ -87,23 +87,25 @@ impl Right {
         Self { tiles, steps }
     }
 
-    /// The first `count` of `rows` times this, written to whole strips of rows and columns; columns beyond the matrix are
-    /// zero.
-    pub fn multiply(&self, rows: &Rows, count: usize, out: &mut [f32]) {
+    /// The first `count` of `rows` times this, added to `start` where there is one, and written to whole strips of rows and
+    /// columns.
+    pub fn multiply(&self, rows: &Rows, count: usize, start: Option<&[f32]>, out: &mut [f32]) {
         let strip = 2 * self.steps;
         let stride = self.tiles.0.len() / strip * STRIP;
         let row_strips = count.div_ceil(STRIP);
         assert!(rows.steps == self.steps && rows.tiles.0.len() >= row_strips * strip);
-        assert!(out.len() >= row_strips * STRIP * stride);
+        assert!(out.len() >= row_strips * STRIP * stride && start.is_none_or(|start| start.len() >= stride));
         let out = out.as_mut_ptr();
         // SAFETY: the units are available, and nothing here runs other tasks.
         let mut registers = unsafe { Registers::new() };
         for (column, right) in self.tiles.0.chunks_exact(strip).enumerate() {
+            // One row for all.
+            let start = start.map(|start| (start[column * STRIP..].as_ptr(), 0));
             for (row, left) in rows.tiles.0.chunks_exact(strip).take(row_strips).enumerate() {
-                // SAFETY: these 32 rows of 32 are inside `out`; both strips have as many steps.
+                // SAFETY: these 32 rows of 32 are inside `out`, and 32 values in `start`; both strips have as many steps.
                 unsafe {
                     let target = out.add((row * stride + column) * STRIP);
-                    registers.multiply((left.as_ptr(), right.as_ptr()), self.steps, (target, stride), None, None);
+                    registers.multiply((left.as_ptr(), right.as_ptr()), self.steps, (target, stride), start, None);
                 }
             }
         }

@@ -86,7 +86,7 @@ impl Head<'_> {
                 scale(row(self.q, start + r, head_dim), self.scale, &mut scaled);
                 left_queries.set(r, &scaled);
             }
-            right_keys.multiply(&left_queries, count, &mut scores);
+            right_keys.multiply(&left_queries, count, None, &mut scores);
             vectorised!({
                 for (r, scores) in scores.chunks_exact_mut(room(keys)).take(count).enumerate() {
                     let scores = &mut scores[..keys];
@@ -97,7 +97,7 @@ impl Head<'_> {
                     sums[r] = sum;
                 }
             });
-            right_values.multiply(&left_weights, count, &mut results);
+            right_values.multiply(&left_weights, count, None, &mut results);
             for (r, results) in results.chunks_exact(room(head_dim)).take(count).enumerate() {
                 scale(results, 1.0 / sums[r], &mut out[(start + r) * head_dim..][..head_dim]);
             }
@@ -155,9 +155,9 @@ impl Head<'_> {
                 left_keys.set(r, &scaled);
                 left_values.set(r, row(self.v, start + r, head_dim));
             }
-            right_queries_turned.multiply(&left_keys, count, &mut weights);
+            right_queries_turned.multiply(&left_keys, count, None, &mut weights);
             let d_scores_here = &mut d_scores[start % KEYS * room(queries)..][..rows_at_once() * room(queries)];
-            right_grad_turned.multiply(&left_values, count, d_scores_here);
+            right_grad_turned.multiply(&left_values, count, None, d_scores_here);
             let along = &along[..queries];
             vectorised!({
                 let rows = weights.chunks_exact_mut(room(queries)).zip(d_scores_here.chunks_exact_mut(room(queries)));
@@ -173,7 +173,7 @@ impl Head<'_> {
                 }
             });
             let mut add = |right: &Right, left: &Rows, factor: f32, to: &mut [f32]| {
-                right.multiply(left, count, &mut results);
+                right.multiply(left, count, None, &mut results);
                 let rows = results.chunks_exact(room(head_dim)).zip(to[start * head_dim..].chunks_exact_mut(head_dim));
                 vectorised!({
                     for (from, to) in rows.take(count) {

@@ -3,7 +3,7 @@
 use super::arguments::Arguments;
 use crate::ops::cpu::{Threads, View, vectorised, zeros};
 use crate::ops::norm::{modulate_row, norm_row_backward};
-use crate::ops::panel::{Right, Rows, room};
+use crate::ops::panel::{Right, Rows, is_as_product, room};
 use crate::ops::pointwise::{gelu_derivative, gelu_value};
 use rayon::prelude::*;
 
@@ -31,11 +31,25 @@ impl Scratch {
     }
 }
 
+/// Whether products in blocks are to the last bit those of whole matrices, which an adapter on a layer leads to.
+pub fn are_as_whole(of: &Arguments) -> bool {
+    let rows = of.x.len() / of.width;
+    is_as_product((rows, of.width, of.hidden)) && is_as_product((rows, of.hidden, of.width))
+}
+
+/// A row with as many values as a row of results.
+fn with_room(row: &[f32]) -> Vec<f32> {
+    let mut row = row.to_vec();
+    row.resize(room(row.len()), 0.0);
+    row
+}
+
 /// The output, and what goes into the GELU for [`backward`] where `keep`.
 pub fn forward(of: &Arguments, keep: bool) -> (Vec<f32>, Vec<f32>) {
     let &Arguments { width, hidden, .. } = of;
     let up = Right::new(View::rows(of.up, width).transposed(), (width, hidden), Threads::All);
     let down = Right::new(View::rows(of.down, hidden).transposed(), (hidden, width), Threads::All);
+    let (up_bias, down_bias) = (with_room(of.up_bias), with_room(of.down_bias));
     let block = |index: usize, out: &mut [f32], scratch: &mut Scratch, kept: Option<&mut [f32]>| {
         let Scratch { narrow, wide, row, hidden: own, results } = scratch;
         let before = kept.unwrap_or(own);
@@ -45,21 +59,18 @@ pub fn forward(of: &Arguments, keep: bool) -> (Vec<f32>, Vec<f32>) {
             modulate_row(of.row(of.x, first + r), shift, scale, &mut row[..width]);
             narrow.set(r, &row[..width]);
         });
-        up.multiply(narrow, count, before);
+        up.multiply(narrow, count, Some(&up_bias), before);
         vectorised!(for r in 0..count {
-            let (before, after) = (&mut before[r * room(hidden)..][..hidden], &mut row[..hidden]);
-            for ((before, after), bias) in before.iter_mut().zip(&mut *after).zip(of.up_bias) {
-                *before += bias;
-                *after = gelu_value(*before);
-            }
+            let (before, after) = (&before[r * room(hidden)..][..hidden], &mut row[..hidden]);
+            after.iter_mut().zip(before).for_each(|(after, before)| *after = gelu_value(*before));
             wide.set(r, after);
         });
-        down.multiply(wide, count, results);
+        down.multiply(wide, count, Some(&down_bias), results);
         vectorised!(for (r, out) in out.chunks_exact_mut(width).enumerate() {
             let (x, gate) = (of.row(of.x, first + r), of.of_batch(of.gate, first + r));
-            let (update, bias) = (&results[r * room(width)..][..width], &of.down_bias[..width]);
+            let update = &results[r * room(width)..][..width];
             for i in 0..width {
-                out[i] = x[i] + gate[i] * (update[i] + bias[i]);
+                out[i] = x[i] + gate[i] * update[i];
             }
         });
     };
@@ -103,14 +114,14 @@ pub fn backward(of: &Arguments, kept: &[f32], grad: &[f32]) -> Vec<f32> {
                 }
                 narrow.set(r, &row[..width]);
             });
-            down.multiply(narrow, count, d_hidden);
+            down.multiply(narrow, count, None, d_hidden);
             vectorised!(for r in 0..count {
                 let before = &kept[(first + r) * room(hidden)..][..hidden];
                 let d = &mut d_hidden[r * room(hidden)..][..hidden];
                 d.iter_mut().zip(before).for_each(|(d, before)| *d *= gelu_derivative(*before));
                 wide.set(r, d);
             });
-            up.multiply(wide, count, results);
+            up.multiply(wide, count, None, results);
             vectorised!(for (r, dx) in dx.chunks_exact_mut(width).enumerate() {
                 let d_normed = &results[r * room(width)..][..width];
                 norm_row_backward(of.row(of.x, first + r), d_normed, of.of_batch(of.scale, first + r), dx);
