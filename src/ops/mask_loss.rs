@@ -202,8 +202,10 @@ impl Function for MaskLoss {
             let mut d_row = vec![0f32; self.size.1];
             let mut gather = RowsBackward::new(d_map, &vertical, &horizontal);
             self.for_each_row(map, (&vertical, &horizontal), target, |y, logits, wanted| {
+                let width = d_row.len();
+                let (logits, wanted) = (&logits[..width], &wanted[..width]);
                 vectorised!({
-                    for i in 0..d_row.len() {
+                    for i in 0..width {
                         let (logit, t) = (logits[i], wanted[i]);
                         let Pixel { probability: p, cross_entropy, wrong, alpha } = pixel(logit, t, self.raw_logit);
                         let slope = p * (1.0 - p);

@@ -36,9 +36,9 @@ pub fn match_cost(
             let mut negative = vec![0f32; positions];
             vectorised!({
                 for (row, sums) in sums.iter_mut().enumerate() {
-                    let place = row * positions..(row + 1) * positions;
-                    let (logits, focal) = (&logits[place.clone()], &mut focal[place.clone()]);
-                    let probability = &mut probability[place];
+                    let start = row * positions;
+                    let (logits, focal) = (&logits[start..][..positions], &mut focal[start..][..positions]);
+                    let (probability, negative) = (&mut probability[start..][..positions], &mut negative[..positions]);
                     for i in 0..positions {
                         let (inside, outside, p) = parts(logits[i], raw_logit);
                         negative[i] = outside;
