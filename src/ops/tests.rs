@@ -66,7 +66,8 @@ fn check<F: Function>(make: impl Fn(&Device) -> F + Sync, inputs: &[Tensor], nee
 
 #[test]
 fn linear_with_and_without_adapter() {
-    for (rows, inner, outer, rank) in [(1, 1, 1, 1), (7, 13, 5, 3), (129, 64, 200, 16)] {
+    // The adapter is merged into the weight in the third, and not in the last.
+    for (rows, inner, outer, rank) in [(1, 1, 1, 1), (7, 13, 5, 3), (129, 64, 200, 16), (45, 130, 300, 33)] {
         let make = |device: &Device| super::linear::Linear {
             weight: normal(1, &[outer, inner]).to_device(device).unwrap(),
             bias: Some(normal(2, &[outer]).to_device(device).unwrap()),
@@ -120,8 +121,9 @@ fn pointwise() {
 
 #[test]
 fn feed_forward_with_and_without_bias() {
-    // The last keeps all rows in one piece.
-    for (batch, tokens, width, hidden) in [(1, 1, 3, 5), (2, 131, 8, 20), (3, 5, 512, 520)] {
+    // Blocks of rows, on matrix units as well, and all rows in one piece.
+    let sizes = [(1, 1, 3, 5), (2, 131, 8, 20), (2, 131, 40, 144), (3, 5, 512, 520), (2, 30, 512, 520)];
+    for (batch, tokens, width, hidden) in sizes {
         for bias in [false, true] {
             let make = |device: &Device| {
                 let on = |seed, shape: &[usize]| normal(seed, shape).to_device(device).unwrap();
@@ -145,9 +147,15 @@ fn feed_forward_with_and_without_bias() {
 
 #[test]
 fn attention_forms() {
-    for (batch, queries, keys, heads, d, last_key_count) in
-        [(1, 1, 1, 1, 4, 1), (2, 9, 13, 3, 5, 1), (2, 9, 13, 3, 5, 20), (2, 150, 77, 2, 16, 256)]
-    {
+    let sizes = [
+        (1, 1, 1, 1, 4, 1),
+        (2, 9, 13, 3, 5, 1),
+        (2, 9, 13, 3, 5, 20),
+        (2, 150, 77, 2, 16, 256),
+        // More than a task's queries, and than the keys and queries of the backward pass at a time.
+        (1, 1100, 150, 2, 40, 3),
+    ];
+    for (batch, queries, keys, heads, d, last_key_count) in sizes {
         let (q, k) = (normal(1, &[batch, queries, heads * d]), normal(2, &[batch, keys, heads * d]));
         let v = normal(3, &[batch, keys, heads * d]);
         check(|_| super::attention::Attention::new(heads, last_key_count), &[q.clone(), k.clone(), v], &[true; 3]);
