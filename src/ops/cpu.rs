@@ -126,21 +126,15 @@ impl Product<'_> {
     }
 }
 
+/// Values that a task takes of a vector loop's rows.
+pub const TASK: usize = 16384;
+
 /// `for_each_row!(out, width, |r, row| work)` does `work` for every row of `width` elements, on all threads; a last one may
 /// be shorter.
 macro_rules! for_each_row {
     ($out:expr, $width:expr, |$r:pat_param, $row:pat_param| $work:expr) => {{
-        use rayon::prelude::*;
-        let (out, width): (&mut [f32], usize) = ($out, $width);
-        let rows_a_task = (16384 / width.max(1)).max(1);
-        out.par_chunks_mut(width * rows_a_task).enumerate().for_each(|(task, rows)| {
-            $crate::vectors::vectorised!({
-                for (i, row) in rows.chunks_mut(width).enumerate() {
-                    let ($r, $row) = (task * rows_a_task + i, row);
-                    $work
-                }
-            })
-        });
+        let out: &mut [f32] = $out;
+        $crate::ops::cpu::rows_of!(out, $width, |values| values, |$r, $row| $work)
     }};
 }
 pub(crate) use for_each_row;
@@ -148,25 +142,35 @@ pub(crate) use for_each_row;
 /// `new_rows!(length, width, |r, row| work)`: as many values, of which `work` gets every row of `width`, full of zeros.
 macro_rules! new_rows {
     ($length:expr, $width:expr, |$r:pat_param, $row:pat_param| $work:expr) => {{
-        use rayon::prelude::*;
-        let (length, width): (usize, usize) = ($length, $width);
-        let rows_a_task = (16384 / width.max(1)).max(1);
+        let length: usize = $length;
         let mut out: Vec<f32> = Vec::with_capacity(length);
-        out.spare_capacity_mut()[..length].par_chunks_mut(width * rows_a_task).enumerate().for_each(|(task, rows)| {
-            let rows = $crate::ops::cpu::zeros(rows);
-            $crate::vectors::vectorised!({
-                for (i, row) in rows.chunks_mut(width).enumerate() {
-                    let ($r, $row) = (task * rows_a_task + i, row);
-                    $work
-                }
-            })
-        });
+        let unset = &mut out.spare_capacity_mut()[..length];
+        $crate::ops::cpu::rows_of!(unset, $width, $crate::ops::cpu::zeros, |$r, $row| $work);
         // SAFETY: the tasks have written all of it.
         unsafe { out.set_len(length) };
         out
     }};
 }
 pub(crate) use new_rows;
+
+/// The loop of both: `prepare` makes a task's values what they are to be.
+macro_rules! rows_of {
+    ($out:expr, $width:expr, $prepare:expr, |$r:pat_param, $row:pat_param| $work:expr) => {{
+        use rayon::prelude::*;
+        let width: usize = $width;
+        let rows_a_task = ($crate::ops::cpu::TASK / width.max(1)).max(1);
+        $out.par_chunks_mut(width * rows_a_task).enumerate().for_each(|(task, values)| {
+            let values: &mut [f32] = $prepare(values);
+            $crate::vectors::vectorised!({
+                for (i, row) in values.chunks_mut(width).enumerate() {
+                    let ($r, $row) = (task * rows_a_task + i, row);
+                    $work
+                }
+            })
+        });
+    }};
+}
+pub(crate) use rows_of;
 
 /// Sets all of `values` to zero.
 pub fn zeros(values: &mut [MaybeUninit<f32>]) -> &mut [f32] {
@@ -176,7 +180,7 @@ pub fn zeros(values: &mut [MaybeUninit<f32>]) -> &mut [f32] {
 }
 
 /// Running sums that a vector loop keeps.
-pub const LANES: usize = 16;
+const LANES: usize = 16;
 
 /// Sum over `f(i)` for `i` in `0..n`, in a fixed order that vector units can follow.
 #[inline(always)]
@@ -273,23 +277,30 @@ pub fn tanh(x: f32) -> f32 {
     1.0 - 2.0 / (exp(2.0 * x) + 1.0)
 }
 
-/// Softmax of a row in place; returns nothing that is not in the row.
+/// Values to exponentials of their distances to the largest; returns that and the exponentials' sum.
 #[inline(always)]
-pub fn softmax(row: &mut [f32]) {
+pub fn exponentials(row: &mut [f32]) -> (f32, f32) {
     let largest = maximum(row);
     let mut lanes = [0f32; LANES];
-    let (whole, rest) = row.split_at_mut(row.len() / LANES * LANES);
-    for chunk in whole.chunks_exact_mut(LANES) {
-        for lane in 0..LANES {
-            chunk[lane] = exp(chunk[lane] - largest);
-            lanes[lane] += chunk[lane];
+    let (whole, rest) = row.as_chunks_mut::<LANES>();
+    for chunk in whole {
+        for (value, lane) in chunk.iter_mut().zip(&mut lanes) {
+            *value = exp(*value - largest);
+            *lane += *value;
         }
     }
     for (value, lane) in rest.iter_mut().zip(&mut lanes) {
         *value = exp(*value - largest);
         *lane += *value;
     }
-    let inverse = 1.0 / sum(LANES, |lane| lanes[lane]);
+    (largest, sum(LANES, |lane| lanes[lane]))
+}
+
+/// Softmax of a row in place.
+#[inline(always)]
+pub fn softmax(row: &mut [f32]) {
+    let (_, sum) = exponentials(row);
+    let inverse = 1.0 / sum;
     for value in row.iter_mut() {
         *value *= inverse;
     }

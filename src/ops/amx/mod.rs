@@ -1,11 +1,13 @@
 //! Matrix products in f32 on the matrix units of recent Xeons (AMX), which multiply in bfloat16 and add in f32.
 //!
 //! An f32 is the sum of three bfloat16 numbers. Of the nine products of two such sums six are formed; the other three are
-//! below a 2^-24th of the whole. So rounding is that of an f32 product, at up to three times the speed of the vector units. (Intel's oneMKL has the same as `BF16x3`.)
+//! below a 2^-24th of the whole. So rounding is that of an f32 product, at up to three times the speed of the vector units.
+//! (Intel's oneMKL has the same as `BF16x3`.)
 //!
 //! A task writes some lines of one matrix out as tiles, which stay in its cache, and takes the other past them a strip at a
 //! time, the next strip being written out while the registers are busy with the present one. Sums run over the inner
 //! dimension in one order, however the work is cut.
+mod memory;
 mod pack;
 mod panel;
 mod registers;
@@ -13,11 +15,11 @@ mod registers;
 mod tests;
 
 use super::cpu::{Product, Start, Threads, View};
-use pack::{DEPTH, Operand, Packing, STRIP, Tiles, ZEROS};
+use memory::Strips;
+use pack::{DEPTH, Operand, Packing, STRIP};
 pub use panel::{Right, Rows};
 use rayon::prelude::*;
 use registers::{Registers, TURNS};
-use std::cell::RefCell;
 use std::ops::Range;
 use std::sync::OnceLock;
 
@@ -27,11 +29,6 @@ const INNER: usize = 512;
 const HELD: usize = 1 << 17;
 /// Products, in multiplications, below which the vector units are as fast.
 const SMALL: usize = 1 << 20;
-
-thread_local! {
-    /// Tiles that a task writes, kept from one product to the next.
-    static TILES: RefCell<Vec<Tiles>> = const { RefCell::new(vec![]) };
-}
 
 /// Whether this machine has the units and the kernel lends them, and `SEG4DIFF_NO_AMX` is not set; asks once.
 pub fn are_available() -> bool {
@@ -121,16 +118,14 @@ pub unsafe fn multiply(product: &Product, out: *mut f32, out_stride: usize) {
     let plan = Plan::new(product, workers);
     let k = product.shape.1;
     let task = |(held_lines, passing_lines): (Range<usize>, Range<usize>)| {
-        TILES.with_borrow_mut(|tiles| {
-            for start in (0..k).step_by(plan.inner) {
-                let inner = (start, k.min(start + plan.inner));
-                let held = (Operand { inner, ..plan.held }, held_lines.clone());
-                let passing = (Operand { inner, ..plan.passing }, passing_lines.clone());
-                let before = if start > 0 { Start::Output } else { product.start };
-                // SAFETY: as the caller says; `takes` asked for the units.
-                unsafe { block(held, passing, before, out, tiles) };
-            }
-        })
+        for start in (0..k).step_by(plan.inner) {
+            let inner = (start, k.min(start + plan.inner));
+            let held = (Operand { inner, ..plan.held }, held_lines.clone());
+            let passing = (Operand { inner, ..plan.passing }, passing_lines.clone());
+            let before = if start > 0 { Start::Output } else { product.start };
+            // SAFETY: as the caller says; `takes` asked for the units.
+            unsafe { block(held, passing, before, out) };
+        }
     };
     let tasks = plan.tasks();
     match tasks.len() == 1 || workers == 1 {
@@ -149,17 +144,12 @@ unsafe fn block(
     (passing, passing_lines): (Operand, Range<usize>),
     start: Start,
     out: &Output,
-    tiles: &mut Vec<Tiles>,
 ) {
     let steps = held.steps();
     // Two groups of tiles a step: the strip's upper and lower half.
     let strip = 2 * steps;
     let strips = held_lines.len().div_ceil(STRIP);
-    let room = (strips + 2) * strip;
-    if tiles.len() < room {
-        tiles.resize(room, ZEROS);
-    }
-    let (held_tiles, passing_tiles) = tiles[..room].split_at_mut(strips * strip);
+    let (mut held_tiles, mut passing_tiles) = (Strips::new(held_lines.len(), steps), Strips::new(2 * STRIP, steps));
     let (mut present, mut next) = passing_tiles.split_at_mut(strip);
     // SAFETY: the views are inside their slices.
     let pack = |operand, line, tiles| unsafe { Packing::new(operand, line, tiles, 1).go_on() };

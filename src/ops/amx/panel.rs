@@ -1,9 +1,9 @@
 //! Products of rows, written a row at a time by what computes them, with a matrix written out beforehand.
-use super::pack::{DEPTH, Operand, Packing, STRIP, Tiles, ZEROS, write_row};
+use super::memory::Strips;
+use super::pack::{DEPTH, Operand, Packing, STRIP, Tiles, write_row};
 use super::registers::Registers;
 use crate::ops::cpu::{Threads, View};
 use rayon::prelude::*;
-use std::cell::RefCell;
 
 /// A left matrix as tiles. A row that was not set has any values.
 pub struct Rows {
@@ -17,43 +17,6 @@ pub struct Right {
     steps: usize,
 }
 
-thread_local! {
-    /// Memory of tiles that were dropped on this thread.
-    static FREE: RefCell<Vec<Vec<Tiles>>> = const { RefCell::new(vec![]) };
-}
-
-/// As many strips of `steps` steps as `lines` take, with any values.
-struct Strips(Vec<Tiles>);
-
-impl Strips {
-    fn new(lines: usize, steps: usize) -> Self {
-        let count = lines.div_ceil(STRIP) * 2 * steps;
-        let mut tiles = FREE.with_borrow_mut(|free| {
-            // The smallest that is large enough: growing sets what is new.
-            let enough = free.iter().enumerate().filter(|(_, tiles)| tiles.len() >= count);
-            let fit = enough.min_by_key(|(_, tiles)| tiles.len()).map(|(place, _)| place);
-            fit.map(|place| free.swap_remove(place)).or_else(|| free.pop()).unwrap_or_default()
-        });
-        tiles.resize(count, ZEROS);
-        Self(tiles)
-    }
-}
-
-impl Drop for Strips {
-    fn drop(&mut self) {
-        /// What a thread keeps.
-        const MOST: usize = 8;
-        let tiles = std::mem::take(&mut self.0);
-        // Where the thread is ending there is nothing to keep it for.
-        let _ = FREE.try_with(|free| {
-            let mut free = free.borrow_mut();
-            if free.len() < MOST {
-                free.push(tiles);
-            }
-        });
-    }
-}
-
 impl Rows {
     /// For `count` rows of `inner` values. Where the units are available only.
     pub fn new(count: usize, inner: usize) -> Self {
@@ -62,7 +25,7 @@ impl Rows {
     }
 
     pub fn set(&mut self, row: usize, values: &[f32]) {
-        let strip = &mut self.tiles.0[row / STRIP * 2 * self.steps..][..2 * self.steps];
+        let strip = &mut self.tiles[row / STRIP * 2 * self.steps..][..2 * self.steps];
         // SAFETY: only made where the units are available.
         unsafe { write_row(values, row % STRIP, strip) };
     }
@@ -81,8 +44,8 @@ impl Right {
             Packing::new(operand, strip * STRIP, tiles, 1).go_on();
         };
         match threads {
-            Threads::One => tiles.0.chunks_exact_mut(2 * steps).enumerate().for_each(pack),
-            Threads::All => tiles.0.par_chunks_exact_mut(2 * steps).enumerate().for_each(pack),
+            Threads::One => tiles.chunks_exact_mut(2 * steps).enumerate().for_each(pack),
+            Threads::All => tiles.par_chunks_exact_mut(2 * steps).enumerate().for_each(pack),
         }
         Self { tiles, steps }
     }
@@ -91,17 +54,17 @@ impl Right {
     /// columns.
     pub fn multiply(&self, rows: &Rows, count: usize, start: Option<&[f32]>, out: &mut [f32]) {
         let strip = 2 * self.steps;
-        let stride = self.tiles.0.len() / strip * STRIP;
+        let stride = self.tiles.len() / strip * STRIP;
         let row_strips = count.div_ceil(STRIP);
-        assert!(rows.steps == self.steps && rows.tiles.0.len() >= row_strips * strip);
+        assert!(rows.steps == self.steps && rows.tiles.len() >= row_strips * strip);
         assert!(out.len() >= row_strips * STRIP * stride && start.is_none_or(|start| start.len() >= stride));
         let out = out.as_mut_ptr();
         // SAFETY: the units are available, and nothing here runs other tasks.
         let mut registers = unsafe { Registers::new() };
-        for (column, right) in self.tiles.0.chunks_exact(strip).enumerate() {
+        for (column, right) in self.tiles.chunks_exact(strip).enumerate() {
             // One row for all.
             let start = start.map(|start| (start[column * STRIP..].as_ptr(), 0));
-            for (row, left) in rows.tiles.0.chunks_exact(strip).take(row_strips).enumerate() {
+            for (row, left) in rows.tiles.chunks_exact(strip).take(row_strips).enumerate() {
                 // SAFETY: these 32 rows of 32 are inside `out`, and 32 values in `start`; both strips have as many steps.
                 unsafe {
                     let target = out.add((row * stride + column) * STRIP);

@@ -1,6 +1,6 @@
 //! Attention of one head on the CPU: the scores of some queries at a time, or in the backward pass of some keys, are made,
 //! used and forgotten. What the forward pass keeps is a number a query, the logarithm of its exponentials' sum.
-use crate::ops::cpu::{LANES, Product, Start, Threads, View, exp, maximum, sum, vectorised};
+use crate::ops::cpu::{Product, Start, Threads, View, exp, exponentials, sum, vectorised};
 use crate::ops::panel::{self, Right, Rows, room};
 
 /// Queries whose matrices the backward pass prepares at a time.
@@ -46,25 +46,6 @@ fn rows_from(view: View<'_>, first: usize) -> View<'_> {
 /// `from · factor`.
 fn scale(from: &[f32], factor: f32, to: &mut [f32]) {
     vectorised!(to.iter_mut().zip(from).for_each(|(to, from)| *to = from * factor));
-}
-
-/// Values to exponentials of their distances to the largest; returns that and the exponentials' sum.
-#[inline(always)]
-fn exponentials(row: &mut [f32]) -> (f32, f32) {
-    let largest = maximum(row);
-    let mut lanes = [0f32; LANES];
-    let (whole, rest) = row.as_chunks_mut::<LANES>();
-    for chunk in whole {
-        for (value, lane) in chunk.iter_mut().zip(&mut lanes) {
-            *value = exp(*value - largest);
-            *lane += *value;
-        }
-    }
-    for (value, lane) in rest.iter_mut().zip(&mut lanes) {
-        *value = exp(*value - largest);
-        *lane += *value;
-    }
-    (largest, sum(LANES, |lane| lanes[lane]))
 }
 
 impl Head<'_> {
