@@ -49,10 +49,10 @@ fn main() -> Result<()> {
     let model = MmDit::from_weights(config.clone(), None, &weights, DType::F32, &device)?;
     let noise = normal(2, &[0], (args.batch, 16, side, side), &device)?;
     let text = |stream: u64| -> Result<TextEmbedding> {
-        Ok(TextEmbedding {
-            context: normal(2, &[stream, 0], (args.batch, text_tokens, config.joint_attention_dim), &device)?,
-            pooled: normal(2, &[stream, 1], (args.batch, config.pooled_projection_dim), &device)?,
-        })
+        Ok(TextEmbedding::new(
+            normal(2, &[stream, 0], (args.batch, text_tokens, config.joint_attention_dim), &device)?,
+            normal(2, &[stream, 1], (args.batch, config.pooled_projection_dim), &device)?,
+        )?)
     };
     let (positive, negative) = (text(1)?, text(2)?);
     let blur = Blur { layer: expert_layer, sigma: BLUR };
@@ -67,7 +67,7 @@ fn main() -> Result<()> {
         let started = Instant::now();
         let conditions = Conditions { positive: &positive, negative: &negative };
         options.run(&scheduler, &noise, &conditions, |latents, timestep, text, blur| {
-            model.forward(latents, timestep, &text.context, &text.pooled, blur)
+            model.forward(latents, timestep, text, blur)
         })?;
         device.synchronize()?;
         Ok(started.elapsed().as_secs_f64())

@@ -11,6 +11,7 @@ use clap::Parser;
 use common::{Preset, Result, preset, rounded, write_weights};
 use seg4diff::eval::segmentation::{ClassMaps, Prompt};
 use seg4diff::model::mmdit::MmDit;
+use seg4diff::model::text::TextEmbedding;
 use seg4diff::model::weights::Weights;
 use seg4diff::sample::noise::normal;
 use std::time::Instant;
@@ -56,10 +57,11 @@ fn main() -> Result<()> {
     let latents = normal(2, &[0], (args.batch, 16, side, side), &device)?;
     let context = normal(2, &[1], (args.batch, text_tokens, config.joint_attention_dim), &device)?;
     let pooled = normal(2, &[2], (args.batch, config.pooled_projection_dim), &device)?;
-    let timestep = Tensor::full(500f32, args.batch, &device)?;
+    let text = TextEmbedding::new(context, pooled)?;
+    let timestep = Tensor::full(500f32, args.batch, &Device::Cpu)?;
     let segment = || -> Result<f64> {
         let started = Instant::now();
-        let embedded = model.embedding.embed(&latents, &timestep, &context, &pooled)?;
+        let embedded = model.embedding.embed(&latents, &timestep, &text)?;
         let probability = model.probe(&embedded, expert_layer)?.probability(config.num_attention_heads)?;
         for of_image in probability.flatten_from(1)?.to_vec2::<f32>()? {
             let mut maps = ClassMaps::empty(grid);

@@ -7,14 +7,15 @@
 //! tensors had at a time, which is what PyTorch reports.
 mod common;
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use clap::Parser;
 use common::{Preset, Result, preset, rounded, write_weights};
 use rand::Rng;
 use seg4diff::config::{Choice, DeviceChoice, RunConfig, WeightType};
-use seg4diff::device::peak_gpu_bytes;
+use seg4diff::device::{peak_gpu_bytes, upload};
 use seg4diff::loss::{MaskTarget, SampleTargets};
 use seg4diff::model::mmdit::MmDit;
+use seg4diff::model::text::TextEmbedding;
 use seg4diff::model::weights::Weights;
 use seg4diff::ops::Target;
 use seg4diff::sample::noise::{generator, normal};
@@ -110,20 +111,26 @@ fn main() -> Result<()> {
     let pooled = draw(&[2], &[batch, sizes.pooled_projection_dim])?;
     let targets: Vec<SampleTargets> = (0..batch).map(|b| targets(args.masks, 8 * side, grid, b as u64)).collect();
     let plan = StepPlan { expert_layer, recomputed_blocks: if args.checkpointing { sizes.num_layers } else { 0 } };
-    let mut step = |number: u64| -> Result<f64> {
-        let started = Instant::now();
+    let text = TextEmbedding::new(context, pooled)?;
+    let prepare = |number: u64| -> Result<StepInputs> {
         let sigma: Vec<f32> = (0..batch).map(|b| generator(3, &[number, b as u64]).random()).collect();
-        let sigma = Tensor::from_vec(sigma, batch, &device)?;
-        let inputs = StepInputs {
+        let timestep = Tensor::from_vec(sigma.iter().map(|sigma| 1000.0 * sigma).collect(), batch, &Device::Cpu)?;
+        Ok(StepInputs {
             latents: latents.clone(),
             noise: draw(&[3, number], latents.dims())?,
-            timestep: (&sigma * 1000.0)?,
-            sigma,
-            context: context.clone(),
-            pooled: pooled.clone(),
+            timestep,
+            sigma: upload(sigma, batch, &device)?,
+            text: text.clone(),
             targets: targets.clone(),
-        };
+        })
+    };
+    let mut inputs = prepare(0)?;
+    let mut step = |number: u64| -> Result<f64> {
+        let started = Instant::now();
         let result = gradients(&model, &parameters, &config.loss, &inputs, plan)?;
+        // As the trainer does: while a GPU is at work, what it will need next is made.
+        inputs = prepare(number + 1)?;
+        result.terms()?;
         let norm = gradient_norm(&result.of)?;
         let clip = clip_factor(norm, config.optim.clip_norm);
         optimizer.step(&parameters, &result.of, clip, config.optim.lr, &config.optim)?;

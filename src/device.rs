@@ -1,7 +1,9 @@
-//! From the configured device to the one that tensors live on.
+//! From the configured device to the one that tensors live on, and what goes there.
 use crate::config::DeviceChoice;
 use crate::error::{Error, Result};
-use candle_core::Device;
+use candle_core::{Device, Shape, Tensor, WithDType};
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
 
 impl DeviceChoice {
     /// Opens the device. `auto` is the first CUDA device if this build and this machine have one, else the CPU;
@@ -23,11 +25,34 @@ impl DeviceChoice {
     }
 }
 
-fn open_cuda(index: usize) -> candle_core::Result<Device> {
-    let device = Device::new_cuda(index)?;
+/// GPUs that are open. Whoever asks for one gets the same, for what two streams were given is done in any order.
+static OPEN: Mutex<BTreeMap<usize, Device>> = Mutex::new(BTreeMap::new());
+
+/// Opens GPU `index`, with a stream of its own: whatever thread gives it work, it is done in the order given.
+pub fn open_cuda(index: usize) -> candle_core::Result<Device> {
+    let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(device) = open.get(&index) {
+        return Ok(device.clone());
+    }
+    let device = Device::new_cuda_with_stream(index)?;
     #[cfg(feature = "cuda")]
-    crate::ops::cuda::memory::keep_freed(device.as_cuda_device()?)?;
+    {
+        let device = device.as_cuda_device()?;
+        // SAFETY: there is no second stream that tensors would have to be guarded from by events.
+        unsafe { device.disable_event_tracking() };
+        crate::ops::cuda::memory::keep_freed(device)?;
+    }
+    open.insert(index, device.clone());
     Ok(device)
+}
+
+/// Values as a tensor on `device`. The host does not wait for a GPU to take them.
+pub fn upload<T: WithDType>(values: Vec<T>, shape: impl Into<Shape>, device: &Device) -> candle_core::Result<Tensor> {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(device) => crate::ops::cuda::transfer::upload(&values, shape, device),
+        _ => Tensor::from_vec(values, shape.into(), device),
+    }
 }
 
 /// The most memory that tensors had on a GPU at a time, in bytes; none for another device.

@@ -58,7 +58,7 @@ fn train(settings: &[&str]) -> (LossTerms, LossTerms) {
         let norm = gradient_norm(&result.of).unwrap();
         let (clip, lr) = (clip_factor(norm, config.optim.clip_norm), learning_rate(&config.optim, step, STEPS));
         optimizer.step(&parameters, &result.of, clip, lr, &config.optim).unwrap();
-        seen.push(result.terms);
+        seen.push(result.terms().unwrap());
     }
     (seen[0], seen[seen.len() - 1])
 }

@@ -12,6 +12,7 @@ use seg4diff::loss::SampleTargets;
 use seg4diff::model::adapter_files::{self, delta};
 use seg4diff::model::lora::{Adapter, Lora};
 use seg4diff::model::mmdit::{MmDit, MmDitConfig};
+use seg4diff::model::text::TextEmbedding;
 use seg4diff::model::weights::{Weights, read_all};
 use seg4diff::train::checkpoint::Checkpoint;
 use seg4diff::train::gradients::{StepInputs, StepPlan, gradients};
@@ -51,15 +52,18 @@ fn inputs(model: &MmDit) -> StepInputs {
         noise: normal(&mut random, &latents),
         sigma: Tensor::new(&[0.2f32, 0.9], &Device::Cpu).expect("tensor"),
         timestep: Tensor::new(&[200f32, 900.0], &Device::Cpu).expect("tensor"),
-        context: normal(&mut random, &[2, 9, sizes.joint_attention_dim]),
-        pooled: normal(&mut random, &[2, sizes.pooled_projection_dim]),
+        text: TextEmbedding::new(
+            normal(&mut random, &[2, 9, sizes.joint_attention_dim]),
+            normal(&mut random, &[2, sizes.pooled_projection_dim]),
+        )
+        .expect("text"),
         targets: vec![SampleTargets { masks: vec![], spans: vec![] }, SampleTargets { masks: vec![], spans: vec![] }],
     }
 }
 
 fn output(model: &MmDit) -> Vec<f32> {
-    let StepInputs { latents, timestep, context, pooled, .. } = inputs(model);
-    let velocity = model.forward(&latents, &timestep, &context, &pooled, None).expect("forward");
+    let StepInputs { latents, timestep, text, .. } = inputs(model);
+    let velocity = model.forward(&latents, &timestep, &text, None).expect("forward");
     velocity.flatten_all().and_then(|flat| flat.to_vec1()).expect("values")
 }
 

@@ -2,7 +2,7 @@
 //! Fixture: tests/fixtures/matching/gen.py.
 use candle_core::{Device, Tensor};
 use seg4diff::config::RunConfig;
-use seg4diff::loss::{assign, match_maps};
+use seg4diff::loss::{Matching, assign};
 use seg4diff::ops::match_cost;
 use seg4diff::train::schedule::learning_rate;
 use serde_json::Value;
@@ -35,7 +35,7 @@ fn costs_are_those_of_torch_and_pairs_those_of_scipy() {
         let raw = case["raw_logit"].as_bool().unwrap();
         let tensor = |rows: &[Vec<f32>]| Tensor::from_vec(rows.concat(), (rows.len(), rows[0].len()), &Device::Cpu);
         let (maps, mask_tensor) = (tensor(&maps).unwrap(), tensor(&masks).unwrap());
-        let costs = match_cost(&maps, &mask_tensor, (0.02, 1.0), raw).unwrap();
+        let costs = match_cost(&maps, &mask_tensor, (0.02, 1.0), raw).unwrap().wait().unwrap();
         let largest = wanted.iter().flatten().fold(0f32, |m, c| m.max(c.abs()));
         assert_eq!(costs.len(), wanted.len());
         for (costs, wanted) in costs.iter().zip(&wanted) {
@@ -46,7 +46,7 @@ fn costs_are_those_of_torch_and_pairs_those_of_scipy() {
         }
         let config = config(&[format!("loss.focal_probability=\"{}\"", if raw { "logit" } else { "sigmoid" })]);
         let masks: Vec<&[f32]> = masks.iter().map(Vec::as_slice).collect();
-        assert_eq!(match_maps(&maps, &masks, &config.loss).unwrap(), pairs(&case["pairs"]));
+        assert_eq!(Matching::begin(&maps, &masks, &config.loss).unwrap().pairs().unwrap(), pairs(&case["pairs"]));
     }
 }
 

@@ -61,10 +61,8 @@ fn stand_in(x: &Tensor, timestep: &Tensor, text: &TextEmbedding, _: Option<Blur>
 fn sampling_follows_diffusers_with_and_without_guidance() {
     let expected = Expected::load();
     let part = |tensor: &Tensor, from| tensor.narrow(0, from, 2).unwrap();
-    let text = |from| TextEmbedding {
-        context: part(expected.get("context"), from),
-        pooled: part(expected.get("pooled"), from),
-    };
+    let text =
+        |from| TextEmbedding::new(part(expected.get("context"), from), part(expected.get("pooled"), from)).unwrap();
     let (positive, negative) = (text(0), text(2));
     for (name, guidance, batch) in [("sampled_guided", 5.5, 4), ("sampled_plain", 1.0, 2)] {
         let options = SamplingOptions { steps: 9, guidance, perturbed: None, progress: false };
@@ -86,9 +84,9 @@ fn sampling_follows_diffusers_with_and_without_guidance() {
 #[test]
 fn perturbed_guidance_leads_away_from_the_blurred_model() {
     let cpu = Device::Cpu;
-    let text = |level: f32| TextEmbedding {
-        context: Tensor::full(level, (1, 1, 1), &cpu).unwrap(),
-        pooled: Tensor::full(level, (1, 1), &cpu).unwrap(),
+    let text = |level: f32| {
+        let (context, pooled) = (Tensor::full(level, (1, 1, 1), &cpu), Tensor::full(level, (1, 1), &cpu));
+        TextEmbedding::new(context.unwrap(), pooled.unwrap()).unwrap()
     };
     let (positive, negative) = (text(5.0), text(2.0));
     let blur = Blur { layer: 3, sigma: 2.5 };
@@ -116,7 +114,7 @@ fn perturbed_guidance_leads_away_from_the_blurred_model() {
 #[test]
 fn no_steps_are_a_usage_error() {
     let expected = Expected::load();
-    let text = TextEmbedding { context: expected.get("context").clone(), pooled: expected.get("pooled").clone() };
+    let text = TextEmbedding::new(expected.get("context").clone(), expected.get("pooled").clone()).unwrap();
     let options = SamplingOptions { steps: 0, guidance: 1.0, perturbed: None, progress: false };
     let conditions = Conditions { positive: &text, negative: &text };
     let result = options.run(&Scheduler::new(1000, 3.0), expected.get("noise"), &conditions, stand_in);

@@ -66,9 +66,9 @@ pub fn run(args: &ProbeArgs) -> Result<()> {
         None => normal(args.seed, &[NOISE], (1, shape.0, shape.1, shape.2), &device)?,
     };
     let latents = ((pipeline.vae.encode(&image)? * (1.0 - args.sigma))? + (noise * args.sigma)?)?;
-    let timestep = Tensor::full(Scheduler::open(&files)?.timestep(args.sigma as f32), 1, &device)?;
+    let timestep = Tensor::full(Scheduler::open(&files)?.timestep(args.sigma as f32), 1, &Device::Cpu)?;
     let text = pipeline.text_encoders.encode(&[&args.prompt])?;
-    let embedded = transformer.embedding.embed(&latents, &timestep, &text.context, &text.pooled)?;
+    let embedded = transformer.embedding.embed(&latents, &timestep, &text)?;
     let (rows, columns) = embedded.grid;
     let probe = transformer.probe(&embedded, args.layer)?;
     let heads = transformer.config.num_attention_heads;

@@ -1,8 +1,9 @@
 //! The mask-alignment loss: the published sigmoid form, and the softmax form of method.md.
 use super::maps::{MapIndex, SampleMaps};
-use super::matching::match_maps;
+use super::matching::Matching;
 use super::{MaskTarget, SampleTargets};
 use crate::config::{Alignment, FocalProbability, HeadMaps, LossConfig};
+use crate::device::upload;
 use crate::model::mmdit::Probe;
 use crate::ops::{self, NO_CLASS};
 use candle_core::{Result, Tensor};
@@ -20,20 +21,121 @@ pub enum AlignmentLoss {
     },
 }
 
-/// Aligns the expert's attention of a batch with its masks.
-///
-/// `grid` is rows and columns of image tokens, `score_head` the parameters in the order of [`ops::PARAMETERS`].
-pub fn alignment_loss(
-    probe: &Probe,
-    heads: usize,
-    grid: (usize, usize),
-    targets: &[SampleTargets],
-    score_head: Option<&[Tensor]>,
-    config: &LossConfig,
-) -> Result<AlignmentLoss> {
-    match config.alignment {
-        Alignment::Sigmoid => sigmoid_loss(probe, heads, grid, targets, score_head, config),
-        Alignment::Softmax => softmax_loss(probe, heads, grid, targets, config),
+/// The alignment of the expert's attention of a batch with its masks.
+pub struct MaskAlignment<'a> {
+    pub heads: usize,
+    /// Rows and columns of image tokens.
+    pub grid: (usize, usize),
+    /// One for each image.
+    pub targets: &'a [SampleTargets],
+    /// The parameters in the order of [`ops::PARAMETERS`].
+    pub score_head: Option<&'a [Tensor]>,
+    pub config: &'a LossConfig,
+}
+
+impl MaskAlignment<'_> {
+    /// Begins to match each image's maps with its masks, where classes do not say which belong together. Nothing of it
+    /// is recorded. What is computed before [`Self::loss`] needs it, a GPU does while the host matches.
+    pub fn begin(&self, probe: &Probe) -> Result<Vec<Matching>> {
+        let kind = match self.config.alignment {
+            Alignment::Sigmoid => self.config.heads,
+            Alignment::Softmax => HeadMaps::Mean,
+        };
+        let score_head: Option<Vec<Tensor>> = match self.config.alignment {
+            Alignment::Sigmoid => self.score_head.map(|parameters| parameters.iter().map(Tensor::detach).collect()),
+            Alignment::Softmax => None,
+        };
+        let begin = |(index, targets): (usize, &SampleTargets)| {
+            if !targets.spans.is_empty() || targets.masks.is_empty() {
+                return Ok(Matching::default());
+            }
+            let mut all = self.maps(probe, index)?.all(kind)?;
+            if let Some(parameters) = &score_head {
+                all = ops::score_head(&all, parameters)?;
+            }
+            let masks: Vec<&[f32]> = targets.masks.iter().map(|mask| mask.grid.as_slice()).collect();
+            Matching::begin(&all.flatten_from(1)?, &masks, self.config)
+        };
+        self.targets.iter().enumerate().map(begin).collect()
+    }
+
+    /// The loss of the same attention with gradient, `matchings` being what [`Self::begin`] gave.
+    pub fn loss(&self, probe: &Probe, matchings: Vec<Matching>) -> Result<AlignmentLoss> {
+        match self.config.alignment {
+            Alignment::Sigmoid => self.sigmoid_loss(probe, matchings),
+            Alignment::Softmax => self.softmax_loss(probe, matchings),
+        }
+    }
+
+    fn maps(&self, probe: &Probe, index: usize) -> Result<SampleMaps> {
+        SampleMaps::new(probe, index, self.heads, self.grid)
+    }
+
+    fn choose(&self, maps: &SampleMaps, targets: &SampleTargets, matching: Matching) -> Result<Chosen> {
+        let kind = self.config.heads;
+        let mut chosen = Chosen { maps: vec![], groups: vec![], masks: vec![] };
+        for (mask, tokens) in paired_tokens(targets) {
+            let first = chosen.maps.len();
+            chosen.maps.extend(tokens.iter().flat_map(|token| maps.of_token(*token, kind)));
+            chosen.groups.push((first..chosen.maps.len()).collect());
+            chosen.masks.push(mask.clone());
+        }
+        for (map, mask) in matching.pairs()? {
+            chosen.groups.push(vec![chosen.maps.len()]);
+            chosen.maps.push(SampleMaps::index(map, kind));
+            chosen.masks.push(targets.masks[mask].clone());
+        }
+        Ok(chosen)
+    }
+
+    fn sigmoid_loss(&self, probe: &Probe, matchings: Vec<Matching>) -> Result<AlignmentLoss> {
+        let mut maps = vec![];
+        let mut groups: Vec<Vec<usize>> = vec![];
+        let mut masks = vec![];
+        let mut first = 0;
+        for (index, (targets, matching)) in self.targets.iter().zip(matchings).enumerate() {
+            let sample = self.maps(probe, index)?;
+            let chosen = self.choose(&sample, targets, matching)?;
+            if chosen.maps.is_empty() {
+                continue;
+            }
+            groups.extend(chosen.groups.iter().map(|group| group.iter().map(|map| first + map).collect()));
+            masks.extend(chosen.masks.into_iter().map(|mask| mask.pixels));
+            first += chosen.maps.len();
+            maps.push(sample.chosen(&chosen.maps)?);
+        }
+        if maps.is_empty() {
+            return Ok(AlignmentLoss::None);
+        }
+        let mut maps = Tensor::cat(&maps, 0)?;
+        if let Some(parameters) = self.score_head {
+            maps = ops::score_head(&maps, parameters)?;
+        }
+        if groups.iter().any(|group| group.len() != 1) {
+            maps = mean_of_groups(&maps, &groups)?;
+        }
+        let raw_logit = self.config.focal_probability == FocalProbability::Logit;
+        let count = self.targets.iter().map(|t| t.masks.len()).sum::<usize>().max(1) as f64;
+        let terms = (ops::mask_loss(&maps, masks, raw_logit)?.sum(1)? / count)?;
+        Ok(AlignmentLoss::Sigmoid { focal: terms.get(0)?, dice: terms.get(1)? })
+    }
+
+    fn softmax_loss(&self, probe: &Probe, matchings: Vec<Matching>) -> Result<AlignmentLoss> {
+        let mut losses = vec![];
+        for (index, (targets, matching)) in self.targets.iter().zip(matchings).enumerate() {
+            let matched = matching.pairs()?.into_iter().map(|(token, mask)| (&targets.masks[mask], vec![token]));
+            let pairs: Vec<(&MaskTarget, Vec<usize>)> = paired_tokens(targets).into_iter().chain(matched).collect();
+            let Some((labels, size)) = paint(&pairs) else { continue };
+            let tokens: Vec<Vec<usize>> = pairs.iter().map(|(_, tokens)| tokens.clone()).collect();
+            let weights = pairs.iter().map(|(mask, _)| 1.0 / (mask.area.max(1) as f32).sqrt()).collect();
+            // The floor is below anything that a softmax in f32 gives a gradient for; it keeps the logarithm finite.
+            let logarithms = (self.maps(probe, index)?.class_probability(&tokens)? + 1e-30)?.log()?;
+            losses.push(ops::pixel_cross_entropy(&logarithms, labels, size, weights)?);
+        }
+        if losses.is_empty() {
+            return Ok(AlignmentLoss::None);
+        }
+        Ok(AlignmentLoss::Softmax { align: Tensor::cat(&losses, 0)?.mean_all()? })
     }
 }
 
@@ -44,93 +146,11 @@ struct Chosen {
     masks: Vec<MaskTarget>,
 }
 
-/// Pairs of masks with the CLIP tokens of their class's name; masks whose name did not fit are left out.
+/// Pairs of masks with the CLIP tokens of their class's name; masks whose name did not fit are left out, and all where
+/// masks have no classes.
 fn paired_tokens(targets: &SampleTargets) -> Vec<(&MaskTarget, Vec<usize>)> {
     let span = |mask: &MaskTarget| targets.spans.get(mask.class?)?.clone();
     targets.masks.iter().filter_map(|mask| Some((mask, span(mask)?.collect()))).collect()
-}
-
-fn choose(
-    maps: &SampleMaps,
-    targets: &SampleTargets,
-    score_head: Option<&[Tensor]>,
-    config: &LossConfig,
-) -> Result<Chosen> {
-    let mut chosen = Chosen { maps: vec![], groups: vec![], masks: vec![] };
-    if !targets.spans.is_empty() {
-        for (mask, tokens) in paired_tokens(targets) {
-            let first = chosen.maps.len();
-            chosen.maps.extend(tokens.iter().flat_map(|token| maps.of_token(*token, config.heads)));
-            chosen.groups.push((first..chosen.maps.len()).collect());
-            chosen.masks.push(mask.clone());
-        }
-        return Ok(chosen);
-    }
-    for (map, mask) in matched(maps, config.heads, targets, score_head, config)? {
-        chosen.groups.push(vec![chosen.maps.len()]);
-        chosen.maps.push(SampleMaps::index(map, config.heads));
-        chosen.masks.push(targets.masks[mask].clone());
-    }
-    Ok(chosen)
-}
-
-/// Hungarian matching of all maps of an image to its masks; nothing of it is recorded.
-fn matched(
-    maps: &SampleMaps,
-    kind: HeadMaps,
-    targets: &SampleTargets,
-    score_head: Option<&[Tensor]>,
-    config: &LossConfig,
-) -> Result<Vec<(usize, usize)>> {
-    if targets.masks.is_empty() {
-        return Ok(vec![]);
-    }
-    let mut all = maps.all(kind)?;
-    if let Some(parameters) = score_head {
-        let plain: Vec<Tensor> = parameters.iter().map(Tensor::detach).collect();
-        all = ops::score_head(&all, &plain)?;
-    }
-    let masks: Vec<&[f32]> = targets.masks.iter().map(|mask| mask.grid.as_slice()).collect();
-    match_maps(&all.flatten_from(1)?, &masks, config)
-}
-
-fn sigmoid_loss(
-    probe: &Probe,
-    heads: usize,
-    grid: (usize, usize),
-    targets: &[SampleTargets],
-    score_head: Option<&[Tensor]>,
-    config: &LossConfig,
-) -> Result<AlignmentLoss> {
-    let mut maps = vec![];
-    let mut groups: Vec<Vec<usize>> = vec![];
-    let mut masks = vec![];
-    let mut first = 0;
-    for (index, targets) in targets.iter().enumerate() {
-        let sample = SampleMaps::new(probe, index, heads, grid)?;
-        let chosen = choose(&sample, targets, score_head, config)?;
-        if chosen.maps.is_empty() {
-            continue;
-        }
-        groups.extend(chosen.groups.iter().map(|group| group.iter().map(|map| first + map).collect()));
-        masks.extend(chosen.masks.into_iter().map(|mask| mask.pixels));
-        first += chosen.maps.len();
-        maps.push(sample.chosen(&chosen.maps)?);
-    }
-    if maps.is_empty() {
-        return Ok(AlignmentLoss::None);
-    }
-    let mut maps = Tensor::cat(&maps, 0)?;
-    if let Some(parameters) = score_head {
-        maps = ops::score_head(&maps, parameters)?;
-    }
-    if groups.iter().any(|group| group.len() != 1) {
-        maps = mean_of_groups(&maps, &groups)?;
-    }
-    let raw_logit = config.focal_probability == FocalProbability::Logit;
-    let count = targets.iter().map(|t| t.masks.len()).sum::<usize>().max(1) as f64;
-    let terms = (ops::mask_loss(&maps, masks, raw_logit)?.sum(1)? / count)?;
-    Ok(AlignmentLoss::Sigmoid { focal: terms.get(0)?, dice: terms.get(1)? })
 }
 
 /// `[maps, h, w]` to `[groups, h, w]`.
@@ -142,39 +162,8 @@ fn mean_of_groups(maps: &Tensor, groups: &[Vec<usize>]) -> Result<Tensor> {
             row[*map] += 1.0 / group.len() as f32;
         }
     }
-    let mean = Tensor::from_vec(mean, (groups.len(), count), maps.device())?;
+    let mean = upload(mean, (groups.len(), count), maps.device())?;
     mean.matmul(&maps.reshape((count, h * w))?)?.reshape((groups.len(), h, w))
-}
-
-fn softmax_loss(
-    probe: &Probe,
-    heads: usize,
-    grid: (usize, usize),
-    targets: &[SampleTargets],
-    config: &LossConfig,
-) -> Result<AlignmentLoss> {
-    let mut losses = vec![];
-    for (index, targets) in targets.iter().enumerate() {
-        let sample = SampleMaps::new(probe, index, heads, grid)?;
-        let pairs: Vec<(&MaskTarget, Vec<usize>)> = if targets.spans.is_empty() {
-            matched(&sample, HeadMaps::Mean, targets, None, config)?
-                .into_iter()
-                .map(|(token, mask)| (&targets.masks[mask], vec![token]))
-                .collect()
-        } else {
-            paired_tokens(targets)
-        };
-        let Some((labels, size)) = paint(&pairs) else { continue };
-        let tokens: Vec<Vec<usize>> = pairs.iter().map(|(_, tokens)| tokens.clone()).collect();
-        let weights = pairs.iter().map(|(mask, _)| 1.0 / (mask.area.max(1) as f32).sqrt()).collect();
-        // The floor is below anything that a softmax in f32 gives a gradient for; it keeps the logarithm finite.
-        let logarithms = (sample.class_probability(&tokens)? + 1e-30)?.log()?;
-        losses.push(ops::pixel_cross_entropy(&logarithms, labels, size, weights)?);
-    }
-    if losses.is_empty() {
-        return Ok(AlignmentLoss::None);
-    }
-    Ok(AlignmentLoss::Softmax { align: Tensor::cat(&losses, 0)?.mean_all()? })
 }
 
 /// The label map of an image's masks; where masks overlap the smallest wins. None if no pixel has a label.

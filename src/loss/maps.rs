@@ -1,5 +1,6 @@
 //! Attention maps of the expert: all of them without gradient, for matching; the chosen ones with.
 use crate::config::HeadMaps;
+use crate::device::upload;
 use crate::model::mmdit::{Probe, image_to_text_logits};
 use crate::model::text::tokenizer::CLIP_TOKENS;
 use candle_core::{DType, Result, Tensor};
@@ -66,9 +67,9 @@ impl SampleMaps {
             }
         }
         let device = self.probe.queries.device();
-        let weights = Tensor::from_vec(weights, (chosen.len(), width), device)?;
+        let weights = upload(weights, (chosen.len(), width), device)?;
         let token_indices: Vec<u32> = chosen.iter().map(|index| index.token as u32).collect();
-        let token_indices = Tensor::from_vec(token_indices, chosen.len(), device)?;
+        let token_indices = upload(token_indices, chosen.len(), device)?;
         let keys = self.probe.text_keys()?.squeeze(0)?.to_dtype(DType::F32)?.index_select(&token_indices, 0)?;
         let queries = self.probe.queries.reshape((tokens, width))?.to_dtype(DType::F32)?;
         (keys * weights)?.matmul(&queries.t()?)?.reshape(((), self.grid.0, self.grid.1))
@@ -83,7 +84,7 @@ impl SampleMaps {
                 row[*token] += 1.0 / tokens.len() as f32;
             }
         }
-        let mean = Tensor::from_vec(mean, (classes.len(), CLIP_TOKENS), probability.device())?;
+        let mean = upload(mean, (classes.len(), CLIP_TOKENS), probability.device())?;
         mean.matmul(&probability.t()?)?.reshape(((), self.grid.0, self.grid.1))
     }
 }

@@ -1,20 +1,34 @@
 //! Which map stands for which mask: Hungarian matching.
 use crate::config::FocalProbability;
 use crate::config::LossConfig;
-use crate::ops;
+use crate::ops::{self, Costs};
 use candle_core::{Device, Result, Tensor};
 use pathfinding::kuhn_munkres::{Weights, kuhn_munkres_min};
 
-/// The cheapest pairs (map, mask) for maps `[maps, positions]` (logits) and masks of `positions` zeros and ones each;
-/// in order of masks. Every mask gets a map of its own, or every map a mask if there are fewer maps.
-pub fn match_maps(maps: &Tensor, masks: &[&[f32]], config: &LossConfig) -> Result<Vec<(usize, usize)>> {
-    if masks.is_empty() || maps.dim(0)? == 0 {
-        return Ok(vec![]);
+/// The choice of maps for the masks of one image. A GPU works out the costs while the host goes on.
+#[derive(Default)]
+pub struct Matching {
+    /// None where there is nothing to choose.
+    costs: Option<Costs>,
+}
+
+impl Matching {
+    /// Begins to compare maps `[maps, positions]` (logits) with masks of `positions` zeros and ones each.
+    pub fn begin(maps: &Tensor, masks: &[&[f32]], config: &LossConfig) -> Result<Self> {
+        if masks.is_empty() || maps.dim(0)? == 0 {
+            return Ok(Self::default());
+        }
+        let masks = Tensor::from_vec(masks.concat(), (masks.len(), masks[0].len()), &Device::Cpu)?;
+        let raw_logit = config.focal_probability == FocalProbability::Logit;
+        let costs = ops::match_cost(maps, &masks, (config.match_focal, config.match_dice), raw_logit)?;
+        Ok(Self { costs: Some(costs) })
     }
-    let masks = Tensor::from_vec(masks.concat(), (masks.len(), masks[0].len()), &Device::Cpu)?;
-    let raw_logit = config.focal_probability == FocalProbability::Logit;
-    let costs = ops::match_cost(maps, &masks, (config.match_focal, config.match_dice), raw_logit)?;
-    Ok(assign(&costs))
+
+    /// The cheapest pairs (map, mask), in order of masks. Every mask gets a map of its own, or every map a mask if there
+    /// are fewer maps.
+    pub fn pairs(self) -> Result<Vec<(usize, usize)>> {
+        self.costs.map_or(Ok(vec![]), |costs| Ok(assign(&costs.wait()?)))
+    }
 }
 
 /// The assignment of least total cost (scipy's `linear_sum_assignment`) for `costs[row][column]`, as (row, column) in

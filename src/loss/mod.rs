@@ -3,8 +3,8 @@ mod alignment;
 mod maps;
 mod matching;
 
-pub use alignment::{AlignmentLoss, alignment_loss};
-pub use matching::{assign, match_maps};
+pub use alignment::{AlignmentLoss, MaskAlignment};
+pub use matching::{Matching, assign};
 
 use crate::ops::Target;
 use candle_core::{DType, Result, Tensor};

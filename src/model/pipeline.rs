@@ -76,7 +76,7 @@ impl Pipeline {
         self.text_encoders.can_encode()
     }
 
-    /// The velocity `[batch, channels, h, w]` of latents of that shape at time steps `[batch]`, one block's attention to
+    /// The velocity `[batch, channels, h, w]` of latents of that shape at time steps `[batch]` (on the host), one block's attention to
     /// the text blurred where that is asked for.
     pub fn velocity(
         &self,
@@ -85,7 +85,7 @@ impl Pipeline {
         text: &TextEmbedding,
         blur: Option<Blur>,
     ) -> Result<Tensor> {
-        self.transformer.forward(latents, timestep, &text.context, &text.pooled, blur)
+        self.transformer.forward(latents, timestep, text, blur)
     }
 
     /// (channels, height, width) of the latents of a square image of `size` pixels.

@@ -2,6 +2,7 @@
 use super::files::{ModelFiles, Part};
 use super::layers::{Linear, attention};
 use super::weights::Weights;
+use crate::device::upload;
 use crate::error::{Error, Result};
 use crate::ops::conv2d::{Conv2d, Stride};
 use crate::ops::group_norm::GroupNorm;
@@ -409,6 +410,6 @@ impl Vae {
 
 /// A square of RGB pixels, `[side, side, 3]`, as the autoencoder takes it: `[3, side, side]` in [−1, 1].
 pub fn from_rgb8(pixels: &[u8], side: usize, device: &Device) -> candle_core::Result<Tensor> {
-    let pixels = Tensor::from_slice(pixels, (side, side, 3), device)?;
+    let pixels = upload(pixels.to_vec(), (side, side, 3), device)?;
     pixels.permute((2, 0, 1))?.to_dtype(DType::F32)?.affine(2.0 / 255.0, -1.0)
 }

@@ -5,8 +5,29 @@ use super::mask_loss::{ALPHA, soft};
 use candle_core::{DType, Device, Result, Tensor};
 use rayon::prelude::*;
 
+/// The costs of all pairs, `[maps][masks]`, which may still be on their way from a GPU.
+pub enum Costs {
+    Here(Vec<Vec<f32>>),
+    #[cfg(feature = "cuda")]
+    Coming {
+        costs: super::cuda::transfer::Download,
+        masks: usize,
+    },
+}
+
+impl Costs {
+    /// The costs; waits for them, and for nothing that the GPU was given after them.
+    pub fn wait(self) -> Result<Vec<Vec<f32>>> {
+        match self {
+            Self::Here(costs) => Ok(costs),
+            #[cfg(feature = "cuda")]
+            Self::Coming { costs, masks } => Ok(costs.values()?.chunks_exact(masks).map(<[f32]>::to_vec).collect()),
+        }
+    }
+}
+
 /// `focal_weight·focal + dice_weight·dice` between maps `[maps, positions]` (logits) and masks `[masks, positions]`
-/// (zeros and ones on the CPU); out `[maps][masks]` (MaskFormer's `HungarianMatcher`, without its class term).
+/// (zeros and ones on the CPU, one mask at least; MaskFormer's `HungarianMatcher`, without its class term).
 ///
 /// With `raw_logit`, focal's probability is the logit itself, as in Seg4Diff's released code.
 pub fn match_cost(
@@ -14,14 +35,15 @@ pub fn match_cost(
     masks: &Tensor,
     (focal_weight, dice_weight): (f64, f64),
     raw_logit: bool,
-) -> Result<Vec<Vec<f32>>> {
+) -> Result<Costs> {
     let (count, positions) = maps.dims2()?;
     let masks_count = masks.dim(0)?;
     #[cfg(feature = "cuda")]
     if maps.device().is_cuda() {
         let masks = Values::of(masks)?;
-        let masks: Vec<&[f32]> = masks.chunks_exact(positions).collect();
-        return super::cuda::match_cost::match_cost(maps, &masks, (focal_weight, dice_weight), raw_logit);
+        let held: Vec<&[f32]> = masks.chunks_exact(positions).collect();
+        let costs = super::cuda::match_cost::match_cost(maps, &held, (focal_weight, dice_weight), raw_logit)?;
+        return Ok(Costs::Coming { costs, masks: masks_count });
     }
     let maps = maps.detach().to_dtype(DType::F32)?.to_device(&Device::Cpu)?.contiguous()?;
     let (maps, masks) = (Values::of(&maps)?, Values::of(masks)?);
@@ -73,7 +95,7 @@ pub fn match_cost(
                 .collect::<Vec<Vec<f32>>>()
         })
         .collect_into_vec(&mut costs);
-    Ok(costs.into_iter().flatten().collect())
+    Ok(Costs::Here(costs.into_iter().flatten().collect()))
 }
 
 /// Maps that a task takes.

@@ -29,7 +29,7 @@ pub use enlarged_argmax::enlarged_argmax;
 pub use feed_forward::{FrozenLayer, feed_forward};
 pub use linear::linear;
 pub use mask_loss::{ALPHA, Target, mask_loss};
-pub use match_cost::match_cost;
+pub use match_cost::{Costs, match_cost};
 pub use norm::{layer_norm_modulate, rms_norm};
 pub use pixel_cross_entropy::{NO_CLASS, pixel_cross_entropy};
 pub use pointwise::{gated_residual, gelu};

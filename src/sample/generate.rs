@@ -92,7 +92,7 @@ impl SamplingOptions {
         velocity: &mut impl FnMut(&Tensor, &Tensor, &TextEmbedding, Option<Blur>) -> Result<Tensor>,
     ) -> Result<Tensor> {
         let input = if self.guided() { Tensor::cat(&[latents, latents], 0)? } else { latents.clone() };
-        let timestep = Tensor::full(schedule.timesteps[step], input.dim(0)?, latents.device())?;
+        let timestep = Tensor::full(schedule.timesteps[step], input.dim(0)?, &Device::Cpu)?;
         let output = velocity(&input, &timestep, embedding, None)?.to_dtype(DType::F32)?;
         let batch = latents.dim(0)?;
         let positive = output.narrow(0, output.dim(0)? - batch, batch)?;

@@ -1,4 +1,5 @@
 //! Gaussian noise that depends on its key alone: not on the device, the number of threads, or what was drawn before.
+use crate::device::upload;
 use crate::error::Result;
 use candle_core::{Device, Shape, Tensor};
 use rand::{Rng, SeedableRng};
@@ -22,5 +23,5 @@ pub fn generator(seed: u64, stream: &[u64]) -> ChaCha8Rng {
 pub fn normal(seed: u64, stream: &[u64], shape: impl Into<Shape>, device: &Device) -> Result<Tensor> {
     let shape = shape.into();
     let values: Vec<f32> = generator(seed, stream).sample_iter(StandardNormal).take(shape.elem_count()).collect();
-    Ok(Tensor::from_vec(values, shape, device)?)
+    Ok(upload(values, shape, device)?)
 }

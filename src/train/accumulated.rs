@@ -14,8 +14,9 @@ impl Accumulated {
         Self { terms: vec![], gradients: vec![None; parameters] }
     }
 
+    /// Waits for the micro-batch.
     pub fn add(&mut self, micro: Gradients) -> Result<()> {
-        self.terms.push(micro.terms);
+        self.terms.push(micro.terms()?);
         for (sum, gradient) in self.gradients.iter_mut().zip(micro.of) {
             *sum = match (sum.take(), gradient) {
                 (Some(sum), Some(gradient)) => Some((sum + gradient)?),

@@ -1,8 +1,9 @@
 //! Loss terms and gradients of one micro-batch, with blocks recomputed where memory asks for it.
 use super::parameters::Parameters;
 use crate::config::LossConfig;
-use crate::loss::{AlignmentLoss, SampleTargets, alignment_loss, flow_loss};
+use crate::loss::{AlignmentLoss, MaskAlignment, Matching, SampleTargets, flow_loss};
 use crate::model::mmdit::{MmDit, Probe, Streams};
+use crate::model::text::TextEmbedding;
 use candle_core::backprop::GradStore;
 use candle_core::{Result, Tensor, Var};
 
@@ -14,12 +15,9 @@ pub struct StepInputs {
     pub noise: Tensor,
     /// `[batch]`, 0 is the image and 1 the noise.
     pub sigma: Tensor,
-    /// `[batch]`, what the model is told: 1000σ.
+    /// `[batch]`, what the model is told, 1000σ; on the host.
     pub timestep: Tensor,
-    /// `[batch, text tokens, joint width]`
-    pub context: Tensor,
-    /// `[batch, pooled width]`
-    pub pooled: Tensor,
+    pub text: TextEmbedding,
     /// One for each image.
     pub targets: Vec<SampleTargets>,
 }
@@ -42,13 +40,22 @@ pub struct StepPlan {
     pub recomputed_blocks: usize,
 }
 
-/// Gradients of the weighted loss, one for each of the parameters; none where the loss does not depend on it.
+/// What a GPU may still be working on.
 pub struct Gradients {
-    pub terms: LossTerms,
+    /// Of the weighted loss, one for each of the parameters; none where the loss does not depend on it.
     pub of: Vec<Option<Tensor>>,
+    terms: Unread,
+    config: LossConfig,
 }
 
-/// The same terms while they are still on their device: reading one makes the host wait for all that comes before it.
+impl Gradients {
+    /// The loss terms. The host waits for them, and so for the whole step.
+    pub fn terms(&self) -> Result<LossTerms> {
+        self.terms.read(&self.config)
+    }
+}
+
+/// Loss terms while they are still on their device.
 #[derive(Default)]
 struct Unread {
     flow: Option<Tensor>,
@@ -82,6 +89,8 @@ struct Step<'a> {
     conditioning: Tensor,
     grid: (usize, usize),
     expert_layer: usize,
+    /// Begun when the expert's attention was first there.
+    matchings: Option<Vec<Matching>>,
     terms: Unread,
     gradients: Vec<Option<Tensor>>,
 }
@@ -96,7 +105,7 @@ pub fn gradients(
 ) -> Result<Gradients> {
     let sigma = inputs.sigma.reshape(((), 1, 1, 1))?;
     let noised = (inputs.latents.broadcast_mul(&(1.0 - &sigma)?)? + inputs.noise.broadcast_mul(&sigma)?)?;
-    let embedded = model.embedding.embed(&noised, &inputs.timestep, &inputs.context, &inputs.pooled)?;
+    let embedded = model.embedding.embed(&noised, &inputs.timestep, &inputs.text)?;
     let mut step = Step {
         model,
         parameters,
@@ -106,11 +115,12 @@ pub fn gradients(
         conditioning: embedded.conditioning,
         grid: embedded.grid,
         expert_layer: plan.expert_layer,
+        matchings: None,
         terms: Unread::default(),
         gradients: vec![None; parameters.all.len()],
     };
     step.run(embedded.streams, plan.recomputed_blocks)?;
-    Ok(Gradients { terms: step.terms.read(config)?, of: step.gradients })
+    Ok(Gradients { of: step.gradients, terms: step.terms, config: config.clone() })
 }
 
 impl Step<'_> {
@@ -121,30 +131,39 @@ impl Step<'_> {
         let recomputed = recomputed.min(blocks);
         let mut kept = Vec::with_capacity(recomputed);
         let mut streams = streams;
-        for block in &self.model.blocks[..recomputed] {
+        for (layer, block) in self.model.blocks[..recomputed].iter().enumerate() {
             kept.push(streams.clone());
-            let (out, _) = block.forward(&streams, &self.conditioning)?;
+            let (out, probe) = block.forward(&streams, &self.conditioning)?;
+            if layer == self.expert_layer {
+                self.begin_matching(&probe)?;
+            }
             streams = Streams { image: out.image.detach(), text: out.text.detach(), ..out };
         }
 
         let start =
             if recomputed > self.parameters.first_block() { Leaf::new(&streams)? } else { Leaf::constant(streams) };
         let mut streams = start.streams.clone();
-        let mut loss = Sum::default();
+        let mut expert = None;
         for (layer, block) in self.model.blocks.iter().enumerate().take(blocks).skip(recomputed) {
-            if layer == self.expert_layer && !with_flow {
-                let probe = block.probe(&streams, &self.conditioning)?;
-                self.align(&probe, &mut loss)?;
-                break;
-            }
-            let (out, probe) = block.forward(&streams, &self.conditioning)?;
+            let probe = if layer == self.expert_layer && !with_flow {
+                block.probe(&streams, &self.conditioning)?
+            } else {
+                let (out, probe) = block.forward(&streams, &self.conditioning)?;
+                streams = out;
+                probe
+            };
             if layer == self.expert_layer {
-                self.align(&probe, &mut loss)?;
+                self.begin_matching(&probe)?;
+                expert = Some(probe);
             }
-            streams = out;
         }
-        if with_flow {
-            let velocity = self.model.embedding.finish(&streams.image, &self.conditioning, self.grid)?;
+        let mut loss = Sum::default();
+        let finish = || self.model.embedding.finish(&streams.image, &self.conditioning, self.grid);
+        let velocity = with_flow.then(finish).transpose()?;
+        if let Some(probe) = expert {
+            self.align(&probe, &mut loss)?;
+        }
+        if let Some(velocity) = velocity {
             let flow = flow_loss(&velocity, &self.inputs.latents, &self.inputs.noise)?;
             self.terms.flow = Some(flow.detach());
             loss.add((flow * self.config.flow_weight)?)?;
@@ -176,12 +195,28 @@ impl Step<'_> {
         Ok(())
     }
 
+    fn alignment(&self) -> MaskAlignment<'_> {
+        MaskAlignment {
+            heads: self.model.config.num_attention_heads,
+            grid: self.grid,
+            targets: &self.inputs.targets,
+            score_head: self.score_head.as_deref(),
+            config: self.config,
+        }
+    }
+
+    /// Begins to match the expert's attention with the masks, to be finished by [`Self::align`].
+    fn begin_matching(&mut self, probe: &Probe) -> Result<()> {
+        self.matchings = Some(self.alignment().begin(probe)?);
+        Ok(())
+    }
+
     /// Adds the alignment loss of the expert's attention.
     fn align(&mut self, probe: &Probe, loss: &mut Sum) -> Result<()> {
-        let heads = self.model.config.num_attention_heads;
-        let head = self.score_head.as_deref();
+        let matchings = self.matchings.take().unwrap_or_default();
+        let found = self.alignment().loss(probe, matchings)?;
         let terms = &mut self.terms;
-        match alignment_loss(probe, heads, self.grid, &self.inputs.targets, head, self.config)? {
+        match found {
             AlignmentLoss::None => Ok(()),
             AlignmentLoss::Sigmoid { focal, dice } => {
                 (terms.focal, terms.dice) = (Some(focal.detach()), Some(dice.detach()));

@@ -1,6 +1,7 @@
 //! From a batch of samples to what the step computes on: latents, text, noise and targets.
 use crate::config::NoiseConfig;
 use crate::data::{Encoded, Mask, Sample};
+use crate::device::upload;
 use crate::error::Result;
 use crate::loss::{MaskTarget, SampleTargets};
 use crate::model::pipeline::Pipeline;
@@ -51,10 +52,9 @@ impl InputMaker<'_> {
         let targets = targets.collect::<Result<_>>()?;
         Ok(StepInputs {
             noise: Tensor::stack(&noise, 0)?,
-            sigma: Tensor::from_vec(sigmas, samples.len(), self.device)?,
-            timestep: Tensor::from_vec(timesteps, samples.len(), self.device)?,
-            context: text.context,
-            pooled: text.pooled,
+            sigma: upload(sigmas, samples.len(), self.device)?,
+            timestep: Tensor::from_vec(timesteps, samples.len(), &Device::Cpu)?,
+            text,
             targets,
             latents,
         })
@@ -78,7 +78,7 @@ impl InputMaker<'_> {
             let (channels, height, width) = self.pipeline.latent_shape(self.resolution)?;
             let latents = cached
                 .into_iter()
-                .map(|encoded| Tensor::from_slice(&encoded.latents, (1, channels, height, width), self.device));
+                .map(|encoded| upload(encoded.latents.clone(), (1, channels, height, width), self.device));
             return Ok(Tensor::cat(&latents.collect::<candle_core::Result<Vec<_>>>()?, 0)?);
         }
         let images = samples.iter().map(|sample| from_rgb8(&sample.image, self.resolution, self.device));

@@ -2,7 +2,7 @@
 use super::accumulated::Accumulated;
 use super::checkpoint::{Checkpoint, State};
 use super::evaluation::Evaluation;
-use super::gradients::{LossTerms, StepPlan, gradients};
+use super::gradients::{LossTerms, StepInputs, StepPlan, gradients};
 use super::inputs::InputMaker;
 use super::memory::{self, Estimate, Needs, StepSize};
 use super::optimizer::{AdamW, clip_factor, gradient_norm};
@@ -15,7 +15,7 @@ use super::source::Source;
 use super::trained::origin_of;
 use super::validation::Validation;
 use crate::config::{RequiredFiles, RunConfig};
-use crate::data::{Cache, Cursor, Loader, loader};
+use crate::data::{Batch, Cache, Cursor, Loader, loader};
 use crate::error::{Error, Result};
 use crate::model::adapter_files::{self, Format};
 use crate::model::files::{ModelFiles, Part};
@@ -90,6 +90,18 @@ struct Trainer<'a> {
     plan: StepPlan,
     estimate: Estimate,
     state: State,
+    /// The next micro-batch, or why there is none, where it is prepared already.
+    ahead: Option<Result<Prepared>>,
+}
+
+/// A micro-batch, and where the data stand after it.
+struct Prepared {
+    inputs: StepInputs,
+    samples: u64,
+    epoch: u64,
+    broken: u64,
+    cursor: Cursor,
+    waited: Duration,
 }
 
 impl<'a> Trainer<'a> {
@@ -170,6 +182,7 @@ impl<'a> Trainer<'a> {
             loader,
             estimate,
             state,
+            ahead: None,
         })
     }
 
@@ -237,17 +250,22 @@ impl<'a> Trainer<'a> {
         let mut sum = Accumulated::new(self.parameters.all.len());
         let mut waited = Duration::ZERO;
         for micro in 0..accumulate {
-            let next = self.loader.next_batch(batch)?;
-            waited += next.waited;
-            let inputs = self.input_maker().make(&next.samples, self.state.samples)?;
+            let now = self.ahead.take().unwrap_or_else(|| self.prepare())?;
             let transformer = &self.pipeline.transformer;
-            sum.add(gradients(transformer, &self.parameters, &config.loss, &inputs, self.plan)?)?;
-            self.state.samples += next.samples.len() as u64;
+            let gradients = gradients(transformer, &self.parameters, &config.loss, &now.inputs, self.plan)?;
+            waited += now.waited;
+            self.state.samples += now.samples;
             if micro == 0 {
-                self.state.epoch = next.epoch;
+                self.state.epoch = now.epoch;
             }
-            self.state.counters.insert("broken".into(), next.broken);
-            self.state.cursor = serde_json::to_value(&next.cursor).map_err(|e| Error::Failed(e.to_string()))?;
+            self.state.counters.insert("broken".into(), now.broken);
+            self.state.cursor = serde_json::to_value(&now.cursor).map_err(|e| Error::Failed(e.to_string()))?;
+            // A GPU is still at work: what it will need next is made meanwhile. If that fails, it is the next step that
+            // fails, when this one has been made.
+            if micro + 1 < accumulate || self.state.step + 1 < config.train.steps {
+                self.ahead = Some(self.prepare());
+            }
+            sum.add(gradients)?;
         }
         let (terms, gradients) = sum.mean(accumulate)?;
         let norm = gradient_norm(&gradients)?;
@@ -296,6 +314,13 @@ impl<'a> Trainer<'a> {
             )));
         }
         Ok(())
+    }
+
+    /// The micro-batch after the one that the state stands at.
+    fn prepare(&mut self) -> Result<Prepared> {
+        let Batch { samples, epoch, cursor, waited, broken } = self.loader.next_batch(self.config.train.batch)?;
+        let inputs = self.input_maker().make(&samples, self.state.samples)?;
+        Ok(Prepared { inputs, samples: samples.len() as u64, epoch, broken, cursor, waited })
     }
 
     fn input_maker(&self) -> InputMaker<'_> {

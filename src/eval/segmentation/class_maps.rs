@@ -147,10 +147,10 @@ impl<'a> Segmenter<'a> {
         let pairs: Vec<(usize, &Prompt)> = pairs.collect();
         for pairs in pairs.chunks(self.batch) {
             let latents = Tensor::cat(&pairs.iter().map(|(image, _)| &latents[*image]).collect::<Vec<_>>(), 0)?;
-            let timestep = Tensor::full(self.timestep, pairs.len(), latents.device())?;
+            let timestep = Tensor::full(self.timestep, pairs.len(), &Device::Cpu)?;
             let texts: Vec<&str> = pairs.iter().map(|(_, prompt)| prompt.text.as_str()).collect();
             let text = self.embeddings.of(&texts)?;
-            let embedded = transformer.embedding.embed(&latents, &timestep, &text.context, &text.pooled)?;
+            let embedded = transformer.embedding.embed(&latents, &timestep, &text)?;
             visit(pairs, &embedded)?;
         }
         Ok(())

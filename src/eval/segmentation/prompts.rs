@@ -94,11 +94,11 @@ impl<'a> Embeddings<'a> {
         let is_new = |prompt: &&str| self.known.iter().all(|(known, _)| known != prompt);
         let new: Vec<&str> = prompts.iter().copied().filter(is_new).collect::<BTreeSet<_>>().into_iter().collect();
         if !new.is_empty() {
-            let TextEmbedding { context, pooled } = self.encoders.encode(&new)?;
+            let TextEmbedding { context, pooled, zeros } = self.encoders.encode(&new)?;
             for (index, prompt) in new.into_iter().enumerate() {
                 // Copies, so that one embedding does not keep the memory of all that were computed with it.
                 let one = |batch: &candle_core::Tensor| batch.narrow(0, index, 1)?.force_contiguous();
-                let embedding = TextEmbedding { context: one(&context)?, pooled: one(&pooled)? };
+                let embedding = TextEmbedding { context: one(&context)?, pooled: one(&pooled)?, zeros };
                 self.known.push_back((prompt.to_owned(), embedding));
             }
         }

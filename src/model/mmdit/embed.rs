@@ -1,12 +1,13 @@
 //! Into the MM-DiT's tokens and out of them: patches, positions, time, text; the final norm and projection.
 use super::block::Streams;
 use super::config::MmDitConfig;
+use crate::device::upload;
 use crate::error::Result;
 use crate::model::projection::Projection;
-use crate::model::text::tokenizer::CLIP_TOKENS;
+use crate::model::text::TextEmbedding;
 use crate::model::weights::Weights;
 use crate::ops;
-use candle_core::{DType, Result as TensorResult, Tensor, bail};
+use candle_core::{DType, Device, Result as TensorResult, Tensor, bail};
 
 /// Features of the sinusoidal time embedding (diffusers' `CombinedTimestepTextProjEmbeddings`).
 const TIME_FEATURES: usize = 256;
@@ -65,17 +66,10 @@ impl Embedding {
         })
     }
 
-    /// latents `[batch, channels, h, w]`, timestep `[batch]` (1000σ), context `[batch, text tokens, joint width]`,
-    /// pooled `[batch, pooled width]`.
+    /// latents `[batch, channels, h, w]`, timestep `[batch]` (1000σ), best on the host: from elsewhere it is fetched.
     ///
-    /// Of the zeros behind CLIP's tokens, where there is no T5, one is computed and counts for all.
-    pub fn embed(
-        &self,
-        latents: &Tensor,
-        timestep: &Tensor,
-        context: &Tensor,
-        pooled: &Tensor,
-    ) -> TensorResult<Embedded> {
+    /// Of the text's zeros behind CLIP's tokens, where there is no T5, one is computed and counts for all.
+    pub fn embed(&self, latents: &Tensor, timestep: &Tensor, text: &TextEmbedding) -> TensorResult<Embedded> {
         let (batch, channels, height, width) = latents.dims4()?;
         let p = self.patch_size;
         let maximum = self.positions.dim(0)?;
@@ -99,10 +93,10 @@ impl Embedding {
             .to_dtype(self.dtype)?;
         let image = self.patch.forward(&patches)?.broadcast_add(&positions)?;
         let mlp = |[first, second]: &[Projection; 2], x: &Tensor| second.forward(&first.forward(x)?.silu()?);
-        let time = mlp(&self.time, &time_features(timestep)?.to_dtype(self.dtype)?)?;
-        let pooled = mlp(&self.pooled, &pooled.to_dtype(self.dtype)?)?;
-        let last_text_count = zeros_behind_clip(context)?.max(1);
-        let context = context.narrow(1, 0, context.dim(1)? + 1 - last_text_count)?.to_dtype(self.dtype)?;
+        let time = mlp(&self.time, &time_features(timestep, latents.device())?.to_dtype(self.dtype)?)?;
+        let pooled = mlp(&self.pooled, &text.pooled.to_dtype(self.dtype)?)?;
+        let last_text_count = text.zeros.max(1);
+        let context = text.context.narrow(1, 0, text.context.dim(1)? + 1 - last_text_count)?.to_dtype(self.dtype)?;
         Ok(Embedded {
             streams: Streams { image, text: self.context.forward(&context)?, last_text_count },
             conditioning: (time + pooled)?.silu()?,
@@ -132,7 +126,7 @@ impl Embedding {
 
 /// Sinusoidal features `[batch, 256]` of time steps `[batch]`, cosines first (diffusers' `Timesteps` with
 /// `flip_sin_to_cos=True, downscale_freq_shift=0`).
-fn time_features(timestep: &Tensor) -> TensorResult<Tensor> {
+fn time_features(timestep: &Tensor, device: &Device) -> TensorResult<Tensor> {
     let half = TIME_FEATURES / 2;
     let frequency: Vec<f32> = (0..half).map(|i| (-(10_000f32.ln()) * i as f32 / half as f32).exp()).collect();
     let steps: Vec<f32> = timestep.to_dtype(DType::F32)?.to_vec1()?;
@@ -141,12 +135,5 @@ fn time_features(timestep: &Tensor) -> TensorResult<Tensor> {
         features.extend(frequency.iter().map(|f| (step * f).cos()));
         features.extend(frequency.iter().map(|f| (step * f).sin()));
     }
-    Tensor::from_vec(features, (steps.len(), TIME_FEATURES), timestep.device())
-}
-
-/// How many tokens at the end of the context, behind CLIP's, are zero in the whole batch.
-fn zeros_behind_clip(context: &Tensor) -> TensorResult<usize> {
-    let Some(behind) = context.dim(1)?.checked_sub(CLIP_TOKENS).filter(|tokens| *tokens > 0) else { return Ok(0) };
-    let sizes = context.narrow(1, CLIP_TOKENS, behind)?.to_dtype(DType::F32)?.abs()?.sum((0, 2))?.to_vec1::<f32>()?;
-    Ok(sizes.iter().rev().take_while(|size| **size == 0.0).count())
+    upload(features, (steps.len(), TIME_FEATURES), device)
 }

@@ -13,6 +13,7 @@ pub use probe::image_to_text_logits;
 
 use super::files::{ModelFiles, Part};
 use super::lora::Adapter;
+use super::text::TextEmbedding;
 use super::weights::Weights;
 use crate::error::{Error, Result};
 use candle_core::{DType, Device, Tensor};
@@ -113,8 +114,7 @@ impl MmDit {
         &self,
         latents: &Tensor,
         timestep: &Tensor,
-        context: &Tensor,
-        pooled: &Tensor,
+        text: &TextEmbedding,
         blur: Option<Blur>,
     ) -> Result<Tensor> {
         blur.map_or(Ok(()), |blur| self.check_block(blur.layer))?;
@@ -122,7 +122,7 @@ impl MmDit {
             let (loaded, blocks) = (self.blocks.len(), self.config.num_layers);
             return Err(Error::Failed(format!("only {loaded} of the model's {blocks} blocks are loaded")));
         }
-        let Embedded { mut streams, conditioning, grid } = self.embedding.embed(latents, timestep, context, pooled)?;
+        let Embedded { mut streams, conditioning, grid } = self.embedding.embed(latents, timestep, text)?;
         for (layer, block) in self.blocks.iter().enumerate() {
             let attend = |inputs: &JointInputs| match blur {
                 Some(blur) if blur.layer == layer => inputs.attend_blurred(grid, blur.sigma),

@@ -22,13 +22,29 @@ pub struct TextEmbedding {
     pub context: Tensor,
     /// Both CLIPs' projected end-of-text states: `[batch, pooled_projection_dim]`.
     pub pooled: Tensor,
+    /// So many of the tokens after CLIP's, at the end, are known to be zero, as all are without T5.
+    pub zeros: usize,
 }
 
 impl TextEmbedding {
+    /// An embedding from elsewhere: looks how many tokens at its end are zero.
+    pub fn new(context: Tensor, pooled: Tensor) -> Result<Self> {
+        let zeros = match context.dim(1)?.checked_sub(CLIP_TOKENS) {
+            None | Some(0) => 0,
+            Some(behind) => {
+                let behind = context.narrow(1, CLIP_TOKENS, behind)?.to_dtype(DType::F32)?;
+                let sizes = behind.abs()?.sum((0, 2))?.to_vec1::<f32>()?;
+                sizes.iter().rev().take_while(|size| **size == 0.0).count()
+            }
+        };
+        Ok(Self { context, pooled, zeros })
+    }
+
     /// Embeddings one after the other as one batch.
     pub fn cat(parts: &[&Self]) -> Result<Self> {
         let join = |get: fn(&Self) -> &Tensor| Tensor::cat(&parts.iter().map(|part| get(part)).collect::<Vec<_>>(), 0);
-        Ok(Self { context: join(|part| &part.context)?, pooled: join(|part| &part.pooled)? })
+        let zeros = parts.iter().map(|part| part.zeros).min().unwrap_or(0);
+        Ok(Self { context: join(|part| &part.context)?, pooled: join(|part| &part.pooled)?, zeros })
     }
 }
 
@@ -152,7 +168,8 @@ impl TextEncoders {
             }
             None => zeros(&[batch, more, self.shape.width])?,
         };
-        Ok(TextEmbedding { context: Tensor::cat(&[clip, t5], 1)?, pooled: Tensor::cat(&pooled, 1)? })
+        let (context, pooled) = (Tensor::cat(&[clip, t5], 1)?, Tensor::cat(&pooled, 1)?);
+        Ok(TextEmbedding { context, pooled, zeros: self.shape.zeros() })
     }
 
     /// Text tokens that the MM-DiT computes: CLIP's 77 and T5's, or one for the zeros in their place.

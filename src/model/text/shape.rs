@@ -2,9 +2,10 @@
 use super::TextEmbedding;
 use super::tokenizer::CLIP_TOKENS;
 use crate::config::TextEncoderKind;
+use crate::device::upload;
 use crate::error::{Error, Result};
 use crate::model::files::{ModelFiles, Part};
-use candle_core::{Device, Tensor};
+use candle_core::Device;
 
 /// Sizes of what the MM-DiT reads of a prompt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,6 +65,11 @@ impl TextShape {
         if self.has_t5 { (self.tokens, self.width) } else { (CLIP_TOKENS, self.clip_width) }
     }
 
+    /// Tokens at the context's end that are zero whatever the prompt.
+    pub fn zeros(&self) -> usize {
+        self.tokens - self.filled().0
+    }
+
     /// The values of one prompt's embedding that are not zero whatever the prompt: the filled part of the context, row by
     /// row, then the pooled state.
     pub fn compact(&self, embedding: &TextEmbedding) -> Result<Vec<f32>> {
@@ -81,8 +87,9 @@ impl TextShape {
     pub fn expand(&self, values: &[f32], device: &Device) -> Result<TextEmbedding> {
         let (rows, columns) = self.filled();
         let (context, pooled) = values.split_at(values.len().min(rows * columns));
-        let context = Tensor::from_slice(context, (1, rows, columns), device)?;
+        let context = upload(context.to_vec(), (1, rows, columns), device)?;
         let context = context.pad_with_zeros(1, 0, self.tokens - rows)?.pad_with_zeros(2, 0, self.width - columns)?;
-        Ok(TextEmbedding { context, pooled: Tensor::from_slice(pooled, (1, self.pooled), device)? })
+        let pooled = upload(pooled.to_vec(), (1, self.pooled), device)?;
+        Ok(TextEmbedding { context, pooled, zeros: self.zeros() })
     }
 }

@@ -1,4 +1,5 @@
 //! Focal and dice loss of maps against masks of a larger size, which go to the GPU as bits.
+use super::transfer::upload;
 use super::{Arg, Forward, Module, WARP, address, device_of, int, module, output, type_name};
 use crate::ops::Target;
 use candle_core::{DType, Result, Tensor};
@@ -23,7 +24,7 @@ fn bits(targets: &[Arc<dyn Target>], (height, width): (usize, usize), like: &Ten
             }
         }
     });
-    Tensor::from_vec(bits, (targets.len(), height, words), like.device())
+    upload(&bits, (targets.len(), height, words), device_of(like)?)
 }
 
 /// Sizes as the kernels take them: `[h, w, height, width]` and whether focal's probability is the logit.

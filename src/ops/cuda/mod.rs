@@ -11,6 +11,7 @@ pub mod memory;
 pub mod norm;
 pub mod pointwise;
 pub mod score_head;
+pub mod transfer;
 
 #[cfg(test)]
 pub mod tests;

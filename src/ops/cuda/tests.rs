@@ -13,7 +13,7 @@ const TOLERANCE: [(DType, f32); 2] = [(DType::F32, 1e-5), (DType::BF16, 1e-2)];
 
 /// The first CUDA device.
 pub fn device(what: &str) -> Option<Device> {
-    let device = Device::new_cuda(0).ok();
+    let device = crate::device::open_cuda(0).ok();
     if device.is_none() {
         println!("{what}: no CUDA device, not compared on one");
     }
@@ -192,7 +192,7 @@ fn match_cost() {
         let held = normal(2, &[masks, positions]).ge(0.0).unwrap().to_dtype(DType::F32).unwrap();
         for raw_logit in [false, true] {
             let cost = |logits: &Tensor| {
-                let costs = ops::match_cost(logits, &held, (0.02, 1.0), raw_logit).unwrap().concat();
+                let costs = ops::match_cost(logits, &held, (0.02, 1.0), raw_logit).unwrap().wait().unwrap().concat();
                 Tensor::from_vec(costs, (maps, masks), &Device::Cpu).unwrap()
             };
             assert_near("match cost", &cost(&logits.to_device(&device).unwrap()), &cost(&logits), 1e-5);
