@@ -142,7 +142,7 @@ fn main() -> Result<()> {
         image_tokens: grid * grid,
         text_tokens,
         value_bytes: if device.is_cpu() { 4 } else { dtype.size_in_bytes() },
-        is_fused: device.is_cpu(),
+        is_fused: true,
     };
     let needs = Needs { model: &sizes, size, trained: parameters.count(), encoding: 0, loader: 0 };
     let usage = memory::usage(&device);

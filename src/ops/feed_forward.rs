@@ -33,10 +33,12 @@ pub fn feed_forward(
     up: FrozenLayer,
     down: FrozenLayer,
 ) -> Result<Tensor> {
-    let kept = x.track_op().then(Mutex::default);
+    let kept = (x.device().is_cpu() && x.track_op()).then(Mutex::default);
     let function = FeedForward { shift: shift.clone(), scale: scale.clone(), gate: gate.clone(), up, down, kept };
-    // Elsewhere, and where an adapter sits on the modulation, the parts have gradients of their own.
-    if !x.device().is_cpu() || [shift, scale, gate].iter().any(|constant| constant.track_op()) {
+    // Where an adapter sits on the modulation the parts have gradients of their own; in types that there is no node for
+    // it would run twice.
+    let has_node = matches!(x.dtype(), DType::F32 | DType::BF16);
+    if !has_node || [shift, scale, gate].iter().any(|constant| constant.track_op()) {
         return function.composed(std::slice::from_ref(x));
     }
     apply(function, &[x])
@@ -48,7 +50,7 @@ pub(super) struct FeedForward {
     pub(super) gate: Tensor,
     pub(super) up: FrozenLayer,
     pub(super) down: FrozenLayer,
-    /// What goes into the GELU, `[rows, hidden]`, kept for the backward pass where there will be one.
+    /// What goes into the GELU, `[rows, hidden]`, kept on the CPU for the backward pass where there will be one.
     pub(super) kept: Option<Mutex<Vec<f32>>>,
 }
 
@@ -122,6 +124,23 @@ impl Function for FeedForward {
         let normed = layer_norm_modulate(x, &self.shift, &self.scale)?;
         let update = self.down.apply(&gelu(&self.up.apply(&normed)?)?)?;
         gated_residual(x, &update, &self.gate)
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_forward(&self, inputs: &[Tensor]) -> Result<Option<super::cuda::Forward>> {
+        super::cuda::feed_forward::forward(self, &inputs[0])
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_backward(
+        &self,
+        inputs: &[Tensor],
+        _: &Tensor,
+        kept: &[Tensor],
+        grad: &Tensor,
+        _: &[bool],
+    ) -> Result<Option<Vec<Option<Tensor>>>> {
+        super::cuda::feed_forward::backward(self, &inputs[0], kept, grad)
     }
 
     fn cpu_forward(&self, inputs: &[Tensor]) -> Result<Tensor> {

@@ -82,7 +82,7 @@ impl Function for LayerNormModulate {
         if needs[1] || needs[2] {
             return Ok(None);
         }
-        let dx = super::cuda::norm::layer_norm_backward(&inputs[0], &inputs[2], grad)?;
+        let dx = super::cuda::norm::layer_norm_backward(&inputs[0], &inputs[2], grad, None)?;
         Ok(dx.map(|dx| vec![Some(dx), None, None]))
     }
 

@@ -114,6 +114,23 @@ impl Function for PixelCrossEntropy {
         (log_probability * wanted)?.sum(D::Minus1)?.sum_keepdim(0)?.neg()
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_forward(&self, inputs: &[Tensor]) -> Result<Option<super::cuda::Forward>> {
+        super::cuda::pixel_cross_entropy::forward(self, &inputs[0])
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_backward(
+        &self,
+        inputs: &[Tensor],
+        _: &Tensor,
+        kept: &[Tensor],
+        grad: &Tensor,
+        _: &[bool],
+    ) -> Result<Option<Vec<Option<Tensor>>>> {
+        super::cuda::pixel_cross_entropy::backward(self, &inputs[0], kept, grad)
+    }
+
     fn cpu_forward(&self, inputs: &[Tensor]) -> Result<Tensor> {
         let maps = Values::of(&inputs[0])?;
         let maps: &[f32] = &maps;

@@ -41,7 +41,7 @@ impl Function for Gelu {
 
     #[cfg(feature = "cuda")]
     fn cuda_forward(&self, inputs: &[Tensor]) -> Result<Option<super::cuda::Forward>> {
-        super::cuda::pointwise::gelu_forward(&inputs[0])
+        super::cuda::pointwise::gelu_forward(&inputs[0], None)
     }
 
     #[cfg(feature = "cuda")]
@@ -53,7 +53,7 @@ impl Function for Gelu {
         grad: &Tensor,
         _: &[bool],
     ) -> Result<Option<Vec<Option<Tensor>>>> {
-        let dx = super::cuda::pointwise::gelu_backward(&inputs[0], grad)?;
+        let dx = super::cuda::pointwise::gelu_backward(&inputs[0], None, grad)?;
         Ok(dx.map(|dx| vec![Some(dx)]))
     }
 
@@ -86,7 +86,7 @@ impl Function for GatedResidual {
 
     #[cfg(feature = "cuda")]
     fn cuda_forward(&self, inputs: &[Tensor]) -> Result<Option<super::cuda::Forward>> {
-        super::cuda::pointwise::gated_forward(&inputs[0], &inputs[1], &inputs[2])
+        super::cuda::pointwise::gated_forward(&inputs[0], &inputs[1], None, &inputs[2])
     }
 
     #[cfg(feature = "cuda")]

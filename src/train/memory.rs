@@ -13,7 +13,7 @@ pub struct StepSize {
     pub text_tokens: usize,
     /// Bytes of an activation's value.
     pub value_bytes: usize,
-    /// Whether the MLPs run in one node: on the CPU, without adapters.
+    /// Whether the MLPs run in one node: without adapters.
     pub is_fused: bool,
 }
 

@@ -159,7 +159,7 @@ impl<'a> Trainer<'a> {
             batch: config.train.batch,
             image_tokens: height / patch * (width / patch),
             text_tokens: pipeline.text_encoders.tokens(),
-            is_fused: device.is_cpu() && !config.lora.targets.iter().any(|target| target.starts_with("ff")),
+            is_fused: !config.lora.targets.iter().any(|target| target.starts_with("ff")),
             value_bytes: if device.is_cpu() { 4 } else { config.model.dtype.dtype().size_in_bytes() },
         };
         let needs = Needs {

@@ -13,12 +13,15 @@ constexpr int WARPS = 4;
 
 // Rows of a tile: two pairs of tiles of it fit into 48 KB.
 template <class T, int D> constexpr int TILE = 64 / (sizeof(T) == 4 ? 2 : 1) / (D > 64 ? 2 : 1);
-// Sets of sixteen queries that a warp has in the forward pass: two halve the reading of tiles, where registers allow.
+// Sets of sixteen queries that a warp has: two halve the reading of tiles, where registers allow.
 template <class T, int D> constexpr int SETS = sizeof(T) == 2 && D <= 64 ? 2 : 1;
 
 struct Sizes {
     int queries, keys, heads;
     float scale, last_key_bias;
+
+    // The bias as what is added to a product before it is scaled.
+    __device__ float unscaled_bias() const { return last_key_bias / scale; }
 };
 
 // Where the rows of this block's batch entry and of a head begin.
@@ -87,16 +90,15 @@ __device__ void forward(const T* q, const T* k, const T* v, T* out, float* lse, 
         const bool last = start + N >= sizes.keys;
 #pragma unroll
         for (int m = 0; m < M; m++) {
-            float best[2] = {largest[m][0], largest[m][1]};
+            float best[2] = {largest[m][0], largest[m][1]}, offset[2];
 #pragma unroll
             for (int j = 0; j < N / 8; j++) {
 #pragma unroll
                 for (int part = 0; part < 4; part++) {
                     float& score = scores[m][j][part];
-                    score *= sizes.scale;
                     if (last) {
                         const int key = start + 8 * j + lane_column() + part % 2;
-                        if (key == sizes.keys - 1) score += sizes.last_key_bias;
+                        if (key == sizes.keys - 1) score += sizes.unscaled_bias();
                         if (key >= sizes.keys) score = -INFINITY;
                     }
                     best[part / 2] = fmaxf(best[part / 2], score);
@@ -106,8 +108,9 @@ __device__ void forward(const T* q, const T* k, const T* v, T* out, float* lse, 
             for (int half = 0; half < 2; half++) {
                 best[half] = fmaxf(best[half], __shfl_xor_sync(0xffffffffu, best[half], 1));
                 best[half] = fmaxf(best[half], __shfl_xor_sync(0xffffffffu, best[half], 2));
-                const float correction = exp2f(largest[m][half] - best[half]);
+                const float correction = exp2_approx((largest[m][half] - best[half]) * sizes.scale);
                 largest[m][half] = best[half];
+                offset[half] = best[half] * sizes.scale;
                 sum[m][half] *= correction;
 #pragma unroll
                 for (int j = 0; j < D / 8; j++) {
@@ -120,7 +123,7 @@ __device__ void forward(const T* q, const T* k, const T* v, T* out, float* lse, 
 #pragma unroll
                 for (int part = 0; part < 4; part++) {
                     float& score = scores[m][j][part];
-                    score = exp2f(score - largest[m][part / 2]);
+                    score = exp2_approx(score * sizes.scale - offset[part / 2]);
                     sum[m][part / 2] += score;
                 }
             }
@@ -136,7 +139,7 @@ __device__ void forward(const T* q, const T* k, const T* v, T* out, float* lse, 
             total += __shfl_xor_sync(0xffffffffu, total, 1);
             total += __shfl_xor_sync(0xffffffffu, total, 2);
             const int row = first + 16 * m + lane_row() + 8 * half;
-            if (lane_column() == 0 && row < sizes.queries) lse[row] = largest[m][half] + log2f(total);
+            if (lane_column() == 0 && row < sizes.queries) lse[row] = largest[m][half] * sizes.scale + log2f(total);
         }
         store_rows<T, D>(out, stride, first + 16 * m, sizes.queries, result[m], {1 / sum[m][0], 1 / sum[m][1]});
     }
@@ -154,15 +157,16 @@ __device__ void gradient_along(const T* out, const T* d_out, float* along, Sizes
     if (lane == 0) along[query_offset(sizes, blockIdx.y) + query] = sum;
 }
 
-// The gradient of q: a warp has sixteen queries, and goes over keys. The gradient of the probabilities is that of the
-// output times v, or, OF_RANGE, given.
+// The gradient of q: a warp has queries, and goes over keys. The gradient of the probabilities is that of the output times
+// v, or, OF_RANGE, given.
 template <class T, int D, bool OF_RANGE>
 __device__ void backward_queries(const T* q, const T* k, const T* v, const T* d_out, const float* lse,
                                  const float* along, T* dq, Sizes sizes, Range range = {}) {
-    constexpr int N = TILE<T, D>;
+    // Of a tile's keys as many at a time as registers allow.
+    constexpr int N = TILE<T, D>, M = SETS<T, D>, PART = N / M;
     __shared__ __align__(16) T tiles[2][2][N * TILE_STRIDE<T, D>];
     const int stride = sizes.heads * D;
-    const int first = (blockIdx.x * WARPS + threadIdx.x / WARP) * 16;
+    const int first = (blockIdx.x * WARPS + threadIdx.x / WARP) * 16 * M;
     q += head_offset<D>(sizes.queries, sizes.heads);
     d_out += head_offset<D>(sizes.queries, sizes.heads);
     dq += head_offset<D>(sizes.queries, sizes.heads);
@@ -170,15 +174,18 @@ __device__ void backward_queries(const T* q, const T* k, const T* v, const T* d_
     v += head_offset<D>(sizes.keys, sizes.heads);
     const size_t of_head = query_offset(sizes, blockIdx.y);
 
-    Rows<T, D> rows[1], d_rows[1];
-    load_rows(rows[0], q, stride, first, sizes.queries);
-    if (!OF_RANGE) load_rows(d_rows[0], d_out, stride, first, sizes.queries);
-    float row_lse[2], row_along[2], result[1][D / 8][4] = {};
+    Rows<T, D> rows[M], d_rows[M];
+    float row_lse[M][2], row_along[M][2], result[M][D / 8][4] = {};
 #pragma unroll
-    for (int half = 0; half < 2; half++) {
-        const int row = first + lane_row() + 8 * half;
-        row_lse[half] = row < sizes.queries ? lse[of_head + row] : INFINITY;
-        row_along[half] = row < sizes.queries ? along[of_head + row] : 0.f;
+    for (int m = 0; m < M; m++) {
+        load_rows(rows[m], q, stride, first + 16 * m, sizes.queries);
+        if (!OF_RANGE) load_rows(d_rows[m], d_out, stride, first + 16 * m, sizes.queries);
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            const int row = first + 16 * m + lane_row() + 8 * half;
+            row_lse[m][half] = row < sizes.queries ? lse[of_head + row] : INFINITY;
+            row_along[m][half] = row < sizes.queries ? along[of_head + row] : 0.f;
+        }
     }
     const auto copy = [&](int stage, int start) {
         copy_tile<T, D, N>(tiles[stage][0], k, stride, start, sizes.keys);
@@ -191,30 +198,44 @@ __device__ void backward_queries(const T* q, const T* k, const T* v, const T* d_
         commit_copies();
         wait_for_copies<1>();
         __syncthreads();
-        float scores[1][N / 8][4] = {}, d_scores[1][N / 8][4] = {};
-        add_product_transposed<1, D, N>(scores, rows, tiles[stage][0]);
-        if (!OF_RANGE) add_product_transposed<1, D, N>(d_scores, d_rows, tiles[stage][1]);
         const bool last = start + N >= sizes.keys;
 #pragma unroll
-        for (int j = 0; j < N / 8; j++) {
+        for (int begin = 0; begin < N; begin += PART) {
+            const T* k_tile = tiles[stage][0] + begin * TILE_STRIDE<T, D>;
+            const T* v_tile = tiles[stage][1] + begin * TILE_STRIDE<T, D>;
+            float scores[M][PART / 8][4] = {}, d_scores[M][PART / 8][4] = {};
+            add_product_transposed<M, D, PART>(scores, rows, k_tile);
+            if (!OF_RANGE) add_product_transposed<M, D, PART>(d_scores, d_rows, v_tile);
 #pragma unroll
-            for (int part = 0; part < 4; part++) {
-                const int key = start + 8 * j + lane_column() + part % 2;
-                float score = scores[0][j][part] * sizes.scale;
-                if (OF_RANGE) d_scores[0][j][part] = range.grad_at(first + lane_row() + part / 2 * 8, key, sizes);
-                if (last) {
-                    if (key == sizes.keys - 1) score += sizes.last_key_bias;
-                    if (key >= sizes.keys) score = -INFINITY;
+            for (int m = 0; m < M; m++) {
+#pragma unroll
+                for (int j = 0; j < PART / 8; j++) {
+#pragma unroll
+                    for (int part = 0; part < 4; part++) {
+                        const int key = start + begin + 8 * j + lane_column() + part % 2;
+                        float score = scores[m][j][part];
+                        float& d_score = d_scores[m][j][part];
+                        if (OF_RANGE) {
+                            d_score = range.grad_at(first + 16 * m + lane_row() + part / 2 * 8, key, sizes);
+                        }
+                        if (last) {
+                            if (key == sizes.keys - 1) score += sizes.unscaled_bias();
+                            if (key >= sizes.keys) score = -INFINITY;
+                        }
+                        const float probability = exp2_approx(score * sizes.scale - row_lse[m][part / 2]);
+                        d_score = probability * (d_score - row_along[m][part / 2]);
+                    }
                 }
-                const float probability = exp2f(score - row_lse[part / 2]);
-                d_scores[0][j][part] = probability * (d_scores[0][j][part] - row_along[part / 2]);
             }
+            add_product<M, D, PART>(result, d_scores, k_tile);
         }
-        add_product<1, D, N>(result, d_scores, tiles[stage][0]);
         __syncthreads();
     }
     const float scale = sizes.scale * 0.693147181f;  // the scores' units of log 2 undone
-    store_rows<T, D>(dq, stride, first, sizes.queries, result[0], {scale, scale});
+#pragma unroll
+    for (int m = 0; m < M; m++) {
+        store_rows<T, D>(dq, stride, first + 16 * m, sizes.queries, result[m], {scale, scale});
+    }
 }
 
 // The gradients of k and v: a warp has sixteen keys, and goes over queries. Scores are transposed, [keys, queries].
@@ -241,7 +262,7 @@ __device__ void backward_keys(const T* q, const T* k, const T* v, const T* d_out
     float k_result[1][D / 8][4] = {}, v_result[1][D / 8][4] = {}, bias[2];
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-        bias[half] = first + lane_row() + 8 * half == sizes.keys - 1 ? sizes.last_key_bias : 0.f;
+        bias[half] = first + lane_row() + 8 * half == sizes.keys - 1 ? sizes.unscaled_bias() : 0.f;
     }
     const auto copy = [&](int stage, int start) {
         copy_tile<T, D, N>(tiles[stage][0], q, stride, start, sizes.queries);
@@ -260,14 +281,19 @@ __device__ void backward_keys(const T* q, const T* k, const T* v, const T* d_out
         commit_copies();
         wait_for_copies<1>();
         __syncthreads();
-        float scores[1][N / 8][4] = {};
+        float scores[1][N / 8][4];
+#pragma unroll
+        for (int j = 0; j < N / 8; j++) {
+#pragma unroll
+            for (int part = 0; part < 4; part++) scores[0][j][part] = bias[part / 2];
+        }
         add_product_transposed<1, D, N>(scores, k_rows, tiles[stage][0]);
 #pragma unroll
         for (int j = 0; j < N / 8; j++) {
 #pragma unroll
             for (int part = 0; part < 4; part++) {
                 const float total = of_queries[stage][0][8 * j + lane_column() + part % 2];
-                scores[0][j][part] = exp2f(scores[0][j][part] * sizes.scale + bias[part / 2] - total);
+                scores[0][j][part] = exp2_approx(scores[0][j][part] * sizes.scale - total);
             }
         }
         float d_scores[1][N / 8][4] = {};

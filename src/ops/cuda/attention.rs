@@ -7,7 +7,7 @@ static KERNELS: Module = module!("attention");
 static RANGE_KERNELS: Module = module!("probability");
 /// As in `attention.cuh`.
 const WARPS: usize = 4;
-/// Rows that a warp has at a time.
+/// Rows of a set, and so of a warp that has one.
 const ROWS: usize = 16;
 const HEAD_DIMS: [usize; 3] = [32, 64, 128];
 /// Of the kernels for a range of keys.
@@ -49,9 +49,9 @@ impl Call {
         Ok(call.filter(|call| RANGE_HEAD_DIMS.contains(&call.head_dim) && range.end <= call.keys))
     }
 
-    /// Sets of rows that a warp has in the forward pass: `SETS` in attention.cuh.
-    fn sets(&self, q: &Tensor) -> usize {
-        if q.dtype() == DType::BF16 && self.head_dim <= 64 { 2 } else { 1 }
+    /// Queries that a warp has: sixteen `SETS` in attention.cuh.
+    fn query_rows(&self, q: &Tensor) -> usize {
+        if q.dtype() == DType::BF16 && self.head_dim <= 64 { 2 * ROWS } else { ROWS }
     }
 
     /// A kernel's name and its arguments: its tensors, then the sizes.
@@ -72,17 +72,17 @@ impl Call {
         unsafe { KERNELS.launch(device_of(tensors[0])?, &name, grid, WARPS * super::WARP, &args) }
     }
 
-    /// The same for a kernel of a range of keys, with so many blocks for the heads or for the range.
+    /// The same for a kernel of a range of keys, on as many blocks beside each other as heads or as the range needs.
     fn launch_range(
         &self,
         kernel: &str,
-        (tokens, blocks): (usize, usize),
+        (tokens, rows, blocks): (usize, usize, usize),
         tensors: &[&Tensor],
         range: &Range<usize>,
     ) -> Result<()> {
         let (name, mut args) = self.arguments(kernel, tensors)?;
         args.extend([int(range.start)?, int(range.len())?]);
-        let grid = [tokens.div_ceil(WARPS * ROWS), blocks, self.batch];
+        let grid = [tokens.div_ceil(WARPS * rows), blocks, self.batch];
         // SAFETY: the range's kernels take tensors of `Call`'s sizes, those sizes, and a range within the keys.
         unsafe { RANGE_KERNELS.launch(device_of(tensors[0])?, &name, grid, WARPS * super::WARP, &args) }
     }
@@ -98,7 +98,7 @@ pub fn forward(inputs: &[Tensor], heads: usize, last_key_count: usize) -> Result
     let (q, k, v) = (aligned(&inputs[0])?, aligned(&inputs[1])?, aligned(&inputs[2])?);
     let out = output(q.shape(), q.dtype(), &q)?;
     let lse = call.of_queries(&q)?;
-    call.launch("forward", call.queries, call.sets(&q) * ROWS, &[&q, &k, &v, &out, &lse])?;
+    call.launch("forward", call.queries, call.query_rows(&q), &[&q, &k, &v, &out, &lse])?;
     Ok(Some((out, vec![lse])))
 }
 
@@ -119,7 +119,7 @@ pub fn backward(
     let mut grads = vec![None, None, None];
     if needs[0] {
         let dq = output(q.shape(), q.dtype(), &q)?;
-        call.launch("backward_queries", call.queries, ROWS, &[&q, &k, &v, &grad, lse, &along, &dq])?;
+        call.launch("backward_queries", call.queries, call.query_rows(&q), &[&q, &k, &v, &grad, lse, &along, &dq])?;
         grads[0] = Some(dq);
     }
     if needs[1] || needs[2] {
@@ -142,11 +142,12 @@ pub fn range_forward(
     let Some(call) = Call::of_range(&q, &k, heads, range, last_key_count)? else { return Ok(None) };
     // Attention with keys as values leaves the sums; its output goes unused.
     let (unused, lse) = (output(q.shape(), q.dtype(), &q)?, call.of_queries(&q)?);
-    call.launch("forward", call.queries, call.sets(&q) * ROWS, &[&q, &k, &k, &unused, &lse])?;
+    call.launch("forward", call.queries, call.query_rows(&q), &[&q, &k, &k, &unused, &lse])?;
     let out = output((call.batch, call.queries, range.len()), DType::F32, &q)?;
     // As `TILE` in attention.cuh: keys of a block.
     let tile = if q.dtype() == DType::BF16 { 64 } else { 32 };
-    call.launch_range("range_forward", (call.queries, range.len().div_ceil(tile)), &[&q, &k, &lse, &out], range)?;
+    let blocks = range.len().div_ceil(tile);
+    call.launch_range("range_forward", (call.queries, ROWS, blocks), &[&q, &k, &lse, &out], range)?;
     Ok(Some((out, vec![lse])))
 }
 
@@ -162,9 +163,10 @@ pub fn range_backward(
     let (q, k) = (aligned(&inputs[0])?, aligned(&inputs[1])?);
     let Some(call) = Call::of_range(&q, &k, heads, range, last_key_count)? else { return Ok(None) };
     let along = call.of_queries(&q)?;
-    call.launch_range("range_along", (call.queries, heads), &[&q, &k, lse, grad, &along], range)?;
+    call.launch_range("range_along", (call.queries, ROWS, heads), &[&q, &k, lse, grad, &along], range)?;
     let (dq, dk) = (output(q.shape(), q.dtype(), &q)?, output(k.shape(), k.dtype(), &k)?);
-    call.launch_range("range_queries", (call.queries, heads), &[&q, &k, lse, grad, &along, &dq], range)?;
-    call.launch_range("range_keys", (call.keys, heads), &[&q, &k, lse, grad, &along, &dk], range)?;
+    let rows = call.query_rows(&q);
+    call.launch_range("range_queries", (call.queries, rows, heads), &[&q, &k, lse, grad, &along, &dq], range)?;
+    call.launch_range("range_keys", (call.keys, ROWS, heads), &[&q, &k, lse, grad, &along, &dk], range)?;
     Ok(Some(vec![Some(dq), Some(dk)]))
 }

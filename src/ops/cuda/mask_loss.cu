@@ -3,6 +3,7 @@
 //
 // maps [pairs, h, w]; targets [pairs, height, ceil(width / 32)], a bit a pixel.
 #include "block.cuh"
+#include "enlarge.cuh"
 #include "focal.cuh"
 
 // Rows of the enlarged map that a block of `sums` takes.
@@ -11,26 +12,6 @@ constexpr int ROWS = 8;
 struct Sizes {
     int h, w, height, width;
 };
-
-// The two places of the smaller side that `place` of the larger lies between, and the weight of the higher one.
-struct Between {
-    int low, high;
-    float weight;
-};
-
-__device__ inline Between between(int place, int from, int to) {
-    const float source = fmaxf((place + 0.5f) * (float(from) / to) - 0.5f, 0.f);
-    const int low = min(int(source), from - 1);
-    return {low, min(low + 1, from - 1), source - low};
-}
-
-__device__ inline float enlarged(const float* map, Between y, Between x, int w) {
-    const float* low = map + y.low * w;
-    const float* high = map + y.high * w;
-    const float left = low[x.low] * (1 - y.weight) + high[x.low] * y.weight;
-    const float right = low[x.high] * (1 - y.weight) + high[x.high] * y.weight;
-    return left * (1 - x.weight) + right * x.weight;
-}
 
 __device__ inline float target_at(const uint32_t* targets, int pair, int y, int x, Sizes s) {
     const int words = (s.width + 31) / 32;
@@ -84,18 +65,6 @@ extern "C" __global__ void mask_loss_finish(const float* parts, float* sums, flo
         losses[pair] = totals[0] / pixels;
         losses[pairs + pair] = 1 - (2 * totals[1] + 1) / (totals[2] + totals[3] + 1);
     }
-}
-
-// The first place of the larger side that may lie next to `small`, and the one after the last. One more at either end
-// costs a weight of 0 and forgives rounding.
-__device__ inline int2 neighbours(int small, int from, int to) {
-    const float scale = float(to) / from;
-    const int first = int(floorf((small - 0.5f) * scale - 0.5f)) - 1, end = int(ceilf((small + 1.5f) * scale - 0.5f)) + 2;
-    return {max(first, 0), min(end, to)};
-}
-
-__device__ inline float weight_of(int small, Between b) {
-    return (b.low == small ? 1 - b.weight : 0.f) + (b.high == small ? b.weight : 0.f);
 }
 
 // The gradient of the maps from that of the losses, d_losses [2, pairs]: a warp a value, which gathers from all pixels

@@ -37,6 +37,13 @@ __device__ inline uint32_t pack_bf16(float low, float high) {
     return packed;
 }
 
+// 2^x as the hardware has it: 0 for what has no normal number.
+__device__ inline float exp2_approx(float x) {
+    float power;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
+    return power;
+}
+
 // Copies 16 bytes to shared memory in the background; zeros if not `valid`.
 __device__ inline void copy_async(void* to, const void* from, bool valid) {
     const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(to));

@@ -4,11 +4,13 @@
 //! every value that it writes and sums in a fixed order, so that training gives the same bits on the same GPU.
 pub mod adamw;
 pub mod attention;
+pub mod feed_forward;
 pub mod linear;
 pub mod mask_loss;
 pub mod match_cost;
 pub mod memory;
 pub mod norm;
+pub mod pixel_cross_entropy;
 pub mod pointwise;
 pub mod score_head;
 pub mod transfer;

@@ -46,12 +46,14 @@ __device__ void layer_norm_forward(const T* x, const T* shift, const T* scale, T
     });
 }
 
-// The gradient of x: with g = dy·(1 + scale), (g - mean(g) - norm·mean(g·norm)) / deviation.
+// The gradient of x: with g = dy·(1 + scale), (g - mean(g) - norm·mean(g·norm)) / deviation; and `more`, if there is any.
 template <class T, int V>
-__device__ void layer_norm_backward(const T* x, const T* scale, const T* dy, T* dx, int rows, int tokens, int width) {
+__device__ void layer_norm_backward(const T* x, const T* scale, const T* dy, const T* more, T* dx, int rows, int tokens,
+                                    int width) {
     const int row = warp_row(rows);
     if (row < 0) return;
     x += size_t(row) * width, dy += size_t(row) * width, dx += size_t(row) * width;
+    if (more) more += size_t(row) * width;
     scale += size_t(row / tokens) * width;
     const float2 moments = mean_and_inverse_deviation<T, V>(x, width);
     float values[V], by[V], grads[V], sum = 0, along = 0;
@@ -69,6 +71,10 @@ __device__ void layer_norm_backward(const T* x, const T* scale, const T* dy, T* 
         for (int i = 0; i < V; i++) {
             const float norm = (values[i] - moments.x) * moments.y;
             grads[i] = moments.y * (grads[i] * (1 + by[i]) - sum - norm * along);
+        }
+        if (more) {
+            load(values, more + column);
+            for (int i = 0; i < V; i++) grads[i] += values[i];
         }
         store(dx + column, grads);
     });
@@ -122,9 +128,10 @@ __device__ void rms_norm_backward(const T* x, const T* weight, const T* dy, T* d
                                                                int rows, int tokens, int width) {                      \
         layer_norm_forward<T, V>(x, shift, scale, y, rows, tokens, width);                                             \
     }                                                                                                                  \
-    extern "C" __global__ void layer_norm_backward_##NAME##_##V(const T* x, const T* scale, const T* dy, T* dx,        \
-                                                                int rows, int tokens, int width) {                     \
-        layer_norm_backward<T, V>(x, scale, dy, dx, rows, tokens, width);                                              \
+    extern "C" __global__ void layer_norm_backward_##NAME##_##V(const T* x, const T* scale, const T* dy,               \
+                                                                const T* more, T* dx, int rows, int tokens,            \
+                                                                int width) {                                           \
+        layer_norm_backward<T, V>(x, scale, dy, more, dx, rows, tokens, width);                                        \
     }                                                                                                                  \
     extern "C" __global__ void rms_norm_forward_##NAME##_##V(const T* x, const T* weight, T* y, int rows, int width) { \
         rms_norm_forward<T, V>(x, weight, y, rows, width);                                                             \

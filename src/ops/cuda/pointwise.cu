@@ -10,20 +10,31 @@ template <int V> __device__ inline long first_of_thread(long count) {
     return first < count ? first : -1;
 }
 
-template <class T, int V> __device__ void gelu_forward(const T* x, T* y, long count) {
+// values [V] of x + bias, from `first` on; x [rows, width], bias [width] or none.
+template <class T, int V>
+__device__ inline void load_biased(float (&values)[V], const T* x, const T* bias, long first, int width) {
+    load(values, x + first);
+    if (!bias) return;
+    float by[V];
+    load(by, bias + first % width);
+    for (int i = 0; i < V; i++) values[i] += by[i];
+}
+
+template <class T, int V> __device__ void gelu_forward(const T* x, const T* bias, T* y, long count, int width) {
     const long first = first_of_thread<V>(count);
     if (first < 0) return;
     float values[V];
-    load(values, x + first);
+    load_biased(values, x, bias, first, width);
     for (float& v : values) v = 0.5f * v * (1 + tanhf(SQRT_2_OVER_PI * (v + CUBIC * v * v * v)));
     store(y + first, values);
 }
 
-template <class T, int V> __device__ void gelu_backward(const T* x, const T* dy, T* dx, long count) {
+template <class T, int V>
+__device__ void gelu_backward(const T* x, const T* bias, const T* dy, T* dx, long count, int width) {
     const long first = first_of_thread<V>(count);
     if (first < 0) return;
     float values[V], grads[V];
-    load(values, x + first), load(grads, dy + first);
+    load_biased(values, x, bias, first, width), load(grads, dy + first);
     for (int i = 0; i < V; i++) {
         const float v = values[i], t = tanhf(SQRT_2_OVER_PI * (v + CUBIC * v * v * v));
         const float inner = SQRT_2_OVER_PI * (1 + 3 * CUBIC * v * v);
@@ -37,14 +48,14 @@ __device__ inline long gate_place(long place, int tokens, int width) {
     return place / (long(tokens) * width) * width + place % width;
 }
 
-// out = x + gate·y; without x, gate·y: the gradient of y.
+// out = x + gate·(y + bias); without x and bias, gate·y: the gradient of y.
 template <class T, int V>
-__device__ void gated(const T* x, const T* y, const T* gate, T* out, long count, int tokens, int width) {
+__device__ void gated(const T* x, const T* y, const T* bias, const T* gate, T* out, long count, int tokens, int width) {
     const long first = first_of_thread<V>(count);
     if (first < 0) return;
     float sum[V] = {}, values[V], by[V];
     if (x) load(sum, x + first);
-    load(values, y + first), load(by, gate + gate_place(first, tokens, width));
+    load_biased(values, y, bias, first, width), load(by, gate + gate_place(first, tokens, width));
     for (int i = 0; i < V; i++) sum[i] += by[i] * values[i];
     store(out + first, sum);
 }
@@ -67,15 +78,16 @@ template <class T, int V> __device__ void add_to_rows(T* y, const T* more, const
 }
 
 #define KERNELS(NAME, T, V)                                                                                          \
-    extern "C" __global__ void gelu_forward_##NAME##_##V(const T* x, T* y, long count) {                             \
-        gelu_forward<T, V>(x, y, count);                                                                             \
+    extern "C" __global__ void gelu_forward_##NAME##_##V(const T* x, const T* bias, T* y, long count, int width) {   \
+        gelu_forward<T, V>(x, bias, y, count, width);                                                                \
     }                                                                                                                \
-    extern "C" __global__ void gelu_backward_##NAME##_##V(const T* x, const T* dy, T* dx, long count) {              \
-        gelu_backward<T, V>(x, dy, dx, count);                                                                       \
+    extern "C" __global__ void gelu_backward_##NAME##_##V(const T* x, const T* bias, const T* dy, T* dx, long count, \
+                                                          int width) {                                               \
+        gelu_backward<T, V>(x, bias, dy, dx, count, width);                                                          \
     }                                                                                                                \
-    extern "C" __global__ void gated_##NAME##_##V(const T* x, const T* y, const T* gate, T* out, long count,         \
-                                                  int tokens, int width) {                                           \
-        gated<T, V>(x, y, gate, out, count, tokens, width);                                                          \
+    extern "C" __global__ void gated_##NAME##_##V(const T* x, const T* y, const T* bias, const T* gate, T* out,      \
+                                                  long count, int tokens, int width) {                               \
+        gated<T, V>(x, y, bias, gate, out, count, tokens, width);                                                    \
     }                                                                                                                \
     extern "C" __global__ void add_to_rows_##NAME##_##V(T* y, const T* more, const T* bias, long count, int width) { \
         add_to_rows<T, V>(y, more, bias, count, width);                                                              \

@@ -2,7 +2,7 @@
 use super::{
     Arg, Forward, Module, NULL, address, device_of, int, long, module, output, type_name, vector_width, widest,
 };
-use candle_core::{Result, Tensor, bail};
+use candle_core::{D, Result, Tensor, bail};
 
 static KERNELS: Module = module!("pointwise");
 const THREADS: usize = 256;
@@ -25,24 +25,28 @@ fn launch(kernel: &str, tensors: &[Option<&Tensor>], width: usize, sizes: &[usiz
     Ok(true)
 }
 
-pub fn gelu_forward(x: &Tensor) -> Result<Option<Forward>> {
+/// GELU of `x + bias`: x `[…, width]`, bias `[width]` or none.
+pub fn gelu_forward(x: &Tensor, bias: Option<&Tensor>) -> Result<Option<Forward>> {
+    let width = x.dim(D::Minus1)?;
     let y = output(x.shape(), x.dtype(), x)?;
-    let done = launch("gelu_forward", &[Some(x), Some(&y)], x.elem_count(), &[])?;
+    let done = launch("gelu_forward", &[Some(x), bias, Some(&y)], width, &[width])?;
     Ok(done.then(|| (y, vec![])))
 }
 
 /// The gradient of x.
-pub fn gelu_backward(x: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+pub fn gelu_backward(x: &Tensor, bias: Option<&Tensor>, grad: &Tensor) -> Result<Option<Tensor>> {
+    let width = x.dim(D::Minus1)?;
     let dx = output(x.shape(), x.dtype(), x)?;
-    let done = launch("gelu_backward", &[Some(x), Some(grad), Some(&dx)], x.elem_count(), &[])?;
+    let done = launch("gelu_backward", &[Some(x), bias, Some(grad), Some(&dx)], width, &[width])?;
     Ok(done.then_some(dx))
 }
 
-/// `x + gate·y`: x and y `[batch, tokens, width]`, gate `[batch, width]`.
-pub fn gated_forward(x: &Tensor, y: &Tensor, gate: &Tensor) -> Result<Option<Forward>> {
+/// `x + gate·(y + bias)`: x and y `[batch, tokens, width]`, bias `[width]` or none, gate `[batch, width]`.
+pub fn gated_forward(x: &Tensor, y: &Tensor, bias: Option<&Tensor>, gate: &Tensor) -> Result<Option<Forward>> {
     let (_, tokens, width) = x.dims3()?;
     let out = output(x.shape(), x.dtype(), x)?;
-    let done = launch("gated", &[Some(x), Some(y), Some(gate), Some(&out)], width, &[tokens, width])?;
+    let tensors = [Some(x), Some(y), bias, Some(gate), Some(&out)];
+    let done = launch("gated", &tensors, width, &[tokens, width])?;
     Ok(done.then(|| (out, vec![])))
 }
 
@@ -50,7 +54,7 @@ pub fn gated_forward(x: &Tensor, y: &Tensor, gate: &Tensor) -> Result<Option<For
 pub fn gated_backward(grad: &Tensor, gate: &Tensor) -> Result<Option<Tensor>> {
     let (_, tokens, width) = grad.dims3()?;
     let dy = output(grad.shape(), grad.dtype(), grad)?;
-    let done = launch("gated", &[None, Some(grad), Some(gate), Some(&dy)], width, &[tokens, width])?;
+    let done = launch("gated", &[None, Some(grad), None, Some(gate), Some(&dy)], width, &[tokens, width])?;
     Ok(done.then_some(dy))
 }
 

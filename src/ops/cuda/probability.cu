@@ -13,7 +13,7 @@ __device__ inline void probabilities(float (&scores)[1][N / 8][4], const Rows<T,
         for (int part = 0; part < 4; part++) {
             const int key = start + 8 * j + lane_column() + part % 2;
             const float score = scores[0][j][part] * sizes.scale + (key == sizes.keys - 1 ? sizes.last_key_bias : 0.f);
-            scores[0][j][part] = key < sizes.keys ? exp2f(score - (part / 2 ? row_lse.y : row_lse.x)) : 0.f;
+            scores[0][j][part] = key < sizes.keys ? exp2_approx(score - (part / 2 ? row_lse.y : row_lse.x)) : 0.f;
         }
     }
 }
