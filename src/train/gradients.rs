@@ -5,7 +5,7 @@ use crate::loss::{AlignmentLoss, MaskAlignment, Matching, SampleTargets, flow_lo
 use crate::model::mmdit::{MmDit, Probe, Streams};
 use crate::model::text::TextEmbedding;
 use candle_core::backprop::GradStore;
-use candle_core::{Result, Tensor, Var};
+use candle_core::{DType, Result, Tensor, Var};
 
 /// A micro-batch as the network sees it.
 pub struct StepInputs {
@@ -186,7 +186,7 @@ impl Step<'_> {
                 }
                 for (out, grad) in [(&out.image, &above.0), (&out.text, &above.1)] {
                     if let Some(grad) = grad {
-                        loss.add((out * grad)?.sum_all()?)?;
+                        loss.add((out * grad)?.sum_all()?.to_dtype(DType::F32)?)?;
                     }
                 }
             }
