@@ -138,8 +138,8 @@ pub fn range_forward(
     last_key_count: usize,
 ) -> Result<Option<Forward>> {
     let [q, k] = inputs else { bail!("attention probability: {} inputs", inputs.len()) };
+    let Some(call) = Call::of_range(q, k, heads, range, last_key_count)? else { return Ok(None) };
     let (q, k) = (aligned(q)?, aligned(k)?);
-    let Some(call) = Call::of_range(&q, &k, heads, range, last_key_count)? else { return Ok(None) };
     // Attention with keys as values leaves the sums; its output goes unused.
     let (unused, lse) = (output(q.shape(), q.dtype(), &q)?, call.of_queries(&q)?);
     call.launch("forward", call.queries, call.query_rows(&q), &[&q, &k, &k, &unused, &lse])?;
@@ -160,8 +160,9 @@ pub fn range_backward(
     range: &Range<usize>,
     last_key_count: usize,
 ) -> Result<Option<Vec<Option<Tensor>>>> {
-    let (q, k) = (aligned(&inputs[0])?, aligned(&inputs[1])?);
-    let Some(call) = Call::of_range(&q, &k, heads, range, last_key_count)? else { return Ok(None) };
+    let [q, k] = inputs else { bail!("attention probability: {} inputs", inputs.len()) };
+    let Some(call) = Call::of_range(q, k, heads, range, last_key_count)? else { return Ok(None) };
+    let (q, k) = (aligned(q)?, aligned(k)?);
     let along = call.of_queries(&q)?;
     call.launch_range("range_along", (call.queries, ROWS, heads), &[&q, &k, lse, grad, &along], range)?;
     let (dq, dk) = (output(q.shape(), q.dtype(), &q)?, output(k.shape(), k.dtype(), &k)?);
