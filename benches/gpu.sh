@@ -15,8 +15,7 @@ OUT=${OUT:-target/gpu/results} ROUNDS=${ROUNDS:-3} STEPS=${STEPS:-10}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 mkdir -p "$OUT"
-for packed in target/gpu/*.xz; do xz -dc "$packed" >"$work/$(basename "$packed" .xz)"; done
-chmod +x "$work"/*
+xz -dc target/gpu/programs.tar.xz | tar -C "$work" -xf - || exit 1
 
 # The program wants these by name; where the toolkit came with Python packages the loader does not know them.
 for library in $(ldd "$work/step" | awk '/not found/ { print $1 }'); do

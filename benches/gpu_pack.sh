@@ -8,6 +8,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 pack=target/gpu
 rm -rf "$pack" && mkdir -p "$pack/wheels"
+programs=$(mktemp -d)
+trap 'rm -rf "$programs"' EXIT
 executables() { # the tests and benchmarks that cargo says it made, as NAME PATH
   python3 -c '
 import json, sys
@@ -20,9 +22,10 @@ for line in sys.stdin:
   cargo test --release --features cuda --no-run --lib --test train_step --message-format=json "$@" | executables
   cargo bench --features cuda --no-run --bench step --bench gpu_peak --message-format=json "$@" | executables
 } | while read -r name path; do
-  strip -o "$pack/$name" "$path"
-  xz -T0 -6 "$pack/$name"
+  strip -o "$programs/$name" "$path"
 done
+# Most of each is what all have: a dictionary that reaches over several of them packs that once.
+tar -C "$programs" -cf - . | xz --lzma2=preset=6,dict=512MiB >"$pack/programs.tar.xz"
 cp ../shared/bench/torch_step.py "$pack/"
 python3 -m pip -q download --no-deps --dest "$pack/wheels" diffusers==0.42.1 || echo "no diffusers wheel: PyTorch stays out" >&2
 du -ch "$pack"/* | tail -n 20

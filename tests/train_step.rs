@@ -10,9 +10,11 @@ use seg4diff::model::mmdit::{MmDit, MmDitConfig, image_to_text_logits};
 use seg4diff::model::text::TextEmbedding;
 use seg4diff::model::weights::{Weights, read_all};
 use seg4diff::ops::Target;
+use seg4diff::train;
 use seg4diff::train::gradients::{Gradients, StepInputs, StepPlan, gradients};
 use seg4diff::train::optimizer::{AdamW, clip_factor, gradient_norm};
 use seg4diff::train::parameters::Parameters;
+use seg4diff::train::run_folder::{Resume, RunFolder};
 use seg4diff::train::schedule::learning_rate;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -348,4 +350,54 @@ fn ten_optimizer_steps() {
         let off = relative(parameter.var.as_tensor(), wanted);
         assert!(off < 1e-4, "{} is off by {off} after ten steps", parameter.name);
     }
+}
+
+/// Loss and gradient norm of the steps of a whole run of configs/smoke.toml.
+fn smoke_run(settings: &[String]) -> Vec<[f64; 2]> {
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("run");
+    let mut all = vec![format!("output={output:?}"), "train.steps=3".into(), "checkpoint.every=0".into()];
+    all.extend_from_slice(settings);
+    let config = RunConfig::load(Path::new("configs/smoke.toml"), &all).unwrap();
+    let device = config.device.open().unwrap();
+    train::run(&config, &device, &RunFolder::open(&output, &Resume::No).unwrap(), false).unwrap();
+    let lines = std::fs::read_to_string(output.join("metrics.jsonl")).unwrap();
+    let step = |line: &str| {
+        let line: Value = serde_json::from_str(line).unwrap();
+        ["loss", "grad_norm"].map(|key| line[key].as_f64().unwrap())
+    };
+    lines.lines().map(step).collect()
+}
+
+/// Whole runs, from the files to the optimizer, on the first CUDA device and on the CPU.
+fn runs_are_alike(alignment: &str) {
+    if device().is_cpu() {
+        println!("runs with the {alignment} form: no CUDA device, not compared on one");
+        return;
+    }
+    let form = format!("loss.alignment={alignment:?}");
+    let wanted = smoke_run(&[form.clone(), "device=\"cpu\"".into()]);
+    // In bf16 every activation is rounded to 2⁻⁹ of its size.
+    for (dtype, recomputed, tolerance) in [("f32", false, 1e-4), ("bf16", false, 2e-2), ("bf16", true, 2e-2)] {
+        let found = smoke_run(&[
+            form.clone(),
+            "device=\"cuda:0\"".into(),
+            format!("model.dtype={dtype:?}"),
+            format!("train.gradient_checkpointing={recomputed}"),
+        ]);
+        assert_eq!(found.len(), 3);
+        for (found, wanted) in found.iter().flatten().zip(wanted.iter().flatten()) {
+            assert!((found - wanted).abs() <= tolerance * wanted, "{alignment}, {dtype}: {found}, on the CPU {wanted}");
+        }
+    }
+}
+
+#[test]
+fn runs_with_the_sigmoid_form_are_alike_on_a_gpu() {
+    runs_are_alike("sigmoid");
+}
+
+#[test]
+fn runs_with_the_softmax_form_are_alike_on_a_gpu() {
+    runs_are_alike("softmax");
 }
