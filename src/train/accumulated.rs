@@ -39,6 +39,9 @@ impl Accumulated {
             dice: mean(|t| t.dice),
             align: mean(|t| t.align),
         };
+        if micro_batches == 1 {
+            return Ok((terms, self.gradients));
+        }
         let scale = 1.0 / micro_batches as f64;
         let gradients = self.gradients.into_iter();
         let gradients = gradients.map(|g| g.map(|g| g * scale).transpose()).collect::<candle_core::Result<_>>()?;
