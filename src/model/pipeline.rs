@@ -76,8 +76,8 @@ impl Pipeline {
         self.text_encoders.can_encode()
     }
 
-    /// The velocity `[batch, channels, h, w]` of latents of that shape at time steps `[batch]` (on the host), one block's attention to
-    /// the text blurred where that is asked for.
+    /// The velocity `[batch, channels, h, w]` of latents of that shape at time steps `[batch]`, which are best on the
+    /// host; one block's attention to the text blurred where that is asked for.
     pub fn velocity(
         &self,
         latents: &Tensor,
