@@ -2,6 +2,7 @@
 use crate::config::DeviceChoice;
 use crate::error::{Error, Result};
 use candle_core::{Device, Shape, Tensor, WithDType};
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
@@ -47,11 +48,16 @@ pub fn open_cuda(index: usize) -> candle_core::Result<Device> {
 }
 
 /// Values as a tensor on `device`. The host does not wait for a GPU to take them.
-pub fn upload<T: WithDType>(values: Vec<T>, shape: impl Into<Shape>, device: &Device) -> candle_core::Result<Tensor> {
+pub fn upload<'a, T: WithDType>(
+    values: impl Into<Cow<'a, [T]>>,
+    shape: impl Into<Shape>,
+    device: &Device,
+) -> candle_core::Result<Tensor> {
+    let values = values.into();
     match device {
         #[cfg(feature = "cuda")]
         Device::Cuda(device) => crate::ops::cuda::transfer::upload(&values, shape, device),
-        _ => Tensor::from_vec(values, shape.into(), device),
+        _ => Tensor::from_vec(values.into_owned(), shape.into(), device),
     }
 }
 

@@ -37,14 +37,12 @@ impl MaskAlignment<'_> {
     /// Begins to match each image's maps with its masks, where classes do not say which belong together. Nothing of it
     /// is recorded. What is computed before [`Self::loss`] needs it, a GPU does while the host matches.
     pub fn begin(&self, probe: &Probe) -> Result<Vec<Matching>> {
-        let kind = match self.config.alignment {
-            Alignment::Sigmoid => self.config.heads,
-            Alignment::Softmax => HeadMaps::Mean,
+        let (kind, score_head) = match self.config.alignment {
+            Alignment::Sigmoid => (self.config.heads, self.score_head),
+            Alignment::Softmax => (HeadMaps::Mean, None),
         };
-        let score_head: Option<Vec<Tensor>> = match self.config.alignment {
-            Alignment::Sigmoid => self.score_head.map(|parameters| parameters.iter().map(Tensor::detach).collect()),
-            Alignment::Softmax => None,
-        };
+        let score_head: Option<Vec<Tensor>> =
+            score_head.map(|parameters| parameters.iter().map(Tensor::detach).collect());
         let begin = |(index, targets): (usize, &SampleTargets)| {
             if !targets.spans.is_empty() || targets.masks.is_empty() {
                 return Ok(Matching::default());

@@ -410,6 +410,6 @@ impl Vae {
 
 /// A square of RGB pixels, `[side, side, 3]`, as the autoencoder takes it: `[3, side, side]` in [−1, 1].
 pub fn from_rgb8(pixels: &[u8], side: usize, device: &Device) -> candle_core::Result<Tensor> {
-    let pixels = upload(pixels.to_vec(), (side, side, 3), device)?;
+    let pixels = upload(pixels, (side, side, 3), device)?;
     pixels.permute((2, 0, 1))?.to_dtype(DType::F32)?.affine(2.0 / 255.0, -1.0)
 }

@@ -222,15 +222,8 @@ impl Function for Attention {
     }
 
     #[cfg(feature = "cuda")]
-    fn cuda_backward(
-        &self,
-        inputs: &[Tensor],
-        output: &Tensor,
-        kept: &[Tensor],
-        grad: &Tensor,
-        needs: &[bool],
-    ) -> Result<Option<Vec<Option<Tensor>>>> {
-        super::cuda::attention::backward(inputs, (output, &kept[0]), grad, self.heads, self.last_key_count, needs)
+    fn cuda_backward(&self, of: &super::cuda::Backward) -> Result<super::cuda::Gradients> {
+        super::cuda::attention::backward(of, self.heads, self.last_key_count)
     }
 
     fn cpu_forward(&self, inputs: &[Tensor]) -> Result<Tensor> {
@@ -315,16 +308,8 @@ impl Function for Probability {
     }
 
     #[cfg(feature = "cuda")]
-    fn cuda_backward(
-        &self,
-        inputs: &[Tensor],
-        _: &Tensor,
-        kept: &[Tensor],
-        grad: &Tensor,
-        _: &[bool],
-    ) -> Result<Option<Vec<Option<Tensor>>>> {
-        let (heads, range) = (self.heads, &self.range);
-        super::cuda::attention::range_backward(inputs, &kept[0], grad, heads, range, self.last_key_count)
+    fn cuda_backward(&self, of: &super::cuda::Backward) -> Result<super::cuda::Gradients> {
+        super::cuda::attention::range_backward(of, self.heads, &self.range, self.last_key_count)
     }
 
     fn cpu_forward(&self, inputs: &[Tensor]) -> Result<Tensor> {

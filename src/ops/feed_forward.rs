@@ -132,15 +132,8 @@ impl Function for FeedForward {
     }
 
     #[cfg(feature = "cuda")]
-    fn cuda_backward(
-        &self,
-        inputs: &[Tensor],
-        _: &Tensor,
-        kept: &[Tensor],
-        grad: &Tensor,
-        _: &[bool],
-    ) -> Result<Option<Vec<Option<Tensor>>>> {
-        super::cuda::feed_forward::backward(self, &inputs[0], kept, grad)
+    fn cuda_backward(&self, of: &super::cuda::Backward) -> Result<super::cuda::Gradients> {
+        super::cuda::feed_forward::backward(self, of)
     }
 
     fn cpu_forward(&self, inputs: &[Tensor]) -> Result<Tensor> {

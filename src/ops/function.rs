@@ -39,16 +39,9 @@ pub trait Function: Send + Sync + 'static {
         Ok(None)
     }
 
-    /// Gradients by kernels after [`Self::cuda_forward`], which left `kept`; none where it takes `other_backward`.
+    /// Gradients by kernels after [`Self::cuda_forward`], which left `of.kept`; none where it takes `other_backward`.
     #[cfg(feature = "cuda")]
-    fn cuda_backward(
-        &self,
-        _inputs: &[Tensor],
-        _output: &Tensor,
-        _kept: &[Tensor],
-        _grad: &Tensor,
-        _needs: &[bool],
-    ) -> Result<Option<Vec<Option<Tensor>>>> {
+    fn cuda_backward(&self, _of: &super::cuda::Backward) -> Result<super::cuda::Gradients> {
         Ok(None)
     }
 }
@@ -161,10 +154,12 @@ impl<F: Function> Recorded<F> {
             return self.function.cpu_backward(&plain, &output.detach(), &grad, &needs);
         }
         #[cfg(feature = "cuda")]
-        if let Some(kept) = &self.kept
-            && let Some(grads) = self.function.cuda_backward(&plain, &output.detach(), kept, &grad, &needs)?
-        {
-            return Ok(grads);
+        if let Some(kept) = &self.kept {
+            let output = output.detach();
+            let of = super::cuda::Backward { inputs: &plain, output: &output, kept, grad: &grad, needs: &needs };
+            if let Some(grads) = self.function.cuda_backward(&of)? {
+                return Ok(grads);
+            }
         }
         self.function.other_backward(&plain, &grad, &needs)
     }

@@ -90,15 +90,8 @@ impl Function for Linear {
     }
 
     #[cfg(feature = "cuda")]
-    fn cuda_backward(
-        &self,
-        inputs: &[Tensor],
-        _: &Tensor,
-        kept: &[Tensor],
-        grad: &Tensor,
-        needs: &[bool],
-    ) -> Result<Option<Vec<Option<Tensor>>>> {
-        super::cuda::linear::backward(inputs, kept, &self.weight(grad)?, self.scale, grad, needs).map(Some)
+    fn cuda_backward(&self, of: &super::cuda::Backward) -> Result<super::cuda::Gradients> {
+        super::cuda::linear::backward(of, &self.weight(of.grad)?, self.scale).map(Some)
     }
 
     fn cpu_forward(&self, inputs: &[Tensor]) -> Result<Tensor> {

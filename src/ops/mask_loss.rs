@@ -157,15 +157,8 @@ impl Function for MaskLoss {
     }
 
     #[cfg(feature = "cuda")]
-    fn cuda_backward(
-        &self,
-        inputs: &[Tensor],
-        _: &Tensor,
-        kept: &[Tensor],
-        grad: &Tensor,
-        _: &[bool],
-    ) -> Result<Option<Vec<Option<Tensor>>>> {
-        super::cuda::mask_loss::backward(&inputs[0], kept, grad, self.size, self.raw_logit)
+    fn cuda_backward(&self, of: &super::cuda::Backward) -> Result<super::cuda::Gradients> {
+        super::cuda::mask_loss::backward(of, self.size, self.raw_logit)
     }
 
     fn cpu_forward(&self, inputs: &[Tensor]) -> Result<Tensor> {

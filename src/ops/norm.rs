@@ -71,18 +71,11 @@ impl Function for LayerNormModulate {
     }
 
     #[cfg(feature = "cuda")]
-    fn cuda_backward(
-        &self,
-        inputs: &[Tensor],
-        _: &Tensor,
-        _: &[Tensor],
-        grad: &Tensor,
-        needs: &[bool],
-    ) -> Result<Option<Vec<Option<Tensor>>>> {
-        if needs[1] || needs[2] {
+    fn cuda_backward(&self, of: &super::cuda::Backward) -> Result<super::cuda::Gradients> {
+        if of.needs[1] || of.needs[2] {
             return Ok(None);
         }
-        let dx = super::cuda::norm::layer_norm_backward(&inputs[0], &inputs[2], grad, None)?;
+        let dx = super::cuda::norm::layer_norm_backward(&of.inputs[0], &of.inputs[2], of.grad, None)?;
         Ok(dx.map(|dx| vec![Some(dx), None, None]))
     }
 
@@ -142,15 +135,8 @@ impl Function for RmsNorm {
     }
 
     #[cfg(feature = "cuda")]
-    fn cuda_backward(
-        &self,
-        inputs: &[Tensor],
-        _: &Tensor,
-        _: &[Tensor],
-        grad: &Tensor,
-        _: &[bool],
-    ) -> Result<Option<Vec<Option<Tensor>>>> {
-        let dx = super::cuda::norm::rms_norm_backward(&inputs[0], &self.weight, grad)?;
+    fn cuda_backward(&self, of: &super::cuda::Backward) -> Result<super::cuda::Gradients> {
+        let dx = super::cuda::norm::rms_norm_backward(&of.inputs[0], &self.weight, of.grad)?;
         Ok(dx.map(|dx| vec![Some(dx)]))
     }
 

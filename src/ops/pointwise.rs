@@ -45,15 +45,8 @@ impl Function for Gelu {
     }
 
     #[cfg(feature = "cuda")]
-    fn cuda_backward(
-        &self,
-        inputs: &[Tensor],
-        _: &Tensor,
-        _: &[Tensor],
-        grad: &Tensor,
-        _: &[bool],
-    ) -> Result<Option<Vec<Option<Tensor>>>> {
-        let dx = super::cuda::pointwise::gelu_backward(&inputs[0], None, grad)?;
+    fn cuda_backward(&self, of: &super::cuda::Backward) -> Result<super::cuda::Gradients> {
+        let dx = super::cuda::pointwise::gelu_backward(&of.inputs[0], None, of.grad)?;
         Ok(dx.map(|dx| vec![Some(dx)]))
     }
 
@@ -90,19 +83,12 @@ impl Function for GatedResidual {
     }
 
     #[cfg(feature = "cuda")]
-    fn cuda_backward(
-        &self,
-        inputs: &[Tensor],
-        _: &Tensor,
-        _: &[Tensor],
-        grad: &Tensor,
-        needs: &[bool],
-    ) -> Result<Option<Vec<Option<Tensor>>>> {
-        if needs[2] {
+    fn cuda_backward(&self, of: &super::cuda::Backward) -> Result<super::cuda::Gradients> {
+        if of.needs[2] {
             return Ok(None);
         }
-        let dy = super::cuda::pointwise::gated_backward(grad, &inputs[2])?;
-        Ok(dy.map(|dy| vec![needs[0].then(|| grad.clone()), needs[1].then_some(dy), None]))
+        let dy = super::cuda::pointwise::gated_backward(of.grad, &of.inputs[2])?;
+        Ok(dy.map(|dy| vec![of.needs[0].then(|| of.grad.clone()), of.needs[1].then_some(dy), None]))
     }
 
     fn cpu_forward(&self, inputs: &[Tensor]) -> Result<Tensor> {

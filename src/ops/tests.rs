@@ -119,6 +119,27 @@ fn pointwise() {
     }
 }
 
+/// A feed-forward of these sizes, `values(seed, shape)` times `scale(inputs)` being the weights of a layer.
+pub(in crate::ops) fn some_feed_forward(
+    (batch, width, hidden): (usize, usize, usize),
+    bias: bool,
+    values: impl Fn(u64, &[usize]) -> Tensor,
+    scale: impl Fn(usize) -> f64,
+) -> super::feed_forward::FeedForward {
+    let layer = |seed, outer: usize, inner: usize| FrozenLayer {
+        weight: (values(seed, &[outer, inner]) * scale(inner)).unwrap(),
+        bias: bias.then(|| values(seed + 1, &[outer])),
+    };
+    super::feed_forward::FeedForward {
+        shift: values(1, &[batch, width]),
+        scale: values(2, &[batch, width]),
+        gate: values(3, &[batch, width]),
+        up: layer(4, hidden, width),
+        down: layer(6, width, hidden),
+        kept: Some(std::sync::Mutex::default()),
+    }
+}
+
 #[test]
 fn feed_forward_with_and_without_bias() {
     // Blocks of rows, on matrix units as well, and all rows in one piece.
@@ -127,18 +148,7 @@ fn feed_forward_with_and_without_bias() {
         for bias in [false, true] {
             let make = |device: &Device| {
                 let on = |seed, shape: &[usize]| normal(seed, shape).to_device(device).unwrap();
-                let layer = |seed, outer: usize, inner: usize| FrozenLayer {
-                    weight: (on(seed, &[outer, inner]) * (inner as f64).powf(-0.5)).unwrap(),
-                    bias: bias.then(|| on(seed + 1, &[outer])),
-                };
-                super::feed_forward::FeedForward {
-                    shift: on(1, &[batch, width]),
-                    scale: on(2, &[batch, width]),
-                    gate: on(3, &[batch, width]),
-                    up: layer(4, hidden, width),
-                    down: layer(6, width, hidden),
-                    kept: Some(std::sync::Mutex::default()),
-                }
+                some_feed_forward((batch, width, hidden), bias, on, |inner| (inner as f64).powf(-0.5))
             };
             check(make, &[normal(8, &[batch, tokens, width])], &[true]);
         }

@@ -90,7 +90,7 @@ struct Step<'a> {
     grid: (usize, usize),
     expert_layer: usize,
     /// Begun when the expert's attention was first there.
-    matchings: Option<Vec<Matching>>,
+    matchings: Vec<Matching>,
     terms: Unread,
     gradients: Vec<Option<Tensor>>,
 }
@@ -115,7 +115,7 @@ pub fn gradients(
         conditioning: embedded.conditioning,
         grid: embedded.grid,
         expert_layer: plan.expert_layer,
-        matchings: None,
+        matchings: vec![],
         terms: Unread::default(),
         gradients: vec![None; parameters.all.len()],
     };
@@ -207,13 +207,13 @@ impl Step<'_> {
 
     /// Begins to match the expert's attention with the masks, to be finished by [`Self::align`].
     fn begin_matching(&mut self, probe: &Probe) -> Result<()> {
-        self.matchings = Some(self.alignment().begin(probe)?);
+        self.matchings = self.alignment().begin(probe)?;
         Ok(())
     }
 
     /// Adds the alignment loss of the expert's attention.
     fn align(&mut self, probe: &Probe, loss: &mut Sum) -> Result<()> {
-        let matchings = self.matchings.take().unwrap_or_default();
+        let matchings = std::mem::take(&mut self.matchings);
         let found = self.alignment().loss(probe, matchings)?;
         let terms = &mut self.terms;
         match found {

@@ -76,9 +76,8 @@ impl InputMaker<'_> {
         let cached: Vec<&Encoded> = samples.iter().filter_map(|sample| sample.encoded.as_ref()).collect();
         if cached.len() == samples.len() {
             let (channels, height, width) = self.pipeline.latent_shape(self.resolution)?;
-            let latents = cached
-                .into_iter()
-                .map(|encoded| upload(encoded.latents.clone(), (1, channels, height, width), self.device));
+            let latents =
+                cached.into_iter().map(|encoded| upload(&encoded.latents, (1, channels, height, width), self.device));
             return Ok(Tensor::cat(&latents.collect::<candle_core::Result<Vec<_>>>()?, 0)?);
         }
         let images = samples.iter().map(|sample| from_rgb8(&sample.image, self.resolution, self.device));

@@ -97,7 +97,6 @@ struct Trainer<'a> {
 /// A micro-batch, and where the data stand after it.
 struct Prepared {
     inputs: StepInputs,
-    samples: u64,
     epoch: u64,
     broken: u64,
     cursor: Cursor,
@@ -254,7 +253,7 @@ impl<'a> Trainer<'a> {
             let transformer = &self.pipeline.transformer;
             let gradients = gradients(transformer, &self.parameters, &config.loss, &now.inputs, self.plan)?;
             waited += now.waited;
-            self.state.samples += now.samples;
+            self.state.samples += batch as u64;
             if micro == 0 {
                 self.state.epoch = now.epoch;
             }
@@ -320,7 +319,7 @@ impl<'a> Trainer<'a> {
     fn prepare(&mut self) -> Result<Prepared> {
         let Batch { samples, epoch, cursor, waited, broken } = self.loader.next_batch(self.config.train.batch)?;
         let inputs = self.input_maker().make(&samples, self.state.samples)?;
-        Ok(Prepared { inputs, samples: samples.len() as u64, epoch, broken, cursor, waited })
+        Ok(Prepared { inputs, epoch, broken, cursor, waited })
     }
 
     fn input_maker(&self) -> InputMaker<'_> {

@@ -56,6 +56,11 @@ struct Input {
 };
 
 typedef std::function<void(const Launch&)> Loop;
+
+inline CandleKernel kernel(int arguments, Loop loop) {
+    return {arguments, [=](const uint64_t* values, unsigned blocks) { loop({values, blocks}); }};
+}
+
 typedef double (*OfOne)(double);
 typedef double (*OfTwo)(double, double);
 
@@ -118,9 +123,6 @@ inline bool take_type(std::string& name, Type& type) {
 
 // Elementwise kernels and casts.
 inline CandleKernel elementwise(const std::string& name, Type type) {
-    const auto kernel = [](int arguments, Loop loop) {
-        return CandleKernel{arguments, [=](const uint64_t* values, unsigned blocks) { loop({values, blocks}); }};
-    };
     if (name.rfind("cast_", 0) == 0) {
         std::string from = name.substr(4);
         Type source;
@@ -171,9 +173,6 @@ inline CandleKernel elementwise(const std::string& name, Type type) {
 
 // Kernels that a row of blocks shares, and those that gather and scatter.
 inline CandleKernel structured(const std::string& name, Type type) {
-    const auto kernel = [](int arguments, Loop loop) {
-        return CandleKernel{arguments, [=](const uint64_t* values, unsigned blocks) { loop({values, blocks}); }};
-    };
     if (name == "copy2d") {
         return kernel(6, [=](const Launch& launch) {
             const size_t rows = launch.get<uint32_t>(2), columns = launch.get<uint32_t>(3);

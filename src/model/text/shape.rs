@@ -87,9 +87,9 @@ impl TextShape {
     pub fn expand(&self, values: &[f32], device: &Device) -> Result<TextEmbedding> {
         let (rows, columns) = self.filled();
         let (context, pooled) = values.split_at(values.len().min(rows * columns));
-        let context = upload(context.to_vec(), (1, rows, columns), device)?;
+        let context = upload(context, (1, rows, columns), device)?;
         let context = context.pad_with_zeros(1, 0, self.tokens - rows)?.pad_with_zeros(2, 0, self.width - columns)?;
-        let pooled = upload(pooled.to_vec(), (1, self.pooled), device)?;
+        let pooled = upload(pooled, (1, self.pooled), device)?;
         Ok(TextEmbedding { context, pooled, zeros: self.zeros() })
     }
 }

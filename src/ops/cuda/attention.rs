@@ -1,5 +1,5 @@
 //! Attention with a streaming softmax, and the probability of a range of keys; forward and backward.
-use super::{Arg, Forward, Module, address, aligned, device_of, int, module, output, type_name};
+use super::{Arg, Backward, Forward, Gradients, Module, address, aligned, device_of, int, module, output, type_name};
 use candle_core::{DType, Result, Tensor, bail};
 use std::ops::Range;
 
@@ -103,17 +103,11 @@ pub fn forward(inputs: &[Tensor], heads: usize, last_key_count: usize) -> Result
 }
 
 /// Gradients of q, k and v.
-pub fn backward(
-    inputs: &[Tensor],
-    (out, lse): (&Tensor, &Tensor),
-    grad: &Tensor,
-    heads: usize,
-    last_key_count: usize,
-    needs: &[bool],
-) -> Result<Option<Vec<Option<Tensor>>>> {
+pub fn backward(of: &Backward, heads: usize, last_key_count: usize) -> Result<Gradients> {
+    let (Backward { inputs, output: out, needs, .. }, [lse]) = (of, of.kept) else { return Ok(None) };
     let Some(call) = Call::of(inputs, heads, last_key_count)? else { return Ok(None) };
     let (q, k, v) = (aligned(&inputs[0])?, aligned(&inputs[1])?, aligned(&inputs[2])?);
-    let grad = aligned(&grad.to_dtype(q.dtype())?)?;
+    let grad = aligned(&of.grad.to_dtype(q.dtype())?)?;
     let along = call.of_queries(&q)?;
     call.launch("gradient_along", call.queries, 1, &[out, &grad, &along])?;
     let mut grads = vec![None, None, None];
@@ -152,15 +146,8 @@ pub fn range_forward(
 }
 
 /// Gradients of q and k.
-pub fn range_backward(
-    inputs: &[Tensor],
-    lse: &Tensor,
-    grad: &Tensor,
-    heads: usize,
-    range: &Range<usize>,
-    last_key_count: usize,
-) -> Result<Option<Vec<Option<Tensor>>>> {
-    let [q, k] = inputs else { bail!("attention probability: {} inputs", inputs.len()) };
+pub fn range_backward(of: &Backward, heads: usize, range: &Range<usize>, last_key_count: usize) -> Result<Gradients> {
+    let (grad, [q, k], [lse]) = (of.grad, of.inputs, of.kept) else { return Ok(None) };
     let Some(call) = Call::of_range(q, k, heads, range, last_key_count)? else { return Ok(None) };
     let (q, k) = (aligned(q)?, aligned(k)?);
     let along = call.of_queries(&q)?;

@@ -1,7 +1,7 @@
 //! The second half of a block's stream: products by cuBLAS; norm, GELU and gate take the biases and the residual along.
 use super::norm::{layer_norm_backward, layer_norm_forward};
 use super::pointwise::{gated_backward, gated_forward, gelu_backward, gelu_forward};
-use super::{Forward, type_name};
+use super::{Backward, Forward, Gradients, type_name};
 use crate::ops::feed_forward::{FeedForward, FrozenLayer};
 use crate::ops::linear::{rows, with_width};
 use candle_core::{Result, Tensor};
@@ -52,15 +52,11 @@ pub(in crate::ops) fn forward(function: &FeedForward, x: &Tensor) -> Result<Opti
     Ok(Some((out, vec![before])))
 }
 
-/// The gradient of x; `kept` is what [`forward`] kept.
-pub(in crate::ops) fn backward(
-    function: &FeedForward,
-    x: &Tensor,
-    kept: &[Tensor],
-    grad: &Tensor,
-) -> Result<Option<Vec<Option<Tensor>>>> {
-    let (Some(of), [before]) = (Constants::of(function, x)?, kept) else { return Ok(None) };
-    let grad = grad.to_dtype(x.dtype())?;
+/// The gradient of x, after [`forward`].
+pub(in crate::ops) fn backward(function: &FeedForward, given: &Backward) -> Result<Gradients> {
+    let ([x], [before]) = (given.inputs, given.kept) else { return Ok(None) };
+    let Some(of) = Constants::of(function, x)? else { return Ok(None) };
+    let grad = given.grad.to_dtype(x.dtype())?;
     let Some(d_update) = gated_backward(&grad, &of.gate)? else { return Ok(None) };
     let d_hidden = project_backward(&d_update, &of.down)?;
     drop(d_update);

@@ -1,7 +1,7 @@
 //! A projection with its adapter: products by cuBLAS, what is between them in one pass.
 use super::super::linear::{rows, with_width};
 use super::pointwise::add_to_rows;
-use super::{Forward, type_name};
+use super::{Backward, Forward, type_name};
 use candle_core::{Result, Tensor};
 
 /// `inputs` are x `[…, in]` and, with an adapter, A `[rank, in]` and B `[out, rank]`; weight `[out, in]`, bias
@@ -24,16 +24,10 @@ pub fn forward(inputs: &[Tensor], weight: &Tensor, bias: Option<&Tensor>, scale:
     Ok(Some((y.reshape(with_width(&inputs[0], weight.dim(0)?))?, kept)))
 }
 
-/// Gradients of `inputs`; `kept` is what [`forward`] kept.
-pub fn backward(
-    inputs: &[Tensor],
-    kept: &[Tensor],
-    weight: &Tensor,
-    scale: f64,
-    grad: &Tensor,
-    needs: &[bool],
-) -> Result<Vec<Option<Tensor>>> {
-    let (shape, grad) = (inputs[0].shape(), &rows(grad)?);
+/// Gradients of the inputs, after [`forward`].
+pub fn backward(of: &Backward, weight: &Tensor, scale: f64) -> Result<Vec<Option<Tensor>>> {
+    let Backward { inputs, kept, needs, .. } = of;
+    let (shape, grad) = (inputs[0].shape(), &rows(of.grad)?);
     let dx = if needs[0] { Some(grad.matmul(weight)?) } else { None };
     let shaped = |dx: Option<Tensor>| dx.map(|dx| dx.reshape(shape)).transpose();
     let ([x, down, up], [reduced]) = (inputs, kept) else { return Ok(vec![shaped(dx)?]) };

@@ -81,21 +81,13 @@ extern "C" __global__ void mask_loss_backward(const float* maps, const uint32_t*
     const float d_focal = d_losses[pair] / (float(height) * width), d_dice = d_losses[pairs + pair];
     // d dice / dp = -2t/below + above/below²
     const float inside = -2 / below * d_dice, everywhere = (2 * overlap + 1) / (below * below) * d_dice;
-    const int2 rows = neighbours(i, h, height), columns = neighbours(j, w, width);
-    const int across = columns.y - columns.x;
-    float sum = 0;
-    for (int n = threadIdx.x % WARP; n < (rows.y - rows.x) * across; n += WARP) {
-        const int y = rows.x + n / across, x = columns.x + n % across;
-        const Between by = between(y, h, height), bx = between(x, w, width);
-        const float weight = weight_of(i, by) * weight_of(j, bx);
-        if (weight == 0) continue;
+    const float sum = gather_pixels(i, j, h, w, height, width, [&](int y, int x, Between by, Between bx) {
         const float target = target_at(targets, pair, y, x, s);
         const Focal f = focal_of(enlarged(map, by, bx, w), target, raw_logit);
         const float slope = f.probability * (1 - f.probability);
         const float d_right = (2 * target - 1) * (raw_logit ? 1.f : slope);
         const float d_loss = f.wrong * (f.wrong * (f.probability - target) - 2 * d_right * f.cross_entropy);
-        sum += weight * (d_focal * f.alpha * d_loss + slope * (inside * target + everywhere));
-    }
-    sum = warp_sum(sum);
+        return d_focal * f.alpha * d_loss + slope * (inside * target + everywhere);
+    });
     if (threadIdx.x % WARP == 0) d_maps[value] = sum;
 }

@@ -1,6 +1,6 @@
 //! Focal and dice loss of maps against masks of a larger size, which go to the GPU as bits.
 use super::transfer::upload;
-use super::{Arg, Forward, Module, WARP, address, device_of, int, module, output, type_name};
+use super::{Arg, Backward, Forward, Gradients, Module, WARP, address, device_of, int, module, output, type_name};
 use crate::ops::Target;
 use candle_core::{DType, Result, Tensor};
 use rayon::prelude::*;
@@ -60,17 +60,11 @@ pub fn forward(
     Ok(Some((losses, vec![targets, sums])))
 }
 
-/// The gradient of the maps; `kept` is what [`forward`] kept.
-pub fn backward(
-    maps: &Tensor,
-    kept: &[Tensor],
-    grad: &Tensor,
-    size: (usize, usize),
-    raw_logit: bool,
-) -> Result<Option<Vec<Option<Tensor>>>> {
-    let [targets, sums] = kept else { return Ok(None) };
+/// The gradient of the maps, after [`forward`].
+pub fn backward(of: &Backward, size: (usize, usize), raw_logit: bool) -> Result<Gradients> {
+    let ([maps], [targets, sums]) = (of.inputs, of.kept) else { return Ok(None) };
     let d_maps = output(maps.shape(), DType::F32, maps)?;
-    let mut args = [maps, targets, sums, grad, &d_maps].map(address).into_iter().collect::<Result<Vec<_>>>()?;
+    let mut args = [maps, targets, sums, of.grad, &d_maps].map(address).into_iter().collect::<Result<Vec<_>>>()?;
     args.push(int(maps.dim(0)?)?);
     args.extend(sizes(maps, size, raw_logit)?);
     let grid = [maps.elem_count().div_ceil(THREADS / WARP), 1, 1];

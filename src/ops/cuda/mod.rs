@@ -36,6 +36,21 @@ pub const WARP: usize = 32;
 /// to find again.
 pub type Forward = (Tensor, Vec<Tensor>);
 
+/// What a backward pass on the GPU is given.
+pub struct Backward<'a> {
+    pub inputs: &'a [Tensor],
+    pub output: &'a Tensor,
+    /// What the forward pass kept.
+    pub kept: &'a [Tensor],
+    /// Of the output's shape.
+    pub grad: &'a Tensor,
+    /// Which inputs' gradients are asked for.
+    pub needs: &'a [bool],
+}
+
+/// Gradients of the inputs; none where there are no kernels for them.
+pub type Gradients = Option<Vec<Option<Tensor>>>;
+
 /// The kernels of one file.
 pub struct Module {
     pub name: &'static str,

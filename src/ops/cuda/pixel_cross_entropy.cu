@@ -53,19 +53,11 @@ extern "C" __global__ void pixel_cross_entropy_backward(const float* maps, const
     if (value >= classes * h * w) return;
     const int of_class = value / (h * w), i = value % (h * w) / w, j = value % w;
     const float* map = maps + size_t(of_class) * h * w;
-    const int2 rows = neighbours(i, h, height), columns = neighbours(j, w, width);
-    const int across = columns.y - columns.x;
-    float sum = 0;
-    for (int n = threadIdx.x % WARP; n < (rows.y - rows.x) * across; n += WARP) {
-        const int y = rows.x + n / across, x = columns.x + n % across;
+    const float sum = gather_pixels(i, j, h, w, height, width, [&](int y, int x, Between by, Between bx) {
         const int pixel = y * width + x, label = labels[pixel];
-        if (label >= classes) continue;
-        const Between by = between(y, h, height), bx = between(x, w, width);
-        const float weight = weight_of(i, by) * weight_of(j, bx);
-        if (weight == 0) continue;
+        if (label >= classes) return 0.f;
         const float probability = expf(enlarged(map, by, bx, w) - log_totals[pixel]);
-        sum += weight * weights[label] * (probability - (label == of_class ? 1.f : 0.f));
-    }
-    sum = warp_sum(sum);
+        return weights[label] * (probability - (label == of_class ? 1.f : 0.f));
+    });
     if (threadIdx.x % WARP == 0) d_maps[value] = sum * d_loss[0] * scale;
 }

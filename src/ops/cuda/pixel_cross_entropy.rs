@@ -1,6 +1,6 @@
 //! Cross-entropy over classes at every pixel of a larger label map.
 use super::transfer::upload;
-use super::{Arg, Forward, Module, WARP, address, device_of, int, module, output, type_name};
+use super::{Arg, Backward, Forward, Gradients, Module, WARP, address, device_of, int, module, output, type_name};
 use crate::ops::pixel_cross_entropy::PixelCrossEntropy;
 use candle_core::{DType, Result, Tensor};
 
@@ -39,16 +39,11 @@ pub(in crate::ops) fn forward(function: &PixelCrossEntropy, maps: &Tensor) -> Re
     Ok(Some((loss, vec![labels, weights, log_totals])))
 }
 
-/// The gradient of the maps; `kept` is what [`forward`] kept.
-pub(in crate::ops) fn backward(
-    function: &PixelCrossEntropy,
-    maps: &Tensor,
-    kept: &[Tensor],
-    grad: &Tensor,
-) -> Result<Option<Vec<Option<Tensor>>>> {
-    let [labels, weights, log_totals] = kept else { return Ok(None) };
+/// The gradient of the maps, after [`forward`].
+pub(in crate::ops) fn backward(function: &PixelCrossEntropy, of: &Backward) -> Result<Gradients> {
+    let ([maps], [labels, weights, log_totals]) = (of.inputs, of.kept) else { return Ok(None) };
     let d_maps = output(maps.shape(), DType::F32, maps)?;
-    let tensors = [maps, labels, weights, log_totals, grad, &d_maps];
+    let tensors = [maps, labels, weights, log_totals, of.grad, &d_maps];
     let mut args = tensors.map(address).into_iter().collect::<Result<Vec<_>>>()?;
     args.extend(sizes(maps, function.size)?);
     args.push(Arg::Float(function.total.recip() as f32));

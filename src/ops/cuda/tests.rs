@@ -3,7 +3,7 @@
 use super::adamw::Step;
 use crate::ops;
 use crate::ops::function::{Function, apply};
-use crate::ops::tests::{normal, values};
+use crate::ops::tests::{normal, some_feed_forward, values};
 use candle_core::{DType, Device, Tensor, Var};
 
 /// Largest difference, as a share of the largest value. In f32 only the order of sums differs. In bf16 the CPU computes
@@ -158,18 +158,8 @@ fn feed_forward() {
         for bias in [false, true] {
             let make = |device: &Device| {
                 let on = |seed, shape: &[usize]| rounded(seed, shape).to_device(device).unwrap();
-                let layer = |seed, outer: usize, inner: usize| ops::FrozenLayer {
-                    weight: (on(seed, &[outer, inner]) * 0.125).unwrap(),
-                    bias: bias.then(|| on(seed + 1, &[outer])),
-                };
-                ops::feed_forward::FeedForward {
-                    shift: on(1, &[batch, width]),
-                    scale: on(2, &[batch, width]),
-                    gate: on(3, &[batch, width]),
-                    up: layer(4, hidden, width),
-                    down: layer(6, width, hidden),
-                    kept: Some(std::sync::Mutex::default()),
-                }
+                // A power of two, so that weights stay numbers of bf16.
+                some_feed_forward((batch, width, hidden), bias, on, |_| 0.125)
             };
             // Two products in a row, and the norm's rounding before them.
             for kind in [(DType::F32, 1e-5), (DType::BF16, 2e-2)] {
