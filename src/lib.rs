@@ -6,7 +6,9 @@ pub mod whole_file;
 
 pub mod config;
 pub mod device;
+pub mod paths;
 pub mod process;
+pub mod terminal;
 
 pub mod commands;
 pub mod data;

@@ -1,9 +1,10 @@
 //! `seg4diff COMMAND …`
-use clap::Parser;
 use seg4diff::commands::{Cli, finish};
+use seg4diff::terminal::arguments;
 
 fn main() -> std::process::ExitCode {
-    seg4diff::process::prepare();
-    let cli = Cli::parse();
-    finish(|| cli.command.run())
+    match arguments::<Cli>() {
+        Ok(cli) => finish(|| cli.command.run()),
+        Err(status) => status,
+    }
 }

@@ -1,5 +1,6 @@
 //! Files that are whole or absent, whatever happens while they are written.
 use crate::error::{Error, Result};
+use crate::paths;
 use std::fs::{File, TryLockError};
 use std::io::Write;
 use std::path::Path;
@@ -13,11 +14,17 @@ pub const WRITING: &str = ".writing-";
 /// Says why not.
 pub fn check_writable(file: &Path) -> Result<()> {
     let failed = |problem: &dyn std::fmt::Display| Error::file(file, format!("cannot write: {problem}"));
-    if file.is_dir() {
+    if paths::is_folder(file)? {
         return Err(failed(&"it is a folder"));
     }
     // The nearest folder above that exists; those below it will be made.
-    let folder = file.ancestors().skip(1).find(|folder| folder.exists());
+    let mut folder = file.parent();
+    while let Some(missing) = folder
+        && !paths::exists(missing)?
+    {
+        folder = missing.parent();
+    }
+    let folder = folder.filter(|folder| !folder.as_os_str().is_empty());
     tempfile::Builder::new().prefix(WRITING).tempfile_in(folder.unwrap_or(Path::new("."))).map_err(|e| failed(&e))?;
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! `train …`: `seg4diff train` under a name of its own.
 use clap::Parser;
 use seg4diff::commands::{finish, train};
+use seg4diff::terminal::arguments;
 
 #[derive(Parser)]
 #[command(name = "train", version)]
@@ -10,7 +11,8 @@ struct Cli {
 }
 
 fn main() -> std::process::ExitCode {
-    seg4diff::process::prepare();
-    let cli = Cli::parse();
-    finish(|| train::run(&cli.args))
+    match arguments::<Cli>() {
+        Ok(cli) => finish(|| train::run(&cli.args)),
+        Err(status) => status,
+    }
 }

@@ -1,5 +1,5 @@
 //! `export`: a checkpoint's LoRA in the files that other tools load.
-use super::say;
+use super::mention;
 use crate::error::Result;
 use crate::model::adapter_files::{self, Format};
 use crate::model::files::{ModelFiles, Part};
@@ -34,5 +34,6 @@ pub fn run(args: &ExportArgs) -> Result<()> {
     let transformer =
         ModelFiles::open(&config.model.path).and_then(|f| f.config::<MmDitConfig>(Part::Transformer)).ok();
     let origin = origin_of(&config, checkpoint.state.step, transformer.as_ref());
-    say(&adapter_files::export(&adapter, args.format, &args.out, &origin)?.display().to_string())
+    mention(&adapter_files::export(&adapter, args.format, &args.out, &origin)?.display().to_string());
+    Ok(())
 }

@@ -1,13 +1,15 @@
 //! `generate`: draws images from prompts.
 use super::evaluate::write_json;
-use super::{LoadedModel, ModelArgs, parse_not_negative, parse_number, parse_positive, parse_size, say};
+use super::{LoadedModel, ModelArgs, mention, parse_not_negative, parse_number, parse_positive, parse_size};
 use crate::config::BLUR;
 use crate::error::{Error, Result};
+use crate::paths::{exists, is_folder, may_be_file};
 use crate::model::fingerprint::sha256;
 use crate::model::mmdit::Blur;
 use crate::sample::generate::{Conditions, PerturbedGuidance, SamplingOptions, initial_latents, read_latents};
 use crate::sample::image::{to_rgb8, write_png};
 use crate::sample::scheduler::Scheduler;
+use crate::terminal::printable_line;
 use clap::Args;
 use serde_json::{Map, Value, json};
 use std::io::IsTerminal;
@@ -91,8 +93,8 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
     }
     for (index, prompt) in args.prompt.iter().enumerate() {
         let file = args.out.join(format!("{}.png", key(index)));
-        if file.exists() {
-            say(&format!("{}  was there: {prompt}", file.display()))?;
+        if exists(&file)? {
+            mention(&format!("{}  was there: {}", file.display(), printable_line(prompt)));
             continue;
         }
         let positive = pipeline.text_encoders.encode(&[prompt])?;
@@ -107,7 +109,7 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
         for image in to_rgb8(&pipeline.vae.decode(&latents)?)? {
             write_png(&file, &image)?;
         }
-        say(&format!("{}  {prompt}", file.display()))?;
+        mention(&format!("{}  {}", file.display(), printable_line(prompt)));
     }
     Ok(())
 }
@@ -126,7 +128,7 @@ fn check_folder(folder: &Path, wanted: &Value) -> Result<bool> {
     let text = match std::fs::read(&file) {
         Ok(text) => text,
         Err(problem) if problem.kind() == std::io::ErrorKind::NotFound => {
-            return match folder.join(format!("{}.png", key(0))).exists() {
+            return match exists(&folder.join(format!("{}.png", key(0))))? {
                 true => {
                     let problem =
                         format!("holds images, but no {RECORD} that says how they were drawn; name another folder");
@@ -179,10 +181,10 @@ fn record(args: &GenerateArgs) -> Result<Value> {
 fn content(path: &Path) -> Result<String> {
     let failed = |problem: std::io::Error| Error::file(path, problem);
     let mut files = vec![path.to_owned()];
-    if path.is_dir() {
+    if is_folder(path)? {
         let entries = std::fs::read_dir(path).map_err(failed)?;
         files = entries.map(|entry| Ok(entry.map_err(failed)?.path())).collect::<Result<_>>()?;
-        files.retain(|file| file.is_file());
+        files.retain(|file| may_be_file(file));
         files.sort();
     }
     let sums = files.iter().map(|file| Ok(sha256(file)?.0)).collect::<Result<Vec<_>>>()?;

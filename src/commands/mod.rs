@@ -15,8 +15,9 @@ use crate::model::adapter_files;
 use crate::model::files::{ModelFiles, Part};
 use crate::model::mmdit::MmDitConfig;
 use crate::model::pipeline::{Pipeline, PipelineOptions};
+use crate::terminal::complain;
+pub use crate::terminal::{mention, say};
 use clap::{Args, Parser, Subcommand};
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -58,18 +59,11 @@ impl Command {
 /// Starts logging, runs a command, and turns its outcome into an exit status and, where it failed, one error on stderr.
 pub fn finish(command: impl FnOnce() -> Result<()>) -> ExitCode {
     let Err(error) = crate::report::log::init().and_then(|()| command()) else { return ExitCode::SUCCESS };
-    // A closed stderr must not turn the error into a panic.
-    let text = error.to_string().replace('\n', "\n       ");
-    let _ = writeln!(std::io::stderr(), "error: {text}");
+    complain(&format!("error: {}", error.to_string().replace('\n', "\n       ")));
     match error {
         Error::Usage(_) => ExitCode::from(2),
         _ => ExitCode::FAILURE,
     }
-}
-
-/// Writes a line of a command's result to stdout.
-pub fn say(line: &str) -> Result<()> {
-    writeln!(std::io::stdout(), "{line}").map_err(|e| Error::Failed(format!("cannot write to stdout: {e}")))
 }
 
 /// The model that a command works on, and where.

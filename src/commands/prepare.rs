@@ -1,11 +1,12 @@
 //! `prepare`: makes data sets, and caches of what encoders make of them.
-use super::say;
+use super::mention;
 use crate::config::RunConfig;
 use crate::data::labels::encode_labels;
 use crate::data::matlab::LabelMatrix;
 use crate::data::scenes::{self, SceneOptions, Split};
 use crate::encode::fill;
 use crate::error::{Error, Result};
+use crate::paths::{exists, may_be_file};
 use crate::report::progress::Progress;
 use crate::whole_file::write_atomically;
 use clap::{Args, Subcommand};
@@ -58,7 +59,8 @@ fn scenes(args: &ScenesArgs) -> Result<()> {
     let mut progress = Progress::new("scene", 0, args.count);
     let options = SceneOptions { seed: args.seed, split: args.split, size: args.size };
     scenes::write(&args.out, args.count, options, |done| progress.update(done, ""))?;
-    say(&format!("{}: {} scenes", args.out.display(), args.count))
+    mention(&format!("{}: {} scenes", args.out.display(), args.count));
+    Ok(())
 }
 
 const LABELS_EXAMPLE: &str = "Example:
@@ -90,7 +92,7 @@ fn labels(args: &LabelsArgs) -> Result<()> {
     let mut files = vec![];
     for entry in std::fs::read_dir(&args.mat).map_err(failed)? {
         let path = entry.map_err(failed)?.path();
-        if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("mat")) && path.is_file() {
+        if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("mat")) && may_be_file(&path) {
             files.push(path);
         }
     }
@@ -105,13 +107,14 @@ fn labels(args: &LabelsArgs) -> Result<()> {
         done += chunk.len() as u64;
         progress.update(done, "");
     }
-    say(&format!("{}: {} label maps", args.out.display(), files.len()))
+    mention(&format!("{}: {} label maps", args.out.display(), files.len()));
+    Ok(())
 }
 
 fn write_labels(file: &Path, args: &LabelsArgs) -> Result<()> {
     let Some(stem) = file.file_stem() else { return Ok(()) };
     let out = args.out.join(Path::new(stem).with_added_extension("png"));
-    if out.exists() {
+    if exists(&out)? {
         return Ok(());
     }
     let bytes = std::fs::read(file).map_err(|problem| Error::file(file, problem))?;
@@ -161,5 +164,6 @@ fn cache(args: &CacheArgs) -> Result<()> {
         crate::train::draw_missing(scenes)?;
     }
     let filled = fill(&config, &device, &folder, args.shard_size << 20)?;
-    say(&format!("{}\n{filled}", folder.display()))
+    mention(&format!("{}\n{filled}", folder.display()));
+    Ok(())
 }

@@ -1,5 +1,5 @@
 //! `probe`: the attention of one image to a prompt.
-use super::{LoadedModel, ModelArgs, parse_sigma, parse_size, say};
+use super::{LoadedModel, ModelArgs, mention, parse_sigma, parse_size};
 use crate::error::Result;
 use crate::model::mmdit::image_to_text_logits;
 use crate::model::weights;
@@ -79,7 +79,7 @@ pub fn run(args: &ProbeArgs) -> Result<()> {
     let file = args.out.join("attention.safetensors");
     let tensors = BTreeMap::from([("logits".into(), logits), ("probability".into(), probability.clone())]);
     weights::write(&file, &tensors, &BTreeMap::new())?;
-    say(&file.display().to_string())?;
+    mention(&file.display().to_string());
     let Some(picture) = to_rgb8(&image)?.pop() else { return Ok(()) };
     let words: Vec<&str> = args.prompt.split_whitespace().collect();
     let spans = pipeline.text_encoders.token_spans(&words)?;
@@ -88,7 +88,7 @@ pub fn run(args: &ProbeArgs) -> Result<()> {
         tracing::warn!("\"{word}\" does not fit into the prompt's tokens; no picture of it");
     }
     for file in write_word_overlays(&args.out, &picture, &probability, &places)? {
-        say(&file.display().to_string())?;
+        mention(&file.display().to_string());
     }
     Ok(())
 }

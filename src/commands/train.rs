@@ -1,5 +1,5 @@
 //! `train`: the main job.
-use super::say;
+use super::{mention, say};
 use crate::config::RunConfig;
 use crate::error::Result;
 use crate::train::run_folder::{Resume, RunFolder};
@@ -53,8 +53,8 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     if let Some(scenes) = &config.scenes {
         crate::train::draw_missing(scenes)?;
     }
-    match crate::train::run(&config, &device, &folder, args.force)? {
-        Some(table) => say(&table),
-        None => Ok(()),
+    if let Some(table) = crate::train::run(&config, &device, &folder, args.force)? {
+        mention(&table);
     }
+    Ok(())
 }

@@ -1,6 +1,8 @@
 //! The second stage of checking a configuration: against the files that it names.
 use super::{LayerChoice, RequiredFiles, RunConfig};
 use crate::error::{Error, Result};
+use crate::paths::{exists, fixed_part, is_file, is_folder, may_be_file};
+use std::io::ErrorKind;
 use std::path::Path;
 
 impl RunConfig {
@@ -15,9 +17,13 @@ impl RunConfig {
         self.check_output(&mut problems);
         self.check_model(&mut problems);
         self.check_sources(&mut problems);
-        if let Some(cache) = self.data.cache.as_ref().filter(|cache| !cache.is_dir()) {
-            let fill = "seg4diff prepare cache --config F fills it";
-            problems.push(format!("data.cache: there is no folder {}; {fill}", cache.display()));
+        match self.data.cache.as_ref().map(|cache| (cache, is_folder(cache))) {
+            None | Some((_, Ok(true))) => {}
+            Some((cache, Ok(false))) => {
+                let fill = "seg4diff prepare cache --config F fills it";
+                problems.push(format!("data.cache: there is no folder {}; {fill}", cache.display()));
+            }
+            Some((_, Err(e))) => problems.push(format!("data.cache: {e}")),
         }
         self.check_named(self.training_files(), &mut problems);
         self.check_named(self.evaluation_files(), &mut problems);
@@ -57,9 +63,13 @@ impl RunConfig {
 
     fn check_output(&self, problems: &mut Vec<String>) {
         // The nearest ancestor that exists must be a folder for OUTPUT to be made in it.
-        let existing = self.output.ancestors().find(|a| a.as_os_str().is_empty() || a.exists());
-        if let Some(path) = existing.filter(|a| !a.as_os_str().is_empty() && !a.is_dir()) {
-            problems.push(format!("output: {} is a file; expected a folder", path.display()));
+        for path in self.output.ancestors().filter(|path| !path.as_os_str().is_empty()) {
+            match std::fs::metadata(path) {
+                Ok(found) if found.is_dir() => return,
+                Ok(_) => return problems.push(format!("output: {} is a file; expected a folder", path.display())),
+                Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {}
+                Err(e) => return problems.push(format!("output: {}: {e}", path.display())),
+            }
         }
     }
 
@@ -68,7 +78,7 @@ impl RunConfig {
             return;
         }
         let folder = Path::new(&self.model.path);
-        if folder.is_file() {
+        if is_file(folder).unwrap_or(false) {
             let problem = "is a file; expected the folder of a diffusers pipeline";
             return problems.push(format!("model.path: {} {problem}", folder.display()));
         }
@@ -79,7 +89,7 @@ impl RunConfig {
             Err(e) => problems.push(format!("model.path: {e}")),
         }
         let transformer = folder.join("transformer/config.json");
-        if !transformer.is_file() {
+        if !may_be_file(&transformer) {
             return;
         }
         match json(&transformer) {
@@ -122,17 +132,13 @@ impl RunConfig {
 
     fn check_sources(&self, problems: &mut Vec<String>) {
         for source in &self.data.source {
-            if Path::new(source).exists() || self.will_be_drawn(Path::new(source)) {
+            if self.will_be_drawn(Path::new(source)) {
                 continue;
             }
-            let found = glob::glob(source).map(|mut matches| matches.next().is_some());
-            match found {
-                Err(e) => problems.push(format!("data.source: {source}: not a pattern: {}", e.msg)),
-                Ok(false) if source.contains(['*', '?', '[']) => {
-                    problems.push(format!("data.source: {source} matches nothing"))
-                }
-                Ok(false) => problems.push(format!("data.source: {source} is missing")),
-                Ok(true) => {}
+            match problem_of_source(source) {
+                Ok(None) => {}
+                Ok(Some(problem)) => problems.push(format!("data.source: {problem}")),
+                Err(e) => problems.push(format!("data.source: {e}")),
             }
         }
     }
@@ -140,7 +146,7 @@ impl RunConfig {
     /// Whether this belongs to the scenes, which the run draws first where they are missing.
     fn will_be_drawn(&self, path: &Path) -> bool {
         let sets = self.scenes.iter().flat_map(|scenes| scenes.sets().map(|set| set.folder));
-        sets.into_iter().any(|folder| !folder.exists() && path.starts_with(&folder))
+        sets.into_iter().any(|folder| exists(&folder).is_ok_and(|found| !found) && path.starts_with(&folder))
     }
 
     fn check_named(&self, files: Vec<Named>, problems: &mut Vec<String>) {
@@ -154,6 +160,29 @@ impl RunConfig {
                 }
                 Ok(_) => {}
             }
+        }
+    }
+}
+
+/// What is wrong with an entry of `data.source`, if anything is.
+///
+/// # Errors
+/// The system's reason why nothing is found there.
+fn problem_of_source(source: &str) -> Result<Option<String>> {
+    if exists(Path::new(source))? {
+        return Ok(None);
+    }
+    let first = match glob::glob(source) {
+        Err(e) => return Ok(Some(format!("{source}: not a pattern: {}", e.msg))),
+        Ok(mut matches) => matches.next(),
+    };
+    match first {
+        Some(Ok(_)) => Ok(None),
+        Some(Err(e)) => Err(Error::file(e.path(), e.error())),
+        None => {
+            exists(fixed_part(source))?;
+            let what = if source.contains(['*', '?', '[']) { "matches nothing" } else { "is missing" };
+            Ok(Some(format!("{source} {what}")))
         }
     }
 }

@@ -5,6 +5,7 @@ use super::reader::Reader;
 use super::setting::{at_least, distinct, not_empty, positive, within};
 use super::*;
 use crate::error::Result;
+use crate::train::schedule::largest_rate;
 use std::path::Path;
 
 /// Modules of a block that an adapter can sit on, named as in diffusers.
@@ -89,6 +90,7 @@ impl RunConfig {
     /// What no key can say alone.
     fn check_together(&self, reader: &mut Reader) {
         self.check_data(reader);
+        self.check_effect(reader);
         let loss = &self.loss;
         if loss.flow_weight == 0.0 && !loss.uses_masks() {
             reader.problem(
@@ -117,6 +119,38 @@ impl RunConfig {
                     self.model.expert_layer
                 ),
             );
+        }
+    }
+
+    /// Numbers with which the LoRA would certainly stay as it is, or be no number.
+    fn check_effect(&self, reader: &mut Reader) {
+        let (optim, loss, lora) = (&self.optim, &self.loss, &self.lora);
+        if loss.flow_weight == 0.0 && loss.mask_max_sigma == 0.0 {
+            reader.problem(
+                &["loss.mask_max_sigma", "loss.flow_weight"],
+                "is 0: no image is without noise, so that no mask would count, and loss.flow_weight is 0",
+            );
+        }
+        // Everything trained is f32.
+        let scale = (lora.alpha / lora.rank as f64) as f32;
+        if scale == 0.0 || !scale.is_finite() {
+            reader.problem(&["lora.alpha"], format!("alpha/rank must be a number of f32 above 0, is {scale}"));
+        }
+        let rate = largest_rate(optim, self.train.steps) * optim.lora_lr_scale;
+        if rate as f32 == 0.0 {
+            reader.problem(
+                &["optim.lr", "optim.lora_lr_scale", "optim.warmup_factor"],
+                format!("the LoRA's learning rate would be {rate:e} at most, which is 0 in f32"),
+            );
+        } else if !(rate as f32).is_finite() {
+            reader.problem(&["optim.lr", "optim.lora_lr_scale"], format!("is {rate:e} for the LoRA, too large for f32"));
+        }
+        if optim.clip_norm > 0.0 && optim.clip_norm as f32 == 0.0 {
+            let problem = format!("is {:e}, which is 0 in f32: every gradient would be; 0 turns clipping off", optim.clip_norm);
+            reader.problem(&["optim.clip_norm"], problem);
+        }
+        if !(optim.eps as f32).is_finite() {
+            reader.problem(&["optim.eps"], format!("is {:e}, infinite in f32: no step would change anything", optim.eps));
         }
     }
 

@@ -1,6 +1,7 @@
 //! Which files a diffusers folder must hold for a run, and which of them are missing.
 use super::TextEncoderKind;
 use crate::error::{Error, Result};
+use crate::paths::is_file;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
@@ -17,13 +18,13 @@ impl RequiredFiles {
     /// Looks through the diffusers folder `folder`.
     ///
     /// # Errors
-    /// An index of shards that cannot be read.
+    /// An index of shards that cannot be read, or a file of which the system does not say whether it is there.
     pub fn find(folder: &Path, text_encoders: &[TextEncoderKind]) -> Result<Self> {
         let mut files = Self::default();
-        files.need(folder.join("model_index.json"));
-        files.need(folder.join("scheduler/scheduler_config.json"));
+        files.need(folder.join("model_index.json"))?;
+        files.need(folder.join("scheduler/scheduler_config.json"))?;
         for part in ["transformer", "vae"] {
-            files.need(folder.join(part).join("config.json"));
+            files.need(folder.join(part).join("config.json"))?;
             files.need_weights(&folder.join(part), "diffusion_pytorch_model")?;
         }
         for kind in [TextEncoderKind::ClipL, TextEncoderKind::ClipG, TextEncoderKind::T5] {
@@ -31,30 +32,30 @@ impl RequiredFiles {
                 continue;
             }
             let (encoder, tokenizer) = folders(kind);
-            files.need(folder.join(encoder).join("config.json"));
+            files.need(folder.join(encoder).join("config.json"))?;
             files.need_weights(&folder.join(encoder), "model")?;
             let whole = folder.join(tokenizer).join("tokenizer.json");
-            if whole.is_file() || kind == TextEncoderKind::T5 {
-                files.need(whole);
+            if is_file(&whole)? || kind == TextEncoderKind::T5 {
+                files.need(whole)?;
             } else {
-                files.need(folder.join(tokenizer).join("vocab.json"));
-                files.need(folder.join(tokenizer).join("merges.txt"));
+                files.need(folder.join(tokenizer).join("vocab.json"))?;
+                files.need(folder.join(tokenizer).join("merges.txt"))?;
             }
         }
         Ok(files)
     }
 
-    fn need(&mut self, file: PathBuf) {
-        if file.is_file() { self.present.push(file) } else { self.missing.push(file) }
+    fn need(&mut self, file: PathBuf) -> Result<()> {
+        if is_file(&file)? { self.present.push(file) } else { self.missing.push(file) }
+        Ok(())
     }
 
     /// One file of weights, or an index and the shards that it lists.
     fn need_weights(&mut self, folder: &Path, stem: &str) -> Result<()> {
         let single = folder.join(format!("{stem}.safetensors"));
         let index = folder.join(format!("{stem}.safetensors.index.json"));
-        if single.is_file() || !index.is_file() {
-            self.need(single);
-            return Ok(());
+        if is_file(&single)? || !is_file(&index)? {
+            return self.need(single);
         }
         let text = std::fs::read_to_string(&index).map_err(|e| Error::file(&index, e))?;
         let parsed: serde_json::Value =
@@ -63,8 +64,7 @@ impl RequiredFiles {
             return Err(Error::file(&index, "not an index of shards: no weight_map"));
         };
         let shards: BTreeSet<&str> = map.values().filter_map(|name| name.as_str()).collect();
-        shards.into_iter().for_each(|shard| self.need(folder.join(shard)));
-        Ok(())
+        shards.into_iter().try_for_each(|shard| self.need(folder.join(shard)))
     }
 }
 

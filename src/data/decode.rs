@@ -16,6 +16,7 @@ use super::{
 use crate::{
     Error, Result,
     config::{DataConfig, DataFormat},
+    paths::may_be_file,
 };
 use image::RgbImage;
 use serde::Deserialize;
@@ -255,7 +256,7 @@ impl Decoder {
     ) -> Result<(Vec<Mask>, Vec<String>), String> {
         let folder = self.config.labels.as_deref().ok_or("data.labels is missing")?;
         let paths = || reference.labels.iter().map(|path| folder.join(path));
-        let path = paths().find(|path| path.is_file()).or(paths().next_back()).ok_or("there is no label map")?;
+        let path = paths().find(|path| may_be_file(path)).or(paths().next_back()).ok_or("there is no label map")?;
         let bytes = std::fs::read(&path).map_err(|problem| format!("{}: {problem}", path.display()))?;
         let map = LabelMap::decode(&bytes).map_err(|problem| format!("{}: {problem}", path.display()))?;
         check_size("label map", (map.width, map.height), size)?;

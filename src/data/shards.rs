@@ -4,6 +4,7 @@
 use crate::{
     Error, Result,
     config::{DataConfig, DataFormat},
+    paths::{exists, fixed_part, is_folder, may_be_file},
 };
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -126,7 +127,7 @@ pub fn find(config: &DataConfig) -> Result<Vec<Shard>> {
         let before = shards.len();
         for path in expand(source)? {
             let name = path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-            if path.is_dir() {
+            if is_folder(&path)? {
                 folders(&path, config.format, "", &name, &mut shards)?;
             } else if config.format == DataFormat::Sa1b {
                 shards.push(Shard { path: path.into(), is_folder: false, below: String::new(), source_name: name });
@@ -135,7 +136,7 @@ pub fn find(config: &DataConfig) -> Result<Vec<Shard>> {
             }
         }
         if shards.len() == before {
-            return Err(Error::Usage(match Path::new(source).is_dir() {
+            return Err(Error::Usage(match is_folder(Path::new(source))? {
                 true => format!("data.source: {source} holds no files"),
                 false => format!("data.source: nothing matches `{source}`"),
             }));
@@ -151,11 +152,17 @@ pub fn find(config: &DataConfig) -> Result<Vec<Shard>> {
 
 /// The paths a source entry means: itself where it exists, else what it matches as a glob.
 fn expand(source: &str) -> Result<Vec<PathBuf>> {
-    if Path::new(source).exists() {
+    if exists(Path::new(source))? {
         return Ok(vec![PathBuf::from(source)]);
     }
     let paths = glob::glob(source).map_err(|problem| Error::Usage(format!("data.source: `{source}`: {problem}")))?;
-    paths.map(|path| path.map_err(|problem| Error::file(problem.path(), problem.error()))).collect()
+    let paths = paths.map(|path| path.map_err(|problem| Error::file(problem.path(), problem.error())));
+    let paths = paths.collect::<Result<Vec<_>>>()?;
+    if paths.is_empty() {
+        // If the system has a reason, this is the error.
+        exists(fixed_part(source))?;
+    }
+    Ok(paths)
 }
 
 /// sa1b without captions file: the first shard must hold a `.txt` beside some image.
@@ -302,7 +309,7 @@ impl Shard {
             };
             let name = entry.file_name().to_string_lossy().into_owned();
             if let Some((stem, extension)) = split_name(&name)
-                && entry.path().is_file()
+                && may_be_file(&entry.path())
             {
                 stems.entry(stem.to_owned()).or_default().add(&extension, Member::File(entry.path()));
             }

@@ -166,7 +166,7 @@ impl<'a> Job<'a> {
         let (mut done, mut broken) = (0, vec![]);
         let mut add = |writer: &mut Writer, prompt: &str| {
             let key = writer.recipe().text_key(prompt);
-            if writer.contains(&key) { Ok(()) } else { writer.add(key, encode(prompt)?) }
+            if writer.contains(&key) { Ok(()) } else { writer.add(key, finite(encode(prompt)?, &format!("the caption {prompt:?}"))?) }
         };
         add(writer, "")?;
         self.listing.for_each_chunk(CHUNK, |items| {
@@ -202,7 +202,7 @@ impl<'a> Job<'a> {
                         for (key, pixels) in squares {
                             // The same image may be there twice.
                             if !writer.contains(&key) {
-                                writer.add(key, encode(&pixels)?)?;
+                                writer.add(key, finite(encode(&pixels)?, &reference.name())?)?;
                             }
                         }
                     }
@@ -226,6 +226,14 @@ impl<'a> Job<'a> {
             return Ok(vec![]);
         }
         Ok(keys.into_iter().zip(self.decoder.squares(&file, &mirrored)?).collect())
+    }
+}
+
+/// What the model made of `what`, which must be numbers that can be trained on.
+fn finite(values: Vec<f32>, what: &str) -> Result<Vec<f32>> {
+    match values.iter().all(|value| value.is_finite()) {
+        true => Ok(values),
+        false => Err(Error::Failed(format!("{what}: what the model makes of it is not finite"))),
     }
 }
 

@@ -1,6 +1,7 @@
 //! CLIPScore: how well images match their captions, by a CLIP model (Hessel et al., 2021).
 use crate::data::resize::bicubic;
 use crate::error::{Error, Result};
+use crate::paths::is_file;
 use crate::model::clip_image::{ClipImageConfig, ClipImageModel};
 use crate::model::files::read_json;
 use crate::model::text::clip::{ClipConfig, ClipTextModel};
@@ -115,7 +116,7 @@ impl ClipScorer {
         let image = ClipImageModel::from_weights(config.vision_config, config.projection_dim, &file, &weights)?;
         weights.finish()?;
         let file = folder.join("preprocessor_config.json");
-        let preprocessing: Preprocessing = if file.is_file() { read_json(&file)? } else { Preprocessing::default() };
+        let preprocessing: Preprocessing = if is_file(&file)? { read_json(&file)? } else { Preprocessing::default() };
         let crop = match preprocessing.crop_size {
             Side::Number(side) | Side::Shortest { shortest_edge: side } => side,
             Side::Square { height, width } if height == width => height,

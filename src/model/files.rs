@@ -1,6 +1,7 @@
 //! The files of a base model: a diffusers folder, or a repository of the Hugging Face hub in its usual cache.
 use super::weights::Weights;
 use crate::error::{Error, Result};
+use crate::paths::{is_file, is_folder, may_be_file};
 use candle_core::{DType, Device};
 use hf_hub::{HFClientSync, HFError, HFRepositorySync, RepoTypeModel};
 use serde::de::DeserializeOwned;
@@ -68,10 +69,10 @@ impl ModelFiles {
             Some(name) => Hub::open(name)?,
             None => {
                 let folder = PathBuf::from(path_or_hub);
-                if folder.is_file() {
+                if is_file(&folder)? {
                     return Err(Error::file(&folder, "not a folder: a base model is a folder in the diffusers layout"));
                 }
-                if !folder.is_dir() {
+                if !is_folder(&folder)? {
                     return Err(Error::file(&folder, "no such folder (a model of the hub is written hf:org/name)"));
                 }
                 Self { folder, hub: None }
@@ -118,7 +119,7 @@ impl ModelFiles {
         let single = format!("{folder}/{stem}.safetensors");
         let index = format!("{single}.index.json");
         // With shards in the cache, asking for the single file would need the network.
-        if !self.folder.join(&index).is_file()
+        if !is_file(&self.folder.join(&index))?
             && let Some(file) = self.optional(&single)?
         {
             return Ok(vec![file]);
@@ -144,8 +145,8 @@ impl ModelFiles {
             return Err(Error::Failed(format!("{} has no tokenizer", part.folder())));
         };
         let folder = self.folder.join(name);
-        let at_hand = |file: &str| folder.join(file).is_file();
-        let complete = at_hand("tokenizer.json") || at_hand("vocab.json") && at_hand("merges.txt");
+        let at_hand = |file: &str| is_file(&folder.join(file));
+        let complete = at_hand("tokenizer.json")? || at_hand("vocab.json")? && at_hand("merges.txt")?;
         if !complete && self.hub.is_some() {
             match self.optional(&format!("{name}/vocab.json"))? {
                 Some(_) => self.required(&format!("{name}/merges.txt"))?,
@@ -157,7 +158,7 @@ impl ModelFiles {
         if !config.as_ref().is_some_and(says_pad) {
             self.optional(&format!("{name}/special_tokens_map.json"))?;
         }
-        if !folder.is_dir() {
+        if !is_folder(&folder)? {
             return Err(Error::file(folder, "no such folder: the pipeline lacks this tokenizer"));
         }
         Ok(folder)
@@ -169,7 +170,7 @@ impl ModelFiles {
         files.extend(self.weight_files(part)?);
         if part.tokenizer().is_some() {
             let folder = self.tokenizer(part)?;
-            files.extend(TOKENIZER_FILES.iter().map(|name| folder.join(name)).filter(|file| file.is_file()));
+            files.extend(TOKENIZER_FILES.iter().map(|name| folder.join(name)).filter(|file| may_be_file(file)));
         }
         Ok(files)
     }
@@ -186,7 +187,7 @@ impl ModelFiles {
     /// The file at this path within the model, or `None` if the model has none.
     fn optional(&self, file: &str) -> Result<Option<PathBuf>> {
         let path = self.folder.join(file);
-        if path.is_file() {
+        if is_file(&path)? {
             return Ok(Some(path));
         }
         self.hub.as_ref().map_or(Ok(None), |hub| hub.fetch(file))

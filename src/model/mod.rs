@@ -2,6 +2,7 @@
 pub mod adapter_files;
 pub mod clip_image;
 pub mod files;
+mod finite;
 pub mod fingerprint;
 mod layers;
 pub mod lora;

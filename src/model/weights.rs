@@ -1,7 +1,10 @@
 //! Safetensors in and out: named tensors read when they are asked for, and files written whole or not at all.
 //!
-//! Reading is strict: a missing, superfluous or misshapen tensor is an error that names file, tensor and shapes.
+//! Reading is strict: a missing, superfluous or misshapen tensor is an error that names file, tensor and shapes, as is a
+//! number that is not finite.
+use super::finite::first_not_finite;
 use crate::error::{Error, Result};
+use crate::paths::is_file;
 use crate::tensor_file;
 pub use crate::tensor_file::{Header, header};
 use candle_core::{DType, Device, Shape, Tensor};
@@ -12,6 +15,9 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Bytes that are read at a time.
+const PART: usize = 1 << 20;
 
 /// The tensors of one model part, from one file or several shards.
 ///
@@ -31,6 +37,35 @@ struct Shard {
     file: File,
 }
 
+impl Shard {
+    /// Reads a tensor, as `kept` or as it is stored.
+    ///
+    /// # Errors
+    /// The file cannot be read, or a number is not finite; the tensor and the number are named.
+    fn read(&self, name: &str, stored: &Stored, kept: Option<DType>, device: &Device) -> Result<Tensor> {
+        let Stored { info, start, .. } = stored;
+        let failed = |problem: String| Error::file(&self.path, format!("tensor {name}: {problem}"));
+        let mut data = vec![0; info.data_offsets.1 - info.data_offsets.0];
+        // A part at a time, which is looked at while the processor still has it at hand.
+        for (index, part) in data.chunks_mut(PART).enumerate() {
+            self.file.read_exact_at(part, start + (index * PART) as u64).map_err(|e| failed(e.to_string()))?;
+            if let Some((place, value)) = first_not_finite(part, info.dtype, kept.unwrap_or(DType::F64)) {
+                let place = index * PART * 8 / info.dtype.bitsize() + place;
+                return Err(failed(match kept {
+                    Some(kept) if value.is_finite() => format!("value {place} is {value}, too large for {}", kept.as_str()),
+                    _ => format!("value {place} is {value}, not a finite number"),
+                }));
+            }
+        }
+        let view = TensorView::new(info.dtype, info.shape.clone(), &data).map_err(|e| failed(e.to_string()))?;
+        let tensor = candle_core::safetensors::Load::load(&view, device).map_err(|e| failed(e.to_string()))?;
+        match kept {
+            Some(kept) => tensor.to_dtype(kept).map_err(|e| failed(e.to_string())),
+            None => Ok(tensor),
+        }
+    }
+}
+
 /// Where a tensor lies.
 struct Stored {
     shard: usize,
@@ -45,11 +80,11 @@ impl Weights {
     /// Tensors come out as `dtype` on `device`.
     pub fn open_part(folder: &Path, stem: &str, dtype: DType, device: &Device) -> Result<Self> {
         let single = folder.join(format!("{stem}.safetensors"));
-        if single.is_file() {
+        if is_file(&single)? {
             return Self::open(&single, std::slice::from_ref(&single), dtype, device);
         }
         let index = folder.join(format!("{stem}.safetensors.index.json"));
-        if !index.is_file() {
+        if !is_file(&index)? {
             return Err(Error::file(
                 folder,
                 format!("no weights: expected {stem}.safetensors or {stem}.safetensors.index.json"),
@@ -127,17 +162,11 @@ impl Weights {
     /// The tensor `name` in whatever shape it has; `expected` serves the message when it is missing.
     pub fn get_any(&self, name: &str, expected: &Shape) -> Result<Tensor> {
         let found = self.tensors.get(name).and_then(|stored| Some((stored, self.shards.get(stored.shard)?)));
-        let Some((Stored { info, start, .. }, shard)) = found else {
+        let Some((stored, shard)) = found else {
             return Err(Error::file(&self.path, format!("tensor {name} is missing (expected shape {expected:?})")));
         };
         self.used().insert(name.to_string());
-        let failed = |problem: String| Error::file(&shard.path, format!("tensor {name}: {problem}"));
-        let mut data = vec![0; info.data_offsets.1 - info.data_offsets.0];
-        shard.file.read_exact_at(&mut data, *start).map_err(|e| failed(e.to_string()))?;
-        let view = TensorView::new(info.dtype, info.shape.clone(), &data).map_err(|e| failed(e.to_string()))?;
-        candle_core::safetensors::Load::load(&view, &self.device)
-            .and_then(|t| t.to_dtype(self.dtype))
-            .map_err(|e| failed(e.to_string()))
+        shard.read(name, stored, Some(self.dtype), &self.device)
     }
 
     fn shard_of(&self, name: &str) -> Option<&Shard> {
@@ -181,9 +210,15 @@ impl Weights {
 
 /// Reads every tensor of a safetensors file as it is stored, to the CPU.
 pub fn read_all(file: &Path) -> Result<BTreeMap<String, Tensor>> {
-    header(file)?;
-    let tensors = candle_core::safetensors::load(file, &Device::Cpu).map_err(|e| Error::file(file, e))?;
-    Ok(tensors.into_iter().collect())
+    let Header { tensors, data, .. } = header(file)?;
+    let opened = File::open(file).map_err(|e| Error::file(file, e))?;
+    let shard = Shard { path: file.to_path_buf(), file: opened };
+    let read = |(name, info): (String, TensorInfo)| {
+        let start = data + info.data_offsets.0 as u64;
+        let tensor = shard.read(&name, &Stored { shard: 0, info, start }, None, &Device::Cpu)?;
+        Ok((name, tensor))
+    };
+    tensors.into_iter().map(read).collect()
 }
 
 /// Writes tensors (f32, f16 or bf16; in name order) as safetensors, the same bytes for the same content.

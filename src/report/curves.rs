@@ -23,7 +23,7 @@ struct Curve {
     noisy: bool,
 }
 
-const CURVES: [Curve; 8] = [
+const CURVES: [Curve; 7] = [
     Curve { title: "loss, weighted sum", value: |m| m.loss, noisy: true },
     Curve { title: "flow loss", value: |m| m.flow, noisy: true },
     Curve { title: "alignment loss", value: |m| m.align.unwrap_or(0.0), noisy: true },
@@ -31,8 +31,11 @@ const CURVES: [Curve; 8] = [
     Curve { title: "dice loss", value: |m| m.dice, noisy: true },
     Curve { title: "learning rate of the LoRA", value: |m| m.lora_lr.unwrap_or(m.lr), noisy: false },
     Curve { title: "gradient norm, before clipping", value: |m| m.grad_norm, noisy: true },
-    Curve { title: "images a second", value: |m| m.images_per_s, noisy: true },
 ];
+
+/// How fast the run was, by which of the two numbers is above one.
+const SPEED: Curve = Curve { title: "images a second", value: |m| m.images_per_s, noisy: true };
+const SLOWNESS: Curve = Curve { title: "seconds an image", value: |m| 1.0 / m.images_per_s, noisy: true };
 
 const VALIDATION: [Curve; 3] = [
     Curve { title: "mIoU, held out", value: |m| validated(m, |scores| scores.miou), noisy: false },
@@ -46,7 +49,9 @@ fn validated(step: &StepMetrics, of: impl Fn(&ValidationScores) -> Option<f64>) 
 
 /// A panel for each value that the run has; none for terms of the loss that are zero throughout.
 pub fn panels(steps: &[StepMetrics]) -> Markup {
-    let curves = CURVES.iter().filter_map(|curve| panel(curve, steps));
+    let slow = steps.iter().filter(|step| step.images_per_s < 1.0).count();
+    let speed = if 2 * slow > steps.len() { &SLOWNESS } else { &SPEED };
+    let curves = CURVES.iter().chain([speed]).filter_map(|curve| panel(curve, steps));
     html! { @for curve in curves { (curve) } }
 }
 
@@ -300,6 +305,16 @@ mod tests {
         let lost = StepMetrics { step: 1, loss: f64::NAN, grad_norm: f64::INFINITY, ..Default::default() };
         assert_eq!(panels(&[lost]).into_string(), "");
         assert_eq!(panels(&run(1)).into_string().matches("<svg").count(), 4);
+    }
+
+    #[test]
+    fn a_slow_run_shows_the_time_of_an_image() {
+        let shown = |images_per_s| {
+            let steps: Vec<_> = run(3).into_iter().map(|step| StepMetrics { images_per_s, ..step }).collect();
+            panels(&steps).into_string()
+        };
+        assert!(shown(4.0).contains("images a second: 4.00 at step 1") && !shown(4.0).contains("seconds an image"));
+        assert!(shown(0.005).contains("seconds an image: 200 at step 1") && !shown(0.005).contains("images a second"));
     }
 
     #[test]

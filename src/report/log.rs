@@ -1,7 +1,12 @@
 //! Log lines on stderr, written so that they do not tear a progress bar.
 use crate::error::{Error, Result};
+use crate::terminal::{Stderr, printable};
+use std::fmt;
 use std::io::{IsTerminal, Write};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::field::RecordFields;
+use tracing_subscriber::fmt::FormatFields;
+use tracing_subscriber::fmt::format::{DefaultFields, Writer};
 
 /// Starts logging: warnings of all crates and the information of this one, or what RUST_LOG says. The hub client logs
 /// what it then returns as an error, which is shown anyway.
@@ -19,8 +24,22 @@ pub fn init() -> Result<()> {
         .with_env_filter(filter)
         .with_target(false)
         .with_ansi(std::io::stderr().is_terminal())
+        // A line that cannot be written is lost; to report that is what would panic.
+        .log_internal_errors(false)
+        .fmt_fields(PrintableFields)
         .with_writer(|| AboveBars);
     logger.try_init().map_err(|e| Error::Failed(format!("cannot start logging: {e}")))
+}
+
+/// Messages without what steers a terminal. A message's further lines are indented: none looks like another message.
+struct PrintableFields;
+
+impl<'w> FormatFields<'w> for PrintableFields {
+    fn format_fields<R: RecordFields>(&self, mut writer: Writer<'w>, fields: R) -> fmt::Result {
+        let mut text = String::new();
+        DefaultFields::new().format_fields(Writer::new(&mut text), fields)?;
+        writer.write_str(&printable(&text).replace('\n', "\n  "))
+    }
 }
 
 /// Stderr, with the progress bars taken away while a line is written.
@@ -28,10 +47,10 @@ struct AboveBars;
 
 impl Write for AboveBars {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        super::progress::bars().suspend(|| std::io::stderr().write(bytes))
+        super::progress::bars().suspend(|| Stderr.write(bytes))
     }
 
     fn flush(&mut self) -> std::io::Result<()> {
-        std::io::stderr().flush()
+        Ok(())
     }
 }

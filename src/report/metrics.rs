@@ -1,4 +1,5 @@
 //! `metrics.jsonl`: one line a step, in step with the checkpoint that a run is resumed from.
+use super::units::rate;
 use crate::error::{Error, Result};
 use crate::whole_file::write_atomically;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -75,7 +76,7 @@ impl std::fmt::Display for StepMetrics {
             None => write!(f, ", focal {:.4}, dice {:.4}", self.focal, self.dice)?,
         }
         let wait = if self.seconds > 0.0 { 100.0 * self.data_wait_s / self.seconds } else { 0.0 };
-        write!(f, ", {:.2} images/s, data wait {wait:.0} %", self.images_per_s)
+        write!(f, ", {}, data wait {wait:.0} %", rate(self.images_per_s))
     }
 }
 

@@ -11,6 +11,7 @@ mod samples;
 pub mod segmentation;
 pub mod summary;
 pub mod tensorboard;
+pub mod units;
 mod validation;
 
 pub use page::{Measured, RunReport, TrainedLayers, byte_size};

@@ -1,7 +1,9 @@
 //! How far a job is: a bar on a terminal, a line now and then elsewhere.
 use super::metrics::StepMetrics;
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
-use std::io::{IsTerminal, Write};
+use super::units::duration;
+use crate::terminal::{BarTerminal, complain, printable_line};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::io::IsTerminal;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
@@ -10,8 +12,22 @@ const LINE_EVERY: Duration = Duration::from_secs(10);
 
 /// All bars of the program, so that log lines can be written above them.
 pub(super) fn bars() -> &'static MultiProgress {
-    static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
+    static BARS: LazyLock<MultiProgress> = LazyLock::new(|| {
+        let target = BarTerminal::open().map(|terminal| ProgressDrawTarget::term_like_with_hz(Box::new(terminal), 20));
+        MultiProgress::with_draw_target(target.unwrap_or_else(ProgressDrawTarget::hidden))
+    });
     &BARS
+}
+
+/// A bar on the terminal, if there is one; see indicatif for the template.
+pub(crate) fn bar(template: &str, total: u64) -> Option<ProgressBar> {
+    std::io::stderr().is_terminal().then(|| {
+        let bar = bars().add(ProgressBar::new(total));
+        match ProgressStyle::with_template(template) {
+            Ok(style) => bar.with_style(style),
+            Err(_) => bar,
+        }
+    })
 }
 
 /// Progress of one job of a known number of parts (steps, images, …), on stderr.
@@ -28,26 +44,20 @@ pub struct Progress {
 impl Progress {
     /// Progress from `first` parts, done before (by the run that is resumed), to `total`; `what` is one part's name.
     pub fn new(what: &'static str, first: u64, total: u64) -> Self {
-        let bar = std::io::stderr().is_terminal().then(|| {
-            let bar = bars().add(ProgressBar::new(total).with_position(first).with_prefix(what));
-            match ProgressStyle::with_template("{prefix} {pos}/{len} {bar:10} {wide_msg}") {
-                Ok(style) => bar.with_style(style),
-                Err(_) => bar,
-            }
-        });
+        let bar = bar("{prefix} {pos}/{len} {bar:10} {wide_msg}", total);
+        let bar = bar.map(|bar| bar.with_position(first).with_prefix(what));
         Self { what, total, first, started: Instant::now(), bar, last_line: None }
     }
 
     /// `done` parts are done; `message` says what else is worth knowing.
     pub fn update(&mut self, done: u64, message: &str) {
-        let left = self.time_left(done);
+        let (left, message) = (self.time_left(done), printable_line(message));
         if let Some(bar) = &self.bar {
             bar.set_message(format!("{left}{message}"));
             bar.set_position(done);
         } else if done >= self.total || self.last_line.is_none_or(|last| last.elapsed() >= LINE_EVERY) {
             self.last_line = Some(Instant::now());
-            // A closed stderr is no reason to stop the job.
-            let _ = writeln!(std::io::stderr(), "{} {done}/{} {left}{message}", self.what, self.total);
+            complain(&format!("{} {done}/{} {left}{message}", self.what, self.total));
         }
     }
 
@@ -69,12 +79,8 @@ impl Progress {
         if new == 0 || open == 0 {
             return String::new();
         }
-        let seconds = (self.started.elapsed().as_secs_f64() / new as f64 * open as f64).round() as u64;
-        let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
-        match hours {
-            0 => format!("{minutes}:{seconds:02} left, "),
-            _ => format!("{hours}:{minutes:02}:{seconds:02} left, "),
-        }
+        let seconds = self.started.elapsed().as_secs_f64() / new as f64 * open as f64;
+        format!("{} left, ", duration(seconds.round()))
     }
 }
 

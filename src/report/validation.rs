@@ -3,6 +3,7 @@ use super::metrics::ValidationScores;
 use super::picture::{data_uri, sheet};
 use super::summary::percent;
 use crate::error::{Error, Result};
+use crate::paths::{exists, is_file};
 use crate::sample::image::{read_rgb8, write_png};
 use image::RgbImage;
 use maud::{Markup, html};
@@ -60,7 +61,7 @@ impl ValidationPictures {
         for step in steps {
             let read = |kind: &str| {
                 let file = file(run, step, kind);
-                if file.is_file() { read_rgb8(&file).map(Some) } else { Ok(None) }
+                if is_file(&file)? { read_rgb8(&file).map(Some) } else { Ok(None) }
             };
             found.insert(step, Self { samples: read(KINDS[0])?, attention: read(KINDS[1])? });
         }
@@ -73,7 +74,10 @@ impl ValidationPictures {
     /// One cannot be removed.
     pub fn remove_after(run: &Path, step: u64) -> Result<()> {
         let folder = run.join(FOLDER);
-        let Ok(entries) = std::fs::read_dir(&folder) else { return Ok(()) };
+        if !exists(&folder)? {
+            return Ok(());
+        }
+        let entries = std::fs::read_dir(&folder).map_err(|e| Error::file(&folder, e))?;
         for entry in entries {
             let path = entry.map_err(|e| Error::file(&folder, e))?.path();
             let name = path.file_name().unwrap_or_default().to_string_lossy();

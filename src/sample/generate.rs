@@ -5,8 +5,9 @@ use crate::error::{Error, Result};
 use crate::model::mmdit::Blur;
 use crate::model::text::TextEmbedding;
 use crate::model::weights;
+use crate::report::progress::bar;
 use candle_core::{DType, Device, Tensor};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use std::path::Path;
 
 /// First element of the noise stream of initial latents; the second is the image's index.
@@ -73,13 +74,13 @@ impl SamplingOptions {
             false => text.positive,
         };
         let schedule = scheduler.set_timesteps(self.steps);
-        let bar = self.bar();
+        let bar = if self.progress { bar("{bar:30} step {pos}/{len} {elapsed} < {eta}", self.steps as u64) } else { None };
         let mut latents = noise.to_dtype(DType::F32)?;
         for step in 0..schedule.steps() {
             latents = self.step((&schedule, step), &latents, embedding, text.positive, &mut velocity)?;
-            bar.inc(1);
+            bar.iter().for_each(|bar| bar.inc(1));
         }
-        bar.finish_and_clear();
+        bar.iter().for_each(ProgressBar::finish_and_clear);
         Ok(latents)
     }
 
@@ -111,17 +112,6 @@ impl SamplingOptions {
         schedule.step(step, latents, &output)
     }
 
-    fn bar(&self) -> ProgressBar {
-        if !self.progress {
-            return ProgressBar::hidden();
-        }
-        let style = ProgressStyle::with_template("{bar:30} step {pos}/{len} {elapsed} < {eta}");
-        let bar = ProgressBar::new(self.steps as u64);
-        match style {
-            Ok(style) => bar.with_style(style),
-            Err(_) => bar,
-        }
-    }
 }
 
 /// Initial latents of images `first..first + count`, each of its own seed and index alone: `[count, ..shape]`, f32.

@@ -7,6 +7,7 @@ use crate::config::RunConfig;
 use crate::error::{Error, Result};
 use crate::model::fingerprint::sha256;
 use crate::model::weights::{read_all, write};
+use crate::paths::{exists, is_file};
 use crate::whole_file::{WRITING, write_atomically};
 use candle_core::{DType, Tensor};
 use serde::{Deserialize, Serialize};
@@ -111,7 +112,7 @@ impl Checkpoint {
         }
 
         let folder = parent.join(name);
-        if folder.exists() {
+        if exists(&folder)? {
             // A folder cannot be renamed over another: the old one steps aside first.
             let old = parent.join(format!("{WRITING}replaced"));
             remove_if_there(&old)?;
@@ -216,7 +217,7 @@ pub fn newest_whole(output: &Path) -> Result<Option<PathBuf>> {
 /// Checks that the checkpoint in `folder` is all there and undamaged.
 pub fn verify(folder: &Path) -> Result<State> {
     let path = folder.join(STATE);
-    if !path.is_file() {
+    if !is_file(&path)? {
         return Err(Error::file(folder, format!("not a checkpoint: it has no {STATE}")));
     }
     let text = std::fs::read(&path).map_err(|e| Error::file(&path, e))?;

@@ -1,6 +1,7 @@
 //! The training job: its loop, gradients, optimizer and schedule; its folder and checkpoints.
 mod accumulated;
 pub mod checkpoint;
+mod effect;
 mod evaluation;
 pub mod gradients;
 pub mod inputs;

@@ -1,9 +1,11 @@
 //! What a run came to, as its page shows it.
 use super::checkpoint::State;
+use super::effect::counted;
 use super::memory::peak_bytes;
 use crate::config::RunConfig;
 use crate::error::Result;
 use crate::report::metrics::{self, StepMetrics};
+use crate::report::units::{duration, rate};
 use crate::report::{Measured, RunReport, TrainedLayers, ValidationPictures, byte_size, shown};
 use candle_core::{Device, DeviceLocation};
 
@@ -47,6 +49,7 @@ impl Outcome<'_> {
     fn facts(&self, metrics: &[StepMetrics]) -> Vec<(&'static str, String)> {
         let config = self.config;
         let (batch, accumulate) = (config.train.batch, config.train.accumulate);
+        let images = batch * accumulate;
         let size = if accumulate == 1 { batch.to_string() } else { format!("{batch} × {accumulate}") };
         let device = match self.device.location() {
             DeviceLocation::Cpu => "CPU".to_string(),
@@ -62,6 +65,7 @@ impl Outcome<'_> {
             ("Images seen", self.state.samples.to_string()),
             ("Expert", format!("block {}", config.model.expert_layer)),
             ("Time in steps", duration(seconds)),
+            ("Speed", rate(metrics.len() as f64 * images as f64 / seconds)),
             ("Device", device),
         ];
         if let Some(bytes) = peak_bytes() {
@@ -70,30 +74,10 @@ impl Outcome<'_> {
         if let Some(broken) = self.state.counters.get("broken").filter(|count| **count > 0) {
             facts.push(("Broken samples passed over", broken.to_string()));
         }
-        let lost = metrics.iter().filter(|step| !(step.loss.is_finite() && step.grad_norm.is_finite())).count();
+        let lost = metrics.iter().filter(|step| !counted(step)).count();
         if lost > 0 {
             facts.push(("Steps without a finite loss", lost.to_string()));
         }
         facts
-    }
-}
-
-/// Seconds as people say them.
-fn duration(seconds: f64) -> String {
-    let whole = seconds.round() as u64;
-    match (whole / 3600, whole / 60 % 60, whole % 60) {
-        (0, 0, _) => format!("{seconds:.1} s"),
-        (0, minutes, seconds) => format!("{minutes} min {seconds} s"),
-        (hours, minutes, _) => format!("{hours} h {minutes} min"),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::duration;
-
-    #[test]
-    fn durations_are_readable() {
-        assert_eq!([3.04, 251.7, 7321.0].map(duration), ["3.0 s", "4 min 12 s", "2 h 2 min"]);
     }
 }

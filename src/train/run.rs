@@ -1,6 +1,7 @@
 //! The loop: batch, noise, forward, loss, backward, clip, step, log, checkpoint.
 use super::accumulated::Accumulated;
 use super::checkpoint::{Checkpoint, State};
+use super::effect;
 use super::evaluation::Evaluation;
 use super::gradients::{LossTerms, StepInputs, StepPlan, gradients};
 use super::inputs::InputMaker;
@@ -22,7 +23,7 @@ use crate::model::files::{ModelFiles, Part};
 use crate::model::fingerprint::fingerprint;
 use crate::model::pipeline::Pipeline;
 use crate::report::Measured;
-use crate::report::metrics::{StepMetrics, ValidationScores};
+use crate::report::metrics::{self, StepMetrics, ValidationScores};
 use crate::report::progress::Progress;
 use crate::report::summary::Stage;
 use crate::sample::scheduler::Scheduler;
@@ -297,6 +298,11 @@ impl<'a> Trainer<'a> {
         })
     }
 
+    /// Steps that were not skipped.
+    fn counting_steps(&self) -> u64 {
+        self.state.step.saturating_sub(self.state.counters.get(NONFINITE_ALL).copied().unwrap_or(0))
+    }
+
     /// Counts a step whose loss or gradient is not finite, which changes nothing; too many in a row are an error.
     fn skip(&mut self, terms: &LossTerms, norm: f64) -> Result<()> {
         let step = self.state.step;
@@ -350,7 +356,8 @@ impl<'a> Trainer<'a> {
         let step = self.state.step;
         pictures.write(output, step)?;
         log.events.write_validation(step, &scores, &pictures)?;
-        let is_best = log.best.as_ref().is_none_or(|best| validation.is_better(&scores, best));
+        let is_best = self.counting_steps() > 0
+            && log.best.as_ref().is_none_or(|best| validation.is_better(&scores, best));
         if is_best {
             self.checkpoint()?.save_best(output, self.config)?;
             let origin = origin_of(self.config, step, Some(&self.pipeline.transformer.config));
@@ -377,6 +384,9 @@ impl<'a> Trainer<'a> {
     }
 
     /// Exports the LoRA and measures the model with it; false where the run is asked to stop before.
+    ///
+    /// # Errors
+    /// Besides what fails, a run that trained nothing.
     fn finish(
         &mut self,
         folder: &RunFolder,
@@ -384,6 +394,13 @@ impl<'a> Trainer<'a> {
         stage: Stage,
         measured: &mut Measured,
     ) -> Result<bool> {
+        if self.counting_steps() == 0 {
+            let problem = format!("none of the {} steps had a finite loss and gradient", self.state.step);
+            return Err(Error::Failed(format!("nothing was trained: {problem}")));
+        }
+        let start = Parameters::new(self.config, &mut self.pipeline.transformer, self.device)?;
+        let steps = metrics::read(&folder.path().join("metrics.jsonl"))?;
+        effect::check(&self.parameters, &start, &steps, self.config)?;
         self.export(&folder.path().join("lora.safetensors"))?;
         let Some(evaluation) = evaluation else { return Ok(true) };
         self.attach_detached()?;

@@ -2,6 +2,7 @@
 use super::checkpoint::{self, Checkpoint};
 use crate::config::RunConfig;
 use crate::error::{Error, Result};
+use crate::paths::exists;
 use crate::report::ValidationPictures;
 use crate::report::metrics::MetricsFile;
 use crate::whole_file::{lock, write_atomically};
@@ -39,8 +40,10 @@ impl RunFolder {
     /// `Error::Usage` if `output` holds a run that is not to be resumed; another process trains into it; there is
     /// no such checkpoint, or none is whole.
     pub fn open(output: &Path, resume: &Resume) -> Result<Self> {
-        let sign = SIGNS.iter().map(|name| output.join(name)).find(|path| path.exists());
-        if let (Resume::No, Some(sign), true) = (resume, sign, has_steps(output)) {
+        if *resume == Resume::No
+            && let Some(sign) = sign_of_run(output)?
+            && has_steps(output)?
+        {
             return Err(Error::Usage(format!(
                 "{}: already holds a run ({} is there); go on with it by --resume, or give another output",
                 output.display(),
@@ -89,10 +92,20 @@ impl RunFolder {
     }
 }
 
+/// What shows that `output` holds a run, if anything does.
+fn sign_of_run(output: &Path) -> Result<Option<PathBuf>> {
+    for path in SIGNS.map(|name| output.join(name)) {
+        if exists(&path)? {
+            return Ok(Some(path));
+        }
+    }
+    Ok(None)
+}
+
 /// Whether the run in `output` may have taken a step. One that failed before (no caption fits, a shard is broken) left
 /// an empty `metrics.jsonl`: starting it anew loses nothing.
-fn has_steps(output: &Path) -> bool {
+fn has_steps(output: &Path) -> Result<bool> {
     let is_empty =
         std::fs::metadata(output.join("metrics.jsonl")).is_ok_and(|found| found.is_file() && found.len() == 0);
-    !is_empty || output.join("checkpoints").exists() || output.join("lora.safetensors").exists()
+    Ok(!is_empty || exists(&output.join("checkpoints"))? || exists(&output.join("lora.safetensors"))?)
 }

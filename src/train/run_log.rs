@@ -1,4 +1,5 @@
 //! What a run writes down while it trains: its metrics, the same for TensorBoard, and how good it was at best.
+use super::effect::counted;
 use super::validation::Validation;
 use crate::error::Result;
 use crate::report::metrics::{self, MetricsFile, StepMetrics, ValidationScores};
@@ -18,7 +19,9 @@ impl RunLog {
     pub fn open(output: &Path, metrics: MetricsFile, step: u64, validation: Option<&Validation>) -> Result<Self> {
         let mut best: Option<ValidationScores> = None;
         if let Some(validation) = validation {
-            for scores in metrics::read(&output.join("metrics.jsonl"))?.into_iter().filter_map(|line| line.validation) {
+            // As when they were written: before a step counted nothing is best, and of equals the first is.
+            let steps = metrics::read(&output.join("metrics.jsonl"))?.into_iter().skip_while(|step| !counted(step));
+            for scores in steps.filter_map(|step| step.validation) {
                 if best.as_ref().is_none_or(|best| validation.is_better(&scores, best)) {
                     best = Some(scores);
                 }

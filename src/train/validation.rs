@@ -91,11 +91,12 @@ impl<'a> Validation<'a> {
         Ok((scores, pictures))
     }
 
-    /// Whether `new` is better than `old`, by the metric that the config chose.
+    /// Whether `new` is better than `old`, by the metric that the config chose; what is equal is not better.
     pub fn is_better(&self, new: &ValidationScores, old: &ValidationScores) -> bool {
+        let finite = |score: Option<f64>| score.filter(|score| score.is_finite());
         match self.eval.best_by {
-            BestBy::Miou => new.miou > old.miou,
-            BestBy::HeldOutFlow => match (new.held_out_flow, old.held_out_flow) {
+            BestBy::Miou => finite(new.miou) > finite(old.miou),
+            BestBy::HeldOutFlow => match (finite(new.held_out_flow), finite(old.held_out_flow)) {
                 (Some(new), Some(old)) => new < old,
                 (new, old) => new.is_some() && old.is_none(),
             },

@@ -57,6 +57,7 @@ pub fn run(args: &ReferringArgs) -> Result<()> {
     let scores = evaluate_referring(&pipeline, &Scheduler::open(&files)?, files_of, &options, |done| {
         progress.update(done, "");
     })?;
+    args.json.as_deref().map_or(Ok(()), |file| write_json(file, &scores))?;
     let percent = |name: &str, share: f64| say(&format!("{name:14} {:6.2}", 100.0 * share));
     percent("oIoU", scores.oiou)?;
     percent("mIoU", scores.miou)?;
@@ -64,6 +65,5 @@ pub fn run(args: &ReferringArgs) -> Result<()> {
     percent("precision@0.7", scores.precision_at_70)?;
     percent("precision@0.9", scores.precision_at_90)?;
     let (phrases, others) = (scores.phrases, scores.phrases_for_threshold);
-    say(&format!("threshold {:.2}, picked on {others} other phrases; {phrases} phrases", scores.threshold))?;
-    args.json.as_deref().map_or(Ok(()), |file| write_json(file, &scores))
+    say(&format!("threshold {:.2}, picked on {others} other phrases; {phrases} phrases", scores.threshold))
 }

@@ -79,7 +79,11 @@ pub fn read_values(file: &Path, recipe: &Recipe, offset: u64, checksum: u32) -> 
     if crc32c::crc32c(&bytes) != checksum {
         return Err(damaged(file, format!("the entry at byte {offset} does not have its checksum")));
     }
-    Ok(bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect())
+    let values: Vec<f32> = bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+    match values.iter().all(|value| value.is_finite()) {
+        true => Ok(values),
+        false => Err(damaged(file, format!("the entry at byte {offset} holds numbers that are not finite"))),
+    }
 }
 
 fn entry(file: &Path, recipe: &Recipe, header: &Header, key: Key, checksum: u32) -> Result<Entry> {

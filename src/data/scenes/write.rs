@@ -2,6 +2,7 @@
 use super::{Drawer, Scene, SceneOptions, class_names};
 use crate::data::rle::RunLengths;
 use crate::error::{Error, Result};
+use crate::paths::{exists, is_file};
 use crate::whole_file::WRITING;
 use image::codecs::jpeg::JpegEncoder;
 use rayon::prelude::*;
@@ -31,7 +32,7 @@ const CERTAIN: f64 = 1.0;
 /// # Errors
 /// `Error::Usage` if `out` holds anything; otherwise what could not be written.
 pub fn write(out: &Path, count: u64, options: SceneOptions, mut progress: impl FnMut(u64)) -> Result<()> {
-    if std::fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some()) || out.is_file() {
+    if is_file(out)? || (exists(out)? && std::fs::read_dir(out).map_err(|e| Error::file(out, e))?.next().is_some()) {
         return Err(Error::Usage(format!("{} exists already and is not empty", out.display())));
     }
     let drawer = Drawer::new(options)?;
@@ -75,7 +76,7 @@ fn record(count: u64, options: SceneOptions) -> Value {
 /// # Errors
 /// `Error::Usage` if `out` holds something else; otherwise as [`write`].
 pub fn write_missing(out: &Path, count: u64, options: SceneOptions, progress: impl FnMut(u64)) -> Result<()> {
-    if !out.exists() {
+    if !exists(out)? {
         return write(out, count, options, progress);
     }
     let file = out.join(RECORD);

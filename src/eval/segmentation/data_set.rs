@@ -1,5 +1,6 @@
 //! Where a data set's images and label maps lie, and what its labels mean.
 use crate::error::{Error, Result};
+use crate::paths::may_be_file;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -151,7 +152,7 @@ impl Files {
                     open.push(name + "/");
                     continue;
                 }
-                let Some(key) = self.key(&name).filter(|_| entry.path().is_file()) else { continue };
+                let Some(key) = self.key(&name).filter(|_| may_be_file(&entry.path())) else { continue };
                 if let Some(other) = found.insert(key.to_owned(), entry.path()) {
                     let problem = format!("has the same name as {}, but for the extension", other.display());
                     return Err(Error::file(entry.path(), problem));

@@ -4,6 +4,7 @@ use crate::config::{EvalConfig, RunConfig};
 use crate::data::labels::{Classes, LabelMap};
 use crate::data::panoptic::Panoptic;
 use crate::error::{Error, Result};
+use crate::paths::is_file;
 use crate::sample::image::read_rgb8;
 use image::RgbImage;
 use std::collections::{BTreeMap, BTreeSet};
@@ -103,7 +104,7 @@ impl LabelledFolder {
     pub fn of(data_set: &DataSet) -> Result<Self> {
         let DataSet { images, labels, ignore, merge, .. } = data_set;
         let panoptic = match &data_set.panoptic {
-            Some(file) if !file.is_file() => {
+            Some(file) if !is_file(file)? => {
                 return Err(data_set.missing(file, "its panoptic annotations", "no such file"));
             }
             Some(file) => Some(Panoptic::read(file)?),

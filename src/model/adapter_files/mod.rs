@@ -8,6 +8,7 @@ mod kohya;
 use crate::error::{Error, Result};
 use crate::model::lora::{Adapter, Lora};
 use crate::model::weights;
+use crate::paths::{self, is_file};
 use crate::whole_file;
 use candle_core::{DType, Device, Tensor};
 use std::collections::{BTreeMap, BTreeSet};
@@ -83,8 +84,8 @@ pub fn export(adapter: &Adapter, format: Format, out: &Path, origin: &Origin) ->
         return Err(Error::file(out, "cannot export: the adapter has no modules"));
     }
     let is_file_name = out.extension().is_some_and(|e| e == "safetensors");
-    let is_folder = out.is_dir() || (format == Format::Peft && !is_file_name);
-    if is_folder && out.is_file() {
+    let is_folder = paths::is_folder(out)? || (format == Format::Peft && !is_file_name);
+    if is_folder && is_file(out)? {
         return Err(Error::Usage(format!("{}: the peft format needs a folder, this is a file", out.display())));
     }
     let target = if is_folder { out.join(format.file_name()) } else { out.to_path_buf() };
@@ -121,7 +122,7 @@ pub fn export(adapter: &Adapter, format: Format, out: &Path, origin: &Origin) ->
 /// No such file; keys of none or of more than one of the formats, or that adapt something else than the
 /// transformer, by name; a pair that lacks one side; shapes that do not fit each other.
 pub fn read(path: &Path) -> Result<Adapter> {
-    let file = if path.is_dir() { file_in(path)? } else { path.to_path_buf() };
+    let file = if paths::is_folder(path)? { file_in(path)? } else { path.to_path_buf() };
     let metadata = weights::header(&file)?.metadata;
     let tensors = weights::read_all(&file)?;
     let Some(first) = tensors.keys().next() else {
@@ -132,7 +133,12 @@ pub fn read(path: &Path) -> Result<Adapter> {
 
 fn file_in(folder: &Path) -> Result<PathBuf> {
     let names = [Format::Peft, Format::Diffusers, Format::Comfyui].map(Format::file_name);
-    let found: Vec<PathBuf> = names.iter().map(|name| folder.join(name)).filter(|file| file.is_file()).collect();
+    let mut found = vec![];
+    for file in names.map(|name| folder.join(name)) {
+        if is_file(&file)? {
+            found.push(file);
+        }
+    }
     match found.as_slice() {
         [file] => Ok(file.clone()),
         [] => Err(Error::file(folder, format!("no adapter: expected {}", names.join(", ")))),

@@ -1,5 +1,6 @@
 //! Prompts to token ids, as transformers' `CLIPTokenizer` and `T5TokenizerFast` make them.
 use crate::error::{Error, Result};
+use crate::paths::is_file;
 use crate::model::files::read_json;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -34,7 +35,7 @@ impl ClipTokenizer {
     pub fn open(folder: &Path) -> Result<Self> {
         let special = SpecialTokens::read(folder)?;
         let vocabulary = folder.join("vocab.json");
-        let mut tokenizer = if vocabulary.is_file() {
+        let mut tokenizer = if is_file(&vocabulary)? {
             byte_level_bpe(&vocabulary, &folder.join("merges.txt"), special.content("unk_token", "<|endoftext|>"))?
         } else {
             open_json(folder, "vocab.json + merges.txt or tokenizer.json")?
@@ -113,7 +114,7 @@ impl T5Tokenizer {
 /// Opens `tokenizer.json`, without the cutting and padding it may ask for; `expected` serves the error.
 fn open_json(folder: &Path, expected: &str) -> Result<Tokenizer> {
     let file = folder.join("tokenizer.json");
-    if !file.is_file() {
+    if !is_file(&file)? {
         return Err(Error::file(folder, format!("no tokenizer: expected {expected}")));
     }
     let mut tokenizer = Tokenizer::from_file(&file).map_err(|e| Error::file(&file, e))?;
@@ -195,7 +196,7 @@ impl SpecialTokens {
         // Where both files name a token, the later one counts, as in transformers.
         for file in ["special_tokens_map.json", "tokenizer_config.json"] {
             let path = folder.join(file);
-            if !path.is_file() {
+            if !is_file(&path)? {
                 continue;
             }
             let map: BTreeMap<String, Value> = read_json(&path)?;
