@@ -427,6 +427,8 @@ pub struct EvalConfig {
     pub every_images: usize,
     /// Pictures that each of them draws; 0 for none.
     pub every_samples: usize,
+    /// Validations whose pictures are kept; 0 keeps all.
+    pub keep_pictures: u64,
     /// The score by which the best checkpoint is kept.
     pub best_by: BestBy,
     /// Also measure the model as it is before training.

@@ -1,5 +1,6 @@
 //! seg4diff: mask-aligned LoRA training for text-to-image diffusion transformers.
 pub mod error;
+pub mod output_folder;
 pub mod tensor_file;
 pub(crate) mod vectors;
 pub mod whole_file;

@@ -3,9 +3,10 @@ use super::evaluate::write_json;
 use super::{LoadedModel, ModelArgs, mention, parse_not_negative, parse_number, parse_positive, parse_size};
 use crate::config::BLUR;
 use crate::error::{Error, Result};
-use crate::paths::{exists, is_folder, may_be_file};
 use crate::model::fingerprint::sha256;
 use crate::model::mmdit::Blur;
+use crate::output_folder::OutputFolder;
+use crate::paths::{exists, is_folder, may_be_file};
 use crate::sample::generate::{Conditions, PerturbedGuidance, SamplingOptions, initial_latents, read_latents};
 use crate::sample::image::{to_rgb8, write_png};
 use crate::sample::scheduler::Scheduler;
@@ -72,6 +73,7 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
         args.model.check_layer("--perturb-layer", args.perturb_layer)?;
     }
     let record = record(args)?;
+    let _held = OutputFolder::hold(&args.out)?;
     let is_longer = check_folder(&args.out, &record)?;
     let LoadedModel { files, pipeline, device } = args.model.load()?;
     let shape = pipeline.latent_shape(args.size)?;

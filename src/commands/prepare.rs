@@ -6,6 +6,7 @@ use crate::data::matlab::LabelMatrix;
 use crate::data::scenes::{self, SceneOptions, Split};
 use crate::encode::fill;
 use crate::error::{Error, Result};
+use crate::output_folder::OutputFolder;
 use crate::paths::{exists, may_be_file};
 use crate::report::progress::Progress;
 use crate::whole_file::write_atomically;
@@ -38,7 +39,7 @@ const EXAMPLE: &str = "Example:
 #[derive(Args, Clone, Debug)]
 #[command(after_help = EXAMPLE)]
 pub struct ScenesArgs {
-    /// Folder for the scenes; must not hold anything yet
+    /// Folder for the scenes; must not hold anything yet but these scenes
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
     /// How many scenes
@@ -58,8 +59,10 @@ pub struct ScenesArgs {
 fn scenes(args: &ScenesArgs) -> Result<()> {
     let mut progress = Progress::new("scene", 0, args.count);
     let options = SceneOptions { seed: args.seed, split: args.split, size: args.size };
-    scenes::write(&args.out, args.count, options, |done| progress.update(done, ""))?;
-    mention(&format!("{}: {} scenes", args.out.display(), args.count));
+    let were_there = scenes::write_missing(&args.out, args.count, options, |done| progress.update(done, ""))?;
+    drop(progress);
+    let said = if were_there { " were there" } else { "" };
+    mention(&format!("{}: {} scenes{said}", args.out.display(), args.count));
     Ok(())
 }
 
@@ -100,6 +103,7 @@ fn labels(args: &LabelsArgs) -> Result<()> {
         return Err(Error::file(&args.mat, "holds no .mat file"));
     }
     files.sort();
+    let _held = OutputFolder::hold(&args.out)?;
     let mut progress = Progress::new("label map", 0, files.len() as u64);
     let mut done = 0;
     for chunk in files.chunks(CHUNK) {

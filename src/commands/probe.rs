@@ -3,6 +3,7 @@ use super::{LoadedModel, ModelArgs, mention, parse_sigma, parse_size};
 use crate::error::Result;
 use crate::model::mmdit::image_to_text_logits;
 use crate::model::weights;
+use crate::output_folder::OutputFolder;
 use crate::report::heatmap::write_word_overlays;
 use crate::sample::generate::read_latents;
 use crate::sample::image::{read_square, to_rgb8};
@@ -57,6 +58,7 @@ pub fn run(args: &ProbeArgs) -> Result<()> {
     // What is small is looked at before gigabytes are.
     let image = read_square(&args.image, args.size, &Device::Cpu)?;
     args.model.check_layer("--layer", args.layer)?;
+    let _held = OutputFolder::hold(&args.out)?;
     let LoadedModel { files, pipeline, device } = args.model.load_up_to(args.layer)?;
     let transformer = &pipeline.transformer;
     let shape = pipeline.latent_shape(args.size)?;

@@ -42,6 +42,7 @@ pub(super) fn section(reader: &mut Reader, run: &RunConfig) -> Option<EvalConfig
         every: reader.get("eval.every", 0),
         every_images: reader.checked("eval.every_images", 32, at_least(1)),
         every_samples: reader.get("eval.every_samples", 4),
+        keep_pictures: reader.checked("eval.keep_pictures", 50, none_or_two),
         best_by: reader.get("eval.best_by", usual_best),
         before: reader.get("eval.before", true),
         compare_without_masks: reader.get("eval.compare_without_masks", false),
@@ -54,6 +55,11 @@ pub(super) fn section(reader: &mut Reader, run: &RunConfig) -> Option<EvalConfig
     }
     check_together(&eval, run, reader);
     Some(eval)
+}
+
+/// A number of which the first and the last are part.
+fn none_or_two(number: &u64) -> std::result::Result<(), String> {
+    if *number == 1 { Err("expected 2 or more, for the first and the last, or 0 for all".into()) } else { Ok(()) }
 }
 
 /// What no key can say alone.

@@ -143,14 +143,17 @@ impl RunConfig {
                 format!("the LoRA's learning rate would be {rate:e} at most, which is 0 in f32"),
             );
         } else if !(rate as f32).is_finite() {
-            reader.problem(&["optim.lr", "optim.lora_lr_scale"], format!("is {rate:e} for the LoRA, too large for f32"));
+            reader
+                .problem(&["optim.lr", "optim.lora_lr_scale"], format!("is {rate:e} for the LoRA, too large for f32"));
         }
         if optim.clip_norm > 0.0 && optim.clip_norm as f32 == 0.0 {
-            let problem = format!("is {:e}, which is 0 in f32: every gradient would be; 0 turns clipping off", optim.clip_norm);
+            let problem =
+                format!("is {:e}, which is 0 in f32: every gradient would be; 0 turns clipping off", optim.clip_norm);
             reader.problem(&["optim.clip_norm"], problem);
         }
         if !(optim.eps as f32).is_finite() {
-            reader.problem(&["optim.eps"], format!("is {:e}, infinite in f32: no step would change anything", optim.eps));
+            reader
+                .problem(&["optim.eps"], format!("is {:e}, infinite in f32: no step would change anything", optim.eps));
         }
     }
 

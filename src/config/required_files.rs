@@ -46,7 +46,11 @@ impl RequiredFiles {
     }
 
     fn need(&mut self, file: PathBuf) -> Result<()> {
-        if is_file(&file)? { self.present.push(file) } else { self.missing.push(file) }
+        if is_file(&file)? {
+            self.present.push(file)
+        } else {
+            self.missing.push(file)
+        }
         Ok(())
     }
 

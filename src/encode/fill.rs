@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::model::files::ModelFiles;
 use crate::model::text::TextEncoders;
 use crate::model::vae::{Vae, from_rgb8};
+use crate::output_folder::OutputFolder;
 use crate::report::progress::Progress;
 use crate::whole_file;
 use candle_core::Device;
@@ -76,9 +77,7 @@ impl fmt::Display for Filled {
 pub fn fill(config: &RunConfig, device: &Device, folder: &Path, shard_bytes: u64) -> Result<Filled> {
     let files = ModelFiles::open(&config.model.path)?;
     let (latents, text) = (recipes::latents(&files, &config.data)?, recipes::text(&files, &config.model, device)?);
-    std::fs::create_dir_all(folder).map_err(|e| Error::file(folder, format!("cannot make the folder: {e}")))?;
-    let _lock = whole_file::lock(&folder.join(".lock"), "another process fills this cache")?;
-    whole_file::remove_leftovers(folder)?;
+    let _held = OutputFolder::hold_or(folder, "another process fills this cache")?;
     let mut text = Writer::open(folder, text, shard_bytes)?;
     let mut latents = Writer::open(folder, latents, shard_bytes)?;
 
@@ -166,7 +165,11 @@ impl<'a> Job<'a> {
         let (mut done, mut broken) = (0, vec![]);
         let mut add = |writer: &mut Writer, prompt: &str| {
             let key = writer.recipe().text_key(prompt);
-            if writer.contains(&key) { Ok(()) } else { writer.add(key, finite(encode(prompt)?, &format!("the caption {prompt:?}"))?) }
+            if writer.contains(&key) {
+                Ok(())
+            } else {
+                writer.add(key, finite(encode(prompt)?, &format!("the caption {prompt:?}"))?)
+            }
         };
         add(writer, "")?;
         self.listing.for_each_chunk(CHUNK, |items| {

@@ -1,12 +1,12 @@
 //! CLIPScore: how well images match their captions, by a CLIP model (Hessel et al., 2021).
 use crate::data::resize::bicubic;
 use crate::error::{Error, Result};
-use crate::paths::is_file;
 use crate::model::clip_image::{ClipImageConfig, ClipImageModel};
 use crate::model::files::read_json;
 use crate::model::text::clip::{ClipConfig, ClipTextModel};
 use crate::model::text::tokenizer::ClipTokenizer;
 use crate::model::weights::Weights;
+use crate::paths::is_file;
 use candle_core::{D, DType, Device, Tensor};
 use image::RgbImage;
 use serde::{Deserialize, Serialize};

@@ -50,9 +50,10 @@ fn at_least<const BYTES: usize, Bits: Unsigned>(
         block.iter().fold(Bits::default(), largest) >= limit
     }))?;
     let found = numbers.iter().enumerate().skip(block * BLOCK);
-    found.map(|(place, number)| (place, bits(*number))).find(|(_, bits)| bits.magnitude() >= limit).map(
-        |(place, bits)| (place, value(bits)),
-    )
+    found
+        .map(|(place, number)| (place, bits(*number)))
+        .find(|(_, bits)| bits.magnitude() >= limit)
+        .map(|(place, bits)| (place, value(bits)))
 }
 
 /// The bits of a floating-point number.
@@ -94,7 +95,9 @@ mod tests {
         let found = |others: &[(usize, f32)], kept| first_not_finite(&f32s(others), Dtype::F32, kept);
         assert_eq!(found(&[(5, f32::MAX), (9, f32::MIN), (10, f32::MIN_POSITIVE / 4.0)], DType::F32), None);
         assert_eq!(found(&[(9_999, f32::NEG_INFINITY), (9_998, -1e9)], DType::F32), Some((9_999, f64::NEG_INFINITY)));
-        assert!(found(&[(4_096, -f32::NAN), (8_000, f32::NAN)], DType::F32).is_some_and(|(at, v)| at == 4096 && v.is_nan()));
+        assert!(
+            found(&[(4_096, -f32::NAN), (8_000, f32::NAN)], DType::F32).is_some_and(|(at, v)| at == 4096 && v.is_nan())
+        );
         assert_eq!(found(&[(7, 65_519.0), (8, -65_520.0)], DType::F16), Some((8, -65_520.0)));
         assert_eq!(found(&[(0, f32::MAX)], DType::BF16), Some((0, f64::from(f32::MAX))));
         assert_eq!(found(&[(0, 3.38e38)], DType::BF16), None);

@@ -2,8 +2,8 @@
 pub mod adapter_files;
 pub mod clip_image;
 pub mod files;
-mod finite;
 pub mod fingerprint;
+mod finite;
 mod layers;
 pub mod lora;
 pub mod mmdit;

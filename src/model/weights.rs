@@ -52,7 +52,9 @@ impl Shard {
             if let Some((place, value)) = first_not_finite(part, info.dtype, kept.unwrap_or(DType::F64)) {
                 let place = index * PART * 8 / info.dtype.bitsize() + place;
                 return Err(failed(match kept {
-                    Some(kept) if value.is_finite() => format!("value {place} is {value}, too large for {}", kept.as_str()),
+                    Some(kept) if value.is_finite() => {
+                        format!("value {place} is {value}, too large for {}", kept.as_str())
+                    }
                     _ => format!("value {place} is {value}, not a finite number"),
                 }));
             }

@@ -16,4 +16,4 @@ mod validation;
 
 pub use page::{Measured, RunReport, TrainedLayers, byte_size};
 pub use samples::Samples;
-pub use validation::{ValidationPictures, sample_sheet, shown};
+pub use validation::{Kept as KeptPictures, ValidationPictures, sample_sheet, shown};

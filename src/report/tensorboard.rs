@@ -107,7 +107,7 @@ impl EventFile {
         self.write(step.step, &values)
     }
 
-    /// Writes what a validation found.
+    /// Writes what a validation found, and its pictures, if they are to be kept: nothing goes out of the file again.
     ///
     /// # Errors
     /// The file cannot be written, or a picture not be encoded.
@@ -115,15 +115,16 @@ impl EventFile {
         &mut self,
         step: u64,
         scores: &ValidationScores,
-        pictures: &ValidationPictures,
+        pictures: Option<&ValidationPictures>,
     ) -> Result<()> {
+        let (samples, attention) = pictures.map_or((None, None), |of| (of.samples.as_ref(), of.attention.as_ref()));
         let scalar = |tag, value: Option<f64>| Some((tag, Summary::Scalar(value? as f32)));
         let values = [
             scalar("validation/miou", scores.miou),
             scalar("validation/pixel_accuracy", scores.pixel_accuracy),
             scalar("validation/held_out_flow", scores.held_out_flow),
-            pictures.samples.as_ref().map(|picture| ("validation/samples", Summary::Picture(picture))),
-            pictures.attention.as_ref().map(|picture| ("validation/attention", Summary::Picture(picture))),
+            samples.map(|picture| ("validation/samples", Summary::Picture(picture))),
+            attention.map(|picture| ("validation/attention", Summary::Picture(picture))),
         ];
         self.write(step, &values.into_iter().flatten().collect::<Vec<_>>())
     }
@@ -141,11 +142,10 @@ impl OpenFile {
         let file = file.map_err(|e| Error::file(&path, format!("cannot write: {e}")))?;
         let mut events = Self { path, file };
         events.record(&message(begun, 0, 3, VERSION))?;
-        if step > 0 {
-            let mut session = vec![];
-            number(&mut session, 1, START);
-            events.record(&message(begun, step + 1, 7, &session))?;
-        }
+        // Always: a run that was killed before its first checkpoint begins again from step 0.
+        let mut session = vec![];
+        number(&mut session, 1, START);
+        events.record(&message(begun, step + 1, 7, &session))?;
         Ok(events)
     }
 
@@ -240,9 +240,10 @@ mod tests {
         second.write(201, &[("p", Summary::Picture(&RgbImage::new(3, 2)))]).expect("write");
         let paths = [first, second].map(|events| events.open.expect("written").path);
         let found = records(&paths[0]);
-        assert!(found.len() == 2 && found[0].ends_with(VERSION));
-        // Step 300, then the summary: a value of 8 bytes, tag "a", 0.5.
-        assert_eq!(found[1][9..], [16, 172, 2, 42, 10, 10, 8, 10, 1, b'a', 21, 0, 0, 0, 63]);
+        assert!(found.len() == 3 && found[0].ends_with(VERSION));
+        // The start of a session before step 1; step 300, then the summary: a value of 8 bytes, tag "a", 0.5.
+        assert_eq!(found[1][9..], [16, 1, 58, 2, 8, 1]);
+        assert_eq!(found[2][9..], [16, 172, 2, 42, 10, 10, 8, 10, 1, b'a', 21, 0, 0, 0, 63]);
         let found = records(&paths[1]);
         // Step 201 and the start of a session.
         assert_eq!(found[1][9..], [16, 201, 1, 58, 2, 8, 1]);

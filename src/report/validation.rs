@@ -2,13 +2,14 @@
 use super::metrics::ValidationScores;
 use super::picture::{data_uri, sheet};
 use super::summary::percent;
-use crate::error::{Error, Result};
-use crate::paths::{exists, is_file};
+use crate::error::Result;
+use crate::paths::is_file;
 use crate::sample::image::{read_rgb8, write_png};
+use crate::whole_file::{entries, remove_if_there};
 use image::RgbImage;
 use maud::{Markup, html};
-use std::collections::BTreeMap;
-use std::path::Path;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 
 /// The folder of a run that the pictures lie in.
 const FOLDER: &str = "validation";
@@ -39,17 +40,36 @@ pub fn sample_sheet(images: &[RgbImage]) -> RgbImage {
 }
 
 impl ValidationPictures {
-    /// Writes them into the run's folder.
+    /// Writes them into the run's folder, and removes those before them that are not to be kept.
     ///
     /// # Errors
-    /// A file cannot be written.
-    pub fn write(&self, run: &Path, step: u64) -> Result<()> {
+    /// A file cannot be written or removed.
+    pub fn write(&self, run: &Path, step: u64, kept: Kept) -> Result<()> {
         for (kind, picture) in KINDS.iter().zip([&self.samples, &self.attention]) {
             if let Some(picture) = picture {
                 write_png(&file(run, step, kind), picture)?;
             }
         }
-        Ok(())
+        Self::thin(run, kept)
+    }
+
+    /// Removes those that are not to be kept, but the newest.
+    ///
+    /// # Errors
+    /// One cannot be removed.
+    pub fn thin(run: &Path, kept: Kept) -> Result<()> {
+        let files = files(run)?;
+        let newest = files.iter().map(|(step, _)| *step).max();
+        let old = files.iter().filter(|(step, _)| Some(*step) != newest && !kept.contains(*step));
+        old.into_iter().try_for_each(|(_, file)| remove_if_there(file))
+    }
+
+    /// The steps that the run's folder has pictures of.
+    ///
+    /// # Errors
+    /// The folder cannot be read.
+    pub fn steps(run: &Path) -> Result<BTreeSet<u64>> {
+        Ok(files(run)?.into_iter().map(|(step, _)| step).collect())
     }
 
     /// Those of the given steps that the run's folder has.
@@ -73,24 +93,47 @@ impl ValidationPictures {
     /// # Errors
     /// One cannot be removed.
     pub fn remove_after(run: &Path, step: u64) -> Result<()> {
-        let folder = run.join(FOLDER);
-        if !exists(&folder)? {
-            return Ok(());
-        }
-        let entries = std::fs::read_dir(&folder).map_err(|e| Error::file(&folder, e))?;
-        for entry in entries {
-            let path = entry.map_err(|e| Error::file(&folder, e))?.path();
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
-            let of = name.strip_prefix("step-").and_then(|rest| rest.split('-').next()?.parse::<u64>().ok());
-            if of.is_some_and(|of| of > step) {
-                std::fs::remove_file(&path).map_err(|e| Error::file(&path, e))?;
-            }
-        }
-        Ok(())
+        let later = files(run)?.into_iter().filter(|(of, _)| *of > step);
+        later.into_iter().try_for_each(|(_, file)| remove_if_there(&file))
     }
 }
 
-fn file(run: &Path, step: u64, kind: &str) -> std::path::PathBuf {
+/// The pictures in the run's folder, with their steps.
+fn files(run: &Path) -> Result<Vec<(u64, PathBuf)>> {
+    let step_of = |path: &Path| {
+        let name = path.file_name()?.to_str()?.strip_prefix("step-")?;
+        name.split('-').next()?.parse().ok()
+    };
+    Ok(entries(&run.join(FOLDER))?.into_iter().filter_map(|path| Some((step_of(&path)?, path))).collect())
+}
+
+/// Which validations' pictures a run keeps: the first, the last and others evenly between. It is known from the start,
+/// so that a run that is stopped and resumed keeps the same.
+#[derive(Clone, Copy, Debug)]
+pub struct Kept {
+    /// Steps between validations.
+    every: u64,
+    /// How many validations there will be.
+    validations: u64,
+    /// Of so many, one is kept.
+    stride: u64,
+}
+
+impl Kept {
+    /// At most `keep` of the validations every `every` of `steps` steps; 0 keeps all.
+    pub fn new(every: u64, steps: u64, keep: u64) -> Self {
+        let validations = steps / every.max(1);
+        let stride = if keep == 0 { 1 } else { validations.div_ceil((keep - 1).max(1)).max(1) };
+        Self { every: every.max(1), validations, stride }
+    }
+
+    pub fn contains(&self, step: u64) -> bool {
+        let number = step / self.every;
+        number == self.validations || number.saturating_sub(1).is_multiple_of(self.stride)
+    }
+}
+
+fn file(run: &Path, step: u64, kind: &str) -> PathBuf {
     run.join(FOLDER).join(format!("step-{step:06}-{kind}.png"))
 }
 
@@ -150,12 +193,36 @@ mod tests {
         assert_eq!((found.len(), found[0], found[SHOWN - 1]), (SHOWN, 1, 100));
     }
 
+    /// Never more than were asked for, the first and the last among them; and a run that begins anew in the middle ends
+    /// with the same.
+    #[test]
+    fn pictures_are_thinned() {
+        let pictures = ValidationPictures { samples: Some(RgbImage::new(2, 2)), attention: Some(RgbImage::new(2, 2)) };
+        for (validations, keep) in [(1, 2), (2, 2), (40, 2), (40, 7), (41, 10), (7, 7), (9, 0)] {
+            let kept = Kept::new(3, 3 * validations + 1, keep);
+            let folder = tempfile::tempdir().expect("folder");
+            let run = |from: u64, to: u64| {
+                for number in from..=to {
+                    pictures.write(folder.path(), 3 * number, kept).expect("write");
+                    let steps = ValidationPictures::steps(folder.path()).expect("steps");
+                    assert!(keep == 0 || steps.len() as u64 <= keep, "{validations} {keep}: {steps:?}");
+                    assert!(steps.contains(&3) && steps.contains(&(3 * number)), "{steps:?}");
+                }
+                ValidationPictures::steps(folder.path()).expect("steps")
+            };
+            let all = run(1, validations);
+            assert!(keep != 0 || all.len() as u64 == validations);
+            ValidationPictures::remove_after(folder.path(), 3 * (validations / 2)).expect("remove");
+            assert_eq!(run(validations / 2 + 1, validations), all);
+        }
+    }
+
     #[test]
     fn pictures_of_later_steps_are_removed() {
         let folder = tempfile::tempdir().expect("folder");
         let pictures = ValidationPictures { samples: Some(RgbImage::new(2, 2)), attention: None };
         for step in [5, 10, 15] {
-            pictures.write(folder.path(), step).expect("write");
+            pictures.write(folder.path(), step, Kept::new(5, 15, 0)).expect("write");
         }
         ValidationPictures::remove_after(folder.path(), 10).expect("remove");
         let left = ValidationPictures::read(folder.path(), [5, 10, 15]).expect("read");

@@ -74,7 +74,8 @@ impl SamplingOptions {
             false => text.positive,
         };
         let schedule = scheduler.set_timesteps(self.steps);
-        let bar = if self.progress { bar("{bar:30} step {pos}/{len} {elapsed} < {eta}", self.steps as u64) } else { None };
+        let bar =
+            if self.progress { bar("{bar:30} step {pos}/{len} {elapsed} < {eta}", self.steps as u64) } else { None };
         let mut latents = noise.to_dtype(DType::F32)?;
         for step in 0..schedule.steps() {
             latents = self.step((&schedule, step), &latents, embedding, text.positive, &mut velocity)?;
@@ -111,7 +112,6 @@ impl SamplingOptions {
         }
         schedule.step(step, latents, &output)
     }
-
 }
 
 /// Initial latents of images `first..first + count`, each of its own seed and index alone: `[count, ..shape]`, f32.

@@ -7,12 +7,13 @@ use crate::config::RunConfig;
 use crate::error::{Error, Result};
 use crate::model::fingerprint::sha256;
 use crate::model::weights::{read_all, write};
-use crate::paths::{exists, is_file};
-use crate::whole_file::{WRITING, write_atomically};
+use crate::paths::is_file;
+use crate::whole_file::{
+    WRITING, entries, remove, remove_if_there, rename, replace_folder, sweep, sync, write_atomically,
+};
 use candle_core::{DType, Tensor};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 /// Version of the layout; another one is refused.
@@ -85,13 +86,9 @@ impl Checkpoint {
     pub fn save(&self, output: &Path, config: &RunConfig) -> Result<PathBuf> {
         let parent = output.join("checkpoints");
         std::fs::create_dir_all(&parent).map_err(|e| Error::file(&parent, e))?;
-        sync_folder(output)?;
+        sync(output).map_err(|e| Error::file(output, e))?;
         let folder = self.save_as(&parent, &format!("step-{:06}", self.state.step), config)?;
-        if config.checkpoint.keep > 0 {
-            for (_, old) in list(output)?.into_iter().rev().skip(config.checkpoint.keep) {
-                remove_if_there(&old)?;
-            }
-        }
+        remove_old(output, config.checkpoint.keep)?;
         Ok(folder)
     }
 
@@ -112,15 +109,7 @@ impl Checkpoint {
         }
 
         let folder = parent.join(name);
-        if exists(&folder)? {
-            // A folder cannot be renamed over another: the old one steps aside first.
-            let old = parent.join(format!("{WRITING}replaced"));
-            remove_if_there(&old)?;
-            rename(&folder, &old)?;
-        }
-        rename(&aside, &folder)?;
-        sync_folder(parent)?;
-        remove_if_there(&parent.join(format!("{WRITING}replaced")))?;
+        replace_folder(&aside, &folder)?;
         Ok(folder)
     }
 
@@ -251,12 +240,18 @@ pub fn verify(folder: &Path) -> Result<State> {
     Ok(state)
 }
 
+/// Removes all checkpoints under `output` but the `keep` newest; 0 keeps all. Each is there whole or not at all.
+pub fn remove_old(output: &Path, keep: usize) -> Result<()> {
+    let old = list(output)?.into_iter().rev().skip(if keep == 0 { usize::MAX } else { keep });
+    old.into_iter().try_for_each(|(_, folder)| remove(&folder))
+}
+
 /// Renames the checkpoints after `step` to `step-….superseded`: a run that goes on from `step` writes new ones, and
 /// the old ones must not be taken for them.
 pub fn supersede_after(output: &Path, step: u64) -> Result<()> {
     for (_, folder) in list(output)?.into_iter().filter(|(found, _)| *found > step) {
         let name = folder.with_extension("superseded");
-        remove_if_there(&name)?;
+        remove(&name)?;
         rename(&folder, &name)?;
         tracing::info!("set aside as {}: the run goes on from step {step}", name.display());
     }
@@ -265,14 +260,7 @@ pub fn supersede_after(output: &Path, step: u64) -> Result<()> {
 
 /// Removes what a killed run left half-written in `output`.
 pub fn remove_leftovers(output: &Path) -> Result<()> {
-    for folder in [output.to_path_buf(), output.join("checkpoints")] {
-        for path in entries(&folder)? {
-            if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(WRITING)) {
-                remove_if_there(&path)?;
-            }
-        }
-    }
-    Ok(())
+    ["", "checkpoints"].into_iter().try_for_each(|folder| sweep(&output.join(folder)))
 }
 
 /// The settings of the checkpoint's config that differ from `config` and matter, one line each.
@@ -317,30 +305,4 @@ fn read_f32(file: &Path) -> Result<BTreeMap<String, Tensor>> {
 fn step_of(folder: &Path) -> Option<u64> {
     let digits = folder.file_name()?.to_str()?.strip_prefix("step-")?;
     if digits.bytes().all(|byte| byte.is_ascii_digit()) { digits.parse().ok() } else { None }
-}
-
-/// What is in a folder; nothing if it is not there.
-fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
-    match std::fs::read_dir(folder) {
-        Ok(entries) => entries.map(|entry| Ok(entry?.path())).collect::<std::io::Result<_>>(),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
-        Err(e) => Err(e),
-    }
-    .map_err(|e| Error::file(folder, e))
-}
-
-fn rename(from: &Path, to: &Path) -> Result<()> {
-    std::fs::rename(from, to).map_err(|e| Error::file(from, format!("cannot rename to {}: {e}", to.display())))
-}
-
-fn remove_if_there(path: &Path) -> Result<()> {
-    let removed = if path.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) };
-    match removed {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::file(path, format!("cannot remove: {e}"))),
-        _ => Ok(()),
-    }
-}
-
-fn sync_folder(folder: &Path) -> Result<()> {
-    File::open(folder).and_then(|folder| folder.sync_all()).map_err(|e| Error::file(folder, e))
 }

@@ -23,7 +23,9 @@ impl Outcome<'_> {
         let config = self.config;
         let metrics = metrics::read(&config.output.join("metrics.jsonl"))?;
         let validated = metrics.iter().filter(|step| step.validation.is_some()).map(|step| step.step);
-        let validated: Vec<u64> = validated.collect();
+        let with_pictures = ValidationPictures::steps(&config.output)?;
+        let validated: Vec<u64> =
+            validated.filter(|step| with_pictures.is_empty() || with_pictures.contains(step)).collect();
         let report = RunReport {
             output: config.output.clone(),
             model: config.model.path.clone(),

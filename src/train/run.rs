@@ -354,10 +354,11 @@ impl<'a> Trainer<'a> {
         let (scores, pictures) = validation.measure(&self.pipeline, &self.scheduler)?;
         self.pipeline.transformer.attach(&self.parameters.adapter())?;
         let step = self.state.step;
-        pictures.write(output, step)?;
-        log.events.write_validation(step, &scores, &pictures)?;
-        let is_best = self.counting_steps() > 0
-            && log.best.as_ref().is_none_or(|best| validation.is_better(&scores, best));
+        let kept = validation.kept_pictures();
+        pictures.write(output, step, kept)?;
+        log.events.write_validation(step, &scores, Some(&pictures).filter(|_| kept.contains(step)))?;
+        let is_best =
+            self.counting_steps() > 0 && log.best.as_ref().is_none_or(|best| validation.is_better(&scores, best));
         if is_best {
             self.checkpoint()?.save_best(output, self.config)?;
             let origin = origin_of(self.config, step, Some(&self.pipeline.transformer.config));

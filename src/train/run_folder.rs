@@ -2,11 +2,11 @@
 use super::checkpoint::{self, Checkpoint};
 use crate::config::RunConfig;
 use crate::error::{Error, Result};
+use crate::output_folder::OutputFolder;
 use crate::paths::exists;
-use crate::report::ValidationPictures;
 use crate::report::metrics::MetricsFile;
-use crate::whole_file::{lock, write_atomically};
-use std::fs::File;
+use crate::report::{KeptPictures, ValidationPictures};
+use crate::whole_file::write_atomically;
 use std::path::{Path, PathBuf};
 
 /// What by itself makes a folder one that holds a run.
@@ -25,11 +25,9 @@ pub enum Resume {
 
 /// A run's folder, held by this process alone as long as this value lives.
 pub struct RunFolder {
-    path: PathBuf,
+    folder: OutputFolder,
     /// The checkpoint to go on from.
     checkpoint: Option<PathBuf>,
-    /// Locked; the operating system lets go of it when the process ends, however it ends.
-    _lock: File,
 }
 
 impl RunFolder {
@@ -53,8 +51,7 @@ impl RunFolder {
         if let Resume::From(folder) = resume {
             checkpoint::verify(folder)?;
         }
-        std::fs::create_dir_all(output).map_err(|e| Error::file(output, format!("cannot make the folder: {e}")))?;
-        let lock = lock(&output.join(".lock"), "another process is training into this folder")?;
+        let held = OutputFolder::hold_or(output, "another process is training into this folder")?;
         checkpoint::remove_leftovers(output)?;
         let checkpoint = match resume {
             Resume::No => None,
@@ -67,12 +64,12 @@ impl RunFolder {
                 newest
             }
         };
-        Ok(Self { path: output.to_path_buf(), checkpoint, _lock: lock })
+        Ok(Self { folder: held, checkpoint })
     }
 
     /// Where the run writes.
     pub fn path(&self) -> &Path {
-        &self.path
+        self.folder.path()
     }
 
     /// Reads the checkpoint to go on from, if there is one; see `Checkpoint::load`.
@@ -83,12 +80,18 @@ impl RunFolder {
         Ok(Some(checkpoint))
     }
 
-    /// Begins to write, after `step`: the resolved config, the metrics cut to that step, newer checkpoints set aside.
+    /// Begins to write, after `step`: the resolved config, the metrics cut to that step, newer checkpoints set aside,
+    /// and older ones removed that a killed run had yet to remove.
     pub fn begin(&self, config: &RunConfig, step: u64) -> Result<MetricsFile> {
-        write_atomically(&self.path.join("config.toml"), |out| out.write_all(config.to_toml().as_bytes()))?;
-        checkpoint::supersede_after(&self.path, step)?;
-        ValidationPictures::remove_after(&self.path, step)?;
-        MetricsFile::open(&self.path.join("metrics.jsonl"), step)
+        let path = self.path();
+        write_atomically(&path.join("config.toml"), |out| out.write_all(config.to_toml().as_bytes()))?;
+        checkpoint::supersede_after(path, step)?;
+        checkpoint::remove_old(path, config.checkpoint.keep)?;
+        ValidationPictures::remove_after(path, step)?;
+        if let Some(eval) = config.eval.as_ref().filter(|eval| eval.every > 0) {
+            ValidationPictures::thin(path, KeptPictures::new(eval.every, config.train.steps, eval.keep_pictures))?;
+        }
+        MetricsFile::open(&path.join("metrics.jsonl"), step)
     }
 }
 

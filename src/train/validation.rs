@@ -12,7 +12,7 @@ use crate::model::pipeline::Pipeline;
 use crate::report::metrics::ValidationScores;
 use crate::report::segmentation::{SegmentationExample, sheet_of};
 use crate::report::summary::Stage;
-use crate::report::{ValidationPictures, sample_sheet};
+use crate::report::{KeptPictures, ValidationPictures, sample_sheet};
 use crate::sample::scheduler::Scheduler;
 
 /// Pictures whose attention is shown.
@@ -52,6 +52,11 @@ impl<'a> Validation<'a> {
     /// Whether the model is measured after `step`.
     pub fn is_due(&self, step: u64) -> bool {
         step.is_multiple_of(self.eval.every)
+    }
+
+    /// Which validations' pictures are kept.
+    pub fn kept_pictures(&self) -> KeptPictures {
+        KeptPictures::new(self.eval.every, self.config.train.steps, self.eval.keep_pictures)
     }
 
     /// Measures the model as it is. This takes no part in the run's random numbers.

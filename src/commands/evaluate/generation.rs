@@ -9,6 +9,7 @@ use crate::eval::generation::{DrawnImage, GenerationOptions, Reference, evaluate
 use crate::model::adapter_files;
 use crate::model::files::ModelFiles;
 use crate::model::pipeline::{Pipeline, PipelineOptions};
+use crate::output_folder::OutputFolder;
 use crate::report::progress::Progress;
 use crate::sample::image::write_png;
 use crate::sample::scheduler::Scheduler;
@@ -46,15 +47,14 @@ pub struct GenerationArgs {
 pub fn run(args: &GenerationArgs) -> Result<()> {
     let config = RunConfig::load(&args.config, &args.set)?;
     let image_file = |index: usize| args.out.as_ref().map(|folder| folder.join(format!("{index:06}.png")));
-    for file in args.json.iter().cloned().chain(image_file(0)) {
-        check_writable(&file)?;
-    }
+    args.json.as_deref().map_or(Ok(()), check_writable)?;
     let eval = config.eval.as_ref().filter(|eval| eval.generation_images > 0);
     let Some((eval, captions)) = eval.and_then(|eval| Some((eval, eval.captions.as_ref()?))) else {
         let needs = "[eval] with images, captions, and inception or features";
         return Err(Error::Usage(format!("{}: nothing is to be drawn; expected {needs}", args.config.display())));
     };
     config.check_evaluation_files()?;
+    let _held = args.out.as_deref().map(OutputFolder::hold).transpose()?;
     if let Some(scenes) = &config.scenes {
         crate::train::draw_missing(scenes)?;
     }

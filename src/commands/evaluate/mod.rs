@@ -3,6 +3,7 @@ pub mod clip_score;
 pub mod fid;
 pub mod generation;
 pub mod looking;
+mod predictions;
 pub mod referring;
 pub mod segmentation;
 pub mod unsupervised;

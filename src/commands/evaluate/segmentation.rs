@@ -1,18 +1,16 @@
 //! `evaluate segmentation`: how well a block's attention finds the things that words name.
 use super::looking::{LabelledArgs, LookArgs, as_in_training};
+use super::predictions::Predictions;
 use super::write_json;
 use crate::commands::{LoadedModel, ModelArgs, say};
 use crate::config::{Choice, SegmentationProtocol};
-use crate::data::labels::encode_labels;
-use crate::error::{Error, Result};
-use crate::eval::segmentation::{
-    Class, ImageResult, NO_CLASS, SegmentationMap, SegmentationOptions, SegmentationScores, evaluate,
-};
+use crate::error::Result;
+use crate::eval::segmentation::{ImageResult, SegmentationOptions, SegmentationScores, evaluate};
 use crate::report::progress::Progress;
 use crate::sample::scheduler::Scheduler;
-use crate::whole_file::{check_writable, write_atomically};
+use crate::whole_file::check_writable;
 use clap::Args;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 const EXAMPLE: &str = "Example:
   seg4diff evaluate segmentation --model models/stable-diffusion-3-medium-diffusers --layer 9 \\
@@ -52,17 +50,15 @@ pub fn run(args: &SegmentationArgs) -> Result<()> {
     // What is small is looked at before gigabytes are.
     let data = args.data.open()?;
     args.model.check_layer("--layer", args.layer)?;
-    let prediction_file = |key: &str| args.predictions.as_ref().map(|folder| folder.join(format!("{key}.png")));
-    for file in args.json.iter().cloned().chain(prediction_file("x")) {
-        check_writable(&file)?;
-    }
+    args.json.as_deref().map_or(Ok(()), check_writable)?;
+    let predictions = args.predictions.as_deref().map(|folder| Predictions::open(folder, &data)).transpose()?;
     let LoadedModel { files, pipeline, .. } = args.model.load_up_to(args.layer)?;
     let look = args.look.options(args.layer, args.data.limit, &pipeline)?;
     let options = SegmentationOptions { protocol: args.protocol, ..look };
     let mut progress = Progress::new("image", 0, options.count(&data) as u64);
     let scores = evaluate(&pipeline, &Scheduler::open(&files)?, &data, &options, &mut |result: &ImageResult| {
-        if let Some(file) = prediction_file(&result.image.key) {
-            write_prediction(&file, result.predicted, result.classes, data.label_of_none)?;
+        if let Some(predictions) = &predictions {
+            predictions.write(&result.image.key, result.predicted, &data)?;
         }
         progress.update_batch(result.index + 1, options.batch, &result.image.key);
         Ok(())
@@ -72,17 +68,6 @@ pub fn run(args: &SegmentationArgs) -> Result<()> {
         write_json(file, &scores)?;
     }
     say(&table(&scores))
-}
-
-/// Writes the predicted labels; pixels without a prediction get the label `none`.
-pub(super) fn write_prediction(file: &Path, map: &SegmentationMap, classes: &[Class], none: u32) -> Result<()> {
-    let label = |class: &u16| match *class {
-        NO_CLASS => none,
-        class => classes[usize::from(class)].label,
-    };
-    let labels: Vec<u32> = map.classes.iter().map(label).collect();
-    let png = encode_labels(map.width, map.height, &labels).map_err(|e| Error::file(file, e))?;
-    write_atomically(file, |out| out.write_all(&png))
 }
 
 /// The scores in per cent, a class a line.

@@ -1,6 +1,6 @@
 //! `evaluate unsupervised`: what a block's attention segments without words.
 use super::looking::{LabelledArgs, LookArgs, as_in_training};
-use super::segmentation::write_prediction;
+use super::predictions::Predictions;
 use super::write_json;
 use crate::commands::{LoadedModel, ModelArgs, parse_not_negative, say};
 use crate::error::Result;
@@ -63,10 +63,8 @@ pub fn run(args: &UnsupervisedArgs) -> Result<()> {
     // What is small is looked at before gigabytes are.
     let data = args.data.open()?;
     args.model.check_layer("--layer", args.layer)?;
-    let prediction_file = |key: &str| args.predictions.as_ref().map(|folder| folder.join(format!("{key}.png")));
-    for file in args.json.iter().cloned().chain(prediction_file("x")) {
-        check_writable(&file)?;
-    }
+    args.json.as_deref().map_or(Ok(()), check_writable)?;
+    let predictions = args.predictions.as_deref().map(|folder| Predictions::open(folder, &data)).transpose()?;
     let LoadedModel { files, pipeline, .. } = args.model.load_up_to(args.layer)?;
     let options = args.look.options(args.layer, args.data.limit, &pipeline)?;
     let merging = UnsupervisedOptions { thresholds: args.threshold.clone(), power: args.power };
@@ -75,8 +73,8 @@ pub fn run(args: &UnsupervisedArgs) -> Result<()> {
     let scheduler = Scheduler::open(&files)?;
     let scores = evaluate_unsupervised(&pipeline, &scheduler, &data, &options, &merging, &mut |result| {
         segments[result.threshold] += result.segments;
-        if let Some(file) = prediction_file(result.key).filter(|_| result.threshold == 0) {
-            write_prediction(&file, result.predicted, data.classes(), data.label_of_none)?;
+        if let Some(predictions) = predictions.as_ref().filter(|_| result.threshold == 0) {
+            predictions.write(result.key, result.predicted, &data)?;
         }
         progress.update_batch(result.index + 1, options.batch, result.key);
         Ok(())

@@ -2,8 +2,9 @@
 use super::{Drawer, Scene, SceneOptions, class_names};
 use crate::data::rle::RunLengths;
 use crate::error::{Error, Result};
-use crate::paths::{exists, is_file};
-use crate::whole_file::WRITING;
+use crate::output_folder::Lock;
+use crate::paths::{exists, is_folder};
+use crate::whole_file::{Aside, folder_of, sweep_beside};
 use image::codecs::jpeg::JpegEncoder;
 use rayon::prelude::*;
 use serde_json::{Map, Value, json};
@@ -31,39 +32,56 @@ const CERTAIN: f64 = 1.0;
 ///
 /// # Errors
 /// `Error::Usage` if `out` holds anything; otherwise what could not be written.
-pub fn write(out: &Path, count: u64, options: SceneOptions, mut progress: impl FnMut(u64)) -> Result<()> {
-    if is_file(out)? || (exists(out)? && std::fs::read_dir(out).map_err(|e| Error::file(out, e))?.next().is_some()) {
-        return Err(Error::Usage(format!("{} exists already and is not empty", out.display())));
-    }
+pub fn write(out: &Path, count: u64, options: SceneOptions, progress: impl FnMut(u64)) -> Result<()> {
+    // Before the lock, which makes the folder that `out` will lie in.
+    check_free(out)?;
     let drawer = Drawer::new(options)?;
-    let parent = match out.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    let begin = || -> std::io::Result<tempfile::TempDir> {
-        std::fs::create_dir_all(parent)?;
-        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o777);
-        let folder = tempfile::Builder::new().prefix(WRITING).permissions(mode).tempdir_in(parent)?;
-        for part in ["shards", "images", "labels"] {
-            std::fs::create_dir(folder.path().join(part))?;
-        }
-        Ok(folder)
-    };
-    let folder = begin().map_err(|e| Error::file(out, format!("cannot write: {e}")))?;
+    let _lock = wait_for_others(out)?;
+    check_free(out)?;
+    draw(out, count, options, &drawer, progress)
+}
+
+/// Whether there is anything at `out`: what is there is whole, for it was renamed to its place.
+fn is_there(out: &Path) -> Result<bool> {
+    match is_folder(out)? {
+        true => Ok(std::fs::read_dir(out).map_err(|e| Error::file(out, e))?.next().is_some()),
+        false => exists(out),
+    }
+}
+
+fn check_free(out: &Path) -> Result<()> {
+    match is_there(out)? {
+        true => Err(Error::Usage(format!("{} exists already and is not empty", out.display()))),
+        false => Ok(()),
+    }
+}
+
+/// Waits until no other process draws the folder `out`, and keeps others from it as long as the value lives.
+fn wait_for_others(out: &Path) -> Result<Lock> {
+    let name = out.file_name().unwrap_or_default().to_string_lossy();
+    let file = folder_of(out).join(format!(".{name}.lock"));
+    let lock = Lock::wait(&file, || tracing::info!("another program is drawing {}; waiting for it", out.display()))?;
+    sweep_beside(out)?;
+    Ok(lock)
+}
+
+fn draw(out: &Path, count: u64, options: SceneOptions, drawer: &Drawer, mut progress: impl FnMut(u64)) -> Result<()> {
+    let failed = |e: std::io::Error| Error::file(out, format!("cannot write: {e}"));
+    let aside = Aside::beside(out).map_err(failed)?;
+    let folder = aside.path();
+    ["shards", "images", "labels"]
+        .into_iter()
+        .try_for_each(|part| std::fs::create_dir(folder.join(part)))
+        .map_err(failed)?;
     let mut captions = Map::new();
     for first in (0..count).step_by(SHARD as usize) {
         let numbers = first..count.min(first + SHARD);
-        write_shard(folder.path(), first / SHARD, numbers, &drawer, options, &mut captions, &mut progress)?;
+        write_shard(folder, first / SHARD, numbers, drawer, options, &mut captions, &mut progress)?;
     }
-    save(&folder.path().join("captions.json"), &lines(&Value::Object(captions))?)?;
-    save(&folder.path().join("classes.json"), &lines(&json!(class_names()))?)?;
-    save(&folder.path().join(RECORD), &lines(&record(count, options))?)?;
-    let whole = folder.keep();
-    std::fs::rename(&whole, out).map_err(|e| {
-        // What is left is of no use to anyone, and the first error is the one to tell.
-        let _ = std::fs::remove_dir_all(&whole);
-        Error::file(out, format!("cannot write: {e}"))
-    })
+    save(&folder.join("captions.json"), &lines(&Value::Object(captions))?)?;
+    save(&folder.join("classes.json"), &lines(&json!(class_names()))?)?;
+    save(&folder.join(RECORD), &lines(&record(count, options))?)?;
+    aside.persist(out).map_err(failed)
 }
 
 fn record(count: u64, options: SceneOptions) -> Value {
@@ -71,26 +89,34 @@ fn record(count: u64, options: SceneOptions) -> Value {
     json!({"version": VERSION, "count": count, "seed": seed, "split": split.to_string(), "size": size})
 }
 
-/// Writes the scenes if `out` is not there; if it is, makes sure that it holds these.
+/// Writes the scenes if nothing is at `out`; if something is, or another process is drawing it, makes sure that it holds
+/// these. Returns whether they were there.
 ///
 /// # Errors
 /// `Error::Usage` if `out` holds something else; otherwise as [`write`].
-pub fn write_missing(out: &Path, count: u64, options: SceneOptions, progress: impl FnMut(u64)) -> Result<()> {
-    if !exists(out)? {
-        return write(out, count, options, progress);
+pub fn write_missing(out: &Path, count: u64, options: SceneOptions, progress: impl FnMut(u64)) -> Result<bool> {
+    if !is_there(out)? {
+        let drawer = Drawer::new(options)?;
+        let _lock = wait_for_others(out)?;
+        if !is_there(out)? {
+            draw(out, count, options, &drawer, progress)?;
+            return Ok(false);
+        }
     }
     let file = out.join(RECORD);
-    let text = std::fs::read(&file).map_err(|e| Error::file(&file, e))?;
+    let text = match std::fs::read(&file) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return check_free(out).map(|()| true),
+        text => text.map_err(|e| Error::file(&file, e))?,
+    };
     let found: Value = serde_json::from_slice(&text).map_err(|e| Error::file(&file, e))?;
     let wanted = record(count, options);
     if found != wanted {
         return Err(Error::Usage(format!(
-            "{} holds other scenes ({found}) than the config asks for ({wanted}); remove it, or name another \
-             scenes.folder",
+            "{} holds other scenes ({found}) than are asked for ({wanted}); remove it, or name another folder",
             out.display()
         )));
     }
-    Ok(())
+    Ok(true)
 }
 
 fn write_shard(

@@ -150,6 +150,11 @@ impl LabelledFolder {
         self.pairs.is_empty()
     }
 
+    /// The images' paths within the folder of images, without extension.
+    pub fn keys(&self) -> impl Iterator<Item = &str> {
+        self.pairs.iter().map(|pair| pair.key.as_str())
+    }
+
     /// The classes, ascending by label.
     pub fn classes(&self) -> &[Class] {
         &self.classes

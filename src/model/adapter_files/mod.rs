@@ -8,8 +8,9 @@ mod kohya;
 use crate::error::{Error, Result};
 use crate::model::lora::{Adapter, Lora};
 use crate::model::weights;
+use crate::output_folder::OutputFolder;
 use crate::paths::{self, is_file};
-use crate::whole_file;
+use crate::whole_file::{Aside, folder_of, sweep_beside, sync};
 use candle_core::{DType, Device, Tensor};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -89,13 +90,12 @@ pub fn export(adapter: &Adapter, format: Format, out: &Path, origin: &Origin) ->
         return Err(Error::Usage(format!("{}: the peft format needs a folder, this is a file", out.display())));
     }
     let target = if is_folder { out.join(format.file_name()) } else { out.to_path_buf() };
-    let folder = match target.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    let aside = std::fs::create_dir_all(folder)
-        .and_then(|()| tempfile::Builder::new().prefix(whole_file::WRITING).tempdir_in(folder))
-        .map_err(|e| Error::file(folder, format!("cannot write: {e}")))?;
+    let folder = folder_of(&target);
+    let _held = is_folder.then(|| OutputFolder::hold(folder)).transpose()?;
+    let failed = |e: std::io::Error| Error::file(folder, format!("cannot write: {e}"));
+    std::fs::create_dir_all(folder).map_err(failed)?;
+    sweep_beside(&target)?;
+    let aside = Aside::beside(&target).map_err(failed)?;
     let written = aside.path().join(format.file_name());
     match format {
         Format::Diffusers => dotted::write_diffusers(adapter, &written)?,
@@ -113,6 +113,7 @@ pub fn export(adapter: &Adapter, format: Format, out: &Path, origin: &Origin) ->
         put(dotted::PEFT_CONFIG, &folder.join(dotted::PEFT_CONFIG))?;
     }
     put(format.file_name(), &target)?;
+    sync(folder).map_err(failed)?;
     Ok(target)
 }
 

@@ -1,7 +1,7 @@
 //! Prompts to token ids, as transformers' `CLIPTokenizer` and `T5TokenizerFast` make them.
 use crate::error::{Error, Result};
-use crate::paths::is_file;
 use crate::model::files::read_json;
+use crate::paths::is_file;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::ops::Range;
