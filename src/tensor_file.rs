@@ -23,7 +23,10 @@ pub fn header(file: &Path) -> Result<Header> {
     let mut reader = std::fs::File::open(file).map_err(|e| Error::file(file, e))?;
     let bytes = reader.metadata().map_err(|e| Error::file(file, e))?.len();
     let mut length = [0u8; 8];
-    reader.read_exact(&mut length).map_err(|_| Error::file(file, "not a safetensors file: shorter than 8 bytes"))?;
+    reader.read_exact(&mut length).map_err(|e| match e.kind() {
+        std::io::ErrorKind::UnexpectedEof => Error::file(file, "not a safetensors file: shorter than 8 bytes"),
+        _ => Error::file(file, e),
+    })?;
     let length = u64::from_le_bytes(length);
     if length > bytes.saturating_sub(8) {
         return Err(Error::file(

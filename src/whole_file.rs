@@ -214,9 +214,9 @@ fn hold(file: &File) -> bool {
     !matches!(file.try_lock(), Err(TryLockError::WouldBlock))
 }
 
-/// Whether a process is writing the file or folder at `path`.
+/// Whether a process is writing the file or folder at `path`, or it cannot be known.
 fn is_held(path: &Path) -> bool {
-    File::open(path).is_ok_and(|file| matches!(file.try_lock(), Err(TryLockError::WouldBlock)))
+    File::open(path).map_or(true, |file| !hold(&file))
 }
 
 /// Whether `file` is what lies at `path` now.

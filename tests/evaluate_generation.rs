@@ -250,6 +250,7 @@ fn the_section_has_defaults_and_is_written_back() {
         every: 0,
         every_images: 32,
         every_samples: 4,
+        keep_pictures: 50,
         best_by: BestBy::HeldOutFlow,
         batch: None,
         seed: 0,

@@ -1,0 +1,178 @@
+//! Faults in every system call that matters: the process is killed, the disk is full or broken, files run out.
+//!
+//! strace puts one fault into a short run of each command. Whatever the fault, files are whole or absent, nothing
+//! panics, an error names its file and its reason, status 0 means that everything is there; and the same command
+//! without a fault then ends with the same bytes as one that was never disturbed, and leaves nothing else behind.
+//!
+//! `FAULTS` is how many faults are tried (60): `FAULTS=1000 cargo test --release --test faults -- --nocapture`. Where
+//! there is no strace, none are, which is said; with `REQUIRE_STRACE` set that is a failure.
+mod commands;
+mod outcome;
+mod plan;
+mod tracer;
+
+use commands::{Case, ROOT, cases, seg4diff};
+use outcome::Snapshot;
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use tracer::{Ended, Fault};
+
+/// What a command came to after a fault, and how often.
+type Table = BTreeMap<(&'static str, &'static str, &'static str), BTreeMap<&'static str, usize>>;
+
+/// A case with what it comes to undisturbed.
+struct Prepared<'a> {
+    case: &'a Case,
+    before: Snapshot,
+    wanted: Snapshot,
+    calls: plan::Calls,
+}
+
+#[test]
+fn faults_are_survived() {
+    let amount = std::env::var("FAULTS").map_or(60, |text| text.parse().expect("FAULTS is a number"));
+    if amount == 0 || !tracer::is_there() {
+        assert!(amount == 0 || std::env::var_os("REQUIRE_STRACE").is_none(), "there is no strace");
+        println!("no faults were tried: {}", if amount == 0 { "FAULTS is 0" } else { "there is no strace" });
+        return;
+    }
+    let root = tempfile::tempdir().expect("a folder");
+    let cases = cases(root.path());
+    let prepared = in_parallel(&cases, prepare);
+    let calls: Vec<plan::Calls> = prepared.iter().map(|prepared| prepared.calls.clone()).collect();
+    let plan = plan::plan(&calls, amount);
+    let work: Vec<(&Prepared, &Vec<Fault>)> = prepared.iter().zip(&plan).collect();
+    let (table, problems) = (Mutex::new(Table::new()), Mutex::new(vec![]));
+    in_parallel(&work, |(prepared, faults)| {
+        for fault in *faults {
+            let (outcome, found) = prepared.disturb(fault);
+            let key = (prepared.case.name, fault.call, fault.kind());
+            *table.lock().expect("the table").entry(key).or_default().entry(outcome).or_default() += 1;
+            problems.lock().expect("the problems").extend(found);
+        }
+    });
+    show(&table.into_inner().expect("the table"));
+    let problems = problems.into_inner().expect("the problems");
+    assert!(problems.is_empty(), "{} problems:\n{}", problems.len(), problems.join("\n"));
+}
+
+/// Works on all of `items`, on each core one at a time; the results in their order.
+fn in_parallel<'a, T: Sync, R: Send>(items: &'a [T], work: impl Fn(&'a T) -> R + Sync) -> Vec<R> {
+    let (next, results) = (AtomicUsize::new(0), Mutex::new(vec![]));
+    let one_after_another = || {
+        loop {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            let Some(item) = items.get(index) else { return };
+            let result = work(item);
+            results.lock().expect("results").push((index, result));
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
+            scope.spawn(one_after_another);
+        }
+    });
+    let mut results = results.into_inner().expect("results");
+    results.sort_by_key(|(index, _)| *index);
+    results.into_iter().map(|(_, result)| result).collect()
+}
+
+/// Runs a command undisturbed, twice: the second time to see its calls.
+fn prepare(case: &Case) -> Prepared<'_> {
+    case.begin();
+    let before = Snapshot::of(case);
+    let output = seg4diff(case.args()).output().expect("a command");
+    assert!(output.status.success(), "{}: {}", case.name, String::from_utf8_lossy(&output.stderr));
+    let wanted = Snapshot::of(case);
+    assert!(!wanted.is_empty() && wanted.hidden.is_empty(), "{}: {:?}", case.name, wanted.hidden);
+    case.begin();
+    let (ended, calls) = tracer::calls(case.args(), &case.work.with_extension("logs"));
+    assert!(ended.status.success(), "{}: {}", case.name, ended.said);
+    assert_eq!(Snapshot::of(case).differences(&wanted), [""; 0], "{}", case.name);
+    assert!(calls.contains_key("openat") && calls.contains_key("write"), "{}: {calls:?}", case.name);
+    Prepared { case, before, wanted, calls }
+}
+
+impl Prepared<'_> {
+    /// Runs the command with a fault, then again without: what it came to, and what was wrong.
+    fn disturb(&self, fault: &Fault) -> (&'static str, Vec<String>) {
+        let case = self.case;
+        let logs = case.work.with_extension("logs");
+        case.begin();
+        let ended = tracer::disturbed(case.args(), &logs, fault);
+        let mut problems = self.check(fault, &ended);
+        let left = Snapshot::of(case);
+        let outcome = match (ended.status.success(), &ended.hit) {
+            (false, _) if ended.is_killed() => "killed",
+            (false, _) => "failed",
+            (true, Some(_)) => "done all the same",
+            (true, None) => "not reached",
+        };
+        if outcome == "not reached" {
+            problems.push("the call was not made this time".into());
+        }
+        problems.extend(match ended.status.success() {
+            true => left.differences(&self.wanted),
+            false => left.halves(case, &self.before, &self.wanted),
+        });
+        let mut again = seg4diff(case.args_again());
+        let again = tracer::run(&mut again, &logs);
+        if again.status.success() {
+            let now = Snapshot::of(case);
+            problems.extend(now.differences(&self.wanted).into_iter().map(|problem| format!("after it, {problem}")));
+            problems.extend(now.hidden.iter().map(|name| format!("after it, {name} is left")));
+        } else {
+            problems.push(format!("after it, {}: {}", again.status, again.said));
+        }
+        let Fault { call, nth, .. } = fault;
+        let place = ended.hit.unwrap_or_default();
+        let told = |problem| format!("{}, {} at {call} {nth} ({place}): {problem}", case.name, fault.kind());
+        (outcome, problems.into_iter().map(told).collect())
+    }
+
+    /// What is wrong with how a disturbed command ended.
+    fn check(&self, fault: &Fault, ended: &Ended) -> Vec<String> {
+        let mut problems = vec![];
+        let said = &ended.said;
+        if said.contains("panicked") {
+            problems.push(format!("it panicked: {said}"));
+        }
+        match (ended.status.code(), fault.error) {
+            (Some(0), _) => {}
+            (None, None) if ended.is_killed() => {}
+            // The fault met what loads the program.
+            (Some(127), Some(_)) if said.contains("error while loading shared libraries") => {}
+            (Some(1 | 2), Some(_)) => {
+                let errors: Vec<&str> = said.lines().skip_while(|line| !line.starts_with("error: ")).collect();
+                let error = errors.join("\n");
+                let own = self.case.work.parent().expect("a folder").display().to_string();
+                let names_file = error.contains(&own)
+                    || [ROOT, "checkpoints/", "configs/", "data/", "tests/"]
+                        .iter()
+                        .any(|folder| error.contains(folder));
+                // What cannot be said is not.
+                let is_mute = ended.hit.as_ref().is_some_and(|hit| hit.contains(".logs/stderr>"));
+                if !is_mute && !(names_file && error.contains(fault.reason())) {
+                    problems.push(format!("its error names no file or reason: {said}"));
+                }
+            }
+            _ => problems.push(format!("it ended with {}: {said}", ended.status)),
+        }
+        problems
+    }
+}
+
+fn show(table: &Table) {
+    println!("{:22} {:10} {:8} {:>6}  outcome", "command", "call", "fault", "times");
+    let mut all: BTreeMap<&str, usize> = BTreeMap::new();
+    for ((command, call, kind), outcomes) in table {
+        let told: Vec<String> = outcomes.iter().map(|(outcome, times)| format!("{outcome} {times}")).collect();
+        println!("{command:22} {call:10} {kind:8} {:6}  {}", outcomes.values().sum::<usize>(), told.join(", "));
+        for (outcome, times) in outcomes {
+            *all.entry(outcome).or_default() += times;
+        }
+    }
+    let told: Vec<String> = all.iter().map(|(outcome, times)| format!("{outcome} {times}")).collect();
+    println!("{} faults: {}", all.values().sum::<usize>(), told.join(", "));
+}
