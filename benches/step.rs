@@ -110,7 +110,8 @@ fn main() -> Result<()> {
     let context = draw(&[1], &[batch, text_tokens, sizes.joint_attention_dim])?;
     let pooled = draw(&[2], &[batch, sizes.pooled_projection_dim])?;
     let targets: Vec<SampleTargets> = (0..batch).map(|b| targets(args.masks, 8 * side, grid, b as u64)).collect();
-    let plan = StepPlan { expert_layer, recomputed_blocks: if args.checkpointing { sizes.num_layers } else { 0 } };
+    let recomputed_blocks = if args.checkpointing { sizes.num_layers } else { 0 };
+    let plan = StepPlan { expert_layers: &[expert_layer], recomputed_blocks };
     let text = TextEmbedding::new(context, pooled)?;
     let prepare = |number: u64| -> Result<StepInputs> {
         let sigma: Vec<f32> = (0..batch).map(|b| generator(3, &[number, b as u64]).random()).collect();
@@ -144,7 +145,7 @@ fn main() -> Result<()> {
         value_bytes: if device.is_cpu() { 4 } else { dtype.size_in_bytes() },
         is_fused: true,
     };
-    let needs = Needs { model: &sizes, size, trained: parameters.count(), encoding: 0, loader: 0 };
+    let needs = Needs { model: &sizes, size, trained: parameters.count(), experts: 1, encoding: 0, loader: 0 };
     let usage = memory::usage(&device);
     let estimate = needs.estimate(plan.recomputed_blocks, usage);
     eprintln!("{estimate}");

@@ -132,8 +132,22 @@ pub struct ModelConfig {
     pub text_encoders: Vec<TextEncoderKind>,
     /// Tokens that T5 is padded or cut to, or zeros that stand in for it (diffusers' name; 77 as in its training script).
     pub max_sequence_length: usize,
-    /// 0-based index of the semantic grounding expert.
-    pub expert_layer: usize,
+    /// 0-based indices, ascending, of the semantic grounding experts: the blocks whose attention, averaged, learns the
+    /// masks. There is one at least.
+    pub expert_layers: Vec<usize>,
+}
+
+impl ModelConfig {
+    /// The highest expert: the mask loss reaches no further.
+    pub fn last_expert(&self) -> usize {
+        self.expert_layers.last().copied().unwrap_or(0)
+    }
+
+    /// The experts as people say them: `block 9`, or `blocks 7, 8, 9`.
+    pub fn experts(&self) -> String {
+        let numbers: Vec<String> = self.expert_layers.iter().map(usize::to_string).collect();
+        format!("block{} {}", if numbers.len() == 1 { "" } else { "s" }, numbers.join(", "))
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

@@ -57,7 +57,7 @@ fn defaults_are_the_published_recipe() {
     small.data.source = full.data.source.clone();
     small.data.captions = full.data.captions.clone();
     assert_eq!(small, full);
-    assert_eq!((full.lora.rank, full.lora.alpha, full.model.expert_layer), (16, 16.0, 9));
+    assert_eq!((full.lora.rank, full.lora.alpha, full.model.expert_layers), (16, 16.0, vec![9]));
     assert_eq!((full.optim.lr, full.optim.clip_norm, full.optim.warmup_steps), (1e-4, 0.01, 500));
     assert_eq!((full.train.steps, full.train.batch, full.train.accumulate), (1000, 4, 2));
 }
@@ -158,7 +158,7 @@ fn single_problems_are_named_in_place() {
         ("", "model.path=hf:nothing", "expected hf:ORG/NAME"),
         ("", "lora.targets=[\"attn.to_qq\"]", "the nearest is \"attn.to_q\""),
         ("", "lora.layers=[1,1]", "1 is listed twice"),
-        ("", "lora.layers=[10,11]", "blocks 0 to 9 (model.expert_layer)"),
+        ("", "lora.layers=[10,11]", "blocks 0 to 9 (model.expert_layers)"),
         ("", "loss.flow_weight=-1", "must be at least 0.0, is -1.0"),
         ("", "data.caption_dropout=1.5", "from 0.0 to 1.0"),
         ("", "data.format=coco", "data.labels: is missing"),
@@ -235,7 +235,7 @@ fn files_that_are_missing_or_do_not_fit_are_all_named() {
 
     let message = problems(&["model.expert_layer=4", "lora.layers=[1,5]", "data.resolution=40"]);
     assert_eq!(message.lines().count(), 3, "{message}");
-    assert!(message.contains("model.expert_layer: there is no block 4"), "{message}");
+    assert!(message.contains("model.expert_layers: there is no block 4"), "{message}");
     assert!(message.contains("lora.layers: there is no block 5"), "{message}");
     assert!(message.contains("data.resolution: 40 is not a multiple of 16"), "{message}");
 

@@ -50,7 +50,7 @@ fn train(settings: &[&str]) -> (LossTerms, LossTerms) {
         device: &Device::Cpu,
     };
     let inputs = maker.make(&batch.samples, 0).unwrap();
-    let plan = StepPlan { expert_layer: config.model.expert_layer, recomputed_blocks: 0 };
+    let plan = StepPlan { expert_layers: &config.model.expert_layers, recomputed_blocks: 0 };
     let mut optimizer = AdamW::new(&parameters);
     let mut seen = vec![];
     for step in 0..STEPS {

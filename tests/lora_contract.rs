@@ -156,7 +156,7 @@ fn training_moves_the_adapters_alone() {
         let mut optimizer = AdamW::new(&parameters);
         let inputs = inputs(&model);
         for _ in 0..3 {
-            let plan = StepPlan { expert_layer: 1, recomputed_blocks: 1 };
+            let plan = StepPlan { expert_layers: &[1], recomputed_blocks: 1 };
             let found = gradients(&model, &parameters, &config.loss, &inputs, plan).expect("gradients");
             optimizer.step(&parameters, &found.of, 1.0, 0.1, &config.optim).expect("step");
         }

@@ -125,7 +125,8 @@ fn report(output: &Path) -> RunReport {
     RunReport {
         output: output.to_path_buf(),
         model: format!("models/{NASTY}"),
-        expert_layer: 4,
+        experts: "block 4".into(),
+        probed_layer: 4,
         resolution: 64,
         steps: (400, 400),
         facts: vec![("Base model", NASTY.into()), ("Images seen", "3200".into())],

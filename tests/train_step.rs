@@ -226,7 +226,7 @@ fn output_and_attention() {
 fn run(fixture: &Fixture, case: &Value, wide: bool, recomputed_blocks: usize) -> (Gradients, Parameters) {
     let config = fixture.config(case);
     let (model, parameters) = fixture.trained(&config, wide);
-    let plan = StepPlan { expert_layer: config.model.expert_layer, recomputed_blocks };
+    let plan = StepPlan { expert_layers: &config.model.expert_layers, recomputed_blocks };
     let step = gradients(&model, &parameters, &config.loss, &fixture.step_inputs(case), plan).unwrap();
     (step, parameters)
 }
@@ -330,7 +330,7 @@ fn ten_optimizer_steps() {
         inputs.noise = tensors["noise"].get(step).unwrap();
         inputs.sigma = tensors["sigma"].get(step).unwrap();
         inputs.timestep = (&inputs.sigma * 1000.0).unwrap();
-        let plan = StepPlan { expert_layer: config.model.expert_layer, recomputed_blocks: 0 };
+        let plan = StepPlan { expert_layers: &config.model.expert_layers, recomputed_blocks: 0 };
         let result = gradients(&model, &parameters, &config.loss, &inputs, plan).unwrap();
         let norm = gradient_norm(&result.of).unwrap();
         let lr = learning_rate(&config.optim, step as u64, steps as u64);

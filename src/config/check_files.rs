@@ -105,8 +105,8 @@ impl RunConfig {
             let beyond = |key: &str, layer: usize| {
                 format!("{key}: there is no block {layer}; {} has blocks 0 to {}", file.display(), blocks - 1)
             };
-            if self.model.expert_layer >= blocks {
-                problems.push(beyond("model.expert_layer", self.model.expert_layer));
+            if self.model.last_expert() >= blocks {
+                problems.push(beyond("model.expert_layers", self.model.last_expert()));
             } else if let Some(eval) = self.eval.as_ref().filter(|eval| eval.perturb_layer >= blocks) {
                 problems.push(beyond("eval.perturb_layer", eval.perturb_layer));
             }

@@ -33,6 +33,9 @@ impl std::fmt::Display for Value {
     }
 }
 
+/// Former names of settings, which older configs and checkpoints have, and the names of today.
+const RENAMED: [(&str, &str); 1] = [("model.expert_layer", "model.expert_layers")];
+
 /// Settings by dotted key (`lora.rank`) and sections by name.
 #[derive(Default)]
 pub(super) struct Document {
@@ -88,7 +91,9 @@ impl Document {
         }
     }
 
+    /// A setting goes over one of the same name, and of its former name.
     fn put(&mut self, key: &str, place: Place, value: Value) {
+        let key = RENAMED.iter().find(|(old, _)| *old == key).map_or(key, |(_, new)| new);
         self.settings.insert(key.to_string(), (place, value));
     }
 

@@ -33,7 +33,7 @@ pub(super) fn section(reader: &mut Reader, run: &RunConfig) -> Option<EvalConfig
         steps: reader.checked("eval.steps", 28, within(1, 1000)),
         guidance: reader.checked("eval.guidance", 7.0, at_least(0.0)),
         perturb_scale: reader.checked("eval.perturb_scale", 0.0, at_least(0.0)),
-        perturb_layer: reader.get("eval.perturb_layer", run.model.expert_layer),
+        perturb_layer: reader.get("eval.perturb_layer", run.model.last_expert()),
         perturb_sigma: reader.checked("eval.perturb_sigma", BLUR, positive),
         batch: reader.optional("eval.batch"),
         seed: reader.get("eval.seed", 0),

@@ -2,7 +2,7 @@
 use super::document::{Document, read_text};
 use super::problems::{Problems, nearest};
 use super::reader::Reader;
-use super::setting::{at_least, distinct, not_empty, positive, within};
+use super::setting::{Blocks, at_least, distinct, not_empty, positive, within};
 use super::*;
 use crate::error::Result;
 use crate::train::schedule::largest_rate;
@@ -109,14 +109,14 @@ impl RunConfig {
         }
         if let LayerChoice::List(layers) = &self.lora.layers
             && loss.uses_masks()
-            && layers.iter().all(|layer| *layer > self.model.expert_layer)
+            && layers.iter().all(|layer| *layer > self.model.last_expert())
         {
             reader.problem(
-                &["lora.layers", "model.expert_layer"],
+                &["lora.layers", "model.expert_layers"],
                 format!(
-                    "the mask loss reaches blocks 0 to {} (model.expert_layer) only, and none of these is listed; \
+                    "the mask loss reaches blocks 0 to {} (model.expert_layers) only, and none of these is listed; \
                      set its weights to 0 to train without it",
-                    self.model.expert_layer
+                    self.model.last_expert()
                 ),
             );
         }
@@ -199,7 +199,12 @@ fn model(reader: &mut Reader) -> ModelConfig {
             |list: &Vec<_>| distinct(list),
         ),
         max_sequence_length: reader.checked("model.max_sequence_length", 77, within(1, 512)),
-        expert_layer: reader.get("model.expert_layer", 9),
+        expert_layers: {
+            let mut layers =
+                reader.checked("model.expert_layers", Blocks(vec![9]), |Blocks(layers): &Blocks| distinct(layers)).0;
+            layers.sort_unstable();
+            layers
+        },
     }
 }
 

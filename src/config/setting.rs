@@ -246,6 +246,22 @@ impl Setting for LayerChoice {
     }
 }
 
+/// Indices of blocks; one alone needs no list.
+pub(super) struct Blocks(pub Vec<usize>);
+
+impl Setting for Blocks {
+    fn expected() -> String {
+        "a block index (from 0) or a list of them".into()
+    }
+
+    fn convert(value: &Value) -> Option<Self> {
+        match value {
+            Value::Integer(_) => usize::convert(value).map(|layer| Self(vec![layer])),
+            _ => Vec::convert(value).map(Self),
+        }
+    }
+}
+
 impl Setting for GradientCheckpointing {
     fn expected() -> String {
         "\"auto\", true or false".into()

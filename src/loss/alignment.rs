@@ -21,7 +21,7 @@ pub enum AlignmentLoss {
     },
 }
 
-/// The alignment of the expert's attention of a batch with its masks.
+/// The alignment of a batch's attention, the mean over some expert blocks, with its masks.
 pub struct MaskAlignment<'a> {
     pub heads: usize,
     /// Rows and columns of image tokens.
@@ -36,7 +36,7 @@ pub struct MaskAlignment<'a> {
 impl MaskAlignment<'_> {
     /// Begins to match each image's maps with its masks, where classes do not say which belong together. Nothing of it
     /// is recorded. What is computed before [`Self::loss`] needs it, a GPU does while the host matches.
-    pub fn begin(&self, probe: &Probe) -> Result<Vec<Matching>> {
+    pub fn begin(&self, probes: &[Probe]) -> Result<Vec<Matching>> {
         let (kind, score_head) = match self.config.alignment {
             Alignment::Sigmoid => (self.config.heads, self.score_head),
             Alignment::Softmax => (HeadMaps::Mean, None),
@@ -47,7 +47,7 @@ impl MaskAlignment<'_> {
             if !targets.spans.is_empty() || targets.masks.is_empty() {
                 return Ok(Matching::default());
             }
-            let mut all = self.maps(probe, index)?.all(kind)?;
+            let mut all = self.maps(probes, index)?.all(kind)?;
             if let Some(parameters) = &score_head {
                 all = ops::score_head(&all, parameters)?;
             }
@@ -58,15 +58,15 @@ impl MaskAlignment<'_> {
     }
 
     /// The loss of the same attention with gradient, `matchings` being what [`Self::begin`] gave.
-    pub fn loss(&self, probe: &Probe, matchings: Vec<Matching>) -> Result<AlignmentLoss> {
+    pub fn loss(&self, probes: &[Probe], matchings: Vec<Matching>) -> Result<AlignmentLoss> {
         match self.config.alignment {
-            Alignment::Sigmoid => self.sigmoid_loss(probe, matchings),
-            Alignment::Softmax => self.softmax_loss(probe, matchings),
+            Alignment::Sigmoid => self.sigmoid_loss(probes, matchings),
+            Alignment::Softmax => self.softmax_loss(probes, matchings),
         }
     }
 
-    fn maps(&self, probe: &Probe, index: usize) -> Result<SampleMaps> {
-        SampleMaps::new(probe, index, self.heads, self.grid)
+    fn maps(&self, probes: &[Probe], index: usize) -> Result<SampleMaps> {
+        SampleMaps::new(probes, index, self.heads, self.grid)
     }
 
     fn choose(&self, maps: &SampleMaps, targets: &SampleTargets, matching: Matching) -> Result<Chosen> {
@@ -86,13 +86,13 @@ impl MaskAlignment<'_> {
         Ok(chosen)
     }
 
-    fn sigmoid_loss(&self, probe: &Probe, matchings: Vec<Matching>) -> Result<AlignmentLoss> {
+    fn sigmoid_loss(&self, probes: &[Probe], matchings: Vec<Matching>) -> Result<AlignmentLoss> {
         let mut maps = vec![];
         let mut groups: Vec<Vec<usize>> = vec![];
         let mut masks = vec![];
         let mut first = 0;
         for (index, (targets, matching)) in self.targets.iter().zip(matchings).enumerate() {
-            let sample = self.maps(probe, index)?;
+            let sample = self.maps(probes, index)?;
             let chosen = self.choose(&sample, targets, matching)?;
             if chosen.maps.is_empty() {
                 continue;
@@ -118,7 +118,7 @@ impl MaskAlignment<'_> {
         Ok(AlignmentLoss::Sigmoid { focal: terms.get(0)?, dice: terms.get(1)? })
     }
 
-    fn softmax_loss(&self, probe: &Probe, matchings: Vec<Matching>) -> Result<AlignmentLoss> {
+    fn softmax_loss(&self, probes: &[Probe], matchings: Vec<Matching>) -> Result<AlignmentLoss> {
         let mut losses = vec![];
         for (index, (targets, matching)) in self.targets.iter().zip(matchings).enumerate() {
             let matched = matching.pairs()?.into_iter().map(|(token, mask)| (&targets.masks[mask], vec![token]));
@@ -127,7 +127,7 @@ impl MaskAlignment<'_> {
             let tokens: Vec<Vec<usize>> = pairs.iter().map(|(_, tokens)| tokens.clone()).collect();
             let weights = pairs.iter().map(|(mask, _)| 1.0 / (mask.area.max(1) as f32).sqrt()).collect();
             // The floor is below anything that a softmax in f32 gives a gradient for; it keeps the logarithm finite.
-            let logarithms = (self.maps(probe, index)?.class_probability(&tokens)? + 1e-30)?.log()?;
+            let logarithms = (self.maps(probes, index)?.class_probability(&tokens)? + 1e-30)?.log()?;
             losses.push(ops::pixel_cross_entropy(&logarithms, labels, size, weights)?);
         }
         if losses.is_empty() {

@@ -1,13 +1,13 @@
-//! Attention maps of the expert: all of them without gradient, for matching; the chosen ones with.
+//! Attention maps of the experts, averaged: all of them without gradient, for matching; the chosen ones with.
 use crate::config::HeadMaps;
 use crate::device::upload;
-use crate::model::mmdit::{Probe, image_to_text_logits};
+use crate::model::mmdit::{Probe, mean, mean_logits, mean_probability};
 use crate::model::text::tokenizer::CLIP_TOKENS;
 use candle_core::{DType, Result, Tensor};
 
-/// One image's expert attention.
+/// One image's attention in the expert blocks; every map is the mean over them.
 pub struct SampleMaps {
-    probe: Probe,
+    probes: Vec<Probe>,
     heads: usize,
     grid: (usize, usize),
 }
@@ -20,16 +20,16 @@ pub struct MapIndex {
 }
 
 impl SampleMaps {
-    /// Image `index` of the batch that `probe` is of; `grid` is rows and columns of image tokens.
-    pub fn new(probe: &Probe, index: usize, heads: usize, grid: (usize, usize)) -> Result<Self> {
-        Ok(Self { probe: probe.sample(index)?, heads, grid })
+    /// Image `index` of the batch that `probes` are of; `grid` is rows and columns of image tokens.
+    pub fn new(probes: &[Probe], index: usize, heads: usize, grid: (usize, usize)) -> Result<Self> {
+        let probes = probes.iter().map(|probe| probe.sample(index)).collect::<Result<_>>()?;
+        Ok(Self { probes, heads, grid })
     }
 
     /// Every map, without gradient: `[heads·77, h, w]` (map `head·77 + token`), or `[77, h, w]` of head means.
     pub fn all(&self, kind: HeadMaps) -> Result<Tensor> {
-        let Probe { queries, keys, last_key_count } = &self.probe;
-        let probe = Probe { queries: queries.detach(), keys: keys.detach(), last_key_count: *last_key_count };
-        let logits = image_to_text_logits(&probe, self.heads)?.squeeze(0)?;
+        let probes: Vec<Probe> = self.probes.iter().map(Probe::detached).collect();
+        let logits = mean_logits(&probes, self.heads)?.squeeze(0)?;
         let (rows, columns) = self.grid;
         match kind {
             HeadMaps::Keep => logits.reshape(((), rows, columns)),
@@ -56,7 +56,11 @@ impl SampleMaps {
     /// The chosen maps with gradient, `[chosen, h, w]` in f32: one product of all queries with the chosen keys, each
     /// key zero outside its head.
     pub fn chosen(&self, chosen: &[MapIndex]) -> Result<Tensor> {
-        let (_, tokens, width) = self.probe.queries.dims3()?;
+        mean(self.probes.iter().map(|probe| self.chosen_of(probe, chosen)))
+    }
+
+    fn chosen_of(&self, probe: &Probe, chosen: &[MapIndex]) -> Result<Tensor> {
+        let (_, tokens, width) = probe.queries.dims3()?;
         let head_dim = width / self.heads;
         let scale = (head_dim as f32).powf(-0.5);
         let mut weights = vec![0f32; chosen.len() * width];
@@ -66,18 +70,18 @@ impl SampleMaps {
                 None => row.fill(scale / self.heads as f32),
             }
         }
-        let device = self.probe.queries.device();
+        let device = probe.queries.device();
         let weights = upload(weights, (chosen.len(), width), device)?;
         let token_indices: Vec<u32> = chosen.iter().map(|index| index.token as u32).collect();
         let token_indices = upload(token_indices, chosen.len(), device)?;
-        let keys = self.probe.text_keys()?.squeeze(0)?.to_dtype(DType::F32)?.index_select(&token_indices, 0)?;
-        let queries = self.probe.queries.reshape((tokens, width))?.to_dtype(DType::F32)?;
+        let keys = probe.text_keys()?.squeeze(0)?.to_dtype(DType::F32)?.index_select(&token_indices, 0)?;
+        let queries = probe.queries.reshape((tokens, width))?.to_dtype(DType::F32)?;
         (keys * weights)?.matmul(&queries.t()?)?.reshape(((), self.grid.0, self.grid.1))
     }
 
     /// Attention probability of classes, `[classes, h, w]`: each the mean over its tokens.
     pub fn class_probability(&self, classes: &[Vec<usize>]) -> Result<Tensor> {
-        let probability = self.probe.probability(self.heads)?.squeeze(0)?;
+        let probability = mean_probability(&self.probes, self.heads)?.squeeze(0)?;
         let mut mean = vec![0f32; classes.len() * CLIP_TOKENS];
         for (tokens, row) in classes.iter().zip(mean.chunks_exact_mut(CLIP_TOKENS)) {
             for token in tokens {

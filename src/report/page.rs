@@ -62,8 +62,10 @@ pub struct RunReport {
     pub output: PathBuf,
     /// The base model as the config names it: a folder, or `hf:org/name@revision`.
     pub model: String,
-    /// The block whose attention is trained.
-    pub expert_layer: usize,
+    /// The blocks whose attention is trained, as people say them: `block 9`.
+    pub experts: String,
+    /// The block that the example of `probe` looks at.
+    pub probed_layer: usize,
     /// Side of the training images in pixels.
     pub resolution: usize,
     /// Steps done, and steps that the config asks for: fewer were done where the run was stopped.
@@ -202,7 +204,7 @@ impl RunReport {
                 section #attention {
                     h2 { "Where the expert looks" }
                     p.note {
-                        "Held-out pictures, and the attention of block " (self.expert_layer) " to each class in the prompt, bright \
+                        "Held-out pictures, and the attention of " (self.experts) " to each class in the prompt, bright \
                          where it is highest. At each pixel the class with the highest attention is the prediction; the \
                          percentage is the share of pixels that it gets right."
                     }
@@ -321,7 +323,7 @@ impl RunReport {
             "seg4diff generate {with_lora} \\\n  --prompt {} --out images\n\
              seg4diff probe {with_lora} \\\n  --image cat.jpg --prompt \"a cat on a bench\" --layer {} --out attention",
             shell(prompt),
-            self.expert_layer
+            self.probed_layer
         );
         html! {
             section #usage {

@@ -34,8 +34,9 @@ pub struct LossTerms {
 
 /// How the step runs: the same numbers in every case.
 #[derive(Clone, Copy, Debug)]
-pub struct StepPlan {
-    pub expert_layer: usize,
+pub struct StepPlan<'a> {
+    /// Ascending indices of the blocks whose attention, averaged, the masks are compared with.
+    pub expert_layers: &'a [usize],
     /// The first blocks, so many, keep only their input and run again in the backward pass.
     pub recomputed_blocks: usize,
 }
@@ -88,9 +89,13 @@ struct Step<'a> {
     inputs: &'a StepInputs,
     conditioning: Tensor,
     grid: (usize, usize),
-    expert_layer: usize,
-    /// Begun when the expert's attention was first there.
+    expert_layers: &'a [usize],
+    /// What the mask loss reads of the experts, cut off from their blocks; those that were passed so far.
+    probes: Vec<Probe>,
+    /// Begun when the last expert's attention was first there.
     matchings: Vec<Matching>,
+    /// Gradients of the experts' queries and keys, as [`Self::align`] found them.
+    pulled: Vec<[Option<Tensor>; 2]>,
     terms: Unread,
     gradients: Vec<Option<Tensor>>,
 }
@@ -101,7 +106,7 @@ pub fn gradients(
     parameters: &Parameters,
     config: &LossConfig,
     inputs: &StepInputs,
-    plan: StepPlan,
+    plan: StepPlan<'_>,
 ) -> Result<Gradients> {
     let sigma = inputs.sigma.reshape(((), 1, 1, 1))?;
     let noised = (inputs.latents.broadcast_mul(&(1.0 - &sigma)?)? + inputs.noise.broadcast_mul(&sigma)?)?;
@@ -114,8 +119,10 @@ pub fn gradients(
         inputs,
         conditioning: embedded.conditioning,
         grid: embedded.grid,
-        expert_layer: plan.expert_layer,
+        expert_layers: plan.expert_layers,
+        probes: vec![],
         matchings: vec![],
+        pulled: vec![],
         terms: Unread::default(),
         gradients: vec![None; parameters.all.len()],
     };
@@ -126,69 +133,63 @@ pub fn gradients(
 impl Step<'_> {
     fn run(&mut self, streams: Streams, recomputed: usize) -> Result<()> {
         let with_flow = self.config.flow_weight > 0.0;
-        // The mask loss reaches no further than the expert.
-        let blocks = if with_flow { self.model.blocks.len() } else { self.expert_layer + 1 };
+        // The mask loss reaches no further than the last expert.
+        let blocks = if with_flow { self.model.blocks.len() } else { self.last_expert() + 1 };
         let recomputed = recomputed.min(blocks);
         let mut kept = Vec::with_capacity(recomputed);
         let mut streams = streams;
         for (layer, block) in self.model.blocks[..recomputed].iter().enumerate() {
             kept.push(streams.clone());
             let (out, probe) = block.forward(&streams, &self.conditioning)?;
-            if layer == self.expert_layer {
-                self.begin_matching(&probe)?;
-            }
+            self.look(layer, &probe)?;
             streams = Streams { image: out.image.detach(), text: out.text.detach(), ..out };
         }
 
         let start =
             if recomputed > self.parameters.first_block() { Leaf::new(&streams)? } else { Leaf::constant(streams) };
         let mut streams = start.streams.clone();
-        let mut expert = None;
+        let mut experts = vec![];
         for (layer, block) in self.model.blocks.iter().enumerate().take(blocks).skip(recomputed) {
-            let probe = if layer == self.expert_layer && !with_flow {
+            let probe = if layer + 1 == blocks && !with_flow {
                 block.probe(&streams, &self.conditioning)?
             } else {
                 let (out, probe) = block.forward(&streams, &self.conditioning)?;
                 streams = out;
                 probe
             };
-            if layer == self.expert_layer {
-                self.begin_matching(&probe)?;
-                expert = Some(probe);
+            self.look(layer, &probe)?;
+            if self.expert_layers.contains(&layer) {
+                experts.push((layer, probe));
             }
         }
-        let mut loss = Sum::default();
         let finish = || self.model.embedding.finish(&streams.image, &self.conditioning, self.grid);
         let velocity = with_flow.then(finish).transpose()?;
-        if let Some(probe) = expert {
-            self.align(&probe, &mut loss)?;
+        self.align()?;
+        let mut loss = Sum::default();
+        for (layer, probe) in &experts {
+            self.pull(*layer, probe, &mut loss)?;
         }
         if let Some(velocity) = velocity {
             let flow = flow_loss(&velocity, &self.inputs.latents, &self.inputs.noise)?;
             self.terms.flow = Some(flow.detach());
             loss.add((flow * self.config.flow_weight)?)?;
         }
-        drop(streams);
+        drop((streams, experts));
         let mut above = self.backward(loss, &start)?;
         let first = self.parameters.first_block();
         for layer in (first..recomputed).rev() {
             let Some(input) = kept.pop() else { break };
             let leaf = if layer > first { Leaf::new(&input)? } else { Leaf::constant(input) };
             let mut loss = Sum::default();
-            if layer == self.expert_layer && !with_flow {
-                let probe = self.model.blocks[layer].probe(&leaf.streams, &self.conditioning)?;
-                self.align(&probe, &mut loss)?;
+            let block = &self.model.blocks[layer];
+            if layer + 1 == blocks && !with_flow {
+                let probe = block.probe(&leaf.streams, &self.conditioning)?;
+                self.pull(layer, &probe, &mut loss)?;
             } else {
-                let (out, probe) = self.model.blocks[layer].forward(&leaf.streams, &self.conditioning)?;
-                // In the order of the undivided graph, so that sums come out the same to the bit.
-                if layer == self.expert_layer {
-                    self.align(&probe, &mut loss)?;
-                }
-                for (out, grad) in [(&out.image, &above.0), (&out.text, &above.1)] {
-                    if let Some(grad) = grad {
-                        loss.add((out * grad)?.sum_all()?.to_dtype(DType::F32)?)?;
-                    }
-                }
+                let (out, probe) = block.forward(&leaf.streams, &self.conditioning)?;
+                self.pull(layer, &probe, &mut loss)?;
+                loss.pull(&out.image, &above.0)?;
+                loss.pull(&out.text, &above.1)?;
             }
             above = self.backward(loss, &leaf)?;
         }
@@ -205,34 +206,71 @@ impl Step<'_> {
         }
     }
 
-    /// Begins to match the expert's attention with the masks, to be finished by [`Self::align`].
-    fn begin_matching(&mut self, probe: &Probe) -> Result<()> {
-        self.matchings = self.alignment().begin(probe)?;
+    fn last_expert(&self) -> usize {
+        self.expert_layers.last().copied().unwrap_or(0)
+    }
+
+    /// Where block `layer` is an expert, keeps what the mask loss reads of it: a leaf, so that the loss's gradients can
+    /// wait until the block's own turn comes. With the last expert the matching begins, to be finished by
+    /// [`Self::align`].
+    fn look(&mut self, layer: usize, probe: &Probe) -> Result<()> {
+        if !self.expert_layers.contains(&layer) || self.inputs.targets.iter().all(|of| of.masks.is_empty()) {
+            return Ok(());
+        }
+        let leaf = |t: &Tensor| Result::Ok(Var::from_tensor(t)?.into_inner());
+        let (queries, keys) = (leaf(&probe.queries)?, leaf(&probe.keys)?);
+        self.probes.push(Probe { queries, keys, last_key_count: probe.last_key_count });
+        if layer == self.last_expert() {
+            self.matchings = self.alignment().begin(&self.probes)?;
+        }
         Ok(())
     }
 
-    /// Adds the alignment loss of the expert's attention.
-    fn align(&mut self, probe: &Probe, loss: &mut Sum) -> Result<()> {
-        let matchings = std::mem::take(&mut self.matchings);
-        let found = self.alignment().loss(probe, matchings)?;
+    /// The alignment loss of the experts' attention, and its gradients: those of the score head, and those of the experts'
+    /// queries and keys, for [`Self::pull`].
+    fn align(&mut self) -> Result<()> {
+        let (probes, matchings) = (std::mem::take(&mut self.probes), std::mem::take(&mut self.matchings));
+        if probes.is_empty() {
+            return Ok(());
+        }
+        let found = self.alignment().loss(&probes, matchings)?;
         let terms = &mut self.terms;
-        match found {
-            AlignmentLoss::None => Ok(()),
+        let loss = match found {
+            AlignmentLoss::None => return Ok(()),
             AlignmentLoss::Sigmoid { focal, dice } => {
                 (terms.focal, terms.dice) = (Some(focal.detach()), Some(dice.detach()));
-                loss.add(((focal * self.config.focal_weight)? + (dice * self.config.dice_weight)?)?)
+                ((focal * self.config.focal_weight)? + (dice * self.config.dice_weight)?)?
             }
             AlignmentLoss::Softmax { align } => {
                 terms.align = Some(align.detach());
-                loss.add((align * self.config.align_weight)?)
+                (align * self.config.align_weight)?
             }
-        }
+        };
+        let grads = loss.backward()?;
+        self.add(&grads)?;
+        let of = |probe: &Probe| [grads.get(&probe.queries).cloned(), grads.get(&probe.keys).cloned()];
+        self.pulled = probes.iter().map(of).collect();
+        Ok(())
+    }
+
+    /// Adds what the alignment loss asks of block `layer`, where that is an expert.
+    fn pull(&self, layer: usize, probe: &Probe, loss: &mut Sum) -> Result<()> {
+        let place = self.expert_layers.iter().position(|expert| *expert == layer);
+        let Some([queries, keys]) = place.and_then(|place| self.pulled.get(place)) else { return Ok(()) };
+        loss.pull(&probe.queries, queries)?;
+        loss.pull(&probe.keys, keys)
     }
 
     /// Pulls the loss back: adds to the parameters' gradients, returns those of the leaf's streams.
     fn backward(&mut self, loss: Sum, leaf: &Leaf) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let Some(loss) = loss.0.filter(Tensor::track_op) else { return Ok((None, None)) };
         let grads = loss.backward()?;
+        self.add(&grads)?;
+        Ok(leaf.gradients(&grads))
+    }
+
+    /// Adds to the parameters' gradients.
+    fn add(&mut self, grads: &GradStore) -> Result<()> {
         for (parameter, sum) in self.parameters.all.iter().zip(&mut self.gradients) {
             if let Some(grad) = grads.get(parameter.var.as_tensor()) {
                 *sum = Some(match sum.take() {
@@ -241,7 +279,7 @@ impl Step<'_> {
                 });
             }
         }
-        Ok(leaf.gradients(&grads))
+        Ok(())
     }
 }
 
@@ -279,5 +317,13 @@ impl Sum {
             Some(sum) => (sum + term)?,
         });
         Ok(())
+    }
+
+    /// Adds a term whose gradient by `tensor` is `gradient`: what was found elsewhere of a loss on it goes on from here.
+    fn pull(&mut self, tensor: &Tensor, gradient: &Option<Tensor>) -> Result<()> {
+        match gradient {
+            Some(gradient) => self.add((tensor * gradient)?.sum_all()?.to_dtype(DType::F32)?),
+            None => Ok(()),
+        }
     }
 }

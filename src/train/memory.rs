@@ -24,6 +24,8 @@ pub struct Needs<'a> {
     pub size: StepSize,
     /// Numbers that are trained.
     pub trained: usize,
+    /// Blocks whose attention learns the masks.
+    pub experts: usize,
     /// Bytes that encoding one image takes for a moment; 0 with a cache.
     pub encoding: u64,
     /// Bytes of the samples that the loader holds.
@@ -60,6 +62,8 @@ const KEPT_BY_SECOND_ATTENTION: usize = 9;
 const PASSING: usize = 14;
 /// The same for a block that is recomputed: its input again, the gradient of its output, and their products.
 const RECOMPUTING: usize = 2;
+/// The same for each expert block but one, which the other numbers have in them: queries and keys, and their gradients.
+const KEPT_BY_EXPERT: usize = 4;
 /// Copies of everything that is trained: its gradient, the sum over micro-batches, and AdamW's two moments.
 const TRAINING_COPIES: u64 = 4;
 /// A run starts although the estimate says that it does not fit, if it is over by less than this.
@@ -88,7 +92,8 @@ impl Needs<'_> {
         let again = again.map_or(0, |block| block + self.values(RECOMPUTING * tokens));
         Estimate {
             usage: (usage.now, usage.most),
-            activations: kept.max(again) + self.values((recomputed + PASSING) * tokens),
+            activations: kept.max(again)
+                + self.values((recomputed + PASSING + KEPT_BY_EXPERT * self.experts.saturating_sub(1)) * tokens),
             training: TRAINING_COPIES * 4 * self.trained as u64,
             encoding: self.encoding,
             loader: self.loader,
@@ -214,7 +219,7 @@ mod tests {
     fn blocks_are_recomputed_only_where_memory_is_short() {
         let model = config();
         let size = StepSize { batch: 4, image_tokens: 4096, text_tokens: 154, value_bytes: 4, is_fused: true };
-        let needs = Needs { model: &model, size, trained: 4_000_000, encoding: 0, loader: 100 };
+        let needs = Needs { model: &model, size, trained: 4_000_000, experts: 1, encoding: 0, loader: 100 };
         let plan = |choice, free| needs.plan(choice, Usage { now: 7, most: 9, free });
         let auto = |free| plan(GradientCheckpointing::Auto, free).map(|(recomputed, _)| recomputed).ok();
         let added = |recomputed| needs.estimate(recomputed, Usage::default()).added();
@@ -237,7 +242,7 @@ mod tests {
     fn a_cache_saves_what_encoding_takes() {
         let model = config();
         let size = StepSize { batch: 1, image_tokens: 1, text_tokens: 1, value_bytes: 4, is_fused: true };
-        let needs = |encoding| Needs { model: &model, size, trained: 0, encoding, loader: 5 };
+        let needs = |encoding| Needs { model: &model, size, trained: 0, experts: 1, encoding, loader: 5 };
         let added = |encoding| needs(encoding).estimate(0, Usage::default()).added();
         assert_eq!(added(1 << 40), 5 + (1 << 40));
         assert_eq!(added(0), added(1));

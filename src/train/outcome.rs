@@ -29,7 +29,8 @@ impl Outcome<'_> {
         let report = RunReport {
             output: config.output.clone(),
             model: config.model.path.clone(),
-            expert_layer: config.model.expert_layer,
+            experts: config.model.experts(),
+            probed_layer: config.model.last_expert(),
             resolution: config.data.resolution,
             steps: (self.state.step, config.train.steps),
             facts: self.facts(&metrics),
@@ -65,7 +66,7 @@ impl Outcome<'_> {
             ("Resolution", format!("{0} × {0} pixels", config.data.resolution)),
             ("Steps", format!("{}, of {size} images each", self.state.step)),
             ("Images seen", self.state.samples.to_string()),
-            ("Expert", format!("block {}", config.model.expert_layer)),
+            ("Expert", config.model.experts()),
             ("Time in steps", duration(seconds)),
             ("Speed", rate(metrics.len() as f64 * images as f64 / seconds)),
             ("Device", device),

@@ -221,7 +221,7 @@ fn reaches_loss(config: &RunConfig, layer: usize, module: &str, blocks: usize) -
     if config.loss.flow_weight > 0.0 {
         return !(layer + 1 == blocks && module == "attn.add_q_proj");
     }
-    let expert = config.model.expert_layer;
+    let expert = config.model.last_expert();
     let mut probed = vec!["attn.to_q", "attn.add_k_proj", "norm1.linear", "norm1_context.linear"];
     if config.loss.alignment == Alignment::Softmax {
         probed.push("attn.to_k");

@@ -88,7 +88,7 @@ struct Trainer<'a> {
     parameters: Parameters,
     optimizer: AdamW,
     loader: Loader,
-    plan: StepPlan,
+    plan: StepPlan<'a>,
     estimate: Estimate,
     state: State,
     /// The next micro-batch, or why there is none, where it is prepared already.
@@ -133,9 +133,9 @@ impl<'a> Trainer<'a> {
         checkpoint: Option<Checkpoint>,
     ) -> Result<Self> {
         let blocks = pipeline.transformer.blocks.len();
-        if config.model.expert_layer >= blocks {
-            let layer = config.model.expert_layer;
-            return Err(Error::Usage(format!("model.expert_layer is {layer}, but the model has {blocks} blocks")));
+        let last = config.model.last_expert();
+        if last >= blocks {
+            return Err(Error::Usage(format!("model.expert_layers has {last}, but the model has {blocks} blocks")));
         }
         let (_, height, width) = pipeline.latent_shape(config.data.resolution)?;
         let parameters = Parameters::new(config, &mut pipeline.transformer, device)?;
@@ -166,13 +166,14 @@ impl<'a> Trainer<'a> {
             model: &pipeline.transformer.config,
             size,
             trained: parameters.count(),
+            experts: config.model.expert_layers.len(),
             encoding: if cached { 0 } else { pipeline.vae.encoding_bytes(config.data.resolution) },
             // It is in the host's memory, whatever the device.
             loader: if device.is_cpu() { held } else { 0 },
         };
         let (recomputed_blocks, estimate) = needs.plan(config.train.gradient_checkpointing, memory::usage(device))?;
         Ok(Self {
-            plan: StepPlan { expert_layer: config.model.expert_layer, recomputed_blocks },
+            plan: StepPlan { expert_layers: &config.model.expert_layers, recomputed_blocks },
             scheduler: Scheduler::open(files)?,
             config,
             device,

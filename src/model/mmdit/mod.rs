@@ -9,7 +9,7 @@ pub use block::{Block, JointInputs, Probe, Streams};
 pub use blur::Blur;
 pub use config::MmDitConfig;
 pub use embed::{Embedded, Embedding};
-pub use probe::image_to_text_logits;
+pub use probe::{image_to_text_logits, mean, mean_logits, mean_probability};
 
 use super::files::{ModelFiles, Part};
 use super::lora::Adapter;
@@ -142,6 +142,16 @@ impl MmDit {
         Ok(self.blocks[layer].probe(&streams, &embedded.conditioning)?)
     }
 
+    /// The same of each of the ascending `layers`, in one pass that ends at the last.
+    pub fn probes(&self, embedded: &Embedded, layers: &[usize]) -> Result<Vec<Probe>> {
+        let mut probes = Vec::with_capacity(layers.len());
+        self.probe_each(embedded, layers, |_, probe| {
+            probes.push(probe);
+            Ok(())
+        })?;
+        Ok(probes)
+    }
+
     /// Calls `visit` with what goes into the joint attention of each block, in one pass through all.
     pub fn inspect_each(
         &self,
@@ -162,17 +172,17 @@ impl MmDit {
         &self,
         embedded: &Embedded,
         layers: &[usize],
-        mut visit: impl FnMut(usize, &Probe) -> Result<()>,
+        mut visit: impl FnMut(usize, Probe) -> Result<()>,
     ) -> Result<()> {
         let Some((&last, others)) = layers.split_last() else { return Ok(()) };
         let mut streams = embedded.streams.clone();
         for (layer, block) in self.blocks[..last].iter().enumerate() {
             let (output, probe) = block.forward(&streams, &embedded.conditioning)?;
             if others.contains(&layer) {
-                visit(layer, &probe)?;
+                visit(layer, probe)?;
             }
             streams = output;
         }
-        visit(last, &self.blocks[last].probe(&streams, &embedded.conditioning)?)
+        visit(last, self.blocks[last].probe(&streams, &embedded.conditioning)?)
     }
 }

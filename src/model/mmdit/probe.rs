@@ -2,7 +2,7 @@
 use super::block::Probe;
 use crate::model::text::tokenizer::CLIP_TOKENS;
 use crate::ops;
-use candle_core::{DType, Result, Tensor};
+use candle_core::{DType, Result, Tensor, bail};
 
 /// `q·kᵀ/√head_dim` from every image query to the CLIP tokens, before the softmax: `[batch, heads, 77, tokens]`.
 ///
@@ -13,6 +13,33 @@ pub fn image_to_text_logits(probe: &Probe, heads: usize) -> Result<Tensor> {
     let q = probe.queries.reshape((batch, tokens, heads, head_dim))?.permute((0, 2, 3, 1))?;
     let k = probe.text_keys()?.reshape((batch, CLIP_TOKENS, heads, head_dim))?.transpose(1, 2)?;
     k.contiguous()?.matmul(&q.contiguous()?)?.to_dtype(DType::F32)? * (head_dim as f64).powf(-0.5)
+}
+
+/// [`image_to_text_logits`], the mean over several blocks.
+pub fn mean_logits(probes: &[Probe], heads: usize) -> Result<Tensor> {
+    mean(probes.iter().map(|probe| image_to_text_logits(probe, heads)))
+}
+
+/// [`Probe::probability`], the mean over several blocks.
+pub fn mean_probability(probes: &[Probe], heads: usize) -> Result<Tensor> {
+    mean(probes.iter().map(|probe| probe.probability(heads)))
+}
+
+/// The mean of what each of several blocks has; of one block, its bits.
+pub fn mean(each: impl ExactSizeIterator<Item = Result<Tensor>>) -> Result<Tensor> {
+    let count = each.len();
+    let mut sum: Option<Tensor> = None;
+    for tensor in each {
+        sum = Some(match sum {
+            None => tensor?,
+            Some(sum) => (sum + tensor?)?,
+        });
+    }
+    match sum {
+        Some(sum) if count == 1 => Ok(sum),
+        Some(sum) => sum / count as f64,
+        None => bail!("the mean over no block"),
+    }
 }
 
 impl Probe {
@@ -26,6 +53,12 @@ impl Probe {
         let first = self.queries.dim(1)?;
         let range = first..first + CLIP_TOKENS;
         ops::attention_probability(&self.queries, &self.keys, heads, range, self.last_key_count)
+    }
+
+    /// The same values, of which nothing is remembered for a backward pass.
+    pub fn detached(&self) -> Self {
+        let Self { queries, keys, last_key_count } = self;
+        Self { queries: queries.detach(), keys: keys.detach(), last_key_count: *last_key_count }
     }
 
     /// Queries and keys of one sample of the batch.
