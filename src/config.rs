@@ -254,8 +254,12 @@ pub enum DataFormat {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Crop {
+    /// The shorter side scaled to the resolution, and the middle taken.
     Center,
+    /// The same, and any window taken with the same probability.
     Random,
+    /// The whole photograph squeezed to a square.
+    Stretch,
 }
 
 /// What segmentation is told of an image.
@@ -286,7 +290,11 @@ pub struct LossConfig {
     pub mask_max_sigma: f64,
     pub match_focal: f64,
     pub match_dice: f64,
+    /// Matched pairs that cost more than this are left out; absent: none is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub match_max_cost: Option<f64>,
     pub heads: HeadMaps,
+    pub attention: AttentionForm,
     pub score_head: bool,
     pub focal_probability: FocalProbability,
 }
@@ -299,6 +307,22 @@ impl LossConfig {
             Alignment::Softmax => self.align_weight > 0.0,
         }
     }
+
+    /// What the softmax form takes the logarithm of: a probability in any case.
+    pub fn aligned_form(&self) -> AttentionForm {
+        match self.attention {
+            AttentionForm::Logits => AttentionForm::Softmax,
+            probability => probability,
+        }
+    }
+
+    /// Whether the mask loss depends on keys of image tokens: on a softmax that they have part in.
+    pub fn sees_image_keys(&self) -> bool {
+        match self.alignment {
+            Alignment::Sigmoid => self.attention == AttentionForm::Softmax,
+            Alignment::Softmax => self.aligned_form() == AttentionForm::Softmax,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -308,12 +332,31 @@ pub enum Alignment {
     Softmax,
 }
 
-/// Whether every (head, token) pair is a map, or heads are averaged first.
+/// Which heads' maps there are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum HeadMaps {
+    /// Every (head, token) pair is a map.
     Keep,
+    /// Heads are averaged first.
     Mean,
+    /// The strongest head at each position; of probabilities only.
+    Max,
+    /// One head, counted from 0.
+    #[serde(untagged)]
+    One(usize),
+}
+
+/// What a map of attention is made of, for each image position.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AttentionForm {
+    /// Scores before the softmax.
+    Logits,
+    /// Softmax over all keys of the joint sequence.
+    Softmax,
+    /// Softmax over CLIP's tokens alone.
+    SoftmaxText,
 }
 
 /// `Logit` is the released code's oddity: the raw logit where focal needs the probability.

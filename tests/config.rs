@@ -59,7 +59,8 @@ fn defaults_are_the_published_recipe() {
     assert_eq!(small, full);
     assert_eq!((full.lora.rank, full.lora.alpha, full.model.expert_layers), (16, 16.0, vec![9]));
     assert_eq!((full.optim.lr, full.optim.clip_norm, full.optim.warmup_steps), (1e-4, 0.01, 500));
-    assert_eq!((full.train.steps, full.train.batch, full.train.accumulate), (1000, 4, 2));
+    assert_eq!((full.train.steps, full.train.batch, full.train.accumulate), (1000, 4, 1));
+    assert_eq!((full.optim.lora_lr_scale, full.data.crop), (1.0, Crop::Stretch));
 }
 
 #[test]
@@ -100,7 +101,11 @@ fn every_choice_survives_being_written() {
         ("model.dtype", names::<WeightType>()),
         ("data.crop", names::<Crop>()),
         ("loss.alignment", names::<Alignment>()),
-        ("loss.heads", names::<HeadMaps>()),
+        ("loss.heads", vec!["keep".into(), "mean".into(), "0".into(), "23".into()]),
+        ("loss.attention", names::<AttentionForm>()),
+        ("loss.match_max_cost", vec!["0.75".into()]),
+        ("model.expert_layers", vec!["9".into(), "[7, 8, 9]".into()]),
+        ("model.expert_layer", vec!["3".into()]),
         ("loss.focal_probability", names::<FocalProbability>()),
         ("device", vec!["auto".into(), "cpu".into(), "cuda:3".into()]),
         ("train.gradient_checkpointing", vec!["auto".into(), "true".into(), "false".into()]),
@@ -119,7 +124,7 @@ fn every_choice_survives_being_written() {
             }
         }
     }
-    assert_eq!(tried, 46);
+    assert_eq!(tried, 66);
 }
 
 #[test]
@@ -163,7 +168,7 @@ fn single_problems_are_named_in_place() {
         ("", "data.caption_dropout=1.5", "from 0.0 to 1.0"),
         ("", "data.format=coco", "data.labels: is missing"),
         ("", "data.labels=somewhere", "only"),
-        ("cache = \"c\"\n", "data.crop=random", "is for crop = \"center\" only"),
+        ("cache = \"c\"\n", "data.crop=random", "is for crop = \"center\" or \"stretch\" only"),
         ("", "train.batch=2.5", "found the number 2.5"),
         ("", "train.batch=99999999999999999999", "too large"),
         ("", "optim.lr=inf", "not a finite number"),

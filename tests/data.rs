@@ -429,6 +429,28 @@ fn sentences_end_at_marks_before_white_space() {
     assert_eq!(first_sentences("", 2), "");
 }
 
+/// The released code takes `p.split(".")[0] + "." + p.split(".")[1] + "."`, which needs two full stops and nothing that
+/// only looks like the end of a sentence.
+#[test]
+fn two_sentences_are_those_of_the_released_code() {
+    let released = |text: &str| {
+        let mut parts = text.split('.');
+        Some(format!("{}.{}.", parts.next()?, parts.next()?))
+    };
+    for text in [
+        "The image shows a cat. It sits on a mat.",
+        "The image shows a cat. It sits on a mat. There is a dog, too. The dog sleeps.",
+        "A red car, parked by the road. Trees stand behind it. ",
+        "One. Two. Three",
+    ] {
+        assert_eq!(Some(first_sentences(text, 2)), released(text), "{text}");
+    }
+    // There it has a full stop too many, breaks off in a number, or stops the run.
+    assert_eq!(first_sentences("One sentence alone.", 2), "One sentence alone.");
+    assert_eq!(first_sentences("It weighs 3.5 kg. It is red. It is here.", 2), "It weighs 3.5 kg. It is red.");
+    assert_eq!(first_sentences("no full stop at all", 2), "no full stop at all");
+}
+
 #[test]
 fn wrong_sources_and_missing_captions_are_refused_at_once() {
     let folder = tempfile::tempdir().unwrap();

@@ -82,7 +82,7 @@ fn every_pixel_is_read_off_the_runs_at_any_scale_and_mirrored() {
         let bitmap = unpack(&bits, height * width);
         let runs = RunLengths::from_text(height as u64, width as u64, &text).unwrap();
         for (side, draws) in [(1, NO_DRAWS), (5, MIRRORED), (64, NO_DRAWS), (150, MIRRORED)] {
-            for crop in [Crop::Center, Crop::Random] {
+            for crop in [Crop::Center, Crop::Random, Crop::Stretch] {
                 let draws = Draws { left: 0.7, top: 0.99, ..draws };
                 let grid = Placement::new((width, height), side, crop, true, &draws).grid();
                 let mask = runs.sample(&grid);
@@ -140,6 +140,40 @@ fn scaling_and_the_centre_window_are_pillow_s() {
 
         let runs = RunLengths::from_text(height as u64, width as u64, &text).unwrap();
         assert!(pixels(&runs.sample(&placement.grid())) == unpack(&bits, side * side), "{name}");
+    }
+}
+
+#[derive(Deserialize)]
+struct StretchCase {
+    name: String,
+    size: [usize; 2],
+    side: usize,
+    text: String,
+    /// SHA-256 of the pixels.
+    pixels: String,
+    bits: String,
+}
+
+#[test]
+fn squeezing_the_whole_is_pillow_s() {
+    let cases: Vec<StretchCase> = read_json("stretch.json");
+    assert_eq!(cases.len(), 6);
+    for StretchCase { name, size: [height, width], side, text, pixels: wanted, bits } in cases {
+        let image = image::open(fixture("images").join(format!("{name}.png"))).unwrap().into_rgb8();
+        let runs = RunLengths::from_text(height as u64, width as u64, &text).unwrap();
+        let [square, mirrored] = [NO_DRAWS, MIRRORED].map(|draws| {
+            let draws = Draws { left: 0.7, top: 0.9, ..draws };
+            let placement = Placement::new((width, height), side, Crop::Stretch, true, &draws);
+            (placement.apply(&image).unwrap(), pixels(&runs.sample(&placement.grid())))
+        });
+        let digest: String = Sha256::digest(&square.0).iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(digest, wanted, "{name}");
+        assert!(square.1 == unpack(&bits, side * side), "{name}");
+        let place = |pixel: usize| pixel / side * side + side - 1 - pixel % side;
+        for pixel in 0..side * side {
+            assert_eq!(mirrored.0[3 * pixel..3 * pixel + 3], square.0[3 * place(pixel)..3 * place(pixel) + 3]);
+            assert_eq!(mirrored.1[pixel], square.1[place(pixel)]);
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use seg4diff::device::open_cuda;
 use seg4diff::loss::{MaskTarget, SampleTargets};
 use seg4diff::model::mmdit::{MmDit, MmDitConfig, image_to_text_logits};
 use seg4diff::model::text::TextEmbedding;
+use seg4diff::model::text::tokenizer::CLIP_TOKENS;
 use seg4diff::model::weights::{Weights, read_all};
 use seg4diff::ops::Target;
 use seg4diff::train;
@@ -87,24 +88,34 @@ impl Fixture {
     fn open(variant: &str) -> Self {
         let folder = fixtures().join(variant);
         let inputs = placed(&folder.join("inputs.safetensors"));
-        Self { cases: json(&folder.join("cases.json")), inputs, folder }
+        let mut cases = json(&folder.join("cases.json"));
+        let settings = json(&folder.join("settings.json"));
+        for (name, case) in settings.as_object().unwrap() {
+            assert!(cases["cases"].as_object_mut().unwrap().insert(name.clone(), case.clone()).is_none(), "{name}");
+        }
+        Self { cases, inputs, folder }
     }
 
     fn config(&self, case: &Value) -> RunConfig {
         let text = |key: &str| case[key].as_str().unwrap().to_string();
-        let settings = [
+        // The cases of gen.py have what the released recipes have.
+        let given = |key: &str| Some(&case[key]).filter(|value| !value.is_null());
+        let mut settings = vec![
             "output=\"unused\"".to_string(),
             "model.path=\"unused\"".to_string(),
             "data.source=[\"unused\"]".to_string(),
             format!("lora.rank={}", self.cases["rank"]),
             format!("lora.alpha={}", self.cases["alpha"]),
             format!("lora.targets={}", case["targets"]),
-            format!("model.expert_layer={}", self.cases["expert_layer"]),
+            format!("model.expert_layers={}", given("layers").unwrap_or(&self.cases["expert_layer"])),
             format!("loss.alignment=\"{}\"", text("alignment").replace("none", "sigmoid")),
-            format!("loss.heads=\"{}\"", text("heads")),
+            format!("loss.heads={}", case["heads"]),
+            format!("loss.attention={}", given("attention").unwrap_or(&"logits".into())),
+            format!("loss.score_head={}", given("score_head").unwrap_or(&true.into())),
             format!("loss.focal_probability=\"{}\"", text("focal_probability")),
             format!("loss.flow_weight={}", case["flow_weight"]),
         ];
+        settings.extend(given("max_cost").map(|cost| format!("loss.match_max_cost={cost}")));
         let mut config = RunConfig::parse("", Path::new("test"), &settings).unwrap();
         if case["pairing"].as_str() == Some("none") {
             (config.loss.focal_weight, config.loss.dice_weight) = (0.0, 0.0);
@@ -134,7 +145,10 @@ impl Fixture {
         (model, parameters)
     }
 
-    fn targets(&self, with_masks: bool, with_classes: bool) -> Vec<SampleTargets> {
+    fn targets(&self, case: &Value) -> Vec<SampleTargets> {
+        let pairing = case["pairing"].as_str().unwrap_or("none");
+        let (with_masks, with_classes) = (pairing != "none", pairing == "classes");
+        let spans = if case["spans"].is_null() { &self.cases["spans"] } else { &case["spans"] };
         let masks = &self.inputs["masks"];
         let (batch, _, height, width) = masks.dims4().unwrap();
         let counts = values(&self.inputs["mask_count"]);
@@ -153,10 +167,10 @@ impl Fixture {
                         }
                     })
                     .collect();
-                let spans = self.cases["spans"][b].as_array().filter(|_| with_classes);
+                let spans = spans[b].as_array().filter(|_| with_classes);
+                // A class whose name is not in the prompt has none.
                 let span = |tokens: &Value| {
-                    let tokens: Vec<usize> =
-                        tokens.as_array().unwrap().iter().map(|t| t.as_u64().unwrap() as usize).collect();
+                    let tokens: Vec<usize> = tokens.as_array()?.iter().map(|t| t.as_u64().unwrap() as usize).collect();
                     Some(tokens[0]..tokens[tokens.len() - 1] + 1)
                 };
                 SampleTargets { masks, spans: spans.map(|s| s.iter().map(span).collect()).unwrap_or_default() }
@@ -169,20 +183,29 @@ impl Fixture {
         (h / 2, w / 2)
     }
 
-    fn text(&self) -> TextEmbedding {
-        TextEmbedding::new(self.inputs["context"].clone(), self.inputs["pooled"].clone()).unwrap()
+    fn text(&self, case: &Value) -> TextEmbedding {
+        let (mut context, mut pooled) = (self.inputs["context"].clone(), self.inputs["pooled"].clone());
+        if case["zeros"].as_bool() == Some(true) {
+            let clip = context.narrow(1, 0, CLIP_TOKENS).unwrap();
+            context = clip.pad_with_zeros(1, 0, context.dim(1).unwrap() - CLIP_TOKENS).unwrap();
+        }
+        if case["learnable"].as_bool() == Some(true) {
+            // All images are told the same, of which the tokens are trained.
+            pooled = pooled.narrow(0, 0, 1).unwrap().broadcast_as(pooled.shape()).unwrap().contiguous().unwrap();
+            context = context.zeros_like().unwrap();
+        }
+        TextEmbedding::new(context, pooled).unwrap()
     }
 
     fn step_inputs(&self, case: &Value) -> StepInputs {
         let get = |name: &str| self.inputs[name].clone();
-        let pairing = case["pairing"].as_str().unwrap_or("none");
         StepInputs {
             latents: get("latents"),
             noise: get("noise"),
             sigma: get("sigma"),
             timestep: get("timestep"),
-            text: self.text(),
-            targets: self.targets(pairing != "none", pairing == "classes"),
+            text: self.text(case),
+            targets: self.targets(case),
         }
     }
 
@@ -209,10 +232,10 @@ fn output_and_attention() {
         let expected = read_all(&fixture.folder.join("expected_forward.safetensors")).unwrap();
         let get = |name: &str| &fixture.inputs[name];
         let noised = fixture.noised();
-        let v = model.forward(&noised, get("timestep"), &fixture.text(), None).unwrap();
+        let v = model.forward(&noised, get("timestep"), &fixture.text(case), None).unwrap();
         assert!(relative(&v, &expected["v"]) < 1e-4, "{variant}: v is off by {}", relative(&v, &expected["v"]));
 
-        let embedded = model.embedding.embed(&noised, get("timestep"), &fixture.text()).unwrap();
+        let embedded = model.embedding.embed(&noised, get("timestep"), &fixture.text(case)).unwrap();
         let layer = fixture.cases["expert_layer"].as_u64().unwrap() as usize;
         let probe = model.probe(&embedded, layer).unwrap();
         let heads = model.config.num_attention_heads;

@@ -1,5 +1,5 @@
 //! The second stage of checking a configuration: against the files that it names.
-use super::{LayerChoice, RequiredFiles, RunConfig};
+use super::{HeadMaps, LayerChoice, RequiredFiles, RunConfig};
 use crate::error::{Error, Result};
 use crate::paths::{exists, fixed_part, is_file, is_folder, may_be_file};
 use std::io::ErrorKind;
@@ -114,6 +114,12 @@ impl RunConfig {
                 let wrong = layers.iter().filter(|layer| **layer >= blocks);
                 problems.extend(wrong.map(|layer| beyond("lora.layers", *layer)));
             }
+        }
+        if let (HeadMaps::One(head), Some(heads)) = (self.loss.heads, size("num_attention_heads"))
+            && head >= heads
+        {
+            let found = format!("{} has heads 0 to {}", file.display(), heads.saturating_sub(1));
+            problems.push(format!("loss.heads: there is no head {head}; {found}"));
         }
         let vae = json(&Path::new(&self.model.path).join("vae/config.json")).ok();
         let stages = vae.as_ref().and_then(|vae| vae.get("block_out_channels")?.as_array()).map(Vec::len);

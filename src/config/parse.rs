@@ -63,7 +63,7 @@ impl RunConfig {
             train: TrainConfig {
                 steps: reader.checked("train.steps", 1000, at_least(1)),
                 batch: reader.checked("train.batch", 4, within(1, 4096)),
-                accumulate: reader.checked("train.accumulate", 2, within(1, 65536)),
+                accumulate: reader.checked("train.accumulate", 1, within(1, 65536)),
                 gradient_checkpointing: reader.get("train.gradient_checkpointing", GradientCheckpointing::Auto),
                 max_nonfinite: reader.checked("train.max_nonfinite", 10, at_least(1)),
             },
@@ -97,7 +97,7 @@ impl RunConfig {
                 &["loss.flow_weight", "loss.focal_weight", "loss.dice_weight", "loss.align_weight", "loss.alignment"],
                 format!(
                     "every loss has weight 0 with alignment = {:?}: nothing would be trained",
-                    Alignment::NAMES.iter().find(|(_, a)| *a == loss.alignment).map_or("", |(name, _)| name)
+                    loss.alignment.name()
                 ),
             );
         }
@@ -105,6 +105,12 @@ impl RunConfig {
             reader.problem(
                 &["model.text_encoders"],
                 "the mask loss reads the attention to CLIP's tokens; add \"clip_l\" or \"clip_g\"",
+            );
+        }
+        if loss.heads == HeadMaps::Max && loss.attention == AttentionForm::Logits {
+            reader.problem(
+                &["loss.heads", "loss.attention"],
+                "the strongest head is that of a probability: set loss.attention to \"softmax\" or \"softmax_text\"",
             );
         }
         if let LayerChoice::List(layers) = &self.lora.layers
@@ -162,7 +168,8 @@ impl RunConfig {
         let coco = data.format == DataFormat::Coco;
         if data.cache.is_some() && data.crop == Crop::Random {
             let why = "a random crop is another picture in every epoch, which no cache can hold";
-            reader.problem(&["data.cache", "data.crop"], format!("is for crop = \"center\" only: {why}"));
+            reader
+                .problem(&["data.cache", "data.crop"], format!("is for crop = \"center\" or \"stretch\" only: {why}"));
         }
         if coco {
             for (key, what) in [
@@ -260,7 +267,7 @@ fn data(reader: &mut Reader) -> DataConfig {
         classes: reader.optional("data.classes"),
         ignore: reader.get("data.ignore", 255),
         resolution: reader.checked("data.resolution", 1024, within(16, 8192)),
-        crop: reader.get("data.crop", Crop::Center),
+        crop: reader.get("data.crop", Crop::Stretch),
         caption_sentences: reader.get("data.caption_sentences", 2),
         caption_dropout: reader.checked("data.caption_dropout", 0.0, within(0.0, 1.0)),
         min_mask_area: reader.checked("data.min_mask_area", 0.005, within(0.0, 1.0)),
@@ -299,6 +306,8 @@ fn loss(reader: &mut Reader) -> LossConfig {
         mask_max_sigma: reader.checked("loss.mask_max_sigma", 1.0, within(0.0, 1.0)),
         alignment: reader.get("loss.alignment", Alignment::Sigmoid),
         heads: reader.get("loss.heads", HeadMaps::Keep),
+        attention: reader.get("loss.attention", AttentionForm::Logits),
+        match_max_cost: reader.optional("loss.match_max_cost"),
         score_head: reader.get("loss.score_head", true),
         focal_probability: reader.get("loss.focal_probability", FocalProbability::Sigmoid),
     }
@@ -307,7 +316,7 @@ fn loss(reader: &mut Reader) -> LossConfig {
 fn optim(reader: &mut Reader) -> OptimConfig {
     OptimConfig {
         lr: reader.checked("optim.lr", 1e-4, positive),
-        lora_lr_scale: reader.checked("optim.lora_lr_scale", 0.1, positive),
+        lora_lr_scale: reader.checked("optim.lora_lr_scale", 1.0, positive),
         betas: reader.checked("optim.betas", [0.9, 0.999], |betas: &[f64; 2]| {
             match betas.iter().find(|beta| !(0.0..1.0).contains(*beta)) {
                 Some(beta) => Err(format!("each must be from 0 to below 1, one is {beta:?}")),

@@ -7,6 +7,14 @@ use super::*;
 pub trait Choice: Copy + 'static {
     const NAMES: &'static [(&'static str, Self)];
 
+    /// The name of this value.
+    fn name(self) -> &'static str
+    where
+        Self: PartialEq,
+    {
+        Self::NAMES.iter().find(|(_, value)| *value == self).map_or("", |(name, _)| name)
+    }
+
     /// The value of this name; the error lists the names and the nearest.
     fn from_name(name: &str) -> Result<Self, String> {
         Self::NAMES.iter().find(|(n, _)| *n == name).map(|(_, value)| *value).ok_or_else(|| {
@@ -39,7 +47,8 @@ impl Choice for DataFormat {
 }
 
 impl Choice for Crop {
-    const NAMES: &'static [(&'static str, Self)] = &[("center", Self::Center), ("random", Self::Random)];
+    const NAMES: &'static [(&'static str, Self)] =
+        &[("center", Self::Center), ("random", Self::Random), ("stretch", Self::Stretch)];
 }
 
 impl Choice for SegmentationProtocol {
@@ -54,8 +63,9 @@ impl Choice for Alignment {
     const NAMES: &'static [(&'static str, Self)] = &[("sigmoid", Self::Sigmoid), ("softmax", Self::Softmax)];
 }
 
-impl Choice for HeadMaps {
-    const NAMES: &'static [(&'static str, Self)] = &[("keep", Self::Keep), ("mean", Self::Mean)];
+impl Choice for AttentionForm {
+    const NAMES: &'static [(&'static str, Self)] =
+        &[("logits", Self::Logits), ("softmax", Self::Softmax), ("softmax_text", Self::SoftmaxText)];
 }
 
 impl Choice for FocalProbability {
@@ -243,6 +253,26 @@ impl Setting for LayerChoice {
 
     fn nearest(_text: &str) -> Option<&'static str> {
         Some("all")
+    }
+}
+
+/// The names of [`HeadMaps`]; a head's number is the other form of it.
+const HEAD_MAPS: [(&str, HeadMaps); 3] = [("keep", HeadMaps::Keep), ("mean", HeadMaps::Mean), ("max", HeadMaps::Max)];
+
+impl Setting for HeadMaps {
+    fn expected() -> String {
+        "\"keep\", \"mean\", \"max\" or a head's index (from 0)".into()
+    }
+
+    fn convert(value: &Value) -> Option<Self> {
+        match value {
+            Value::Text(text) => HEAD_MAPS.iter().find(|(name, _)| name == text).map(|(_, kind)| *kind),
+            _ => usize::convert(value).map(Self::One),
+        }
+    }
+
+    fn nearest(text: &str) -> Option<&'static str> {
+        nearest(text, HEAD_MAPS.map(|(name, _)| name))
     }
 }
 

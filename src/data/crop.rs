@@ -4,7 +4,13 @@ use crate::config::Crop;
 use image::RgbImage;
 use std::ops::Range;
 
-/// How a photograph becomes a square: its shorter side scaled to `side`, a window cut out, perhaps mirrored.
+/// How a photograph becomes a square: its shorter side scaled to `side` and a window cut out, or all of it squeezed;
+/// perhaps mirrored.
+///
+/// Squeezing (`crop = "stretch"`) resizes once, area-aware where it shrinks. The released code resizes twice, first by
+/// Pillow until the shorter side has 1024 pixels, then to 1024² by torch, which leaves pixels out where that shrinks
+/// further (by a third at most); and between the two it pads the batch to its largest photograph with black, which is
+/// squeezed with the picture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Placement {
     width: usize,
@@ -31,10 +37,14 @@ impl Placement {
     /// `CenterCrop`); a random window takes every offset with the same probability.
     pub fn new((width, height): (usize, usize), side: usize, crop: Crop, flip: bool, draws: &Draws) -> Self {
         let shorter = width.min(height).max(1);
-        let scale = |size: usize| (side * size / shorter).max(side);
+        let scale = |size: usize| match crop {
+            Crop::Center | Crop::Random => (side * size / shorter).max(side),
+            Crop::Stretch => side,
+        };
         let (scaled_width, scaled_height) = (scale(width), scale(height));
         let offset = |slack: usize, draw: f64| match crop {
-            Crop::Center => (slack as f64 / 2.0).round_ties_even() as usize,
+            // Where all is taken there is no slack.
+            Crop::Center | Crop::Stretch => (slack as f64 / 2.0).round_ties_even() as usize,
             Crop::Random => ((draw * (slack + 1) as f64) as usize).min(slack),
         };
         let left = offset(scaled_width - side, draws.left);
@@ -43,10 +53,10 @@ impl Placement {
         Self { width, height, scaled_width, scaled_height, left, top, side, mirror }
     }
 
-    /// For a photograph of `width` × `height`: the window in its centre, mirrored or not.
-    pub fn center(size: (usize, usize), side: usize, mirror: bool) -> Self {
+    /// Without anything random but the flip, which is given: a random window stands at the upper left.
+    pub fn fixed(size: (usize, usize), side: usize, crop: Crop, mirror: bool) -> Self {
         let draws = Draws { mirror: 0.0, left: 0.0, top: 0.0, drop_caption: 0.0 };
-        Self::new(size, side, Crop::Center, mirror, &draws)
+        Self::new(size, side, crop, mirror, &draws)
     }
 
     pub fn is_mirrored(&self) -> bool {

@@ -153,11 +153,11 @@ impl Decoder {
         }
         let size = photograph::size(&reference.image.read(&reference.shard)?)?;
         check_shape(size)?;
-        let grid = Placement::center(size, self.config.resolution, false).grid();
+        let grid = Placement::fixed(size, self.config.resolution, self.config.crop, false).grid();
         Ok(self.prompt_and_masks(reference, size, &grid)?.0)
     }
 
-    /// The squares out of the centre of an image file, one for each of `mirrored`: the pixels of `decode`.
+    /// The squares of an image file, one for each of `mirrored`: the pixels of `decode`, where the crop is not random.
     ///
     /// # Errors
     /// Says why the sample is broken.
@@ -165,8 +165,8 @@ impl Decoder {
         let photograph = photograph::decode(file)?;
         let size = size_of(&photograph);
         check_shape(size)?;
-        let square = |mirror: &bool| Placement::center(size, self.config.resolution, *mirror).apply(&photograph);
-        mirrored.iter().map(square).collect()
+        let (side, crop) = (self.config.resolution, self.config.crop);
+        mirrored.iter().map(|mirror| Placement::fixed(size, side, crop, *mirror).apply(&photograph)).collect()
     }
 
     /// Prompt, usable masks, and the class names that make up the prompt, if they do.

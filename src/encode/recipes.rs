@@ -1,5 +1,5 @@
 //! Recipes of a cache's entries: everything that latents and text embeddings depend on besides image and prompt.
-use crate::config::{Crop, DataConfig, ModelConfig, TextEncoderKind};
+use crate::config::{Choice, Crop, DataConfig, ModelConfig, TextEncoderKind};
 use crate::data::cache::{Kind, Recipe};
 use crate::error::{Error, Result};
 use crate::model::files::{ModelFiles, Part};
@@ -20,7 +20,9 @@ const PIXELS: &str = "1";
 pub fn latents(files: &ModelFiles, data: &DataConfig) -> Result<Recipe> {
     if data.crop == Crop::Random {
         let why = "a random crop is another picture in every epoch, which no cache can hold";
-        return Err(Error::Usage(format!("data.crop = \"random\": {why}; take \"center\", or train without a cache")));
+        return Err(Error::Usage(format!(
+            "data.crop = \"random\": {why}; take \"center\" or \"stretch\", or train without a cache"
+        )));
     }
     let vae = VaeConfig::open(files)?;
     let unit = vae.pixels_per_latent();
@@ -32,7 +34,7 @@ pub fn latents(files: &ModelFiles, data: &DataConfig) -> Result<Recipe> {
     let facts = [
         ("autoencoder", fingerprint(&files.part_files(Part::Vae)?)?),
         ("resolution", data.resolution.to_string()),
-        ("crop", "center".into()),
+        ("crop", data.crop.name().into()),
         ("pixels", PIXELS.into()),
     ];
     Ok(recipe(Kind::Latents, facts, vec![("latents", vec![vae.latent_channels, side, side])]))

@@ -1,8 +1,8 @@
 //! The mask-alignment loss: the published sigmoid form, and the softmax form of method.md.
-use super::maps::{MapIndex, SampleMaps};
+use super::maps::{MapKind, SampleMaps};
 use super::matching::Matching;
 use super::{MaskTarget, SampleTargets};
-use crate::config::{Alignment, FocalProbability, HeadMaps, LossConfig};
+use crate::config::{Alignment, AttentionForm, FocalProbability, HeadMaps, LossConfig};
 use crate::device::upload;
 use crate::model::mmdit::Probe;
 use crate::ops::{self, NO_CLASS};
@@ -37,17 +37,14 @@ impl MaskAlignment<'_> {
     /// Begins to match each image's maps with its masks, where classes do not say which belong together. Nothing of it
     /// is recorded. What is computed before [`Self::loss`] needs it, a GPU does while the host matches.
     pub fn begin(&self, probes: &[Probe]) -> Result<Vec<Matching>> {
-        let (kind, score_head) = match self.config.alignment {
-            Alignment::Sigmoid => (self.config.heads, self.score_head),
-            Alignment::Softmax => (HeadMaps::Mean, None),
-        };
+        let score_head = self.score_head.filter(|_| self.config.alignment == Alignment::Sigmoid);
         let score_head: Option<Vec<Tensor>> =
             score_head.map(|parameters| parameters.iter().map(Tensor::detach).collect());
         let begin = |(index, targets): (usize, &SampleTargets)| {
             if !targets.spans.is_empty() || targets.masks.is_empty() {
                 return Ok(Matching::default());
             }
-            let mut all = self.maps(probes, index)?.all(kind)?;
+            let mut all = self.maps(probes, index, self.config.attention)?.all()?;
             if let Some(parameters) = &score_head {
                 all = ops::score_head(&all, parameters)?;
             }
@@ -65,22 +62,26 @@ impl MaskAlignment<'_> {
         }
     }
 
-    fn maps(&self, probes: &[Probe], index: usize) -> Result<SampleMaps> {
-        SampleMaps::new(probes, index, self.heads, self.grid)
+    fn maps(&self, probes: &[Probe], index: usize, form: AttentionForm) -> Result<SampleMaps> {
+        let of_heads = match (self.config.alignment, self.config.heads) {
+            // Tokens are compared there, whatever the heads.
+            (Alignment::Softmax, HeadMaps::Keep) => HeadMaps::Mean,
+            (_, of_heads) => of_heads,
+        };
+        SampleMaps::new(probes, index, MapKind { heads: self.heads, of_heads, form }, self.grid)
     }
 
     fn choose(&self, maps: &SampleMaps, targets: &SampleTargets, matching: Matching) -> Result<Chosen> {
-        let kind = self.config.heads;
         let mut chosen = Chosen { maps: vec![], groups: vec![], masks: vec![] };
         for (mask, tokens) in paired_tokens(targets) {
             let first = chosen.maps.len();
-            chosen.maps.extend(tokens.iter().flat_map(|token| maps.of_token(*token, kind)));
+            chosen.maps.extend(tokens.iter().flat_map(|token| maps.of_token(*token)));
             chosen.groups.push((first..chosen.maps.len()).collect());
             chosen.masks.push(mask.clone());
         }
         for (map, mask) in matching.pairs()? {
             chosen.groups.push(vec![chosen.maps.len()]);
-            chosen.maps.push(SampleMaps::index(map, kind));
+            chosen.maps.push(map);
             chosen.masks.push(targets.masks[mask].clone());
         }
         Ok(chosen)
@@ -90,10 +91,13 @@ impl MaskAlignment<'_> {
         let mut maps = vec![];
         let mut groups: Vec<Vec<usize>> = vec![];
         let mut masks = vec![];
-        let mut first = 0;
+        let (mut first, mut count) = (0, 0);
         for (index, (targets, matching)) in self.targets.iter().zip(matchings).enumerate() {
-            let sample = self.maps(probes, index)?;
+            let sample = self.maps(probes, index, self.config.attention)?;
             let chosen = self.choose(&sample, targets, matching)?;
+            // Masks that were not to be paired do not count, those that found no map do.
+            let is_limited = !targets.spans.is_empty() || self.config.match_max_cost.is_some();
+            count += if is_limited { chosen.masks.len() } else { targets.masks.len() };
             if chosen.maps.is_empty() {
                 continue;
             }
@@ -113,8 +117,7 @@ impl MaskAlignment<'_> {
             maps = mean_of_groups(&maps, &groups)?;
         }
         let raw_logit = self.config.focal_probability == FocalProbability::Logit;
-        let count = self.targets.iter().map(|t| t.masks.len()).sum::<usize>().max(1) as f64;
-        let terms = (ops::mask_loss(&maps, masks, raw_logit)?.sum(1)? / count)?;
+        let terms = (ops::mask_loss(&maps, masks, raw_logit)?.sum(1)? / count.max(1) as f64)?;
         Ok(AlignmentLoss::Sigmoid { focal: terms.get(0)?, dice: terms.get(1)? })
     }
 
@@ -127,7 +130,8 @@ impl MaskAlignment<'_> {
             let tokens: Vec<Vec<usize>> = pairs.iter().map(|(_, tokens)| tokens.clone()).collect();
             let weights = pairs.iter().map(|(mask, _)| 1.0 / (mask.area.max(1) as f32).sqrt()).collect();
             // The floor is below anything that a softmax in f32 gives a gradient for; it keeps the logarithm finite.
-            let logarithms = (self.maps(probes, index)?.class_probability(&tokens)? + 1e-30)?.log()?;
+            let maps = self.maps(probes, index, self.config.aligned_form())?;
+            let logarithms = (maps.of_classes(&tokens)? + 1e-30)?.log()?;
             losses.push(ops::pixel_cross_entropy(&logarithms, labels, size, weights)?);
         }
         if losses.is_empty() {
@@ -139,7 +143,7 @@ impl MaskAlignment<'_> {
 
 /// Maps with gradient for some masks of one image: mask `i` is compared with the mean over `groups[i]` of `maps`.
 struct Chosen {
-    maps: Vec<MapIndex>,
+    maps: Vec<usize>,
     groups: Vec<Vec<usize>>,
     masks: Vec<MaskTarget>,
 }

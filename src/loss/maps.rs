@@ -1,94 +1,128 @@
 //! Attention maps of the experts, averaged: all of them without gradient, for matching; the chosen ones with.
-use crate::config::HeadMaps;
+use crate::config::{AttentionForm, HeadMaps};
 use crate::device::upload;
-use crate::model::mmdit::{Probe, mean, mean_logits, mean_probability};
+use crate::model::mmdit::{Probe, image_to_text_logits, mean};
 use crate::model::text::tokenizer::CLIP_TOKENS;
 use candle_core::{DType, Result, Tensor};
 
-/// One image's attention in the expert blocks; every map is the mean over them.
-pub struct SampleMaps {
-    probes: Vec<Probe>,
-    heads: usize,
-    grid: (usize, usize),
+/// What a map is made of.
+#[derive(Clone, Copy, Debug)]
+pub struct MapKind {
+    /// Heads of the model.
+    pub heads: usize,
+    /// Which of them there are maps of.
+    pub of_heads: HeadMaps,
+    pub form: AttentionForm,
 }
 
-/// A map: one head's, or the mean over heads, of a CLIP token.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MapIndex {
-    pub head: Option<usize>,
-    pub token: usize,
+/// One image's attention in the expert blocks; every map is the mean over them.
+///
+/// With heads kept, map `head·77 + token` is that of a head and a CLIP token; else map `token`.
+pub struct SampleMaps {
+    probes: Vec<Probe>,
+    kind: MapKind,
+    /// Rows and columns of image tokens.
+    grid: (usize, usize),
 }
 
 impl SampleMaps {
     /// Image `index` of the batch that `probes` are of; `grid` is rows and columns of image tokens.
-    pub fn new(probes: &[Probe], index: usize, heads: usize, grid: (usize, usize)) -> Result<Self> {
-        let probes = probes.iter().map(|probe| probe.sample(index)).collect::<Result<_>>()?;
-        Ok(Self { probes, heads, grid })
+    pub fn new(probes: &[Probe], index: usize, kind: MapKind, grid: (usize, usize)) -> Result<Self> {
+        let sample = |probe: &Probe| match kind.of_heads {
+            HeadMaps::One(head) => probe.sample(index)?.one_head(head, kind.heads),
+            _ => probe.sample(index),
+        };
+        let probes = probes.iter().map(sample).collect::<Result<_>>()?;
+        let kind = match kind.of_heads {
+            // Of one head the mean is that head.
+            HeadMaps::One(_) => MapKind { heads: 1, of_heads: HeadMaps::Mean, ..kind },
+            _ => kind,
+        };
+        Ok(Self { probes, kind, grid })
     }
 
-    /// Every map, without gradient: `[heads·77, h, w]` (map `head·77 + token`), or `[77, h, w]` of head means.
-    pub fn all(&self, kind: HeadMaps) -> Result<Tensor> {
+    /// Every map, without gradient: `[heads·77, h, w]`, or `[77, h, w]` where heads are not kept.
+    pub fn all(&self) -> Result<Tensor> {
         let probes: Vec<Probe> = self.probes.iter().map(Probe::detached).collect();
-        let logits = mean_logits(&probes, self.heads)?.squeeze(0)?;
-        let (rows, columns) = self.grid;
-        match kind {
-            HeadMaps::Keep => logits.reshape(((), rows, columns)),
-            HeadMaps::Mean => logits.mean(0)?.reshape(((), rows, columns)),
+        self.on_grid(&self.every(&probes)?)
+    }
+
+    /// The maps of a token: one of every head, or one alone.
+    pub fn of_token(&self, token: usize) -> Vec<usize> {
+        match self.kind.of_heads {
+            HeadMaps::Keep => (0..self.kind.heads).map(|head| head * CLIP_TOKENS + token).collect(),
+            _ => vec![token],
         }
     }
 
-    /// The index of map `number` of [`Self::all`].
-    pub fn index(number: usize, kind: HeadMaps) -> MapIndex {
-        match kind {
-            HeadMaps::Keep => MapIndex { head: Some(number / CLIP_TOKENS), token: number % CLIP_TOKENS },
-            HeadMaps::Mean => MapIndex { head: None, token: number },
+    /// The chosen maps with gradient, `[chosen, h, w]` in f32.
+    pub fn chosen(&self, chosen: &[usize]) -> Result<Tensor> {
+        if self.kind.form == AttentionForm::Logits {
+            return self.on_grid(&mean(self.probes.iter().map(|probe| self.chosen_logits(probe, chosen)))?);
         }
+        let numbers: Vec<u32> = chosen.iter().map(|number| *number as u32).collect();
+        let every = self.every(&self.probes)?.flatten_to(1)?;
+        let numbers = upload(numbers, chosen.len(), every.device())?;
+        self.on_grid(&every.contiguous()?.index_select(&numbers, 0)?)
     }
 
-    /// The maps of a token: one of every head, or their mean.
-    pub fn of_token(&self, token: usize, kind: HeadMaps) -> Vec<MapIndex> {
-        match kind {
-            HeadMaps::Keep => (0..self.heads).map(|head| MapIndex { head: Some(head), token }).collect(),
-            HeadMaps::Mean => vec![MapIndex { head: None, token }],
-        }
-    }
-
-    /// The chosen maps with gradient, `[chosen, h, w]` in f32: one product of all queries with the chosen keys, each
-    /// key zero outside its head.
-    pub fn chosen(&self, chosen: &[MapIndex]) -> Result<Tensor> {
-        mean(self.probes.iter().map(|probe| self.chosen_of(probe, chosen)))
-    }
-
-    fn chosen_of(&self, probe: &Probe, chosen: &[MapIndex]) -> Result<Tensor> {
-        let (_, tokens, width) = probe.queries.dims3()?;
-        let head_dim = width / self.heads;
-        let scale = (head_dim as f32).powf(-0.5);
-        let mut weights = vec![0f32; chosen.len() * width];
-        for (index, row) in chosen.iter().zip(weights.chunks_exact_mut(width)) {
-            match index.head {
-                Some(head) => row[head * head_dim..][..head_dim].fill(scale),
-                None => row.fill(scale / self.heads as f32),
-            }
-        }
-        let device = probe.queries.device();
-        let weights = upload(weights, (chosen.len(), width), device)?;
-        let token_indices: Vec<u32> = chosen.iter().map(|index| index.token as u32).collect();
-        let token_indices = upload(token_indices, chosen.len(), device)?;
-        let keys = probe.text_keys()?.squeeze(0)?.to_dtype(DType::F32)?.index_select(&token_indices, 0)?;
-        let queries = probe.queries.reshape((tokens, width))?.to_dtype(DType::F32)?;
-        (keys * weights)?.matmul(&queries.t()?)?.reshape(((), self.grid.0, self.grid.1))
-    }
-
-    /// Attention probability of classes, `[classes, h, w]`: each the mean over its tokens.
-    pub fn class_probability(&self, classes: &[Vec<usize>]) -> Result<Tensor> {
-        let probability = mean_probability(&self.probes, self.heads)?.squeeze(0)?;
+    /// Attention of classes with gradient, `[classes, h, w]`: each the mean over its tokens. Heads must not be kept.
+    pub fn of_classes(&self, classes: &[Vec<usize>]) -> Result<Tensor> {
+        let every = self.every(&self.probes)?.squeeze(0)?;
         let mut mean = vec![0f32; classes.len() * CLIP_TOKENS];
         for (tokens, row) in classes.iter().zip(mean.chunks_exact_mut(CLIP_TOKENS)) {
             for token in tokens {
                 row[*token] += 1.0 / tokens.len() as f32;
             }
         }
-        let mean = upload(mean, (classes.len(), CLIP_TOKENS), probability.device())?;
-        mean.matmul(&probability.t()?)?.reshape(((), self.grid.0, self.grid.1))
+        let mean = upload(mean, (classes.len(), CLIP_TOKENS), every.device())?;
+        self.on_grid(&mean.matmul(&every)?)
+    }
+
+    /// Maps `[…, positions]` as `[maps, h, w]`.
+    fn on_grid(&self, maps: &Tensor) -> Result<Tensor> {
+        maps.reshape(((), self.grid.0, self.grid.1))
+    }
+
+    /// Every map, `[heads, 77, positions]`, or `[1, 77, positions]` where heads are not kept.
+    fn every(&self, probes: &[Probe]) -> Result<Tensor> {
+        mean(probes.iter().map(|probe| self.every_of(probe)))
+    }
+
+    fn every_of(&self, probe: &Probe) -> Result<Tensor> {
+        let MapKind { heads, of_heads, form } = self.kind;
+        let of_each = match form {
+            AttentionForm::Logits => image_to_text_logits(probe, heads)?.squeeze(0)?,
+            AttentionForm::Softmax if of_heads == HeadMaps::Mean => return probe.probability(heads)?.transpose(1, 2),
+            AttentionForm::Softmax => probe.heads_apart(heads)?.probability(1)?.transpose(1, 2)?,
+            AttentionForm::SoftmaxText => candle_nn::ops::softmax(&image_to_text_logits(probe, heads)?.squeeze(0)?, 1)?,
+        };
+        match of_heads {
+            HeadMaps::Keep => Ok(of_each),
+            HeadMaps::Max => of_each.max_keepdim(0),
+            HeadMaps::Mean | HeadMaps::One(_) => of_each.mean_keepdim(0),
+        }
+    }
+
+    /// The chosen logits of one block, `[chosen, positions]`: one product of all queries with the chosen keys, each key
+    /// zero outside its head.
+    fn chosen_logits(&self, probe: &Probe, chosen: &[usize]) -> Result<Tensor> {
+        let (_, positions, width) = probe.queries.dims3()?;
+        let head_dim = width / self.kind.heads;
+        let scale = (head_dim as f32).powf(-0.5);
+        let mut weights = vec![0f32; chosen.len() * width];
+        for (number, row) in chosen.iter().zip(weights.chunks_exact_mut(width)) {
+            match self.kind.of_heads {
+                HeadMaps::Keep => row[number / CLIP_TOKENS * head_dim..][..head_dim].fill(scale),
+                _ => row.fill(scale / self.kind.heads as f32),
+            }
+        }
+        let device = probe.queries.device();
+        let weights = upload(weights, (chosen.len(), width), device)?;
+        let tokens: Vec<u32> = chosen.iter().map(|number| (number % CLIP_TOKENS) as u32).collect();
+        let tokens = upload(tokens, chosen.len(), device)?;
+        let keys = probe.text_keys()?.squeeze(0)?.to_dtype(DType::F32)?.index_select(&tokens, 0)?;
+        let queries = probe.queries.reshape((positions, width))?.to_dtype(DType::F32)?;
+        (keys * weights)?.matmul(&queries.t()?)
     }
 }

@@ -10,6 +10,8 @@ use pathfinding::kuhn_munkres::{Weights, kuhn_munkres_min};
 pub struct Matching {
     /// None where there is nothing to choose.
     costs: Option<Costs>,
+    /// The most that a pair may cost.
+    limit: Option<f64>,
 }
 
 impl Matching {
@@ -21,13 +23,22 @@ impl Matching {
         let masks = Tensor::from_vec(masks.concat(), (masks.len(), masks[0].len()), &Device::Cpu)?;
         let raw_logit = config.focal_probability == FocalProbability::Logit;
         let costs = ops::match_cost(maps, &masks, (config.match_focal, config.match_dice), raw_logit)?;
-        Ok(Self { costs: Some(costs) })
+        Ok(Self { costs: Some(costs), limit: config.match_max_cost })
     }
 
     /// The cheapest pairs (map, mask), in order of masks. Every mask gets a map of its own, or every map a mask if there
-    /// are fewer maps.
+    /// are fewer maps; then pairs that cost more than `match_max_cost` are left out.
+    ///
+    /// (The released code's `COST_THRESH` leaves out masks by the mean of their costs over all maps, and with them images
+    /// in place of masks: it breaks off. A pair's own cost says whether the mask has found a map.)
     pub fn pairs(self) -> Result<Vec<(usize, usize)>> {
-        self.costs.map_or(Ok(vec![]), |costs| Ok(assign(&costs.wait()?)))
+        let Some(costs) = self.costs else { return Ok(vec![]) };
+        let costs = costs.wait()?;
+        let mut pairs = assign(&costs);
+        if let Some(limit) = self.limit {
+            pairs.retain(|(map, mask)| f64::from(costs[*map][*mask]) <= limit);
+        }
+        Ok(pairs)
     }
 }
 

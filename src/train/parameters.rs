@@ -223,7 +223,7 @@ fn reaches_loss(config: &RunConfig, layer: usize, module: &str, blocks: usize) -
     }
     let expert = config.model.last_expert();
     let mut probed = vec!["attn.to_q", "attn.add_k_proj", "norm1.linear", "norm1_context.linear"];
-    if config.loss.alignment == Alignment::Softmax {
+    if config.loss.sees_image_keys() {
         probed.push("attn.to_k");
     }
     layer < expert || (layer == expert && probed.contains(&module))

@@ -15,7 +15,7 @@ use super::schedule::learning_rate;
 use super::source::Source;
 use super::trained::origin_of;
 use super::validation::Validation;
-use crate::config::{RequiredFiles, RunConfig};
+use crate::config::{HeadMaps, RequiredFiles, RunConfig};
 use crate::data::{Batch, Cache, Cursor, Loader, loader};
 use crate::error::{Error, Result};
 use crate::model::adapter_files::{self, Format};
@@ -136,6 +136,12 @@ impl<'a> Trainer<'a> {
         let last = config.model.last_expert();
         if last >= blocks {
             return Err(Error::Usage(format!("model.expert_layers has {last}, but the model has {blocks} blocks")));
+        }
+        let heads = pipeline.transformer.config.num_attention_heads;
+        if let HeadMaps::One(head) = config.loss.heads
+            && head >= heads
+        {
+            return Err(Error::Usage(format!("loss.heads is {head}, but the model has {heads} heads")));
         }
         let (_, height, width) = pipeline.latent_shape(config.data.resolution)?;
         let parameters = Parameters::new(config, &mut pipeline.transformer, device)?;

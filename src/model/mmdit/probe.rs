@@ -55,6 +55,25 @@ impl Probe {
         ops::attention_probability(&self.queries, &self.keys, heads, range, self.last_key_count)
     }
 
+    /// The heads one after the other as samples of one head each: queries `[batch·heads, image tokens, head_dim]`.
+    pub fn heads_apart(&self, heads: usize) -> Result<Self> {
+        let apart = |of: &Tensor| {
+            let (batch, tokens, width) = of.dims3()?;
+            let by_head = of.reshape((batch, tokens, heads, width / heads))?.transpose(1, 2)?;
+            by_head.contiguous()?.reshape((batch * heads, tokens, width / heads))
+        };
+        Ok(Self { queries: apart(&self.queries)?, keys: apart(&self.keys)?, last_key_count: self.last_key_count })
+    }
+
+    /// One of the heads alone.
+    pub fn one_head(&self, head: usize, heads: usize) -> Result<Self> {
+        let one = |of: &Tensor| {
+            let width = of.dim(2)? / heads;
+            of.narrow(2, head * width, width)
+        };
+        Ok(Self { queries: one(&self.queries)?, keys: one(&self.keys)?, last_key_count: self.last_key_count })
+    }
+
     /// The same values, of which nothing is remembered for a backward pass.
     pub fn detached(&self) -> Self {
         let Self { queries, keys, last_key_count } = self;
