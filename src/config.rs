@@ -1,4 +1,4 @@
-//! Every setting of a run, typed, as it stands after parsing and checking. Defaults are the published recipe.
+//! Every setting of a run, typed, as it stands after parsing and checking. Defaults are what the published adapters were trained with.
 //!
 //! Relative paths are relative to the folder that the program is started in, not to the config file.
 mod check_files;
@@ -135,6 +135,8 @@ pub struct ModelConfig {
     /// 0-based indices, ascending, of the semantic grounding experts: the blocks whose attention, averaged, learns the
     /// masks. There is one at least.
     pub expert_layers: Vec<usize>,
+    /// Whether every image is told the same prompt, whose token embeddings are trained, in place of its caption.
+    pub learnable_prompt: bool,
 }
 
 impl ModelConfig {
@@ -183,6 +185,9 @@ pub struct LoraConfig {
     /// Module names within a block, as diffusers has them: `attn.to_q`, `attn.to_out.0`, `ff.net.0.proj`, …
     pub targets: Vec<String>,
     pub layers: LayerChoice,
+    /// Adapter that training starts from, a file or folder in any format that is read; absent: a fresh one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub init: Option<PathBuf>,
 }
 
 /// `"all"` or a list of 0-based block indices.
@@ -296,6 +301,9 @@ pub struct LossConfig {
     pub heads: HeadMaps,
     pub attention: AttentionForm,
     pub score_head: bool,
+    /// Checkpoint whose score head training starts from; absent: a fresh one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub score_head_init: Option<PathBuf>,
     pub focal_probability: FocalProbability,
 }
 
@@ -306,6 +314,11 @@ impl LossConfig {
             Alignment::Sigmoid => self.focal_weight > 0.0 || self.dice_weight > 0.0,
             Alignment::Softmax => self.align_weight > 0.0,
         }
+    }
+
+    /// Whether a score head is trained: it serves the sigmoid form alone.
+    pub fn uses_score_head(&self) -> bool {
+        self.score_head && self.alignment == Alignment::Sigmoid && self.uses_masks()
     }
 
     /// What the softmax form takes the logarithm of: a probability in any case.

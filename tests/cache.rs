@@ -148,6 +148,25 @@ fn a_cache_changes_no_bit() {
     assert!(files(folder.path()) == before);
 }
 
+/// Photographs that are no squares, squeezed; and a cache of squeezed ones is no cache of windows.
+#[test]
+fn a_cache_of_squeezed_images_changes_no_bit() {
+    let folder = tempfile::tempdir().expect("folder");
+    let settings = [SETTINGS, &["data.crop=stretch"]].concat();
+    fill(folder.path(), &settings);
+    let cache = cache_setting(folder.path());
+    let outcome = |settings: &[&str]| {
+        let run = Run::new(settings);
+        run.finish(&[]);
+        Outcome::of(&run, STEPS)
+    };
+    let squeezed = outcome(&settings);
+    squeezed.check(&outcome(&[&settings[..], &[&cache]].concat()), "squeezed");
+    assert!(squeezed != outcome(SETTINGS), "all of smoke's images are squares");
+    let said = refused(&mut Run::new(&[SETTINGS, &[&cache]].concat()).train(&[]));
+    assert!(said.contains("crop: stretch in the cache, center now"), "{said}");
+}
+
 /// Class names as prompts, label maps as masks.
 #[test]
 fn a_cache_of_labelled_images_changes_no_bit() {

@@ -20,7 +20,15 @@ fn checkpoint(step: u64) -> Checkpoint {
     let cursor = serde_json::json!({"shard": 3, "offset": 18446744073709551615u64, "seen": [1, 2]});
     let counters = BTreeMap::from([("skipped".to_string(), 4)]);
     Checkpoint {
-        state: State { step, samples: 8 * step, epoch: 1, cursor, counters, model: "fingerprint".into() },
+        state: State {
+            step,
+            samples: 8 * step,
+            epoch: 1,
+            cursor,
+            counters,
+            model: "fingerprint".into(),
+            ..State::default()
+        },
         adapter: BTreeMap::from([("a.lora_A".into(), tensor(step as f32 + 0.1)), ("head".into(), tensor(-1.0))]),
         optimizer: BTreeMap::from([("a.lora_A.m".into(), tensor(1e-30))]),
     }

@@ -63,6 +63,36 @@ fn defaults_are_the_published_recipe() {
     assert_eq!((full.optim.lora_lr_scale, full.data.crop), (1.0, Crop::Stretch));
 }
 
+/// `configs/sa1b.toml` says that every key is in it, set or in a comment.
+#[test]
+fn every_key_stands_in_the_example() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |file: &str| std::fs::read_to_string(root.join(file)).expect("text");
+    let mut shown = std::collections::BTreeSet::new();
+    let mut section = String::new();
+    for line in read("configs/sa1b.toml").lines() {
+        let line = line.trim_start_matches("# ");
+        if let Some((name, _)) = line.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+            section = format!("{name}.");
+        } else if let Some((key, _)) = line.split_once(" = ") {
+            shown.insert(format!("{section}{key}"));
+        }
+    }
+    // Keys are what the parser asks for: strings such as "lora.rank".
+    let sections = ["model", "lora", "data", "noise", "loss", "optim", "train", "checkpoint", "eval", "scenes"];
+    let is_key = |text: &&str| match text.split_once('.') {
+        Some((section, key)) => {
+            sections.contains(&section) && key.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
+        }
+        None => false,
+    };
+    let source = read("src/config/parse.rs") + &read("src/config/eval.rs");
+    let keys: std::collections::BTreeSet<&str> = source.split('"').filter(is_key).collect();
+    assert!(keys.len() > 80, "{keys:?}");
+    let missing: Vec<&&str> = keys.iter().filter(|key| !shown.contains(**key)).collect();
+    assert!(missing.is_empty(), "configs/sa1b.toml lacks {missing:?}");
+}
+
 #[test]
 fn the_design_example_parses() {
     let text = r#"
@@ -168,6 +198,21 @@ fn single_problems_are_named_in_place() {
         ("", "data.caption_dropout=1.5", "from 0.0 to 1.0"),
         ("", "data.format=coco", "data.labels: is missing"),
         ("", "data.labels=somewhere", "only"),
+        ("", "model.expert_layers=[]", "model.expert_layers: must not be empty"),
+        ("", "model.expert_layer=[2,2]", "model.expert_layers: 2 is listed twice"),
+        ("", "model.expert_layers=all", "expected a block index (from 0) or a list of them"),
+        ("", "loss.heads=max", "set loss.attention to \"softmax\" or \"softmax_text\""),
+        ("", "loss.heads=maximum", "\"keep\", \"mean\", \"max\" or a head's index (from 0)"),
+        ("", "loss.heads=-1", "found the integer -1"),
+        ("", "loss.attention=softmax_image", "the nearest is \"softmax_text\""),
+        ("[loss]\nscore_head = false\n", "loss.score_head_init=c", "no score head is trained"),
+        ("[loss]\nalignment = \"softmax\"\n", "loss.score_head_init=c", "no score head is trained"),
+        ("caption_dropout = 0.1\n", "model.learnable_prompt=true", "data.caption_dropout: no caption is used"),
+        (
+            "format = \"coco\"\nlabels = \"l\"\nclasses = \"c\"\n",
+            "model.learnable_prompt=true",
+            "a learnt prompt has none",
+        ),
         ("cache = \"c\"\n", "data.crop=random", "is for crop = \"center\" or \"stretch\" only"),
         ("", "train.batch=2.5", "found the number 2.5"),
         ("", "train.batch=99999999999999999999", "too large"),
@@ -190,6 +235,22 @@ fn single_problems_are_named_in_place() {
         assert!(message.contains(&format!("--set {set}")) || message.contains("c.toml:"), "no place: {message}");
         assert_eq!(message.lines().count(), if set == "data.format=coco" { 2 } else { 1 }, "{message}");
     }
+}
+
+/// The name of before is read as the one of today, whichever of them a file has and `--set` gives.
+#[test]
+fn the_former_name_of_the_experts_goes_on() {
+    let with = |line: &str| SMALLEST.replace("path = \"m\"\n", &format!("path = \"m\"\n{line}\n"));
+    let layers = |text: &str, set: &[&str]| parse(text, set).expect("config").model.expert_layers;
+    assert_eq!(layers(SMALLEST, &[]), [9]);
+    assert_eq!(layers(&with("expert_layer = 4"), &[]), [4]);
+    assert_eq!(layers(&with("expert_layers = 4"), &[]), [4]);
+    assert_eq!(layers(&with("expert_layers = [9, 7, 8]"), &[]), [7, 8, 9]);
+    assert_eq!(layers(&with("expert_layer = 4"), &["model.expert_layers=[5, 6]"]), [5, 6]);
+    assert_eq!(layers(&with("expert_layers = [5, 6]"), &["model.expert_layer=4"]), [4]);
+    let heads = |set: &str| parse(SMALLEST, &[set]).expect("config").loss.heads;
+    assert_eq!((heads("loss.heads=3"), heads("loss.heads=mean")), (HeadMaps::One(3), HeadMaps::Mean));
+    assert!(parse(SMALLEST, &["loss.heads=max", "loss.attention=softmax_text"]).is_ok());
 }
 
 #[test]
@@ -243,6 +304,14 @@ fn files_that_are_missing_or_do_not_fit_are_all_named() {
     assert!(message.contains("model.expert_layers: there is no block 4"), "{message}");
     assert!(message.contains("lora.layers: there is no block 5"), "{message}");
     assert!(message.contains("data.resolution: 40 is not a multiple of 16"), "{message}");
+
+    let message = problems(&["loss.heads=99", "lora.init=/nowhere/a", "loss.score_head_init=/nowhere/b"]);
+    assert_eq!(message.lines().count(), 3, "{message}");
+    for part in
+        ["loss.heads: there is no head 99", "lora.init: /nowhere/a is missing", "loss.score_head_init: /nowhere/b"]
+    {
+        assert!(message.contains(part), "{part} in {message}");
+    }
 
     let message = problems(&["model.text_encoders=[\"clip_l\",\"t5\"]"]);
     for file in ["text_encoder_3/config.json", "text_encoder_3/model.safetensors", "tokenizer_3/tokenizer.json"] {

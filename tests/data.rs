@@ -538,7 +538,14 @@ fn image_and_masks_are_cropped_scaled_and_mirrored_alike() {
         })
         .collect();
     write_tar(&folder.path().join("a.tar"), &files);
-    for (resolution, crop) in [(61, Crop::Random), (40, Crop::Random), (40, Crop::Center), (100, Crop::Random)] {
+    for (resolution, crop) in [
+        (61, Crop::Random),
+        (40, Crop::Random),
+        (40, Crop::Center),
+        (100, Crop::Random),
+        (40, Crop::Stretch),
+        (100, Crop::Stretch),
+    ] {
         let mut config = config(DataFormat::Sa1b, &[path(folder.path())]);
         (config.resolution, config.crop, config.flip) = (resolution, crop, true);
         let samples = take(&mut Loader::new(&config, 5, None, true).unwrap(), 40);

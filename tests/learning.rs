@@ -47,6 +47,7 @@ fn train(settings: &[&str]) -> (LossTerms, LossTerms) {
         noise: &config.noise,
         seed: config.seed,
         resolution: config.data.resolution,
+        prompt: None,
         device: &Device::Cpu,
     };
     let inputs = maker.make(&batch.samples, 0).unwrap();

@@ -114,6 +114,7 @@ impl Fixture {
             format!("loss.score_head={}", given("score_head").unwrap_or(&true.into())),
             format!("loss.focal_probability=\"{}\"", text("focal_probability")),
             format!("loss.flow_weight={}", case["flow_weight"]),
+            format!("model.learnable_prompt={}", given("learnable").unwrap_or(&false.into())),
         ];
         settings.extend(given("max_cost").map(|cost| format!("loss.match_max_cost={cost}")));
         let mut config = RunConfig::parse("", Path::new("test"), &settings).unwrap();
@@ -133,12 +134,16 @@ impl Fixture {
     /// The LoRA of the fixture and the score head, under the names of our parameters.
     fn trained(&self, config: &RunConfig, wide: bool) -> (MmDit, Parameters) {
         let mut model = self.model();
-        let parameters = Parameters::new(config, &mut model, &device()).unwrap();
+        let mut parameters = Parameters::new(config, &mut model, &device()).unwrap();
+        if config.model.learnable_prompt {
+            parameters.add_prompt(&self.first_text()).unwrap();
+        }
         let mut tensors = match wide {
             true => read_all(&self.folder.join("lora_wide.safetensors")).unwrap(),
             false => self.inputs.clone(),
         };
         tensors.extend(read_all(&fixtures().join("score_head.safetensors")).unwrap());
+        tensors.insert("prompt.tokens".into(), self.first_text().context.squeeze(0).unwrap());
         tensors.retain(|name, _| parameters.all.iter().any(|p| &p.name == name));
         parameters.load(&tensors).unwrap();
         model.attach(&parameters.adapter()).unwrap();
@@ -183,6 +188,12 @@ impl Fixture {
         (h / 2, w / 2)
     }
 
+    /// The first image's embedding.
+    fn first_text(&self) -> TextEmbedding {
+        let first = |name: &str| self.inputs[name].narrow(0, 0, 1).unwrap();
+        TextEmbedding { context: first("context"), pooled: first("pooled"), zeros: 0 }
+    }
+
     fn text(&self, case: &Value) -> TextEmbedding {
         let (mut context, mut pooled) = (self.inputs["context"].clone(), self.inputs["pooled"].clone());
         if case["zeros"].as_bool() == Some(true) {
@@ -191,7 +202,7 @@ impl Fixture {
         }
         if case["learnable"].as_bool() == Some(true) {
             // All images are told the same, of which the tokens are trained.
-            pooled = pooled.narrow(0, 0, 1).unwrap().broadcast_as(pooled.shape()).unwrap().contiguous().unwrap();
+            pooled = self.first_text().pooled.broadcast_as(pooled.shape()).unwrap().contiguous().unwrap();
             context = context.zeros_like().unwrap();
         }
         TextEmbedding::new(context, pooled).unwrap()

@@ -25,6 +25,9 @@ impl RunConfig {
             }
             Some((_, Err(e))) => problems.push(format!("data.cache: {e}")),
         }
+        if let Some(adapter) = self.lora.init.as_ref().filter(|adapter| !adapter.exists()) {
+            problems.push(format!("lora.init: {} is missing", adapter.display()));
+        }
         self.check_named(self.training_files(), &mut problems);
         self.check_named(self.evaluation_files(), &mut problems);
         if problems.is_empty() { Ok(()) } else { Err(Error::Usage(problems.join("\n"))) }
@@ -37,6 +40,7 @@ impl RunConfig {
             ("data.labels", data.labels.as_deref(), true),
             ("data.panoptic", data.panoptic.as_deref(), false),
             ("data.classes", data.classes.as_deref(), false),
+            ("loss.score_head_init", self.loss.score_head_init.as_deref(), true),
         ]
     }
 

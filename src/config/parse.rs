@@ -107,6 +107,25 @@ impl RunConfig {
                 "the mask loss reads the attention to CLIP's tokens; add \"clip_l\" or \"clip_g\"",
             );
         }
+        if loss.score_head_init.is_some() && !loss.uses_score_head() {
+            reader.problem(
+                &["loss.score_head_init", "loss.score_head", "loss.alignment"],
+                "no score head is trained: that needs score_head = true, alignment = \"sigmoid\" and a mask loss",
+            );
+        }
+        if self.model.learnable_prompt && self.data.format == DataFormat::Coco {
+            reader.problem(
+                &["model.learnable_prompt", "data.format"],
+                "masks of classes are paired with their names in the prompt, and a learnt prompt has none; \
+                 take another data.format",
+            );
+        }
+        if self.model.learnable_prompt && self.data.caption_dropout > 0.0 {
+            reader.problem(
+                &["data.caption_dropout", "model.learnable_prompt"],
+                "no caption is used: model.learnable_prompt stands in their place",
+            );
+        }
         if loss.heads == HeadMaps::Max && loss.attention == AttentionForm::Logits {
             reader.problem(
                 &["loss.heads", "loss.attention"],
@@ -212,6 +231,7 @@ fn model(reader: &mut Reader) -> ModelConfig {
             layers.sort_unstable();
             layers
         },
+        learnable_prompt: reader.get("model.learnable_prompt", false),
     }
 }
 
@@ -249,6 +269,7 @@ fn lora(reader: &mut Reader) -> LoraConfig {
             LayerChoice::All => Ok(()),
             LayerChoice::List(list) => distinct(list),
         }),
+        init: reader.optional("lora.init"),
     }
 }
 
@@ -309,6 +330,7 @@ fn loss(reader: &mut Reader) -> LossConfig {
         attention: reader.get("loss.attention", AttentionForm::Logits),
         match_max_cost: reader.optional("loss.match_max_cost"),
         score_head: reader.get("loss.score_head", true),
+        score_head_init: reader.optional("loss.score_head_init"),
         focal_probability: reader.get("loss.focal_probability", FocalProbability::Sigmoid),
     }
 }

@@ -121,7 +121,7 @@ impl SampleMaps {
         let weights = upload(weights, (chosen.len(), width), device)?;
         let tokens: Vec<u32> = chosen.iter().map(|number| (number % CLIP_TOKENS) as u32).collect();
         let tokens = upload(tokens, chosen.len(), device)?;
-        let keys = probe.text_keys()?.squeeze(0)?.to_dtype(DType::F32)?.index_select(&tokens, 0)?;
+        let keys = probe.text_keys()?.squeeze(0)?.to_dtype(DType::F32)?.contiguous()?.index_select(&tokens, 0)?;
         let queries = probe.queries.reshape((positions, width))?.to_dtype(DType::F32)?;
         (keys * weights)?.matmul(&queries.t()?)
     }

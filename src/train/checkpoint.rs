@@ -25,11 +25,13 @@ const STATE: &str = "state.json";
 
 /// Settings that a resumed run may change, because no trained value depends on them: where things lie (the base
 /// model is recognised by its fingerprint, what a cache holds by what it was made of), on what and with how many threads it runs, what is kept, when it gives up;
-/// and all of `[eval]`.
-const FREE: [&str; 10] = [
+/// and all of `[eval]`. What `lora.init` and `loss.score_head_init` name is recognised by its content.
+const FREE: [&str; 12] = [
     "output",
     "device",
     "model.path",
+    "lora.init",
+    "loss.score_head_init",
     "data.cache",
     "data.workers",
     "data.max_broken",
@@ -55,6 +57,9 @@ pub struct State {
     pub counters: BTreeMap<String, u64>,
     /// Fingerprint of the base model.
     pub model: String,
+    /// SHA-256 of what training started from in place of fresh values, by the setting that names it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub init: BTreeMap<String, String>,
 }
 
 /// One checkpoint in memory. All tensors are f32 and on the CPU.
@@ -142,6 +147,12 @@ impl Checkpoint {
                 config.model.path
             ));
         }
+        let init = super::initial::fingerprints(config)?;
+        for key in init.keys().chain(state.init.keys()).collect::<BTreeSet<_>>() {
+            if init.get(key) != state.init.get(key) {
+                differences.push(format!("{key}: not the file, or none, that the run started from"));
+            }
+        }
         if !differences.is_empty() {
             let differences = differences.join("\n  ");
             let folder = folder.display();
@@ -161,6 +172,11 @@ impl Checkpoint {
     /// The checkpoint is damaged.
     pub fn read(folder: &Path) -> Result<Self> {
         Self::with_tensors(verify(folder)?, folder)
+    }
+
+    /// The file of a checkpoint that holds LoRA and score head.
+    pub fn tensors_of(folder: &Path) -> PathBuf {
+        folder.join(ADAPTER)
     }
 
     fn with_tensors(state: State, folder: &Path) -> Result<Self> {

@@ -110,7 +110,11 @@ pub fn gradients(
 ) -> Result<Gradients> {
     let sigma = inputs.sigma.reshape(((), 1, 1, 1))?;
     let noised = (inputs.latents.broadcast_mul(&(1.0 - &sigma)?)? + inputs.noise.broadcast_mul(&sigma)?)?;
-    let embedded = model.embedding.embed(&noised, &inputs.timestep, &inputs.text)?;
+    let text = match parameters.prompt() {
+        Some(tokens) => inputs.text.with_tokens(tokens)?,
+        None => inputs.text.clone(),
+    };
+    let embedded = model.embedding.embed(&noised, &inputs.timestep, &text)?;
     let mut step = Step {
         model,
         parameters,

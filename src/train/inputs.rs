@@ -28,6 +28,8 @@ pub struct InputMaker<'a> {
     pub mask_max_sigma: f64,
     /// Side of the training images in pixels.
     pub resolution: usize,
+    /// What all images are told in place of their prompts, where a prompt is learnt: then names pair no masks.
+    pub prompt: Option<&'a TextEmbedding>,
     pub device: &'a Device,
 }
 
@@ -63,6 +65,9 @@ impl InputMaker<'_> {
     /// Each prompt is encoded by itself: what comes out must not depend, not even in its last bit, on what else is in the
     /// batch, so that it is the same from a cache.
     fn text(&self, samples: &[Sample]) -> Result<TextEmbedding> {
+        if let Some(prompt) = self.prompt {
+            return TextEmbedding::cat(&vec![prompt; samples.len()]);
+        }
         let encoders = &self.pipeline.text_encoders;
         let parts = samples.iter().map(|sample| match &sample.encoded {
             Some(encoded) => encoders.shape().expand(&encoded.text, self.device),
@@ -98,7 +103,11 @@ impl InputMaker<'_> {
             pixels: Arc::new(mask.clone()),
         };
         let names: Vec<&str> = sample.classes.iter().map(String::as_str).collect();
-        let spans = if names.is_empty() { vec![] } else { self.pipeline.text_encoders.token_spans(&names)? };
+        let spans = if names.is_empty() || self.prompt.is_some() {
+            vec![]
+        } else {
+            self.pipeline.text_encoders.token_spans(&names)?
+        };
         Ok(SampleTargets { masks: sample.masks.iter().map(target).collect(), spans })
     }
 }

@@ -4,6 +4,7 @@ pub mod checkpoint;
 mod effect;
 mod evaluation;
 pub mod gradients;
+mod initial;
 pub mod inputs;
 pub mod memory;
 pub mod optimizer;

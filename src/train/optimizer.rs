@@ -46,7 +46,7 @@ impl AdamW {
             let Some(gradient) = gradient else { continue };
             let lr = match parameter.group {
                 Group::Lora => lr * config.lora_lr_scale,
-                Group::ScoreHead => lr,
+                Group::ScoreHead | Group::Prompt => lr,
             };
             #[cfg(feature = "cuda")]
             if parameter.var.device().is_cuda() {

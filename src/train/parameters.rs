@@ -1,32 +1,51 @@
 //! What is trained: LoRA matrices and the score head, by name, always in f32.
-use crate::config::{Alignment, LayerChoice, RunConfig};
+use crate::config::{LayerChoice, RunConfig};
 use crate::error::{Error, Result};
 use crate::model::lora::{Adapter, Lora};
 use crate::model::mmdit::MmDit;
+use crate::model::text::TextEmbedding;
 use crate::ops;
 use crate::report::TrainedLayers;
-use candle_core::{Device, Tensor, Var};
+use candle_core::{DType, Device, Tensor, Var};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
 
+/// Name of the prompt's parameter.
+const PROMPT: &str = "prompt.tokens";
+
 /// Which learning rate a parameter follows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Group {
     Lora,
     ScoreHead,
+    Prompt,
 }
 
 pub struct Parameter {
-    /// `lora.transformer_blocks.0.attn.to_q.down`, `….up`, or `score_head.0.weight`.
+    /// `lora.transformer_blocks.0.attn.to_q.down`, `….up`, `score_head.0.weight`, or `prompt.tokens`.
     pub name: String,
     pub var: Var,
     pub group: Group,
 }
 
-/// All trained parameters in a fixed order: LoRA modules in the order of the model, then the score head.
+impl Parameter {
+    /// Takes these values.
+    ///
+    /// # Errors
+    /// They are of another shape.
+    pub fn set(&self, values: &Tensor) -> Result<()> {
+        if values.dims() != self.var.dims() {
+            let (found, expected) = (values.dims(), self.var.dims());
+            return Err(Error::Failed(format!("{} has shape {found:?}, expected {expected:?}", self.name)));
+        }
+        Ok(self.var.set(&values.to_device(self.var.device())?)?)
+    }
+}
+
+/// All trained parameters in a fixed order: LoRA modules in the order of the model, then the score head, then the prompt.
 pub struct Parameters {
     pub all: Vec<Parameter>,
     rank: usize,
@@ -52,9 +71,9 @@ impl Parameters {
                 Ok(())
             };
             add("down", Tensor::from_vec(down, (rank, inner), device)?)?;
-            add("up", Tensor::zeros((outer, rank), candle_core::DType::F32, device)?)?;
+            add("up", Tensor::zeros((outer, rank), DType::F32, device)?)?;
         }
-        if uses_score_head(config) {
+        if config.loss.uses_score_head() {
             for (name, shape) in ops::PARAMETERS {
                 let mut random = random(config.seed, &format!("score_head.{name}"));
                 // torch: weight and bias uniform within 1/sqrt(fan in)
@@ -71,6 +90,18 @@ impl Parameters {
         Ok(Self { all, rank, alpha: config.lora.alpha })
     }
 
+    /// Adds the token embeddings of a prompt, `[tokens, width]`, which are trained from those of `start`, one prompt's.
+    pub fn add_prompt(&mut self, start: &TextEmbedding) -> Result<()> {
+        let var = Var::from_tensor(&start.context.squeeze(0)?.to_dtype(DType::F32)?)?;
+        self.all.push(Parameter { name: PROMPT.to_string(), var, group: Group::Prompt });
+        Ok(())
+    }
+
+    /// The token embeddings of the prompt that is trained, if one is: `[tokens, width]`.
+    pub fn prompt(&self) -> Option<&Tensor> {
+        self.all.iter().find(|p| p.group == Group::Prompt).map(|p| p.var.as_tensor())
+    }
+
     /// Overwrites all parameters; `tensors` must have exactly their names and shapes.
     pub fn load(&self, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
         let names: Vec<&String> = self.all.iter().map(|p| &p.name).collect();
@@ -81,15 +112,7 @@ impl Parameters {
             let Some(tensor) = tensors.get(&parameter.name) else {
                 return Err(Error::Failed(format!("checkpoint: {} is missing", parameter.name)));
             };
-            if tensor.dims() != parameter.var.dims() {
-                return Err(Error::Failed(format!(
-                    "checkpoint: {} has shape {:?}, expected {:?}",
-                    parameter.name,
-                    tensor.dims(),
-                    parameter.var.dims()
-                )));
-            }
-            parameter.var.set(&tensor.to_device(parameter.var.device())?)?;
+            parameter.set(tensor).map_err(|problem| Error::Failed(format!("checkpoint: {problem}")))?;
         }
         Ok(())
     }
@@ -119,8 +142,11 @@ impl Parameters {
         (!head.is_empty()).then_some(head)
     }
 
-    /// The lowest block with an adapter: no gradient is needed below it.
+    /// The lowest block with an adapter: no gradient is needed below it. That of a prompt goes through all.
     pub fn first_block(&self) -> usize {
+        if self.prompt().is_some() {
+            return 0;
+        }
         let block = |p: &Parameter| p.name.strip_prefix("lora.transformer_blocks.")?.split('.').next()?.parse().ok();
         self.all.iter().filter_map(block).min().unwrap_or(0)
     }
@@ -140,6 +166,7 @@ impl Parameters {
                     let module = module.trim_end_matches(".down").trim_end_matches(".up");
                     (format!("LoRA {module}"), block.parse::<usize>().ok())
                 }
+                None if parameter.group == Group::Prompt => ("prompt".to_string(), None),
                 None => ("score head".to_string(), None),
             };
             let entry = kinds.entry(kind).or_default();
@@ -165,12 +192,6 @@ impl Parameters {
         }
         table + &format!("{:<28} {:>8} {:>6} {:>12}", "total", "", "", self.count())
     }
-}
-
-/// Whether the configuration trains a score head: it serves the sigmoid form alone.
-fn uses_score_head(config: &RunConfig) -> bool {
-    let loss = &config.loss;
-    loss.score_head && loss.alignment == Alignment::Sigmoid && (loss.focal_weight > 0.0 || loss.dice_weight > 0.0)
 }
 
 /// Layers that get an adapter: targets on the configured blocks that the loss depends on.

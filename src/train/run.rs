@@ -4,6 +4,7 @@ use super::checkpoint::{Checkpoint, State};
 use super::effect;
 use super::evaluation::Evaluation;
 use super::gradients::{LossTerms, StepInputs, StepPlan, gradients};
+use super::initial;
 use super::inputs::InputMaker;
 use super::memory::{self, Estimate, Needs, StepSize};
 use super::optimizer::{AdamW, clip_factor, gradient_norm};
@@ -22,12 +23,15 @@ use crate::model::adapter_files::{self, Format};
 use crate::model::files::{ModelFiles, Part};
 use crate::model::fingerprint::fingerprint;
 use crate::model::pipeline::Pipeline;
+use crate::model::text::TextEmbedding;
+use crate::model::weights;
 use crate::report::Measured;
 use crate::report::metrics::{self, StepMetrics, ValidationScores};
 use crate::report::progress::Progress;
 use crate::report::summary::Stage;
 use crate::sample::scheduler::Scheduler;
-use candle_core::Device;
+use candle_core::{Device, Tensor};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -86,6 +90,8 @@ struct Trainer<'a> {
     pipeline: Pipeline,
     scheduler: Scheduler,
     parameters: Parameters,
+    /// What all images are told, where a prompt is learnt: its pooled state is that of the empty prompt.
+    empty_prompt: Option<TextEmbedding>,
     optimizer: AdamW,
     loader: Loader,
     plan: StepPlan<'a>,
@@ -119,7 +125,8 @@ impl<'a> Trainer<'a> {
         let checkpoint = folder.load(config, &model, force)?;
         let source = Source::open(config, device, &files, measures)?;
         let encoders = source.describe(config);
-        let trainer = Self::new(config, device, &files, source, State { model, ..State::default() }, checkpoint)?;
+        let state = State { model, init: initial::fingerprints(config)?, ..State::default() };
+        let trainer = Self::new(config, device, &files, source, state, checkpoint)?;
         tracing::info!("{}{encoders}", trainer.summary());
         Ok(trainer)
     }
@@ -128,7 +135,7 @@ impl<'a> Trainer<'a> {
         config: &'a RunConfig,
         device: &'a Device,
         files: &ModelFiles,
-        Source { mut pipeline, cache }: Source,
+        Source { mut pipeline, cache, empty_prompt }: Source,
         mut state: State,
         checkpoint: Option<Checkpoint>,
     ) -> Result<Self> {
@@ -144,13 +151,17 @@ impl<'a> Trainer<'a> {
             return Err(Error::Usage(format!("loss.heads is {head}, but the model has {heads} heads")));
         }
         let (_, height, width) = pipeline.latent_shape(config.data.resolution)?;
-        let parameters = Parameters::new(config, &mut pipeline.transformer, device)?;
+        let mut parameters = Parameters::new(config, &mut pipeline.transformer, device)?;
+        if let Some(empty) = &empty_prompt {
+            parameters.add_prompt(empty)?;
+        }
+        initial::load(config, &parameters)?;
         let mut optimizer = AdamW::new(&parameters);
         let mut cursor = None;
         if let Some(checkpoint) = checkpoint {
             parameters.load(&checkpoint.adapter)?;
             optimizer.load(&parameters, &checkpoint.optimizer)?;
-            state = State { model: state.model, ..checkpoint.state };
+            state = State { model: state.model, init: state.init, ..checkpoint.state };
             cursor = Some(serde_json::from_value::<Cursor>(state.cursor.clone()).map_err(|e| {
                 Error::Failed(format!("checkpoint of step {}: not a position in the data: {e}", state.step))
             })?);
@@ -164,7 +175,10 @@ impl<'a> Trainer<'a> {
         let size = StepSize {
             batch: config.train.batch,
             image_tokens: height / patch * (width / patch),
-            text_tokens: pipeline.text_encoders.tokens(),
+            text_tokens: match parameters.prompt() {
+                Some(tokens) => tokens.dim(0)?,
+                None => pipeline.text_encoders.tokens(),
+            },
             is_fused: !config.lora.targets.iter().any(|target| target.starts_with("ff")),
             value_bytes: if device.is_cpu() { 4 } else { config.model.dtype.dtype().size_in_bytes() },
         };
@@ -186,6 +200,7 @@ impl<'a> Trainer<'a> {
             pipeline,
             parameters,
             optimizer,
+            empty_prompt,
             loader,
             estimate,
             state,
@@ -343,6 +358,7 @@ impl<'a> Trainer<'a> {
             seed: self.config.seed,
             mask_max_sigma: self.config.loss.mask_max_sigma,
             resolution: self.config.data.resolution,
+            prompt: self.empty_prompt.as_ref(),
             device: self.device,
         }
     }
@@ -371,6 +387,7 @@ impl<'a> Trainer<'a> {
             let origin = origin_of(self.config, step, Some(&self.pipeline.transformer.config));
             let file = output.join("lora-best.safetensors");
             adapter_files::export(&self.parameters.adapter(), Format::Diffusers, &file, &origin)?;
+            self.export_prompt(&output.join("prompt-best.safetensors"))?;
             log.best = Some(scores.clone());
         }
         tracing::info!("step {step}: {scores}{}", if is_best { ", the best so far" } else { "" });
@@ -389,6 +406,16 @@ impl<'a> Trainer<'a> {
         adapter_files::export(&self.parameters.adapter(), Format::Diffusers, file, &origin)?;
         tracing::info!("wrote {}: a LoRA for diffusers and ComfyUI", file.display());
         Ok(())
+    }
+
+    /// Writes the learnt prompt, if there is one, as what stands for a prompt's embedding: `tokens` `[tokens, width]`,
+    /// `pooled` `[width]`.
+    fn export_prompt(&self, file: &Path) -> Result<()> {
+        let (Some(tokens), Some(empty)) = (self.parameters.prompt(), &self.empty_prompt) else { return Ok(()) };
+        let on_cpu = |tensor: &Tensor| tensor.detach().to_device(&Device::Cpu);
+        let tensors = [("tokens", on_cpu(tokens)?), ("pooled", on_cpu(&empty.pooled.squeeze(0)?)?)];
+        let tensors = tensors.into_iter().map(|(name, tensor)| (name.to_string(), tensor)).collect();
+        weights::write(file, &tensors, &BTreeMap::new())
     }
 
     /// Exports the LoRA and measures the model with it; false where the run is asked to stop before.
@@ -410,6 +437,7 @@ impl<'a> Trainer<'a> {
         let steps = metrics::read(&folder.path().join("metrics.jsonl"))?;
         effect::check(&self.parameters, &start, &steps, self.config)?;
         self.export(&folder.path().join("lora.safetensors"))?;
+        self.export_prompt(&folder.path().join("prompt.safetensors"))?;
         let Some(evaluation) = evaluation else { return Ok(true) };
         self.attach_detached()?;
         let is_measured = evaluation.measure(&self.pipeline, &self.scheduler, stage, measured)?;

@@ -5,12 +5,15 @@ use crate::encode::open_cache;
 use crate::error::Result;
 use crate::model::files::ModelFiles;
 use crate::model::pipeline::{Pipeline, PipelineOptions};
+use crate::model::text::TextEmbedding;
 use candle_core::Device;
 
 /// The networks, and where latents and text come from if not from them.
 pub struct Source {
     pub pipeline: Pipeline,
     pub cache: Option<Cache>,
+    /// The embedding of the empty prompt, where a prompt is learnt: its tokens start from it, its pooled state stays.
+    pub empty_prompt: Option<TextEmbedding>,
 }
 
 impl Source {
@@ -18,11 +21,22 @@ impl Source {
     pub fn open(config: &RunConfig, device: &Device, files: &ModelFiles, measures: bool) -> Result<Self> {
         let cache = open_cache(config, files, device)?;
         let options = PipelineOptions::of(&config.model, device);
-        let pipeline = match cache.is_some() && !measures {
+        let mut pipeline = match cache.is_some() && !measures {
             true => Pipeline::load_without_encoders(files, &options)?,
             false => Pipeline::load(files, &options)?,
         };
-        Ok(Self { pipeline, cache })
+        let empty_prompt = match (config.model.learnable_prompt, &cache) {
+            (false, _) => None,
+            (true, None) => Some(pipeline.text_encoders.encode(&[""])?),
+            (true, Some(cache)) => match cache.text("")? {
+                Some(values) => Some(pipeline.text_encoders.shape().expand(&values, device)?),
+                None => return Err(cache.lacks("its text embedding", "the empty prompt")),
+            },
+        };
+        if empty_prompt.is_some() && !measures {
+            pipeline.text_encoders.unload();
+        }
+        Ok(Self { pipeline, cache, empty_prompt })
     }
 
     /// What comes from the cache, for people; nothing where there is none.

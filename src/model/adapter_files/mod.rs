@@ -123,13 +123,21 @@ pub fn export(adapter: &Adapter, format: Format, out: &Path, origin: &Origin) ->
 /// No such file; keys of none or of more than one of the formats, or that adapt something else than the
 /// transformer, by name; a pair that lacks one side; shapes that do not fit each other.
 pub fn read(path: &Path) -> Result<Adapter> {
-    let file = if paths::is_folder(path)? { file_in(path)? } else { path.to_path_buf() };
+    let file = tensors_of(path)?;
     let metadata = weights::header(&file)?.metadata;
     let tensors = weights::read_all(&file)?;
     let Some(first) = tensors.keys().next() else {
         return Err(Error::file(&file, "holds no tensors"));
     };
     if first.starts_with(kohya::PREFIX) { kohya::read(&file, tensors) } else { dotted::read(&file, tensors, &metadata) }
+}
+
+/// The file that holds the tensors of the adapter that `path`, a file or folder, is.
+///
+/// # Errors
+/// The folder holds none, or several.
+pub fn tensors_of(path: &Path) -> Result<PathBuf> {
+    if paths::is_folder(path)? { file_in(path) } else { Ok(path.to_path_buf()) }
 }
 
 fn file_in(folder: &Path) -> Result<PathBuf> {

@@ -40,6 +40,12 @@ impl TextEmbedding {
         Ok(Self { context, pooled, zeros })
     }
 
+    /// The same with these token embeddings, `[tokens, width]`, for every prompt of the batch; differentiable in them.
+    pub fn with_tokens(&self, tokens: &Tensor) -> candle_core::Result<Self> {
+        let context = tokens.broadcast_left(self.pooled.dim(0)?)?.contiguous()?;
+        Ok(Self { context, pooled: self.pooled.clone(), zeros: 0 })
+    }
+
     /// Embeddings one after the other as one batch.
     pub fn cat(parts: &[&Self]) -> Result<Self> {
         let join = |get: fn(&Self) -> &Tensor| Tensor::cat(&parts.iter().map(|part| get(part)).collect::<Vec<_>>(), 0);
@@ -116,6 +122,13 @@ impl TextEncoders {
             device: device.clone(),
             can_encode: false,
         })
+    }
+
+    /// Lets the weights go: [`Self::encode`] fails from now on.
+    pub fn unload(&mut self) {
+        self.clips.iter_mut().for_each(|clip| clip.model = None);
+        self.t5 = None;
+        self.can_encode = false;
     }
 
     /// Whether their weights are loaded.
