@@ -38,7 +38,7 @@ struct Args {
 }
 
 fn main() -> Result<()> {
-    seg4diff::process::prepare();
+    seg4diff::process::prepare().expect("threads");
     let args = Args::parse();
     let Preset { config, side, text_tokens, expert_layer } = preset(&args.preset)?;
     let device = args.device.open()?;

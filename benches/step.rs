@@ -83,7 +83,7 @@ fn targets(count: usize, side: usize, grid: usize, stream: u64) -> SampleTargets
 }
 
 fn main() -> Result<()> {
-    seg4diff::process::prepare();
+    seg4diff::process::prepare().expect("threads");
     let args = Args::parse();
     let Preset { config: sizes, side, text_tokens, expert_layer } = preset(&args.preset)?;
     let device = args.device.open()?;

@@ -1,4 +1,5 @@
 //! seg4diff: mask-aligned LoRA training for text-to-image diffusion transformers.
+pub mod allocator;
 pub mod error;
 pub mod output_folder;
 pub mod tensor_file;

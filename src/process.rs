@@ -1,7 +1,13 @@
-//! What a program that trains or measures sets up before it has threads.
+//! What a program that trains or measures sets up before it has threads, and what becomes of it where memory or threads
+//! are refused.
+use crate::error::{Error, Result};
 
-/// Prepares the allocator, candle's and rayon's threads; to be called first in `main`. Results do not depend on it.
-pub fn prepare() {
+/// Prepares the allocator, candle's and rayon's threads; to be called before anything else runs. Results do not depend
+/// on it.
+///
+/// # Errors
+/// The threads are refused.
+pub fn prepare() -> Result<()> {
     keep_freed_memory();
     // SAFETY: no other thread is there yet that could read the environment.
     unsafe {
@@ -10,12 +16,18 @@ pub fn prepare() {
     }
     // This thread becomes one of rayon's, which saves waking one for every operation. It must not be the only one: a
     // loader's thread would wait for it while it waits for the loader.
+    let mut pool = rayon::ThreadPoolBuilder::new();
     if std::thread::available_parallelism().is_ok_and(|threads| threads.get() > 1)
         && std::env::var_os("RAYON_NUM_THREADS").is_none()
     {
-        // An error means that a pool is there already, which serves as well.
-        let _ = rayon::ThreadPoolBuilder::new().use_current_thread().build_global();
+        pool = pool.use_current_thread();
     }
+    pool.build_global().map_err(|e| refused("worker threads", e))
+}
+
+/// The error that the system refuses to start `what`.
+pub fn refused(what: &str, reason: impl std::fmt::Display) -> Error {
+    Error::Failed(format!("cannot start {what}: {reason} (are memory or threads limited, as by ulimit -v or -u?)"))
 }
 
 /// Keeps freed activations for the next step instead of handing them back to the kernel, which would clear every page

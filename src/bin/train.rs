@@ -1,7 +1,11 @@
 //! `train …`: `seg4diff train` under a name of its own.
 use clap::Parser;
+use seg4diff::allocator::Allocator;
 use seg4diff::commands::{finish, train};
 use seg4diff::terminal::arguments;
+
+#[global_allocator]
+static ALLOCATOR: Allocator = Allocator;
 
 #[derive(Parser)]
 #[command(name = "train", version)]

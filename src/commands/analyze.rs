@@ -1,6 +1,6 @@
 //! `analyze`: which block of a model is the expert.
 use super::evaluate::looking::{LabelledArgs, LookArgs, as_in_training};
-use super::evaluate::write_json;
+use super::evaluate::write_scores;
 use super::{LoadedModel, ModelArgs, parse_number, parse_positive, say};
 use crate::config::{BLUR, Choice, SegmentationProtocol};
 use crate::error::Result;
@@ -88,7 +88,7 @@ pub fn run(args: &AnalyzeArgs) -> Result<()> {
         }
     }
     if let Some(file) = &args.json {
-        write_json(file, &found)?;
+        write_scores(file, &found)?;
     }
     if let Some(file) = &args.plot {
         write_atomically(file, |out| out.write_all(blocks::svg(&found).into_string().as_bytes()))?;

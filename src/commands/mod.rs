@@ -15,6 +15,7 @@ use crate::model::adapter_files;
 use crate::model::files::{ModelFiles, Part};
 use crate::model::mmdit::MmDitConfig;
 use crate::model::pipeline::{Pipeline, PipelineOptions};
+use crate::process::prepare;
 use crate::terminal::complain;
 pub use crate::terminal::{mention, say};
 use clap::{Args, Parser, Subcommand};
@@ -56,9 +57,11 @@ impl Command {
     }
 }
 
-/// Starts logging, runs a command, and turns its outcome into an exit status and, where it failed, one error on stderr.
+/// Starts logging and threads, runs a command, and turns its outcome into an exit status and, where it failed, one error on stderr.
 pub fn finish(command: impl FnOnce() -> Result<()>) -> ExitCode {
-    let Err(error) = crate::report::log::init().and_then(|()| command()) else { return ExitCode::SUCCESS };
+    let Err(error) = crate::report::log::init().and_then(|()| prepare()).and_then(|()| command()) else {
+        return ExitCode::SUCCESS;
+    };
     complain(&format!("error: {}", error.to_string().replace('\n', "\n       ")));
     match error {
         Error::Usage(_) => ExitCode::from(2),

@@ -12,7 +12,7 @@ use super::{
     shards::{self, Broken, Pairing, Shard},
     spill,
 };
-use crate::{Error, Result, config::DataConfig};
+use crate::{Error, Result, config::DataConfig, process::refused};
 use std::{
     collections::BTreeMap,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -146,7 +146,7 @@ impl Loader {
 
     fn spawn(&mut self, name: String, run: impl FnOnce() + Send + 'static) -> Result<()> {
         let thread = thread::Builder::new().name(name).spawn(run);
-        self.threads.push(thread.map_err(|problem| Error::Failed(format!("cannot start a data thread: {problem}")))?);
+        self.threads.push(thread.map_err(|problem| refused("a data thread", problem))?);
         Ok(())
     }
 

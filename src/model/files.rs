@@ -2,6 +2,7 @@
 use super::weights::Weights;
 use crate::error::{Error, Result};
 use crate::paths::{is_file, is_folder, may_be_file};
+use crate::process::refused;
 use candle_core::{DType, Device};
 use hf_hub::{HFClientSync, HFError, HFRepositorySync, RepoTypeModel};
 use serde::de::DeserializeOwned;
@@ -245,7 +246,8 @@ impl Hub {
         let seconds = seconds.unwrap_or(ANSWER_SECONDS);
         let (sender, answer) = std::sync::mpsc::channel();
         let hub = self.clone();
-        std::thread::spawn(move || sender.send(hub.fetch(file)));
+        let thread = std::thread::Builder::new().spawn(move || sender.send(hub.fetch(file)));
+        thread.map_err(|e| refused("a thread for the hub", e))?;
         answer.recv_timeout(Duration::from_secs(seconds)).unwrap_or_else(|_| {
             Err(Error::Failed(format!(
                 "{}: cannot download {file}: no answer within {seconds} s (HF_HUB_ETAG_TIMEOUT sets the limit, \

@@ -3,6 +3,7 @@
 //! Reading is strict: a missing, superfluous or misshapen tensor is an error that names file, tensor and shapes, as is a
 //! number that is not finite.
 use super::finite::first_not_finite;
+use crate::allocator::handled;
 use crate::error::{Error, Result};
 use crate::paths::is_file;
 use crate::tensor_file;
@@ -45,12 +46,17 @@ impl Shard {
     fn read(&self, name: &str, stored: &Stored, kept: Option<DType>, device: &Device) -> Result<Tensor> {
         let Stored { info, start, .. } = stored;
         let failed = |problem: String| Error::file(&self.path, format!("tensor {name}: {problem}"));
-        let mut data = vec![0; info.data_offsets.1 - info.data_offsets.0];
+        let length = info.data_offsets.1 - info.data_offsets.0;
+        let mut data = Vec::new();
+        handled(|| data.try_reserve_exact(length)).map_err(|e| failed(format!("{length} bytes: {e}")))?;
         // A part at a time, which is looked at while the processor still has it at hand.
-        for (index, part) in data.chunks_mut(PART).enumerate() {
-            self.file.read_exact_at(part, start + (index * PART) as u64).map_err(|e| failed(e.to_string()))?;
+        while data.len() < length {
+            let first = data.len();
+            data.resize(length.min(first + PART), 0);
+            let part = &mut data[first..];
+            self.file.read_exact_at(part, start + first as u64).map_err(|e| failed(e.to_string()))?;
             if let Some((place, value)) = first_not_finite(part, info.dtype, kept.unwrap_or(DType::F64)) {
-                let place = index * PART * 8 / info.dtype.bitsize() + place;
+                let place = first * 8 / info.dtype.bitsize() + place;
                 return Err(failed(match kept {
                     Some(kept) if value.is_finite() => {
                         format!("value {place} is {value}, too large for {}", kept.as_str())

@@ -1,5 +1,5 @@
 //! `evaluate clip-score`: how well images match their captions.
-use super::write_json;
+use super::write_scores;
 use crate::commands::say;
 use crate::config::DeviceChoice;
 use crate::data::captions::{Captions, Columns};
@@ -70,7 +70,7 @@ pub fn run(args: &ClipScoreArgs) -> Result<()> {
     }
     drop(progress);
     let scores = clip_scores(&cosines)?;
-    args.json.as_deref().map_or(Ok(()), |file| write_json(file, &scores))?;
+    args.json.as_deref().map_or(Ok(()), |file| write_scores(file, &scores))?;
     say(&format!("CLIPScore  {:.4}  (2.5·max(cosine, 0), mean of {} images)", scores.clip_score, scores.images))?;
     say(&format!("cosine     {:.4}  (as a percentage {:.2})", scores.cosine, 100.0 * scores.cosine))
 }

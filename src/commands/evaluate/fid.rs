@@ -1,5 +1,5 @@
 //! `evaluate fid`: the distance between two folders of images.
-use super::{say_distances, write_json};
+use super::{say_distances, write_scores};
 use crate::config::DeviceChoice;
 use crate::error::{Error, Result};
 use crate::eval::generation::statistics::{Statistics, of_folder};
@@ -67,7 +67,7 @@ pub fn run(args: &FidArgs) -> Result<()> {
     }
     let scores = Reference::new(networks, real).score(&generated)?;
     if let Some(file) = &args.json {
-        write_json(file, &scores)?;
+        write_scores(file, &scores)?;
     }
     say_distances(&scores)
 }

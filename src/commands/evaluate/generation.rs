@@ -1,5 +1,5 @@
 //! `evaluate generation`: how far the images that a model draws are from real ones.
-use super::{say_distances, write_json};
+use super::{say_distances, write_scores};
 use crate::commands::generate::write_captions;
 use crate::commands::say;
 use crate::config::RunConfig;
@@ -86,7 +86,7 @@ pub fn run(args: &GenerationArgs) -> Result<()> {
     })?;
     drop(progress);
     if let Some(file) = &args.json {
-        write_json(file, &scores)?;
+        write_scores(file, &scores)?;
     }
     say_distances(&scores)?;
     let real = reference.real().iter().find_map(|real| real.images()).unwrap_or_default();

@@ -1,6 +1,6 @@
 //! `evaluate referring`: how well a block's attention finds what phrases mean.
 use super::looking::{LookArgs, as_in_training};
-use super::write_json;
+use super::write_scores;
 use crate::commands::{LoadedModel, ModelArgs, say};
 use crate::error::{Error, Result};
 use crate::eval::segmentation::evaluate_referring;
@@ -57,7 +57,7 @@ pub fn run(args: &ReferringArgs) -> Result<()> {
     let scores = evaluate_referring(&pipeline, &Scheduler::open(&files)?, files_of, &options, |done| {
         progress.update(done, "");
     })?;
-    args.json.as_deref().map_or(Ok(()), |file| write_json(file, &scores))?;
+    args.json.as_deref().map_or(Ok(()), |file| write_scores(file, &scores))?;
     let percent = |name: &str, share: f64| say(&format!("{name:14} {:6.2}", 100.0 * share));
     percent("oIoU", scores.oiou)?;
     percent("mIoU", scores.miou)?;

@@ -1,7 +1,7 @@
 //! `evaluate segmentation`: how well a block's attention finds the things that words name.
 use super::looking::{LabelledArgs, LookArgs, as_in_training};
 use super::predictions::Predictions;
-use super::write_json;
+use super::write_scores;
 use crate::commands::{LoadedModel, ModelArgs, say};
 use crate::config::{Choice, SegmentationProtocol};
 use crate::error::Result;
@@ -65,7 +65,7 @@ pub fn run(args: &SegmentationArgs) -> Result<()> {
     })?;
     drop(progress);
     if let Some(file) = &args.json {
-        write_json(file, &scores)?;
+        write_scores(file, &scores)?;
     }
     say(&table(&scores))
 }

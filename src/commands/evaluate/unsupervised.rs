@@ -1,7 +1,7 @@
 //! `evaluate unsupervised`: what a block's attention segments without words.
 use super::looking::{LabelledArgs, LookArgs, as_in_training};
 use super::predictions::Predictions;
-use super::write_json;
+use super::write_scores;
 use crate::commands::{LoadedModel, ModelArgs, parse_not_negative, say};
 use crate::error::Result;
 use crate::eval::segmentation::{SegmentationScores, UnsupervisedOptions, evaluate_unsupervised};
@@ -86,7 +86,7 @@ pub fn run(args: &UnsupervisedArgs) -> Result<()> {
     };
     let found: Vec<AtThreshold> = args.threshold.iter().zip(segments).zip(&scores).map(at_threshold).collect();
     if let Some(file) = &args.json {
-        write_json(file, &found)?;
+        write_scores(file, &found)?;
     }
     let line = |at: &AtThreshold| {
         let percent = |share: f64| format!("{:.2}", 100.0 * share);

@@ -3,6 +3,9 @@ use super::matrix::{View, add_product, factor, nuclear_norm};
 use super::moments::Gaussian;
 use crate::error::{Error, Result};
 
+/// Share of what it is made of by which a distance may come out below zero.
+const ROUNDING: f64 = 1e-5;
+
 /// `‖μ₁ − μ₂‖² + tr(Σ₁ + Σ₂ − 2·(Σ₁Σ₂)^½)`.
 ///
 /// With `Σ₁ = LLᵀ` and `Σ₂ = MMᵀ`, the trace of the root is the sum of the singular values of `MᵀL`: that needs no root of
@@ -10,7 +13,7 @@ use crate::error::{Error, Result};
 /// 3 × 32 MiB for features of length 2048.
 ///
 /// # Errors
-/// When the distributions have different lengths, or values that are not finite.
+/// When the distributions have different lengths or values that are not finite, or are none.
 pub fn frechet_distance(a: &Gaussian, b: &Gaussian) -> Result<f64> {
     let length = a.mean.len();
     if b.mean.len() != length {
@@ -27,6 +30,11 @@ pub fn frechet_distance(a: &Gaussian, b: &Gaussian) -> Result<f64> {
     add_product(&mut product, shape, View::rows(&right, rank_b).transposed(), View::rows(&left, rank_a));
     let shared = nuclear_norm(product, rank_b, rank_a)?;
     let means: f64 = a.mean.iter().zip(&b.mean).map(|(a, b)| (a - b).powi(2)).sum();
+    let whole = means + trace(a) + trace(b);
+    let distance = whole - 2.0 * shared;
     // Equal distributions may come out at minus the rounding.
-    Ok((means + trace(a) + trace(b) - 2.0 * shared).max(0.0))
+    match distance >= -ROUNDING * whole && distance.is_finite() {
+        true => Ok(distance.max(0.0)),
+        false => Err(Error::Failed(format!("the distance would be {distance}: these are no covariances"))),
+    }
 }

@@ -1,5 +1,5 @@
 //! Mean and covariance of feature vectors, gathered a batch at a time in f64.
-use super::matrix::{View, add_product};
+use super::matrix::{View, add_product, factor};
 use crate::error::{Error, Result};
 
 /// A normal distribution in feature space: what the Fréchet distance compares.
@@ -8,6 +8,47 @@ pub struct Gaussian {
     pub mean: Vec<f64>,
     /// `[length, length]`.
     pub covariance: Vec<f64>,
+}
+
+/// How far a covariance may be from one, as a share of its trace: that of f32 numbers is off by less.
+const ROUNDING: f64 = 1e-5;
+
+impl Gaussian {
+    /// Checks that mean and covariance are those of some distribution: finite, symmetric, without negative eigenvalues.
+    ///
+    /// # Errors
+    /// Says what they are not.
+    pub fn check(&self) -> Result<(), String> {
+        let (length, matrix) = (self.mean.len(), self.covariance.as_slice());
+        if matrix.len() != length * length {
+            return Err(format!("{} numbers of covariance for features of length {length}", matrix.len()));
+        }
+        let trace: f64 = (0..length).map(|i| matrix[i * (length + 1)]).sum();
+        // The squares must be finite, too.
+        let size = self.mean.iter().chain(matrix).map(|value| value * value).sum::<f64>();
+        if !size.is_finite() {
+            return Err("mu or sigma has values that are not finite, or too large".into());
+        }
+        let norm = |difference: &dyn Fn(usize, usize) -> f64| {
+            let squares = (0..length * length).map(|at| difference(at / length, at % length).powi(2));
+            squares.sum::<f64>().sqrt()
+        };
+        let asymmetry = norm(&|row, column| matrix[row * length + column] - matrix[column * length + row]);
+        let rounding = ROUNDING * trace.abs();
+        if asymmetry > rounding {
+            return Err("sigma is not symmetric: no covariance".into());
+        }
+        // A factor times itself has no negative eigenvalue: what it leaves of the matrix is at least as large as these.
+        let (factor, rank) = factor(matrix, length);
+        let mut product = vec![0f64; length * length];
+        let factor = View::rows(&factor, rank);
+        add_product(&mut product, (length, rank, length), factor, factor.transposed());
+        // NaN, where a factor of what is no covariance overflows, is not less either.
+        match norm(&|row, column| matrix[row * length + column] - product[row * length + column]) <= rounding {
+            true => Ok(()),
+            false => Err("sigma has negative eigenvalues: no covariance".into()),
+        }
+    }
 }
 
 /// Mean and scatter of the vectors so far.

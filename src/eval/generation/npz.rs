@@ -15,6 +15,9 @@ const LONGEST_HEADER: u32 = 1 << 16;
 
 /// Reads what pytorch-fid's `--save-stats` or `numpy.savez` wrote: arrays `mu` `[length]` and `sigma` `[length, length]`
 /// of f32 or f64, compressed or not. Other arrays in the file do not matter.
+///
+/// # Errors
+/// The file is none, or `sigma` is no covariance.
 pub fn read(file: &Path) -> Result<Gaussian> {
     let failed = |problem: String| Error::file(file, problem);
     let reader = std::fs::File::open(file).map_err(|e| Error::file(file, e))?;
@@ -26,11 +29,10 @@ pub fn read(file: &Path) -> Result<Gaussian> {
         let problem = format!("mu has shape {:?} and sigma {:?}", mean.shape, covariance.shape);
         return Err(failed(format!("{problem}, expected [n] and [n, n]")));
     }
-    if !mean.values.iter().chain(&covariance.values).all(|value| value.is_finite()) {
-        return Err(failed("there are values that are not finite".into()));
-    }
     // A covariance is symmetric: the order of its elements does not matter.
-    Ok(Gaussian { mean: mean.values, covariance: covariance.values })
+    let gaussian = Gaussian { mean: mean.values, covariance: covariance.values };
+    gaussian.check().map_err(failed)?;
+    Ok(gaussian)
 }
 
 /// Writes the same; the file is whole or absent.

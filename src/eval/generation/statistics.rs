@@ -5,6 +5,7 @@ use super::moments::{Gaussian, Moments};
 use super::npz;
 use super::{FeatureNetwork, Metric};
 use crate::error::{Error, Result};
+use crate::process::refused;
 use crate::report::progress::Progress;
 use crate::sample::image::read_rgb8;
 use candle_core::{DType, Tensor};
@@ -159,14 +160,15 @@ pub fn of_folder(
     let mut done = 0;
     std::thread::scope(|scope| {
         let (sender, batches) = sync_channel(AHEAD - 1);
-        scope.spawn(move || {
+        let read = move || {
             for files in files.chunks(batch.max(1)) {
                 // Nobody waits for more once something has failed.
                 if sender.send(Prepared::read(networks, files)).is_err() {
                     break;
                 }
             }
-        });
+        };
+        std::thread::Builder::new().spawn_scoped(scope, read).map_err(|e| refused("a thread that reads images", e))?;
         for prepared in batches {
             let prepared = prepared?;
             done += prepared.images as u64;

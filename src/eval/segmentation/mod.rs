@@ -23,6 +23,7 @@ use crate::error::{Error, Result};
 use crate::eval::usual_batch;
 use crate::model::pipeline::Pipeline;
 use crate::ops::enlarged_argmax;
+use crate::process::refused;
 use crate::sample::scheduler::Scheduler;
 use candle_core::Tensor;
 use rayon::prelude::*;
@@ -146,14 +147,15 @@ pub(super) fn each_batch(
     std::thread::scope(|scope| {
         // Without a queue: one batch waits while one is computed.
         let (sender, receiver) = sync_channel(0);
-        scope.spawn(move || {
+        let read = move || {
             for first in (0..count).step_by(batch) {
                 let images = (first..count.min(first + batch)).into_par_iter().map(|index| data.read(index));
                 if sender.send(images.collect::<Vec<_>>()).is_err() {
                     break;
                 }
             }
-        });
+        };
+        std::thread::Builder::new().spawn_scoped(scope, read).map_err(|e| refused("a thread that reads images", e))?;
         for (first, images) in (0..).step_by(batch).zip(receiver) {
             visit(first, &images.into_iter().collect::<Result<Vec<_>>>()?)?;
         }
