@@ -77,20 +77,15 @@ fn was_written(outcome: io::Result<()>) -> Result<()> {
 /// They are wrong, or ask for help: it is said, and the program's exit status returned.
 pub fn arguments<T: Parser>() -> Result<T, ExitCode> {
     T::try_parse().map_err(|problem| {
-        let text = problem.render().to_string();
-        match printable(&text) {
-            // With colours, where they are shown.
-            Cow::Borrowed(_) => match was_written(problem.print()) {
-                Err(unwritten) if !problem.use_stderr() => {
-                    complain(&format!("error: {unwritten}"));
-                    ExitCode::FAILURE
-                }
-                _ => ExitCode::from(problem.exit_code() as u8),
-            },
-            Cow::Owned(text) => {
-                complain(text.trim_end());
-                ExitCode::from(problem.exit_code() as u8)
+        // What is said quotes arguments: those that are quoted are printable.
+        let arguments = std::env::args_os().map(|argument| printable_line(&argument.to_string_lossy()).into_owned());
+        let problem = T::try_parse_from(arguments).err().unwrap_or(problem);
+        match was_written(problem.print()) {
+            Err(unwritten) if !problem.use_stderr() => {
+                complain(&format!("error: {unwritten}"));
+                ExitCode::FAILURE
             }
+            _ => ExitCode::from(problem.exit_code() as u8),
         }
     })
 }

@@ -199,6 +199,43 @@ mod tests {
         assert!(read(&folder.path().join("none")).is_err());
     }
 
+    /// Any number, also across a resume: one that came back a unit lower would be beaten by an equal one.
+    #[test]
+    fn numbers_come_back_to_the_bit() {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join("metrics.jsonl");
+        let mut file = MetricsFile::open(&path, 0).expect("open");
+        let mut random = crate::sample::noise::generator(5, &[2]);
+        let mut number = |step| match step % 3 {
+            0 => rand::Rng::random_range(&mut random, 0.0..1.0),
+            1 => f64::from_bits(rand::Rng::random::<u64>(&mut random)),
+            _ => rand::Rng::random_range(&mut random, 0.0..1e6) / 1e9,
+        };
+        let finite = |number: f64| if number.is_finite() { number } else { 0.108_564_179_472_900_85 };
+        let steps: Vec<StepMetrics> = (1..=3000)
+            .map(|step| StepMetrics {
+                step,
+                loss: finite(number(step)),
+                align: Some(finite(number(step))),
+                validation: Some(ValidationScores { miou: Some(finite(number(step))), ..Default::default() }),
+                ..Default::default()
+            })
+            .collect();
+        steps.iter().for_each(|step| file.write(step).expect("write"));
+        let bits = |steps: &[StepMetrics]| -> Vec<Option<u64>> {
+            let miou = |step: &StepMetrics| step.validation.as_ref().and_then(|scores| scores.miou);
+            steps.iter().flat_map(|s| [Some(s.loss), s.align, miou(s)]).map(|v| v.map(f64::to_bits)).collect()
+        };
+        assert_eq!(bits(&read(&path).expect("steps")), bits(&steps));
+    }
+
+    #[test]
+    fn a_slow_step_shows_the_time_of_an_image() {
+        let step = StepMetrics { images_per_s: 4.0 / 612.0, seconds: 612.0, data_wait_s: 6.12, ..Default::default() };
+        let shown = "loss 0.0000, flow 0.0000, focal 0.0000, dice 0.0000, 153.0 s/image, data wait 1 %";
+        assert_eq!(step.to_string(), shown);
+    }
+
     #[test]
     fn a_foreign_line_is_named() {
         assert_eq!(

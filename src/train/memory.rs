@@ -172,7 +172,10 @@ pub fn usage(device: &Device) -> Usage {
 /// Free memory of the device in bytes, where it can be known.
 pub fn free_bytes(device: &Device) -> Option<u64> {
     match device {
-        Device::Cpu => kilobytes("/proc/meminfo", "MemAvailable:"),
+        Device::Cpu => {
+            let available = kilobytes("/proc/meminfo", "MemAvailable:");
+            [available, within_limit()].into_iter().flatten().min()
+        }
         #[cfg(feature = "cuda")]
         Device::Cuda(device) => {
             let (free, _) = candle_core::cuda_backend::cudarc::driver::result::mem_get_info().ok()?;
@@ -180,6 +183,15 @@ pub fn free_bytes(device: &Device) -> Option<u64> {
         }
         _ => None,
     }
+}
+
+/// What the process may still use under its limit of address space (`ulimit -v`), if it has one. Address space that is
+/// reserved and not used counts as free: it is for allocations to come.
+fn within_limit() -> Option<u64> {
+    let limits = std::fs::read_to_string("/proc/self/limits").ok()?;
+    let limit = limits.lines().find_map(|line| line.strip_prefix("Max address space"))?;
+    let limit: u64 = limit.split_whitespace().next()?.parse().ok()?;
+    Some(limit.saturating_sub(kilobytes("/proc/self/status", "VmRSS:")?))
 }
 
 /// The most memory that the program has had so far, in bytes, where it can be known.

@@ -1,4 +1,5 @@
 //! Runs of `configs/smoke.toml`, on the base model and images that come with the program, through the real binary.
+#![allow(dead_code)]
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
