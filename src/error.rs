@@ -1,5 +1,5 @@
 //! The library's error: what went wrong, in which file, at which place.
-use crate::terminal::printable_line;
+use crate::terminal::printable_path;
 use std::path::{Path, PathBuf};
 
 /// Everything that can fail. `Usage` ends the program with status 2, all others with 1.
@@ -9,7 +9,7 @@ pub enum Error {
     #[error("{0}")]
     Usage(String),
     /// Something outside is wrong: the file, and what about it (with the place in it, expected and found).
-    #[error("{}: {problem}", printable_line(&path.to_string_lossy()))]
+    #[error("{}: {problem}", printable_path(path))]
     File { path: PathBuf, problem: String },
     /// Anything else that cannot go on.
     #[error("{0}")]

@@ -9,6 +9,7 @@ use indicatif::TermLike;
 use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
 /// `text` without what a terminal obeys or reorders text by: control characters but the newline, line separators, and
@@ -20,6 +21,11 @@ pub fn printable(text: &str) -> Cow<'_, str> {
 /// The same for what must stay on one line, such as a name.
 pub fn printable_line(text: &str) -> Cow<'_, str> {
     escape(text, is_steering)
+}
+
+/// A path on one line.
+pub fn printable_path(path: &Path) -> String {
+    printable_line(&path.to_string_lossy()).into_owned()
 }
 
 fn is_steering(c: char) -> bool {

@@ -331,3 +331,33 @@ fn files_that_are_missing_or_do_not_fit_are_all_named() {
         assert!(message.contains(part), "{part} in {message}");
     }
 }
+
+/// Settings with which no step could change the LoRA, or only to what is no number.
+#[test]
+fn what_is_certainly_without_effect_is_refused() {
+    for (settings, problem) in [
+        (&["optim.lr=1e-45"][..], "optim.lr: the LoRA's learning rate would be 1e-46 at most, which is 0 in f32"),
+        (&["optim.lora_lr_scale=1e-60"], "optim.lr: the LoRA's learning rate would be"),
+        (&["optim.lr=1e40"], "optim.lr: is 1e39 for the LoRA, too large for f32"),
+        (&["train.steps=1", "optim.warmup_factor=0"], "optim.lr: the LoRA's learning rate would be 0e0 at most"),
+        (&["lora.alpha=1e-50"], "lora.alpha: alpha/rank must be a number of f32 above 0, is 0"),
+        (&["lora.alpha=1e60"], "lora.alpha: alpha/rank must be a number of f32 above 0, is inf"),
+        (&["optim.clip_norm=1e-50"], "optim.clip_norm: is 1e-50, which is 0 in f32"),
+        (&["optim.eps=1e60"], "optim.eps: is 1e60, infinite in f32"),
+        (&["loss.flow_weight=0", "loss.mask_max_sigma=0"], "loss.mask_max_sigma: is 0: no image is without noise"),
+    ] {
+        let message = refused(SMALLEST, settings);
+        assert!(message.contains(problem), "{settings:?}: {problem} in {message}");
+        assert_eq!(message.lines().count(), 1, "{settings:?}: {message}");
+    }
+    for settings in [
+        &["optim.lr=1e-38", "optim.lora_lr_scale=1"][..],
+        &["train.steps=2", "optim.warmup_factor=0"],
+        &["train.steps=1", "optim.warmup_factor=0", "optim.warmup_steps=0"],
+        &["optim.clip_norm=0"],
+        &["loss.mask_max_sigma=0"],
+        &["loss.flow_weight=0", "loss.mask_max_sigma=0.1"],
+    ] {
+        parse(SMALLEST, settings).unwrap_or_else(|e| panic!("{settings:?}: {e}"));
+    }
+}

@@ -6,6 +6,8 @@ mod fixture;
 use fixture::{inception_tensors, picture, write_classifier, write_inception};
 use image::RgbImage;
 use seg4diff::config::{BLUR, BestBy, EvalConfig, RunConfig, SegmentationProtocol};
+use seg4diff::eval::generation::moments::Gaussian;
+use seg4diff::eval::generation::npz;
 use seg4diff::sample::image::{read_rgb8, write_png};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -117,6 +119,13 @@ fn statistics_stand_for_a_folder() {
     assert!(number(&both, "fid") < 1e-9 * number(&scores, "fid"), "{both}");
     let mixed = world.error(&format!("evaluate fid --real real.npz {line} --features features"), 2);
     assert!(mixed.contains("real.npz: a .npz has Inception's features"), "{mixed}");
+    let damaged = Gaussian { mean: vec![0.0; 2048], covariance: vec![-1.0; 2048 * 2048] };
+    npz::write(&world.path("damaged.npz"), &damaged).unwrap();
+    for line in [format!("--real damaged.npz {line}"), line.replace("made", "damaged.npz") + " --real real"] {
+        let damaged = world.error(&format!("evaluate fid {line} --json none.json"), 1);
+        assert!(damaged.contains("damaged.npz: sigma has negative eigenvalues"), "{damaged}");
+        assert!(!world.path("none.json").exists());
+    }
     std::fs::copy(fixture::path("deflated.npz"), world.path("short.npz")).unwrap();
     let short = world.error(&format!("evaluate fid --real short.npz {line}"), 1);
     assert!(short.contains("short.npz: features of length 6, expected 2048"), "{short}");

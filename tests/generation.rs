@@ -231,3 +231,68 @@ fn statistics_files_are_those_of_numpy() {
     npz::write(&file, &Gaussian { mean: vec![1.0; 3], covariance: vec![1.0; 9] }).unwrap();
     assert_eq!(npz::read(&file).unwrap().mean.len(), 3);
 }
+
+/// `L·Lᵀ` of random numbers, plus `shift` on the diagonal: its eigenvalues are moved by so much.
+fn covariance(length: usize, rank: usize, shift: f64) -> Vec<f64> {
+    let root: Vec<f64> = uniform("root", length * rank).into_iter().map(|u| u - 0.5).collect();
+    let entry = |i: usize, j: usize| -> f64 {
+        let product: f64 = (0..rank).map(|k| root[i * rank + k] * root[j * rank + k]).sum();
+        product + if i == j { shift } else { 0.0 }
+    };
+    (0..length * length).map(|at| entry(at / length, at % length)).collect()
+}
+
+#[test]
+fn what_is_no_covariance_is_refused() {
+    const LENGTH: usize = 40;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("statistics.npz");
+    let read = |covariance: Vec<f64>, mean: Vec<f64>| {
+        npz::write(&file, &Gaussian { mean, covariance }).unwrap();
+        npz::read(&file).map_err(|problem| problem.to_string())
+    };
+    let mean = || vec![0.5; LENGTH];
+    // Of full rank, singular, zero, and as f32 has them.
+    let rounded = |matrix: Vec<f64>| -> Vec<f64> { matrix.into_iter().map(|value| f64::from(value as f32)).collect() };
+    for sound in [
+        covariance(LENGTH, 80, 0.0),
+        covariance(LENGTH, 7, 0.0),
+        vec![0.0; LENGTH * LENGTH],
+        rounded(covariance(LENGTH, 80, 0.0)),
+        rounded(covariance(LENGTH, 7, 0.0)),
+        rounded(covariance(LENGTH, 7, 0.0)).into_iter().map(|value| value * 1e-9).collect(),
+    ] {
+        let gaussian = read(sound, mean()).unwrap();
+        let distance = frechet_distance(&gaussian, &gaussian).unwrap();
+        assert!(distance < 1e-4, "{distance}");
+    }
+
+    let mut lopsided = covariance(LENGTH, 80, 0.0);
+    lopsided[3 * LENGTH + 8] += 0.01;
+    let mut exchange = vec![0.0; LENGTH * LENGTH];
+    (exchange[1], exchange[LENGTH]) = (1.0, 1.0);
+    let mut correlated = covariance(LENGTH, 80, 0.0);
+    (correlated[5], correlated[5 * LENGTH]) = (40.0, 40.0);
+    let (mut infinite, mut none) = (covariance(LENGTH, 80, 0.0), covariance(LENGTH, 80, 0.0));
+    (infinite[9], none[9]) = (f64::INFINITY, f64::NAN);
+    for (what, matrix, mean, problem) in [
+        ("not symmetric", lopsided, mean(), "sigma is not symmetric"),
+        ("a few eigenvalues below zero", covariance(LENGTH, 7, -0.01), mean(), "sigma has negative eigenvalues"),
+        ("all below zero", covariance(LENGTH, 7, -90.0), mean(), "sigma has negative eigenvalues"),
+        ("nothing on the diagonal", exchange, mean(), "sigma has negative eigenvalues"),
+        ("more in common than there is", correlated, mean(), "sigma has negative eigenvalues"),
+        ("an infinite element", infinite, mean(), "not finite"),
+        ("no number", none, mean(), "not finite"),
+        ("too large to square", vec![1e200; LENGTH * LENGTH], mean(), "too large"),
+        ("an infinite mean", covariance(LENGTH, 80, 0.0), vec![f64::NEG_INFINITY; LENGTH], "not finite"),
+        ("a longer mean", covariance(LENGTH, 80, 0.0), vec![0.0; LENGTH + 1], "shape [41, 41] needs"),
+    ] {
+        let text = read(matrix, mean).expect_err(what);
+        assert!(text.starts_with(&format!("{}: ", file.display())) && text.contains(problem), "{what}: {text}");
+    }
+    // Without a file around it, as the distance itself sees it.
+    let gaussian = |covariance| Gaussian { mean: mean(), covariance };
+    let sound = gaussian(covariance(LENGTH, 80, 0.0));
+    let problem = frechet_distance(&gaussian(covariance(LENGTH, 7, -90.0)), &sound).expect_err("negative");
+    assert!(problem.to_string().contains("no covariances"), "{problem}");
+}

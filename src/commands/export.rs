@@ -4,6 +4,7 @@ use crate::error::Result;
 use crate::model::adapter_files::{self, Format};
 use crate::model::files::{ModelFiles, Part};
 use crate::model::mmdit::MmDitConfig;
+use crate::terminal::printable_path;
 use crate::train::checkpoint::{Checkpoint, config_of};
 use crate::train::trained::{adapter_of, origin_of};
 use clap::Args;
@@ -34,6 +35,6 @@ pub fn run(args: &ExportArgs) -> Result<()> {
     let transformer =
         ModelFiles::open(&config.model.path).and_then(|f| f.config::<MmDitConfig>(Part::Transformer)).ok();
     let origin = origin_of(&config, checkpoint.state.step, transformer.as_ref());
-    mention(&adapter_files::export(&adapter, args.format, &args.out, &origin)?.display().to_string());
+    mention(&printable_path(&adapter_files::export(&adapter, args.format, &args.out, &origin)?));
     Ok(())
 }

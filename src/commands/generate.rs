@@ -10,7 +10,7 @@ use crate::paths::{exists, is_folder, may_be_file};
 use crate::sample::generate::{Conditions, PerturbedGuidance, SamplingOptions, initial_latents, read_latents};
 use crate::sample::image::{to_rgb8, write_png};
 use crate::sample::scheduler::Scheduler;
-use crate::terminal::printable_line;
+use crate::terminal::{printable_line, printable_path};
 use clap::Args;
 use serde_json::{Map, Value, json};
 use std::io::IsTerminal;
@@ -96,7 +96,7 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
     for (index, prompt) in args.prompt.iter().enumerate() {
         let file = args.out.join(format!("{}.png", key(index)));
         if exists(&file)? {
-            mention(&format!("{}  was there: {}", file.display(), printable_line(prompt)));
+            mention(&format!("{}  was there: {}", printable_path(&file), printable_line(prompt)));
             continue;
         }
         let positive = pipeline.text_encoders.encode(&[prompt])?;
@@ -111,7 +111,7 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
         for image in to_rgb8(&pipeline.vae.decode(&latents)?)? {
             write_png(&file, &image)?;
         }
-        mention(&format!("{}  {}", file.display(), printable_line(prompt)));
+        mention(&format!("{}  {}", printable_path(&file), printable_line(prompt)));
     }
     Ok(())
 }

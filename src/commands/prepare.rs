@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::output_folder::OutputFolder;
 use crate::paths::{exists, may_be_file};
 use crate::report::progress::Progress;
+use crate::terminal::printable_path;
 use crate::whole_file::write_atomically;
 use clap::{Args, Subcommand};
 use rayon::prelude::*;
@@ -62,7 +63,7 @@ fn scenes(args: &ScenesArgs) -> Result<()> {
     let were_there = scenes::write_missing(&args.out, args.count, options, |done| progress.update(done, ""))?;
     drop(progress);
     let said = if were_there { " were there" } else { "" };
-    mention(&format!("{}: {} scenes{said}", args.out.display(), args.count));
+    mention(&format!("{}: {} scenes{said}", printable_path(&args.out), args.count));
     Ok(())
 }
 
@@ -111,7 +112,7 @@ fn labels(args: &LabelsArgs) -> Result<()> {
         done += chunk.len() as u64;
         progress.update(done, "");
     }
-    mention(&format!("{}: {} label maps", args.out.display(), files.len()));
+    mention(&format!("{}: {} label maps", printable_path(&args.out), files.len()));
     Ok(())
 }
 
@@ -168,6 +169,6 @@ fn cache(args: &CacheArgs) -> Result<()> {
         crate::train::draw_missing(scenes)?;
     }
     let filled = fill(&config, &device, &folder, args.shard_size << 20)?;
-    mention(&format!("{}\n{filled}", folder.display()));
+    mention(&format!("{}\n{filled}", printable_path(&folder)));
     Ok(())
 }

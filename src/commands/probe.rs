@@ -9,6 +9,7 @@ use crate::sample::generate::read_latents;
 use crate::sample::image::{read_square, to_rgb8};
 use crate::sample::noise::normal;
 use crate::sample::scheduler::Scheduler;
+use crate::terminal::printable_path;
 use candle_core::{DType, Device, Tensor};
 use clap::Args;
 use std::collections::BTreeMap;
@@ -81,7 +82,7 @@ pub fn run(args: &ProbeArgs) -> Result<()> {
     let file = args.out.join("attention.safetensors");
     let tensors = BTreeMap::from([("logits".into(), logits), ("probability".into(), probability.clone())]);
     weights::write(&file, &tensors, &BTreeMap::new())?;
-    mention(&file.display().to_string());
+    mention(&printable_path(&file));
     let Some(picture) = to_rgb8(&image)?.pop() else { return Ok(()) };
     let words: Vec<&str> = args.prompt.split_whitespace().collect();
     let spans = pipeline.text_encoders.token_spans(&words)?;
@@ -90,7 +91,7 @@ pub fn run(args: &ProbeArgs) -> Result<()> {
         tracing::warn!("\"{word}\" does not fit into the prompt's tokens; no picture of it");
     }
     for file in write_word_overlays(&args.out, &picture, &probability, &places)? {
-        mention(&file.display().to_string());
+        mention(&printable_path(&file));
     }
     Ok(())
 }

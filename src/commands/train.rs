@@ -2,6 +2,7 @@
 use super::{mention, say};
 use crate::config::RunConfig;
 use crate::error::Result;
+use crate::terminal::printable_path;
 use crate::train::run_folder::{Resume, RunFolder};
 use clap::Args;
 use std::path::PathBuf;
@@ -46,7 +47,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     let config = RunConfig::load(&args.config, &args.set)?;
     config.check_files()?;
     if args.check {
-        return say(&format!("{}: ok", args.config.display()));
+        return say(&format!("{}: ok", printable_path(&args.config)));
     }
     let device = config.device.open()?;
     let folder = RunFolder::open(&config.output, &args.resume())?;
