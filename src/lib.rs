@@ -1,7 +1,12 @@
 //! seg4diff: mask-aligned LoRA training for text-to-image diffusion transformers.
 pub mod allocator;
 pub mod error;
+pub mod guard;
+pub mod json;
+pub mod limits;
 pub mod output_folder;
+pub mod patience;
+pub mod plain_name;
 pub mod tensor_file;
 pub(crate) mod vectors;
 pub mod whole_file;

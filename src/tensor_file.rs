@@ -1,5 +1,8 @@
 //! Safetensors files as bytes: the header read and checked, and files written whole or not at all.
 use crate::error::{Error, Result};
+use crate::guard::guarded;
+use crate::limits::{self, TENSOR_HEADER};
+use crate::patience;
 use crate::whole_file::write_atomically;
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
@@ -20,8 +23,8 @@ pub struct Header {
 
 /// Reads and checks the header of a safetensors file, its length against the file's included.
 pub fn header(file: &Path) -> Result<Header> {
-    let mut reader = std::fs::File::open(file).map_err(|e| Error::file(file, e))?;
-    let bytes = reader.metadata().map_err(|e| Error::file(file, e))?.len();
+    let mut reader = patience::open(file).map_err(|e| Error::file(file, e))?;
+    let bytes = reader.0.metadata().map_err(|e| Error::file(file, e))?.len();
     let mut length = [0u8; 8];
     reader.read_exact(&mut length).map_err(|e| match e.kind() {
         std::io::ErrorKind::UnexpectedEof => Error::file(file, "not a safetensors file: shorter than 8 bytes"),
@@ -34,11 +37,12 @@ pub fn header(file: &Path) -> Result<Header> {
             format!("not a safetensors file, or cut short: header of {length} bytes in {bytes}"),
         ));
     }
-    let mut text = vec![0u8; length as usize];
+    TENSOR_HEADER.check(length).map_err(|e| Error::file(file, e))?;
+    let mut text = limits::buffer(length as usize).map_err(|e| Error::file(file, e))?;
     reader.read_exact(&mut text).map_err(|e| Error::file(file, e))?;
-    let metadata: Metadata =
-        serde_json::from_slice(&text).map_err(|e| Error::file(file, format!("not a safetensors header: {e}")))?;
-    let expected = 8 + length + metadata.data_len() as u64;
+    let parsed = guarded(|| serde_json::from_slice::<Metadata>(&text).map_err(|e| e.to_string()));
+    let metadata = parsed.map_err(|e: String| Error::file(file, format!("not a safetensors header: {e}")))?;
+    let expected = (8 + length).saturating_add(metadata.data_len() as u64);
     if expected != bytes {
         return Err(Error::file(file, format!("cut short or damaged: {bytes} bytes, its header says {expected}")));
     }

@@ -387,7 +387,7 @@ fn keys_in_folders_take_the_nearest_caption() {
     let captions = Captions::read(&file, Columns { key: "image", caption: "caption" }).unwrap();
     assert_eq!(captions.get("a/1").unwrap().unwrap(), "A");
     assert_eq!(captions.get("x/b/1").unwrap().unwrap(), "B");
-    assert!(captions.get("1").unwrap_err().contains("both fit"));
+    assert!(captions.get("1").unwrap_err().to_string().contains("both fit"));
     assert_eq!(captions.get("2").unwrap().unwrap(), "C");
     assert_eq!(captions.get("3").unwrap().unwrap(), "first");
 }

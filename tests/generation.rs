@@ -196,24 +196,24 @@ fn statistics_files_are_those_of_numpy() {
         numbers(name).chunks(columns).take(6).flat_map(|row| row[..count].to_vec()).collect()
     };
     let mean = numbers("mean.few")[..6].to_vec();
-    let deflated = npz::read(&path("deflated.npz")).unwrap();
+    let deflated = npz::read(&path("deflated.npz"), 6).unwrap();
     assert_eq!(deflated, Gaussian { mean: mean.clone(), covariance: take("covariance.few", 48, 6) });
     // Stored, the mean as f32, the covariance by columns, and an array that has nothing to do with it.
-    let stored = npz::read(&path("stored.npz")).unwrap();
+    let stored = npz::read(&path("stored.npz"), 6).unwrap();
     assert_eq!(stored.mean, mean.iter().map(|value| f64::from(*value as f32)).collect::<Vec<_>>());
     assert_eq!(stored.covariance, deflated.covariance);
 
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("again.npz");
     npz::write(&file, &deflated).unwrap();
-    assert_eq!(npz::read(&file).unwrap(), deflated);
+    assert_eq!(npz::read(&file, 6).unwrap(), deflated);
     let bytes = std::fs::read(&file).unwrap();
     npz::write(&file, &deflated).unwrap();
     assert_eq!(std::fs::read(&file).unwrap(), bytes);
 
     let problem = |bytes: &[u8]| {
         std::fs::write(&file, bytes).unwrap();
-        let text = npz::read(&file).unwrap_err().to_string();
+        let text = npz::read(&file, 6).unwrap_err().to_string();
         assert!(text.starts_with(&format!("{}: ", file.display())), "{text}");
         text
     };
@@ -226,10 +226,11 @@ fn statistics_files_are_those_of_numpy() {
         let mut damaged = bytes.clone();
         damaged[place] ^= 0x55;
         std::fs::write(&file, &damaged).unwrap();
-        let _ = npz::read(&file);
+        let _ = npz::read(&file, 6);
     }
     npz::write(&file, &Gaussian { mean: vec![1.0; 3], covariance: vec![1.0; 9] }).unwrap();
-    assert_eq!(npz::read(&file).unwrap().mean.len(), 3);
+    assert_eq!(npz::read(&file, 3).unwrap().mean.len(), 3);
+    assert!(npz::read(&file, 6).unwrap_err().to_string().contains("shape [3], expected [6]"));
 }
 
 /// `L·Lᵀ` of random numbers, plus `shift` on the diagonal: its eigenvalues are moved by so much.

@@ -3,6 +3,7 @@ use super::evaluate::write_json;
 use super::{LoadedModel, ModelArgs, mention, parse_not_negative, parse_number, parse_positive, parse_size};
 use crate::config::BLUR;
 use crate::error::{Error, Result};
+use crate::limits::STATE;
 use crate::model::fingerprint::sha256;
 use crate::model::mmdit::Blur;
 use crate::output_folder::OutputFolder;
@@ -127,7 +128,7 @@ fn key(index: usize) -> String {
 /// They were drawn otherwise than these are to be, or nothing says how.
 fn check_folder(folder: &Path, wanted: &Value) -> Result<bool> {
     let file = folder.join(RECORD);
-    let text = match std::fs::read(&file) {
+    let text = match STATE.read(&file) {
         Ok(text) => text,
         Err(problem) if problem.kind() == std::io::ErrorKind::NotFound => {
             return match exists(&folder.join(format!("{}.png", key(0))))? {

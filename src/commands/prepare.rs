@@ -6,6 +6,7 @@ use crate::data::matlab::LabelMatrix;
 use crate::data::scenes::{self, SceneOptions, Split};
 use crate::encode::fill;
 use crate::error::{Error, Result};
+use crate::limits::MATLAB_FILE;
 use crate::output_folder::OutputFolder;
 use crate::paths::{exists, may_be_file};
 use crate::report::progress::Progress;
@@ -122,7 +123,7 @@ fn write_labels(file: &Path, args: &LabelsArgs) -> Result<()> {
     if exists(&out)? {
         return Ok(());
     }
-    let bytes = std::fs::read(file).map_err(|problem| Error::file(file, problem))?;
+    let bytes = MATLAB_FILE.read(file).map_err(|problem| Error::file(file, problem))?;
     let LabelMatrix { width, height, labels } =
         LabelMatrix::read(&bytes, &args.variable).map_err(|problem| Error::file(file, problem))?;
     let png = encode_labels(width, height, &labels).map_err(|problem| Error::file(file, problem))?;

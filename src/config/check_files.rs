@@ -1,6 +1,7 @@
 //! The second stage of checking a configuration: against the files that it names.
 use super::{HeadMaps, LayerChoice, RequiredFiles, RunConfig};
 use crate::error::{Error, Result};
+use crate::limits::MODEL_JSON;
 use crate::paths::{exists, fixed_part, is_file, is_folder, may_be_file};
 use std::io::ErrorKind;
 use std::path::Path;
@@ -208,6 +209,6 @@ fn reason(error: &std::io::Error) -> String {
 }
 
 fn json(file: &Path) -> Result<serde_json::Value> {
-    let bytes = std::fs::read(file).map_err(|e| Error::file(file, e))?;
+    let bytes = MODEL_JSON.read(file).map_err(|e| Error::file(file, e))?;
     serde_json::from_slice(&bytes).map_err(|e| Error::file(file, format!("not JSON: {e}")))
 }

@@ -1,8 +1,9 @@
 //! Which files a diffusers folder must hold for a run, and which of them are missing.
 use super::TextEncoderKind;
 use crate::error::{Error, Result};
+use crate::limits::MODEL_JSON;
+use crate::model::shard_index::ShardIndex;
 use crate::paths::is_file;
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// The files of a model folder that a run with these text encoders reads.
@@ -61,14 +62,8 @@ impl RequiredFiles {
         if is_file(&single)? || !is_file(&index)? {
             return self.need(single);
         }
-        let text = std::fs::read_to_string(&index).map_err(|e| Error::file(&index, e))?;
-        let parsed: serde_json::Value =
-            serde_json::from_str(&text).map_err(|e| Error::file(&index, format!("not an index of shards: {e}")))?;
-        let Some(map) = parsed.get("weight_map").and_then(|map| map.as_object()) else {
-            return Err(Error::file(&index, "not an index of shards: no weight_map"));
-        };
-        let shards: BTreeSet<&str> = map.values().filter_map(|name| name.as_str()).collect();
-        shards.into_iter().try_for_each(|shard| self.need(folder.join(shard)))
+        let parsed = ShardIndex::read(&index)?;
+        parsed.shards().into_iter().try_for_each(|shard| self.need(folder.join(shard)))
     }
 }
 
@@ -85,7 +80,7 @@ fn folders(kind: TextEncoderKind) -> (&'static str, &'static str) {
 /// only when asked for.
 pub fn text_encoders_in(folder: &Path) -> Result<Vec<TextEncoderKind>> {
     let path = folder.join("model_index.json");
-    let bytes = std::fs::read(&path).map_err(|e| Error::file(&path, e))?;
+    let bytes = MODEL_JSON.read(&path).map_err(|e| Error::file(&path, e))?;
     let index: serde_json::Value =
         serde_json::from_slice(&bytes).map_err(|e| Error::file(&path, format!("not JSON: {e}")))?;
     // ["transformers", "CLIPTextModelWithProjection"], or [null, null] for a part that is left out.

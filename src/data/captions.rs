@@ -1,11 +1,16 @@
 //! Captions by image key, read once from a JSON, JSON-lines or Parquet file and kept on disk (`spill`).
 use super::spill::{Spill, SpillWriter};
+use super::unusable::Unusable;
 use crate::config::DataConfig;
+use crate::guard::guarded;
+use crate::limits::{Meter, Metered, PARQUET_COLUMN, PARQUET_FOOTER, RECORD};
+use crate::patience::{self, Patient};
 use crate::{Error, Result};
 use candle_datasets::hub::FileReader;
 use parquet::{file::reader::SerializedFileReader, record::Field, schema::types::Type};
 use serde::de::{self, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
+use std::os::unix::fs::FileExt;
 use std::{collections::BTreeMap, fmt, fs::File, io, io::BufReader, path::Path, sync::Arc};
 
 /// The captions of a data set. Memory: 16 bytes a caption; the text lies in a temporary file.
@@ -56,9 +61,9 @@ impl Captions {
     ///
     /// # Errors
     /// When the key fits several captions equally well, or the temporary file cannot be read.
-    pub fn get(&self, key: &str) -> Result<Option<String>, String> {
+    pub fn get(&self, key: &str) -> Result<Option<String>, Unusable> {
         let bytes = self.table.get(key)?;
-        bytes.map(String::from_utf8).transpose().map_err(|problem| problem.to_string())
+        Ok(bytes.map(String::from_utf8).transpose().map_err(|problem| problem.to_string())?)
     }
 }
 
@@ -88,14 +93,14 @@ type Insert<'a> = dyn FnMut(&str, &str) -> io::Result<()> + 'a;
 /// Calls `insert` for every caption of a file, in its order.
 fn for_each(path: &Path, columns: Columns, insert: &mut Insert) -> Result<()> {
     let failed = |problem: &dyn fmt::Display| Error::file(path, problem);
-    let file = File::open(path).map_err(|problem| failed(&problem))?;
+    let file = patience::open(path).map_err(|problem| failed(&problem))?;
     let extension = path.extension().map(|extension| extension.to_string_lossy().to_ascii_lowercase());
-    match extension.as_deref() {
-        Some("parquet") => read_parquet(file, columns, insert),
+    guarded(|| match extension.as_deref() {
+        Some("parquet") => read_parquet(file.0, columns, insert),
         Some("jsonl" | "ndjson") => read_lines(file, columns, insert),
         _ => read_document(file, columns, insert),
-    }
-    .map_err(|problem| failed(&problem))
+    })
+    .map_err(|problem: String| failed(&problem))
 }
 
 /// The first `count` sentences of `caption`, or all of it for 0, with single spaces between words. A sentence ends
@@ -121,6 +126,7 @@ pub fn first_sentences(caption: &str, count: usize) -> String {
 
 fn read_parquet(file: File, columns: Columns, insert: &mut Insert) -> Result<(), String> {
     let problem = |problem: parquet::errors::ParquetError| format!("no readable Parquet file: {problem}");
+    check_footer(&file)?;
     let reader = SerializedFileReader::new(file).map_err(problem)?;
     let schema = reader.metadata().file_metadata().schema();
     let column = |name: &str| {
@@ -131,6 +137,12 @@ fn read_parquet(file: File, columns: Columns, insert: &mut Insert) -> Result<(),
         })
     };
     let fields: Vec<Arc<Type>> = vec![column(columns.key)?, column(columns.caption)?];
+    for group in reader.metadata().row_groups() {
+        let read = |path: &[String]| path.first().is_some_and(|name| name == columns.key || name == columns.caption);
+        for column in group.columns().iter().filter(|column| read(column.column_path().parts())) {
+            PARQUET_COLUMN.check(u64::try_from(column.uncompressed_size()).map_err(|problem| problem.to_string())?)?;
+        }
+    }
     let projection = Type::group_type_builder(schema.name()).with_fields(fields).build().map_err(problem)?;
     for (number, row) in reader.get_row_iter(Some(projection)).map_err(problem)?.enumerate() {
         let row = row.map_err(problem)?;
@@ -146,6 +158,19 @@ fn read_parquet(file: File, columns: Columns, insert: &mut Insert) -> Result<(),
     Ok(())
 }
 
+/// The length of the footer, before it is read.
+fn check_footer(file: &File) -> Result<(), String> {
+    let mut end = [0; 8];
+    let length = file.metadata().map_err(|problem| problem.to_string())?.len();
+    if let Some(at) = length.checked_sub(8) {
+        patience::patiently(|| file.read_exact_at(&mut end, at)).map_err(|problem| problem.to_string())?;
+    }
+    match end {
+        [a, b, c, d, b'P', b'A', b'R', b'1' | b'E'] => PARQUET_FOOTER.check(u32::from_le_bytes([a, b, c, d]).into()),
+        _ => Ok(()),
+    }
+}
+
 /// Text or a whole number as text; none where the field is null.
 fn parquet_text(field: &Field) -> Result<Option<String>, ()> {
     Ok(Some(match field {
@@ -158,11 +183,19 @@ fn parquet_text(field: &Field) -> Result<Option<String>, ()> {
     }))
 }
 
-fn read_lines(file: File, columns: Columns, insert: &mut Insert) -> Result<(), String> {
-    let records = serde_json::Deserializer::from_reader(BufReader::with_capacity(1 << 20, file)).into_iter();
+/// A reader of a file's records in blocks of a megabyte.
+fn records(file: Patient<File>) -> (BufReader<Metered<Patient<File>>>, Meter) {
+    let (metered, meter) = RECORD.metered(file);
+    (BufReader::with_capacity(1 << 20, metered), meter)
+}
+
+fn read_lines(file: Patient<File>, columns: Columns, insert: &mut Insert) -> Result<(), String> {
+    let (reader, meter) = records(file);
+    let records = serde_json::Deserializer::from_reader(reader).into_iter();
     for (number, record) in records.enumerate() {
         let record = record.map_err(|problem| problem.to_string())?;
         insert_record(&record, columns, insert).map_err(|problem| format!("record {}: {problem}", number + 1))?;
+        meter.reset();
     }
     Ok(())
 }
@@ -181,8 +214,13 @@ fn insert_record(record: &Map<String, Value>, columns: Columns, insert: &mut Ins
     insert(&key, &caption).map_err(|problem| format!("temporary file: {problem}"))
 }
 
-fn read_document(file: File, columns: Columns, insert: &mut Insert) -> Result<(), String> {
-    let mut reader = serde_json::Deserializer::from_reader(BufReader::with_capacity(1 << 20, file));
+fn read_document(file: Patient<File>, columns: Columns, insert: &mut Insert) -> Result<(), String> {
+    let (reader, meter) = records(file);
+    let mut reader = serde_json::Deserializer::from_reader(reader);
+    let insert = &mut |key: &str, caption: &str| {
+        meter.reset();
+        insert(key, caption)
+    };
     let read = reader.deserialize_any(Document { columns, insert }).and_then(|()| reader.end());
     read.map_err(|problem| {
         let hint = "an object from key to caption or a list of records; JSON lines are called `.jsonl`";

@@ -12,19 +12,16 @@ use super::{
     rle::StoredRunLengths,
     shards::Reference,
     spill,
+    unusable::Unusable,
 };
 use crate::{
     Error, Result,
     config::{DataConfig, DataFormat},
-    paths::may_be_file,
+    limits::{ANNOTATIONS, CAPTION, IMAGE_FILE},
 };
 use image::RgbImage;
 use serde::Deserialize;
-use std::collections::HashMap;
-
-/// Photographs longer than this many times their width (or the other way) are broken: scaled, they would take
-/// gigabytes.
-const LONGEST_SHAPE: usize = 32;
+use std::{collections::HashMap, io, path::PathBuf};
 
 /// Makes samples of references; shared by all workers.
 pub struct Decoder {
@@ -35,27 +32,6 @@ pub struct Decoder {
     classes: Option<Classes>,
     /// Where latents and embeddings come from in place of pixels.
     cache: Option<Cache>,
-}
-
-/// Why a sample cannot be had.
-#[derive(Debug)]
-pub enum Unusable {
-    /// There is something wrong with its files.
-    Broken(String),
-    /// There is something wrong with the run: no sample is to be passed over for that.
-    Fatal(Error),
-}
-
-impl From<String> for Unusable {
-    fn from(reason: String) -> Self {
-        Self::Broken(reason)
-    }
-}
-
-impl From<Error> for Unusable {
-    fn from(error: Error) -> Self {
-        Self::Fatal(error)
-    }
 }
 
 /// A sample, and whether it had a usable mask (before caption dropout took its masks).
@@ -119,13 +95,13 @@ impl Decoder {
     /// # Errors
     /// Says why the sample is broken; or the cache lacks it, or is damaged.
     pub fn decode(&self, reference: &Reference, epoch: u64) -> Result<Decoded, Unusable> {
-        let file = reference.image.read(&reference.shard)?;
+        let file = reference.image.read(&reference.shard, IMAGE_FILE)?;
         let photograph = match self.cache {
             None => Some(photograph::decode(&file)?),
             Some(_) => None,
         };
         let size = photograph.as_ref().map_or_else(|| photograph::size(&file), |image| Ok(size_of(image)))?;
-        check_shape(size)?;
+        photograph::check_shape(size)?;
         let draws = order::augmentation(self.seed, epoch, spill::hash(&reference.key));
         let placement = Placement::new(size, self.config.resolution, self.config.crop, self.config.flip, &draws);
         let (prompt, masks, classes) = self.prompt_and_masks(reference, size, &placement.grid())?;
@@ -147,12 +123,12 @@ impl Decoder {
     ///
     /// # Errors
     /// Says why the sample is broken.
-    pub fn prompt(&self, reference: &Reference) -> Result<String, String> {
+    pub fn prompt(&self, reference: &Reference) -> Result<String, Unusable> {
         if let Some(caption) = self.caption(reference)? {
             return Ok(caption);
         }
-        let size = photograph::size(&reference.image.read(&reference.shard)?)?;
-        check_shape(size)?;
+        let size = photograph::size(&reference.image.read(&reference.shard, IMAGE_FILE)?)?;
+        photograph::check_shape(size)?;
         let grid = Placement::fixed(size, self.config.resolution, self.config.crop, false).grid();
         Ok(self.prompt_and_masks(reference, size, &grid)?.0)
     }
@@ -164,7 +140,7 @@ impl Decoder {
     pub fn squares(&self, file: &[u8], mirrored: &[bool]) -> Result<Vec<Vec<u8>>, String> {
         let photograph = photograph::decode(file)?;
         let size = size_of(&photograph);
-        check_shape(size)?;
+        photograph::check_shape(size)?;
         let (side, crop) = (self.config.resolution, self.config.crop);
         mirrored.iter().map(|mirror| Placement::fixed(size, side, crop, *mirror).apply(&photograph)).collect()
     }
@@ -175,7 +151,7 @@ impl Decoder {
         reference: &Reference,
         size: (usize, usize),
         grid: &Grid,
-    ) -> Result<(String, Vec<Mask>, Vec<String>), String> {
+    ) -> Result<(String, Vec<Mask>, Vec<String>), Unusable> {
         let caption = self.caption(reference)?;
         let (masks, names) = self.masks(reference, size, grid, caption.is_none())?;
         let prompt = match caption {
@@ -187,13 +163,13 @@ impl Decoder {
     }
 
     /// The caption of the sample; none where the prompt is made of class names.
-    fn caption(&self, reference: &Reference) -> Result<Option<String>, String> {
+    fn caption(&self, reference: &Reference) -> Result<Option<String>, Unusable> {
         let caption = match (&self.captions, &reference.caption) {
             (Some(captions), _) => {
                 Some(captions.get(&reference.key)?.ok_or("the captions file has no caption of this key")?)
             }
             (None, Some(member)) => {
-                let text = String::from_utf8(member.read(&reference.shard)?);
+                let text = String::from_utf8(member.read(&reference.shard, CAPTION)?);
                 Some(text.map_err(|_| "the caption is no UTF-8 text")?)
             }
             (None, None) => None,
@@ -211,14 +187,14 @@ impl Decoder {
         size: (usize, usize),
         grid: &Grid,
         named: bool,
-    ) -> Result<(Vec<Mask>, Vec<String>), String> {
+    ) -> Result<(Vec<Mask>, Vec<String>), Unusable> {
         match (self.config.format, &reference.annotation) {
             (DataFormat::Coco, _) => self.coco_masks(reference, size, grid),
             (DataFormat::Sa1b, Some(member)) => {
-                Ok((self.run_length_masks(&member.read(&reference.shard)?, size, grid)?, Vec::new()))
+                Ok((self.run_length_masks(&member.read(&reference.shard, ANNOTATIONS)?, size, grid)?, Vec::new()))
             }
             (DataFormat::Folder, Some(member)) => {
-                let map = LabelMap::decode(&member.read(&reference.shard)?)?;
+                let map = LabelMap::decode(&member.read(&reference.shard, IMAGE_FILE)?)?;
                 check_size("label map", (map.width, map.height), size)?;
                 let classes = self.classes.as_ref();
                 let label = |value| match classes {
@@ -253,11 +229,9 @@ impl Decoder {
         reference: &Reference,
         size: (usize, usize),
         grid: &Grid,
-    ) -> Result<(Vec<Mask>, Vec<String>), String> {
+    ) -> Result<(Vec<Mask>, Vec<String>), Unusable> {
         let folder = self.config.labels.as_deref().ok_or("data.labels is missing")?;
-        let paths = || reference.labels.iter().map(|path| folder.join(path));
-        let path = paths().find(|path| may_be_file(path)).or(paths().next_back()).ok_or("there is no label map")?;
-        let bytes = std::fs::read(&path).map_err(|problem| format!("{}: {problem}", path.display()))?;
+        let (path, bytes) = first_of(reference.labels.iter().map(|path| folder.join(path)))?;
         let map = LabelMap::decode(&bytes).map_err(|problem| format!("{}: {problem}", path.display()))?;
         check_size("label map", (map.width, map.height), size)?;
         let known = |label: u32| {
@@ -329,6 +303,19 @@ impl Decoder {
     }
 }
 
+/// The first of these files that is there, and its bytes.
+fn first_of(paths: impl Iterator<Item = PathBuf>) -> Result<(PathBuf, Vec<u8>), Unusable> {
+    let mut absent = Unusable::from("there is no label map");
+    for path in paths {
+        match IMAGE_FILE.read(&path) {
+            Ok(bytes) => return Ok((path, bytes)),
+            Err(problem) if problem.kind() == io::ErrorKind::NotFound => absent = Unusable::reading(&path, problem),
+            Err(problem) => return Err(Unusable::reading(&path, problem)),
+        }
+    }
+    Err(absent)
+}
+
 /// What the cache has of a sample.
 fn encoded(
     cache: &Cache,
@@ -351,13 +338,6 @@ fn encoded(
 
 fn size_of(photograph: &RgbImage) -> (usize, usize) {
     (photograph.width() as usize, photograph.height() as usize)
-}
-
-fn check_shape((width, height): (usize, usize)) -> Result<(), String> {
-    if width.max(height) > LONGEST_SHAPE * width.min(height) {
-        return Err(format!("an image of {width}×{height} pixels is too elongated"));
-    }
-    Ok(())
 }
 
 fn check_size(what: &str, (width, height): (usize, usize), image: (usize, usize)) -> Result<(), String> {

@@ -1,10 +1,10 @@
 //! Label maps: PNG files whose pixels are numbers, and the class lists that name them.
+use crate::guard::guarded;
+use crate::json::read_json;
+use crate::limits::{self, CLASSES, LABEL_MAP};
 use crate::{Error, Result};
 use serde_json::Value;
 use std::{collections::BTreeMap, io::Cursor, path::Path};
-
-/// Largest PNG that is decoded, in bytes of its decoded form.
-const LARGEST_MAP: usize = 512 << 20;
 
 /// A decoded label map; rows of packed samples as the file has them.
 pub struct LabelMap {
@@ -23,13 +23,21 @@ impl LabelMap {
     /// # Errors
     /// Says what is wrong with the PNG.
     pub fn decode(png: &[u8]) -> Result<Self, String> {
-        let problem = |problem: png::DecodingError| format!("no readable PNG: {problem}");
-        let limits = png::Limits { bytes: LARGEST_MAP };
+        guarded(|| Self::decode_unguarded(png)).map_err(|problem| format!("no readable PNG: {problem}"))
+    }
+
+    fn decode_unguarded(png: &[u8]) -> Result<Self, String> {
+        let problem = |problem: png::DecodingError| problem.to_string();
+        let limits = png::Limits { bytes: limits::PNG_EXTRAS };
         let mut decoder = png::Decoder::new_with_limits(Cursor::new(png), limits);
         decoder.set_transformations(png::Transformations::IDENTITY);
+        decoder.set_ignore_text_chunk(true);
+        decoder.set_ignore_iccp_chunk(true);
         let mut reader = decoder.read_info().map_err(problem)?;
-        let size = reader.output_buffer_size().filter(|&size| size <= LARGEST_MAP).ok_or("the PNG is too large")?;
-        let mut bytes = vec![0; size];
+        let (size, info) = (reader.output_buffer_size(), reader.info());
+        let pixels = (u64::from(info.width), u64::from(info.height));
+        limits::check_picture(pixels, size.map(|size| size as u64), LABEL_MAP)?;
+        let mut bytes = limits::buffer(size.unwrap_or_default()).map_err(|problem| problem.to_string())?;
         let info = reader.next_frame(&mut bytes).map_err(problem)?;
         let channels = info.color_type.samples();
         let bits = info.bit_depth as usize;
@@ -71,8 +79,7 @@ impl Classes {
     /// # Errors
     /// When the file cannot be read, or is neither, or has a label that is no number, an empty name, or no name.
     pub fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(|problem| Error::file(path, problem))?;
-        let value: Value = serde_json::from_str(&text).map_err(|problem| Error::file(path, problem))?;
+        let value: Value = read_json(path, CLASSES)?;
         let pairs: Vec<(String, Value)> = match value {
             Value::Array(names) => {
                 names.into_iter().enumerate().map(|(label, name)| (label.to_string(), name)).collect()

@@ -1,8 +1,12 @@
 //! All samples of a data set, each once and in the order of its source.
-use super::shards::{self, Item, Pairing, Shard};
+use super::shards::{self, Broken, Pairing, Reference, Shard};
+use super::unusable::Unusable;
 use crate::config::DataConfig;
 use crate::error::Result;
 use std::ops::ControlFlow;
+
+/// A sample, or what should be one.
+pub type Listed = std::result::Result<Reference, Broken>;
 
 /// The samples that `data` names; listing them reads headers and names only.
 pub struct Listing {
@@ -20,12 +24,19 @@ impl Listing {
     }
 
     /// Calls `visit` with all samples, and all that should be one, at most `count` at a time, until it fails.
-    pub fn for_each_chunk(&self, count: usize, mut visit: impl FnMut(Vec<Item>) -> Result<()>) -> Result<()> {
+    pub fn for_each_chunk(&self, count: usize, mut visit: impl FnMut(Vec<Listed>) -> Result<()>) -> Result<()> {
         let mut outcome = Ok(());
         let mut chunk = Vec::with_capacity(count);
         for shard in &self.shards {
             let flow = shard.scan(self.pairing, &mut |item| {
-                chunk.push(item);
+                chunk.push(match item {
+                    Ok(reference) => Ok(reference),
+                    Err(Unusable::Broken(broken)) => Err(broken),
+                    Err(Unusable::Fatal(error)) => {
+                        outcome = Err(error);
+                        return ControlFlow::Break(());
+                    }
+                });
                 if chunk.len() < count {
                     return ControlFlow::Continue(());
                 }

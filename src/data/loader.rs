@@ -6,16 +6,16 @@
 //! cache, latents and text embedding in place of the pixels and the photograph.
 use super::{
     Cache, Sample,
-    decode::{Decoder, Unusable},
+    decode::Decoder,
     order::Cursor,
     plan::{Job, Outcome, Planner, Position},
     shards::{self, Broken, Pairing, Shard},
     spill,
+    unusable::Unusable,
 };
-use crate::{Error, Result, config::DataConfig, process::refused};
+use crate::{Error, Result, config::DataConfig, guard::guarded, process::refused};
 use std::{
     collections::BTreeMap,
-    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -300,13 +300,11 @@ fn work(decoder: &Decoder, jobs: &Mutex<Receiver<Job>>, outcomes: &Sender<(u64, 
         if stop.load(Ordering::Relaxed) {
             return;
         }
-        let decoded = catch_unwind(AssertUnwindSafe(|| decoder.decode(&reference, epoch)));
         let broken = |reason| Outcome::Broken(Broken { name: reference.name(), reason }, after);
-        let outcome = match decoded {
-            Ok(Ok(decoded)) => Outcome::Sample(Box::new(decoded), after),
-            Ok(Err(Unusable::Broken(reason))) => broken(reason),
-            Ok(Err(Unusable::Fatal(error))) => Outcome::Failed(error),
-            Err(_) => broken("decoding it panicked".into()),
+        let outcome = match guarded(|| decoder.decode(&reference, epoch)) {
+            Ok(decoded) => Outcome::Sample(Box::new(decoded), after),
+            Err(Unusable::Broken(reason)) => broken(reason),
+            Err(Unusable::Fatal(error)) => Outcome::Failed(error),
         };
         if outcomes.send((number, outcome)).is_err() {
             return;

@@ -1,11 +1,19 @@
 //! Label maps in MATLAB's files (MAT, level 5), as PASCAL-Context has them: one matrix of numbers in a file.
+//!
+//! Compressed elements are inflated only as far as what they say of themselves, once that has been checked.
+use crate::guard::guarded;
+use crate::limits::{self, LABEL_MAP};
 use flate2::read::ZlibDecoder;
 use std::io::Read;
 
 /// Length of the text and version that a file begins with.
 const HEADER: usize = 128;
-/// Largest matrix that is read, in bytes.
-const LARGEST: u64 = 512 << 20;
+/// Longest list of sides, and longest name of a matrix, in bytes.
+const LONGEST_TEXT: u64 = 4096;
+/// Numbers that are read at once.
+const CHUNK: usize = 1 << 13;
+
+const CUT: &str = "the file ends too early";
 
 /// Types of data, by the format's numbers.
 mod kind {
@@ -34,86 +42,126 @@ impl LabelMatrix {
     /// The matrix `name` of a file.
     ///
     /// # Errors
-    /// Says what is wrong with the file, or that it has no such matrix of two dimensions of whole numbers.
+    /// Says what is wrong with the file, or that it has no such matrix of two dimensions of whole numbers, or that it
+    /// would take more memory than it may.
     pub fn read(file: &[u8], name: &str) -> Result<Self, String> {
+        guarded(|| Self::read_unguarded(file, name))
+    }
+
+    fn read_unguarded(file: &[u8], name: &str) -> Result<Self, String> {
         let (header, mut rest) = file.split_at_checked(HEADER).ok_or("no MATLAB file: too short")?;
         if !header.ends_with(b"IM") {
             return Err("no MATLAB file of level 5, written on a little-endian machine".into());
         }
         let mut names = vec![];
         while !rest.is_empty() {
-            let element = Element::take(&mut rest)?;
-            let inflated;
-            let mut data = element.data;
-            let kind = match element.kind {
+            let element = Tag::read(&mut rest)?;
+            let (data, behind) = rest.split_at_checked(element.length as usize).ok_or(CUT)?;
+            // What is compressed is not padded.
+            let padding = if element.kind == kind::COMPRESSED { 0 } else { element.padding() };
+            rest = behind.get(padding as usize..).unwrap_or(&[]);
+            let found = match element.kind {
+                kind::MATRIX => matrix(&mut &*data, name)?,
                 kind::COMPRESSED => {
-                    inflated = inflate(data)?;
-                    let mut all = &inflated[..];
-                    let inner = Element::take(&mut all)?;
-                    data = inner.data;
-                    inner.kind
+                    let mut inflated = ZlibDecoder::new(data);
+                    let Tag { kind: kind::MATRIX, length, .. } = Tag::read(&mut inflated)? else { continue };
+                    let found = matrix(&mut inflated.by_ref().take(length), name)?;
+                    // The checksum stands at the end, behind what fills up the last number.
+                    if found.is_ok() {
+                        inflated.take(8).read_to_end(&mut vec![]).map_err(of_reading)?;
+                    }
+                    found
                 }
-                kind => kind,
+                _ => continue,
             };
-            if kind == kind::MATRIX {
-                match matrix(data, name)? {
-                    Ok(found) => return Ok(found),
-                    Err(other) => names.push(other),
-                }
+            match found {
+                Ok(found) => return Ok(found),
+                Err(other) => names.push(other),
             }
         }
         Err(format!("has no matrix {name}; it has: {}", names.join(", ")))
     }
 }
 
-/// A part of a file: its type and its bytes.
-struct Element<'a> {
+/// What stands before an element's data.
+struct Tag {
     kind: u32,
-    data: &'a [u8],
+    length: u64,
+    /// The data, where up to four bytes of it stand in the tag itself.
+    small: Option<[u8; 4]>,
 }
 
-impl<'a> Element<'a> {
-    /// The first element of `bytes`, which is cut off from them with what pads it.
-    fn take(bytes: &mut &'a [u8]) -> Result<Self, String> {
-        let cut = "the file ends too early";
-        let tag = |at: usize| -> Result<u32, String> {
-            let word = bytes.get(at..at + 4).and_then(|word| word.try_into().ok()).ok_or(cut)?;
-            Ok(u32::from_le_bytes(word))
+impl Tag {
+    fn read(bytes: &mut dyn Read) -> Result<Self, String> {
+        let mut word = || -> Result<[u8; 4], String> {
+            let mut word = [0; 4];
+            bytes.read_exact(&mut word).map_err(of_reading)?;
+            Ok(word)
         };
-        let first = tag(0)?;
-        // Up to four bytes of data stand in the tag.
-        let (kind, start, length, padded) = match first >> 16 {
-            0 => {
-                let length = tag(4)? as usize;
-                // What is compressed is not padded.
-                let padded = if first == kind::COMPRESSED { length } else { length.next_multiple_of(8) };
-                (first, 8, length, 8 + padded)
-            }
-            length => (first & 0xffff, 4, length as usize, 8),
-        };
-        let data = bytes.get(start..start + length).ok_or(cut)?;
-        *bytes = bytes.get(padded..).unwrap_or(&[]);
-        Ok(Self { kind, data })
+        let (first, second) = (u32::from_le_bytes(word()?), word()?);
+        Ok(match first >> 16 {
+            0 => Self { kind: first, length: u32::from_le_bytes(second).into(), small: None },
+            length @ 1..=4 => Self { kind: first & 0xffff, length: length.into(), small: Some(second) },
+            length => return Err(format!("{length} bytes within a tag of four")),
+        })
     }
 
-    /// As numbers that are not negative.
-    fn numbers(&self) -> Result<Vec<u32>, String> {
-        let data = self.data;
-        let whole = |value: f64| match value.fract() == 0.0 && (0.0..=f64::from(u32::MAX)).contains(&value) {
-            true => Ok(value as u32),
-            false => Err(format!("{value} is no label")),
-        };
-        match self.kind {
-            kind::UINT8 => Ok(data.iter().map(|&byte| u32::from(byte)).collect()),
-            kind::INT8 => data.iter().map(|&byte| whole(f64::from(byte as i8))).collect(),
-            kind::UINT16 => Ok(words(data, |bytes| u32::from(u16::from_le_bytes(bytes)))),
-            kind::INT16 => words(data, |bytes| f64::from(i16::from_le_bytes(bytes))).into_iter().map(whole).collect(),
-            kind::UINT32 => Ok(words(data, u32::from_le_bytes)),
-            kind::INT32 => words(data, |bytes| f64::from(i32::from_le_bytes(bytes))).into_iter().map(whole).collect(),
-            kind::SINGLE => words(data, |bytes| f64::from(f32::from_le_bytes(bytes))).into_iter().map(whole).collect(),
-            kind::DOUBLE => words(data, f64::from_le_bytes).into_iter().map(whole).collect(),
-            other => Err(format!("numbers of MATLAB's type {other} are not read")),
+    /// Bytes that fill up the data to a multiple of eight.
+    fn padding(&self) -> u64 {
+        if self.small.is_some() { 0 } else { self.length.next_multiple_of(8) - self.length }
+    }
+
+    /// The data of an element that is no longer than it may be.
+    fn text(bytes: &mut dyn Read) -> Result<(u32, Vec<u8>), String> {
+        let tag = Self::read(bytes)?;
+        if let Some(small) = tag.small {
+            return Ok((tag.kind, small[..tag.length as usize].to_vec()));
         }
+        if tag.length > LONGEST_TEXT {
+            return Err(format!("{} bytes where a name or sides are expected", tag.length));
+        }
+        let mut data = vec![0; tag.length as usize];
+        bytes.read_exact(&mut data).map_err(of_reading)?;
+        let padding = &mut [0; 8][..tag.padding() as usize];
+        bytes.read_exact(padding).map_err(of_reading)?;
+        Ok((tag.kind, data))
+    }
+}
+
+fn of_reading(problem: std::io::Error) -> String {
+    match problem.kind() {
+        std::io::ErrorKind::UnexpectedEof => CUT.into(),
+        _ => format!("damaged compressed data: {problem}"),
+    }
+}
+
+/// Bytes of a number of this type.
+fn width(kind: u32) -> Result<usize, String> {
+    match kind {
+        kind::UINT8 | kind::INT8 => Ok(1),
+        kind::UINT16 | kind::INT16 => Ok(2),
+        kind::UINT32 | kind::INT32 | kind::SINGLE => Ok(4),
+        kind::DOUBLE => Ok(8),
+        other => Err(format!("numbers of MATLAB's type {other} are not read")),
+    }
+}
+
+/// Data as numbers that are not negative.
+fn numbers(kind: u32, data: &[u8]) -> Result<Vec<u32>, String> {
+    let whole = |value: f64| match value.fract() == 0.0 && (0.0..=f64::from(u32::MAX)).contains(&value) {
+        true => Ok(value as u32),
+        false => Err(format!("{value} is no label")),
+    };
+    match kind {
+        kind::UINT8 => Ok(data.iter().map(|&byte| u32::from(byte)).collect()),
+        kind::INT8 => data.iter().map(|&byte| whole(f64::from(byte as i8))).collect(),
+        kind::UINT16 => Ok(words(data, |bytes| u32::from(u16::from_le_bytes(bytes)))),
+        kind::INT16 => words(data, |bytes| f64::from(i16::from_le_bytes(bytes))).into_iter().map(whole).collect(),
+        kind::UINT32 => Ok(words(data, u32::from_le_bytes)),
+        kind::INT32 => words(data, |bytes| f64::from(i32::from_le_bytes(bytes))).into_iter().map(whole).collect(),
+        kind::SINGLE => words(data, |bytes| f64::from(f32::from_le_bytes(bytes))).into_iter().map(whole).collect(),
+        kind::DOUBLE => words(data, f64::from_le_bytes).into_iter().map(whole).collect(),
+        other => Err(format!("numbers of MATLAB's type {other} are not read")),
     }
 }
 
@@ -121,32 +169,49 @@ fn words<const N: usize, T>(data: &[u8], of: impl Fn([u8; N]) -> T) -> Vec<T> {
     data.chunks_exact(N).filter_map(|bytes| bytes.try_into().ok()).map(of).collect()
 }
 
-fn inflate(data: &[u8]) -> Result<Vec<u8>, String> {
-    let mut bytes = vec![];
-    let read = ZlibDecoder::new(data).take(LARGEST).read_to_end(&mut bytes);
-    read.map_err(|problem| format!("damaged compressed data: {problem}"))?;
-    Ok(bytes)
-}
-
 /// The matrix in an element's data, or its name where that is not `name`.
-fn matrix(mut data: &[u8], name: &str) -> Result<Result<LabelMatrix, String>, String> {
-    let _flags = Element::take(&mut data)?;
-    let sides = Element::take(&mut data)?.numbers()?;
-    let found = Element::take(&mut data)?.data;
+fn matrix(data: &mut dyn Read, name: &str) -> Result<Result<LabelMatrix, String>, String> {
+    let _flags = Tag::text(data)?;
+    let (kind, sides) = Tag::text(data)?;
+    let sides = numbers(kind, &sides)?;
+    let (_, found) = Tag::text(data)?;
     if found != name.as_bytes() {
-        return Ok(Err(String::from_utf8_lossy(found).into_owned()));
+        return Ok(Err(String::from_utf8_lossy(&found).into_owned()));
     }
     let &[height, width] = &sides[..] else {
         return Err(format!("{name} has {} dimensions, expected 2", sides.len()));
     };
+    let bytes = u64::from(height).checked_mul(width.into()).and_then(|count| count.checked_mul(4));
+    limits::check_picture((width.into(), height.into()), bytes, LABEL_MAP)
+        .map_err(|problem| format!("{name}: {problem}"))?;
     let (height, width) = (height as usize, width as usize);
-    // Columns, one after the other.
-    let columns = Element::take(&mut data)?.numbers()?;
-    if Some(columns.len()) != height.checked_mul(width) || columns.is_empty() {
-        return Err(format!("{name} has {} numbers, but is {height} by {width}", columns.len()));
-    }
-    let labels = (0..height * width).map(|place| columns[place % width * height + place / width]).collect();
+    let labels = columns(data, name, height, width)?;
     Ok(Ok(LabelMatrix { width, height, labels }))
+}
+
+/// The numbers of a matrix, which lie one column after the other, as rows.
+fn columns(data: &mut dyn Read, name: &str, height: usize, width: usize) -> Result<Vec<u32>, String> {
+    let tag = Tag::read(data)?;
+    let size = self::width(tag.kind)?;
+    let count = tag.length / size as u64;
+    if count != (height * width) as u64 || count == 0 {
+        return Err(format!("{name} has {count} numbers, but is {height} by {width}"));
+    }
+    let mut rest: Box<dyn Read> = match &tag.small {
+        Some(small) => Box::new(&small[..]),
+        None => Box::new(data),
+    };
+    let mut labels = vec![0; height * width];
+    let (mut place, mut bytes) = (0, vec![0; CHUNK * size]);
+    while place < labels.len() {
+        let taken = CHUNK.min(labels.len() - place) * size;
+        rest.read_exact(&mut bytes[..taken]).map_err(of_reading)?;
+        for label in numbers(tag.kind, &bytes[..taken])? {
+            labels[place % height * width + place / height] = label;
+            place += 1;
+        }
+    }
+    Ok(labels)
 }
 
 #[cfg(test)]

@@ -22,6 +22,8 @@ pub mod rle;
 pub mod scenes;
 pub mod shards;
 pub mod spill;
+mod tar_members;
+pub mod unusable;
 
 pub use cache::{Cache, Encoded};
 pub use captions::Captions;

@@ -2,11 +2,15 @@
 use super::{
     labels::Classes,
     spill::{Spill, SpillWriter},
+    unusable::Unusable,
 };
+use crate::guard::guarded;
+use crate::limits::{Meter, RECORD};
+use crate::patience;
 use crate::{Error, Result};
 use serde::Deserialize;
 use serde::de::{self, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
-use std::{fmt, fs::File, io::BufReader, path::Path};
+use std::{fmt, io::BufReader, path::Path};
 
 /// The segments of a panoptic data set. Memory: 16 bytes an image; the segments lie in a temporary file.
 pub struct Panoptic {
@@ -41,13 +45,15 @@ impl Panoptic {
     /// When it cannot be read, or lacks `annotations` or `categories`.
     pub fn read(path: &Path) -> Result<Self> {
         let failed = |problem: &dyn fmt::Display| Error::file(path, problem);
-        let file = File::open(path).map_err(|problem| failed(&problem))?;
+        let file = patience::open(path).map_err(|problem| failed(&problem))?;
         let mut writer = SpillWriter::new().map_err(|problem| failed(&format!("temporary file: {problem}")))?;
-        let mut reader = serde_json::Deserializer::from_reader(BufReader::with_capacity(1 << 20, file));
-        let categories = reader
-            .deserialize_map(Document { writer: &mut writer })
-            .and_then(|categories| reader.end().map(|()| categories))
-            .map_err(|problem| failed(&problem))?;
+        let (metered, meter) = RECORD.metered(file);
+        let mut reader = serde_json::Deserializer::from_reader(BufReader::with_capacity(1 << 20, metered));
+        let read = guarded(|| {
+            let read = reader.deserialize_map(Document { writer: &mut writer, meter: &meter });
+            read.and_then(|categories| reader.end().map(|()| categories)).map_err(|problem| problem.to_string())
+        });
+        let categories = read.map_err(|problem: String| failed(&problem))?;
         let table = writer.finish().map_err(|problem| failed(&format!("temporary file: {problem}")))?;
         if table.is_empty() || categories.is_empty() {
             return Err(failed(&"there are no `annotations` or no `categories`"));
@@ -60,7 +66,7 @@ impl Panoptic {
     ///
     /// # Errors
     /// When the key fits several images equally well, or the temporary file cannot be read.
-    pub fn segments(&self, key: &str) -> Result<Option<Vec<(u32, u32)>>, String> {
+    pub fn segments(&self, key: &str) -> Result<Option<Vec<(u32, u32)>>, Unusable> {
         let bytes = self.table.get(key)?;
         let number = |bytes: &[u8]| bytes.iter().rev().fold(0, |number, &byte| number << 8 | u32::from(byte));
         Ok(bytes.map(|bytes| bytes.chunks_exact(8).map(|pair| (number(&pair[..4]), number(&pair[4..]))).collect()))
@@ -70,6 +76,7 @@ impl Panoptic {
 /// The whole file; yields its categories.
 struct Document<'a> {
     writer: &'a mut SpillWriter,
+    meter: &'a Meter,
 }
 
 impl<'de> Visitor<'de> for Document<'_> {
@@ -83,12 +90,13 @@ impl<'de> Visitor<'de> for Document<'_> {
         let mut categories = Vec::new();
         while let Some(key) = map.next_key::<String>()? {
             match key.as_str() {
-                "annotations" => map.next_value_seed(Annotations { writer: self.writer })?,
+                "annotations" => map.next_value_seed(Annotations { writer: self.writer, meter: self.meter })?,
                 "categories" => categories = map.next_value()?,
                 _ => {
-                    map.next_value::<IgnoredAny>()?;
+                    self.meter.unmetered(|| map.next_value::<IgnoredAny>())?;
                 }
             }
+            self.meter.reset();
         }
         Ok(categories)
     }
@@ -97,6 +105,7 @@ impl<'de> Visitor<'de> for Document<'_> {
 /// The list `annotations`, image by image.
 struct Annotations<'a> {
     writer: &'a mut SpillWriter,
+    meter: &'a Meter,
 }
 
 impl<'de> DeserializeSeed<'de> for Annotations<'_> {
@@ -121,6 +130,7 @@ impl<'de> Visitor<'de> for Annotations<'_> {
                 segments.flat_map(|segment| [segment.id, segment.category_id]).flat_map(u32::to_le_bytes).collect();
             let written = self.writer.insert(&annotation.file_name, &bytes);
             written.map_err(|problem| de::Error::custom(format!("temporary file: {problem}")))?;
+            self.meter.reset();
         }
         Ok(())
     }

@@ -2,7 +2,8 @@
 use super::{
     decode::Decoded,
     order::{Cursor, shard_order, window_order},
-    shards::{Broken, Item, Pairing, Reference, Shard},
+    shards::{Broken, Pairing, Reference, Shard},
+    unusable::Unusable,
 };
 use crate::Error;
 use std::{
@@ -41,6 +42,9 @@ pub enum Outcome {
     EpochEnd,
 }
 
+/// A sample, or what should be one.
+type Drawable = Result<Reference, Broken>;
+
 /// Runs in a thread of its own. Memory: the references of one window (about 200 bytes each).
 pub struct Planner {
     pub shards: Vec<Shard>,
@@ -74,7 +78,7 @@ impl Planner {
     fn epoch(&self, start: Position, number: &mut u64) -> ControlFlow<()> {
         let shuffle = self.shuffle_buffer > 1;
         let mut at = start;
-        let mut window: Vec<Item> = Vec::new();
+        let mut window: Vec<Drawable> = Vec::new();
         let order = shard_order(self.seed, start.epoch, self.shards.len(), shuffle);
         for (place, &shard) in (0..).zip(&order).skip(start.shard as usize) {
             let Some(shard) = self.shards.get(shard) else { continue };
@@ -83,6 +87,14 @@ impl Planner {
                 if self.stop.load(Ordering::Relaxed) {
                     return ControlFlow::Break(());
                 }
+                let item = match item {
+                    Ok(reference) => Ok(reference),
+                    Err(Unusable::Broken(broken)) => Err(broken),
+                    Err(Unusable::Fatal(error)) => {
+                        self.tell(Outcome::Failed(error), number)?;
+                        return ControlFlow::Break(());
+                    }
+                };
                 member += 1;
                 if place == start.shard && member <= start.member {
                     return ControlFlow::Continue(());
@@ -100,9 +112,9 @@ impl Planner {
     }
 
     /// Hands out the items of the window that starts at `at`, less those drawn before.
-    fn draw(&self, at: Position, window: &mut Vec<Item>, number: &mut u64) -> ControlFlow<()> {
+    fn draw(&self, at: Position, window: &mut Vec<Drawable>, number: &mut u64) -> ControlFlow<()> {
         let order = window_order(self.seed, at.epoch, at.window, window.len(), self.shuffle_buffer > 1);
-        let mut items: Vec<Option<Item>> = window.drain(..).map(Some).collect();
+        let mut items: Vec<Option<Drawable>> = window.drain(..).map(Some).collect();
         for (drawn, place) in (1..).zip(order).skip(at.drawn as usize) {
             let after = Position { drawn, ..at };
             match items.get_mut(place).and_then(Option::take) {

@@ -1,16 +1,21 @@
 //! Shards: tar files and folders, listed as references to samples without reading what the samples hold.
 //!
 //! Memory: the references of one shard at worst (about 200 bytes a sample); for a folder, the names in it.
+use super::tar_members::{Members, Step};
+use super::unusable::Unusable;
 use crate::{
     Error, Result,
     config::{DataConfig, DataFormat},
+    guard::guarded,
+    limits::{self, Limit},
     paths::{exists, fixed_part, is_folder, may_be_file},
+    patience::{self, Patient, patiently},
 };
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    fs::File,
+    fs::ReadDir,
     io,
-    ops::ControlFlow,
+    ops::{ControlFlow, Range},
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
     sync::Arc,
@@ -61,8 +66,8 @@ pub struct Broken {
 /// Why a sample is broken that wants a `KEY.txt`.
 pub const NO_CAPTION: &str = "there is no caption: neither data.captions nor a .txt beside the image";
 
-/// What scanning a shard yields, in an order that depends on the shard alone.
-pub type Item = Result<Reference, Broken>;
+/// What scanning a shard yields, in an order that depends on the shard alone; or why it cannot be scanned.
+pub type Item = Result<Reference, Unusable<Broken>>;
 
 /// What belongs to a sample.
 #[derive(Clone, Copy, Debug)]
@@ -101,15 +106,20 @@ struct Parts {
 }
 
 impl Member {
-    /// Reads the member's bytes.
-    pub fn read(&self, shard: &Path) -> Result<Vec<u8>, String> {
-        let named = |path: &Path, problem: io::Error| format!("{}: {problem}", path.display());
+    /// Reads the member's bytes, no more than `limit` of them.
+    ///
+    /// # Errors
+    /// It is not there, or longer than it may be; or the machine cannot read it.
+    pub fn read(&self, shard: &Path, limit: Limit) -> Result<Vec<u8>, Unusable> {
         match self {
-            Self::File(path) => std::fs::read(path).map_err(|problem| named(path, problem)),
+            Self::File(path) => limit.read(path).map_err(|problem| Unusable::reading(path, problem)),
             Self::Part { offset, length } => {
-                let mut bytes = vec![0; usize::try_from(*length).map_err(|problem| problem.to_string())?];
-                let file = File::open(shard).map_err(|problem| named(shard, problem))?;
-                file.read_exact_at(&mut bytes, *offset).map_err(|problem| named(shard, problem))?;
+                limit.check(*length)?;
+                let mut bytes =
+                    limits::buffer(*length as usize).map_err(|problem| Unusable::reading(shard, problem))?;
+                let Patient(file) = patience::open(shard).map_err(|problem| Unusable::reading(shard, problem))?;
+                let read = patiently(|| file.read_exact_at(&mut bytes, *offset));
+                read.map_err(|problem| Unusable::reading(shard, problem))?;
                 Ok(bytes)
             }
         }
@@ -170,11 +180,16 @@ pub fn check_captions(shards: &[Shard], pairing: Pairing) -> Result<()> {
     let (DataFormat::Sa1b, true, Some(shard)) = (pairing.format, pairing.text, shards.first()) else { return Ok(()) };
     let (mut has_caption, mut lacks_caption) = (false, false);
     // what lacks a caption comes after everything else, so this ends at the first sample of a sound shard
+    let mut failed = None;
     let _ = shard.scan(pairing, &mut |item| {
-        has_caption |= item.is_ok();
-        lacks_caption |= item.is_err_and(|broken| broken.reason == NO_CAPTION);
-        if has_caption { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        match item {
+            Ok(_) => has_caption = true,
+            Err(Unusable::Broken(broken)) => lacks_caption |= broken.reason == NO_CAPTION,
+            Err(Unusable::Fatal(error)) => failed = Some(error),
+        }
+        if has_caption || failed.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
+    failed.map_or(Ok(()), Err)?;
     if lacks_caption && !has_caption {
         let text = "there are no captions: data.captions is missing, and";
         return Err(Error::Usage(format!(
@@ -189,7 +204,7 @@ pub fn check_captions(shards: &[Shard], pairing: Pairing) -> Result<()> {
 fn folders(folder: &Path, format: DataFormat, below: &str, source_name: &str, shards: &mut Vec<Shard>) -> Result<()> {
     let failed = |problem: io::Error| Error::file(folder, problem);
     let (mut inner, mut tars, mut has_files) = (Vec::new(), Vec::new(), false);
-    for entry in std::fs::read_dir(folder).map_err(failed)? {
+    for entry in patiently(|| std::fs::read_dir(folder)).map_err(failed)? {
         let entry = entry.map_err(failed)?;
         let name = entry.file_name().to_string_lossy().into_owned();
         if name.starts_with('.') {
@@ -230,50 +245,47 @@ impl Shard {
     fn broken(&self, key: &str, reason: impl ToString) -> Item {
         let name =
             if key.is_empty() { self.path.display().to_string() } else { format!("{}/{key}", self.path.display()) };
-        Err(Broken { name, reason: reason.to_string() })
+        Err(Unusable::Broken(Broken { name, reason: reason.to_string() }))
     }
 
-    /// Seeks from header to header; a sample is yielded as soon as its last member has been seen; one whose image is a
-    /// PNG, and what lacks a partner, at the end.
+    /// The shard itself cannot be read: by its own fault it is broken, by the machine's nothing goes on.
+    fn unreadable(&self, problem: io::Error) -> Item {
+        match Unusable::reading(&self.path, problem) {
+            Unusable::Broken(reason) => self.broken("", reason),
+            Unusable::Fatal(error) => Err(Unusable::Fatal(error)),
+        }
+    }
+
+    /// Goes from header to header; a sample is yielded as soon as its last member has been seen; one whose image is a
+    /// PNG, and what lacks a partner, at the end, and then what else is lost where the file is damaged.
     fn scan_tar(&self, pairing: Pairing, visit: &mut dyn FnMut(Item) -> ControlFlow<()>) -> ControlFlow<()> {
-        let file = match File::open(&self.path).and_then(|file| Ok((file.metadata()?.len(), file))) {
-            Ok(file) => file,
-            Err(problem) => return visit(self.broken("", problem)),
-        };
-        let (size, file) = file;
-        let mut archive = tar::Archive::new(file);
-        let mut entries = match archive.entries_with_seek() {
-            Ok(entries) => entries,
-            Err(problem) => return visit(self.broken("", problem)),
+        let mut members = match patience::open(&self.path).and_then(Members::new) {
+            Ok(members) => members,
+            Err(problem) => return visit(self.unreadable(problem)),
         };
         let mut pending: HashMap<String, Parts> = HashMap::new();
         let mut yielded: HashSet<String> = HashSet::new();
+        let mut damage = Damage::default();
         for place in 0.. {
-            let entry = match entries.next() {
-                None => break,
-                Some(Ok(entry)) => entry,
-                Some(Err(problem)) => {
-                    // What is no header is quoted by the crate: possibly a screenful of binary data.
-                    let problem = match problem.kind() {
-                        io::ErrorKind::Other | io::ErrorKind::InvalidData => "no header of a file".to_string(),
-                        _ => problem.to_string(),
-                    };
-                    visit(self.broken("", format!("no readable tar file from member {place} on: {problem}")))?;
-                    break;
+            let step = match guarded(|| Ok::<_, String>(members.next())) {
+                Ok(Ok(Some(step))) => step,
+                Ok(Ok(None)) => break,
+                Ok(Err(problem)) => return visit(self.unreadable(problem)),
+                Err(problem) => return visit(self.broken("", problem)),
+            };
+            let (name, offset, length) = match step {
+                Step::Member { name, offset, length, is_file: true } => (name, offset, length),
+                Step::Member { .. } => continue,
+                Step::Damage { start, end, problem } => {
+                    damage.add(place, start..end, &problem);
+                    continue;
                 }
             };
-            let (offset, length) = (entry.raw_file_position(), entry.size());
-            let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
-            if offset.checked_add(length).is_none_or(|end| end > size) {
-                visit(self.broken("", format!("cut short within {name}")))?;
-                break;
-            }
-            let Some((key, extension)) = split_name(&name).filter(|_| entry.header().entry_type().is_file()) else {
-                continue;
-            };
+            let Some((key, extension)) = split_name(&name) else { continue };
             if extension == "png" && yielded.contains(key) {
                 continue; // beside the JPEG it would not have been the image
             }
+            damage.sample_until(key, offset + length);
             let parts = pending.entry(key.to_owned()).or_insert_with(|| Parts { place, ..Parts::default() });
             if parts.add(&extension, Member::Part { offset, length }) {
                 visit(self.broken(key, format!("{name} is there twice")))?;
@@ -287,26 +299,30 @@ impl Shard {
         }
         let mut rest: Vec<(String, Parts)> = pending.into_iter().collect();
         rest.sort_by_key(|(_, parts)| parts.place);
+        let mut halves = 0;
         for (key, parts) in rest {
             if parts.image.is_some() || parts.png.is_some() || parts.json.is_some() {
-                visit(self.item(&key, parts, pairing))?;
+                let mut item = self.item(&key, parts, pairing);
+                if let Err(Unusable::Broken(Broken { reason, .. })) = &mut item {
+                    halves += 1;
+                    *reason = damage.explain(std::mem::take(reason));
+                }
+                visit(item)?;
             }
         }
-        ControlFlow::Continue(())
+        let lost = damage.samples().saturating_sub(halves);
+        (0..lost).try_for_each(|_| visit(self.broken("", &damage.first)))
     }
 
     /// Yields the images of a folder in the order of their names.
     fn scan_folder(&self, pairing: Pairing, visit: &mut dyn FnMut(Item) -> ControlFlow<()>) -> ControlFlow<()> {
         let mut stems: BTreeMap<String, Parts> = BTreeMap::new();
-        let entries = match std::fs::read_dir(&self.path) {
+        let entries = patiently(|| std::fs::read_dir(&self.path).and_then(ReadDir::collect::<io::Result<Vec<_>>>));
+        let entries = match entries {
             Ok(entries) => entries,
-            Err(problem) => return visit(self.broken("", problem)),
+            Err(problem) => return visit(self.unreadable(problem)),
         };
         for entry in entries {
-            let entry = match entry {
-                Ok(entry) => entry,
-                Err(problem) => return visit(self.broken("", problem)),
-            };
             let name = entry.file_name().to_string_lossy().into_owned();
             if let Some((stem, extension)) = split_name(&name)
                 && may_be_file(&entry.path())
@@ -360,6 +376,49 @@ impl Shard {
         };
         let caption = parts.text.filter(|_| pairing.text);
         Ok(Reference { shard: self.path.clone(), key: key.to_owned(), image, annotation, caption, labels })
+    }
+}
+
+/// What cannot be read of a tar file, and how many samples that is.
+#[derive(Default)]
+struct Damage {
+    /// Bytes of each part that cannot be read.
+    parts: Vec<u64>,
+    /// What is wrong with the first of them.
+    first: String,
+    /// Samples that were seen, the last of them, and the bytes up to its end: their mean tells how many are lost.
+    samples: u64,
+    last: Option<String>,
+    readable: u64,
+}
+
+impl Damage {
+    fn add(&mut self, place: usize, part: Range<u64>, problem: &str) {
+        if self.parts.is_empty() {
+            self.first = format!("no readable tar file from member {place} on: {problem}");
+        }
+        self.parts.push(part.end - part.start);
+    }
+
+    /// A member of the sample `key` ends at `end`.
+    fn sample_until(&mut self, key: &str, end: u64) {
+        if self.last.as_deref() != Some(key) {
+            self.samples += 1;
+            self.last = Some(key.to_owned());
+        }
+        self.readable = end.saturating_sub(self.parts.iter().sum());
+    }
+
+    /// As many as the damaged parts would hold of the mean length, and at least one each.
+    fn samples(&self) -> u64 {
+        let mean = (self.readable / self.samples.max(1)).max(1);
+        let lost = |bytes: &u64| if self.samples == 0 { 1 } else { ((bytes + mean / 2) / mean).max(1) };
+        self.parts.iter().map(lost).sum()
+    }
+
+    /// Why a sample is incomplete, and what may have taken its other half.
+    fn explain(&self, reason: String) -> String {
+        if self.parts.is_empty() { reason } else { format!("{reason} ({})", self.first) }
     }
 }
 

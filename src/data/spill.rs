@@ -2,6 +2,8 @@
 //!
 //! Keys are paths, compared in a plain form (`normalise`) by their last component; where several entries share that,
 //! the one with the most trailing components in common is taken.
+use super::unusable::Unusable;
+use crate::patience::patiently;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::FileExt;
@@ -61,14 +63,14 @@ impl Spill {
     ///
     /// # Errors
     /// When several entries fit equally well and differ, and when the file cannot be read.
-    pub fn get(&self, key: &str) -> Result<Option<Vec<u8>>, String> {
+    pub fn get(&self, key: &str) -> Result<Option<Vec<u8>>, Unusable> {
         let key = normalise(key);
         let wanted = hash(last_component(&key));
         let first = self.index.partition_point(|&(hash, _)| hash < wanted);
         let mut best: Option<(usize, String, Vec<u8>)> = None;
         let mut rival = None;
         for &(_, position) in self.index[first..].iter().take_while(|&&(hash, _)| hash == wanted) {
-            let (found, value) = self.entry(position).map_err(|problem| format!("temporary file: {problem}"))?;
+            let (found, value) = self.entry(position).map_err(Unusable::temporary)?;
             let score = key.rsplit('/').zip(found.rsplit('/')).take_while(|(a, b)| a == b).count();
             match &best {
                 _ if score == 0 => {}
@@ -82,18 +84,18 @@ impl Spill {
             }
         }
         match (best, rival) {
-            (Some((_, held, _)), Some(other)) => Err(format!("`{held}` and `{other}` both fit `{key}`")),
+            (Some((_, held, _)), Some(other)) => Err(format!("`{held}` and `{other}` both fit `{key}`").into()),
             (best, _) => Ok(best.map(|(_, _, value)| value)),
         }
     }
 
     fn entry(&self, position: u64) -> io::Result<(String, Vec<u8>)> {
         let mut lengths = [0; 8];
-        self.file.read_exact_at(&mut lengths, position)?;
+        patiently(|| self.file.read_exact_at(&mut lengths, position))?;
         let [a, b, c, d, e, f, g, h] = lengths;
         let key_length = u32::from_le_bytes([a, b, c, d]) as usize;
         let mut value = vec![0; key_length + u32::from_le_bytes([e, f, g, h]) as usize];
-        self.file.read_exact_at(&mut value, position + 8)?;
+        patiently(|| self.file.read_exact_at(&mut value, position + 8))?;
         let rest = value.split_off(key_length);
         Ok((String::from_utf8(value).map_err(io::Error::other)?, rest))
     }

@@ -5,7 +5,10 @@ use crate::data::Listing;
 use crate::data::cache::{Digest, Key, Writer};
 use crate::data::decode::Decoder;
 use crate::data::shards::{Broken, Reference};
+use crate::data::unusable::Unusable;
 use crate::error::{Error, Result};
+use crate::guard::guarded;
+use crate::limits::IMAGE_FILE;
 use crate::model::files::ModelFiles;
 use crate::model::text::TextEncoders;
 use crate::model::vae::{Vae, from_rgb8};
@@ -16,7 +19,6 @@ use candle_core::Device;
 use rayon::prelude::*;
 use std::collections::BTreeSet;
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -180,7 +182,8 @@ impl<'a> Job<'a> {
             for (reference, prompt) in references.iter().zip(prompts) {
                 match prompt {
                     Ok(prompt) => add(writer, &prompt)?,
-                    Err(reason) => broken.push((reference.name(), reason)),
+                    Err(Unusable::Broken(reason)) => broken.push((reference.name(), reason)),
+                    Err(Unusable::Fatal(error)) => return Err(error),
                 }
             }
             progress.update(done, &format!("{} new embeddings", writer.added()));
@@ -209,7 +212,8 @@ impl<'a> Job<'a> {
                             }
                         }
                     }
-                    Err(reason) => broken.push((reference.name(), reason)),
+                    Err(Unusable::Broken(reason)) => broken.push((reference.name(), reason)),
+                    Err(Unusable::Fatal(error)) => return Err(error),
                 }
             }
             progress.update(done, &format!("{} new latents", writer.added()));
@@ -220,8 +224,8 @@ impl<'a> Job<'a> {
     }
 
     /// The squares of an image whose latents are not there yet; where there are none, the image is not decoded.
-    fn missing_squares(&self, reference: &Reference, writer: &Writer) -> Result<Vec<(Key, Vec<u8>)>, String> {
-        let file = reference.image.read(&reference.shard)?;
+    fn missing_squares(&self, reference: &Reference, writer: &Writer) -> Result<Vec<(Key, Vec<u8>)>, Unusable> {
+        let file = reference.image.read(&reference.shard, IMAGE_FILE)?;
         let digest = Digest::of(&file);
         let keys = self.mirrored().iter().map(|mirrored| (writer.recipe().latents_key(&digest, *mirrored), *mirrored));
         let (keys, mirrored): (Vec<Key>, Vec<bool>) = keys.filter(|(key, _)| !writer.contains(key)).unzip();
@@ -238,11 +242,6 @@ fn finite(values: Vec<f32>, what: &str) -> Result<Vec<f32>> {
         true => Ok(values),
         false => Err(Error::Failed(format!("{what}: what the model makes of it is not finite"))),
     }
-}
-
-/// What a sample makes panic is wrong with the sample.
-fn guarded<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Err("decoding it panicked".into()))
 }
 
 /// Fails where the disk of `folder` has less than `bytes` free.

@@ -1,8 +1,10 @@
 //! CLIPScore: how well images match their captions, by a CLIP model (Hessel et al., 2021).
+use crate::data::photograph::check_shape;
 use crate::data::resize::bicubic;
 use crate::error::{Error, Result};
+use crate::json::read_json;
+use crate::limits::MODEL_JSON;
 use crate::model::clip_image::{ClipImageConfig, ClipImageModel};
-use crate::model::files::read_json;
 use crate::model::text::clip::{ClipConfig, ClipTextModel};
 use crate::model::text::tokenizer::ClipTokenizer;
 use crate::model::weights::Weights;
@@ -64,6 +66,9 @@ enum Side {
     Square { height: u32, width: u32 },
 }
 
+/// Shortest side that images may be resized to: CLIP's is 224, its largest 336.
+const LARGEST_SIDE: u32 = 4096;
+
 /// PIL's number of bicubic.
 const BICUBIC: u32 = 3;
 
@@ -108,7 +113,7 @@ impl ClipScorer {
     /// A file is missing or not as it should be, or the preprocessing is another than CLIP's.
     pub fn open(folder: &Path, device: &Device) -> Result<Self> {
         let file = folder.join("config.json");
-        let config: Config = read_json(&file)?;
+        let config: Config = read_json(&file, MODEL_JSON)?;
         let text = config.text().map_err(|problem| Error::file(&file, format!("text_config: {problem}")))?;
         let weights = Weights::open_part(folder, "model", DType::F32, device)?;
         weights.ignore("logit_scale");
@@ -116,7 +121,8 @@ impl ClipScorer {
         let image = ClipImageModel::from_weights(config.vision_config, config.projection_dim, &file, &weights)?;
         weights.finish()?;
         let file = folder.join("preprocessor_config.json");
-        let preprocessing: Preprocessing = if is_file(&file)? { read_json(&file)? } else { Preprocessing::default() };
+        let preprocessing: Preprocessing =
+            if is_file(&file)? { read_json(&file, MODEL_JSON)? } else { Preprocessing::default() };
         let crop = match preprocessing.crop_size {
             Side::Number(side) | Side::Shortest { shortest_edge: side } => side,
             Side::Square { height, width } if height == width => height,
@@ -127,9 +133,18 @@ impl ClipScorer {
             return Err(Error::file(file, problem));
         }
         let shortest = match preprocessing.size {
-            Side::Number(side) | Side::Shortest { shortest_edge: side } if side >= crop => side,
-            _ => return Err(Error::file(file, "size is not the shortest edge, or is less than crop_size")),
+            Side::Number(side) | Side::Shortest { shortest_edge: side } if (crop..=LARGEST_SIDE).contains(&side) => {
+                side
+            }
+            _ => {
+                let problem = format!("size is not the shortest edge, or not from crop_size to {LARGEST_SIDE}");
+                return Err(Error::file(file, problem));
+            }
         };
+        let Preprocessing { image_mean, image_std, .. } = &preprocessing;
+        if !image_mean.iter().chain(image_std).all(|value| value.is_finite()) || image_std.contains(&0.0) {
+            return Err(Error::file(file, "image_mean or image_std is no number to shift or divide by"));
+        }
         if preprocessing.resample != BICUBIC {
             let problem = format!("resample is {}, expected {BICUBIC} (bicubic)", preprocessing.resample);
             return Err(Error::file(file, problem));
@@ -158,6 +173,7 @@ impl ClipScorer {
     /// `CLIPImageProcessor`).
     fn prepare(&self, image: &RgbImage) -> Result<Tensor> {
         let (width, height) = image.dimensions();
+        check_shape((width as usize, height as usize)).map_err(Error::Failed)?;
         let longer = |side: u32, other: u32| (u64::from(self.shortest) * u64::from(side) / u64::from(other)) as u32;
         let (width, height) = match width <= height {
             true => (self.shortest, longer(height, width)),

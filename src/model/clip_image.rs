@@ -1,5 +1,6 @@
 //! The image model of CLIP with its projection (transformers: `CLIPVisionModelWithProjection`).
 use super::layers::{LayerNorm, Linear};
+use super::sizes;
 use super::text::clip_layer::{ClipActivation, ClipLayer, LayerSizes};
 use super::weights::Weights;
 use crate::error::{Error, Result};
@@ -59,6 +60,15 @@ impl ClipImageModel {
     /// The sizes are not such as can be, or a tensor is missing or of another shape.
     pub fn from_weights(config: ClipImageConfig, projection: usize, path: &Path, weights: &Weights) -> Result<Self> {
         let ClipImageConfig { hidden_size: hidden, num_attention_heads: heads, patch_size: patch, .. } = config;
+        let named = [
+            ("vision_config: hidden_size", hidden),
+            ("vision_config: intermediate_size", config.intermediate_size),
+            ("vision_config: num_hidden_layers", config.num_hidden_layers),
+            ("vision_config: image_size", config.image_size),
+            ("projection_dim", projection),
+        ];
+        sizes::check(path, &named)?;
+        sizes::check_eps(path, "vision_config: layer_norm_eps", config.layer_norm_eps)?;
         if heads == 0 || !hidden.is_multiple_of(heads) {
             let problem = format!("vision_config: hidden_size {hidden} is no multiple of num_attention_heads {heads}");
             return Err(Error::file(path, problem));

@@ -1,6 +1,10 @@
 //! The files of a base model: a diffusers folder, or a repository of the Hugging Face hub in its usual cache.
+use super::shard_index::ShardIndex;
 use super::weights::Weights;
 use crate::error::{Error, Result};
+use crate::guard::guarded;
+use crate::json::read_json;
+use crate::limits::MODEL_JSON;
 use crate::paths::{is_file, is_folder, may_be_file};
 use crate::process::refused;
 use candle_core::{DType, Device};
@@ -83,7 +87,7 @@ impl ModelFiles {
         struct ModelIndex {
             _class_name: String,
         }
-        let index: ModelIndex = read_json(&files.required("model_index.json")?)?;
+        let index: ModelIndex = read_json(&files.required("model_index.json")?, MODEL_JSON)?;
         if !index._class_name.starts_with("StableDiffusion3") {
             return Err(Error::file(
                 files.folder.join("model_index.json"),
@@ -100,7 +104,7 @@ impl ModelFiles {
 
     /// Reads a part's `config.json`; a missing or wrong key is an error that names it and the file.
     pub fn config<C: DeserializeOwned>(&self, part: Part) -> Result<C> {
-        read_json(&self.required(&format!("{}/config.json", part.folder()))?)
+        read_json(&self.required(&format!("{}/config.json", part.folder()))?, MODEL_JSON)
     }
 
     /// Path of a part's `config.json`, for errors about what it says.
@@ -131,12 +135,8 @@ impl ModelFiles {
                 format!("no weights: expected {stem}.safetensors or {stem}.safetensors.index.json"),
             ));
         };
-        #[derive(serde::Deserialize)]
-        struct Index {
-            weight_map: std::collections::BTreeMap<String, String>,
-        }
-        let shards: std::collections::BTreeSet<String> = read_json::<Index>(&index)?.weight_map.into_values().collect();
-        let shards = shards.iter().map(|shard| self.required(&format!("{folder}/{shard}")));
+        let parsed = ShardIndex::read(&index)?;
+        let shards = parsed.shards().into_iter().map(|shard| self.required(&format!("{folder}/{shard}")));
         std::iter::once(Ok(index)).chain(shards).collect()
     }
 
@@ -155,7 +155,7 @@ impl ModelFiles {
             };
         }
         let config = self.optional(&format!("{name}/tokenizer_config.json"))?;
-        let says_pad = |file: &PathBuf| std::fs::read_to_string(file).is_ok_and(|text| text.contains("\"pad_token\""));
+        let says_pad = |file: &PathBuf| MODEL_JSON.read_text(file).is_ok_and(|text| text.contains("\"pad_token\""));
         if !config.as_ref().is_some_and(says_pad) {
             self.optional(&format!("{name}/special_tokens_map.json"))?;
         }
@@ -193,12 +193,6 @@ impl ModelFiles {
         }
         self.hub.as_ref().map_or(Ok(None), |hub| hub.fetch(file))
     }
-}
-
-/// Reads a JSON file into a type; the error names file, key and place.
-pub fn read_json<T: DeserializeOwned>(file: &Path) -> Result<T> {
-    let text = std::fs::read_to_string(file).map_err(|e| Error::file(file, e))?;
-    serde_json::from_str(&text).map_err(|e| Error::file(file, e))
 }
 
 /// Seconds that the hub may take to answer at all, where HF_HUB_ETAG_TIMEOUT does not say otherwise.
@@ -261,13 +255,13 @@ impl Hub {
     fn fetch(&self, file: &str) -> Result<Option<PathBuf>> {
         let offline = std::env::var("HF_HUB_OFFLINE").is_ok_and(|v| !matches!(v.as_str(), "" | "0"));
         tracing::info!("fetching {file} of {} ({})", self.name, self.revision);
-        let got = self
-            .repository
-            .download_file()
-            .filename(file)
-            .revision(self.revision.as_str())
-            .local_files_only(offline)
-            .send();
+        let download = || {
+            let request = self.repository.download_file().filename(file).revision(self.revision.as_str());
+            Ok(request.local_files_only(offline).send())
+        };
+        let got = guarded(download).map_err(|problem: String| {
+            Error::Failed(format!("{}: cannot download {file}: the hub's answer is {problem}", self.name))
+        })?;
         match got {
             Ok(path) => Ok(Some(path)),
             Err(HFError::EntryNotFound { .. }) => Ok(None),

@@ -1,5 +1,7 @@
 //! Content hashes: of whole small files, and a quick fingerprint of a base model's many gigabytes.
 use crate::error::{Error, Result};
+use crate::limits::MODEL_JSON;
+use crate::patience;
 use crate::tensor_file::header;
 use sha2::{Digest, Sha256};
 use std::io::{Read, Seek, SeekFrom};
@@ -12,7 +14,7 @@ const BLOCK: u64 = 4096;
 /// SHA-256 of a whole file, in hexadecimal, and its length in bytes.
 pub fn sha256(file: &Path) -> Result<(String, u64)> {
     let mut hash = Sha256::new();
-    let mut reader = std::fs::File::open(file).map_err(|e| Error::file(file, e))?;
+    let mut reader = patience::open(file).map_err(|e| Error::file(file, e))?;
     let bytes = std::io::copy(&mut reader, &mut HashWriter(&mut hash)).map_err(|e| Error::file(file, e))?;
     Ok((hex(hash), bytes))
 }
@@ -30,7 +32,7 @@ pub fn fingerprint(files: &[PathBuf]) -> Result<String> {
             header(file)?;
             add_samples(file, &mut hash).map_err(|e| Error::file(file, e))?;
         } else {
-            let content = std::fs::read(file).map_err(|e| Error::file(file, e))?;
+            let content = MODEL_JSON.read(file).map_err(|e| Error::file(file, e))?;
             hash.update((content.len() as u64).to_le_bytes());
             hash.update(content);
         }
@@ -40,8 +42,8 @@ pub fn fingerprint(files: &[PathBuf]) -> Result<String> {
 
 /// Adds a safetensors file whose header was checked.
 fn add_samples(file: &Path, hash: &mut Sha256) -> std::io::Result<()> {
-    let mut reader = std::fs::File::open(file)?;
-    let length = reader.metadata()?.len();
+    let mut reader = patience::open(file)?;
+    let length = reader.0.metadata()?.len();
     hash.update(length.to_le_bytes());
     let mut header = [0u8; 8];
     reader.read_exact(&mut header)?;

@@ -9,6 +9,8 @@ pub mod lora;
 pub mod mmdit;
 pub mod pipeline;
 pub mod projection;
+pub mod shard_index;
+pub mod sizes;
 pub mod text;
 pub mod vae;
 pub mod weights;

@@ -1,6 +1,7 @@
 //! The autoencoder between pictures and latents (diffusers: `AutoencoderKL`). No gradient passes it.
 use super::files::{ModelFiles, Part};
 use super::layers::{Linear, attention};
+use super::sizes;
 use super::weights::Weights;
 use crate::device::upload;
 use crate::error::{Error, Result};
@@ -11,6 +12,8 @@ use serde::Deserialize;
 use std::path::Path;
 
 const NORM_EPS: f64 = 1e-6;
+/// A pixel of a level is 2 wide in that before: with more of them than this a picture would be no pixel.
+const MOST_LEVELS: usize = 8;
 
 /// Sizes from the autoencoder's `config.json`.
 #[derive(Clone, Debug, Deserialize)]
@@ -53,12 +56,19 @@ impl VaeConfig {
 
     fn check(&self, path: &Path) -> Result<()> {
         let problem = |text: String| Err(Error::file(path, text));
-        if self.block_out_channels.is_empty() {
-            return problem("block_out_channels is empty".into());
+        if !(1..=MOST_LEVELS).contains(&self.block_out_channels.len()) {
+            let levels = self.block_out_channels.len();
+            return problem(format!("block_out_channels has {levels} levels, expected 1 to {MOST_LEVELS}"));
         }
-        if self.norm_num_groups == 0 {
-            return problem("norm_num_groups is 0, expected at least 1".into());
-        }
+        let sizes = [
+            ("in_channels", self.in_channels),
+            ("out_channels", self.out_channels),
+            ("latent_channels", self.latent_channels),
+            ("layers_per_block", self.layers_per_block),
+            ("norm_num_groups", self.norm_num_groups),
+        ];
+        let levels = self.block_out_channels.iter().map(|channels| ("block_out_channels", *channels));
+        sizes::check(path, &sizes.into_iter().chain(levels).collect::<Vec<_>>())?;
         let groups = self.norm_num_groups;
         if let Some(channels) = self.block_out_channels.iter().find(|c| **c == 0 || !c.is_multiple_of(groups)) {
             return problem(format!("block_out_channels has {channels}, no multiple of norm_num_groups {groups}"));
@@ -73,7 +83,10 @@ impl VaeConfig {
         if !(self.scaling_factor.is_finite() && self.scaling_factor != 0.0) {
             return problem(format!("scaling_factor is {}", self.scaling_factor));
         }
-        Ok(())
+        match self.shift_factor {
+            Some(shift) if !shift.is_finite() => problem(format!("shift_factor is {shift}")),
+            _ => Ok(()),
+        }
     }
 
     /// Pixels a latent in height and in width.

@@ -3,9 +3,12 @@
 //! Reading is strict: a missing, superfluous or misshapen tensor is an error that names file, tensor and shapes, as is a
 //! number that is not finite.
 use super::finite::first_not_finite;
-use crate::allocator::handled;
+use super::shard_index::ShardIndex;
 use crate::error::{Error, Result};
+use crate::guard::guarded;
+use crate::limits;
 use crate::paths::is_file;
+use crate::patience::{self, Patient, patiently};
 use crate::tensor_file;
 pub use crate::tensor_file::{Header, header};
 use candle_core::{DType, Device, Shape, Tensor};
@@ -47,14 +50,14 @@ impl Shard {
         let Stored { info, start, .. } = stored;
         let failed = |problem: String| Error::file(&self.path, format!("tensor {name}: {problem}"));
         let length = info.data_offsets.1 - info.data_offsets.0;
-        let mut data = Vec::new();
-        handled(|| data.try_reserve_exact(length)).map_err(|e| failed(format!("{length} bytes: {e}")))?;
+        let mut data = limits::room(length).map_err(|e| failed(e.to_string()))?;
         // A part at a time, which is looked at while the processor still has it at hand.
         while data.len() < length {
             let first = data.len();
             data.resize(length.min(first + PART), 0);
             let part = &mut data[first..];
-            self.file.read_exact_at(part, start + first as u64).map_err(|e| failed(e.to_string()))?;
+            let read = patiently(|| self.file.read_exact_at(part, start + first as u64));
+            read.map_err(|e| failed(e.to_string()))?;
             if let Some((place, value)) = first_not_finite(part, info.dtype, kept.unwrap_or(DType::F64)) {
                 let place = first * 8 / info.dtype.bitsize() + place;
                 return Err(failed(match kept {
@@ -65,8 +68,11 @@ impl Shard {
                 }));
             }
         }
-        let view = TensorView::new(info.dtype, info.shape.clone(), &data).map_err(|e| failed(e.to_string()))?;
-        let tensor = candle_core::safetensors::Load::load(&view, device).map_err(|e| failed(e.to_string()))?;
+        let load = || {
+            let view = TensorView::new(info.dtype, info.shape.clone(), &data).map_err(|e| e.to_string())?;
+            candle_core::safetensors::Load::load(&view, device).map_err(|e| e.to_string())
+        };
+        let tensor = guarded(load).map_err(failed)?;
         match kept {
             Some(kept) => tensor.to_dtype(kept).map_err(|e| failed(e.to_string())),
             None => Ok(tensor),
@@ -98,15 +104,8 @@ impl Weights {
                 format!("no weights: expected {stem}.safetensors or {stem}.safetensors.index.json"),
             ));
         }
-        let text = std::fs::read_to_string(&index).map_err(|e| Error::file(&index, e))?;
-        #[derive(serde::Deserialize)]
-        struct Index {
-            weight_map: BTreeMap<String, String>,
-        }
-        let parsed: Index =
-            serde_json::from_str(&text).map_err(|e| Error::file(&index, format!("not an index of shards: {e}")))?;
-        let shards: BTreeSet<&String> = parsed.weight_map.values().collect();
-        let shards: Vec<PathBuf> = shards.into_iter().map(|name| folder.join(name)).collect();
+        let parsed = ShardIndex::read(&index)?;
+        let shards: Vec<PathBuf> = parsed.shards().into_iter().map(|name| folder.join(name)).collect();
         let weights = Self::open(&index, &shards, dtype, device)?;
         for (name, shard) in &parsed.weight_map {
             if weights.shard_of(name).is_none_or(|found| found.path != folder.join(shard)) {
@@ -128,7 +127,7 @@ impl Weights {
                     return Err(Error::file(file, format!("tensor {name} is in {} too", other.display())));
                 }
             }
-            let opened = File::open(file).map_err(|e| Error::file(file, e))?;
+            let Patient(opened) = patience::open(file).map_err(|e| Error::file(file, e))?;
             shards.push(Shard { path: file.clone(), file: opened });
         }
         Ok(Self { shards, tensors, path: path.to_path_buf(), dtype, device: device.clone(), used: Mutex::default() })
@@ -157,14 +156,16 @@ impl Weights {
     /// The tensor `name`, which must have this shape.
     pub fn get(&self, name: &str, shape: impl Into<Shape>) -> Result<Tensor> {
         let shape = shape.into();
-        let tensor = self.get_any(name, &shape)?;
-        if tensor.shape() != &shape {
+        // Before it is read: a configuration may say anything.
+        if let Some(found) = self.tensors.get(name).map(|stored| &stored.info.shape)
+            && found != shape.dims()
+        {
             return Err(Error::file(
                 self.shard_of(name).map_or(&self.path, |shard| &shard.path),
-                format!("tensor {name} has shape {:?}, expected {shape:?}", tensor.shape()),
+                format!("tensor {name} has shape {found:?}, expected {shape:?}"),
             ));
         }
-        Ok(tensor)
+        self.get_any(name, &shape)
     }
 
     /// The tensor `name` in whatever shape it has; `expected` serves the message when it is missing.
@@ -219,7 +220,7 @@ impl Weights {
 /// Reads every tensor of a safetensors file as it is stored, to the CPU.
 pub fn read_all(file: &Path) -> Result<BTreeMap<String, Tensor>> {
     let Header { tensors, data, .. } = header(file)?;
-    let opened = File::open(file).map_err(|e| Error::file(file, e))?;
+    let Patient(opened) = patience::open(file).map_err(|e| Error::file(file, e))?;
     let shard = Shard { path: file.to_path_buf(), file: opened };
     let read = |(name, info): (String, TensorInfo)| {
         let start = data + info.data_offsets.0 as u64;

@@ -2,6 +2,7 @@
 use crate::data::photograph;
 use crate::data::resize::bilinear;
 use crate::error::{Error, Result};
+use crate::limits::IMAGE_FILE;
 use crate::whole_file::write_atomically;
 use candle_core::{DType, Device, Tensor};
 use image::RgbImage;
@@ -42,7 +43,7 @@ pub fn write_png(file: &Path, image: &RgbImage) -> Result<()> {
 
 /// Reads a PNG or JPEG as 8-bit RGB.
 pub fn read_rgb8(file: &Path) -> Result<RgbImage> {
-    let bytes = std::fs::read(file).map_err(|e| Error::file(file, e))?;
+    let bytes = IMAGE_FILE.read(file).map_err(|e| Error::file(file, e))?;
     photograph::decode(&bytes).map_err(|e| Error::file(file, e))
 }
 

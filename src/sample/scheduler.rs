@@ -3,12 +3,17 @@
 use super::noise::generator;
 use crate::config::NoiseConfig;
 use crate::error::{Error, Result};
-use crate::model::files::{ModelFiles, read_json};
+use crate::json::read_json;
+use crate::limits::MODEL_JSON;
+use crate::model::files::ModelFiles;
 use candle_core::Tensor;
 use rand::Rng;
 use rand_distr::StandardNormal;
 use serde::Deserialize;
 use std::path::Path;
+
+/// Beyond it all noise levels but the last would be one in f32.
+const LARGEST_SHIFT: f64 = 1e6;
 
 /// What of `scheduler_config.json` has a meaning here; the rest must be off.
 #[derive(Deserialize)]
@@ -69,7 +74,7 @@ impl Scheduler {
 
     /// Reads `scheduler_config.json`; a setting that this scheduler has no counterpart of is an error.
     pub fn from_config(file: &Path) -> Result<Self> {
-        let config: Config = read_json(file)?;
+        let config: Config = read_json(file, MODEL_JSON)?;
         if let Some(name) = config.class_name.filter(|name| name != "FlowMatchEulerDiscreteScheduler") {
             let problem = format!("_class_name is {name:?}, expected \"FlowMatchEulerDiscreteScheduler\"");
             return Err(Error::file(file, problem));
@@ -86,8 +91,9 @@ impl Scheduler {
         if let Some((key, _)) = unsupported.iter().find(|(_, set)| *set) {
             return Err(Error::file(file, format!("{key} is set, which is not supported for Stable Diffusion 3")));
         }
-        if !(config.shift > 0.0 && config.shift.is_finite()) {
-            return Err(Error::file(file, format!("shift is {}, expected a number above 0", config.shift)));
+        if !(config.shift > 0.0 && config.shift <= LARGEST_SHIFT) {
+            let problem = format!("shift is {}, expected a number above 0 and at most {LARGEST_SHIFT}", config.shift);
+            return Err(Error::file(file, problem));
         }
         // Beyond f32's whole numbers the table would hold equal levels.
         if !(1..=1 << 24).contains(&config.num_train_timesteps) {

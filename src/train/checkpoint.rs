@@ -5,6 +5,7 @@
 //! has length and SHA-256 of the other files, so that damage is seen before anything is read.
 use crate::config::RunConfig;
 use crate::error::{Error, Result};
+use crate::limits::STATE as STATE_FILE;
 use crate::model::fingerprint::sha256;
 use crate::model::weights::{read_all, write};
 use crate::paths::is_file;
@@ -225,7 +226,7 @@ pub fn verify(folder: &Path) -> Result<State> {
     if !is_file(&path)? {
         return Err(Error::file(folder, format!("not a checkpoint: it has no {STATE}")));
     }
-    let text = std::fs::read(&path).map_err(|e| Error::file(&path, e))?;
+    let text = STATE_FILE.read(&path).map_err(|e| Error::file(&path, e))?;
     let damaged = |e: serde_json::Error| Error::file(&path, format!("damaged: {e}"));
     let value: serde_json::Value = serde_json::from_slice(&text).map_err(damaged)?;
     match value.get("format").and_then(|format| format.as_u64()) {

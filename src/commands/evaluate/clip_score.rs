@@ -55,7 +55,10 @@ pub fn run(args: &ClipScoreArgs) -> Result<()> {
     let caption = |file: &PathBuf| {
         let key = file.file_stem().unwrap_or_default().to_string_lossy();
         let failed = |problem: String| Error::file(&args.captions, problem);
-        captions.get(&key).map_err(failed)?.ok_or_else(|| failed(format!("has no caption of {}", file.display())))
+        captions
+            .get(&key)
+            .map_err(|problem| failed(problem.to_string()))?
+            .ok_or_else(|| failed(format!("has no caption of {}", file.display())))
     };
     // Every caption is found before the first image is looked at.
     let captions = files.iter().map(caption).collect::<Result<Vec<String>>>()?;

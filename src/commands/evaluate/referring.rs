@@ -4,12 +4,13 @@ use super::write_scores;
 use crate::commands::{LoadedModel, ModelArgs, say};
 use crate::error::{Error, Result};
 use crate::eval::segmentation::evaluate_referring;
+use crate::patience;
 use crate::report::progress::Progress;
 use crate::sample::scheduler::Scheduler;
 use crate::whole_file::check_writable;
 use clap::Args;
-use std::io::BufRead;
-use std::path::PathBuf;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
 
 const EXAMPLE: &str = "Example:
   seg4diff evaluate referring --model models/stable-diffusion-3-medium-diffusers --lora runs/sa1b/lora.safetensors \\
@@ -51,8 +52,8 @@ pub fn run(args: &ReferringArgs) -> Result<()> {
     args.json.as_deref().map_or(Ok(()), check_writable)?;
     let LoadedModel { files, pipeline, .. } = args.model.load_up_to(args.layer)?;
     let options = args.look.options(args.layer, args.limit, &pipeline)?;
-    let text = std::fs::File::open(&args.phrases).map_err(|problem| Error::file(&args.phrases, problem))?;
-    let mut progress = Progress::new("phrase", 0, std::io::BufReader::new(text).lines().count() as u64);
+    let lines = count_lines(&args.phrases).map_err(|problem| Error::file(&args.phrases, problem))?;
+    let mut progress = Progress::new("phrase", 0, lines);
     let files_of = (args.phrases.as_path(), args.images.as_path());
     let scores = evaluate_referring(&pipeline, &Scheduler::open(&files)?, files_of, &options, |done| {
         progress.update(done, "");
@@ -66,4 +67,19 @@ pub fn run(args: &ReferringArgs) -> Result<()> {
     percent("precision@0.9", scores.precision_at_90)?;
     let (phrases, others) = (scores.phrases, scores.phrases_for_threshold);
     say(&format!("threshold {:.2}, picked on {others} other phrases; {phrases} phrases", scores.threshold))
+}
+
+/// Lines of a file, of which none is kept.
+fn count_lines(file: &Path) -> std::io::Result<u64> {
+    let mut reader = BufReader::new(patience::open(file)?);
+    let mut lines = 0;
+    loop {
+        let bytes = reader.fill_buf()?;
+        if bytes.is_empty() {
+            return Ok(lines);
+        }
+        lines += bytes.iter().filter(|byte| **byte == b'\n').count() as u64;
+        let taken = bytes.len();
+        reader.consume(taken);
+    }
 }

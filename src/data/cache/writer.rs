@@ -3,6 +3,7 @@ use super::recipe::{Key, Recipe};
 use super::shard;
 use super::store::Store;
 use crate::error::Result;
+use crate::limits::CACHE_ENTRIES;
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 
@@ -29,7 +30,7 @@ impl Writer {
     /// # Errors
     /// A shard that is there is damaged, of another version or recipe.
     pub fn open(folder: &Path, recipe: Recipe, shard_bytes: u64) -> Result<Self> {
-        let capacity = (shard_bytes / recipe.bytes().max(1)).max(1) as usize;
+        let capacity = ((shard_bytes / recipe.bytes().max(1)).max(1) as usize).min(CACHE_ENTRIES);
         let store = Store::open(folder, recipe)?;
         Ok(Self { folder: folder.to_path_buf(), store, capacity, pending: BTreeMap::new(), added: HashSet::new() })
     }

@@ -2,6 +2,7 @@
 use super::{Drawer, Scene, SceneOptions, class_names};
 use crate::data::rle::RunLengths;
 use crate::error::{Error, Result};
+use crate::limits::STATE;
 use crate::output_folder::Lock;
 use crate::paths::{exists, is_folder};
 use crate::whole_file::{Aside, folder_of, sweep_beside};
@@ -104,7 +105,7 @@ pub fn write_missing(out: &Path, count: u64, options: SceneOptions, progress: im
         }
     }
     let file = out.join(RECORD);
-    let text = match std::fs::read(&file) {
+    let text = match STATE.read(&file) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return check_free(out).map(|()| true),
         text => text.map_err(|e| Error::file(&file, e))?,
     };

@@ -2,13 +2,18 @@
 use super::{FeatureNetwork, Metric};
 use crate::data::resize::bilinear;
 use crate::error::{Error, Result};
-use crate::model::files::read_json;
+use crate::json::read_json;
+use crate::limits::MODEL_JSON;
+use crate::model::sizes;
 use crate::model::weights::Weights;
 use crate::ops::conv2d::Conv2d;
 use candle_core::{DType, Device, Tensor};
 use image::RgbImage;
 use serde::Deserialize;
 use std::path::Path;
+
+/// Side of the images that it may see: nothing else bounds what a batch of them takes.
+const LARGEST_SIDE: usize = 512;
 
 /// `config.json` beside the weights.
 #[derive(Deserialize)]
@@ -37,10 +42,12 @@ impl DemoFeatures {
     /// A file that is missing or does not fit the other, by name and key.
     pub fn load(folder: &Path, device: &Device) -> Result<Self> {
         let file = folder.join("config.json");
-        let config: Config = read_json(&file)?;
-        if config.channels.is_empty() || config.channels.contains(&0) || !(1..=4096).contains(&config.size) {
-            return Err(Error::file(&file, "expected a size from 1 to 4096, and channels above 0"));
+        let config: Config = read_json(&file, MODEL_JSON)?;
+        if config.channels.is_empty() || !(1..=LARGEST_SIDE).contains(&config.size) {
+            return Err(Error::file(&file, format!("expected a size from 1 to {LARGEST_SIDE}, and channels")));
         }
+        let channels = config.channels.iter().map(|channels| ("channels", *channels));
+        sizes::check(&file, &channels.collect::<Vec<_>>())?;
         let file = folder.join("model.safetensors");
         let weights = Weights::open(&file, std::slice::from_ref(&file), DType::F32, device)?;
         let mut convolutions = Vec::new();

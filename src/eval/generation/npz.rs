@@ -1,6 +1,9 @@
 //! Statistics of features as pytorch-fid keeps them: a `.npz` file with the mean `mu` and the covariance `sigma`.
 use super::moments::Gaussian;
 use crate::error::{Error, Result};
+use crate::guard::guarded;
+use crate::limits::STATISTICS_FILE;
+use crate::patience;
 use crate::whole_file::write_atomically;
 use std::io::{BufReader, Cursor, Read, Seek, Write};
 use std::path::Path;
@@ -8,29 +11,26 @@ use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipArchive, ZipWriter};
 
 const MAGIC: &[u8] = b"\x93NUMPY";
-/// Longest features that are read: 2 GiB of covariance.
-const LONGEST: usize = 1 << 14;
 /// Longest header of an array that is read.
 const LONGEST_HEADER: u32 = 1 << 16;
 
 /// Reads what pytorch-fid's `--save-stats` or `numpy.savez` wrote: arrays `mu` `[length]` and `sigma` `[length, length]`
-/// of f32 or f64, compressed or not. Other arrays in the file do not matter.
+/// of f32 or f64, compressed or not, of features of this `length`. Other arrays in the file do not matter.
 ///
 /// # Errors
-/// The file is none, or `sigma` is no covariance.
-pub fn read(file: &Path) -> Result<Gaussian> {
+/// The file is none, its arrays are not of these shapes (then they are not inflated), or `sigma` is no covariance.
+pub fn read(file: &Path, length: usize) -> Result<Gaussian> {
     let failed = |problem: String| Error::file(file, problem);
-    let reader = std::fs::File::open(file).map_err(|e| Error::file(file, e))?;
-    let mut archive = ZipArchive::new(BufReader::new(reader)).map_err(|e| failed(format!("no .npz file: {e}")))?;
-    let mean = array(&mut archive, "mu").map_err(failed)?;
-    let covariance = array(&mut archive, "sigma").map_err(failed)?;
-    let length = mean.values.len();
-    if mean.shape != [length] || covariance.shape != [length, length] || length == 0 {
-        let problem = format!("mu has shape {:?} and sigma {:?}", mean.shape, covariance.shape);
-        return Err(failed(format!("{problem}, expected [n] and [n, n]")));
-    }
+    let reader = patience::open(file).map_err(|e| Error::file(file, e))?;
+    let bytes = reader.0.metadata().map_err(|e| Error::file(file, e))?.len();
+    STATISTICS_FILE.check(bytes).map_err(failed)?;
+    let (mean, covariance) = guarded(|| {
+        let mut archive = ZipArchive::new(BufReader::new(reader)).map_err(|e| format!("no .npz file: {e}"))?;
+        Ok((array(&mut archive, "mu", &[length])?, array(&mut archive, "sigma", &[length, length])?))
+    })
+    .map_err(failed)?;
     // A covariance is symmetric: the order of its elements does not matter.
-    let gaussian = Gaussian { mean: mean.values, covariance: covariance.values };
+    let gaussian = Gaussian { mean, covariance };
     gaussian.check().map_err(failed)?;
     Ok(gaussian)
 }
@@ -71,18 +71,13 @@ fn header(shape: &str) -> Vec<u8> {
     bytes
 }
 
-struct Array {
-    shape: Vec<usize>,
-    values: Vec<f64>,
-}
-
-/// Reads the member `NAME.npy`.
-fn array(archive: &mut ZipArchive<impl Read + Seek>, name: &str) -> Result<Array, String> {
+/// Reads the member `NAME.npy`, which must have this shape.
+fn array(archive: &mut ZipArchive<impl Read + Seek>, name: &str, shape: &[usize]) -> Result<Vec<f64>, String> {
     let mut member = archive.by_name(&format!("{name}.npy")).map_err(|e| format!("array {name}: {e}"))?;
-    read_array(&mut member).map_err(|problem| format!("array {name}: {problem}"))
+    read_array(&mut member, shape).map_err(|problem| format!("array {name}: {problem}"))
 }
 
-fn read_array(reader: &mut impl Read) -> Result<Array, String> {
+fn read_array(reader: &mut impl Read, expected: &[usize]) -> Result<Vec<f64>, String> {
     let mut start = [0u8; 8];
     reader.read_exact(&mut start).map_err(|e| e.to_string())?;
     let [version, _] = match start.strip_prefix(MAGIC) {
@@ -114,10 +109,10 @@ fn read_array(reader: &mut impl Read) -> Result<Array, String> {
         Some("<f4") => 4,
         other => return Err(format!("type {}, expected <f8 or <f4", other.unwrap_or("unknown"))),
     };
-    let bytes = match shape.iter().try_fold(width, |size: usize, side| size.checked_mul(*side)) {
-        Some(bytes) if shape.iter().all(|side| *side <= LONGEST) => bytes,
-        _ => return Err(format!("shape {shape:?} is larger than {LONGEST} a side")),
-    };
+    if shape != expected {
+        return Err(format!("shape {shape:?}, expected {expected:?}"));
+    }
+    let bytes = shape.iter().product::<usize>() * width;
     let mut data = Vec::new();
     reader.take(bytes as u64 + 1).read_to_end(&mut data).map_err(|e| e.to_string())?;
     if data.len() != bytes {
@@ -127,7 +122,7 @@ fn read_array(reader: &mut impl Read) -> Result<Array, String> {
         [a, b, c, d] => f64::from(f32::from_le_bytes([a, b, c, d])),
         _ => value.try_into().map_or(f64::NAN, f64::from_le_bytes),
     });
-    Ok(Array { values: values.collect(), shape })
+    Ok(values.collect())
 }
 
 /// The value of `key` in a header such as `{'descr': '<f8', 'fortran_order': False, 'shape': (2048,), }`, as text.

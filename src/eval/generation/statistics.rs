@@ -78,12 +78,7 @@ impl Statistics {
     /// # Errors
     /// A file that is none, or of features of another length than `network`'s.
     pub fn read(file: &Path, network: &dyn FeatureNetwork) -> Result<Self> {
-        let gaussian = npz::read(file)?;
-        if gaussian.mean.len() != network.length() {
-            let found = gaussian.mean.len();
-            return Err(Error::file(file, format!("features of length {found}, expected {}", network.length())));
-        }
-        Ok(Self { gathered: Gathered::File(gaussian) })
+        Ok(Self { gathered: Gathered::File(npz::read(file, network.length())?) })
     }
 
     /// Takes in feature vectors, one after the other in `vectors`.

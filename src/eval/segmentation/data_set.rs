@@ -1,5 +1,7 @@
 //! Where a data set's images and label maps lie, and what its labels mean.
 use crate::error::{Error, Result};
+use crate::guard::guarded;
+use crate::limits::CONFIG;
 use crate::paths::may_be_file;
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -91,11 +93,14 @@ impl DataSet {
     /// # Errors
     /// The file cannot be read, or does not describe a data set.
     pub fn read(file: &Path, root: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(file).map_err(|problem| Error::file(file, problem))?;
-        let described: Description = toml::from_str(&text).map_err(|problem| {
-            let line = problem.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count());
-            Error::file(file, format!("line {line}: {}", problem.message().replace('\n', " ")))
-        })?;
+        let text = CONFIG.read_text(file).map_err(|problem| Error::file(file, problem))?;
+        let read = guarded(|| {
+            toml::from_str::<Description>(&text).map_err(|problem| {
+                let before = problem.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+                format!("line {}: {}", 1 + before.matches('\n').count(), problem.message().replace('\n', " "))
+            })
+        });
+        let described = read.map_err(|problem| Error::file(file, problem))?;
         if described.classes.is_none() && described.panoptic.is_none() {
             return Err(Error::file(file, "has neither classes nor panoptic annotations"));
         }

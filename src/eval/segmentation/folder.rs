@@ -4,6 +4,7 @@ use crate::config::{EvalConfig, RunConfig};
 use crate::data::labels::{Classes, LabelMap};
 use crate::data::panoptic::Panoptic;
 use crate::error::{Error, Result};
+use crate::limits::{IMAGE_FILE, LIST};
 use crate::paths::is_file;
 use crate::sample::image::read_rgb8;
 use image::RgbImage;
@@ -173,7 +174,7 @@ impl LabelledFolder {
         let Pair { key, image: image_file, labels: labels_file } = &self.pairs[index];
         let image = read_rgb8(image_file)?;
         let failed = |problem: String| Error::file(labels_file, problem);
-        let bytes = std::fs::read(labels_file).map_err(|e| failed(e.to_string()))?;
+        let bytes = IMAGE_FILE.read(labels_file).map_err(|e| failed(e.to_string()))?;
         let labels = LabelMap::decode(&bytes).map_err(failed)?;
         let (width, height) = (labels.width, labels.height);
         if (width, height) != (image.width() as usize, image.height() as usize) {
@@ -182,7 +183,7 @@ impl LabelledFolder {
         }
         let segments = match &self.panoptic {
             Some(panoptic) => {
-                let found = panoptic.segments(key).map_err(failed)?;
+                let found = panoptic.segments(key).map_err(|problem| failed(problem.to_string()))?;
                 let found = found.ok_or_else(|| failed("the panoptic annotations do not have its image".into()))?;
                 Some(found.into_iter().collect::<BTreeMap<u32, u32>>())
             }
@@ -244,7 +245,7 @@ fn pairs(
         }
         return Ok(pairs);
     };
-    let text = std::fs::read_to_string(list).map_err(|problem| data_set.missing(list, "a list of images", problem))?;
+    let text = LIST.read_text(list).map_err(|problem| data_set.missing(list, "a list of images", problem))?;
     let lines = (1..).zip(text.lines()).filter_map(|(line, text)| Some((line, text.split_whitespace().next()?)));
     let pairs = lines.map(|(line, key)| match images.remove(key) {
         Some(image) => pair(key.to_owned(), image),

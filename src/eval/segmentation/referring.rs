@@ -7,8 +7,11 @@ use super::prompts::{Prompt, TOKENS};
 use super::{SegmentationOptions, Segmenter};
 use crate::data::rle::{RunLengths, StoredRunLengths};
 use crate::error::{Error, Result};
+use crate::limits::{Meter, Metered, RECORD};
 use crate::model::pipeline::Pipeline;
 use crate::ops::{Enlarge, Rows};
+use crate::patience::{self, Patient};
+use crate::plain_name;
 use crate::sample::image::read_rgb8;
 use crate::sample::scheduler::Scheduler;
 use image::RgbImage;
@@ -184,7 +187,8 @@ fn overlaps(map: &[f32], (rows, columns): (usize, usize), mask: &RunLengths) -> 
 
 /// The file's lines, those of one image together where they follow each other.
 struct Groups {
-    lines: std::iter::Enumerate<std::io::Lines<std::io::BufReader<std::fs::File>>>,
+    lines: std::iter::Enumerate<std::io::Lines<std::io::BufReader<Metered<Patient<std::fs::File>>>>>,
+    meter: Meter,
     file: PathBuf,
     images: PathBuf,
     /// Images so far, by name.
@@ -196,9 +200,11 @@ struct Groups {
 
 impl Groups {
     fn open(file: &Path, images: &Path, limit: Option<usize>) -> Result<Self> {
-        let reader = std::fs::File::open(file).map_err(|problem| Error::file(file, problem))?;
+        let reader = patience::open(file).map_err(|problem| Error::file(file, problem))?;
+        let (reader, meter) = RECORD.metered(reader);
         Ok(Self {
             lines: std::io::BufReader::new(reader).lines().enumerate(),
+            meter,
             file: file.to_owned(),
             images: images.to_owned(),
             numbers: HashMap::new(),
@@ -211,6 +217,7 @@ impl Groups {
     fn phrase(&mut self) -> Option<Result<(String, Phrase)>> {
         self.lines.by_ref().find_map(|(index, text)| {
             let line = index + 1;
+            self.meter.reset();
             let failed = |problem: String| Error::file(&self.file, format!("line {line}: {problem}"));
             let text = match text {
                 Ok(text) if text.trim().is_empty() => return None,
@@ -220,6 +227,7 @@ impl Groups {
             let read = || -> Result<(String, Phrase), String> {
                 let Line { image, phrase, mask } =
                     serde_json::from_str(&text).map_err(|problem| problem.to_string())?;
+                plain_name::check(&image)?;
                 let mask = mask.check()?;
                 if mask.area() == 0 {
                     return Err("the mask is empty".into());

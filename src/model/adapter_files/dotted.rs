@@ -1,6 +1,7 @@
 //! The formats that name modules as diffusers does: diffusers' own, and PEFT's with its configuration beside it.
 use super::{Parts, Tensors, unknown_key};
 use crate::error::{Error, Result};
+use crate::limits::MODEL_JSON;
 use crate::model::lora::{Adapter, Lora};
 use crate::model::weights;
 use crate::whole_file;
@@ -177,7 +178,8 @@ pub(super) fn read(file: &Path, tensors: Tensors, metadata: &BTreeMap<String, St
 }
 
 fn peft_config(file: &Path) -> Result<LoraConfig> {
-    let text = std::fs::read_to_string(file)
+    let text = MODEL_JSON
+        .read_text(file)
         .map_err(|e| Error::file(file, format!("{e}; PEFT keeps an adapter's rank and alpha in it")))?;
     let config: LoraConfig =
         serde_json::from_str(&text).map_err(|e| Error::file(file, format!("not a LoRA configuration of PEFT: {e}")))?;

@@ -38,6 +38,9 @@ impl MmDitConfig {
             ("attention_head_dim", config.attention_head_dim),
             ("num_attention_heads", config.num_attention_heads),
             ("pos_embed_max_size", config.pos_embed_max_size),
+            ("joint_attention_dim", config.joint_attention_dim),
+            ("pooled_projection_dim", config.pooled_projection_dim),
+            ("out_channels", config.out_channels()),
         ] {
             if !(1..=LARGEST).contains(&value) {
                 return wrong(format!("{name} is {value}, expected 1 to {LARGEST}"));

@@ -3,10 +3,11 @@ use super::clip_layer::{ClipActivation, ClipLayer, LayerSizes};
 use crate::error::{Error, Result};
 use crate::model::files::{ModelFiles, Part};
 use crate::model::layers::{LayerNorm, Linear};
+use crate::model::sizes;
 use crate::model::weights::Weights;
 use candle_core::{DType, Device, Tensor};
 use serde::Deserialize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Sizes from the text encoder's `config.json`.
 #[derive(Clone, Debug, Deserialize)]
@@ -31,6 +32,21 @@ fn default_eps() -> f64 {
 
 fn default_end() -> u32 {
     49407
+}
+
+impl ClipConfig {
+    fn check(&self, path: &Path) -> Result<()> {
+        sizes::check_eps(path, "layer_norm_eps", self.layer_norm_eps)?;
+        let sizes = [
+            ("vocab_size", self.vocab_size),
+            ("hidden_size", self.hidden_size),
+            ("intermediate_size", self.intermediate_size),
+            ("num_hidden_layers", self.num_hidden_layers),
+            ("max_position_embeddings", self.max_position_embeddings),
+            ("projection_dim", self.projection_dim),
+        ];
+        sizes::check(path, &sizes)
+    }
 }
 
 /// A CLIP text model; computes in `compute`, whatever type its weights are stored as.
@@ -66,15 +82,13 @@ impl ClipTextModel {
 
     /// Takes a text model of these sizes, which come from the file `path`, from `weights`.
     pub fn from_weights(config: ClipConfig, path: PathBuf, weights: &Weights, compute: DType) -> Result<Self> {
+        config.check(&path)?;
         if config.num_attention_heads == 0 || !config.hidden_size.is_multiple_of(config.num_attention_heads) {
             let problem = format!(
                 "hidden_size {} is no multiple of num_attention_heads {}",
                 config.hidden_size, config.num_attention_heads
             );
             return Err(Error::file(path, problem));
-        }
-        if config.num_hidden_layers == 0 {
-            return Err(Error::file(path, "num_hidden_layers is 0, expected at least 1"));
         }
         // Older files store the index 0..77 as a tensor.
         weights.ignore("text_model.embeddings.position_ids");

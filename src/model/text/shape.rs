@@ -5,6 +5,7 @@ use crate::config::TextEncoderKind;
 use crate::device::upload;
 use crate::error::{Error, Result};
 use crate::model::files::{ModelFiles, Part};
+use crate::model::sizes;
 use candle_core::Device;
 
 /// Sizes of what the MM-DiT reads of a prompt.
@@ -41,7 +42,14 @@ impl TextShape {
     pub fn open(files: &ModelFiles, kinds: &[TextEncoderKind], max_sequence_length: usize) -> Result<Self> {
         let TransformerSizes { joint_attention_dim: width, pooled_projection_dim: pooled } =
             files.config(Part::Transformer)?;
-        let clips: [ClipSizes; 2] = [files.config(Part::ClipL)?, files.config(Part::ClipG)?];
+        let named = [("joint_attention_dim", width), ("pooled_projection_dim", pooled)];
+        sizes::check(&files.config_path(Part::Transformer), &named)?;
+        let clip = |part: Part| {
+            let found: ClipSizes = files.config(part)?;
+            let named = [("hidden_size", found.hidden_size), ("projection_dim", found.projection_dim)];
+            sizes::check(&files.config_path(part), &named).map(|()| found)
+        };
+        let clips = [clip(Part::ClipL)?, clip(Part::ClipG)?];
         let misfit = |key: &str, expected: usize, what: &str, found: usize| {
             let problem = format!("{key} is {expected}, but {what} {found}");
             Error::file(files.config_path(Part::Transformer), problem)

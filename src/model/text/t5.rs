@@ -1,6 +1,8 @@
 //! The T5 encoder, run as diffusers runs it: on all tokens, padding included, without an attention mask.
 use crate::error::{Error, Result};
+use crate::guard::guarded;
 use crate::model::files::{ModelFiles, Part};
+use crate::model::sizes;
 use crate::model::weights::Weights;
 use candle_core::{DType, Device, Shape, Tensor};
 use candle_nn::VarBuilder;
@@ -26,9 +28,22 @@ impl T5Encoder {
         let mut config: Config = files.config(Part::T5)?;
         config.use_cache = false;
         config.is_decoder = false;
+        let path = files.config_path(Part::T5);
+        let named = [
+            ("vocab_size", config.vocab_size),
+            ("d_model", config.d_model),
+            ("d_kv", config.d_kv),
+            ("d_ff", config.d_ff),
+            ("num_layers", config.num_layers),
+            ("num_heads", config.num_heads),
+            ("relative_attention_num_buckets", config.relative_attention_num_buckets),
+            ("relative_attention_max_distance", config.relative_attention_max_distance),
+        ];
+        sizes::check(&path, &named)?;
+        sizes::check_eps(&path, "layer_norm_epsilon", config.layer_norm_epsilon)?;
         if config.num_heads == 0 || config.relative_attention_num_buckets < 4 {
             let problem = "num_heads must be at least 1 and relative_attention_num_buckets at least 4";
-            return Err(Error::file(files.config_path(Part::T5), problem));
+            return Err(Error::file(path, problem));
         }
         let weights = files.weights(Part::T5, dtype, device)?;
         // One table under two names; transformers writes either or both.
@@ -38,7 +53,8 @@ impl T5Encoder {
         let failure = Mutex::new(None);
         let backend = StrictBackend { weights: &weights, failure: &failure };
         let builder = VarBuilder::from_backend(Box::new(backend), dtype, device.clone());
-        let model = match T5EncoderModel::load(builder, &config) {
+        let loaded = guarded(|| Ok::<_, String>(T5EncoderModel::load(builder, &config)));
+        let model = match loaded.map_err(|problem| Error::file(&path, problem))? {
             Ok(model) => model,
             Err(error) => return Err(failure.into_inner().ok().flatten().unwrap_or_else(|| Error::from(error))),
         };
@@ -46,7 +62,7 @@ impl T5Encoder {
         let (vocab_size, hidden_size) = (config.vocab_size, config.d_model);
         // T5's activations leave the range of f16 (transformers keeps parts of it in f32 for that reason).
         let compute = if compute == DType::F16 { DType::F32 } else { compute };
-        Ok(Self { model, vocab_size, hidden_size, compute, device: device.clone(), path: files.config_path(Part::T5) })
+        Ok(Self { model, vocab_size, hidden_size, compute, device: device.clone(), path })
     }
 
     /// States of the last layer, f32 `[batch, tokens, hidden]`, of prompts of equal length.

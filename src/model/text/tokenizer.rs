@@ -1,6 +1,8 @@
 //! Prompts to token ids, as transformers' `CLIPTokenizer` and `T5TokenizerFast` make them.
 use crate::error::{Error, Result};
-use crate::model::files::read_json;
+use crate::guard::guarded;
+use crate::json::read_json;
+use crate::limits::MODEL_JSON;
 use crate::paths::is_file;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -40,10 +42,12 @@ impl ClipTokenizer {
         } else {
             open_json(folder, "vocab.json + merges.txt or tokenizer.json")?
         };
-        set_clip_rules(&mut tokenizer).map_err(|e| Error::file(folder, e))?;
+        guarded(|| set_clip_rules(&mut tokenizer).map_err(|e| e.to_string()))
+            .map_err(|e: String| Error::file(folder, e))?;
         // A special token is cut out of the text before anything else, the released CLIP-G padding "!" included.
         let added = special.added(&["bos_token", "eos_token", "unk_token", "pad_token"], "<|endoftext|>");
-        tokenizer.add_special_tokens(added).map_err(|e| Error::file(folder, e))?;
+        guarded(|| tokenizer.add_special_tokens(added).map_err(|e| e.to_string()))
+            .map_err(|e: String| Error::file(folder, e))?;
         let id = |key: &str, default: &str| special.id(key, default, &tokenizer, folder);
         let start = id("bos_token", "<|startoftext|>")?;
         let (end, pad) = (id("eos_token", "<|endoftext|>")?, id("pad_token", "<|endoftext|>")?);
@@ -62,8 +66,7 @@ impl ClipTokenizer {
 
     /// Ids of a text alone, neither framed nor cut.
     pub fn encode_text(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding = self.tokenizer.encode_fast(text, false).map_err(|e| Error::Failed(format!("{text:?}: {e}")))?;
-        Ok(encoding.get_ids().to_vec())
+        encode(&self.tokenizer, text)
     }
 
     /// Where each name's tokens stand in the prompt of the names joined by spaces, counted in order after the start
@@ -92,7 +95,8 @@ impl T5Tokenizer {
     /// Reads `tokenizer.json` and the special tokens of `tokenizer_config.json` from a tokenizer's folder.
     pub fn open(folder: &Path) -> Result<Self> {
         let mut tokenizer = open_json(folder, "tokenizer.json (spiece.model alone is not supported)")?;
-        set_t5_rules(&mut tokenizer).map_err(|e| Error::file(folder, e))?;
+        guarded(|| set_t5_rules(&mut tokenizer).map_err(|e| e.to_string()))
+            .map_err(|e: String| Error::file(folder, e))?;
         let special = SpecialTokens::read(folder)?;
         let id = |key: &str, default: &str| special.id(key, default, &tokenizer, folder);
         let (end, pad) = (id("eos_token", "</s>")?, id("pad_token", "<pad>")?);
@@ -101,14 +105,19 @@ impl T5Tokenizer {
 
     /// Ids of a prompt: text cut to `tokens − 1`, end, padding; `tokens` in all.
     pub fn encode(&self, prompt: &str, tokens: usize) -> Result<Vec<u32>> {
-        let encoding =
-            self.tokenizer.encode_fast(prompt, false).map_err(|e| Error::Failed(format!("{prompt:?}: {e}")))?;
-        let mut ids = encoding.get_ids().to_vec();
+        let mut ids = encode(&self.tokenizer, prompt)?;
         ids.truncate(tokens.saturating_sub(1));
         ids.push(self.end);
         ids.resize(tokens, self.pad);
         Ok(ids)
     }
+}
+
+/// Ids of a text. A tokenizer's file may describe one that no text can be put through.
+fn encode(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
+    let encoded = guarded(|| tokenizer.encode_fast(text, false).map_err(|e| e.to_string()));
+    let encoding = encoded.map_err(|e: String| Error::Failed(format!("{text:?}: the tokenizer: {e}")))?;
+    Ok(encoding.get_ids().to_vec())
 }
 
 /// Opens `tokenizer.json`, without the cutting and padding it may ask for; `expected` serves the error.
@@ -117,7 +126,9 @@ fn open_json(folder: &Path, expected: &str) -> Result<Tokenizer> {
     if !is_file(&file)? {
         return Err(Error::file(folder, format!("no tokenizer: expected {expected}")));
     }
-    let mut tokenizer = Tokenizer::from_file(&file).map_err(|e| Error::file(&file, e))?;
+    let bytes = MODEL_JSON.read(&file).map_err(|e| Error::file(&file, e))?;
+    let read = guarded(|| Tokenizer::from_bytes(&bytes).map_err(|e| e.to_string()));
+    let mut tokenizer = read.map_err(|e: String| Error::file(&file, e))?;
     tokenizer.with_padding(None).with_truncation(None).map_err(|e| Error::file(&file, e))?;
     Ok(tokenizer)
 }
@@ -148,22 +159,24 @@ fn set_t5_rules(tokenizer: &mut Tokenizer) -> tokenizers::Result<()> {
 
 /// Byte-level BPE with word ends from `vocab.json` and `merges.txt`.
 fn byte_level_bpe(vocabulary: &Path, merges: &Path, unknown: &str) -> Result<Tokenizer> {
-    let vocab: BTreeMap<String, u32> = read_json(vocabulary)?;
+    let vocab: BTreeMap<String, u32> = read_json(vocabulary, MODEL_JSON)?;
     let pairs = read_merges(merges, &vocab)?;
-    let model = BPE::builder()
-        .vocab_and_merges(vocab.into_iter().collect::<Vocab>(), pairs)
-        .unk_token(unknown.to_string())
-        .continuing_subword_prefix(String::new())
-        .end_of_word_suffix("</w>".to_string())
-        .build()
-        .map_err(|e| Error::file(vocabulary, e))?;
-    Ok(Tokenizer::new(model))
+    let build = || {
+        BPE::builder()
+            .vocab_and_merges(vocab.into_iter().collect::<Vocab>(), pairs)
+            .unk_token(unknown.to_string())
+            .continuing_subword_prefix(String::new())
+            .end_of_word_suffix("</w>".to_string())
+            .build()
+            .map_err(|e| e.to_string())
+    };
+    Ok(Tokenizer::new(guarded(build).map_err(|e: String| Error::file(vocabulary, e))?))
 }
 
 /// Reads `merges.txt`: a pair a line, the most important first. The crate panics on a merge that the vocabulary
 /// lacks, so that is checked here.
 fn read_merges(file: &Path, vocab: &BTreeMap<String, u32>) -> Result<Vec<(String, String)>> {
-    let text = std::fs::read_to_string(file).map_err(|e| Error::file(file, e))?;
+    let text = MODEL_JSON.read_text(file).map_err(|e| Error::file(file, e))?;
     let mut pairs = Vec::new();
     for (number, line) in text.lines().enumerate() {
         if line.starts_with("#version") || line.trim().is_empty() {
@@ -199,7 +212,7 @@ impl SpecialTokens {
             if !is_file(&path)? {
                 continue;
             }
-            let map: BTreeMap<String, Value> = read_json(&path)?;
+            let map: BTreeMap<String, Value> = read_json(&path, MODEL_JSON)?;
             for (key, value) in &map {
                 if key.ends_with("_token")
                     && let Some(token) = added_token(value)
