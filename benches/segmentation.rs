@@ -9,6 +9,7 @@ mod common;
 use candle_core::{DType, Device, Tensor};
 use clap::Parser;
 use common::{Preset, Result, preset, rounded, write_weights};
+use seg4diff::eval::maps::MapSettings;
 use seg4diff::eval::segmentation::{ClassMaps, Prompt};
 use seg4diff::model::mmdit::MmDit;
 use seg4diff::model::text::TextEmbedding;
@@ -59,13 +60,14 @@ fn main() -> Result<()> {
     let pooled = normal(2, &[2], (args.batch, config.pooled_projection_dim), &device)?;
     let text = TextEmbedding::new(context, pooled)?;
     let timestep = Tensor::full(500f32, args.batch, &Device::Cpu)?;
+    let settings = MapSettings::of_layers(&[expert_layer]);
     let segment = || -> Result<f64> {
         let started = Instant::now();
         let embedded = model.embedding.embed(&latents, &timestep, &text)?;
         let probability = model.probe(&embedded, expert_layer)?.probability(config.num_attention_heads)?;
         for of_image in probability.flatten_from(1)?.to_vec2::<f32>()? {
             let mut maps = ClassMaps::empty(grid);
-            maps.add(&prompt, &of_image);
+            maps.add(&prompt, &of_image, &settings);
             std::hint::black_box(maps.predict(8 * side, 8 * side));
         }
         Ok(started.elapsed().as_secs_f64())

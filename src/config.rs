@@ -4,6 +4,7 @@
 mod check_files;
 mod document;
 mod eval;
+mod maps;
 mod parse;
 mod problems;
 mod reader;
@@ -11,6 +12,7 @@ mod required_files;
 mod setting;
 
 pub use eval::BLUR;
+pub use maps::{MapHeads, MapNormalize, named_blocks};
 pub use required_files::{RequiredFiles, text_encoders_in};
 pub use setting::Choice;
 
@@ -147,8 +149,7 @@ impl ModelConfig {
 
     /// The experts as people say them: `block 9`, or `blocks 7, 8, 9`.
     pub fn experts(&self) -> String {
-        let numbers: Vec<String> = self.expert_layers.iter().map(usize::to_string).collect();
-        format!("block{} {}", if numbers.len() == 1 { "" } else { "s" }, numbers.join(", "))
+        named_blocks(&self.expert_layers)
     }
 }
 
@@ -461,6 +462,12 @@ pub struct EvalConfig {
     /// How many images are segmented, the first by name; 0 for all.
     pub segmentation_images: usize,
     pub protocol: SegmentationProtocol,
+    /// The blocks whose attention segments, averaged.
+    pub layers: Vec<usize>,
+    /// How their attention becomes maps.
+    pub heads: MapHeads,
+    pub attention: AttentionForm,
+    pub normalize: MapNormalize,
     /// Side in pixels of the squares that are segmented and drawn.
     pub size: usize,
     /// How many of the real images the flow loss is measured on, the first by name; 0 for none.

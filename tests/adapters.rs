@@ -425,3 +425,63 @@ fn half_precision_files_are_read_as_f32() {
     let expected = trained[module].up.to_dtype(DType::BF16).unwrap();
     assert_eq!(rows(&found[module].up), rows(&expected));
 }
+
+/// What README.md's line made of a file of the released code (fixtures/map_settings/gen.py): names of its whole model,
+/// the score head beside the adapter, alpha the rank.
+#[test]
+fn a_published_adapter_is_read_by_its_own_names() {
+    let file = fixture("../map_settings/lora_weights.safetensors");
+    let found = read(&file).unwrap();
+    let tensors = weights::read_all(&file).unwrap();
+    assert_eq!((found.len(), tensors.len()), (12, 30));
+    for (module, lora) in &found {
+        assert_eq!((lora.rank(), lora.alpha), (2, 2.0));
+        let part = |side: &str| &tensors[&format!("backbone.transformer.{module}.lora_{side}.default.weight")];
+        assert_close(&delta(lora).unwrap(), &part("B").matmul(part("A")).unwrap(), module);
+    }
+    assert!(found.contains_key("transformer_blocks.2.attn.to_out.0"));
+    // Another tool's file of it, by the command.
+    let out = folder();
+    let target = out.path().join("published.safetensors");
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_seg4diff"));
+    command.args(["export", "--format", "diffusers"]).arg("--lora").arg(&file).arg("--out").arg(&target);
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_same_effect(&read(&target).unwrap(), &found);
+    assert!(weights::read_all(&target).unwrap().keys().all(|key| key.starts_with("transformer.transformer_blocks.")));
+}
+
+#[test]
+fn released_files_with_other_things_are_refused_by_name() {
+    let out = folder();
+    let tensors = weights::read_all(&fixture("../map_settings/lora_weights.safetensors")).unwrap();
+    let file = out.path().join("x.safetensors");
+    let write = |tensors: &BTreeMap<String, Tensor>| weights::write(&file, tensors, &BTreeMap::new()).unwrap();
+    let some = tensors.values().next().unwrap().clone();
+    let with = |name: &str| {
+        let mut all = tensors.clone();
+        all.insert(name.to_string(), some.clone());
+        all
+    };
+    let head = tensors.iter().filter(|(name, _)| name.starts_with("attn_mlp.")).map(|(n, t)| (n.clone(), t.clone()));
+    let base = "backbone.transformer.transformer_blocks.0.attn.to_q.base_layer.weight";
+    let lone = "backbone.transformer.transformer_blocks.0.attn.to_v.lora_B.default.weight";
+    let without: BTreeMap<_, _> = tensors.clone().into_iter().filter(|(name, _)| name != lone).collect();
+    for (tensors, problem) in [
+        (with(base), "to_q.base_layer.weight is no part of an adapter: the file holds the whole model"),
+        (with("optimizer.0"), "key optimizer.0 is not a key of an SD3 adapter"),
+        (with("transformer.transformer_blocks.0.attn.to_q.lora_A.weight"), "mixes two styles of names"),
+        (head.collect(), "holds a score head, but no adapter"),
+        (without, "module transformer_blocks.0.attn.to_v has no up (B) matrix"),
+    ] {
+        write(&tensors);
+        let found = read(&file).unwrap_err().to_string();
+        assert!(found.contains("x.safetensors") && found.contains(problem), "{found}");
+    }
+    // A pickle, new and old, is named for what it is.
+    for start in [&b"PK\x03\x04\0\0\x08\x08archive/data.pkl"[..], b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."] {
+        std::fs::write(&file, start).unwrap();
+        let found = read(&file).unwrap_err().to_string();
+        assert!(found.contains("x.safetensors") && found.contains("torch.save"), "{found}");
+    }
+}

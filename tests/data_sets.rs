@@ -46,6 +46,36 @@ const UNPACKED: &[Unpacked] = &[
         classes: 59,
     },
     Unpacked {
+        config: "pascal-context60",
+        image: "JPEGImages/2008_000002.jpg",
+        labels: "SegmentationContext459/2008_000002.png",
+        list: Some(("ImageSets/Main/val.txt", "2008_000002\n")),
+        // The other 400 and what has no label are background.
+        pixels: &[(0, Some("background")), (1, Some("background")), (397, Some("diningtable")), (2, Some("aeroplane"))],
+        classes: 60,
+    },
+    Unpacked {
+        config: "pascal-context459",
+        image: "JPEGImages/2008_000002.jpg",
+        labels: "SegmentationContext459/2008_000002.png",
+        list: Some(("ImageSets/Main/val.txt", "2008_000002\n")),
+        pixels: &[(0, None), (1, Some("accordion")), (459, Some("wool")), (460, None)],
+        classes: 459,
+    },
+    Unpacked {
+        config: "ade20k-847",
+        image: "images/ADE/validation/urban/street/ADE_val_00000001.jpg",
+        labels: "annotations847/validation/urban/street/ADE_val_00000001.png",
+        list: None,
+        pixels: &[
+            (0, Some("wall")),
+            (65535, None),
+            (256, Some("shanties")),
+            (846, Some("adding machine, totalizer, totaliser")),
+        ],
+        classes: 847,
+    },
+    Unpacked {
         config: "coco-object",
         image: "val2017/000000000139.jpg",
         labels: "stuffthingmaps/val2017/000000000139.png",
@@ -196,7 +226,13 @@ fn a_wrong_folder_is_told_what_was_expected() {
                 assert!(problem.contains(wanted), "{}: {problem}", unpacked.config);
             }
         };
-        let labels = unpacked.labels.rsplit_once('/').unwrap().0.trim_end_matches("/frankfurt");
+        let labels = unpacked
+            .labels
+            .rsplit_once('/')
+            .unwrap()
+            .0
+            .trim_end_matches("/frankfurt")
+            .trim_end_matches("/urban/street");
         std::fs::rename(top(labels), folder.path().join("elsewhere")).unwrap();
         fails(&[labels, "label maps (*", "--root"]);
         std::fs::create_dir_all(folder.path().join(labels)).unwrap();
@@ -229,9 +265,83 @@ fn a_description_with_a_mistake_names_the_line() {
             ),
             "label 5 is merged into both 1 and 2",
         ),
+        (
+            format!("name = \"x\"\nclasses = \"c\"\nignore_others = true\nothers = 0\n{files}"),
+            "both ignore_others and others",
+        ),
     ] {
         std::fs::write(&file, text).unwrap();
         let problem = DataSet::read(&file, folder.path()).unwrap_err().to_string();
         assert!(problem.contains("set.toml") && problem.contains(expected), "{problem}");
     }
+}
+
+/// The full ADE20K release: colours beside the photographs, in subfolders with parts and instances that are none.
+#[test]
+fn labels_of_the_full_ade20k_are_written_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |path: &str| folder.path().join(path);
+    let (scene, numbers) = ("ADE/validation/urban/street", "numbers.json");
+    std::fs::write(at(numbers), "[2978, 312, 6, 3148]").unwrap();
+    // A pixel's number is red / 10 · 256 + green, whatever the blue, which counts instances.
+    let colour =
+        |number: u32, odd: u8, blue: u8| image::Rgb([(number / 256 * 10) as u8 + odd, (number % 256) as u8, blue]);
+    let pixels = [
+        colour(2978, 0, 7),
+        colour(312, 9, 255),
+        colour(6, 3, 1),
+        colour(3148, 0, 0),
+        colour(0, 0, 0),
+        colour(2977, 0, 0),
+    ];
+    let colours = RgbImage::from_fn(3, 2, |x, y| pixels[(3 * y + x) as usize]);
+    put_picture(&at(&format!("{scene}/ADE_val_00000001_seg.png")), &colours, ImageFormat::Png);
+    put_picture(&at(&format!("{scene}/ADE_val_00000001.jpg")), &RgbImage::new(3, 2), ImageFormat::Jpeg);
+    put_picture(&at(&format!("{scene}/ADE_val_00000001_parts_1.png")), &black(1), ImageFormat::Png);
+    put_picture(
+        &at(&format!("{scene}/ADE_val_00000001/instance_000_ADE_val_00000001.png")),
+        &black(1),
+        ImageFormat::Png,
+    );
+    let prepare = |numbers: &str| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_seg4diff"));
+        let flags = ["prepare", "labels", "--ade20k", "ADE/validation", "--numbers", numbers, "--out", "labels"];
+        let output = command.args(flags).current_dir(folder.path()).output().unwrap();
+        (
+            output.status.code(),
+            String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr),
+        )
+    };
+    let (status, said) = prepare(numbers);
+    assert!(status == Some(0) && said.contains("labels: 1 label maps"), "{said}");
+    let out = at("labels/urban/street/ADE_val_00000001.png");
+    let map = seg4diff::data::LabelMap::decode(&std::fs::read(&out).unwrap()).unwrap();
+    let found: Vec<u32> = (0..6).map(|pixel| map.get(pixel % 3, pixel / 3)).collect();
+    assert_eq!((map.width, map.height, found), (3, 2, vec![0, 1, 2, 3, 65535, 65535]));
+
+    std::fs::remove_file(&out).unwrap();
+    for (text, problem) in
+        [("[1, 2, 1]", "number 1 twice"), ("[]", "0 numbers"), ("{}", "JSON list"), ("[-1]", "JSON list")]
+    {
+        std::fs::write(at("wrong.json"), text).unwrap();
+        let (status, said) = prepare("wrong.json");
+        assert!(status == Some(1) && said.contains("wrong.json") && said.contains(problem), "{said}");
+    }
+    let grey = image::GrayImage::new(3, 2);
+    grey.save(at(&format!("{scene}/ADE_val_00000002_seg.png"))).unwrap();
+    let (status, said) = prepare(numbers);
+    assert!(status == Some(1) && said.contains("ADE_val_00000002_seg.png") && said.contains("grey PNG"), "{said}");
+}
+
+/// Numbers and names of ADE20K's classes belong together one by one.
+#[test]
+fn every_class_of_ade20k_has_a_number() {
+    let folder = config("x").with_file_name("../../data/classes");
+    let read = |name: &str| -> serde_json::Value {
+        serde_json::from_slice(&std::fs::read(folder.join(name)).unwrap()).unwrap()
+    };
+    let (names, numbers) = (read("ade20k-847.json"), read("ade20k-847-numbers.json"));
+    assert_eq!((names.as_array().unwrap().len(), numbers.as_array().unwrap().len()), (847, 847));
+    assert_eq!((&names[1], &numbers[1]), (&"building, edifice".into(), &312.into()));
+    assert_eq!((&names[846], &numbers[846]), (&"adding machine, totalizer, totaliser".into(), &3148.into()));
 }

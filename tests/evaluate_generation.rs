@@ -5,9 +5,12 @@ mod fixture;
 
 use fixture::{inception_tensors, picture, write_classifier, write_inception};
 use image::RgbImage;
-use seg4diff::config::{BLUR, BestBy, EvalConfig, RunConfig, SegmentationProtocol};
+use seg4diff::config::{
+    AttentionForm, BLUR, BestBy, EvalConfig, MapHeads, MapNormalize, RunConfig, SegmentationProtocol,
+};
 use seg4diff::eval::generation::moments::Gaussian;
 use seg4diff::eval::generation::npz;
+use seg4diff::eval::segmentation::SegmentationOptions;
 use seg4diff::sample::image::{read_rgb8, write_png};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -247,6 +250,10 @@ fn the_section_has_defaults_and_is_written_back() {
         captions: Some("c".into()),
         segmentation_images: 0,
         protocol: SegmentationProtocol::Present,
+        layers: vec![9],
+        heads: MapHeads::Mean,
+        attention: AttentionForm::Softmax,
+        normalize: MapNormalize::None,
         size: 512,
         flow_images: 0,
         analysis_images: 0,
@@ -269,6 +276,21 @@ fn the_section_has_defaults_and_is_written_back() {
         compare_without_masks: false,
     };
     assert_eq!(config.eval.as_ref(), Some(&expected));
+    // Maps as they are asked for, also when they were written and read; by default those of the experts.
+    let maps = "layers = [8, 2]\nheads = 3\nattention = \"softmax_text\"\nnormalize = \"both\"\n";
+    let section = "[eval]\nimages = \"i\"\nlabels = \"l\"\nclasses = \"c\"\n";
+    let config = parse(&format!("{section}{maps}")).unwrap();
+    for config in [&config, &RunConfig::parse(&config.to_toml(), Path::new("c.toml"), &[]).unwrap()] {
+        let maps = SegmentationOptions::of(config.eval.as_ref().unwrap(), None).maps;
+        assert_eq!((maps.layers, maps.heads), (vec![2, 8], MapHeads::One(3)));
+        assert_eq!((maps.attention, maps.normalize), (AttentionForm::SoftmaxText, MapNormalize::Both));
+    }
+    let experts = RunConfig::parse(
+        &format!("{SMALLEST}{section}"),
+        Path::new("c.toml"),
+        &["model.expert_layers=[4,7]".to_string()],
+    );
+    assert_eq!(experts.unwrap().eval.unwrap().layers, [4, 7]);
     // Segmentation alone draws nothing.
     let segmentation = parse("[eval]\nimages = \"i\"\nlabels = \"l\"\nclasses = \"c\"\nprotocol = \"all\"\n").unwrap();
     let eval = segmentation.eval.clone().unwrap();
@@ -294,6 +316,17 @@ fn a_section_that_makes_no_sense_is_refused_with_its_place() {
             "5:1: eval.generation_images: of one",
         ),
         ("images = \"i\"\nprotocol = \"some\"", "3:1: eval.protocol: expected \"present\" or \"all\""),
+        ("images = \"i\"\nlayers = [3, 3]", "3:1: eval.layers: 3 is listed twice"),
+        ("images = \"i\"\nlayers = []", "3:1: eval.layers: must not be empty"),
+        ("images = \"i\"\nheads = \"min\"", "3:1: eval.heads: expected \"mean\", \"max\" or the number of a head"),
+        (
+            "images = \"i\"\nattention = \"raw\"",
+            "3:1: eval.attention: expected \"logits\", \"softmax\" or \"softmax_text\"",
+        ),
+        (
+            "images = \"i\"\nnormalize = true",
+            "3:1: eval.normalize: expected \"none\", \"before\", \"after\" or \"both\"",
+        ),
         ("images = \"i\"\nsteps = 0", "3:1: eval.steps: must be from 1 to 1000, is 0"),
         ("images = \"i\"\nbatch = 0", "3:1: eval.batch: must be from 1 to 4096, is 0"),
         ("images = \"i\"\nguidence = 3", "3:1: unknown key eval.guidence; the nearest is eval.guidance"),

@@ -250,7 +250,7 @@ fn what_is_no_covariance_is_refused() {
     let file = folder.path().join("statistics.npz");
     let read = |covariance: Vec<f64>, mean: Vec<f64>| {
         npz::write(&file, &Gaussian { mean, covariance }).unwrap();
-        npz::read(&file).map_err(|problem| problem.to_string())
+        npz::read(&file, LENGTH).map_err(|problem| problem.to_string())
     };
     let mean = || vec![0.5; LENGTH];
     // Of full rank, singular, zero, and as f32 has them.

@@ -42,8 +42,9 @@ fn each_word_with_a_place_gets_a_picture_of_its_tokens() {
     let maps = (maps / 3.0).unwrap().sin().unwrap();
     let words = [("a", Some(1..2)), ("traffic-light!", Some(2..4)), ("cut", None), ("../犬", Some(4..5))];
     let files = write_word_overlays(folder.path(), &picture, &maps, &words).unwrap();
-    let names: Vec<_> = files.iter().map(|file| file.file_name().unwrap().to_str().unwrap()).collect();
+    let names: Vec<_> = files.iter().map(|(file, _)| file.file_name().unwrap().to_str().unwrap()).collect();
     assert_eq!(names, ["overlay-01-a.png", "overlay-02-trafficlight.png", "overlay-04-犬.png"]);
     let mean = maps.narrow(0, 2, 2).unwrap().mean(0).unwrap();
-    assert_eq!(read_rgb8(&files[1]).unwrap(), overlay(&picture, &mean).unwrap());
+    assert_eq!(read_rgb8(&files[1].0).unwrap(), overlay(&picture, &mean).unwrap());
+    assert_eq!(files[1].1, overlay(&picture, &mean).unwrap());
 }

@@ -125,7 +125,7 @@ fn report(output: &Path) -> RunReport {
     RunReport {
         output: output.to_path_buf(),
         model: format!("models/{NASTY}"),
-        experts: "block 4".into(),
+        looked_at: "block 4".into(),
         probed_layer: 4,
         resolution: 64,
         steps: (400, 400),

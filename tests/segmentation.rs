@@ -2,9 +2,10 @@
 //!
 //! What they gave is in fixtures/segmentation, with the script that made it; the model is checkpoints/smoke-base.
 use candle_core::{Device, Tensor};
-use seg4diff::config::{Choice, DeviceChoice, SegmentationProtocol};
+use seg4diff::config::{Choice, DeviceChoice, MapHeads, SegmentationProtocol};
 use seg4diff::data::labels::{LabelMap, encode_labels, label_colour};
 use seg4diff::eval::analysis::analyse;
+use seg4diff::eval::maps::MapSettings;
 use seg4diff::eval::segmentation::{
     Accumulator, ClassMaps, LabelledFolder, NO_CLASS, NoiseLevel, SegmentationMap, SegmentationOptions,
     SegmentationScores, Segmenter, UnsupervisedOptions, Vocabulary, evaluate, evaluate_referring,
@@ -377,29 +378,35 @@ fn the_analysis_is_that_of_diffusers() {
     assert!((found.lead_over_next - (first - second)).abs() < 1e-12);
 }
 
-/// One pass over several blocks yields what a pass for each of them does, and what it yields of an image does not depend
+/// One pass over several blocks yields the mean of what a pass for each of them does, and what it yields of an image does not depend
 /// on the images beside it.
 #[test]
 fn blocks_are_looked_at_in_one_pass() {
     let (pipeline, scheduler) = load();
     let data = data(&[255]);
     let vocabulary = Vocabulary::new(&pipeline.text_encoders, data.classes(), data.classes_file()).unwrap();
-    let options = SegmentationOptions { batch: 2, ..SegmentationOptions::new(0, 64) };
-    let mut segmenter = Segmenter::new(&pipeline, &scheduler, &options).unwrap();
+    let options = |layers: &[usize]| {
+        let maps = MapSettings::of_layers(layers);
+        SegmentationOptions { maps, batch: 2, ..SegmentationOptions::new(0, 64) }
+    };
+    let all = [options(&[0]), options(&[2]), options(&[2, 0])];
+    let [mut first, mut last, mut both] = all.each_ref().map(|o| Segmenter::new(&pipeline, &scheduler, o).unwrap());
     let images: Vec<_> = [1, 3, 6].map(|index| (index, data.read(index).unwrap())).into();
     let numbered: Vec<_> = images.iter().map(|(index, image)| (*index, &image.image)).collect();
     let prompts = [vocabulary.all(), vocabulary.prompts(&[3, 7]), vec![]];
-    let together = segmenter.class_maps(&numbered, &prompts, &[0, 2]).unwrap();
-    assert_eq!((together.len(), together[0].len()), (2, 3));
-    assert_ne!(together[0][0].values, together[1][0].values);
-    for (maps, layer) in together.iter().zip([0, 2]) {
-        assert_eq!((&maps[1].classes, &maps[2].classes), (&vec![3, 7], &vec![]));
-        for (place, found) in maps.iter().enumerate() {
-            let alone = segmenter.class_maps(&numbered[place..=place], &prompts[place..=place], &[layer]).unwrap();
-            assert_eq!(alone[0][0].classes, found.classes);
-            let errors = alone[0][0].values.iter().zip(&found.values).map(|(a, b)| (a - b).abs() / b);
-            assert!(errors.fold(0f32, f32::max) < 1e-5, "block {layer}, image {place}");
-        }
+    let together = both.class_maps(&numbered, &prompts).unwrap();
+    let separate = [&mut first, &mut last].map(|segmenter| segmenter.class_maps(&numbered, &prompts).unwrap());
+    assert_eq!(together.len(), 3);
+    assert_ne!(separate[0][0].values, separate[1][0].values);
+    assert_eq!((&together[1].classes, &together[2].classes), (&vec![3, 7], &vec![]));
+    for (place, found) in together.iter().enumerate() {
+        let mean = separate[0][place].values.iter().zip(&separate[1][place].values).map(|(a, b)| (a + b) / 2.0);
+        let errors = mean.zip(&found.values).map(|(a, b)| (a - b).abs() / b);
+        assert!(errors.fold(0f32, f32::max) < 1e-5, "image {place}");
+        let alone = both.class_maps(&numbered[place..=place], &prompts[place..=place]).unwrap();
+        assert_eq!(alone[0].classes, found.classes);
+        let errors = alone[0].values.iter().zip(&found.values).map(|(a, b)| (a - b).abs() / b);
+        assert!(errors.fold(0f32, f32::max) < 1e-5, "image {place}");
     }
 }
 
@@ -512,8 +519,11 @@ fn options_that_do_not_suit_are_usage_errors() {
     let data = data(&[255]);
     let noise = Tensor::zeros((1, 16, 4, 4), candle_core::DType::F32, &Device::Cpu).unwrap();
     let good = || SegmentationOptions::new(1, 64);
+    let second_head = MapSettings { heads: MapHeads::One(2), ..MapSettings::of_layers(&[1]) };
     for (options, expected) in [
-        (SegmentationOptions { layer: 3, ..good() }, "block 3: the model has 3"),
+        (SegmentationOptions { maps: MapSettings::of_layers(&[1, 3]), ..good() }, "block 3: the model has 3"),
+        (SegmentationOptions { maps: MapSettings::of_layers(&[]), ..good() }, "no block"),
+        (SegmentationOptions { maps: second_head, ..good() }, "head 2: the model's blocks have 2"),
         (SegmentationOptions { size: 72, ..good() }, "multiple of 16"),
         (SegmentationOptions { size: 512, ..good() }, "at most 256"),
         (SegmentationOptions { noise: Some(noise), ..good() }, "[1, 16, 8, 8]"),

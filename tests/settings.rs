@@ -1,8 +1,8 @@
 //! Settings beside the released recipes, in whole runs: what they train is written, resumed to the bit, and the same with
 //! blocks computed again; runs that start from another's adapter and score head; checkpoints of older versions.
-mod model_folder;
 mod outcome;
 mod smoke_run;
+mod tensor_edit;
 
 use candle_core::{DType, Device, Tensor};
 use outcome::Outcome;
@@ -109,7 +109,7 @@ fn training_from_an_adapter() {
     let at = format!("lora.init={}", moved.display());
     second.finish(&["--resume", &middle, "--set", &at]);
     expected.check(&Outcome::of(&second, STEPS), "resumed");
-    model_folder::edit_tensors(&moved, |tensors| {
+    tensor_edit::edit_tensors(&moved, |tensors| {
         let up = tensors.values_mut().next().expect("a tensor");
         *up = (&*up * 2.0).expect("tensor");
     });

@@ -1,26 +1,32 @@
 //! `analyze`: which block of a model is the expert.
 use super::evaluate::looking::{LabelledArgs, LookArgs, as_in_training};
 use super::evaluate::write_scores;
+use super::maps::{Layers, MapArgs, NormalizeArgs};
 use super::{LoadedModel, ModelArgs, parse_number, parse_positive, say};
 use crate::config::{BLUR, Choice, SegmentationProtocol};
 use crate::error::Result;
 use crate::eval::analysis::{Analysis, analyse};
 use crate::eval::blurring::{Blurred, draw_blurred};
 use crate::eval::generation::GenerationOptions;
+use crate::eval::pca::components_of;
 use crate::eval::segmentation::{LabelledFolder, SegmentationOptions, Vocabulary};
 use crate::eval::usual_batch;
 use crate::model::pipeline::Pipeline;
-use crate::report::blocks;
+use crate::output_folder::OutputFolder;
 use crate::report::progress::Progress;
+use crate::report::{blocks, pca};
 use crate::sample::image::write_png;
 use crate::sample::scheduler::Scheduler;
 use crate::whole_file::{check_writable, write_atomically};
 use clap::Args;
-use std::path::PathBuf;
+use image::RgbImage;
+use std::path::{Path, PathBuf};
 
 const EXAMPLE: &str = "Example:
   seg4diff analyze --model models/stable-diffusion-3-medium-diffusers \\
-    --images voc/JPEGImages --labels voc/SegmentationClass --classes voc/classes.json --limit 100 --plot blocks.svg";
+    --images voc/JPEGImages --labels voc/SegmentationClass --classes voc/classes.json --limit 100 --plot blocks.svg
+  seg4diff analyze --model models/stable-diffusion-3-medium-diffusers --data-set configs/eval/voc21.toml \\
+    --root VOCdevkit/VOC2012 --limit 100 --pca features --layer 3,6,9,12";
 
 /// Find the expert: how each block's attention segments, and how much attention passes between image and text
 ///
@@ -40,6 +46,10 @@ pub struct AnalyzeArgs {
     /// What the model is told: the names of the classes present in the image, or all names
     #[arg(long, value_name = "PROTOCOL", default_value = "present", value_parser = SegmentationProtocol::from_name)]
     pub protocol: SegmentationProtocol,
+    #[command(flatten)]
+    pub maps: MapArgs,
+    #[command(flatten)]
+    pub normalize: NormalizeArgs,
     #[command(flatten)]
     pub look: LookArgs,
     /// File for the results: JSON, shares from 0 to 1
@@ -61,16 +71,29 @@ pub struct AnalyzeArgs {
     /// File for the pictures: PNG, a row a block, the first row as the model is
     #[arg(long, value_name = "F", requires = "blur")]
     pub sheet: Option<PathBuf>,
+    /// Folder for pictures of features: what leaves each block for the positions of an image, its first three principal
+    /// components as red, green and blue; sheet.png, a row an image, and NAME/block-09.png
+    #[arg(long, value_name = "DIR")]
+    pub pca: Option<PathBuf>,
+    /// How many images they are made of, the first by name
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=1000), requires = "pca")]
+    pub pca_images: u32,
+    /// Their blocks, separated by commas [default: all]
+    #[arg(long, value_name = "LIST", requires = "pca")]
+    pub layer: Option<Layers>,
 }
 
 pub fn run(args: &AnalyzeArgs) -> Result<()> {
     // What is small is looked at before gigabytes are.
     let data = args.data.open()?;
-    for file in args.json.iter().chain(&args.plot).chain(&args.sheet) {
+    let pca_sheet = args.pca.as_ref().map(|folder| folder.join("sheet.png"));
+    for file in args.json.iter().chain(&args.plot).chain(&args.sheet).chain(&pca_sheet) {
         check_writable(file)?;
     }
-    let LoadedModel { files, pipeline, .. } = args.model.load()?;
-    let look = args.look.options(0, args.data.limit, &pipeline)?;
+    args.maps.check(&args.model, args.layer.as_ref().map_or(&[], Layers::list))?;
+    let LoadedModel { files, pipeline, device } = args.model.load()?;
+    let maps = args.maps.settings(&[], args.normalize.normalize, &device)?;
+    let look = args.look.options(maps, args.data.limit, &pipeline)?;
     let options = SegmentationOptions { protocol: args.protocol, ..look };
     let mut progress = Progress::new("image", 0, options.count(&data) as u64);
     let scheduler = Scheduler::open(&files)?;
@@ -78,6 +101,9 @@ pub fn run(args: &AnalyzeArgs) -> Result<()> {
         progress.update_batch(done, options.batch, key);
     })?;
     drop(progress);
+    if let Some(folder) = &args.pca {
+        write_components(args, folder, &options, &pipeline, &scheduler, &data)?;
+    }
     if let Some(count) = args.blur {
         let blurred = blur(args, count as usize, &pipeline, &scheduler, &data)?;
         for (block, difference) in found.blocks.iter_mut().zip(blurred.differences()) {
@@ -94,6 +120,33 @@ pub fn run(args: &AnalyzeArgs) -> Result<()> {
         write_atomically(file, |out| out.write_all(blocks::svg(&found).into_string().as_bytes()))?;
     }
     say(&table(&found))
+}
+
+/// Writes a picture of what leaves each block for each of the first images, and all in one sheet.
+fn write_components(
+    args: &AnalyzeArgs,
+    folder: &Path,
+    options: &SegmentationOptions,
+    pipeline: &Pipeline,
+    scheduler: &Scheduler,
+    data: &LabelledFolder,
+) -> Result<()> {
+    let layers = args.layer.as_ref().map(|layers| layers.list().to_vec());
+    let layers = layers.unwrap_or_else(|| (0..pipeline.transformer.blocks.len()).collect());
+    let options = SegmentationOptions { limit: Some(args.pca_images as usize), ..options.clone() };
+    let _held = OutputFolder::hold(folder)?;
+    let mut progress = Progress::new("features", 0, options.count(data) as u64);
+    let mut rows = vec![];
+    components_of(pipeline, scheduler, data, &options, &layers, &mut |image, components, grid| {
+        let pictures: Vec<RgbImage> = components.iter().map(|of_block| pca::picture(of_block, grid)).collect();
+        for (layer, picture) in layers.iter().zip(&pictures) {
+            write_png(&folder.join(format!("{}/block-{layer:02}.png", image.key)), picture)?;
+        }
+        rows.push((pca::small(&image.image), pictures));
+        progress.update(rows.len() as u64, &image.key);
+        Ok(())
+    })?;
+    write_png(&folder.join("sheet.png"), &pca::sheet(&rows))
 }
 
 /// Draws from the names of the classes in the first `count` images that have any.

@@ -5,6 +5,7 @@ pub mod analyze;
 pub mod evaluate;
 pub mod export;
 pub mod generate;
+pub mod maps;
 pub mod prepare;
 pub mod probe;
 pub mod train;

@@ -1,11 +1,13 @@
 //! `prepare`: makes data sets, and caches of what encoders make of them.
 use super::mention;
 use crate::config::RunConfig;
+use crate::data::ade20k;
 use crate::data::labels::encode_labels;
 use crate::data::matlab::LabelMatrix;
 use crate::data::scenes::{self, SceneOptions, Split};
 use crate::encode::fill;
 use crate::error::{Error, Result};
+use crate::eval::segmentation::Files;
 use crate::limits::MATLAB_FILE;
 use crate::output_folder::OutputFolder;
 use crate::paths::{exists, may_be_file};
@@ -69,22 +71,31 @@ fn scenes(args: &ScenesArgs) -> Result<()> {
 }
 
 const LABELS_EXAMPLE: &str = "Example:
-  seg4diff prepare labels --mat trainval --out VOCdevkit/VOC2010/SegmentationContext459";
+  seg4diff prepare labels --mat trainval --out VOCdevkit/VOC2010/SegmentationContext459
+  seg4diff prepare labels --ade20k ADE20K_2021_17_01/images/ADE/validation \\
+    --numbers data/classes/ade20k-847-numbers.json --out ADE20K_2021_17_01/annotations847/validation";
 
 /// Write label maps as PNG that a data set has in another form
 ///
-/// PASCAL-Context's are MATLAB files, one an image. Maps that are in the folder already are left as they are, so that
+/// PASCAL-Context's are MATLAB files, one an image; those of the full ADE20K release are colours. Maps that are in the folder already are left as they are, so that
 /// the command can be stopped and started again.
 #[derive(Args, Clone, Debug)]
 #[command(after_help = LABELS_EXAMPLE)]
 pub struct LabelsArgs {
     /// Folder of .mat files (level 5), each with a matrix of labels
-    #[arg(long, value_name = "DIR")]
-    pub mat: PathBuf,
+    #[arg(long, value_name = "DIR", required_unless_present = "ade20k")]
+    pub mat: Option<PathBuf>,
     /// Name of the matrix
     #[arg(long, value_name = "NAME", default_value = "LabelMap")]
     pub variable: String,
-    /// Folder for the label maps: NAME.png for NAME.mat
+    /// Instead: a folder of the full ADE20K release, with NAME_seg.png beside NAME.jpg in its subfolders
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["mat", "variable"], requires = "numbers")]
+    pub ade20k: Option<PathBuf>,
+    /// The classes' numbers in ADE20K's index: a JSON list, a number's place being its label; what has another number
+    /// gets the label 65535
+    #[arg(long, value_name = "F", requires = "ade20k")]
+    pub numbers: Option<PathBuf>,
+    /// Folder for the label maps: NAME.png for NAME.mat or NAME_seg.png, in the same subfolders
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
 }
@@ -92,42 +103,70 @@ pub struct LabelsArgs {
 /// Files that are written between two looks at the progress.
 const CHUNK: usize = 64;
 
+/// A label map's width, height and labels.
+type Labels = (usize, usize, Vec<u32>);
+
 fn labels(args: &LabelsArgs) -> Result<()> {
-    let failed = |problem: std::io::Error| Error::file(&args.mat, problem);
+    match (&args.mat, &args.ade20k, &args.numbers) {
+        (Some(folder), ..) => write_all(&in_folder(folder, "mat")?, &args.out, |bytes| {
+            let LabelMatrix { width, height, labels } = LabelMatrix::read(bytes, &args.variable)?;
+            Ok((width, height, labels))
+        }),
+        (None, Some(folder), Some(numbers)) => {
+            let numbers = ade20k::Numbers::read(numbers)?;
+            let files = Files { folder: folder.clone(), suffixes: vec!["_seg.png".into()] }.find()?;
+            if files.is_empty() {
+                return Err(Error::file(folder, "holds no *_seg.png"));
+            }
+            write_all(&files.into_iter().collect::<Vec<_>>(), &args.out, |bytes| numbers.labels(bytes))
+        }
+        _ => Err(Error::Usage("expected --mat, or --ade20k and --numbers".into())),
+    }
+}
+
+/// The folder's files with this extension, each after its name without that, ascending.
+fn in_folder(folder: &Path, extension: &str) -> Result<Vec<(String, PathBuf)>> {
+    let failed = |problem: std::io::Error| Error::file(folder, problem);
     let mut files = vec![];
-    for entry in std::fs::read_dir(&args.mat).map_err(failed)? {
+    for entry in std::fs::read_dir(folder).map_err(failed)? {
         let path = entry.map_err(failed)?.path();
-        if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("mat")) && may_be_file(&path) {
-            files.push(path);
+        if path.extension().is_some_and(|found| found.eq_ignore_ascii_case(extension)) && may_be_file(&path) {
+            files.push((path.file_stem().unwrap_or_default().to_string_lossy().into_owned(), path));
         }
     }
     if files.is_empty() {
-        return Err(Error::file(&args.mat, "holds no .mat file"));
+        return Err(Error::file(folder, format!("holds no .{extension} file")));
     }
     files.sort();
-    let _held = OutputFolder::hold(&args.out)?;
+    Ok(files)
+}
+
+/// Writes `OUT/KEY.png` for every key and file, of what `read` makes of the file's bytes.
+fn write_all(
+    files: &[(String, PathBuf)],
+    out: &Path,
+    read: impl Fn(&[u8]) -> Result<Labels, String> + Sync,
+) -> Result<()> {
+    let write = |(key, file): &(String, PathBuf)| {
+        let out = out.join(key.clone() + ".png");
+        if exists(&out)? {
+            return Ok(());
+        }
+        let bytes = MATLAB_FILE.read(file).map_err(|problem| Error::file(file, problem))?;
+        let (width, height, labels) = read(&bytes).map_err(|problem| Error::file(file, problem))?;
+        let png = encode_labels(width, height, &labels).map_err(|problem| Error::file(file, problem))?;
+        write_atomically(&out, |writer| writer.write_all(&png))
+    };
+    let _held = OutputFolder::hold(out)?;
     let mut progress = Progress::new("label map", 0, files.len() as u64);
     let mut done = 0;
     for chunk in files.chunks(CHUNK) {
-        chunk.par_iter().try_for_each(|file| write_labels(file, args))?;
+        chunk.par_iter().try_for_each(write)?;
         done += chunk.len() as u64;
         progress.update(done, "");
     }
-    mention(&format!("{}: {} label maps", printable_path(&args.out), files.len()));
+    mention(&format!("{}: {} label maps", printable_path(out), files.len()));
     Ok(())
-}
-
-fn write_labels(file: &Path, args: &LabelsArgs) -> Result<()> {
-    let Some(stem) = file.file_stem() else { return Ok(()) };
-    let out = args.out.join(Path::new(stem).with_added_extension("png"));
-    if exists(&out)? {
-        return Ok(());
-    }
-    let bytes = MATLAB_FILE.read(file).map_err(|problem| Error::file(file, problem))?;
-    let LabelMatrix { width, height, labels } =
-        LabelMatrix::read(&bytes, &args.variable).map_err(|problem| Error::file(file, problem))?;
-    let png = encode_labels(width, height, &labels).map_err(|problem| Error::file(file, problem))?;
-    write_atomically(&out, |writer| writer.write_all(&png))
 }
 
 const CACHE_EXAMPLE: &str = "Example:

@@ -112,19 +112,25 @@ impl RunConfig {
             };
             if self.model.last_expert() >= blocks {
                 problems.push(beyond("model.expert_layers", self.model.last_expert()));
-            } else if let Some(eval) = self.eval.as_ref().filter(|eval| eval.perturb_layer >= blocks) {
-                problems.push(beyond("eval.perturb_layer", eval.perturb_layer));
+            } else if let Some(eval) = &self.eval {
+                let of_eval = eval.layers.iter().map(|layer| ("eval.layers", *layer));
+                let of_eval = of_eval.chain([("eval.perturb_layer", eval.perturb_layer)]);
+                problems.extend(of_eval.filter(|(_, layer)| *layer >= blocks).map(|(key, layer)| beyond(key, layer)));
             }
             if let LayerChoice::List(layers) = &self.lora.layers {
                 let wrong = layers.iter().filter(|layer| **layer >= blocks);
                 problems.extend(wrong.map(|layer| beyond("lora.layers", *layer)));
             }
         }
-        if let (HeadMaps::One(head), Some(heads)) = (self.loss.heads, size("num_attention_heads"))
-            && head >= heads
-        {
-            let found = format!("{} has heads 0 to {}", file.display(), heads.saturating_sub(1));
-            problems.push(format!("loss.heads: there is no head {head}; {found}"));
+        let chosen = [
+            ("loss.heads", if let HeadMaps::One(head) = self.loss.heads { Some(head) } else { None }),
+            ("eval.heads", self.eval.as_ref().and_then(|eval| eval.heads.one())),
+        ];
+        for (key, head) in chosen.into_iter().filter_map(|(key, head)| Some((key, head?))) {
+            if let Some(heads) = size("num_attention_heads").filter(|heads| head >= *heads) {
+                let found = format!("{} has heads 0 to {}", file.display(), heads.saturating_sub(1));
+                problems.push(format!("{key}: there is no head {head}; {found}"));
+            }
         }
         let vae = json(&Path::new(&self.model.path).join("vae/config.json")).ok();
         let stages = vae.as_ref().and_then(|vae| vae.get("block_out_channels")?.as_array()).map(Vec::len);

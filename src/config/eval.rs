@@ -1,7 +1,7 @@
 //! The section `[eval]`: what is measured before and after training.
 use super::reader::Reader;
-use super::setting::{at_least, not_empty, positive, within};
-use super::{BestBy, EvalConfig, RunConfig, SegmentationProtocol};
+use super::setting::{Blocks, at_least, distinct, not_empty, positive, within};
+use super::{AttentionForm, BestBy, EvalConfig, MapHeads, MapNormalize, RunConfig, SegmentationProtocol};
 
 /// Standard deviation of the blur of perturbed guidance, in image tokens, where none is given.
 pub const BLUR: f64 = 4.0;
@@ -26,6 +26,13 @@ pub(super) fn section(reader: &mut Reader, run: &RunConfig) -> Option<EvalConfig
         captions: reader.optional("eval.captions"),
         segmentation_images: reader.get("eval.segmentation_images", 0),
         protocol: reader.get("eval.protocol", SegmentationProtocol::Present),
+        layers: {
+            let usual = Blocks(run.model.expert_layers.clone());
+            reader.checked("eval.layers", usual, |Blocks(layers): &Blocks| distinct(layers)).0
+        },
+        heads: reader.get("eval.heads", MapHeads::Mean),
+        attention: reader.get("eval.attention", AttentionForm::Softmax),
+        normalize: reader.get("eval.normalize", MapNormalize::None),
         size: reader.checked("eval.size", run.data.resolution, within(16, 8192)),
         flow_images: reader.get("eval.flow_images", 0),
         analysis_images: reader.get("eval.analysis_images", 0),

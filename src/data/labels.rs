@@ -48,6 +48,11 @@ impl LabelMap {
         Ok(Self { width, height, bytes, bytes_per_row: info.line_size, bits, channels })
     }
 
+    /// Samples of a pixel: 1 grey or palette, 3 colours, one more with alpha.
+    pub fn channels(&self) -> usize {
+        self.channels
+    }
+
     /// The label at (`x`, `y`), which must lie inside.
     pub fn get(&self, x: usize, y: usize) -> u32 {
         let row = &self.bytes[y * self.bytes_per_row..];

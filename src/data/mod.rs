@@ -3,6 +3,7 @@
 //! *sa1b* reads tar files (or folders) of `KEY.jpg` + `KEY.json`, *coco* folders of images with a folder of label maps
 //! or panoptic PNGs, *folder* folders of `x.jpg` (or `x.png`), `x.txt`, and as label map `x.png` (beside `x.jpg`) or
 //! `x_mask.png`. `Loader` streams them as batches of `Sample`.
+pub mod ade20k;
 pub mod cache;
 pub mod captions;
 pub mod crop;

@@ -1,7 +1,9 @@
 //! Which block is the expert: how each block's attention segments, how much attention passes between image and text,
 //! and how large the values are that it carries (paper, section 3).
+use super::maps::check_heads;
 use super::segmentation::{
     Accumulator, ClassMaps, LabelledFolder, SegmentationOptions, SegmentationScores, Segmenter, Vocabulary, each_batch,
+    on_host,
 };
 use crate::error::{Error, Result};
 use crate::model::mmdit::{Embedded, JointInputs};
@@ -9,7 +11,7 @@ use crate::model::pipeline::Pipeline;
 use crate::model::text::tokenizer::CLIP_TOKENS;
 use crate::ops::attention_probability;
 use crate::sample::scheduler::Scheduler;
-use candle_core::{D, DType, Device, Tensor};
+use candle_core::{D, DType, Tensor};
 use serde::Serialize;
 
 /// What was found of one block, over all images and prompts.
@@ -64,7 +66,7 @@ struct Sums {
 
 /// Looks at the images of `data` through all blocks in one pass, with the names of their classes as prompts.
 ///
-/// `options.layer` has no part in it. `progress` is told how many images are done.
+/// `options.maps.layers` has no part in it. `progress` is told how many images are done.
 ///
 /// # Errors
 /// As [`evaluate`](super::segmentation::evaluate); and a model of one block has no expert.
@@ -76,6 +78,8 @@ pub fn analyse(
     mut progress: impl FnMut(usize, &str),
 ) -> Result<Analysis> {
     let count = pipeline.transformer.blocks.len();
+    let settings = &options.maps;
+    check_heads(settings.heads, pipeline.transformer.config.num_attention_heads)?;
     let mut segmenter = Segmenter::new(pipeline, scheduler, options)?;
     let vocabulary = Vocabulary::new(&pipeline.text_encoders, data.classes(), data.classes_file())?;
     let mut accumulators = vec![Accumulator::new(data.classes().len()); count];
@@ -88,16 +92,20 @@ pub fn analyse(
         segmenter.each_batch(&numbered, &prompts, |pairs, embedded| {
             tokens = token_counts(embedded)?;
             pipeline.transformer.inspect_each(embedded, |layer, inputs| {
-                let to_text = sums[layer].add(inputs)?;
-                for ((image, prompt), probability) in pairs.iter().zip(&to_text) {
-                    maps[layer][*image].add(prompt, probability);
+                let probability = sums[layer].add(inputs)?;
+                let of_tokens = match settings.is_mean_probability() {
+                    true => probability,
+                    false => settings.of_block(&inputs.probe(), inputs.heads, embedded.grid)?,
+                };
+                for ((image, prompt), of_tokens) in pairs.iter().zip(on_host(&settings.scaled_before(of_tokens)?)?) {
+                    maps[layer][*image].add(prompt, &of_tokens, settings);
                 }
                 Ok(())
             })
         })?;
         for (layer, (maps, accumulator)) in maps.iter().zip(&mut accumulators).enumerate() {
             for (image, maps) in images.iter().zip(maps) {
-                accumulator.add(&image.truth, &maps.predict_for(image, layer)?);
+                accumulator.add(&image.truth, &maps.predict_for(image, &[layer])?);
             }
         }
         if let Some(last) = images.last() {
@@ -135,8 +143,8 @@ fn token_counts(embedded: &Embedded) -> Result<(usize, usize)> {
 }
 
 impl Sums {
-    /// Adds a batch; returns each sample's attention of image tokens to CLIP's, `[image tokens, 77]`.
-    fn add(&mut self, inputs: &JointInputs) -> Result<Vec<Vec<f32>>> {
+    /// Adds a batch; returns the attention of image tokens to CLIP's, `[batch, image tokens, 77]`.
+    fn add(&mut self, inputs: &JointInputs) -> Result<Tensor> {
         let JointInputs { image_queries, text_queries, keys, values, heads, last_key_count } = inputs;
         let (batch, image, _) = image_queries.dims3()?;
         let text = keys.dim(1)? - image;
@@ -151,8 +159,7 @@ impl Sums {
         self.image_value_norm += total(&norms.narrow(1, 0, image)?)? / image as f64;
         self.text_value_norm += weighed(&norms.narrow(1, image, text)?, *last_key_count)?;
         self.samples += batch as f64;
-        let clip = to_text.narrow(2, 0, CLIP_TOKENS)?.to_device(&Device::Cpu)?.flatten_from(1)?;
-        Ok(clip.contiguous()?.to_vec2()?)
+        Ok(to_text.narrow(2, 0, CLIP_TOKENS)?.contiguous()?)
     }
 
     fn finish(self, block: usize, scores: &SegmentationScores) -> BlockAnalysis {

@@ -4,6 +4,9 @@ pub mod blurring;
 pub mod clip_score;
 pub mod flow;
 pub mod generation;
+pub mod maps;
+pub mod pca;
+pub mod score_head;
 pub mod segmentation;
 
 /// As many images of `size`² pixels as make up a megapixel, at most 32: small ones are computed faster together, large

@@ -80,7 +80,7 @@ mod tests {
 
     /// Bytes of 10 000 numbers, all ones but for these.
     fn bytes<const BYTES: usize>(one: [u8; BYTES], others: &[(usize, [u8; BYTES])]) -> Vec<u8> {
-        let mut numbers = vec![one; 10_000];
+        let mut numbers = [one; 10_000];
         others.iter().for_each(|(place, number)| numbers[*place] = *number);
         numbers.concat()
     }

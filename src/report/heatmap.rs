@@ -1,4 +1,5 @@
 //! Heat maps over pictures: where a model looks, as a person sees it.
+use super::picture;
 use crate::error::{Error, Result};
 use crate::ops::Enlarge;
 use crate::sample::image::write_png;
@@ -19,6 +20,9 @@ const INFERNO: [[u8; 3]; 9] = [
     [0xf9, 0xc9, 0x32],
     [0xfc, 0xff, 0xa4],
 ];
+
+/// Longer side, in pixels, of a picture in a sheet.
+const SHEET_SIDE: u32 = 256;
 
 /// How much of the heat map's colour covers the picture.
 const OPACITY: f32 = 0.65;
@@ -66,21 +70,32 @@ pub fn overlay(image: &RgbImage, map: &Tensor) -> Result<RgbImage> {
 
 /// Writes `overlay-02-dog.png` and so on into `folder`: for each word the mean of its tokens' maps over the picture.
 ///
-/// `maps` is `[tokens, h, w]`; a word without a place among the tokens gets no file. Returns the files written.
+/// `maps` is `[tokens, h, w]`; a word without a place among the tokens gets no file. Returns the files written, each with
+/// its picture.
 pub fn write_word_overlays(
     folder: &Path,
     image: &RgbImage,
     maps: &Tensor,
     words: &[(&str, Option<Range<usize>>)],
-) -> Result<Vec<PathBuf>> {
-    let mut files = Vec::new();
+) -> Result<Vec<(PathBuf, RgbImage)>> {
+    let mut written = Vec::new();
     for (number, (word, span)) in (1..).zip(words) {
         let Some(span) = span.clone() else { continue };
         let map = maps.narrow(0, span.start, span.len())?.mean(0)?;
         let name: String = word.chars().filter(|c| c.is_alphanumeric()).take(40).collect();
         let file = folder.join(format!("overlay-{number:02}-{name}.png"));
-        write_png(&file, &overlay(image, &map)?)?;
-        files.push(file);
+        let picture = overlay(image, &map)?;
+        write_png(&file, &picture)?;
+        written.push((file, picture));
     }
-    Ok(files)
+    Ok(written)
+}
+
+/// Pictures in reading order, as many rows as columns or one fewer: an image and its overlays.
+pub fn sheet<'a>(pictures: impl IntoIterator<Item = &'a RgbImage>) -> RgbImage {
+    let pictures: Vec<&RgbImage> = pictures.into_iter().collect();
+    let columns = (1u32..).find(|side| (side * side) as usize >= pictures.len()).unwrap_or(1);
+    let cells: Vec<_> =
+        (0..).zip(pictures).map(|(number, picture)| ((number % columns, number / columns), 1, picture)).collect();
+    picture::sheet(SHEET_SIDE, &cells)
 }

@@ -5,6 +5,7 @@ pub mod heatmap;
 pub mod log;
 pub mod metrics;
 mod page;
+pub mod pca;
 mod picture;
 pub mod progress;
 mod samples;

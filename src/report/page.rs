@@ -62,8 +62,8 @@ pub struct RunReport {
     pub output: PathBuf,
     /// The base model as the config names it: a folder, or `hf:org/name@revision`.
     pub model: String,
-    /// The blocks whose attention is trained, as people say them: `block 9`.
-    pub experts: String,
+    /// The blocks whose attention segments, as people say them: `block 9`.
+    pub looked_at: String,
     /// The block that the example of `probe` looks at.
     pub probed_layer: usize,
     /// Side of the training images in pixels.
@@ -204,7 +204,7 @@ impl RunReport {
                 section #attention {
                     h2 { "Where the expert looks" }
                     p.note {
-                        "Held-out pictures, and the attention of " (self.experts) " to each class in the prompt, bright \
+                        "Held-out pictures, and the attention of " (self.looked_at) " to each class in the prompt, bright \
                          where it is highest. At each pixel the class with the highest attention is the prediction; the \
                          percentage is the share of pixels that it gets right."
                     }

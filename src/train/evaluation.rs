@@ -98,7 +98,7 @@ impl<'a> Evaluation<'a> {
         }
         if let Some(labelled) = self.labelled.as_ref().filter(|_| self.eval.analysis_images > 0) {
             let limit = Some(self.eval.analysis_images);
-            let options = SegmentationOptions::of(self.eval, self.config.model.last_expert(), limit);
+            let options = SegmentationOptions::of(self.eval, limit);
             new.blocks.push((stage, analyse(pipeline, scheduler, labelled, &options, |_, _| {})?));
         }
         if let Some(held_out) = &self.held_out {
@@ -121,7 +121,7 @@ impl<'a> Evaluation<'a> {
         examples: &mut Vec<SegmentationExample>,
     ) -> Result<segmentation::SegmentationScores> {
         let limit = Some(self.eval.segmentation_images).filter(|&images| images > 0);
-        let options = SegmentationOptions::of(self.eval, self.config.model.last_expert(), limit);
+        let options = SegmentationOptions::of(self.eval, limit);
         let mut progress = Progress::new("segmented", 0, options.count(labelled) as u64);
         segmentation::evaluate(pipeline, scheduler, labelled, &options, &mut |result: &ImageResult| {
             if examples.len() < EXAMPLES {

@@ -2,7 +2,7 @@
 use super::checkpoint::State;
 use super::effect::counted;
 use super::memory::peak_bytes;
-use crate::config::RunConfig;
+use crate::config::{RunConfig, named_blocks};
 use crate::error::Result;
 use crate::report::metrics::{self, StepMetrics};
 use crate::report::units::{duration, rate};
@@ -29,7 +29,7 @@ impl Outcome<'_> {
         let report = RunReport {
             output: config.output.clone(),
             model: config.model.path.clone(),
-            experts: config.model.experts(),
+            looked_at: named_blocks(config.eval.as_ref().map_or(&config.model.expert_layers, |eval| &eval.layers)),
             probed_layer: config.model.last_expert(),
             resolution: config.data.resolution,
             steps: (self.state.step, config.train.steps),

@@ -19,6 +19,7 @@ use super::validation::Validation;
 use crate::config::{HeadMaps, RequiredFiles, RunConfig};
 use crate::data::{Batch, Cache, Cursor, Loader, loader};
 use crate::error::{Error, Result};
+use crate::eval::segmentation::SegmentationOptions;
 use crate::model::adapter_files::{self, Format};
 use crate::model::files::{ModelFiles, Part};
 use crate::model::fingerprint::fingerprint;
@@ -149,6 +150,10 @@ impl<'a> Trainer<'a> {
             && head >= heads
         {
             return Err(Error::Usage(format!("loss.heads is {head}, but the model has {heads} heads")));
+        }
+        if let Some(eval) = &config.eval {
+            let maps = SegmentationOptions::of(eval, None).maps;
+            maps.check(&pipeline.transformer).map_err(|problem| Error::Usage(format!("[eval] {problem}")))?;
         }
         let (_, height, width) = pipeline.latent_shape(config.data.resolution)?;
         let mut parameters = Parameters::new(config, &mut pipeline.transformer, device)?;

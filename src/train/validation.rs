@@ -72,7 +72,7 @@ impl<'a> Validation<'a> {
         let mut pictures = ValidationPictures::default();
         if let Some(labelled) = &self.labelled {
             let limit = Some(self.eval.every_images);
-            let options = SegmentationOptions::of(self.eval, self.config.model.last_expert(), limit);
+            let options = SegmentationOptions::of(self.eval, limit);
             let mut examples = vec![];
             let found = evaluate(pipeline, scheduler, labelled, &options, &mut |result: &ImageResult| {
                 if examples.len() < EXAMPLES {

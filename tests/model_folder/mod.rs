@@ -1,16 +1,8 @@
 //! Copies of a model's folder, for a test to change.
 #[path = "../folder_copy/mod.rs"]
 mod folder_copy;
+#[path = "../tensor_edit/mod.rs"]
+mod tensor_edit;
 
-use candle_core::Tensor;
 pub use folder_copy::copy;
-use seg4diff::model::weights::{read_all, write};
-use std::collections::BTreeMap;
-use std::path::Path;
-
-/// Rewrites a safetensors file.
-pub fn edit_tensors(file: &Path, change: impl FnOnce(&mut BTreeMap<String, Tensor>)) {
-    let mut tensors = read_all(file).expect("tensors");
-    change(&mut tensors);
-    write(file, &tensors, &BTreeMap::new()).expect("write");
-}
+pub use tensor_edit::edit_tensors;

@@ -1,6 +1,7 @@
 //! What commands that look at labelled images have in common: the images, and the noise under which a model sees them.
 use crate::commands::{parse_sigma, parse_size};
 use crate::error::{Error, Result};
+use crate::eval::maps::MapSettings;
 use crate::eval::segmentation::{DataSet, LabelledFolder, NoiseLevel, SegmentationOptions};
 use crate::eval::usual_batch;
 use crate::model::pipeline::Pipeline;
@@ -78,11 +79,11 @@ pub struct LookArgs {
 }
 
 impl LookArgs {
-    /// As options for the attention of block `layer`, with the published protocol, for the first `limit` images.
+    /// As options with these maps and the published protocol, for the first `limit` images.
     ///
     /// # Errors
     /// The noise cannot be read, or does not suit the model.
-    pub fn options(&self, layer: usize, limit: Option<u32>, pipeline: &Pipeline) -> Result<SegmentationOptions> {
+    pub fn options(&self, maps: MapSettings, limit: Option<u32>, pipeline: &Pipeline) -> Result<SegmentationOptions> {
         let noise = match &self.noise {
             Some(file) => {
                 Some(read_latents(file, "noise", Some(1), pipeline.latent_shape(self.size)?, &pipeline.device)?)
@@ -98,7 +99,8 @@ impl LookArgs {
             noise,
             batch: self.batch.map_or(usual_batch(self.size), |batch| batch as usize),
             limit: limit.map(|limit| limit as usize),
-            ..SegmentationOptions::new(layer, self.size)
+            maps,
+            ..SegmentationOptions::new(0, self.size)
         })
     }
 }

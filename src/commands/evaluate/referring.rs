@@ -1,6 +1,7 @@
 //! `evaluate referring`: how well a block's attention finds what phrases mean.
 use super::looking::{LookArgs, as_in_training};
 use super::write_scores;
+use crate::commands::maps::{Layers, MapArgs, NormalizeArgs};
 use crate::commands::{LoadedModel, ModelArgs, say};
 use crate::error::{Error, Result};
 use crate::eval::segmentation::evaluate_referring;
@@ -37,9 +38,13 @@ pub struct ReferringArgs {
     /// Only so many images, the first that are named
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub limit: Option<u32>,
-    /// The block whose attention is used, counted from 0
-    #[arg(long, value_name = "BLOCK", default_value_t = 9)]
-    pub layer: usize,
+    /// The block whose attention is used, counted from 0; several, separated by commas, are averaged
+    #[arg(long, value_name = "LIST", default_value = "9")]
+    pub layer: Layers,
+    #[command(flatten)]
+    pub maps: MapArgs,
+    #[command(flatten)]
+    pub normalize: NormalizeArgs,
     #[command(flatten)]
     pub look: LookArgs,
     /// Write the scores to this file
@@ -48,10 +53,11 @@ pub struct ReferringArgs {
 }
 
 pub fn run(args: &ReferringArgs) -> Result<()> {
-    args.model.check_layer("--layer", args.layer)?;
+    args.maps.check(&args.model, args.layer.list())?;
     args.json.as_deref().map_or(Ok(()), check_writable)?;
-    let LoadedModel { files, pipeline, .. } = args.model.load_up_to(args.layer)?;
-    let options = args.look.options(args.layer, args.limit, &pipeline)?;
+    let LoadedModel { files, pipeline, device } = args.model.load_up_to(args.layer.last())?;
+    let maps = args.maps.settings(args.layer.list(), args.normalize.normalize, &device)?;
+    let options = args.look.options(maps, args.limit, &pipeline)?;
     let lines = count_lines(&args.phrases).map_err(|problem| Error::file(&args.phrases, problem))?;
     let mut progress = Progress::new("phrase", 0, lines);
     let files_of = (args.phrases.as_path(), args.images.as_path());

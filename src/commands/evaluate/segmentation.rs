@@ -2,6 +2,7 @@
 use super::looking::{LabelledArgs, LookArgs, as_in_training};
 use super::predictions::Predictions;
 use super::write_scores;
+use crate::commands::maps::{Layers, MapArgs, NormalizeArgs};
 use crate::commands::{LoadedModel, ModelArgs, say};
 use crate::config::{Choice, SegmentationProtocol};
 use crate::error::Result;
@@ -30,9 +31,14 @@ pub struct SegmentationArgs {
     pub model: ModelArgs,
     #[command(flatten)]
     pub data: LabelledArgs,
-    /// Block whose attention segments, counted from 0 (9 in Stable Diffusion 3 medium)
-    #[arg(long, value_name = "N")]
-    pub layer: usize,
+    /// Block whose attention segments, counted from 0 (9 in Stable Diffusion 3 medium); several, separated by commas, are
+    /// averaged
+    #[arg(long, value_name = "LIST")]
+    pub layer: Layers,
+    #[command(flatten)]
+    pub maps: MapArgs,
+    #[command(flatten)]
+    pub normalize: NormalizeArgs,
     /// What the model is told: the names of the classes present in the image, or all names
     #[arg(long, value_name = "PROTOCOL", default_value = "present", value_parser = SegmentationProtocol::from_name)]
     pub protocol: SegmentationProtocol,
@@ -49,11 +55,12 @@ pub struct SegmentationArgs {
 pub fn run(args: &SegmentationArgs) -> Result<()> {
     // What is small is looked at before gigabytes are.
     let data = args.data.open()?;
-    args.model.check_layer("--layer", args.layer)?;
+    args.maps.check(&args.model, args.layer.list())?;
     args.json.as_deref().map_or(Ok(()), check_writable)?;
     let predictions = args.predictions.as_deref().map(|folder| Predictions::open(folder, &data)).transpose()?;
-    let LoadedModel { files, pipeline, .. } = args.model.load_up_to(args.layer)?;
-    let look = args.look.options(args.layer, args.data.limit, &pipeline)?;
+    let LoadedModel { files, pipeline, device } = args.model.load_up_to(args.layer.last())?;
+    let maps = args.maps.settings(args.layer.list(), args.normalize.normalize, &device)?;
+    let look = args.look.options(maps, args.data.limit, &pipeline)?;
     let options = SegmentationOptions { protocol: args.protocol, ..look };
     let mut progress = Progress::new("image", 0, options.count(&data) as u64);
     let scores = evaluate(&pipeline, &Scheduler::open(&files)?, &data, &options, &mut |result: &ImageResult| {

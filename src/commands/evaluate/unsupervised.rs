@@ -2,7 +2,9 @@
 use super::looking::{LabelledArgs, LookArgs, as_in_training};
 use super::predictions::Predictions;
 use super::write_scores;
+use crate::commands::maps::{Layers, MapArgs};
 use crate::commands::{LoadedModel, ModelArgs, parse_not_negative, say};
+use crate::config::MapNormalize;
 use crate::error::Result;
 use crate::eval::segmentation::{SegmentationScores, UnsupervisedOptions, evaluate_unsupervised};
 use crate::report::progress::Progress;
@@ -31,9 +33,12 @@ pub struct UnsupervisedArgs {
     pub model: ModelArgs,
     #[command(flatten)]
     pub data: LabelledArgs,
-    /// Block whose attention segments, counted from 0 (9 in Stable Diffusion 3 medium)
-    #[arg(long, value_name = "N")]
-    pub layer: usize,
+    /// Block whose attention segments, counted from 0 (9 in Stable Diffusion 3 medium); several, separated by commas, are
+    /// averaged
+    #[arg(long, value_name = "LIST")]
+    pub layer: Layers,
+    #[command(flatten)]
+    pub maps: MapArgs,
     #[command(flatten)]
     pub look: LookArgs,
     /// Maps are merged whose symmetric KL divergence is less, in nats; several, separated by commas, are each measured
@@ -62,11 +67,12 @@ struct AtThreshold<'a> {
 pub fn run(args: &UnsupervisedArgs) -> Result<()> {
     // What is small is looked at before gigabytes are.
     let data = args.data.open()?;
-    args.model.check_layer("--layer", args.layer)?;
+    args.maps.check(&args.model, args.layer.list())?;
     args.json.as_deref().map_or(Ok(()), check_writable)?;
     let predictions = args.predictions.as_deref().map(|folder| Predictions::open(folder, &data)).transpose()?;
-    let LoadedModel { files, pipeline, .. } = args.model.load_up_to(args.layer)?;
-    let options = args.look.options(args.layer, args.data.limit, &pipeline)?;
+    let LoadedModel { files, pipeline, device } = args.model.load_up_to(args.layer.last())?;
+    let maps = args.maps.settings(args.layer.list(), MapNormalize::None, &device)?;
+    let options = args.look.options(maps, args.data.limit, &pipeline)?;
     let merging = UnsupervisedOptions { thresholds: args.threshold.clone(), power: args.power };
     let mut progress = Progress::new("image", 0, options.count(&data) as u64);
     let mut segments = vec![0; args.threshold.len()];

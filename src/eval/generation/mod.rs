@@ -4,7 +4,7 @@ pub mod draw;
 pub mod frechet;
 pub mod inception;
 pub mod kernel;
-mod matrix;
+pub(super) mod matrix;
 pub mod moments;
 pub mod npz;
 pub mod statistics;

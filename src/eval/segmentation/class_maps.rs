@@ -3,6 +3,7 @@ use super::prompts::{Embeddings, Prompt};
 use super::{NoiseLevel, SegmentationOptions};
 use crate::data::resize::bilinear;
 use crate::error::{Error, Result};
+use crate::eval::maps::MapSettings;
 use crate::model::mmdit::Embedded;
 use crate::model::pipeline::Pipeline;
 use crate::model::text::tokenizer::CLIP_TOKENS;
@@ -25,7 +26,7 @@ pub struct ClassMaps {
     pub grid: (usize, usize),
     /// Indices of the classes.
     pub classes: Vec<u16>,
-    /// Softmax attention, the mean over heads and over the tokens of the class's name: `[classes, rows, columns]`.
+    /// The mean over the tokens of the class's name: `[classes, rows, columns]`.
     pub values: Vec<f32>,
 }
 
@@ -35,12 +36,14 @@ impl ClassMaps {
         Self { grid, classes: vec![], values: vec![] }
     }
 
-    /// Adds the classes of a prompt, whose attention is `probability`, `[positions, 77]`.
-    pub fn add(&mut self, prompt: &Prompt, probability: &[f32]) {
+    /// Adds the classes of a prompt, whose tokens' maps are `[positions, 77]`, as `settings` says.
+    pub fn add(&mut self, prompt: &Prompt, of_tokens: &[f32], settings: &MapSettings) {
         for (class, place) in &prompt.places {
             self.classes.push(*class);
-            let tokens = probability.chunks_exact(CLIP_TOKENS).map(|row| &row[place.clone()]);
+            let first = self.values.len();
+            let tokens = of_tokens.chunks_exact(CLIP_TOKENS).map(|row| &row[place.clone()]);
             self.values.extend(tokens.map(|tokens| tokens.iter().sum::<f32>() / place.len() as f32));
+            settings.scale_after(&mut self.values[first..]);
         }
     }
 }
@@ -58,6 +61,7 @@ pub struct Segmenter<'a> {
     seed: u64,
     size: u32,
     batch: usize,
+    maps: &'a MapSettings,
 }
 
 impl<'a> Segmenter<'a> {
@@ -80,48 +84,38 @@ impl<'a> Segmenter<'a> {
             seed: options.seed,
             size: u32::try_from(options.size).map_err(|_| Error::Usage(format!("size {}", options.size)))?,
             batch: options.batch.max(1),
+            maps: &options.maps,
         })
     }
 
-    /// The maps of the ascending `layers` (outer) for each image (inner), whose prompts stand at the same place in
-    /// `prompts`. An image comes with its index in the data set, which its noise depends on.
+    /// The maps of each image, whose prompts stand at the same place in `prompts`. An image comes with its index in the
+    /// data set, which its noise depends on.
     ///
     /// Only the blocks up to the last layer are run, and of that only its queries and keys.
     pub fn class_maps(
         &mut self,
         images: &[(usize, &RgbImage)],
         prompts: &[impl Deref<Target = [Prompt]>],
-        layers: &[usize],
-    ) -> Result<Vec<Vec<ClassMaps>>> {
-        let transformer = &self.pipeline.transformer;
-        let heads = transformer.config.num_attention_heads;
-        let grid = self.grid();
-        let mut maps = vec![vec![ClassMaps::empty(grid); images.len()]; layers.len()];
+    ) -> Result<Vec<ClassMaps>> {
+        let (transformer, settings) = (&self.pipeline.transformer, self.maps);
+        let mut maps = vec![ClassMaps::empty(self.grid()); images.len()];
         self.each_batch(images, prompts, |pairs, embedded| {
-            let mut of_layers = maps.iter_mut();
-            transformer.probe_each(embedded, layers, |_, probe| {
-                let probability = probe.probability(heads)?;
-                let probability = probability.to_device(&Device::Cpu)?.flatten_all()?.to_vec1::<f32>()?;
-                let of_pairs = probability.chunks_exact(grid.0 * grid.1 * CLIP_TOKENS);
-                let Some(maps) = of_layers.next() else { return Ok(()) };
-                for ((image, prompt), probability) in pairs.iter().zip(of_pairs) {
-                    maps[*image].add(prompt, probability);
-                }
-                Ok(())
-            })
+            for ((image, prompt), of_tokens) in pairs.iter().zip(on_host(&settings.of_tokens(transformer, embedded)?)?)
+            {
+                maps[*image].add(prompt, &of_tokens, settings);
+            }
+            Ok(())
         })?;
         Ok(maps)
     }
 
-    /// The attention of `layer` to the 77 tokens of an empty prompt, `[positions, 77]` for each image.
-    pub fn token_maps(&mut self, images: &[(usize, &RgbImage)], layer: usize) -> Result<Vec<Vec<f32>>> {
-        let transformer = &self.pipeline.transformer;
-        let heads = transformer.config.num_attention_heads;
+    /// The maps of the 77 tokens of an empty prompt, `[positions, 77]` for each image.
+    pub fn token_maps(&mut self, images: &[(usize, &RgbImage)]) -> Result<Vec<Vec<f32>>> {
+        let (transformer, settings) = (&self.pipeline.transformer, self.maps);
         let nothing = vec![Prompt { text: String::new(), places: vec![] }];
         let mut maps = vec![];
         self.each_batch(images, &vec![nothing.as_slice(); images.len()], |_, embedded| {
-            let probability = transformer.probe(embedded, layer)?.probability(heads)?;
-            maps.extend(probability.to_device(&Device::Cpu)?.flatten_from(1)?.to_vec2::<f32>()?);
+            maps.extend(on_host(&settings.of_tokens(transformer, embedded)?)?);
             Ok(())
         })?;
         Ok(maps)
@@ -168,6 +162,11 @@ impl<'a> Segmenter<'a> {
         };
         Ok(((self.pipeline.vae.encode(&square)? * (1.0 - self.sigma))? + (noise * self.sigma)?)?)
     }
+}
+
+/// Maps `[batch, positions, 77]`, one list of values an image.
+pub fn on_host(maps: &Tensor) -> Result<Vec<Vec<f32>>> {
+    Ok(maps.to_device(&Device::Cpu)?.flatten_from(1)?.to_vec2::<f32>()?)
 }
 
 impl NoiseLevel {

@@ -32,6 +32,8 @@ pub struct DataSet {
     pub ignore: Vec<u32>,
     /// Whether labels without a name do not count either; otherwise they are an error.
     pub ignore_others: bool,
+    /// The label that those without a name stand for.
+    pub others: Option<u32>,
     /// Labels that stand for another.
     pub merge: BTreeMap<u32, u32>,
 }
@@ -50,6 +52,7 @@ struct Description {
     ignore: Vec<u32>,
     #[serde(default)]
     ignore_others: bool,
+    others: Option<u32>,
     #[serde(default)]
     merge: Vec<Merge>,
 }
@@ -84,6 +87,7 @@ impl DataSet {
             panoptic: None,
             ignore: ignore.to_vec(),
             ignore_others: false,
+            others: None,
             merge: BTreeMap::new(),
         }
     }
@@ -104,6 +108,9 @@ impl DataSet {
         if described.classes.is_none() && described.panoptic.is_none() {
             return Err(Error::file(file, "has neither classes nor panoptic annotations"));
         }
+        if described.ignore_others && described.others.is_some() {
+            return Err(Error::file(file, "has both ignore_others and others: labels without a name cannot be both"));
+        }
         let mut merge = BTreeMap::new();
         for Merge { labels, into } in described.merge {
             for label in labels {
@@ -122,6 +129,7 @@ impl DataSet {
             panoptic: described.panoptic.map(|panoptic| root.join(panoptic)),
             ignore: described.ignore,
             ignore_others: described.ignore_others,
+            others: described.others,
             merge,
         })
     }

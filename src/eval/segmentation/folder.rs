@@ -126,6 +126,15 @@ impl LabelledFolder {
         let ignored = ignore.iter().map(|&label| (label, NO_CLASS));
         let by_label: BTreeMap<u32, u16> =
             (0..).zip(&named).map(|(index, class)| (class.label, index)).chain(ignored).collect();
+        let others = match (data_set.ignore_others, data_set.others) {
+            (true, _) => Some(NO_CLASS),
+            (false, Some(label)) => {
+                let problem =
+                    || Error::file(&classes_file, format!("has no label {label}, which all others stand for"));
+                Some(*by_label.get(&label).ok_or_else(problem)?)
+            }
+            (false, None) => None,
+        };
         let mut class_of = by_label.clone();
         for (label, into) in merge {
             let problem = || Error::file(&classes_file, format!("has no label {into}, which {label} is merged into"));
@@ -136,7 +145,7 @@ impl LabelledFolder {
             classes_file,
             classes: named,
             class_of,
-            class_of_others: data_set.ignore_others.then_some(NO_CLASS),
+            class_of_others: others,
             panoptic,
             label_of_none: ignore.first().copied().unwrap_or(255),
         })

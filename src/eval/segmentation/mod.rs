@@ -10,16 +10,18 @@ mod referring;
 mod scores;
 mod unsupervised;
 
+pub(super) use class_maps::on_host;
 pub use class_maps::{ClassMaps, Segmenter};
-pub use data_set::DataSet;
+pub use data_set::{DataSet, Files};
 pub use folder::{Class, LabelledFolder, LabelledImage, NO_CLASS, SegmentationMap};
 pub use prompts::{Prompt, Vocabulary};
 pub use referring::{ReferringScores, evaluate_referring};
 pub use scores::{Accumulator, SegmentationScores};
 pub use unsupervised::{UnsupervisedOptions, UnsupervisedResult, evaluate_unsupervised};
 
-use crate::config::{EvalConfig, SegmentationProtocol};
+use crate::config::{EvalConfig, SegmentationProtocol, named_blocks};
 use crate::error::{Error, Result};
+use crate::eval::maps::MapSettings;
 use crate::eval::usual_batch;
 use crate::model::pipeline::Pipeline;
 use crate::ops::enlarged_argmax;
@@ -41,8 +43,8 @@ pub enum NoiseLevel {
 /// How to segment.
 #[derive(Clone, Debug)]
 pub struct SegmentationOptions {
-    /// The block whose attention segments, counted from 0.
-    pub layer: usize,
+    /// What a token's map is made of.
+    pub maps: MapSettings,
     /// Side in pixels of the square that images are resized to.
     pub size: usize,
     pub protocol: SegmentationProtocol,
@@ -61,7 +63,7 @@ impl SegmentationOptions {
     /// The published protocol, with the attention of block `layer` and images of `size`² pixels.
     pub fn new(layer: usize, size: usize) -> Self {
         Self {
-            layer,
+            maps: MapSettings::of_layers(&[layer]),
             size,
             protocol: SegmentationProtocol::Present,
             noise_level: NoiseLevel::Step { steps: 28, timestep: -8 },
@@ -72,11 +74,17 @@ impl SegmentationOptions {
         }
     }
 
-    /// As a run's `[eval]` says, with the attention of block `layer`, for the first `limit` images.
-    pub fn of(eval: &EvalConfig, layer: usize, limit: Option<usize>) -> Self {
-        let usual = Self::new(layer, eval.size);
+    /// As a run's `[eval]` says, for the first `limit` images.
+    pub fn of(eval: &EvalConfig, limit: Option<usize>) -> Self {
+        let usual = Self::new(0, eval.size);
+        let maps = MapSettings {
+            heads: eval.heads,
+            attention: eval.attention,
+            normalize: eval.normalize,
+            ..MapSettings::of_layers(&eval.layers)
+        };
         let batch = eval.batch.unwrap_or(usual.batch);
-        Self { protocol: eval.protocol, seed: eval.seed, batch, limit, ..usual }
+        Self { maps, protocol: eval.protocol, seed: eval.seed, batch, limit, ..usual }
     }
 
     /// How many images of `data` are looked at.
@@ -113,7 +121,7 @@ pub fn evaluate(
     options: &SegmentationOptions,
     visit: &mut dyn FnMut(&ImageResult) -> Result<()>,
 ) -> Result<SegmentationScores> {
-    pipeline.transformer.check_block(options.layer)?;
+    options.maps.check(&pipeline.transformer)?;
     let mut segmenter = Segmenter::new(pipeline, scheduler, options)?;
     let classes = data.classes();
     let vocabulary = Vocabulary::new(&pipeline.text_encoders, classes, data.classes_file())?;
@@ -121,9 +129,9 @@ pub fn evaluate(
     each_batch(data, options, |first, images| {
         let numbered: Vec<_> = (first..).zip(images.iter().map(|image| &image.image)).collect();
         let prompts: Vec<_> = images.iter().map(|image| vocabulary.prompts_of(image, options.protocol)).collect();
-        let maps = segmenter.class_maps(&numbered, &prompts, &[options.layer])?.concat();
+        let maps = segmenter.class_maps(&numbered, &prompts)?;
         for (index, ((image, prompts), maps)) in (first..).zip(images.iter().zip(&prompts).zip(&maps)) {
-            let predicted = maps.predict_for(image, options.layer)?;
+            let predicted = maps.predict_for(image, &options.maps.layers)?;
             accumulator.add(&image.truth, &predicted);
             visit(&ImageResult { index, image, classes, prompts, maps, predicted: &predicted })?;
         }
@@ -164,11 +172,14 @@ pub(super) fn each_batch(
 }
 
 /// # Errors
-/// A value of the attention of block `layer` to `image` is not finite.
-fn check_finite(values: &[f32], layer: usize, image: &LabelledImage) -> Result<()> {
+/// A value of the attention of the blocks `layers` to `image` is not finite.
+fn check_finite(values: &[f32], layers: &[usize], image: &LabelledImage) -> Result<()> {
     match values.iter().all(|value| value.is_finite()) {
         true => Ok(()),
-        false => Err(Error::Failed(format!("the attention of block {layer} to {} is not finite", image.key))),
+        false => {
+            let blocks = named_blocks(layers);
+            Err(Error::Failed(format!("the attention of {blocks} to {} is not finite", image.key)))
+        }
     }
 }
 
@@ -176,9 +187,9 @@ impl ClassMaps {
     /// The prediction for `image`.
     ///
     /// # Errors
-    /// The maps, which are of block `layer`, are not finite.
-    pub fn predict_for(&self, image: &LabelledImage, layer: usize) -> Result<SegmentationMap> {
-        check_finite(&self.values, layer, image)?;
+    /// The maps, which are of the blocks `layers`, are not finite.
+    pub fn predict_for(&self, image: &LabelledImage, layers: &[usize]) -> Result<SegmentationMap> {
+        check_finite(&self.values, layers, image)?;
         Ok(self.predict(image.truth.width, image.truth.height))
     }
 

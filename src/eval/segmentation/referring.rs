@@ -5,6 +5,7 @@
 //! scores are those of the other.
 use super::prompts::{Prompt, TOKENS};
 use super::{SegmentationOptions, Segmenter};
+use crate::config::named_blocks;
 use crate::data::rle::{RunLengths, StoredRunLengths};
 use crate::error::{Error, Result};
 use crate::limits::{Meter, Metered, RECORD};
@@ -92,7 +93,7 @@ pub fn evaluate_referring(
     options: &SegmentationOptions,
     mut progress: impl FnMut(u64),
 ) -> Result<ReferringScores> {
-    pipeline.transformer.check_block(options.layer)?;
+    options.maps.check(&pipeline.transformer)?;
     let mut segmenter = Segmenter::new(pipeline, scheduler, options)?;
     let mut halves = [[Sums::default(); THRESHOLDS]; 2];
     let mut counts = [0u64; 2];
@@ -105,14 +106,14 @@ pub fn evaluate_referring(
         let pictures = batch.par_iter().map(|group| group.read(file)).collect::<Result<Vec<RgbImage>>>()?;
         let numbered: Vec<_> = batch.iter().map(|group| group.image).zip(&pictures).collect();
         let prompts = batch.iter().map(|group| group.prompts(pipeline, file)).collect::<Result<Vec<_>>>()?;
-        let maps = segmenter.class_maps(&numbered, &prompts, &[options.layer])?.concat();
+        let maps = segmenter.class_maps(&numbered, &prompts)?;
         let grid = segmenter.grid();
         for (group, maps) in batch.iter().zip(&maps) {
             let half = group.image % 2;
             for (phrase, map) in group.phrases.iter().zip(maps.values.chunks_exact(grid.0 * grid.1)) {
                 if !map.iter().all(|value| value.is_finite()) {
-                    let problem =
-                        format!("line {}: the attention of block {} is not finite", phrase.line, options.layer);
+                    let blocks = named_blocks(&options.maps.layers);
+                    let problem = format!("line {}: the attention of {blocks} is not finite", phrase.line);
                     return Err(Error::file(file, problem));
                 }
                 let overlaps = overlaps(map, grid, &phrase.mask);

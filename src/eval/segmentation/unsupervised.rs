@@ -46,15 +46,15 @@ pub fn evaluate_unsupervised(
     merging: &UnsupervisedOptions,
     visit: &mut dyn FnMut(&UnsupervisedResult) -> Result<()>,
 ) -> Result<Vec<SegmentationScores>> {
-    pipeline.transformer.check_block(options.layer)?;
+    options.maps.check(&pipeline.transformer)?;
     let mut segmenter = Segmenter::new(pipeline, scheduler, options)?;
     let grid = segmenter.grid();
     let mut accumulators = vec![Accumulator::new(data.classes().len()); merging.thresholds.len()];
     each_batch(data, options, |first, images| {
         let numbered: Vec<_> = (first..).zip(images.iter().map(|image| &image.image)).collect();
-        let maps = segmenter.token_maps(&numbered, options.layer)?;
+        let maps = segmenter.token_maps(&numbered)?;
         for (index, (image, maps)) in (first..).zip(images.iter().zip(&maps)) {
-            check_finite(maps, options.layer, image)?;
+            check_finite(maps, &options.maps.layers, image)?;
             let maps = Distributions::new(maps, merging.power);
             for (number, (threshold, accumulator)) in merging.thresholds.iter().zip(&mut accumulators).enumerate() {
                 let segments = maps.merged(*threshold);

@@ -1,4 +1,5 @@
-//! The formats that name modules as diffusers does: diffusers' own, and PEFT's with its configuration beside it.
+//! The formats that name modules as diffusers does: diffusers' own, PEFT's with its configuration beside it, and what the
+//! paper's released code saves (read alone).
 use super::{Parts, Tensors, unknown_key};
 use crate::error::{Error, Result};
 use crate::limits::MODEL_JSON;
@@ -14,8 +15,16 @@ pub(super) const PEFT_CONFIG: &str = "adapter_config.json";
 const DIFFUSERS_CONFIG: &str = "lora_adapter_metadata";
 const DIFFUSERS_PREFIX: &str = "transformer.";
 const PEFT_PREFIX: &str = "base_model.model.";
+/// Of the released code's whole model: its backbone's transformer. Alpha is the rank there.
+const RELEASED_PREFIX: &str = "backbone.transformer.";
+/// The score head that lies beside the adapter in its files; it serves maps, not the model.
+const RELEASED_SCORE_HEAD: &str = "attn_mlp.";
 /// Pairs of suffixes for A and B. diffusers looks at one key to tell which are used, so a file has one kind.
-const SUFFIXES: [(&str, &str); 2] = [(".lora_A.weight", ".lora_B.weight"), (".lora.down.weight", ".lora.up.weight")];
+const SUFFIXES: [(&str, &str); 3] = [
+    (".lora_A.weight", ".lora_B.weight"),
+    (".lora.down.weight", ".lora.up.weight"),
+    (".lora_A.default.weight", ".lora_B.default.weight"),
+];
 
 /// Writes `transformer.MODULE.lora_A.weight` and `lora_B`, B multiplied with the scale: diffusers refuses `.alpha`
 /// keys for SD3 and then takes the scale for 1.
@@ -131,7 +140,7 @@ pub(super) fn write_peft(adapter: &Adapter, folder: &Path) -> Result<()> {
     whole_file::write_atomically(&file, |out| writeln!(out, "{text}"))
 }
 
-/// Reads a file of diffusers' or PEFT's names; the scale comes from PEFT's configuration beside it, from that in
+/// Reads a file of diffusers', PEFT's or the released code's names; the scale comes from PEFT's configuration beside it, from that in
 /// diffusers' metadata, or is 1.
 pub(super) fn read(file: &Path, tensors: Tensors, metadata: &BTreeMap<String, String>) -> Result<Adapter> {
     let expected =
@@ -139,8 +148,8 @@ pub(super) fn read(file: &Path, tensors: Tensors, metadata: &BTreeMap<String, St
     let mut modules: BTreeMap<String, Parts> = BTreeMap::new();
     // the first key decides on prefix and suffixes
     let mut style: Option<(&str, (&str, &str), String)> = None;
-    for (key, tensor) in tensors {
-        let prefix = [DIFFUSERS_PREFIX, PEFT_PREFIX].into_iter().find(|p| key.starts_with(p));
+    for (key, tensor) in tensors.into_iter().filter(|(key, _)| !key.starts_with(RELEASED_SCORE_HEAD)) {
+        let prefix = [DIFFUSERS_PREFIX, PEFT_PREFIX, RELEASED_PREFIX].into_iter().find(|p| key.starts_with(p));
         let suffixes = SUFFIXES.into_iter().find(|(a, b)| key.ends_with(a) || key.ends_with(b));
         let (Some(prefix), Some(suffixes)) = (prefix, suffixes) else {
             return Err(unknown_key(file, &key, &expected));
@@ -158,6 +167,9 @@ pub(super) fn read(file: &Path, tensors: Tensors, metadata: &BTreeMap<String, St
         } else if let Some(module) = rest.strip_suffix(suffixes.1) {
             modules.entry(module.to_string()).or_default().up = Some(tensor);
         }
+    }
+    if style.is_none() {
+        return Err(Error::file(file, "holds a score head, but no adapter"));
     }
     let config = match style {
         Some((PEFT_PREFIX, ..)) => Some(peft_config(&file.with_file_name(PEFT_CONFIG))?),

@@ -13,6 +13,7 @@ use crate::paths::{self, is_file};
 use crate::whole_file::{Aside, folder_of, sweep_beside, sync};
 use candle_core::{DType, Device, Tensor};
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// Largest relative difference (Frobenius norm) between a module's ΔW and that of its file read back.
@@ -117,14 +118,14 @@ pub fn export(adapter: &Adapter, format: Format, out: &Path, origin: &Origin) ->
     Ok(target)
 }
 
-/// Reads an adapter of any of the formats: a file, or a folder that holds one.
+/// Reads an adapter of any of the formats, or of the paper's released code: a file, or a folder that holds one.
 ///
 /// # Errors
 /// No such file; keys of none or of more than one of the formats, or that adapt something else than the
 /// transformer, by name; a pair that lacks one side; shapes that do not fit each other.
 pub fn read(path: &Path) -> Result<Adapter> {
     let file = tensors_of(path)?;
-    let metadata = weights::header(&file)?.metadata;
+    let metadata = weights::header(&file).map_err(|problem| no_pickle(&file, problem))?.metadata;
     let tensors = weights::read_all(&file)?;
     let Some(first) = tensors.keys().next() else {
         return Err(Error::file(&file, "holds no tensors"));
@@ -138,6 +139,20 @@ pub fn read(path: &Path) -> Result<Adapter> {
 /// The folder holds none, or several.
 pub fn tensors_of(path: &Path) -> Result<PathBuf> {
     if paths::is_folder(path)? { file_in(path) } else { Ok(path.to_path_buf()) }
+}
+
+/// `problem` with `file` as safetensors, or what is known better of it: it is one of torch's pickles.
+pub fn no_pickle(file: &Path, problem: Error) -> Error {
+    let mut start = [0; 4];
+    let read = std::fs::File::open(file).and_then(|mut file| file.read_exact(&mut start));
+    match (read, start) {
+        (Ok(()), [b'P', b'K', 3, 4] | [0x80, ..]) => Error::file(
+            file,
+            "is a file of torch.save, and nothing is unpickled here: convert it to safetensors once, as the README says \
+             under \"The published adapters\"",
+        ),
+        _ => problem,
+    }
 }
 
 fn file_in(folder: &Path) -> Result<PathBuf> {
@@ -187,6 +202,10 @@ impl Parts {
 fn unknown_key(file: &Path, key: &str, expected: &str) -> Error {
     let why = if key.starts_with("text_encoder") || key.starts_with("lora_te") {
         "adapts a text encoder, only adapters of the transformer are supported".to_string()
+    } else if key.starts_with("backbone.") {
+        "is no part of an adapter: the file holds the whole model of the released code; convert it as the README says \
+         under \"The published adapters\", which keeps the adapter and the score head"
+            .to_string()
     } else {
         format!("is not a key of an SD3 adapter {expected}")
     };

@@ -43,6 +43,11 @@ pub struct JointInputs {
 }
 
 impl JointInputs {
+    /// Of these, what image tokens look with and at.
+    pub fn probe(&self) -> Probe {
+        Probe { queries: self.image_queries.clone(), keys: self.keys.clone(), last_key_count: self.last_key_count }
+    }
+
     /// What every token takes from the others: `[batch, image tokens + text tokens, width]`, in the last block
     /// `[batch, image tokens, width]`.
     pub fn attend(&self) -> TensorResult<Tensor> {
@@ -257,7 +262,7 @@ impl Block {
     /// The block's output, and what its joint attention came from. The last block leaves the text stream as it was.
     pub fn forward(&self, streams: &Streams, conditioning: &Tensor) -> TensorResult<(Streams, Probe)> {
         let (out, inputs) = self.forward_with(streams, conditioning, JointInputs::attend)?;
-        Ok((out, Probe { queries: inputs.image_queries, keys: inputs.keys, last_key_count: inputs.last_key_count }))
+        Ok((out, inputs.probe()))
     }
 
     /// The same with another joint attention: `attend` returns what [`JointInputs::attend`] would.

@@ -167,6 +167,25 @@ impl MmDit {
         Ok(())
     }
 
+    /// Calls `visit` with the image tokens that leave each of the ascending `layers`, `[batch, image tokens, width]`, in
+    /// one pass that ends at the last.
+    pub fn image_tokens_each(
+        &self,
+        embedded: &Embedded,
+        layers: &[usize],
+        mut visit: impl FnMut(usize, &Tensor) -> Result<()>,
+    ) -> Result<()> {
+        let Some(&last) = layers.last() else { return Ok(()) };
+        let mut streams = embedded.streams.clone();
+        for (layer, block) in self.blocks[..=last].iter().enumerate() {
+            streams = block.forward(&streams, &embedded.conditioning)?.0;
+            if layers.contains(&layer) {
+                visit(layer, &streams.image)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Calls `visit` with the queries and keys of each of the ascending `layers`, in one pass that ends at the last.
     pub fn probe_each(
         &self,

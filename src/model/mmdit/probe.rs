@@ -55,6 +55,11 @@ impl Probe {
         ops::attention_probability(&self.queries, &self.keys, heads, range, self.last_key_count)
     }
 
+    /// The same of the softmax over the CLIP tokens alone.
+    pub fn text_probability(&self, heads: usize) -> Result<Tensor> {
+        ops::attention_probability(&self.queries, &self.text_keys()?, heads, 0..CLIP_TOKENS, 1)
+    }
+
     /// The heads one after the other as samples of one head each: queries `[batch·heads, image tokens, head_dim]`.
     pub fn heads_apart(&self, heads: usize) -> Result<Self> {
         let apart = |of: &Tensor| {

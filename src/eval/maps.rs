@@ -1,0 +1,120 @@
+//! What a map of a text token is made of: of which blocks and heads, after which softmax, by which scale.
+use super::score_head::ScoreHead;
+use crate::config::{AttentionForm, MapHeads, MapNormalize};
+use crate::error::{Error, Result};
+use crate::model::mmdit::{Embedded, MmDit, Probe, image_to_text_logits, mean};
+use candle_core::{Result as TensorResult, Tensor};
+
+/// Added to a map's range before it is divided by it, as the released code does.
+const EPSILON: f64 = 1e-6;
+
+/// How the attention of image positions to the CLIP tokens becomes maps.
+///
+/// In this order: each block's attention, its heads taken together, the score head, the mean over blocks, each token's
+/// map scaled, the mean over the tokens of a name, each name's map scaled.
+#[derive(Clone, Debug)]
+pub struct MapSettings {
+    /// Blocks, counted from 0, ascending, whose maps are averaged.
+    pub layers: Vec<usize>,
+    pub heads: MapHeads,
+    pub attention: AttentionForm,
+    pub normalize: MapNormalize,
+    pub score_head: Option<ScoreHead>,
+}
+
+impl MapSettings {
+    /// The published protocol with the attention of these blocks: softmax over all keys, the mean over heads, unscaled.
+    pub fn of_layers(layers: &[usize]) -> Self {
+        let mut layers = layers.to_vec();
+        layers.sort_unstable();
+        layers.dedup();
+        Self {
+            layers,
+            heads: MapHeads::Mean,
+            attention: AttentionForm::Softmax,
+            normalize: MapNormalize::None,
+            score_head: None,
+        }
+    }
+
+    /// # Errors
+    /// `Error::Usage` if there is no block, or the model does not have one of the blocks or heads.
+    pub fn check(&self, model: &MmDit) -> Result<()> {
+        if self.layers.is_empty() {
+            return Err(Error::Usage("no block whose attention is to be looked at".into()));
+        }
+        self.layers.iter().try_for_each(|&layer| model.check_block(layer))?;
+        check_heads(self.heads, model.config.num_attention_heads)
+    }
+
+    /// Whether a map is the softmax over all keys, averaged over heads, as it is.
+    pub fn is_mean_probability(&self) -> bool {
+        (self.attention, self.heads) == (AttentionForm::Softmax, MapHeads::Mean) && self.score_head.is_none()
+    }
+
+    /// The maps of the CLIP tokens, f32 `[batch, image tokens, 77]`: the mean over the blocks, scaled where that is to
+    /// be done before the tokens of a name are merged. The model is run up to the last of the blocks.
+    pub fn of_tokens(&self, model: &MmDit, embedded: &Embedded) -> Result<Tensor> {
+        let heads = model.config.num_attention_heads;
+        let mut of_blocks = vec![];
+        model.probe_each(embedded, &self.layers, |_, probe| {
+            of_blocks.push(self.of_block(&probe, heads, embedded.grid));
+            Ok(())
+        })?;
+        Ok(self.scaled_before(mean(of_blocks.into_iter())?)?)
+    }
+
+    /// The same, from what the attention of the blocks is computed from; each has so many `heads`.
+    pub fn of_probes(&self, probes: &[Probe], heads: usize, grid: (usize, usize)) -> TensorResult<Tensor> {
+        self.scaled_before(mean(probes.iter().map(|probe| self.of_block(probe, heads, grid)))?)
+    }
+
+    /// One block's maps `[batch, image tokens, 77]`, not yet scaled; `heads` is how many the block has.
+    pub fn of_block(&self, probe: &Probe, heads: usize, grid: (usize, usize)) -> TensorResult<Tensor> {
+        let mean = |probe: &Probe, heads: usize| match self.attention {
+            AttentionForm::Softmax => probe.probability(heads),
+            AttentionForm::SoftmaxText => probe.text_probability(heads),
+            AttentionForm::Logits => image_to_text_logits(probe, heads)?.mean(1)?.transpose(1, 2)?.contiguous(),
+        };
+        let one = |head: usize| mean(&probe.one_head(head, heads)?, 1);
+        let maps = match self.heads {
+            MapHeads::Mean => mean(probe, heads)?,
+            MapHeads::One(head) => one(head)?,
+            MapHeads::Max => (1..heads).try_fold(one(0)?, |most, head| most.maximum(&one(head)?))?,
+        };
+        match &self.score_head {
+            Some(head) => head.apply(&maps, grid),
+            None => Ok(maps),
+        }
+    }
+
+    /// Maps `[batch, image tokens, 77]`, each scaled to [0, 1] where that is to be done before merging.
+    pub fn scaled_before(&self, maps: Tensor) -> TensorResult<Tensor> {
+        if !self.normalize.before() {
+            return Ok(maps);
+        }
+        let maps = maps.broadcast_sub(&maps.min_keepdim(1)?)?;
+        maps.broadcast_div(&(maps.max_keepdim(1)? + EPSILON)?)
+    }
+
+    /// A name's map, scaled to [0, 1] where that is to be done after merging.
+    pub fn scale_after(&self, map: &mut [f32]) {
+        if !self.normalize.after() {
+            return;
+        }
+        let least = map.iter().copied().fold(f32::INFINITY, f32::min);
+        let range = map.iter().fold(f32::NEG_INFINITY, |most, value| most.max(value - least)) + EPSILON as f32;
+        map.iter_mut().for_each(|value| *value = (*value - least) / range);
+    }
+}
+
+/// # Errors
+/// `Error::Usage` if a model of so many `heads` a block does not have the one that is chosen.
+pub fn check_heads(chosen: MapHeads, heads: usize) -> Result<()> {
+    match chosen {
+        MapHeads::One(head) if head >= heads => {
+            Err(Error::Usage(format!("head {head}: the model's blocks have {heads} heads, counted from 0")))
+        }
+        _ => Ok(()),
+    }
+}

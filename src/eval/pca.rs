@@ -1,0 +1,225 @@
+//! What a model's image tokens have in common: their first three principal components, which make a picture of them.
+use super::generation::matrix::{View, add_product};
+use super::segmentation::{
+    LabelledFolder, LabelledImage, Prompt, SegmentationOptions, Segmenter, Vocabulary, each_batch,
+};
+use crate::error::{Error, Result};
+use crate::model::pipeline::Pipeline;
+use crate::sample::scheduler::Scheduler;
+use candle_core::{DType, Device};
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use rand_distr::{Distribution, StandardNormal};
+
+/// Components that are kept: red, green and blue.
+pub const COMPONENTS: usize = 3;
+/// Directions that are followed to find them: more than are kept, so that they come apart sooner.
+const FOLLOWED: usize = 12;
+/// Directions are found when what is left of them is so little of the greatest variance.
+const PRECISION: f64 = 1e-12;
+/// Steps after which they are taken as they are: variances that are nearly equal have no directions of their own.
+const STEPS: usize = 300;
+/// Variances below this share of the greatest are rounding.
+const NOTHING: f64 = 1e-13;
+
+/// The components of one image's tokens after every block that is looked at: for each block `[positions, 3]`, each
+/// component scaled to [0, 1] over the image.
+pub type BlockComponents = Vec<Vec<[f32; COMPONENTS]>>;
+
+/// Is given an image, its components, and the rows and columns of its positions.
+pub type VisitComponents<'a> = dyn FnMut(&LabelledImage, BlockComponents, (usize, usize)) -> Result<()> + 'a;
+
+/// The components of the first images of `data`, as many as `options.limit` says, after each of the ascending `layers`;
+/// each image's prompt is the names of its classes. `visit` gets every image with its components and the grid of its
+/// positions, rows and columns.
+///
+/// # Errors
+/// As [`evaluate`](super::segmentation::evaluate).
+pub fn components_of(
+    pipeline: &Pipeline,
+    scheduler: &Scheduler,
+    data: &LabelledFolder,
+    options: &SegmentationOptions,
+    layers: &[usize],
+    visit: &mut VisitComponents<'_>,
+) -> Result<()> {
+    let transformer = &pipeline.transformer;
+    layers.iter().try_for_each(|&layer| transformer.check_block(layer))?;
+    let mut segmenter = Segmenter::new(pipeline, scheduler, options)?;
+    let vocabulary = Vocabulary::new(&pipeline.text_encoders, data.classes(), data.classes_file())?;
+    let grid = segmenter.grid();
+    each_batch(data, options, |first, images| {
+        let numbered: Vec<_> = (first..).zip(images.iter().map(|image| &image.image)).collect();
+        let prompts: Vec<Vec<Prompt>> = images
+            .iter()
+            .map(|image| {
+                let prompt = vocabulary.prompts_of(image, options.protocol).into_iter().next();
+                vec![prompt.unwrap_or(Prompt { text: String::new(), places: vec![] })]
+            })
+            .collect();
+        let mut found: Vec<BlockComponents> = vec![vec![]; images.len()];
+        segmenter.each_batch(&numbered, &prompts, |pairs, embedded| {
+            transformer.image_tokens_each(embedded, layers, |layer, tokens| {
+                let tokens = tokens.to_dtype(DType::F32)?.to_device(&Device::Cpu)?;
+                for (index, (image, _)) in pairs.iter().enumerate() {
+                    let features = tokens.get(index)?.to_vec2::<f32>()?;
+                    let components = principal_components(&features).ok_or_else(|| {
+                        let key = &images[*image].key;
+                        Error::Failed(format!("the image tokens of {key} after block {layer} are not finite"))
+                    })?;
+                    found[*image].push(components);
+                }
+                Ok(())
+            })
+        })?;
+        images.iter().zip(found).try_for_each(|(image, components)| visit(image, components, grid))
+    })
+}
+
+/// Rows of `features` projected on their first three principal components: directions of the greatest variance about
+/// the mean row, each with its largest loading (the first of equals) positive. Each component is scaled to [0, 1] over
+/// the rows; one that has no variance is 0 everywhere.
+///
+/// None where a value is not finite.
+pub fn principal_components(features: &[Vec<f32>]) -> Option<Vec<[f32; COMPONENTS]>> {
+    let (rows, width) = (features.len(), features.first().map_or(0, Vec::len));
+    let mut centred: Vec<f64> = features.iter().flatten().map(|value| f64::from(*value)).collect();
+    if !centred.iter().all(|value| value.is_finite()) {
+        return None;
+    }
+    for column in 0..width {
+        let mean = (0..rows).map(|row| centred[row * width + column]).sum::<f64>() / rows as f64;
+        (0..rows).for_each(|row| centred[row * width + column] -= mean);
+    }
+    let mut scaled = vec![[0f32; COMPONENTS]; rows];
+    for (component, direction) in directions(&centred, rows, width).iter().enumerate() {
+        let values: Vec<f64> = centred.chunks_exact(width).map(|row| dot(row, direction)).collect();
+        let (least, most) = values.iter().fold((f64::MAX, f64::MIN), |(least, most), v| (least.min(*v), most.max(*v)));
+        for (scaled, value) in scaled.iter_mut().zip(values) {
+            scaled[component] = if most > least { ((value - least) / (most - least)) as f32 } else { 0.0 };
+        }
+    }
+    Some(scaled)
+}
+
+/// The directions of the greatest variance of `centred` `[rows, width]`, three or, where it has fewer, those; by subspace
+/// iteration with Rayleigh and Ritz's choice of directions (Golub and Van Loan, 8.2.4).
+fn directions(centred: &[f64], rows: usize, width: usize) -> Vec<Vec<f64>> {
+    let followed = FOLLOWED.min(width).min(rows);
+    let mut random = ChaCha8Rng::seed_from_u64(0);
+    let mut draw = || -> Vec<f64> { (0..width).map(|_| StandardNormal.sample(&mut random)).collect() };
+    let mut basis: Vec<Vec<f64>> = (0..followed).map(|_| draw()).collect();
+    orthonormalise(&mut basis);
+    let mut variances = vec![];
+    for _ in 0..STEPS {
+        let images = gram_product(centred, rows, width, &basis);
+        let small: Vec<Vec<f64>> = basis.iter().map(|a| images.iter().map(|b| dot(a, b)).collect()).collect();
+        let (values, rotation) = symmetric_eigen(small);
+        variances = values;
+        basis = combined(&basis, &rotation);
+        let images = combined(&images, &rotation);
+        let greatest = variances.first().copied().unwrap_or(0.0);
+        let left = (0..COMPONENTS.min(basis.len())).map(|i| residual(&images[i], &basis[i], variances[i]));
+        if left.fold(0f64, f64::max) <= PRECISION * greatest {
+            break;
+        }
+        basis = images;
+        orthonormalise(&mut basis);
+    }
+    let greatest = variances.first().copied().unwrap_or(0.0);
+    let mut found: Vec<Vec<f64>> = basis.into_iter().take(COMPONENTS).collect();
+    found.truncate(variances.iter().take_while(|variance| **variance > NOTHING * greatest).count());
+    for direction in &mut found {
+        let largest =
+            direction.iter().fold(0f64, |most, loading| if loading.abs() > most.abs() { *loading } else { most });
+        if largest < 0.0 {
+            direction.iter_mut().for_each(|loading| *loading = -*loading);
+        }
+    }
+    found
+}
+
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+/// The length of `image − value·vector`.
+fn residual(image: &[f64], vector: &[f64], value: f64) -> f64 {
+    image.iter().zip(vector).map(|(image, vector)| (image - value * vector).powi(2)).sum::<f64>().sqrt()
+}
+
+/// `XᵀX·v` for each of the vectors.
+fn gram_product(x: &[f64], rows: usize, width: usize, vectors: &[Vec<f64>]) -> Vec<Vec<f64>> {
+    let (count, x) = (vectors.len(), View::rows(x, width));
+    let flat = vectors.concat();
+    let mut projected = vec![0.0; rows * count];
+    add_product(&mut projected, (rows, width, count), x, View::rows(&flat, width).transposed());
+    let mut images = vec![0.0; count * width];
+    add_product(&mut images, (count, rows, width), View::rows(&projected, count).transposed(), x);
+    images.chunks_exact(width).map(<[f64]>::to_vec).collect()
+}
+
+/// Vectors weighed by the columns of `rotation`.
+fn combined(vectors: &[Vec<f64>], rotation: &[Vec<f64>]) -> Vec<Vec<f64>> {
+    let one = |column: usize| {
+        let mut sum = vec![0.0; vectors[0].len()];
+        for (vector, weights) in vectors.iter().zip(rotation) {
+            sum.iter_mut().zip(vector).for_each(|(sum, value)| *sum += weights[column] * value);
+        }
+        sum
+    };
+    (0..vectors.len()).map(one).collect()
+}
+
+/// Gram and Schmidt's, twice, so that rounding leaves nothing; a vector of which nothing is left becomes zero.
+fn orthonormalise(vectors: &mut [Vec<f64>]) {
+    for index in 0..vectors.len() {
+        let (before, rest) = vectors.split_at_mut(index);
+        let vector = &mut rest[0];
+        let length = dot(vector, vector).sqrt();
+        for _ in 0..2 {
+            for other in before.iter() {
+                let shared = dot(vector, other);
+                vector.iter_mut().zip(other).for_each(|(value, other)| *value -= shared * other);
+            }
+        }
+        let left = dot(vector, vector).sqrt();
+        let scale = if left > length * 1e-14 { 1.0 / left } else { 0.0 };
+        vector.iter_mut().for_each(|value| *value *= scale);
+    }
+}
+
+/// Eigenvalues of a small symmetric matrix, descending, and its eigenvectors as columns; by Jacobi's rotations.
+fn symmetric_eigen(mut matrix: Vec<Vec<f64>>) -> (Vec<f64>, Vec<Vec<f64>>) {
+    let size = matrix.len();
+    let mut vectors: Vec<Vec<f64>> = (0..size).map(|i| (0..size).map(|j| f64::from(i == j)).collect()).collect();
+    // Each sweep squares what is left beside the diagonal: seven are usual.
+    for _ in 0..50 {
+        let beside: f64 = (0..size).flat_map(|i| (0..i).map(move |j| (i, j))).map(|(i, j)| matrix[i][j].powi(2)).sum();
+        let diagonal: f64 = (0..size).map(|i| matrix[i][i].powi(2)).sum();
+        if beside <= 1e-32 * diagonal {
+            break;
+        }
+        for (p, q) in (0..size).flat_map(|q| (0..q).map(move |p| (p, q))) {
+            if matrix[p][q] == 0.0 {
+                continue;
+            }
+            let theta = (matrix[q][q] - matrix[p][p]) / (2.0 * matrix[p][q]);
+            let tangent = theta.signum() / (theta.abs() + theta.hypot(1.0));
+            let cosine = 1.0 / tangent.hypot(1.0);
+            let sine = tangent * cosine;
+            let turn = |a: f64, b: f64| (cosine * a - sine * b, sine * a + cosine * b);
+            for row in matrix.iter_mut().chain(vectors.iter_mut()) {
+                (row[p], row[q]) = turn(row[p], row[q]);
+            }
+            let (before, rest) = matrix.split_at_mut(q);
+            for (a, b) in before[p].iter_mut().zip(&mut rest[0]) {
+                (*a, *b) = turn(*a, *b);
+            }
+        }
+    }
+    let mut order: Vec<usize> = (0..size).collect();
+    order.sort_by(|a, b| matrix[*b][*b].total_cmp(&matrix[*a][*a]));
+    let values = order.iter().map(|&i| matrix[i][i]).collect();
+    (values, vectors.iter().map(|row| order.iter().map(|&i| row[i]).collect()).collect())
+}

@@ -1,0 +1,73 @@
+//! A trained score head, put on the maps at evaluation.
+use crate::error::{Error, Result};
+use crate::model::adapter_files::no_pickle;
+use crate::model::text::tokenizer::CLIP_TOKENS;
+use crate::model::weights::Weights;
+use crate::ops::{self, conv2d};
+use crate::paths::is_folder;
+use crate::train::checkpoint::Checkpoint;
+use candle_core::{DType, Device, Result as TensorResult, Tensor};
+use std::path::Path;
+
+/// What stands before the names of [`ops::PARAMETERS`]: in a checkpoint, and in the released code's files.
+const PREFIXES: [&str; 2] = ["score_head.", "attn_mlp.attn_score_layer."];
+
+/// How the head is put on maps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum ScoreHeadForm {
+    /// As in training: convolutions over each map, added to it
+    Residual,
+    /// As the released code does at evaluation: convolutions over the table of positions and tokens, in the maps' place
+    Released,
+}
+
+/// A score head.
+#[derive(Clone, Debug)]
+pub struct ScoreHead {
+    /// In the order of [`ops::PARAMETERS`], f32.
+    parameters: Vec<Tensor>,
+    form: ScoreHeadForm,
+}
+
+impl ScoreHead {
+    /// Reads the head of a checkpoint (its folder, or the `adapter.safetensors` in it) or of a file of the released
+    /// code, converted to safetensors.
+    ///
+    /// # Errors
+    /// The file cannot be read, has no score head, or one of other shapes.
+    pub fn read(path: &Path, form: ScoreHeadForm, device: &Device) -> Result<Self> {
+        let file = if is_folder(path)? { Checkpoint::tensors_of(path) } else { path.to_owned() };
+        let weights = Weights::open(&file, std::slice::from_ref(&file), DType::F32, device);
+        let weights = weights.map_err(|problem| no_pickle(&file, problem))?;
+        let has = |prefix: &&str| weights.names().iter().any(|name| name.starts_with(prefix));
+        let Some(prefix) = PREFIXES.into_iter().find(has) else {
+            let names = PREFIXES.map(|prefix| format!("{prefix}{}", ops::PARAMETERS[0].0)).join(" or ");
+            return Err(Error::file(&file, format!("has no score head: expected tensors such as {names}")));
+        };
+        let parameters = ops::PARAMETERS.iter().map(|(name, shape)| weights.get(&format!("{prefix}{name}"), *shape));
+        Ok(Self { parameters: parameters.collect::<Result<_>>()?, form })
+    }
+
+    /// On maps `[batch, image tokens, 77]`, whose positions are rows and columns of `grid`.
+    pub fn apply(&self, maps: &Tensor, grid: (usize, usize)) -> TensorResult<Tensor> {
+        let (batch, positions, tokens) = maps.dims3()?;
+        match self.form {
+            ScoreHeadForm::Residual => {
+                let pictures = maps.transpose(1, 2)?.contiguous()?.reshape((batch * tokens, grid.0, grid.1))?;
+                let scored = ops::score_head(&pictures, &self.parameters)?;
+                scored.reshape((batch, tokens, positions))?.transpose(1, 2)?.contiguous()
+            }
+            ScoreHeadForm::Released => {
+                let mut table = maps.reshape((batch, 1, positions, CLIP_TOKENS))?;
+                for (layer, parameters) in self.parameters.chunks_exact(2).enumerate() {
+                    let (weight, bias) = (parameters[0].clone(), parameters[1].clone());
+                    let convolution = conv2d::Conv2d::new(weight, bias, conv2d::Stride::One)?;
+                    let is_last = 2 * (layer + 1) == self.parameters.len();
+                    let convolution = if is_last { convolution } else { convolution.with_relu() };
+                    table = convolution.forward(&table)?;
+                }
+                table.reshape((batch, positions, tokens))
+            }
+        }
+    }
+}
