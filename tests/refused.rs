@@ -148,6 +148,8 @@ fn what_may_not_be_read_gives_the_systems_reason() {
     )
     .expect("write");
     mode(&path("c.toml"), 0o644);
+    std::fs::create_dir(path("out")).expect("folder");
+    mode(&path("out"), 0o777);
     let program = path("seg4diff");
     std::fs::copy(env!("CARGO_BIN_EXE_seg4diff"), &program).expect("copy");
     mode(&program, 0o755);

@@ -26,8 +26,12 @@ impl RunConfig {
             }
             Some((_, Err(e))) => problems.push(format!("data.cache: {e}")),
         }
-        if let Some(adapter) = self.lora.init.as_ref().filter(|adapter| !adapter.exists()) {
-            problems.push(format!("lora.init: {} is missing", adapter.display()));
+        if let Some(adapter) = &self.lora.init {
+            match exists(adapter) {
+                Ok(true) => {}
+                Ok(false) => problems.push(format!("lora.init: {} is missing", adapter.display())),
+                Err(e) => problems.push(format!("lora.init: {e}")),
+            }
         }
         self.check_named(self.training_files(), &mut problems);
         self.check_named(self.evaluation_files(), &mut problems);

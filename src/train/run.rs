@@ -1,7 +1,7 @@
 //! The loop: batch, noise, forward, loss, backward, clip, step, log, checkpoint.
 use super::accumulated::Accumulated;
 use super::checkpoint::{Checkpoint, State};
-use super::effect;
+use super::effect::Start;
 use super::evaluation::Evaluation;
 use super::gradients::{LossTerms, StepInputs, StepPlan, gradients};
 use super::initial;
@@ -91,6 +91,8 @@ struct Trainer<'a> {
     pipeline: Pipeline,
     scheduler: Scheduler,
     parameters: Parameters,
+    /// The LoRA before the run's first step.
+    start: Start,
     /// What all images are told, where a prompt is learnt: its pooled state is that of the empty prompt.
     empty_prompt: Option<TextEmbedding>,
     optimizer: AdamW,
@@ -161,6 +163,7 @@ impl<'a> Trainer<'a> {
             parameters.add_prompt(empty)?;
         }
         initial::load(config, &parameters)?;
+        let start = Start::of(&parameters)?;
         let mut optimizer = AdamW::new(&parameters);
         let mut cursor = None;
         if let Some(checkpoint) = checkpoint {
@@ -204,6 +207,7 @@ impl<'a> Trainer<'a> {
             device,
             pipeline,
             parameters,
+            start,
             optimizer,
             empty_prompt,
             loader,
@@ -438,9 +442,8 @@ impl<'a> Trainer<'a> {
             let problem = format!("none of the {} steps had a finite loss and gradient", self.state.step);
             return Err(Error::Failed(format!("nothing was trained: {problem}")));
         }
-        let start = Parameters::new(self.config, &mut self.pipeline.transformer, self.device)?;
         let steps = metrics::read(&folder.path().join("metrics.jsonl"))?;
-        effect::check(&self.parameters, &start, &steps, self.config)?;
+        self.start.check_moved(&self.parameters, &steps, &self.config.optim)?;
         self.export(&folder.path().join("lora.safetensors"))?;
         self.export_prompt(&folder.path().join("prompt.safetensors"))?;
         let Some(evaluation) = evaluation else { return Ok(true) };
