@@ -182,9 +182,15 @@ fn leftovers_of_a_killed_run_are_removed_and_nothing_else() {
     std::fs::write(half.join("adapter.safetensors"), "half").expect("write");
     std::fs::write(folder.path().join(".writing-abc"), "half").expect("write");
     std::fs::write(folder.path().join("notes.txt"), "mine").expect("write");
+    let pictures = ["validation", "samples", "samples/after"].map(|name| folder.path().join(name));
+    for folder in &pictures {
+        std::fs::create_dir(folder).expect("make");
+        std::fs::write(folder.join(".writing-000000.png-abc"), "half").expect("write");
+    }
     assert_eq!(newest_whole(folder.path()).expect("newest"), Some(kept.clone()));
     remove_leftovers(folder.path()).expect("remove");
     assert!(!half.exists() && !folder.path().join(".writing-abc").exists());
+    assert!(pictures.iter().all(|folder| !folder.join(".writing-000000.png-abc").exists()));
     assert!(folder.path().join("notes.txt").exists());
     verify(&kept).expect("kept");
 }

@@ -230,6 +230,31 @@ mod tests {
         assert_eq!(checksum(b"123456789"), 3_347_755_237);
     }
 
+    /// A run that was killed before its first checkpoint, and one that goes back to its newest: TensorBoard drops what
+    /// an earlier file has from a session's start on (`EventAccumulator._MaybePurgeOrphanedData`).
+    #[test]
+    fn no_step_is_shown_twice() {
+        let folder = tempfile::tempdir().expect("folder");
+        for (after, last) in [(0, 3), (0, 5), (4, 7)] {
+            let mut events = EventFile::new(folder.path(), after);
+            (after + 1..=last)
+                .for_each(|step| events.write(step, &[("a", Summary::Scalar(step as f32))]).expect("write"));
+        }
+        let mut files: Vec<_> =
+            std::fs::read_dir(folder.path()).expect("folder").map(|entry| entry.expect("entry").path()).collect();
+        files.sort();
+        let mut shown: Vec<u8> = vec![];
+        for record in files.iter().flat_map(|file| records(file)) {
+            // Time, step, and what it is: a summary, or the start of a session.
+            match record[9..] {
+                [16, step, 42, ..] => shown.push(step),
+                [16, step, 58, 2, 8, 1] => shown.retain(|earlier| *earlier < step),
+                _ => assert!(record.ends_with(VERSION), "{record:?}"),
+            }
+        }
+        assert_eq!((files.len(), shown), (3, (1..=7).collect()));
+    }
+
     #[test]
     fn files_hold_what_was_written() {
         let folder = tempfile::tempdir().expect("folder");

@@ -9,6 +9,7 @@ use crate::limits::STATE as STATE_FILE;
 use crate::model::fingerprint::sha256;
 use crate::model::weights::{read_all, write};
 use crate::paths::is_file;
+use crate::report::summary::Stage;
 use crate::whole_file::{
     WRITING, entries, remove, remove_if_there, rename, replace_folder, sweep, sync, write_atomically,
 };
@@ -277,7 +278,9 @@ pub fn supersede_after(output: &Path, step: u64) -> Result<()> {
 
 /// Removes what a killed run left half-written in `output`.
 pub fn remove_leftovers(output: &Path) -> Result<()> {
-    ["", "checkpoints"].into_iter().try_for_each(|folder| sweep(&output.join(folder)))
+    let folders = ["", "checkpoints", "validation", "samples"].into_iter().map(|folder| output.join(folder));
+    let samples = Stage::ALL.into_iter().map(|stage| output.join("samples").join(stage.key()));
+    folders.chain(samples).try_for_each(|folder| sweep(&folder))
 }
 
 /// The settings of the checkpoint's config that differ from `config` and matter, one line each.

@@ -1,29 +1,31 @@
 //! Which faults are tried: as many as asked for, spread evenly over commands, calls and kinds, always the same.
-use super::tracer::{CALLS, Fault};
+use super::tracer::{CALLS, Calls, Fault};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Calls of a command: their names, and which of them are about its files.
-pub type Calls = BTreeMap<&'static str, BTreeSet<usize>>;
+/// Calls of a command that faults can be put into, by their numbers.
+pub type AllCalls = BTreeMap<Calls, BTreeSet<usize>>;
 
 /// Picks `amount` faults for commands that make these calls; a list for each.
-pub fn plan(commands: &[Calls], amount: usize) -> Vec<Vec<Fault>> {
-    let mut cells = vec![];
-    for (command, calls) in commands.iter().enumerate() {
-        for (call, numbers) in calls {
-            let (_, errors) = CALLS.iter().find(|(known, _)| known == call).expect("a known call");
+pub fn plan(commands: &[AllCalls], amount: usize) -> Vec<Vec<Fault>> {
+    // A cell is a command's calls of one name, about its inputs or about the others, with one kind of fault.
+    let mut cells: BTreeMap<_, Vec<Fault>> = BTreeMap::new();
+    for (command, all) in commands.iter().enumerate() {
+        for (calls, numbers) in all {
+            let (_, errors) = CALLS.iter().find(|(known, _)| *known == calls.name).expect("a known call");
             for error in std::iter::once(None).chain(errors.iter().map(|error| Some(*error))) {
-                cells.push((command, *call, error, numbers.iter().copied().collect::<Vec<_>>()));
+                let cell = cells.entry((command, calls.name, calls.input.is_some(), error)).or_default();
+                cell.extend(numbers.iter().map(|nth| Fault { calls: calls.clone(), nth: *nth, error }));
             }
         }
     }
+    let quotas = quotas(&cells.values().map(Vec::len).collect::<Vec<_>>(), amount);
     let mut plan = vec![vec![]; commands.len()];
-    for (place, (command, call, error, numbers)) in cells.iter().enumerate() {
-        let quota = quotas(&cells.iter().map(|cell| cell.3.len()).collect::<Vec<_>>(), amount)[place];
+    for (place, (((command, ..), faults), quota)) in cells.iter().zip(quotas).enumerate() {
         for index in 0..quota {
             // With one of a cell, another place in each cell.
-            let shift =
-                if quota == 1 { (place * 7) % numbers.len() } else { (2 * index + 1) * numbers.len() / (2 * quota) };
-            plan[*command].push(Fault { call, nth: numbers[shift], error: *error });
+            let one =
+                if quota == 1 { (place * 7) % faults.len() } else { (2 * index + 1) * faults.len() / (2 * quota) };
+            plan[*command].push(faults[one].clone());
         }
     }
     plan

@@ -29,10 +29,17 @@ pub const CALLS: [(&str, &[&str]); 17] = [
 /// No command takes so long.
 const LIMIT: Duration = Duration::from_secs(300);
 
-/// What is put into the `nth` call of each thread.
+/// The calls of one name and about one of the files that are only read, or all others of the name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Calls {
+    pub name: &'static str,
+    pub input: Option<String>,
+}
+
+/// What is put into the `nth` of such calls in each thread.
 #[derive(Clone, Debug)]
 pub struct Fault {
-    pub call: &'static str,
+    pub calls: Calls,
     pub nth: usize,
     /// None: the process is killed instead of the call.
     pub error: Option<&'static str>,
@@ -41,6 +48,12 @@ pub struct Fault {
 impl Fault {
     pub fn kind(&self) -> &'static str {
         self.error.unwrap_or("SIGKILL")
+    }
+
+    /// The call, as the table has it.
+    pub fn call(&self) -> String {
+        let Calls { name, input } = &self.calls;
+        format!("{name}{}", if input.is_some() { " input" } else { "" })
     }
 
     /// What the system says of its error.
@@ -74,20 +87,31 @@ pub fn is_there() -> bool {
     traced.is_ok_and(|status| status.success())
 }
 
-/// Runs a command and lists which calls, by name and number in their thread, are about the program's files.
-pub fn calls(args: &[String], logs: &Path) -> (Ended, BTreeMap<&'static str, BTreeSet<usize>>) {
+/// Runs a command and lists its calls that are about files of the test or of the program, and not the system's
+/// libraries, by their numbers in their threads. `work` is the folder that it writes into.
+pub fn calls(args: &[String], logs: &Path, work: &Path) -> (Ended, BTreeMap<Calls, BTreeSet<usize>>) {
     let names: Vec<&str> = CALLS.iter().map(|(name, _)| *name).collect();
     let ended = trace(args, logs, &["-e", &format!("trace={}", names.join(","))]);
-    let mut found: BTreeMap<&'static str, BTreeSet<usize>> = BTreeMap::new();
+    let mut found: BTreeMap<Calls, BTreeSet<usize>> = BTreeMap::new();
     for thread in threads(logs) {
         let mut counts = BTreeMap::new();
         for line in thread.lines() {
             let Some((name, rest)) = line.split_once('(') else { continue };
             let Some((name, _)) = CALLS.iter().find(|(known, _)| *known == name) else { continue };
-            let count = counts.entry(*name).or_insert(0);
-            *count += 1;
-            if is_ours(rest, logs) {
-                found.entry(name).or_default().insert(*count);
+            let mut number = |input: Option<&str>| {
+                let calls = Calls { name, input: input.map(str::to_string) };
+                let count = counts.entry(calls.clone()).or_insert(0);
+                *count += 1;
+                (calls, *count)
+            };
+            let others = number(None);
+            let path = path_of(rest);
+            let folder = logs.parent().expect("a folder");
+            if Path::new(path).starts_with(work) {
+                found.entry(others.0).or_default().insert(others.1);
+            } else if is_input(path, folder) && !Path::new(path).starts_with(logs) {
+                let (calls, number) = number(Some(path));
+                found.entry(calls).or_default().insert(number);
             }
         }
     }
@@ -96,32 +120,39 @@ pub fn calls(args: &[String], logs: &Path) -> (Ended, BTreeMap<&'static str, BTr
 
 /// Runs a command with a fault in it.
 pub fn disturbed(args: &[String], logs: &Path, fault: &Fault) -> Ended {
-    let Fault { call, nth, error } = fault;
+    let Fault { calls: Calls { name, input }, nth, error } = fault;
     let what = error.map_or("signal=SIGKILL".to_string(), |error| format!("error={error}"));
-    let (traced, inject) = (format!("trace={call}"), format!("inject={call}:{what}:when={nth}"));
-    let mut ended = trace(args, logs, &["-e", &traced, "-e", &inject]);
+    let (traced, inject) = (format!("trace={name}"), format!("inject={name}:{what}:when={nth}"));
+    let mut filter = vec!["-e", &traced, "-e", &inject];
+    if let Some(path) = input {
+        // Only calls about it are counted.
+        filter.extend(["-P", path]);
+    }
+    let mut ended = trace(args, logs, &filter);
     let injected = threads(logs).into_iter().find_map(|thread| {
         let line = thread.lines().find(|line| line.contains("(INJECTED)"));
         line.map(str::to_string)
     });
     ended.hit = match ended.is_killed() {
-        true => Some(format!("{call} number {nth}")),
+        true => Some(input.clone().unwrap_or_default()),
         false => injected,
     };
     ended
 }
 
-/// Whether a call is about files of the test or of the program, and not the system's libraries.
-fn is_ours(rest: &str, logs: &Path) -> bool {
-    let own = logs.parent().expect("a folder").to_string_lossy();
-    let is_quoted = |path: &str| rest.contains(&format!("\"{path}")) || rest.contains(&format!("<{path}"));
-    // A relative path is one from the program's root.
-    let is_relative = rest.split_once(", \"").is_some_and(|(_, path)| !path.starts_with('/') && !path.starts_with('"'));
-    let is_binary = rest.contains("/target/");
-    !is_binary
-        && (is_quoted(&own)
-            || is_relative
-            || ["checkpoints", "configs", "data", "tests"].iter().any(|folder| is_quoted(&format!("{ROOT}/{folder}/"))))
+/// The path that a call is about, as its arguments have it: a quoted one, or else that of its descriptor.
+fn path_of(rest: &str) -> &str {
+    let between = |open: &str, close: char| rest.split_once(open).and_then(|(_, rest)| rest.split(close).next());
+    // What is read or written is cut to nothing: a path is what is left in quotes.
+    let quoted = between("\"", '"').filter(|path| !path.is_empty());
+    quoted.or_else(|| between("<", '>')).unwrap_or_default()
+}
+
+/// Whether a file is one that the test made, or the program's own; relative paths are from the program's root.
+fn is_input(path: &str, folder: &Path) -> bool {
+    let path = Path::new(ROOT).join(path);
+    path.starts_with(folder)
+        || ["checkpoints", "configs", "data", "tests"].iter().any(|of| path.starts_with(Path::new(ROOT).join(of)))
 }
 
 fn threads(logs: &Path) -> Vec<String> {

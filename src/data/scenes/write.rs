@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 use std::fs::File;
 use std::io::{BufWriter, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Scenes a shard.
 const SHARD: u64 = 5000;
@@ -59,11 +59,15 @@ fn check_free(out: &Path) -> Result<()> {
 
 /// Waits until no other process draws the folder `out`, and keeps others from it as long as the value lives.
 fn wait_for_others(out: &Path) -> Result<Lock> {
-    let name = out.file_name().unwrap_or_default().to_string_lossy();
-    let file = folder_of(out).join(format!(".{name}.lock"));
-    let lock = Lock::wait(&file, || tracing::info!("another program is drawing {}; waiting for it", out.display()))?;
+    let waiting = || tracing::info!("another program is drawing {}; waiting for it", out.display());
+    let lock = Lock::wait(&lock_file(out), waiting)?;
     sweep_beside(out)?;
     Ok(lock)
+}
+
+fn lock_file(out: &Path) -> PathBuf {
+    let name = out.file_name().unwrap_or_default().to_string_lossy();
+    folder_of(out).join(format!(".{name}.lock"))
 }
 
 fn draw(out: &Path, count: u64, options: SceneOptions, drawer: &Drawer, mut progress: impl FnMut(u64)) -> Result<()> {
@@ -96,7 +100,8 @@ fn record(count: u64, options: SceneOptions) -> Value {
 /// # Errors
 /// `Error::Usage` if `out` holds something else; otherwise as [`write`].
 pub fn write_missing(out: &Path, count: u64, options: SceneOptions, progress: impl FnMut(u64)) -> Result<bool> {
-    if !is_there(out)? {
+    // Where its lock file is there, another process is at it, or has been killed and left something.
+    if !is_there(out)? || exists(&lock_file(out))? {
         let drawer = Drawer::new(options)?;
         let _lock = wait_for_others(out)?;
         if !is_there(out)? {
