@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use tracer::{Ended, Fault};
 
 /// What a command came to after a fault, and how often.
-type Table = BTreeMap<(&'static str, String, &'static str), BTreeMap<&'static str, usize>>;
+type Table = BTreeMap<(&'static str, String, String), BTreeMap<&'static str, usize>>;
 
 /// A case with what it comes to undisturbed.
 struct Prepared<'a> {
@@ -171,7 +171,7 @@ fn show(table: &Table) -> BTreeMap<&'static str, usize> {
         let told: Vec<String> = outcomes.iter().map(|(outcome, times)| format!("{outcome} {times}")).collect();
         println!("{command:22} {call:13} {kind:8} {:6}  {}", outcomes.values().sum::<usize>(), told.join(", "));
         for (outcome, times) in outcomes {
-            *all.entry(outcome).or_default() += times;
+            *all.entry(*outcome).or_default() += times;
         }
     }
     let told: Vec<String> = all.iter().map(|(outcome, times)| format!("{outcome} {times}")).collect();

@@ -12,9 +12,12 @@ pub fn plan(commands: &[AllCalls], amount: usize) -> Vec<Vec<Fault>> {
     for (command, all) in commands.iter().enumerate() {
         for (calls, numbers) in all {
             let (_, errors) = CALLS.iter().find(|(known, _)| *known == calls.name).expect("a known call");
-            for error in std::iter::once(None).chain(errors.iter().map(|error| Some(*error))) {
-                let cell = cells.entry((command, calls.name, calls.input.is_some(), error)).or_default();
-                cell.extend(numbers.iter().map(|nth| Fault { calls: calls.clone(), nth: *nth, error }));
+            let once = std::iter::once((None, false)).chain(errors.iter().map(|error| (Some(*error), false)));
+            // What cannot be read is tried again: here it stays so.
+            let lasting = errors.iter().map(|error| (Some(*error), true)).filter(|_| calls.input.is_some());
+            for (error, lasts) in once.chain(lasting) {
+                let cell = cells.entry((command, calls.name, calls.input.is_some(), error, lasts)).or_default();
+                cell.extend(numbers.iter().map(|nth| Fault { calls: calls.clone(), nth: *nth, error, lasts }));
             }
         }
     }

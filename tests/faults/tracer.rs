@@ -43,11 +43,13 @@ pub struct Fault {
     pub nth: usize,
     /// None: the process is killed instead of the call.
     pub error: Option<&'static str>,
+    /// The calls after it fail, too.
+    pub lasts: bool,
 }
 
 impl Fault {
-    pub fn kind(&self) -> &'static str {
-        self.error.unwrap_or("SIGKILL")
+    pub fn kind(&self) -> String {
+        format!("{}{}", self.error.unwrap_or("SIGKILL"), if self.lasts { "+" } else { "" })
     }
 
     /// The call, as the table has it.
@@ -120,9 +122,10 @@ pub fn calls(args: &[String], logs: &Path, work: &Path) -> (Ended, BTreeMap<Call
 
 /// Runs a command with a fault in it.
 pub fn disturbed(args: &[String], logs: &Path, fault: &Fault) -> Ended {
-    let Fault { calls: Calls { name, input }, nth, error } = fault;
+    let Fault { calls: Calls { name, input }, nth, error, lasts } = fault;
+    let on = if *lasts { "+" } else { "" };
     let what = error.map_or("signal=SIGKILL".to_string(), |error| format!("error={error}"));
-    let (traced, inject) = (format!("trace={name}"), format!("inject={name}:{what}:when={nth}"));
+    let (traced, inject) = (format!("trace={name}"), format!("inject={name}:{what}:when={nth}{on}"));
     let mut filter = vec!["-e", &traced, "-e", &inject];
     if let Some(path) = input {
         // Only calls about it are counted.
