@@ -65,6 +65,10 @@ pub const TAR_EXTENSION: u64 = 64 << 10;
 pub const TAR_SEARCH: u64 = 256 << 20;
 /// The footer of a Parquet file, which describes its columns.
 pub const PARQUET_FOOTER: Limit = limit("a Parquet footer", 16 << 20);
+/// How deep its columns may be nested; those that are read are not nested at all.
+pub const PARQUET_DEPTH: usize = 64;
+/// A page of a column, uncompressed; writers make pages of one megabyte.
+pub const PARQUET_PAGE: Limit = limit("a page of a column", 256 << 20);
 /// A column within one row group of a Parquet file, uncompressed.
 pub const PARQUET_COLUMN: Limit = limit("a column of a row group", 512 << 20);
 /// A `.npz` file with statistics; Inception's 2048 features take 33 MB.

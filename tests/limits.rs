@@ -276,6 +276,37 @@ fn long_texts() {
     }
 }
 
+/// `parquet` descends into nested columns until its stack is full, and makes room for a page as the page says.
+#[test]
+fn columns_and_pages_of_parquet_files() {
+    let world = World::new();
+    let captions = format!("{TRAIN} --set data.captions=captions.parquet");
+    let file = |footer: &[u8]| {
+        let length = (footer.len() as u32).to_le_bytes();
+        [b"PAR1", footer, &length, b"PAR1"].concat()
+    };
+    // A list of a million elements, each the only child of the one before: Thrift's compact protocol.
+    let group = [0x35, 0, 0x18, 1, b'a', 0x15, 2, 0];
+    let head = [0x15, 2, 0x19, 0xfc, 0xc1, 0x84, 0x3d];
+    let leaf = [0x15, 12, 0x25, 0, 0x18, 1, b'b', 0];
+    let nested = [&head[..], &group.repeat(1_000_000), &leaf, &[0x16, 0, 0x19, 0x0c, 0]].concat();
+    world.write("captions.parquet", file(&nested));
+    world.refused(&captions, &["captions.parquet", "columns are nested 1000001 deep, more than 64"]);
+    world.sparse("captions.parquet", b"PAR1", 5_000_000_000);
+    let mut opened = File::options().append(true).open(world.path("captions.parquet")).expect("open");
+    opened.write_all(&[&3_000_000_000u32.to_le_bytes()[..], b"PAR1"].concat()).expect("write");
+    world.refused(&captions, &["captions.parquet", "3.0 GB in memory, more than the 16.8 MB that a Parquet footer"]);
+    // The first page of a sound file, which says that it is two gigabytes long.
+    let sound = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/data/captions.parquet");
+    let mut bytes = fs::read(sound).expect("read");
+    let page = bytes.windows(3).position(|run| run[0] == 0x15 && run[2] == 0x15).expect("a page's header");
+    bytes.splice(page + 3..page + 4 + usize::from(bytes[page + 3] & 0x80 != 0), [0xfe, 0xff, 0xff, 0xff, 0x0f]);
+    world.write("captions.parquet", bytes);
+    let ended = run(seg4diff(world.0.path()).args(captions.split_whitespace()), 60);
+    assert!(ended.status == Some(1) && ended.said.contains("captions.parquet"), "{}", ended.said);
+    assert!(!ended.said.contains("panicked"), "{}", ended.said);
+}
+
 /// `png` 0.18.1 panics over a palette whose length is no multiple of three.
 #[test]
 fn what_a_decoder_panics_over_is_an_error() {

@@ -1,16 +1,16 @@
 //! Captions by image key, read once from a JSON, JSON-lines or Parquet file and kept on disk (`spill`).
+use super::parquet_bounds;
 use super::spill::{Spill, SpillWriter};
 use super::unusable::Unusable;
 use crate::config::DataConfig;
 use crate::guard::guarded;
-use crate::limits::{Meter, Metered, PARQUET_COLUMN, PARQUET_FOOTER, RECORD};
+use crate::limits::{Meter, Metered, PARQUET_COLUMN, RECORD};
 use crate::patience::{self, Patient};
 use crate::{Error, Result};
 use candle_datasets::hub::FileReader;
 use parquet::{file::reader::SerializedFileReader, record::Field, schema::types::Type};
 use serde::de::{self, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
-use std::os::unix::fs::FileExt;
 use std::{collections::BTreeMap, fmt, fs::File, io, io::BufReader, path::Path, sync::Arc};
 
 /// The captions of a data set. Memory: 16 bytes a caption; the text lies in a temporary file.
@@ -126,7 +126,8 @@ pub fn first_sentences(caption: &str, count: usize) -> String {
 
 fn read_parquet(file: File, columns: Columns, insert: &mut Insert) -> Result<(), String> {
     let problem = |problem: parquet::errors::ParquetError| format!("no readable Parquet file: {problem}");
-    check_footer(&file)?;
+    parquet_bounds::check_footer(&file)?;
+    let pages = file.try_clone().map_err(|problem| problem.to_string())?;
     let reader = SerializedFileReader::new(file).map_err(problem)?;
     let schema = reader.metadata().file_metadata().schema();
     let column = |name: &str| {
@@ -141,6 +142,8 @@ fn read_parquet(file: File, columns: Columns, insert: &mut Insert) -> Result<(),
         let read = |path: &[String]| path.first().is_some_and(|name| name == columns.key || name == columns.caption);
         for column in group.columns().iter().filter(|column| read(column.column_path().parts())) {
             PARQUET_COLUMN.check(u64::try_from(column.uncompressed_size()).map_err(|problem| problem.to_string())?)?;
+            let (start, length) = column.byte_range();
+            parquet_bounds::check_pages(&pages, start, length)?;
         }
     }
     let projection = Type::group_type_builder(schema.name()).with_fields(fields).build().map_err(problem)?;
@@ -156,19 +159,6 @@ fn read_parquet(file: File, columns: Columns, insert: &mut Insert) -> Result<(),
         }
     }
     Ok(())
-}
-
-/// The length of the footer, before it is read.
-fn check_footer(file: &File) -> Result<(), String> {
-    let mut end = [0; 8];
-    let length = file.metadata().map_err(|problem| problem.to_string())?.len();
-    if let Some(at) = length.checked_sub(8) {
-        patience::patiently(|| file.read_exact_at(&mut end, at)).map_err(|problem| problem.to_string())?;
-    }
-    match end {
-        [a, b, c, d, b'P', b'A', b'R', b'1' | b'E'] => PARQUET_FOOTER.check(u32::from_le_bytes([a, b, c, d]).into()),
-        _ => Ok(()),
-    }
 }
 
 /// Text or a whole number as text; none where the field is null.

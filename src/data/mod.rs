@@ -16,6 +16,7 @@ pub mod mask;
 pub mod matlab;
 pub mod order;
 pub mod panoptic;
+mod parquet_bounds;
 pub mod photograph;
 mod plan;
 pub mod resize;

@@ -130,7 +130,20 @@ pub fn read(path: &Path) -> Result<Adapter> {
     let Some(first) = tensors.keys().next() else {
         return Err(Error::file(&file, "holds no tensors"));
     };
-    if first.starts_with(kohya::PREFIX) { kohya::read(&file, tensors) } else { dotted::read(&file, tensors, &metadata) }
+    let adapter = match first.starts_with(kohya::PREFIX) {
+        true => kohya::read(&file, tensors)?,
+        false => dotted::read(&file, tensors, &metadata)?,
+    };
+    match adapter.iter().find(|(_, lora)| !(lora.scale() as f32).is_finite()) {
+        None => Ok(adapter),
+        Some((module, lora)) => {
+            let (alpha, rank) = (lora.alpha, lora.rank());
+            Err(Error::file(
+                &file,
+                format!("module {module}: alpha {alpha} at rank {rank} is no number to multiply with"),
+            ))
+        }
+    }
 }
 
 /// The file that holds the tensors of the adapter that `path`, a file or folder, is.
