@@ -1,8 +1,9 @@
 //! What a file may become in memory, and why so much. All limits on input stand here; they are checked before anything
 //! is allocated, on what it will be and not on how long the file is: bytes of a file may stand for a thousand times as many.
 //!
-//! Together they keep a command that meets a hostile file below 2 GB. Models, adapters and checkpoints have no limit of
-//! their own: their tensors take what their files do, which is checked against the header and the configuration.
+//! Together they keep a command that meets one hostile file below 2 GB; every thread that decodes may meet one. Models,
+//! adapters and checkpoints have no limit of their own: their tensors take what their files do, which is checked against
+//! the header and the configuration.
 use crate::allocator::handled;
 use crate::patience;
 use std::cell::Cell;
@@ -98,7 +99,7 @@ impl Limit {
     pub fn read(self, file: &Path) -> io::Result<Vec<u8>> {
         let too_long = |problem| io::Error::new(io::ErrorKind::InvalidData, problem);
         let mut reader = patience::open(file)?;
-        let length = reader.0.metadata()?.len();
+        let length = patience::patiently(|| reader.0.metadata())?.len();
         self.check(length).map_err(too_long)?;
         let mut bytes = room(length as usize + 1)?;
         // What is no plain file has no length.

@@ -10,14 +10,12 @@ pub struct Kind {
     pub args: &'static str,
     pub is_text: bool,
     pub checksums: Checksums,
-    /// A folder that the command changes, to be copied anew from here.
-    pub fresh: Option<(&'static str, &'static str)>,
     /// Whether a larger number rightly takes longer.
     pub may_be_long: bool,
 }
 
 const TRAIN: &str = "train --config c.toml";
-const RESUME: &str = "train --config c.toml --resume --set train.steps=3";
+const RESUME: &str = "train --config c.toml --resume --set train.steps=2";
 const CACHED: &str = "train --config c.toml --set data.cache=cache";
 const COCO: &str = "train --config coco.toml";
 const FOLDER: &str = "train --config folder.toml";
@@ -29,7 +27,7 @@ const T5: &str = "prepare cache --config t5.toml --out out";
 const CLIP: &str = "evaluate clip-score --clip clip --images clip_images --captions clip_captions.json";
 
 const fn kind(name: &'static str, share: u64, file: &'static str, args: &'static str) -> Kind {
-    Kind { name, share, file, args, is_text: false, checksums: Checksums::None, fresh: None, may_be_long: false }
+    Kind { name, share, file, args, is_text: false, checksums: Checksums::None, may_be_long: false }
 }
 
 const fn text(name: &'static str, share: u64, file: &'static str, args: &'static str) -> Kind {
@@ -51,7 +49,7 @@ pub const KINDS: &[Kind] = &[
     text("panoptic JSON", 3, "panoptic.json", COCO),
     text("captions JSON", 3, "data/captions.json", TRAIN),
     text("captions JSON lines", 3, "captions.jsonl", "train --config c.toml --set data.captions=captions.jsonl"),
-    kind("captions Parquet", 4, "captions.parquet", "train --config c.toml --set data.captions=captions.parquet"),
+    kind("captions Parquet", 4, "captions.parquet", "train --config parquet.toml"),
     text("classes", 3, "classes.json", SEGMENTATION),
     Kind { checksums: Checksums::Matlab, ..kind("MATLAB", 5, "mat/a.mat", "prepare labels --mat mat --out out") },
     kind("weights", 4, "features/model.safetensors", FID),
@@ -72,24 +70,15 @@ pub const KINDS: &[Kind] = &[
     kind("LoRA", 4, "lora.safetensors", GENERATE),
     kind("cache of latents", 3, "cache/latents-000000.safetensors", CACHED),
     kind("cache of text", 3, "cache/text-000000.safetensors", CACHED),
-    Kind {
-        fresh: Some(("run1", "run")),
-        ..text("state of a checkpoint", 4, "run1/checkpoints/step-000002/state.json", RESUME)
-    },
-    Kind {
-        fresh: Some(("run1", "run")),
-        ..kind("checkpoint", 3, "run1/checkpoints/step-000002/adapter.safetensors", RESUME)
-    },
-    Kind {
-        fresh: Some(("run1", "run")),
-        ..kind("optimizer", 3, "run1/checkpoints/step-000002/optimizer.safetensors", RESUME)
-    },
-    Kind { fresh: Some(("run1", "run")), ..text("metrics", 2, "run1/metrics.jsonl", RESUME) },
+    text("state of a checkpoint", 4, "run1/checkpoints/step-000001/state.json", RESUME),
+    kind("checkpoint", 3, "run1/checkpoints/step-000001/adapter.safetensors", RESUME),
+    kind("optimizer", 3, "run1/checkpoints/step-000001/optimizer.safetensors", RESUME),
+    text("metrics", 2, "run1/metrics.jsonl", RESUME),
     kind(
         "exported checkpoint",
         3,
-        "run1/checkpoints/step-000002/adapter.safetensors",
-        "export --checkpoint run1/checkpoints/step-000002 --format comfyui --out out",
+        "run1/checkpoints/step-000001/adapter.safetensors",
+        "export --checkpoint run1/checkpoints/step-000001 --format comfyui --out out",
     ),
     text(
         "phrases",

@@ -31,15 +31,14 @@ fn variable(name: &str) -> Option<String> {
 }
 
 /// Takes away what a command wrote, and puts back what `kind` wants to be there.
-fn tidy(folder: &Path, kind: Option<&Kind>) {
+fn tidy(folder: &Path, kind: &Kind) {
     for name in WRITTEN {
         let path = folder.join(name);
         let _ = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
     }
-    let (from, to) = kind.and_then(|kind| kind.fresh).unwrap_or(("run1", "run"));
     // `--resume` goes on from a run that is there.
-    if kind.is_some_and(|kind| kind.args.contains("--resume")) {
-        folder_copy::copy(&folder.join(from), &folder.join(to));
+    if kind.args.contains("--resume") {
+        folder_copy::copy(&folder.join("run1"), &folder.join("run"));
     }
 }
 
@@ -60,7 +59,7 @@ fn attempt(folder: &Path, kind: &Kind, seed: u64, number: u64) -> (&'static str,
         std::fs::write(&file, &mutated).expect("write");
         mend_sums(&file, &mutated);
     }
-    tidy(folder, Some(kind));
+    tidy(folder, kind);
     let ended = run(&mut command, SECONDS);
     let (outcome, mut problem) = judge(folder, kind, &ended);
     if let Some(problem) = &mut problem {

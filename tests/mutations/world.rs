@@ -35,11 +35,15 @@ pub fn make(folder: &Path) {
                 workers = 1\nshuffle_buffer = 4\nmax_broken = 0.5\n";
     write("c.toml", format!("seed = 3\n{TRAINING}{data}").as_bytes());
     let coco = "[data]\nformat = \"coco\"\nresolution = 32\nsource = [\"coco\"]\nlabels = \"segments\"\n\
-                panoptic = \"panoptic.json\"\nworkers = 1\n";
+                panoptic = \"panoptic.json\"\nclasses = \"classes.json\"\nworkers = 1\n";
     write("coco.toml", format!("{TRAINING}{coco}").as_bytes());
     let plain = "[data]\nformat = \"folder\"\nresolution = 32\nsource = [\"folder\"]\nworkers = 1\n";
     write("folder.toml", format!("{TRAINING}{plain}").as_bytes());
-    let t5 = TRAINING.replace("path = \"model\"", "path = \"t5\"\ntext_encoders = [\"t5\"]\nmax_sequence_length = 16");
+    let parquet =
+        plain.replace("[\"folder\"]", "[\"parquet\"]\ncaptions = \"captions.parquet\"\ncaption_key_column = \"image\"");
+    write("parquet.toml", format!("{TRAINING}{parquet}").as_bytes());
+    let t5 = TRAINING
+        .replace("path = \"model\"", "path = \"t5\"\ntext_encoders = [\"clip_l\", \"t5\"]\nmax_sequence_length = 16");
     write("t5.toml", format!("{t5}{data}").as_bytes());
     // What fills a cache looks whether the transformer is there, and does not read it.
     write("t5/transformer/diffusion_pytorch_model.safetensors", b"\x02\0\0\0\0\0\0\0{}");
@@ -84,14 +88,13 @@ pub fn make(folder: &Path) {
     std::fs::copy(folder.join("run1/lora.safetensors"), folder.join("lora.safetensors")).expect("adapter");
     let resumed = folder.join("run1");
     // As a run looks that was stopped before its end.
-    std::fs::remove_file(resumed.join("lora.safetensors")).expect("adapter");
-    let _ = std::fs::remove_dir_all(resumed.join("tensorboard"));
-    let config = std::fs::read_to_string(resumed.join("config.toml")).expect("config");
-    assert!(config.contains("run1"));
-    copy(&resumed, &folder.join("run"));
+    for name in ["lora.safetensors", "report.html"] {
+        std::fs::remove_file(resumed.join(name)).expect("remove");
+    }
+    std::fs::remove_dir_all(resumed.join("checkpoints/step-000002")).expect("remove");
     for kind in super::kinds::KINDS {
+        super::tidy(folder, kind);
         command(kind.args);
-        super::tidy(folder, None);
     }
 }
 
@@ -107,7 +110,15 @@ fn pictures(write: &dyn Fn(&str, &[u8])) {
     encoder.write_image(&pixels, width, height, ExtendedColorType::Rgb8).expect("JPEG");
     let labels: Vec<u32> = (0..height * width).map(|at| at % width / 16).collect();
     let map = seg4diff::data::labels::encode_labels(width as usize, height as usize, &labels).expect("map");
-    for name in ["pictures/a.jpg", "pictures/b.jpg", "others/a.jpg", "folder/a.jpg", "coco/a.jpg", "jpegs/a.jpg"] {
+    for name in [
+        "pictures/a.jpg",
+        "pictures/b.jpg",
+        "others/a.jpg",
+        "folder/a.jpg",
+        "parquet/sa_39.jpg",
+        "coco/a.jpg",
+        "jpegs/a.jpg",
+    ] {
         write(name, &jpeg);
     }
     for name in ["pictures/c.png", "others/c.png", "jpegs/c.png"] {
