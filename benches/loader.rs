@@ -35,6 +35,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         cache: None,
         workers,
         max_broken: 0.0,
+        has_prompts: true,
     };
     let mut loader = Loader::new(&config, 0, None, true)?;
     loader.next_batch(4)?;

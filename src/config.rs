@@ -4,6 +4,7 @@
 mod check_files;
 mod document;
 mod eval;
+mod loss;
 mod maps;
 mod parse;
 mod problems;
@@ -12,6 +13,7 @@ mod required_files;
 mod setting;
 
 pub use eval::BLUR;
+pub use loss::{Alignment, AttentionForm, FocalProbability, HeadMaps, LossConfig};
 pub use maps::{MapHeads, MapNormalize, named_blocks};
 pub use required_files::{RequiredFiles, text_encoders_in};
 pub use setting::Choice;
@@ -72,6 +74,7 @@ impl RunConfig {
         let mut plain = self.clone();
         plain.output = self.output.join("without_masks");
         plain.eval = None;
+        plain.loss.score_head_init = None;
         for weight in [&mut plain.loss.align_weight, &mut plain.loss.focal_weight, &mut plain.loss.dice_weight] {
             *weight = 0.0;
         }
@@ -135,9 +138,10 @@ pub struct ModelConfig {
     /// Tokens that T5 is padded or cut to, or zeros that stand in for it (diffusers' name; 77 as in its training script).
     pub max_sequence_length: usize,
     /// 0-based indices, ascending, of the semantic grounding experts: the blocks whose attention, averaged, learns the
-    /// masks. There is one at least.
+    /// masks (`ATTENTION_LAYERS`). There is one at least.
     pub expert_layers: Vec<usize>,
-    /// Whether every image is told the same prompt, whose token embeddings are trained, in place of its caption.
+    /// Whether every image is told the same prompt, whose token embeddings are trained, in place of its caption (the
+    /// released code's `USE_LEARNABLE_TOKENS`).
     pub learnable_prompt: bool,
 }
 
@@ -247,6 +251,9 @@ pub struct DataConfig {
     pub workers: usize,
     /// Share of broken samples above which the run stops.
     pub max_broken: f64,
+    /// Whether captions and names are told to the model; not a setting: a learnt prompt stands in their place.
+    #[serde(skip)]
+    pub has_prompts: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -282,103 +289,6 @@ pub enum SegmentationProtocol {
 pub struct NoiseConfig {
     pub logit_mean: f64,
     pub logit_std: f64,
-}
-
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct LossConfig {
-    pub flow_weight: f64,
-    pub alignment: Alignment,
-    /// Weight of the softmax form.
-    pub align_weight: f64,
-    pub focal_weight: f64,
-    pub dice_weight: f64,
-    /// Images under more noise than this have no mask loss: in those little is to be seen.
-    pub mask_max_sigma: f64,
-    pub match_focal: f64,
-    pub match_dice: f64,
-    /// Matched pairs that cost more than this are left out; absent: none is.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub match_max_cost: Option<f64>,
-    pub heads: HeadMaps,
-    pub attention: AttentionForm,
-    pub score_head: bool,
-    /// Checkpoint whose score head training starts from; absent: a fresh one.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub score_head_init: Option<PathBuf>,
-    pub focal_probability: FocalProbability,
-}
-
-impl LossConfig {
-    /// Whether any mask loss has a weight, in the alignment that is chosen.
-    pub fn uses_masks(&self) -> bool {
-        match self.alignment {
-            Alignment::Sigmoid => self.focal_weight > 0.0 || self.dice_weight > 0.0,
-            Alignment::Softmax => self.align_weight > 0.0,
-        }
-    }
-
-    /// Whether a score head is trained: it serves the sigmoid form alone.
-    pub fn uses_score_head(&self) -> bool {
-        self.score_head && self.alignment == Alignment::Sigmoid && self.uses_masks()
-    }
-
-    /// What the softmax form takes the logarithm of: a probability in any case.
-    pub fn aligned_form(&self) -> AttentionForm {
-        match self.attention {
-            AttentionForm::Logits => AttentionForm::Softmax,
-            probability => probability,
-        }
-    }
-
-    /// Whether the mask loss depends on keys of image tokens: on a softmax that they have part in.
-    pub fn sees_image_keys(&self) -> bool {
-        match self.alignment {
-            Alignment::Sigmoid => self.attention == AttentionForm::Softmax,
-            Alignment::Softmax => self.aligned_form() == AttentionForm::Softmax,
-        }
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Alignment {
-    Sigmoid,
-    Softmax,
-}
-
-/// Which heads' maps there are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum HeadMaps {
-    /// Every (head, token) pair is a map.
-    Keep,
-    /// Heads are averaged first.
-    Mean,
-    /// The strongest head at each position; of probabilities only.
-    Max,
-    /// One head, counted from 0.
-    #[serde(untagged)]
-    One(usize),
-}
-
-/// What a map of attention is made of, for each image position.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum AttentionForm {
-    /// Scores before the softmax.
-    Logits,
-    /// Softmax over all keys of the joint sequence.
-    Softmax,
-    /// Softmax over CLIP's tokens alone.
-    SoftmaxText,
-}
-
-/// `Logit` is the released code's oddity: the raw logit where focal needs the probability.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum FocalProbability {
-    Sigmoid,
-    Logit,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]

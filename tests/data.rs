@@ -32,6 +32,7 @@ fn config(format: DataFormat, source: &[&str]) -> DataConfig {
         cache: None,
         workers: 2,
         max_broken: 0.5,
+        has_prompts: true,
     }
 }
 

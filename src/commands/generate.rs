@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use crate::limits::STATE;
 use crate::model::fingerprint::sha256;
 use crate::model::mmdit::Blur;
+use crate::model::text::prompt_file;
 use crate::output_folder::OutputFolder;
 use crate::paths::{exists, is_folder, may_be_file};
 use crate::sample::generate::{Conditions, PerturbedGuidance, SamplingOptions, initial_latents, read_latents};
@@ -32,6 +33,9 @@ pub struct GenerateArgs {
     /// What to draw; one image each
     #[arg(long, value_name = "T", required = true, num_args = 1..)]
     pub prompt: Vec<String>,
+    /// Prompt that a run learnt, its prompt.safetensors: the model is told it in place of every --prompt
+    #[arg(long, value_name = "F")]
+    pub prompt_tokens: Option<PathBuf>,
     /// What not to draw
     #[arg(long, value_name = "T", default_value = "")]
     pub negative: String,
@@ -90,6 +94,10 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
         perturbed: PerturbedGuidance::new(args.perturb_scale, blur),
         progress: std::io::stderr().is_terminal(),
     };
+    let learnt = match &args.prompt_tokens {
+        Some(file) => Some(prompt_file::read(file, pipeline.text_encoders.shape(), &device)?),
+        None => None,
+    };
     let negative = pipeline.text_encoders.encode(&[&args.negative])?;
     if !is_longer {
         write_record(args, &record)?;
@@ -100,7 +108,10 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
             mention(&format!("{}  was there: {}", printable_path(&file), printable_line(prompt)));
             continue;
         }
-        let positive = pipeline.text_encoders.encode(&[prompt])?;
+        let positive = match &learnt {
+            Some(learnt) => learnt.clone(),
+            None => pipeline.text_encoders.encode(&[prompt])?,
+        };
         let noise = match &given {
             Some(latents) => latents.narrow(0, index, 1)?,
             None => initial_latents(args.seed, index, 1, shape, &device)?,
@@ -176,6 +187,7 @@ fn record(args: &GenerateArgs) -> Result<Value> {
         "perturb": (args.perturb_scale > 0.0).then_some([args.perturb_scale, args.perturb_layer as f64, args.perturb_sigma]),
         "seed": args.seed,
         "latents": args.latents.as_deref().map(content).transpose()?,
+        "prompt_tokens": args.prompt_tokens.as_deref().map(content).transpose()?,
         "prompts": args.prompt,
     }))
 }

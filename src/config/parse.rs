@@ -74,6 +74,7 @@ impl RunConfig {
             eval: None,
             scenes: None,
         };
+        config.data.has_prompts = !config.model.learnable_prompt;
         config.eval = eval::section(&mut reader, &config);
         config.scenes = scenes(&mut reader, &config.data);
         config.check_together(&mut reader);
@@ -91,6 +92,7 @@ impl RunConfig {
     fn check_together(&self, reader: &mut Reader) {
         self.check_data(reader);
         self.check_effect(reader);
+        self.check_prompt(reader);
         let loss = &self.loss;
         if loss.flow_weight == 0.0 && !loss.uses_masks() {
             reader.problem(
@@ -113,19 +115,6 @@ impl RunConfig {
                 "no score head is trained: that needs score_head = true, alignment = \"sigmoid\" and a mask loss",
             );
         }
-        if self.model.learnable_prompt && self.data.format == DataFormat::Coco {
-            reader.problem(
-                &["model.learnable_prompt", "data.format"],
-                "masks of classes are paired with their names in the prompt, and a learnt prompt has none; \
-                 take another data.format",
-            );
-        }
-        if self.model.learnable_prompt && self.data.caption_dropout > 0.0 {
-            reader.problem(
-                &["data.caption_dropout", "model.learnable_prompt"],
-                "no caption is used: model.learnable_prompt stands in their place",
-            );
-        }
         if loss.heads == HeadMaps::Max && loss.attention == AttentionForm::Logits {
             reader.problem(
                 &["loss.heads", "loss.attention"],
@@ -143,6 +132,23 @@ impl RunConfig {
                      set its weights to 0 to train without it",
                     self.model.last_expert()
                 ),
+            );
+        }
+    }
+
+    /// What does not go with a learnt prompt.
+    fn check_prompt(&self, reader: &mut Reader) {
+        if self.model.learnable_prompt && self.data.format == DataFormat::Coco {
+            reader.problem(
+                &["model.learnable_prompt", "data.format"],
+                "masks of classes are paired with their names in the prompt, and a learnt prompt has none; \
+                 take another data.format",
+            );
+        }
+        if self.model.learnable_prompt && self.data.caption_dropout > 0.0 {
+            reader.problem(
+                &["data.caption_dropout", "model.learnable_prompt"],
+                "no caption is used: model.learnable_prompt stands in their place",
             );
         }
     }
@@ -298,6 +304,7 @@ fn data(reader: &mut Reader) -> DataConfig {
         cache: reader.optional("data.cache"),
         workers: reader.checked("data.workers", 8, within(1, 1024)),
         max_broken: reader.checked("data.max_broken", 0.01, within(0.0, 1.0)),
+        has_prompts: true,
     }
 }
 

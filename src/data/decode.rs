@@ -65,7 +65,9 @@ impl Decoder {
     pub fn new(config: &DataConfig, seed: u64) -> Result<Self> {
         let columns = Columns::of(config);
         let captions = match (&config.captions, config.format) {
-            (Some(path), DataFormat::Sa1b | DataFormat::Folder) => Some(Captions::read(path, columns)?),
+            (Some(path), DataFormat::Sa1b | DataFormat::Folder) if config.has_prompts => {
+                Some(Captions::read(path, columns)?)
+            }
             _ => None,
         };
         let is_coco = config.format == DataFormat::Coco;
@@ -162,8 +164,11 @@ impl Decoder {
         Ok((prompt, masks, names))
     }
 
-    /// The caption of the sample; none where the prompt is made of class names.
+    /// The caption of the sample, empty where no prompt is told; none where the prompt is made of class names.
     fn caption(&self, reference: &Reference) -> Result<Option<String>, Unusable> {
+        if !self.config.has_prompts {
+            return Ok(Some(String::new()));
+        }
         let caption = match (&self.captions, &reference.caption) {
             (Some(captions), _) => {
                 Some(captions.get(&reference.key)?.ok_or("the captions file has no caption of this key")?)

@@ -73,14 +73,14 @@ pub type Item = Result<Reference, Unusable<Broken>>;
 #[derive(Clone, Copy, Debug)]
 pub struct Pairing {
     pub format: DataFormat,
-    /// Whether captions are wanted from `KEY.txt` (there is no captions file).
+    /// Whether captions are wanted from `KEY.txt` (there is no captions file, and the model is told prompts).
     pub text: bool,
 }
 
 impl Pairing {
     /// As the configuration says.
     pub fn of(config: &DataConfig) -> Self {
-        Self { format: config.format, text: config.captions.is_none() }
+        Self { format: config.format, text: config.has_prompts && config.captions.is_none() }
     }
 }
 

@@ -285,9 +285,11 @@ pub fn remove_leftovers(output: &Path) -> Result<()> {
 
 /// The settings of the checkpoint's config that differ from `config` and matter, one line each.
 fn differing_settings(file: &Path, config: &RunConfig) -> Result<Vec<String>> {
-    // Read as any config, so that one of an older version has the settings that came since, at their defaults.
-    let was = RunConfig::load(file, &[])?;
-    let (was, now) = (flat(&was.to_toml()), flat(&config.to_toml()));
+    let text = std::fs::read_to_string(file).map_err(|e| Error::file(file, e))?;
+    // Read as any config, so that one of an older version has the settings that came since, at their defaults. What is
+    // no config of today is compared as it stands.
+    let was = RunConfig::parse(&text, file, &[]).map_or(text, |was| was.to_toml());
+    let (was, now) = (flat(&was), flat(&config.to_toml()));
     let (was, now) = (was.map_err(|e| Error::file(file, e))?, now.map_err(|e| Error::file(file, e))?);
     let keys: BTreeSet<&String> = was.keys().chain(now.keys()).collect();
     let show = |value: Option<&toml::Value>| value.map_or("nothing".to_string(), |value| value.to_string());

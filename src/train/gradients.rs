@@ -179,9 +179,16 @@ impl Step<'_> {
             loss.add((flow * self.config.flow_weight)?)?;
         }
         drop((streams, experts));
-        let mut above = self.backward(loss, &start)?;
+        let above = self.backward(loss, &start)?;
+        self.recompute(kept, blocks, above)
+    }
+
+    /// Runs the blocks of which only the inputs were `kept` again, from the last down, and pulls the loss through each;
+    /// `above` are the gradients of the last one's output. In all `blocks` are run.
+    fn recompute(&mut self, mut kept: Vec<Streams>, blocks: usize, mut above: StreamGradients) -> Result<()> {
+        let with_flow = self.config.flow_weight > 0.0;
         let first = self.parameters.first_block();
-        for layer in (first..recomputed).rev() {
+        for layer in (first..kept.len()).rev() {
             let Some(input) = kept.pop() else { break };
             let leaf = if layer > first { Leaf::new(&input)? } else { Leaf::constant(input) };
             let mut loss = Sum::default();
@@ -266,7 +273,7 @@ impl Step<'_> {
     }
 
     /// Pulls the loss back: adds to the parameters' gradients, returns those of the leaf's streams.
-    fn backward(&mut self, loss: Sum, leaf: &Leaf) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    fn backward(&mut self, loss: Sum, leaf: &Leaf) -> Result<StreamGradients> {
         let Some(loss) = loss.0.filter(Tensor::track_op) else { return Ok((None, None)) };
         let grads = loss.backward()?;
         self.add(&grads)?;
@@ -287,6 +294,9 @@ impl Step<'_> {
     }
 }
 
+/// Gradients of an image and a text stream, where the loss depends on them.
+type StreamGradients = (Option<Tensor>, Option<Tensor>);
+
 /// Where a piece of the graph begins.
 struct Leaf {
     streams: Streams,
@@ -305,7 +315,7 @@ impl Leaf {
         Self { streams }
     }
 
-    fn gradients(&self, grads: &GradStore) -> (Option<Tensor>, Option<Tensor>) {
+    fn gradients(&self, grads: &GradStore) -> StreamGradients {
         (grads.get(&self.streams.image).cloned(), grads.get(&self.streams.text).cloned())
     }
 }

@@ -6,8 +6,11 @@ use crate::error::{Error, Result};
 use crate::model::adapter_files;
 use crate::model::fingerprint::sha256;
 use crate::model::lora::{Adapter, Lora};
+use crate::model::mmdit::MmDit;
+use crate::model::text::TextEmbedding;
+use candle_core::Device;
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// SHA-256 of the files that the run starts from, by the setting that names them: what a resumed run must share.
 ///
@@ -24,12 +27,38 @@ pub fn fingerprints(config: &RunConfig) -> Result<BTreeMap<String, String>> {
     Ok(found)
 }
 
+/// What is trained, as it is at the start: fresh, or from what the config names; `empty_prompt` where a prompt is learnt.
+///
+/// # Errors
+/// No layer matches the configuration; what it names does not fit.
+pub fn parameters(
+    config: &RunConfig,
+    model: &mut MmDit,
+    empty_prompt: Option<&TextEmbedding>,
+    device: &Device,
+) -> Result<Parameters> {
+    let mut parameters = Parameters::new(config, model, device)?;
+    if let Some(empty) = empty_prompt {
+        parameters.add_prompt(empty)?;
+    }
+    load(config, &parameters)?;
+    Ok(parameters)
+}
+
+/// What a run starts from, for people: a line each; nothing where all is fresh.
+pub fn describe(config: &RunConfig) -> String {
+    let named = [("LoRA", &config.lora.init), ("score head", &config.loss.score_head_init)];
+    let line =
+        |(what, path): (&str, &Option<PathBuf>)| Some(format!("\nthe {what} starts from {}", path.as_ref()?.display()));
+    named.into_iter().filter_map(line).collect()
+}
+
 /// Overwrites the fresh parameters with what the config names.
 ///
 /// # Errors
 /// The adapter is not one of the configured targets, layers, rank and alpha: all that differs is named; the checkpoint
 /// has no score head, or of another shape.
-pub fn load(config: &RunConfig, parameters: &Parameters) -> Result<()> {
+fn load(config: &RunConfig, parameters: &Parameters) -> Result<()> {
     if let Some(path) = &config.lora.init {
         let adapter = adapter_files::read(path)?;
         let trained = parameters.adapter();
@@ -47,7 +76,6 @@ pub fn load(config: &RunConfig, parameters: &Parameters) -> Result<()> {
             };
             values.map_or(Ok(()), |values| parameter.set(values)).map_err(|e| Error::file(path, e))?;
         }
-        tracing::info!("the LoRA starts from {}: {} modules", path.display(), adapter.len());
     }
     if let Some(folder) = config.loss.score_head_init.as_ref().filter(|_| parameters.score_head().is_some()) {
         load_score_head(folder, parameters)?;
@@ -63,7 +91,6 @@ fn load_score_head(folder: &Path, parameters: &Parameters) -> Result<()> {
         };
         parameter.set(values).map_err(|e| Error::file(folder, e))?;
     }
-    tracing::info!("the score head starts from {}", folder.display());
     Ok(())
 }
 

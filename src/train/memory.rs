@@ -251,6 +251,17 @@ mod tests {
     }
 
     #[test]
+    fn each_further_expert_holds_its_queries_and_keys() {
+        let model = config();
+        let size = StepSize { batch: 2, image_tokens: 100, text_tokens: 54, value_bytes: 4, is_fused: true };
+        let needs = |experts| Needs { model: &model, size, trained: 0, experts, encoding: 0, loader: 0 };
+        for recomputed in [0, 24] {
+            let added = |experts| needs(experts).estimate(recomputed, Usage::default()).added();
+            assert_eq!(added(3) - added(1), 2 * 4 * 2 * 154 * 1536 * 4);
+        }
+    }
+
+    #[test]
     fn a_cache_saves_what_encoding_takes() {
         let model = config();
         let size = StepSize { batch: 1, image_tokens: 1, text_tokens: 1, value_bytes: 4, is_fused: true };

@@ -23,16 +23,15 @@ use crate::eval::segmentation::SegmentationOptions;
 use crate::model::adapter_files::{self, Format};
 use crate::model::files::{ModelFiles, Part};
 use crate::model::fingerprint::fingerprint;
+use crate::model::mmdit::MmDit;
 use crate::model::pipeline::Pipeline;
-use crate::model::text::TextEmbedding;
-use crate::model::weights;
+use crate::model::text::{TextEmbedding, prompt_file};
 use crate::report::Measured;
 use crate::report::metrics::{self, StepMetrics, ValidationScores};
 use crate::report::progress::Progress;
 use crate::report::summary::Stage;
 use crate::sample::scheduler::Scheduler;
-use candle_core::{Device, Tensor};
-use std::collections::BTreeMap;
+use candle_core::Device;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -130,7 +129,7 @@ impl<'a> Trainer<'a> {
         let encoders = source.describe(config);
         let state = State { model, init: initial::fingerprints(config)?, ..State::default() };
         let trainer = Self::new(config, device, &files, source, state, checkpoint)?;
-        tracing::info!("{}{encoders}", trainer.summary());
+        tracing::info!("{}{encoders}{}", trainer.summary(), initial::describe(config));
         Ok(trainer)
     }
 
@@ -142,27 +141,13 @@ impl<'a> Trainer<'a> {
         mut state: State,
         checkpoint: Option<Checkpoint>,
     ) -> Result<Self> {
-        let blocks = pipeline.transformer.blocks.len();
-        let last = config.model.last_expert();
-        if last >= blocks {
-            return Err(Error::Usage(format!("model.expert_layers has {last}, but the model has {blocks} blocks")));
-        }
-        let heads = pipeline.transformer.config.num_attention_heads;
-        if let HeadMaps::One(head) = config.loss.heads
-            && head >= heads
-        {
-            return Err(Error::Usage(format!("loss.heads is {head}, but the model has {heads} heads")));
-        }
+        check_experts(config, &pipeline.transformer)?;
         if let Some(eval) = &config.eval {
             let maps = SegmentationOptions::of(eval, None).maps;
             maps.check(&pipeline.transformer).map_err(|problem| Error::Usage(format!("[eval] {problem}")))?;
         }
         let (_, height, width) = pipeline.latent_shape(config.data.resolution)?;
-        let mut parameters = Parameters::new(config, &mut pipeline.transformer, device)?;
-        if let Some(empty) = &empty_prompt {
-            parameters.add_prompt(empty)?;
-        }
-        initial::load(config, &parameters)?;
+        let parameters = initial::parameters(config, &mut pipeline.transformer, empty_prompt.as_ref(), device)?;
         let start = Start::of(&parameters)?;
         let mut optimizer = AdamW::new(&parameters);
         let mut cursor = None;
@@ -417,14 +402,12 @@ impl<'a> Trainer<'a> {
         Ok(())
     }
 
-    /// Writes the learnt prompt, if there is one, as what stands for a prompt's embedding: `tokens` `[tokens, width]`,
-    /// `pooled` `[width]`.
+    /// Writes the learnt prompt, if there is one.
     fn export_prompt(&self, file: &Path) -> Result<()> {
-        let (Some(tokens), Some(empty)) = (self.parameters.prompt(), &self.empty_prompt) else { return Ok(()) };
-        let on_cpu = |tensor: &Tensor| tensor.detach().to_device(&Device::Cpu);
-        let tensors = [("tokens", on_cpu(tokens)?), ("pooled", on_cpu(&empty.pooled.squeeze(0)?)?)];
-        let tensors = tensors.into_iter().map(|(name, tensor)| (name.to_string(), tensor)).collect();
-        weights::write(file, &tensors, &BTreeMap::new())
+        match (self.parameters.prompt(), &self.empty_prompt) {
+            (Some(tokens), Some(empty)) => prompt_file::write(file, tokens, &empty.pooled.squeeze(0)?),
+            _ => Ok(()),
+        }
     }
 
     /// Exports the LoRA and measures the model with it; false where the run is asked to stop before.
@@ -471,6 +454,21 @@ impl<'a> Trainer<'a> {
             device: self.device,
             layers: self.parameters.layers(self.pipeline.transformer.blocks.len()),
         }
+    }
+}
+
+/// # Errors
+/// The model has no such block or head as the config names.
+fn check_experts(config: &RunConfig, model: &MmDit) -> Result<()> {
+    let (last, blocks) = (config.model.last_expert(), model.blocks.len());
+    if last >= blocks {
+        return Err(Error::Usage(format!("model.expert_layers has {last}, but the model has {blocks} blocks")));
+    }
+    match (config.loss.heads, model.config.num_attention_heads) {
+        (HeadMaps::One(head), heads) if head >= heads => {
+            Err(Error::Usage(format!("loss.heads is {head}, but the model has {heads} heads")))
+        }
+        _ => Ok(()),
     }
 }
 

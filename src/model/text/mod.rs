@@ -1,6 +1,7 @@
 //! Text encoders: prompts to what the MM-DiT reads (diffusers: `StableDiffusion3Pipeline.encode_prompt`).
 pub mod clip;
 pub mod clip_layer;
+pub mod prompt_file;
 mod shape;
 pub mod t5;
 pub mod tokenizer;
