@@ -116,7 +116,10 @@ fn differences(adapter: &Adapter, trained: &Adapter) -> Vec<String> {
     };
     first_of(|a, b| a.rank() != b.rank(), &|a, b| format!("rank {}, lora.rank is {}", a.rank(), b.rank()));
     first_of(|a, b| a.rank() == b.rank() && a.alpha != b.alpha, &|a, b| {
-        format!("alpha {}, lora.alpha is {} (where a file has none, alpha is its rank)", a.alpha, b.alpha)
+        format!(
+            "alpha {}, lora.alpha is {} (a file that says none has its rank; `export --format peft` keeps alpha)",
+            a.alpha, b.alpha
+        )
     });
     first_of(|a, b| a.rank() == b.rank() && (a.down.dims() != b.down.dims() || a.up.dims() != b.up.dims()), &|a, b| {
         let shapes = |lora: &Lora| format!("A {:?} and B {:?}", lora.down.dims(), lora.up.dims());
