@@ -32,6 +32,7 @@ fn config(shard: &Path, shuffle_buffer: usize, max_broken: f64) -> DataConfig {
         cache: None,
         workers: 2,
         max_broken,
+        has_prompts: true,
     }
 }
 

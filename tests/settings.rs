@@ -8,11 +8,10 @@ use candle_core::{DType, Device, Tensor};
 use outcome::Outcome;
 use seg4diff::model::files::ModelFiles;
 use seg4diff::model::text::{TextEncoders, prompt_file};
-use seg4diff::model::weights::{read_all, write};
+use seg4diff::model::weights::read_all;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use smoke_run::{Run, read, run as run_to_end, succeed};
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
 

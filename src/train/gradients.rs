@@ -268,8 +268,9 @@ impl Step<'_> {
     fn pull(&self, layer: usize, probe: &Probe, loss: &mut Sum) -> Result<()> {
         let place = self.expert_layers.iter().position(|expert| *expert == layer);
         let Some([queries, keys]) = place.and_then(|place| self.pulled.get(place)) else { return Ok(()) };
-        loss.pull(&probe.queries, queries)?;
-        loss.pull(&probe.keys, keys)
+        // Keys first, as the product that logits come from has them: sums of gradients depend on it in their last bit.
+        loss.pull(&probe.keys, keys)?;
+        loss.pull(&probe.queries, queries)
     }
 
     /// Pulls the loss back: adds to the parameters' gradients, returns those of the leaf's streams.
