@@ -112,6 +112,7 @@ mod kind {
     pub const TRUE: u8 = 1;
     pub const FALSE: u8 = 2;
     pub const BYTE: u8 = 3;
+    pub const I16: u8 = 4;
     pub const I64: u8 = 6;
     pub const DOUBLE: u8 = 7;
     pub const BINARY: u8 = 8;
@@ -190,7 +191,7 @@ impl<'a> Reader<'a> {
         match kind {
             kind::TRUE | kind::FALSE => Some(()),
             kind::BYTE => self.byte().map(drop),
-            kind::BYTE..=kind::I64 => self.unsigned().map(drop),
+            kind::I16..=kind::I64 => self.unsigned().map(drop),
             kind::DOUBLE => self.take(8).map(drop),
             kind::BINARY => {
                 let length = self.unsigned()?;
