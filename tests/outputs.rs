@@ -214,6 +214,33 @@ fn scenes_are_drawn_once() {
     assert_eq!(names(&out.join("images")).len(), 30);
 }
 
+/// Of many validations the first, the last and some between keep their pictures, as files, for TensorBoard and on the
+/// page; the scores of all are kept.
+#[test]
+fn pictures_of_validations_do_not_grow_without_end() {
+    let folder = tempfile::tempdir().expect("folder");
+    let output = folder.path().join("run");
+    let mut train = seg4diff(&["train", "--config", "configs/smoke.toml", "--set"]);
+    train.arg(format!("output={}", output.display()));
+    for (key, value) in [("images", "images"), ("labels", "labels"), ("classes", "classes.json")] {
+        train.arg("--set").arg(format!("eval.{key}=tests/fixtures/segmentation/{value}"));
+    }
+    let settings = "train.steps=8 train.batch=1 data.resolution=64 eval.every=1 eval.every_images=1 eval.before=false \
+                    eval.segmentation_images=1 eval.keep_pictures=3";
+    train.args(settings.split_whitespace().flat_map(|setting| ["--set", setting]));
+    let (ended, said) = run(&mut train);
+    assert!(ended.status.success(), "{said}");
+    let kept: Vec<String> = [1, 5, 8].map(|step| format!("step-00000{step}-attention.png")).into();
+    assert_eq!(names(&output.join("validation")), kept);
+    let [events] = &names(&output.join("tensorboard"))[..] else { panic!("one file of events") };
+    let events = std::fs::read(output.join("tensorboard").join(events)).expect("events");
+    let count = |what: &[u8]| events.windows(what.len()).filter(|bytes| *bytes == what).count();
+    assert_eq!((count(b"\x89PNG"), count(b"validation/miou")), (3, 8));
+    let page = std::fs::read_to_string(output.join("report.html")).expect("a page");
+    assert!([1, 5, 8].iter().all(|step| page.contains(&format!("attention of the expert at step {step}"))));
+    assert_eq!(page.matches("attention of the expert at step").count(), 3);
+}
+
 fn config(keep: usize) -> RunConfig {
     let keep = format!("checkpoint.keep={keep}");
     RunConfig::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/smoke.toml"), &[keep]).expect("config")

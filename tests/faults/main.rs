@@ -4,8 +4,9 @@
 //! panics, an error names its file and its reason, status 0 means that everything is there; and the same command
 //! without a fault then ends with the same bytes as one that was never disturbed, and leaves nothing else behind.
 //!
-//! `FAULTS` is how many faults are tried (200): `FAULTS=1000 cargo test --release --test faults -- --nocapture`. Where
-//! there is no strace, none are, which is said; with `REQUIRE_STRACE` set that is a failure.
+//! An error with `+` in the table lasts from that call on. `FAULTS` is how many faults are tried (200):
+//! `FAULTS=1000 cargo test --release --test faults -- --nocapture`. Where there is no strace, none are, which is said;
+//! with `REQUIRE_STRACE` set that is a failure.
 mod commands;
 mod outcome;
 mod plan;
@@ -147,13 +148,10 @@ impl Prepared<'_> {
                 let errors: Vec<&str> = said.lines().skip_while(|line| !line.starts_with("error: ")).collect();
                 let error = errors.join("\n");
                 let own = self.case.work.parent().expect("a folder").display().to_string();
-                let names_file = error.contains(&own)
-                    || [ROOT, "checkpoints/", "configs/", "data/", "tests/"]
-                        .iter()
-                        .any(|folder| error.contains(folder));
-                // What cannot be said is not.
-                let is_mute = ended.hit.as_ref().is_some_and(|hit| hit.contains(".logs/stderr>"));
-                if !is_mute && !(names_file && error.contains(fault.reason())) {
+                let folders = [ROOT, own.as_str(), "checkpoints/", "configs/", "data/", "tests/"];
+                let names_file = folders.iter().any(|folder| error.contains(folder));
+                let is_clear = names_file && error.contains(fault.reason());
+                if !is_clear && !ended.is_mute {
                     problems.push(format!("its error names no file or reason: {said}"));
                 }
             }

@@ -75,6 +75,8 @@ pub struct Ended {
     pub said: String,
     /// The call that the fault was put into, as strace shows it; none where it was not reached.
     pub hit: Option<String>,
+    /// It could not say what went wrong: a fault met its standard error.
+    pub is_mute: bool,
 }
 
 impl Ended {
@@ -132,13 +134,12 @@ pub fn disturbed(args: &[String], logs: &Path, fault: &Fault) -> Ended {
         filter.extend(["-P", path]);
     }
     let mut ended = trace(args, logs, &filter);
-    let injected = threads(logs).into_iter().find_map(|thread| {
-        let line = thread.lines().find(|line| line.contains("(INJECTED)"));
-        line.map(str::to_string)
-    });
+    let threads = threads(logs);
+    let mut injected = threads.iter().flat_map(|thread| thread.lines()).filter(|line| line.contains("(INJECTED)"));
+    ended.is_mute = injected.clone().any(|line| line.contains(&format!("<{}>", logs.join("stderr").display())));
     ended.hit = match ended.is_killed() {
         true => Some(input.clone().unwrap_or_default()),
-        false => injected,
+        false => injected.next().map(str::to_string),
     };
     ended
 }
@@ -193,5 +194,5 @@ pub fn run(command: &mut Command, logs: &Path) -> Ended {
         }
     };
     let said = String::from_utf8_lossy(&std::fs::read(&errors).expect("what was said")).into_owned();
-    Ended { status, said, hit: None }
+    Ended { status, said, hit: None, is_mute: false }
 }
