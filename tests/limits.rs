@@ -209,7 +209,7 @@ fn statistics_are_those_of_the_network_or_not_inflated() {
 fn headers_of_tensor_files() {
     let world = World::new();
     world.sparse("lora.safetensors", &5_300_000_000u64.to_le_bytes(), 5_400_000_000);
-    let args = format!("{GENERATE} --lora lora.safetensors");
+    let args = format!("{SEGMENTATION} --lora lora.safetensors");
     world
         .refused(&args, &["lora.safetensors", "would take 5.3 GB in memory, more than the 67.1 MB that a safetensors"]);
     let file = "model/transformer/diffusion_pytorch_model.safetensors";

@@ -31,7 +31,8 @@ impl World {
             [] => Command::new(env!("CARGO_BIN_EXE_train")),
             _ => {
                 let mut strace = Command::new("strace");
-                strace.args(["-f", "-qq", "-o", "/dev/null", "-P"]).arg(self.path(file));
+                // By the name that is opened, and the path that its descriptor has.
+                strace.args(["-f", "-qq", "-o", "/dev/null", "-P", file, "-P"]).arg(self.path(file));
                 for fault in inject {
                     strace.args(["-e", &format!("inject={fault}")]);
                 }

@@ -1,5 +1,5 @@
 //! Mutated inputs of every kind through the real binary, within 2 GB and a limit of time: an error or a result, never a
-//! panic, a signal or a hang, and no training that ends well without having trained.
+//! panic, a signal, a hang or too much memory, and no training that ends well without having trained.
 //!
 //! Some 300 mutations by default; `MUTATIONS=10000` makes so many, `MUTATION_SEED=N` others, and `MUTATION=KIND:NUMBER`
 //! a single one again. What fails is kept in the folder that the error names.
@@ -91,6 +91,7 @@ fn judge(folder: &Path, kind: &Kind, ended: &Ended) -> (&'static str, Option<Str
     let said = || Some(ended.said.clone());
     match ended.status {
         _ if ended.said.contains("panicked") => ("panic", said()),
+        _ if ended.said.contains("error: out of memory") && !kind.may_be_long => ("memory", said()),
         None if ended.said.ends_with("(timed out)") && kind.may_be_long => ("long", None),
         None if ended.said.ends_with("(timed out)") => ("hang", said()),
         None => ("signal", said()),
@@ -161,7 +162,7 @@ fn mutated_inputs() {
 
 /// Kind × how it ended.
 fn print_table(outcomes: &BTreeMap<(usize, &str), u64>) {
-    let all = ["passed", "failed", "refused", "long", "untrained", "hang", "panic", "signal", "other"];
+    let all = ["passed", "failed", "refused", "long", "untrained", "memory", "hang", "panic", "signal", "other"];
     println!("{:24} {:>6} {}", "kind", "count", all.map(|name| format!("{name:>9}")).concat());
     let of = |kind: usize, outcome: &'static str| outcomes.get(&(kind, outcome)).copied().unwrap_or(0);
     let row = |name: &str, counts: &[u64]| {
