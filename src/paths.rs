@@ -2,7 +2,7 @@
 //! the system's reason.
 use crate::error::{Error, Result};
 use std::fs::Metadata;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::path::Path;
 
 /// Whether there is a file at `path`, or a link that leads to one.
@@ -24,11 +24,19 @@ pub fn exists(path: &Path) -> Result<bool> {
 }
 
 fn look(path: &Path) -> Result<Option<Metadata>> {
+    find(path).map_err(|problem| Error::file(path, problem))
+}
+
+/// What is at `path`, or what a link there leads to; nothing where nothing is.
+///
+/// # Errors
+/// As [`is_file`].
+pub fn find(path: &Path) -> io::Result<Option<Metadata>> {
     let named = if path.as_os_str().is_empty() { Path::new(".") } else { path };
     match std::fs::metadata(named) {
         Ok(found) => Ok(Some(found)),
         Err(problem) if problem.kind() == ErrorKind::NotFound => Ok(None),
-        Err(problem) => Err(Error::file(path, problem)),
+        Err(problem) => Err(problem),
     }
 }
 

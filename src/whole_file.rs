@@ -23,14 +23,14 @@ const REPEATED: usize = 180;
 /// Says why not.
 pub fn check_writable(file: &Path) -> Result<()> {
     let failed = |problem: &dyn std::fmt::Display| Error::file(file, format!("cannot write: {problem}"));
-    if paths::is_folder(file)? {
+    if paths::find(file).map_err(|e| failed(&e))?.is_some_and(|found| found.is_dir()) {
         return Err(failed(&"it is a folder"));
     }
     sweep_beside(file)?;
     // The nearest folder above that exists; those below it will be made.
     let mut folder = file.parent();
     while let Some(missing) = folder
-        && !paths::exists(missing)?
+        && paths::find(missing).map_err(|e| failed(&e))?.is_none()
     {
         folder = missing.parent();
     }

@@ -341,7 +341,7 @@ fn what_is_certainly_without_effect_is_refused() {
             "optim.lr: the LoRA's learning rate would be 1e-46 at most, which is 0 in f32",
         ),
         (&["optim.lora_lr_scale=1e-60"], "optim.lr: the LoRA's learning rate would be"),
-        (&["optim.lr=1e40", "optim.lora_lr_scale=0.1"], "optim.lr: is 1e39 for the LoRA, too large for f32"),
+        (&["optim.lr=1e40", "optim.lora_lr_scale=1"], "optim.lr: is 1e40 for the LoRA, too large for f32"),
         (&["train.steps=1", "optim.warmup_factor=0"], "optim.lr: the LoRA's learning rate would be 0e0 at most"),
         (&["lora.alpha=1e-50"], "lora.alpha: alpha/rank must be a number of f32 above 0, is 0"),
         (&["lora.alpha=1e60"], "lora.alpha: alpha/rank must be a number of f32 above 0, is inf"),

@@ -82,7 +82,7 @@ fn weights_that_are_not_finite_are_named() {
         let folder = tempfile::tempdir().expect("folder");
         let model = spoilt(folder.path(), file, tensor, number);
         let run = Run::new(&[SETTINGS, &[&model]].concat());
-        fails(&run, &[], &[&format!("{file}: tensor {tensor}: value 7 is {written}, not a finite number")]);
+        fails(&run, &[], &[&format!("{file}: tensor {tensor}: value 7 is {written}, not finite")]);
         assert!(!run.path("metrics.jsonl").exists() && !run.path("checkpoints").exists());
     }
 }

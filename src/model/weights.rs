@@ -64,7 +64,7 @@ impl Shard {
                     Some(kept) if value.is_finite() => {
                         format!("value {place} is {value}, too large for {}", kept.as_str())
                     }
-                    _ => format!("value {place} is {value}, not a finite number"),
+                    _ => format!("value {place} is {value}, not finite"),
                 }));
             }
         }

@@ -85,6 +85,11 @@ pub fn export(adapter: &Adapter, format: Format, out: &Path, origin: &Origin) ->
     if adapter.is_empty() {
         return Err(Error::file(out, "cannot export: the adapter has no modules"));
     }
+    for (name, lora) in adapter {
+        if !is_finite(&lora.down)? || !is_finite(&lora.up)? {
+            return Err(Error::file(out, format!("cannot export: {name} holds numbers that are not finite")));
+        }
+    }
     let is_file_name = out.extension().is_some_and(|e| e == "safetensors");
     let is_folder = paths::is_folder(out)? || (format == Format::Peft && !is_file_name);
     if is_folder && is_file(out)? {
@@ -116,6 +121,11 @@ pub fn export(adapter: &Adapter, format: Format, out: &Path, origin: &Origin) ->
     put(format.file_name(), &target)?;
     sync(folder).map_err(failed)?;
     Ok(target)
+}
+
+fn is_finite(values: &Tensor) -> Result<bool> {
+    let values = values.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+    Ok(values.iter().all(|value| value.is_finite()))
 }
 
 /// Reads an adapter of any of the formats, or of the paper's released code: a file, or a folder that holds one.
