@@ -313,6 +313,19 @@ fn files_that_are_missing_or_do_not_fit_are_all_named() {
         assert!(message.contains(part), "{part} in {message}");
     }
 
+    // What is measured must suit the model, too; by default that is what the experts see.
+    let [images, classes] = [at("model"), at("a_0.tar")].map(|path| format!("{path:?}"));
+    let eval = [format!("eval.images={images}"), format!("eval.labels={images}"), format!("eval.classes={classes}")];
+    let eval: Vec<&str> = eval.iter().map(String::as_str).collect();
+    check(&eval).expect("suits");
+    let message = problems(&[&eval[..], &["eval.layers=[1,7,4]", "eval.heads=6"]].concat());
+    assert_eq!(message.lines().count(), 3, "{message}");
+    for part in
+        ["eval.layers: there is no block 7", "eval.layers: there is no block 4", "eval.heads: there is no head 6"]
+    {
+        assert!(message.contains(part), "{part} in {message}");
+    }
+
     let message = problems(&["model.text_encoders=[\"clip_l\",\"t5\"]"]);
     for file in ["text_encoder_3/config.json", "text_encoder_3/model.safetensors", "tokenizer_3/tokenizer.json"] {
         assert!(message.contains(&format!("{file} is missing")), "{message}");

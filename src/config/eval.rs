@@ -26,10 +26,7 @@ pub(super) fn section(reader: &mut Reader, run: &RunConfig) -> Option<EvalConfig
         captions: reader.optional("eval.captions"),
         segmentation_images: reader.get("eval.segmentation_images", 0),
         protocol: reader.get("eval.protocol", SegmentationProtocol::Present),
-        layers: {
-            let usual = Blocks(run.model.expert_layers.clone());
-            reader.checked("eval.layers", usual, |Blocks(layers): &Blocks| distinct(layers)).0
-        },
+        layers: reader.get("eval.layers", Blocks(run.model.expert_layers.clone())).0,
         heads: reader.get("eval.heads", MapHeads::Mean),
         attention: reader.get("eval.attention", AttentionForm::Softmax),
         normalize: reader.get("eval.normalize", MapNormalize::None),
@@ -56,6 +53,10 @@ pub(super) fn section(reader: &mut Reader, run: &RunConfig) -> Option<EvalConfig
     };
     if !present {
         return None;
+    }
+    // The experts, its default, are checked where they are given.
+    if let (true, Err(problem)) = (reader.given("eval.layers"), distinct(&eval.layers)) {
+        reader.problem(&["eval.layers"], problem);
     }
     if let Some(Err(problem)) = eval.batch.as_ref().map(within(1, 4096)) {
         reader.problem(&["eval.batch"], problem);

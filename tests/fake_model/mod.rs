@@ -22,7 +22,7 @@ pub fn fake_model(folder: &Path) {
         let path = folder.join(file);
         std::fs::create_dir_all(path.parent().expect("parent")).expect("folder");
         let content = match file {
-            "transformer/config.json" => r#"{"num_layers": 4, "patch_size": 2}"#,
+            "transformer/config.json" => r#"{"num_layers": 4, "num_attention_heads": 6, "patch_size": 2}"#,
             "vae/config.json" => r#"{"block_out_channels": [8, 16, 16, 16]}"#,
             "text_encoder_2/model.safetensors.index.json" => r#"{"weight_map": {"a": "model-1.safetensors"}}"#,
             "model_index.json" => r#"{"_class_name": "StableDiffusion3Pipeline"}"#,
