@@ -230,7 +230,7 @@ fn statistics_files_are_those_of_numpy() {
     }
     npz::write(&file, &Gaussian { mean: vec![1.0; 3], covariance: vec![1.0; 9] }).unwrap();
     assert_eq!(npz::read(&file, 3).unwrap().mean.len(), 3);
-    assert!(npz::read(&file, 6).unwrap_err().to_string().contains("shape [3], expected [6]"));
+    assert!(npz::read(&file, 6).unwrap_err().to_string().contains("features of length 3, expected 6"));
 }
 
 /// `L·Lᵀ` of random numbers, plus `shift` on the diagonal: its eigenvalues are moved by so much.
@@ -249,8 +249,9 @@ fn what_is_no_covariance_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("statistics.npz");
     let read = |covariance: Vec<f64>, mean: Vec<f64>| {
+        let length = mean.len();
         npz::write(&file, &Gaussian { mean, covariance }).unwrap();
-        npz::read(&file, LENGTH).map_err(|problem| problem.to_string())
+        npz::read(&file, length).map_err(|problem| problem.to_string())
     };
     let mean = || vec![0.5; LENGTH];
     // Of full rank, singular, zero, and as f32 has them.

@@ -198,7 +198,7 @@ fn statistics_are_those_of_the_network_or_not_inflated() {
     }
     archive.finish().expect("finish");
     let error = seg4diff::eval::generation::npz::read(&world.path("stats.npz"), 2048).unwrap_err().to_string();
-    assert!(error.contains("stats.npz: array mu: shape [9000], expected [2048]"), "{error}");
+    assert!(error.contains("stats.npz: features of length 9000, expected 2048"), "{error}");
     // A file that says one shape and holds another is read as far as it says.
     let peak = fs::read_to_string("/proc/self/status").expect("status");
     let peak = peak.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("VmHWM");

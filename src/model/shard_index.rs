@@ -1,6 +1,6 @@
 //! The index of a part's shards, `STEM.safetensors.index.json`: which file holds which tensor.
 use crate::error::{Error, Result};
-use crate::json::read_json;
+use crate::json::parse_json;
 use crate::limits::MODEL_JSON;
 use crate::plain_name;
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,8 +16,8 @@ impl ShardIndex {
     /// # Errors
     /// It cannot be read, is no index, or names files that are not plainly in its own folder.
     pub fn read(file: &Path) -> Result<Self> {
-        let parsed: serde_json::Value = read_json(file, MODEL_JSON)?;
         let wrong = |problem: String| Error::file(file, format!("not an index of shards: {problem}"));
+        let parsed: serde_json::Value = parse_json(file, MODEL_JSON, wrong)?;
         let map = parsed.get("weight_map").and_then(|map| map.as_object());
         let mut weight_map = BTreeMap::new();
         for (tensor, shard) in map.ok_or_else(|| wrong("no weight_map".into()))? {

@@ -73,8 +73,8 @@ fn header(shape: &str) -> Vec<u8> {
 
 /// Reads the member `NAME.npy`, which must have this shape.
 fn array(archive: &mut ZipArchive<impl Read + Seek>, name: &str, shape: &[usize]) -> Result<Vec<f64>, String> {
-    let mut member = archive.by_name(&format!("{name}.npy")).map_err(|e| format!("array {name}: {e}"))?;
-    read_array(&mut member, shape).map_err(|problem| format!("array {name}: {problem}"))
+    let mut member = archive.by_name(&format!("{name}.npy")).map_err(|e| format!("{e} (array {name})"))?;
+    read_array(&mut member, shape).map_err(|problem| format!("{problem} (array {name})"))
 }
 
 fn read_array(reader: &mut impl Read, expected: &[usize]) -> Result<Vec<f64>, String> {
@@ -110,7 +110,10 @@ fn read_array(reader: &mut impl Read, expected: &[usize]) -> Result<Vec<f64>, St
         other => return Err(format!("type {}, expected <f8 or <f4", other.unwrap_or("unknown"))),
     };
     if shape != expected {
-        return Err(format!("shape {shape:?}, expected {expected:?}"));
+        return Err(match (&shape[..], expected) {
+            ([found], [expected]) => format!("features of length {found}, expected {expected}"),
+            _ => format!("shape {shape:?}, expected {expected:?}"),
+        });
     }
     let bytes = shape.iter().product::<usize>() * width;
     let mut data = Vec::new();
