@@ -231,14 +231,20 @@ fn model(reader: &mut Reader) -> ModelConfig {
             |list: &Vec<_>| distinct(list),
         ),
         max_sequence_length: reader.checked("model.max_sequence_length", 77, within(1, 512)),
-        expert_layers: {
-            let mut layers =
-                reader.checked("model.expert_layers", Blocks(vec![9]), |Blocks(layers): &Blocks| distinct(layers)).0;
-            layers.sort_unstable();
-            layers
-        },
+        expert_layers: expert_layers(reader),
         learnable_prompt: reader.get("model.learnable_prompt", false),
     }
+}
+
+/// Ascending; one at least, also where none is given, which is reported.
+fn expert_layers(reader: &mut Reader) -> Vec<usize> {
+    let usual = || Blocks(vec![9]);
+    let mut layers = reader.checked("model.expert_layers", usual(), |Blocks(layers): &Blocks| distinct(layers)).0;
+    if layers.is_empty() {
+        layers = usual().0;
+    }
+    layers.sort_unstable();
+    layers
 }
 
 /// A path, or `hf:org/name` with or without `@revision`.
