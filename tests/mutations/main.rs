@@ -163,10 +163,10 @@ fn mutated_inputs() {
 /// Kind × how it ended.
 fn print_table(outcomes: &BTreeMap<(usize, &str), u64>) {
     let all = ["passed", "failed", "refused", "long", "untrained", "memory", "hang", "panic", "signal", "other"];
-    println!("{:24} {:>6} {}", "kind", "count", all.map(|name| format!("{name:>9}")).concat());
+    println!("{:24} {:>6} {}", "kind", "count", all.map(|name| format!("{name:>10}")).concat());
     let of = |kind: usize, outcome: &'static str| outcomes.get(&(kind, outcome)).copied().unwrap_or(0);
     let row = |name: &str, counts: &[u64]| {
-        let cells: String = counts.iter().map(|count| format!("{count:>9}")).collect();
+        let cells: String = counts.iter().map(|count| format!("{count:>10}")).collect();
         println!("{name:24} {:>6} {cells}", counts.iter().sum::<u64>());
     };
     let mut totals = vec![0; all.len()];
