@@ -203,7 +203,7 @@ fn it_sits_on_the_configured_targets_and_layers_alone() {
     for layer in [0, 2] {
         for module in ["attn.to_q", "attn.add_k_proj", "ff.net.2", "norm1.linear"] {
             expected.insert(format!("transformer_blocks.{layer}.{module}"));
-            let row = said.lines().find(|line| line.starts_with(&format!("LoRA {module} ")));
+            let row = said.lines().find(|line| line.trim_start().starts_with(&format!("LoRA {module} ")));
             assert!(row.is_some_and(|row| row.contains("2/3")), "{module} in {said}");
         }
     }
