@@ -212,6 +212,12 @@ fn images_are_those_of_generate_whatever_the_batch_and_scored_as_folders_are() {
     assert!((number(&whole, "fd_demo") / number(&scores, "fd_demo") - 1.0).abs() < 1e-3, "{whole}, {scores}");
     assert_eq!(world.scores(&line), scores, "not the same again");
     assert!(world.scores(&format!("{line} --set eval.seed=8")) != scores, "the seed has no effect");
+    let mixed = world.error(&format!("{line} --set eval.seed=8 --out drawn"), 1);
+    assert!(mixed.contains("drawn: its images were drawn with another seed (7, now 8)"), "{mixed}");
+    assert_eq!(drawn(&world.path("drawn")), images);
+    world.scores(&format!("{line} --set eval.generation_images=2 --out drawn"));
+    let captions = std::fs::read_to_string(world.path("drawn/captions.json")).unwrap();
+    assert!(captions.contains("000004"), "{captions}");
 }
 
 #[test]

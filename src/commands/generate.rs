@@ -1,22 +1,20 @@
 //! `generate`: draws images from prompts.
-use super::evaluate::write_json;
+use super::drawings::{self, content, key};
 use super::{LoadedModel, ModelArgs, mention, parse_not_negative, parse_number, parse_positive, parse_size};
 use crate::config::BLUR;
-use crate::error::{Error, Result};
-use crate::limits::STATE;
-use crate::model::fingerprint::sha256;
+use crate::error::Result;
 use crate::model::mmdit::Blur;
 use crate::model::text::prompt_file;
 use crate::output_folder::OutputFolder;
-use crate::paths::{exists, is_folder, may_be_file};
+use crate::paths::exists;
 use crate::sample::generate::{Conditions, PerturbedGuidance, SamplingOptions, initial_latents, read_latents};
 use crate::sample::image::{to_rgb8, write_png};
 use crate::sample::scheduler::Scheduler;
 use crate::terminal::{printable_line, printable_path};
 use clap::Args;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use std::io::IsTerminal;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 const EXAMPLE: &str = "Example:
   seg4diff generate --model models/stable-diffusion-3-medium-diffusers --lora runs/sa1b/lora.safetensors \\
@@ -68,9 +66,6 @@ pub struct GenerateArgs {
     pub latents: Option<PathBuf>,
 }
 
-/// What the folder's images were drawn with; captions.json stands beside it.
-const RECORD: &str = "generation.json";
-
 /// Draws the images one by one, so that memory does not depend on their number; an image depends on its prompt, the
 /// seed and its own number alone.
 pub fn run(args: &GenerateArgs) -> Result<()> {
@@ -79,7 +74,7 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
     }
     let record = record(args)?;
     let _held = OutputFolder::hold(&args.out)?;
-    let is_longer = check_folder(&args.out, &record)?;
+    let is_longer = drawings::check(&args.out, &record)?;
     let LoadedModel { files, pipeline, device } = args.model.load()?;
     let shape = pipeline.latent_shape(args.size)?;
     let scheduler = Scheduler::open(&files)?;
@@ -100,7 +95,7 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
     };
     let negative = pipeline.text_encoders.encode(&[&args.negative])?;
     if !is_longer {
-        write_record(args, &record)?;
+        drawings::describe(&args.out, &record, args.prompt.iter().map(String::as_str))?;
     }
     for (index, prompt) in args.prompt.iter().enumerate() {
         let file = args.out.join(format!("{}.png", key(index)));
@@ -128,49 +123,6 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
     Ok(())
 }
 
-/// An image's name without extension.
-fn key(index: usize) -> String {
-    format!("{index:06}")
-}
-
-/// Whether the folder's images were drawn from more prompts than these, which then stay as they are.
-///
-/// # Errors
-/// They were drawn otherwise than these are to be, or nothing says how.
-fn check_folder(folder: &Path, wanted: &Value) -> Result<bool> {
-    let file = folder.join(RECORD);
-    let text = match STATE.read(&file) {
-        Ok(text) => text,
-        Err(problem) if problem.kind() == std::io::ErrorKind::NotFound => {
-            return match exists(&folder.join(format!("{}.png", key(0))))? {
-                true => {
-                    let problem =
-                        format!("holds images, but no {RECORD} that says how they were drawn; name another folder");
-                    Err(Error::file(folder, problem))
-                }
-                false => Ok(false),
-            };
-        }
-        Err(problem) => return Err(Error::file(&file, problem)),
-    };
-    let found: Value = serde_json::from_slice(&text).map_err(|problem| Error::file(&file, problem))?;
-    check_same(folder, &found, wanted)?;
-    let prompts = |record: &Value| record["prompts"].as_array().map_or(0, Vec::len);
-    Ok(prompts(&found) > prompts(wanted))
-}
-
-/// Writes down how the images are drawn, and the prompt of each.
-fn write_record(args: &GenerateArgs, record: &Value) -> Result<()> {
-    write_captions(&args.out, args.prompt.iter().map(String::as_str))?;
-    write_json(&args.out.join(RECORD), record)
-}
-
-/// Writes the prompts of the images 000000.png, 000001.png, … of a folder, as `evaluate clip-score` takes them.
-pub(super) fn write_captions<'a>(folder: &Path, prompts: impl Iterator<Item = &'a str>) -> Result<()> {
-    let captions: Map<String, Value> = (0..).map(key).zip(prompts.map(|prompt| json!(prompt))).collect();
-    write_json(&folder.join("captions.json"), &captions)
-}
-
 /// All that an image depends on, but where the model lies in memory.
 fn record(args: &GenerateArgs) -> Result<Value> {
     let ModelArgs { model, lora, dtype, text_encoders, max_sequence_length, .. } = &args.model;
@@ -190,37 +142,4 @@ fn record(args: &GenerateArgs) -> Result<Value> {
         "prompt_tokens": args.prompt_tokens.as_deref().map(content).transpose()?,
         "prompts": args.prompt,
     }))
-}
-
-/// A file by the SHA-256 of what it holds; a folder, such as PEFT's, by those of the files in it.
-fn content(path: &Path) -> Result<String> {
-    let failed = |problem: std::io::Error| Error::file(path, problem);
-    let mut files = vec![path.to_owned()];
-    if is_folder(path)? {
-        let entries = std::fs::read_dir(path).map_err(failed)?;
-        files = entries.map(|entry| Ok(entry.map_err(failed)?.path())).collect::<Result<_>>()?;
-        files.retain(|file| may_be_file(file));
-        files.sort();
-    }
-    let sums = files.iter().map(|file| Ok(sha256(file)?.0)).collect::<Result<Vec<_>>>()?;
-    Ok(sums.join(" "))
-}
-
-/// # Errors
-/// The folder's images were drawn otherwise; more prompts than then are no difference.
-fn check_same(folder: &Path, found: &Value, wanted: &Value) -> Result<()> {
-    for (key, wanted) in wanted.as_object().into_iter().flatten() {
-        let found = &found[key];
-        let same = match (key.as_str(), found.as_array(), wanted.as_array()) {
-            ("prompts", Some(found), Some(wanted)) => found.iter().zip(wanted).all(|(found, wanted)| found == wanted),
-            _ => found == wanted,
-        };
-        if !same {
-            let problem = format!(
-                "its images were drawn with another {key} ({found}, now {wanted}); remove the folder, or name another"
-            );
-            return Err(Error::file(folder, problem));
-        }
-    }
-    Ok(())
 }

@@ -2,6 +2,7 @@
 //!
 //! Exit status: 0 done, 1 failed, 2 wrong usage or configuration.
 pub mod analyze;
+mod drawings;
 pub mod evaluate;
 pub mod export;
 pub mod generate;

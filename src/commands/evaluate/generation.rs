@@ -1,8 +1,8 @@
 //! `evaluate generation`: how far the images that a model draws are from real ones.
 use super::{say_distances, write_scores};
-use crate::commands::generate::write_captions;
+use crate::commands::drawings::{self, content, key};
 use crate::commands::say;
-use crate::config::RunConfig;
+use crate::config::{EvalConfig, RunConfig};
 use crate::data::captions::{Columns, first_by_key};
 use crate::error::{Error, Result};
 use crate::eval::generation::{DrawnImage, GenerationOptions, Reference, evaluate, load_networks};
@@ -15,6 +15,7 @@ use crate::sample::image::write_png;
 use crate::sample::scheduler::Scheduler;
 use crate::whole_file::check_writable;
 use clap::Args;
+use serde_json::{Value, json};
 use std::path::PathBuf;
 
 const EXAMPLE: &str = "Example:
@@ -46,7 +47,7 @@ pub struct GenerationArgs {
 
 pub fn run(args: &GenerationArgs) -> Result<()> {
     let config = RunConfig::load(&args.config, &args.set)?;
-    let image_file = |index: usize| args.out.as_ref().map(|folder| folder.join(format!("{index:06}.png")));
+    let image_file = |index: usize| args.out.as_ref().map(|folder| folder.join(key(index) + ".png"));
     args.json.as_deref().map_or(Ok(()), check_writable)?;
     let eval = config.eval.as_ref().filter(|eval| eval.generation_images > 0);
     let Some((eval, captions)) = eval.and_then(|eval| Some((eval, eval.captions.as_ref()?))) else {
@@ -61,6 +62,15 @@ pub fn run(args: &GenerationArgs) -> Result<()> {
     // What is small is read before gigabytes are.
     let columns = Columns::of(&config.data);
     let captions = first_by_key(captions, columns, eval.generation_images)?;
+    let prompts = || captions.iter().cycle().take(eval.generation_images).map(String::as_str);
+    let described = match &args.out {
+        Some(folder) => {
+            let record = record(args, &config, eval, prompts())?;
+            // Of more images than these the description stays as it is.
+            (!drawings::check(folder, &record)?).then_some((folder, record))
+        }
+        None => None,
+    };
     let adapter = args.lora.as_deref().map(adapter_files::read).transpose()?;
     let device = config.device.open()?;
     let networks = load_networks(eval.inception.as_deref(), eval.features.as_deref(), &device)?;
@@ -72,8 +82,8 @@ pub fn run(args: &GenerationArgs) -> Result<()> {
     let options = GenerationOptions::of(eval);
     pipeline.latent_shape(options.size)?;
     let reference = Reference::of_folder(networks, eval.real_images(), options.batch)?;
-    if let Some(folder) = &args.out {
-        write_captions(folder, captions.iter().cycle().take(options.images).map(String::as_str))?;
+    if let Some((folder, record)) = &described {
+        drawings::describe(folder, record, prompts())?;
     }
     let mut progress = Progress::new("image", 0, options.images as u64);
     let scheduler = Scheduler::open(&files)?;
@@ -91,4 +101,26 @@ pub fn run(args: &GenerationArgs) -> Result<()> {
     say_distances(&scores)?;
     let real = reference.real().iter().find_map(|real| real.images()).unwrap_or_default();
     say(&format!("{} drawn against {real} real images", options.images))
+}
+
+/// All that an image depends on, but where the model lies in memory.
+fn record<'a>(
+    args: &GenerationArgs,
+    config: &RunConfig,
+    eval: &EvalConfig,
+    prompts: impl Iterator<Item = &'a str>,
+) -> Result<Value> {
+    Ok(json!({
+        "model": config.model.path,
+        "lora": args.lora.as_deref().map(content).transpose()?,
+        "dtype": config.model.dtype,
+        "text_encoders": config.model.text_encoders,
+        "max_sequence_length": config.model.max_sequence_length,
+        "size": eval.size,
+        "steps": eval.steps,
+        "guidance": eval.guidance,
+        "perturb": (eval.perturb_scale > 0.0).then_some([eval.perturb_scale, eval.perturb_layer as f64, eval.perturb_sigma]),
+        "seed": eval.seed,
+        "prompts": prompts.collect::<Vec<_>>(),
+    }))
 }

@@ -10,7 +10,7 @@ use crate::model::lora::{Adapter, Lora};
 use crate::model::weights;
 use crate::output_folder::OutputFolder;
 use crate::paths::{self, is_file};
-use crate::whole_file::{Aside, folder_of, sweep_beside, sync};
+use crate::whole_file::{Aside, folder_of, remove_if_there, sweep_beside, sync};
 use candle_core::{DType, Device, Tensor};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
@@ -116,6 +116,8 @@ pub fn export(adapter: &Adapter, format: Format, out: &Path, origin: &Origin) ->
         std::fs::rename(aside.path().join(name), to).map_err(|e| Error::file(to, format!("cannot write: {e}")))
     };
     if format == Format::Peft {
+        // Two files cannot come at once: between them there are no tensors rather than those of another configuration.
+        remove_if_there(&target)?;
         put(dotted::PEFT_CONFIG, &folder.join(dotted::PEFT_CONFIG))?;
     }
     put(format.file_name(), &target)?;
