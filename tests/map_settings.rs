@@ -191,7 +191,7 @@ fn every_evaluation_heeds_the_settings() {
         evaluate_referring(&pipeline, &scheduler, (&phrases[0], &phrases[1]), options, |_| {}).unwrap()
     };
     assert_ne!(referring(&usual), referring(&other));
-    let merging = UnsupervisedOptions { thresholds: vec![0.003], power: 1.0 };
+    let merging = UnsupervisedOptions { thresholds: vec![0.003], power: 1.0, prompt: None };
     let unsupervised = |options: &SegmentationOptions| {
         evaluate_unsupervised(&pipeline, &scheduler, &data, options, &merging, &mut |_| Ok(())).unwrap()
     };

@@ -244,7 +244,7 @@ fn segments_without_words_are_those_of_numpy_and_scipy() {
     let [images, labels] = ["images/b", "labels/b"].map(|name| folder().join(name));
     let data = LabelledFolder::open(&images, &labels, &folder().join("classes.json"), &[255]).unwrap();
     for run in &expected.unsupervised {
-        let merging = UnsupervisedOptions { thresholds: run.thresholds.clone(), power: run.power };
+        let merging = UnsupervisedOptions { thresholds: run.thresholds.clone(), power: run.power, prompt: None };
         let noise = Some(tensors["blocks_noise"].clone());
         let usual = SegmentationOptions::new(run.layer, 64);
         let options = SegmentationOptions { noise, batch: 3, ..usual };
@@ -259,6 +259,17 @@ fn segments_without_words_are_those_of_numpy_and_scipy() {
             assert_scores(scores, wanted, 1e-4);
             assert_eq!(segments as f64 / scores.images as f64, wanted["segments"].as_f64().unwrap());
         }
+
+        // A learnt prompt stands in the empty one's place.
+        let told = |text: &str| {
+            let prompt = Some(pipeline.text_encoders.encode(&[text]).unwrap());
+            let merging = UnsupervisedOptions { prompt, ..merging.clone() };
+            let scores = evaluate_unsupervised(&pipeline, &scheduler, &data, &options, &merging, &mut |_| Ok(()));
+            scores.unwrap().iter().map(|scores| scores.pixel_accuracy).collect::<Vec<_>>()
+        };
+        let found: Vec<f64> = scores.iter().map(|scores| scores.pixel_accuracy).collect();
+        assert_eq!(told(""), found);
+        assert_ne!(told("a street with a red bus and many people"), found);
     }
 }
 

@@ -7,6 +7,7 @@ use crate::commands::{LoadedModel, ModelArgs, parse_not_negative, say};
 use crate::config::MapNormalize;
 use crate::error::Result;
 use crate::eval::segmentation::{SegmentationScores, UnsupervisedOptions, evaluate_unsupervised};
+use crate::model::text::prompt_file;
 use crate::report::progress::Progress;
 use crate::sample::scheduler::Scheduler;
 use crate::whole_file::check_writable;
@@ -47,6 +48,9 @@ pub struct UnsupervisedArgs {
     /// Maps, scaled to [0, 1], are raised to this power
     #[arg(long, value_name = "X", default_value = "1", value_parser = parse_not_negative)]
     pub power: f64,
+    /// Prompt that a run learnt, its prompt.safetensors: the model is told it in place of an empty one
+    #[arg(long, value_name = "F")]
+    pub prompt_tokens: Option<PathBuf>,
     /// Folder for the predictions at the first threshold: PNG label maps with a palette
     #[arg(long, value_name = "DIR")]
     pub predictions: Option<PathBuf>,
@@ -73,7 +77,11 @@ pub fn run(args: &UnsupervisedArgs) -> Result<()> {
     let LoadedModel { files, pipeline, device } = args.model.load_up_to(args.layer.last())?;
     let maps = args.maps.settings(args.layer.list(), MapNormalize::None, &device)?;
     let options = args.look.options(maps, args.data.limit, &pipeline)?;
-    let merging = UnsupervisedOptions { thresholds: args.threshold.clone(), power: args.power };
+    let prompt = match &args.prompt_tokens {
+        Some(file) => Some(prompt_file::read(file, pipeline.text_encoders.shape(), &device)?),
+        None => None,
+    };
+    let merging = UnsupervisedOptions { thresholds: args.threshold.clone(), power: args.power, prompt };
     let mut progress = Progress::new("image", 0, options.count(&data) as u64);
     let mut segments = vec![0; args.threshold.len()];
     let scheduler = Scheduler::open(&files)?;

@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use crate::eval::maps::MapSettings;
 use crate::model::mmdit::Embedded;
 use crate::model::pipeline::Pipeline;
+use crate::model::text::TextEmbedding;
 use crate::model::text::tokenizer::CLIP_TOKENS;
 use crate::sample::image::to_tensor;
 use crate::sample::noise::normal;
@@ -107,6 +108,11 @@ impl<'a> Segmenter<'a> {
             Ok(())
         })?;
         Ok(maps)
+    }
+
+    /// A learnt prompt, `[1, …]`, in place of the empty one.
+    pub fn tell(&mut self, prompt: TextEmbedding) {
+        self.embeddings.set("", prompt);
     }
 
     /// The maps of the 77 tokens of an empty prompt, `[positions, 77]` for each image.

@@ -89,6 +89,11 @@ impl<'a> Embeddings<'a> {
         Self { encoders, known: VecDeque::new(), capacity }
     }
 
+    /// Gives `prompt` an embedding of its own, `[1, …]`, in place of what the encoders make of it.
+    pub fn set(&mut self, prompt: &str, embedding: TextEmbedding) {
+        self.known.push_back((prompt.to_owned(), embedding));
+    }
+
     /// The embeddings of `prompts` as one batch.
     pub fn of(&mut self, prompts: &[&str]) -> Result<TextEmbedding> {
         let is_new = |prompt: &&str| self.known.iter().all(|(known, _)| known != prompt);

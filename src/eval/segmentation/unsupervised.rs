@@ -7,6 +7,7 @@ use super::{Accumulator, SegmentationOptions, SegmentationScores, Segmenter, che
 use crate::error::Result;
 use crate::loss::assign;
 use crate::model::pipeline::Pipeline;
+use crate::model::text::TextEmbedding;
 use crate::model::text::tokenizer::CLIP_TOKENS;
 use crate::ops::enlarged_argmax;
 use crate::sample::scheduler::Scheduler;
@@ -18,6 +19,8 @@ pub struct UnsupervisedOptions {
     pub thresholds: Vec<f64>,
     /// Maps, scaled to [0, 1], are raised to this power.
     pub power: f64,
+    /// What the model is told in place of an empty prompt, `[1, …]`: one that a run learnt.
+    pub prompt: Option<TextEmbedding>,
 }
 
 /// What was found in one image at one threshold.
@@ -48,6 +51,9 @@ pub fn evaluate_unsupervised(
 ) -> Result<Vec<SegmentationScores>> {
     options.maps.check(&pipeline.transformer)?;
     let mut segmenter = Segmenter::new(pipeline, scheduler, options)?;
+    if let Some(prompt) = &merging.prompt {
+        segmenter.tell(prompt.clone());
+    }
     let grid = segmenter.grid();
     let mut accumulators = vec![Accumulator::new(data.classes().len()); merging.thresholds.len()];
     each_batch(data, options, |first, images| {
