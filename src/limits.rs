@@ -129,7 +129,7 @@ impl Limit {
 ///
 /// # Errors
 /// The machine has not so much memory.
-pub fn room(length: usize) -> io::Result<Vec<u8>> {
+fn room(length: usize) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let refused = || format!("needs {} of memory at once, more than there is", readable(length as u64));
     let reserved = handled(|| bytes.try_reserve_exact(length));
@@ -142,9 +142,9 @@ pub fn room(length: usize) -> io::Result<Vec<u8>> {
 /// # Errors
 /// As [`room`].
 pub fn buffer(length: usize) -> io::Result<Vec<u8>> {
-    let mut bytes = room(length)?;
-    bytes.resize(length, 0);
-    Ok(bytes)
+    // Asked for first, for a refusal is an error; zeros asked for as such cost nothing, the system has them.
+    drop(room(length)?);
+    Ok(vec![0; length])
 }
 
 /// Whether a picture of so many pixels, which takes `bytes` while it is decoded, may be decoded.

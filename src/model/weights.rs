@@ -50,9 +50,7 @@ impl Shard {
         let Stored { info, start, .. } = stored;
         let failed = |problem: String| Error::file(&self.path, format!("tensor {name}: {problem}"));
         let length = info.data_offsets.1 - info.data_offsets.0;
-        // Asked for first, so that a refusal names the tensor; zeroes as such cost nothing, the system has them.
-        drop(limits::room(length).map_err(|e| failed(e.to_string()))?);
-        let mut data = vec![0; length];
+        let mut data = limits::buffer(length).map_err(|e| failed(e.to_string()))?;
         // A part at a time, which is looked at while the processor still has it at hand.
         for (index, part) in data.chunks_mut(PART).enumerate() {
             let first = index * PART;
