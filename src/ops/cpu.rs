@@ -89,6 +89,10 @@ impl Product<'_> {
             // SAFETY: the assertions keep every element in its slice; `out` as the caller says.
             return unsafe { super::amx::multiply(&self, out, out_stride) };
         }
+        if super::avx512::takes(&self) {
+            // SAFETY: as above.
+            return unsafe { super::avx512::multiply(&self, out, out_stride) };
+        }
         if let Start::Row(row) = self.start {
             for i in 0..m {
                 // SAFETY: a row of `out` has `n` values, as `row` has.
@@ -251,16 +255,16 @@ pub fn maximum(values: &[f32]) -> f32 {
 pub fn exp(x: f32) -> f32 {
     const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
     let x = x.clamp(-87.3, 88.3);
-    let shifted = x * std::f32::consts::LOG2_E + ROUND;
+    let shifted = x.mul_add(std::f32::consts::LOG2_E, ROUND);
     let n = shifted - ROUND;
-    let r = x - n * 0.693_359_375 + n * 2.121_944_4e-4;
-    let p = 1.987_569_15e-4;
-    let p = p * r + 1.398_199_95e-3;
-    let p = p * r + 8.333_451_9e-3;
-    let p = p * r + 4.166_579_6e-2;
-    let p = p * r + 1.666_666_55e-1;
-    let p = p * r + 5.000_000_12e-1;
-    let p = p * r * r + r + 1.0;
+    let r = n.mul_add(2.121_944_4e-4, n.mul_add(-0.693_359_375, x));
+    let p = 1.987_569_15e-4f32;
+    let p = p.mul_add(r, 1.398_199_95e-3);
+    let p = p.mul_add(r, 8.333_451_9e-3);
+    let p = p.mul_add(r, 4.166_579_6e-2);
+    let p = p.mul_add(r, 1.666_666_55e-1);
+    let p = p.mul_add(r, 5.000_000_12e-1);
+    let p = p.mul_add(r * r, r) + 1.0;
     let bits = (shifted.to_bits() << 23).wrapping_add(1.0f32.to_bits());
     p * f32::from_bits(bits)
 }

@@ -1,7 +1,9 @@
 //! Differentiable operations for CPU and CUDA; nothing above knows which device it is on.
-#[cfg_attr(not(all(target_arch = "x86_64", target_os = "linux")), path = "no_amx.rs")]
+#[cfg_attr(not(all(target_arch = "x86_64", target_os = "linux")), path = "not_available.rs")]
 mod amx;
 mod attention;
+#[cfg_attr(not(target_arch = "x86_64"), path = "not_available.rs")]
+mod avx512;
 pub mod conv2d;
 mod cpu;
 #[cfg(feature = "cuda")]
@@ -35,5 +37,7 @@ pub use pixel_cross_entropy::{NO_CLASS, pixel_cross_entropy};
 pub use pointwise::{gated_residual, gelu};
 pub use score_head::{CHANNELS, PARAMETERS, score_head};
 
+#[cfg(test)]
+mod product_tests;
 #[cfg(test)]
 pub(crate) mod tests;

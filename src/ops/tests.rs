@@ -158,7 +158,7 @@ fn feed_forward_with_and_without_bias() {
 #[test]
 fn attention_forms() {
     let sizes = [
-        (1, 1, 1, 1, 4, 1),
+        (1, 1, 2, 1, 4, 1),
         (2, 9, 13, 3, 5, 1),
         (2, 9, 13, 3, 5, 20),
         (2, 150, 77, 2, 16, 256),
@@ -171,6 +171,23 @@ fn attention_forms() {
         check(|_| super::attention::Attention::new(heads, last_key_count), &[q.clone(), k.clone(), v], &[true; 3]);
         let range = keys / 3..keys - keys / 5;
         check(|_| super::attention::Probability { heads, range: range.clone(), last_key_count }, &[q, k], &[true; 2]);
+    }
+}
+
+/// Where there is one key its value is all that a query gets, whatever the score: no gradient reaches q and k but for
+/// the rounding of numbers near 1.
+#[test]
+fn one_key_takes_all() {
+    let inputs: Vec<Tensor> = (1..4).map(|seed| normal(seed, &[2, 1, 8])).collect();
+    let leaves: Vec<Tensor> = inputs.iter().map(|t| Var::from_tensor(t).unwrap().into_inner()).collect();
+    let output = super::attention(&leaves[0], &leaves[1], &leaves[2], 2, 1).unwrap();
+    assert_close("one key", &output, &inputs[2]);
+    let grad = normal(99, output.dims());
+    let grads = (&output * &grad).unwrap().sum_all().unwrap().backward().unwrap();
+    assert_close("gradient of its value", grads.get(&leaves[2]).unwrap(), &grad);
+    for leaf in &leaves[..2] {
+        let largest = values(grads.get(leaf).unwrap()).into_iter().fold(0f32, |m, v| m.max(v.abs()));
+        assert!(largest < 1e-6, "a gradient of {largest}");
     }
 }
 

@@ -11,8 +11,6 @@ mod memory;
 mod pack;
 mod panel;
 mod registers;
-#[cfg(test)]
-mod tests;
 
 use super::cpu::{Product, Start, Threads, View};
 use memory::Strips;

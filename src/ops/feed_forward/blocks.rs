@@ -8,7 +8,7 @@ use crate::ops::pointwise::{gelu_derivative, gelu_value};
 use rayon::prelude::*;
 
 /// Rows of a block.
-const ROWS: usize = 128;
+const ROWS: usize = 64;
 
 /// What a task works with.
 struct Scratch {

@@ -1,12 +1,23 @@
-use super::*;
-use crate::ops::cpu::{Start, View};
+//! Products on the units that a machine may have.
+use super::cpu::{Product, Start, Threads, View};
+use super::{amx, avx512};
 use rand::{Rng, SeedableRng};
+
+/// What multiplies on some units: their name, whether they take a product, and what they make of it.
+type Units = (&'static str, fn(&Product) -> bool, unsafe fn(&Product, *mut f32, usize));
+const UNITS: [Units; 2] = [("AMX", amx::takes, amx::multiply), ("AVX-512", avx512::takes, avx512::multiply)];
 
 /// Against sums in f64: as near as products in f32, for any shape and stride, on one thread as on several.
 #[test]
 fn products_are_those_of_f32() {
+    UNITS.iter().for_each(check);
+}
+
+fn check(&(name, takes, multiply): &Units) {
     let mut random = rand_chacha::ChaCha8Rng::seed_from_u64(0);
-    let shapes = [(64, 512, 32), (33, 965, 47), (130, 1100, 161), (300, 192, 768), (700, 47, 333), (1100, 33, 70)];
+    let large = [(64, 512, 32), (33, 965, 47), (130, 1100, 161), (300, 192, 768), (700, 47, 333), (1100, 33, 70)];
+    let small = [(8, 1, 1), (9, 385, 17), (15, 3, 16), (29, 16, 33)];
+    let shapes = large.into_iter().chain(small);
     for (m, k, n) in shapes {
         for (a_is_turned, b_is_turned, added, scale) in [
             (false, true, "row", 1.0),
@@ -33,7 +44,7 @@ fn products_are_those_of_f32() {
                 };
                 let product = Product { shape: (m, k, n), a, b, scale, start, threads };
                 if !takes(&product) {
-                    println!("no AMX on this machine: not tested");
+                    println!("{m}×{k}×{n}: not tested on {name}, which this machine lacks or which does not take it");
                     return None;
                 }
                 let mut out = before.clone();
@@ -41,7 +52,7 @@ fn products_are_those_of_f32() {
                 unsafe { multiply(&product, out.as_mut_ptr(), n + 3) };
                 Some(out)
             };
-            let (Some(one), Some(all)) = (run(Threads::One), run(Threads::All)) else { return };
+            let (Some(one), Some(all)) = (run(Threads::One), run(Threads::All)) else { continue };
             assert_eq!(one, all);
             let at =
                 |view: View, i: usize, j: usize| f64::from(view.data[i * view.row_stride + j * view.column_stride]);
@@ -69,20 +80,22 @@ fn products_are_those_of_f32() {
 /// Numbers that are none, or too large, never vanish.
 #[test]
 fn what_is_not_finite_stays_so() {
-    for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::from_bits(u32::MAX)] {
-        let (mut a, b) = (vec![1f32; 128 * 128], vec![1f32; 128 * 128]);
-        a[5 * 128 + 7] = bad;
-        let view = |data| View::rows(data, 128);
-        for (a, b) in [(view(&a), view(&b)), (view(&b), view(&a))] {
-            let product =
-                Product { shape: (128, 128, 128), a, b, scale: 1.0, start: Start::Zero, threads: Threads::One };
-            if !takes(&product) {
-                return;
+    for (name, takes, multiply) in UNITS {
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::from_bits(u32::MAX)] {
+            let (mut a, b) = (vec![1f32; 128 * 128], vec![1f32; 128 * 128]);
+            a[5 * 128 + 7] = bad;
+            let view = |data| View::rows(data, 128);
+            for (a, b) in [(view(&a), view(&b)), (view(&b), view(&a))] {
+                let product =
+                    Product { shape: (128, 128, 128), a, b, scale: 1.0, start: Start::Zero, threads: Threads::One };
+                if !takes(&product) {
+                    continue;
+                }
+                let mut out = vec![0f32; 128 * 128];
+                // SAFETY: the sizes are those of the slices.
+                unsafe { multiply(&product, out.as_mut_ptr(), 128) };
+                assert_eq!(out.iter().filter(|value| !value.is_finite()).count(), 128, "{bad} on {name}");
             }
-            let mut out = vec![0f32; 128 * 128];
-            // SAFETY: the sizes are those of the slices.
-            unsafe { multiply(&product, out.as_mut_ptr(), 128) };
-            assert_eq!(out.iter().filter(|value| !value.is_finite()).count(), 128, "{bad}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What `amx` is on machines that cannot have it.
+//! What `amx` and `avx512` are on machines that cannot have them.
 use super::cpu::{Product, Threads, View};
 
 pub struct Rows;

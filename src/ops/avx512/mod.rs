@@ -1,0 +1,122 @@
+//! Matrix products in f32 on vector units of 512 bits, in the way of BLIS (Van Zee and van de Geijn 2015): a micro-kernel
+//! whose results stay in registers, the right matrix packed into micro-panels that stay in a core's cache.
+//!
+//! What is not as there: rows of the left matrix are read one value at a time, so they are copied as they lie, and a
+//! right matrix that is used often is packed once ([`Right`]). Sums run over the inner dimension in one order, however
+//! the work is cut.
+mod micro_kernel;
+mod pack;
+mod panel;
+
+use super::cpu::{Product, Start, Threads, View};
+use micro_kernel::{MR, NR, Target, tile};
+use pack::{Panels, RowGroup};
+pub use panel::{Right, Rows};
+use rayon::prelude::*;
+use std::ops::Range;
+use std::sync::OnceLock;
+
+/// Inner places that are summed before results go to memory.
+const KC: usize = 384;
+/// Columns of the right matrix that are packed at a time: with [`KC`] 384 KiB of a core's second level of cache.
+const NC: usize = 256;
+/// Products with fewer rows spend their time on reading the right matrix, and packing would be another reading.
+const FEW_ROWS: usize = 8;
+
+/// Whether this machine has such vectors; asks once.
+pub fn are_available() -> bool {
+    static AVAILABLE: OnceLock<bool> = OnceLock::new();
+    *AVAILABLE.get_or_init(|| is_x86_feature_detected!("avx512f"))
+}
+
+/// Whether `product` is of a kind and size that gains.
+pub fn takes(product: &Product) -> bool {
+    let is_plain = |view: View| view.row_stride == 1 || view.column_stride == 1;
+    is_plain(product.a) && is_plain(product.b) && gains(product.shape)
+}
+
+/// Whether products of this size are faster so.
+pub fn gains((m, _, _): (usize, usize, usize)) -> bool {
+    m >= FEW_ROWS && are_available()
+}
+
+/// `0..length` in parts of at most `most`, as even as they can be in multiples of `of`.
+fn parts(length: usize, most: usize, of: usize) -> impl Iterator<Item = Range<usize>> + Clone {
+    let size = length.div_ceil(length.div_ceil(most).max(1)).next_multiple_of(of);
+    (0..length).step_by(size.max(1)).map(move |start| start..length.min(start + size))
+}
+
+/// The inner places that are summed one after the other: the same for a product and for panels, to the last bit.
+fn inner_parts(inner: usize) -> impl Iterator<Item = Range<usize>> + Clone {
+    parts(inner, KC, 1)
+}
+
+/// Rows and columns of every task: columns as they are packed, rows so that all workers have as much to do.
+fn tasks((m, _, n): (usize, usize, usize), workers: usize) -> Vec<(Range<usize>, Range<usize>)> {
+    let blocks = parts(n, NC, NR).count();
+    let is_even = |cuts: &usize| (blocks * cuts).is_multiple_of(workers) || blocks * cuts >= 4 * workers;
+    let cuts = (1..=workers).find(is_even).unwrap_or(workers).min(m.div_ceil(2 * MR));
+    let rows = parts(m, m.div_ceil(cuts), MR);
+    parts(n, NC, NR).flat_map(|columns| rows.clone().map(move |rows| (rows, columns.clone()))).collect()
+}
+
+/// Where results go. Tasks write to different places of it.
+#[derive(Clone, Copy)]
+struct Output {
+    data: *mut f32,
+    stride: usize,
+}
+
+// SAFETY: every task writes rows and columns of its own.
+unsafe impl Sync for Output {}
+
+/// Computes `product`, which [`takes`] took, into `out`.
+///
+/// # Safety
+/// The product's views lie inside their slices, a starting row has its columns, and `out` points to its rows, `out_stride`
+/// apart, that no one else uses.
+pub unsafe fn multiply(product: &Product, out: *mut f32, out_stride: usize) {
+    let out = &Output { data: out, stride: out_stride };
+    let workers = match product.threads {
+        Threads::One => 1,
+        Threads::All => rayon::current_num_threads(),
+    };
+    // SAFETY: as the caller says; `takes` asked for the instructions.
+    let task = |(rows, columns)| unsafe { block(product, rows, columns, out) };
+    let tasks = tasks(product.shape, workers);
+    match tasks.len() == 1 || workers == 1 {
+        true => tasks.into_iter().for_each(task),
+        false => tasks.into_par_iter().with_max_len(1).for_each(task),
+    }
+}
+
+/// The results of some rows and columns.
+///
+/// # Safety
+/// As [`multiply`]; the instructions are there, and no one else uses these places of `out`.
+#[target_feature(enable = "avx512f")]
+unsafe fn block(product: &Product, rows: Range<usize>, columns: Range<usize>, out: &Output) {
+    let mut panels = Panels::default();
+    let mut group = RowGroup::default();
+    for inner in inner_parts(product.shape.1) {
+        // SAFETY: the views are inside their slices.
+        unsafe { panels.pack(product.b, inner.clone(), columns.clone()) };
+        for rows in parts(rows.len(), MR, 1).map(|part| rows.start + part.start..rows.start + part.end) {
+            // SAFETY: as above.
+            let left = unsafe { group.copy(product.a, rows.clone(), inner.clone()) };
+            for (panel, first) in panels.iter().zip(columns.clone().step_by(NR)) {
+                let data = out.data.wrapping_add(rows.start * out.stride + first);
+                let start = match product.start {
+                    _ if inner.start > 0 => Some((data.cast_const(), out.stride)),
+                    Start::Zero => None,
+                    Start::Output => Some((data.cast_const(), out.stride)),
+                    Start::Row(row) => Some((row[first..].as_ptr(), 0)),
+                };
+                let columns = NR.min(columns.end - first);
+                let target = Target { data, stride: out.stride, columns, start, scale: product.scale };
+                // SAFETY: the rows and the panel are as long as `inner`; the rows and columns are inside `out`.
+                unsafe { tile(rows.len(), inner.len(), left, panel.as_ptr().cast(), target) };
+            }
+        }
+    }
+}
