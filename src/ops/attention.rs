@@ -10,7 +10,7 @@ use candle_core::{D, DType, Device, Result, Tensor};
 use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::Mutex;
-use streaming::{Head, Passed};
+use streaming::{Head, Passed, Scratch};
 
 /// Queries whose scores are held at a time.
 const BLOCK: usize = 128;
@@ -235,10 +235,10 @@ impl Function for Attention {
             sizes.pairs().into_iter().flat_map(|pair| starts.clone().map(move |at| (pair, at))).collect();
         let parts: Vec<(Vec<f32>, Vec<f32>)> = tasks
             .into_par_iter()
-            .map(|(pair, start)| {
+            .map_init(Scratch::default, |scratch, (pair, start)| {
                 let queries = TASK.min(sizes.queries - start);
                 let part = sizes.head(q, sizes.queries, pair.0, pair.1, start);
-                Head { q: part, queries, ..sizes.whole_head((q, k, v), pair) }.forward()
+                Head { q: part, queries, ..sizes.whole_head((q, k, v), pair) }.forward(scratch)
             })
             .collect();
         if let Ok(mut log_sums) = self.log_sums.lock() {
@@ -247,7 +247,10 @@ impl Function for Attention {
         let per_head = sizes.queries.div_ceil(TASK);
         let heads: Vec<Vec<f32>> = match per_head {
             1 => parts.into_iter().map(|(out, _)| out).collect(),
-            _ => parts.chunks(per_head).map(|parts| parts.iter().flat_map(|(out, _)| out).copied().collect()).collect(),
+            _ => parts
+                .chunks(per_head)
+                .map(|parts| parts.iter().map(|(out, _)| &out[..]).collect::<Vec<_>>().concat())
+                .collect(),
         };
         sizes.join(&heads, sizes.queries)
     }
@@ -271,9 +274,9 @@ impl Function for Attention {
             .pairs()
             .into_par_iter()
             .zip(log_sums.par_chunks_exact(sizes.queries))
-            .map(|(pair, log_sums)| {
+            .map_init(Scratch::default, |scratch, (pair, log_sums)| {
                 let of = |data| sizes.head(data, sizes.queries, pair.0, pair.1, 0);
-                sizes.whole_head((q, k, v), pair).backward(Passed { out: of(out), grad: of(grad), log_sums })
+                sizes.whole_head((q, k, v), pair).backward(Passed { out: of(out), grad: of(grad), log_sums }, scratch)
             })
             .collect();
         let mut parts = [vec![], vec![], vec![]];

@@ -48,26 +48,71 @@ fn scale(from: &[f32], factor: f32, to: &mut [f32]) {
     vectorised!(to.iter_mut().zip(from).for_each(|(to, from)| *to = from * factor));
 }
 
+/// What a task works with, kept from one head to the next.
+#[derive(Default)]
+pub struct Scratch(Vec<Matrices>);
+
+/// Matrices for one size of heads and, in the forward pass, one number of keys, in the backward pass of queries.
+struct Matrices {
+    head_dim: usize,
+    tokens: usize,
+    /// Rows of `head_dim` values.
+    narrow: [Rows; 2],
+    /// Rows of `tokens` values.
+    wide: [Rows; 2],
+    scaled: Vec<f32>,
+    /// `[rows, room(tokens)]`
+    scores: Vec<f32>,
+    /// `[KEYS, room(tokens)]`
+    d_scores: Vec<f32>,
+    /// `[rows, room(head_dim)]`
+    results: Vec<f32>,
+}
+
+impl Scratch {
+    fn matrices(&mut self, head_dim: usize, tokens: usize) -> &mut Matrices {
+        let place = self.0.iter().position(|of| (of.head_dim, of.tokens) == (head_dim, tokens));
+        let place = place.unwrap_or_else(|| {
+            self.0.push(Matrices::new(head_dim, tokens));
+            self.0.len() - 1
+        });
+        &mut self.0[place]
+    }
+}
+
+impl Matrices {
+    fn new(head_dim: usize, tokens: usize) -> Self {
+        let rows = |inner| std::array::from_fn(|_| Rows::new(rows_at_once(), inner));
+        Self {
+            head_dim,
+            tokens,
+            narrow: rows(head_dim),
+            wide: rows(tokens),
+            scaled: vec![0.0; head_dim],
+            scores: vec![0.0; rows_at_once() * room(tokens)],
+            d_scores: vec![0.0; KEYS * room(tokens)],
+            results: vec![0.0; rows_at_once() * room(head_dim)],
+        }
+    }
+}
+
 impl Head<'_> {
     /// The output `[queries, head_dim]`, and the logarithms of the sums of exponentials `[queries]`.
-    pub fn forward(&self) -> (Vec<f32>, Vec<f32>) {
+    pub fn forward(&self, scratch: &mut Scratch) -> (Vec<f32>, Vec<f32>) {
         let &Self { queries, keys, head_dim, .. } = self;
         let right_keys = Right::new(self.k.transposed(), (head_dim, keys), Threads::One);
         let right_values = Right::new(self.v, (keys, head_dim), Threads::One);
-        let (mut left_queries, mut left_weights) =
-            (Rows::new(rows_at_once(), head_dim), Rows::new(rows_at_once(), keys));
-        let mut scaled = vec![0f32; head_dim];
-        let mut scores = vec![0f32; rows_at_once() * room(keys)];
-        let mut sums = vec![0f32; rows_at_once()];
-        let mut results = vec![0f32; rows_at_once() * room(head_dim)];
+        let Matrices { narrow: [left_queries, _], wide: [left_weights, _], scaled, scores, results, .. } =
+            scratch.matrices(head_dim, keys);
+        let mut sums = [0f32; KEYS];
         let (mut out, mut log_sums) = (vec![0f32; queries * head_dim], vec![0f32; queries]);
         for start in (0..queries).step_by(rows_at_once()) {
             let count = rows_at_once().min(queries - start);
             for r in 0..count {
-                scale(row(self.q, start + r, head_dim), self.scale, &mut scaled);
-                left_queries.set(r, &scaled);
+                scale(row(self.q, start + r, head_dim), self.scale, scaled);
+                left_queries.set(r, scaled);
             }
-            right_keys.multiply(&left_queries, count, None, &mut scores);
+            right_keys.multiply(left_queries, count, None, scores);
             vectorised!({
                 for (r, scores) in scores.chunks_exact_mut(room(keys)).take(count).enumerate() {
                     let scores = &mut scores[..keys];
@@ -78,7 +123,7 @@ impl Head<'_> {
                     sums[r] = sum;
                 }
             });
-            right_values.multiply(&left_weights, count, None, &mut results);
+            right_values.multiply(left_weights, count, None, results);
             for (r, results) in results.chunks_exact(room(head_dim)).take(count).enumerate() {
                 scale(results, 1.0 / sums[r], &mut out[(start + r) * head_dim..][..head_dim]);
             }
@@ -87,7 +132,7 @@ impl Head<'_> {
     }
 
     /// Gradients of q `[queries, head_dim]`, k and v `[keys, head_dim]`.
-    pub fn backward(&self, passed: Passed) -> [Vec<f32>; 3] {
+    pub fn backward(&self, passed: Passed, scratch: &mut Scratch) -> [Vec<f32>; 3] {
         let zeros = |tokens: usize| vec![0f32; tokens * self.head_dim];
         let mut gradients = [zeros(self.queries), zeros(self.keys), zeros(self.keys)];
         for start in (0..self.queries).step_by(QUERIES) {
@@ -99,14 +144,14 @@ impl Head<'_> {
                 log_sums: &passed.log_sums[start..end],
             };
             let [dq, dk, dv] = &mut gradients;
-            head.add_gradients(passed, &mut dq[start * self.head_dim..end * self.head_dim], dk, dv);
+            head.add_gradients(passed, scratch, &mut dq[start * self.head_dim..end * self.head_dim], dk, dv);
         }
         gradients
     }
 
     /// Adds these queries' part. Scores are made the other way round, keys by queries: the rows of their gradients are
     /// then what the products for k and v take.
-    fn add_gradients(&self, passed: Passed, dq: &mut [f32], dk: &mut [f32], dv: &mut [f32]) {
+    fn add_gradients(&self, passed: Passed, scratch: &mut Scratch, dq: &mut [f32], dk: &mut [f32], dv: &mut [f32]) {
         let &Self { queries, keys, head_dim, .. } = self;
         let Passed { out, grad, log_sums } = passed;
         let log_sums = &log_sums[..queries];
@@ -121,24 +166,19 @@ impl Head<'_> {
                 vectorised!(sum(head_dim, |j| out[j] * grad[j]))
             })
             .collect();
-        let (mut left_keys, mut left_values) =
-            (Rows::new(rows_at_once(), head_dim), Rows::new(rows_at_once(), head_dim));
-        let (mut left_weights, mut left_d_scores) =
-            (Rows::new(rows_at_once(), queries), Rows::new(rows_at_once(), queries));
-        let mut scaled = vec![0f32; head_dim];
-        let mut weights = vec![0f32; rows_at_once() * room(queries)];
-        let mut d_scores = vec![0f32; KEYS * room(queries)];
-        let mut results = vec![0f32; rows_at_once() * room(head_dim)];
+        let Matrices { narrow, wide, scaled, scores: weights, d_scores, results, .. } =
+            scratch.matrices(head_dim, queries);
+        let ([left_keys, left_values], [left_weights, left_d_scores]) = (narrow, wide);
         for start in (0..keys).step_by(rows_at_once()) {
             let count = rows_at_once().min(keys - start);
             for r in 0..count {
-                scale(row(self.k, start + r, head_dim), self.scale, &mut scaled);
-                left_keys.set(r, &scaled);
+                scale(row(self.k, start + r, head_dim), self.scale, scaled);
+                left_keys.set(r, scaled);
                 left_values.set(r, row(self.v, start + r, head_dim));
             }
-            right_queries_turned.multiply(&left_keys, count, None, &mut weights);
+            right_queries_turned.multiply(left_keys, count, None, weights);
             let d_scores_here = &mut d_scores[start % KEYS * room(queries)..][..rows_at_once() * room(queries)];
-            right_grad_turned.multiply(&left_values, count, None, d_scores_here);
+            right_grad_turned.multiply(left_values, count, None, d_scores_here);
             let along = &along[..queries];
             vectorised!({
                 let rows = weights.chunks_exact_mut(room(queries)).zip(d_scores_here.chunks_exact_mut(room(queries)));
@@ -154,7 +194,7 @@ impl Head<'_> {
                 }
             });
             let mut add = |right: &Right, left: &Rows, factor: f32, to: &mut [f32]| {
-                right.multiply(left, count, None, &mut results);
+                right.multiply(left, count, None, results);
                 let rows = results.chunks_exact(room(head_dim)).zip(to[start * head_dim..].chunks_exact_mut(head_dim));
                 vectorised!({
                     for (from, to) in rows.take(count) {
@@ -162,14 +202,14 @@ impl Head<'_> {
                     }
                 });
             };
-            add(&right_grad, &left_weights, 1.0, dv);
-            add(&right_queries, &left_d_scores, self.scale, dk);
+            add(&right_grad, left_weights, 1.0, dv);
+            add(&right_queries, left_d_scores, self.scale, dk);
             let end = start + count;
             if end % KEYS == 0 || end == keys {
                 let first = (end - 1) / KEYS * KEYS;
                 Product {
                     shape: (queries, end - first, head_dim),
-                    a: View::rows(&d_scores, room(queries)).transposed(),
+                    a: View::rows(d_scores, room(queries)).transposed(),
                     b: rows_from(self.k, first),
                     scale: self.scale,
                     start: Start::Output,

@@ -10,7 +10,7 @@ mod panel;
 
 use super::cpu::{Product, Start, Threads, View};
 use micro_kernel::{MR, NR, Target, tile};
-use pack::{Panels, RowGroup};
+use pack::{Panels, RowGroup, prefetch};
 pub use panel::{Right, Rows};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -51,13 +51,10 @@ fn inner_parts(inner: usize) -> impl Iterator<Item = Range<usize>> + Clone {
     parts(inner, KC, 1)
 }
 
-/// Rows and columns of every task: columns as they are packed, rows so that all workers have as much to do.
-fn tasks((m, _, n): (usize, usize, usize), workers: usize) -> Vec<(Range<usize>, Range<usize>)> {
-    let blocks = parts(n, NC, NR).count();
-    let is_even = |cuts: &usize| (blocks * cuts).is_multiple_of(workers) || blocks * cuts >= 4 * workers;
-    let cuts = (1..=workers).find(is_even).unwrap_or(workers).min(m.div_ceil(2 * MR));
-    let rows = parts(m, m.div_ceil(cuts), MR);
-    parts(n, NC, NR).flat_map(|columns| rows.clone().map(move |rows| (rows, columns.clone()))).collect()
+/// Rows that a task takes: all, where blocks of columns are enough to keep all workers at work, else their share.
+fn task_rows(m: usize, blocks: usize, workers: usize) -> usize {
+    let are_enough = blocks.is_multiple_of(workers) || blocks >= 4 * workers;
+    if are_enough { m } else { m.div_ceil(workers).max(2 * MR) }
 }
 
 /// Where results go. Tasks write to different places of it.
@@ -77,46 +74,94 @@ unsafe impl Sync for Output {}
 /// apart, that no one else uses.
 pub unsafe fn multiply(product: &Product, out: *mut f32, out_stride: usize) {
     let out = &Output { data: out, stride: out_stride };
+    let (m, k, n) = product.shape;
+    let blocks = || parts(n, NC, NR);
     let workers = match product.threads {
         Threads::One => 1,
         Threads::All => rayon::current_num_threads(),
     };
-    // SAFETY: as the caller says; `takes` asked for the instructions.
-    let task = |(rows, columns)| unsafe { block(product, rows, columns, out) };
-    let tasks = tasks(product.shape, workers);
-    match tasks.len() == 1 || workers == 1 {
-        true => tasks.into_iter().for_each(task),
-        false => tasks.into_par_iter().with_max_len(1).for_each(task),
+    let rows = task_rows(m, blocks().count(), workers);
+    // SAFETY: in all of these, as the caller says; `takes` asked for the instructions.
+    if workers == 1 {
+        let mut scratch = Scratch::default();
+        blocks().for_each(|columns| unsafe { scratch.whole_block(product, 0..m, columns, out) });
+    } else if rows >= m {
+        blocks().collect::<Vec<_>>().into_par_iter().with_max_len(1).for_each_init(
+            Scratch::default,
+            |scratch, columns| {
+                unsafe { scratch.whole_block(product, 0..m, columns, out) };
+            },
+        );
+    } else {
+        // Tasks share a block's panels.
+        let mut panels = Panels::default();
+        for columns in blocks() {
+            for inner in inner_parts(k) {
+                unsafe { panels.pack(product.b, inner.clone(), columns.clone(), Threads::All) };
+                let tasks: Vec<_> = parts(m, rows, MR).collect();
+                tasks.into_par_iter().with_max_len(1).for_each_init(RowGroup::default, |group, rows| unsafe {
+                    block(product, &panels, group, (rows, inner.clone(), columns.clone()), out);
+                });
+            }
+        }
     }
 }
 
-/// The results of some rows and columns.
+/// What a task works with.
+#[derive(Default)]
+struct Scratch {
+    panels: Panels,
+    group: RowGroup,
+}
+
+impl Scratch {
+    /// The results of some rows and columns, over all inner places.
+    ///
+    /// # Safety
+    /// As [`multiply`], and no one else uses these places of `out`.
+    unsafe fn whole_block(&mut self, product: &Product, rows: Range<usize>, columns: Range<usize>, out: &Output) {
+        for inner in inner_parts(product.shape.1) {
+            // SAFETY: the caller's promise.
+            unsafe {
+                self.panels.pack(product.b, inner.clone(), columns.clone(), Threads::One);
+                block(product, &self.panels, &mut self.group, (rows.clone(), inner, columns.clone()), out);
+            }
+        }
+    }
+}
+
+/// What some inner places add to the results of some rows and columns, whose panels are packed.
 ///
 /// # Safety
 /// As [`multiply`]; the instructions are there, and no one else uses these places of `out`.
 #[target_feature(enable = "avx512f")]
-unsafe fn block(product: &Product, rows: Range<usize>, columns: Range<usize>, out: &Output) {
-    let mut panels = Panels::default();
-    let mut group = RowGroup::default();
-    for inner in inner_parts(product.shape.1) {
+unsafe fn block(
+    product: &Product,
+    panels: &Panels,
+    group: &mut RowGroup,
+    (rows, inner, columns): (Range<usize>, Range<usize>, Range<usize>),
+    out: &Output,
+) {
+    let mut groups = parts(rows.len(), MR, 1).map(|part| rows.start + part.start..rows.start + part.end).peekable();
+    while let Some(rows) = groups.next() {
         // SAFETY: the views are inside their slices.
-        unsafe { panels.pack(product.b, inner.clone(), columns.clone()) };
-        for rows in parts(rows.len(), MR, 1).map(|part| rows.start + part.start..rows.start + part.end) {
-            // SAFETY: as above.
-            let left = unsafe { group.copy(product.a, rows.clone(), inner.clone()) };
-            for (panel, first) in panels.iter().zip(columns.clone().step_by(NR)) {
-                let data = out.data.wrapping_add(rows.start * out.stride + first);
-                let start = match product.start {
-                    _ if inner.start > 0 => Some((data.cast_const(), out.stride)),
-                    Start::Zero => None,
-                    Start::Output => Some((data.cast_const(), out.stride)),
-                    Start::Row(row) => Some((row[first..].as_ptr(), 0)),
-                };
-                let columns = NR.min(columns.end - first);
-                let target = Target { data, stride: out.stride, columns, start, scale: product.scale };
-                // SAFETY: the rows and the panel are as long as `inner`; the rows and columns are inside `out`.
-                unsafe { tile(rows.len(), inner.len(), left, panel.as_ptr().cast(), target) };
+        let left = unsafe { group.copy(product.a, rows.clone(), inner.clone()) };
+        for (number, panel) in panels.iter().enumerate() {
+            if let Some(next) = groups.peek() {
+                prefetch(product.a, next.clone(), inner.clone(), (number, panels.count()));
             }
+            let first = columns.start + number * NR;
+            let data = out.data.wrapping_add(rows.start * out.stride + first);
+            let start = match product.start {
+                _ if inner.start > 0 => Some((data.cast_const(), out.stride)),
+                Start::Zero => None,
+                Start::Output => Some((data.cast_const(), out.stride)),
+                Start::Row(row) => Some((row[first..].as_ptr(), 0)),
+            };
+            let columns = NR.min(columns.end - first);
+            let target = Target { data, stride: out.stride, columns, start, scale: product.scale };
+            // SAFETY: the rows and the panel are as long as `inner`; the rows and columns are inside `out`.
+            unsafe { tile(rows.len(), inner.len(), left, panel, target) };
         }
     }
 }

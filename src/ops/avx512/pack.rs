@@ -1,7 +1,9 @@
 //! Writing matrices out in the order in which the micro-kernel reads them.
 use super::micro_kernel::{LANES, Left, MR, NR};
-use crate::ops::cpu::View;
+use crate::ops::cpu::{Threads, View};
+use rayon::prelude::*;
 use std::arch::x86_64::*;
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 /// Values of a cache line, and aligned as one.
@@ -9,77 +11,77 @@ use std::ops::Range;
 #[repr(C, align(64))]
 struct Line([f32; LANES]);
 
-const ZEROS: Line = Line([0.0; LANES]);
-
 /// How far ahead columns are asked for: too many lie beside each other for the processor to see that each goes on.
 const AHEAD: usize = 4 * LANES;
+
+/// The same for rows of few columns.
+const ROWS_AHEAD: usize = 8;
 
 /// Lines of a panel's place.
 const WIDE: usize = NR / LANES;
 
+/// Lines that are written before they are read.
+type Lines = Vec<MaybeUninit<Line>>;
+
+/// Makes room for so many lines, with any values.
+fn make_room(lines: &mut Lines, count: usize) {
+    lines.clear();
+    lines.reserve(count);
+    // SAFETY: there is room for so many, and they may have any values.
+    unsafe { lines.set_len(count) };
+}
+
 /// Columns of a right matrix in micro-panels `[inner, NR]`, the last one with zeros where there are no columns.
 #[derive(Default)]
 pub struct Panels {
-    lines: Vec<Line>,
+    lines: Lines,
     inner: usize,
 }
 
 impl Panels {
-    /// So many places of so many columns, with any values.
-    pub fn with_room(inner: usize, columns: usize) -> Self {
-        let mut panels = Self::default();
-        panels.make_room(inner, columns);
-        panels
-    }
-
-    fn make_room(&mut self, inner: usize, columns: usize) {
-        self.lines.resize(columns.div_ceil(NR) * inner * WIDE, ZEROS);
-        self.inner = inner;
-    }
-
-    /// The panels, as lines that [`pack_panel`] writes and [`super::tile`] reads.
-    pub fn iter(&self) -> impl Iterator<Item = &[[f32; LANES]]> {
-        self.lines.chunks_exact(self.inner * WIDE).map(|panel| {
-            // SAFETY: a line is its values.
-            unsafe { std::slice::from_raw_parts(panel.as_ptr().cast(), panel.len()) }
-        })
-    }
-
-    /// The panels, to be written.
-    pub fn panels_mut(&mut self) -> impl rayon::iter::IndexedParallelIterator<Item = Panel<'_>> {
-        use rayon::prelude::*;
-        let inner = self.inner;
-        self.lines.par_chunks_exact_mut(inner * WIDE).map(move |lines| Panel { lines, inner })
-    }
-
     /// Packs these places and columns of a matrix one of whose strides is 1.
     ///
     /// # Safety
-    /// They are inside the view's slice.
-    #[target_feature(enable = "avx512f")]
-    pub unsafe fn pack(&mut self, view: View, inner: Range<usize>, columns: Range<usize>) {
-        self.make_room(inner.len(), columns.len());
-        let size = inner.len() * WIDE;
-        for (first, lines) in columns.clone().step_by(NR).zip(self.lines.chunks_exact_mut(size)) {
+    /// They are inside the view's slice; the instructions are available.
+    pub unsafe fn pack(&mut self, view: View, inner: Range<usize>, columns: Range<usize>, threads: Threads) {
+        self.inner = inner.len();
+        let size = self.inner * WIDE;
+        make_room(&mut self.lines, columns.len().div_ceil(NR) * size);
+        let pack = |(number, lines): (usize, &mut [MaybeUninit<Line>])| {
+            let first = columns.start + number * NR;
+            let mut panel = Panel { lines, inner: inner.len() };
             // SAFETY: the caller's promise.
-            unsafe { Panel { lines, inner: inner.len() }.pack(view, inner.start, first..columns.end.min(first + NR)) };
+            unsafe { panel.pack(view, inner.start, first..columns.end.min(first + NR)) };
+        };
+        match threads {
+            Threads::One => self.lines.chunks_exact_mut(size).enumerate().for_each(pack),
+            Threads::All => self.lines.par_chunks_exact_mut(size).enumerate().for_each(pack),
         }
+    }
+
+    pub fn count(&self) -> usize {
+        self.lines.len() / (self.inner * WIDE)
+    }
+
+    /// Where each panel begins: [`NR`] values a place.
+    pub fn iter(&self) -> impl Iterator<Item = *const f32> {
+        self.lines.chunks_exact(self.inner * WIDE).map(|panel| panel.as_ptr().cast())
     }
 }
 
 /// One panel.
-pub struct Panel<'a> {
-    lines: &'a mut [Line],
+struct Panel<'a> {
+    lines: &'a mut [MaybeUninit<Line>],
     inner: usize,
 }
 
 impl Panel<'_> {
-    /// Packs at most [`NR`] columns, from inner place `start` on.
+    /// Writes at most [`NR`] columns, from inner place `start` on, and zeros for the others.
     ///
     /// # Safety
     /// They are inside the view's slice; one of its strides is 1.
     #[target_feature(enable = "avx512f")]
-    pub unsafe fn pack(&mut self, view: View, start: usize, columns: Range<usize>) {
+    unsafe fn pack(&mut self, view: View, start: usize, columns: Range<usize>) {
         let from = view.data.as_ptr().wrapping_add(start * view.row_stride + columns.start * view.column_stride);
         // SAFETY: the caller's promise.
         unsafe {
@@ -101,8 +103,10 @@ impl Panel<'_> {
             for (v, line) in lines.iter_mut().enumerate() {
                 // SAFETY: the mask is of the columns that there are.
                 unsafe {
-                    let values = _mm512_maskz_loadu_ps(masks[v], from.wrapping_add(place * stride + v * LANES));
-                    _mm512_store_ps(line.0.as_mut_ptr(), values);
+                    let from = from.wrapping_add(place * stride + v * LANES);
+                    _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(ROWS_AHEAD * stride).cast());
+                    let values = _mm512_maskz_loadu_ps(masks[v], from);
+                    _mm512_store_ps(line.as_mut_ptr().cast::<f32>(), values);
                 }
             }
         }
@@ -127,7 +131,7 @@ impl Panel<'_> {
                 });
                 for (values, lines) in transpose(square).iter().zip(self.lines[place * WIDE..].chunks_exact_mut(WIDE)) {
                     // SAFETY: a line has room for them.
-                    unsafe { _mm512_store_ps(lines[v].0.as_mut_ptr(), *values) };
+                    unsafe { _mm512_store_ps(lines[v].as_mut_ptr().cast::<f32>(), *values) };
                 }
             }
         }
@@ -175,7 +179,22 @@ pub fn row_lines(inner: usize) -> usize {
 /// At most [`MR`] rows of a left matrix, near each other.
 #[derive(Default)]
 pub struct RowGroup {
-    lines: Vec<Line>,
+    lines: Lines,
+}
+
+/// Asks for part `part` of `parts` of some rows and places of a matrix, which are copied next.
+pub fn prefetch(view: View, rows: Range<usize>, inner: Range<usize>, (part, parts): (usize, usize)) {
+    let from = view.data.as_ptr().wrapping_add(rows.start * view.row_stride + inner.start * view.column_stride);
+    // Lines of memory: of each row several, or one of each place.
+    let (lines, stride, length) = match view.column_stride {
+        1 => (rows.len(), view.row_stride, inner.len().div_ceil(LANES)),
+        stride => (inner.len(), stride, 1),
+    };
+    for line in (part * lines * length).div_ceil(parts)..((part + 1) * lines * length).div_ceil(parts) {
+        let place = from.wrapping_add(line / length * stride + line % length * LANES);
+        // SAFETY: asking for memory that is not there does nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(place.cast()) };
+    }
 }
 
 impl RowGroup {
@@ -187,9 +206,7 @@ impl RowGroup {
     pub unsafe fn copy(&mut self, view: View, rows: Range<usize>, inner: Range<usize>) -> Left {
         let from = view.data.as_ptr().wrapping_add(rows.start * view.row_stride + inner.start * view.column_stride);
         let lines = (MR * row_lines(inner.len())).max(inner.len());
-        if self.lines.len() < lines {
-            self.lines.resize(lines, ZEROS);
-        }
+        make_room(&mut self.lines, lines);
         let to = self.lines.as_mut_ptr().cast::<f32>();
         if view.column_stride == 1 {
             let row = row_lines(inner.len()) * LANES;
@@ -214,14 +231,16 @@ impl RowGroup {
 
 /// A left matrix, its rows written one at a time.
 pub struct LeftRows {
-    lines: Vec<Line>,
+    lines: Lines,
     inner: usize,
 }
 
 impl LeftRows {
     /// For `count` rows of `inner` values.
     pub fn new(count: usize, inner: usize) -> Self {
-        Self { lines: vec![ZEROS; count * row_lines(inner)], inner }
+        let mut lines = vec![];
+        make_room(&mut lines, count * row_lines(inner));
+        Self { lines, inner }
     }
 
     pub fn inner(&self) -> usize {
@@ -230,9 +249,9 @@ impl LeftRows {
 
     pub fn set(&mut self, row: usize, values: &[f32]) {
         let lines = &mut self.lines[row * row_lines(self.inner)..][..row_lines(self.inner)];
-        // SAFETY: lines are their values, one after the other.
-        let to = unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast::<f32>(), lines.len() * LANES) };
-        to[..self.inner].copy_from_slice(&values[..self.inner]);
+        assert!(values.len() == self.inner);
+        // SAFETY: the row's lines have room for its values.
+        unsafe { lines.as_mut_ptr().cast::<f32>().copy_from_nonoverlapping(values.as_ptr(), values.len()) };
     }
 
     /// The rows of a range, from inner place `start` on.

@@ -4,7 +4,6 @@ pub use super::pack::LeftRows as Rows;
 use super::pack::Panels;
 use super::{inner_parts, parts};
 use crate::ops::cpu::{Threads, View};
-use rayon::prelude::*;
 
 /// A right matrix in micro-panels.
 pub struct Right {
@@ -16,28 +15,21 @@ impl Right {
     /// From a view of `[inner, columns]`, one of whose strides is 1. Where the instructions are available only.
     pub fn new(view: View, (inner, columns): (usize, usize), threads: Threads) -> Self {
         assert!(inner > 0 && columns > 0 && view.fits(inner, columns) && super::are_available());
-        let mut panels = Panels::with_room(inner, columns);
-        // SAFETY: the view fits.
-        let pack = |(number, mut panel): (usize, super::pack::Panel)| unsafe {
-            panel.pack(view, 0, number * NR..columns.min((number + 1) * NR));
-        };
-        match threads {
-            // SAFETY: as above; the instructions are available.
-            Threads::One => unsafe { panels.pack(view, 0..inner, 0..columns) },
-            Threads::All => panels.panels_mut().enumerate().for_each(pack),
-        }
+        let mut panels = Panels::default();
+        // SAFETY: the view fits; the instructions are available.
+        unsafe { panels.pack(view, 0..inner, 0..columns, threads) };
         Self { panels, inner }
     }
 
     /// The first `count` of `rows` times this, each added to `start` where there is one. Results are in rows of whole
     /// panels.
     pub fn multiply(&self, rows: &Rows, count: usize, start: Option<&[f32]>, out: &mut [f32]) {
-        let stride = self.panels.iter().count() * NR;
+        let stride = self.panels.count() * NR;
         assert!(rows.inner() == self.inner && out.len() >= count * stride);
         assert!(start.is_none_or(|start| start.len() >= stride));
         for inner in inner_parts(self.inner) {
             for (number, panel) in self.panels.iter().enumerate() {
-                let panel = &panel[inner.start * NR / 16..];
+                let panel = panel.wrapping_add(inner.start * NR);
                 for group in parts(count, MR, 1) {
                     let data = out[group.start * stride + number * NR..].as_mut_ptr();
                     let start = match start {
@@ -48,7 +40,7 @@ impl Right {
                     let left = rows.group(group.clone(), inner.start);
                     // SAFETY: the group's rows are inside `rows` and, with these columns, inside `out`; the instructions
                     // are available where a `Right` is.
-                    unsafe { tile(group.len(), inner.len(), left, panel.as_ptr().cast(), target) };
+                    unsafe { tile(group.len(), inner.len(), left, panel, target) };
                 }
             }
         }
