@@ -1,8 +1,8 @@
 //! Matrix products in f32 on vector units of 512 bits, in the way of BLIS (Van Zee and van de Geijn 2015): a micro-kernel
 //! whose results stay in registers, the right matrix packed into micro-panels that stay in a core's cache.
 //!
-//! What is not as there: rows of the left matrix are read one value at a time, so they are copied as they lie, and a
-//! right matrix that is used often is packed once ([`Right`]). Sums run over the inner dimension in one order, however
+//! What is not as there: rows of the left matrix are read where they lie, one value at a time, and a right matrix that is
+//! used often is packed once ([`Right`]). Sums run over the inner dimension in one order, however
 //! the work is cut.
 mod micro_kernel;
 mod pack;
@@ -10,15 +10,15 @@ mod panel;
 
 use super::cpu::{Product, Start, Threads, View};
 use micro_kernel::{MR, NR, Target, tile};
-use pack::{Panels, RowGroup, prefetch};
+use pack::{Panels, RowGroup};
 pub use panel::{Right, Rows};
 use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::OnceLock;
 
 /// Inner places that are summed before results go to memory.
-const KC: usize = 384;
-/// Columns of the right matrix that are packed at a time: with [`KC`] 384 KiB of a core's second level of cache.
+const KC: usize = 512;
+/// Columns of the right matrix that are packed at a time: with [`KC`] 512 KiB of a core's second level of cache.
 const NC: usize = 256;
 /// Products with fewer rows spend their time on reading the right matrix, and packing would be another reading.
 const FEW_ROWS: usize = 8;
@@ -142,14 +142,11 @@ unsafe fn block(
     (rows, inner, columns): (Range<usize>, Range<usize>, Range<usize>),
     out: &Output,
 ) {
-    let mut groups = parts(rows.len(), MR, 1).map(|part| rows.start + part.start..rows.start + part.end).peekable();
-    while let Some(rows) = groups.next() {
+    for part in parts(rows.len(), MR, 1) {
+        let rows = rows.start + part.start..rows.start + part.end;
         // SAFETY: the views are inside their slices.
-        let left = unsafe { group.copy(product.a, rows.clone(), inner.clone()) };
+        let left = unsafe { group.of(product.a, rows.clone(), inner.clone()) };
         for (number, panel) in panels.iter().enumerate() {
-            if let Some(next) = groups.peek() {
-                prefetch(product.a, next.clone(), inner.clone(), (number, panels.count()));
-            }
             let first = columns.start + number * NR;
             let data = out.data.wrapping_add(rows.start * out.stride + first);
             let start = match product.start {

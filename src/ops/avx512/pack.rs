@@ -14,9 +14,6 @@ struct Line([f32; LANES]);
 /// How far ahead columns are asked for: too many lie beside each other for the processor to see that each goes on.
 const AHEAD: usize = 4 * LANES;
 
-/// The same for rows of few columns.
-const ROWS_AHEAD: usize = 8;
-
 /// Lines of a panel's place.
 const WIDE: usize = NR / LANES;
 
@@ -103,9 +100,7 @@ impl Panel<'_> {
             for (v, line) in lines.iter_mut().enumerate() {
                 // SAFETY: the mask is of the columns that there are.
                 unsafe {
-                    let from = from.wrapping_add(place * stride + v * LANES);
-                    _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(ROWS_AHEAD * stride).cast());
-                    let values = _mm512_maskz_loadu_ps(masks[v], from);
+                    let values = _mm512_maskz_loadu_ps(masks[v], from.wrapping_add(place * stride + v * LANES));
                     _mm512_store_ps(line.as_mut_ptr().cast::<f32>(), values);
                 }
             }
@@ -176,52 +171,54 @@ pub fn row_lines(inner: usize) -> usize {
     inner.div_ceil(LANES) | 1
 }
 
-/// At most [`MR`] rows of a left matrix, near each other.
+/// Lines that lie so far apart, or a multiple of it, share a set of a core's first cache, which has room for eight.
+const SETS: usize = 64;
+
+/// At most [`MR`] rows of a left matrix, as the micro-kernel can read them.
 #[derive(Default)]
 pub struct RowGroup {
     lines: Lines,
 }
 
-/// Asks for part `part` of `parts` of some rows and places of a matrix, which are copied next.
-pub fn prefetch(view: View, rows: Range<usize>, inner: Range<usize>, (part, parts): (usize, usize)) {
-    let from = view.data.as_ptr().wrapping_add(rows.start * view.row_stride + inner.start * view.column_stride);
-    // Lines of memory: of each row several, or one of each place.
-    let (lines, stride, length) = match view.column_stride {
-        1 => (rows.len(), view.row_stride, inner.len().div_ceil(LANES)),
-        stride => (inner.len(), stride, 1),
-    };
-    for line in (part * lines * length).div_ceil(parts)..((part + 1) * lines * length).div_ceil(parts) {
-        let place = from.wrapping_add(line / length * stride + line % length * LANES);
-        // SAFETY: asking for memory that is not there does nothing.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(place.cast()) };
-    }
-}
-
 impl RowGroup {
-    /// Copies these rows and places of a matrix one of whose strides is 1.
+    /// These rows and places of a matrix one of whose strides is 1: where they lie, or copied where they would be in each
+    /// other's way.
     ///
     /// # Safety
     /// They are inside the view's slice; at most [`MR`] rows.
     #[target_feature(enable = "avx512f")]
-    pub unsafe fn copy(&mut self, view: View, rows: Range<usize>, inner: Range<usize>) -> Left {
+    pub unsafe fn of(&mut self, view: View, rows: Range<usize>, inner: Range<usize>) -> Left {
         let from = view.data.as_ptr().wrapping_add(rows.start * view.row_stride + inner.start * view.column_stride);
-        let lines = (MR * row_lines(inner.len())).max(inner.len());
-        make_room(&mut self.lines, lines);
-        let to = self.lines.as_mut_ptr().cast::<f32>();
-        if view.column_stride == 1 {
-            let row = row_lines(inner.len()) * LANES;
-            for i in 0..rows.len() {
-                // SAFETY: the caller's promise; there is room for so many rows.
-                unsafe { to.add(i * row).copy_from_nonoverlapping(from.add(i * view.row_stride), inner.len()) };
-            }
-            return Left { data: to, row, step: 1 };
+        if view.column_stride != 1 {
+            // SAFETY: the caller's promise.
+            return unsafe { self.copy_places(from, view.column_stride, rows.len(), inner.len()) };
         }
-        // One line a place.
-        let mask = mask(rows.len());
-        for place in 0..inner.len() {
+        if !view.row_stride.is_multiple_of(SETS * LANES) {
+            return Left { data: from, row: view.row_stride, step: 1 };
+        }
+        let row = row_lines(inner.len()) * LANES;
+        make_room(&mut self.lines, MR * row_lines(inner.len()));
+        let to = self.lines.as_mut_ptr().cast::<f32>();
+        for i in 0..rows.len() {
+            // SAFETY: the caller's promise; there is room for so many rows.
+            unsafe { to.add(i * row).copy_from_nonoverlapping(from.add(i * view.row_stride), inner.len()) };
+        }
+        Left { data: to, row, step: 1 }
+    }
+
+    /// Places of rows that lie beside each other, `stride` apart: a line each.
+    ///
+    /// # Safety
+    /// Every place has as many rows.
+    #[target_feature(enable = "avx512f")]
+    unsafe fn copy_places(&mut self, from: *const f32, stride: usize, rows: usize, inner: usize) -> Left {
+        make_room(&mut self.lines, inner);
+        let to = self.lines.as_mut_ptr().cast::<f32>();
+        let mask = mask(rows);
+        for place in 0..inner {
             // SAFETY: the mask is of the rows that there are.
             unsafe {
-                let values = _mm512_maskz_loadu_ps(mask, from.wrapping_add(place * view.column_stride));
+                let values = _mm512_maskz_loadu_ps(mask, from.wrapping_add(place * stride));
                 _mm512_store_ps(to.add(place * LANES), values);
             }
         }
