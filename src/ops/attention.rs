@@ -8,6 +8,7 @@ use super::cpu::{Product, Start, Threads, View, softmax, sum, vectorised};
 use super::function::{Function, Values, apply};
 use candle_core::{D, DType, Device, Result, Tensor};
 use rayon::prelude::*;
+use std::f32::consts::{LN_2, LOG2_E};
 use std::ops::Range;
 use std::sync::Mutex;
 use streaming::{Head, Passed, Scratch};
@@ -49,7 +50,7 @@ struct Sizes {
     keys: usize,
     width: usize,
     heads: usize,
-    /// Added to the last key's score: equal keys are one key whose exponential counts as often.
+    /// Added to the last key's score, in units of log 2: equal keys are one key whose exponential counts as often.
     last_key_bias: f32,
 }
 
@@ -61,7 +62,7 @@ impl Sizes {
         {
             candle_core::bail!("attention: q {:?}, k {:?}, {heads} heads", q.dims(), k.dims());
         }
-        Ok(Self { batch, queries, keys, width, heads, last_key_bias: (last_key_count as f32).ln() })
+        Ok(Self { batch, queries, keys, width, heads, last_key_bias: (last_key_count as f32).log2() })
     }
 
     fn head_dim(&self) -> usize {
@@ -105,7 +106,7 @@ impl Sizes {
             shape: (rows, self.head_dim(), self.keys),
             a: self.head(q, self.queries, batch, head, start),
             b: self.head(k, self.keys, batch, head, 0).transposed(),
-            scale: self.scale(),
+            scale: self.scale() * LOG2_E,
             start: Start::Zero,
             threads: Threads::One,
         }
@@ -171,7 +172,7 @@ impl Sizes {
         let (q, k) = (self.split(q, self.queries)?, self.split(k, self.keys)?.t()?.contiguous()?);
         let chunk = (COMPOSED_SCORES / (self.batch * self.heads * self.keys)).clamp(1, self.queries);
         let mut bias = vec![0f32; self.keys];
-        bias[self.keys - 1] = self.last_key_bias;
+        bias[self.keys - 1] = self.last_key_bias * LN_2;
         let bias = Tensor::from_vec(bias, self.keys, q.device())?;
         let mut parts = vec![];
         for start in (0..self.queries).step_by(chunk) {
@@ -193,7 +194,7 @@ impl Sizes {
 pub(super) struct Attention {
     heads: usize,
     last_key_count: usize,
-    /// Logarithms of the sums of exponentials `[batch, heads, queries]`, from the CPU's forward pass for its backward pass.
+    /// Logarithms to base 2 of the sums of exponentials `[batch, heads, queries]`, from the CPU's forward pass for its backward pass.
     log_sums: Mutex<Vec<f32>>,
 }
 

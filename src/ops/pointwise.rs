@@ -1,5 +1,5 @@
 //! The elementwise parts of a block: GELU, and the gated residual.
-use super::cpu::{new_rows, tanh};
+use super::cpu::{new_rows, sigmoid};
 use super::function::{Function, Values, apply, composed_backward};
 use candle_core::{Device, Result, Tensor};
 
@@ -18,16 +18,22 @@ const CUBIC: f32 = 0.044_715;
 /// Elements that are handed to a thread as one row.
 const STRIP: usize = 4096;
 
+/// `(1 + tanh(√(2/π)·(x + 0.044715·x³))) / 2`, the sigmoid of twice that.
+#[inline(always)]
+fn gelu_share(x: f32) -> f32 {
+    sigmoid(2.0 * SQRT_2_OVER_PI * x * (x * x).mul_add(CUBIC, 1.0))
+}
+
 #[inline(always)]
 pub(super) fn gelu_value(x: f32) -> f32 {
-    0.5 * x * (1.0 + tanh(SQRT_2_OVER_PI * (x + CUBIC * x * x * x)))
+    x * gelu_share(x)
 }
 
 #[inline(always)]
 pub(super) fn gelu_derivative(x: f32) -> f32 {
-    let t = tanh(SQRT_2_OVER_PI * (x + CUBIC * x * x * x));
-    let inner = SQRT_2_OVER_PI * (1.0 + 3.0 * CUBIC * x * x);
-    0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * inner
+    let share = gelu_share(x);
+    let inner = 2.0 * SQRT_2_OVER_PI * (x * x).mul_add(3.0 * CUBIC, 1.0);
+    (x * inner * (1.0 - share)).mul_add(share, share)
 }
 
 pub(super) struct Gelu;

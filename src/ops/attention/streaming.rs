@@ -1,7 +1,9 @@
 //! Attention of one head on the CPU: the scores of some queries at a time, or in the backward pass of some keys, are made,
-//! used and forgotten. What the forward pass keeps is a number a query, the logarithm of its exponentials' sum.
-use crate::ops::cpu::{Product, Start, Threads, View, exp, exponentials, sum, vectorised};
+//! used and forgotten. What the forward pass keeps is a number a query, the logarithm of its exponentials' sum. Scores are
+//! in units of log 2, as a power of two takes fewer steps than one of e.
+use crate::ops::cpu::{Product, Start, Threads, View, exp2, powers_of_two, sum, vectorised};
 use crate::ops::panel::{self, Right, Rows, room};
+use std::f32::consts::LOG2_E;
 
 /// Queries whose matrices the backward pass prepares at a time.
 const QUERIES: usize = 512;
@@ -22,7 +24,7 @@ pub struct Head<'a> {
     pub keys: usize,
     pub head_dim: usize,
     pub scale: f32,
-    /// Added to the last key's score.
+    /// Added to the last key's score, in units of log 2.
     pub last_key_bias: f32,
 }
 
@@ -97,7 +99,7 @@ impl Matrices {
 }
 
 impl Head<'_> {
-    /// The output `[queries, head_dim]`, and the logarithms of the sums of exponentials `[queries]`.
+    /// The output `[queries, head_dim]`, and the logarithms to base 2 of the sums of exponentials `[queries]`.
     pub fn forward(&self, scratch: &mut Scratch) -> (Vec<f32>, Vec<f32>) {
         let &Self { queries, keys, head_dim, .. } = self;
         let right_keys = Right::new(self.k.transposed(), (head_dim, keys), Threads::One);
@@ -109,7 +111,7 @@ impl Head<'_> {
         for start in (0..queries).step_by(rows_at_once()) {
             let count = rows_at_once().min(queries - start);
             for r in 0..count {
-                scale(row(self.q, start + r, head_dim), self.scale, scaled);
+                scale(row(self.q, start + r, head_dim), self.scale * LOG2_E, scaled);
                 left_queries.set(r, scaled);
             }
             right_keys.multiply(left_queries, count, None, scores);
@@ -117,9 +119,9 @@ impl Head<'_> {
                 for (r, scores) in scores.chunks_exact_mut(room(keys)).take(count).enumerate() {
                     let scores = &mut scores[..keys];
                     scores[keys - 1] += self.last_key_bias;
-                    let (largest, sum) = exponentials(scores);
+                    let (largest, sum) = powers_of_two(scores);
                     left_weights.set(r, scores);
-                    log_sums[start + r] = largest + sum.ln();
+                    log_sums[start + r] = largest + sum.log2();
                     sums[r] = sum;
                 }
             });
@@ -172,7 +174,7 @@ impl Head<'_> {
         for start in (0..keys).step_by(rows_at_once()) {
             let count = rows_at_once().min(keys - start);
             for r in 0..count {
-                scale(row(self.k, start + r, head_dim), self.scale, scaled);
+                scale(row(self.k, start + r, head_dim), self.scale * LOG2_E, scaled);
                 left_keys.set(r, scaled);
                 left_values.set(r, row(self.v, start + r, head_dim));
             }
@@ -186,7 +188,7 @@ impl Head<'_> {
                     let (weights, d_scores) = (&mut weights[..queries], &mut d_scores[..queries]);
                     let bias = if start + r + 1 == keys { self.last_key_bias } else { 0.0 };
                     for i in 0..queries {
-                        weights[i] = exp(weights[i] + bias - log_sums[i]);
+                        weights[i] = exp2(weights[i] + bias - log_sums[i]);
                         d_scores[i] = weights[i] * (d_scores[i] - along[i]);
                     }
                     left_weights.set(r, weights);
