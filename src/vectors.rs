@@ -28,7 +28,7 @@ pub enum Vectors {
 }
 
 impl Vectors {
-    /// The widest that this machine has.
+    /// The widest that this machine has; no wider than 256 bits where `SEG4DIFF_NO_AVX512` is set.
     #[cfg(target_arch = "x86_64")]
     pub fn of_this_machine() -> Self {
         static FOUND: OnceLock<Vectors> = OnceLock::new();
@@ -36,7 +36,11 @@ impl Vectors {
             ($($feature:tt)*) => { $(is_x86_feature_detected!($feature))&&* };
         }
         *FOUND.get_or_init(|| match has!("avx2" "fma" "bmi1" "bmi2" "lzcnt" "popcnt") {
-            true if has!("avx512f" "avx512bw" "avx512cd" "avx512dq" "avx512vl") => Self::Avx512,
+            true if has!("avx512f" "avx512bw" "avx512cd" "avx512dq" "avx512vl")
+                && std::env::var_os("SEG4DIFF_NO_AVX512").is_none() =>
+            {
+                Self::Avx512
+            }
             true => Self::Avx2,
             false => Self::Any,
         })

@@ -13,6 +13,7 @@ mod panel;
 mod registers;
 
 use super::cpu::{Product, Start, Threads, View};
+use crate::vectors::Vectors;
 use memory::Strips;
 use pack::{DEPTH, Operand, Packing, STRIP};
 pub use panel::{Right, Rows};
@@ -28,7 +29,8 @@ const HELD: usize = 1 << 17;
 /// Products, in multiplications, below which the vector units are as fast.
 const SMALL: usize = 1 << 20;
 
-/// Whether this machine has the units and the kernel lends them, and `SEG4DIFF_NO_AMX` is not set; asks once.
+/// Whether this machine has the units and the kernel lends them, and neither `SEG4DIFF_NO_AMX` nor `SEG4DIFF_NO_AVX512` is
+/// set; asks once.
 pub fn are_available() -> bool {
     static AVAILABLE: OnceLock<bool> = OnceLock::new();
     *AVAILABLE.get_or_init(|| {
@@ -39,8 +41,7 @@ pub fn are_available() -> bool {
         let is_wanted = std::env::var_os("SEG4DIFF_NO_AMX").is_none();
         is_wanted
             && (bf16, tiles) == (1, 1)
-            && is_x86_feature_detected!("avx512f")
-            && is_x86_feature_detected!("avx512bw")
+            && matches!(Vectors::of_this_machine(), Vectors::Avx512)
             // SAFETY: the call asks for a permission and touches no memory of ours.
             && unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XTILEDATA) } == 0
     })

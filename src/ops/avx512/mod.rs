@@ -9,12 +9,12 @@ mod pack;
 mod panel;
 
 use super::cpu::{Product, Start, Threads, View};
+use crate::vectors::Vectors;
 use micro_kernel::{MR, NR, Target, tile};
 use pack::{Panels, RowGroup};
 pub use panel::{Right, Rows};
 use rayon::prelude::*;
 use std::ops::Range;
-use std::sync::OnceLock;
 
 /// Inner places that are summed before results go to memory.
 const KC: usize = 512;
@@ -23,10 +23,9 @@ const NC: usize = 256;
 /// Products with fewer rows spend their time on reading the right matrix, and packing would be another reading.
 const FEW_ROWS: usize = 8;
 
-/// Whether this machine has such vectors; asks once.
+/// Whether this machine has such vectors, and `SEG4DIFF_NO_AVX512` is not set.
 pub fn are_available() -> bool {
-    static AVAILABLE: OnceLock<bool> = OnceLock::new();
-    *AVAILABLE.get_or_init(|| is_x86_feature_detected!("avx512f"))
+    matches!(Vectors::of_this_machine(), Vectors::Avx512)
 }
 
 /// Whether `product` is of a kind and size that gains.

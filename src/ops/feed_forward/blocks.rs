@@ -1,14 +1,17 @@
 //! The feed-forward a block of rows at a time, for weights that stay in cache: what a row becomes is written as the next
 //! product takes it.
 use super::arguments::Arguments;
+use crate::ops::amx;
 use crate::ops::cpu::{Threads, View, vectorised, zeros};
 use crate::ops::norm::{modulate_row, norm_row_backward};
 use crate::ops::panel::{Right, Rows, is_as_product, room};
 use crate::ops::pointwise::{gelu_derivative, gelu_value};
 use rayon::prelude::*;
 
-/// Rows of a block.
-const ROWS: usize = 64;
+/// Rows of a block: more where the units need few instructions for them.
+fn block_rows() -> usize {
+    if amx::are_available() { 128 } else { 64 }
+}
 
 /// What a task works with.
 struct Scratch {
@@ -22,11 +25,11 @@ struct Scratch {
 impl Scratch {
     fn new(of: &Arguments) -> Self {
         Self {
-            narrow: Rows::new(ROWS, of.width),
-            wide: Rows::new(ROWS, of.hidden),
+            narrow: Rows::new(block_rows(), of.width),
+            wide: Rows::new(block_rows(), of.hidden),
             row: vec![0.0; of.width.max(of.hidden)],
-            hidden: vec![0.0; ROWS * room(of.hidden)],
-            results: vec![0.0; ROWS * room(of.width)],
+            hidden: vec![0.0; block_rows() * room(of.hidden)],
+            results: vec![0.0; block_rows() * room(of.width)],
         }
     }
 }
@@ -53,7 +56,7 @@ pub fn forward(of: &Arguments, keep: bool) -> (Vec<f32>, Vec<f32>) {
     let block = |index: usize, out: &mut [f32], scratch: &mut Scratch, kept: Option<&mut [f32]>| {
         let Scratch { narrow, wide, row, hidden: own, results } = scratch;
         let before = kept.unwrap_or(own);
-        let (first, count) = (index * ROWS, out.len() / width);
+        let (first, count) = (index * block_rows(), out.len() / width);
         vectorised!(for r in 0..count {
             let (shift, scale) = (of.of_batch(of.shift, first + r), of.of_batch(of.scale, first + r));
             modulate_row(of.row(of.x, first + r), shift, scale, &mut row[..width]);
@@ -76,12 +79,12 @@ pub fn forward(of: &Arguments, keep: bool) -> (Vec<f32>, Vec<f32>) {
     };
     // Rows of memory are first touched by the task that fills them.
     let (mut out, mut kept) = (Vec::with_capacity(of.x.len()), Vec::new());
-    let blocks = out.spare_capacity_mut()[..of.x.len()].par_chunks_mut(ROWS * width).enumerate();
+    let blocks = out.spare_capacity_mut()[..of.x.len()].par_chunks_mut(block_rows() * width).enumerate();
     let scratch = || Scratch::new(of);
     if keep {
-        let length = (of.x.len() / width).next_multiple_of(ROWS) * room(hidden);
+        let length = (of.x.len() / width).next_multiple_of(block_rows()) * room(hidden);
         kept.reserve_exact(length);
-        let chunks = kept.spare_capacity_mut()[..length].par_chunks_mut(ROWS * room(hidden));
+        let chunks = kept.spare_capacity_mut()[..length].par_chunks_mut(block_rows() * room(hidden));
         blocks.zip(chunks).for_each_init(scratch, |scratch, ((index, out), kept)| {
             block(index, zeros(out), scratch, Some(zeros(kept)))
         });
@@ -101,12 +104,12 @@ pub fn backward(of: &Arguments, kept: &[f32], grad: &[f32]) -> Vec<f32> {
     let up = Right::new(View::rows(of.up, width), (hidden, width), Threads::All);
     let down = Right::new(View::rows(of.down, hidden), (width, hidden), Threads::All);
     let mut gradient = Vec::with_capacity(of.x.len());
-    gradient.spare_capacity_mut()[..of.x.len()].par_chunks_mut(ROWS * width).enumerate().for_each_init(
+    gradient.spare_capacity_mut()[..of.x.len()].par_chunks_mut(block_rows() * width).enumerate().for_each_init(
         || Scratch::new(of),
         |scratch, (index, dx)| {
             let Scratch { narrow, wide, row, hidden: d_hidden, results } = scratch;
             let dx = zeros(dx);
-            let (first, count) = (index * ROWS, dx.len() / width);
+            let (first, count) = (index * block_rows(), dx.len() / width);
             vectorised!(for r in 0..count {
                 let (grad, gate) = (of.row(grad, first + r), of.of_batch(of.gate, first + r));
                 for (i, d) in row[..width].iter_mut().enumerate() {
