@@ -4,6 +4,7 @@
 //! frozen weights included. A [`Function`] is one node with up to three differentiable inputs; whatever it captures
 //! (weights, targets) is a constant. On the CPU in f32 it runs its own loops, on a GPU its own kernels where it has any;
 //! elsewhere it runs its composed twin, and differentiates that by running it again at backward time.
+use super::seed::seed;
 use candle_core::{CpuStorage, CudaStorage, DType, Layout, Result, Shape, Tensor, Var, bail};
 use candle_core::{CustomOp1, CustomOp2, CustomOp3, InplaceOp1, Storage};
 use std::ops::Deref;
@@ -88,7 +89,7 @@ pub fn composed_backward(
     for (input, need) in inputs.iter().zip(needs) {
         leaves.push(if *need { Var::from_tensor(input)?.into_inner() } else { input.detach() });
     }
-    let grads = (composed(&leaves)? * grad.detach())?.sum_all()?.backward()?;
+    let grads = seed(&composed(&leaves)?, grad)?.backward()?;
     leaves
         .iter()
         .zip(needs)

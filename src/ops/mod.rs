@@ -23,6 +23,7 @@ mod pointwise;
 pub mod pool;
 mod score_head;
 mod score_head_products;
+mod seed;
 mod winograd;
 
 pub use attention::{attention, attention_probability};
@@ -36,6 +37,7 @@ pub use norm::{layer_norm_modulate, rms_norm};
 pub use pixel_cross_entropy::{NO_CLASS, pixel_cross_entropy};
 pub use pointwise::{gated_residual, gelu};
 pub use score_head::{CHANNELS, PARAMETERS, score_head};
+pub use seed::seed;
 
 #[cfg(test)]
 mod product_tests;

@@ -4,8 +4,9 @@ use crate::config::LossConfig;
 use crate::loss::{AlignmentLoss, MaskAlignment, Matching, SampleTargets, flow_loss};
 use crate::model::mmdit::{MmDit, Probe, Streams};
 use crate::model::text::TextEmbedding;
+use crate::ops;
 use candle_core::backprop::GradStore;
-use candle_core::{DType, Result, Tensor, Var};
+use candle_core::{Result, Tensor, Var};
 
 /// A micro-batch as the network sees it.
 pub struct StepInputs {
@@ -337,7 +338,7 @@ impl Sum {
     /// Adds a term whose gradient by `tensor` is `gradient`: what was found elsewhere of a loss on it goes on from here.
     fn pull(&mut self, tensor: &Tensor, gradient: &Option<Tensor>) -> Result<()> {
         match gradient {
-            Some(gradient) => self.add((tensor * gradient)?.sum_all()?.to_dtype(DType::F32)?),
+            Some(gradient) => self.add(ops::seed(tensor, gradient)?),
             None => Ok(()),
         }
     }
