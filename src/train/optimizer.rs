@@ -1,6 +1,6 @@
 //! AdamW over the trained parameters, with two learning rates and a bound on the gradient's norm (torch's `AdamW` and
 //! `clip_grad_norm_`).
-use super::parameters::{Group, Parameters};
+use super::parameters::Parameters;
 use crate::config::OptimConfig;
 use crate::error::{Error, Result};
 #[cfg(feature = "cuda")]
@@ -19,13 +19,6 @@ struct Moments {
     steps: u64,
 }
 
-#[cfg(feature = "cuda")]
-impl Moments {
-    fn zeros(like: &Tensor) -> candle_core::Result<Self> {
-        Ok(Self { first: like.zeros_like()?, second: like.zeros_like()?, steps: 0 })
-    }
-}
-
 impl AdamW {
     pub fn new(parameters: &Parameters) -> Self {
         Self { moments: parameters.all.iter().map(|_| None).collect() }
@@ -41,32 +34,14 @@ impl AdamW {
         lr: f64,
         config: &OptimConfig,
     ) -> candle_core::Result<()> {
+        #[cfg(feature = "cuda")]
+        if parameters.all.iter().any(|parameter| parameter.var.device().is_cuda()) {
+            return self.step_on_gpu(parameters, gradients, clip, lr, config);
+        }
         let [beta1, beta2] = config.betas;
         for ((parameter, gradient), moments) in parameters.all.iter().zip(gradients).zip(&mut self.moments) {
             let Some(gradient) = gradient else { continue };
-            let lr = match parameter.group {
-                Group::Lora => lr * config.lora_lr_scale,
-                Group::ScoreHead | Group::Prompt => lr,
-            };
-            #[cfg(feature = "cuda")]
-            if parameter.var.device().is_cuda() {
-                let moments = match moments {
-                    Some(moments) => moments,
-                    None => moments.insert(Moments::zeros(&parameter.var)?),
-                };
-                moments.steps += 1;
-                let correction = config.betas.map(|beta| 1.0 - beta.powf(moments.steps as f64));
-                let step = cuda::Step {
-                    clip,
-                    betas: config.betas,
-                    rate: lr / correction[0],
-                    spread: correction[1].sqrt(),
-                    eps: config.eps,
-                    keep: 1.0 - lr * config.weight_decay,
-                };
-                cuda::step(parameter.var.as_tensor(), gradient, &moments.first, &moments.second, &step)?;
-                continue;
-            }
+            let lr = parameter.group.learning_rate(lr, config);
             let gradient = (gradient * clip)?;
             let (first, second, steps) = match moments.take() {
                 None => ((&gradient * (1.0 - beta1))?, (gradient.sqr()? * (1.0 - beta2))?, 1),
@@ -84,6 +59,43 @@ impl AdamW {
             *moments = Some(Moments { first, second, steps });
         }
         Ok(())
+    }
+
+    /// The same by one kernel for all parameters.
+    #[cfg(feature = "cuda")]
+    fn step_on_gpu(
+        &mut self,
+        parameters: &Parameters,
+        gradients: &[Option<Tensor>],
+        clip: f64,
+        lr: f64,
+        config: &OptimConfig,
+    ) -> candle_core::Result<()> {
+        let gradients = gradients.iter().map(|gradient| gradient.as_ref().map(Tensor::contiguous).transpose());
+        let gradients = gradients.collect::<candle_core::Result<Vec<_>>>()?;
+        let mut updates = vec![];
+        for ((parameter, gradient), moments) in parameters.all.iter().zip(&gradients).zip(&mut self.moments) {
+            let Some(gradient) = gradient else { continue };
+            let parameter_lr = parameter.group.learning_rate(lr, config);
+            let parameter = parameter.var.as_tensor();
+            let zeros = || parameter.detach().zeros_like();
+            let moments = match moments {
+                Some(moments) => moments,
+                None => moments.insert(Moments { first: zeros()?, second: zeros()?, steps: 0 }),
+            };
+            moments.steps += 1;
+            let correction = config.betas.map(|beta| 1.0 - beta.powf(moments.steps as f64));
+            updates.push(cuda::Update {
+                parameter,
+                gradient,
+                first: &moments.first,
+                second: &moments.second,
+                rate: parameter_lr / correction[0],
+                spread: correction[1].sqrt(),
+                keep: 1.0 - parameter_lr * config.weight_decay,
+            });
+        }
+        cuda::step(&updates, &cuda::Settings { clip, betas: config.betas, eps: config.eps })
     }
 
     /// The state by parameter name: `NAME.first`, `NAME.second` and `NAME.steps` (one number).
@@ -125,15 +137,16 @@ impl AdamW {
     }
 }
 
-/// The norm of all gradients together.
+/// The norm of all gradients together. The host waits for it.
 pub fn gradient_norm(gradients: &[Option<Tensor>]) -> candle_core::Result<f64> {
-    let squares = gradients.iter().flatten().map(|gradient| gradient.sqr()?.sum_all());
-    let squares = squares.collect::<candle_core::Result<Vec<_>>>()?;
-    if squares.is_empty() {
-        return Ok(0.0);
+    #[cfg(feature = "cuda")]
+    if gradients.iter().flatten().any(|gradient| gradient.device().is_cuda()) {
+        let gradients = gradients.iter().flatten().map(Tensor::contiguous);
+        let gradients = gradients.collect::<candle_core::Result<Vec<_>>>()?;
+        return Ok(cuda::sum_of_squares(&gradients.iter().collect::<Vec<_>>())?.sqrt());
     }
-    // One way to the host for all of them.
-    let squares = Tensor::stack(&squares, 0)?.to_vec1::<f32>()?;
+    let squares = gradients.iter().flatten().map(|gradient| gradient.sqr()?.sum_all()?.to_scalar::<f32>());
+    let squares = squares.collect::<candle_core::Result<Vec<_>>>()?;
     Ok(squares.into_iter().map(f64::from).sum::<f64>().sqrt())
 }
 

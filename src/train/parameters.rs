@@ -1,5 +1,5 @@
 //! What is trained: LoRA matrices and the score head, by name, always in f32.
-use crate::config::{LayerChoice, RunConfig};
+use crate::config::{LayerChoice, OptimConfig, RunConfig};
 use crate::error::{Error, Result};
 use crate::model::lora::{Adapter, Lora};
 use crate::model::mmdit::MmDit;
@@ -22,6 +22,16 @@ pub enum Group {
     Lora,
     ScoreHead,
     Prompt,
+}
+
+impl Group {
+    /// The group's learning rate where the score head's is `lr`.
+    pub fn learning_rate(self, lr: f64, config: &OptimConfig) -> f64 {
+        match self {
+            Self::Lora => lr * config.lora_lr_scale,
+            Self::ScoreHead | Self::Prompt => lr,
+        }
+    }
 }
 
 pub struct Parameter {

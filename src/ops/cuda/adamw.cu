@@ -1,14 +1,38 @@
-// AdamW (torch.optim.AdamW) on one parameter, in one pass over its values and moments.
-#include "common.cuh"
+// The norm of all gradients, and AdamW (torch.optim.AdamW) on all parameters, in a launch each: a block has a piece of one
+// parameter, a table says where it lies.
+#include "block.cuh"
 
-// The gradient is first scaled by `clip`; `rate` is the learning rate over the first moment's bias correction,
-// `spread` the root of the second's; `keep` is what weight decay leaves.
-extern "C" __global__ void adamw(float* values, const float* grads, float* first, float* second, long count, float clip,
-                                 float beta1, float beta2, float rate, float spread, float eps, float keep) {
-    const long i = long(blockIdx.x) * blockDim.x + threadIdx.x;
-    if (i >= count) return;
-    const float grad = grads[i] * clip;
-    const float m = first[i] * beta1 + grad * (1 - beta1), v = second[i] * beta2 + grad * grad * (1 - beta2);
-    first[i] = m, second[i] = v;
-    values[i] = values[i] * keep - m / (sqrtf(v) / spread + eps) * rate;
+struct Values {
+    const float* values;
+    long count;
+};
+
+// squares[piece] = Σ values².
+extern "C" __global__ void sums_of_squares(const Values* pieces, float* squares) {
+    const Values piece = pieces[blockIdx.x];
+    float sum = 0;
+    for (long i = threadIdx.x; i < piece.count; i += blockDim.x) sum += piece.values[i] * piece.values[i];
+    sum = block_sum(sum);
+    if (threadIdx.x == 0) squares[blockIdx.x] = sum;
+}
+
+// A piece with its gradient and moments. `rate` is the learning rate over the first moment's bias correction, `spread` the
+// root of the second's; `keep` is what weight decay leaves.
+struct Update {
+    float* values;
+    const float* grads;
+    float *first, *second;
+    int count;
+    float rate, spread, keep;
+};
+
+// Gradients are first scaled by `clip`.
+extern "C" __global__ void adamw(const Update* pieces, float clip, float beta1, float beta2, float eps) {
+    const Update of = pieces[blockIdx.x];
+    for (int i = threadIdx.x; i < of.count; i += blockDim.x) {
+        const float grad = of.grads[i] * clip;
+        const float m = of.first[i] * beta1 + grad * (1 - beta1), v = of.second[i] * beta2 + grad * grad * (1 - beta2);
+        of.first[i] = m, of.second[i] = v;
+        of.values[i] = of.values[i] * of.keep - m / (sqrtf(v) / of.spread + eps) * of.rate;
+    }
 }

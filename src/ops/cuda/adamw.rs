@@ -1,33 +1,99 @@
-//! AdamW on one parameter.
-use super::{Arg, Module, address, device_of, long, module};
-use candle_core::{Result, Tensor};
+//! The norm of all gradients, and AdamW on all parameters, in a launch each.
+//!
+//! Gradients lie where the backward pass left them, elsewhere in every step. So a table of addresses goes to the GPU before
+//! each launch: an entry for every piece of a tensor, which a block works on.
+use super::transfer::{Download, upload};
+use super::{Arg, Module, address, device_of, module, output, start};
+use candle_core::{DType, Result, Tensor, bail};
 
 static KERNELS: Module = module!("adamw");
 const THREADS: usize = 256;
+/// Values of a piece: enough of them that a table is small, and few enough that an adapter keeps several blocks busy.
+const PIECE: usize = 4096;
 
-/// The numbers of one step, as `adamw.cu` wants them.
-pub struct Step {
-    /// What the gradient is multiplied with first.
-    pub clip: f64,
-    pub betas: [f64; 2],
+/// One parameter in one step; tensors are contiguous, in f32 and of one shape. The parameter and its moments change.
+pub struct Update<'a> {
+    pub parameter: &'a Tensor,
+    pub gradient: &'a Tensor,
+    pub first: &'a Tensor,
+    pub second: &'a Tensor,
     /// The learning rate over the first moment's bias correction.
     pub rate: f64,
     /// The root of the second moment's bias correction.
     pub spread: f64,
-    pub eps: f64,
     /// What weight decay leaves of a value.
     pub keep: f64,
 }
 
-/// Changes a parameter and its moments in place; all contiguous and in f32.
-pub fn step(parameter: &Tensor, gradient: &Tensor, first: &Tensor, second: &Tensor, step: &Step) -> Result<()> {
-    let gradient = gradient.contiguous()?;
-    let count = parameter.elem_count();
-    let mut args = [parameter, &gradient, first, second].map(address).into_iter().collect::<Result<Vec<_>>>()?;
-    args.push(long(count));
-    for number in [step.clip, step.betas[0], step.betas[1], step.rate, step.spread, step.eps, step.keep] {
-        args.push(Arg::Float(number as f32));
+/// What all parameters have in common.
+pub struct Settings {
+    /// What gradients are multiplied with first.
+    pub clip: f64,
+    pub betas: [f64; 2],
+    pub eps: f64,
+}
+
+/// One step of all parameters.
+pub fn step(updates: &[Update], settings: &Settings) -> Result<()> {
+    let mut table = Table::default();
+    for update in updates {
+        let Update { parameter, gradient, first, second, rate, spread, keep } = update;
+        let numbers = [rate, spread, keep].map(|number| (*number as f32).to_bits());
+        table.add([parameter, gradient, first, second], |count| [&[count as u32], &numbers[..]].concat())?;
     }
-    // SAFETY: four tensors of one shape.
-    unsafe { KERNELS.launch(device_of(parameter)?, "adamw", [count.div_ceil(THREADS), 1, 1], THREADS, &args) }
+    let Settings { clip, betas: [beta1, beta2], eps } = *settings;
+    let numbers = [clip, beta1, beta2, eps].map(|number| Arg::Float(number as f32));
+    table.launch("adamw", updates.first().map(|update| update.parameter), numbers)
+}
+
+/// The sum of all values' squares. The host waits for it.
+pub fn sum_of_squares(tensors: &[&Tensor]) -> Result<f64> {
+    let mut table = Table::default();
+    for tensor in tensors {
+        table.add([tensor], |count| words(count as u64).to_vec())?;
+    }
+    let Some(like) = tensors.first() else { return Ok(0.0) };
+    let squares = output(table.pieces, DType::F32, like)?;
+    table.launch("sums_of_squares", Some(like), [address(&squares)?])?;
+    Ok(Download::start(&squares)?.values()?.into_iter().map(f64::from).sum())
+}
+
+fn words(value: u64) -> [u32; 2] {
+    [value as u32, (value >> 32) as u32]
+}
+
+/// What a kernel's blocks work on: the structs of `adamw.cu`, word by word.
+#[derive(Default)]
+struct Table {
+    words: Vec<u32>,
+    pieces: usize,
+}
+
+impl Table {
+    /// Adds the pieces of some tensors that are worked on together: their addresses, then what `rest` makes of a piece's
+    /// number of values.
+    fn add<const N: usize>(&mut self, tensors: [&Tensor; N], rest: impl Fn(usize) -> Vec<u32>) -> Result<()> {
+        let count = tensors[0].elem_count();
+        if tensors.iter().any(|tensor| tensor.dtype() != DType::F32 || tensor.elem_count() != count) {
+            bail!("AdamW wants tensors of one size in f32");
+        }
+        let starts = tensors.map(start).into_iter().collect::<Result<Vec<_>>>()?;
+        for first in (0..count).step_by(PIECE) {
+            self.words.extend(starts.iter().flat_map(|start| words(start + (first * size_of::<f32>()) as u64)));
+            self.words.extend(rest(PIECE.min(count - first)));
+            self.pieces += 1;
+        }
+        Ok(())
+    }
+
+    /// Launches a kernel on all pieces, which are on the GPU of `like`.
+    fn launch<const N: usize>(&self, kernel: &str, like: Option<&Tensor>, more: [Arg; N]) -> Result<()> {
+        let Some(like) = like.filter(|_| self.pieces > 0) else { return Ok(()) };
+        let device = device_of(like)?;
+        let table = upload(&self.words, self.words.len(), device)?;
+        let args: Vec<Arg> = std::iter::once(address(&table)?).chain(more).collect();
+        // SAFETY: the table has an entry of the kernel's for each block, made of tensors that are freed, if at all, in the
+        // order of the stream; `more` is what the kernel takes after it.
+        unsafe { KERNELS.launch(device, kernel, [self.pieces, 1, 1], THREADS, &args) }
+    }
 }
