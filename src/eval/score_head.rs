@@ -54,7 +54,7 @@ impl ScoreHead {
         match self.form {
             ScoreHeadForm::Residual => {
                 let pictures = maps.transpose(1, 2)?.contiguous()?.reshape((batch * tokens, grid.0, grid.1))?;
-                let scored = ops::score_head(&pictures, &self.parameters)?;
+                let scored = ops::score_head(&pictures, &self.parameters, ops::Precision::F32)?;
                 scored.reshape((batch, tokens, positions))?.transpose(1, 2)?.contiguous()
             }
             ScoreHeadForm::Released => {

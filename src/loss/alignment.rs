@@ -46,7 +46,7 @@ impl MaskAlignment<'_> {
             }
             let mut all = self.maps(probes, index, self.config.attention)?.all()?;
             if let Some(parameters) = &score_head {
-                all = ops::score_head(&all, parameters)?;
+                all = ops::score_head(&all, parameters, precision(probes))?;
             }
             let masks: Vec<&[f32]> = targets.masks.iter().map(|mask| mask.grid.as_slice()).collect();
             Matching::begin(&all.flatten_from(1)?, &masks, self.config)
@@ -111,7 +111,7 @@ impl MaskAlignment<'_> {
         }
         let mut maps = Tensor::cat(&maps, 0)?;
         if let Some(parameters) = self.score_head {
-            maps = ops::score_head(&maps, parameters)?;
+            maps = ops::score_head(&maps, parameters, precision(probes))?;
         }
         if groups.iter().any(|group| group.len() != 1) {
             maps = mean_of_groups(&maps, &groups)?;
@@ -139,6 +139,11 @@ impl MaskAlignment<'_> {
         }
         Ok(AlignmentLoss::Softmax { align: Tensor::cat(&losses, 0)?.mean_all()? })
     }
+}
+
+/// How exact the score head has to be on maps of these.
+fn precision(probes: &[Probe]) -> ops::Precision {
+    probes.first().map_or(ops::Precision::F32, |probe| ops::Precision::of(probe.queries.dtype()))
 }
 
 /// Maps with gradient for some masks of one image: mask `i` is compared with the mean over `groups[i]` of `maps`.

@@ -219,12 +219,14 @@ impl Function for Attention {
     #[cfg(feature = "cuda")]
     fn cuda_forward(&self, inputs: &[Tensor]) -> Result<Option<super::cuda::Forward>> {
         Sizes::of(&inputs[0], &inputs[1], self.heads, self.last_key_count)?;
-        super::cuda::attention::forward(inputs, self.heads, self.last_key_count)
+        use super::cuda::attention::{Bounds, forward};
+        forward(inputs, self.heads, self.last_key_count, Bounds::chosen())
     }
 
     #[cfg(feature = "cuda")]
     fn cuda_backward(&self, of: &super::cuda::Backward) -> Result<super::cuda::Gradients> {
-        super::cuda::attention::backward(of, self.heads, self.last_key_count)
+        use super::cuda::attention::{Bounds, backward};
+        backward(of, self.heads, self.last_key_count, Bounds::chosen())
     }
 
     fn cpu_forward(&self, inputs: &[Tensor]) -> Result<Tensor> {

@@ -36,7 +36,7 @@ pub use match_cost::{Costs, match_cost};
 pub use norm::{layer_norm_modulate, rms_norm};
 pub use pixel_cross_entropy::{NO_CLASS, pixel_cross_entropy};
 pub use pointwise::{gated_residual, gelu};
-pub use score_head::{CHANNELS, PARAMETERS, score_head};
+pub use score_head::{CHANNELS, PARAMETERS, Precision, score_head};
 pub use seed::seed;
 
 #[cfg(test)]

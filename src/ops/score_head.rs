@@ -7,7 +7,7 @@
 use super::cpu::{Product, Start, Threads, View, sum, vectorised};
 use super::function::{Function, Values, apply};
 use super::winograd::{self, Kernels, Outputs, Place, Stack, TILE};
-use candle_core::{Device, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 use rayon::prelude::*;
 
 /// Channels between the layers.
@@ -29,13 +29,30 @@ const PIXELS_A_TASK_BACKWARD: usize = 2048;
 /// Values that the composed form's convolutions hold at a time.
 const COMPOSED_VALUES: usize = 1 << 28;
 
+/// How exact the middle layer's products are on a GPU. Its gradients are those of exact products in either case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precision {
+    /// As f32 products: relative errors of about 2⁻¹⁷ of a factor.
+    F32,
+    /// Factors rounded to bf16 and summed in f32, for a third of the work: relative errors of 2⁻⁹ of a factor. A run in
+    /// bf16 has such errors in the maps already, and PyTorch's autocast rounds all three layers and what is between them.
+    Bf16,
+}
+
+impl Precision {
+    /// Of a run whose arithmetic is in `dtype`.
+    pub fn of(dtype: DType) -> Self {
+        if dtype == DType::BF16 { Self::Bf16 } else { Self::F32 }
+    }
+}
+
 /// `maps + head(maps)`: maps `[maps, h, w]`, parameters in the order of [`PARAMETERS`].
-pub fn score_head(maps: &Tensor, parameters: &[Tensor]) -> Result<Tensor> {
+pub fn score_head(maps: &Tensor, parameters: &[Tensor], precision: Precision) -> Result<Tensor> {
     if maps.dim(0)? == 0 {
         return Ok(maps.clone());
     }
     let flat = parameters.iter().map(Tensor::flatten_all).collect::<Result<Vec<_>>>()?;
-    apply(ScoreHead, &[maps, &Tensor::cat(&flat, 0)?])
+    apply(ScoreHead(precision), &[maps, &Tensor::cat(&flat, 0)?])
 }
 
 /// The parameters from one flat vector, in order.
@@ -43,7 +60,7 @@ pub(super) fn split<T>(mut take: impl FnMut(usize) -> T) -> [T; 6] {
     PARAMETERS.map(|(_, shape)| take(shape.iter().product()))
 }
 
-pub(super) struct ScoreHead;
+pub(super) struct ScoreHead(pub(super) Precision);
 
 type Taps = [[[f32; CHANNELS]; 3]; 3];
 
@@ -399,7 +416,12 @@ impl Function for ScoreHead {
             let mut x = maps.unsqueeze(1)?;
             for (layer, pair) in parameters.chunks_exact(2).enumerate() {
                 let hidden = if layer == 0 { x } else { x.relu()? };
-                x = hidden.conv2d(&pair[0], 1, 1, 1, 1)?.broadcast_add(&pair[1].reshape((1, (), 1, 1))?)?;
+                let rounded = |factor: &Tensor| match (self.0, layer) {
+                    (Precision::Bf16, 1) => factor.to_dtype(DType::BF16)?.to_dtype(factor.dtype()),
+                    _ => Ok(factor.clone()),
+                };
+                let product = rounded(&hidden)?.conv2d(&rounded(&pair[0])?, 1, 1, 1, 1)?;
+                x = product.broadcast_add(&pair[1].reshape((1, (), 1, 1))?)?;
             }
             parts.push((maps + x.squeeze(1)?)?);
         }
@@ -413,10 +435,14 @@ impl Function for ScoreHead {
 
     #[cfg(feature = "cuda")]
     fn cuda_forward(&self, inputs: &[Tensor]) -> Result<Option<super::cuda::Forward>> {
-        super::cuda::score_head::forward(&inputs[0], &inputs[1])
+        super::cuda::score_head::forward(&inputs[0], &inputs[1], self.0)
     }
 
     fn cpu_forward(&self, inputs: &[Tensor]) -> Result<Tensor> {
+        if self.0 == Precision::Bf16 {
+            // The twin of what a GPU does: on the CPU no run is in bf16.
+            return self.composed(inputs);
+        }
         let (_, height, width) = inputs[0].dims3()?;
         let layers = Layers::new(&Values::of(&inputs[1])?);
         let mut out = Values::of(&inputs[0])?.to_vec();

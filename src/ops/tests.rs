@@ -1,6 +1,7 @@
 //! Every operation's own loops against its composed form: values and gradients, odd shapes and strides, and the same
 //! bits on one thread as on several.
 use super::function::{Function, apply, composed_backward};
+use super::score_head::ScoreHead;
 use super::*;
 use candle_core::{Device, Tensor, Var};
 use rand::SeedableRng;
@@ -216,9 +217,9 @@ fn score_head_layers() {
             .collect();
         let flat = Tensor::cat(&parameters, 0).unwrap();
         let inputs = [normal(9, &[maps, h, w]), flat];
-        check(|_| super::score_head::ScoreHead, &inputs, &[true, true]);
+        check(|_| ScoreHead(Precision::F32), &inputs, &[true, true]);
         let grad = normal(10, &[maps, h, w]);
-        let wanted = composed_backward(|i| super::score_head::ScoreHead.composed(i), &inputs, &grad, &[true, true]);
+        let wanted = composed_backward(|i| ScoreHead(Precision::F32).composed(i), &inputs, &grad, &[true, true]);
         let (d_maps, d_parameters) = super::score_head_products::backward(&inputs[0], &inputs[1], &grad).unwrap();
         let wanted: Vec<Tensor> = wanted.unwrap().into_iter().flatten().collect();
         assert_close("maps by products", &d_maps, &wanted[0]);

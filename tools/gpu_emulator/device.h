@@ -53,6 +53,7 @@ inline __nv_bfloat16 __float2bfloat16(float value) {
 struct Copy {
     void* to;
     const void* from;
+    size_t bytes;
     bool valid;
 };
 

@@ -66,13 +66,13 @@ inline float exp2_approx(float x) {
     return power < 1.17549435e-38f ? 0.f : power;
 }
 
-inline void copy_async(void* to, const void* from, bool valid) {
-    if (uintptr_t(to) % 16 || uintptr_t(from) % 16) {
-        fprintf(stderr, "gpu_emulator: cp.async of an address that 16 does not divide\n");
+template <int BYTES> inline void copy_async(void* to, const void* from, bool valid) {
+    if (uintptr_t(to) % BYTES || uintptr_t(from) % BYTES) {
+        fprintf(stderr, "gpu_emulator: cp.async of an address that %d does not divide\n", BYTES);
         abort();
     }
-    machine.current->open.push_back({to, from, valid});
-    memset(to, 0xff, 16);  // no number, until the thread waits
+    machine.current->open.push_back({to, from, BYTES, valid});
+    memset(to, 0xff, BYTES);  // no number, until the thread waits
 }
 
 inline void commit_copies() {
@@ -85,9 +85,9 @@ template <int LEFT> inline void wait_for_copies() {
     while (int(groups.size()) > LEFT) {
         for (const Copy& copy : groups.front()) {
             if (copy.valid) {
-                memcpy(copy.to, copy.from, 16);
+                memcpy(copy.to, copy.from, copy.bytes);
             } else {
-                memset(copy.to, 0, 16);
+                memset(copy.to, 0, copy.bytes);
             }
         }
         groups.erase(groups.begin());

@@ -9,7 +9,7 @@
 #pragma once
 #include "rows.cuh"
 
-constexpr int WARPS = 4;
+constexpr int WARPS = 4, THREADS = WARPS * WARP;
 
 // Rows of a tile: two pairs of tiles of it fit into 48 KB.
 template <class T, int D> constexpr int TILE = 64 / (sizeof(T) == 4 ? 2 : 1) / (D > 64 ? 2 : 1);
@@ -75,8 +75,8 @@ __device__ void forward(const T* q, const T* k, const T* v, T* out, float* lse, 
         largest[m][0] = largest[m][1] = -INFINITY;
     }
     const auto copy = [&](int stage, int start) {
-        copy_tile<T, D, N>(tiles[stage][0], k, stride, start, sizes.keys);
-        copy_tile<T, D, N>(tiles[stage][1], v, stride, start, sizes.keys);
+        copy_tile<T, D, N, THREADS>(tiles[stage][0], k, stride, start, sizes.keys);
+        copy_tile<T, D, N, THREADS>(tiles[stage][1], v, stride, start, sizes.keys);
     };
     copy(0, 0);
     commit_copies();
@@ -188,8 +188,8 @@ __device__ void backward_queries(const T* q, const T* k, const T* v, const T* d_
         }
     }
     const auto copy = [&](int stage, int start) {
-        copy_tile<T, D, N>(tiles[stage][0], k, stride, start, sizes.keys);
-        if (!OF_RANGE) copy_tile<T, D, N>(tiles[stage][1], v, stride, start, sizes.keys);
+        copy_tile<T, D, N, THREADS>(tiles[stage][0], k, stride, start, sizes.keys);
+        if (!OF_RANGE) copy_tile<T, D, N, THREADS>(tiles[stage][1], v, stride, start, sizes.keys);
     };
     copy(0, 0);
     commit_copies();
@@ -265,13 +265,14 @@ __device__ void backward_keys(const T* q, const T* k, const T* v, const T* d_out
         bias[half] = first + lane_row() + 8 * half == sizes.keys - 1 ? sizes.unscaled_bias() : 0.f;
     }
     const auto copy = [&](int stage, int start) {
-        copy_tile<T, D, N>(tiles[stage][0], q, stride, start, sizes.queries);
-        if (!OF_RANGE) copy_tile<T, D, N>(tiles[stage][1], d_out, stride, start, sizes.queries);
-        for (int i = threadIdx.x; i < N; i += blockDim.x) {
-            // Beyond the last query an infinite sum: probability 0.
-            const bool valid = start + i < sizes.queries;
-            of_queries[stage][0][i] = valid ? lse[of_head + start + i] : INFINITY;
-            of_queries[stage][1][i] = valid ? along[of_head + start + i] : 0.f;
+        copy_tile<T, D, N, THREADS>(tiles[stage][0], q, stride, start, sizes.queries);
+        if (!OF_RANGE) copy_tile<T, D, N, THREADS>(tiles[stage][1], d_out, stride, start, sizes.queries);
+        // Beyond the last query zeros: probabilities that meet none but zeros.
+        static_assert(2 * N <= THREADS, "a thread copies one value");
+        const int i = threadIdx.x % N, query = min(start + i, sizes.queries - 1);
+        if (threadIdx.x < 2 * N) {
+            const float* from = (threadIdx.x < N ? lse : along) + of_head + query;
+            copy_async<4>(&of_queries[stage][threadIdx.x / N][i], from, start + i < sizes.queries);
         }
     };
     copy(0, 0);

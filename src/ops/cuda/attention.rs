@@ -2,6 +2,7 @@
 use super::{Arg, Backward, Forward, Gradients, Module, address, aligned, device_of, int, module, output, type_name};
 use candle_core::{DType, Result, Tensor, bail};
 use std::ops::Range;
+use std::sync::LazyLock;
 
 static KERNELS: Module = module!("attention");
 static RANGE_KERNELS: Module = module!("probability");
@@ -13,6 +14,26 @@ const HEAD_DIMS: [usize; 3] = [32, 64, 128];
 /// Of the kernels for a range of keys.
 const RANGE_HEAD_DIMS: [usize; 2] = [32, 64];
 
+/// How many blocks of attention's kernels a multiprocessor is to have room for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bounds {
+    /// As many as the registers that the compiler wants leave room for.
+    Registers,
+    /// Three, with fewer registers; heads of 64 values in bf16 only, for all others as `Registers`.
+    ThreeBlocks,
+}
+
+impl Bounds {
+    /// What the environment says: `SEG4DIFF_ATTENTION_BLOCKS=3`, to measure the one beside the other.
+    pub fn chosen() -> Self {
+        static CHOSEN: LazyLock<Bounds> = LazyLock::new(|| match std::env::var_os("SEG4DIFF_ATTENTION_BLOCKS") {
+            Some(blocks) if blocks == "3" => Bounds::ThreeBlocks,
+            _ => Bounds::Registers,
+        });
+        *CHOSEN
+    }
+}
+
 /// One call's sizes.
 struct Call {
     batch: usize,
@@ -22,11 +43,12 @@ struct Call {
     head_dim: usize,
     last_key_count: usize,
     type_name: &'static str,
+    bounds: Bounds,
 }
 
 impl Call {
     /// None if there are no kernels for these inputs.
-    fn of(inputs: &[Tensor], heads: usize, last_key_count: usize) -> Result<Option<Self>> {
+    fn of(inputs: &[Tensor], heads: usize, last_key_count: usize, bounds: Bounds) -> Result<Option<Self>> {
         let [q, k, v] = inputs else { bail!("attention: {} inputs", inputs.len()) };
         let (batch, queries, width) = q.dims3()?;
         if k.dims() != v.dims() || k.dims()[0] != batch || k.dims()[2] != width {
@@ -34,7 +56,8 @@ impl Call {
         }
         let head_dim = width / heads;
         let name = type_name(&[q, k, v]).filter(|_| HEAD_DIMS.contains(&head_dim));
-        Ok(name.map(|type_name| Self { batch, queries, keys: k.dims()[1], heads, head_dim, last_key_count, type_name }))
+        let keys = k.dims()[1];
+        Ok(name.map(|type_name| Self { batch, queries, keys, heads, head_dim, last_key_count, type_name, bounds }))
     }
 
     /// The same for the probability of a range of keys.
@@ -45,13 +68,21 @@ impl Call {
         range: &Range<usize>,
         last_key_count: usize,
     ) -> Result<Option<Self>> {
-        let call = Self::of(&[q.clone(), k.clone(), k.clone()], heads, last_key_count)?;
+        let call = Self::of(&[q.clone(), k.clone(), k.clone()], heads, last_key_count, Bounds::Registers)?;
         Ok(call.filter(|call| RANGE_HEAD_DIMS.contains(&call.head_dim) && range.end <= call.keys))
     }
 
     /// Queries that a warp has: sixteen `SETS` in attention.cuh.
     fn query_rows(&self, q: &Tensor) -> usize {
         if q.dtype() == DType::BF16 && self.head_dim <= 64 { 2 * ROWS } else { ROWS }
+    }
+
+    /// What follows the name of a kernel that is there under several launch bounds.
+    fn bounds_suffix(&self) -> &'static str {
+        match self.bounds {
+            Bounds::ThreeBlocks if self.type_name == "bf16" && self.head_dim == 64 => "_bounds3",
+            _ => "",
+        }
     }
 
     /// A kernel's name and its arguments: its tensors, then the sizes.
@@ -67,6 +98,7 @@ impl Call {
     /// Launches a kernel in which every warp has `rows` of `tokens`.
     fn launch(&self, kernel: &str, tokens: usize, rows: usize, tensors: &[&Tensor]) -> Result<()> {
         let (name, args) = self.arguments(kernel, tensors)?;
+        let name = name + self.bounds_suffix();
         let grid = [tokens.div_ceil(WARPS * rows), self.heads, self.batch];
         // SAFETY: attention's kernels take tensors of `Call`'s sizes and then those sizes.
         unsafe { KERNELS.launch(device_of(tensors[0])?, &name, grid, WARPS * super::WARP, &args) }
@@ -93,8 +125,8 @@ impl Call {
 }
 
 /// Keeps the logarithm of every query's sum of exponentials. None if there are no kernels for these inputs.
-pub fn forward(inputs: &[Tensor], heads: usize, last_key_count: usize) -> Result<Option<Forward>> {
-    let Some(call) = Call::of(inputs, heads, last_key_count)? else { return Ok(None) };
+pub fn forward(inputs: &[Tensor], heads: usize, last_key_count: usize, bounds: Bounds) -> Result<Option<Forward>> {
+    let Some(call) = Call::of(inputs, heads, last_key_count, bounds)? else { return Ok(None) };
     let (q, k, v) = (aligned(&inputs[0])?, aligned(&inputs[1])?, aligned(&inputs[2])?);
     let out = output(q.shape(), q.dtype(), &q)?;
     let lse = call.of_queries(&q)?;
@@ -103,9 +135,9 @@ pub fn forward(inputs: &[Tensor], heads: usize, last_key_count: usize) -> Result
 }
 
 /// Gradients of q, k and v.
-pub fn backward(of: &Backward, heads: usize, last_key_count: usize) -> Result<Gradients> {
+pub fn backward(of: &Backward, heads: usize, last_key_count: usize, bounds: Bounds) -> Result<Gradients> {
     let (Backward { inputs, output: out, needs, .. }, [lse]) = (of, of.kept) else { return Ok(None) };
-    let Some(call) = Call::of(inputs, heads, last_key_count)? else { return Ok(None) };
+    let Some(call) = Call::of(inputs, heads, last_key_count, bounds)? else { return Ok(None) };
     let (q, k, v) = (aligned(&inputs[0])?, aligned(&inputs[1])?, aligned(&inputs[2])?);
     let grad = aligned(&of.grad.to_dtype(q.dtype())?)?;
     let along = call.of_queries(&q)?;

@@ -44,11 +44,17 @@ __device__ inline float exp2_approx(float x) {
     return power;
 }
 
-// Copies 16 bytes to shared memory in the background; zeros if not `valid`.
-__device__ inline void copy_async(void* to, const void* from, bool valid) {
+// Copies BYTES, 4 or 16, to shared memory in the background; zeros if not `valid`.
+template <int BYTES> __device__ inline void copy_async(void* to, const void* from, bool valid) {
+    static_assert(BYTES == 4 || BYTES == 16);
     const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(to));
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from), "r"(valid ? 16 : 0)
-                 : "memory");
+    if (BYTES == 16) {
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from), "r"(valid ? 16 : 0)
+                     : "memory");
+    } else {
+        asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(address), "l"(from), "r"(valid ? 4 : 0)
+                     : "memory");
+    }
 }
 
 // Ends a group of copies.

@@ -33,7 +33,7 @@ __device__ void range_forward(const T* q, const T* k, const float* lse, float* o
     const int first = (blockIdx.x * WARPS + threadIdx.x / WARP) * 16;
     float mean[N / 8][4] = {};
     for (int head = 0; head < sizes.heads; head++) {
-        copy_tile<T, D, N>(tile, k + head_offset<D>(sizes.keys, sizes.heads, head), stride, start, sizes.keys);
+        copy_tile<T, D, N, THREADS>(tile, k + head_offset<D>(sizes.keys, sizes.heads, head), stride, start, sizes.keys);
         commit_copies();
         Rows<T, D> rows[1];
         load_rows(rows[0], q + head_offset<D>(sizes.queries, sizes.heads, head), stride, first, sizes.queries);
@@ -70,7 +70,7 @@ __device__ void range_along(const T* q, const T* k, const float* lse, float* alo
     load_rows(rows[0], q + head_offset<D>(sizes.queries, sizes.heads), stride, first, sizes.queries);
     float sums[2] = {};
     for (int start = range.first; start < range.first + range.columns; start += N) {
-        copy_tile<T, D, N>(tile, k + head_offset<D>(sizes.keys, sizes.heads), stride, start, sizes.keys);
+        copy_tile<T, D, N, THREADS>(tile, k + head_offset<D>(sizes.keys, sizes.heads), stride, start, sizes.keys);
         commit_copies();
         wait_for_copies<0>();
         __syncthreads();

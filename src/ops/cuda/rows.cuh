@@ -50,15 +50,20 @@ __device__ inline void load_rows(Rows<float, D>& out, const float* matrix, int s
     }
 }
 
-// Starts copying N rows from `first` on to a tile [N, D] in shared memory; zeros beyond the matrix's end.
-template <class T, int D, int N>
+// Starts copying N rows from `first` on to a tile [N, D] in shared memory; zeros beyond the matrix's end. By a block of
+// THREADS, each of which copies the same columns of some rows: their number is known when this is compiled, so that
+// nothing loops.
+template <class T, int D, int N, int THREADS>
 __device__ inline void copy_tile(T* tile, const T* matrix, int stride, int first, int rows) {
-    constexpr int STEP = 16 / int(sizeof(T));
-    for (int i = threadIdx.x; i < N * D / STEP; i += blockDim.x) {
-        const int row = i / (D / STEP), column = i % (D / STEP) * STEP;
-        const bool valid = first + row < rows;
-        const T* from = matrix + (valid ? size_t(first + row) * stride + column : 0);
-        copy_async(tile + row * TILE_STRIDE<T, D> + column, from, valid);
+    constexpr int STEP = 16 / int(sizeof(T)), ACROSS = D / STEP, AT_ONCE = THREADS / ACROSS;
+    static_assert(THREADS % ACROSS == 0 && N % AT_ONCE == 0, "a thread copies as much as every other");
+    const int column = threadIdx.x % ACROSS * STEP;
+#pragma unroll
+    for (int i = 0; i < N / AT_ONCE; i++) {
+        const int row = i * AT_ONCE + threadIdx.x / ACROSS;
+        // Beyond the end nothing is read, but the address must be one that could be.
+        const T* from = matrix + size_t(min(first + row, rows - 1)) * stride + column;
+        copy_async<16>(tile + row * TILE_STRIDE<T, D> + column, from, first + row < rows);
     }
 }
 

@@ -2,8 +2,8 @@
 //
 // The second layer is nearly all of the work, and runs on tensor cores: for each of the nine taps a product of pixels
 // [32, 64 channels] with weights [64, 64]. One bf16 is not exact enough for f32 maps, so each factor is split into two,
-// value = high + low, and of the four products the three that matter are summed: an error of about 2⁻¹⁷. The first
-// layer's channels of a tile live in shared memory; the second's never leave registers, as the last layer is linear:
+// value = high + low, and of the four products the three that matter are summed: an error of about 2⁻¹⁷. Where the maps
+// come from bf16 one product of the high halves is as good. The first layer's channels of a tile live in shared memory; the second's never leave registers, as the last layer is linear:
 // each pixel gives its nine taps' share of its neighbours, and `score_head_gather` sums them.
 #include "rows.cuh"
 
@@ -46,16 +46,18 @@ __device__ inline void load_pixels(Rows<bf16, CHANNELS>& out, const bf16* pixels
     for (int k = 0; k < CHANNELS / 16; k++) load_matrices(out.parts[k], corner + 16 * k);
 }
 
-struct Shared {
-    bf16 hidden[2][BORDERED * STRIDE];          // the first layer's channels of every pixel: high, low
-    bf16 weights[2][2][CHANNELS * STRIDE];      // two taps' weights: high, low
-    float last[TAPS * CHANNELS];                // the last layer's, [tap, channel]
+// HALVES: of each factor both, or the high one alone.
+template <int HALVES> struct Shared {
+    bf16 hidden[HALVES][BORDERED * STRIDE];       // the first layer's channels of every pixel: high, low
+    bf16 weights[2][HALVES][CHANNELS * STRIDE];   // two taps' weights: high, low
+    float last[TAPS * CHANNELS];                  // the last layer's, [tap, channel]
     float map[(BORDERED_ROWS + 2) * (BORDERED_COLUMNS + 2)];
 };
 
 // The tile of the map with a border of two, zeros outside; then the first layer with a border of one, zeros outside.
-__device__ inline void first_layer(Shared& shared, const float* map, const float* parameters, int top, int left, int h,
-                                   int w) {
+template <int HALVES>
+__device__ inline void first_layer(Shared<HALVES>& shared, const float* map, const float* parameters, int top, int left,
+                                   int h, int w) {
     constexpr int WIDE = BORDERED_COLUMNS + 2;
     for (int i = threadIdx.x; i < (BORDERED_ROWS + 2) * WIDE; i += THREADS) {
         const int y = top - 2 + i / WIDE, x = left - 2 + i % WIDE;
@@ -76,20 +78,21 @@ __device__ inline void first_layer(Shared& shared, const float* map, const float
         const bool outside = y < 0 || y >= h || x < 0 || x >= w;
         const Split value = split(outside ? 0.f : fmaxf(sum, 0.f));
         shared.hidden[0][pixel * STRIDE + channel] = value.high;
-        shared.hidden[1][pixel * STRIDE + channel] = value.low;
+        if (HALVES == 2) shared.hidden[HALVES - 1][pixel * STRIDE + channel] = value.low;
     }
 }
 
-// shares [maps, 9, h, w]: what each pixel of the second layer gives the output through each tap of the last.
-extern "C" __global__ void __launch_bounds__(THREADS)
-    score_head_shares(const float* maps, const float* parameters, const bf16* weights, float* shares, int h, int w) {
+template <int HALVES>
+__device__ inline void score_head_shares(const float* maps, const float* parameters, const bf16* weights, float* shares,
+                                         int h, int w) {
     extern __shared__ uint4 memory[];
-    Shared& shared = *reinterpret_cast<Shared*>(memory);
+    Shared<HALVES>& shared = *reinterpret_cast<Shared<HALVES>*>(memory);
     const int top = blockIdx.z * ROWS, left = blockIdx.y * COLUMNS;
     const auto copy = [&](int stage, int tap) {
-        for (int half = 0; half < 2; half++) {
+#pragma unroll
+        for (int half = 0; half < HALVES; half++) {
             const bf16* from = weights + (2 * tap + half) * CHANNELS * CHANNELS;
-            copy_tile<bf16, CHANNELS, CHANNELS>(shared.weights[stage][half], from, CHANNELS, 0, CHANNELS);
+            copy_tile<bf16, CHANNELS, CHANNELS, THREADS>(shared.weights[stage][half], from, CHANNELS, 0, CHANNELS);
         }
     };
     copy(0, 0);
@@ -101,21 +104,27 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 
     const int warp = threadIdx.x / WARP;
     float sums[SETS][CHANNELS / 8][4] = {};
+    // Unrolled it would keep addresses of all taps in registers.
+#pragma unroll 1
     for (int tap = 0, stage = 0; tap < TAPS; tap++, stage ^= 1) {
         if (tap + 1 < TAPS) copy(stage ^ 1, tap + 1);
         commit_copies();
         wait_for_copies<1>();
         __syncthreads();
-        Rows<bf16, CHANNELS> high[SETS], low[SETS];
 #pragma unroll
-        for (int m = 0; m < SETS; m++) {
-            const int pixel = (warp + tap / 3) * BORDERED_COLUMNS + 16 * m + tap % 3;
-            load_pixels(high[m], shared.hidden[0] + pixel * STRIDE);
-            load_pixels(low[m], shared.hidden[1] + pixel * STRIDE);
+        for (int half = 0; half < HALVES; half++) {
+            Rows<bf16, CHANNELS> pixels[SETS];
+#pragma unroll
+            for (int m = 0; m < SETS; m++) {
+                const int pixel = (warp + tap / 3) * BORDERED_COLUMNS + 16 * m + tap % 3;
+                load_pixels(pixels[m], shared.hidden[half] + pixel * STRIDE);
+            }
+            // high · high, high · low, low · high
+#pragma unroll
+            for (int other = 0; other < HALVES - half; other++) {
+                add_product_transposed<SETS, CHANNELS, CHANNELS>(sums, pixels, shared.weights[stage][other]);
+            }
         }
-        add_product_transposed<SETS, CHANNELS, CHANNELS>(sums, high, shared.weights[stage][0]);
-        add_product_transposed<SETS, CHANNELS, CHANNELS>(sums, high, shared.weights[stage][1]);
-        add_product_transposed<SETS, CHANNELS, CHANNELS>(sums, low, shared.weights[stage][0]);
         __syncthreads();
     }
 
@@ -148,6 +157,16 @@ extern "C" __global__ void __launch_bounds__(THREADS)
             }
         }
     }
+}
+
+// shares [maps, 9, h, w]: what each pixel of the second layer gives the output through each tap of the last.
+extern "C" __global__ void __launch_bounds__(THREADS)
+    score_head_shares_f32(const float* maps, const float* parameters, const bf16* weights, float* shares, int h, int w) {
+    score_head_shares<2>(maps, parameters, weights, shares, h, w);
+}
+extern "C" __global__ void __launch_bounds__(THREADS, 2)
+    score_head_shares_bf16(const float* maps, const float* parameters, const bf16* weights, float* shares, int h, int w) {
+    score_head_shares<1>(maps, parameters, weights, shares, h, w);
 }
 
 // out [maps, h, w] = maps + bias + the shares of each pixel's neighbours.

@@ -1,5 +1,6 @@
 //! The score head's forward pass. Its backward pass, over the few matched maps, is by cuBLAS: `score_head_products`.
 use super::{Forward, Module, address, device_of, int, largest_shared_memory, long, module, output, type_name};
+use crate::ops::score_head::Precision;
 use candle_core::{DType, Result, Tensor};
 
 static KERNELS: Module = module!("score_head");
@@ -10,23 +11,27 @@ const TAPS: usize = 9;
 const TILE: (usize, usize) = (8, 32);
 const THREADS: usize = 256;
 /// Bytes of `Shared` in `score_head.cu`.
-const SHARED: usize = {
+const fn shared(halves: usize) -> usize {
     let (rows, columns, stride) = (TILE.0 + 2, TILE.1 + 2, CHANNELS + 8);
-    let hidden = 2 * rows * columns * stride * 2;
-    let weights = 2 * 2 * CHANNELS * stride * 2;
+    let hidden = halves * rows * columns * stride * 2;
+    let weights = 2 * halves * CHANNELS * stride * 2;
     hidden + weights + TAPS * CHANNELS * 4 + (rows + 2) * (columns + 2) * 4
-};
+}
 /// Values of the second layer's shares that are held at a time.
 const HELD: usize = 1 << 24;
 
 /// maps `[maps, h, w]`, `parameters` flat in the order of [`crate::ops::PARAMETERS`].
-pub fn forward(maps: &Tensor, parameters: &Tensor) -> Result<Option<Forward>> {
+pub fn forward(maps: &Tensor, parameters: &Tensor, precision: Precision) -> Result<Option<Forward>> {
     if type_name(&[maps, parameters]) != Some("f32") {
         return Ok(None);
     }
     let (count, h, w) = maps.dims3()?;
     let device = device_of(maps)?;
-    if largest_shared_memory(device)? < SHARED {
+    let (kernel, shared) = match precision {
+        Precision::F32 => ("score_head_shares_f32", shared(2)),
+        Precision::Bf16 => ("score_head_shares_bf16", shared(1)),
+    };
+    if largest_shared_memory(device)? < shared {
         return Ok(None);
     }
     let weights = output((TAPS, 2, CHANNELS, CHANNELS), DType::BF16, maps)?;
@@ -44,7 +49,7 @@ pub fn forward(maps: &Tensor, parameters: &Tensor) -> Result<Option<Forward>> {
         args.extend([int(h)?, int(w)?]);
         let grid = [held, w.div_ceil(TILE.1), h.div_ceil(TILE.0)];
         // SAFETY: a block writes the shares of its tile's pixels, of `held` maps.
-        unsafe { KERNELS.launch_sharing(device, "score_head_shares", grid, THREADS, SHARED, &args)? }
+        unsafe { KERNELS.launch_sharing(device, kernel, grid, THREADS, shared, &args)? }
         let mut args = [&maps, &shares, parameters, &out].map(address).into_iter().collect::<Result<Vec<_>>>()?;
         args.extend([long(maps.elem_count()), int(h)?, int(w)?]);
         let blocks = maps.elem_count().div_ceil(THREADS);

@@ -1,6 +1,8 @@
 //! Every operation's kernels against its loops for the CPU: values and gradients, in f32 and in bf16, odd sizes and
 //! strides included. Where there is no CUDA device they say so and pass.
-use super::adamw::Step;
+use super::Backward;
+use super::adamw::{Settings, Update};
+use super::attention::Bounds;
 use crate::ops;
 use crate::ops::function::{Function, apply};
 use crate::ops::tests::{normal, some_feed_forward, values};
@@ -94,6 +96,26 @@ fn attention() {
             check(make, &[q, k, v], &[true, false, false]);
         }
     }
+}
+
+/// What kernels compute does not depend on their launch bounds.
+#[test]
+fn attention_with_three_blocks() {
+    let Some(device) = device("attention's launch bounds") else { return };
+    let (heads, last_key_count) = (2, 9);
+    let place =
+        |seed, tokens| normal(seed, &[1, tokens, 128]).to_device(&device).unwrap().to_dtype(DType::BF16).unwrap();
+    let (inputs, grad) = ([place(1, 150), place(2, 77), place(3, 77)], place(4, 150));
+    let run = |bounds: Bounds| {
+        let (output, kept) = super::attention::forward(&inputs, heads, last_key_count, bounds).unwrap().unwrap();
+        let of = Backward { inputs: &inputs, output: &output, kept: &kept, grad: &grad, needs: &[true; 3] };
+        let grads = super::attention::backward(&of, heads, last_key_count, bounds).unwrap().unwrap();
+        let tensors = [vec![output, kept[0].clone()], grads.into_iter().flatten().collect()].concat();
+        let host = |t: &Tensor| values(&t.to_device(&Device::Cpu).unwrap().to_dtype(DType::F32).unwrap());
+        tensors.iter().map(host).collect::<Vec<_>>()
+    };
+    let (two, three) = (run(Bounds::Registers), run(Bounds::ThreeBlocks));
+    assert!(two.len() == 5 && two == three, "attention depends on its launch bounds");
 }
 
 #[test]
@@ -220,21 +242,62 @@ fn match_cost() {
     }
 }
 
-/// One step against the formula, in f64.
+/// Kernels that were told one product against the rounded factors' on the CPU, and those against exact products. Of the
+/// second comparison the tolerance is bf16's: 2⁻⁹ for each of two factors, and sums that cancel.
+#[test]
+fn score_head_in_bf16() {
+    let head = |precision| ops::score_head::ScoreHead(precision);
+    let parameters: Vec<Tensor> = ops::PARAMETERS
+        .iter()
+        .enumerate()
+        .map(|(i, (_, shape))| (normal(i as u64, shape) * 0.2).unwrap().flatten_all().unwrap())
+        .collect();
+    for (maps, h, w) in [(1, 1, 1), (3, 4, 7), (2, 9, 35)] {
+        let inputs = [normal(9, &[maps, h, w]), Tensor::cat(&parameters, 0).unwrap()];
+        let on_cpu = |precision| head(precision).composed(&inputs).unwrap();
+        let (rounded, exact) = (on_cpu(ops::Precision::Bf16), on_cpu(ops::Precision::F32));
+        assert_near("one product on the CPU, not", &rounded, &exact, 4e-3);
+        compare(&|_: &Device| head(ops::Precision::Bf16), &inputs, &[true; 2], (DType::F32, 1e-4));
+    }
+}
+
+/// One step of two parameters, of which one is more than a block's piece, against the formula in f64.
 #[test]
 fn adamw() {
     let Some(device) = device("AdamW") else { return };
-    let host: Vec<Tensor> = (1..5).map(|seed| normal(seed, &[37, 5]).abs().unwrap()).collect();
-    let placed: Vec<Tensor> = host.iter().map(|t| t.to_device(&device).unwrap()).collect();
-    let step = Step { clip: 0.3, betas: [0.9, 0.999], rate: 0.02, spread: 0.05, eps: 1e-8, keep: 0.999 };
-    super::adamw::step(&placed[0], &placed[1], &placed[2], &placed[3], &step).unwrap();
-    let [p, g, m, v] = [0, 1, 2, 3].map(|i| values(&host[i]).into_iter().map(f64::from).collect::<Vec<_>>());
-    let wanted: Vec<f32> = (0..p.len())
-        .map(|i| {
-            let m = 0.9 * m[i] + 0.1 * 0.3 * g[i];
-            let v = 0.999 * v[i] + 0.001 * (0.3 * g[i]).powi(2);
-            (p[i] * 0.999 - 0.02 * m / (v.sqrt() / 0.05 + 1e-8)) as f32
-        })
-        .collect();
-    assert_near("AdamW", &placed[0], &Tensor::from_vec(wanted, (37, 5), &Device::Cpu).unwrap(), 1e-5);
+    let settings = Settings { clip: 0.3, betas: [0.9, 0.999], eps: 1e-8 };
+    let shapes = [[37, 5], [90, 101]];
+    let host = shapes.map(|shape| [1, 2, 3, 4].map(|seed| normal(seed, &shape).abs().unwrap()));
+    let placed = host.each_ref().map(|of| of.each_ref().map(|t| t.to_device(&device).unwrap()));
+    fn update([parameter, gradient, first, second]: &[Tensor; 4], rate: f64, keep: f64) -> Update<'_> {
+        Update { parameter, gradient, first, second, rate, spread: 0.05, keep }
+    }
+    super::adamw::step(&[update(&placed[0], 0.02, 0.999), update(&placed[1], 0.3, 1.0)], &settings).unwrap();
+    for (((host, placed), shape), (rate, keep)) in host.iter().zip(&placed).zip(shapes).zip([(0.02, 0.999), (0.3, 1.0)])
+    {
+        let of = |i: usize| values(&host[i]).into_iter().map(f64::from).collect::<Vec<_>>();
+        let [p, g, m, v] = [0, 1, 2, 3].map(of);
+        let first: Vec<f64> = (0..p.len()).map(|i| 0.9 * m[i] + 0.1 * 0.3 * g[i]).collect();
+        let second: Vec<f64> = (0..p.len()).map(|i| 0.999 * v[i] + 0.001 * (0.3 * g[i]).powi(2)).collect();
+        let moved = |i: usize| p[i] * keep - rate * first[i] / (second[i].sqrt() / 0.05 + 1e-8);
+        let wanted = [(0..p.len()).map(moved).collect(), first.clone(), second.clone()];
+        for ((what, got), wanted) in ["AdamW", "first moment", "second"].iter().zip([0, 2, 3]).zip(wanted) {
+            let wanted = wanted.iter().map(|value: &f64| *value as f32).collect();
+            assert_near(what, &placed[got], &Tensor::from_vec(wanted, &shape, &Device::Cpu).unwrap(), 1e-5);
+        }
+    }
+}
+
+/// The norm of several gradients, in pieces of a block's, against sums in f64; not a number where one is none.
+#[test]
+fn gradient_norm() {
+    let Some(device) = device("gradient norm") else { return };
+    let host = [normal(1, &[37, 5]), normal(2, &[90, 101]), normal(3, &[1])];
+    let squares: f64 = host.iter().flat_map(values).map(|value| f64::from(value).powi(2)).sum();
+    let mut gradients: Vec<Option<Tensor>> = host.iter().map(|t| Some(t.to_device(&device).unwrap())).collect();
+    gradients.insert(1, None);
+    let norm = crate::train::optimizer::gradient_norm(&gradients).unwrap();
+    assert!((norm / squares.sqrt() - 1.0).abs() < 1e-6, "{norm}, not {}", squares.sqrt());
+    gradients.push(Some(Tensor::new(&[f32::NAN, 1.0], &device).unwrap()));
+    assert!(!crate::train::optimizer::gradient_norm(&gradients).unwrap().is_finite());
 }
