@@ -145,7 +145,15 @@ fn main() -> Result<()> {
         value_bytes: if device.is_cpu() { 4 } else { dtype.size_in_bytes() },
         is_fused: true,
     };
-    let needs = Needs { model: &sizes, size, trained: parameters.count(), experts: 1, encoding: 0, loader: 0 };
+    let needs = Needs {
+        model: &sizes,
+        size,
+        trained: parameters.count(),
+        experts: 1,
+        score_head: memory::score_head(&device, batch * args.masks, (grid, grid)),
+        encoding: 0,
+        loader: 0,
+    };
     let usage = memory::usage(&device);
     let estimate = needs.estimate(plan.recomputed_blocks, usage);
     eprintln!("{estimate}");

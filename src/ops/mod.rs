@@ -37,6 +37,7 @@ pub use norm::{layer_norm_modulate, rms_norm};
 pub use pixel_cross_entropy::{NO_CLASS, pixel_cross_entropy};
 pub use pointwise::{gated_residual, gelu};
 pub use score_head::{CHANNELS, PARAMETERS, Precision, score_head};
+pub use score_head_products::backward_bytes as score_head_backward_bytes;
 pub use seed::seed;
 
 #[cfg(test)]

@@ -8,10 +8,24 @@ use candle_core::{Result, Tensor};
 /// Values of unfolded pixels that are held at a time.
 const HELD: usize = 1 << 26;
 
+/// Values that the backward pass has at a time for each pixel, borders included, when it goes through the middle layer: the
+/// maps' rows of three, both hidden layers, the first one's rows of three, the gradients of the last two; and of the
+/// gradient on its way the rows, what the product gives, where it passes as bytes and as numbers, and the result.
+const VALUES_A_PIXEL: usize = (5 + 6 * CHANNELS) + (6 * CHANNELS + CHANNELS / 4);
+
+fn maps_a_chunk(h: usize, w: usize) -> usize {
+    (HELD / (3 * CHANNELS * (h + 2) * (w + 2))).max(1)
+}
+
+/// Bytes that [`backward`] takes at most for so many maps of `h` rows and `w` columns, by count.
+pub fn backward_bytes(maps: usize, h: usize, w: usize) -> u64 {
+    (maps.min(maps_a_chunk(h, w)) * (h + 2) * (w + 2) * VALUES_A_PIXEL * size_of::<f32>()) as u64
+}
+
 /// Gradients of the maps `[maps, h, w]` and of the flat parameters.
 pub fn backward(maps: &Tensor, parameters: &Tensor, grad: &Tensor) -> Result<(Tensor, Tensor)> {
     let (count, h, w) = maps.dims3()?;
-    let chunk = (HELD / (3 * CHANNELS * (h + 2) * (w + 2))).max(1);
+    let chunk = maps_a_chunk(h, w);
     let (mut d_maps, mut d_parameters) = (vec![], parameters.zeros_like()?);
     for first in (0..count).step_by(chunk) {
         let held = chunk.min(count - first);

@@ -2,6 +2,7 @@
 use crate::config::GradientCheckpointing;
 use crate::error::{Error, Result};
 use crate::model::mmdit::MmDitConfig;
+use crate::ops;
 use candle_core::Device;
 use std::fmt;
 
@@ -26,6 +27,9 @@ pub struct Needs<'a> {
     pub trained: usize,
     /// Blocks whose attention learns the masks.
     pub experts: usize,
+    /// Bytes that the score head's backward pass takes, when all that is kept for the blocks' is there; see
+    /// [`score_head`].
+    pub score_head: u64,
     /// Bytes that encoding one image takes for a moment; 0 with a cache.
     pub encoding: u64,
     /// Bytes of the samples that the loader holds.
@@ -90,10 +94,11 @@ impl Needs<'_> {
         // Those that are recomputed take their turn when the others are gone.
         let again = (0..recomputed.min(self.model.num_layers)).map(|layer| self.block(layer)).max();
         let again = again.map_or(0, |block| block + self.values(RECOMPUTING * tokens));
+        let backward = kept.max(again) + self.values(PASSING * tokens);
         Estimate {
             usage: (usage.now, usage.most),
-            activations: kept.max(again)
-                + self.values((recomputed + PASSING + KEPT_BY_EXPERT * self.experts.saturating_sub(1)) * tokens),
+            activations: backward.max(kept + self.score_head)
+                + self.values((recomputed + KEPT_BY_EXPERT * self.experts.saturating_sub(1)) * tokens),
             training: TRAINING_COPIES * 4 * self.trained as u64,
             encoding: self.encoding,
             loader: self.loader,
@@ -152,37 +157,41 @@ fn gigabytes(bytes: u64) -> String {
 
 /// What is in use on the device; all zeros but for endless free memory where it cannot be known.
 pub fn usage(device: &Device) -> Usage {
-    let free = free_bytes(device).unwrap_or(u64::MAX);
+    let unknown = Usage { free: u64::MAX, ..Usage::default() };
     match device {
         Device::Cpu => {
             crate::process::release_freed_memory();
+            let free = [kilobytes("/proc/meminfo", "MemAvailable:"), within_limit()].into_iter().flatten().min();
             let now = kilobytes("/proc/self/status", "VmRSS:").unwrap_or(0);
-            Usage { now, most: peak_bytes().unwrap_or(0), free }
+            Usage { now, most: peak_bytes().unwrap_or(0), free: free.unwrap_or(u64::MAX) }
         }
         #[cfg(feature = "cuda")]
-        Device::Cuda(_) => {
-            let info = candle_core::cuda_backend::cudarc::driver::result::mem_get_info();
-            let now = info.map_or(0, |(free, total)| (total - free) as u64);
-            Usage { now, most: now, free }
-        }
-        _ => Usage { free, ..Usage::default() },
+        Device::Cuda(device) => usage_of_gpu(device).unwrap_or(unknown),
+        _ => unknown,
     }
 }
 
-/// Free memory of the device in bytes, where it can be known.
-pub fn free_bytes(device: &Device) -> Option<u64> {
-    match device {
-        Device::Cpu => {
-            let available = kilobytes("/proc/meminfo", "MemAvailable:");
-            [available, within_limit()].into_iter().flatten().min()
-        }
-        #[cfg(feature = "cuda")]
-        Device::Cuda(device) => {
-            let (free, _) = candle_core::cuda_backend::cudarc::driver::result::mem_get_info().ok()?;
-            Some(free as u64 + crate::ops::cuda::memory::kept(device).ok()?)
-        }
-        _ => None,
-    }
+#[cfg(feature = "cuda")]
+fn usage_of_gpu(device: &candle_core::CudaDevice) -> candle_core::Result<Usage> {
+    use candle_core::cuda_backend::WrapErr;
+    let kept = crate::ops::cuda::memory::kept(device)?;
+    let (free, total) = candle_core::cuda_backend::cudarc::driver::result::mem_get_info().w()?;
+    Ok(with_pool(total as u64, free as u64, kept))
+}
+
+/// Of a GPU's `total` memory the driver has so much `free`, and its pool keeps so much that nobody uses: loading leaves
+/// some, and a step takes it before it asks for more. Weights are loaded one by one, so the most is what is in use.
+#[cfg(any(test, feature = "cuda"))]
+fn with_pool(total: u64, free: u64, kept: u64) -> Usage {
+    let free = free + kept;
+    let now = total.saturating_sub(free);
+    Usage { now, most: now, free }
+}
+
+/// What the score head's backward pass takes on `device` for `maps` maps of `grid` rows and columns: on the CPU, where it
+/// stores nothing, next to nothing. By count of its tensors; not measured on a GPU yet.
+pub fn score_head(device: &Device, maps: usize, grid: (usize, usize)) -> u64 {
+    if device.is_cpu() { 0 } else { ops::score_head_backward_bytes(maps, grid.0, grid.1) }
 }
 
 /// What the process may still use under its limit of address space (`ulimit -v`), if it has one. Address space that is
@@ -231,7 +240,8 @@ mod tests {
     fn blocks_are_recomputed_only_where_memory_is_short() {
         let model = config();
         let size = StepSize { batch: 4, image_tokens: 4096, text_tokens: 154, value_bytes: 4, is_fused: true };
-        let needs = Needs { model: &model, size, trained: 4_000_000, experts: 1, encoding: 0, loader: 100 };
+        let needs =
+            Needs { model: &model, size, trained: 4_000_000, experts: 1, score_head: 0, encoding: 0, loader: 100 };
         let plan = |choice, free| needs.plan(choice, Usage { now: 7, most: 9, free });
         let auto = |free| plan(GradientCheckpointing::Auto, free).map(|(recomputed, _)| recomputed).ok();
         let added = |recomputed| needs.estimate(recomputed, Usage::default()).added();
@@ -254,7 +264,7 @@ mod tests {
     fn each_further_expert_holds_its_queries_and_keys() {
         let model = config();
         let size = StepSize { batch: 2, image_tokens: 100, text_tokens: 54, value_bytes: 4, is_fused: true };
-        let needs = |experts| Needs { model: &model, size, trained: 0, experts, encoding: 0, loader: 0 };
+        let needs = |experts| Needs { model: &model, size, trained: 0, experts, score_head: 0, encoding: 0, loader: 0 };
         for recomputed in [0, 24] {
             let added = |experts| needs(experts).estimate(recomputed, Usage::default()).added();
             assert_eq!(added(3) - added(1), 2 * 4 * 2 * 154 * 1536 * 4);
@@ -265,9 +275,33 @@ mod tests {
     fn a_cache_saves_what_encoding_takes() {
         let model = config();
         let size = StepSize { batch: 1, image_tokens: 1, text_tokens: 1, value_bytes: 4, is_fused: true };
-        let needs = |encoding| Needs { model: &model, size, trained: 0, experts: 1, encoding, loader: 5 };
+        let needs =
+            |encoding| Needs { model: &model, size, trained: 0, experts: 1, score_head: 0, encoding, loader: 5 };
         let added = |encoding| needs(encoding).estimate(0, Usage::default()).added();
         assert_eq!(added(1 << 40), 5 + (1 << 40));
         assert_eq!(added(0), added(1));
+    }
+    /// The score head's turn comes when all that the blocks keep is there, and before their gradients.
+    #[test]
+    fn the_score_head_counts_beside_what_blocks_keep() {
+        let model = config();
+        let size = StepSize { batch: 1, image_tokens: 100, text_tokens: 54, value_bytes: 4, is_fused: true };
+        let needs =
+            |score_head| Needs { model: &model, size, trained: 0, experts: 1, score_head, encoding: 0, loader: 0 };
+        let added = |score_head, recomputed| needs(score_head).estimate(recomputed, Usage::default()).added();
+        let passing = 14 * 154 * 1536 * 4;
+        for recomputed in [0, 20] {
+            assert_eq!(added(passing, recomputed), added(0, recomputed));
+            assert_eq!(added(passing + 8, recomputed), added(0, recomputed) + 8);
+        }
+        // A block that runs again takes more than the head does.
+        assert_eq!(added(passing + 8, 24), added(0, 24));
+        assert_eq!(score_head(&Device::Cpu, 64, (64, 64)), 0);
+    }
+
+    #[test]
+    fn what_a_pool_keeps_is_free() {
+        let usage = with_pool(80, 60, 15);
+        assert_eq!((usage.now, usage.most, usage.free), (5, 5, 75));
     }
 }

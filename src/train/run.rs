@@ -165,9 +165,10 @@ impl<'a> Trainer<'a> {
         let held = loader::held_bytes(&config.data, cache.as_ref().map(Cache::sample_bytes));
         let loader = Loader::with_cache(&config.data, config.seed, cursor.as_ref(), require_masks, cache)?;
         let patch = pipeline.transformer.config.patch_size;
+        let grid = (height / patch, width / patch);
         let size = StepSize {
             batch: config.train.batch,
-            image_tokens: height / patch * (width / patch),
+            image_tokens: grid.0 * grid.1,
             text_tokens: match parameters.prompt() {
                 Some(tokens) => tokens.dim(0)?,
                 None => pipeline.text_encoders.tokens(),
@@ -180,6 +181,11 @@ impl<'a> Trainer<'a> {
             size,
             trained: parameters.count(),
             experts: config.model.expert_layers.len(),
+            // Of every mask one map is compared; of classes with names there may be more.
+            score_head: match config.loss.uses_score_head() {
+                true => memory::score_head(device, config.train.batch * config.data.max_masks, grid),
+                false => 0,
+            },
             encoding: if cached { 0 } else { pipeline.vae.encoding_bytes(config.data.resolution) },
             // It is in the host's memory, whatever the device.
             loader: if device.is_cpu() { held } else { 0 },
