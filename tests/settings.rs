@@ -96,7 +96,16 @@ fn a_learnt_prompt() {
     let start = file("start.safetensors", &empty.context.squeeze(0).expect("context"));
     let large = file("large.safetensors", &(&written["tokens"] * 3.0).expect("tensor"));
     let from_nothing = drawn(&[]);
-    assert!(drawn(&["--prompt-tokens", &start]) == from_nothing, "the empty prompt's embedding is the empty prompt");
+    // One token more or less counts for several equal ones, and sums run in another order: a value on the edge between
+    // two of 256 may fall to either side.
+    let given = drawn(&["--prompt-tokens", &start]);
+    let off: Vec<u8> = given.iter().zip(&from_nothing).map(|(a, b)| a.abs_diff(*b)).filter(|off| *off > 0).collect();
+    assert!(
+        off.iter().all(|off| *off == 1) && off.len() < given.len() / 100,
+        "{} of {} values differ: {off:?}",
+        off.len(),
+        given.len()
+    );
     assert!(drawn(&["--prompt-tokens", &large]) != from_nothing, "another embedding draws another picture");
     let (output, said) =
         run_to_end(&mut generate(&["--prompt-tokens", &start, "--max-sequence-length", "256"], cache.path()));
