@@ -13,7 +13,7 @@ mod common;
 use candle_core::{Device, Tensor, Var};
 use clap::Parser;
 use common::{Preset, Result, preset, rounded};
-use seg4diff::ops::{self, FrozenLayer};
+use seg4diff::ops::{self, FrozenLayer, Precision};
 use seg4diff::sample::noise::normal;
 use std::hint::black_box;
 use std::time::Instant;
@@ -219,7 +219,7 @@ fn main() -> Result<()> {
             inputs: vec![random(36, &[batch * maps, grid, grid])?],
             forward_flop: pixels(maps) * of_pixel,
             backward_flop: None,
-            work: Box::new(|x| ops::score_head(&x[0], &head)),
+            work: Box::new(|x| ops::score_head(&x[0], &head, Precision::F32)),
         },
         Part {
             name: "score head over matched maps",
@@ -227,7 +227,7 @@ fn main() -> Result<()> {
             inputs: [vec![random(37, &[batch * MASKS, grid, grid])?], head.clone()].concat(),
             forward_flop: pixels(MASKS) * of_pixel,
             backward_flop: Some(pixels(MASKS) * (of_pixel + 2.0 * of_pixel_direct)),
-            work: Box::new(|x| ops::score_head(&x[0], &x[1..])),
+            work: Box::new(|x| ops::score_head(&x[0], &x[1..], Precision::F32)),
         },
     ];
     for part in &parts {

@@ -164,8 +164,13 @@ impl Function for Linear {
             if needs[2] {
                 let down = View::rows(&down, inner).transposed();
                 let low = product((rows, inner, rank), x, down, 1.0).values();
-                let low = View::rows(&low, rank);
-                d_up = product((outer, rows, rank), grad.transposed(), low, self.scale as f32).values();
+                // The transposed product reads the gradient where it lies.
+                let low = View::rows(&low, rank).transposed();
+                let turned = product((rank, rows, outer), low, grad, self.scale as f32).values();
+                d_up = (0..outer)
+                    .flat_map(|o| (0..rank).map(move |r| (o, r)))
+                    .map(|(o, r)| turned[r * outer + o])
+                    .collect();
             }
             vec![(needs[0], dx, shape), (needs[1], d_down, vec![rank, inner]), (needs[2], d_up, vec![outer, rank])]
         } else {

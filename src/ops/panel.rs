@@ -25,10 +25,7 @@ pub fn room(count: usize) -> usize {
 
 /// Whether a [`Product`] of this size would be formed in the same way, to the last bit.
 pub fn is_as_product(shape: (usize, usize, usize)) -> bool {
-    match amx::are_available() {
-        true => amx::gains(shape),
-        false => avx512::gains(shape) == avx512::are_available(),
-    }
+    amx::gains(shape) == amx::are_available()
 }
 
 /// A left matrix. A row that was not set has any values.

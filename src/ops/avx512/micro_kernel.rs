@@ -17,6 +17,14 @@ pub struct Left {
     pub step: usize,
 }
 
+/// Columns of the right matrix: those of place `k` lie beside each other, from `k * step` on.
+#[derive(Clone, Copy)]
+pub struct Panel {
+    pub data: *const f32,
+    /// [`NR`] where the panel is packed.
+    pub step: usize,
+}
+
 /// Where a tile goes: `out = start + scale · product`.
 #[derive(Clone, Copy)]
 pub struct Target {
@@ -30,13 +38,14 @@ pub struct Target {
     pub scale: f32,
 }
 
-/// `rows` ≤ [`MR`] rows of `inner` values times a panel `[inner, NR]`.
+/// `rows` ≤ [`MR`] rows of `inner` values times a panel.
 ///
 /// # Safety
-/// `left` has as many rows and places, the panel as many places, and the target's rows and columns, and those of what it
+/// `left` has as many rows and places, the panel as many places of [`NR`] columns ([`LANES`] where the target has no more),
+/// and the target's rows and columns, and those of what it
 /// starts from, are inside their memory.
 #[target_feature(enable = "avx512f")]
-pub unsafe fn tile(rows: usize, inner: usize, left: Left, panel: *const f32, target: Target) {
+pub unsafe fn tile(rows: usize, inner: usize, left: Left, panel: Panel, target: Target) {
     macro_rules! of {
         ($($rows:literal)*) => {
             match (rows, target.columns > LANES) {
@@ -54,9 +63,9 @@ pub unsafe fn tile(rows: usize, inner: usize, left: Left, panel: *const f32, tar
 /// # Safety
 /// As [`tile`], for M rows and V registers of columns.
 #[target_feature(enable = "avx512f")]
-unsafe fn tile_of<const M: usize, const V: usize>(inner: usize, left: Left, panel: *const f32, target: Target) {
+unsafe fn tile_of<const M: usize, const V: usize>(inner: usize, left: Left, panel: Panel, target: Target) {
     let mut sums = [[_mm512_setzero_ps(); V]; M];
-    let (mut values, mut places) = (left.data, panel);
+    let (mut values, mut places) = (left.data, panel.data);
     for _ in 0..inner {
         // SAFETY: places of the panel and of the rows, as the caller says.
         unsafe {
@@ -68,7 +77,7 @@ unsafe fn tile_of<const M: usize, const V: usize>(inner: usize, left: Left, pane
                 }
             }
             values = values.add(left.step);
-            places = places.add(NR);
+            places = places.add(panel.step);
         }
     }
     let scale = _mm512_set1_ps(target.scale);

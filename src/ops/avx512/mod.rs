@@ -10,7 +10,7 @@ mod panel;
 
 use super::cpu::{Product, Start, Threads, View};
 use crate::vectors::Vectors;
-use micro_kernel::{MR, NR, Target, tile};
+use micro_kernel::{LANES, MR, NR, Panel, Target, tile};
 use pack::{Panels, RowGroup};
 pub use panel::{Right, Rows};
 use rayon::prelude::*;
@@ -20,23 +20,23 @@ use std::ops::Range;
 const KC: usize = 512;
 /// Columns of the right matrix that are packed at a time: with [`KC`] 512 KiB of a core's second level of cache.
 const NC: usize = 256;
-/// Products with fewer rows spend their time on reading the right matrix, and packing would be another reading.
+/// Products of fewer rows with columns that lie in one piece take the columns for rows: reading them is nearly all there
+/// is to do, and packing would be another reading.
 const FEW_ROWS: usize = 8;
+/// Columns that a task then takes.
+const FEW_ROWS_COLUMNS: usize = 16 * MR;
+/// Up to so many rows meet columns that lie beside each other where they lie.
+const UNPACKED_ROWS: usize = 2 * MR;
 
 /// Whether this machine has such vectors, and `SEG4DIFF_NO_AVX512` is not set.
 pub fn are_available() -> bool {
     matches!(Vectors::of_this_machine(), Vectors::Avx512)
 }
 
-/// Whether `product` is of a kind and size that gains.
+/// Whether `product` is of a kind that gains.
 pub fn takes(product: &Product) -> bool {
     let is_plain = |view: View| view.row_stride == 1 || view.column_stride == 1;
-    is_plain(product.a) && is_plain(product.b) && gains(product.shape)
-}
-
-/// Whether products of this size are faster so.
-pub fn gains((m, _, _): (usize, usize, usize)) -> bool {
-    m >= FEW_ROWS && are_available()
+    is_plain(product.a) && is_plain(product.b) && are_available()
 }
 
 /// `0..length` in parts of at most `most`, as even as they can be in multiples of `of`.
@@ -81,25 +81,47 @@ pub unsafe fn multiply(product: &Product, out: *mut f32, out_stride: usize) {
     };
     let rows = task_rows(m, blocks().count(), workers);
     // SAFETY: in all of these, as the caller says; `takes` asked for the instructions.
-    if workers == 1 {
+    if m < FEW_ROWS && product.b.column_stride != 1 {
+        let mut panels = Panels::default();
+        unsafe { panels.pack(product.a.transposed(), 0..k, 0..m, Threads::One) };
+        let parts = parts(n, FEW_ROWS_COLUMNS, MR);
+        let task = |columns| unsafe { few_rows(product, &panels, columns, out) };
+        match workers {
+            1 => parts.for_each(task),
+            _ => parts.collect::<Vec<_>>().into_par_iter().for_each(task),
+        }
+    } else if m <= UNPACKED_ROWS && product.b.column_stride == 1 && n.is_multiple_of(LANES) {
+        let task = |columns: Range<usize>| {
+            let mut group = RowGroup::default();
+            for inner in inner_parts(k) {
+                let start = product.b.data.as_ptr().wrapping_add(inner.start * product.b.row_stride + columns.start);
+                let panels = (0..columns.len())
+                    .step_by(NR)
+                    .map(|column| Panel { data: start.wrapping_add(column), step: product.b.row_stride });
+                unsafe { block(product, panels, &mut group, (0..m, inner, columns.clone()), out) };
+            }
+        };
+        match workers {
+            1 => blocks().for_each(task),
+            _ => parts(n, n.div_ceil(workers).min(NC), NR).collect::<Vec<_>>().into_par_iter().for_each(task),
+        }
+    } else if workers == 1 {
         let mut scratch = Scratch::default();
         blocks().for_each(|columns| unsafe { scratch.whole_block(product, 0..m, columns, out) });
     } else if rows >= m {
-        blocks().collect::<Vec<_>>().into_par_iter().with_max_len(1).for_each_init(
-            Scratch::default,
-            |scratch, columns| {
-                unsafe { scratch.whole_block(product, 0..m, columns, out) };
-            },
-        );
+        let tasks = blocks().collect::<Vec<_>>().into_par_iter().with_max_len(1);
+        tasks.for_each_init(Scratch::default, |scratch, columns| unsafe {
+            scratch.whole_block(product, 0..m, columns, out);
+        });
     } else {
         // Tasks share a block's panels.
         let mut panels = Panels::default();
         for columns in blocks() {
             for inner in inner_parts(k) {
                 unsafe { panels.pack(product.b, inner.clone(), columns.clone(), Threads::All) };
-                let tasks: Vec<_> = parts(m, rows, MR).collect();
-                tasks.into_par_iter().with_max_len(1).for_each_init(RowGroup::default, |group, rows| unsafe {
-                    block(product, &panels, group, (rows, inner.clone(), columns.clone()), out);
+                let tasks = parts(m, rows, MR).collect::<Vec<_>>().into_par_iter().with_max_len(1);
+                tasks.for_each_init(RowGroup::default, |group, rows| unsafe {
+                    block(product, panels.iter(0), group, (rows, inner.clone(), columns.clone()), out);
                 });
             }
         }
@@ -123,20 +145,20 @@ impl Scratch {
             // SAFETY: the caller's promise.
             unsafe {
                 self.panels.pack(product.b, inner.clone(), columns.clone(), Threads::One);
-                block(product, &self.panels, &mut self.group, (rows.clone(), inner, columns.clone()), out);
+                block(product, self.panels.iter(0), &mut self.group, (rows.clone(), inner, columns.clone()), out);
             }
         }
     }
 }
 
-/// What some inner places add to the results of some rows and columns, whose panels are packed.
+/// What some inner places add to the results of some rows and columns, whose panels are given.
 ///
 /// # Safety
 /// As [`multiply`]; the instructions are there, and no one else uses these places of `out`.
 #[target_feature(enable = "avx512f")]
 unsafe fn block(
     product: &Product,
-    panels: &Panels,
+    panels: impl Iterator<Item = Panel> + Clone,
     group: &mut RowGroup,
     (rows, inner, columns): (Range<usize>, Range<usize>, Range<usize>),
     out: &Output,
@@ -145,7 +167,7 @@ unsafe fn block(
         let rows = rows.start + part.start..rows.start + part.end;
         // SAFETY: the views are inside their slices.
         let left = unsafe { group.of(product.a, rows.clone(), inner.clone()) };
-        for (number, panel) in panels.iter().enumerate() {
+        for (number, panel) in panels.clone().enumerate() {
             let first = columns.start + number * NR;
             let data = out.data.wrapping_add(rows.start * out.stride + first);
             let start = match product.start {
@@ -158,6 +180,44 @@ unsafe fn block(
             let target = Target { data, stride: out.stride, columns, start, scale: product.scale };
             // SAFETY: the rows and the panel are as long as `inner`; the rows and columns are inside `out`.
             unsafe { tile(rows.len(), inner.len(), left, panel, target) };
+        }
+    }
+}
+
+/// Some columns' results, the columns being taken for rows and the rows, of which `panels` has all, for columns.
+///
+/// # Safety
+/// As [`block`].
+#[target_feature(enable = "avx512f")]
+unsafe fn few_rows(product: &Product, panels: &Panels, columns: Range<usize>, out: &Output) {
+    let (m, k, _) = product.shape;
+    let mut group = RowGroup::default();
+    for part in parts(columns.len(), MR, 1) {
+        let columns = columns.start + part.start..columns.start + part.end;
+        let mut results = [[0f32; LANES]; MR];
+        for inner in inner_parts(k) {
+            // SAFETY: the views are inside their slices.
+            let left = unsafe { group.of(product.b.transposed(), columns.clone(), inner.clone()) };
+            let data = results.as_mut_ptr().cast::<f32>();
+            let start = (inner.start > 0).then_some((data.cast_const(), LANES));
+            let target = Target { data, stride: LANES, columns: m, start, scale: product.scale };
+            for panel in panels.iter(inner.start) {
+                // SAFETY: the columns and the one panel are as long as `inner`; results have room for all rows.
+                unsafe { tile(columns.len(), inner.len(), left, panel, target) };
+            }
+        }
+        for (column, results) in columns.zip(&results) {
+            for (row, result) in results.iter().enumerate().take(m) {
+                // SAFETY: the row and column are inside `out`.
+                unsafe {
+                    let place = out.data.add(row * out.stride + column);
+                    *place = match product.start {
+                        Start::Zero => *result,
+                        Start::Output => *place + result,
+                        Start::Row(start) => start[column] + result,
+                    };
+                }
+            }
         }
     }
 }

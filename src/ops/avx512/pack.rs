@@ -1,5 +1,5 @@
 //! Writing matrices out in the order in which the micro-kernel reads them.
-use super::micro_kernel::{LANES, Left, MR, NR};
+use super::micro_kernel::{LANES, Left, MR, NR, Panel};
 use crate::ops::cpu::{Threads, View};
 use rayon::prelude::*;
 use std::arch::x86_64::*;
@@ -46,7 +46,7 @@ impl Panels {
         make_room(&mut self.lines, columns.len().div_ceil(NR) * size);
         let pack = |(number, lines): (usize, &mut [MaybeUninit<Line>])| {
             let first = columns.start + number * NR;
-            let mut panel = Panel { lines, inner: inner.len() };
+            let mut panel = Unwritten { lines, inner: inner.len() };
             // SAFETY: the caller's promise.
             unsafe { panel.pack(view, inner.start, first..columns.end.min(first + NR)) };
         };
@@ -60,19 +60,20 @@ impl Panels {
         self.lines.len() / (self.inner * WIDE)
     }
 
-    /// Where each panel begins: [`NR`] values a place.
-    pub fn iter(&self) -> impl Iterator<Item = *const f32> {
-        self.lines.chunks_exact(self.inner * WIDE).map(|panel| panel.as_ptr().cast())
+    /// The panels from inner place `start` on.
+    pub fn iter(&self, start: usize) -> impl Iterator<Item = Panel> + Clone {
+        let panels = self.lines.chunks_exact(self.inner * WIDE);
+        panels.map(move |panel| Panel { data: panel[start * WIDE..].as_ptr().cast(), step: NR })
     }
 }
 
-/// One panel.
-struct Panel<'a> {
+/// A panel to be written.
+struct Unwritten<'a> {
     lines: &'a mut [MaybeUninit<Line>],
     inner: usize,
 }
 
-impl Panel<'_> {
+impl Unwritten<'_> {
     /// Writes at most [`NR`] columns, from inner place `start` on, and zeros for the others.
     ///
     /// # Safety

@@ -28,8 +28,7 @@ impl Right {
         assert!(rows.inner() == self.inner && out.len() >= count * stride);
         assert!(start.is_none_or(|start| start.len() >= stride));
         for inner in inner_parts(self.inner) {
-            for (number, panel) in self.panels.iter().enumerate() {
-                let panel = panel.wrapping_add(inner.start * NR);
+            for (number, panel) in self.panels.iter(inner.start).enumerate() {
                 for group in parts(count, MR, 1) {
                     let data = out[group.start * stride + number * NR..].as_mut_ptr();
                     let start = match start {

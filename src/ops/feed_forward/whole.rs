@@ -4,12 +4,16 @@ use crate::ops::cpu::{Product, Start, Threads, View, for_each_row, new_rows};
 use crate::ops::norm::{modulate_row, norm_row_backward};
 use crate::ops::pointwise::{gelu_derivative, gelu_value};
 
-/// `x·weightᵀ + bias`, weight `[outer, inner]`.
-fn layer(x: &[f32], weight: &[f32], bias: &[f32]) -> Vec<f32> {
+/// How much further apart rows of hidden values are than they are long: a width like 6144 would put the same places of all
+/// rows into one set of the cache.
+const APART: usize = 16;
+
+/// `x·weightᵀ + bias`, weight `[outer, inner]`; the rows of x are `stride` apart.
+fn layer((x, stride): (&[f32], usize), weight: &[f32], bias: &[f32]) -> Vec<f32> {
     let (outer, inner) = (bias.len(), weight.len() / bias.len());
     Product {
-        shape: (x.len() / inner, inner, outer),
-        a: View::rows(x, inner),
+        shape: (x.len() / stride, inner, outer),
+        a: View::rows(x, stride),
         b: View::rows(weight, inner).transposed(),
         scale: 1.0,
         start: Start::Row(bias),
@@ -37,11 +41,13 @@ pub fn forward(of: &Arguments) -> (Vec<f32>, Vec<f32>) {
     let normed = new_rows!(of.x.len(), of.width, |r, out| {
         modulate_row(of.row(of.x, r), of.of_batch(of.shift, r), of.of_batch(of.scale, r), out);
     });
-    let before = layer(&normed, of.up, of.up_bias);
-    let after = new_rows!(before.len(), of.hidden, |r, after| {
-        after.iter_mut().zip(&before[r * of.hidden..]).for_each(|(after, before)| *after = gelu_value(*before));
+    let before = layer((&normed, of.width), of.up, of.up_bias);
+    let stride = of.hidden + APART;
+    let after = new_rows!(before.len() / of.hidden * stride, stride, |r, after| {
+        let before = &before[r * of.hidden..][..of.hidden];
+        after.iter_mut().zip(before).for_each(|(after, before)| *after = gelu_value(*before));
     });
-    let mut out = layer(&after, of.down, of.down_bias);
+    let mut out = layer((&after, stride), of.down, of.down_bias);
     for_each_row!(&mut out, of.width, |r, out| {
         let (x, gate) = (of.row(of.x, r), of.of_batch(of.gate, r));
         for i in 0..out.len() {
