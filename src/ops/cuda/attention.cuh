@@ -269,9 +269,9 @@ __device__ void backward_keys(const T* q, const T* k, const T* v, const T* d_out
         if (!OF_RANGE) copy_tile<T, D, N, THREADS>(tiles[stage][1], d_out, stride, start, sizes.queries);
         // Beyond the last query zeros: probabilities that meet none but zeros.
         static_assert(2 * N <= THREADS, "a thread copies one value");
-        const int i = threadIdx.x % N, query = min(start + i, sizes.queries - 1);
         if (threadIdx.x < 2 * N) {
-            const float* from = (threadIdx.x < N ? lse : along) + of_head + query;
+            const int i = threadIdx.x % N;
+            const float* from = (threadIdx.x < N ? lse : along) + of_head + start + i;
             copy_async<4>(&of_queries[stage][threadIdx.x / N][i], from, start + i < sizes.queries);
         }
     };

@@ -57,13 +57,12 @@ template <class T, int D, int N, int THREADS>
 __device__ inline void copy_tile(T* tile, const T* matrix, int stride, int first, int rows) {
     constexpr int STEP = 16 / int(sizeof(T)), ACROSS = D / STEP, AT_ONCE = THREADS / ACROSS;
     static_assert(THREADS % ACROSS == 0 && N % AT_ONCE == 0, "a thread copies as much as every other");
-    const int column = threadIdx.x % ACROSS * STEP;
+    const int row = threadIdx.x / ACROSS, column = threadIdx.x % ACROSS * STEP;
+    const T* from = matrix + size_t(first + row) * stride + column;
 #pragma unroll
-    for (int i = 0; i < N / AT_ONCE; i++) {
-        const int row = i * AT_ONCE + threadIdx.x / ACROSS;
-        // Beyond the end nothing is read, but the address must be one that could be.
-        const T* from = matrix + size_t(min(first + row, rows - 1)) * stride + column;
-        copy_async<16>(tile + row * TILE_STRIDE<T, D> + column, from, first + row < rows);
+    for (int i = 0; i < N; i += AT_ONCE) {
+        // Beyond the end there is an address, but nothing is read from it.
+        copy_async<16>(tile + (row + i) * TILE_STRIDE<T, D> + column, from + size_t(i) * stride, first + row + i < rows);
     }
 }
 

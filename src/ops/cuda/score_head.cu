@@ -142,6 +142,8 @@ __device__ inline void score_head_shares(const float* maps, const float* paramet
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             const int x = left + 16 * m + 8 * half + lane_row();
+            // Unrolled, this took twice the registers.
+#pragma unroll 1
             for (int tap = 0; tap < TAPS; tap++) {
                 float share = 0;
 #pragma unroll
@@ -164,7 +166,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     score_head_shares_f32(const float* maps, const float* parameters, const bf16* weights, float* shares, int h, int w) {
     score_head_shares<2>(maps, parameters, weights, shares, h, w);
 }
-extern "C" __global__ void __launch_bounds__(THREADS, 2)
+extern "C" __global__ void __launch_bounds__(THREADS)
     score_head_shares_bf16(const float* maps, const float* parameters, const bf16* weights, float* shares, int h, int w) {
     score_head_shares<1>(maps, parameters, weights, shares, h, w);
 }
