@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """What nvcc made of the kernels: registers, local memory, and the instructions of each kernel's main loop.
 
     eval "$(../shared/cuda/toolchain.sh)"                # where there is no CUDA toolkit
