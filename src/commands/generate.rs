@@ -1,16 +1,20 @@
 //! `generate`: draws images from prompts.
 use super::drawings::{self, content, key};
-use super::{LoadedModel, ModelArgs, mention, parse_not_negative, parse_number, parse_positive, parse_size};
+use super::{ModelArgs, NamedModel, mention, parse_not_negative, parse_number, parse_positive, parse_size};
 use crate::config::BLUR;
 use crate::error::Result;
-use crate::model::mmdit::Blur;
-use crate::model::text::prompt_file;
+use crate::model::mmdit::{Blur, MmDitConfig};
+use crate::model::pipeline::{Pipeline, PipelineOptions, latent_shape};
+use crate::model::text::{TextEmbedding, TextEncoders, TextShape, prompt_file};
+use crate::model::vae::VaeConfig;
 use crate::output_folder::OutputFolder;
 use crate::paths::exists;
+use crate::process::release_freed_memory;
 use crate::sample::generate::{Conditions, PerturbedGuidance, SamplingOptions, initial_latents, read_latents};
 use crate::sample::image::{to_rgb8, write_png};
 use crate::sample::scheduler::Scheduler;
 use crate::terminal::{printable_line, printable_path};
+use candle_core::{Device, Tensor};
 use clap::Args;
 use serde_json::{Value, json};
 use std::io::IsTerminal;
@@ -66,8 +70,14 @@ pub struct GenerateArgs {
     pub latents: Option<PathBuf>,
 }
 
+/// Images whose prompts are encoded at a time; an embedding takes 0.64 MB of the host's memory, with T5 5.5.
+const PROMPTS_AT_ONCE: usize = 256;
+
 /// Draws the images one by one, so that memory does not depend on their number; an image depends on its prompt, the
 /// seed and its own number alone.
+///
+/// Of the networks, text encoders and transformer are never in memory together, and before the last image is decoded
+/// the transformer goes, too.
 pub fn run(args: &GenerateArgs) -> Result<()> {
     if args.perturb_scale > 0.0 {
         args.model.check_layer("--perturb-layer", args.perturb_layer)?;
@@ -75,52 +85,147 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
     let record = record(args)?;
     let _held = OutputFolder::hold(&args.out)?;
     let is_longer = drawings::check(&args.out, &record)?;
-    let LoadedModel { files, pipeline, device } = args.model.load()?;
-    let shape = pipeline.latent_shape(args.size)?;
-    let scheduler = Scheduler::open(&files)?;
-    let given = match &args.latents {
-        Some(file) => Some(read_latents(file, "latents", Some(args.prompt.len()), shape, &device)?),
-        None => None,
-    };
-    let blur = Blur { layer: args.perturb_layer, sigma: args.perturb_sigma };
-    let options = SamplingOptions {
-        steps: args.steps as usize,
-        guidance: args.guidance,
-        perturbed: PerturbedGuidance::new(args.perturb_scale, blur),
-        progress: std::io::stderr().is_terminal(),
-    };
-    let learnt = match &args.prompt_tokens {
-        Some(file) => Some(prompt_file::read(file, pipeline.text_encoders.shape(), &device)?),
-        None => None,
-    };
-    let negative = pipeline.text_encoders.encode(&[&args.negative])?;
-    if !is_longer {
-        drawings::describe(&args.out, &record, args.prompt.iter().map(String::as_str))?;
+    let model = args.model.open()?;
+    let sampler = Sampler::open(args, &model)?;
+    let missing = missing(args)?;
+    let describe = || drawings::describe(&args.out, &record, args.prompt.iter().map(String::as_str));
+    if missing.is_empty() && !is_longer {
+        describe()?;
     }
-    for (index, prompt) in args.prompt.iter().enumerate() {
-        let file = args.out.join(format!("{}.png", key(index)));
-        if exists(&file)? {
-            mention(&format!("{}  was there: {}", printable_path(&file), printable_line(prompt)));
-            continue;
+    for images in missing.chunks(PROMPTS_AT_ONCE) {
+        let (texts, negative) = sampler.encode(images)?;
+        let pipeline = model.adapted(Pipeline::load_for_drawing(&model.files, &model.options)?)?;
+        if images.first() == missing.first() && !is_longer {
+            describe()?;
         }
-        let positive = match &learnt {
-            Some(learnt) => learnt.clone(),
-            None => pipeline.text_encoders.encode(&[prompt])?,
-        };
-        let noise = match &given {
-            Some(latents) => latents.narrow(0, index, 1)?,
-            None => initial_latents(args.seed, index, 1, shape, &device)?,
-        };
-        let conditions = Conditions { positive: &positive, negative: &negative };
-        let latents = options.run(&scheduler, &noise, &conditions, |latents, timestep, text, blur| {
-            pipeline.velocity(latents, timestep, text, blur)
-        })?;
-        for image in to_rgb8(&pipeline.vae.decode(&latents)?)? {
-            write_png(&file, &image)?;
+        let Some(((last, text), others)) = texts.split_last() else { continue };
+        for (image, text) in others {
+            write(args, *image, &pipeline.vae.decode(&sampler.draw(&pipeline, *image, text, &negative)?)?)?;
         }
-        mention(&format!("{}  {}", printable_path(&file), printable_line(prompt)));
+        let latents = sampler.draw(&pipeline, *last, text, &negative)?;
+        let vae = pipeline.into_vae();
+        release_freed_memory();
+        write(args, *last, &vae.decode(&latents)?)?;
     }
     Ok(())
+}
+
+/// The images that are not in the folder yet, by number.
+fn missing(args: &GenerateArgs) -> Result<Vec<usize>> {
+    let mut missing = vec![];
+    for (index, prompt) in args.prompt.iter().enumerate() {
+        let file = file(args, index);
+        match exists(&file)? {
+            true => mention(&format!("{}  was there: {}", printable_path(&file), printable_line(prompt))),
+            false => missing.push(index),
+        }
+    }
+    Ok(missing)
+}
+
+fn file(args: &GenerateArgs, image: usize) -> PathBuf {
+    args.out.join(format!("{}.png", key(image)))
+}
+
+/// Writes a decoded image.
+fn write(args: &GenerateArgs, index: usize, decoded: &Tensor) -> Result<()> {
+    let file = file(args, index);
+    for image in to_rgb8(decoded)? {
+        write_png(&file, &image)?;
+    }
+    mention(&format!("{}  {}", printable_path(&file), printable_line(&args.prompt[index])));
+    Ok(())
+}
+
+/// Everything that images are drawn from but the networks.
+struct Sampler<'a> {
+    args: &'a GenerateArgs,
+    model: &'a NamedModel<'a>,
+    scheduler: Scheduler,
+    options: SamplingOptions,
+    /// Of one image's latents.
+    shape: (usize, usize, usize),
+    text_shape: TextShape,
+    /// Initial latents from a file.
+    given: Option<Tensor>,
+    /// A prompt from a file.
+    learnt: Option<TextEmbedding>,
+}
+
+/// What the model is told of a prompt.
+enum Text {
+    /// As [`TextShape::compact`] has it.
+    Encoded(Vec<f32>),
+    Learnt(TextEmbedding),
+}
+
+impl<'a> Sampler<'a> {
+    fn open(args: &'a GenerateArgs, model: &'a NamedModel) -> Result<Self> {
+        let NamedModel { files, options: PipelineOptions { text_encoders, max_sequence_length, device, .. }, .. } =
+            model;
+        let shape = latent_shape(&MmDitConfig::open(files)?, &VaeConfig::open(files)?, args.size)?;
+        let text_shape = TextShape::open(files, text_encoders, *max_sequence_length)?;
+        let blur = Blur { layer: args.perturb_layer, sigma: args.perturb_sigma };
+        let given = args.latents.as_ref();
+        let learnt = args.prompt_tokens.as_ref();
+        Ok(Self {
+            args,
+            model,
+            scheduler: Scheduler::open(files)?,
+            options: SamplingOptions {
+                steps: args.steps as usize,
+                guidance: args.guidance,
+                perturbed: PerturbedGuidance::new(args.perturb_scale, blur),
+                progress: std::io::stderr().is_terminal(),
+            },
+            shape,
+            text_shape,
+            given: given
+                .map(|file| read_latents(file, "latents", Some(args.prompt.len()), shape, device))
+                .transpose()?,
+            learnt: learnt.map(|file| prompt_file::read(file, text_shape, device)).transpose()?,
+        })
+    }
+
+    /// What the model is told of the prompts of these images, by number, and of the negative one. The text encoders are in
+    /// memory for as long.
+    fn encode(&self, images: &[usize]) -> Result<(Vec<(usize, Text)>, Text)> {
+        let PipelineOptions { text_encoders, max_sequence_length, dtype, device, .. } = &self.model.options;
+        let encoders = TextEncoders::load(&self.model.files, text_encoders, *max_sequence_length, *dtype, device)?;
+        let encode = |prompt: &str| -> Result<Text> {
+            Ok(Text::Encoded(self.text_shape.compact(&encoders.encode(&[prompt])?)?))
+        };
+        let text = |image: usize| match &self.learnt {
+            Some(learnt) => Ok(Text::Learnt(learnt.clone())),
+            None => encode(&self.args.prompt[image]),
+        };
+        let texts = images.iter().map(|&image| Ok((image, text(image)?))).collect::<Result<_>>()?;
+        let negative = encode(&self.args.negative)?;
+        drop(encoders);
+        release_freed_memory();
+        Ok((texts, negative))
+    }
+
+    fn embedding(&self, text: &Text, device: &Device) -> Result<TextEmbedding> {
+        match text {
+            Text::Encoded(values) => self.text_shape.expand(values, device),
+            Text::Learnt(embedding) => Ok(embedding.clone()),
+        }
+    }
+
+    /// The latents of an image.
+    fn draw(&self, pipeline: &Pipeline, image: usize, positive: &Text, negative: &Text) -> Result<Tensor> {
+        let device = &pipeline.device;
+        let (positive, negative) = (self.embedding(positive, device)?, self.embedding(negative, device)?);
+        let noise = match &self.given {
+            Some(latents) => latents.narrow(0, image, 1)?,
+            None => initial_latents(self.args.seed, image, 1, self.shape, device)?,
+        };
+        let conditions = Conditions { positive: &positive, negative: &negative };
+        self.options.run(&self.scheduler, &noise, &conditions, |latents, timestep, text, blur| {
+            pipeline.velocity(latents, timestep, text, blur)
+        })
+    }
 }
 
 /// All that an image depends on, but where the model lies in memory.

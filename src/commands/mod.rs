@@ -15,6 +15,7 @@ use crate::config::{Choice, DeviceChoice, TextEncoderKind, WeightType, text_enco
 use crate::error::{Error, Result};
 use crate::model::adapter_files;
 use crate::model::files::{ModelFiles, Part};
+use crate::model::lora::Adapter;
 use crate::model::mmdit::MmDitConfig;
 use crate::model::pipeline::{Pipeline, PipelineOptions};
 use crate::process::prepare;
@@ -101,6 +102,27 @@ pub struct LoadedModel {
     pub device: candle_core::Device,
 }
 
+/// A base model whose weights have not been read, with its LoRA.
+pub struct NamedModel<'a> {
+    pub files: ModelFiles,
+    pub options: PipelineOptions,
+    /// With the file that it is from.
+    adapter: Option<(Adapter, &'a Path)>,
+}
+
+impl NamedModel<'_> {
+    /// `pipeline`, which is this model's, with the LoRA on it.
+    ///
+    /// # Errors
+    /// The LoRA is of another model.
+    pub fn adapted(&self, mut pipeline: Pipeline) -> Result<Pipeline> {
+        if let Some((adapter, file)) = &self.adapter {
+            pipeline.transformer.attach(adapter).map_err(|e| Error::file(file, e))?;
+        }
+        Ok(pipeline)
+    }
+}
+
 impl ModelArgs {
     /// Loads what the arguments name.
     pub fn load(&self) -> Result<LoadedModel> {
@@ -113,22 +135,28 @@ impl ModelArgs {
     }
 
     fn load_blocks(&self, depth: Option<usize>) -> Result<LoadedModel> {
+        let mut model = self.open()?;
+        model.options.depth = depth;
+        let pipeline = model.adapted(Pipeline::load(&model.files, &model.options)?)?;
+        Ok(LoadedModel { files: model.files, pipeline, device: model.options.device })
+    }
+
+    /// Finds what the arguments name, and reads the LoRA: one that cannot be read is found before gigabytes are.
+    pub fn open(&self) -> Result<NamedModel<'_>> {
         let device = self.device.open()?;
-        // A LoRA that cannot be read is found before gigabytes are.
-        let adapter = self.lora.as_deref().map(adapter_files::read).transpose()?;
+        let adapter = match &self.lora {
+            Some(file) => Some((adapter_files::read(file)?, file.as_path())),
+            None => None,
+        };
         let files = ModelFiles::open(&self.model)?;
         let options = PipelineOptions {
             text_encoders: self.text_encoders(files.folder())?,
             max_sequence_length: self.max_sequence_length,
             dtype: self.weight_type(&device).dtype(),
-            device: device.clone(),
-            depth,
+            device,
+            depth: None,
         };
-        let mut pipeline = Pipeline::load(&files, &options)?;
-        if let (Some(adapter), Some(file)) = (&adapter, &self.lora) {
-            pipeline.transformer.attach(adapter).map_err(|e| Error::file(file, e))?;
-        }
-        Ok(LoadedModel { files, pipeline, device })
+        Ok(NamedModel { files, options, adapter })
     }
 
     /// Whether the model has a block `layer`, as its config says: found before gigabytes are read.

@@ -1,8 +1,8 @@
 //! A base model's networks together: text encoders, autoencoder and MM-DiT.
 use super::files::{ModelFiles, Part};
-use super::mmdit::{Blur, MmDit};
+use super::mmdit::{Blur, MmDit, MmDitConfig};
 use super::text::{TextEmbedding, TextEncoders};
-use super::vae::Vae;
+use super::vae::{Vae, VaeConfig};
 use crate::config::{ModelConfig, TextEncoderKind};
 use crate::error::{Error, Result};
 use candle_core::{DType, Device, Tensor};
@@ -57,6 +57,14 @@ impl Pipeline {
         Self::with(files, options, encoders, Vae::without_weights(files)?)
     }
 
+    /// As `load`, but for drawing from prompts that have been encoded: of the text encoders only the tokenizers, of the
+    /// autoencoder only the decoder.
+    pub fn load_for_drawing(files: &ModelFiles, options: &PipelineOptions) -> Result<Self> {
+        let PipelineOptions { text_encoders, max_sequence_length, device, .. } = options;
+        let encoders = TextEncoders::without_weights(files, text_encoders, *max_sequence_length, device)?;
+        Self::with(files, options, encoders, Vae::load_decoder(files, device)?)
+    }
+
     fn with(files: &ModelFiles, options: &PipelineOptions, text_encoders: TextEncoders, vae: Vae) -> Result<Self> {
         let PipelineOptions { dtype, device, depth, .. } = options;
         let transformer = MmDit::load(files, *depth, *dtype, device)?;
@@ -88,20 +96,29 @@ impl Pipeline {
         self.transformer.forward(latents, timestep, text, blur)
     }
 
-    /// (channels, height, width) of the latents of a square image of `size` pixels.
-    ///
-    /// # Errors
-    /// `Error::Usage` if that does not divide into latents and tokens, or is more than the model has positions for.
-    pub fn latent_shape(&self, size: usize) -> Result<(usize, usize, usize)> {
-        let config = &self.transformer.config;
-        let token = self.vae.config().pixels_per_latent() * config.patch_size;
-        let largest = token * config.pos_embed_max_size;
-        if size == 0 || !size.is_multiple_of(token) || size > largest {
-            return Err(Error::Usage(format!(
-                "{size} pixels do not suit the model: expected a multiple of {token}, at most {largest}"
-            )));
-        }
-        let side = size / self.vae.config().pixels_per_latent();
-        Ok((config.in_channels, side, side))
+    /// The autoencoder; the other networks are dropped.
+    pub fn into_vae(self) -> Vae {
+        self.vae
     }
+
+    /// (channels, height, width) of the latents of a square image of `size` pixels; see [`latent_shape`].
+    pub fn latent_shape(&self, size: usize) -> Result<(usize, usize, usize)> {
+        latent_shape(&self.transformer.config, self.vae.config(), size)
+    }
+}
+
+/// (channels, height, width) of the latents of a square image of `size` pixels.
+///
+/// # Errors
+/// `Error::Usage` if that does not divide into latents and tokens, or is more than the model has positions for.
+pub fn latent_shape(transformer: &MmDitConfig, vae: &VaeConfig, size: usize) -> Result<(usize, usize, usize)> {
+    let token = vae.pixels_per_latent() * transformer.patch_size;
+    let largest = token * transformer.pos_embed_max_size;
+    if size == 0 || !size.is_multiple_of(token) || size > largest {
+        return Err(Error::Usage(format!(
+            "{size} pixels do not suit the model: expected a multiple of {token}, at most {largest}"
+        )));
+    }
+    let side = size / vae.pixels_per_latent();
+    Ok((transformer.in_channels, side, side))
 }

@@ -1,9 +1,18 @@
 //! Two-dimensional convolution of frozen networks (autoencoder, feature networks), forward only.
 //!
+//! What it reads can be normed or upsampled row by row on the way ([`Input`]), and its output can be added to a map that is
+//! in memory already: of a large picture no map is made but those that layers hand on.
+//!
 //! On the CPU each tile of output rows is unfolded and multiplied on one thread, tiles running in parallel: memory
-//! stays bounded, and the result is the same for any number of threads.
-use candle_core::{CpuStorage, DType, Result, Storage, Tensor, bail};
+//! stays bounded, and the result does not depend on the number of threads.
+mod im2col;
+
+use super::function::Values;
+use super::group_norm::{Affine, GroupNorm};
+use candle_core::{CpuStorage, DType, InplaceOp2, Layout, Result, Tensor, bail};
+use im2col::{Im2col, Scratch};
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// Bytes of an unfolded tile. Each tile reads all weights, so tiles must be large; 4 MiB was as fast as 8 and up to 1.5
 /// times as fast as 1 (SD3's autoencoder on two cores), and 3 to 7 times as fast as candle's convolution.
@@ -22,6 +31,32 @@ pub enum Stride {
     One,
     /// Half the height and width: zeros at the right and the bottom only, as diffusers' `Downsample2D`.
     Two,
+}
+
+/// What a convolution takes from a map `[batch, in, height, width]`.
+#[derive(Clone, Copy)]
+pub enum Input<'a> {
+    /// The map as it is.
+    Map(&'a Tensor),
+    /// The map after a group norm and SiLU.
+    NormSilu(&'a Tensor, &'a GroupNorm),
+    /// The map at twice its height and width, by nearest neighbours.
+    Upsampled(&'a Tensor),
+}
+
+impl<'a> Input<'a> {
+    fn map(&self) -> &'a Tensor {
+        match self {
+            Self::Map(map) | Self::NormSilu(map, _) | Self::Upsampled(map) => map,
+        }
+    }
+
+    fn affine(&self) -> Result<Option<Affine>> {
+        match self {
+            Self::NormSilu(map, norm) => norm.affine(map).map(Some),
+            Self::Map(_) | Self::Upsampled(_) => Ok(None),
+        }
+    }
 }
 
 /// A convolution with bias, and a ReLU after it where wanted.
@@ -66,131 +101,215 @@ impl Conv2d {
         })
     }
 
-    /// The same with negative outputs set to 0.
+    /// With negative outputs set to 0.
     pub fn with_relu(self) -> Self {
         Self { relu: true, ..self }
     }
 
     /// `[batch, in, height, width]` to `[batch, out, out height, out width]`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let (_, channels, height, width) = x.dims4()?;
-        let (_, input, kernel_height, kernel_width) = self.weight.dims4()?;
-        let (rows, columns) = (height + self.rows.0 + self.rows.1, width + self.columns.0 + self.columns.1);
-        if channels != input || rows < kernel_height || columns < kernel_width {
-            bail!("conv2d: input {:?} for weight {:?}", x.shape(), self.weight.shape())
-        }
-        if x.device().is_cpu() && x.dtype() == DType::F32 && self.weight.dtype() == DType::F32 {
-            return self.forward_cpu(&x.contiguous()?);
-        }
-        self.forward_composed(x, UNFOLDED_VALUES)
+        self.forward_from(Input::Map(x))
     }
 
-    /// By candle's convolution, which on a GPU unfolds its input: some rows at a time, so that this takes no more than
-    /// `most` values, or one row's. All of a large picture would take gigabytes.
-    fn forward_composed(&self, x: &Tensor, most: usize) -> Result<Tensor> {
-        let x = x.pad_with_zeros(2, self.rows.0, self.rows.1)?.pad_with_zeros(3, self.columns.0, self.columns.1)?;
-        let (batch, input, height, width) = x.dims4()?;
-        let (_, _, kernel_height, kernel_width) = self.weight.dims4()?;
-        let out_height = (height - kernel_height) / self.stride + 1;
-        let out_width = (width - kernel_width) / self.stride + 1;
-        let of_row = batch * input * kernel_height * kernel_width * out_width;
-        let rows = (most / of_row.max(1)).clamp(1, out_height);
-        let parts = (0..out_height).step_by(rows).map(|first| {
-            let rows = rows.min(out_height - first);
-            let x = x.narrow(2, first * self.stride, (rows - 1) * self.stride + kernel_height)?;
-            x.conv2d(&self.weight, 0, self.stride, 1, 1)
-        });
-        let y = Tensor::cat(&parts.collect::<Result<Vec<_>>>()?, 2)?;
-        let y = y.broadcast_add(&self.bias.reshape((1, (), 1, 1))?)?;
-        if self.relu { y.relu() } else { Ok(y) }
+    /// `[batch, out, out height, out width]`.
+    pub fn forward_from(&self, input: Input) -> Result<Tensor> {
+        let x = input.map();
+        let im2col = self.im2col(&input)?;
+        let y = Tensor::zeros(&self.shape(x, &im2col)?, x.dtype(), x.device())?;
+        self.write(input, &im2col, &y, false, UNFOLDED_VALUES)?;
+        Ok(y)
     }
 
-    fn forward_cpu(&self, x: &Tensor) -> Result<Tensor> {
-        let (batch, input, height, width) = x.dims4()?;
-        let (output, _, kernel_height, kernel_width) = self.weight.dims4()?;
-        let window = Window {
-            input,
-            height,
-            width,
+    /// Adds the output to `sum`, of the output's shape. It is written in place: no other tensor may share its memory.
+    pub fn add_to(&self, sum: Tensor, input: Input) -> Result<Tensor> {
+        let im2col = self.im2col(&input)?;
+        let shape = self.shape(input.map(), &im2col)?;
+        if sum.dims() != shape || !sum.is_contiguous() {
+            bail!("conv2d: output {shape:?} cannot be added to {:?}", sum.layout())
+        }
+        self.write(input, &im2col, &sum, true, UNFOLDED_VALUES)?;
+        Ok(sum)
+    }
+
+    fn im2col(&self, input: &Input) -> Result<Im2col> {
+        let (_, channels, height, width) = input.map().dims4()?;
+        let (_, expected, kernel_height, kernel_width) = self.weight.dims4()?;
+        if channels != expected {
+            bail!("conv2d: input {:?} for weight {:?}", input.map().shape(), self.weight.shape())
+        }
+        Ok(Im2col {
+            channels,
+            map: (height, width),
+            is_upsampled: matches!(input, Input::Upsampled(_)),
             kernel: (kernel_height, kernel_width),
             stride: self.stride,
-            top: self.rows.0,
-            left: self.columns.0,
-            out_width: (width + self.columns.0 + self.columns.1 - kernel_width) / self.stride + 1,
-        };
-        let out_height = (height + self.rows.0 + self.rows.1 - kernel_height) / self.stride + 1;
-        let plane = out_height * window.out_width;
-        let depth = input * kernel_height * kernel_width;
+            rows: self.rows,
+            columns: self.columns,
+        })
+    }
+
+    /// Shape of the output.
+    fn shape(&self, x: &Tensor, im2col: &Im2col) -> Result<[usize; 4]> {
+        match im2col.output() {
+            Some((height, width)) => Ok([x.dim(0)?, self.bias.elem_count(), height, width]),
+            None => bail!("conv2d: input {:?} for weight {:?}", x.shape(), self.weight.shape()),
+        }
+    }
+
+    /// Writes the output to `y`, or adds it; candle's convolution unfolds no more than `most` values, or one row's.
+    fn write(&self, input: Input, im2col: &Im2col, y: &Tensor, adds: bool, most: usize) -> Result<()> {
+        let (x, norm) = (input.map().contiguous()?, input.affine()?);
+        if x.device().is_cpu() && x.dtype() == DType::F32 && self.weight.dtype() == DType::F32 {
+            return y.inplace_op2(&x, &OnCpu { conv: self, im2col, norm: norm.as_ref(), adds });
+        }
+        let (batch, _, height, width) = y.dims4()?;
+        let rows = (most / (batch * im2col.depth() * width).max(1)).clamp(1, height);
+        let bias = self.bias.reshape((1, (), 1, 1))?;
+        for first in (0..height).step_by(rows) {
+            let rows = first..height.min(first + rows);
+            let x = rows_of(&x, im2col, norm.as_ref(), im2col.read_by(&rows))?;
+            let mut part = x.conv2d(&self.weight, 0, self.stride, 1, 1)?.broadcast_add(&bias)?;
+            if adds {
+                part = (part + y.narrow(2, first, rows.len())?)?;
+            }
+            if self.relu {
+                part = part.relu()?;
+            }
+            y.slice_set(&part.contiguous()?, 2, first)?;
+        }
+        Ok(())
+    }
+}
+
+/// Rows `padded` of the padded input, in candle's operations: all of a large picture would take gigabytes.
+fn rows_of(x: &Tensor, im2col: &Im2col, norm: Option<&Affine>, padded: Range<usize>) -> Result<Tensor> {
+    let rows = im2col.without_padding(&padded);
+    let x = if im2col.is_upsampled {
+        let from_map = rows.start / 2..rows.end.div_ceil(2);
+        let x = x.narrow(2, from_map.start, from_map.len())?.contiguous()?;
+        let x = x.upsample_nearest2d(2 * from_map.len(), im2col.input().1)?;
+        x.narrow(2, rows.start - 2 * from_map.start, rows.len())?
+    } else {
+        x.narrow(2, rows.start, rows.len())?
+    };
+    let x = match norm {
+        Some(norm) => norm.apply(&x)?.silu()?,
+        None => x,
+    };
+    let above = im2col.rows.0.saturating_sub(padded.start);
+    let x = x.pad_with_zeros(2, above, padded.len() - above - rows.len())?;
+    x.pad_with_zeros(3, im2col.columns.0, im2col.columns.1)?.contiguous()
+}
+
+/// A convolution in f32 on the CPU: writes to its first tensor, or adds to it, what it makes of the second.
+struct OnCpu<'a> {
+    conv: &'a Conv2d,
+    im2col: &'a Im2col,
+    norm: Option<&'a Affine>,
+    adds: bool,
+}
+
+impl InplaceOp2 for OnCpu<'_> {
+    fn name(&self) -> &'static str {
+        "conv2d"
+    }
+
+    fn cpu_fwd(&self, y: &mut CpuStorage, y_layout: &Layout, x: &CpuStorage, x_layout: &Layout) -> Result<()> {
+        let (CpuStorage::F32(y), CpuStorage::F32(x)) = (y, x) else { bail!("conv2d: expected f32") };
+        match (y_layout.contiguous_offsets(), x_layout.contiguous_offsets()) {
+            (Some((start, end)), Some((x_start, x_end))) => {
+                self.write(&mut y[start..end], &x[x_start..x_end], y_layout.shape().dims4()?)
+            }
+            _ => bail!("conv2d: expected contiguous tensors"),
+        }
+    }
+}
+
+impl OnCpu<'_> {
+    fn write(&self, y: &mut [f32], x: &[f32], shape: (usize, usize, usize, usize)) -> Result<()> {
+        let Self { conv, im2col, norm, adds } = self;
+        let (batch, output, height, width) = shape;
+        let (weight, bias) = (Values::of(&conv.weight)?, Values::of(&conv.bias)?);
+        let norm = norm.map(|norm| Ok::<_, candle_core::Error>((Values::of(&norm.scale)?, Values::of(&norm.offset)?)));
+        let norm = norm.transpose()?;
+        let norm = norm.as_ref().map(|(scale, offset)| -> (&[f32], &[f32]) { (scale, offset) });
+        let (weight, bias): (&[f32], &[f32]) = (&weight, &bias);
+        let (plane, depth) = (height * width, im2col.depth());
         // Whatever the machine at least four tiles an image, so that a small one still runs on some threads; of many
         // images each is one task already.
         let tiles = if batch < MANY { 4 } else { 1 };
-        let tile_rows = (TILE_BYTES / (4 * depth * window.out_width)).clamp(1, out_height.div_ceil(tiles));
-        let tiles_per_image = out_height.div_ceil(tile_rows);
-        let mut y = vec![0f32; batch * output * plane];
-        with_slices(&[x, &self.weight, &self.bias], |slices| {
-            let [x, weight, bias] = slices else { unreachable!("as many slices as tensors") };
-            let destination = Destination(y.as_mut_ptr());
-            (0..batch * tiles_per_image).into_par_iter().for_each_init(Vec::new, |unfolded, tile| {
-                let (image, tile) = (tile / tiles_per_image, tile % tiles_per_image);
-                let rows = tile * tile_rows..((tile + 1) * tile_rows).min(out_height);
-                let pixels = rows.len() * window.out_width;
-                let source = &x[image * input * height * width..][..input * height * width];
-                // A kernel of one sees the input as it is.
-                let (matrix, line) = if window.is_identity() {
-                    (&source[rows.start * width..], height * width)
-                } else {
-                    window.unfold(source, rows.clone(), unfolded);
-                    (&unfolded[..], pixels)
-                };
-                let first = image * output * plane + rows.start * window.out_width;
-                // SAFETY: a tile's task alone writes its rows of its image: for each output channel `pixels` elements
-                // from `first + channel * plane`, which lie within `y` as `rows` lie within the output. `weight` is
-                // `[output, depth]` in rows; `matrix` has `depth` lines of `pixels`, `line` apart, the last of which
-                // ends within the image's `source` or is the last of `unfolded`.
-                unsafe {
-                    let destination = destination.get().add(first);
-                    for (channel, &bias) in bias.iter().enumerate() {
-                        std::slice::from_raw_parts_mut(destination.add(channel * plane), pixels).fill(bias);
-                    }
-                    gemm::gemm(
-                        output,
-                        pixels,
-                        depth,
-                        destination,
-                        1,
-                        plane as isize,
-                        true,
-                        weight.as_ptr(),
-                        1,
-                        depth as isize,
-                        matrix.as_ptr(),
-                        1,
-                        line as isize,
-                        1.0,
-                        1.0,
-                        false,
-                        false,
-                        false,
-                        gemm::Parallelism::None,
-                    );
-                    if self.relu {
-                        for channel in 0..output {
-                            let line = std::slice::from_raw_parts_mut(destination.add(channel * plane), pixels);
-                            // Not `max`, which would turn NaN into 0.
-                            line.iter_mut().for_each(|value| *value = if *value < 0.0 { 0.0 } else { *value });
-                        }
+        let tile_rows = (TILE_BYTES / (4 * depth * width)).clamp(1, height.div_ceil(tiles));
+        let tiles_per_image = height.div_ceil(tile_rows);
+        let (channels, (map_height, map_width)) = (im2col.channels, im2col.map);
+        let is_direct = im2col.is_identity() && norm.is_none();
+        assert_eq!((y.len(), x.len()), (batch * output * plane, batch * channels * map_height * map_width));
+        let destination = Destination(y.as_mut_ptr());
+        (0..batch * tiles_per_image).into_par_iter().for_each_init(Scratch::default, |scratch, tile| {
+            let (image, tile) = (tile / tiles_per_image, tile % tiles_per_image);
+            let rows = tile * tile_rows..((tile + 1) * tile_rows).min(height);
+            let pixels = rows.len() * width;
+            let source = &x[image * channels * map_height * map_width..][..channels * map_height * map_width];
+            let (matrix, line) = if is_direct {
+                (&source[rows.start * width..], map_height * map_width)
+            } else {
+                let of_image = image * channels..(image + 1) * channels;
+                let norm = norm.map(|(scale, offset)| (&scale[of_image.clone()], &offset[of_image]));
+                im2col.unfold(source, norm, (rows.clone(), width), scratch);
+                (&scratch.unfolded[..], pixels)
+            };
+            let first = image * output * plane + rows.start * width;
+            // SAFETY: a tile's task alone writes its rows of its image: for each output channel `pixels` elements
+            // from `first + channel * plane`, which lie within `y` as `rows` lie within the output. `weight` is
+            // `[output, depth]` in rows; `matrix` has `depth` lines of `pixels`, `line` apart, the last of which
+            // ends within the image's `source` or is the last of `unfolded`.
+            unsafe {
+                let destination = destination.get().add(first);
+                let of_channel =
+                    |channel: usize| std::slice::from_raw_parts_mut(destination.add(channel * plane), pixels);
+                for (channel, &bias) in bias.iter().enumerate() {
+                    match adds {
+                        true => of_channel(channel).iter_mut().for_each(|value| *value += bias),
+                        false => of_channel(channel).fill(bias),
                     }
                 }
-            });
-        })?;
-        Tensor::from_vec(y, (batch, output, out_height, window.out_width), x.device())
+                gemm::gemm(
+                    output,
+                    pixels,
+                    depth,
+                    destination,
+                    1,
+                    plane as isize,
+                    true,
+                    weight.as_ptr(),
+                    1,
+                    depth as isize,
+                    matrix.as_ptr(),
+                    1,
+                    line as isize,
+                    1.0,
+                    1.0,
+                    false,
+                    false,
+                    false,
+                    gemm::Parallelism::None,
+                );
+                if conv.relu {
+                    for channel in 0..output {
+                        // Not `max`, which would turn NaN into 0.
+                        let relu = |value: &mut f32| *value = if *value < 0.0 { 0.0 } else { *value };
+                        of_channel(channel).iter_mut().for_each(relu);
+                    }
+                }
+            }
+        });
+        Ok(())
     }
 }
 
 /// Output memory that tasks write disjoint parts of.
 struct Destination(*mut f32);
 
-// SAFETY: the pointer is only used to write parts that no other task touches, while the vector it is from lives.
+// SAFETY: the pointer is only used to write parts that no other task touches, while the slice it is from lives.
 unsafe impl Sync for Destination {}
 
 impl Destination {
@@ -200,87 +319,38 @@ impl Destination {
     }
 }
 
-/// Which input elements an output element sees.
-struct Window {
-    input: usize,
-    height: usize,
-    width: usize,
-    kernel: (usize, usize),
-    stride: usize,
-    /// Zeros above and to the left of the input.
-    top: usize,
-    left: usize,
-    out_width: usize,
-}
-
-impl Window {
-    /// Whether output positions see just the input at their own place.
-    fn is_identity(&self) -> bool {
-        self.kernel == (1, 1) && self.stride == 1
-    }
-
-    /// Unfolds output rows `rows` of one image `[input, height, width]` to `[input · kernel, rows · out_width]`.
-    fn unfold(&self, image: &[f32], rows: std::ops::Range<usize>, unfolded: &mut Vec<f32>) {
-        let (kernel_height, kernel_width) = self.kernel;
-        unfolded.resize(self.input * kernel_height * kernel_width * rows.len() * self.out_width, 0.0);
-        let mut lines = unfolded.chunks_exact_mut(self.out_width);
-        for plane in image.chunks_exact(self.height * self.width) {
-            for ky in 0..kernel_height {
-                for kx in 0..kernel_width {
-                    for (row, line) in rows.clone().zip(&mut lines) {
-                        let y = (row * self.stride + ky).wrapping_sub(self.top);
-                        match plane.get(y.saturating_mul(self.width)..).and_then(|rest| rest.get(..self.width)) {
-                            Some(source) => self.unfold_line(source, kx, line),
-                            None => line.fill(0.0),
-                        }
-                    }
-                }
-            }
-        }
-    }
-
-    /// One row of the input, as kernel column `kx` sees it.
-    fn unfold_line(&self, source: &[f32], kx: usize, line: &mut [f32]) {
-        if self.stride == 1 {
-            let before = self.left.saturating_sub(kx).min(self.out_width);
-            let skip = kx.saturating_sub(self.left).min(self.width);
-            let count = (self.width - skip).min(self.out_width - before);
-            line[..before].fill(0.0);
-            line[before..before + count].copy_from_slice(&source[skip..skip + count]);
-            line[before + count..].fill(0.0);
-        } else {
-            // Windows may begin before the input and end beyond it.
-            for (column, value) in line.iter_mut().enumerate() {
-                let x = (column * self.stride + kx).wrapping_sub(self.left);
-                *value = source.get(x).copied().unwrap_or(0.0);
-            }
-        }
-    }
-}
-
-/// Runs `work` on the data of contiguous f32 tensors on the CPU.
-pub(super) fn with_slices<R>(tensors: &[&Tensor], work: impl FnOnce(&[&[f32]]) -> R) -> Result<R> {
-    let guards: Vec<_> = tensors.iter().map(|tensor| tensor.storage_and_layout()).collect();
-    let mut slices = Vec::with_capacity(guards.len());
-    for (storage, layout) in &guards {
-        match (&**storage, layout.contiguous_offsets()) {
-            (Storage::Cpu(CpuStorage::F32(data)), Some((start, end))) => slices.push(&data[start..end]),
-            _ => bail!("expected contiguous f32 on the CPU"),
-        }
-    }
-    Ok(work(&slices))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use candle_core::Device;
 
+    fn random(shape: &[usize]) -> Tensor {
+        Tensor::randn(0f32, 1., shape, &Device::Cpu).unwrap()
+    }
+
+    fn wide(tensor: &Tensor) -> Tensor {
+        tensor.to_dtype(DType::F64).unwrap()
+    }
+
+    fn largest(tensor: &Tensor) -> f64 {
+        tensor.abs().unwrap().max_all().unwrap().to_scalar().unwrap()
+    }
+
+    /// The output in f64, unfolding no more than `most` values.
+    fn in_bands(conv: &Conv2d, input: Input, sum: Option<&Tensor>, most: usize) -> Result<Tensor> {
+        let im2col = conv.im2col(&input)?;
+        let shape = conv.shape(input.map(), &im2col)?;
+        let y = match sum {
+            Some(sum) => sum.copy()?,
+            None => Tensor::ones(&shape, DType::F64, &Device::Cpu)?,
+        };
+        conv.write(input, &im2col, &y, sum.is_some(), most)?;
+        Ok(y)
+    }
+
     /// f64 takes candle's own convolution, as a GPU does.
     #[test]
     fn the_direct_form_is_the_composed_one() {
-        let random = |shape: &[usize]| Tensor::randn(0f32, 1., shape, &Device::Cpu).unwrap();
-        let wide = |tensor: &Tensor| tensor.to_dtype(DType::F64).unwrap();
         for (batch, height, width) in [(1, 9, 12), (2, 1, 1), (9, 17, 5)] {
             let x = random(&[batch, 3, height, width]);
             for (kernel, stride, padding) in [
@@ -302,20 +372,63 @@ mod tests {
                     continue;
                 };
                 for most in [1, 2000] {
-                    let in_bands = exact.forward_composed(&wide(&x), most).unwrap();
-                    let off = (in_bands - &expected).unwrap().abs().unwrap().max_all().unwrap();
-                    assert!(
-                        off.to_scalar::<f64>().unwrap() < 1e-12,
-                        "{kernel:?} of stride {stride} in bands of {most}"
-                    );
+                    let off = (in_bands(&exact, Input::Map(&wide(&x)), None, most).unwrap() - &expected).unwrap();
+                    assert!(largest(&off) < 1e-12, "{kernel:?} of stride {stride} in bands of {most}");
                 }
                 let found = direct.forward(&x).unwrap();
                 assert_eq!(found.shape(), expected.shape(), "{kernel:?} of stride {stride}");
-                let largest = |tensor: Tensor| tensor.abs().unwrap().max_all().unwrap().to_scalar::<f64>().unwrap();
                 // Relative: sums of up to 75 products have any size.
-                let off = largest((wide(&found) - &expected).unwrap()) / largest(expected).max(1.0);
+                let off = largest(&(wide(&found) - &expected).unwrap()) / largest(&expected).max(1.0);
                 assert!(off < 1e-6, "{kernel:?} of stride {stride} on {height}×{width}: {off}");
             }
+        }
+    }
+
+    /// Reading a map through norm and SiLU, or upsampled, and adding in place, against each step by itself.
+    #[test]
+    fn what_is_done_on_the_way_is_what_is_done_before_and_after() {
+        let (norm_weight, norm_bias) = (random(&[6]), random(&[6]));
+        let norm = GroupNorm::new(norm_weight.clone(), norm_bias.clone(), 3, 1e-6).unwrap();
+        let exact_norm = GroupNorm::new(wide(&norm_weight), wide(&norm_bias), 3, 1e-6).unwrap();
+        for (batch, height, width, kernel, stride) in [
+            (1, 2, 2, 3, Stride::One),
+            (2, 7, 5, 3, Stride::One),
+            (3, 8, 11, 1, Stride::One),
+            (2, 9, 4, 3, Stride::Two),
+            (9, 6, 6, 3, Stride::One),
+            // Many tiles, the last of them smaller.
+            (1, 301, 410, 3, Stride::One),
+        ] {
+            let case = format!("{batch} of {height}×{width}, kernel {kernel}, {stride:?}");
+            let (x, weight, bias) = (random(&[batch, 6, height, width]), random(&[4, 6, kernel, kernel]), random(&[4]));
+            let exact = Conv2d::new(wide(&weight), wide(&bias), stride).unwrap();
+            let direct = Conv2d::new(weight, bias, stride).unwrap();
+            let normed = exact_norm.forward(&wide(&x)).unwrap().silu().unwrap();
+            let upsampled = wide(&x).upsample_nearest2d(2 * height, 2 * width).unwrap();
+            for (input, exact_input, read) in [
+                (Input::Map(&x), Input::Map(&wide(&x)), wide(&x)),
+                (Input::NormSilu(&x, &norm), Input::NormSilu(&wide(&x), &exact_norm), normed),
+                (Input::Upsampled(&x), Input::Upsampled(&wide(&x)), upsampled),
+            ] {
+                let expected = exact.forward(&read).unwrap();
+                let sum = random(expected.dims());
+                let summed = (&expected + wide(&sum)).unwrap();
+                for most in [1, 1000, UNFOLDED_VALUES] {
+                    let off = |found: Tensor, expected: &Tensor| largest(&(found - expected).unwrap());
+                    assert!(off(in_bands(&exact, exact_input, None, most).unwrap(), &expected) < 1e-11, "{case}");
+                    let found = in_bands(&exact, exact_input, Some(&wide(&sum)), most).unwrap();
+                    assert!(off(found, &summed) < 1e-11, "{case}");
+                }
+                let off = |found: Tensor, expected: &Tensor| largest(&(wide(&found) - expected).unwrap());
+                let bound = 1e-6 * largest(&expected);
+                let found = direct.forward_from(input).unwrap();
+                assert_eq!(found.shape(), expected.shape(), "{case}");
+                assert!(off(found, &expected) < bound, "{case}");
+                let found = direct.add_to(sum, input).unwrap();
+                assert!(off(found, &summed) < bound, "{case}");
+            }
+            let misfit = random(&[batch, 4, height + 1, 2 * width]);
+            assert!(direct.add_to(misfit, Input::Map(&x)).is_err(), "{case}");
         }
     }
 }

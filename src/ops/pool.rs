@@ -1,6 +1,6 @@
 //! Pooling over windows of 3×3 that leave out what lies beyond the image (torch's `max_pool2d` and `avg_pool2d` with
 //! `count_include_pad=False`), forward only.
-use super::conv2d::with_slices;
+use super::function::Values;
 use candle_core::{DType, Result, Tensor, bail};
 use rayon::prelude::*;
 
@@ -27,12 +27,10 @@ pub fn pool(x: &Tensor, kind: Pool, stride: usize, padding: usize) -> Result<Ten
     }
     let (rows, columns) = (Axis::new(height, stride, padding), Axis::new(width, stride, padding));
     let mut y = vec![0f32; batch * channels * rows.windows * columns.windows];
-    with_slices(&[&x.contiguous()?], |slices| {
-        let planes = slices.iter().flat_map(|x| x.chunks_exact(height * width)).collect::<Vec<_>>();
-        y.par_chunks_exact_mut(rows.windows * columns.windows)
-            .zip(planes)
-            .for_each_init(|| vec![0f32; width], |between, (y, x)| pool_plane(x, y, kind, &rows, &columns, between));
-    })?;
+    let x = x.contiguous()?;
+    y.par_chunks_exact_mut(rows.windows * columns.windows)
+        .zip(Values::of(&x)?.par_chunks_exact(height * width))
+        .for_each_init(|| vec![0f32; width], |between, (y, x)| pool_plane(x, y, kind, &rows, &columns, between));
     Tensor::from_vec(y, (batch, channels, rows.windows, columns.windows), x.device())
 }
 

@@ -1,5 +1,6 @@
 //! Sizes of an MM-DiT, from `transformer/config.json` (diffusers' `SD3Transformer2DModel`).
 use crate::error::{Error, Result};
+use crate::model::files::{ModelFiles, Part};
 use serde::Deserialize;
 use std::path::Path;
 
@@ -27,6 +28,11 @@ pub struct MmDitConfig {
 }
 
 impl MmDitConfig {
+    /// Reads and checks a model's configuration.
+    pub fn open(files: &ModelFiles) -> Result<Self> {
+        files.config::<Self>(Part::Transformer)?.checked(&files.config_path(Part::Transformer))
+    }
+
     /// Refuses sizes that do not make a model, naming the `file` that they came from.
     pub fn checked(self, file: &Path) -> Result<Self> {
         let config = self;

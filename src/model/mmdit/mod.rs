@@ -28,8 +28,13 @@ pub struct MmDit {
 impl MmDit {
     /// Loads the transformer of a pipeline, kept in memory as `dtype`; of its blocks only so many, where `depth` says so.
     pub fn load(files: &ModelFiles, depth: Option<usize>, dtype: DType, device: &Device) -> Result<Self> {
-        let config = files.config::<MmDitConfig>(Part::Transformer)?.checked(&files.config_path(Part::Transformer))?;
-        Self::from_weights(config, depth, &files.weights(Part::Transformer, dtype, device)?, dtype, device)
+        Self::from_weights(
+            MmDitConfig::open(files)?,
+            depth,
+            &files.weights(Part::Transformer, dtype, device)?,
+            dtype,
+            device,
+        )
     }
 
     /// Takes a model of these sizes from `weights`, which must hold it and nothing else; its first `depth` blocks alone

@@ -1,0 +1,141 @@
+//! The blocks that encoder and decoder are made of.
+//!
+//! A block takes its input by value, adds to it in place and lets go of what it no longer needs: of the largest maps there
+//! are never more than the input, the map between its two convolutions and, where the number of channels changes, the
+//! output.
+use super::config::VaeConfig;
+use crate::error::Result;
+use crate::model::layers::{Linear, attention};
+use crate::model::weights::Weights;
+use crate::ops::conv2d::{Conv2d, Input, Stride};
+use crate::ops::group_norm::GroupNorm;
+use candle_core::Tensor;
+
+const NORM_EPS: f64 = 1e-6;
+
+/// Where the tensors come from, and the sizes they must have.
+pub struct Source<'a> {
+    pub weights: &'a Weights,
+    pub config: &'a VaeConfig,
+}
+
+impl Source<'_> {
+    /// Channels of the first and of the last level; `VaeConfig::check` saw that there is one.
+    pub fn ends(&self) -> (usize, usize) {
+        let channels = &self.config.block_out_channels;
+        (channels.first().copied().unwrap_or_default(), channels.last().copied().unwrap_or_default())
+    }
+
+    pub fn conv(&self, name: &str, input: usize, output: usize, kernel: usize, stride: Stride) -> Result<Conv2d> {
+        let weight = self.weights.get(&format!("{name}.weight"), (output, input, kernel, kernel))?;
+        Ok(Conv2d::new(weight, self.weights.get(&format!("{name}.bias"), output)?, stride)?)
+    }
+
+    pub fn norm(&self, name: &str, channels: usize) -> Result<GroupNorm> {
+        let weight = self.weights.get(&format!("{name}.weight"), channels)?;
+        let bias = self.weights.get(&format!("{name}.bias"), channels)?;
+        Ok(GroupNorm::new(weight, bias, self.config.norm_num_groups, NORM_EPS)?)
+    }
+}
+
+/// Norm, SiLU, convolution, twice, and the input added.
+pub struct ResnetBlock {
+    norm1: GroupNorm,
+    conv1: Conv2d,
+    norm2: GroupNorm,
+    conv2: Conv2d,
+    shortcut: Option<Conv2d>,
+}
+
+impl ResnetBlock {
+    pub fn load(source: &Source, name: &str, input: usize, output: usize) -> Result<Self> {
+        Ok(Self {
+            norm1: source.norm(&format!("{name}.norm1"), input)?,
+            conv1: source.conv(&format!("{name}.conv1"), input, output, 3, Stride::One)?,
+            norm2: source.norm(&format!("{name}.norm2"), output)?,
+            conv2: source.conv(&format!("{name}.conv2"), output, output, 3, Stride::One)?,
+            shortcut: match input == output {
+                true => None,
+                false => Some(source.conv(&format!("{name}.conv_shortcut"), input, output, 1, Stride::One)?),
+            },
+        })
+    }
+
+    pub fn forward(&self, mut x: Tensor) -> Result<Tensor> {
+        let inner = self.conv1.forward_from(Input::NormSilu(&x, &self.norm1))?;
+        if let Some(shortcut) = &self.shortcut {
+            x = shortcut.forward(&x)?;
+        }
+        Ok(self.conv2.add_to(x, Input::NormSilu(&inner, &self.norm2))?)
+    }
+}
+
+/// Self-attention over all positions with a single head.
+struct MidAttention {
+    norm: GroupNorm,
+    q: Linear,
+    k: Linear,
+    v: Linear,
+    out: Linear,
+}
+
+impl MidAttention {
+    fn load(source: &Source, name: &str, channels: usize) -> Result<Self> {
+        // Files from before diffusers 0.13 name the projections otherwise and may store them as 1×1 convolutions.
+        let old = source.weights.contains(&format!("{name}.query.weight"));
+        let projection = |new_name: &str, old_name: &str| {
+            let name = format!("{name}.{}", if old { old_name } else { new_name });
+            Linear::load_flat(source.weights, &name, channels, channels)
+        };
+        Ok(Self {
+            norm: source.norm(&format!("{name}.group_norm"), channels)?,
+            q: projection("to_q", "query")?,
+            k: projection("to_k", "key")?,
+            v: projection("to_v", "value")?,
+            out: projection("to_out.0", "proj_attn")?,
+        })
+    }
+
+    fn forward(&self, x: Tensor) -> Result<Tensor> {
+        let (batch, channels, height, width) = x.dims4()?;
+        let tokens =
+            self.norm.forward(&x)?.reshape((batch, channels, height * width))?.transpose(1, 2)?.contiguous()?;
+        let (q, k, v) = (self.q.forward(&tokens)?, self.k.forward(&tokens)?, self.v.forward(&tokens)?);
+        let mixed = self.out.forward(&attention(&q, &k, &v)?)?;
+        Ok((x + mixed.transpose(1, 2)?.reshape((batch, channels, height, width))?)?)
+    }
+}
+
+pub struct MidBlock {
+    first: ResnetBlock,
+    attention: Option<MidAttention>,
+    second: ResnetBlock,
+}
+
+impl MidBlock {
+    pub fn load(source: &Source, name: &str, channels: usize) -> Result<Self> {
+        Ok(Self {
+            first: ResnetBlock::load(source, &format!("{name}.resnets.0"), channels, channels)?,
+            attention: match source.config.mid_block_add_attention {
+                true => Some(MidAttention::load(source, &format!("{name}.attentions.0"), channels)?),
+                false => None,
+            },
+            second: ResnetBlock::load(source, &format!("{name}.resnets.1"), channels, channels)?,
+        })
+    }
+
+    pub fn forward(&self, x: Tensor) -> Result<Tensor> {
+        let x = self.first.forward(x)?;
+        let x = match &self.attention {
+            Some(attention) => attention.forward(x)?,
+            None => x,
+        };
+        self.second.forward(x)
+    }
+}
+
+/// A resolution level: residual blocks, then a convolution of stride 2 (encoder), or one of the upsampled map (decoder).
+pub struct Level {
+    pub resnets: Vec<ResnetBlock>,
+    pub resample: Option<Conv2d>,
+}
