@@ -50,6 +50,22 @@ fn a_picture_of_a_wrong_size_is_refused() {
 }
 
 #[test]
+fn half_an_autoencoder_does_its_half() {
+    let folder = pipeline::copy();
+    let files = ModelFiles::open(folder.path().to_str().unwrap()).unwrap();
+    let whole = Vae::load(&files, &Device::Cpu).unwrap();
+    let (encoder, decoder) =
+        (Vae::load_encoder(&files, &Device::Cpu).unwrap(), Vae::load_decoder(&files, &Device::Cpu).unwrap());
+    let image = noise::normal(7, &[], (1, 3, 16, 16), &Device::Cpu).unwrap();
+    let latents = encoder.encode(&image).unwrap();
+    assert!(pipeline::values(&latents) == pipeline::values(&whole.encode(&image).unwrap()));
+    let picture = decoder.decode(&latents).unwrap();
+    assert!(pipeline::values(&picture) == pipeline::values(&whole.decode(&latents).unwrap()));
+    assert!(decoder.encode(&image).is_err() && encoder.decode(&latents).is_err());
+    assert!(whole.encoding_bytes(64) > 0 && decoder.encoding_bytes(64) == 0);
+}
+
+#[test]
 fn convolution_agrees_with_candle_at_any_size() {
     let normal = |stream, shape: &[usize]| noise::normal(3, &[stream], shape, &Device::Cpu).unwrap();
     // One pixel, one column, odd sides, and tiles that do not divide the height.

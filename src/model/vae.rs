@@ -124,3 +124,29 @@ pub fn from_rgb8(pixels: &[u8], side: usize, device: &Device) -> candle_core::Re
     let pixels = upload(pixels, (side, side, 3), device)?;
     pixels.permute((2, 0, 1))?.to_dtype(DType::F32)?.affine(2.0 / 255.0, -1.0)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::RefCell;
+
+    #[test]
+    fn a_large_batch_is_taken_in_parts() {
+        let batch = Tensor::arange(0f32, 14., &Device::Cpu).unwrap().reshape((7, 1, 1, 2)).unwrap();
+        for (pixels, parts) in [
+            (PIXELS_AT_ONCE + 1, vec![1; 7]),
+            (PIXELS_AT_ONCE / 3, vec![3, 3, 1]),
+            (PIXELS_AT_ONCE / 7, vec![7]),
+            (1, vec![7]),
+        ] {
+            let seen = RefCell::new(vec![]);
+            let tripled = in_parts(&batch, pixels, |part| {
+                seen.borrow_mut().push(part.dim(0)?);
+                Ok((part * 3.0)?)
+            });
+            let values = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            assert_eq!(values(&tripled.unwrap()), values(&(&batch * 3.0).unwrap()));
+            assert_eq!(*seen.borrow(), parts);
+        }
+    }
+}
