@@ -53,9 +53,8 @@ fn a_picture_of_a_wrong_size_is_refused() {
 fn half_an_autoencoder_does_its_half() {
     let folder = pipeline::copy();
     let files = ModelFiles::open(folder.path().to_str().unwrap()).unwrap();
-    let whole = Vae::load(&files, &Device::Cpu).unwrap();
-    let (encoder, decoder) =
-        (Vae::load_encoder(&files, &Device::Cpu).unwrap(), Vae::load_decoder(&files, &Device::Cpu).unwrap());
+    let load = || Vae::load(&files, &Device::Cpu).unwrap();
+    let (whole, encoder, decoder) = (load(), load().without_decoder(), load().without_encoder());
     let image = noise::normal(7, &[], (1, 3, 16, 16), &Device::Cpu).unwrap();
     let latents = encoder.encode(&image).unwrap();
     assert!(pipeline::values(&latents) == pipeline::values(&whole.encode(&image).unwrap()));

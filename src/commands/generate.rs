@@ -166,8 +166,8 @@ impl<'a> Sampler<'a> {
         let shape = latent_shape(&MmDitConfig::open(files)?, &VaeConfig::open(files)?, args.size)?;
         let text_shape = TextShape::open(files, text_encoders, *max_sequence_length)?;
         let blur = Blur { layer: args.perturb_layer, sigma: args.perturb_sigma };
-        let given = args.latents.as_ref();
-        let learnt = args.prompt_tokens.as_ref();
+        let given = |file: &PathBuf| read_latents(file, "latents", Some(args.prompt.len()), shape, device);
+        let learnt = |file: &PathBuf| prompt_file::read(file, text_shape, device);
         Ok(Self {
             args,
             model,
@@ -180,10 +180,8 @@ impl<'a> Sampler<'a> {
             },
             shape,
             text_shape,
-            given: given
-                .map(|file| read_latents(file, "latents", Some(args.prompt.len()), shape, device))
-                .transpose()?,
-            learnt: learnt.map(|file| prompt_file::read(file, text_shape, device)).transpose()?,
+            given: args.latents.as_ref().map(given).transpose()?,
+            learnt: args.prompt_tokens.as_ref().map(learnt).transpose()?,
         })
     }
 

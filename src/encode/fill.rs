@@ -105,7 +105,7 @@ pub fn fill(config: &RunConfig, device: &Device, folder: &Path, shard_bytes: u64
     job.add_latents(&mut latents, |pixels| {
         let vae = match &mut vae {
             Some(vae) => vae,
-            none => none.insert(Vae::load_encoder(&files, device)?),
+            none => none.insert(Vae::load(&files, device)?.without_decoder()),
         };
         let image = from_rgb8(pixels, config.data.resolution, device)?.unsqueeze(0)?;
         Ok(vae.encode(&image)?.flatten_all()?.to_vec1()?)

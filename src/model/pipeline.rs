@@ -62,7 +62,7 @@ impl Pipeline {
     pub fn load_for_drawing(files: &ModelFiles, options: &PipelineOptions) -> Result<Self> {
         let PipelineOptions { text_encoders, max_sequence_length, device, .. } = options;
         let encoders = TextEncoders::without_weights(files, text_encoders, *max_sequence_length, device)?;
-        Self::with(files, options, encoders, Vae::load_decoder(files, device)?)
+        Self::with(files, options, encoders, Vae::load(files, device)?.without_encoder())
     }
 
     fn with(files: &ModelFiles, options: &PipelineOptions, text_encoders: TextEncoders, vae: Vae) -> Result<Self> {

@@ -7,6 +7,7 @@ mod encoder;
 use super::files::{ModelFiles, Part};
 use crate::device::upload;
 use crate::error::{Error, Result};
+use crate::ops::conv2d::unfolding_on_gpu;
 use blocks::Source;
 use candle_core::{DType, Device, Tensor};
 pub use config::VaeConfig;
@@ -21,42 +22,32 @@ pub struct Vae {
     encoder: Option<Encoder>,
     decoder: Option<Decoder>,
     config: VaeConfig,
+    is_on_gpu: bool,
 }
 
 impl Vae {
     pub fn load(files: &ModelFiles, device: &Device) -> Result<Self> {
-        Self::read(files, device, (true, true))
-    }
-
-    /// The encoder alone: [`Self::decode`] fails.
-    pub fn load_encoder(files: &ModelFiles, device: &Device) -> Result<Self> {
-        Self::read(files, device, (true, false))
-    }
-
-    /// The decoder alone: [`Self::encode`] fails.
-    pub fn load_decoder(files: &ModelFiles, device: &Device) -> Result<Self> {
-        Self::read(files, device, (false, true))
+        let config = VaeConfig::open(files)?;
+        let weights = files.weights(Part::Vae, DType::F32, device)?;
+        let source = Source { weights: &weights, config: &config };
+        let (encoder, decoder) = (Some(Encoder::load(&source)?), Some(Decoder::load(&source)?));
+        weights.finish()?;
+        Ok(Self { encoder, decoder, config, is_on_gpu: !device.is_cpu() })
     }
 
     /// The sizes alone: [`Self::encode`] and [`Self::decode`] fail.
     pub fn without_weights(files: &ModelFiles) -> Result<Self> {
-        Ok(Self { encoder: None, decoder: None, config: VaeConfig::open(files)? })
+        Ok(Self { encoder: None, decoder: None, config: VaeConfig::open(files)?, is_on_gpu: false })
     }
 
-    fn read(files: &ModelFiles, device: &Device, (encodes, decodes): (bool, bool)) -> Result<Self> {
-        let config = VaeConfig::open(files)?;
-        let weights = files.weights(Part::Vae, DType::F32, device)?;
-        let source = Source { weights: &weights, config: &config };
-        let encoder = encodes.then(|| Encoder::load(&source)).transpose()?;
-        let decoder = decodes.then(|| Decoder::load(&source)).transpose()?;
-        for (is_read, prefixes) in [(encodes, ["encoder.", "quant_conv."]), (decodes, ["decoder.", "post_quant_conv."])]
-        {
-            if !is_read {
-                prefixes.iter().for_each(|prefix| weights.ignore_all(prefix));
-            }
-        }
-        weights.finish()?;
-        Ok(Self { encoder, decoder, config })
+    /// Drops the encoder: [`Self::encode`] fails from now on.
+    pub fn without_encoder(self) -> Self {
+        Self { encoder: None, ..self }
+    }
+
+    /// Drops the decoder: [`Self::decode`] fails from now on.
+    pub fn without_decoder(self) -> Self {
+        Self { decoder: None, ..self }
     }
 
     pub fn config(&self) -> &VaeConfig {
@@ -94,10 +85,13 @@ impl Vae {
     }
 
     /// Bytes that encoding one square image of `side` pixels takes for a moment: a residual block of the first level holds
-    /// its input, to which it adds, and the map between its convolutions.
+    /// its input, to which it adds, and the map between its convolutions; none where there is no encoder.
     pub fn encoding_bytes(&self, side: usize) -> u64 {
-        let channels = self.config.block_out_channels.first().copied().unwrap_or_default();
-        if self.encoder.is_some() { 2 * 4 * (channels * side * side) as u64 } else { 0 }
+        let Some(channels) = self.config.block_out_channels.first().filter(|_| self.encoder.is_some()) else {
+            return 0;
+        };
+        let map = 4 * (channels * side * side) as u64;
+        2 * map + if self.is_on_gpu { unfolding_on_gpu(map) } else { 0 }
     }
 
     fn shift(&self) -> f64 {

@@ -9,8 +9,8 @@ use rayon::prelude::*;
 
 /// Values whose statistics are taken together while they are in the first level of cache, each set in two passes.
 const RUN: usize = 4096;
-/// Values whose squares the reference implementation holds at a time: 256 MiB in f32.
-const REFERENCE_VALUES: usize = 1 << 26;
+/// Values whose squares the reference implementation holds at a time: 128 MiB in f32.
+const REFERENCE_VALUES: usize = 1 << 25;
 
 /// Group norm with weight and bias a channel.
 pub struct GroupNorm {
