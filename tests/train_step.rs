@@ -29,8 +29,12 @@ fn fixtures() -> PathBuf {
     PathBuf::from("tests/fixtures/train_step")
 }
 
+/// The first CUDA device, or the CPU; fails without the first where `REQUIRE_CUDA` is set.
 fn device() -> Device {
-    open_cuda(0).unwrap_or(Device::Cpu)
+    open_cuda(0).unwrap_or_else(|error| {
+        assert!(std::env::var_os("REQUIRE_CUDA").is_none(), "REQUIRE_CUDA is set, and there is no GPU: {error}");
+        Device::Cpu
+    })
 }
 
 /// A file's tensors on the device under test.

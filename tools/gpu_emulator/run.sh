@@ -12,5 +12,6 @@ python3 "$here/build.py"
 export LD_LIBRARY_PATH=$emulated:$CUDA_HOME/lib
 if [[ $# -gt 0 ]]; then exec "$@"; fi
 cd "$here/../.."
+export REQUIRE_CUDA=1
 cargo test --release --features cuda --lib -- --test-threads 1 ops::
 cargo test --release --features cuda --test train_step -- --test-threads 1

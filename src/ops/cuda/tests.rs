@@ -13,13 +13,16 @@ use candle_core::{DType, Device, Tensor, Var};
 /// size, in attention's gradients three such steps in a row: 2⁻⁹ · 5 leaves room for sums that cancel.
 const TOLERANCE: [(DType, f32); 2] = [(DType::F32, 1e-5), (DType::BF16, 1e-2)];
 
-/// The first CUDA device.
+/// The first CUDA device; without one, says so, or fails where `REQUIRE_CUDA` is set.
 pub fn device(what: &str) -> Option<Device> {
-    let device = crate::device::open_cuda(0).ok();
-    if device.is_none() {
-        println!("{what}: no CUDA device, not compared on one");
+    match crate::device::open_cuda(0) {
+        Ok(device) => Some(device),
+        Err(error) => {
+            assert!(std::env::var_os("REQUIRE_CUDA").is_none(), "REQUIRE_CUDA is set, and there is no GPU: {error}");
+            println!("{what}: no CUDA device, not compared on one");
+            None
+        }
     }
-    device
 }
 
 fn assert_near(what: &str, got: &Tensor, wanted: &Tensor, tolerance: f32) {
