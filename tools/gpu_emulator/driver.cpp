@@ -2,7 +2,9 @@
 //
 // What a stream is given waits: it is done, in the stream's order, when somebody must wait for it, and now and then
 // some of it before. Copies from page-locked memory read it only then. A program that forgets to wait reads numbers
-// that are none. Memory is given out full of NaN, with a guard behind it that is looked at when it is freed.
+// that are none. Memory is given out full of NaN, with a guard behind it that is looked at when it is freed; 64 GiB of it,
+// or GPU_EMULATOR_MEMORY bytes.
+#include <chrono>
 #include <deque>
 #include <fstream>
 #include <map>
@@ -18,7 +20,7 @@
 
 namespace {
 
-enum Result { SUCCESS = 0, INVALID_VALUE = 1, INVALID_DEVICE = 101, NOT_FOUND = 500, NOT_READY = 600 };
+enum Result { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_DEVICE = 101, NOT_FOUND = 500, NOT_READY = 600 };
 enum Attribute { LARGEST_SHARED_MEMORY = 97, USED_MEMORY = 7, HIGHEST_USED_MEMORY = 8 };
 constexpr size_t GUARD = 512;
 constexpr unsigned char GUARD_BYTE = 0xa5;
@@ -28,8 +30,11 @@ constexpr unsigned char GUARD_BYTE = 0xa5;
     abort();
 }
 
+typedef std::chrono::steady_clock Clock;
+
 struct Event {
     bool done = true;
+    Clock::time_point when = Clock::now();
 };
 
 struct Task {
@@ -53,6 +58,7 @@ std::map<void*, std::shared_ptr<Event>> events;
 std::map<char*, size_t> locked_pages;
 std::map<void*, size_t> allocated;
 size_t used = 0, highest = 0;
+const size_t memory = getenv("GPU_EMULATOR_MEMORY") ? strtoull(getenv("GPU_EMULATOR_MEMORY"), nullptr, 10) : 1ull << 36;
 long handles = 1000, launches = 0;
 std::mt19937 chance(1);
 std::vector<void*> libraries;
@@ -79,7 +85,7 @@ void do_next(Stream& stream) {
     const Task task = std::move(stream.front());
     stream.pop_front();
     if (task.run) task.run();
-    if (task.event) task.event->done = true;
+    if (task.event) *task.event = {true, Clock::now()};
 }
 
 void finish(void* stream) {
@@ -207,10 +213,21 @@ int cuEventQuery(void* event) {
     LOCKED;
     return events[event]->done ? SUCCESS : NOT_READY;
 }
+int cuEventElapsedTime_v2(float* milliseconds, void* from, void* to) {
+    LOCKED;
+    if (!events[from]->done || !events[to]->done) return NOT_READY;
+    *milliseconds = std::chrono::duration<float, std::milli>(events[to]->when - events[from]->when).count();
+    return SUCCESS;
+}
 int cuEventDestroy_v2(void*) { return SUCCESS; }
+int cuProfilerStart() { return SUCCESS; }
+int cuProfilerStop() { return SUCCESS; }
 
 int cuMemAllocAsync(void** start, size_t bytes, void*) {
     LOCKED;
+    // As the driver does, where memory is short what was freed is waited for.
+    if (used + bytes > memory) finish_all();
+    if (used + bytes > memory) return OUT_OF_MEMORY;
     *start = allocate(bytes);
     return SUCCESS;
 }
@@ -265,9 +282,13 @@ int cuMemsetD8Async(void* start, unsigned char value, size_t bytes, void* stream
     give(stream, [=] { memset(start, value, bytes); });
     return SUCCESS;
 }
-int cuMemGetInfo_v2(size_t* free, size_t* total) { return *free = *total = size_t(1) << 36, SUCCESS; }
+int cuMemGetInfo_v2(size_t* free, size_t* total) { return *free = memory - used, *total = memory, SUCCESS; }
 int cuDeviceGetDefaultMemPool(void** pool, int) { return *pool = &allocated, SUCCESS; }
-int cuMemPoolSetAttribute(void*, int, void*) { return SUCCESS; }
+int cuMemPoolSetAttribute(void*, int attribute, void*) {
+    LOCKED;
+    if (attribute == HIGHEST_USED_MEMORY) highest = used;
+    return SUCCESS;
+}
 int cuMemPoolGetAttribute(void*, int attribute, uint64_t* value) {
     LOCKED;
     *value = attribute == HIGHEST_USED_MEMORY ? highest : used;
