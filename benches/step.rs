@@ -1,18 +1,20 @@
 //! One training step on random weights, the twin of `../shared/bench/torch_step.py`: the same sizes, losses and work.
 //!
 //!   cargo bench --bench step -- --preset demo|sd3-width|sd3-medium [--device cpu|cuda:0] [--dtype f32|bf16] [--batch N]
-//!                               [--steps N] [--masks N] [--checkpointing]
+//!                               [--steps N] [--masks N] [--checkpointing] [--variant plain --variant masks=0,batch=1 …]
 //!
-//! Prints one JSON line with the keys of the PyTorch script. Peak memory is the process's on the CPU; on a GPU what
-//! tensors had at a time, which is what PyTorch reports.
+//! Prints one JSON line with the keys of the PyTorch script. Each `--variant` is measured in turn on one model, with what
+//! it names in the place of what the other flags say. A step that does not fit into memory is a line, too; then half the
+//! batch is tried. Peak memory is the process's so far on the CPU; on a GPU what tensors had at a time while the variant
+//! ran, which is what PyTorch reports.
 mod common;
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use clap::Parser;
 use common::{Preset, Result, preset, rounded, write_weights};
 use rand::Rng;
 use seg4diff::config::{Choice, DeviceChoice, RunConfig, WeightType};
-use seg4diff::device::{peak_gpu_bytes, upload};
+use seg4diff::device::{forget_gpu_peak, peak_gpu_bytes, upload};
 use seg4diff::loss::{MaskTarget, SampleTargets};
 use seg4diff::model::mmdit::MmDit;
 use seg4diff::model::text::TextEmbedding;
@@ -23,6 +25,7 @@ use seg4diff::train::gradients::{StepInputs, StepPlan, gradients};
 use seg4diff::train::memory::{self, Needs, StepSize};
 use seg4diff::train::optimizer::{AdamW, clip_factor, gradient_norm};
 use seg4diff::train::parameters::Parameters;
+use serde_json::json;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -35,17 +38,62 @@ struct Args {
     device: DeviceChoice,
     #[arg(long, default_value = "f32", value_parser = WeightType::from_name)]
     dtype: WeightType,
-    #[arg(long, default_value_t = 4)]
-    batch: usize,
     #[arg(long, default_value_t = 5)]
     steps: usize,
+    /// Steps before those that are timed; by default 3 on a GPU, which loads its kernels then, and 1 on the CPU.
+    #[arg(long)]
+    warm_up: Option<usize>,
+    #[command(flatten)]
+    work: Work,
+    /// What differs from the other flags: `plain`, or of `batch=N`, `masks=N`, `checkpointing`, some with commas.
+    #[arg(long = "variant", value_name = "CHANGES")]
+    variants: Vec<String>,
+    /// On a GPU, one more step of each variant between cuProfilerStart and cuProfilerStop.
+    #[arg(long)]
+    profile: bool,
+    /// What `cargo bench` passes.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+/// What one step has to do.
+#[derive(clap::Args, Clone, Copy)]
+struct Work {
+    #[arg(long, default_value_t = 4)]
+    batch: usize,
     #[arg(long, default_value_t = 16)]
     masks: usize,
     #[arg(long)]
     checkpointing: bool,
-    /// What `cargo bench` passes.
-    #[arg(long, hide = true)]
-    bench: bool,
+}
+
+impl Work {
+    /// With what a `--variant` changes.
+    fn changed(mut self, variant: &str) -> Result<Self> {
+        for change in variant.split(',').filter(|change| *change != "plain") {
+            match change.split_once('=') {
+                None if change == "checkpointing" => self.checkpointing = true,
+                Some(("batch", number)) => self.batch = number.parse()?,
+                Some(("masks", number)) => self.masks = number.parse()?,
+                _ => {
+                    return Err(format!(
+                        "--variant {variant}: no {change}; there are plain, batch=N, masks=N, checkpointing"
+                    )
+                    .into());
+                }
+            }
+        }
+        Ok(self)
+    }
+}
+
+impl Args {
+    fn all_work(&self) -> Result<Vec<Work>> {
+        if self.variants.is_empty() {
+            return Ok(vec![self.work]);
+        }
+        self.variants.iter().map(|variant| self.work.changed(variant)).collect()
+    }
 }
 
 /// A mask of 4×4 random squares.
@@ -82,98 +130,157 @@ fn targets(count: usize, side: usize, grid: usize, stream: u64) -> SampleTargets
     SampleTargets { masks, spans: vec![] }
 }
 
+/// A model with its adapters, for one variant after the other.
+struct Trainer<'a> {
+    args: &'a Args,
+    preset: Preset,
+    device: Device,
+    dtype: DType,
+    config: RunConfig,
+    model: MmDit,
+    parameters: Parameters,
+}
+
+impl<'a> Trainer<'a> {
+    fn new(args: &'a Args) -> Result<Self> {
+        let preset = preset(&args.preset)?;
+        let device = args.device.open()?;
+        let dtype = args.dtype.dtype();
+        let folder = tempfile::tempdir()?;
+        let file = folder.path().join("model.safetensors");
+        write_weights(&preset.config, dtype, &file)?;
+        let weights = Weights::open(&file, std::slice::from_ref(&file), dtype, &device)?;
+        let mut model = MmDit::from_weights(preset.config.clone(), None, &weights, dtype, &device)?;
+
+        let settings = ["output=\"-\"", "model.path=\"-\"", "data.source=[\"-\"]", "data.captions=\"-\""];
+        let mut settings: Vec<String> = settings.map(String::from).to_vec();
+        settings.push(format!("model.expert_layer={}", preset.expert_layer));
+        let config = RunConfig::parse("", Path::new("bench"), &settings)?;
+        let parameters = Parameters::new(&config, &mut model, &device)?;
+        model.attach(&parameters.adapter())?;
+        Ok(Self { args, preset, device, dtype, config, model, parameters })
+    }
+
+    /// What has been measured, as the fields of a line.
+    fn measure(&self, work: Work) -> Result<serde_json::Value> {
+        let Self { args, preset, device, config, model, parameters, .. } = self;
+        let sizes = &preset.config;
+        let Work { batch, masks, checkpointing } = work;
+        let (side, grid) = (preset.side, preset.side / sizes.patch_size);
+        forget_gpu_peak(device)?;
+        let mut optimizer = AdamW::new(parameters);
+        let draw = |stream: &[u64], shape: &[usize]| normal(2, stream, shape, device);
+        let latents = draw(&[0], &[batch, 16, side, side])?;
+        let context = draw(&[1], &[batch, preset.text_tokens, sizes.joint_attention_dim])?;
+        let pooled = draw(&[2], &[batch, sizes.pooled_projection_dim])?;
+        let targets: Vec<SampleTargets> = (0..batch).map(|b| targets(masks, 8 * side, grid, b as u64)).collect();
+        let recomputed_blocks = if checkpointing { sizes.num_layers } else { 0 };
+        let plan = StepPlan { expert_layers: &[preset.expert_layer], recomputed_blocks };
+        let text = TextEmbedding::new(context, pooled)?;
+        let prepare = |number: u64| -> Result<StepInputs> {
+            let sigma: Vec<f32> = (0..batch).map(|b| generator(3, &[number, b as u64]).random()).collect();
+            let timestep = Tensor::from_vec(sigma.iter().map(|sigma| 1000.0 * sigma).collect(), batch, &Device::Cpu)?;
+            Ok(StepInputs {
+                latents: latents.clone(),
+                noise: draw(&[3, number], latents.dims())?,
+                timestep,
+                sigma: upload(sigma, batch, device)?,
+                text: text.clone(),
+                targets: targets.clone(),
+            })
+        };
+        let mut inputs = prepare(0)?;
+        let mut step = |number: usize| -> Result<f64> {
+            let started = Instant::now();
+            let result = gradients(model, parameters, &config.loss, &inputs, plan)?;
+            // As the trainer does: while a GPU is at work, what it will need next is made.
+            inputs = prepare(number as u64 + 1)?;
+            result.terms()?;
+            let norm = gradient_norm(&result.of)?;
+            let clip = clip_factor(norm, config.optim.clip_norm);
+            optimizer.step(parameters, &result.of, clip, config.optim.lr, &config.optim)?;
+            device.synchronize()?;
+            Ok(started.elapsed().as_secs_f64())
+        };
+        let size = StepSize {
+            batch,
+            image_tokens: grid * grid,
+            text_tokens: preset.text_tokens,
+            value_bytes: if device.is_cpu() { 4 } else { self.dtype.size_in_bytes() },
+            is_fused: true,
+        };
+        let score_head = memory::score_head(device, batch * masks, (grid, grid));
+        let needs =
+            Needs { model: sizes, size, trained: parameters.count(), experts: 1, score_head, encoding: 0, loader: 0 };
+        let estimate = needs.estimate(plan.recomputed_blocks, memory::usage(device));
+        eprintln!("{estimate}");
+        let warm_up = args.warm_up.unwrap_or(if device.is_cuda() { 3 } else { 1 });
+        for number in 0..warm_up {
+            step(number)?;
+        }
+        let mut times = (0..args.steps).map(|n| step(warm_up + n)).collect::<Result<Vec<f64>>>()?;
+        if args.profile {
+            profiled(|| step(warm_up + args.steps))?;
+        }
+        times.sort_by(f64::total_cmp);
+        let (Some(least), Some(median)) = (times.first(), times.get(times.len() / 2)) else {
+            return Err("--steps 0: nothing to time".into());
+        };
+        Ok(json!({
+            "step_ms": rounded(1e3 * median, 1), "step_ms_min": rounded(1e3 * least, 1),
+            "images_per_s": rounded(batch as f64 / median, 3),
+            "estimate_gb": rounded(estimate.peak() as f64 / 1e9, 2),
+            "peak_gb": peak_gpu_bytes(device).or_else(memory::peak_bytes).map(|b| rounded(b as f64 / 1e9, 2)),
+        }))
+    }
+
+    /// Prints the line of one variant, or that it does not fit, and then that of half its batch.
+    fn report(&self, mut work: Work) -> Result<()> {
+        loop {
+            let (found, fits) = match self.measure(work) {
+                Ok(found) => (found, true),
+                Err(error) if is_out_of_memory(error.as_ref()) => (json!({"out_of_memory": true}), false),
+                Err(error) => return Err(error),
+            };
+            let mut line = json!({
+                "what": "seg4diff", "preset": self.args.preset, "device": self.args.device.to_string(),
+                "dtype": self.args.dtype, "batch": work.batch, "steps": self.args.steps, "masks": work.masks,
+                "checkpointing": work.checkpointing,
+            });
+            if let (Some(line), serde_json::Value::Object(found)) = (line.as_object_mut(), found) {
+                line.extend(found);
+            }
+            println!("{line}");
+            if fits || work.batch < 2 {
+                return Ok(());
+            }
+            work.batch /= 2;
+        }
+    }
+}
+
+/// Whether a GPU's memory was too small, as the driver and cuBLAS say it.
+fn is_out_of_memory(error: &dyn std::error::Error) -> bool {
+    let text = format!("{error:?}");
+    ["CUDA_ERROR_OUT_OF_MEMORY", "CUBLAS_STATUS_ALLOC_FAILED"].iter().any(|name| text.contains(name))
+}
+
+/// Does `work` while a profiler that waits for it (`ncu --profile-from-start off`) looks on.
+#[cfg(feature = "cuda")]
+fn profiled<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+    let _profiler = candle_core::cuda_backend::cudarc::driver::Profiler::new()?;
+    work()
+}
+
+#[cfg(not(feature = "cuda"))]
+fn profiled<T>(_: impl FnOnce() -> Result<T>) -> Result<T> {
+    Err("--profile needs a GPU: build with --features cuda".into())
+}
+
 fn main() -> Result<()> {
     seg4diff::process::prepare().expect("threads");
     let args = Args::parse();
-    let Preset { config: sizes, side, text_tokens, expert_layer } = preset(&args.preset)?;
-    let device = args.device.open()?;
-    let dtype = args.dtype.dtype();
-    let folder = tempfile::tempdir()?;
-    let file = folder.path().join("model.safetensors");
-    write_weights(&sizes, dtype, &file)?;
-    let weights = Weights::open(&file, std::slice::from_ref(&file), dtype, &device)?;
-    let mut model = MmDit::from_weights(sizes.clone(), None, &weights, dtype, &device)?;
-    drop(weights);
-
-    let settings = ["output=\"-\"", "model.path=\"-\"", "data.source=[\"-\"]", "data.captions=\"-\""];
-    let mut settings: Vec<String> = settings.map(String::from).to_vec();
-    settings.push(format!("model.expert_layer={expert_layer}"));
-    let config = RunConfig::parse("", Path::new("bench"), &settings)?;
-    let parameters = Parameters::new(&config, &mut model, &device)?;
-    model.attach(&parameters.adapter())?;
-    let mut optimizer = AdamW::new(&parameters);
-
-    let batch = args.batch;
-    let grid = side / sizes.patch_size;
-    let draw = |stream: &[u64], shape: &[usize]| normal(2, stream, shape, &device);
-    let latents = draw(&[0], &[batch, 16, side, side])?;
-    let context = draw(&[1], &[batch, text_tokens, sizes.joint_attention_dim])?;
-    let pooled = draw(&[2], &[batch, sizes.pooled_projection_dim])?;
-    let targets: Vec<SampleTargets> = (0..batch).map(|b| targets(args.masks, 8 * side, grid, b as u64)).collect();
-    let recomputed_blocks = if args.checkpointing { sizes.num_layers } else { 0 };
-    let plan = StepPlan { expert_layers: &[expert_layer], recomputed_blocks };
-    let text = TextEmbedding::new(context, pooled)?;
-    let prepare = |number: u64| -> Result<StepInputs> {
-        let sigma: Vec<f32> = (0..batch).map(|b| generator(3, &[number, b as u64]).random()).collect();
-        let timestep = Tensor::from_vec(sigma.iter().map(|sigma| 1000.0 * sigma).collect(), batch, &Device::Cpu)?;
-        Ok(StepInputs {
-            latents: latents.clone(),
-            noise: draw(&[3, number], latents.dims())?,
-            timestep,
-            sigma: upload(sigma, batch, &device)?,
-            text: text.clone(),
-            targets: targets.clone(),
-        })
-    };
-    let mut inputs = prepare(0)?;
-    let mut step = |number: u64| -> Result<f64> {
-        let started = Instant::now();
-        let result = gradients(&model, &parameters, &config.loss, &inputs, plan)?;
-        // As the trainer does: while a GPU is at work, what it will need next is made.
-        inputs = prepare(number + 1)?;
-        result.terms()?;
-        let norm = gradient_norm(&result.of)?;
-        let clip = clip_factor(norm, config.optim.clip_norm);
-        optimizer.step(&parameters, &result.of, clip, config.optim.lr, &config.optim)?;
-        device.synchronize()?;
-        Ok(started.elapsed().as_secs_f64())
-    };
-    let size = StepSize {
-        batch,
-        image_tokens: grid * grid,
-        text_tokens,
-        value_bytes: if device.is_cpu() { 4 } else { dtype.size_in_bytes() },
-        is_fused: true,
-    };
-    let needs = Needs {
-        model: &sizes,
-        size,
-        trained: parameters.count(),
-        experts: 1,
-        score_head: memory::score_head(&device, batch * args.masks, (grid, grid)),
-        encoding: 0,
-        loader: 0,
-    };
-    let usage = memory::usage(&device);
-    let estimate = needs.estimate(plan.recomputed_blocks, usage);
-    eprintln!("{estimate}");
-    let warm_up = if device.is_cuda() { 3 } else { 1 };
-    for number in 0..warm_up {
-        step(number)?;
-    }
-    let mut times = (0..args.steps as u64).map(|n| step(warm_up + n)).collect::<Result<Vec<f64>>>()?;
-    times.sort_by(f64::total_cmp);
-    let median = times[times.len() / 2];
-    println!(
-        "{}",
-        serde_json::json!({
-            "what": "seg4diff", "preset": args.preset, "device": args.device.to_string(), "dtype": args.dtype,
-            "batch": batch, "steps": args.steps, "masks": args.masks, "checkpointing": args.checkpointing,
-            "step_ms": rounded(1e3 * median, 1), "step_ms_min": rounded(1e3 * times[0], 1),
-            "images_per_s": rounded(batch as f64 / median, 3),
-            "estimate_gb": rounded(estimate.peak() as f64 / 1e9, 2),
-            "peak_gb": peak_gpu_bytes(&device).or_else(memory::peak_bytes).map(|b| rounded(b as f64 / 1e9, 2)),
-        })
-    );
-    Ok(())
+    let all_work = args.all_work()?;
+    let trainer = Trainer::new(&args)?;
+    all_work.into_iter().try_for_each(|work| trainer.report(work))
 }

@@ -70,6 +70,15 @@ pub fn peak_gpu_bytes(device: &Device) -> Option<u64> {
     }
 }
 
+/// Makes [`peak_gpu_bytes`] begin anew, from what tensors have now.
+pub fn forget_gpu_peak(device: &Device) -> candle_core::Result<()> {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(device) => crate::ops::cuda::memory::forget_peak(device),
+        _ => Ok(()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -38,3 +38,10 @@ pub fn kept(of: &CudaDevice) -> Result<u64> {
 pub fn peak(of: &CudaDevice) -> Result<u64> {
     attribute(of, Attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH)
 }
+
+/// Makes [`peak`] begin anew, from what is in use now.
+pub fn forget_peak(of: &CudaDevice) -> Result<()> {
+    let mut zero = 0u64;
+    // SAFETY: this attribute is 64 bits wide, and zero is what it may be set to.
+    unsafe { mem_pool::set_attribute(pool(of)?, Attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH, (&raw mut zero).cast()) }.w()
+}
