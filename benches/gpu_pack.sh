@@ -4,9 +4,11 @@
 # lack there.
 #
 #   eval "$(../shared/cuda/toolchain.sh)"; benches/gpu_pack.sh
+#
+# What may be carried is 64 MiB, the tracked files with it: a pack of more than 44 MB is refused.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-pack=target/gpu
+pack=target/gpu most=44000000
 rm -rf "$pack" && mkdir -p "$pack/wheels"
 programs=$(mktemp -d)
 trap 'rm -rf "$programs"' EXIT
@@ -20,13 +22,24 @@ for line in sys.stdin:
 }
 {
   cargo test --release --features cuda --no-run --lib --test train_step --message-format=json "$@" | executables
-  cargo bench --features cuda --no-run --bench step --bench gpu_peak --message-format=json "$@" | executables
+  cargo bench --features cuda --no-run --bench step --bench attention --bench gpu_peak --message-format=json "$@" | executables
 } | while read -r name path; do
   strip -o "$programs/$name" "$path"
 done
 # Most of each is what all have: a dictionary that reaches over several of them packs that once.
 tar -C "$programs" -cf - . | xz --lzma2=preset=6,dict=512MiB >"$pack/programs.tar.xz"
-cp ../shared/bench/torch_step.py "$pack/"
-python3 -m pip -q download --no-deps --dest "$pack/wheels" diffusers==0.42.1 || echo "no diffusers wheel: PyTorch stays out" >&2
-du -ch "$pack"/* | tail -n 20
-[[ $(du -sm "$pack" | cut -f1) -lt 60 ]] || { echo "$pack is too large to be carried (64 MiB with the tree)" >&2; exit 1; }
+git describe --always --dirty --abbrev=10 >"$pack/commit"
+if [[ -e ../shared/bench/torch_step.py ]]; then
+  cp ../shared/bench/torch_step.py "$pack/"
+  python3 -m pip -q download --no-deps --dest "$pack/wheels" diffusers==0.42.1 || echo "no diffusers wheel: PyTorch may stay out" >&2
+else
+  echo "no ../shared/bench/torch_step.py: PyTorch's steps stay out" >&2
+fi
+size() { find "$@" -type f -printf '%s\n' | awk '{ sum += $1 } END { print sum }'; }
+packed=$(size "$pack") tracked=$(git ls-files -z | xargs -0 stat -c %s | awk '{ sum += $1 } END { print sum }')
+echo "packed $packed bytes in $pack, beside $tracked bytes of tracked files"
+if ((packed > most || packed + tracked > 64 << 20)); then
+  find "$pack" -type f -printf '%s %p\n' >&2
+  echo "$pack is too large to be carried: at most $most bytes, and 64 MiB with the tracked files" >&2
+  exit 1
+fi
