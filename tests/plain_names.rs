@@ -26,7 +26,11 @@ fn an_index_of_shards_names_plain_files() {
     for name in NAMES {
         std::fs::write(&index, format!("{{\"weight_map\": {{\"a.weight\": \"{name}\"}}}}")).expect("write");
         let parts = ["diffusion_pytorch_model.safetensors.index.json", "a.weight", "is no plain name"];
-        refused(folder.path(), &["generate", "--model", "model", "--prompt", "cat", "--out", "out"], &parts);
+        refused(
+            folder.path(),
+            &["generate", "--model", "model", "--prompt", "cat", "--size", "64", "--out", "out"],
+            &parts,
+        );
         refused(folder.path(), &["train", "--config", "c.toml", "--check"], &parts);
     }
 }
