@@ -22,7 +22,7 @@ cp -r target/gpu "$folder/tree/target/"
 # Ours stand in for CUDA's; the runtime library, which candle's kernels are linked with, is CUDA's own.
 libraries=$PWD/target/gpu_emulator:$CUDA_HOME/lib
 
-# The score head takes the emulator half a minute an image: one step of one image has it.
+# The score head is nearly all that the emulator has to do in a step: one step of one image has it.
 run() {
   env -i HOME="$folder/home" PATH="$PATH" LIBRARIES="$libraries" PYTHON="$PYTHON" OUT="$folder/results" LIMIT=3600 PATIENCE=20 \
     CHECK_PRESET=tiny PRESET=tiny TORCH_PRESET=demo STEPS=1 STEP_FLAGS="--warm-up 0 --masks 0" "$@"
