@@ -9,7 +9,7 @@ use candle_core::DType;
 use clap::Parser;
 use common::{Preset, Result, preset, rounded, write_weights};
 use seg4diff::config::{BLUR, DeviceChoice};
-use seg4diff::model::mmdit::{Blur, MmDit};
+use seg4diff::model::families::sd3::{Blur, MmDit};
 use seg4diff::model::text::TextEmbedding;
 use seg4diff::model::weights::Weights;
 use seg4diff::sample::generate::{Conditions, PerturbedGuidance, SamplingOptions};
@@ -38,7 +38,7 @@ struct Args {
 }
 
 fn main() -> Result<()> {
-    seg4diff::process::prepare().expect("threads");
+    seg4diff::system::process::prepare().expect("threads");
     let args = Args::parse();
     let Preset { config, side, text_tokens, expert_layer } = preset(&args.preset)?;
     let device = args.device.open()?;

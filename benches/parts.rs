@@ -131,7 +131,7 @@ impl Part<'_> {
 }
 
 fn main() -> Result<()> {
-    seg4diff::process::prepare().expect("threads");
+    seg4diff::system::process::prepare().expect("threads");
     let args = Args::parse();
     let Preset { config, side, text_tokens, .. } = preset(&args.preset)?;
     let batch = args.batch.unwrap_or(if args.preset == "demo" { 4 } else { 1 });

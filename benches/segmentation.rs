@@ -11,7 +11,7 @@ use clap::Parser;
 use common::{Preset, Result, preset, rounded, write_weights};
 use seg4diff::eval::maps::MapSettings;
 use seg4diff::eval::segmentation::{ClassMaps, Prompt};
-use seg4diff::model::mmdit::MmDit;
+use seg4diff::model::families::sd3::MmDit;
 use seg4diff::model::text::TextEmbedding;
 use seg4diff::model::weights::Weights;
 use seg4diff::sample::noise::normal;
@@ -34,7 +34,7 @@ struct Args {
 }
 
 fn main() -> Result<()> {
-    seg4diff::process::prepare().expect("threads");
+    seg4diff::system::process::prepare().expect("threads");
     let args = Args::parse();
     let Preset { config, side, text_tokens, expert_layer } = preset(&args.preset)?;
     let (device, folder) = (Device::Cpu, tempfile::tempdir()?);

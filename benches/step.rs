@@ -14,13 +14,13 @@ use clap::Parser;
 use common::{Preset, Result, preset, rounded, write_weights};
 use rand::Rng;
 use seg4diff::config::{Choice, DeviceChoice, RunConfig, WeightType};
-use seg4diff::device::{forget_gpu_peak, peak_gpu_bytes, upload};
 use seg4diff::loss::{MaskTarget, SampleTargets};
-use seg4diff::model::mmdit::MmDit;
+use seg4diff::model::families::sd3::MmDit;
 use seg4diff::model::text::TextEmbedding;
 use seg4diff::model::weights::Weights;
 use seg4diff::ops::Target;
 use seg4diff::sample::noise::{generator, normal};
+use seg4diff::system::device::{forget_gpu_peak, peak_gpu_bytes, upload};
 use seg4diff::train::gradients::{StepInputs, StepPlan, gradients};
 use seg4diff::train::memory::{self, Needs, StepSize};
 use seg4diff::train::optimizer::{AdamW, clip_factor, gradient_norm};
@@ -278,7 +278,7 @@ fn profiled<T>(_: impl FnOnce() -> Result<T>) -> Result<T> {
 }
 
 fn main() -> Result<()> {
-    seg4diff::process::prepare().expect("threads");
+    seg4diff::system::process::prepare().expect("threads");
     let args = Args::parse();
     let all_work = args.all_work()?;
     let trainer = Trainer::new(&args)?;

@@ -1,7 +1,7 @@
 //! `seg4diff COMMAND …`
-use seg4diff::allocator::Allocator;
-use seg4diff::commands::{Cli, finish};
-use seg4diff::terminal::arguments;
+use seg4diff::cli::{Cli, finish};
+use seg4diff::system::allocator::Allocator;
+use seg4diff::system::terminal::arguments;
 
 #[global_allocator]
 static ALLOCATOR: Allocator = Allocator;

@@ -1,8 +1,8 @@
 //! Adapter files: what is exported is what was trained, under the names that other tools look for.
 use candle_core::{DType, Device, Tensor};
 use rand::{Rng, SeedableRng};
-use seg4diff::model::adapter_files::{Family, Format, Origin, delta, export, read};
-use seg4diff::model::lora::{Adapter, Lora};
+use seg4diff::model::adapters::formats::{Family, Format, Origin, delta, export, read};
+use seg4diff::model::adapters::lora::{Adapter, Lora};
 use seg4diff::model::weights;
 use sha2::Digest;
 use std::collections::BTreeMap;

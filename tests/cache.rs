@@ -5,7 +5,7 @@ mod smoke_run;
 
 use image::RgbImage;
 use outcome::Outcome;
-use seg4diff::data::scenes::{self, SceneOptions, Split};
+use seg4diff::demo::{self, SceneOptions, Split};
 use smoke_run::{Run, read, run as run_to_end};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -172,7 +172,7 @@ fn a_cache_of_squeezed_images_changes_no_bit() {
 fn a_cache_of_labelled_images_changes_no_bit() {
     let folder = tempfile::tempdir().expect("folder");
     let data = folder.path().join("scenes");
-    scenes::write(&data, 12, SceneOptions { seed: 3, split: Split::Train, size: 64 }, |_| ()).expect("scenes");
+    demo::write(&data, 12, SceneOptions { seed: 3, split: Split::Train, size: 64 }, |_| ()).expect("scenes");
     let at = |name: &str| data.join(name).display().to_string();
     let mut settings = vec![
         "data.format=coco".to_string(),
@@ -391,7 +391,7 @@ fn a_damaged_shard_is_named_and_made_again() {
 fn measuring_needs_the_encoders() {
     let folder = tempfile::tempdir().expect("folder");
     let data = folder.path().join("scenes");
-    scenes::write(&data, 4, SceneOptions { seed: 3, split: Split::Val, size: 64 }, |_| ()).expect("scenes");
+    demo::write(&data, 4, SceneOptions { seed: 3, split: Split::Val, size: 64 }, |_| ()).expect("scenes");
     let at = |name: &str| data.join(name).display().to_string();
     let cache = folder.path().join("cache");
     fill(&cache, SETTINGS);

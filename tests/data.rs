@@ -1,8 +1,8 @@
 //! The data stream: same order on any number of threads, resumable anywhere, robust against what is broken.
 use image::{ExtendedColorType, ImageEncoder, codecs::jpeg::JpegEncoder, codecs::png::PngEncoder};
 use seg4diff::config::{Crop, DataConfig, DataFormat};
-use seg4diff::data::captions::{Columns, first_sentences};
-use seg4diff::data::rle::RunLengths;
+use seg4diff::data::codec::rle::RunLengths;
+use seg4diff::data::sources::captions::{Columns, first_sentences};
 use seg4diff::data::{Captions, Cursor, Loader, Sample};
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,9 +1,10 @@
 //! Pixels and masks are those of the reference libraries: pycocotools, Pillow, torchvision, torch.
 use image::{DynamicImage, ImageBuffer, ImageFormat, Rgb, RgbImage, Rgba};
 use seg4diff::config::Crop;
-use seg4diff::data::crop::{Draws, Placement};
-use seg4diff::data::rle::RunLengths;
-use seg4diff::data::{LabelMap, Mask, photograph, resize};
+use seg4diff::data::codec::crop::{Draws, Placement};
+use seg4diff::data::codec::rle::RunLengths;
+use seg4diff::data::codec::{photograph, resize};
+use seg4diff::data::{LabelMap, Mask};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;

@@ -1,6 +1,6 @@
 //! The data sets that `configs/eval` describes, on a few made files of each one's true shape.
 use image::{ImageFormat, RgbImage};
-use seg4diff::data::labels::encode_labels;
+use seg4diff::data::codec::labels::encode_labels;
 use seg4diff::eval::segmentation::{DataSet, LabelledFolder, NO_CLASS};
 use std::path::{Path, PathBuf};
 
@@ -157,7 +157,7 @@ impl Unpacked {
         folder
     }
 
-    fn open(&self, root: &Path) -> seg4diff::error::Result<LabelledFolder> {
+    fn open(&self, root: &Path) -> seg4diff::system::error::Result<LabelledFolder> {
         LabelledFolder::of(&DataSet::read(&config(self.config), root)?)
     }
 }

@@ -4,10 +4,10 @@ mod pipeline;
 
 use candle_core::{DType, Device};
 use seg4diff::config::TextEncoderKind::{ClipG, ClipL, T5};
-use seg4diff::model::files::{ModelFiles, Part};
 use seg4diff::model::text::TextEncoders;
 use seg4diff::model::vae::Vae;
 use seg4diff::model::weights;
+use seg4diff::model::weights::files::{ModelFiles, Part};
 use std::path::Path;
 
 /// Loads everything this fixture has.

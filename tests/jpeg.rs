@@ -1,5 +1,5 @@
 //! JPEG files decode to the very pixels that Pillow decodes, and damaged ones do no harm.
-use seg4diff::data::{jpeg, photograph};
+use seg4diff::data::codec::{jpeg, photograph};
 use seg4diff::sample::image::read_rgb8;
 use std::path::{Path, PathBuf};
 

@@ -3,8 +3,8 @@
 use candle_core::{DType, Device};
 use seg4diff::config::RunConfig;
 use seg4diff::data::Loader;
-use seg4diff::model::files::ModelFiles;
 use seg4diff::model::pipeline::{Pipeline, PipelineOptions};
+use seg4diff::model::weights::files::ModelFiles;
 use seg4diff::sample::scheduler::Scheduler;
 use seg4diff::train::gradients::{LossTerms, StepPlan, gradients};
 use seg4diff::train::inputs::InputMaker;

@@ -9,9 +9,9 @@ use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
 use seg4diff::config::RunConfig;
 use seg4diff::loss::SampleTargets;
-use seg4diff::model::adapter_files::{self, delta};
-use seg4diff::model::lora::{Adapter, Lora};
-use seg4diff::model::mmdit::{MmDit, MmDitConfig};
+use seg4diff::model::adapters::formats::{self, delta};
+use seg4diff::model::adapters::lora::{Adapter, Lora};
+use seg4diff::model::families::sd3::{MmDit, MmDitConfig};
 use seg4diff::model::text::TextEmbedding;
 use seg4diff::model::weights::{Weights, read_all};
 use seg4diff::train::checkpoint::Checkpoint;
@@ -207,7 +207,7 @@ fn it_sits_on_the_configured_targets_and_layers_alone() {
             assert!(row.is_some_and(|row| row.contains("2/3")), "{module} in {said}");
         }
     }
-    let adapter = adapter_files::read(&run.path("lora.safetensors")).expect("adapter");
+    let adapter = formats::read(&run.path("lora.safetensors")).expect("adapter");
     assert_eq!(adapter.into_keys().collect::<BTreeSet<_>>(), expected);
 }
 
@@ -308,7 +308,7 @@ fn every_export_has_the_trained_effect_and_draws_the_same_picture() {
     assert!(keys(&files[3]).starts_with("lora_unet_joint_blocks_"));
 
     for file in &files {
-        let read = adapter_files::read(file).expect("adapter");
+        let read = formats::read(file).expect("adapter");
         for (module, lora) in &trained {
             let expected = values(&delta(lora).expect("delta"));
             let largest = expected.iter().fold(0f32, |largest, value| largest.max(value.abs()));

@@ -1,11 +1,11 @@
 //! Folders and files that commands write: one program at a time, and nothing left of those that were killed.
 use seg4diff::config::RunConfig;
-use seg4diff::data::scenes::{SceneOptions, Split, write_missing};
+use seg4diff::demo::{SceneOptions, Split, write_missing};
 use seg4diff::model::weights::read_all;
-use seg4diff::output_folder::{Lock, OutputFolder};
+use seg4diff::system::output_folder::{Lock, OutputFolder};
+use seg4diff::system::whole_file::{Aside, check_writable, sweep, sweep_beside, write_atomically};
 use seg4diff::train::checkpoint::{Checkpoint, State, list};
 use seg4diff::train::run_folder::{Resume, RunFolder};
-use seg4diff::whole_file::{Aside, check_writable, sweep, sweep_beside, write_atomically};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};

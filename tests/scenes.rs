@@ -1,7 +1,7 @@
 //! The demo's scenes: the same bytes for the same seed, and what they say of themselves is true.
-use seg4diff::data::rle::RunLengths;
-use seg4diff::data::scenes::{SceneOptions, Split, class_names, write, write_missing};
+use seg4diff::data::codec::rle::RunLengths;
 use seg4diff::data::{Classes, LabelMap};
+use seg4diff::demo::{SceneOptions, Split, class_names, write, write_missing};
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::Path;

@@ -3,7 +3,7 @@
 //! What they gave is in fixtures/segmentation, with the script that made it; the model is checkpoints/smoke-base.
 use candle_core::{Device, Tensor};
 use seg4diff::config::{Choice, DeviceChoice, MapHeads, SegmentationProtocol};
-use seg4diff::data::labels::{LabelMap, encode_labels, label_colour};
+use seg4diff::data::codec::labels::{LabelMap, encode_labels, label_colour};
 use seg4diff::eval::analysis::analyse;
 use seg4diff::eval::maps::MapSettings;
 use seg4diff::eval::segmentation::{
@@ -11,8 +11,8 @@ use seg4diff::eval::segmentation::{
     SegmentationScores, Segmenter, UnsupervisedOptions, Vocabulary, evaluate, evaluate_referring,
     evaluate_unsupervised,
 };
-use seg4diff::model::files::ModelFiles;
 use seg4diff::model::pipeline::{Pipeline, PipelineOptions};
+use seg4diff::model::weights::files::ModelFiles;
 use seg4diff::model::weights::{read_all, write};
 use seg4diff::ops::{enlarge, enlarged_argmax};
 use seg4diff::sample::scheduler::Scheduler;

@@ -6,8 +6,8 @@ mod tensor_edit;
 
 use candle_core::{DType, Device, Tensor};
 use outcome::Outcome;
-use seg4diff::model::files::ModelFiles;
 use seg4diff::model::text::{TextEncoders, prompt_file};
+use seg4diff::model::weights::files::ModelFiles;
 use seg4diff::model::weights::read_all;
 use serde_json::Value;
 use sha2::{Digest, Sha256};

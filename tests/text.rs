@@ -5,9 +5,9 @@ mod pipeline;
 use candle_core::{DType, Device};
 use pipeline::Expected;
 use seg4diff::config::TextEncoderKind::{self, ClipG, ClipL, T5};
-use seg4diff::model::files::ModelFiles;
 use seg4diff::model::text::TextEncoders;
 use seg4diff::model::text::tokenizer::{CLIP_TOKENS, ClipTokenizer, T5Tokenizer};
+use seg4diff::model::weights::files::ModelFiles;
 
 const T5_TOKENS: usize = 160;
 

@@ -4,13 +4,13 @@
 //! On the first CUDA device, if this build and this machine have one; else on the CPU.
 use candle_core::{DType, Device, Tensor};
 use seg4diff::config::RunConfig;
-use seg4diff::device::open_cuda;
 use seg4diff::loss::{MaskTarget, SampleTargets};
-use seg4diff::model::mmdit::{MmDit, MmDitConfig, image_to_text_logits};
+use seg4diff::model::families::sd3::{MmDit, MmDitConfig, image_to_text_logits};
 use seg4diff::model::text::TextEmbedding;
 use seg4diff::model::text::tokenizer::CLIP_TOKENS;
 use seg4diff::model::weights::{Weights, read_all};
 use seg4diff::ops::Target;
+use seg4diff::system::device::open_cuda;
 use seg4diff::train;
 use seg4diff::train::gradients::{Gradients, StepInputs, StepPlan, gradients};
 use seg4diff::train::optimizer::{AdamW, clip_factor, gradient_norm};

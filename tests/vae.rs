@@ -4,8 +4,8 @@ mod pipeline;
 
 use candle_core::{DType, Device, Tensor};
 use pipeline::Expected;
-use seg4diff::model::files::ModelFiles;
 use seg4diff::model::vae::Vae;
+use seg4diff::model::weights::files::ModelFiles;
 use seg4diff::ops::conv2d::{Conv2d, Stride};
 use seg4diff::ops::group_norm::GroupNorm;
 use seg4diff::sample::noise;

@@ -7,8 +7,8 @@ mod pipeline;
 mod tensor_edit;
 
 use candle_core::{Device, Tensor};
-use seg4diff::model::files::ModelFiles;
 use seg4diff::model::vae::Vae;
+use seg4diff::model::weights::files::ModelFiles;
 use seg4diff::sample::noise;
 
 const SIDE: usize = 1024;

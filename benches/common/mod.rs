@@ -1,7 +1,7 @@
 //! Models with random weights, of the sizes of `../shared/bench/torch_step.py`.
 use candle_core::{DType, Device};
 use rayon::prelude::*;
-use seg4diff::model::mmdit::MmDitConfig;
+use seg4diff::model::families::sd3::MmDitConfig;
 use seg4diff::model::weights;
 use seg4diff::sample::noise::normal;
 use std::collections::BTreeMap;
@@ -89,11 +89,11 @@ pub fn write_weights(config: &MmDitConfig, dtype: DType, file: &Path) -> Result<
         let fan_in: usize = shape[1..].iter().product();
         let scale = if shape.len() == 1 { 0.1 } else { (fan_in as f64).powf(-0.5) };
         let tensor = (normal(0, &[number as u64], shape, &Device::Cpu)? * scale)?.to_dtype(dtype)?;
-        seg4diff::error::Result::Ok((name, tensor))
+        seg4diff::system::error::Result::Ok((name, tensor))
     };
     // Two thousand million numbers for sd3-medium: on all threads.
     let tensors = shapes.into_par_iter().enumerate().map(random);
-    let tensors = tensors.collect::<seg4diff::error::Result<BTreeMap<_, _>>>()?;
+    let tensors = tensors.collect::<seg4diff::system::error::Result<BTreeMap<_, _>>>()?;
     weights::write(file, &tensors, &BTreeMap::new())?;
     Ok(())
 }

@@ -1,8 +1,8 @@
 //! `train …`: `seg4diff train` under a name of its own.
 use clap::Parser;
-use seg4diff::allocator::Allocator;
-use seg4diff::commands::{finish, train};
-use seg4diff::terminal::arguments;
+use seg4diff::cli::{finish, train};
+use seg4diff::system::allocator::Allocator;
+use seg4diff::system::terminal::arguments;
 
 #[global_allocator]
 static ALLOCATOR: Allocator = Allocator;

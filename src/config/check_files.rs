@@ -1,8 +1,8 @@
 //! The second stage of checking a configuration: against the files that it names.
 use super::{HeadMaps, LayerChoice, RequiredFiles, RunConfig};
-use crate::error::{Error, Result};
-use crate::limits::MODEL_JSON;
-use crate::paths::{exists, fixed_part, is_file, is_folder, may_be_file};
+use crate::system::error::{Error, Result};
+use crate::system::limits::MODEL_JSON;
+use crate::system::paths::{exists, fixed_part, is_file, is_folder, may_be_file};
 use std::io::ErrorKind;
 use std::path::Path;
 

@@ -1,6 +1,6 @@
 //! A TOML file and the `--set` overrides as one flat list of settings, each knowing where it stands.
 use super::problems::{Place, Problems};
-use crate::guard::guarded;
+use crate::system::guard::guarded;
 use std::collections::BTreeMap;
 use std::path::Path;
 use toml::Spanned;
@@ -157,7 +157,7 @@ fn convert(value: &DeValue<'_>) -> Result<Value, String> {
 /// Reads a text file; anything that keeps it from being read is a usage error that names it.
 pub(super) fn read_text(file: &Path) -> crate::Result<String> {
     let usage = |problem: String| crate::Error::Usage(format!("{}: {problem}", file.display()));
-    let bytes = crate::limits::CONFIG.read(file).map_err(|e| usage(format!("cannot read the config: {e}")))?;
+    let bytes = crate::system::limits::CONFIG.read(file).map_err(|e| usage(format!("cannot read the config: {e}")))?;
     String::from_utf8(bytes).map_err(|e| {
         let line = 1 + e.as_bytes()[..e.utf8_error().valid_up_to()].iter().filter(|b| **b == b'\n').count();
         usage(format!("line {line} is not UTF-8 text"))

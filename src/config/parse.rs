@@ -4,7 +4,7 @@ use super::problems::{Problems, nearest};
 use super::reader::Reader;
 use super::setting::{Blocks, at_least, distinct, not_empty, positive, within};
 use super::*;
-use crate::error::Result;
+use crate::system::error::Result;
 use crate::train::schedule::largest_rate;
 use std::path::Path;
 

@@ -1,5 +1,5 @@
 //! What is wrong with a configuration: every problem with its place, reported together.
-use crate::error::{Error, Result};
+use crate::system::error::{Error, Result};
 use std::path::{Path, PathBuf};
 
 /// Where a setting comes from; ordered as problems are reported.

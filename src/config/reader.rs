@@ -2,7 +2,7 @@
 use super::document::Document;
 use super::problems::{Place, Problems, nearest};
 use super::setting::Setting;
-use crate::error::Result;
+use crate::system::error::Result;
 use std::collections::BTreeSet;
 
 pub(super) struct Reader {

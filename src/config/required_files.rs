@@ -1,9 +1,9 @@
 //! Which files a diffusers folder must hold for a run, and which of them are missing.
 use super::TextEncoderKind;
-use crate::error::{Error, Result};
-use crate::limits::MODEL_JSON;
-use crate::model::shard_index::ShardIndex;
-use crate::paths::is_file;
+use crate::model::weights::shard_index::ShardIndex;
+use crate::system::error::{Error, Result};
+use crate::system::limits::MODEL_JSON;
+use crate::system::paths::is_file;
 use std::path::{Path, PathBuf};
 
 /// The files of a model folder that a run with these text encoders reads.

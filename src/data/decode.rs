@@ -1,23 +1,26 @@
 //! One sample: its files read, checked, scaled, cropped, mirrored, its masks chosen.
-use super::{
-    Sample,
-    cache::{Cache, Encoded},
-    captions::{Captions, Columns, first_sentences},
+use super::codec::{
     crop::{Grid, Placement},
     labels::{Classes, LabelMap},
     mask::Mask,
-    order,
-    panoptic::Panoptic,
     photograph,
     rle::StoredRunLengths,
+};
+use super::sources::{
+    captions::{Captions, Columns, first_sentences},
+    panoptic::Panoptic,
     shards::Reference,
-    spill,
     unusable::Unusable,
+};
+use super::{
+    Sample,
+    cache::{Cache, Encoded},
+    order, spill,
 };
 use crate::{
     Error, Result,
     config::{DataConfig, DataFormat},
-    limits::{ANNOTATIONS, CAPTION, IMAGE_FILE},
+    system::limits::{ANNOTATIONS, CAPTION, IMAGE_FILE},
 };
 use image::RgbImage;
 use serde::Deserialize;

@@ -4,16 +4,19 @@
 //! most `prefetch` items are under way, which bounds memory: a decoded sample takes `3·resolution²` bytes and up to
 //! `max_masks · resolution²/8` (7 MiB at 1024 pixels with 32 masks), a worker the full-size photograph besides; with a
 //! cache, latents and text embedding in place of the pixels and the photograph.
+use super::sources::{
+    shards::{self, Broken, Pairing, Shard},
+    unusable::Unusable,
+};
 use super::{
     Cache, Sample,
     decode::Decoder,
     order::Cursor,
     plan::{Job, Outcome, Planner, Position},
-    shards::{self, Broken, Pairing, Shard},
     spill,
-    unusable::Unusable,
 };
-use crate::{Error, Result, config::DataConfig, guard::guarded, process::refused};
+use crate::system::{guard::guarded, process::refused};
+use crate::{Error, Result, config::DataConfig};
 use std::{
     collections::BTreeMap,
     sync::{

@@ -3,37 +3,22 @@
 //! *sa1b* reads tar files (or folders) of `KEY.jpg` + `KEY.json`, *coco* folders of images with a folder of label maps
 //! or panoptic PNGs, *folder* folders of `x.jpg` (or `x.png`), `x.txt`, and as label map `x.png` (beside `x.jpg`) or
 //! `x_mask.png`. `Loader` streams them as batches of `Sample`.
-pub mod ade20k;
 pub mod cache;
-pub mod captions;
-pub mod crop;
+pub mod codec;
 pub mod decode;
-pub mod jpeg;
-pub mod labels;
-mod listing;
 pub mod loader;
-pub mod mask;
-pub mod matlab;
 pub mod order;
-pub mod panoptic;
-mod parquet_bounds;
-pub mod photograph;
 mod plan;
-pub mod resize;
-pub mod rle;
-pub mod scenes;
-pub mod shards;
+pub mod sources;
 pub mod spill;
-mod tar_members;
-pub mod unusable;
 
 pub use cache::{Cache, Encoded};
-pub use captions::Captions;
-pub use labels::{Classes, LabelMap};
-pub use listing::Listing;
+pub use codec::labels::{Classes, LabelMap};
+pub use codec::mask::Mask;
 pub use loader::{Batch, Coverage, Loader};
-pub use mask::Mask;
 pub use order::Cursor;
+pub use sources::captions::Captions;
+pub use sources::listing::Listing;
 
 /// A training image with its prompt and masks.
 #[derive(Clone, Debug, PartialEq)]

@@ -1,5 +1,5 @@
 //! The order of samples: which depends on the seed alone, and the position in it.
-use super::crop::Draws;
+use crate::data::codec::crop::Draws;
 use rand::{Rng, SeedableRng, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
@@ -35,14 +35,14 @@ pub struct Cursor {
 
 /// What a random draw is for; draws for different purposes are independent.
 #[derive(Clone, Copy)]
-pub(super) enum Purpose {
+pub(crate) enum Purpose {
     Shards = 1,
     Window = 2,
     Augmentation = 3,
     Scene = 4,
 }
 
-pub(super) fn keyed(seed: u64, purpose: Purpose, epoch: u64, number: u64) -> ChaCha8Rng {
+pub(crate) fn keyed(seed: u64, purpose: Purpose, epoch: u64, number: u64) -> ChaCha8Rng {
     let mut key = [0; 32];
     for (bytes, word) in key.chunks_exact_mut(8).zip([seed, purpose as u64, epoch, number]) {
         bytes.copy_from_slice(&word.to_le_bytes());

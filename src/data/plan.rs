@@ -1,9 +1,11 @@
 //! The planner: goes through epochs, shards and windows, and hands out what is drawn, in order.
+use super::sources::{
+    shards::{Broken, Pairing, Reference, Shard},
+    unusable::Unusable,
+};
 use super::{
     decode::Decoded,
     order::{Cursor, shard_order, window_order},
-    shards::{Broken, Pairing, Reference, Shard},
-    unusable::Unusable,
 };
 use crate::Error;
 use std::{

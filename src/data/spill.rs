@@ -2,8 +2,8 @@
 //!
 //! Keys are paths, compared in a plain form (`normalise`) by their last component; where several entries share that,
 //! the one with the most trailing components in common is taken.
-use super::unusable::Unusable;
-use crate::patience::patiently;
+use crate::data::sources::unusable::Unusable;
+use crate::system::patience::patiently;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::FileExt;

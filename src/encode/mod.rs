@@ -7,8 +7,8 @@ pub use fill::{Filled, fill};
 
 use crate::config::RunConfig;
 use crate::data::Cache;
-use crate::error::Result;
-use crate::model::files::ModelFiles;
+use crate::model::weights::files::ModelFiles;
+use crate::system::error::Result;
 use candle_core::Device;
 
 /// Opens the cache that the configuration names, if it names one, for this model.

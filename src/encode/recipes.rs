@@ -1,11 +1,11 @@
 //! Recipes of a cache's entries: everything that latents and text embeddings depend on besides image and prompt.
 use crate::config::{Choice, Crop, DataConfig, ModelConfig, TextEncoderKind};
 use crate::data::cache::{Kind, Recipe};
-use crate::error::{Error, Result};
-use crate::model::files::{ModelFiles, Part};
-use crate::model::fingerprint::fingerprint;
 use crate::model::text::{TextEncoders, TextShape};
 use crate::model::vae::VaeConfig;
+use crate::model::weights::files::{ModelFiles, Part};
+use crate::model::weights::fingerprint::fingerprint;
+use crate::system::error::{Error, Result};
 use candle_core::{DType, Device};
 use std::collections::BTreeMap;
 

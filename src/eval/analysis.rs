@@ -5,12 +5,12 @@ use super::segmentation::{
     Accumulator, ClassMaps, LabelledFolder, SegmentationOptions, SegmentationScores, Segmenter, Vocabulary, each_batch,
     on_host,
 };
-use crate::error::{Error, Result};
-use crate::model::mmdit::{Embedded, JointInputs};
+use crate::model::families::sd3::{Embedded, JointInputs};
 use crate::model::pipeline::Pipeline;
 use crate::model::text::tokenizer::CLIP_TOKENS;
 use crate::ops::attention_probability;
 use crate::sample::scheduler::Scheduler;
+use crate::system::error::{Error, Result};
 use candle_core::{D, DType, Tensor};
 use serde::Serialize;
 

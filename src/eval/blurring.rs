@@ -1,10 +1,10 @@
 //! What blurring a block's attention to the text does to the picture: much where the block places things, little elsewhere.
 use super::generation::GenerationOptions;
 use super::generation::draw::Painter;
-use crate::error::{Error, Result};
-use crate::model::mmdit::Blur;
+use crate::model::families::sd3::Blur;
 use crate::model::pipeline::Pipeline;
 use crate::sample::scheduler::Scheduler;
+use crate::system::error::{Error, Result};
 use image::RgbImage;
 
 /// Pictures drawn with each block's attention blurred in turn.

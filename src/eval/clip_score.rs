@@ -1,14 +1,14 @@
 //! CLIPScore: how well images match their captions, by a CLIP model (Hessel et al., 2021).
-use crate::data::photograph::check_shape;
-use crate::data::resize::bicubic;
-use crate::error::{Error, Result};
-use crate::json::read_json;
-use crate::limits::MODEL_JSON;
+use crate::data::codec::photograph::check_shape;
+use crate::data::codec::resize::bicubic;
 use crate::model::clip_image::{ClipImageConfig, ClipImageModel};
 use crate::model::text::clip::{ClipConfig, ClipTextModel};
 use crate::model::text::tokenizer::ClipTokenizer;
 use crate::model::weights::Weights;
-use crate::paths::is_file;
+use crate::system::error::{Error, Result};
+use crate::system::json::read_json;
+use crate::system::limits::MODEL_JSON;
+use crate::system::paths::is_file;
 use candle_core::{D, DType, Device, Tensor};
 use image::RgbImage;
 use serde::{Deserialize, Serialize};

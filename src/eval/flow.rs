@@ -2,12 +2,12 @@
 use super::usual_batch;
 use crate::config::NoiseConfig;
 use crate::data::Captions;
-use crate::error::{Error, Result};
 use crate::loss::flow_loss;
 use crate::model::pipeline::Pipeline;
 use crate::sample::image::read_square;
 use crate::sample::noise::normal;
 use crate::sample::scheduler::Scheduler;
+use crate::system::error::{Error, Result};
 use candle_core::{Device, Tensor};
 use std::path::PathBuf;
 

@@ -1,8 +1,8 @@
 //! What a map of a text token is made of: of which blocks and heads, after which softmax, by which scale.
 use super::score_head::ScoreHead;
 use crate::config::{AttentionForm, MapHeads, MapNormalize};
-use crate::error::{Error, Result};
-use crate::model::mmdit::{Embedded, MmDit, Probe, image_to_text_logits, mean};
+use crate::model::families::sd3::{Embedded, MmDit, Probe, image_to_text_logits, mean};
+use crate::system::error::{Error, Result};
 use candle_core::{Result as TensorResult, Tensor};
 
 /// Added to a map's range before it is divided by it, as the released code does.

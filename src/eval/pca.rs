@@ -3,9 +3,9 @@ use super::generation::matrix::{View, add_product};
 use super::segmentation::{
     LabelledFolder, LabelledImage, Prompt, SegmentationOptions, Segmenter, Vocabulary, each_batch,
 };
-use crate::error::{Error, Result};
 use crate::model::pipeline::Pipeline;
 use crate::sample::scheduler::Scheduler;
+use crate::system::error::{Error, Result};
 use candle_core::{DType, Device};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;

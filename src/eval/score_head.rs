@@ -1,10 +1,10 @@
 //! A trained score head, put on the maps at evaluation.
-use crate::error::{Error, Result};
-use crate::model::adapter_files::no_pickle;
+use crate::model::adapters::formats::no_pickle;
 use crate::model::text::tokenizer::CLIP_TOKENS;
 use crate::model::weights::Weights;
 use crate::ops::{self, conv2d};
-use crate::paths::is_folder;
+use crate::system::error::{Error, Result};
+use crate::system::paths::is_folder;
 use crate::train::checkpoint::Checkpoint;
 use candle_core::{DType, Device, Result as TensorResult, Tensor};
 use std::path::Path;

@@ -3,9 +3,9 @@ use super::maps::{MapKind, SampleMaps};
 use super::matching::Matching;
 use super::{MaskTarget, SampleTargets};
 use crate::config::{Alignment, AttentionForm, FocalProbability, HeadMaps, LossConfig};
-use crate::device::upload;
-use crate::model::mmdit::Probe;
+use crate::model::families::sd3::Probe;
 use crate::ops::{self, NO_CLASS};
+use crate::system::device::upload;
 use candle_core::{Result, Tensor};
 
 /// The loss terms of a batch, unweighted, each a scalar with gradient.

@@ -1,9 +1,9 @@
 //! The image model of CLIP with its projection (transformers: `CLIPVisionModelWithProjection`).
 use super::layers::{LayerNorm, Linear};
-use super::sizes;
 use super::text::clip_layer::{ClipActivation, ClipLayer, LayerSizes};
 use super::weights::Weights;
-use crate::error::{Error, Result};
+use crate::model::weights::sizes;
+use crate::system::error::{Error, Result};
 use candle_core::{IndexOp, Tensor};
 use serde::Deserialize;
 use std::path::Path;

@@ -1,6 +1,6 @@
 //! Small layers of the frozen networks around the MM-DiT. They serve inference alone: no gradient passes them.
 use super::weights::Weights;
-use crate::error::Result;
+use crate::system::error::Result;
 use candle_core::{D, Shape, Tensor};
 
 /// `y = Wx + b`, computed in the type of `x` whatever type the weights are stored as.

@@ -1,10 +1,10 @@
 //! A base model's networks together: text encoders, autoencoder and MM-DiT.
-use super::files::{ModelFiles, Part};
-use super::mmdit::{Blur, MmDit, MmDitConfig};
 use super::text::{TextEmbedding, TextEncoders};
 use super::vae::{Vae, VaeConfig};
 use crate::config::{ModelConfig, TextEncoderKind};
-use crate::error::{Error, Result};
+use crate::model::families::sd3::{Blur, MmDit, MmDitConfig};
+use crate::model::weights::files::{ModelFiles, Part};
+use crate::system::error::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 
 /// The networks of a Stable Diffusion 3 pipeline, all frozen; adapters are attached to `transformer`.

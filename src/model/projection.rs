@@ -1,8 +1,8 @@
 //! A frozen linear layer that can carry an adapter.
-use super::lora::Lora;
 use super::weights::Weights;
-use crate::error::{Error, Result};
+use crate::model::adapters::lora::Lora;
 use crate::ops;
+use crate::system::error::{Error, Result};
 use candle_core::Tensor;
 
 /// `y = Wx + b`, plus its adapter's part if it has one. Gradients reach the adapter and x, never W or b.

@@ -1,6 +1,6 @@
 //! A frozen projection with its trainable low-rank adapter, in one node.
-use super::cpu::{Product, Start, Threads, View};
 use super::function::{Function, Values, apply};
+use crate::ops::kernels::cpu::{Product, Start, Threads, View};
 use candle_core::{D, DType, Device, Result, Tensor};
 
 /// `y = x·Wᵀ + b`, and `+ scale·(x·Aᵀ)·Bᵀ` with an adapter (PEFT's `lora.Linear`).

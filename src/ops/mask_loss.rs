@@ -1,7 +1,7 @@
 //! Focal and dice loss of maps against masks of a larger size: the enlarged maps are never stored.
-use super::cpu::{exp, sums, vectorised};
 use super::enlarge::{Enlarge, Rows, RowsBackward, enlarge};
 use super::function::{Function, Values, apply};
+use crate::ops::kernels::cpu::{exp, sums, vectorised};
 use candle_core::{Device, Result, Tensor, bail};
 use rayon::prelude::*;
 use std::sync::Arc;

@@ -1,7 +1,7 @@
 //! The cost of taking a map for a mask, for every pair: what Hungarian matching minimises. No gradients.
-use super::cpu::{Product, Start, Threads, View, sigmoid, sum, vectorised};
 use super::function::Values;
 use super::mask_loss::{ALPHA, soft};
+use crate::ops::kernels::cpu::{Product, Start, Threads, View, sigmoid, sum, vectorised};
 use candle_core::{DType, Device, Result, Tensor};
 use rayon::prelude::*;
 

@@ -1,11 +1,6 @@
 //! Differentiable operations for CPU and CUDA; nothing above knows which device it is on.
-#[cfg_attr(not(all(target_arch = "x86_64", target_os = "linux")), path = "not_available.rs")]
-mod amx;
 mod attention;
-#[cfg_attr(not(target_arch = "x86_64"), path = "not_available.rs")]
-mod avx512;
 pub mod conv2d;
-mod cpu;
 #[cfg(feature = "cuda")]
 pub(crate) mod cuda;
 mod enlarge;
@@ -13,18 +8,16 @@ mod enlarged_argmax;
 mod feed_forward;
 mod function;
 pub mod group_norm;
+pub mod kernels;
 mod linear;
 mod mask_loss;
 mod match_cost;
 mod norm;
-mod panel;
 mod pixel_cross_entropy;
 mod pointwise;
-pub mod pool;
 mod score_head;
 mod score_head_products;
 mod seed;
-mod winograd;
 
 pub use attention::{attention, attention_probability};
 pub use enlarge::{Enlarge, Rows, enlarge};
@@ -40,7 +33,5 @@ pub use score_head::{CHANNELS, PARAMETERS, Precision, score_head};
 pub use score_head_products::backward_bytes as score_head_backward_bytes;
 pub use seed::seed;
 
-#[cfg(test)]
-mod product_tests;
 #[cfg(test)]
 pub(crate) mod tests;

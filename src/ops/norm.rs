@@ -1,6 +1,6 @@
 //! Layer norm with AdaLN modulation, and the RMS norm of queries and keys.
-use super::cpu::{new_rows, sum};
 use super::function::{Function, Values, apply, composed_backward};
+use crate::ops::kernels::cpu::{new_rows, sum};
 use candle_core::{D, DType, Device, Result, Tensor};
 
 /// Epsilon of every norm in SD3's transformer (diffusers: `eps=1e-6`).

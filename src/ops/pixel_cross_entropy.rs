@@ -1,7 +1,7 @@
 //! Cross-entropy over classes at every pixel of a larger label map: the enlarged class maps are never stored.
-use super::cpu::{exp, vectorised};
 use super::enlarge::{Enlarge, Rows, RowsBackward, enlarge};
 use super::function::{Function, Values, apply};
+use crate::ops::kernels::cpu::{exp, vectorised};
 use candle_core::{D, Device, Result, Tensor, bail};
 use rayon::prelude::*;
 

@@ -1,6 +1,6 @@
 //! The elementwise parts of a block: GELU, and the gated residual.
-use super::cpu::{new_rows, sigmoid};
 use super::function::{Function, Values, apply, composed_backward};
+use crate::ops::kernels::cpu::{new_rows, sigmoid};
 use candle_core::{Device, Result, Tensor};
 
 /// GELU in its tanh form (diffusers' `gelu-approximate`).

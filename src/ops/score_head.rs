@@ -4,9 +4,9 @@
 //! them is stored: the backward pass forms them again. The middle layer is nearly all of the work and runs by Winograd's
 //! filtering. Gradients, which few maps have, take a 3×3 convolution of channel-last maps with a border of zeros as three
 //! matrix products, one a kernel row: three neighbouring pixels are one row of 3·channels numbers.
-use super::cpu::{Product, Start, Threads, View, sum, vectorised};
 use super::function::{Function, Values, apply};
-use super::winograd::{self, Kernels, Outputs, Place, Stack, TILE};
+use crate::ops::kernels::cpu::{Product, Start, Threads, View, sum, vectorised};
+use crate::ops::kernels::winograd::{self, Kernels, Outputs, Place, Stack, TILE};
 use candle_core::{DType, Device, Result, Tensor};
 use rayon::prelude::*;
 

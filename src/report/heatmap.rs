@@ -1,8 +1,8 @@
 //! Heat maps over pictures: where a model looks, as a person sees it.
 use super::picture;
-use crate::error::{Error, Result};
 use crate::ops::Enlarge;
 use crate::sample::image::write_png;
+use crate::system::error::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use image::{Rgb, RgbImage};
 use std::ops::Range;

@@ -1,6 +1,6 @@
 //! Log lines on stderr, written so that they do not tear a progress bar.
-use crate::error::{Error, Result};
-use crate::terminal::{Stderr, printable};
+use crate::system::error::{Error, Result};
+use crate::system::terminal::{Stderr, printable};
 use std::fmt;
 use std::io::{IsTerminal, Write};
 use tracing_subscriber::EnvFilter;

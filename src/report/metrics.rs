@@ -1,7 +1,7 @@
 //! `metrics.jsonl`: one line a step, in step with the checkpoint that a run is resumed from.
 use super::units::rate;
-use crate::error::{Error, Result};
-use crate::whole_file::write_atomically;
+use crate::system::error::{Error, Result};
+use crate::system::whole_file::write_atomically;
 use serde::{Deserialize, Deserializer, Serialize};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};

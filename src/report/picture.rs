@@ -1,6 +1,6 @@
 //! Pictures within the page, and sheets of many pictures.
-use crate::data::resize::bilinear;
-use crate::error::{Error, Result};
+use crate::data::codec::resize::bilinear;
+use crate::system::error::{Error, Result};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use image::codecs::jpeg::JpegEncoder;

@@ -1,7 +1,7 @@
 //! How far a job is: a bar on a terminal, a line now and then elsewhere.
 use super::metrics::StepMetrics;
 use super::units::duration;
-use crate::terminal::{BarTerminal, complain, printable_line};
+use crate::system::terminal::{BarTerminal, complain, printable_line};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::IsTerminal;
 use std::sync::LazyLock;

@@ -1,8 +1,8 @@
 //! Pictures that the models drew from the same prompts and noise.
 use super::picture::data_uri;
 use super::summary::Stage;
-use crate::error::{Error, Result};
 use crate::sample::image::write_png;
+use crate::system::error::{Error, Result};
 use image::RgbImage;
 use maud::{Markup, html};
 use std::path::Path;

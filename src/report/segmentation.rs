@@ -2,8 +2,8 @@
 use super::heatmap::overlay;
 use super::picture::{LARGEST, data_uri, resized, sheet, stacked};
 use super::summary::{Stage, percent};
-use crate::error::{Error, Result};
 use crate::eval::segmentation::{Class, ImageResult, SegmentationMap};
+use crate::system::error::{Error, Result};
 use candle_core::{Device, Tensor};
 use image::{Rgb, RgbImage};
 use maud::{Markup, html};

@@ -1,6 +1,6 @@
 //! What was measured before and after: `summary.json` for programs, the closing table for people.
-use crate::error::{Error, Result};
-use crate::whole_file::write_atomically;
+use crate::system::error::{Error, Result};
+use crate::system::whole_file::write_atomically;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::Path;

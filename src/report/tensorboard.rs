@@ -4,7 +4,7 @@
 //! summary.proto). The few fields that are used are written here by hand.
 use super::metrics::{StepMetrics, ValidationScores};
 use super::validation::ValidationPictures;
-use crate::error::{Error, Result};
+use crate::system::error::{Error, Result};
 use image::codecs::png::PngEncoder;
 use image::{ExtendedColorType, ImageEncoder, RgbImage};
 use std::fs::File;

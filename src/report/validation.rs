@@ -2,10 +2,10 @@
 use super::metrics::ValidationScores;
 use super::picture::{data_uri, sheet};
 use super::summary::percent;
-use crate::error::Result;
-use crate::paths::is_file;
 use crate::sample::image::{read_rgb8, write_png};
-use crate::whole_file::{entries, remove_if_there};
+use crate::system::error::Result;
+use crate::system::paths::is_file;
+use crate::system::whole_file::{entries, remove_if_there};
 use image::RgbImage;
 use maud::{Markup, html};
 use std::collections::{BTreeMap, BTreeSet};

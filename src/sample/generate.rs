@@ -1,11 +1,11 @@
 //! The sampling loop: from noise to latents under guidance (diffusers: `StableDiffusion3Pipeline.__call__`).
 use super::noise;
 use super::scheduler::{Schedule, Scheduler};
-use crate::error::{Error, Result};
-use crate::model::mmdit::Blur;
+use crate::model::families::sd3::Blur;
 use crate::model::text::TextEmbedding;
 use crate::model::weights;
 use crate::report::progress::bar;
+use crate::system::error::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use indicatif::ProgressBar;
 use std::path::Path;

@@ -1,9 +1,9 @@
 //! Pictures as files and as tensors: what diffusers' `VaeImageProcessor` and Pillow make of them.
-use crate::data::photograph;
-use crate::data::resize::bilinear;
-use crate::error::{Error, Result};
-use crate::limits::IMAGE_FILE;
-use crate::whole_file::write_atomically;
+use crate::data::codec::photograph;
+use crate::data::codec::resize::bilinear;
+use crate::system::error::{Error, Result};
+use crate::system::limits::IMAGE_FILE;
+use crate::system::whole_file::write_atomically;
 use candle_core::{DType, Device, Tensor};
 use image::RgbImage;
 use image::codecs::png::PngEncoder;

@@ -1,6 +1,6 @@
 //! Gaussian noise that depends on its key alone: not on the device, the number of threads, or what was drawn before.
-use crate::device::upload;
-use crate::error::Result;
+use crate::system::device::upload;
+use crate::system::error::Result;
 use candle_core::{Device, Shape, Tensor};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;

@@ -2,10 +2,10 @@
 //! (diffusers: `FlowMatchEulerDiscreteScheduler`).
 use super::noise::generator;
 use crate::config::NoiseConfig;
-use crate::error::{Error, Result};
-use crate::json::read_json;
-use crate::limits::MODEL_JSON;
-use crate::model::files::ModelFiles;
+use crate::model::weights::files::ModelFiles;
+use crate::system::error::{Error, Result};
+use crate::system::json::read_json;
+use crate::system::limits::MODEL_JSON;
 use candle_core::Tensor;
 use rand::Rng;
 use rand_distr::StandardNormal;

@@ -1,6 +1,6 @@
 //! Gradients of several micro-batches as those of one.
 use super::gradients::{Gradients, LossTerms};
-use crate::error::Result;
+use crate::system::error::Result;
 use candle_core::Tensor;
 
 /// Loss terms and gradients summed over micro-batches.

@@ -4,13 +4,13 @@
 //! `config.toml` and `state.json`. It is written as a hidden sibling, every file synced, and then renamed; `state.json`
 //! has length and SHA-256 of the other files, so that damage is seen before anything is read.
 use crate::config::RunConfig;
-use crate::error::{Error, Result};
-use crate::limits::STATE as STATE_FILE;
-use crate::model::fingerprint::sha256;
+use crate::model::weights::fingerprint::sha256;
 use crate::model::weights::{read_all, write};
-use crate::paths::is_file;
 use crate::report::summary::Stage;
-use crate::whole_file::{
+use crate::system::error::{Error, Result};
+use crate::system::limits::STATE as STATE_FILE;
+use crate::system::paths::is_file;
+use crate::system::whole_file::{
     WRITING, entries, remove, remove_if_there, rename, replace_folder, sweep, sync, write_atomically,
 };
 use candle_core::{DType, Tensor};

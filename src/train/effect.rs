@@ -1,8 +1,8 @@
 //! Whether a run trained anything: one that did not must not end as if it had.
 use super::parameters::{Group, Parameters};
 use crate::config::OptimConfig;
-use crate::error::{Error, Result};
 use crate::report::metrics::StepMetrics;
+use crate::system::error::{Error, Result};
 
 /// Whether the step counted: one without a finite loss and gradient changes nothing.
 pub fn counted(step: &StepMetrics) -> bool {

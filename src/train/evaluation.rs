@@ -1,8 +1,7 @@
 //! What a run measures of its model, before training and after, as `[eval]` says.
 use crate::config::{EvalConfig, RunConfig};
 use crate::data::Captions;
-use crate::data::captions::{Columns, first_by_key};
-use crate::error::{Error, Result};
+use crate::data::sources::captions::{Columns, first_by_key};
 use crate::eval::analysis::analyse;
 use crate::eval::flow::HeldOut;
 use crate::eval::generation::statistics::image_files;
@@ -14,6 +13,7 @@ use crate::report::progress::Progress;
 use crate::report::segmentation::SegmentationExample;
 use crate::report::summary::{Scores, Stage};
 use crate::sample::scheduler::Scheduler;
+use crate::system::error::{Error, Result};
 use candle_core::Device;
 use image::RgbImage;
 use std::sync::atomic::{AtomicBool, Ordering};

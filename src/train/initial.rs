@@ -2,12 +2,12 @@
 use super::checkpoint::Checkpoint;
 use super::parameters::Parameters;
 use crate::config::RunConfig;
-use crate::error::{Error, Result};
-use crate::model::adapter_files;
-use crate::model::fingerprint::sha256;
-use crate::model::lora::{Adapter, Lora};
-use crate::model::mmdit::MmDit;
+use crate::model::adapters::formats;
+use crate::model::adapters::lora::{Adapter, Lora};
+use crate::model::families::sd3::MmDit;
 use crate::model::text::TextEmbedding;
+use crate::model::weights::fingerprint::sha256;
+use crate::system::error::{Error, Result};
 use candle_core::Device;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 pub fn fingerprints(config: &RunConfig) -> Result<BTreeMap<String, String>> {
     let mut found = BTreeMap::new();
     if let Some(path) = &config.lora.init {
-        found.insert("lora.init".to_string(), sha256(&adapter_files::tensors_of(path)?)?.0);
+        found.insert("lora.init".to_string(), sha256(&formats::tensors_of(path)?)?.0);
     }
     if let Some(folder) = &config.loss.score_head_init {
         found.insert("loss.score_head_init".to_string(), sha256(&Checkpoint::tensors_of(folder))?.0);
@@ -60,7 +60,7 @@ pub fn describe(config: &RunConfig) -> String {
 /// has no score head, or of another shape.
 fn load(config: &RunConfig, parameters: &Parameters) -> Result<()> {
     if let Some(path) = &config.lora.init {
-        let adapter = adapter_files::read(path)?;
+        let adapter = formats::read(path)?;
         let trained = parameters.adapter();
         let differences = differences(&adapter, &trained);
         if !differences.is_empty() {

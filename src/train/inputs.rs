@@ -1,14 +1,14 @@
 //! From a batch of samples to what the step computes on: latents, text, noise and targets.
 use crate::config::NoiseConfig;
 use crate::data::{Encoded, Mask, Sample};
-use crate::device::upload;
-use crate::error::Result;
 use crate::loss::{MaskTarget, SampleTargets};
 use crate::model::pipeline::Pipeline;
 use crate::model::text::TextEmbedding;
 use crate::model::vae::from_rgb8;
 use crate::sample::noise::normal;
 use crate::sample::scheduler::Scheduler;
+use crate::system::device::upload;
+use crate::system::error::Result;
 use crate::train::gradients::StepInputs;
 use candle_core::{Device, Tensor};
 use candle_datasets::Batcher;

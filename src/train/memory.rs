@@ -1,8 +1,8 @@
 //! How much memory a run takes, said before its first step, and which blocks must be recomputed for it to fit.
 use crate::config::GradientCheckpointing;
-use crate::error::{Error, Result};
-use crate::model::mmdit::MmDitConfig;
+use crate::model::families::sd3::MmDitConfig;
 use crate::ops;
+use crate::system::error::{Error, Result};
 use candle_core::Device;
 use std::fmt;
 
@@ -160,7 +160,7 @@ pub fn usage(device: &Device) -> Usage {
     let unknown = Usage { free: u64::MAX, ..Usage::default() };
     match device {
         Device::Cpu => {
-            crate::process::release_freed_memory();
+            crate::system::process::release_freed_memory();
             let free = [kilobytes("/proc/meminfo", "MemAvailable:"), within_limit()].into_iter().flatten().min();
             let now = kilobytes("/proc/self/status", "VmRSS:").unwrap_or(0);
             Usage { now, most: peak_bytes().unwrap_or(0), free: free.unwrap_or(u64::MAX) }

@@ -13,11 +13,9 @@ pub mod parameters;
 mod run;
 pub mod run_folder;
 mod run_log;
-mod scenes;
 pub mod schedule;
 mod source;
 pub mod trained;
 mod validation;
 
 pub use run::run;
-pub use scenes::draw_missing;

@@ -2,9 +2,9 @@
 //! `clip_grad_norm_`).
 use super::parameters::Parameters;
 use crate::config::OptimConfig;
-use crate::error::{Error, Result};
 #[cfg(feature = "cuda")]
 use crate::ops::cuda::adamw as cuda;
+use crate::system::error::{Error, Result};
 use candle_core::{Device, Tensor};
 use std::collections::BTreeMap;
 

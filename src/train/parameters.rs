@@ -1,11 +1,11 @@
 //! What is trained: LoRA matrices and the score head, by name, always in f32.
 use crate::config::{LayerChoice, OptimConfig, RunConfig};
-use crate::error::{Error, Result};
-use crate::model::lora::{Adapter, Lora};
-use crate::model::mmdit::MmDit;
+use crate::model::adapters::lora::{Adapter, Lora};
+use crate::model::families::sd3::MmDit;
 use crate::model::text::TextEmbedding;
 use crate::ops;
 use crate::report::TrainedLayers;
+use crate::system::error::{Error, Result};
 use candle_core::{DType, Device, Tensor, Var};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;

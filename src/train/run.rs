@@ -18,19 +18,19 @@ use super::trained::origin_of;
 use super::validation::Validation;
 use crate::config::{HeadMaps, RequiredFiles, RunConfig};
 use crate::data::{Batch, Cache, Cursor, Loader, loader};
-use crate::error::{Error, Result};
 use crate::eval::segmentation::SegmentationOptions;
-use crate::model::adapter_files::{self, Format};
-use crate::model::files::{ModelFiles, Part};
-use crate::model::fingerprint::fingerprint;
-use crate::model::mmdit::MmDit;
+use crate::model::adapters::formats::{self, Format};
+use crate::model::families::sd3::MmDit;
 use crate::model::pipeline::Pipeline;
 use crate::model::text::{TextEmbedding, prompt_file};
+use crate::model::weights::files::{ModelFiles, Part};
+use crate::model::weights::fingerprint::fingerprint;
 use crate::report::Measured;
 use crate::report::metrics::{self, StepMetrics, ValidationScores};
 use crate::report::progress::Progress;
 use crate::report::summary::Stage;
 use crate::sample::scheduler::Scheduler;
+use crate::system::error::{Error, Result};
 use candle_core::Device;
 use std::path::Path;
 use std::sync::Arc;
@@ -386,7 +386,7 @@ impl<'a> Trainer<'a> {
             self.checkpoint()?.save_best(output, self.config)?;
             let origin = origin_of(self.config, step, Some(&self.pipeline.transformer.config));
             let file = output.join("lora-best.safetensors");
-            adapter_files::export(&self.parameters.adapter(), Format::Diffusers, &file, &origin)?;
+            formats::export(&self.parameters.adapter(), Format::Diffusers, &file, &origin)?;
             self.export_prompt(&output.join("prompt-best.safetensors"))?;
             log.best = Some(scores.clone());
         }
@@ -403,7 +403,7 @@ impl<'a> Trainer<'a> {
 
     fn export(&self, file: &Path) -> Result<()> {
         let origin = origin_of(self.config, self.state.step, Some(&self.pipeline.transformer.config));
-        adapter_files::export(&self.parameters.adapter(), Format::Diffusers, file, &origin)?;
+        formats::export(&self.parameters.adapter(), Format::Diffusers, file, &origin)?;
         tracing::info!("wrote {}: a LoRA for diffusers and ComfyUI", file.display());
         Ok(())
     }

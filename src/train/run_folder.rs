@@ -1,12 +1,12 @@
 //! The folder that a run writes into: who may write there, and from which checkpoint the run goes on.
 use super::checkpoint::{self, Checkpoint};
 use crate::config::RunConfig;
-use crate::error::{Error, Result};
-use crate::output_folder::OutputFolder;
-use crate::paths::exists;
 use crate::report::metrics::MetricsFile;
 use crate::report::{KeptPictures, ValidationPictures};
-use crate::whole_file::write_atomically;
+use crate::system::error::{Error, Result};
+use crate::system::output_folder::OutputFolder;
+use crate::system::paths::exists;
+use crate::system::whole_file::write_atomically;
 use std::path::{Path, PathBuf};
 
 /// What by itself makes a folder one that holds a run.

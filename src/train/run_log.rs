@@ -1,9 +1,9 @@
 //! What a run writes down while it trains: its metrics, the same for TensorBoard, and how good it was at best.
 use super::effect::counted;
 use super::validation::Validation;
-use crate::error::Result;
 use crate::report::metrics::{self, MetricsFile, StepMetrics, ValidationScores};
 use crate::report::tensorboard::EventFile;
+use crate::system::error::Result;
 use std::path::Path;
 
 /// What a run writes down while it trains.

@@ -2,10 +2,10 @@
 use crate::config::RunConfig;
 use crate::data::Cache;
 use crate::encode::open_cache;
-use crate::error::Result;
-use crate::model::files::ModelFiles;
 use crate::model::pipeline::{Pipeline, PipelineOptions};
 use crate::model::text::TextEmbedding;
+use crate::model::weights::files::ModelFiles;
+use crate::system::error::Result;
 use candle_core::Device;
 
 /// The networks, and where latents and text come from if not from them.

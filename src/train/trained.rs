@@ -1,9 +1,9 @@
 //! What a run trained, as adapter files want it.
 use crate::config::RunConfig;
-use crate::error::{Error, Result};
-use crate::model::adapter_files::{Family, Origin};
-use crate::model::lora::{Adapter, Lora};
-use crate::model::mmdit::MmDitConfig;
+use crate::model::adapters::formats::{Family, Origin};
+use crate::model::adapters::lora::{Adapter, Lora};
+use crate::model::families::sd3::MmDitConfig;
+use crate::system::error::{Error, Result};
 use candle_core::Tensor;
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -1,8 +1,7 @@
 //! A small measurement every so many steps: the same few images, noise and captions each time.
 use crate::config::{BestBy, EvalConfig, RunConfig};
 use crate::data::Captions;
-use crate::data::captions::{Columns, first_by_key};
-use crate::error::Result;
+use crate::data::sources::captions::{Columns, first_by_key};
 use crate::eval::flow::HeldOut;
 use crate::eval::generation::GenerationOptions;
 use crate::eval::generation::draw::Painter;
@@ -14,6 +13,7 @@ use crate::report::segmentation::{SegmentationExample, sheet_of};
 use crate::report::summary::Stage;
 use crate::report::{KeptPictures, ValidationPictures, sample_sheet};
 use crate::sample::scheduler::Scheduler;
+use crate::system::error::Result;
 
 /// Pictures whose attention is shown.
 const EXAMPLES: usize = 3;

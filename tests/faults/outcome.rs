@@ -1,6 +1,6 @@
 //! What a command leaves in its folder, and what of it must be the same.
 use super::commands::Case;
-use seg4diff::model::adapter_files;
+use seg4diff::model::adapters::formats;
 use seg4diff::model::weights::read_all;
 use seg4diff::sample::image::read_rgb8;
 use seg4diff::train::checkpoint;
@@ -94,7 +94,7 @@ fn damage(case: &Case, name: &str) -> Option<String> {
         .any(|of| folder.file_name().is_some_and(|folder| folder.to_string_lossy().starts_with(of)));
     let problem = match path.extension().and_then(|extension| extension.to_str()).unwrap_or_default() {
         _ if is_checkpoint => checkpoint::verify(folder).err(),
-        "safetensors" if name.contains("lora") => adapter_files::read(&path).err(),
+        "safetensors" if name.contains("lora") => formats::read(&path).err(),
         "safetensors" => read_all(&path).err(),
         "png" => read_rgb8(&path).err(),
         "jsonl" | "html" => None,

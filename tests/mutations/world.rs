@@ -109,7 +109,7 @@ fn pictures(write: &dyn Fn(&str, &[u8])) {
     let encoder = image::codecs::jpeg::JpegEncoder::new(&mut jpeg);
     encoder.write_image(&pixels, width, height, ExtendedColorType::Rgb8).expect("JPEG");
     let labels: Vec<u32> = (0..height * width).map(|at| at % width / 16).collect();
-    let map = seg4diff::data::labels::encode_labels(width as usize, height as usize, &labels).expect("map");
+    let map = seg4diff::data::codec::labels::encode_labels(width as usize, height as usize, &labels).expect("map");
     for name in [
         "pictures/a.jpg",
         "pictures/b.jpg",

@@ -14,7 +14,7 @@ pub use recipe::{Digest, Key, Kind, Recipe};
 pub use store::Store;
 pub use writer::{SHARD_BYTES, Writer};
 
-use crate::error::{Error, Result};
+use crate::system::error::{Error, Result};
 use std::path::{Path, PathBuf};
 
 /// What a cache holds of a sample, as plain values.

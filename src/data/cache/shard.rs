@@ -1,9 +1,9 @@
 //! One shard: a safetensors file of entries in the order of their keys, `KEY.NAME` for each tensor, then a checksum
 //! of each entry.
 use super::recipe::{Key, Recipe};
-use crate::error::{Error, Result};
-use crate::patience::{self, Patient, patiently};
-use crate::tensor_file::{self, Header};
+use crate::system::error::{Error, Result};
+use crate::system::patience::{self, Patient, patiently};
+use crate::system::tensor_file::{self, Header};
 use safetensors::Dtype;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::FileExt;

@@ -1,7 +1,7 @@
 //! The entries of one kind, over all shards of a folder.
 use super::recipe::{Key, Recipe};
 use super::shard;
-use crate::error::{Error, Result};
+use crate::system::error::{Error, Result};
 use std::path::{Path, PathBuf};
 
 /// An index in memory, 32 bytes an entry; what entries hold is read when it is asked for.

@@ -2,8 +2,8 @@
 use super::recipe::{Key, Recipe};
 use super::shard;
 use super::store::Store;
-use crate::error::Result;
-use crate::limits::CACHE_ENTRIES;
+use crate::system::error::Result;
+use crate::system::limits::CACHE_ENTRIES;
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 

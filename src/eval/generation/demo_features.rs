@@ -1,12 +1,12 @@
 //! The demo's small classifier, whose features `FD-demo` compares: it ships with the program and needs no other file.
 use super::{FeatureNetwork, Metric};
-use crate::data::resize::bilinear;
-use crate::error::{Error, Result};
-use crate::json::read_json;
-use crate::limits::MODEL_JSON;
-use crate::model::sizes;
+use crate::data::codec::resize::bilinear;
 use crate::model::weights::Weights;
+use crate::model::weights::sizes;
 use crate::ops::conv2d::Conv2d;
+use crate::system::error::{Error, Result};
+use crate::system::json::read_json;
+use crate::system::limits::MODEL_JSON;
 use candle_core::{DType, Device, Tensor};
 use image::RgbImage;
 use serde::Deserialize;

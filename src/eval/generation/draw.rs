@@ -2,14 +2,14 @@
 use super::statistics::{Prepared, Statistics, gather};
 use super::{GenerationScores, Reference};
 use crate::config::EvalConfig;
-use crate::error::{Error, Result};
 use crate::eval::usual_batch;
-use crate::model::mmdit::Blur;
+use crate::model::families::sd3::Blur;
 use crate::model::pipeline::Pipeline;
 use crate::model::text::{TextEmbedding, TextEncoders};
 use crate::sample::generate::{Conditions, PerturbedGuidance, SamplingOptions, initial_latents};
 use crate::sample::image::to_rgb8;
 use crate::sample::scheduler::Scheduler;
+use crate::system::error::{Error, Result};
 use image::RgbImage;
 use std::collections::BTreeMap;
 

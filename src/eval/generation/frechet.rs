@@ -1,7 +1,7 @@
 //! The Fréchet distance of two normal distributions (pytorch-fid: `calculate_frechet_distance`).
 use super::matrix::{View, add_product, factor, nuclear_norm};
 use super::moments::Gaussian;
-use crate::error::{Error, Result};
+use crate::system::error::{Error, Result};
 
 /// Share of what it is made of by which a distance may come out below zero.
 const ROUNDING: f64 = 1e-5;

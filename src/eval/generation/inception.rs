@@ -3,11 +3,11 @@
 //! It is torchvision's network with the averages of blocks A, C and E leaving padding out and, in the very last block,
 //! a maximum in the average's place.
 use super::{FeatureNetwork, Metric};
-use crate::error::{Error, Result};
 use crate::model::weights::Weights;
 use crate::ops::conv2d::Conv2d;
-use crate::ops::pool::{Pool, pool};
+use crate::ops::kernels::pool::{Pool, pool};
 use crate::ops::{Enlarge, Rows};
+use crate::system::error::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use image::RgbImage;
 use std::path::Path;

@@ -1,7 +1,7 @@
 //! Kernel inception distance: the unbiased squared maximum mean discrepancy under the kernel `(x·y/length + 1)³`.
 use super::matrix::{View, add_product};
-use crate::error::{Error, Result};
 use crate::sample::noise::generator;
+use crate::system::error::{Error, Result};
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 

@@ -1,7 +1,7 @@
 //! Dense matrices in f64, in rows: products, a factor of a covariance, singular values. Work is cut the same way
 //! whatever the number of threads.
-use crate::error::{Error, Result};
-use crate::vectors::vectorised;
+use crate::system::error::{Error, Result};
+use crate::system::vectors::vectorised;
 use rayon::prelude::*;
 
 /// Rows that are one task.

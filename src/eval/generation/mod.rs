@@ -11,7 +11,7 @@ pub mod statistics;
 
 pub use draw::{DrawnImage, GenerationOptions, evaluate};
 
-use crate::error::Result;
+use crate::system::error::Result;
 use candle_core::{Device, Tensor};
 use demo_features::DemoFeatures;
 use image::RgbImage;

@@ -1,6 +1,6 @@
 //! Mean and covariance of feature vectors, gathered a batch at a time in f64.
 use super::matrix::{View, add_product, factor};
-use crate::error::{Error, Result};
+use crate::system::error::{Error, Result};
 
 /// A normal distribution in feature space: what the Fréchet distance compares.
 #[derive(Clone, Debug, PartialEq)]

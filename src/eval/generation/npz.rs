@@ -1,10 +1,10 @@
 //! Statistics of features as pytorch-fid keeps them: a `.npz` file with the mean `mu` and the covariance `sigma`.
 use super::moments::Gaussian;
-use crate::error::{Error, Result};
-use crate::guard::guarded;
-use crate::limits::STATISTICS_FILE;
-use crate::patience;
-use crate::whole_file::write_atomically;
+use crate::system::error::{Error, Result};
+use crate::system::guard::guarded;
+use crate::system::limits::STATISTICS_FILE;
+use crate::system::patience;
+use crate::system::whole_file::write_atomically;
 use std::io::{BufReader, Cursor, Read, Seek, Write};
 use std::path::Path;
 use zip::write::SimpleFileOptions;

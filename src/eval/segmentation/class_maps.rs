@@ -1,16 +1,16 @@
 //! From images and prompts to a map of every class: the attention of any blocks, in one pass.
 use super::prompts::{Embeddings, Prompt};
 use super::{NoiseLevel, SegmentationOptions};
-use crate::data::resize::bilinear;
-use crate::error::{Error, Result};
+use crate::data::codec::resize::bilinear;
 use crate::eval::maps::MapSettings;
-use crate::model::mmdit::Embedded;
+use crate::model::families::sd3::Embedded;
 use crate::model::pipeline::Pipeline;
 use crate::model::text::TextEmbedding;
 use crate::model::text::tokenizer::CLIP_TOKENS;
 use crate::sample::image::to_tensor;
 use crate::sample::noise::normal;
 use crate::sample::scheduler::Scheduler;
+use crate::system::error::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use image::RgbImage;
 use std::ops::Deref;

@@ -1,8 +1,8 @@
 //! Where a data set's images and label maps lie, and what its labels mean.
-use crate::error::{Error, Result};
-use crate::guard::guarded;
-use crate::limits::CONFIG;
-use crate::paths::may_be_file;
+use crate::system::error::{Error, Result};
+use crate::system::guard::guarded;
+use crate::system::limits::CONFIG;
+use crate::system::paths::may_be_file;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -1,12 +1,12 @@
 //! A data set for segmentation: images, their label maps, and the names of the labels.
 use super::data_set::{DataSet, Files};
 use crate::config::{EvalConfig, RunConfig};
-use crate::data::labels::{Classes, LabelMap};
-use crate::data::panoptic::Panoptic;
-use crate::error::{Error, Result};
-use crate::limits::{IMAGE_FILE, LIST};
-use crate::paths::is_file;
+use crate::data::codec::labels::{Classes, LabelMap};
+use crate::data::sources::panoptic::Panoptic;
 use crate::sample::image::read_rgb8;
+use crate::system::error::{Error, Result};
+use crate::system::limits::{IMAGE_FILE, LIST};
+use crate::system::paths::is_file;
 use image::RgbImage;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};

@@ -20,13 +20,13 @@ pub use scores::{Accumulator, SegmentationScores};
 pub use unsupervised::{UnsupervisedOptions, UnsupervisedResult, evaluate_unsupervised};
 
 use crate::config::{EvalConfig, SegmentationProtocol, named_blocks};
-use crate::error::{Error, Result};
 use crate::eval::maps::MapSettings;
 use crate::eval::usual_batch;
 use crate::model::pipeline::Pipeline;
 use crate::ops::enlarged_argmax;
-use crate::process::refused;
 use crate::sample::scheduler::Scheduler;
+use crate::system::error::{Error, Result};
+use crate::system::process::refused;
 use candle_core::Tensor;
 use rayon::prelude::*;
 use std::sync::mpsc::sync_channel;

@@ -1,9 +1,9 @@
 //! Class names as prompts, and what the text encoders make of those.
 use super::folder::{Class, LabelledImage};
 use crate::config::SegmentationProtocol;
-use crate::error::{Error, Result};
 use crate::model::text::tokenizer::CLIP_TOKENS;
 use crate::model::text::{TextEmbedding, TextEncoders};
+use crate::system::error::{Error, Result};
 use std::collections::{BTreeSet, VecDeque};
 use std::ops::Range;
 use std::path::Path;

@@ -1,6 +1,6 @@
 //! Intersections and unions over a data set, and the scores they make.
 use super::folder::{NO_CLASS, SegmentationMap};
-use crate::error::{Error, Result};
+use crate::system::error::{Error, Result};
 use serde::{Serialize, Serializer};
 
 /// Pixels of one class over all images so far.

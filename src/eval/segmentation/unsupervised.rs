@@ -4,13 +4,13 @@
 //! Each of the 77 text tokens has a map over the image; maps that are alike are merged, and their means are segments.
 use super::folder::{LabelledFolder, NO_CLASS, SegmentationMap};
 use super::{Accumulator, SegmentationOptions, SegmentationScores, Segmenter, check_finite, each_batch};
-use crate::error::Result;
 use crate::loss::assign;
 use crate::model::pipeline::Pipeline;
 use crate::model::text::TextEmbedding;
 use crate::model::text::tokenizer::CLIP_TOKENS;
 use crate::ops::enlarged_argmax;
 use crate::sample::scheduler::Scheduler;
+use crate::system::error::Result;
 
 /// How maps become segments.
 #[derive(Clone, Debug)]

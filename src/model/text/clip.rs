@@ -1,10 +1,10 @@
 //! The text model of CLIP with its projection (transformers: `CLIPTextModelWithProjection`).
 use super::clip_layer::{ClipActivation, ClipLayer, LayerSizes};
-use crate::error::{Error, Result};
-use crate::model::files::{ModelFiles, Part};
 use crate::model::layers::{LayerNorm, Linear};
-use crate::model::sizes;
 use crate::model::weights::Weights;
+use crate::model::weights::files::{ModelFiles, Part};
+use crate::model::weights::sizes;
+use crate::system::error::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};

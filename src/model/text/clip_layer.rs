@@ -1,7 +1,7 @@
 //! A layer of CLIP's transformers, of text and of images (transformers: `CLIPEncoderLayer`).
-use crate::error::Result;
 use crate::model::layers::{LayerNorm, Linear};
 use crate::model::weights::Weights;
+use crate::system::error::Result;
 use candle_core::{D, Tensor};
 use serde::Deserialize;
 

@@ -6,9 +6,9 @@ mod shape;
 pub mod t5;
 pub mod tokenizer;
 
-use super::files::{ModelFiles, Part};
 use crate::config::TextEncoderKind;
-use crate::error::{Error, Result};
+use crate::model::weights::files::{ModelFiles, Part};
+use crate::system::error::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use clip::{ClipConfig, ClipTextModel};
 pub use shape::TextShape;

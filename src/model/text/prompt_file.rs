@@ -1,8 +1,8 @@
 //! A learnt prompt as a file: what stands in place of a prompt's embedding.
 use super::{TextEmbedding, TextShape};
-use crate::error::{Error, Result};
 use crate::model::text::tokenizer::CLIP_TOKENS;
 use crate::model::weights;
+use crate::system::error::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use std::collections::BTreeMap;
 use std::path::Path;

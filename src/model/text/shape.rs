@@ -2,10 +2,10 @@
 use super::TextEmbedding;
 use super::tokenizer::CLIP_TOKENS;
 use crate::config::TextEncoderKind;
-use crate::device::upload;
-use crate::error::{Error, Result};
-use crate::model::files::{ModelFiles, Part};
-use crate::model::sizes;
+use crate::model::weights::files::{ModelFiles, Part};
+use crate::model::weights::sizes;
+use crate::system::device::upload;
+use crate::system::error::{Error, Result};
 use candle_core::Device;
 
 /// Sizes of what the MM-DiT reads of a prompt.

@@ -1,9 +1,9 @@
 //! The T5 encoder, run as diffusers runs it: on all tokens, padding included, without an attention mask.
-use crate::error::{Error, Result};
-use crate::guard::guarded;
-use crate::model::files::{ModelFiles, Part};
-use crate::model::sizes;
 use crate::model::weights::Weights;
+use crate::model::weights::files::{ModelFiles, Part};
+use crate::model::weights::sizes;
+use crate::system::error::{Error, Result};
+use crate::system::guard::guarded;
 use candle_core::{DType, Device, Shape, Tensor};
 use candle_nn::VarBuilder;
 use candle_nn::var_builder::SimpleBackend;

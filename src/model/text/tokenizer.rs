@@ -1,9 +1,9 @@
 //! Prompts to token ids, as transformers' `CLIPTokenizer` and `T5TokenizerFast` make them.
-use crate::error::{Error, Result};
-use crate::guard::guarded;
-use crate::json::read_json;
-use crate::limits::MODEL_JSON;
-use crate::paths::is_file;
+use crate::system::error::{Error, Result};
+use crate::system::guard::guarded;
+use crate::system::json::read_json;
+use crate::system::limits::MODEL_JSON;
+use crate::system::paths::is_file;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::ops::Range;

@@ -4,11 +4,11 @@
 //! are never more than the input, the map between its two convolutions and, where the number of channels changes, the
 //! output.
 use super::config::VaeConfig;
-use crate::error::Result;
 use crate::model::layers::{Linear, attention};
 use crate::model::weights::Weights;
 use crate::ops::conv2d::{Conv2d, Input, Stride};
 use crate::ops::group_norm::GroupNorm;
+use crate::system::error::Result;
 use candle_core::Tensor;
 
 const NORM_EPS: f64 = 1e-6;

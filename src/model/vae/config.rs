@@ -1,7 +1,7 @@
 //! The sizes of an autoencoder.
-use crate::error::{Error, Result};
-use crate::model::files::{ModelFiles, Part};
-use crate::model::sizes;
+use crate::model::weights::files::{ModelFiles, Part};
+use crate::model::weights::sizes;
+use crate::system::error::{Error, Result};
 use serde::Deserialize;
 use std::path::Path;
 

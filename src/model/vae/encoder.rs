@@ -1,8 +1,8 @@
 //! From pictures to latents.
 use super::blocks::{Level, MidBlock, ResnetBlock, Source};
-use crate::error::Result;
 use crate::ops::conv2d::{Conv2d, Input, Stride};
 use crate::ops::group_norm::GroupNorm;
+use crate::system::error::Result;
 use candle_core::Tensor;
 
 /// diffusers' `Encoder`, with the convolution that older autoencoders have after it.

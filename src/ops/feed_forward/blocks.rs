@@ -1,10 +1,10 @@
 //! The feed-forward a block of rows at a time, for weights that stay in cache: what a row becomes is written as the next
 //! product takes it.
 use super::arguments::Arguments;
-use crate::ops::amx;
-use crate::ops::cpu::{Threads, View, vectorised, zeros};
+use crate::ops::kernels::amx;
+use crate::ops::kernels::cpu::{Threads, View, vectorised, zeros};
+use crate::ops::kernels::panel::{Right, Rows, is_as_product, room};
 use crate::ops::norm::{modulate_row, norm_row_backward};
-use crate::ops::panel::{Right, Rows, is_as_product, room};
 use crate::ops::pointwise::{gelu_derivative, gelu_value};
 use rayon::prelude::*;
 

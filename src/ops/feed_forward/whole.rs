@@ -1,6 +1,6 @@
 //! The feed-forward all rows at a time, for weights that would have to be prepared anew for every block.
 use super::arguments::Arguments;
-use crate::ops::cpu::{Product, Start, Threads, View, for_each_row, new_rows};
+use crate::ops::kernels::cpu::{Product, Start, Threads, View, for_each_row, new_rows};
 use crate::ops::norm::{modulate_row, norm_row_backward};
 use crate::ops::pointwise::{gelu_derivative, gelu_value};
 

@@ -1,0 +1,79 @@
+//! `evaluate clip-score`: how well images match their captions.
+use super::write_scores;
+use crate::cli::say;
+use crate::config::DeviceChoice;
+use crate::data::sources::captions::{Captions, Columns};
+use crate::eval::clip_score::{ClipScorer, clip_scores};
+use crate::eval::generation::statistics::image_files;
+use crate::report::progress::Progress;
+use crate::sample::image::read_rgb8;
+use crate::system::error::{Error, Result};
+use crate::system::whole_file::check_writable;
+use clap::Args;
+use rayon::prelude::*;
+use std::path::PathBuf;
+
+const EXAMPLE: &str = "Example:
+  seg4diff evaluate clip-score --clip models/clip-vit-large-patch14 --images images --captions images/captions.json";
+
+/// Score images against their captions by a CLIP model
+///
+/// CLIPScore is the mean of 2.5·max(cosine, 0), as its authors define it; others report 100 times the mean cosine.
+#[derive(Args, Clone, Debug)]
+#[command(after_help = EXAMPLE)]
+pub struct ClipScoreArgs {
+    /// Folder of a CLIP model in the layout of transformers, with its tokenizer
+    #[arg(long, value_name = "DIR")]
+    pub clip: PathBuf,
+    /// Folder of images (PNG or JPEG)
+    #[arg(long, value_name = "DIR")]
+    pub images: PathBuf,
+    /// Captions by image name: a JSON object, or JSON lines or Parquet with two columns; `generate` writes captions.json
+    #[arg(long, value_name = "F")]
+    pub captions: PathBuf,
+    /// The column of images' names
+    #[arg(long, value_name = "NAME", default_value = "key")]
+    pub key_column: String,
+    /// The column of captions
+    #[arg(long, value_name = "NAME", default_value = "caption")]
+    pub caption_column: String,
+    /// Images that are looked at together
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub batch: u32,
+    /// auto (CUDA if there is one, else the CPU), cpu or cuda:N
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    pub device: DeviceChoice,
+    /// File for the scores: JSON with clip_score, cosine and images
+    #[arg(long, value_name = "F")]
+    pub json: Option<PathBuf>,
+}
+
+pub fn run(args: &ClipScoreArgs) -> Result<()> {
+    args.json.as_deref().map_or(Ok(()), check_writable)?;
+    let files = image_files(&args.images)?;
+    let captions = Captions::read(&args.captions, Columns { key: &args.key_column, caption: &args.caption_column })?;
+    let caption = |file: &PathBuf| {
+        let key = file.file_stem().unwrap_or_default().to_string_lossy();
+        let failed = |problem: String| Error::file(&args.captions, problem);
+        captions
+            .get(&key)
+            .map_err(|problem| failed(problem.to_string()))?
+            .ok_or_else(|| failed(format!("has no caption of {}", file.display())))
+    };
+    // Every caption is found before the first image is looked at.
+    let captions = files.iter().map(caption).collect::<Result<Vec<String>>>()?;
+    let scorer = ClipScorer::open(&args.clip, &args.device.open()?)?;
+    let mut progress = Progress::new("image", 0, files.len() as u64);
+    let mut cosines = vec![];
+    let batch = args.batch as usize;
+    for (files, captions) in files.chunks(batch).zip(captions.chunks(batch)) {
+        let images = files.par_iter().map(|file| read_rgb8(file)).collect::<Result<Vec<_>>>()?;
+        cosines.extend(scorer.cosines(&images, &captions.iter().map(String::as_str).collect::<Vec<_>>())?);
+        progress.update(cosines.len() as u64, "");
+    }
+    drop(progress);
+    let scores = clip_scores(&cosines)?;
+    args.json.as_deref().map_or(Ok(()), |file| write_scores(file, &scores))?;
+    say(&format!("CLIPScore  {:.4}  (2.5·max(cosine, 0), mean of {} images)", scores.clip_score, scores.images))?;
+    say(&format!("cosine     {:.4}  (as a percentage {:.2})", scores.cosine, 100.0 * scores.cosine))
+}

@@ -1,0 +1,126 @@
+//! `evaluate generation`: how far the images that a model draws are from real ones.
+use super::{say_distances, write_scores};
+use crate::cli::drawings::{self, content, key};
+use crate::cli::say;
+use crate::config::{EvalConfig, RunConfig};
+use crate::data::sources::captions::{Columns, first_by_key};
+use crate::eval::generation::{DrawnImage, GenerationOptions, Reference, evaluate, load_networks};
+use crate::model::adapters::formats;
+use crate::model::pipeline::{Pipeline, PipelineOptions};
+use crate::model::weights::files::ModelFiles;
+use crate::report::progress::Progress;
+use crate::sample::image::write_png;
+use crate::sample::scheduler::Scheduler;
+use crate::system::error::{Error, Result};
+use crate::system::output_folder::OutputFolder;
+use crate::system::whole_file::check_writable;
+use clap::Args;
+use serde_json::{Value, json};
+use std::path::PathBuf;
+
+const EXAMPLE: &str = "Example:
+  seg4diff evaluate generation --config configs/sa1b.toml --lora runs/sa1b/lora.safetensors --json scores.json";
+
+/// Draw images from captions and measure how far they are from real ones, as a config's section [eval] says
+///
+/// Prints FID and KID where eval.inception is set, FD-demo where eval.features is. Image i is drawn from caption i (by
+/// key, and from the first again), from noise that eval.seed and i alone say.
+#[derive(Args, Clone, Debug)]
+#[command(after_help = EXAMPLE)]
+pub struct GenerationArgs {
+    /// Config file (TOML); of it [model] and [eval] count
+    #[arg(long, value_name = "F")]
+    pub config: PathBuf,
+    /// LoRA to put on the model: a .safetensors file
+    #[arg(long, value_name = "F")]
+    pub lora: Option<PathBuf>,
+    /// Set one value over the config file, such as eval.generation_images=5000; may be given many times
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Folder for the images 000000.png, 000001.png, … and captions.json; without it none is kept
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// File for the scores: JSON with fid, kid and fd_demo, those that were measured, and images
+    #[arg(long, value_name = "F")]
+    pub json: Option<PathBuf>,
+}
+
+pub fn run(args: &GenerationArgs) -> Result<()> {
+    let config = RunConfig::load(&args.config, &args.set)?;
+    let image_file = |index: usize| args.out.as_ref().map(|folder| folder.join(key(index) + ".png"));
+    args.json.as_deref().map_or(Ok(()), check_writable)?;
+    let eval = config.eval.as_ref().filter(|eval| eval.generation_images > 0);
+    let Some((eval, captions)) = eval.and_then(|eval| Some((eval, eval.captions.as_ref()?))) else {
+        let needs = "[eval] with images, captions, and inception or features";
+        return Err(Error::Usage(format!("{}: nothing is to be drawn; expected {needs}", args.config.display())));
+    };
+    config.check_evaluation_files()?;
+    let _held = args.out.as_deref().map(OutputFolder::hold).transpose()?;
+    if let Some(scenes) = &config.scenes {
+        crate::demo::draw_missing(scenes)?;
+    }
+    // What is small is read before gigabytes are.
+    let columns = Columns::of(&config.data);
+    let captions = first_by_key(captions, columns, eval.generation_images)?;
+    let prompts = || captions.iter().cycle().take(eval.generation_images).map(String::as_str);
+    let described = match &args.out {
+        Some(folder) => {
+            let record = record(args, &config, eval, prompts())?;
+            // Of more images than these the description stays as it is.
+            (!drawings::check(folder, &record)?).then_some((folder, record))
+        }
+        None => None,
+    };
+    let adapter = args.lora.as_deref().map(formats::read).transpose()?;
+    let device = config.device.open()?;
+    let networks = load_networks(eval.inception.as_deref(), eval.features.as_deref(), &device)?;
+    let files = ModelFiles::open(&config.model.path)?;
+    let mut pipeline = Pipeline::load(&files, &PipelineOptions::of(&config.model, &device))?;
+    if let (Some(adapter), Some(file)) = (&adapter, &args.lora) {
+        pipeline.transformer.attach(adapter).map_err(|e| Error::file(file, e))?;
+    }
+    let options = GenerationOptions::of(eval);
+    pipeline.latent_shape(options.size)?;
+    let reference = Reference::of_folder(networks, eval.real_images(), options.batch)?;
+    if let Some((folder, record)) = &described {
+        drawings::describe(folder, record, prompts())?;
+    }
+    let mut progress = Progress::new("image", 0, options.images as u64);
+    let scheduler = Scheduler::open(&files)?;
+    let scores = evaluate(&pipeline, &scheduler, &captions, &options, &reference, &mut |drawn: &DrawnImage| {
+        if let Some(file) = image_file(drawn.index) {
+            write_png(&file, drawn.image)?;
+        }
+        progress.update_batch(drawn.index + 1, options.batch, "");
+        Ok(())
+    })?;
+    drop(progress);
+    if let Some(file) = &args.json {
+        write_scores(file, &scores)?;
+    }
+    say_distances(&scores)?;
+    let real = reference.real().iter().find_map(|real| real.images()).unwrap_or_default();
+    say(&format!("{} drawn against {real} real images", options.images))
+}
+
+/// All that an image depends on, but where the model lies in memory.
+fn record<'a>(
+    args: &GenerationArgs,
+    config: &RunConfig,
+    eval: &EvalConfig,
+    prompts: impl Iterator<Item = &'a str>,
+) -> Result<Value> {
+    Ok(json!({
+        "model": config.model.path,
+        "lora": args.lora.as_deref().map(content).transpose()?,
+        "dtype": config.model.dtype,
+        "text_encoders": config.model.text_encoders,
+        "max_sequence_length": config.model.max_sequence_length,
+        "size": eval.size,
+        "steps": eval.steps,
+        "guidance": eval.guidance,
+        "perturb": (eval.perturb_scale > 0.0).then_some([eval.perturb_scale, eval.perturb_layer as f64, eval.perturb_sigma]),
+        "seed": eval.seed,
+        "prompts": prompts.collect::<Vec<_>>(),
+    }))
+}

@@ -1,0 +1,101 @@
+//! `evaluate`: how good a model is, with or without a LoRA.
+pub mod clip_score;
+pub mod fid;
+pub mod generation;
+pub mod looking;
+mod predictions;
+pub mod referring;
+pub mod segmentation;
+pub mod unsupervised;
+
+use crate::cli::say;
+use crate::eval::generation::GenerationScores;
+use crate::system::error::{Error, Result};
+use crate::system::whole_file::write_atomically;
+use clap::Subcommand;
+use std::path::Path;
+
+/// Measure a model
+#[derive(Clone, Debug, Subcommand)]
+pub enum EvaluateCommand {
+    Segmentation(segmentation::SegmentationArgs),
+    Unsupervised(unsupervised::UnsupervisedArgs),
+    Referring(referring::ReferringArgs),
+    Generation(generation::GenerationArgs),
+    Fid(fid::FidArgs),
+    ClipScore(clip_score::ClipScoreArgs),
+}
+
+impl EvaluateCommand {
+    pub fn run(&self) -> Result<()> {
+        match self {
+            Self::Segmentation(args) => segmentation::run(args),
+            Self::Unsupervised(args) => unsupervised::run(args),
+            Self::Referring(args) => referring::run(args),
+            Self::Generation(args) => generation::run(args),
+            Self::Fid(args) => fid::run(args),
+            Self::ClipScore(args) => clip_score::run(args),
+        }
+    }
+}
+
+/// Writes scores as JSON; the file is whole or absent.
+///
+/// # Errors
+/// Besides what cannot be written, a number that is not finite, by its place: JSON has none, and would say `null`.
+pub(super) fn write_scores(file: &Path, scores: &impl serde::Serialize) -> Result<()> {
+    // TOML has such numbers, so that they are found in it.
+    let value = toml::Value::try_from(scores).map_err(|e| Error::file(file, e))?;
+    match not_finite(&value) {
+        Some(found) => Err(Error::file(file, format!("not written: {found} is not a finite number"))),
+        None => write_json(file, scores),
+    }
+}
+
+/// Place and value of the first number that is not finite.
+fn not_finite(value: &toml::Value) -> Option<String> {
+    match value {
+        toml::Value::Float(number) if !number.is_finite() => Some(number.to_string()),
+        toml::Value::Array(items) => items.iter().find_map(not_finite),
+        toml::Value::Table(entries) => {
+            entries.iter().find_map(|(key, value)| Some(format!("{key}: {}", not_finite(value)?)))
+        }
+        _ => None,
+    }
+}
+
+/// Writes a value as JSON; the file is whole or absent.
+pub(super) fn write_json(file: &Path, scores: &impl serde::Serialize) -> Result<()> {
+    let json = serde_json::to_vec_pretty(scores).map_err(|e| Error::file(file, e))?;
+    write_atomically(file, |out| out.write_all(&json))
+}
+
+/// Prints distances from real images, one a line.
+fn say_distances(scores: &GenerationScores) -> Result<()> {
+    let line = |(name, value): (&str, f64)| say(&format!("{name:8} {value:.6}"));
+    scores.named().into_iter().try_for_each(line)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_score_that_is_no_number_is_not_written_as_null() {
+        let folder = tempfile::tempdir().expect("folder");
+        let file = folder.path().join("scores.json");
+        let scores = |fid, kid| GenerationScores { fid: Some(fid), kid, ..Default::default() };
+        for (fid, kid, found) in [
+            (f64::NAN, None, "fid: NaN"),
+            (1.0, Some(f64::INFINITY), "kid: inf"),
+            (f64::NEG_INFINITY, None, "fid: -inf"),
+        ] {
+            let problem =
+                write_scores(&file, &[scores(1.0, None), scores(fid, kid)]).expect_err("no number").to_string();
+            assert_eq!(problem, format!("{}: not written: {found} is not a finite number", file.display()));
+            assert!(!file.exists());
+        }
+        write_scores(&file, &scores(0.1 + 0.2, None)).expect("written");
+        assert_eq!(std::fs::read_to_string(&file).expect("read"), "{\n  \"fid\": 0.30000000000000004\n}");
+    }
+}

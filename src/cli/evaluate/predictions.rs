@@ -1,0 +1,41 @@
+//! Predicted label maps as files.
+use crate::data::codec::labels::encode_labels;
+use crate::eval::segmentation::{LabelledFolder, NO_CLASS, SegmentationMap};
+use crate::system::error::{Error, Result};
+use crate::system::output_folder::OutputFolder;
+use crate::system::whole_file::{folder_of, sweep, write_atomically};
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+/// The folder of predictions, held by this process.
+pub struct Predictions(OutputFolder);
+
+impl Predictions {
+    /// Takes the folder for the predictions of `data`'s images.
+    ///
+    /// # Errors
+    /// It cannot be written, or another process writes into it.
+    pub fn open(folder: &Path, data: &LabelledFolder) -> Result<Self> {
+        let held = OutputFolder::hold(folder)?;
+        let files = data.keys().map(|key| file(folder, key));
+        let below: BTreeSet<PathBuf> = files.map(|file| folder_of(&file).to_path_buf()).collect();
+        below.iter().try_for_each(|folder| sweep(folder))?;
+        Ok(Self(held))
+    }
+
+    /// Writes the labels predicted for the image `key`: PNG; pixels without a prediction get the label that says so.
+    pub fn write(&self, key: &str, map: &SegmentationMap, data: &LabelledFolder) -> Result<()> {
+        let label = |class: &u16| match *class {
+            NO_CLASS => data.label_of_none,
+            class => data.classes()[usize::from(class)].label,
+        };
+        let file = file(self.0.path(), key);
+        let labels: Vec<u32> = map.classes.iter().map(label).collect();
+        let png = encode_labels(map.width, map.height, &labels).map_err(|e| Error::file(&file, e))?;
+        write_atomically(&file, |out| out.write_all(&png))
+    }
+}
+
+fn file(folder: &Path, key: &str) -> PathBuf {
+    folder.join(format!("{key}.png"))
+}

@@ -1,0 +1,100 @@
+//! `evaluate segmentation`: how well a block's attention finds the things that words name.
+use super::looking::{LabelledArgs, LookArgs, as_in_training};
+use super::predictions::Predictions;
+use super::write_scores;
+use crate::cli::maps::{Layers, MapArgs, NormalizeArgs};
+use crate::cli::{LoadedModel, ModelArgs, say};
+use crate::config::{Choice, SegmentationProtocol};
+use crate::eval::segmentation::{ImageResult, SegmentationOptions, SegmentationScores, evaluate};
+use crate::report::progress::Progress;
+use crate::sample::scheduler::Scheduler;
+use crate::system::error::Result;
+use crate::system::whole_file::check_writable;
+use clap::Args;
+use std::path::PathBuf;
+
+const EXAMPLE: &str = "Example:
+  seg4diff evaluate segmentation --model models/stable-diffusion-3-medium-diffusers --layer 9 \\
+    --images voc/JPEGImages --labels voc/SegmentationClass --classes voc/classes.json --json miou.json";
+
+/// Measure how well a block's attention segments images by the names of their classes
+///
+/// Prints intersection over union (IoU) of each class, their mean, and the share of pixels that are right, in per
+/// cent; --json writes them as shares from 0 to 1.
+#[derive(Args, Clone, Debug)]
+#[command(
+    after_help = EXAMPLE,
+    mut_arg("max_sequence_length", as_in_training)
+)]
+pub struct SegmentationArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub data: LabelledArgs,
+    /// Block whose attention segments, counted from 0 (9 in Stable Diffusion 3 medium); several, separated by commas, are
+    /// averaged
+    #[arg(long, value_name = "LIST")]
+    pub layer: Layers,
+    #[command(flatten)]
+    pub maps: MapArgs,
+    #[command(flatten)]
+    pub normalize: NormalizeArgs,
+    /// What the model is told: the names of the classes present in the image, or all names
+    #[arg(long, value_name = "PROTOCOL", default_value = "present", value_parser = SegmentationProtocol::from_name)]
+    pub protocol: SegmentationProtocol,
+    #[command(flatten)]
+    pub look: LookArgs,
+    /// Folder for the predictions: PNG label maps with a palette (16-bit grey where a label is above 255)
+    #[arg(long, value_name = "DIR")]
+    pub predictions: Option<PathBuf>,
+    /// File for the scores: JSON with miou, pixel_accuracy, per_class {name: iou} and images
+    #[arg(long, value_name = "F")]
+    pub json: Option<PathBuf>,
+}
+
+pub fn run(args: &SegmentationArgs) -> Result<()> {
+    // What is small is looked at before gigabytes are.
+    let data = args.data.open()?;
+    args.maps.check(&args.model, args.layer.list())?;
+    args.json.as_deref().map_or(Ok(()), check_writable)?;
+    let predictions = args.predictions.as_deref().map(|folder| Predictions::open(folder, &data)).transpose()?;
+    let LoadedModel { files, pipeline, device } = args.model.load_up_to(args.layer.last())?;
+    let maps = args.maps.settings(args.layer.list(), args.normalize.normalize, &device)?;
+    let look = args.look.options(maps, args.data.limit, &pipeline)?;
+    let options = SegmentationOptions { protocol: args.protocol, ..look };
+    let mut progress = Progress::new("image", 0, options.count(&data) as u64);
+    let scores = evaluate(&pipeline, &Scheduler::open(&files)?, &data, &options, &mut |result: &ImageResult| {
+        if let Some(predictions) = &predictions {
+            predictions.write(&result.image.key, result.predicted, &data)?;
+        }
+        progress.update_batch(result.index + 1, options.batch, &result.image.key);
+        Ok(())
+    })?;
+    drop(progress);
+    if let Some(file) = &args.json {
+        write_scores(file, &scores)?;
+    }
+    say(&table(&scores))
+}
+
+/// The scores in per cent, a class a line.
+fn table(scores: &SegmentationScores) -> String {
+    let occurring: Vec<(&str, f64)> =
+        scores.per_class.iter().filter_map(|(name, iou)| Some((name.as_str(), (*iou)?))).collect();
+    let totals = ["mIoU", "pixel accuracy", "images"].iter();
+    let width = occurring.iter().map(|(name, _)| *name).chain(totals.copied()).map(|name| name.chars().count()).max();
+    let width = width.unwrap_or_default();
+    let percent = |name: &str, share: f64| format!("{name:width$}  {:6.2}\n", 100.0 * share);
+    let mut lines = format!("{:width$}   IoU %\n", "class");
+    lines.extend(occurring.iter().map(|(name, iou)| percent(name, *iou)));
+    lines += &format!("\n{}", percent("pixel accuracy", scores.pixel_accuracy));
+    lines += &percent("mIoU", scores.miou);
+    lines += &format!(
+        "{:width$}  of {} of {} classes in {} images",
+        "",
+        occurring.len(),
+        scores.per_class.len(),
+        scores.images
+    );
+    lines
+}

@@ -1,0 +1,117 @@
+//! `evaluate unsupervised`: what a block's attention segments without words.
+use super::looking::{LabelledArgs, LookArgs, as_in_training};
+use super::predictions::Predictions;
+use super::write_scores;
+use crate::cli::maps::{Layers, MapArgs};
+use crate::cli::{LoadedModel, ModelArgs, parse_not_negative, say};
+use crate::config::MapNormalize;
+use crate::eval::segmentation::{SegmentationScores, UnsupervisedOptions, evaluate_unsupervised};
+use crate::model::text::prompt_file;
+use crate::report::progress::Progress;
+use crate::sample::scheduler::Scheduler;
+use crate::system::error::Result;
+use crate::system::whole_file::check_writable;
+use clap::Args;
+use serde::Serialize;
+use std::path::PathBuf;
+
+const EXAMPLE: &str = "Example:
+  seg4diff evaluate unsupervised --model models/stable-diffusion-3-medium-diffusers --layer 9 \\
+    --images voc/JPEGImages --labels voc/SegmentationClass --classes voc/classes.json --threshold 0.02,0.035,0.05,0.1";
+
+/// Measure how well a block's attention segments images without a prompt
+///
+/// The maps of the 77 text tokens are merged where they are alike; an image's segments are paired with its classes so
+/// that they overlap most. Prints mean intersection over union (IoU) and the share of pixels that are right at each
+/// threshold, in per cent; --json writes them as shares from 0 to 1.
+#[derive(Args, Clone, Debug)]
+#[command(
+    after_help = EXAMPLE,
+    mut_arg("max_sequence_length", as_in_training)
+)]
+pub struct UnsupervisedArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub data: LabelledArgs,
+    /// Block whose attention segments, counted from 0 (9 in Stable Diffusion 3 medium); several, separated by commas, are
+    /// averaged
+    #[arg(long, value_name = "LIST")]
+    pub layer: Layers,
+    #[command(flatten)]
+    pub maps: MapArgs,
+    #[command(flatten)]
+    pub look: LookArgs,
+    /// Maps are merged whose symmetric KL divergence is less, in nats; several, separated by commas, are each measured
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "0.035", value_parser = parse_not_negative)]
+    pub threshold: Vec<f64>,
+    /// Maps, scaled to [0, 1], are raised to this power
+    #[arg(long, value_name = "X", default_value = "1", value_parser = parse_not_negative)]
+    pub power: f64,
+    /// Prompt that a run learnt, its prompt.safetensors: the model is told it in place of an empty one
+    #[arg(long, value_name = "F")]
+    pub prompt_tokens: Option<PathBuf>,
+    /// Folder for the predictions at the first threshold: PNG label maps with a palette
+    #[arg(long, value_name = "DIR")]
+    pub predictions: Option<PathBuf>,
+    /// File for the scores: a JSON list with threshold, miou, pixel_accuracy, per_class {name: iou} and images
+    #[arg(long, value_name = "F")]
+    pub json: Option<PathBuf>,
+}
+
+#[derive(Serialize)]
+struct AtThreshold<'a> {
+    threshold: f64,
+    /// Mean number of segments in an image.
+    segments: f64,
+    #[serde(flatten)]
+    scores: &'a SegmentationScores,
+}
+
+pub fn run(args: &UnsupervisedArgs) -> Result<()> {
+    // What is small is looked at before gigabytes are.
+    let data = args.data.open()?;
+    args.maps.check(&args.model, args.layer.list())?;
+    args.json.as_deref().map_or(Ok(()), check_writable)?;
+    let predictions = args.predictions.as_deref().map(|folder| Predictions::open(folder, &data)).transpose()?;
+    let LoadedModel { files, pipeline, device } = args.model.load_up_to(args.layer.last())?;
+    let maps = args.maps.settings(args.layer.list(), MapNormalize::None, &device)?;
+    let options = args.look.options(maps, args.data.limit, &pipeline)?;
+    let prompt = match &args.prompt_tokens {
+        Some(file) => Some(prompt_file::read(file, pipeline.text_encoders.shape(), &device)?),
+        None => None,
+    };
+    let merging = UnsupervisedOptions { thresholds: args.threshold.clone(), power: args.power, prompt };
+    let mut progress = Progress::new("image", 0, options.count(&data) as u64);
+    let mut segments = vec![0; args.threshold.len()];
+    let scheduler = Scheduler::open(&files)?;
+    let scores = evaluate_unsupervised(&pipeline, &scheduler, &data, &options, &merging, &mut |result| {
+        segments[result.threshold] += result.segments;
+        if let Some(predictions) = predictions.as_ref().filter(|_| result.threshold == 0) {
+            predictions.write(result.key, result.predicted, &data)?;
+        }
+        progress.update_batch(result.index + 1, options.batch, result.key);
+        Ok(())
+    })?;
+    drop(progress);
+    let at_threshold = |((threshold, segments), scores): ((&f64, usize), _)| {
+        let scores: &SegmentationScores = scores;
+        AtThreshold { threshold: *threshold, segments: segments as f64 / scores.images as f64, scores }
+    };
+    let found: Vec<AtThreshold> = args.threshold.iter().zip(segments).zip(&scores).map(at_threshold).collect();
+    if let Some(file) = &args.json {
+        write_scores(file, &found)?;
+    }
+    let line = |at: &AtThreshold| {
+        let percent = |share: f64| format!("{:.2}", 100.0 * share);
+        format!(
+            "{:9}  {:>6}  {:>14}  {:>17.1}",
+            at.threshold,
+            percent(at.scores.miou),
+            percent(at.scores.pixel_accuracy),
+            at.segments
+        )
+    };
+    say("threshold  mIoU %  pixel accuracy  segments an image")?;
+    found.iter().try_for_each(|at| say(&line(at)))
+}

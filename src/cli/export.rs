@@ -1,0 +1,53 @@
+//! `export`: a LoRA in the files that other tools load.
+use super::mention;
+use crate::model::adapters::formats::{self, Format, Origin};
+use crate::model::adapters::lora::Adapter;
+use crate::model::families::sd3::MmDitConfig;
+use crate::model::weights::files::{ModelFiles, Part};
+use crate::system::error::{Error, Result};
+use crate::system::terminal::printable_path;
+use crate::train::checkpoint::{Checkpoint, config_of};
+use crate::train::trained::{adapter_of, origin_of};
+use clap::Args;
+use std::path::{Path, PathBuf};
+
+const EXAMPLE: &str = "Example:
+  seg4diff export --checkpoint runs/sa1b/checkpoints/step-001000 --format comfyui --out sa1b-comfyui.safetensors
+  seg4diff export --lora lora_weights.safetensors --format diffusers --out published.safetensors";
+
+/// Write a LoRA, that of a checkpoint or of a file, for another tool, and check it by reading it back
+#[derive(Args, Clone, Debug)]
+#[command(after_help = EXAMPLE)]
+pub struct ExportArgs {
+    /// Checkpoint folder, such as OUTPUT/checkpoints/step-000250
+    #[arg(long, value_name = "DIR", required_unless_present = "lora")]
+    pub checkpoint: Option<PathBuf>,
+    /// Instead: a LoRA in any of the formats, or as the paper's released code has it, converted to safetensors
+    #[arg(long, value_name = "F", conflicts_with = "checkpoint")]
+    pub lora: Option<PathBuf>,
+    #[arg(long, value_name = "FORMAT")]
+    pub format: Format,
+    /// File to write; for peft, adapter_config.json is written beside it
+    #[arg(long, value_name = "F")]
+    pub out: PathBuf,
+}
+
+pub fn run(args: &ExportArgs) -> Result<()> {
+    let (adapter, origin) = match (&args.checkpoint, &args.lora) {
+        (Some(checkpoint), _) => of_checkpoint(checkpoint)?,
+        (None, Some(lora)) => (formats::read(lora)?, Origin::default()),
+        (None, None) => return Err(Error::Usage("expected --checkpoint or --lora".into())),
+    };
+    mention(&printable_path(&formats::export(&adapter, args.format, &args.out, &origin)?));
+    Ok(())
+}
+
+fn of_checkpoint(folder: &Path) -> Result<(Adapter, Origin)> {
+    let checkpoint = Checkpoint::read(folder)?;
+    let config = config_of(folder)?;
+    let adapter = adapter_of(&checkpoint.adapter, config.lora.alpha, folder)?;
+    // The family only goes into kohya's metadata: an export must work where the base model is not at hand.
+    let transformer =
+        ModelFiles::open(&config.model.path).and_then(|f| f.config::<MmDitConfig>(Part::Transformer)).ok();
+    Ok((adapter, origin_of(&config, checkpoint.state.step, transformer.as_ref())))
+}

@@ -1,0 +1,102 @@
+//! How attention becomes maps: the options that all commands that look at it share.
+use super::ModelArgs;
+use crate::config::{AttentionForm, Choice, MapHeads, MapNormalize};
+use crate::eval::maps::{MapSettings, check_heads};
+use crate::eval::score_head::{ScoreHead, ScoreHeadForm};
+use crate::model::families::sd3::MmDitConfig;
+use crate::model::weights::files::{ModelFiles, Part};
+use crate::system::error::{Error, Result};
+use candle_core::Device;
+use clap::Args;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+/// Blocks of a model, ascending, each once: `9`, or `7,8,9`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layers(Vec<usize>);
+
+impl Layers {
+    /// The blocks, counted from 0.
+    pub fn list(&self) -> &[usize] {
+        &self.0
+    }
+
+    /// The last of them: blocks above it need not be loaded.
+    pub fn last(&self) -> usize {
+        self.0.last().copied().unwrap_or(0)
+    }
+}
+
+impl FromStr for Layers {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let numbers: Result<Vec<usize>, _> = text.split(',').map(|number| number.trim().parse()).collect();
+        let mut numbers = numbers.map_err(|_| "expected the number of a block, or several separated by commas")?;
+        numbers.sort_unstable();
+        match numbers.windows(2).find(|pair| pair[0] == pair[1]) {
+            Some(pair) => Err(format!("block {} is named twice", pair[0])),
+            None => Ok(Self(numbers)),
+        }
+    }
+}
+
+/// What the maps are of that a command looks at.
+#[derive(Args, Clone, Debug)]
+pub struct MapArgs {
+    /// Heads of the attention: mean, max (at each position the strongest), or the number of one, from 0
+    #[arg(long, value_name = "HEADS", default_value = "mean")]
+    pub heads: MapHeads,
+    /// What a map's values are: softmax (shares of all of a position's attention), softmax_text (of its attention to the
+    /// 77 CLIP tokens) or logits (scores before the softmax)
+    #[arg(long, value_name = "KIND", default_value = "softmax", value_parser = AttentionForm::from_name)]
+    pub attention: AttentionForm,
+    /// Score head to put on the maps: that of a checkpoint (its folder), or of the released code's lora_weights
+    /// (converted to safetensors)
+    #[arg(long, value_name = "PATH")]
+    pub score_head: Option<PathBuf>,
+    /// How it is put on them
+    #[arg(long, value_name = "FORM", default_value = "residual", requires = "score_head")]
+    pub score_head_form: ScoreHeadForm,
+}
+
+/// Which maps are scaled.
+#[derive(Args, Clone, Debug)]
+pub struct NormalizeArgs {
+    /// Scale maps to [0, 1] over the image: before (each token's, before those of a name are averaged), after (each
+    /// name's), both or none
+    #[arg(long, value_name = "WHEN", default_value = "none", value_parser = MapNormalize::from_name)]
+    pub normalize: MapNormalize,
+}
+
+impl MapArgs {
+    /// Whether the model has these blocks and heads, as its config says, and the score head can be read: found before
+    /// gigabytes are read.
+    pub fn check(&self, model: &ModelArgs, layers: &[usize]) -> Result<()> {
+        let config = ModelFiles::open(&model.model)?.config::<MmDitConfig>(Part::Transformer)?;
+        let blocks = config.num_layers;
+        if let Some(layer) = layers.iter().find(|layer| **layer >= blocks) {
+            return Err(Error::Usage(format!("--layer {layer}: the model has {blocks} blocks, counted from 0")));
+        }
+        check_heads(self.heads, config.num_attention_heads)?;
+        self.score_head(&Device::Cpu).map(|_| ())
+    }
+
+    /// The settings for the attention of `layers`.
+    ///
+    /// # Errors
+    /// The score head cannot be read.
+    pub fn settings(&self, layers: &[usize], normalize: MapNormalize, device: &Device) -> Result<MapSettings> {
+        Ok(MapSettings {
+            heads: self.heads,
+            attention: self.attention,
+            normalize,
+            score_head: self.score_head(device)?,
+            ..MapSettings::of_layers(layers)
+        })
+    }
+
+    fn score_head(&self, device: &Device) -> Result<Option<ScoreHead>> {
+        self.score_head.as_deref().map(|path| ScoreHead::read(path, self.score_head_form, device)).transpose()
+    }
+}

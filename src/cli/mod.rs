@@ -1,0 +1,287 @@
+//! The command line: arguments of each command, and what the two binaries share.
+//!
+//! Exit status: 0 done, 1 failed, 2 wrong usage or configuration.
+pub mod analyze;
+mod drawings;
+pub mod evaluate;
+pub mod export;
+pub mod generate;
+pub mod maps;
+pub mod prepare;
+pub mod probe;
+pub mod train;
+
+use crate::config::{Choice, DeviceChoice, TextEncoderKind, WeightType, text_encoders_in};
+use crate::model::adapters::formats;
+use crate::model::adapters::lora::Adapter;
+use crate::model::families::sd3::MmDitConfig;
+use crate::model::pipeline::{Pipeline, PipelineOptions};
+use crate::model::weights::files::{ModelFiles, Part};
+use crate::system::error::{Error, Result};
+use crate::system::process::prepare;
+use crate::system::terminal::complain;
+pub use crate::system::terminal::{mention, say};
+use clap::{Args, Parser, Subcommand};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// Mask-aligned LoRA training for text-to-image diffusion transformers.
+#[derive(Debug, Parser)]
+#[command(name = "seg4diff", version)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    Train(train::TrainArgs),
+    Generate(generate::GenerateArgs),
+    Probe(probe::ProbeArgs),
+    Export(export::ExportArgs),
+    Analyze(analyze::AnalyzeArgs),
+    #[command(subcommand)]
+    Evaluate(evaluate::EvaluateCommand),
+    #[command(subcommand)]
+    Prepare(prepare::PrepareCommand),
+}
+
+impl Command {
+    pub fn run(&self) -> Result<()> {
+        match self {
+            Self::Train(args) => train::run(args),
+            Self::Generate(args) => generate::run(args),
+            Self::Probe(args) => probe::run(args),
+            Self::Export(args) => export::run(args),
+            Self::Analyze(args) => analyze::run(args),
+            Self::Evaluate(command) => command.run(),
+            Self::Prepare(command) => command.run(),
+        }
+    }
+}
+
+/// Starts logging and threads, runs a command, and turns its outcome into an exit status and, where it failed, one error on stderr.
+pub fn finish(command: impl FnOnce() -> Result<()>) -> ExitCode {
+    let Err(error) = crate::report::log::init().and_then(|()| prepare()).and_then(|()| command()) else {
+        return ExitCode::SUCCESS;
+    };
+    complain(&format!("error: {}", error.to_string().replace('\n', "\n       ")));
+    match error {
+        Error::Usage(_) => ExitCode::from(2),
+        _ => ExitCode::FAILURE,
+    }
+}
+
+/// The model that a command works on, and where.
+#[derive(Args, Clone, Debug)]
+pub struct ModelArgs {
+    /// Folder of a diffusers pipeline, or hf:ORG/NAME@REVISION
+    #[arg(long, value_name = "DIR")]
+    pub model: String,
+    /// LoRA to put on the model: a .safetensors file
+    #[arg(long, value_name = "F")]
+    pub lora: Option<PathBuf>,
+    /// auto (CUDA if there is one, else the CPU), cpu or cuda:N
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    pub device: DeviceChoice,
+    /// Type of the weights: f32, bf16 or f16 [default: f32 on the CPU, bf16 on CUDA]
+    #[arg(long, value_name = "TYPE", value_parser = WeightType::from_name)]
+    pub dtype: Option<WeightType>,
+    /// Text encoders: clip_l, clip_g, t5, separated by commas [default: those the model has, t5 left out]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = TextEncoderKind::from_name)]
+    pub text_encoders: Vec<TextEncoderKind>,
+    /// Tokens of T5, or of the zeros in its place, as in diffusers' pipeline call; training has 77
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = parse_sequence_length)]
+    pub max_sequence_length: usize,
+}
+
+/// A base model with its LoRA, ready to run.
+pub struct LoadedModel {
+    pub files: ModelFiles,
+    pub pipeline: Pipeline,
+    pub device: candle_core::Device,
+}
+
+/// A base model whose weights have not been read, with its LoRA.
+pub struct NamedModel<'a> {
+    pub files: ModelFiles,
+    pub options: PipelineOptions,
+    /// With the file that it is from.
+    adapter: Option<(Adapter, &'a Path)>,
+}
+
+impl NamedModel<'_> {
+    /// `pipeline`, which is this model's, with the LoRA on it.
+    ///
+    /// # Errors
+    /// The LoRA is of another model.
+    pub fn adapted(&self, mut pipeline: Pipeline) -> Result<Pipeline> {
+        if let Some((adapter, file)) = &self.adapter {
+            pipeline.transformer.attach(adapter).map_err(|e| Error::file(file, e))?;
+        }
+        Ok(pipeline)
+    }
+}
+
+impl ModelArgs {
+    /// Loads what the arguments name.
+    pub fn load(&self) -> Result<LoadedModel> {
+        self.load_blocks(None)
+    }
+
+    /// The same for looking at the attention of block `layer`: blocks above it are not read.
+    pub fn load_up_to(&self, layer: usize) -> Result<LoadedModel> {
+        self.load_blocks(Some(layer + 1))
+    }
+
+    fn load_blocks(&self, depth: Option<usize>) -> Result<LoadedModel> {
+        let mut model = self.open()?;
+        model.options.depth = depth;
+        let pipeline = model.adapted(Pipeline::load(&model.files, &model.options)?)?;
+        Ok(LoadedModel { files: model.files, pipeline, device: model.options.device })
+    }
+
+    /// Finds what the arguments name, and reads the LoRA: one that cannot be read is found before gigabytes are.
+    pub fn open(&self) -> Result<NamedModel<'_>> {
+        let device = self.device.open()?;
+        let adapter = match &self.lora {
+            Some(file) => Some((formats::read(file)?, file.as_path())),
+            None => None,
+        };
+        let files = ModelFiles::open(&self.model)?;
+        let options = PipelineOptions {
+            text_encoders: self.text_encoders(files.folder())?,
+            max_sequence_length: self.max_sequence_length,
+            dtype: self.weight_type(&device).dtype(),
+            device,
+            depth: None,
+        };
+        Ok(NamedModel { files, options, adapter })
+    }
+
+    /// Whether the model has a block `layer`, as its config says: found before gigabytes are read.
+    pub fn check_layer(&self, flag: &str, layer: usize) -> Result<()> {
+        let blocks = ModelFiles::open(&self.model)?.config::<MmDitConfig>(Part::Transformer)?.num_layers;
+        if layer >= blocks {
+            return Err(Error::Usage(format!("{flag} {layer}: the model has {blocks} blocks, counted from 0")));
+        }
+        Ok(())
+    }
+
+    /// The type of weights that was asked for, or the default for `device`.
+    pub fn weight_type(&self, device: &candle_core::Device) -> WeightType {
+        let usual = if device.is_cuda() { WeightType::Bf16 } else { WeightType::F32 };
+        self.dtype.unwrap_or(usual)
+    }
+
+    /// The text encoders that were asked for, or those that the model's `folder` has.
+    ///
+    /// # Errors
+    /// The folder's `model_index.json` cannot be read, or lists none.
+    pub fn text_encoders(&self, folder: &Path) -> Result<Vec<TextEncoderKind>> {
+        if !self.text_encoders.is_empty() {
+            return Ok(self.text_encoders.clone());
+        }
+        let found = text_encoders_in(folder)?;
+        if found.is_empty() {
+            return Err(Error::file(folder.join("model_index.json"), "lists no CLIP text encoder"));
+        }
+        Ok(found)
+    }
+}
+
+/// A side of an image in pixels: a multiple of 16 that memory can hold.
+fn parse_size(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(size @ 16..=8192) if size % 16 == 0 => Ok(size),
+        _ => Err("expected a multiple of 16, from 16 to 8192".into()),
+    }
+}
+
+/// Tokens of T5: diffusers takes 512 at most.
+fn parse_sequence_length(text: &str) -> Result<usize, String> {
+    text.parse()
+        .ok()
+        .filter(|tokens| (1..=512).contains(tokens))
+        .ok_or_else(|| "expected a number from 1 to 512".into())
+}
+
+/// A share of noise.
+fn parse_sigma(text: &str) -> Result<f64, String> {
+    text.parse().ok().filter(|sigma| (0.0..=1.0).contains(sigma)).ok_or_else(|| "expected a number from 0 to 1".into())
+}
+
+/// A finite number.
+fn parse_number(text: &str) -> Result<f64, String> {
+    text.parse().ok().filter(|number: &f64| number.is_finite()).ok_or_else(|| "expected a number".into())
+}
+
+/// A finite number above zero.
+fn parse_positive(text: &str) -> Result<f64, String> {
+    match parse_number(text)? {
+        number if number <= 0.0 => Err("expected a number above 0".into()),
+        number => Ok(number),
+    }
+}
+
+/// A finite number that is not negative.
+fn parse_not_negative(text: &str) -> Result<f64, String> {
+    match parse_number(text)? {
+        number if number < 0.0 => Err("expected a number of at least 0".into()),
+        number => Ok(number),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The words of a shell line; quotes are double ones.
+    fn words(line: &str) -> Vec<String> {
+        let quoted = line.split('"').enumerate();
+        let parts =
+            quoted.flat_map(|(i, part)| if i % 2 == 1 { vec![part] } else { part.split_whitespace().collect() });
+        parts.map(str::to_string).collect()
+    }
+
+    /// Every command shows an example in its help, and every example is one that the command takes.
+    #[test]
+    fn examples_are_true() {
+        for command in [
+            train::TrainArgs::augment_args(clap::Command::new("train")),
+            generate::GenerateArgs::augment_args(clap::Command::new("generate")),
+            probe::ProbeArgs::augment_args(clap::Command::new("probe")),
+            export::ExportArgs::augment_args(clap::Command::new("export")),
+            prepare::ScenesArgs::augment_args(clap::Command::new("prepare scenes")),
+            prepare::LabelsArgs::augment_args(clap::Command::new("prepare labels")),
+            prepare::CacheArgs::augment_args(clap::Command::new("prepare cache")),
+            analyze::AnalyzeArgs::augment_args(clap::Command::new("analyze")),
+            evaluate::segmentation::SegmentationArgs::augment_args(clap::Command::new("evaluate segmentation")),
+            evaluate::unsupervised::UnsupervisedArgs::augment_args(clap::Command::new("evaluate unsupervised")),
+            evaluate::referring::ReferringArgs::augment_args(clap::Command::new("evaluate referring")),
+            evaluate::generation::GenerationArgs::augment_args(clap::Command::new("evaluate generation")),
+            evaluate::clip_score::ClipScoreArgs::augment_args(clap::Command::new("evaluate clip-score")),
+            evaluate::fid::FidArgs::augment_args(clap::Command::new("evaluate fid")),
+        ] {
+            let help = command.get_after_help().expect("an example").to_string().replace("\\\n", " ");
+            let examples: Vec<&str> = help.lines().skip_while(|line| !line.starts_with("Example")).skip(1).collect();
+            assert!(!examples.is_empty(), "{help}");
+            for example in examples {
+                let words = words(example.trim().trim_start_matches("seg4diff "));
+                assert!(words.join(" ").starts_with(command.get_name()));
+                let line = ["seg4diff".to_string()].into_iter().chain(words);
+                Cli::try_parse_from(line).unwrap_or_else(|e| panic!("{example}: {e}"));
+            }
+        }
+        <Cli as clap::CommandFactory>::command().debug_assert();
+    }
+
+    #[test]
+    fn numbers_are_checked() {
+        assert_eq!(parse_size("512"), Ok(512));
+        assert!(["0", "100", "x", "16384", "-16"].iter().all(|text| parse_size(text).is_err()));
+        assert_eq!((parse_number("-7.5"), parse_not_negative("7.5")), (Ok(-7.5), Ok(7.5)));
+        assert!(["-1", "nan", "x"].iter().all(|text| parse_not_negative(text).is_err()));
+        assert!(["nan", "inf", "x", ""].iter().all(|text| parse_number(text).is_err()));
+    }
+}

@@ -1,0 +1,61 @@
+//! `train`: the main job.
+use super::{mention, say};
+use crate::config::RunConfig;
+use crate::system::error::Result;
+use crate::system::terminal::printable_path;
+use crate::train::run_folder::{Resume, RunFolder};
+use clap::Args;
+use std::path::PathBuf;
+
+const EXAMPLE: &str = "Examples:
+  train --config configs/sa1b.toml --check
+  train --config configs/sa1b.toml --set train.steps=2000 --set output=runs/long
+  train --config configs/sa1b.toml --resume";
+
+/// Train a LoRA adapter as a config file says
+#[derive(Args, Clone, Debug)]
+#[command(after_help = EXAMPLE)]
+pub struct TrainArgs {
+    /// Config file (TOML)
+    #[arg(long, value_name = "F")]
+    pub config: PathBuf,
+    /// Go on with the run in OUTPUT: from checkpoint DIR, or from the newest that is whole
+    #[arg(long, value_name = "DIR", num_args = 0..=1)]
+    pub resume: Option<Option<PathBuf>>,
+    /// Set one value over the config file, such as train.steps=100; may be given many times
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Only check the config and the files that it names
+    #[arg(long)]
+    pub check: bool,
+    /// Resume even if the checkpoint is from another config or model
+    #[arg(long, requires = "resume")]
+    pub force: bool,
+}
+
+impl TrainArgs {
+    pub fn resume(&self) -> Resume {
+        match &self.resume {
+            None => Resume::No,
+            Some(None) => Resume::Newest,
+            Some(Some(folder)) => Resume::From(folder.clone()),
+        }
+    }
+}
+
+pub fn run(args: &TrainArgs) -> Result<()> {
+    let config = RunConfig::load(&args.config, &args.set)?;
+    config.check_files()?;
+    if args.check {
+        return say(&format!("{}: ok", printable_path(&args.config)));
+    }
+    let device = config.device.open()?;
+    let folder = RunFolder::open(&config.output, &args.resume())?;
+    if let Some(scenes) = &config.scenes {
+        crate::demo::draw_missing(scenes)?;
+    }
+    if let Some(table) = crate::train::run(&config, &device, &folder, args.force)? {
+        mention(&table);
+    }
+    Ok(())
+}

@@ -1,0 +1,164 @@
+//! Label maps: PNG files whose pixels are numbers, and the class lists that name them.
+use crate::system::guard::guarded;
+use crate::system::json::read_json;
+use crate::system::limits::{self, CLASSES, LABEL_MAP};
+use crate::{Error, Result};
+use serde_json::Value;
+use std::{collections::BTreeMap, io::Cursor, path::Path};
+
+/// A decoded label map; rows of packed samples as the file has them.
+pub struct LabelMap {
+    pub width: usize,
+    pub height: usize,
+    bytes: Vec<u8>,
+    bytes_per_row: usize,
+    bits: usize,
+    channels: usize,
+}
+
+impl LabelMap {
+    /// From a PNG: grey or palette of 1 to 16 bits, whose samples (palette indices) are the labels, or 8-bit RGB,
+    /// whose label is `R + 256·G + 65536·B` (COCO panoptic); alpha is left out.
+    ///
+    /// # Errors
+    /// Says what is wrong with the PNG.
+    pub fn decode(png: &[u8]) -> Result<Self, String> {
+        guarded(|| Self::decode_unguarded(png)).map_err(|problem| format!("no readable PNG: {problem}"))
+    }
+
+    fn decode_unguarded(png: &[u8]) -> Result<Self, String> {
+        let problem = |problem: png::DecodingError| problem.to_string();
+        let limits = png::Limits { bytes: limits::PNG_EXTRAS };
+        let mut decoder = png::Decoder::new_with_limits(Cursor::new(png), limits);
+        decoder.set_transformations(png::Transformations::IDENTITY);
+        decoder.set_ignore_text_chunk(true);
+        decoder.set_ignore_iccp_chunk(true);
+        let mut reader = decoder.read_info().map_err(problem)?;
+        let (size, info) = (reader.output_buffer_size(), reader.info());
+        let pixels = (u64::from(info.width), u64::from(info.height));
+        limits::check_picture(pixels, size.map(|size| size as u64), LABEL_MAP)?;
+        let mut bytes = limits::buffer(size.unwrap_or_default()).map_err(|problem| problem.to_string())?;
+        let info = reader.next_frame(&mut bytes).map_err(problem)?;
+        let channels = info.color_type.samples();
+        let bits = info.bit_depth as usize;
+        if channels > 2 && bits != 8 {
+            return Err(format!("a label map of {channels} channels needs 8 bits each, not {bits}"));
+        }
+        let (width, height) = (info.width as usize, info.height as usize);
+        Ok(Self { width, height, bytes, bytes_per_row: info.line_size, bits, channels })
+    }
+
+    /// Samples of a pixel: 1 grey or palette, 3 colours, one more with alpha.
+    pub fn channels(&self) -> usize {
+        self.channels
+    }
+
+    /// The label at (`x`, `y`), which must lie inside.
+    pub fn get(&self, x: usize, y: usize) -> u32 {
+        let row = &self.bytes[y * self.bytes_per_row..];
+        let sample = x * self.channels;
+        match (self.channels, self.bits) {
+            (3.., _) => u32::from_le_bytes([row[sample], row[sample + 1], row[sample + 2], 0]),
+            (_, 8) => u32::from(row[sample]),
+            (_, 16) => u32::from(u16::from_be_bytes([row[2 * sample], row[2 * sample + 1]])),
+            (_, bits) => {
+                let shift = 8 - bits - sample * bits % 8;
+                u32::from(row[sample * bits / 8] >> shift) & ((1 << bits) - 1)
+            }
+        }
+    }
+}
+
+/// The names of labels.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Classes(BTreeMap<u32, String>);
+
+impl Classes {
+    /// From pairs of label and name.
+    pub fn new(names: impl IntoIterator<Item = (u32, String)>) -> Self {
+        Self(names.into_iter().collect())
+    }
+
+    /// Reads a JSON list of names, the index being the label, or an object from label to name.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or is neither, or has a label that is no number, an empty name, or no name.
+    pub fn read(path: &Path) -> Result<Self> {
+        let value: Value = read_json(path, CLASSES)?;
+        let pairs: Vec<(String, Value)> = match value {
+            Value::Array(names) => {
+                names.into_iter().enumerate().map(|(label, name)| (label.to_string(), name)).collect()
+            }
+            Value::Object(names) => names.into_iter().collect(),
+            _ => return Err(Error::file(path, "classes are a JSON list of names or an object from label to name")),
+        };
+        let mut classes = BTreeMap::new();
+        for (label, name) in pairs {
+            let number = label.parse().map_err(|_| Error::file(path, format!("the label `{label}` is no number")))?;
+            let name = name.as_str().map(str::trim).filter(|name| !name.is_empty());
+            let name = name.ok_or_else(|| Error::file(path, format!("the name of label {label} is no text")))?;
+            classes.insert(number, name.to_owned());
+        }
+        if classes.is_empty() {
+            return Err(Error::file(path, "there is no class"));
+        }
+        Ok(Self(classes))
+    }
+
+    pub fn name(&self, label: u32) -> Option<&str> {
+        self.0.get(&label).map(String::as_str)
+    }
+
+    /// All (label, name), labels ascending.
+    pub fn iter(&self) -> impl Iterator<Item = (u32, &str)> {
+        self.0.iter().map(|(&label, name)| (label, name.as_str()))
+    }
+
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// A PNG whose pixels are `labels` (`[height, width]`): indices of a palette of 256 colours, so that a person can look
+/// at it too, or 16-bit grey where a label is above 255.
+///
+/// # Errors
+/// When a label is above 65535, or the size is not that of `labels`.
+pub fn encode_labels(width: usize, height: usize, labels: &[u32]) -> Result<Vec<u8>, String> {
+    let side = |side: usize| u32::try_from(side).map_err(|problem| problem.to_string());
+    let mut png = Vec::new();
+    let mut encoder = png::Encoder::new(&mut png, side(width)?, side(height)?);
+    let bytes: Result<Vec<u8>, _> = labels.iter().map(|&label| u8::try_from(label)).collect();
+    let pixels = match bytes {
+        Ok(bytes) => {
+            encoder.set_color(png::ColorType::Indexed);
+            encoder.set_palette((0..=255).flat_map(label_colour).collect::<Vec<u8>>());
+            bytes
+        }
+        Err(_) => {
+            encoder.set_color(png::ColorType::Grayscale);
+            encoder.set_depth(png::BitDepth::Sixteen);
+            let words: Result<Vec<u16>, _> = labels.iter().map(|&label| u16::try_from(label)).collect();
+            let words = words.map_err(|_| "a label is above 65535, which a grey PNG cannot hold")?;
+            words.into_iter().flat_map(u16::to_be_bytes).collect()
+        }
+    };
+    let mut writer = encoder.write_header().map_err(|problem| problem.to_string())?;
+    writer.write_image_data(&pixels).and_then(|()| writer.finish()).map_err(|problem| problem.to_string())?;
+    Ok(png)
+}
+
+/// The colour of a label, as PASCAL VOC's label maps have it: the label's bits, in turn, go to red, green and blue, the
+/// highest first.
+pub fn label_colour(label: u8) -> [u8; 3] {
+    std::array::from_fn(|channel| {
+        (0..8)
+            .map(|bit| (label >> bit & 1, bit))
+            .filter(|(_, bit)| bit % 3 == channel)
+            .fold(0, |colour, (set, bit)| colour | set << (7 - bit / 3))
+    })
+}

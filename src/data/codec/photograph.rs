@@ -1,0 +1,105 @@
+//! Photographs as files: JPEG or PNG to 8-bit RGB, the pixels that Pillow's `open(file).convert("RGB")` yields.
+use super::jpeg;
+use crate::system::guard::guarded;
+use crate::system::limits::{self, PHOTOGRAPH};
+use image::codecs::{jpeg::JpegDecoder, png::PngDecoder};
+use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, RgbImage};
+use std::io::Cursor;
+
+/// Photographs longer than this many times their width (or the other way) are broken: scaled, they would take
+/// gigabytes.
+const LONGEST_SHAPE: usize = 32;
+
+/// What decoding a JPEG takes for each pixel: coefficients of 16 bits of three channels, their samples, the pixels.
+const JPEG_BYTES: u64 = 12;
+
+/// Decodes a JPEG or PNG as stored (orientation tags do not count: masks lie on the stored pixels); alpha is left out.
+///
+/// # Errors
+/// Says what is wrong with the file: no picture, cut short, or too large ([`PHOTOGRAPH`]).
+pub fn decode(bytes: &[u8]) -> Result<RgbImage, String> {
+    guarded(|| {
+        if let Some(image) = jpeg::decode(bytes) {
+            return Ok(image);
+        }
+        let format = format(bytes)?;
+        if format == ImageFormat::Jpeg && !has_jpeg_end(bytes) {
+            return Err("the JPEG is cut short".into());
+        }
+        let decoder = decoder(bytes, format)?;
+        let (width, height) = decoder.dimensions();
+        let pixels = u64::from(width) * u64::from(height);
+        let color = decoder.color_type();
+        let yielded = match format {
+            ImageFormat::Jpeg => pixels.checked_mul(JPEG_BYTES),
+            _ => pixels.checked_mul(u64::from(color.bytes_per_pixel())),
+        };
+        let converted = if color == image::ColorType::Rgb8 { Some(0) } else { pixels.checked_mul(3) };
+        let all = yielded.zip(converted).and_then(|(yielded, converted)| yielded.checked_add(converted));
+        let failed = |problem: &dyn std::fmt::Display| format!("no readable image: {problem}");
+        limits::check_picture((width.into(), height.into()), all, PHOTOGRAPH).map_err(|problem| failed(&problem))?;
+        let image = DynamicImage::from_decoder(decoder).map_err(|problem| failed(&problem))?;
+        Ok(match image {
+            // Pillow keeps the upper byte of each channel, the crate `image` rounds.
+            DynamicImage::ImageRgb16(image) => upper_bytes(image.width(), image.height(), image.pixels().map(|p| p.0)),
+            DynamicImage::ImageRgba16(image) => {
+                upper_bytes(image.width(), image.height(), image.pixels().map(|&image::Rgba([r, g, b, _])| [r, g, b]))
+            }
+            image => image.into_rgb8(),
+        })
+    })
+}
+
+/// Width and height of a JPEG or PNG as stored, from its header alone.
+///
+/// # Errors
+/// Says what is wrong with the file.
+pub fn size(bytes: &[u8]) -> Result<(usize, usize), String> {
+    guarded(|| {
+        let (width, height) = decoder(bytes, format(bytes)?)?.dimensions();
+        Ok((width as usize, height as usize))
+    })
+}
+
+fn format(bytes: &[u8]) -> Result<ImageFormat, String> {
+    let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|problem| problem.to_string())?;
+    reader.format().ok_or_else(|| "no readable image: The image format could not be determined".into())
+}
+
+/// A decoder that has read the header.
+fn decoder(bytes: &[u8], format: ImageFormat) -> Result<Box<dyn ImageDecoder + '_>, String> {
+    let failed = |problem: image::ImageError| format!("no readable image: {problem}");
+    let file = Cursor::new(bytes);
+    match format {
+        ImageFormat::Png => {
+            let mut limits = Limits::no_limits();
+            limits.max_alloc = Some(limits::PNG_EXTRAS as u64);
+            Ok(Box::new(PngDecoder::with_limits(file, limits).map_err(failed)?))
+        }
+        ImageFormat::Jpeg => Ok(Box::new(JpegDecoder::new(file).map_err(failed)?)),
+        other => Err(format!("no readable image: {other:?}, expected JPEG or PNG")),
+    }
+}
+
+/// # Errors
+/// The picture is too elongated to be scaled by its shorter side.
+pub fn check_shape((width, height): (usize, usize)) -> Result<(), String> {
+    if width.max(height) > LONGEST_SHAPE * width.min(height) {
+        return Err(format!("an image of {width}×{height} pixels is too elongated"));
+    }
+    Ok(())
+}
+
+fn upper_bytes(width: u32, height: u32, pixels: impl Iterator<Item = [u16; 3]>) -> RgbImage {
+    let mut output = RgbImage::new(width, height);
+    for (target, pixel) in output.pixels_mut().zip(pixels) {
+        target.0 = pixel.map(|value| (value >> 8) as u8);
+    }
+    output
+}
+
+/// Whether an end-of-image marker follows the last start of a scan; decoders fill what is missing with grey.
+fn has_jpeg_end(bytes: &[u8]) -> bool {
+    let last = |marker: u8| bytes.windows(2).rposition(|pair| pair == [0xff, marker]);
+    last(0xd9) > last(0xda)
+}

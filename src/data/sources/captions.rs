@@ -1,0 +1,251 @@
+//! Captions by image key, read once from a JSON, JSON-lines or Parquet file and kept on disk (`spill`).
+use super::parquet_bounds;
+use super::unusable::Unusable;
+use crate::config::DataConfig;
+use crate::data::spill::{Spill, SpillWriter};
+use crate::system::guard::guarded;
+use crate::system::limits::{Meter, Metered, PARQUET_COLUMN, RECORD};
+use crate::system::patience::{self, Patient};
+use crate::{Error, Result};
+use candle_datasets::hub::FileReader;
+use parquet::{file::reader::SerializedFileReader, record::Field, schema::types::Type};
+use serde::de::{self, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde_json::{Map, Value};
+use std::{collections::BTreeMap, fmt, fs::File, io, io::BufReader, path::Path, sync::Arc};
+
+/// The captions of a data set. Memory: 16 bytes a caption; the text lies in a temporary file.
+pub struct Captions {
+    table: Spill,
+}
+
+/// Which columns (keys of JSON records) hold an image's key and its caption.
+#[derive(Clone, Copy, Debug)]
+pub struct Columns<'a> {
+    pub key: &'a str,
+    pub caption: &'a str,
+}
+
+impl<'a> Columns<'a> {
+    /// As the configuration says.
+    pub fn of(config: &'a DataConfig) -> Self {
+        Self { key: &config.caption_key_column, caption: &config.caption_column }
+    }
+}
+
+impl Captions {
+    /// Reads `path`: Parquet (`.parquet`), JSON lines (`.jsonl`, `.ndjson`), else one JSON document, which is an
+    /// object from key to caption or a list of records. Image keys match as `spill::normalise` says.
+    ///
+    /// # Errors
+    /// When the file cannot be read, has another form, lacks a column, or holds no caption at all.
+    pub fn read(path: &Path, columns: Columns) -> Result<Self> {
+        let failed = |problem: &dyn fmt::Display| Error::file(path, problem);
+        let mut writer = SpillWriter::new().map_err(|problem| failed(&format!("temporary file: {problem}")))?;
+        for_each(path, columns, &mut |key, caption| writer.insert(key, caption.as_bytes()))?;
+        let table = writer.finish().map_err(|problem| failed(&format!("temporary file: {problem}")))?;
+        if table.is_empty() {
+            return Err(failed(&"there is no caption"));
+        }
+        Ok(Self { table })
+    }
+
+    pub fn len(&self) -> usize {
+        self.table.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.table.is_empty()
+    }
+
+    /// The caption of the image `key`.
+    ///
+    /// # Errors
+    /// When the key fits several captions equally well, or the temporary file cannot be read.
+    pub fn get(&self, key: &str) -> Result<Option<String>, Unusable> {
+        let bytes = self.table.get(key)?;
+        Ok(bytes.map(String::from_utf8).transpose().map_err(|problem| problem.to_string())?)
+    }
+}
+
+/// The captions of the `count` keys that come first when sorted as text, in that order. Memory: these alone.
+///
+/// # Errors
+/// As `Captions::read`.
+pub fn first_by_key(path: &Path, columns: Columns, count: usize) -> Result<Vec<String>> {
+    let mut first: BTreeMap<String, String> = BTreeMap::new();
+    for_each(path, columns, &mut |key, caption| {
+        // Of entries with the very same key the first counts.
+        first.entry(key.to_owned()).or_insert_with(|| caption.to_owned());
+        if first.len() > count {
+            first.pop_last();
+        }
+        Ok(())
+    })?;
+    if first.is_empty() {
+        return Err(Error::file(path, "there is no caption"));
+    }
+    Ok(first.into_values().collect())
+}
+
+/// Takes in a key and its caption.
+type Insert<'a> = dyn FnMut(&str, &str) -> io::Result<()> + 'a;
+
+/// Calls `insert` for every caption of a file, in its order.
+fn for_each(path: &Path, columns: Columns, insert: &mut Insert) -> Result<()> {
+    let failed = |problem: &dyn fmt::Display| Error::file(path, problem);
+    let file = patience::open(path).map_err(|problem| failed(&problem))?;
+    let extension = path.extension().map(|extension| extension.to_string_lossy().to_ascii_lowercase());
+    guarded(|| match extension.as_deref() {
+        Some("parquet") => read_parquet(file.0, columns, insert),
+        Some("jsonl" | "ndjson") => read_lines(file, columns, insert),
+        _ => read_document(file, columns, insert),
+    })
+    .map_err(|problem: String| failed(&problem))
+}
+
+/// The first `count` sentences of `caption`, or all of it for 0, with single spaces between words. A sentence ends
+/// at `.`, `!` or `?`, closing quotes and brackets included, before white space or the end.
+///
+/// The released code splits at every full stop and nowhere else: the same for plain sentences, but it breaks off within
+/// `3.5`, and stops the run at a caption without a full stop.
+pub fn first_sentences(caption: &str, count: usize) -> String {
+    let mut kept = Vec::new();
+    let mut sentences = 0;
+    for word in caption.split_whitespace() {
+        kept.push(word);
+        let bare = word.trim_end_matches(['"', '\'', '”', '’', ')', ']', '»']);
+        if bare.ends_with(['.', '!', '?']) {
+            sentences += 1;
+            if sentences == count {
+                break;
+            }
+        }
+    }
+    kept.join(" ")
+}
+
+fn read_parquet(file: File, columns: Columns, insert: &mut Insert) -> Result<(), String> {
+    let problem = |problem: parquet::errors::ParquetError| format!("no readable Parquet file: {problem}");
+    parquet_bounds::check_footer(&file)?;
+    let pages = file.try_clone().map_err(|problem| problem.to_string())?;
+    let reader = SerializedFileReader::new(file).map_err(problem)?;
+    let schema = reader.metadata().file_metadata().schema();
+    let column = |name: &str| {
+        let found = schema.get_fields().iter().find(|field| field.name() == name).cloned();
+        found.ok_or_else(|| {
+            let names: Vec<&str> = schema.get_fields().iter().map(|field| field.name()).collect();
+            format!("there is no column `{name}`, only: {}", names.join(", "))
+        })
+    };
+    let fields: Vec<Arc<Type>> = vec![column(columns.key)?, column(columns.caption)?];
+    for group in reader.metadata().row_groups() {
+        let read = |path: &[String]| path.first().is_some_and(|name| name == columns.key || name == columns.caption);
+        for column in group.columns().iter().filter(|column| read(column.column_path().parts())) {
+            PARQUET_COLUMN.check(u64::try_from(column.uncompressed_size()).map_err(|problem| problem.to_string())?)?;
+            let (start, length) = column.byte_range();
+            parquet_bounds::check_pages(&pages, start, length)?;
+        }
+    }
+    let projection = Type::group_type_builder(schema.name()).with_fields(fields).build().map_err(problem)?;
+    for (number, row) in reader.get_row_iter(Some(projection)).map_err(problem)?.enumerate() {
+        let row = row.map_err(problem)?;
+        let text = |name: &str| {
+            let field = row.get_column_iter().find(|(column, _)| *column == name).map(|(_, field)| field);
+            parquet_text(field.unwrap_or(&Field::Null))
+                .map_err(|()| format!("row {}, column `{name}` is neither text nor a whole number", number + 1))
+        };
+        if let (Some(key), Some(caption)) = (text(columns.key)?, text(columns.caption)?) {
+            insert(&key, &caption).map_err(|problem| format!("temporary file: {problem}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// Text or a whole number as text; none where the field is null.
+fn parquet_text(field: &Field) -> Result<Option<String>, ()> {
+    Ok(Some(match field {
+        Field::Null => return Ok(None),
+        Field::Str(text) => text.clone(),
+        Field::Bytes(bytes) => std::str::from_utf8(bytes.data()).map_err(|_| ())?.to_owned(),
+        Field::Byte(_) | Field::Short(_) | Field::Int(_) | Field::Long(_) => field.to_string(),
+        Field::UByte(_) | Field::UShort(_) | Field::UInt(_) | Field::ULong(_) => field.to_string(),
+        _ => return Err(()),
+    }))
+}
+
+/// A reader of a file's records in blocks of a megabyte.
+fn records(file: Patient<File>) -> (BufReader<Metered<Patient<File>>>, Meter) {
+    let (metered, meter) = RECORD.metered(file);
+    (BufReader::with_capacity(1 << 20, metered), meter)
+}
+
+fn read_lines(file: Patient<File>, columns: Columns, insert: &mut Insert) -> Result<(), String> {
+    let (reader, meter) = records(file);
+    let records = serde_json::Deserializer::from_reader(reader).into_iter();
+    for (number, record) in records.enumerate() {
+        let record = record.map_err(|problem| problem.to_string())?;
+        insert_record(&record, columns, insert).map_err(|problem| format!("record {}: {problem}", number + 1))?;
+        meter.reset();
+    }
+    Ok(())
+}
+
+fn insert_record(record: &Map<String, Value>, columns: Columns, insert: &mut Insert) -> Result<(), String> {
+    let text = |name: &str| match record.get(name) {
+        Some(Value::String(text)) => Ok(text.clone()),
+        Some(Value::Number(number)) if !number.is_f64() => Ok(number.to_string()),
+        Some(_) => Err(format!("`{name}` is neither text nor a whole number")),
+        None => {
+            let names: Vec<&str> = record.keys().map(String::as_str).collect();
+            Err(format!("there is no `{name}`, only: {}", names.join(", ")))
+        }
+    };
+    let (key, caption) = (text(columns.key)?, text(columns.caption)?);
+    insert(&key, &caption).map_err(|problem| format!("temporary file: {problem}"))
+}
+
+fn read_document(file: Patient<File>, columns: Columns, insert: &mut Insert) -> Result<(), String> {
+    let (reader, meter) = records(file);
+    let mut reader = serde_json::Deserializer::from_reader(reader);
+    let insert = &mut |key: &str, caption: &str| {
+        meter.reset();
+        insert(key, caption)
+    };
+    let read = reader.deserialize_any(Document { columns, insert }).and_then(|()| reader.end());
+    read.map_err(|problem| {
+        let hint = "an object from key to caption or a list of records; JSON lines are called `.jsonl`";
+        format!("{problem} (wanted: {hint})")
+    })
+}
+
+/// Streams a JSON document into the table, entry by entry.
+struct Document<'a> {
+    columns: Columns<'a>,
+    insert: &'a mut Insert<'a>,
+}
+
+impl<'de> Visitor<'de> for Document<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("captions")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        while let Some((key, caption)) = map.next_entry::<String, String>()? {
+            (self.insert)(&key, &caption).map_err(temporary)?;
+        }
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
+        while let Some(record) = list.next_element()? {
+            insert_record(&record, self.columns, self.insert).map_err(de::Error::custom)?;
+        }
+        Ok(())
+    }
+}
+
+fn temporary<E: de::Error>(problem: io::Error) -> E {
+    E::custom(format!("temporary file: {problem}"))
+}

@@ -1,0 +1,460 @@
+//! Shards: tar files and folders, listed as references to samples without reading what the samples hold.
+//!
+//! Memory: the references of one shard at worst (about 200 bytes a sample); for a folder, the names in it.
+use super::tar_members::{Members, Step};
+use super::unusable::Unusable;
+use crate::system::{
+    guard::guarded,
+    limits::{self, Limit},
+    paths::{exists, fixed_part, is_folder, may_be_file},
+    patience::{self, Patient, patiently},
+};
+use crate::{
+    Error, Result,
+    config::{DataConfig, DataFormat},
+};
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    fs::ReadDir,
+    io,
+    ops::{ControlFlow, Range},
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+/// A tar file, or a folder without the folders below it, which are shards of their own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shard {
+    pub path: Arc<Path>,
+    is_folder: bool,
+    /// Path below the source it was found in, with a slash at the end; empty for the source itself.
+    below: String,
+    /// Last component of the source.
+    source_name: String,
+}
+
+/// Where one file of a sample lies.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Member {
+    /// A part of the shard's tar file.
+    Part { offset: u64, length: u64 },
+    /// A file of its own.
+    File(PathBuf),
+}
+
+/// Where a sample lies.
+#[derive(Clone, Debug)]
+pub struct Reference {
+    pub shard: Arc<Path>,
+    /// Path within the source, without extension.
+    pub key: String,
+    pub image: Member,
+    /// sa1b: the JSON; folder: the label map; coco: found by key instead.
+    pub annotation: Option<Member>,
+    /// `KEY.txt`.
+    pub caption: Option<Member>,
+    /// coco: paths below the label folder at which the label map may lie.
+    pub labels: Vec<PathBuf>,
+}
+
+/// A sample or shard that cannot be used: its name and why.
+#[derive(Clone, Debug)]
+pub struct Broken {
+    pub name: String,
+    pub reason: String,
+}
+
+/// Why a sample is broken that wants a `KEY.txt`.
+pub const NO_CAPTION: &str = "there is no caption: neither data.captions nor a .txt beside the image";
+
+/// What scanning a shard yields, in an order that depends on the shard alone; or why it cannot be scanned.
+pub type Item = Result<Reference, Unusable<Broken>>;
+
+/// What belongs to a sample.
+#[derive(Clone, Copy, Debug)]
+pub struct Pairing {
+    pub format: DataFormat,
+    /// Whether captions are wanted from `KEY.txt` (there is no captions file, and the model is told prompts).
+    pub text: bool,
+}
+
+impl Pairing {
+    /// As the configuration says.
+    pub fn of(config: &DataConfig) -> Self {
+        Self { format: config.format, text: config.has_prompts && config.captions.is_none() }
+    }
+}
+
+impl Reference {
+    /// What the sample is called in messages: its image file, or its key behind the tar file's path.
+    pub fn name(&self) -> String {
+        match &self.image {
+            Member::File(path) => path.display().to_string(),
+            Member::Part { .. } => format!("{}/{}", self.shard.display(), self.key),
+        }
+    }
+}
+
+#[derive(Default)]
+struct Parts {
+    image: Option<Member>,
+    /// A PNG, which beside another image is the label map.
+    png: Option<Member>,
+    json: Option<Member>,
+    text: Option<Member>,
+    /// Place of the first of them in the shard.
+    place: usize,
+}
+
+impl Member {
+    /// Reads the member's bytes, no more than `limit` of them.
+    ///
+    /// # Errors
+    /// It is not there, or longer than it may be; or the machine cannot read it.
+    pub fn read(&self, shard: &Path, limit: Limit) -> Result<Vec<u8>, Unusable> {
+        match self {
+            Self::File(path) => limit.read(path).map_err(|problem| Unusable::reading(path, problem)),
+            Self::Part { offset, length } => {
+                limit.check(*length)?;
+                let mut bytes =
+                    limits::buffer(*length as usize).map_err(|problem| Unusable::reading(shard, problem))?;
+                let Patient(file) = patience::open(shard).map_err(|problem| Unusable::reading(shard, problem))?;
+                let read = patiently(|| file.read_exact_at(&mut bytes, *offset));
+                read.map_err(|problem| Unusable::reading(shard, problem))?;
+                Ok(bytes)
+            }
+        }
+    }
+}
+
+/// The shards that `data.source` names, each once: globs expanded in alphabetical order, folders (of sa1b: that hold
+/// no tar files) with all folders below them.
+///
+/// # Errors
+/// When an entry matches nothing, or a format cannot be read from what it matches.
+pub fn find(config: &DataConfig) -> Result<Vec<Shard>> {
+    let mut shards: Vec<Shard> = Vec::new();
+    for source in &config.source {
+        let before = shards.len();
+        for path in expand(source)? {
+            let name = path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+            if is_folder(&path)? {
+                folders(&path, config.format, "", &name, &mut shards)?;
+            } else if config.format == DataFormat::Sa1b {
+                shards.push(Shard { path: path.into(), is_folder: false, below: String::new(), source_name: name });
+            } else {
+                return Err(Error::Usage(format!("data.source: {} is no folder", path.display())));
+            }
+        }
+        if shards.len() == before {
+            return Err(Error::Usage(match is_folder(Path::new(source))? {
+                true => format!("data.source: {source} holds no files"),
+                false => format!("data.source: nothing matches `{source}`"),
+            }));
+        }
+    }
+    let mut seen = HashSet::new();
+    shards.retain(|shard| seen.insert(shard.path.clone()));
+    if shards.is_empty() {
+        return Err(Error::Usage("data.source is empty".into()));
+    }
+    Ok(shards)
+}
+
+/// The paths a source entry means: itself where it exists, else what it matches as a glob.
+fn expand(source: &str) -> Result<Vec<PathBuf>> {
+    if exists(Path::new(source))? {
+        return Ok(vec![PathBuf::from(source)]);
+    }
+    let paths = glob::glob(source).map_err(|problem| Error::Usage(format!("data.source: `{source}`: {problem}")))?;
+    let paths = paths.map(|path| path.map_err(|problem| Error::file(problem.path(), problem.error())));
+    let paths = paths.collect::<Result<Vec<_>>>()?;
+    if paths.is_empty() {
+        // If the system has a reason, this is the error.
+        exists(fixed_part(source))?;
+    }
+    Ok(paths)
+}
+
+/// sa1b without captions file: the first shard must hold a `.txt` beside some image.
+pub fn check_captions(shards: &[Shard], pairing: Pairing) -> Result<()> {
+    let (DataFormat::Sa1b, true, Some(shard)) = (pairing.format, pairing.text, shards.first()) else { return Ok(()) };
+    let (mut has_caption, mut lacks_caption) = (false, false);
+    // what lacks a caption comes after everything else, so this ends at the first sample of a sound shard
+    let mut failed = None;
+    let _ = shard.scan(pairing, &mut |item| {
+        match item {
+            Ok(_) => has_caption = true,
+            Err(Unusable::Broken(broken)) => lacks_caption |= broken.reason == NO_CAPTION,
+            Err(Unusable::Fatal(error)) => failed = Some(error),
+        }
+        if has_caption || failed.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    });
+    failed.map_or(Ok(()), Err)?;
+    if lacks_caption && !has_caption {
+        let text = "there are no captions: data.captions is missing, and";
+        return Err(Error::Usage(format!(
+            "{text} {} holds no KEY.txt beside KEY.jpg and KEY.json",
+            shard.path.display()
+        )));
+    }
+    Ok(())
+}
+
+/// Adds `folder` (sa1b: its tar files, where it has some) and the folders below it that hold files.
+fn folders(folder: &Path, format: DataFormat, below: &str, source_name: &str, shards: &mut Vec<Shard>) -> Result<()> {
+    let failed = |problem: io::Error| Error::file(folder, problem);
+    let (mut inner, mut tars, mut has_files) = (Vec::new(), Vec::new(), false);
+    for entry in patiently(|| std::fs::read_dir(folder)).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.starts_with('.') {
+            continue;
+        }
+        if entry.file_type().map_err(failed)?.is_dir() {
+            inner.push(name);
+        } else if format == DataFormat::Sa1b && name.ends_with(".tar") {
+            tars.push(name);
+        } else {
+            has_files = true;
+        }
+    }
+    inner.sort();
+    tars.sort();
+    let shard = |path: PathBuf, is_folder| Shard {
+        path: path.into(),
+        is_folder,
+        below: below.to_owned(),
+        source_name: source_name.to_owned(),
+    };
+    if tars.is_empty() && has_files {
+        shards.push(shard(folder.to_path_buf(), true));
+    }
+    shards.extend(tars.iter().map(|name| shard(folder.join(name), false)));
+    for name in inner {
+        folders(&folder.join(&name), format, &format!("{below}{name}/"), source_name, shards)?;
+    }
+    Ok(())
+}
+
+impl Shard {
+    /// Calls `visit` with each sample of the shard until it breaks. What is wrong with the shard is an item too.
+    pub fn scan(&self, pairing: Pairing, visit: &mut dyn FnMut(Item) -> ControlFlow<()>) -> ControlFlow<()> {
+        if self.is_folder { self.scan_folder(pairing, visit) } else { self.scan_tar(pairing, visit) }
+    }
+
+    fn broken(&self, key: &str, reason: impl ToString) -> Item {
+        let name =
+            if key.is_empty() { self.path.display().to_string() } else { format!("{}/{key}", self.path.display()) };
+        Err(Unusable::Broken(Broken { name, reason: reason.to_string() }))
+    }
+
+    /// The shard itself cannot be read: by its own fault it is broken, by the machine's nothing goes on.
+    fn unreadable(&self, problem: io::Error) -> Item {
+        match Unusable::reading(&self.path, problem) {
+            Unusable::Broken(reason) => self.broken("", reason),
+            Unusable::Fatal(error) => Err(Unusable::Fatal(error)),
+        }
+    }
+
+    /// Goes from header to header; a sample is yielded as soon as its last member has been seen; one whose image is a
+    /// PNG, and what lacks a partner, at the end, and then what else is lost where the file is damaged.
+    fn scan_tar(&self, pairing: Pairing, visit: &mut dyn FnMut(Item) -> ControlFlow<()>) -> ControlFlow<()> {
+        let mut members = match patience::open(&self.path).and_then(Members::new) {
+            Ok(members) => members,
+            Err(problem) => return visit(self.unreadable(problem)),
+        };
+        let mut pending: HashMap<String, Parts> = HashMap::new();
+        let mut yielded: HashSet<String> = HashSet::new();
+        let mut damage = Damage::default();
+        for place in 0.. {
+            let step = match guarded(|| Ok::<_, String>(members.next())) {
+                Ok(Ok(Some(step))) => step,
+                Ok(Ok(None)) => break,
+                Ok(Err(problem)) => return visit(self.unreadable(problem)),
+                Err(problem) => return visit(self.broken("", problem)),
+            };
+            let (name, offset, length) = match step {
+                Step::Member { name, offset, length, is_file: true } => (name, offset, length),
+                Step::Member { .. } => continue,
+                Step::Damage { start, end, problem } => {
+                    damage.add(place, start..end, &problem);
+                    continue;
+                }
+            };
+            let Some((key, extension)) = split_name(&name) else { continue };
+            if extension == "png" && yielded.contains(key) {
+                continue; // beside the JPEG it would not have been the image
+            }
+            damage.sample_until(key, offset + length);
+            let parts = pending.entry(key.to_owned()).or_insert_with(|| Parts { place, ..Parts::default() });
+            if parts.add(&extension, Member::Part { offset, length }) {
+                visit(self.broken(key, format!("{name} is there twice")))?;
+            }
+            if parts.is_whole(pairing)
+                && let Some(parts) = pending.remove(key)
+            {
+                visit(self.item(key, parts, pairing))?;
+                yielded.insert(key.to_owned());
+            }
+        }
+        let mut rest: Vec<(String, Parts)> = pending.into_iter().collect();
+        rest.sort_by_key(|(_, parts)| parts.place);
+        let mut halves = 0;
+        for (key, parts) in rest {
+            if parts.image.is_some() || parts.png.is_some() || parts.json.is_some() {
+                let mut item = self.item(&key, parts, pairing);
+                if let Err(Unusable::Broken(Broken { reason, .. })) = &mut item {
+                    halves += 1;
+                    *reason = damage.explain(std::mem::take(reason));
+                }
+                visit(item)?;
+            }
+        }
+        let lost = damage.samples().saturating_sub(halves);
+        (0..lost).try_for_each(|_| visit(self.broken("", &damage.first)))
+    }
+
+    /// Yields the images of a folder in the order of their names.
+    fn scan_folder(&self, pairing: Pairing, visit: &mut dyn FnMut(Item) -> ControlFlow<()>) -> ControlFlow<()> {
+        let mut stems: BTreeMap<String, Parts> = BTreeMap::new();
+        let entries = patiently(|| std::fs::read_dir(&self.path).and_then(ReadDir::collect::<io::Result<Vec<_>>>));
+        let entries = match entries {
+            Ok(entries) => entries,
+            Err(problem) => return visit(self.unreadable(problem)),
+        };
+        for entry in entries {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if let Some((stem, extension)) = split_name(&name)
+                && may_be_file(&entry.path())
+            {
+                stems.entry(stem.to_owned()).or_default().add(&extension, Member::File(entry.path()));
+            }
+        }
+        let mask_of: HashMap<String, Member> = if pairing.format == DataFormat::Folder {
+            let masks: Vec<String> = stems.keys().filter(|stem| is_mask_of_another(stem, &stems)).cloned().collect();
+            let taken = masks.into_iter().filter_map(|stem| Some((stem.clone(), stems.remove(&stem)?.png?)));
+            taken.collect()
+        } else {
+            HashMap::new()
+        };
+        for (stem, mut parts) in stems {
+            if parts.image.is_none() && parts.png.is_none() {
+                continue;
+            }
+            if let Some(mask) = mask_of.get(&format!("{stem}_mask")) {
+                parts.image = parts.image.or(parts.png.take());
+                parts.png = Some(mask.clone());
+            }
+            visit(self.item(&format!("{}{stem}", self.below), parts, pairing))?;
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// The sample that `parts` make, or what they lack.
+    fn item(&self, key: &str, parts: Parts, pairing: Pairing) -> Item {
+        let (image, label_map) = match (parts.image, parts.png) {
+            (Some(image), png) => (image, png),
+            (None, Some(png)) => (png, None),
+            (None, None) => return self.broken(key, "there is no image beside the JSON"),
+        };
+        let annotation = match pairing.format {
+            DataFormat::Sa1b => match parts.json {
+                None => return self.broken(key, "there is no JSON beside the image"),
+                json => json,
+            },
+            DataFormat::Coco => None,
+            DataFormat::Folder => label_map,
+        };
+        if pairing.format == DataFormat::Sa1b && pairing.text && parts.text.is_none() {
+            return self.broken(key, NO_CAPTION);
+        }
+        let labels = if pairing.format == DataFormat::Coco {
+            let name = PathBuf::from(format!("{key}.png"));
+            vec![Path::new(&self.source_name).join(&name), name]
+        } else {
+            Vec::new()
+        };
+        let caption = parts.text.filter(|_| pairing.text);
+        Ok(Reference { shard: self.path.clone(), key: key.to_owned(), image, annotation, caption, labels })
+    }
+}
+
+/// What cannot be read of a tar file, and how many samples that is.
+#[derive(Default)]
+struct Damage {
+    /// Bytes of each part that cannot be read.
+    parts: Vec<u64>,
+    /// What is wrong with the first of them.
+    first: String,
+    /// Samples that were seen, the last of them, and the bytes up to its end: their mean tells how many are lost.
+    samples: u64,
+    last: Option<String>,
+    readable: u64,
+}
+
+impl Damage {
+    fn add(&mut self, place: usize, part: Range<u64>, problem: &str) {
+        if self.parts.is_empty() {
+            self.first = format!("no readable tar file from member {place} on: {problem}");
+        }
+        self.parts.push(part.end - part.start);
+    }
+
+    /// A member of the sample `key` ends at `end`.
+    fn sample_until(&mut self, key: &str, end: u64) {
+        if self.last.as_deref() != Some(key) {
+            self.samples += 1;
+            self.last = Some(key.to_owned());
+        }
+        self.readable = end.saturating_sub(self.parts.iter().sum());
+    }
+
+    /// As many as the damaged parts would hold of the mean length, and at least one each.
+    fn samples(&self) -> u64 {
+        let mean = (self.readable / self.samples.max(1)).max(1);
+        let lost = |bytes: &u64| if self.samples == 0 { 1 } else { ((bytes + mean / 2) / mean).max(1) };
+        self.parts.iter().map(lost).sum()
+    }
+
+    /// Why a sample is incomplete, and what may have taken its other half.
+    fn explain(&self, reason: String) -> String {
+        if self.parts.is_empty() { reason } else { format!("{reason} ({})", self.first) }
+    }
+}
+
+impl Parts {
+    /// Takes a member by its extension; true where there was one already.
+    fn add(&mut self, extension: &str, member: Member) -> bool {
+        let slot = match extension {
+            "jpg" | "jpeg" => &mut self.image,
+            "png" => &mut self.png,
+            "json" => &mut self.json,
+            "txt" => &mut self.text,
+            _ => return false,
+        };
+        slot.replace(member).is_some()
+    }
+
+    /// Whether nothing more is wanted; beside a PNG alone a JPEG may yet come.
+    fn is_whole(&self, pairing: Pairing) -> bool {
+        self.image.is_some() && self.json.is_some() && (self.text.is_some() || !pairing.text)
+    }
+}
+
+/// A path without leading `./` as (without extension, extension in lower case); none for hidden files and those
+/// without extension.
+pub(crate) fn split_name(path: &str) -> Option<(&str, String)> {
+    let path = path.trim_start_matches("./");
+    let name = path.rsplit('/').next().filter(|name| !name.starts_with('.'))?;
+    let (_, extension) = name.rsplit_once('.')?;
+    Some((path.get(..path.len() - extension.len() - 1)?, extension.to_ascii_lowercase()))
+}
+
+/// Whether `stem` is `x_mask` with a PNG, and there is an image `x`.
+fn is_mask_of_another(stem: &str, stems: &BTreeMap<String, Parts>) -> bool {
+    let has_png = stems.get(stem).is_some_and(|parts| parts.png.is_some() && parts.image.is_none());
+    let image = stem.strip_suffix("_mask").and_then(|image| stems.get(image));
+    has_png && image.is_some_and(|parts| parts.image.is_some() || parts.png.is_some())
+}

@@ -1,0 +1,54 @@
+//! The demo's scenes: drawings on textured backgrounds, with their captions and masks.
+//!
+//! Everything about a scene follows from the seed, the split and its number.
+mod background;
+mod draw;
+mod missing;
+mod place;
+mod sprites;
+mod write;
+
+use rand_chacha::ChaCha8Rng;
+use std::fmt;
+
+pub use draw::{Drawer, Scene};
+pub use missing::draw_missing;
+pub use write::{write, write_missing};
+
+/// Which drawing styles a scene's objects may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Split {
+    /// The four styles to train on.
+    Train,
+    /// The style that training never sees.
+    Val,
+}
+
+impl fmt::Display for Split {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(match self {
+            Self::Train => "train",
+            Self::Val => "val",
+        })
+    }
+}
+
+/// What the scenes of a set have in common.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SceneOptions {
+    pub seed: u64,
+    pub split: Split,
+    /// Side in pixels.
+    pub size: usize,
+}
+
+impl SceneOptions {
+    fn random(&self, number: u64) -> ChaCha8Rng {
+        crate::data::order::keyed(self.seed, crate::data::order::Purpose::Scene, self.split as u64, number)
+    }
+}
+
+/// The class names: label `i` is the `i`-th; things first, then backgrounds.
+pub fn class_names() -> Vec<&'static str> {
+    sprites::NOUNS.into_iter().chain(background::BACKGROUNDS.iter().map(|background| background.name)).collect()
+}

@@ -1,0 +1,272 @@
+//! Adapter files as other tools load them: written, read, and every export read back and compared.
+//!
+//! Names and scales follow diffusers (`loaders/lora_pipeline.py`), PEFT (`utils/save_and_load.py`) and
+//! kohya-ss/sd-scripts (`networks/lora_sd3.py`), whose fused names ComfyUI takes too.
+mod dotted;
+mod kohya;
+
+use crate::model::adapters::lora::{Adapter, Lora};
+use crate::model::weights;
+use crate::system::error::{Error, Result};
+use crate::system::output_folder::OutputFolder;
+use crate::system::paths::{self, is_file};
+use crate::system::whole_file::{Aside, folder_of, remove_if_there, sweep_beside, sync};
+use candle_core::{DType, Device, Tensor};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+/// Largest relative difference (Frobenius norm) between a module's ΔW and that of its file read back.
+const TOLERANCE: f64 = 1e-5;
+
+/// In whose manner an adapter is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    /// One file for `load_lora_weights`, and for ComfyUI, which maps these names too. The scale is part of B.
+    Diffusers,
+    /// A folder with `adapter_model.safetensors` and `adapter_config.json`.
+    Peft,
+    /// One file with the names of the original checkpoint, q, k and v fused, as kohya's trainer writes.
+    Comfyui,
+}
+
+impl Format {
+    /// The file that holds the tensors, where `out` names a folder.
+    fn file_name(self) -> &'static str {
+        match self {
+            Self::Diffusers => "pytorch_lora_weights.safetensors",
+            Self::Peft => "adapter_model.safetensors",
+            Self::Comfyui => "lora.safetensors",
+        }
+    }
+}
+
+/// Which released model an adapter belongs to; kohya's metadata names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    Sd3Medium,
+    Sd35Medium,
+    Sd35Large,
+}
+
+impl Family {
+    /// The family of a transformer, by what sets it apart in `transformer/config.json`.
+    pub fn of_transformer(rms_norm: bool, dual_attention: bool) -> Self {
+        match (rms_norm, dual_attention) {
+            (_, true) => Self::Sd35Medium,
+            (true, false) => Self::Sd35Large,
+            (false, false) => Self::Sd3Medium,
+        }
+    }
+}
+
+/// What the metadata of a kohya file says about where the adapter comes from. Nothing in it varies from run to run.
+#[derive(Clone, Debug, Default)]
+pub struct Origin {
+    pub family: Option<Family>,
+    /// Side of the training images in pixels.
+    pub resolution: Option<usize>,
+    /// Optimizer steps taken.
+    pub steps: Option<u64>,
+    pub seed: Option<u64>,
+    pub title: Option<String>,
+}
+
+/// Writes `adapter` and makes sure of it: what was written is read back, and every module's ΔW compared.
+///
+/// `out` is the file, or a folder that gets the format's usual file name; for PEFT anything but `*.safetensors` is
+/// the folder, and `adapter_config.json` lies beside the tensors. Only a file that passed is put there. Returns the
+/// path of the tensors' file.
+///
+/// # Errors
+/// A module that the format has no name for, a file that cannot be written, or a ΔW that differs by more than
+/// 1e-5 (such as one that is not finite).
+pub fn export(adapter: &Adapter, format: Format, out: &Path, origin: &Origin) -> Result<PathBuf> {
+    if adapter.is_empty() {
+        return Err(Error::file(out, "cannot export: the adapter has no modules"));
+    }
+    for (name, lora) in adapter {
+        if !is_finite(&lora.down)? || !is_finite(&lora.up)? {
+            return Err(Error::file(out, format!("cannot export: {name} holds numbers that are not finite")));
+        }
+    }
+    let is_file_name = out.extension().is_some_and(|e| e == "safetensors");
+    let is_folder = paths::is_folder(out)? || (format == Format::Peft && !is_file_name);
+    if is_folder && is_file(out)? {
+        return Err(Error::Usage(format!("{}: the peft format needs a folder, this is a file", out.display())));
+    }
+    let target = if is_folder { out.join(format.file_name()) } else { out.to_path_buf() };
+    let folder = folder_of(&target);
+    let _held = is_folder.then(|| OutputFolder::hold(folder)).transpose()?;
+    let failed = |e: std::io::Error| Error::file(folder, format!("cannot write: {e}"));
+    std::fs::create_dir_all(folder).map_err(failed)?;
+    sweep_beside(&target)?;
+    let aside = Aside::beside(&target).map_err(failed)?;
+    let written = aside.path().join(format.file_name());
+    match format {
+        Format::Diffusers => dotted::write_diffusers(adapter, &written)?,
+        Format::Peft => dotted::write_peft(adapter, aside.path())?,
+        Format::Comfyui => kohya::write(adapter, &written, origin)?,
+    }
+    let back = read(&written)?;
+    same_effect(adapter, &back).map_err(|problem| {
+        Error::file(&target, format!("not written, it would not hold what was trained: {problem}"))
+    })?;
+    let put = |name: &str, to: &Path| {
+        std::fs::rename(aside.path().join(name), to).map_err(|e| Error::file(to, format!("cannot write: {e}")))
+    };
+    if format == Format::Peft {
+        // Two files cannot come at once: between them there are no tensors rather than those of another configuration.
+        remove_if_there(&target)?;
+        put(dotted::PEFT_CONFIG, &folder.join(dotted::PEFT_CONFIG))?;
+    }
+    put(format.file_name(), &target)?;
+    sync(folder).map_err(failed)?;
+    Ok(target)
+}
+
+fn is_finite(values: &Tensor) -> Result<bool> {
+    let values = values.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+    Ok(values.iter().all(|value| value.is_finite()))
+}
+
+/// Reads an adapter of any of the formats, or of the paper's released code: a file, or a folder that holds one.
+///
+/// # Errors
+/// No such file; keys of none or of more than one of the formats, or that adapt something else than the
+/// transformer, by name; a pair that lacks one side; shapes that do not fit each other.
+pub fn read(path: &Path) -> Result<Adapter> {
+    let file = tensors_of(path)?;
+    let metadata = weights::header(&file).map_err(|problem| no_pickle(&file, problem))?.metadata;
+    let tensors = weights::read_all(&file)?;
+    let Some(first) = tensors.keys().next() else {
+        return Err(Error::file(&file, "holds no tensors"));
+    };
+    let adapter = match first.starts_with(kohya::PREFIX) {
+        true => kohya::read(&file, tensors)?,
+        false => dotted::read(&file, tensors, &metadata)?,
+    };
+    match adapter.iter().find(|(_, lora)| !(lora.scale() as f32).is_finite()) {
+        None => Ok(adapter),
+        Some((module, lora)) => {
+            let (alpha, rank) = (lora.alpha, lora.rank());
+            Err(Error::file(
+                &file,
+                format!("module {module}: alpha {alpha} at rank {rank} is no number to multiply with"),
+            ))
+        }
+    }
+}
+
+/// The file that holds the tensors of the adapter that `path`, a file or folder, is.
+///
+/// # Errors
+/// The folder holds none, or several.
+pub fn tensors_of(path: &Path) -> Result<PathBuf> {
+    if paths::is_folder(path)? { file_in(path) } else { Ok(path.to_path_buf()) }
+}
+
+/// `problem` with `file` as safetensors, or what is known better of it: it is one of torch's pickles.
+pub fn no_pickle(file: &Path, problem: Error) -> Error {
+    let mut start = [0; 4];
+    let read = std::fs::File::open(file).and_then(|mut file| file.read_exact(&mut start));
+    match (read, start) {
+        (Ok(()), [b'P', b'K', 3, 4] | [0x80, ..]) => Error::file(
+            file,
+            "is a file of torch.save, and nothing is unpickled here: convert it to safetensors once, as the README says \
+             under \"The published adapters\"",
+        ),
+        _ => problem,
+    }
+}
+
+fn file_in(folder: &Path) -> Result<PathBuf> {
+    let names = [Format::Peft, Format::Diffusers, Format::Comfyui].map(Format::file_name);
+    let mut found = vec![];
+    for file in names.map(|name| folder.join(name)) {
+        if is_file(&file)? {
+            found.push(file);
+        }
+    }
+    match found.as_slice() {
+        [file] => Ok(file.clone()),
+        [] => Err(Error::file(folder, format!("no adapter: expected {}", names.join(", ")))),
+        _ => Err(Error::file(folder, "holds more than one adapter file: name the one that is meant")),
+    }
+}
+
+/// One module's tensors while a file is read.
+#[derive(Default)]
+struct Parts {
+    down: Option<Tensor>,
+    up: Option<Tensor>,
+    alpha: Option<f64>,
+}
+
+impl Parts {
+    /// Both matrices in f32, their shapes checked against each other: `[rank, in]` and `[out, rank]`.
+    fn pair(self, file: &Path, module: &str) -> Result<(Tensor, Tensor)> {
+        let (Some(down), Some(up)) = (&self.down, &self.up) else {
+            let side = if self.down.is_some() { "up (B)" } else { "down (A)" };
+            return Err(Error::file(file, format!("module {module} has no {side} matrix")));
+        };
+        match (down.dims(), up.dims()) {
+            ([rank, _], [_, other]) if rank == other && *rank > 0 => {}
+            (a, b) => {
+                return Err(Error::file(
+                    file,
+                    format!("module {module}: A has shape {a:?} and B {b:?}, expected [rank, in] and [out, rank]"),
+                ));
+            }
+        }
+        Ok((down.to_dtype(DType::F32)?, up.to_dtype(DType::F32)?))
+    }
+}
+
+/// The error for a key that no format has a place for.
+fn unknown_key(file: &Path, key: &str, expected: &str) -> Error {
+    let why = if key.starts_with("text_encoder") || key.starts_with("lora_te") {
+        "adapts a text encoder, only adapters of the transformer are supported".to_string()
+    } else if key.starts_with("backbone.") {
+        "is no part of an adapter: the file holds the whole model of the released code; convert it as the README says \
+         under \"The published adapters\", which keeps the adapter and the score head"
+            .to_string()
+    } else {
+        format!("is not a key of an SD3 adapter {expected}")
+    };
+    Error::file(file, format!("key {key} {why}"))
+}
+
+/// Says which module has another ΔW in `back` than in `adapter`; one that is missing counts as zero.
+fn same_effect(adapter: &Adapter, back: &Adapter) -> std::result::Result<(), String> {
+    let modules: BTreeSet<&String> = adapter.keys().chain(back.keys()).collect();
+    for module in modules {
+        let compare = || -> candle_core::Result<(f64, f64)> {
+            let (a, b) = (adapter.get(module).map(delta).transpose()?, back.get(module).map(delta).transpose()?);
+            match (a, b) {
+                (Some(a), Some(b)) => Ok((norm(&(&a - &b)?)?, norm(&a)?)),
+                (Some(a), None) => Ok((norm(&a)?, norm(&a)?)),
+                (None, Some(b)) => Ok((norm(&b)?, 0.0)),
+                (None, None) => Ok((0.0, 0.0)),
+            }
+        };
+        let (difference, size) = compare().map_err(|e| format!("{module}: {e}"))?;
+        if !difference.is_finite() || difference > TOLERANCE * size {
+            return Err(format!("ΔW of {module} read back differs by {difference:e} (its norm is {size:e})"));
+        }
+    }
+    Ok(())
+}
+
+/// ΔW = (alpha/rank)·B·A, `[out, in]`.
+pub fn delta(lora: &Lora) -> candle_core::Result<Tensor> {
+    let (down, up) = (lora.down.to_device(&Device::Cpu)?, lora.up.to_device(&Device::Cpu)?);
+    up.to_dtype(DType::F32)?.matmul(&down.to_dtype(DType::F32)?)? * lora.scale()
+}
+
+/// Frobenius norm, summed in f64.
+fn norm(tensor: &Tensor) -> candle_core::Result<f64> {
+    tensor.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar::<f64>().map(f64::sqrt)
+}
+
+type Tensors = BTreeMap<String, Tensor>;

@@ -1,0 +1,81 @@
+//! Sizes of an MM-DiT, from `transformer/config.json` (diffusers' `SD3Transformer2DModel`).
+use crate::model::weights::files::{ModelFiles, Part};
+use crate::system::error::{Error, Result};
+use serde::Deserialize;
+use std::path::Path;
+
+/// No size of a model is larger; products of them stay within the whole numbers.
+const LARGEST: usize = 1 << 16;
+
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub struct MmDitConfig {
+    pub patch_size: usize,
+    pub in_channels: usize,
+    pub out_channels: Option<usize>,
+    pub num_layers: usize,
+    pub attention_head_dim: usize,
+    pub num_attention_heads: usize,
+    pub joint_attention_dim: usize,
+    pub caption_projection_dim: usize,
+    pub pooled_projection_dim: usize,
+    pub pos_embed_max_size: usize,
+    /// Blocks with a second, image-only attention (SD3.5-medium).
+    #[serde(default)]
+    pub dual_attention_layers: Vec<usize>,
+    /// `rms_norm` (SD3.5) or none (SD3).
+    #[serde(default)]
+    pub qk_norm: Option<String>,
+}
+
+impl MmDitConfig {
+    /// Reads and checks a model's configuration.
+    pub fn open(files: &ModelFiles) -> Result<Self> {
+        files.config::<Self>(Part::Transformer)?.checked(&files.config_path(Part::Transformer))
+    }
+
+    /// Refuses sizes that do not make a model, naming the `file` that they came from.
+    pub fn checked(self, file: &Path) -> Result<Self> {
+        let config = self;
+        let wrong = |problem: String| Err(Error::file(file, problem));
+        for (name, value) in [
+            ("patch_size", config.patch_size),
+            ("in_channels", config.in_channels),
+            ("num_layers", config.num_layers),
+            ("attention_head_dim", config.attention_head_dim),
+            ("num_attention_heads", config.num_attention_heads),
+            ("pos_embed_max_size", config.pos_embed_max_size),
+            ("joint_attention_dim", config.joint_attention_dim),
+            ("pooled_projection_dim", config.pooled_projection_dim),
+            ("out_channels", config.out_channels()),
+        ] {
+            if !(1..=LARGEST).contains(&value) {
+                return wrong(format!("{name} is {value}, expected 1 to {LARGEST}"));
+            }
+        }
+        if config.caption_projection_dim != config.width() {
+            return wrong(format!(
+                "caption_projection_dim is {}, expected num_attention_heads · attention_head_dim = {}",
+                config.caption_projection_dim,
+                config.width()
+            ));
+        }
+        match config.qk_norm.as_deref() {
+            None | Some("rms_norm") => Ok(config),
+            Some(other) => wrong(format!("qk_norm \"{other}\" is not supported, only \"rms_norm\" or null")),
+        }
+    }
+
+    /// Features of a token.
+    pub fn width(&self) -> usize {
+        self.num_attention_heads * self.attention_head_dim
+    }
+
+    pub fn out_channels(&self) -> usize {
+        self.out_channels.unwrap_or(self.in_channels)
+    }
+
+    /// Whether block `layer` is the last, which has no text output.
+    pub fn is_last(&self, layer: usize) -> bool {
+        layer + 1 == self.num_layers
+    }
+}

@@ -1,0 +1,203 @@
+//! Matrix products in f32 on the matrix units of recent Xeons (AMX), which multiply in bfloat16 and add in f32.
+//!
+//! An f32 is the sum of three bfloat16 numbers. Of the nine products of two such sums six are formed; the other three are
+//! below a 2^-24th of the whole. So rounding is that of an f32 product, at up to three times the speed of the vector units.
+//! (Intel's oneMKL has the same as `BF16x3`.)
+//!
+//! A task writes some lines of one matrix out as tiles, which stay in its cache, and takes the other past them a strip at a
+//! time, the next strip being written out while the registers are busy with the present one. Sums run over the inner
+//! dimension in one order, however the work is cut.
+mod memory;
+mod pack;
+mod panel;
+mod registers;
+
+use super::cpu::{Product, Start, Threads, View};
+use crate::system::vectors::Vectors;
+use memory::Strips;
+use pack::{DEPTH, Operand, Packing, STRIP};
+pub use panel::{Right, Rows};
+use rayon::prelude::*;
+use registers::{Registers, TURNS};
+use std::ops::Range;
+use std::sync::OnceLock;
+
+/// Inner places that are summed before results go to memory.
+const INNER: usize = 512;
+/// Values that a task holds as tiles: 768 KiB of a core's cache.
+const HELD: usize = 1 << 17;
+/// Products, in multiplications, below which the vector units are as fast.
+const SMALL: usize = 1 << 20;
+
+/// Whether this machine has the units and the kernel lends them, and neither `SEG4DIFF_NO_AMX` nor `SEG4DIFF_NO_AVX512` is
+/// set; asks once.
+pub fn are_available() -> bool {
+    static AVAILABLE: OnceLock<bool> = OnceLock::new();
+    *AVAILABLE.get_or_init(|| {
+        const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
+        const XTILEDATA: libc::c_long = 18;
+        let leaf = std::arch::x86_64::__cpuid_count(7, 0);
+        let (bf16, tiles) = (leaf.edx >> 22 & 1, leaf.edx >> 24 & 1);
+        let is_wanted = std::env::var_os("SEG4DIFF_NO_AMX").is_none();
+        is_wanted
+            && (bf16, tiles) == (1, 1)
+            && matches!(Vectors::of_this_machine(), Vectors::Avx512)
+            // SAFETY: the call asks for a permission and touches no memory of ours.
+            && unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XTILEDATA) } == 0
+    })
+}
+
+/// Whether `product` is of a kind and size that gains.
+pub fn takes(product: &Product) -> bool {
+    let is_plain = |view: View| view.row_stride == 1 || view.column_stride == 1;
+    is_plain(product.a) && is_plain(product.b) && gains(product.shape)
+}
+
+/// Whether products of this size are faster so.
+pub fn gains((m, k, n): (usize, usize, usize)) -> bool {
+    m.min(k).min(n) >= STRIP && m * k * n >= SMALL && are_available()
+}
+
+/// How a product is cut.
+struct Plan<'a> {
+    held: Operand<'a>,
+    passing: Operand<'a>,
+    /// Lines of each that a task takes, in whole strips.
+    held_lines: usize,
+    passing_lines: usize,
+    /// Inner places at a time.
+    inner: usize,
+}
+
+impl<'a> Plan<'a> {
+    fn new(product: &Product<'a>, workers: usize) -> Self {
+        let (m, k, n) = product.shape;
+        let operand = |view, lines, scale, is_right| Operand { view, lines, inner: (0, k), scale, is_right };
+        let left = operand(product.a, m, product.scale, false);
+        let right = operand(product.b.transposed(), n, 1.0, true);
+        let inner = k.div_ceil(k.div_ceil(INNER)).next_multiple_of(DEPTH);
+        let most = (HELD / inner).next_multiple_of(STRIP);
+        // Results are written along their rows where the right matrix is held.
+        let (held, passing) = if m <= n && m <= most { (left, right) } else { (right, left) };
+        let even = |lines: usize, parts: usize| lines.div_ceil(parts).next_multiple_of(STRIP);
+        let held_lines = even(held.lines, held.lines.div_ceil(most));
+        let passing_lines = even(passing.lines, workers.div_ceil(held.lines.div_ceil(held_lines)));
+        Self { held, passing, held_lines, passing_lines, inner }
+    }
+
+    /// Lines of both for every task.
+    fn tasks(&self) -> Vec<(Range<usize>, Range<usize>)> {
+        let cut = |lines: usize, size: usize| (0..lines).step_by(size).map(move |start| start..lines.min(start + size));
+        cut(self.passing.lines, self.passing_lines)
+            .flat_map(|passing| cut(self.held.lines, self.held_lines).map(move |held| (held, passing.clone())))
+            .collect()
+    }
+}
+
+/// Where results go. Tasks write to different places of it.
+struct Output {
+    data: *mut f32,
+    stride: usize,
+}
+
+// SAFETY: every task writes rows and columns of its own, see `block`.
+unsafe impl Sync for Output {}
+
+/// Computes `product`, which [`takes`] took, into `out`.
+///
+/// # Safety
+/// The product's views lie inside their slices, a starting row has its columns, and `out` points to its rows, `out_stride`
+/// apart, that no one else uses.
+pub unsafe fn multiply(product: &Product, out: *mut f32, out_stride: usize) {
+    let out = &Output { data: out, stride: out_stride };
+    let workers = match product.threads {
+        Threads::One => 1,
+        Threads::All => rayon::current_num_threads(),
+    };
+    let plan = Plan::new(product, workers);
+    let k = product.shape.1;
+    let task = |(held_lines, passing_lines): (Range<usize>, Range<usize>)| {
+        for start in (0..k).step_by(plan.inner) {
+            let inner = (start, k.min(start + plan.inner));
+            let held = (Operand { inner, ..plan.held }, held_lines.clone());
+            let passing = (Operand { inner, ..plan.passing }, passing_lines.clone());
+            let before = if start > 0 { Start::Output } else { product.start };
+            // SAFETY: as the caller says; `takes` asked for the units.
+            unsafe { block(held, passing, before, out) };
+        }
+    };
+    let tasks = plan.tasks();
+    match tasks.len() == 1 || workers == 1 {
+        true => tasks.into_iter().for_each(task),
+        false => tasks.into_par_iter().for_each(task),
+    }
+}
+
+/// The results of some lines, whose first ones are multiples of [`STRIP`], of both matrices.
+///
+/// # Safety
+/// The units are there, the operands' views inside their slices, and no one else uses these lines' places in `out`.
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn block(
+    (held, held_lines): (Operand, Range<usize>),
+    (passing, passing_lines): (Operand, Range<usize>),
+    start: Start,
+    out: &Output,
+) {
+    let steps = held.steps();
+    // Two groups of tiles a step: the strip's upper and lower half.
+    let strip = 2 * steps;
+    let strips = held_lines.len().div_ceil(STRIP);
+    let (mut held_tiles, mut passing_tiles) = (Strips::new(held_lines.len(), steps), Strips::new(2 * STRIP, steps));
+    let (mut present, mut next) = passing_tiles.split_at_mut(strip);
+    // SAFETY: the views are inside their slices.
+    let pack = |operand, line, tiles| unsafe { Packing::new(operand, line, tiles, 1).go_on() };
+    for (line, tiles) in held_lines.clone().step_by(STRIP).zip(held_tiles.chunks_exact_mut(strip)) {
+        pack(held, line, tiles);
+    }
+    pack(passing, passing_lines.start, present);
+    // SAFETY: the units are there, and nothing below this runs other tasks.
+    let mut registers = unsafe { Registers::new() };
+    for line in passing_lines.clone().step_by(STRIP) {
+        let to_pack = if line + STRIP < passing_lines.end { &mut *next } else { &mut [] };
+        // SAFETY: as above.
+        let mut packing = unsafe { Packing::new(passing, line + STRIP, to_pack, strips * steps * TURNS) };
+        for (held_line, held_tiles) in held_lines.clone().step_by(STRIP).zip(held_tiles.chunks_exact(strip)) {
+            let (of_held, of_passing) = ((held_line, held_lines.end), (line, passing_lines.end));
+            let (operands, rows, columns) = match held.is_right {
+                true => ((present.as_ptr(), held_tiles.as_ptr()), of_passing, of_held),
+                false => ((held_tiles.as_ptr(), present.as_ptr()), of_held, of_passing),
+            };
+            let (height, width) = (STRIP.min(rows.1 - rows.0), STRIP.min(columns.1 - columns.0));
+            let target = out.data.wrapping_add(rows.0 * out.stride + columns.0);
+            if (height, width) == (STRIP, STRIP) {
+                let start = match start {
+                    Start::Zero => None,
+                    Start::Output => Some((target.cast_const(), out.stride)),
+                    Start::Row(row) => Some((row[columns.0..].as_ptr(), 0)),
+                };
+                // SAFETY: these 32 rows of 32 are inside the output, and 32 values in the row; both strips have as many
+                // steps.
+                unsafe { registers.multiply(operands, steps, (target, out.stride), start, Some(&mut packing)) };
+                continue;
+            }
+            let mut edge = [0f32; STRIP * STRIP];
+            // SAFETY: `edge` has 32 rows of 32.
+            unsafe { registers.multiply(operands, steps, (edge.as_mut_ptr(), STRIP), None, Some(&mut packing)) };
+            for (y, values) in edge.chunks_exact(STRIP).enumerate().take(height) {
+                for (x, value) in values.iter().enumerate().take(width) {
+                    // SAFETY: `height` rows of `width` values are inside the output.
+                    unsafe {
+                        let target = target.add(y * out.stride + x);
+                        *target = match start {
+                            Start::Zero => *value,
+                            Start::Output => *target + value,
+                            Start::Row(row) => row[columns.0 + x] + value,
+                        };
+                    }
+                }
+            }
+        }
+        std::mem::swap(&mut present, &mut next);
+    }
+}

@@ -1,0 +1,95 @@
+//! From the configured device to the one that tensors live on, and what goes there.
+use crate::config::DeviceChoice;
+use crate::system::error::{Error, Result};
+use candle_core::{Device, Shape, Tensor, WithDType};
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+
+impl DeviceChoice {
+    /// Opens the device. `auto` is the first CUDA device if this build and this machine have one, else the CPU;
+    /// a device that was asked for by name is used or refused, never replaced.
+    pub fn open(self) -> Result<Device> {
+        let has_cuda = candle_core::utils::cuda_is_available();
+        match self {
+            Self::Cpu => Ok(Device::Cpu),
+            Self::Auto if !has_cuda => Ok(Device::Cpu),
+            Self::Auto => Ok(open_cuda(0).unwrap_or_else(|e| {
+                tracing::info!("no CUDA device on this machine, the CPU it is ({e})");
+                Device::Cpu
+            })),
+            Self::Cuda(_) if !has_cuda => Err(Error::Usage(format!(
+                "device {self}: this program was built without CUDA; build it with --features cuda, or use cpu"
+            ))),
+            Self::Cuda(index) => open_cuda(index).map_err(|e| Error::Failed(format!("device {self}: {e}"))),
+        }
+    }
+}
+
+/// GPUs that are open. Whoever asks for one gets the same, for what two streams were given is done in any order.
+static OPEN: Mutex<BTreeMap<usize, Device>> = Mutex::new(BTreeMap::new());
+
+/// Opens GPU `index`, with a stream of its own: whatever thread gives it work, it is done in the order given.
+pub fn open_cuda(index: usize) -> candle_core::Result<Device> {
+    let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(device) = open.get(&index) {
+        return Ok(device.clone());
+    }
+    let device = Device::new_cuda_with_stream(index)?;
+    #[cfg(feature = "cuda")]
+    {
+        let device = device.as_cuda_device()?;
+        // SAFETY: there is no second stream that tensors would have to be guarded from by events.
+        unsafe { device.disable_event_tracking() };
+        crate::ops::cuda::memory::keep_freed(device)?;
+    }
+    open.insert(index, device.clone());
+    Ok(device)
+}
+
+/// Values as a tensor on `device`. The host does not wait for a GPU to take them.
+pub fn upload<'a, T: WithDType>(
+    values: impl Into<Cow<'a, [T]>>,
+    shape: impl Into<Shape>,
+    device: &Device,
+) -> candle_core::Result<Tensor> {
+    let values = values.into();
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(device) => crate::ops::cuda::transfer::upload(&values, shape, device),
+        _ => Tensor::from_vec(values.into_owned(), shape.into(), device),
+    }
+}
+
+/// The most memory that tensors had on a GPU at a time, in bytes; none for another device.
+pub fn peak_gpu_bytes(device: &Device) -> Option<u64> {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(device) => crate::ops::cuda::memory::peak(device).ok(),
+        _ => None,
+    }
+}
+
+/// Makes [`peak_gpu_bytes`] begin anew, from what tensors have now.
+pub fn forget_gpu_peak(device: &Device) -> candle_core::Result<()> {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(device) => crate::ops::cuda::memory::forget_peak(device),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_named_device_is_used_or_refused() {
+        assert!(matches!(DeviceChoice::Cpu.open(), Ok(Device::Cpu)));
+        if !candle_core::utils::cuda_is_available() {
+            assert!(matches!(DeviceChoice::Auto.open(), Ok(Device::Cpu)));
+            let refused = DeviceChoice::Cuda(1).open();
+            assert!(matches!(refused, Err(Error::Usage(text)) if text.contains("cuda:1")));
+        }
+    }
+}

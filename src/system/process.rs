@@ -1,0 +1,58 @@
+//! What a program that trains or measures sets up before it has threads, and what becomes of it where memory or threads
+//! are refused.
+use crate::system::error::{Error, Result};
+
+/// Prepares the allocator, candle's and rayon's threads; to be called before anything else runs. Results do not depend
+/// on it.
+///
+/// # Errors
+/// The threads are refused.
+pub fn prepare() -> Result<()> {
+    keep_freed_memory();
+    // SAFETY: no other thread is there yet that could read the environment.
+    unsafe {
+        // candle's own worker threads wait for work in a busy loop of milliseconds, on a core that others need.
+        std::env::set_var("CANDLE_BARRIER_POOL_SPIN_LIMIT", "1");
+    }
+    // This thread becomes one of rayon's, which saves waking one for every operation. It must not be the only one: a
+    // loader's thread would wait for it while it waits for the loader.
+    let mut pool = rayon::ThreadPoolBuilder::new();
+    if std::thread::available_parallelism().is_ok_and(|threads| threads.get() > 1)
+        && std::env::var_os("RAYON_NUM_THREADS").is_none()
+    {
+        pool = pool.use_current_thread();
+    }
+    pool.build_global().map_err(|e| refused("worker threads", e))
+}
+
+/// The error that the system refuses to start `what`.
+pub fn refused(what: &str, reason: impl std::fmt::Display) -> Error {
+    Error::Failed(format!("cannot start {what}: {reason} (are memory or threads limited, as by ulimit -v or -u?)"))
+}
+
+/// Keeps freed activations for the next step instead of handing them back to the kernel, which would clear every page
+/// again. Weights that are larger than this go back when they are dropped.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+fn keep_freed_memory() {
+    /// Also the most that glibc takes.
+    const LARGEST_ACTIVATION: libc::c_int = 32 << 20;
+    const KEPT: libc::c_int = 1 << 30;
+    // SAFETY: mallopt only sets numbers, and nothing else uses the allocator at the same time.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, LARGEST_ACTIVATION);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, KEPT);
+        libc::mallopt(libc::M_TOP_PAD, 64 << 20);
+    }
+}
+
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+fn keep_freed_memory() {}
+
+/// Hands freed memory back to the kernel after all, so that what the process has is what it uses.
+pub fn release_freed_memory() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: the call is safe at any time and from any thread.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
