@@ -157,7 +157,7 @@ impl<'a> Trainer<'a> {
         settings.push(format!("model.expert_layer={}", preset.expert_layer));
         let config = RunConfig::parse("", Path::new("bench"), &settings)?;
         let parameters = Parameters::new(&config, &mut model, &device)?;
-        model.attach(&parameters.adapter())?;
+        model.attach_low_rank(&parameters.low_rank())?;
         Ok(Self { args, preset, device, dtype, config, model, parameters })
     }
 

@@ -151,14 +151,14 @@ fn training_moves_the_adapters_alone() {
         let parameters = Parameters::new(&config, &mut model, &Device::Cpu).expect("parameters");
         let layers = model.adaptable().len();
         assert_eq!(parameters.all.len(), 2 * (layers - 1), "{variant}: A and B of every layer but one, see below");
-        model.attach(&parameters.adapter()).expect("attach");
+        model.attach_low_rank(&parameters.low_rank()).expect("attach");
         let start = parameters.tensors().expect("tensors");
         let mut optimizer = AdamW::new(&parameters);
         let inputs = inputs(&model);
         for _ in 0..3 {
             let plan = StepPlan { expert_layers: &[1], recomputed_blocks: 1 };
             let found = gradients(&model, &parameters, &config.loss, &inputs, plan).expect("gradients");
-            optimizer.step(&parameters, &found.of, 1.0, 0.1, &config.optim).expect("step");
+            optimizer.step(&parameters, &found.by_parameter, 1.0, 0.1, &config.optim).expect("step");
         }
         let still: Vec<String> = parameters
             .tensors()

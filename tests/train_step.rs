@@ -150,7 +150,7 @@ impl Fixture {
         tensors.insert("prompt.tokens".into(), self.first_text().context.squeeze(0).unwrap());
         tensors.retain(|name, _| parameters.all.iter().any(|p| &p.name == name));
         parameters.load(&tensors).unwrap();
-        model.attach(&parameters.adapter()).unwrap();
+        model.attach_low_rank(&parameters.low_rank()).unwrap();
         (model, parameters)
     }
 
@@ -254,10 +254,10 @@ fn output_and_attention() {
         let layer = fixture.cases["expert_layer"].as_u64().unwrap() as usize;
         let probe = model.probe(&embedded, layer).unwrap();
         let heads = model.config.num_attention_heads;
-        let logits = image_to_text_logits(&probe, heads).unwrap().transpose(2, 3).unwrap();
+        let logits = image_to_text_logits(&probe, heads).unwrap().into_tensor().transpose(2, 3).unwrap();
         assert!(relative(&logits, &expected["logits"]) < 1e-4, "{variant}: logits");
         let probability = probe.probability(heads).unwrap();
-        assert!(relative(&probability, &expected["probability"]) < 1e-4, "{variant}: probability");
+        assert!(relative(probability.tensor(), &expected["probability"]) < 1e-4, "{variant}: probability");
     }
 }
 
@@ -303,7 +303,7 @@ fn loss_terms_and_every_gradient() {
                 .fold(0f32, f32::max);
             for (key, wanted) in &expected {
                 let Some(key) = key.strip_prefix("grad.") else { continue };
-                let got = names.iter().position(|name| *name == key).and_then(|i| step.of[i].clone());
+                let got = names.iter().position(|name| *name == key).and_then(|i| step.by_parameter[i].clone());
                 match got {
                     // A gradient that is zero by structure need not be computed.
                     None => {
@@ -336,7 +336,7 @@ fn recomputing_blocks_changes_no_bit() {
                     again.terms().unwrap(),
                     "{variant} {name}: {blocks} blocks recomputed"
                 );
-                for ((a, b), parameter) in whole.of.iter().zip(&again.of).zip(&parameters.all) {
+                for ((a, b), parameter) in whole.by_parameter.iter().zip(&again.by_parameter).zip(&parameters.all) {
                     let (a, b) = (a.as_ref().map(values), b.as_ref().map(values));
                     assert!(a == b, "{variant} {name}: {} with {blocks} blocks recomputed", parameter.name);
                 }
@@ -370,7 +370,7 @@ fn ten_optimizer_steps() {
         inputs.timestep = (&inputs.sigma * 1000.0).unwrap();
         let plan = StepPlan { expert_layers: &config.model.expert_layers, recomputed_blocks: 0 };
         let result = gradients(&model, &parameters, &config.loss, &inputs, plan).unwrap();
-        let norm = gradient_norm(&result.of).unwrap();
+        let norm = gradient_norm(&result.by_parameter).unwrap();
         let lr = learning_rate(&config.optim, step as u64, steps as u64);
         for (what, got, wanted) in [
             ("loss", f64::from(result.terms().unwrap().total), &record["total"][step]),
@@ -381,7 +381,7 @@ fn ten_optimizer_steps() {
             assert!((got - wanted).abs() <= 1e-4 * wanted.abs(), "step {step}: {what} {got}, torch {wanted}");
         }
         let clip = clip_factor(norm, config.optim.clip_norm);
-        optimizer.step(&parameters, &result.of, clip, lr, &config.optim).unwrap();
+        optimizer.step(&parameters, &result.by_parameter, clip, lr, &config.optim).unwrap();
     }
     for parameter in &parameters.all {
         let wanted = &tensors[&format!("final.{}", parameter.name)];

@@ -174,8 +174,9 @@ fn looks(args: &ProbeArgs) -> Result<Vec<Look>> {
 /// the maps as the settings make them, `maps`, of that shape.
 fn write_attention(folder: &Path, probes: &[Probe], heads: usize, maps: &Tensor) -> Result<()> {
     let (_, rows, columns) = maps.dims3()?;
-    let logits = mean_logits(probes, heads)?.reshape((heads, (), rows, columns))?.to_device(&Device::Cpu)?;
-    let probability = tokens_first(&mean_probability(probes, heads)?, (rows, columns))?;
+    let logits =
+        mean_logits(probes, heads)?.into_tensor().reshape((heads, (), rows, columns))?.to_device(&Device::Cpu)?;
+    let probability = tokens_first(mean_probability(probes, heads)?.tensor(), (rows, columns))?;
     let file = folder.join("attention.safetensors");
     let tensors = [("logits", logits), ("probability", probability), ("maps", maps.clone())];
     let tensors = tensors.map(|(name, tensor)| (name.to_string(), tensor)).into();

@@ -13,6 +13,7 @@ use crate::sample::scheduler::Scheduler;
 use crate::system::error::{Error, Result};
 use candle_core::{D, DType, Tensor};
 use serde::Serialize;
+use std::ops::Range;
 
 /// What was found of one block, over all images and prompts.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -95,7 +96,7 @@ pub fn analyse(
                 let probability = sums[layer].add(inputs)?;
                 let of_tokens = match settings.is_mean_probability() {
                     true => probability,
-                    false => settings.of_block(&inputs.probe(), inputs.heads, embedded.grid)?,
+                    false => settings.of_block(&inputs.probe()?, inputs.heads, embedded.grid)?,
                 };
                 for ((image, prompt), of_tokens) in pairs.iter().zip(on_host(&settings.scaled_before(of_tokens)?)?) {
                     maps[layer][*image].add(prompt, &of_tokens, settings);
@@ -139,25 +140,30 @@ pub fn analyse(
 /// Image tokens and text tokens of a sequence, counted ones as often as they count.
 fn token_counts(embedded: &Embedded) -> Result<(usize, usize)> {
     let streams = &embedded.streams;
-    Ok((streams.image.dim(1)?, streams.text.dim(1)? - 1 + streams.last_text_count))
+    Ok((streams.image.dims3()?.1, streams.text.dims3()?.1 - 1 + streams.last_text_count))
 }
 
 impl Sums {
     /// Adds a batch; returns the attention of image tokens to CLIP's, `[batch, image tokens, 77]`.
     fn add(&mut self, inputs: &JointInputs) -> Result<Tensor> {
-        let JointInputs { image_queries, text_queries, keys, values, heads, last_key_count } = inputs;
-        let (batch, image, _) = image_queries.dims3()?;
-        let text = keys.dim(1)? - image;
-        let probability = |queries, range| attention_probability(queries, keys, *heads, range, *last_key_count);
-        let to_text = probability(image_queries, image..image + text)?;
+        let &JointInputs { ref queries, ref keys, ref values, image_tokens: image, heads, last_key_count } = inputs;
+        let (batch, all, _) = keys.dims3()?;
+        let text = all - image;
+        let probability = |window: Range<usize>, range| {
+            let queries = queries.window(1, window)?;
+            Ok::<_, candle_core::Error>(
+                attention_probability(&queries, keys, heads, range, last_key_count)?.into_tensor(),
+            )
+        };
+        let to_text = probability(0..image, image..all)?;
         self.image_to_text += total(&to_text)? / image as f64;
-        if let Some(queries) = text_queries {
-            let mass = weighed(&probability(queries, 0..image)?.sum(D::Minus1)?, *last_key_count)?;
+        if queries.dims3()?.1 == all {
+            let mass = weighed(&probability(image..all, 0..image)?.sum(D::Minus1)?, last_key_count)?;
             self.text_to_image = Some(self.text_to_image.unwrap_or(0.0) + mass);
         }
-        let norms = values.to_dtype(DType::F32)?.sqr()?.sum(D::Minus1)?.sqrt()?;
+        let norms = values.tensor().to_dtype(DType::F32)?.sqr()?.sum(D::Minus1)?.sqrt()?;
         self.image_value_norm += total(&norms.narrow(1, 0, image)?)? / image as f64;
-        self.text_value_norm += weighed(&norms.narrow(1, image, text)?, *last_key_count)?;
+        self.text_value_norm += weighed(&norms.narrow(1, image, text)?, last_key_count)?;
         self.samples += batch as f64;
         Ok(to_text.narrow(2, 0, CLIP_TOKENS)?.contiguous()?)
     }

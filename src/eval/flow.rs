@@ -63,7 +63,7 @@ impl HeldOut {
             let noised = (latents.broadcast_mul(&(1.0 - &sigma)?)? + noise.broadcast_mul(&sigma)?)?;
             let timesteps = Tensor::from_vec(timesteps, images.len(), &Device::Cpu)?;
             let velocity = pipeline.transformer.forward(&noised, &timesteps, &text, None)?;
-            let loss = flow_loss(&velocity, &latents, &noise)?;
+            let loss = flow_loss(&velocity.into(), &latents, &noise)?.into_tensor();
             sum += f64::from(loss.to_scalar::<f32>()?) * images.len() as f64;
         }
         match self.images.len() {

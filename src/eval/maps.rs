@@ -1,5 +1,6 @@
 //! What a map of a text token is made of: of which blocks and heads, after which softmax, by which scale.
 use super::score_head::ScoreHead;
+use crate::autograd::Variable;
 use crate::config::{AttentionForm, MapHeads, MapNormalize};
 use crate::model::families::sd3::{Embedded, MmDit, Probe, image_to_text_logits, mean};
 use crate::system::error::{Error, Result};
@@ -61,20 +62,23 @@ impl MapSettings {
             of_blocks.push(self.of_block(&probe, heads, embedded.grid));
             Ok(())
         })?;
-        Ok(self.scaled_before(mean(of_blocks.into_iter())?)?)
+        Ok(self.scaled_before(mean(of_blocks.into_iter().map(|maps| maps.map(Variable::from)))?.into_tensor())?)
     }
 
     /// The same, from what the attention of the blocks is computed from; each has so many `heads`.
     pub fn of_probes(&self, probes: &[Probe], heads: usize, grid: (usize, usize)) -> TensorResult<Tensor> {
-        self.scaled_before(mean(probes.iter().map(|probe| self.of_block(probe, heads, grid)))?)
+        let of_blocks = probes.iter().map(|probe| self.of_block(probe, heads, grid).map(Variable::from));
+        self.scaled_before(mean(of_blocks)?.into_tensor())
     }
 
     /// One block's maps `[batch, image tokens, 77]`, not yet scaled; `heads` is how many the block has.
     pub fn of_block(&self, probe: &Probe, heads: usize, grid: (usize, usize)) -> TensorResult<Tensor> {
         let mean = |probe: &Probe, heads: usize| match self.attention {
-            AttentionForm::Softmax => probe.probability(heads),
-            AttentionForm::SoftmaxText => probe.text_probability(heads),
-            AttentionForm::Logits => image_to_text_logits(probe, heads)?.mean(1)?.transpose(1, 2)?.contiguous(),
+            AttentionForm::Softmax => probe.probability(heads).map(Variable::into_tensor),
+            AttentionForm::SoftmaxText => probe.text_probability(heads).map(Variable::into_tensor),
+            AttentionForm::Logits => {
+                image_to_text_logits(probe, heads)?.tensor().mean(1)?.transpose(1, 2)?.contiguous()
+            }
         };
         let one = |head: usize| mean(&probe.one_head(head, heads)?, 1);
         let maps = match self.heads {

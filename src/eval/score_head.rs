@@ -1,4 +1,5 @@
 //! A trained score head, put on the maps at evaluation.
+use crate::autograd::Variable;
 use crate::model::adapters::formats::no_pickle;
 use crate::model::text::tokenizer::CLIP_TOKENS;
 use crate::model::weights::Weights;
@@ -54,7 +55,8 @@ impl ScoreHead {
         match self.form {
             ScoreHeadForm::Residual => {
                 let pictures = maps.transpose(1, 2)?.contiguous()?.reshape((batch * tokens, grid.0, grid.1))?;
-                let scored = ops::score_head(&pictures, &self.parameters, ops::Precision::F32)?;
+                let parameters: Vec<_> = self.parameters.iter().cloned().map(Variable::from).collect();
+                let scored = ops::score_head(&pictures.into(), &parameters, ops::Precision::F32)?.into_tensor();
                 scored.reshape((batch, tokens, positions))?.transpose(1, 2)?.contiguous()
             }
             ScoreHeadForm::Released => {

@@ -1,9 +1,10 @@
 //! What is trained: LoRA matrices and the score head, by name, always in f32.
+use crate::autograd::Variable;
 use crate::config::{LayerChoice, OptimConfig, RunConfig};
 use crate::model::adapters::lora::{Adapter, Lora};
 use crate::model::families::sd3::MmDit;
 use crate::model::text::TextEmbedding;
-use crate::ops;
+use crate::ops::{self, LowRank};
 use crate::report::TrainedLayers;
 use crate::system::error::{Error, Result};
 use candle_core::{DType, Device, Tensor, Var};
@@ -38,10 +39,18 @@ pub struct Parameter {
     /// `lora.transformer_blocks.0.attn.to_q.down`, `….up`, `score_head.0.weight`, or `prompt.tokens`.
     pub name: String,
     pub var: Var,
+    /// The variable that the model sees, in the same memory.
+    pub leaf: Variable,
     pub group: Group,
 }
 
 impl Parameter {
+    fn new(name: String, values: &Tensor, group: Group) -> Result<Self> {
+        let var = Var::from_tensor(values)?;
+        let leaf = Variable::leaf(var.as_detached_tensor());
+        Ok(Self { name, var, leaf, group })
+    }
+
     /// Takes these values.
     ///
     /// # Errors
@@ -76,8 +85,7 @@ impl Parameters {
                 .map(|_| Distribution::<f32>::sample(&StandardNormal, &mut random) / rank as f32)
                 .collect();
             let mut add = |suffix: &str, tensor: Tensor| -> Result<()> {
-                let var = Var::from_tensor(&tensor)?;
-                all.push(Parameter { name: format!("lora.{name}.{suffix}"), var, group: Group::Lora });
+                all.push(Parameter::new(format!("lora.{name}.{suffix}"), &tensor, Group::Lora)?);
                 Ok(())
             };
             add("down", Tensor::from_vec(down, (rank, inner), device)?)?;
@@ -90,11 +98,8 @@ impl Parameters {
                 let fan_in = if name.starts_with('0') { 9 } else { 9 * ops::CHANNELS };
                 let bound = 1.0 / (fan_in as f32).sqrt();
                 let values = (0..shape.iter().product()).map(|_| random.random_range(-bound..bound)).collect();
-                all.push(Parameter {
-                    name: format!("score_head.{name}"),
-                    var: Var::from_tensor(&Tensor::from_vec::<_, f32>(values, shape, device)?)?,
-                    group: Group::ScoreHead,
-                });
+                let values = Tensor::from_vec::<_, f32>(values, shape, device)?;
+                all.push(Parameter::new(format!("score_head.{name}"), &values, Group::ScoreHead)?);
             }
         }
         Ok(Self { all, rank, alpha: config.lora.alpha })
@@ -102,14 +107,14 @@ impl Parameters {
 
     /// Adds the token embeddings of a prompt, `[tokens, width]`, which are trained from those of `start`, one prompt's.
     pub fn add_prompt(&mut self, start: &TextEmbedding) -> Result<()> {
-        let var = Var::from_tensor(&start.context.squeeze(0)?.to_dtype(DType::F32)?)?;
-        self.all.push(Parameter { name: PROMPT.to_string(), var, group: Group::Prompt });
+        let values = start.context.squeeze(0)?.to_dtype(DType::F32)?;
+        self.all.push(Parameter::new(PROMPT.to_string(), &values, Group::Prompt)?);
         Ok(())
     }
 
     /// The token embeddings of the prompt that is trained, if one is: `[tokens, width]`.
-    pub fn prompt(&self) -> Option<&Tensor> {
-        self.all.iter().find(|p| p.group == Group::Prompt).map(|p| p.var.as_tensor())
+    pub fn prompt(&self) -> Option<&Variable> {
+        self.all.iter().find(|p| p.group == Group::Prompt).map(|p| &p.leaf)
     }
 
     /// Overwrites all parameters; `tensors` must have exactly their names and shapes.
@@ -133,12 +138,24 @@ impl Parameters {
         self.all.iter().map(copy).collect()
     }
 
-    /// The adapters; they share the parameters' memory, so that a step shows in the model they are attached to.
+    /// The adapters as a step differentiates them; they share the parameters' memory, so that a step shows in the model that
+    /// they are attached to.
+    pub fn low_rank(&self) -> BTreeMap<String, LowRank> {
+        let pairs = self.all.iter().filter(|p| p.group == Group::Lora).collect::<Vec<_>>();
+        let scale = self.alpha / self.rank as f64;
+        let low_rank = |pair: &[&Parameter]| {
+            let module = pair[0].name.strip_prefix("lora.")?.strip_suffix(".down")?;
+            Some((module.to_string(), LowRank { down: pair[0].leaf.clone(), up: pair[1].leaf.clone(), scale }))
+        };
+        pairs.chunks_exact(2).filter_map(low_rank).collect()
+    }
+
+    /// The adapters without gradient, in the parameters' memory.
     pub fn adapter(&self) -> Adapter {
         let mut adapter = Adapter::new();
         for pair in self.all.iter().filter(|p| p.group == Group::Lora).collect::<Vec<_>>().chunks_exact(2) {
             if let Some(module) = pair[0].name.strip_prefix("lora.").and_then(|name| name.strip_suffix(".down")) {
-                let (down, up) = (pair[0].var.as_tensor().clone(), pair[1].var.as_tensor().clone());
+                let (down, up) = (pair[0].leaf.tensor().clone(), pair[1].leaf.tensor().clone());
                 adapter.insert(module.to_string(), Lora { down, up, alpha: self.alpha });
             }
         }
@@ -146,9 +163,9 @@ impl Parameters {
     }
 
     /// The score head's parameters in the order of [`ops::PARAMETERS`]; none if it is not used.
-    pub fn score_head(&self) -> Option<Vec<Tensor>> {
-        let head: Vec<Tensor> =
-            self.all.iter().filter(|p| p.group == Group::ScoreHead).map(|p| p.var.as_tensor().clone()).collect();
+    pub fn score_head(&self) -> Option<Vec<Variable>> {
+        let head: Vec<Variable> =
+            self.all.iter().filter(|p| p.group == Group::ScoreHead).map(|p| p.leaf.clone()).collect();
         (!head.is_empty()).then_some(head)
     }
 

@@ -159,7 +159,7 @@ impl<'a> Trainer<'a> {
                 Error::Failed(format!("checkpoint of step {}: not a position in the data: {e}", state.step))
             })?);
         }
-        pipeline.transformer.attach(&parameters.adapter())?;
+        pipeline.transformer.attach_low_rank(&parameters.low_rank())?;
         let cached = cache.is_some();
         let require_masks = config.loss.uses_masks();
         let held = loader::held_bytes(&config.data, cache.as_ref().map(Cache::sample_bytes));
@@ -170,7 +170,7 @@ impl<'a> Trainer<'a> {
             batch: config.train.batch,
             image_tokens: grid.0 * grid.1,
             text_tokens: match parameters.prompt() {
-                Some(tokens) => tokens.dim(0)?,
+                Some(tokens) => tokens.tensor().dim(0)?,
                 None => pipeline.text_encoders.tokens(),
             },
             is_fused: !config.lora.targets.iter().any(|target| target.starts_with("ff")),
@@ -375,7 +375,7 @@ impl<'a> Trainer<'a> {
     fn validate(&mut self, output: &Path, log: &mut RunLog, validation: &Validation) -> Result<ValidationScores> {
         self.attach_detached()?;
         let (scores, pictures) = validation.measure(&self.pipeline, &self.scheduler)?;
-        self.pipeline.transformer.attach(&self.parameters.adapter())?;
+        self.pipeline.transformer.attach_low_rank(&self.parameters.low_rank())?;
         let step = self.state.step;
         let kept = validation.kept_pictures();
         pictures.write(output, step, kept)?;
@@ -397,8 +397,7 @@ impl<'a> Trainer<'a> {
     /// Puts the LoRA on the model so that no backward pass can follow it: else every step of every drawn image would stay
     /// in memory.
     fn attach_detached(&mut self) -> Result<()> {
-        let trained = self.parameters.adapter().into_iter().map(|(name, lora)| (name, lora.detached()));
-        self.pipeline.transformer.attach(&trained.collect())
+        self.pipeline.transformer.attach(&self.parameters.adapter())
     }
 
     fn export(&self, file: &Path) -> Result<()> {
@@ -411,7 +410,7 @@ impl<'a> Trainer<'a> {
     /// Writes the learnt prompt, if there is one.
     fn export_prompt(&self, file: &Path) -> Result<()> {
         match (self.parameters.prompt(), &self.empty_prompt) {
-            (Some(tokens), Some(empty)) => prompt_file::write(file, tokens, &empty.pooled.squeeze(0)?),
+            (Some(tokens), Some(empty)) => prompt_file::write(file, tokens.tensor(), &empty.pooled.squeeze(0)?),
             _ => Ok(()),
         }
     }
@@ -448,7 +447,7 @@ impl<'a> Trainer<'a> {
     fn measure_base(&mut self, evaluation: &Evaluation, measured: &mut Measured) -> Result<bool> {
         self.pipeline.transformer.detach();
         let is_measured = evaluation.measure(&self.pipeline, &self.scheduler, Stage::Before, measured);
-        self.pipeline.transformer.attach(&self.parameters.adapter())?;
+        self.pipeline.transformer.attach_low_rank(&self.parameters.low_rank())?;
         is_measured
     }
 

@@ -2,7 +2,7 @@
 //!
 //! As on the CPU: maps lie channel-last in one long row of pixels, each with a border of zeros around it, so that a 3×3
 //! convolution is three products, one a kernel row, of three neighbouring pixels' channels.
-use super::score_head::{CHANNELS, split};
+use super::{CHANNELS, split};
 use candle_core::{Result, Tensor};
 
 /// Values of unfolded pixels that are held at a time.

@@ -1,10 +1,10 @@
 //! The feed-forward a block of rows at a time, for weights that stay in cache: what a row becomes is written as the next
 //! product takes it.
-use super::arguments::Arguments;
+use super::Arguments;
 use crate::ops::kernels::amx;
 use crate::ops::kernels::cpu::{Threads, View, vectorised, zeros};
 use crate::ops::kernels::panel::{Right, Rows, is_as_product, room};
-use crate::ops::norm::{modulate_row, norm_row_backward};
+use crate::ops::norm::{add_norm_row_backward, modulate_row};
 use crate::ops::pointwise::{gelu_derivative, gelu_value};
 use rayon::prelude::*;
 
@@ -36,7 +36,7 @@ impl Scratch {
 
 /// Whether products in blocks are to the last bit those of whole matrices, which an adapter on a layer leads to.
 pub fn are_as_whole(of: &Arguments) -> bool {
-    let rows = of.x.len() / of.width;
+    let rows = of.rows;
     is_as_product((rows, of.width, of.hidden)) && is_as_product((rows, of.hidden, of.width))
 }
 
@@ -48,7 +48,7 @@ fn with_room(row: &[f32]) -> Vec<f32> {
 }
 
 /// The output, and what goes into the GELU for [`backward`] where `keep`.
-pub fn forward(of: &Arguments, keep: bool) -> (Vec<f32>, Vec<f32>) {
+pub fn forward(of: &Arguments, x: &[f32], keep: bool) -> (Vec<f32>, Vec<f32>) {
     let &Arguments { width, hidden, .. } = of;
     let up = Right::new(View::rows(of.up, width).transposed(), (width, hidden), Threads::All);
     let down = Right::new(View::rows(of.down, hidden).transposed(), (hidden, width), Threads::All);
@@ -58,8 +58,8 @@ pub fn forward(of: &Arguments, keep: bool) -> (Vec<f32>, Vec<f32>) {
         let before = kept.unwrap_or(own);
         let (first, count) = (index * block_rows(), out.len() / width);
         vectorised!(for r in 0..count {
-            let (shift, scale) = (of.of_batch(of.shift, first + r), of.of_batch(of.scale, first + r));
-            modulate_row(of.row(of.x, first + r), shift, scale, &mut row[..width]);
+            let (shift, scale) = (of.entry(of.shift, first + r), of.entry(of.scale, first + r));
+            modulate_row(of.row(x, first + r), shift, scale, &mut row[..width]);
             narrow.set(r, &row[..width]);
         });
         up.multiply(narrow, count, Some(&up_bias), before);
@@ -70,7 +70,7 @@ pub fn forward(of: &Arguments, keep: bool) -> (Vec<f32>, Vec<f32>) {
         });
         down.multiply(wide, count, Some(&down_bias), results);
         vectorised!(for (r, out) in out.chunks_exact_mut(width).enumerate() {
-            let (x, gate) = (of.row(of.x, first + r), of.of_batch(of.gate, first + r));
+            let (x, gate) = (of.row(x, first + r), of.entry(of.gate, first + r));
             let update = &results[r * room(width)..][..width];
             for i in 0..width {
                 out[i] = x[i] + gate[i] * update[i];
@@ -78,11 +78,11 @@ pub fn forward(of: &Arguments, keep: bool) -> (Vec<f32>, Vec<f32>) {
         });
     };
     // Rows of memory are first touched by the task that fills them.
-    let (mut out, mut kept) = (Vec::with_capacity(of.x.len()), Vec::new());
-    let blocks = out.spare_capacity_mut()[..of.x.len()].par_chunks_mut(block_rows() * width).enumerate();
+    let (mut out, mut kept) = (Vec::with_capacity(x.len()), Vec::new());
+    let blocks = out.spare_capacity_mut()[..x.len()].par_chunks_mut(block_rows() * width).enumerate();
     let scratch = || Scratch::new(of);
     if keep {
-        let length = (of.x.len() / width).next_multiple_of(block_rows()) * room(hidden);
+        let length = (of.rows).next_multiple_of(block_rows()) * room(hidden);
         kept.reserve_exact(length);
         let chunks = kept.spare_capacity_mut()[..length].par_chunks_mut(block_rows() * room(hidden));
         blocks.zip(chunks).for_each_init(scratch, |scratch, ((index, out), kept)| {
@@ -94,45 +94,39 @@ pub fn forward(of: &Arguments, keep: bool) -> (Vec<f32>, Vec<f32>) {
         blocks.for_each_init(scratch, |scratch, (index, out)| block(index, zeros(out), scratch, None));
     }
     // SAFETY: as above.
-    unsafe { out.set_len(of.x.len()) };
+    unsafe { out.set_len(x.len()) };
     (out, kept)
 }
 
-/// The gradient of x.
-pub fn backward(of: &Arguments, kept: &[f32], grad: &[f32]) -> Vec<f32> {
+/// Makes the output's gradient that of x, in place.
+pub fn backward(of: &Arguments, x: &[f32], before: &[f32], gradient: &mut [f32]) {
     let &Arguments { width, hidden, .. } = of;
     let up = Right::new(View::rows(of.up, width), (hidden, width), Threads::All);
     let down = Right::new(View::rows(of.down, hidden), (width, hidden), Threads::All);
-    let mut gradient = Vec::with_capacity(of.x.len());
-    gradient.spare_capacity_mut()[..of.x.len()].par_chunks_mut(block_rows() * width).enumerate().for_each_init(
+    gradient.par_chunks_mut(block_rows() * width).enumerate().for_each_init(
         || Scratch::new(of),
-        |scratch, (index, dx)| {
+        |scratch, (index, gradient)| {
             let Scratch { narrow, wide, row, hidden: d_hidden, results } = scratch;
-            let dx = zeros(dx);
-            let (first, count) = (index * block_rows(), dx.len() / width);
+            let (first, count) = (index * block_rows(), gradient.len() / width);
             vectorised!(for r in 0..count {
-                let (grad, gate) = (of.row(grad, first + r), of.of_batch(of.gate, first + r));
+                let (gradient, gate) = (of.row(gradient, r), of.entry(of.gate, first + r));
                 for (i, d) in row[..width].iter_mut().enumerate() {
-                    *d = gate[i] * grad[i];
+                    *d = gate[i] * gradient[i];
                 }
                 narrow.set(r, &row[..width]);
             });
             down.multiply(narrow, count, None, d_hidden);
             vectorised!(for r in 0..count {
-                let before = &kept[(first + r) * room(hidden)..][..hidden];
+                let before = &before[(first + r) * room(hidden)..][..hidden];
                 let d = &mut d_hidden[r * room(hidden)..][..hidden];
                 d.iter_mut().zip(before).for_each(|(d, before)| *d *= gelu_derivative(*before));
                 wide.set(r, d);
             });
             up.multiply(wide, count, None, results);
-            vectorised!(for (r, dx) in dx.chunks_exact_mut(width).enumerate() {
+            vectorised!(for (r, dx) in gradient.chunks_exact_mut(width).enumerate() {
                 let d_normed = &results[r * room(width)..][..width];
-                norm_row_backward(of.row(of.x, first + r), d_normed, of.of_batch(of.scale, first + r), dx);
-                dx.iter_mut().zip(of.row(grad, first + r)).for_each(|(dx, grad)| *dx += grad);
+                add_norm_row_backward(of.row(x, first + r), d_normed, of.entry(of.scale, first + r), dx);
             });
         },
     );
-    // SAFETY: the tasks have written all of it.
-    unsafe { gradient.set_len(of.x.len()) };
-    gradient
 }

@@ -1,66 +1,18 @@
-//! The score head: convolutions 3×3, 1→64→64→1 with ReLU between, on every map alone, added to the map.
-//!
-//! On the CPU a few maps go through all three layers together, so that their activations stay in cache, and nothing of
-//! them is stored: the backward pass forms them again. The middle layer is nearly all of the work and runs by Winograd's
-//! filtering. Gradients, which few maps have, take a 3×3 convolution of channel-last maps with a border of zeros as three
-//! matrix products, one a kernel row: three neighbouring pixels are one row of 3·channels numbers.
-use super::function::{Function, Values, apply};
+//! The score head in f32 in the host's memory: a few maps go through all three layers together, so that their activations
+//! stay in cache, and nothing of them is stored: the backward pass forms them again. The middle layer is nearly all of the
+//! work and runs by Winograd's filtering. Gradients, which few maps have, take a 3×3 convolution of channel-last maps with a
+//! border of zeros as three matrix products, one a kernel row: three neighbouring pixels are one row of 3·channels numbers.
+use super::{CHANNELS, PARAMETERS, split};
 use crate::ops::kernels::cpu::{Product, Start, Threads, View, sum, vectorised};
+use crate::ops::kernels::memory::Values;
 use crate::ops::kernels::winograd::{self, Kernels, Outputs, Place, Stack, TILE};
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{Device, Result, Tensor};
 use rayon::prelude::*;
 
-/// Channels between the layers.
-pub const CHANNELS: usize = 64;
-/// Name and shape of every parameter, as torch's `Sequential(Conv2d, ReLU, Conv2d, ReLU, Conv2d)` has them.
-pub const PARAMETERS: [(&str, &[usize]); 6] = [
-    ("0.weight", &[CHANNELS, 1, 3, 3]),
-    ("0.bias", &[CHANNELS]),
-    ("2.weight", &[CHANNELS, CHANNELS, 3, 3]),
-    ("2.bias", &[CHANNELS]),
-    ("4.weight", &[1, CHANNELS, 3, 3]),
-    ("4.bias", &[1]),
-];
 /// Pixels, borders included, that go through the layers together: what a core's cache has room for.
 const PIXELS_A_TASK: usize = 700;
-/// The same in the backward pass, each of whose tasks adds gradients of all parameters.
+/// Pixels of a task in the backward pass, each of which adds gradients of all parameters.
 const PIXELS_A_TASK_BACKWARD: usize = 2048;
-
-/// Values that the composed form's convolutions hold at a time.
-const COMPOSED_VALUES: usize = 1 << 28;
-
-/// How exact the middle layer's products are on a GPU. Its gradients are those of exact products in either case.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Precision {
-    /// As f32 products: relative errors of about 2⁻¹⁷ of a factor.
-    F32,
-    /// Factors rounded to bf16 and summed in f32, for a third of the work: relative errors of 2⁻⁹ of a factor. A run in
-    /// bf16 has such errors in the maps already, and PyTorch's autocast rounds all three layers and what is between them.
-    Bf16,
-}
-
-impl Precision {
-    /// Of a run whose arithmetic is in `dtype`.
-    pub fn of(dtype: DType) -> Self {
-        if dtype == DType::BF16 { Self::Bf16 } else { Self::F32 }
-    }
-}
-
-/// `maps + head(maps)`: maps `[maps, h, w]`, parameters in the order of [`PARAMETERS`].
-pub fn score_head(maps: &Tensor, parameters: &[Tensor], precision: Precision) -> Result<Tensor> {
-    if maps.dim(0)? == 0 {
-        return Ok(maps.clone());
-    }
-    let flat = parameters.iter().map(Tensor::flatten_all).collect::<Result<Vec<_>>>()?;
-    apply(ScoreHead(precision), &[maps, &Tensor::cat(&flat, 0)?])
-}
-
-/// The parameters from one flat vector, in order.
-pub(super) fn split<T>(mut take: impl FnMut(usize) -> T) -> [T; 6] {
-    PARAMETERS.map(|(_, shape)| take(shape.iter().product()))
-}
-
-pub(super) struct ScoreHead(pub(super) Precision);
 
 type Taps = [[[f32; CHANNELS]; 3]; 3];
 
@@ -394,84 +346,36 @@ fn maps_a_task(pixels: usize, height: usize, width: usize) -> usize {
     (pixels / ((height + 2) * (width + 2))).max(1)
 }
 
-impl Function for ScoreHead {
-    const NAME: &'static str = "score-head";
+/// `maps + head(maps)`: maps `[maps, h, w]`, parameters flat.
+pub fn forward(maps: &Tensor, parameters: &Tensor) -> Result<Tensor> {
+    let (_, height, width) = maps.dims3()?;
+    let layers = Layers::new(&Values::of(parameters)?);
+    let mut out = Values::of(maps)?.to_vec();
+    let size = maps_a_task(PIXELS_A_TASK, height, width) * height * width;
+    let hidden = || Hidden::new(&Bordered::new(size, height, width));
+    out.par_chunks_mut(size)
+        .for_each_init(hidden, |hidden, maps| Bordered::new(maps.len(), height, width).forward(maps, &layers, hidden));
+    Tensor::from_vec(out, maps.shape(), &Device::Cpu)
+}
 
-    fn composed(&self, inputs: &[Tensor]) -> Result<Tensor> {
-        let (count, height, width) = inputs[0].dims3()?;
-        let mut start = 0;
-        let parameters = PARAMETERS
-            .iter()
-            .map(|(_, shape)| {
-                let n = shape.iter().product();
-                start += n;
-                inputs[1].narrow(0, start - n, n)?.reshape(*shape)
-            })
-            .collect::<Result<Vec<_>>>()?;
-        // candle unfolds a convolution's input: nine times the hidden layers of a chunk of maps is what is held.
-        let chunk = (COMPOSED_VALUES / (9 * CHANNELS * height * width)).max(1);
-        let mut parts = vec![];
-        for first in (0..count).step_by(chunk) {
-            let maps = inputs[0].narrow(0, first, chunk.min(count - first))?;
-            let mut x = maps.unsqueeze(1)?;
-            for (layer, pair) in parameters.chunks_exact(2).enumerate() {
-                let hidden = if layer == 0 { x } else { x.relu()? };
-                let rounded = |factor: &Tensor| match (self.0, layer) {
-                    (Precision::Bf16, 1) => factor.to_dtype(DType::BF16)?.to_dtype(factor.dtype()),
-                    _ => Ok(factor.clone()),
-                };
-                let product = rounded(&hidden)?.conv2d(&rounded(&pair[0])?, 1, 1, 1, 1)?;
-                x = product.broadcast_add(&pair[1].reshape((1, (), 1, 1))?)?;
-            }
-            parts.push((maps + x.squeeze(1)?)?);
-        }
-        Tensor::cat(&parts, 0)
+/// Gradients of maps and parameters.
+pub fn backward(maps: &Tensor, parameters: &Tensor, gradient: &Tensor) -> Result<(Tensor, Tensor)> {
+    let (_, height, width) = maps.dims3()?;
+    let layers = Layers::new(&Values::of(parameters)?);
+    let values = Values::of(maps)?;
+    let mut d_maps = Values::of(gradient)?.to_vec();
+    let size = maps_a_task(PIXELS_A_TASK_BACKWARD, height, width) * height * width;
+    let parts: Vec<Vec<f32>> = d_maps
+        .par_chunks_mut(size)
+        .zip(values.par_chunks(size))
+        .map(|(d_maps, maps)| Bordered::new(maps.len(), height, width).backward(maps, d_maps, &layers))
+        .collect();
+    let mut d_parameters = vec![0f32; parameters.elem_count()];
+    for part in &parts {
+        d_parameters.iter_mut().zip(part).for_each(|(sum, value)| *sum += value);
     }
-
-    fn other_backward(&self, inputs: &[Tensor], grad: &Tensor, _: &[bool]) -> Result<Vec<Option<Tensor>>> {
-        let (d_maps, d_parameters) = super::score_head_products::backward(&inputs[0], &inputs[1], grad)?;
-        Ok(vec![Some(d_maps), Some(d_parameters)])
-    }
-
-    #[cfg(feature = "cuda")]
-    fn cuda_forward(&self, inputs: &[Tensor]) -> Result<Option<super::cuda::Forward>> {
-        super::cuda::score_head::forward(&inputs[0], &inputs[1], self.0)
-    }
-
-    fn cpu_forward(&self, inputs: &[Tensor]) -> Result<Tensor> {
-        if self.0 == Precision::Bf16 {
-            // The twin of what a GPU does: on the CPU no run is in bf16.
-            return self.composed(inputs);
-        }
-        let (_, height, width) = inputs[0].dims3()?;
-        let layers = Layers::new(&Values::of(&inputs[1])?);
-        let mut out = Values::of(&inputs[0])?.to_vec();
-        let size = maps_a_task(PIXELS_A_TASK, height, width) * height * width;
-        let hidden = || Hidden::new(&Bordered::new(size, height, width));
-        out.par_chunks_mut(size).for_each_init(hidden, |hidden, maps| {
-            Bordered::new(maps.len(), height, width).forward(maps, &layers, hidden)
-        });
-        Tensor::from_vec(out, inputs[0].shape(), &Device::Cpu)
-    }
-
-    fn cpu_backward(&self, inputs: &[Tensor], _: &Tensor, grad: &Tensor, _: &[bool]) -> Result<Vec<Option<Tensor>>> {
-        let (_, height, width) = inputs[0].dims3()?;
-        let layers = Layers::new(&Values::of(&inputs[1])?);
-        let maps = Values::of(&inputs[0])?;
-        let mut d_maps = Values::of(grad)?.to_vec();
-        let size = maps_a_task(PIXELS_A_TASK_BACKWARD, height, width) * height * width;
-        let parts: Vec<Vec<f32>> = d_maps
-            .par_chunks_mut(size)
-            .zip(maps.par_chunks(size))
-            .map(|(d_maps, maps)| Bordered::new(maps.len(), height, width).backward(maps, d_maps, &layers))
-            .collect();
-        let mut gradient = vec![0f32; inputs[1].elem_count()];
-        for part in &parts {
-            gradient.iter_mut().zip(part).for_each(|(sum, value)| *sum += value);
-        }
-        Ok(vec![
-            Some(Tensor::from_vec(d_maps, inputs[0].shape(), &Device::Cpu)?),
-            Some(Tensor::from_vec(gradient, inputs[1].shape(), &Device::Cpu)?),
-        ])
-    }
+    Ok((
+        Tensor::from_vec(d_maps, maps.shape(), &Device::Cpu)?,
+        Tensor::from_vec(d_parameters, parameters.shape(), &Device::Cpu)?,
+    ))
 }

@@ -1,7 +1,7 @@
 //! The feed-forward all rows at a time, for weights that would have to be prepared anew for every block.
-use super::arguments::Arguments;
+use super::Arguments;
 use crate::ops::kernels::cpu::{Product, Start, Threads, View, for_each_row, new_rows};
-use crate::ops::norm::{modulate_row, norm_row_backward};
+use crate::ops::norm::{add_norm_row_backward, modulate_row};
 use crate::ops::pointwise::{gelu_derivative, gelu_value};
 
 /// How much further apart rows of hidden values are than they are long: a width like 6144 would put the same places of all
@@ -37,9 +37,9 @@ fn layer_backward(grad: &[f32], weight: &[f32], inner: usize) -> Vec<f32> {
 }
 
 /// The output, and what goes into the GELU.
-pub fn forward(of: &Arguments) -> (Vec<f32>, Vec<f32>) {
-    let normed = new_rows!(of.x.len(), of.width, |r, out| {
-        modulate_row(of.row(of.x, r), of.of_batch(of.shift, r), of.of_batch(of.scale, r), out);
+pub fn forward(of: &Arguments, x: &[f32]) -> (Vec<f32>, Vec<f32>) {
+    let normed = new_rows!(x.len(), of.width, |r, out| {
+        modulate_row(of.row(x, r), of.entry(of.shift, r), of.entry(of.scale, r), out);
     });
     let before = layer((&normed, of.width), of.up, of.up_bias);
     let stride = of.hidden + APART;
@@ -49,7 +49,7 @@ pub fn forward(of: &Arguments) -> (Vec<f32>, Vec<f32>) {
     });
     let mut out = layer((&after, stride), of.down, of.down_bias);
     for_each_row!(&mut out, of.width, |r, out| {
-        let (x, gate) = (of.row(of.x, r), of.of_batch(of.gate, r));
+        let (x, gate) = (of.row(x, r), of.entry(of.gate, r));
         for i in 0..out.len() {
             out[i] = x[i] + gate[i] * out[i];
         }
@@ -57,12 +57,13 @@ pub fn forward(of: &Arguments) -> (Vec<f32>, Vec<f32>) {
     (out, before)
 }
 
-/// The gradient of x.
-pub fn backward(of: &Arguments, before: &[f32], grad: &[f32]) -> Vec<f32> {
-    let mut d_out = new_rows!(grad.len(), of.width, |r, d| {
-        let (grad, gate) = (of.row(grad, r), of.of_batch(of.gate, r));
+/// Makes the output's gradient that of x, in place.
+pub fn backward(of: &Arguments, x: &[f32], before: &[f32], gradient: &mut [f32]) {
+    let values: &[f32] = gradient;
+    let d_out = new_rows!(values.len(), of.width, |r, d| {
+        let (gradient, gate) = (of.row(values, r), of.entry(of.gate, r));
         for i in 0..d.len() {
-            d[i] = gate[i] * grad[i];
+            d[i] = gate[i] * gradient[i];
         }
     });
     let mut d_hidden = layer_backward(&d_out, of.down, of.hidden);
@@ -70,9 +71,7 @@ pub fn backward(of: &Arguments, before: &[f32], grad: &[f32]) -> Vec<f32> {
         d.iter_mut().zip(&before[r * of.hidden..]).for_each(|(d, before)| *d *= gelu_derivative(*before));
     });
     let d_normed = layer_backward(&d_hidden, of.up, of.width);
-    for_each_row!(&mut d_out, of.width, |r, dx| {
-        norm_row_backward(of.row(of.x, r), of.row(&d_normed, r), of.of_batch(of.scale, r), dx);
-        dx.iter_mut().zip(of.row(grad, r)).for_each(|(dx, grad)| *dx += grad);
+    for_each_row!(gradient, of.width, |r, dx| {
+        add_norm_row_backward(of.row(x, r), of.row(&d_normed, r), of.entry(of.scale, r), dx);
     });
-    d_out
 }

@@ -1,6 +1,7 @@
 //! Attention of one head on the CPU: the scores of some queries at a time, or in the backward pass of some keys, are made,
 //! used and forgotten. What the forward pass keeps is a number a query, the logarithm of its exponentials' sum. Scores are
 //! in units of log 2, as a power of two takes fewer steps than one of e.
+use super::Rows as OutputRows;
 use crate::ops::kernels::cpu::{Product, Start, Threads, View, exp2, powers_of_two, sum, vectorised};
 use crate::ops::kernels::panel::{self, Right, Rows, room};
 use std::f32::consts::LOG2_E;
@@ -32,9 +33,9 @@ pub struct Head<'a> {
 #[derive(Clone, Copy)]
 pub struct Passed<'a> {
     pub out: View<'a>,
-    pub grad: View<'a>,
-    /// `[queries]`
-    pub log_sums: &'a [f32],
+    pub gradient: View<'a>,
+    /// `[queries]`, in units of log 2.
+    pub lse: &'a [f32],
 }
 
 fn row(view: View<'_>, index: usize, length: usize) -> &[f32] {
@@ -99,15 +100,18 @@ impl Matrices {
 }
 
 impl Head<'_> {
-    /// The output `[queries, head_dim]`, and the logarithms to base 2 of the sums of exponentials `[queries]`.
-    pub fn forward(&self, scratch: &mut Scratch) -> (Vec<f32>, Vec<f32>) {
+    /// Writes the output's rows; returns the log-sum-exp of every query's scores in units of log 2.
+    ///
+    /// # Safety
+    /// `out` are rows for all queries, which nobody else uses.
+    pub unsafe fn forward(&self, out: OutputRows, scratch: &mut Scratch) -> Vec<f32> {
         let &Self { queries, keys, head_dim, .. } = self;
         let right_keys = Right::new(self.k.transposed(), (head_dim, keys), Threads::One);
         let right_values = Right::new(self.v, (keys, head_dim), Threads::One);
         let Matrices { narrow: [left_queries, _], wide: [left_weights, _], scaled, scores, results, .. } =
             scratch.matrices(head_dim, keys);
         let mut sums = [0f32; KEYS];
-        let (mut out, mut log_sums) = (vec![0f32; queries * head_dim], vec![0f32; queries]);
+        let mut lse = vec![0f32; queries];
         for start in (0..queries).step_by(rows_at_once()) {
             let count = rows_at_once().min(queries - start);
             for r in 0..count {
@@ -121,20 +125,24 @@ impl Head<'_> {
                     scores[keys - 1] += self.last_key_bias;
                     let (largest, sum) = powers_of_two(scores);
                     left_weights.set(r, scores);
-                    log_sums[start + r] = largest + sum.log2();
+                    lse[start + r] = largest + sum.log2();
                     sums[r] = sum;
                 }
             });
             right_values.multiply(left_weights, count, None, results);
             for (r, results) in results.chunks_exact(room(head_dim)).take(count).enumerate() {
-                scale(results, 1.0 / sums[r], &mut out[(start + r) * head_dim..][..head_dim]);
+                // SAFETY: the caller's promise.
+                scale(results, 1.0 / sums[r], unsafe { out.row(start + r) });
             }
         }
-        (out, log_sums)
+        lse
     }
 
-    /// Gradients of q `[queries, head_dim]`, k and v `[keys, head_dim]`.
-    pub fn backward(&self, passed: Passed, scratch: &mut Scratch) -> [Vec<f32>; 3] {
+    /// Writes the rows of the gradients of q, k and v.
+    ///
+    /// # Safety
+    /// `out` are rows for all queries, keys and values, which nobody else uses.
+    pub unsafe fn backward(&self, passed: Passed, out: [OutputRows; 3], scratch: &mut Scratch) {
         let zeros = |tokens: usize| vec![0f32; tokens * self.head_dim];
         let mut gradients = [zeros(self.queries), zeros(self.keys), zeros(self.keys)];
         for start in (0..self.queries).step_by(QUERIES) {
@@ -142,30 +150,35 @@ impl Head<'_> {
             let head = Self { q: rows_from(self.q, start), queries: end - start, ..*self };
             let passed = Passed {
                 out: rows_from(passed.out, start),
-                grad: rows_from(passed.grad, start),
-                log_sums: &passed.log_sums[start..end],
+                gradient: rows_from(passed.gradient, start),
+                lse: &passed.lse[start..end],
             };
             let [dq, dk, dv] = &mut gradients;
             head.add_gradients(passed, scratch, &mut dq[start * self.head_dim..end * self.head_dim], dk, dv);
         }
-        gradients
+        for (gradient, out) in gradients.iter().zip(out) {
+            for (r, row) in gradient.chunks_exact(self.head_dim).enumerate() {
+                // SAFETY: the caller's promise.
+                unsafe { out.row(r) }.copy_from_slice(row);
+            }
+        }
     }
 
     /// Adds these queries' part. Scores are made the other way round, keys by queries: the rows of their gradients are
     /// then what the products for k and v take.
     fn add_gradients(&self, passed: Passed, scratch: &mut Scratch, dq: &mut [f32], dk: &mut [f32], dv: &mut [f32]) {
         let &Self { queries, keys, head_dim, .. } = self;
-        let Passed { out, grad, log_sums } = passed;
-        let log_sums = &log_sums[..queries];
+        let Passed { out, gradient, lse } = passed;
+        let lse = &lse[..queries];
         let right_queries = Right::new(self.q, (queries, head_dim), Threads::One);
-        let right_grad = Right::new(grad, (queries, head_dim), Threads::One);
-        let right_queries_turned = Right::new(self.q.transposed(), (head_dim, queries), Threads::One);
-        let right_grad_turned = Right::new(grad.transposed(), (head_dim, queries), Threads::One);
-        // What the softmax takes from every score gradient of a query.
-        let along: Vec<f32> = (0..queries)
+        let right_gradient = Right::new(gradient, (queries, head_dim), Threads::One);
+        let right_queries_transposed = Right::new(self.q.transposed(), (head_dim, queries), Threads::One);
+        let right_gradient_transposed = Right::new(gradient.transposed(), (head_dim, queries), Threads::One);
+        // FlashAttention's Δ = rowsum(dO∘O).
+        let delta: Vec<f32> = (0..queries)
             .map(|i| {
-                let (out, grad) = (row(out, i, head_dim), row(grad, i, head_dim));
-                vectorised!(sum(head_dim, |j| out[j] * grad[j]))
+                let (out, gradient) = (row(out, i, head_dim), row(gradient, i, head_dim));
+                vectorised!(sum(head_dim, |j| out[j] * gradient[j]))
             })
             .collect();
         let Matrices { narrow, wide, scaled, scores: weights, d_scores, results, .. } =
@@ -178,18 +191,18 @@ impl Head<'_> {
                 left_keys.set(r, scaled);
                 left_values.set(r, row(self.v, start + r, head_dim));
             }
-            right_queries_turned.multiply(left_keys, count, None, weights);
+            right_queries_transposed.multiply(left_keys, count, None, weights);
             let d_scores_here = &mut d_scores[start % KEYS * room(queries)..][..rows_at_once() * room(queries)];
-            right_grad_turned.multiply(left_values, count, None, d_scores_here);
-            let along = &along[..queries];
+            right_gradient_transposed.multiply(left_values, count, None, d_scores_here);
+            let delta = &delta[..queries];
             vectorised!({
                 let rows = weights.chunks_exact_mut(room(queries)).zip(d_scores_here.chunks_exact_mut(room(queries)));
                 for (r, (weights, d_scores)) in rows.take(count).enumerate() {
                     let (weights, d_scores) = (&mut weights[..queries], &mut d_scores[..queries]);
                     let bias = if start + r + 1 == keys { self.last_key_bias } else { 0.0 };
                     for i in 0..queries {
-                        weights[i] = exp2(weights[i] + bias - log_sums[i]);
-                        d_scores[i] = weights[i] * (d_scores[i] - along[i]);
+                        weights[i] = exp2(weights[i] + bias - lse[i]);
+                        d_scores[i] = weights[i] * (d_scores[i] - delta[i]);
                     }
                     left_weights.set(r, weights);
                     left_d_scores.set(r, d_scores);
@@ -204,7 +217,7 @@ impl Head<'_> {
                     }
                 });
             };
-            add(&right_grad, left_weights, 1.0, dv);
+            add(&right_gradient, left_weights, 1.0, dv);
             add(&right_queries, left_d_scores, self.scale, dk);
             let end = start + count;
             if end % KEYS == 0 || end == keys {
