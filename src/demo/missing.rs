@@ -1,13 +1,13 @@
-//! Draws the demo's scenes where a config asks for them and they are missing.
+//! Draws the demo's scenes that a configuration needs and that do not exist yet.
 use crate::config::ScenesConfig;
 use crate::demo::{SceneOptions, Split, write_missing};
 use crate::report::progress::Progress;
 use crate::system::error::Result;
 
-/// Draws the sets of scenes that are not there yet, in seconds.
+/// Draws the missing sets of scenes; takes seconds.
 ///
 /// # Errors
-/// A set is there but holds other scenes (`Error::Usage`), or cannot be written.
+/// A set exists but holds other scenes (`Error::Usage`), or cannot be written.
 pub fn draw_missing(config: &ScenesConfig) -> Result<()> {
     for set in config.sets() {
         let split = if set.held_out { Split::Val } else { Split::Train };
