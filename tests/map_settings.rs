@@ -6,7 +6,7 @@ use candle_core::{Device, Tensor};
 use seg4diff::config::{AttentionForm, Choice, DeviceChoice, MapNormalize, SegmentationProtocol};
 use seg4diff::eval::analysis::analyse;
 use seg4diff::eval::maps::MapSettings;
-use seg4diff::eval::score_head::{ScoreHead, ScoreHeadForm};
+use seg4diff::eval::score_head::{ScoreHeadForm, TrainedScoreHead};
 use seg4diff::eval::segmentation::{LabelledFolder, SegmentationOptions, Segmenter, evaluate, evaluate_unsupervised};
 use seg4diff::eval::segmentation::{UnsupervisedOptions, evaluate_referring};
 use seg4diff::model::pipeline::{Pipeline, PipelineOptions};
@@ -47,7 +47,7 @@ impl Run {
             "residual" => ScoreHeadForm::Residual,
             _ => ScoreHeadForm::Released,
         };
-        let head = |name| ScoreHead::read(&score_head(), form(name), &Device::Cpu).unwrap();
+        let head = |name| TrainedScoreHead::read(&score_head(), form(name), &Device::Cpu).unwrap();
         MapSettings {
             heads: self.heads.parse().unwrap(),
             attention: AttentionForm::from_name(&self.attention).unwrap(),
@@ -228,7 +228,7 @@ fn a_score_head_is_read_from_checkpoints_and_released_files() {
     std::fs::copy(score_head(), checkpoint.join("adapter.safetensors")).unwrap();
     let maps = Tensor::arange(0f32, 2.0 * 12.0 * 77.0, &Device::Cpu).unwrap().reshape((2, 12, 77)).unwrap();
     let maps = (maps / 100.0).unwrap().sin().unwrap();
-    let read = |path: &Path, form| ScoreHead::read(path, form, &Device::Cpu);
+    let read = |path: &Path, form| TrainedScoreHead::read(path, form, &Device::Cpu);
     for form in [ScoreHeadForm::Residual, ScoreHeadForm::Released] {
         let paths = [score_head(), checkpoint.clone(), fixtures("map_settings/lora_weights.safetensors")];
         let [first, others @ ..] = paths.map(|path| values(&read(&path, form).unwrap().apply(&maps, (3, 4)).unwrap()));

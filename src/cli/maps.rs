@@ -2,7 +2,7 @@
 use super::ModelArgs;
 use crate::config::{AttentionForm, Choice, MapHeads, MapNormalize};
 use crate::eval::maps::{MapSettings, check_heads};
-use crate::eval::score_head::{ScoreHead, ScoreHeadForm};
+use crate::eval::score_head::{ScoreHeadForm, TrainedScoreHead};
 use crate::model::families::sd3::MmDitConfig;
 use crate::model::weights::files::{ModelFiles, Part};
 use crate::system::error::{Error, Result};
@@ -96,7 +96,7 @@ impl MapArgs {
         })
     }
 
-    fn score_head(&self, device: &Device) -> Result<Option<ScoreHead>> {
-        self.score_head.as_deref().map(|path| ScoreHead::read(path, self.score_head_form, device)).transpose()
+    fn score_head(&self, device: &Device) -> Result<Option<TrainedScoreHead>> {
+        self.score_head.as_deref().map(|path| TrainedScoreHead::read(path, self.score_head_form, device)).transpose()
     }
 }

@@ -22,7 +22,7 @@ use image::RgbImage;
 use std::path::{Path, PathBuf};
 
 /// First element of the noise stream of a probe.
-const NOISE: u64 = 0x0070_726f_6265;
+const NOISE: u64 = u64::from_be_bytes(*b"\0\0\0probe");
 
 const EXAMPLE: &str = "Examples:
   seg4diff probe --model models/stable-diffusion-3-medium-diffusers --image cat.jpg \\

@@ -11,7 +11,7 @@ use indicatif::ProgressBar;
 use std::path::Path;
 
 /// First element of the noise stream of initial latents; the second is the image's index.
-const INITIAL_NOISE: u64 = 0x6c61_7465_6e74;
+const INITIAL_NOISE: u64 = u64::from_be_bytes(*b"\0\0latent");
 
 /// How images are drawn.
 #[derive(Clone, Debug, PartialEq)]

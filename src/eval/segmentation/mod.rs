@@ -1,7 +1,7 @@
-//! Open-vocabulary segmentation: how well a block's attention finds the things that words name.
+//! Open-vocabulary segmentation by a block's attention.
 //!
-//! An image is noised a little, and the model looks at it with the names of classes as prompt. Where the block's image
-//! positions look at the tokens of a name is that class's map; at every pixel the class of the greatest map wins.
+//! An image is noised to a low level and passed through the model with class names as prompt. A class's map is the
+//! attention of image tokens to the tokens of its name; each pixel gets the class with the greatest map.
 mod class_maps;
 mod data_set;
 mod folder;
@@ -31,36 +31,36 @@ use candle_core::Tensor;
 use rayon::prelude::*;
 use std::sync::mpsc::sync_channel;
 
-/// How much noise the image is under.
+/// The noise level of the images.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum NoiseLevel {
-    /// A time step of a sampling schedule of so many steps; a negative one counts from the end, −1 being the last.
+    /// A timestep of a sampling schedule of `steps` steps; negative indices count from the end, −1 being the last.
     Step { steps: usize, timestep: isize },
-    /// Share of noise, from 0 to 1.
+    /// σ, the fraction of noise, from 0 to 1.
     Sigma(f64),
 }
 
-/// How to segment.
+/// Settings of the segmentation.
 #[derive(Clone, Debug)]
 pub struct SegmentationOptions {
-    /// What a token's map is made of.
+    /// How attention becomes maps.
     pub maps: MapSettings,
-    /// Side in pixels of the square that images are resized to.
+    /// Side in pixels of the resized square images.
     pub size: usize,
     pub protocol: SegmentationProtocol,
     pub noise_level: NoiseLevel,
-    /// Seed of the noise, which depends on it and on the image's index.
+    /// Seed of the noise, which also depends on the image's index.
     pub seed: u64,
-    /// One noise for every image instead, `[1, channels, height, width]`.
+    /// Fixed noise for every image, `[1, channels, height, width]`.
     pub noise: Option<Tensor>,
-    /// Images, and prompts, that are computed together.
+    /// Images, and prompts, computed together.
     pub batch: usize,
-    /// The number of images after which to stop.
+    /// Greatest number of images.
     pub limit: Option<usize>,
 }
 
 impl SegmentationOptions {
-    /// The published protocol, with the attention of block `layer` and images of `size`² pixels.
+    /// The published protocol with the attention of block `layer`, for images of `size`² pixels.
     pub fn new(layer: usize, size: usize) -> Self {
         Self {
             maps: MapSettings::of_layers(&[layer]),
@@ -74,7 +74,7 @@ impl SegmentationOptions {
         }
     }
 
-    /// As a run's `[eval]` says, for the first `limit` images.
+    /// The settings of a run's `[eval]`, for the first `limit` images.
     pub fn of(eval: &EvalConfig, limit: Option<usize>) -> Self {
         let usual = Self::new(0, eval.size);
         let maps = MapSettings {
@@ -87,33 +87,33 @@ impl SegmentationOptions {
         Self { maps, protocol: eval.protocol, seed: eval.seed, batch, limit, ..usual }
     }
 
-    /// How many images of `data` are looked at.
+    /// Number of images of `data` to evaluate.
     pub fn count(&self, data: &LabelledFolder) -> usize {
         self.limit.map_or(data.len(), |limit| limit.min(data.len()))
     }
 }
 
-/// What was found in one image.
+/// The result of one image.
 pub struct ImageResult<'a> {
-    /// Place of the image in the data set.
+    /// Index of the image in the data set.
     pub index: usize,
     pub image: &'a LabelledImage,
     /// The data set's classes.
     pub classes: &'a [Class],
-    /// What the model was told; none where no class is present.
+    /// The model's prompts; none if no class is present.
     pub prompts: &'a [Prompt],
     pub maps: &'a ClassMaps,
     pub predicted: &'a SegmentationMap,
 }
 
-/// Segments the images of `data` and compares with its label maps; `visit` sees every image in turn, and ends the
-/// evaluation with an error of its own.
+/// Segments the images of `data` and compares them with its label maps. `visit` receives every image's result in order;
+/// its error ends the evaluation.
 ///
 /// Memory does not grow with the data set: a batch is computed while the next is read.
 ///
 /// # Errors
-/// The options do not suit the model (`Error::Usage`), an image or label map is not as it should be, a class's name does
-/// not fit into a prompt, the attention is not finite, or no pixel counts.
+/// The options do not suit the model (`Error::Usage`), an image or label map is malformed, a class name is too long for
+/// a prompt, the attention is not finite, or no pixel counts.
 pub fn evaluate(
     pipeline: &Pipeline,
     scheduler: &Scheduler,
@@ -140,11 +140,10 @@ pub fn evaluate(
     accumulator.scores(classes.iter().map(|class| class.name.as_str()))
 }
 
-/// Reads the images of `data` a batch at a time and hands them on with the number of the first; a batch is worked on
-/// while the next is read.
+/// Calls `visit` with each batch of `data` and the index of its first image; the next batch is read meanwhile.
 ///
 /// # Errors
-/// An image or label map is not as it should be; and those of `visit`.
+/// An image or label map is malformed; those of `visit`.
 pub(super) fn each_batch(
     data: &LabelledFolder,
     options: &SegmentationOptions,
@@ -153,7 +152,7 @@ pub(super) fn each_batch(
     let count = options.count(data);
     let batch = options.batch.max(1);
     std::thread::scope(|scope| {
-        // Without a queue: one batch waits while one is computed.
+        // A rendezvous channel: one batch waits while another is computed.
         let (sender, receiver) = sync_channel(0);
         let read = move || {
             for first in (0..count).step_by(batch) {
@@ -184,17 +183,17 @@ fn check_finite(values: &[f32], layers: &[usize], image: &LabelledImage) -> Resu
 }
 
 impl ClassMaps {
-    /// The prediction for `image`.
+    /// Predicts the class of each pixel of `image`.
     ///
     /// # Errors
-    /// The maps, which are of the blocks `layers`, are not finite.
+    /// The maps, of the blocks `layers`, are not finite.
     pub fn predict_for(&self, image: &LabelledImage, layers: &[usize]) -> Result<SegmentationMap> {
         check_finite(&self.values, layers, image)?;
         Ok(self.predict(image.truth.width, image.truth.height))
     }
 
-    /// At every pixel of a picture the class whose map, enlarged bilinearly, is greatest, the first of equals;
-    /// [`NO_CLASS`] where there are no maps.
+    /// At each pixel, the class whose bilinearly enlarged map is greatest, the first of equals; [`NO_CLASS`] if there
+    /// are no maps.
     pub fn predict(&self, width: usize, height: usize) -> SegmentationMap {
         let classes = match self.classes.is_empty() {
             true => vec![NO_CLASS; width * height],

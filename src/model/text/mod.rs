@@ -174,13 +174,13 @@ impl TextEncoders {
         }
         features.push(zeros(&[batch, CLIP_TOKENS, self.shape.width - self.shape.clip_width])?);
         let clip = Tensor::cat(&features, 2)?;
-        let more = self.shape.tokens - CLIP_TOKENS;
+        let t5_tokens = self.shape.tokens - CLIP_TOKENS;
         let t5 = match &self.t5 {
             Some((tokenizer, encoder)) => {
-                let ids = prompts.iter().map(|prompt| tokenizer.encode(prompt, more));
+                let ids = prompts.iter().map(|prompt| tokenizer.encode(prompt, t5_tokens));
                 encoder.forward(&ids.collect::<Result<Vec<_>>>()?)?
             }
-            None => zeros(&[batch, more, self.shape.width])?,
+            None => zeros(&[batch, t5_tokens, self.shape.width])?,
         };
         let (context, pooled) = (Tensor::cat(&[clip, t5], 1)?, Tensor::cat(&pooled, 1)?);
         Ok(TextEmbedding { context, pooled, zeros: self.shape.zeros() })
@@ -188,8 +188,8 @@ impl TextEncoders {
 
     /// Text tokens that the MM-DiT computes: CLIP's 77 and T5's, or one for the zeros in their place.
     pub fn tokens(&self) -> usize {
-        let more = self.shape.tokens - CLIP_TOKENS;
-        CLIP_TOKENS + if self.shape.has_t5 { more } else { more.min(1) }
+        let t5_tokens = self.shape.tokens - CLIP_TOKENS;
+        CLIP_TOKENS + if self.shape.has_t5 { t5_tokens } else { t5_tokens.min(1) }
     }
 
     /// Where each name's tokens stand among CLIP's in the prompt of the names joined by spaces; see
