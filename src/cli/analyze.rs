@@ -1,5 +1,5 @@
 //! `analyze`: which block of a model is the expert.
-use super::evaluate::looking::{LabelledArgs, LookArgs, as_in_training};
+use super::evaluate::probe_settings::{LabelledArgs, ProbeSettingsArgs, as_in_training};
 use super::evaluate::write_scores;
 use super::maps::{Layers, MapArgs, NormalizeArgs};
 use super::{LoadedModel, ModelArgs, parse_number, parse_positive, say};
@@ -51,7 +51,7 @@ pub struct AnalyzeArgs {
     #[command(flatten)]
     pub normalize: NormalizeArgs,
     #[command(flatten)]
-    pub look: LookArgs,
+    pub probe: ProbeSettingsArgs,
     /// File for the results: JSON, shares from 0 to 1
     #[arg(long, value_name = "F")]
     pub json: Option<PathBuf>,
@@ -93,8 +93,8 @@ pub fn run(args: &AnalyzeArgs) -> Result<()> {
     args.maps.check(&args.model, args.layer.as_ref().map_or(&[], Layers::list))?;
     let LoadedModel { files, pipeline, device } = args.model.load()?;
     let maps = args.maps.settings(&[], args.normalize.normalize, &device)?;
-    let look = args.look.options(maps, args.data.limit, &pipeline)?;
-    let options = SegmentationOptions { protocol: args.protocol, ..look };
+    let options = args.probe.options(maps, args.data.limit, &pipeline)?;
+    let options = SegmentationOptions { protocol: args.protocol, ..options };
     let mut progress = Progress::new("image", 0, options.count(&data) as u64);
     let scheduler = Scheduler::open(&files)?;
     let mut found = analyse(&pipeline, &scheduler, &data, &options, |done, key| {
@@ -168,12 +168,12 @@ fn blur(
     }
     let options = GenerationOptions {
         images: captions.len(),
-        size: args.look.size,
-        steps: args.look.steps as usize,
+        size: args.probe.size,
+        steps: args.probe.steps as usize,
         guidance: args.guidance,
         perturbed: None,
-        batch: usual_batch(args.look.size),
-        seed: args.look.seed,
+        batch: usual_batch(args.probe.size),
+        seed: args.probe.seed,
     };
     let total = captions.len() * (1 + pipeline.transformer.blocks.len());
     let mut progress = Progress::new("picture", 0, total as u64);

@@ -2,8 +2,8 @@
 pub mod clip_score;
 pub mod fid;
 pub mod generation;
-pub mod looking;
 mod predictions;
+pub mod probe_settings;
 pub mod referring;
 pub mod segmentation;
 pub mod unsupervised;

@@ -1,6 +1,6 @@
 //! `evaluate segmentation`: how well a block's attention finds the things that words name.
-use super::looking::{LabelledArgs, LookArgs, as_in_training};
 use super::predictions::Predictions;
+use super::probe_settings::{LabelledArgs, ProbeSettingsArgs, as_in_training};
 use super::write_scores;
 use crate::cli::maps::{Layers, MapArgs, NormalizeArgs};
 use crate::cli::{LoadedModel, ModelArgs, say};
@@ -43,7 +43,7 @@ pub struct SegmentationArgs {
     #[arg(long, value_name = "PROTOCOL", default_value = "present", value_parser = SegmentationProtocol::from_name)]
     pub protocol: SegmentationProtocol,
     #[command(flatten)]
-    pub look: LookArgs,
+    pub probe: ProbeSettingsArgs,
     /// Folder for the predictions: PNG label maps with a palette (16-bit grey where a label is above 255)
     #[arg(long, value_name = "DIR")]
     pub predictions: Option<PathBuf>,
@@ -60,8 +60,8 @@ pub fn run(args: &SegmentationArgs) -> Result<()> {
     let predictions = args.predictions.as_deref().map(|folder| Predictions::open(folder, &data)).transpose()?;
     let LoadedModel { files, pipeline, device } = args.model.load_up_to(args.layer.last())?;
     let maps = args.maps.settings(args.layer.list(), args.normalize.normalize, &device)?;
-    let look = args.look.options(maps, args.data.limit, &pipeline)?;
-    let options = SegmentationOptions { protocol: args.protocol, ..look };
+    let options = args.probe.options(maps, args.data.limit, &pipeline)?;
+    let options = SegmentationOptions { protocol: args.protocol, ..options };
     let mut progress = Progress::new("image", 0, options.count(&data) as u64);
     let scores = evaluate(&pipeline, &Scheduler::open(&files)?, &data, &options, &mut |result: &ImageResult| {
         if let Some(predictions) = &predictions {

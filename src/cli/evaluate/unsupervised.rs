@@ -1,6 +1,6 @@
 //! `evaluate unsupervised`: what a block's attention segments without words.
-use super::looking::{LabelledArgs, LookArgs, as_in_training};
 use super::predictions::Predictions;
+use super::probe_settings::{LabelledArgs, ProbeSettingsArgs, as_in_training};
 use super::write_scores;
 use crate::cli::maps::{Layers, MapArgs};
 use crate::cli::{LoadedModel, ModelArgs, parse_not_negative, say};
@@ -41,7 +41,7 @@ pub struct UnsupervisedArgs {
     #[command(flatten)]
     pub maps: MapArgs,
     #[command(flatten)]
-    pub look: LookArgs,
+    pub probe: ProbeSettingsArgs,
     /// Maps are merged whose symmetric KL divergence is less, in nats; several, separated by commas, are each measured
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "0.035", value_parser = parse_not_negative)]
     pub threshold: Vec<f64>,
@@ -76,7 +76,7 @@ pub fn run(args: &UnsupervisedArgs) -> Result<()> {
     let predictions = args.predictions.as_deref().map(|folder| Predictions::open(folder, &data)).transpose()?;
     let LoadedModel { files, pipeline, device } = args.model.load_up_to(args.layer.last())?;
     let maps = args.maps.settings(args.layer.list(), MapNormalize::None, &device)?;
-    let options = args.look.options(maps, args.data.limit, &pipeline)?;
+    let options = args.probe.options(maps, args.data.limit, &pipeline)?;
     let prompt = match &args.prompt_tokens {
         Some(file) => Some(prompt_file::read(file, pipeline.text_encoders.shape(), &device)?),
         None => None,

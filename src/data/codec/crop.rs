@@ -9,7 +9,7 @@ use std::ops::Range;
 ///
 /// `crop = "stretch"` resizes once, with antialiasing. The released code resizes twice, with Pillow until the shorter
 /// side has 1024 pixels, then to 1024² with torch, which skips pixels where that shrinks further (by a third at most);
-/// and in between it pads the batch with black to its largest photograph, which shrinks the picture too.
+/// in between, it pads the batch with black to its largest photograph, and the padding is squeezed with the picture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Placement {
     width: usize,

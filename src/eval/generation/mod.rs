@@ -1,6 +1,7 @@
 //! Quality of generated images: distances between their features and those of real images.
 pub mod demo_features;
 pub mod draw;
+mod feature_network;
 pub mod frechet;
 pub mod inception;
 pub mod kernel;
@@ -10,52 +11,15 @@ pub mod npz;
 pub mod statistics;
 
 pub use draw::{DrawnImage, GenerationOptions, evaluate};
+pub use feature_network::{FeatureNetwork, FrechetMetric};
 
 use crate::system::error::Result;
-use candle_core::{Device, Tensor};
+use candle_core::Device;
 use demo_features::DemoFeatures;
-use image::RgbImage;
 use inception::Inception;
 use serde::Serialize;
 use statistics::Statistics;
 use std::path::Path;
-
-/// A network that computes a feature vector of an image.
-pub trait FeatureNetwork: Send + Sync {
-    fn metric(&self) -> FrechetMetric;
-
-    /// Length of a feature vector.
-    fn length(&self) -> usize;
-
-    /// Height and width of its input.
-    fn input(&self) -> (usize, usize);
-
-    /// Preprocesses an image of any size: `[3, height, width]`.
-    fn prepare(&self, image: &RgbImage) -> Vec<f32>;
-
-    /// Features `[batch, length]` of preprocessed images `[batch, 3, height, width]` on `device`.
-    fn features(&self, images: &Tensor) -> Result<Tensor>;
-
-    fn device(&self) -> &Device;
-}
-
-/// The name of the Fréchet distance between a network's features.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FrechetMetric {
-    /// FID's Inception-v3, which also yields the kernel distance KID.
-    Fid,
-    /// The demo's classifier.
-    FdDemo,
-}
-
-impl FrechetMetric {
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Fid => "FID",
-            Self::FdDemo => "FD-demo",
-        }
-    }
-}
 
 /// Distances between generated and real images, less is better; absent if not measured.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]

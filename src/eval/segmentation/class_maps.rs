@@ -1,6 +1,6 @@
 //! Class maps from images and prompts: the attention of any blocks, in one forward pass.
+use super::options::SegmentationOptions;
 use super::prompts::{Embeddings, Prompt};
-use super::{NoiseLevel, SegmentationOptions};
 use crate::data::codec::resize::bilinear;
 use crate::eval::maps::MapSettings;
 use crate::model::families::sd3::Embedded;
@@ -173,21 +173,4 @@ impl<'a> Segmenter<'a> {
 /// Copies maps `[batch, positions, 77]` to the host, one `Vec` for each image.
 pub fn on_host(maps: &Tensor) -> Result<Vec<Vec<f32>>> {
     Ok(maps.to_device(&Device::Cpu)?.flatten_from(1)?.to_vec2::<f32>()?)
-}
-
-impl NoiseLevel {
-    /// σ and the model's timestep.
-    fn of(self, scheduler: &Scheduler) -> Result<(f32, f32)> {
-        match self {
-            Self::Sigma(sigma) => Ok((sigma as f32, scheduler.timestep(sigma as f32))),
-            Self::Step { steps, timestep } => {
-                let schedule = scheduler.set_timesteps(steps);
-                let index =
-                    if timestep < 0 { steps.checked_add_signed(timestep) } else { usize::try_from(timestep).ok() };
-                let found =
-                    index.and_then(|index| Some((*schedule.sigmas.get(index)?, *schedule.timesteps.get(index)?)));
-                found.ok_or_else(|| Error::Usage(format!("time step {timestep} of a schedule of {steps} steps")))
-            }
-        }
-    }
 }

@@ -54,7 +54,7 @@ pub fn as_in_training(argument: clap::Arg) -> clap::Arg {
 
 /// How a model looks at an image.
 #[derive(Args, Clone, Debug)]
-pub struct LookArgs {
+pub struct ProbeSettingsArgs {
     /// Side in pixels of the square that images are resized to
     #[arg(long, value_name = "PIXELS", default_value = "1024", value_parser = parse_size)]
     pub size: usize,
@@ -78,7 +78,7 @@ pub struct LookArgs {
     pub batch: Option<u32>,
 }
 
-impl LookArgs {
+impl ProbeSettingsArgs {
     /// As options with these maps and the published protocol, for the first `limit` images.
     ///
     /// # Errors
