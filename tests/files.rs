@@ -1,4 +1,4 @@
-//! A base model's files are opened strictly: whatever does not fit is one error that names file and place.
+//! A base model's files are opened strictly: any mismatch is one error that names file and place.
 #[path = "fixtures/pipeline/mod.rs"]
 mod pipeline;
 
@@ -18,7 +18,7 @@ fn load(folder: &Path) -> seg4diff::Result<()> {
     Ok(())
 }
 
-/// What loading says after `damage`.
+/// The result of loading after `damage`.
 fn message(damage: impl FnOnce(&Path)) -> String {
     let folder = pipeline::copy();
     damage(folder.path());
@@ -188,9 +188,9 @@ fn a_hub_name_is_checked() {
     assert!(message.contains("/nowhere/model") && message.contains("hf:org/name"), "{message}");
 }
 
-/// The hub's cache serves without network; what it lacks is one error with repository and reason.
+/// The hub's cache works without network; a missing file is one error with repository and reason.
 ///
-/// One test, as it sets the environment of the process.
+/// One test, since it sets environment variables of the process.
 #[test]
 fn the_hub_cache_serves_offline() {
     let cache = tempfile::tempdir().unwrap();
@@ -219,8 +219,8 @@ fn the_hub_cache_serves_offline() {
     let message = ModelFiles::open("hf:org/other").err().unwrap().to_string();
     assert!(message.contains("hf:org/other") && message.contains("HF_HUB_OFFLINE"), "{message}");
 
-    // With the network asked for and refused: the same, after its own attempts.
-    // SAFETY: as above.
+    // With the network allowed and refusing: an equal error, after the client's own retries.
+    // SAFETY: only this test's own threads read these variables; see the call above.
     unsafe {
         std::env::remove_var("HF_HUB_OFFLINE");
         std::env::set_var("HF_ENDPOINT", "http://127.0.0.1:9");
