@@ -24,11 +24,16 @@ pub struct KeyedTempStore {
 
 impl KeyedTempStoreWriter {
     /// The file is created in the system's folder for temporary files (`TMPDIR`) and removed on drop.
-    pub fn new() -> io::Result<Self> {
-        Ok(Self { file: BufWriter::new(tempfile::tempfile()?), position: 0, index: Vec::new() })
+    pub fn new() -> Result<Self, String> {
+        let file = tempfile::tempfile().map_err(temporary)?;
+        Ok(Self { file: BufWriter::new(file), position: 0, index: Vec::new() })
     }
 
-    pub fn insert(&mut self, key: &str, value: &[u8]) -> io::Result<()> {
+    pub fn insert(&mut self, key: &str, value: &[u8]) -> Result<(), String> {
+        self.write(key, value).map_err(temporary)
+    }
+
+    fn write(&mut self, key: &str, value: &[u8]) -> io::Result<()> {
         let key = normalise(key);
         self.index.push((hash(last_component(&key)), self.position));
         for part in [key.as_bytes(), value] {
@@ -41,8 +46,8 @@ impl KeyedTempStoreWriter {
         Ok(())
     }
 
-    pub fn finish(self) -> io::Result<KeyedTempStore> {
-        let file = self.file.into_inner().map_err(io::IntoInnerError::into_error)?;
+    pub fn finish(self) -> Result<KeyedTempStore, String> {
+        let file = self.file.into_inner().map_err(|problem| temporary(problem.into_error()))?;
         let mut index = self.index;
         index.sort_unstable();
         index.shrink_to_fit();
@@ -120,6 +125,10 @@ pub fn normalise(key: &str) -> String {
         name = if digits.is_empty() { "0" } else { digits };
     }
     format!("{folder}{name}")
+}
+
+fn temporary(problem: io::Error) -> String {
+    format!("temporary file: {problem}")
 }
 
 fn last_component(key: &str) -> &str {

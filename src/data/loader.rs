@@ -13,7 +13,7 @@ use super::{
     decode::SampleDecoder,
     keyed_temp_store,
     order::Cursor,
-    plan::{DecodeTask, Decoded, Planner, Position},
+    plan::{DecodeTask, Decoded, Planner, Position, Results},
 };
 use crate::system::{guard::guarded, process::refused};
 use crate::{Error, Result, config::DataConfig};
@@ -113,14 +113,14 @@ impl Loader {
 
         let workers = config.workers.max(1);
         let (permit_sender, permits) = mpsc::channel();
-        let (task_sender, tasks) = mpsc::channel();
-        let (result_sender, results) = mpsc::channel();
+        let (tasks, task_queue) = mpsc::channel();
+        let (results, received) = mpsc::channel();
         let prefetch = prefetch(workers);
         for _ in 0..prefetch {
             permit_sender.send(()).map_err(|_| lost())?;
         }
         let stop = Arc::new(AtomicBool::new(false));
-        let tasks = Arc::new(Mutex::new(tasks));
+        let task_queue = Arc::new(Mutex::new(task_queue));
         let mut loader = Self {
             cursor,
             max_broken: config.max_broken,
@@ -129,27 +129,18 @@ impl Loader {
             first_broken: None,
             next: 0,
             ready: BTreeMap::new(),
-            results,
+            results: received,
             permits: Some(permit_sender),
             stop: stop.clone(),
             threads: Vec::new(),
         };
         for number in 0..workers {
-            let (decoder, tasks, results) = (decoder.clone(), tasks.clone(), result_sender.clone());
+            let (decoder, tasks, results) = (decoder.clone(), task_queue.clone(), results.clone());
             let stop = stop.clone();
             loader.spawn(format!("decode-{number}"), move || work(&decoder, &tasks, &results, &stop))?;
         }
         let shuffle_buffer = config.shuffle_buffer.max(1);
-        let planner = Planner {
-            shards,
-            pairing,
-            seed,
-            shuffle_buffer,
-            permits,
-            tasks: task_sender,
-            results: result_sender,
-            stop,
-        };
+        let planner = Planner { shards, pairing, seed, shuffle_buffer, permits, tasks, results, stop };
         let start = loader.cursor.clone();
         loader.spawn("plan".into(), move || planner.run(&start))?;
         Ok(loader)
@@ -304,12 +295,7 @@ pub fn held_bytes(config: &DataConfig, encoded: Option<u64>) -> u64 {
 }
 
 /// A worker thread: decodes tasks until the channel closes.
-fn work(
-    decoder: &SampleDecoder,
-    tasks: &Mutex<Receiver<DecodeTask>>,
-    results: &Sender<(u64, Decoded)>,
-    stop: &AtomicBool,
-) {
+fn work(decoder: &SampleDecoder, tasks: &Mutex<Receiver<DecodeTask>>, results: &Results, stop: &AtomicBool) {
     loop {
         let task = tasks.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(DecodeTask { number, epoch, reference, after }) = task else { return };

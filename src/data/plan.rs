@@ -41,6 +41,9 @@ pub enum Decoded {
     EpochEnd,
 }
 
+/// Receives entries of the stream with their numbers, in any order.
+pub type Results = Sender<(u64, Decoded)>;
+
 /// Runs in its own thread. Memory: the references of one window (about 200 bytes each).
 pub struct Planner {
     pub shards: Vec<SampleShard>,
@@ -50,7 +53,7 @@ pub struct Planner {
     /// Permits: one for each sample in flight.
     pub permits: Receiver<()>,
     pub tasks: Sender<DecodeTask>,
-    pub results: Sender<(u64, Decoded)>,
+    pub results: Results,
     pub stop: Arc<AtomicBool>,
 }
 

@@ -3,7 +3,6 @@
 //! A scene depends on the seed, the split, the size and its number alone.
 mod background;
 mod draw;
-mod missing;
 mod place;
 mod sprites;
 mod write;
@@ -12,8 +11,7 @@ use rand_chacha::ChaCha8Rng;
 use std::fmt;
 
 pub use draw::{Drawer, Scene};
-pub use missing::draw_missing;
-pub use write::{write, write_missing};
+pub use write::{draw_missing, write, write_missing};
 
 /// Which drawing styles a scene's objects may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]

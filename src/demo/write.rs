@@ -1,6 +1,8 @@
 //! Writes scenes to a folder: as SA-1B shards, and as images, captions, label maps and a class list.
-use super::{Drawer, Scene, SceneOptions, class_names};
+use super::{Drawer, Scene, SceneOptions, Split, class_names};
+use crate::config::ScenesConfig;
 use crate::data::codec::rle::RunLengths;
+use crate::report::progress::Progress;
 use crate::system::error::{Error, Result};
 use crate::system::limits::STATE;
 use crate::system::output_folder::Lock;
@@ -124,6 +126,23 @@ pub fn write_missing(out: &Path, count: u64, options: SceneOptions, progress: im
         )));
     }
     Ok(true)
+}
+
+/// Draws the missing sets of scenes; takes seconds.
+///
+/// # Errors
+/// A set exists but holds other scenes (`Error::Usage`), or cannot be written.
+pub fn draw_missing(config: &ScenesConfig) -> Result<()> {
+    for set in config.sets() {
+        let split = if set.held_out { Split::Val } else { Split::Train };
+        let options = SceneOptions { seed: set.seed, split, size: config.size };
+        let mut progress = None;
+        write_missing(&set.folder, set.count, options, |done| {
+            let progress = progress.get_or_insert_with(|| Progress::new("scene", 0, set.count));
+            progress.update(done, &set.folder.display().to_string());
+        })?;
+    }
+    Ok(())
 }
 
 fn write_shard(

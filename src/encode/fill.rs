@@ -163,8 +163,6 @@ impl<'a> CacheFiller<'a> {
 
     /// Adds the embedding of each distinct prompt, and of the empty prompt for caption dropout.
     fn add_text(&mut self, writer: &mut Writer, mut encode: impl FnMut(&str) -> Result<Vec<f32>>) -> Result<()> {
-        let mut progress = Progress::new("caption", 0, self.samples);
-        let (mut done, mut broken) = (0, vec![]);
         let mut add = |writer: &mut Writer, prompt: &str| {
             let key = writer.recipe().text_key(prompt);
             if writer.contains(&key) {
@@ -174,49 +172,46 @@ impl<'a> CacheFiller<'a> {
             }
         };
         add(writer, "")?;
-        self.listing.for_each_chunk(CHUNK, |items| {
-            done += items.len() as u64;
-            let references: Vec<SampleReference> = items.into_iter().flatten().collect();
-            let prompts: Vec<_> =
-                references.par_iter().map(|reference| guarded(|| self.decoder.prompt(reference))).collect();
-            for (reference, prompt) in references.iter().zip(prompts) {
-                match prompt {
-                    Ok(prompt) => add(writer, &prompt)?,
-                    Err(Unusable::Broken(reason)) => broken.push((reference.name(), reason)),
-                    Err(Unusable::Fatal(error)) => return Err(error),
-                }
-            }
-            progress.update(done, &format!("{} new embeddings", writer.added()));
-            Ok(())
-        })?;
-        broken.into_iter().for_each(|(name, reason)| self.skip(name, &reason));
-        writer.finish()
+        let prompt = |filler: &Self, reference: &SampleReference, _: &Writer| filler.decoder.prompt(reference);
+        self.add(("caption", "embeddings"), writer, prompt, |writer, _, prompt| add(writer, &prompt))
     }
 
     /// Adds the latents of each image and flip.
     fn add_latents(&mut self, writer: &mut Writer, mut encode: impl FnMut(&[u8]) -> Result<Vec<f32>>) -> Result<()> {
-        let mut progress = Progress::new("image", 0, self.samples);
+        self.add(("image", "latents"), writer, Self::missing_squares, |writer, reference, squares| {
+            for (key, pixels) in squares {
+                // The image may occur twice.
+                if !writer.contains(&key) {
+                    writer.add(key, finite(encode(&pixels)?, &reference.name())?)?;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// Reads the samples with `read`, in parallel within a chunk, and passes them to `add` in order.
+    fn add<T: Send>(
+        &mut self,
+        (unit, entries): (&'static str, &str),
+        writer: &mut Writer,
+        read: impl Fn(&Self, &SampleReference, &Writer) -> Result<T, Unusable> + Sync,
+        mut add: impl FnMut(&mut Writer, &SampleReference, T) -> Result<()>,
+    ) -> Result<()> {
+        let mut progress = Progress::new(unit, 0, self.samples);
         let (mut done, mut broken) = (0, vec![]);
         self.listing.for_each_chunk(CHUNK, |items| {
             done += items.len() as u64;
             let references: Vec<SampleReference> = items.into_iter().flatten().collect();
-            let squares: Vec<_> =
-                references.par_iter().map(|reference| guarded(|| self.missing_squares(reference, writer))).collect();
-            for (reference, squares) in references.iter().zip(squares) {
-                match squares {
-                    Ok(squares) => {
-                        for (key, pixels) in squares {
-                            // The image may occur twice.
-                            if !writer.contains(&key) {
-                                writer.add(key, finite(encode(&pixels)?, &reference.name())?)?;
-                            }
-                        }
-                    }
+            let samples: Vec<_> =
+                references.par_iter().map(|reference| guarded(|| read(self, reference, writer))).collect();
+            for (reference, sample) in references.iter().zip(samples) {
+                match sample {
+                    Ok(sample) => add(writer, reference, sample)?,
                     Err(Unusable::Broken(reason)) => broken.push((reference.name(), reason)),
                     Err(Unusable::Fatal(error)) => return Err(error),
                 }
             }
-            progress.update(done, &format!("{} new latents", writer.added()));
+            progress.update(done, &format!("{} new {entries}", writer.added()));
             Ok(())
         })?;
         broken.into_iter().for_each(|(name, reason)| self.skip(name, &reason));

@@ -32,13 +32,7 @@ const PICTURES: usize = 8;
 /// A row of pictures without blurring, and a row for each block with its attention blurred.
 pub fn sheet(blurred: &Blurred) -> RgbImage {
     let rows = std::iter::once(&blurred.plain).chain(&blurred.by_block);
-    let cells: Vec<_> = (0..)
-        .zip(rows)
-        .flat_map(|(row, pictures)| {
-            (0..).zip(pictures.iter().take(PICTURES)).map(move |(column, picture)| ((column, row), 1, picture))
-        })
-        .collect();
-    picture::sheet(PICTURE, &cells)
+    picture::sheet_of_rows(PICTURE, rows.map(|pictures| pictures.iter().take(PICTURES)))
 }
 
 /// The plot as an SVG document.

@@ -93,8 +93,6 @@ pub fn write_word_overlays(
 /// An image and its overlays in reading order on a square grid.
 pub fn sheet<'a>(pictures: impl IntoIterator<Item = &'a RgbImage>) -> RgbImage {
     let pictures: Vec<&RgbImage> = pictures.into_iter().collect();
-    let columns = (1u32..).find(|side| (side * side) as usize >= pictures.len()).unwrap_or(1);
-    let cells: Vec<_> =
-        (0..).zip(pictures).map(|(number, picture)| ((number % columns, number / columns), 1, picture)).collect();
-    picture::sheet(SHEET_SIDE, &cells)
+    let columns = (1..).find(|side| side * side >= pictures.len()).unwrap_or(1);
+    picture::sheet_of_rows(SHEET_SIDE, pictures.chunks(columns).map(|row| row.iter().copied()))
 }

@@ -20,12 +20,5 @@ pub fn small(image: &RgbImage) -> RgbImage {
 
 /// A row for each image: the image at the size of [`small`], then a picture for each block.
 pub fn sheet(rows: &[(RgbImage, Vec<RgbImage>)]) -> RgbImage {
-    let cells: Vec<_> = (0..)
-        .zip(rows)
-        .flat_map(|(row, (image, pictures))| {
-            let all = std::iter::once(image).chain(pictures);
-            (0..).zip(all).map(move |(column, picture)| ((column, row), 1, picture))
-        })
-        .collect();
-    picture::sheet(SIDE, &cells)
+    picture::sheet_of_rows(SIDE, rows.iter().map(|(image, pictures)| std::iter::once(image).chain(pictures)))
 }

@@ -77,3 +77,14 @@ pub fn sheet(side: u32, pictures: &[((u32, u32), u32, &RgbImage)]) -> RgbImage {
     }
     sheet
 }
+
+/// A sheet of rows of pictures, one cell each.
+pub fn sheet_of_rows<'a, R>(side: u32, rows: impl IntoIterator<Item = R>) -> RgbImage
+where
+    R: IntoIterator<Item = &'a RgbImage>,
+{
+    let row = |(row, pictures): (u32, R)| {
+        (0..).zip(pictures).map(move |(column, picture)| ((column, row), 1, picture)).collect::<Vec<_>>()
+    };
+    sheet(side, &(0..).zip(rows).flat_map(row).collect::<Vec<_>>())
+}

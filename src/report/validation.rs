@@ -1,6 +1,6 @@
 //! Validation during training: scores and pictures as files of the run, and as a section of its page.
 use super::metrics::ValidationScores;
-use super::picture::{data_uri, sheet};
+use super::picture::{data_uri, sheet_of_rows};
 use super::summary::percent;
 use crate::sample::image::{read_rgb8, write_png};
 use crate::system::error::Result;
@@ -32,11 +32,7 @@ pub struct ValidationPictures {
 
 /// A sheet of the images.
 pub fn sample_sheet(images: &[RgbImage]) -> RgbImage {
-    let cells: Vec<_> = (0..)
-        .zip(images)
-        .map(|(index, image): (u32, _)| ((index % PICTURES as u32, index / PICTURES as u32), 1, image))
-        .collect();
-    sheet(PICTURE, &cells)
+    sheet_of_rows(PICTURE, images.chunks(PICTURES))
 }
 
 impl ValidationPictures {

@@ -11,7 +11,7 @@ use candle_datasets::hub::FileReader;
 use parquet::{file::reader::SerializedFileReader, record::Field, schema::types::Type};
 use serde::de::{self, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
-use std::{collections::BTreeMap, fmt, fs::File, io, io::BufReader, path::Path, sync::Arc};
+use std::{collections::BTreeMap, fmt, fs::File, io::BufReader, path::Path, sync::Arc};
 
 /// The captions of a data set. Memory: 16 bytes a caption; the text is in a temporary file.
 pub struct Captions {
@@ -40,10 +40,9 @@ impl Captions {
     /// The file cannot be read, has another form, lacks a column, or holds no caption.
     pub fn read(path: &Path, columns: Columns) -> Result<Self> {
         let failed = |problem: &dyn fmt::Display| Error::file(path, problem);
-        let mut writer =
-            KeyedTempStoreWriter::new().map_err(|problem| failed(&format!("temporary file: {problem}")))?;
+        let mut writer = KeyedTempStoreWriter::new().map_err(|problem| failed(&problem))?;
         for_each(path, columns, &mut |key, caption| writer.insert(key, caption.as_bytes()))?;
-        let table = writer.finish().map_err(|problem| failed(&format!("temporary file: {problem}")))?;
+        let table = writer.finish().map_err(|problem| failed(&problem))?;
         if table.is_empty() {
             return Err(failed(&"there is no caption"));
         }
@@ -89,7 +88,7 @@ pub fn first_by_key(path: &Path, columns: Columns, count: usize) -> Result<Vec<S
 }
 
 /// Receives a key and its caption.
-type Insert<'a> = dyn FnMut(&str, &str) -> io::Result<()> + 'a;
+type Insert<'a> = dyn FnMut(&str, &str) -> Result<(), String> + 'a;
 
 /// Calls `insert` for every caption of a file, in file order.
 fn for_each(path: &Path, columns: Columns, insert: &mut Insert) -> Result<()> {
@@ -156,7 +155,7 @@ fn read_parquet(file: File, columns: Columns, insert: &mut Insert) -> Result<(),
                 .map_err(|()| format!("row {}, column `{name}` is neither text nor a whole number", number + 1))
         };
         if let (Some(key), Some(caption)) = (text(columns.key)?, text(columns.caption)?) {
-            insert(&key, &caption).map_err(|problem| format!("temporary file: {problem}"))?;
+            insert(&key, &caption)?;
         }
     }
     Ok(())
@@ -202,7 +201,7 @@ fn insert_record(record: &Map<String, Value>, columns: Columns, insert: &mut Ins
         }
     };
     let (key, caption) = (text(columns.key)?, text(columns.caption)?);
-    insert(&key, &caption).map_err(|problem| format!("temporary file: {problem}"))
+    insert(&key, &caption)
 }
 
 fn read_document(file: Patient<File>, columns: Columns, insert: &mut Insert) -> Result<(), String> {
@@ -234,7 +233,7 @@ impl<'de> Visitor<'de> for CaptionDocument<'_> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
         while let Some((key, caption)) = map.next_entry::<String, String>()? {
-            (self.insert)(&key, &caption).map_err(temporary)?;
+            (self.insert)(&key, &caption).map_err(de::Error::custom)?;
         }
         Ok(())
     }
@@ -245,8 +244,4 @@ impl<'de> Visitor<'de> for CaptionDocument<'_> {
         }
         Ok(())
     }
-}
-
-fn temporary<E: de::Error>(problem: io::Error) -> E {
-    E::custom(format!("temporary file: {problem}"))
 }

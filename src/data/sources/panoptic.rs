@@ -46,8 +46,7 @@ impl Panoptic {
     pub fn read(path: &Path) -> Result<Self> {
         let failed = |problem: &dyn fmt::Display| Error::file(path, problem);
         let file = patience::open(path).map_err(|problem| failed(&problem))?;
-        let mut writer =
-            KeyedTempStoreWriter::new().map_err(|problem| failed(&format!("temporary file: {problem}")))?;
+        let mut writer = KeyedTempStoreWriter::new().map_err(|problem| failed(&problem))?;
         let (metered, meter) = RECORD.metered(file);
         let mut reader = serde_json::Deserializer::from_reader(BufReader::with_capacity(1 << 20, metered));
         let read = guarded(|| {
@@ -55,7 +54,7 @@ impl Panoptic {
             read.and_then(|categories| reader.end().map(|()| categories)).map_err(|problem| problem.to_string())
         });
         let categories = read.map_err(|problem: String| failed(&problem))?;
-        let table = writer.finish().map_err(|problem| failed(&format!("temporary file: {problem}")))?;
+        let table = writer.finish().map_err(|problem| failed(&problem))?;
         if table.is_empty() || categories.is_empty() {
             return Err(failed(&"there are no `annotations` or no `categories`"));
         }
@@ -129,8 +128,7 @@ impl<'de> Visitor<'de> for AnnotationList<'_> {
             let segments = annotation.segments_info.iter();
             let bytes: Vec<u8> =
                 segments.flat_map(|segment| [segment.id, segment.category_id]).flat_map(u32::to_le_bytes).collect();
-            let written = self.writer.insert(&annotation.file_name, &bytes);
-            written.map_err(|problem| de::Error::custom(format!("temporary file: {problem}")))?;
+            self.writer.insert(&annotation.file_name, &bytes).map_err(de::Error::custom)?;
             self.meter.reset();
         }
         Ok(())
