@@ -1,4 +1,4 @@
-//! `analyze`: which block of a model is the expert.
+//! `analyze`: expert block analysis of a model.
 use super::evaluate::probe_settings::{LabelledArgs, ProbeSettingsArgs, as_in_training};
 use super::evaluate::write_scores;
 use super::maps::{Layers, MapArgs, NormalizeArgs};
@@ -84,7 +84,7 @@ pub struct AnalyzeArgs {
 }
 
 pub fn run(args: &AnalyzeArgs) -> Result<()> {
-    // What is small is looked at before gigabytes are.
+    // Arguments are checked before gigabytes of weights are read.
     let data = args.data.open()?;
     let pca_sheet = args.pca.as_ref().map(|folder| folder.join("sheet.png"));
     for file in args.json.iter().chain(&args.plot).chain(&args.sheet).chain(&pca_sheet) {
@@ -122,7 +122,7 @@ pub fn run(args: &AnalyzeArgs) -> Result<()> {
     say(&table(&found))
 }
 
-/// Writes a picture of what leaves each block for each of the first images, and all in one sheet.
+/// Writes a picture of the features after each block for each of the first images, and a sheet of all.
 fn write_components(
     args: &AnalyzeArgs,
     folder: &Path,
@@ -149,7 +149,7 @@ fn write_components(
     write_png(&folder.join("sheet.png"), &pca::sheet(&rows))
 }
 
-/// Draws from the names of the classes in the first `count` images that have any.
+/// Draws from the class names of the first `count` images that have any.
 fn blur(
     args: &AnalyzeArgs,
     count: usize,
@@ -180,7 +180,7 @@ fn blur(
     draw_blurred(pipeline, scheduler, &captions, &options, args.blur_sigma, |done| progress.update(done as u64, ""))
 }
 
-/// A block a line; shares in per cent.
+/// A row for each block; fractions in per cent.
 fn table(found: &Analysis) -> String {
     let mut lines = "block   mIoU  pixels  image→text  text→image  image values  text values".to_owned();
     let is_blurred = found.blocks.iter().any(|block| block.blurred_difference.is_some());

@@ -1,4 +1,4 @@
-//! `evaluate referring`: how well a block's attention finds what phrases mean.
+//! `evaluate referring`: referring-expression segmentation by a block's attention.
 use super::probe_settings::{ProbeSettingsArgs, as_in_training};
 use super::write_scores;
 use crate::cli::maps::{Layers, MapArgs, NormalizeArgs};
@@ -75,7 +75,7 @@ pub fn run(args: &ReferringArgs) -> Result<()> {
     say(&format!("threshold {:.2}, picked on {others} other phrases; {phrases} phrases", scores.threshold))
 }
 
-/// Lines of a file, of which none is kept.
+/// Counts a file's lines without storing them.
 fn count_lines(file: &Path) -> std::io::Result<u64> {
     let mut reader = BufReader::new(patience::open(file)?);
     let mut lines = 0;

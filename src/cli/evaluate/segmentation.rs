@@ -1,4 +1,4 @@
-//! `evaluate segmentation`: how well a block's attention finds the things that words name.
+//! `evaluate segmentation`: open-vocabulary segmentation by a block's attention.
 use super::predictions::Predictions;
 use super::probe_settings::{LabelledArgs, ProbeSettingsArgs, as_in_training};
 use super::write_scores;
@@ -31,8 +31,8 @@ pub struct SegmentationArgs {
     pub model: ModelArgs,
     #[command(flatten)]
     pub data: LabelledArgs,
-    /// Block whose attention segments, counted from 0 (9 in Stable Diffusion 3 medium); several, separated by commas, are
-    /// averaged
+    /// Block whose attention segments, counted from 0 (9 in Stable Diffusion 3 medium); several, separated by commas,
+    /// are averaged
     #[arg(long, value_name = "LIST")]
     pub layer: Layers,
     #[command(flatten)]
@@ -53,7 +53,7 @@ pub struct SegmentationArgs {
 }
 
 pub fn run(args: &SegmentationArgs) -> Result<()> {
-    // What is small is looked at before gigabytes are.
+    // Arguments are checked before gigabytes of weights are read.
     let data = args.data.open()?;
     args.maps.check(&args.model, args.layer.list())?;
     args.json.as_deref().map_or(Ok(()), check_writable)?;
@@ -77,7 +77,7 @@ pub fn run(args: &SegmentationArgs) -> Result<()> {
     say(&table(&scores))
 }
 
-/// The scores in per cent, a class a line.
+/// The scores in per cent, one class a line.
 fn table(scores: &SegmentationScores) -> String {
     let occurring: Vec<(&str, f64)> =
         scores.per_class.iter().filter_map(|(name, iou)| Some((name.as_str(), (*iou)?))).collect();

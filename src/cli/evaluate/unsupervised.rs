@@ -1,4 +1,4 @@
-//! `evaluate unsupervised`: what a block's attention segments without words.
+//! `evaluate unsupervised`: segmentation by a block's attention to an empty prompt.
 use super::predictions::Predictions;
 use super::probe_settings::{LabelledArgs, ProbeSettingsArgs, as_in_training};
 use super::write_scores;
@@ -34,8 +34,8 @@ pub struct UnsupervisedArgs {
     pub model: ModelArgs,
     #[command(flatten)]
     pub data: LabelledArgs,
-    /// Block whose attention segments, counted from 0 (9 in Stable Diffusion 3 medium); several, separated by commas, are
-    /// averaged
+    /// Block whose attention segments, counted from 0 (9 in Stable Diffusion 3 medium); several, separated by commas,
+    /// are averaged
     #[arg(long, value_name = "LIST")]
     pub layer: Layers,
     #[command(flatten)]
@@ -69,7 +69,7 @@ struct AtThreshold<'a> {
 }
 
 pub fn run(args: &UnsupervisedArgs) -> Result<()> {
-    // What is small is looked at before gigabytes are.
+    // Arguments are checked before gigabytes of weights are read.
     let data = args.data.open()?;
     args.maps.check(&args.model, args.layer.list())?;
     args.json.as_deref().map_or(Ok(()), check_writable)?;
