@@ -235,7 +235,7 @@ impl<'a> CacheFiller<'a> {
 fn finite(values: Vec<f32>, what: &str) -> Result<Vec<f32>> {
     match values.iter().all(|value| value.is_finite()) {
         true => Ok(values),
-        false => Err(Error::Failed(format!("{what}: what the model makes of it is not finite"))),
+        false => Err(Error::Failed(format!("{what}: the encoder's output is not finite"))),
     }
 }
 

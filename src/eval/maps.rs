@@ -41,7 +41,7 @@ impl MapSettings {
     /// `Error::Usage` if there is no block, or the model lacks one of the blocks or the head.
     pub fn check(&self, model: &MmDit) -> Result<()> {
         if self.layers.is_empty() {
-            return Err(Error::Usage("no block whose attention is to be looked at".into()));
+            return Err(Error::Usage("no block is chosen for the maps".into()));
         }
         self.layers.iter().try_for_each(|&layer| model.check_block(layer))?;
         check_heads(self.heads, model.config.num_attention_heads)

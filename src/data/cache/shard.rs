@@ -58,7 +58,7 @@ pub fn read_entries(file: &Path, recipe: &Recipe) -> Result<Vec<Entry>> {
     let names = header.tensors.keys().filter(|name| *name != CHECKSUMS);
     let keys = names.map(|name| match name.split_once('.').and_then(|(key, _)| Key::parse(key)) {
         Some(key) => Ok(key),
-        None => Err(damaged(file, format!("tensor {name} is no entry's"))),
+        None => Err(damaged(file, format!("tensor {name} belongs to no entry"))),
     });
     let keys = keys.collect::<Result<BTreeSet<Key>>>()?;
     if checksums.len() != keys.len() || header.tensors.len() != keys.len() * recipe.tensors.len() + 1 {
@@ -100,7 +100,7 @@ fn entry(file: &Path, recipe: &Recipe, header: &Header, key: Key, checksum: u32)
         let (start, stop) = info.data_offsets;
         let bytes = 4 * shape.iter().product::<usize>();
         if stop.checked_sub(start) != Some(bytes) || end.is_some_and(|end| end != start) {
-            return Err(damaged(file, format!("tensor {name} does not lie where it should")));
+            return Err(damaged(file, format!("tensor {name} has a wrong offset")));
         }
         first.get_or_insert(start);
         end = Some(stop);
@@ -120,7 +120,7 @@ fn checksums(file: &Path, header: &Header) -> Result<Vec<u32>> {
     let (start, stop) = info.data_offsets;
     let (start, stop) = (header.data + start as u64, header.data + stop as u64);
     if start > stop || stop > header.bytes || stop - start != 4 * info.shape[0] as u64 {
-        return Err(damaged(file, format!("tensor {CHECKSUMS} does not lie where it should")));
+        return Err(damaged(file, format!("tensor {CHECKSUMS} has a wrong offset")));
     }
     let mut bytes = vec![0; (stop - start) as usize];
     let read = patience::open(file).and_then(|Patient(file)| patiently(|| file.read_exact_at(&mut bytes, start)));

@@ -313,7 +313,7 @@ impl SampleShard {
             let parts =
                 pending.entry(key.to_owned()).or_insert_with(|| SampleFiles { place, ..SampleFiles::default() });
             if parts.add(&extension, Member::Part { offset, length }) {
-                visit(self.broken(key, format!("{name} is there twice")))?;
+                visit(self.broken(key, format!("{name} occurs twice")))?;
             }
             if parts.is_whole(pairing)
                 && let Some(parts) = pending.remove(key)
