@@ -102,8 +102,7 @@ fn the_same_adapter_gives_the_same_bytes() {
     }
 }
 
-/// An adapter file has the usual mode of a new file, not that of a temporary one: others who may read the folder may
-/// read it.
+/// Others who may read the folder may read the adapter: the usual mode of a new file, not that of a temporary one.
 #[test]
 fn an_export_has_the_mode_of_an_ordinary_file() {
     use std::os::unix::fs::PermissionsExt;
@@ -427,8 +426,8 @@ fn half_precision_files_are_read_as_f32() {
     assert_eq!(rows(&found[module].up), rows(&expected));
 }
 
-/// A file of the released code as converted by README.md's command (fixtures/map_settings/gen.py): names of its whole
-/// model, the score head beside the adapter, alpha equal to the rank.
+/// What README.md's line made of a file of the released code (fixtures/map_settings/gen.py): names of its whole model,
+/// the score head beside the adapter, alpha the rank.
 #[test]
 fn a_published_adapter_is_read_by_its_own_names() {
     let file = fixture("../map_settings/lora_weights.safetensors");

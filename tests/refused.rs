@@ -1,4 +1,4 @@
-//! Memory, threads and files that the system refuses: one clear error with the system's reason.
+//! Memory, threads and files that the system refuses: one clear error that gives the system's reason.
 mod smoke_run;
 
 use smoke_run::{Run, run as run_to_end};

@@ -82,7 +82,7 @@ impl Process {
         }
     }
 
-    /// Waits for the end; the exit status (`None` if killed) and the messages.
+    /// Waits for the end; the exit status (none if killed) and what was said.
     fn end(mut self) -> (std::process::ExitStatus, String) {
         let mut said = String::new();
         let stderr = self.child.stderr.take().expect("stderr");
@@ -98,7 +98,7 @@ impl Drop for Process {
     }
 }
 
-/// A starting run replaces the file, so its inode identifies the process that wrote it.
+/// A run begins by replacing the file, so its inode says which process wrote it.
 fn inode(path: &Path) -> Option<u64> {
     std::fs::metadata(path).ok().map(|found| found.ino())
 }
@@ -152,7 +152,7 @@ fn killed_before_the_first_checkpoint() {
     Outcome::of(&run, STEPS).check(&UNDISTURBED, "killed before the first checkpoint");
 }
 
-/// SIGINT and SIGTERM: the step is finished, a checkpoint written, the status is 0, and the message says how to resume.
+/// SIGINT and SIGTERM: the step is finished, a checkpoint written, status 0, and the way to go on is said.
 #[test]
 fn stopped_by_a_signal() {
     for (signal, step) in [(libc::SIGINT, 1), (libc::SIGTERM, 5)] {
@@ -203,7 +203,7 @@ fn a_finished_run_is_exported_again() {
     run.finish(&["--resume"]);
     assert_eq!(read(run.path("metrics.jsonl")), metrics);
     Outcome::of(&run, STEPS).check(&UNDISTURBED, "resumed when complete");
-    // The files have the mode of other new files.
+    // What is written can be read by those who can read any other new file.
     let ordinary = run.path("ordinary");
     std::fs::write(&ordinary, "").expect("write");
     let mode = |path: &Path| std::fs::metadata(path).expect("metadata").permissions().mode();

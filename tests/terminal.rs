@@ -1,4 +1,4 @@
-//! Terminal output: a closed reader stops no job, and no text controls the terminal.
+//! What is printed for people: nobody reading it stops no job, and nothing in it steers the terminal.
 mod smoke_run;
 
 use candle_core::{DType, Device, Tensor};

@@ -38,7 +38,7 @@ impl MapSettings {
     }
 
     /// # Errors
-    /// `Error::Usage` if there is no block, or the model lacks one of the blocks or the head.
+    /// `Error::Usage` if there is no block, or the model does not have one of the blocks or heads.
     pub fn check(&self, model: &MmDit) -> Result<()> {
         if self.layers.is_empty() {
             return Err(Error::Usage("no block is chosen for the maps".into()));
@@ -52,8 +52,8 @@ impl MapSettings {
         (self.attention, self.heads) == (AttentionForm::Softmax, MapHeads::Mean) && self.score_head.is_none()
     }
 
-    /// The CLIP tokens' maps, f32 `[batch, image tokens, 77]`: the mean over the blocks, scaled if scaling comes before
-    /// merging tokens. Runs the model up to the last of the blocks.
+    /// The maps of the CLIP tokens, f32 `[batch, image tokens, 77]`: the mean over the blocks, scaled where that is to
+    /// be done before the tokens of a name are merged. The model is run up to the last of the blocks.
     pub fn of_tokens(&self, model: &MmDit, embedded: &Embedded) -> Result<Tensor> {
         let heads = model.config.num_attention_heads;
         let mut of_blocks = vec![];

@@ -1,10 +1,10 @@
-//! The real binary within 2 GB of address space and a time limit.
+//! The real binary within 2 GB of address space and a limit of time.
 use std::io::Read;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// Memory limit for any input.
+/// Nothing that a file holds may take more.
 const ADDRESS_SPACE: u64 = 2_000_000_000;
 
 /// The result of a command.
