@@ -1,7 +1,10 @@
 //! The demo's run from end to end, shortened: draws scenes, measures, trains, measures again, compares and reports.
+mod smoke_run;
+
 use serde_json::Value;
+use smoke_run::{read, run, succeed};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Command;
 
 /// `configs/demo.toml` on the smoke run's base, with few scenes, steps and pictures.
 struct Demo {
@@ -180,24 +183,6 @@ fn a_check_leaves_nothing_behind() {
     let demo = Demo::new();
     succeed(&mut demo.train("run", &["--check"]));
     assert_eq!(std::fs::read_dir(demo.folder.path()).expect("a folder").count(), 0);
-}
-
-/// Runs a command that must succeed.
-fn succeed(command: &mut Command) {
-    let (output, said) = run(command);
-    assert!(output.status.success(), "{:?}: {said}", output.status);
-}
-
-/// Runs a command to its end; returns its stderr too.
-fn run(command: &mut Command) -> (Output, String) {
-    let output = command.output().expect("a command that starts");
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(!said.contains("panicked"), "{said}");
-    (output, said)
-}
-
-fn read(path: impl AsRef<Path>) -> Vec<u8> {
-    std::fs::read(path.as_ref()).unwrap_or_else(|e| panic!("{}: {e}", path.as_ref().display()))
 }
 
 fn same(a: &Path, b: &Path, file: &str) -> bool {

@@ -1,6 +1,7 @@
 //! A base model's files are opened strictly: any mismatch is one error that names file and place.
 #[path = "fixtures/pipeline/mod.rs"]
 mod pipeline;
+mod tensor_edit;
 
 use candle_core::{DType, Device};
 use seg4diff::config::TextEncoderKind::{ClipG, ClipL, T5};
@@ -9,6 +10,7 @@ use seg4diff::model::vae::Vae;
 use seg4diff::model::weights;
 use seg4diff::model::weights::files::{ModelFiles, Part};
 use std::path::Path;
+use tensor_edit::edit_tensors;
 
 /// Loads everything this fixture has.
 fn load(folder: &Path) -> seg4diff::Result<()> {
@@ -31,12 +33,6 @@ fn edit(file: &Path, from: &str, to: &str) {
     let text = std::fs::read_to_string(file).unwrap();
     assert!(text.contains(from), "{from} in {}", file.display());
     std::fs::write(file, text.replacen(from, to, 1)).unwrap();
-}
-
-fn edit_tensors(file: &Path, change: impl FnOnce(&mut std::collections::BTreeMap<String, candle_core::Tensor>)) {
-    let mut tensors = weights::read_all(file).unwrap();
-    change(&mut tensors);
-    weights::write(file, &tensors, &Default::default()).unwrap();
 }
 
 #[test]

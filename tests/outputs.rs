@@ -1,4 +1,6 @@
 //! Files and folders that commands write: one program at a time, and nothing left of killed ones.
+mod smoke_run;
+
 use seg4diff::config::RunConfig;
 use seg4diff::demo::{SceneOptions, Split, write_missing};
 use seg4diff::model::weights::read_all;
@@ -6,9 +8,10 @@ use seg4diff::system::output_folder::{Lock, OutputFolder};
 use seg4diff::system::whole_file::{Aside, check_writable, sweep, sweep_beside, write_atomically};
 use seg4diff::train::checkpoint::{Checkpoint, State, list};
 use seg4diff::train::run_folder::{Resume, RunFolder};
+use smoke_run::run;
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -16,14 +19,6 @@ fn seg4diff(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_seg4diff"));
     command.args(args).current_dir(env!("CARGO_MANIFEST_DIR")).env_remove("RUST_LOG");
     command
-}
-
-/// Runs a command to its end; returns its stderr too.
-fn run(command: &mut Command) -> (Output, String) {
-    let output = command.output().expect("a command that starts");
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(!said.contains("panicked"), "{said}");
-    (output, said)
 }
 
 /// All names in a folder, sorted.

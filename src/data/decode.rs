@@ -143,7 +143,7 @@ impl SampleDecoder {
     ///
     /// # Errors
     /// The image is broken (with the reason).
-    pub fn squares(&self, file: &[u8], mirrored: &[bool]) -> Result<Vec<Vec<u8>>, String> {
+    pub fn crops(&self, file: &[u8], mirrored: &[bool]) -> Result<Vec<Vec<u8>>, String> {
         let photograph = photograph::decode(file)?;
         let size = size_of(&photograph);
         photograph::check_shape(size)?;

@@ -178,8 +178,8 @@ impl<'a> CacheFiller<'a> {
 
     /// Adds the latents of each image and flip.
     fn add_latents(&mut self, writer: &mut Writer, mut encode: impl FnMut(&[u8]) -> Result<Vec<f32>>) -> Result<()> {
-        self.add(("image", "latents"), writer, Self::missing_squares, |writer, reference, squares| {
-            for (key, pixels) in squares {
+        self.add(("image", "latents"), writer, Self::missing_crops, |writer, reference, crops| {
+            for (key, pixels) in crops {
                 // The image may occur twice.
                 if !writer.contains(&key) {
                     writer.add(key, finite(encode(&pixels)?, &reference.name())?)?;
@@ -219,7 +219,7 @@ impl<'a> CacheFiller<'a> {
     }
 
     /// The crops of an image whose latents are missing; the image is decoded only if there are any.
-    fn missing_squares(&self, reference: &SampleReference, writer: &Writer) -> Result<Vec<(Key, Vec<u8>)>, Unusable> {
+    fn missing_crops(&self, reference: &SampleReference, writer: &Writer) -> Result<Vec<(Key, Vec<u8>)>, Unusable> {
         let file = reference.image.read(&reference.shard, IMAGE_FILE)?;
         let digest = Digest::of(&file);
         let keys = self.mirrored().iter().map(|mirrored| (writer.recipe().latents_key(&digest, *mirrored), *mirrored));
@@ -227,7 +227,7 @@ impl<'a> CacheFiller<'a> {
         if keys.is_empty() {
             return Ok(vec![]);
         }
-        Ok(keys.into_iter().zip(self.decoder.squares(&file, &mirrored)?).collect())
+        Ok(keys.into_iter().zip(self.decoder.crops(&file, &mirrored)?).collect())
     }
 }
 

@@ -1,4 +1,4 @@
-//! What every network needs whose features are compared.
+//! The interface of networks whose features are compared.
 use crate::system::error::Result;
 use candle_core::{Device, Tensor};
 use image::RgbImage;
