@@ -20,7 +20,7 @@ fn refused(text: &str, set: &[&str]) -> String {
     }
 }
 
-/// Every `*.toml` under a folder, but those that describe data sets (tests/data_sets.rs).
+/// Every `*.toml` below a folder, except descriptions of data sets (tests/data_sets.rs).
 fn configs_under(folder: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(folder).expect("folder") {
@@ -118,7 +118,7 @@ fn the_design_example_parses() {
     assert_eq!(parse(&config.to_toml(), &[]).expect("again"), config);
 }
 
-/// Every value of every enum, by its name in TOML, comes back from what `to_toml` writes.
+/// Every value of every enum, by its name in TOML, survives `to_toml`.
 #[test]
 fn every_choice_survives_being_written() {
     fn names<T: Choice>() -> Vec<String> {
@@ -162,7 +162,7 @@ fn all_problems_of_a_file_are_reported_at_once_in_order() {
     let text = "sed = 1\noutput = \"runs/x\"\n[model]\npath = \"m\"\n  dtyp = \"f32\"\ndtype = \"bf8\"\n\
                 [lora]\nrank = \"ten\"\nalpha = -1\n[dta]\nx = 1\n[data]\nsource = []\n[train]\nlr = 1e-3\nsteps = 0\n";
     let message = refused(text, &["optim.eps=zero", "optim.lr"]);
-    // A --set that cannot be read is a syntax error, and those are reported first.
+    // A --set that does not parse is a syntax error, and those are reported first.
     assert_eq!(message, "--set optim.lr: expected KEY=VALUE, such as train.steps=100");
     let message = refused(text, &["optim.eps=zero"]);
     let expected = [
@@ -237,7 +237,7 @@ fn single_problems_are_named_in_place() {
     }
 }
 
-/// The name of before is read as the one of today, whichever of them a file has and `--set` gives.
+/// The old name of a key is read as the new one, whichever of them a file has and `--set` gives.
 #[test]
 fn the_former_name_of_the_experts_goes_on() {
     let with = |line: &str| SMALLEST.replace("path = \"m\"\n", &format!("path = \"m\"\n{line}\n"));
@@ -313,7 +313,7 @@ fn files_that_are_missing_or_do_not_fit_are_all_named() {
         assert!(message.contains(part), "{part} in {message}");
     }
 
-    // What is measured must suit the model, too; by default that is what the experts see.
+    // Evaluation settings must suit the model, too; their default is the experts' blocks.
     let [images, classes] = [at("model"), at("a_0.tar")].map(|path| format!("{path:?}"));
     let eval = [format!("eval.images={images}"), format!("eval.labels={images}"), format!("eval.classes={classes}")];
     let eval: Vec<&str> = eval.iter().map(String::as_str).collect();
@@ -345,7 +345,7 @@ fn files_that_are_missing_or_do_not_fit_are_all_named() {
     }
 }
 
-/// Settings with which no step could change the LoRA, or only to what is no number.
+/// Settings with which no step could change the LoRA, or only to non-finite values.
 #[test]
 fn what_is_certainly_without_effect_is_refused() {
     for (settings, problem) in [

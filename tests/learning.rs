@@ -1,5 +1,5 @@
-//! Training learns: on one fixed batch (images, noise and time) the dice term comes down by a third, the softmax form
-//! by a quarter, and the flow loss with them.
+//! Training learns: on one fixed batch (images, noise and timesteps), the dice term falls by a third, the softmax
+//! alignment by a quarter, and the flow loss with them.
 use candle_core::{DType, Device};
 use seg4diff::config::RunConfig;
 use seg4diff::data::Loader;
@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 const STEPS: u64 = 150;
 
-/// Trains on four images of data/smoke, every step on the same inputs; the first and the last loss terms.
+/// Trains on four images of data/smoke with fixed inputs; the first and the last loss terms.
 fn train(settings: &[&str]) -> (LossTerms, LossTerms) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let file = root.join("configs/smoke.toml");

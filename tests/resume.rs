@@ -1,4 +1,4 @@
-//! A run that is killed, stopped, resumed, or run on other threads ends with the same bytes as one that is not.
+//! A run that is killed, stopped, resumed, or run on other threads ends with the bytes of an undisturbed one.
 mod model_folder;
 mod outcome;
 mod smoke_run;
@@ -45,7 +45,7 @@ static UNDISTURBED: LazyLock<Outcome> = LazyLock::new(|| {
     outcome
 });
 
-/// A training process; one that a failed test leaves behind is ended.
+/// A training process, killed on drop if a failed test leaves it behind.
 struct Process {
     child: Child,
     metrics: std::path::PathBuf,
@@ -61,7 +61,7 @@ impl Process {
         Self { child: command.spawn().expect("train"), metrics, metrics_before }
     }
 
-    /// Waits until this process (not one before it) has done `steps` steps, or has ended.
+    /// Waits until this process (not an earlier one) has done `steps` steps, or has ended.
     fn wait_for_step(&mut self, steps: usize) {
         let deadline = Instant::now() + Duration::from_secs(60);
         while self.child.try_wait().expect("status").is_none() {
@@ -107,7 +107,7 @@ fn newest_checkpoint(run: &Run) -> u64 {
     seg4diff::train::checkpoint::list(&run.path("")).expect("list").last().map_or(0, |(step, _)| *step)
 }
 
-/// `kill -9` while it loads, trains and writes checkpoints; every life has other numbers of workers and threads.
+/// `kill -9` during loading, training and checkpoint writing; each restart has other numbers of workers and threads.
 #[test]
 fn killed_at_any_moment() {
     let mut random = ChaCha8Rng::seed_from_u64(11);
@@ -193,7 +193,7 @@ fn stopped_at_once_by_a_second_signal() {
     Outcome::of(&run, STEPS).check(&UNDISTURBED, "stopped at once");
 }
 
-/// Resuming a run that is complete trains nothing and writes its adapter again.
+/// Resuming a complete run trains nothing and writes its adapter again.
 #[test]
 fn a_finished_run_is_exported_again() {
     let run = Run::new(SETTINGS);
@@ -218,7 +218,7 @@ fn a_finished_run_is_exported_again() {
     }
 }
 
-/// From an older checkpoint than the newest: the newer ones are set aside and the same bytes come out again.
+/// From an older checkpoint than the newest: newer ones are set aside, and the run ends with equal bytes.
 #[test]
 fn resumed_from_an_older_checkpoint() {
     let run = Run::new(SETTINGS);
@@ -229,7 +229,7 @@ fn resumed_from_an_older_checkpoint() {
     assert!(run.path("checkpoints/step-000012.superseded").is_dir());
 }
 
-/// Neither the number of threads nor of workers nor recomputed blocks change a bit, at sizes where work is shared.
+/// The numbers of threads and workers, and recomputed blocks, change no bit, at sizes where work is split.
 #[test]
 fn threads_workers_and_recomputing_change_nothing() {
     const SETTINGS: &[&str] =
@@ -255,7 +255,7 @@ fn threads_workers_and_recomputing_change_nothing() {
     }
 }
 
-/// A step without a finite loss changes nothing, is named and counted; too many in a row end the run.
+/// A step without a finite loss changes nothing, is reported and counted; too many in a row end the run.
 #[test]
 fn steps_that_are_not_finite() {
     let broken = tempfile::tempdir().expect("folder");
@@ -266,7 +266,7 @@ fn steps_that_are_not_finite() {
         let name = "transformer_blocks.0.attn.to_v.weight";
         let tensor = &tensors[name];
         let mut values: Vec<f32> = tensor.flatten_all().and_then(|flat| flat.to_vec1()).expect("values");
-        // A number that may be stored; the products with it are infinite.
+        // A finite number whose products overflow.
         values[7] = f32::MAX;
         let spoilt = Tensor::from_vec(values, tensor.shape(), tensor.device()).expect("tensor");
         tensors.insert(name.into(), spoilt);
@@ -288,7 +288,7 @@ fn steps_that_are_not_finite() {
     assert!(steps(&run_on_broken).iter().all(|line| line["loss"].is_null()));
     assert!(!run_on_broken.path("lora.safetensors").exists());
 
-    // The three steps before the checkpoint left everything as it was, and on a sound model the run goes on.
+    // The three steps before the checkpoint left everything unchanged, and on a sound model the run continues.
     let state = |run: &Run, step: u64| -> Value {
         serde_json::from_slice::<Value>(&read(run.checkpoint(step, "state.json"))).expect("JSON")["state"].take()
     };
@@ -309,7 +309,7 @@ fn values(tensors: &BTreeMap<String, Tensor>) -> Vec<(String, Vec<f32>)> {
     tensors.iter().map(|(name, tensor)| (name.clone(), values(tensor))).collect()
 }
 
-/// What a run with these settings starts from.
+/// The initial state of a run with these settings.
 fn fresh_adapter(base: &Path, settings: &[&str]) -> Vec<(String, Vec<f32>)> {
     let settings: Vec<String> = settings.iter().map(|setting| setting.to_string()).collect();
     let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/smoke.toml");
@@ -320,7 +320,7 @@ fn fresh_adapter(base: &Path, settings: &[&str]) -> Vec<(String, Vec<f32>)> {
     values(&parameters.tensors().expect("tensors"))
 }
 
-/// A learning rate that throws the weights out of range: the same, from within.
+/// A learning rate that makes the weights overflow: steps without a finite loss, caused by training itself.
 #[test]
 fn a_learning_rate_out_of_all_reason() {
     let run_away = Run::new(&[SETTINGS, &["optim.lr=1e30", "optim.warmup_steps=0", "train.max_nonfinite=2"]].concat());

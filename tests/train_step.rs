@@ -1,7 +1,7 @@
 //! A whole training step against torch autograd, diffusers and PEFT: output, attention, matching, loss terms, and the
 //! gradient of every LoRA and score-head tensor by name. Fixtures: tests/fixtures/train_step/gen.py.
 //!
-//! On the first CUDA device, if this build and this machine have one; else on the CPU.
+//! Runs on the first CUDA device if this build and this machine have one, otherwise on the CPU.
 use candle_core::{DType, Device, Tensor};
 use seg4diff::config::RunConfig;
 use seg4diff::loss::{MaskTarget, SampleTargets};
@@ -102,7 +102,7 @@ impl Fixture {
 
     fn config(&self, case: &Value) -> RunConfig {
         let text = |key: &str| case[key].as_str().unwrap().to_string();
-        // The cases of gen.py have what the released recipes have.
+        // The cases of gen.py have the released recipes' settings.
         let given = |key: &str| Some(&case[key]).filter(|value| !value.is_null());
         let mut settings = vec![
             "output=\"unused\"".to_string(),
@@ -177,7 +177,7 @@ impl Fixture {
                     })
                     .collect();
                 let spans = spans[b].as_array().filter(|_| with_classes);
-                // A class whose name is not in the prompt has none.
+                // A class whose name is not in the prompt has no tokens.
                 let span = |tokens: &Value| {
                     let tokens: Vec<usize> = tokens.as_array()?.iter().map(|t| t.as_u64().unwrap() as usize).collect();
                     Some(tokens[0]..tokens[tokens.len() - 1] + 1)
@@ -205,7 +205,7 @@ impl Fixture {
             context = clip.pad_with_zeros(1, 0, context.dim(1).unwrap() - CLIP_TOKENS).unwrap();
         }
         if case["learnable"].as_bool() == Some(true) {
-            // All images are told the same, of which the tokens are trained.
+            // All images get a learnt prompt, whose tokens are trained.
             pooled = self.first_text().pooled.broadcast_as(pooled.shape()).unwrap().contiguous().unwrap();
             context = context.zeros_like().unwrap();
         }
@@ -415,7 +415,7 @@ fn runs_are_alike(alignment: &str) {
     }
     let form = format!("loss.alignment={alignment:?}");
     let wanted = smoke_run(&[form.clone(), "device=\"cpu\"".into()]);
-    // In bf16 every activation is rounded to 2⁻⁹ of its size.
+    // bf16 rounds every activation to a relative 2⁻⁹.
     for (dtype, recomputed, tolerance) in [("f32", false, 1e-4), ("bf16", false, 2e-2), ("bf16", true, 2e-2)] {
         let found = smoke_run(&[
             form.clone(),

@@ -1,6 +1,6 @@
-//! The command line: arguments of each command, and what the two binaries share.
+//! The command line: the arguments of each command, and code shared by the two binaries.
 //!
-//! Exit status: 0 done, 1 failed, 2 wrong usage or configuration.
+//! Exit status: 0 success, 1 failure, 2 wrong usage or configuration.
 pub mod analyze;
 mod drawings;
 pub mod evaluate;
@@ -60,7 +60,7 @@ impl Command {
     }
 }
 
-/// Starts logging and threads, runs a command, and turns its outcome into an exit status and, where it failed, one error on stderr.
+/// Starts logging and threads, runs a command, prints its error if it fails, and returns the exit status.
 pub fn finish(command: impl FnOnce() -> Result<()>) -> ExitCode {
     let Err(error) = crate::report::log::init().and_then(|()| prepare()).and_then(|()| command()) else {
         return ExitCode::SUCCESS;
@@ -190,7 +190,7 @@ impl ModelArgs {
     }
 }
 
-/// A side of an image in pixels: a multiple of 16 that memory can hold.
+/// A side of an image in pixels: a multiple of 16, at most 8192.
 fn parse_size(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(size @ 16..=8192) if size % 16 == 0 => Ok(size),
@@ -198,7 +198,7 @@ fn parse_size(text: &str) -> Result<usize, String> {
     }
 }
 
-/// Tokens of T5: diffusers takes 512 at most.
+/// T5's number of tokens: diffusers accepts 512 at most.
 fn parse_sequence_length(text: &str) -> Result<usize, String> {
     text.parse()
         .ok()
@@ -206,7 +206,7 @@ fn parse_sequence_length(text: &str) -> Result<usize, String> {
         .ok_or_else(|| "expected a number from 1 to 512".into())
 }
 
-/// A share of noise.
+/// A noise level σ.
 fn parse_sigma(text: &str) -> Result<f64, String> {
     text.parse().ok().filter(|sigma| (0.0..=1.0).contains(sigma)).ok_or_else(|| "expected a number from 0 to 1".into())
 }

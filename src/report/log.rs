@@ -1,4 +1,4 @@
-//! Log lines on stderr, written so that they do not tear a progress bar.
+//! Logging to stderr that does not disturb progress bars.
 use crate::system::error::{Error, Result};
 use crate::system::terminal::{Stderr, printable};
 use std::fmt;
@@ -8,8 +8,8 @@ use tracing_subscriber::field::RecordFields;
 use tracing_subscriber::fmt::FormatFields;
 use tracing_subscriber::fmt::format::{DefaultFields, Writer};
 
-/// Starts logging: warnings of all crates and the information of this one, or what RUST_LOG says. The hub client logs
-/// what it then returns as an error, which is shown anyway.
+/// Starts logging with the filter of RUST_LOG, by default warnings of all crates and information of this one. The hub
+/// client is silenced, since it also returns as errors whatever it logs.
 ///
 /// # Errors
 /// `Error::Usage` if RUST_LOG is not a filter.
@@ -31,7 +31,7 @@ pub fn init() -> Result<()> {
     logger.try_init().map_err(|e| Error::Failed(format!("cannot start logging: {e}")))
 }
 
-/// Messages without what steers a terminal. A message's further lines are indented: none looks like another message.
+/// Strips terminal control characters, and indents continuation lines so that they do not look like new messages.
 struct PrintableFields;
 
 impl<'w> FormatFields<'w> for PrintableFields {
@@ -42,7 +42,7 @@ impl<'w> FormatFields<'w> for PrintableFields {
     }
 }
 
-/// Stderr, with the progress bars taken away while a line is written.
+/// Stderr, with the progress bars hidden while a line is written.
 struct AboveBars;
 
 impl Write for AboveBars {

@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 /// Nothing that a file holds may take more.
 const ADDRESS_SPACE: u64 = 2_000_000_000;
 
-/// What became of a command.
+/// The result of a command.
 pub struct Ended {
-    /// Exit status; none where a signal ended it, or time ran out.
+    /// Exit status; `None` if it was ended by a signal or the time limit.
     pub status: Option<i32>,
-    /// What it wrote to stderr, and how it ended where that is no status.
+    /// Its stderr, and how it ended if without status.
     pub said: String,
 }
 
@@ -32,7 +32,7 @@ pub fn seg4diff(folder: &std::path::Path) -> Command {
     command
 }
 
-/// Runs a command, and ends it when `seconds` are over.
+/// Runs a command, and ends it after `seconds`.
 pub fn run(command: &mut Command, seconds: u64) -> Ended {
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("start");
     let mut stderr = child.stderr.take().expect("stderr");

@@ -1,4 +1,4 @@
-//! `evaluate generation`: how far the images that a model draws are from real ones.
+//! `evaluate generation`: feature distances between a model's images and real ones.
 use super::{say_distances, write_scores};
 use crate::cli::drawings::{self, content, key};
 use crate::cli::say;
@@ -59,14 +59,14 @@ pub fn run(args: &GenerationArgs) -> Result<()> {
     if let Some(scenes) = &config.scenes {
         crate::demo::draw_missing(scenes)?;
     }
-    // What is small is read before gigabytes are.
+    // Arguments are checked before gigabytes of weights are read.
     let columns = Columns::of(&config.data);
     let captions = first_by_key(captions, columns, eval.generation_images)?;
     let prompts = || captions.iter().cycle().take(eval.generation_images).map(String::as_str);
     let described = match &args.out {
         Some(folder) => {
             let record = record(args, &config, eval, prompts())?;
-            // Of more images than these the description stays as it is.
+            // A record of more images than these stays as it is.
             (!drawings::check(folder, &record)?).then_some((folder, record))
         }
         None => None,
@@ -103,7 +103,7 @@ pub fn run(args: &GenerationArgs) -> Result<()> {
     say(&format!("{} drawn against {real} real images", options.images))
 }
 
-/// All that an image depends on, but where the model lies in memory.
+/// Everything that an image depends on, except the device and where the model is stored.
 fn record<'a>(
     args: &GenerationArgs,
     config: &RunConfig,

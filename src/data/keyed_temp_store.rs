@@ -1,34 +1,39 @@
-//! A table from image keys to bytes that lies in an anonymous temporary file; memory holds 16 bytes an entry.
+//! A table from image keys to bytes, stored in an anonymous temporary file; memory holds 16 bytes an entry.
 //!
-//! Keys are paths, compared in a plain form (`normalise`) by their last component; where several entries share that,
-//! the one with the most trailing components in common is taken.
+//! Keys are paths. They are looked up by the last component of their normal form (`normalise`); among entries that
+//! share it, the one with the most trailing components in common is taken.
 use crate::data::sources::unusable::Unusable;
 use crate::system::patience::patiently;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::FileExt;
 
-/// Collects entries; `finish` makes the table.
-pub struct SpillWriter {
+/// Collects the entries of a [`KeyedTempStore`].
+pub struct KeyedTempStoreWriter {
     file: BufWriter<File>,
     position: u64,
     index: Vec<(u64, u64)>,
 }
 
-/// The finished table.
-pub struct Spill {
+/// A finished, read-only table.
+pub struct KeyedTempStore {
     file: File,
-    /// (hash of the key's last component, position of the entry), sorted.
+    /// (hash of the key's last component, offset of the entry), sorted.
     index: Vec<(u64, u64)>,
 }
 
-impl SpillWriter {
-    /// The file is made in the system's folder for temporary files (`TMPDIR`) and vanishes with the table.
-    pub fn new() -> io::Result<Self> {
-        Ok(Self { file: BufWriter::new(tempfile::tempfile()?), position: 0, index: Vec::new() })
+impl KeyedTempStoreWriter {
+    /// The file is created in the system's folder for temporary files (`TMPDIR`) and removed on drop.
+    pub fn new() -> Result<Self, String> {
+        let file = tempfile::tempfile().map_err(temporary)?;
+        Ok(Self { file: BufWriter::new(file), position: 0, index: Vec::new() })
     }
 
-    pub fn insert(&mut self, key: &str, value: &[u8]) -> io::Result<()> {
+    pub fn insert(&mut self, key: &str, value: &[u8]) -> Result<(), String> {
+        self.write(key, value).map_err(temporary)
+    }
+
+    fn write(&mut self, key: &str, value: &[u8]) -> io::Result<()> {
         let key = normalise(key);
         self.index.push((hash(last_component(&key)), self.position));
         for part in [key.as_bytes(), value] {
@@ -41,16 +46,16 @@ impl SpillWriter {
         Ok(())
     }
 
-    pub fn finish(self) -> io::Result<Spill> {
-        let file = self.file.into_inner().map_err(io::IntoInnerError::into_error)?;
+    pub fn finish(self) -> Result<KeyedTempStore, String> {
+        let file = self.file.into_inner().map_err(|problem| temporary(problem.into_error()))?;
         let mut index = self.index;
         index.sort_unstable();
         index.shrink_to_fit();
-        Ok(Spill { file, index })
+        Ok(KeyedTempStore { file, index })
     }
 }
 
-impl Spill {
+impl KeyedTempStore {
     pub fn len(&self) -> usize {
         self.index.len()
     }
@@ -59,10 +64,10 @@ impl Spill {
         self.index.is_empty()
     }
 
-    /// The bytes of `key`; none where it is not in the table. Of entries with the very same key the first counts.
+    /// The bytes of `key`, `None` if the table lacks it. Of entries with identical keys the first counts.
     ///
     /// # Errors
-    /// When several entries fit equally well and differ, and when the file cannot be read.
+    /// Several different entries match equally well, or the file cannot be read.
     pub fn get(&self, key: &str) -> Result<Option<Vec<u8>>, Unusable> {
         let key = normalise(key);
         let wanted = hash(last_component(&key));
@@ -101,8 +106,8 @@ impl Spill {
     }
 }
 
-/// The form in which keys are compared: no leading `./` or `/`, no image extension, and in the last component
-/// neither `sa_` before a number nor leading zeros of a number. So `sa_9`, `9`, `sa_9.jpg` and `000009` are the same.
+/// The normal form in which keys are compared: no leading `./` or `/`, no image extension, and in the last component
+/// neither `sa_` before a number nor leading zeros of a number. `sa_9`, `9`, `sa_9.jpg` and `000009` are equal.
 pub fn normalise(key: &str) -> String {
     let key = key.trim_start_matches("./").trim_start_matches('/');
     let (folder, mut name) = key.rfind('/').map_or(("", key), |slash| key.split_at(slash + 1));
@@ -122,11 +127,15 @@ pub fn normalise(key: &str) -> String {
     format!("{folder}{name}")
 }
 
+fn temporary(problem: io::Error) -> String {
+    format!("temporary file: {problem}")
+}
+
 fn last_component(key: &str) -> &str {
     key.rsplit('/').next().unwrap_or(key)
 }
 
-/// FNV-1a, 64 bits: the same on every machine and in every version.
+/// FNV-1a, 64 bits: equal on every machine and in every version.
 pub fn hash(text: &str) -> u64 {
     text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }

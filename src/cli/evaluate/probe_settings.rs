@@ -1,4 +1,5 @@
-//! What commands that look at labelled images have in common: the images, and the noise under which a model sees them.
+//! Arguments of commands that run a model on labelled images: the data set, and the probe settings (resolution, noise
+//! level, seed).
 use crate::cli::{parse_sigma, parse_size};
 use crate::eval::maps::MapSettings;
 use crate::eval::segmentation::{DataSet, LabelledFolder, NoiseLevel, SegmentationOptions};
@@ -52,9 +53,9 @@ pub fn as_in_training(argument: clap::Arg) -> clap::Arg {
     argument.default_value("77").help("Tokens of T5, or of the zeros in its place, as in training")
 }
 
-/// How a model looks at an image.
+/// Probe settings: resolution, noise level, seed.
 #[derive(Args, Clone, Debug)]
-pub struct LookArgs {
+pub struct ProbeSettingsArgs {
     /// Side in pixels of the square that images are resized to
     #[arg(long, value_name = "PIXELS", default_value = "1024", value_parser = parse_size)]
     pub size: usize,
@@ -78,11 +79,11 @@ pub struct LookArgs {
     pub batch: Option<u32>,
 }
 
-impl LookArgs {
-    /// As options with these maps and the published protocol, for the first `limit` images.
+impl ProbeSettingsArgs {
+    /// The options with these maps and the published protocol, for the first `limit` images.
     ///
     /// # Errors
-    /// The noise cannot be read, or does not suit the model.
+    /// The noise cannot be read, or has another shape than the model's latents.
     pub fn options(&self, maps: MapSettings, limit: Option<u32>, pipeline: &Pipeline) -> Result<SegmentationOptions> {
         let noise = match &self.noise {
             Some(file) => {
