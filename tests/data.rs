@@ -699,6 +699,7 @@ fn every_kind_of_pixel_becomes_the_rgb_of_pillow() {
 }
 
 #[test]
+#[cfg_attr(not(target_os = "linux"), ignore = "reads /proc")]
 fn dropping_the_loader_ends_its_threads() {
     let folder = tempfile::tempdir().unwrap();
     four_shards(folder.path());
