@@ -21,6 +21,7 @@ use seg4diff::model::weights::Weights;
 use seg4diff::ops::Target;
 use seg4diff::sample::noise::{generator, normal};
 use seg4diff::system::device::{forget_gpu_peak, peak_gpu_bytes, upload};
+use seg4diff::system::memory::peak_bytes;
 use seg4diff::train::gradients::{StepInputs, StepPlan, gradients};
 use seg4diff::train::memory::{self, Needs, StepSize};
 use seg4diff::train::optimizer::{AdamW, clip_factor, gradient_norm};
@@ -230,7 +231,7 @@ impl<'a> Trainer<'a> {
             "step_ms": rounded(1e3 * median, 1), "step_ms_min": rounded(1e3 * least, 1),
             "images_per_s": rounded(batch as f64 / median, 3),
             "estimate_gb": rounded(estimate.peak() as f64 / 1e9, 2),
-            "peak_gb": peak_gpu_bytes(device).or_else(memory::peak_bytes).map(|b| rounded(b as f64 / 1e9, 2)),
+            "peak_gb": peak_gpu_bytes(device).or_else(peak_bytes).map(|b| rounded(b as f64 / 1e9, 2)),
         }))
     }
 

@@ -103,6 +103,7 @@ fn the_same_adapter_gives_the_same_bytes() {
 }
 
 /// Others who may read the folder may read the adapter: the usual mode of a new file, not that of a temporary one.
+#[cfg(unix)]
 #[test]
 fn an_export_has_the_mode_of_an_ordinary_file() {
     use std::os::unix::fs::PermissionsExt;

@@ -699,6 +699,7 @@ fn every_kind_of_pixel_becomes_the_rgb_of_pillow() {
 }
 
 #[test]
+#[cfg_attr(not(target_os = "linux"), ignore = "reads /proc")]
 fn dropping_the_loader_ends_its_threads() {
     let folder = tempfile::tempdir().unwrap();
     four_shards(folder.path());
@@ -747,7 +748,7 @@ fn damaged_bytes_never_panic() {
     let mut random = rand_chacha::ChaCha8Rng::seed_from_u64(5);
     let folder = tempfile::tempdir().unwrap();
     let mut jpeg = Vec::new();
-    let noise: Vec<u8> = (0..20 * 16 * 3).map(|_| random.random()).collect();
+    let noise: Vec<u8> = (0..20 * 16 * 3).map(|_| random.random::<u8>()).collect();
     JpegEncoder::new(&mut jpeg).write_image(&noise, 20, 16, ExtendedColorType::Rgb8).unwrap();
     let (tar, map) = (folder.path().join("a.tar"), folder.path().join("x.png"));
     let mut files: Files = (0..3).flat_map(sound).collect();

@@ -200,10 +200,9 @@ fn statistics_are_those_of_the_network_or_not_inflated() {
     let error = seg4diff::eval::generation::npz::read(&world.path("stats.npz"), 2048).unwrap_err().to_string();
     assert!(error.contains("stats.npz: features of length 9000, expected 2048"), "{error}");
     // A file that says one shape and holds another is read as far as it says.
-    let peak = fs::read_to_string("/proc/self/status").expect("status");
-    let peak = peak.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("VmHWM");
-    let kilobytes: u64 = peak.trim().trim_end_matches(" kB").parse().expect("a number");
-    assert!(kilobytes < 1_000_000, "{kilobytes} kB");
+    let peak = seg4diff::system::memory::peak_bytes().map(|bytes| bytes / 1024);
+    assert!(peak.is_some() || cfg!(not(target_os = "linux")));
+    assert!(peak.is_none_or(|kilobytes| kilobytes < 1_000_000), "{peak:?} kB");
 }
 
 #[test]
@@ -217,6 +216,9 @@ fn headers_of_tensor_files() {
     world.sparse(file, &3_000_000_000u64.to_le_bytes(), 3_100_000_000);
     world.refused(TRAIN, &["diffusion_pytorch_model.safetensors", "3.0 GB in memory"]);
     // A tensor as large as its file says, of which the machine has not so much.
+    if cfg!(not(target_os = "linux")) {
+        return;
+    }
     let header = r#"{"a":{"dtype":"F32","shape":[1500000000],"data_offsets":[0,6000000000]}}"#;
     let head = [&(header.len() as u64).to_le_bytes(), header.as_bytes()].concat();
     world.sparse("lora.safetensors", &head, 6_000_000_000 + head.len() as u64);

@@ -1,4 +1,7 @@
 //! Memory, threads and files that the system refuses: one clear error that gives the system's reason.
+//!
+//! The limits, modes and reasons are Linux's.
+#![cfg(target_os = "linux")]
 mod smoke_run;
 
 use smoke_run::{Run, run as run_to_end};

@@ -15,10 +15,9 @@ use seg4diff::train::parameters::Parameters;
 use serde_json::Value;
 use smoke_run::{Run, read, run as run_to_end, succeed};
 use std::collections::BTreeMap;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::os::unix::process::ExitStatusExt;
+use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::path::Path;
-use std::process::{Child, Stdio};
+use std::process::{Child, ExitStatus, Stdio};
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
@@ -55,7 +54,7 @@ struct Process {
 impl Process {
     fn start(run: &Run, more: &[&str], threads: &str) -> Self {
         let metrics = run.path("metrics.jsonl");
-        let metrics_before = inode(&metrics);
+        let metrics_before = identity(&metrics);
         let mut command = run.train(more);
         command.env("RAYON_NUM_THREADS", threads).stdout(Stdio::null()).stderr(Stdio::piped());
         Self { child: command.spawn().expect("train"), metrics, metrics_before }
@@ -66,7 +65,7 @@ impl Process {
         let deadline = Instant::now() + Duration::from_secs(60);
         while self.child.try_wait().expect("status").is_none() {
             assert!(Instant::now() < deadline, "no step {steps}");
-            let begun = inode(&self.metrics) != self.metrics_before;
+            let begun = identity(&self.metrics) != self.metrics_before;
             let text = std::fs::read(&self.metrics).unwrap_or_default();
             if begun && text.iter().filter(|byte| **byte == b'\n').count() >= steps {
                 return;
@@ -75,6 +74,7 @@ impl Process {
         }
     }
 
+    #[cfg(unix)]
     fn signal(&mut self, signal: libc::c_int) {
         if self.child.try_wait().expect("status").is_none() {
             // SAFETY: a plain system call, on a child that has not been waited for.
@@ -82,8 +82,14 @@ impl Process {
         }
     }
 
+    fn kill(&mut self) {
+        if self.child.try_wait().expect("status").is_none() {
+            self.child.kill().expect("kill");
+        }
+    }
+
     /// Waits for the end; the exit status (none if killed) and what was said.
-    fn end(mut self) -> (std::process::ExitStatus, String) {
+    fn end(mut self) -> (ExitStatus, String) {
         let mut said = String::new();
         let stderr = self.child.stderr.take().expect("stderr");
         std::io::Read::read_to_string(&mut { stderr }, &mut said).expect("stderr");
@@ -98,9 +104,18 @@ impl Drop for Process {
     }
 }
 
-/// A run begins by replacing the file, so its inode says which process wrote it.
-fn inode(path: &Path) -> Option<u64> {
-    std::fs::metadata(path).ok().map(|found| found.ino())
+/// A run begins by replacing the file, so its identity says which process wrote it.
+fn identity(path: &Path) -> Option<u64> {
+    let file = same_file::Handle::from_path(path).ok()?;
+    Some(BuildHasherDefault::<DefaultHasher>::default().hash_one(file))
+}
+
+/// Whether [`Process::kill`] ended it.
+fn was_killed(status: ExitStatus) -> bool {
+    #[cfg(unix)]
+    return std::os::unix::process::ExitStatusExt::signal(&status) == Some(libc::SIGKILL);
+    #[cfg(windows)]
+    return status.code() == Some(1);
 }
 
 fn newest_checkpoint(run: &Run) -> u64 {
@@ -126,9 +141,9 @@ fn killed_at_any_moment() {
             process.wait_for_step((newest_checkpoint(&run) + random.random_range(0..5)).min(STEPS - 4) as usize);
             std::thread::sleep(Duration::from_micros(random.random_range(0..50_000)));
         }
-        process.signal(libc::SIGKILL);
+        process.kill();
         let (status, said) = process.end();
-        assert!(status.success() || status.signal() == Some(libc::SIGKILL), "{status}: {said}");
+        assert!(status.success() || was_killed(status), "{status}: {said}");
         killed += usize::from(!status.success());
     }
     assert!(killed >= 4, "only {killed} of 8 were killed before they were done");
@@ -144,8 +159,8 @@ fn killed_before_the_first_checkpoint() {
     let run = Run::new(SETTINGS);
     let mut process = Process::start(&run, &["--set", "checkpoint.every=0"], "2");
     process.wait_for_step(2);
-    process.signal(libc::SIGKILL);
-    assert_eq!(process.end().0.signal(), Some(libc::SIGKILL));
+    process.kill();
+    assert!(was_killed(process.end().0));
     assert!(!run.path("checkpoints").exists() && !run.path("lora.safetensors").exists());
     let said = run.finish(&["--resume"]);
     assert!(said.contains("starting from step 0"), "{said}");
@@ -153,6 +168,7 @@ fn killed_before_the_first_checkpoint() {
 }
 
 /// SIGINT and SIGTERM: the step is finished, a checkpoint written, status 0, and the way to go on is said.
+#[cfg(unix)]
 #[test]
 fn stopped_by_a_signal() {
     for (signal, step) in [(libc::SIGINT, 1), (libc::SIGTERM, 5)] {
@@ -178,6 +194,7 @@ fn stopped_by_a_signal() {
 }
 
 /// A second signal does not wait for the step.
+#[cfg(unix)]
 #[test]
 fn stopped_at_once_by_a_second_signal() {
     let run = Run::new(&[SETTINGS, &["train.accumulate=500"]].concat());
@@ -203,7 +220,15 @@ fn a_finished_run_is_exported_again() {
     run.finish(&["--resume"]);
     assert_eq!(read(run.path("metrics.jsonl")), metrics);
     Outcome::of(&run, STEPS).check(&UNDISTURBED, "resumed when complete");
-    // What is written can be read by those who can read any other new file.
+}
+
+/// What is written can be read by those who can read any other new file.
+#[cfg(unix)]
+#[test]
+fn files_have_the_mode_of_ordinary_files() {
+    use std::os::unix::fs::PermissionsExt;
+    let run = Run::new(SETTINGS);
+    run.finish(&[]);
     let ordinary = run.path("ordinary");
     std::fs::write(&ordinary, "").expect("write");
     let mode = |path: &Path| std::fs::metadata(path).expect("metadata").permissions().mode();

@@ -1,4 +1,7 @@
 //! What is printed for people: nobody reading it stops no job, and nothing in it steers the terminal.
+//!
+//! The full device and the terminal that the tests make are Linux's.
+#![cfg(target_os = "linux")]
 mod smoke_run;
 
 use candle_core::{DType, Device, Tensor};

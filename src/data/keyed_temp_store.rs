@@ -4,9 +4,9 @@
 //! share it, the one with the most trailing components in common is taken.
 use crate::data::sources::unusable::Unusable;
 use crate::system::patience::patiently;
+use crate::system::platform::read_exact_at;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
-use std::os::unix::fs::FileExt;
 
 /// Collects the entries of a [`KeyedTempStore`].
 pub struct KeyedTempStoreWriter {
@@ -96,11 +96,11 @@ impl KeyedTempStore {
 
     fn entry(&self, position: u64) -> io::Result<(String, Vec<u8>)> {
         let mut lengths = [0; 8];
-        patiently(|| self.file.read_exact_at(&mut lengths, position))?;
+        patiently(|| read_exact_at(&self.file, &mut lengths, position))?;
         let [a, b, c, d, e, f, g, h] = lengths;
         let key_length = u32::from_le_bytes([a, b, c, d]) as usize;
         let mut value = vec![0; key_length + u32::from_le_bytes([e, f, g, h]) as usize];
-        patiently(|| self.file.read_exact_at(&mut value, position + 8))?;
+        patiently(|| read_exact_at(&self.file, &mut value, position + 8))?;
         let rest = value.split_off(key_length);
         Ok((String::from_utf8(value).map_err(io::Error::other)?, rest))
     }

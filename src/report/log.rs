@@ -1,8 +1,8 @@
 //! Logging to stderr that does not disturb progress bars.
 use crate::system::error::{Error, Result};
-use crate::system::terminal::{Stderr, printable};
+use crate::system::terminal::{Stderr, printable, shows_colours};
 use std::fmt;
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::field::RecordFields;
 use tracing_subscriber::fmt::FormatFields;
@@ -23,7 +23,7 @@ pub fn init() -> Result<()> {
     let logger = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_target(false)
-        .with_ansi(std::io::stderr().is_terminal())
+        .with_ansi(shows_colours())
         // A line that cannot be written is lost; to report that is what would panic.
         .log_internal_errors(false)
         .fmt_fields(PrintableFields)

@@ -31,9 +31,9 @@ use crate::report::progress::Progress;
 use crate::report::summary::Stage;
 use crate::sample::scheduler::Scheduler;
 use crate::system::error::{Error, Result};
+use crate::system::interrupt;
 use candle_core::Device;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -44,7 +44,7 @@ const NONFINITE_ALL: &str = "nonfinite";
 /// Trains as `config` says, into `folder`, from its checkpoint if there is one, and measures the model before and after
 /// where the config asks for it. Returns what was measured, as a table.
 pub fn run(config: &RunConfig, device: &Device, folder: &RunFolder, force: bool) -> Result<Option<String>> {
-    let stop = stop_on_signals()?;
+    let stop = interrupt::stop_flag()?;
     let evaluation = config.eval.as_ref().map(|eval| Evaluation::open(config, eval, device, &stop)).transpose()?;
     let validation = Validation::open(config)?;
     let mut measured = Measured::default();
@@ -494,15 +494,4 @@ fn base_files(files: &ModelFiles, config: &RunConfig) -> Result<Vec<std::path::P
     }
     files.scheduler_config()?;
     Ok(RequiredFiles::find(files.folder(), &config.model.text_encoders)?.present)
-}
-
-/// A flag that SIGINT and SIGTERM raise; a second one ends the program at once.
-fn stop_on_signals() -> Result<Arc<AtomicBool>> {
-    let stop = Arc::new(AtomicBool::new(false));
-    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-        signal_hook::flag::register_conditional_shutdown(signal, 1, stop.clone())
-            .and_then(|_| signal_hook::flag::register(signal, stop.clone()))
-            .map_err(|e| Error::Failed(format!("cannot listen for signal {signal}: {e}")))?;
-    }
-    Ok(stop)
 }

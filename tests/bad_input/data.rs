@@ -153,6 +153,7 @@ const DATA: &[Case] = &[
         2,
         &["lora.targets", "attn2.to_q"],
     ),
+    #[cfg(unix)]
     (
         "output that cannot be made",
         nothing,

@@ -1,6 +1,7 @@
 //! Bad input through the real binary: one clear error that names file and place, exit status 1 or 2, no panic,
 //! and nothing on the disk changed.
 mod data;
+#[cfg(unix)]
 mod disk;
 #[path = "../fake_model/mod.rs"]
 mod fake_model;

@@ -139,13 +139,27 @@ pub fn try_all(world: fn() -> World, cases: &[Case]) {
     assert!(complaints.is_empty(), "{} of {} cases:\n{}", complaints.len(), cases.len(), complaints.join("\n\n"));
 }
 
+/// A text with Unix's separator in paths and Unix's reasons, which the cases expect.
+fn in_unix_words(text: &str) -> String {
+    const REASONS: [(&str, &str); 4] = [
+        ("The system cannot find the file specified.", "No such file or directory"),
+        ("The system cannot find the path specified.", "No such file or directory"),
+        ("The directory name is invalid.", "Not a directory"),
+        ("Access is denied.", "Is a directory"),
+    ];
+    if cfg!(not(windows)) {
+        return text.into();
+    }
+    REASONS.iter().fold(text.replace('\\', "/"), |text, (windows, unix)| text.replace(windows, unix))
+}
+
 fn try_one(world: World, (name, spoil, args, status, expected): &Case) -> Result<(), String> {
     spoil(&world);
     let before = world.snapshot();
     let started = Instant::now();
     let output = world.command(args).output().expect("seg4diff");
     let took = started.elapsed();
-    let stderr = String::from_utf8_lossy(&output.stderr);
+    let stderr = in_unix_words(&String::from_utf8_lossy(&output.stderr));
     let check = |holds: bool, what: &str| if holds { Ok(()) } else { Err(format!("{name}: {what}\n{stderr}")) };
     check(output.status.code() == Some(*status), &format!("{}, expected {status}", output.status))?;
     check(!stderr.contains("panicked"), "panicked")?;

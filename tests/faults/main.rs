@@ -8,6 +8,7 @@
 //! An error with `+` in the table lasts from that call on. `FAULTS` is how many faults are tried (200):
 //! `FAULTS=1000 cargo test --release --test faults -- --nocapture`. Where there is no strace, none are, which is said;
 //! with `REQUIRE_STRACE` set that is a failure.
+#![cfg(target_os = "linux")]
 mod commands;
 mod outcome;
 mod plan;

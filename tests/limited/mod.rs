@@ -1,10 +1,10 @@
-//! The real binary within 2 GB of address space and a limit of time.
+//! The real binary within 2 GB of address space, where the system has such a limit, and a limit of time.
 use std::io::Read;
-use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// Nothing that a file holds may take more.
+#[cfg(target_os = "linux")]
 const ADDRESS_SPACE: u64 = 2_000_000_000;
 
 /// The result of a command.
@@ -19,6 +19,14 @@ pub struct Ended {
 pub fn seg4diff(folder: &std::path::Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_seg4diff"));
     command.current_dir(folder).env_remove("RUST_LOG").env("RAYON_NUM_THREADS", "2");
+    #[cfg(target_os = "linux")]
+    limit_memory(&mut command);
+    command
+}
+
+#[cfg(target_os = "linux")]
+fn limit_memory(command: &mut Command) {
+    use std::os::unix::process::CommandExt;
     // SAFETY: between fork and exec, only a system call that is safe there.
     unsafe {
         command.pre_exec(|| {
@@ -29,7 +37,6 @@ pub fn seg4diff(folder: &std::path::Path) -> Command {
             }
         });
     }
-    command
 }
 
 /// Runs a command, and ends it after `seconds`.

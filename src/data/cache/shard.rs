@@ -3,10 +3,10 @@
 use super::recipe::{Key, Recipe};
 use crate::system::error::{Error, Result};
 use crate::system::patience::{self, Patient, patiently};
+use crate::system::platform::read_exact_at;
 use crate::system::tensor_file::{self, Header};
 use safetensors::Dtype;
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 /// Version of the layout; readers refuse other versions.
@@ -74,7 +74,7 @@ pub fn read_entries(file: &Path, recipe: &Recipe) -> Result<Vec<Entry>> {
 /// The file cannot be read, or the checksum differs.
 pub fn read_values(file: &Path, recipe: &Recipe, offset: u64, checksum: u32) -> Result<Vec<f32>> {
     let mut bytes = vec![0; recipe.values() * 4];
-    let read = patience::open(file).and_then(|Patient(file)| patiently(|| file.read_exact_at(&mut bytes, offset)));
+    let read = patience::open(file).and_then(|Patient(file)| patiently(|| read_exact_at(&file, &mut bytes, offset)));
     read.map_err(|e| Error::file(file, e))?;
     if crc32c::crc32c(&bytes) != checksum {
         return Err(damaged(file, format!("the entry at byte {offset} does not have its checksum")));
@@ -123,7 +123,7 @@ fn checksums(file: &Path, header: &Header) -> Result<Vec<u32>> {
         return Err(damaged(file, format!("tensor {CHECKSUMS} has a wrong offset")));
     }
     let mut bytes = vec![0; (stop - start) as usize];
-    let read = patience::open(file).and_then(|Patient(file)| patiently(|| file.read_exact_at(&mut bytes, start)));
+    let read = patience::open(file).and_then(|Patient(file)| patiently(|| read_exact_at(&file, &mut bytes, start)));
     read.map_err(|e| Error::file(file, e))?;
     Ok(bytes.as_chunks().0.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect())
 }

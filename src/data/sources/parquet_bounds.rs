@@ -4,9 +4,9 @@
 //! The headers are in Thrift's compact protocol; only the few numbers needed here are parsed.
 use crate::system::limits::{PARQUET_DEPTH, PARQUET_FOOTER, PARQUET_PAGE};
 use crate::system::patience::patiently;
+use crate::system::platform::read_exact_at;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 
 /// Bytes read of a page header at first, and at most: its statistics may hold a value of the column.
 const PAGE_HEADER: [u64; 2] = [4096, 1 << 20];
@@ -20,13 +20,13 @@ pub fn check_footer(file: &File) -> Result<(), String> {
     let failed = |problem: io::Error| problem.to_string();
     let length = file.metadata().map_err(failed)?.len();
     let Some(at) = length.checked_sub(8) else { return Ok(()) };
-    patiently(|| file.read_exact_at(&mut end, at)).map_err(failed)?;
+    patiently(|| read_exact_at(file, &mut end, at)).map_err(failed)?;
     let [a, b, c, d, b'P', b'A', b'R', b'1'] = end else { return Ok(()) };
     let bytes = u64::from(u32::from_le_bytes([a, b, c, d]));
     PARQUET_FOOTER.check(bytes)?;
     let Some(at) = at.checked_sub(bytes) else { return Ok(()) };
     let mut footer = vec![0; bytes as usize];
-    patiently(|| file.read_exact_at(&mut footer, at)).map_err(failed)?;
+    patiently(|| read_exact_at(file, &mut footer, at)).map_err(failed)?;
     match depth(&footer) {
         Some(depth) if depth <= PARQUET_DEPTH => Ok(()),
         Some(depth) => Err(format!("columns are nested {depth} deep, more than {PARQUET_DEPTH}")),
@@ -45,7 +45,7 @@ pub fn check_pages(file: &File, start: u64, length: u64) -> Result<(), String> {
         let mut found = None;
         for longest in PAGE_HEADER {
             let mut header = vec![0; (end - at).min(longest) as usize];
-            patiently(|| file.read_exact_at(&mut header, at)).map_err(|problem| problem.to_string())?;
+            patiently(|| read_exact_at(file, &mut header, at)).map_err(|problem| problem.to_string())?;
             found = found.or_else(|| page(&header));
             if found.is_some() {
                 break;

@@ -8,6 +8,7 @@ use crate::system::{
     limits::{self, Limit},
     paths::{exists, fixed_part, is_folder, may_be_file},
     patience::{self, Patient, patiently},
+    platform::read_exact_at,
 };
 use crate::{
     Error, Result,
@@ -18,7 +19,6 @@ use std::{
     fs::ReadDir,
     io,
     ops::{ControlFlow, Range},
-    os::unix::fs::FileExt,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -131,7 +131,7 @@ impl Member {
                 let mut bytes =
                     limits::buffer(*length as usize).map_err(|problem| Unusable::reading(shard, problem))?;
                 let Patient(file) = patience::open(shard).map_err(|problem| Unusable::reading(shard, problem))?;
-                let read = patiently(|| file.read_exact_at(&mut bytes, *offset));
+                let read = patiently(|| read_exact_at(&file, &mut bytes, *offset));
                 read.map_err(|problem| Unusable::reading(shard, problem))?;
                 Ok(bytes)
             }

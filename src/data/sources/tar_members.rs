@@ -2,9 +2,9 @@
 //! readable one is searched for.
 use crate::system::limits::{TAR_EXTENSION, TAR_SEARCH};
 use crate::system::patience::{Patient, patiently};
+use crate::system::platform::read_exact_at;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use tar::{EntryType, Header, PaxExtensions};
 
 const BLOCK: u64 = 512;
@@ -176,7 +176,7 @@ impl Members {
     }
 
     fn read(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
-        patiently(|| self.file.read_exact_at(bytes, offset))
+        patiently(|| read_exact_at(&self.file, bytes, offset))
     }
 }
 
