@@ -11,12 +11,13 @@ pub mod prepare;
 pub mod probe;
 pub mod train;
 
-use crate::config::{Choice, DeviceChoice, TextEncoderKind, WeightType, text_encoders_in};
+use crate::config::{Choice, DeviceChoice, TextEncoderKind, WeightType};
 use crate::model::adapters::formats;
 use crate::model::adapters::lora::Adapter;
 use crate::model::families::sd3::MmDitConfig;
 use crate::model::pipeline::{Pipeline, PipelineOptions};
 use crate::model::weights::files::{ModelFiles, Part};
+use crate::model::weights::required_files::text_encoders_in;
 use crate::system::error::{Error, Result};
 use crate::system::process::prepare;
 use crate::system::terminal::complain;

@@ -1,7 +1,6 @@
 //! Every setting of a run, typed, as it stands after parsing and checking. Defaults are what the published adapters were trained with.
 //!
 //! Relative paths are relative to the folder that the program is started in, not to the config file.
-mod check_files;
 mod document;
 mod eval;
 mod loss;
@@ -9,13 +8,11 @@ mod maps;
 mod parse;
 mod problems;
 mod reader;
-mod required_files;
 mod setting;
 
 pub use eval::BLUR;
 pub use loss::{Alignment, AttentionForm, FocalProbability, HeadMaps, LossConfig};
 pub use maps::{MapHeads, MapNormalize, named_blocks};
-pub use required_files::{RequiredFiles, text_encoders_in};
 pub use setting::Choice;
 
 use serde::Serialize;
