@@ -2,6 +2,7 @@
 //!
 //! Exit status: 0 done, 1 failed, 2 wrong usage or configuration.
 pub mod analyze;
+pub mod config;
 mod drawings;
 pub mod evaluate;
 pub mod export;
@@ -40,6 +41,7 @@ pub enum Command {
     Generate(generate::GenerateArgs),
     Probe(probe::ProbeArgs),
     Export(export::ExportArgs),
+    Config(config::ConfigArgs),
     Analyze(analyze::AnalyzeArgs),
     #[command(subcommand)]
     Evaluate(evaluate::EvaluateCommand),
@@ -54,6 +56,7 @@ impl Command {
             Self::Generate(args) => generate::run(args),
             Self::Probe(args) => probe::run(args),
             Self::Export(args) => export::run(args),
+            Self::Config(args) => config::run(args),
             Self::Analyze(args) => analyze::run(args),
             Self::Evaluate(command) => command.run(),
             Self::Prepare(command) => command.run(),
@@ -253,6 +256,7 @@ mod tests {
             generate::GenerateArgs::augment_args(clap::Command::new("generate")),
             probe::ProbeArgs::augment_args(clap::Command::new("probe")),
             export::ExportArgs::augment_args(clap::Command::new("export")),
+            config::ConfigArgs::augment_args(clap::Command::new("config")),
             prepare::ScenesArgs::augment_args(clap::Command::new("prepare scenes")),
             prepare::LabelsArgs::augment_args(clap::Command::new("prepare labels")),
             prepare::CacheArgs::augment_args(clap::Command::new("prepare cache")),
