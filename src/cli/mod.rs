@@ -2,6 +2,7 @@
 //!
 //! Exit status: 0 success, 1 failure, 2 wrong usage or configuration.
 pub mod analyze;
+pub mod config;
 mod drawings;
 pub mod evaluate;
 pub mod export;
@@ -11,12 +12,13 @@ pub mod prepare;
 pub mod probe;
 pub mod train;
 
-use crate::config::{Choice, DeviceChoice, TextEncoderKind, WeightType, text_encoders_in};
+use crate::config::{Choice, DeviceChoice, TextEncoderKind, WeightType};
 use crate::model::adapters::formats;
 use crate::model::adapters::lora::Adapter;
 use crate::model::families::sd3::MmDitConfig;
 use crate::model::pipeline::{Pipeline, PipelineOptions};
 use crate::model::weights::files::{ModelFiles, Part};
+use crate::model::weights::required_files::text_encoders_in;
 use crate::system::error::{Error, Result};
 use crate::system::process::prepare;
 use crate::system::terminal::complain;
@@ -39,6 +41,7 @@ pub enum Command {
     Generate(generate::GenerateArgs),
     Probe(probe::ProbeArgs),
     Export(export::ExportArgs),
+    Config(config::ConfigArgs),
     Analyze(analyze::AnalyzeArgs),
     #[command(subcommand)]
     Evaluate(evaluate::EvaluateCommand),
@@ -53,6 +56,7 @@ impl Command {
             Self::Generate(args) => generate::run(args),
             Self::Probe(args) => probe::run(args),
             Self::Export(args) => export::run(args),
+            Self::Config(args) => config::run(args),
             Self::Analyze(args) => analyze::run(args),
             Self::Evaluate(command) => command.run(),
             Self::Prepare(command) => command.run(),
@@ -252,6 +256,7 @@ mod tests {
             generate::GenerateArgs::augment_args(clap::Command::new("generate")),
             probe::ProbeArgs::augment_args(clap::Command::new("probe")),
             export::ExportArgs::augment_args(clap::Command::new("export")),
+            config::ConfigArgs::augment_args(clap::Command::new("config")),
             prepare::ScenesArgs::augment_args(clap::Command::new("prepare scenes")),
             prepare::LabelsArgs::augment_args(clap::Command::new("prepare labels")),
             prepare::CacheArgs::augment_args(clap::Command::new("prepare cache")),

@@ -2,9 +2,11 @@
 //!
 //! Reading is strict: a missing, superfluous or misshapen tensor is an error that names file, tensor and shapes, as is a
 //! number that is not finite.
+pub mod bounds;
 pub mod files;
 pub mod fingerprint;
 mod finite;
+pub mod required_files;
 pub mod shard_index;
 pub mod sizes;
 

@@ -1,8 +1,9 @@
 //! The second stage of checking a configuration: against the files that it names.
-use super::{HeadMaps, LayerChoice, RequiredFiles, RunConfig};
+use crate::config::{HeadMaps, LayerChoice, RunConfig};
+use crate::model::weights::bounds::Bounds;
+use crate::model::weights::required_files::RequiredFiles;
 use crate::system::error::{Error, Result};
-use crate::system::limits::MODEL_JSON;
-use crate::system::paths::{exists, fixed_part, is_file, is_folder, may_be_file};
+use crate::system::paths::{exists, fixed_part, is_file, is_folder};
 use std::io::ErrorKind;
 use std::path::Path;
 
@@ -97,22 +98,19 @@ impl RunConfig {
             }
             Err(e) => problems.push(format!("model.path: {e}")),
         }
-        let transformer = folder.join("transformer/config.json");
-        if !may_be_file(&transformer) {
-            return;
-        }
-        match json(&transformer) {
-            Ok(config) => self.check_sizes(&config, &transformer, problems),
+        match Bounds::read(folder) {
+            Ok(Some(bounds)) => self.check_bounds(&bounds, problems),
+            Ok(None) => {}
             Err(e) => problems.push(format!("model.path: {e}")),
         }
     }
 
-    /// Settings that must suit the transformer: block indices, and a resolution of whole patches.
-    fn check_sizes(&self, config: &serde_json::Value, file: &Path, problems: &mut Vec<String>) {
-        let size = |key: &str| config.get(key).and_then(|size| size.as_u64()).map(|size| size as usize);
-        if let Some(blocks) = size("num_layers").filter(|blocks| *blocks > 0) {
+    /// Settings that must suit the model: block and head indices, and sizes of whole tokens.
+    fn check_bounds(&self, bounds: &Bounds, problems: &mut Vec<String>) {
+        let file = bounds.file.display();
+        if let Some(blocks) = bounds.blocks {
             let beyond = |key: &str, layer: usize| {
-                format!("{key}: there is no block {layer}; {} has blocks 0 to {}", file.display(), blocks - 1)
+                format!("{key}: there is no block {layer}; {file} has blocks 0 to {}", blocks - 1)
             };
             if self.model.last_expert() >= blocks {
                 problems.push(beyond("model.expert_layers", self.model.last_expert()));
@@ -131,16 +129,12 @@ impl RunConfig {
             ("eval.heads", self.eval.as_ref().and_then(|eval| eval.heads.one())),
         ];
         for (key, head) in chosen.into_iter().filter_map(|(key, head)| Some((key, head?))) {
-            if let Some(heads) = size("num_attention_heads").filter(|heads| head >= *heads) {
-                let found = format!("{} has heads 0 to {}", file.display(), heads.saturating_sub(1));
+            if let Some(heads) = bounds.heads.filter(|heads| head >= *heads) {
+                let found = format!("{file} has heads 0 to {}", heads.saturating_sub(1));
                 problems.push(format!("{key}: there is no head {head}; {found}"));
             }
         }
-        let vae = json(&Path::new(&self.model.path).join("vae/config.json")).ok();
-        let stages = vae.as_ref().and_then(|vae| vae.get("block_out_channels")?.as_array()).map(Vec::len);
-        if let (Some(patch), Some(stages @ 1..32)) = (size("patch_size").filter(|patch| *patch > 0), stages) {
-            // Each stage of the autoencoder but the last halves the image.
-            let unit = patch.saturating_mul(1 << (stages - 1));
+        if let Some(unit) = bounds.token_pixels {
             let evaluated = self.eval.as_ref().map(|eval| ("eval.size", eval.size));
             for (key, size) in [("data.resolution", self.data.resolution)].into_iter().chain(evaluated) {
                 if !size.is_multiple_of(unit) {
@@ -216,9 +210,4 @@ fn reason(error: &std::io::Error) -> String {
         std::io::ErrorKind::NotFound => "is missing".into(),
         _ => error.to_string(),
     }
-}
-
-fn json(file: &Path) -> Result<serde_json::Value> {
-    let bytes = MODEL_JSON.read(file).map_err(|e| Error::file(file, e))?;
-    serde_json::from_slice(&bytes).map_err(|e| Error::file(file, format!("not JSON: {e}")))
 }

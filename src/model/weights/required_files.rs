@@ -1,6 +1,6 @@
 //! Which files a diffusers folder must hold for a run, and which of them are missing.
-use super::TextEncoderKind;
-use crate::model::weights::shard_index::ShardIndex;
+use super::shard_index::ShardIndex;
+use crate::config::TextEncoderKind;
 use crate::system::error::{Error, Result};
 use crate::system::limits::MODEL_JSON;
 use crate::system::paths::is_file;
