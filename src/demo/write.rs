@@ -98,7 +98,7 @@ fn record(count: u64, options: SceneOptions) -> Value {
 /// these. Returns whether they were there.
 ///
 /// # Errors
-/// `Error::Usage` if `out` holds something else; otherwise as [`write`].
+/// `Error::Usage` if `out` holds something else; otherwise as [`write()`].
 pub fn write_missing(out: &Path, count: u64, options: SceneOptions, progress: impl FnMut(u64)) -> Result<bool> {
     // Where its lock file is there, another process is at it, or has been killed and left something.
     if !is_there(out)? || exists(&lock_file(out))? {
