@@ -427,7 +427,7 @@ fn half_precision_files_are_read_as_f32() {
     assert_eq!(rows(&found[module].up), rows(&expected));
 }
 
-/// What README.md's line made of a file of the released code (fixtures/map_settings/gen.py): names of its whole model,
+/// What the line in docs/export.md made of a file of the released code (fixtures/map_settings/gen.py): names of its whole model,
 /// the score head beside the adapter, alpha the rank.
 #[test]
 fn a_published_adapter_is_read_by_its_own_names() {

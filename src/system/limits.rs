@@ -140,7 +140,7 @@ fn room(length: usize) -> io::Result<Vec<u8>> {
 /// The same, filled with zeros.
 ///
 /// # Errors
-/// As [`room`].
+/// The memory is refused.
 pub fn buffer(length: usize) -> io::Result<Vec<u8>> {
     // Asked for first, for a refusal is an error; zeros asked for as such cost nothing, the system has them.
     drop(room(length)?);

@@ -21,14 +21,14 @@ use std::path::PathBuf;
 const EXAMPLE: &str = "Example:
   seg4diff evaluate generation --config configs/sa1b.toml --lora runs/sa1b/lora.safetensors --json scores.json";
 
-/// Draw images from captions and measure how far they are from real ones, as a config's section [eval] says
+/// Draw images from captions and measure how far they are from real ones, as a config's section `[eval]` says
 ///
 /// Prints FID and KID where eval.inception is set, FD-demo where eval.features is. Image i is drawn from caption i (by
 /// key, and from the first again), from noise that eval.seed and i alone say.
 #[derive(Args, Clone, Debug)]
 #[command(after_help = EXAMPLE)]
 pub struct GenerationArgs {
-    /// Config file (TOML); of it [model] and [eval] count
+    /// Config file (TOML); of its sections, `[model]` and `[eval]` count
     #[arg(long, value_name = "F")]
     pub config: PathBuf,
     /// LoRA to put on the model: a .safetensors file

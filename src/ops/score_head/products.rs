@@ -17,7 +17,7 @@ fn maps_a_chunk(h: usize, w: usize) -> usize {
     (HELD / (3 * CHANNELS * (h + 2) * (w + 2))).max(1)
 }
 
-/// Bytes that [`backward`] takes at most for so many maps of `h` rows and `w` columns, by count.
+/// Bytes that `backward` takes at most for so many maps of `h` rows and `w` columns, by count.
 pub fn backward_bytes(maps: usize, h: usize, w: usize) -> u64 {
     (maps.min(maps_a_chunk(h, w)) * (h + 2) * (w + 2) * VALUES_A_PIXEL * size_of::<f32>()) as u64
 }
