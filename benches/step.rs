@@ -197,7 +197,7 @@ impl<'a> Trainer<'a> {
             // As the trainer does: while a GPU is at work, what it will need next is made.
             inputs = prepare(number as u64 + 1)?;
             result.terms()?;
-            let norm = gradient_norm(&result.of)?;
+            let norm = gradient_norm(&result.by_parameter)?;
             let clip = clip_factor(norm, config.optim.clip_norm);
             optimizer.step(parameters, &result.of, clip, config.optim.lr, &config.optim)?;
             device.synchronize()?;
