@@ -1,4 +1,5 @@
 //! Differentiable operations for CPU and CUDA; nothing above knows which device it is on.
+mod adamw;
 mod attention;
 pub mod conv2d;
 #[cfg(feature = "cuda")]
@@ -19,6 +20,7 @@ mod score_head;
 mod score_head_products;
 mod seed;
 
+pub use adamw::{AdamWBuffers, AdamWRange, AdamWSettings, adamw, sum_of_squares};
 pub use attention::{attention, attention_probability};
 pub use enlarge::{Enlarge, Rows, enlarge};
 pub use enlarged_argmax::enlarged_argmax;

@@ -42,11 +42,11 @@ pub struct StepPlan<'a> {
     pub recomputed_blocks: usize,
 }
 
-/// What a GPU may still be working on.
+/// Gradients and loss terms that a GPU may still be computing.
 pub struct Gradients {
-    /// Of the weighted loss, one for each of the parameters; none where the loss does not depend on it.
-    pub of: Vec<Option<Tensor>>,
-    terms: Unread,
+    /// Of the weighted loss; none where the loss does not depend on a parameter.
+    pub by_parameter: Vec<Option<Tensor>>,
+    terms: PendingLossTerms,
     config: LossConfig,
 }
 
@@ -59,14 +59,14 @@ impl Gradients {
 
 /// Loss terms while they are still on their device.
 #[derive(Default)]
-struct Unread {
+struct PendingLossTerms {
     flow: Option<Tensor>,
     focal: Option<Tensor>,
     dice: Option<Tensor>,
     align: Option<Tensor>,
 }
 
-impl Unread {
+impl PendingLossTerms {
     fn read(&self, config: &LossConfig) -> Result<LossTerms> {
         let value = |term: &Option<Tensor>| term.as_ref().map(|term| term.to_scalar::<f32>()).transpose();
         let (flow, focal) = (value(&self.flow)?, value(&self.focal)?);
@@ -97,7 +97,7 @@ struct Step<'a> {
     matchings: Vec<Matching>,
     /// Gradients of the experts' queries and keys, as [`Self::align`] found them.
     pulled: Vec<[Option<Tensor>; 2]>,
-    terms: Unread,
+    terms: PendingLossTerms,
     gradients: Vec<Option<Tensor>>,
 }
 
@@ -128,11 +128,11 @@ pub fn gradients(
         probes: vec![],
         matchings: vec![],
         pulled: vec![],
-        terms: Unread::default(),
+        terms: PendingLossTerms::default(),
         gradients: vec![None; parameters.all.len()],
     };
     step.run(embedded.streams, plan.recomputed_blocks)?;
-    Ok(Gradients { of: step.gradients, terms: step.terms, config: config.clone() })
+    Ok(Gradients { by_parameter: step.gradients, terms: step.terms, config: config.clone() })
 }
 
 impl Step<'_> {

@@ -1,21 +1,27 @@
 //! The training job: its loop, gradients, optimizer and schedule; its folder and checkpoints.
 mod accumulated;
 pub mod checkpoint;
+pub mod collective;
 mod effect;
 mod evaluation;
+pub mod gradient_buffer;
 pub mod gradients;
 mod initial;
 pub mod inputs;
 pub mod memory;
-pub mod optimizer;
+pub mod optimizers;
 mod outcome;
 pub mod parameters;
+mod parts;
 mod run;
 pub mod run_folder;
 mod run_log;
 pub mod schedule;
+mod setup;
 mod source;
 pub mod trained;
+mod trainer;
 mod validation;
 
-pub use run::run;
+pub use parts::Parts;
+pub use run::{run, run_with};

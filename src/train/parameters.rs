@@ -12,6 +12,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 /// Name of the prompt's parameter.
 const PROMPT: &str = "prompt.tokens";
@@ -37,27 +38,46 @@ impl Group {
 pub struct Parameter {
     /// `lora.transformer_blocks.0.attn.to_q.down`, `….up`, `score_head.0.weight`, or `prompt.tokens`.
     pub name: String,
-    pub var: Var,
     pub group: Group,
+    /// Where its values lie in [`Parameters::buffer`].
+    pub range: Range<usize>,
+    /// Its values; they share the buffer's memory.
+    pub values: Tensor,
+    /// A copy of `values` that candle's graph differentiates by; [`Parameters::update`] keeps it so.
+    pub var: Var,
 }
 
 impl Parameter {
+    /// A parameter with memory of its own, until [`Parameters::pack`] gives it a place.
+    fn new(name: String, group: Group, values: Tensor) -> candle_core::Result<Self> {
+        Ok(Self { name, group, range: 0..values.elem_count(), var: Var::from_tensor(&values)?, values })
+    }
+
+    /// What belongs to this parameter in `[count]` values that are laid out as the parameters are, in its shape; it shares
+    /// their memory.
+    pub fn view(&self, all: &Tensor) -> candle_core::Result<Tensor> {
+        all.narrow(0, self.range.start, self.range.len())?.reshape(self.values.shape())
+    }
+
     /// Takes these values.
     ///
     /// # Errors
     /// They are of another shape.
     pub fn set(&self, values: &Tensor) -> Result<()> {
-        if values.dims() != self.var.dims() {
-            let (found, expected) = (values.dims(), self.var.dims());
+        if values.dims() != self.values.dims() {
+            let (found, expected) = (values.dims(), self.values.dims());
             return Err(Error::Failed(format!("{} has shape {found:?}, expected {expected:?}", self.name)));
         }
-        Ok(self.var.set(&values.to_device(self.var.device())?)?)
+        self.values.slice_set(&values.to_device(self.values.device())?.contiguous()?, 0, 0)?;
+        Ok(self.var.set(&self.values)?)
     }
 }
 
 /// All trained parameters in a fixed order: LoRA modules in the order of the model, then the score head, then the prompt.
 pub struct Parameters {
     pub all: Vec<Parameter>,
+    /// The values of all, one after the other.
+    buffer: Tensor,
     rank: usize,
     alpha: f64,
 }
@@ -75,9 +95,8 @@ impl Parameters {
             let down: Vec<f32> = (0..rank * inner)
                 .map(|_| Distribution::<f32>::sample(&StandardNormal, &mut random) / rank as f32)
                 .collect();
-            let mut add = |suffix: &str, tensor: Tensor| -> Result<()> {
-                let var = Var::from_tensor(&tensor)?;
-                all.push(Parameter { name: format!("lora.{name}.{suffix}"), var, group: Group::Lora });
+            let mut add = |suffix: &str, values: Tensor| -> Result<()> {
+                all.push(Parameter::new(format!("lora.{name}.{suffix}"), Group::Lora, values)?);
                 Ok(())
             };
             add("down", Tensor::from_vec(down, (rank, inner), device)?)?;
@@ -90,20 +109,43 @@ impl Parameters {
                 let fan_in = if name.starts_with('0') { 9 } else { 9 * ops::CHANNELS };
                 let bound = 1.0 / (fan_in as f32).sqrt();
                 let values = (0..shape.iter().product()).map(|_| random.random_range(-bound..bound)).collect();
-                all.push(Parameter {
-                    name: format!("score_head.{name}"),
-                    var: Var::from_tensor(&Tensor::from_vec::<_, f32>(values, shape, device)?)?,
-                    group: Group::ScoreHead,
-                });
+                let values = Tensor::from_vec::<_, f32>(values, shape, device)?;
+                all.push(Parameter::new(format!("score_head.{name}"), Group::ScoreHead, values)?);
             }
         }
-        Ok(Self { all, rank, alpha: config.lora.alpha })
+        Ok(Self { buffer: Self::pack(&mut all)?, all, rank, alpha: config.lora.alpha })
+    }
+
+    /// Moves all values into one buffer, `[count]`.
+    fn pack(all: &mut [Parameter]) -> Result<Tensor> {
+        let values =
+            all.iter().map(|parameter| parameter.values.flatten_all()).collect::<candle_core::Result<Vec<_>>>()?;
+        let buffer = Tensor::cat(&values, 0)?;
+        let mut start = 0;
+        for parameter in all {
+            parameter.range = start..start + parameter.range.len();
+            parameter.values = parameter.view(&buffer)?;
+            start = parameter.range.end;
+        }
+        Ok(buffer)
+    }
+
+    /// The values of all parameters, one after the other: `[count]` in f32.
+    pub fn buffer(&self) -> &Tensor {
+        &self.buffer
+    }
+
+    /// Lets `change` write to the buffer.
+    pub fn update(&self, change: impl FnOnce(&Tensor) -> Result<()>) -> Result<()> {
+        change(&self.buffer)?;
+        self.all.iter().try_for_each(|parameter| Ok(parameter.var.set(&parameter.values)?))
     }
 
     /// Adds the token embeddings of a prompt, `[tokens, width]`, which are trained from those of `start`, one prompt's.
     pub fn add_prompt(&mut self, start: &TextEmbedding) -> Result<()> {
-        let var = Var::from_tensor(&start.context.squeeze(0)?.to_dtype(DType::F32)?)?;
-        self.all.push(Parameter { name: PROMPT.to_string(), var, group: Group::Prompt });
+        let values = start.context.squeeze(0)?.to_dtype(DType::F32)?;
+        self.all.push(Parameter::new(PROMPT.to_string(), Group::Prompt, values)?);
+        self.buffer = Self::pack(&mut self.all)?;
         Ok(())
     }
 
@@ -129,7 +171,7 @@ impl Parameters {
 
     /// Copies on the CPU, by name.
     pub fn tensors(&self) -> Result<BTreeMap<String, Tensor>> {
-        let copy = |p: &Parameter| Ok((p.name.clone(), p.var.as_detached_tensor().to_device(&Device::Cpu)?.copy()?));
+        let copy = |p: &Parameter| Ok((p.name.clone(), p.values.to_device(&Device::Cpu)?.copy()?));
         self.all.iter().map(copy).collect()
     }
 
@@ -163,7 +205,7 @@ impl Parameters {
 
     /// Number of trained values.
     pub fn count(&self) -> usize {
-        self.all.iter().map(|p| p.var.elem_count()).sum()
+        self.buffer.elem_count()
     }
 
     /// What is trained: each kind of layer, with how many of the model's `blocks` have it.
@@ -181,7 +223,7 @@ impl Parameters {
             };
             let entry = kinds.entry(kind).or_default();
             entry.0.extend(block);
-            entry.1 += parameter.var.elem_count();
+            entry.1 += parameter.range.len();
         }
         let layers = |(kind, (found, parameters)): (String, (BTreeSet<usize>, usize))| TrainedLayers {
             kind,
