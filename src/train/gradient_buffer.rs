@@ -1,8 +1,8 @@
 //! The gradients of all parameters in one buffer, laid out as the parameters are.
-use super::parameters::{Parameter, Parameters};
+use super::parameters::Parameters;
 use crate::ops;
 use crate::system::error::Result;
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 
 /// The gradients of all parameters.
 #[derive(Clone, Debug)]
@@ -21,13 +21,13 @@ impl GradientBuffer {
 
     /// Copies what the backward pass found of each parameter.
     pub fn new(parameters: &Parameters, by_parameter: &[Option<Tensor>]) -> Result<Self> {
-        let device = parameters.buffer().device();
-        let part = |(parameter, gradient): (&Parameter, &Option<Tensor>)| match gradient {
-            Some(gradient) => gradient.flatten_all(),
-            None => Tensor::zeros(parameter.range.len(), DType::F32, device),
-        };
-        let parts = parameters.all.iter().zip(by_parameter).map(part).collect::<candle_core::Result<Vec<_>>>()?;
-        Ok(Self::from_parts(Tensor::cat(&parts, 0)?, by_parameter.iter().map(Option::is_some).collect()))
+        let all = Self::zeros(parameters)?;
+        for (parameter, gradient) in parameters.all.iter().zip(by_parameter) {
+            if let Some(gradient) = gradient {
+                parameter.view(&all.values)?.slice_set(&gradient.contiguous()?, 0, 0)?;
+            }
+        }
+        Ok(Self { present: by_parameter.iter().map(Option::is_some).collect(), ..all })
     }
 
     /// From `values` `[count]`, of which those of parameters that are not `present` are zeros.

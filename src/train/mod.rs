@@ -2,6 +2,7 @@
 mod accumulated;
 pub mod checkpoint;
 pub mod collective;
+mod components;
 mod effect;
 mod evaluation;
 pub mod gradient_buffer;
@@ -12,7 +13,6 @@ pub mod memory;
 pub mod optimizers;
 mod outcome;
 pub mod parameters;
-mod parts;
 mod run;
 pub mod run_folder;
 mod run_log;
@@ -23,5 +23,5 @@ pub mod trained;
 mod trainer;
 mod validation;
 
-pub use parts::Parts;
+pub use components::Components;
 pub use run::{run, run_with};

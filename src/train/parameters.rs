@@ -17,6 +17,9 @@ use std::ops::Range;
 /// Name of the prompt's parameter.
 const PROMPT: &str = "prompt.tokens";
 
+/// Values that a parameter's place in the buffer is aligned to: 256 bytes, as memory of its own would be on a GPU.
+pub const ALIGNMENT: usize = 64;
+
 /// Which learning rate a parameter follows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Group {
@@ -50,6 +53,7 @@ pub struct Parameter {
 impl Parameter {
     /// A parameter with memory of its own, until [`Parameters::pack`] gives it a place.
     fn new(name: String, group: Group, values: Tensor) -> candle_core::Result<Self> {
+        let values = values.contiguous()?;
         Ok(Self { name, group, range: 0..values.elem_count(), var: Var::from_tensor(&values)?, values })
     }
 
@@ -76,7 +80,7 @@ impl Parameter {
 /// All trained parameters in a fixed order: LoRA modules in the order of the model, then the score head, then the prompt.
 pub struct Parameters {
     pub all: Vec<Parameter>,
-    /// The values of all, one after the other.
+    /// The values of all, one after the other, each from a multiple of [`ALIGNMENT`].
     buffer: Tensor,
     rank: usize,
     alpha: f64,
@@ -116,21 +120,24 @@ impl Parameters {
         Ok(Self { buffer: Self::pack(&mut all)?, all, rank, alpha: config.lora.alpha })
     }
 
-    /// Moves all values into one buffer, `[count]`.
+    /// Moves all values into one buffer.
     fn pack(all: &mut [Parameter]) -> Result<Tensor> {
-        let values =
-            all.iter().map(|parameter| parameter.values.flatten_all()).collect::<candle_core::Result<Vec<_>>>()?;
-        let buffer = Tensor::cat(&values, 0)?;
-        let mut start = 0;
+        let mut end = 0;
+        for parameter in all.iter_mut() {
+            parameter.range = end..end + parameter.range.len();
+            end = parameter.range.end.next_multiple_of(ALIGNMENT);
+        }
+        let device = all.first().map_or(Device::Cpu, |parameter| parameter.values.device().clone());
+        let buffer = Tensor::zeros(end, DType::F32, &device)?;
         for parameter in all {
-            parameter.range = start..start + parameter.range.len();
-            parameter.values = parameter.view(&buffer)?;
-            start = parameter.range.end;
+            let values = parameter.view(&buffer)?;
+            values.slice_set(&parameter.values, 0, 0)?;
+            parameter.values = values;
         }
         Ok(buffer)
     }
 
-    /// The values of all parameters, one after the other: `[count]` in f32.
+    /// The values of all parameters, one after the other: `[count]` in f32, with zeros between them.
     pub fn buffer(&self) -> &Tensor {
         &self.buffer
     }
@@ -171,8 +178,14 @@ impl Parameters {
 
     /// Copies on the CPU, by name.
     pub fn tensors(&self) -> Result<BTreeMap<String, Tensor>> {
-        let copy = |p: &Parameter| Ok((p.name.clone(), p.values.to_device(&Device::Cpu)?.copy()?));
-        self.all.iter().map(copy).collect()
+        let names = self.all.iter().map(|p| p.name.clone());
+        Ok(names.zip(self.split(&self.buffer)?).collect())
+    }
+
+    /// Copies on the CPU of what belongs to each parameter in `all`, which is laid out as the parameters are.
+    pub fn split(&self, all: &Tensor) -> Result<Vec<Tensor>> {
+        let all = all.to_device(&Device::Cpu)?;
+        self.all.iter().map(|p| Ok(p.view(&all)?.force_contiguous()?)).collect()
     }
 
     /// The adapters; they share the parameters' memory, so that a step shows in the model they are attached to.
@@ -205,7 +218,7 @@ impl Parameters {
 
     /// Number of trained values.
     pub fn count(&self) -> usize {
-        self.buffer.elem_count()
+        self.all.iter().map(|p| p.range.len()).sum()
     }
 
     /// What is trained: each kind of layer, with how many of the model's `blocks` have it.

@@ -1,7 +1,7 @@
 //! A run, from its config to its page.
+use super::components::Components;
 use super::evaluation::Evaluation;
 use super::outcome::Outcome;
-use super::parts::Parts;
 use super::run_folder::{Resume, RunFolder};
 use super::run_log::RunLog;
 use super::trainer::Trainer;
@@ -17,34 +17,34 @@ use std::sync::atomic::AtomicBool;
 /// Trains as `config` says, into `folder`, from its checkpoint if there is one, and measures the model before and after
 /// where the config asks for it. Returns what was measured, as a table.
 pub fn run(config: &RunConfig, device: &Device, folder: &RunFolder, force: bool) -> Result<Option<String>> {
-    run_with(config, device, folder, force, &Parts::default())
+    run_with(config, device, folder, force, &Components::default())
 }
 
-/// As [`run`], with other parts. Of several processes each calls it, those behind rank 0 with a folder that they
+/// As [`run`], with other components. Of several processes each calls it, those behind rank 0 with a folder that they
 /// [joined](RunFolder::join).
 pub fn run_with(
     config: &RunConfig,
     device: &Device,
     folder: &RunFolder,
     force: bool,
-    parts: &Parts,
+    components: &Components,
 ) -> Result<Option<String>> {
     let run = || {
         let stop = stop_on_signals()?;
         // What the process of rank 0 measures, the others wait for.
-        let eval = config.eval.as_ref().filter(|_| parts.collective.is_main());
+        let eval = config.eval.as_ref().filter(|_| components.collective.is_main());
         let evaluation = eval.map(|eval| Evaluation::open(config, eval, device, &stop)).transpose()?;
-        let validation = Validation::open(config)?;
-        Run { device, force, parts, evaluation, validation, stop: &stop }.whole(config, folder)
+        let validation = eval.map(|_| Validation::open(config)).transpose()?.flatten();
+        Run { device, force, components, evaluation, validation, stop: &stop }.whole(config, folder)
     };
-    run().inspect_err(|problem| parts.collective.abort(problem))
+    run().inspect_err(|problem| components.collective.abort(problem))
 }
 
 /// What the trainings of a run share.
 struct Run<'a> {
     device: &'a Device,
     force: bool,
-    parts: &'a Parts<'a>,
+    components: &'a Components<'a>,
     evaluation: Option<Evaluation<'a>>,
     validation: Option<Validation<'a>>,
     stop: &'a AtomicBool,
@@ -53,7 +53,7 @@ struct Run<'a> {
 impl Run<'_> {
     /// The run of `config` into `folder`, and where the config asks for it the same without masks.
     fn whole(&self, config: &RunConfig, folder: &RunFolder) -> Result<Option<String>> {
-        let is_main = self.parts.collective.is_main();
+        let is_main = self.components.collective.is_main();
         let mut measured = Measured::default();
         let Some((outcome, complete)) = self.training(config, folder, Stage::After, &mut measured)? else {
             return Ok(None);
@@ -88,10 +88,10 @@ impl Run<'_> {
         stage: Stage,
         measured: &mut Measured,
     ) -> Result<Option<(Outcome<'c>, bool)>> {
-        let collective = self.parts.collective;
+        let collective = self.components.collective;
         let (evaluation, validation) = (self.evaluation.as_ref(), self.validation.as_ref());
         let measures = evaluation.is_some();
-        let mut trainer = Trainer::setup(config, self.device, folder, self.force, measures, self.parts)?;
+        let mut trainer = Trainer::setup(config, self.device, folder, self.force, measures, self.components)?;
         // All have read the checkpoint before newer ones are set aside.
         collective.barrier()?;
         let metrics = collective.is_main().then(|| folder.begin(config, trainer.step())).transpose()?;

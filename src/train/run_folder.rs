@@ -27,7 +27,7 @@ pub enum Resume {
 pub struct RunFolder {
     path: PathBuf,
     /// Keeps other runs out as long as this value lives; absent in processes that rank 0 writes for.
-    _held: Option<OutputFolder>,
+    held: Option<OutputFolder>,
     /// The checkpoint to go on from.
     checkpoint: Option<PathBuf>,
 }
@@ -55,7 +55,7 @@ impl RunFolder {
         }
         let held = OutputFolder::hold_or(output, "another process is training into this folder")?;
         checkpoint::remove_leftovers(output)?;
-        let folder = Self { _held: Some(held), ..Self::join(output, resume)? };
+        let folder = Self { held: Some(held), ..Self::join(output, resume)? };
         if *resume == Resume::Newest && folder.checkpoint.is_none() {
             tracing::info!("{}: no checkpoint to resume from yet; starting from step 0", output.display());
         }
@@ -72,7 +72,7 @@ impl RunFolder {
             Resume::From(folder) => Some(folder.clone()),
             Resume::Newest => checkpoint::newest_whole(output)?,
         };
-        Ok(Self { path: output.to_path_buf(), _held: None, checkpoint })
+        Ok(Self { path: output.to_path_buf(), held: None, checkpoint })
     }
 
     /// Where the run writes.
@@ -84,7 +84,9 @@ impl RunFolder {
     pub fn load(&self, config: &RunConfig, fingerprint: &str, force: bool) -> Result<Option<Checkpoint>> {
         let Some(folder) = &self.checkpoint else { return Ok(None) };
         let checkpoint = Checkpoint::load(folder, config, fingerprint, force)?;
-        tracing::info!("resuming from {} (step {})", folder.display(), checkpoint.state.step);
+        if self.held.is_some() {
+            tracing::info!("resuming from {} (step {})", folder.display(), checkpoint.state.step);
+        }
         Ok(Some(checkpoint))
     }
 

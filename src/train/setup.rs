@@ -1,12 +1,12 @@
 //! What a run is set up from: networks, parameters, optimizer, data, and as many recomputed blocks as memory asks for.
 use super::checkpoint::{self, Checkpoint, State};
+use super::components::Components;
 use super::effect::Start;
 use super::gradients::StepPlan;
 use super::initial;
 use super::memory::{self, Estimate, Needs, StepSize};
 use super::optimizers::Optimizer;
 use super::parameters::Parameters;
-use super::parts::Parts;
 use super::run_folder::RunFolder;
 use super::source::Source;
 use super::trainer::Trainer;
@@ -31,7 +31,7 @@ impl<'a> Trainer<'a> {
         folder: &RunFolder,
         force: bool,
         measures: bool,
-        parts: &'a Parts<'a>,
+        components: &'a Components<'a>,
     ) -> Result<Self> {
         let files = ModelFiles::open(&config.model.path)?;
         let model = fingerprint(&base_files(&files, config)?)?;
@@ -46,7 +46,7 @@ impl<'a> Trainer<'a> {
         let parameters = initial::parameters(config, &mut pipeline.transformer, empty_prompt.as_ref(), device)?;
         let start = Start::of(&parameters)?;
         let (plan, estimate) = setup_plan(config, device, &pipeline, &parameters, cache.as_ref())?;
-        let optimizer = setup_optimizer(config, &parameters, checkpoint.as_ref(), parts)?;
+        let optimizer = setup_optimizer(config, &parameters, checkpoint.as_ref(), components)?;
         pipeline.transformer.attach(&parameters.adapter())?;
 
         let require_masks = config.loss.uses_masks();
@@ -55,7 +55,7 @@ impl<'a> Trainer<'a> {
         let trainer = Self {
             config,
             device,
-            parts,
+            components,
             pipeline,
             scheduler,
             parameters,
@@ -67,7 +67,7 @@ impl<'a> Trainer<'a> {
             state,
             ahead: None,
         };
-        if parts.collective.is_main() {
+        if components.collective.is_main() {
             tracing::info!("{}{encoders}{}", trainer.summary(&estimate), initial::describe(config));
         }
         Ok(trainer)
@@ -98,9 +98,9 @@ fn setup_optimizer(
     config: &RunConfig,
     parameters: &Parameters,
     checkpoint: Option<&Checkpoint>,
-    parts: &Parts,
+    components: &Components,
 ) -> Result<Box<dyn Optimizer>> {
-    let mut optimizer = (parts.optimizer)(&config.optim, parameters)?;
+    let mut optimizer = (components.optimizer)(&config.optim, parameters)?;
     if let Some(checkpoint) = checkpoint {
         parameters.load(&checkpoint.adapter)?;
         optimizer.load_state_dict(parameters, &checkpoint.optimizer)?;

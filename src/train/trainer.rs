@@ -1,6 +1,7 @@
 //! The loop: batch, noise, forward, loss, backward, clip, step, log, checkpoint.
 use super::accumulated::Accumulated;
 use super::checkpoint::{Checkpoint, State};
+use super::components::Components;
 use super::effect::Start;
 use super::evaluation::Evaluation;
 use super::gradient_buffer::GradientBuffer;
@@ -9,7 +10,6 @@ use super::inputs::InputMaker;
 use super::optimizers::Optimizer;
 use super::outcome::Outcome;
 use super::parameters::{Group, Parameters};
-use super::parts::Parts;
 use super::run_log::RunLog;
 use super::trained::origin_of;
 use super::validation::Validation;
@@ -32,7 +32,7 @@ use std::time::{Duration, Instant};
 pub struct Trainer<'a> {
     pub(super) config: &'a RunConfig,
     pub(super) device: &'a Device,
-    pub(super) parts: &'a Parts<'a>,
+    pub(super) components: &'a Components<'a>,
     pub(super) pipeline: Pipeline,
     pub(super) scheduler: Scheduler,
     pub(super) parameters: Parameters,
@@ -71,7 +71,7 @@ impl<'a> Trainer<'a> {
         stop: &AtomicBool,
     ) -> Result<bool> {
         let RunConfig { train, optim, loss, .. } = self.config;
-        let collective = self.parts.collective;
+        let collective = self.components.collective;
         while self.state.step < train.steps {
             let (started, mut waited) = (Instant::now(), Duration::ZERO);
             let mut sum = Accumulated::new(&self.parameters)?;
@@ -91,7 +91,7 @@ impl<'a> Trainer<'a> {
             }
             let (terms, mut gradients) = sum.mean()?;
             let norm = gradients.norm(&self.parameters)?;
-            let lr = (self.parts.schedule)(optim, self.state.step, train.steps);
+            let lr = (self.components.schedule)(optim, self.state.step, train.steps);
             self.state.step += 1;
             if terms.total.is_finite() && norm.is_finite() {
                 gradients.clip(norm, optim.clip_norm)?;
@@ -125,9 +125,9 @@ impl<'a> Trainer<'a> {
     /// This process's next micro-batch. Every process draws those of all from the one global order, and so knows where
     /// the data stand.
     fn next_batch(&mut self) -> Result<MicroBatch> {
-        let (size, rank) = (self.config.train.batch, self.parts.collective.rank());
+        let (size, rank) = (self.config.train.batch, self.components.collective.rank());
         let Batch { mut samples, epoch, mut cursor, mut waited, .. } = self.loader.next_batch(size)?;
-        for other in 1..self.parts.collective.size() {
+        for other in 1..self.components.collective.size() {
             let batch = self.loader.next_batch(size)?;
             cursor = batch.cursor;
             waited += batch.waited;
@@ -164,13 +164,13 @@ impl<'a> Trainer<'a> {
 
     /// Of all processes.
     fn images_per_micro_batch(&self) -> u64 {
-        (self.config.train.batch * self.parts.collective.size()) as u64
+        (self.config.train.batch * self.components.collective.size()) as u64
     }
 
     /// Counts a step whose loss or gradient is not finite, which changes nothing; too many in a row are an error.
     fn skip(&mut self, terms: &LossTerms, norm: f64) -> Result<()> {
         let step = self.state.step;
-        if self.parts.collective.is_main() {
+        if self.components.collective.is_main() {
             tracing::warn!("step {step}: loss {} and gradient norm {norm} are not both finite; skipped", terms.total);
         }
         let counters = &mut self.state.counters;
@@ -224,7 +224,7 @@ impl<'a> Trainer<'a> {
         if step < self.config.train.steps && !stopping && (every == 0 || !step.is_multiple_of(every)) {
             return Ok(());
         }
-        self.parts.collective.barrier()?;
+        self.components.collective.barrier()?;
         if let Some(log) = log {
             log.metrics.sync()?;
             self.checkpoint()?.save(&log.output, self.config)?;
@@ -293,7 +293,7 @@ impl<'a> Trainer<'a> {
             Some(evaluation) => evaluation.measure(&self.pipeline, &self.scheduler, stage, measured)?,
             None => true,
         };
-        self.parts.collective.main_says(complete)
+        self.components.collective.main_says(complete)
     }
 
     /// Exports the LoRA into `output` and measures the model with it; false where the run is asked to stop before.
@@ -311,7 +311,7 @@ impl<'a> Trainer<'a> {
             let problem = format!("none of the {} steps had a finite loss and gradient", self.state.step);
             return Err(Error::Failed(format!("nothing was trained: {problem}")));
         }
-        if self.parts.collective.is_main() {
+        if self.components.collective.is_main() {
             let steps = metrics::read(&output.join("metrics.jsonl"))?;
             self.start.check_moved(&self.parameters, &steps, &self.config.optim)?;
             self.export(output, "")?;

@@ -4,7 +4,7 @@ use crate::config::OptimConfig;
 use crate::ops::{self, AdamWBuffers, AdamWRange, AdamWSettings};
 use crate::system::error::{Error, Result};
 use crate::train::gradient_buffer::GradientBuffer;
-use crate::train::parameters::{Group, Parameter, Parameters};
+use crate::train::parameters::{ALIGNMENT, Group, Parameter, Parameters};
 use candle_core::{Device, Tensor};
 use std::collections::BTreeMap;
 
@@ -48,8 +48,9 @@ impl Optimizer for AdamW {
         for ((parameter, step), _) in present.filter(|(_, present)| **present) {
             *step += 1;
             let new = AdamWRange { range: parameter.range.clone(), lr: learning_rate(parameter.group), step: *step };
-            match ranges.last_mut() {
-                Some(last) if (last.range.end, last.lr, last.step) == (new.range.start, new.lr, new.step) => {
+            match ranges.last_mut().filter(|last| (last.lr, last.step) == (new.lr, new.step)) {
+                // The zeros between them stay zeros.
+                Some(last) if last.range.end.next_multiple_of(ALIGNMENT) == new.range.start => {
                     last.range.end = new.range.end
                 }
                 _ => ranges.push(new),
@@ -64,13 +65,13 @@ impl Optimizer for AdamW {
 
     fn state_dict(&self, parameters: &Parameters) -> Result<BTreeMap<String, Tensor>> {
         let mut state = BTreeMap::new();
-        for (parameter, steps) in parameters.all.iter().zip(&self.steps).filter(|(_, steps)| **steps > 0) {
-            for (suffix, moments) in [("first", &self.exp_avg), ("second", &self.exp_avg_sq)] {
-                let moments = parameter.view(moments)?.to_device(&Device::Cpu)?.copy()?;
-                state.insert(format!("{}.{suffix}", parameter.name), moments);
-            }
+        let moments = parameters.split(&self.exp_avg)?.into_iter().zip(parameters.split(&self.exp_avg_sq)?);
+        let all = parameters.all.iter().zip(&self.steps).zip(moments);
+        for ((Parameter { name, .. }, steps), (first, second)) in all.filter(|((_, steps), _)| **steps > 0) {
+            state.insert(format!("{name}.first"), first);
+            state.insert(format!("{name}.second"), second);
             // Exact in f32 up to 2^24 steps.
-            state.insert(format!("{}.steps", parameter.name), Tensor::new(&[*steps as f32], &Device::Cpu)?);
+            state.insert(format!("{name}.steps"), Tensor::new(&[*steps as f32], &Device::Cpu)?);
         }
         Ok(state)
     }

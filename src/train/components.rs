@@ -1,4 +1,4 @@
-//! The parts of a run that others can take the place of.
+//! The components of a run that can be exchanged: tests put others in their place.
 use super::collective::{Collective, SingleProcess};
 use super::optimizers::Optimizer;
 use super::optimizers::adamw::AdamW;
@@ -7,15 +7,15 @@ use super::schedule::{Schedule, warmup_cosine};
 use crate::config::OptimConfig;
 use crate::system::error::Result;
 
-/// The parts of a run that others can take the place of.
-pub struct Parts<'a> {
+/// What a run is made of besides its config.
+pub struct Components<'a> {
     /// Makes the optimizer of fresh parameters.
     pub optimizer: fn(&OptimConfig, &Parameters) -> Result<Box<dyn Optimizer>>,
     pub schedule: Schedule,
     pub collective: &'a dyn Collective,
 }
 
-impl Default for Parts<'_> {
+impl Default for Components<'_> {
     /// AdamW, a warm-up before a cosine, and one process.
     fn default() -> Self {
         Self {
