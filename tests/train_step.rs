@@ -12,7 +12,6 @@ use seg4diff::model::weights::{Weights, read_all};
 use seg4diff::ops::Target;
 use seg4diff::system::device::open_cuda;
 use seg4diff::train;
-use seg4diff::train::gradient_buffer::GradientBuffer;
 use seg4diff::train::gradients::{Gradients, StepInputs, StepPlan, gradients};
 use seg4diff::train::optimizers::{Optimizer, adamw::AdamW};
 use seg4diff::train::parameters::Parameters;
