@@ -12,6 +12,7 @@ use std::sync::Mutex;
 pub struct AdamWBuffers<'a> {
     /// Changed.
     pub parameters: &'a Tensor,
+    /// Their gradients.
     pub gradients: &'a Tensor,
     /// The running mean of gradients; changed.
     pub exp_avg: &'a Tensor,
@@ -22,7 +23,9 @@ pub struct AdamWBuffers<'a> {
 /// Parameters that lie side by side and are treated alike.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AdamWRange {
+    /// Where they lie in the buffers.
     pub range: Range<usize>,
+    /// Their learning rate.
     pub lr: f64,
     /// Steps that the moments have in them, this one included.
     pub step: u64,
@@ -31,8 +34,11 @@ pub struct AdamWRange {
 /// What all parameters have in common; as the arguments of torch's `AdamW`.
 #[derive(Clone, Copy, Debug)]
 pub struct AdamWSettings {
+    /// Decay rates of the two moments.
     pub betas: [f64; 2],
+    /// Added to the root of the second moment.
     pub eps: f64,
+    /// Decoupled weight decay, times the learning rate.
     pub weight_decay: f64,
 }
 

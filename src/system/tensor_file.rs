@@ -14,6 +14,7 @@ use std::path::Path;
 pub struct Header {
     /// Name to type, shape and byte range, counted from `data`.
     pub tensors: BTreeMap<String, TensorInfo>,
+    /// `__metadata__`: strings by name.
     pub metadata: BTreeMap<String, String>,
     /// Where the data begins.
     pub data: u64,

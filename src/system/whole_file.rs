@@ -91,6 +91,7 @@ impl Aside {
         }
     }
 
+    /// The temporary file or folder.
     pub fn path(&self) -> &Path {
         self.folder.path()
     }

@@ -57,6 +57,7 @@ pub struct State {
     pub epoch: u64,
     /// Where the data stream stands.
     pub cursor: Cursor,
+    /// What else is counted.
     pub counters: Counters,
     /// Fingerprint of the base model.
     pub model: String,
@@ -87,6 +88,7 @@ impl State {
 /// One checkpoint in memory. All tensors are f32 and on the CPU.
 #[derive(Clone, Debug)]
 pub struct Checkpoint {
+    /// Where the run stands.
     pub state: State,
     /// LoRA and score head by name.
     pub adapter: BTreeMap<String, Tensor>,

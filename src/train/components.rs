@@ -11,7 +11,9 @@ use crate::system::error::Result;
 pub struct Components<'a> {
     /// Makes the optimizer of fresh parameters.
     pub optimizer: fn(&OptimConfig, &Parameters) -> Result<Box<dyn Optimizer>>,
+    /// The learning rate of each step.
     pub schedule: Schedule,
+    /// The processes that train together.
     pub collective: &'a dyn Collective,
 }
 

@@ -18,6 +18,7 @@ pub struct StepInputs {
     pub sigma: Tensor,
     /// `[batch]`, what the model is told, 1000σ; on the host.
     pub timestep: Tensor,
+    /// Text embeddings of the batch.
     pub text: TextEmbedding,
     /// One for each image.
     pub targets: Vec<SampleTargets>,
@@ -26,10 +27,15 @@ pub struct StepInputs {
 /// Unweighted loss terms, and their weighted sum; absent terms were not computed.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct LossTerms {
+    /// The weighted sum, which is minimised.
     pub total: f32,
+    /// Flow loss; absent where its weight is 0.
     pub flow: Option<f32>,
+    /// Focal loss; absent without masks.
     pub focal: Option<f32>,
+    /// Dice loss; absent without masks.
     pub dice: Option<f32>,
+    /// Cross-entropy of the softmax form; absent without masks.
     pub align: Option<f32>,
 }
 

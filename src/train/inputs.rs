@@ -19,9 +19,13 @@ const TIME: u64 = u64::from_be_bytes(*b"\0\0\0\0time");
 
 /// What turns samples into inputs.
 pub struct InputMaker<'a> {
+    /// The frozen networks.
     pub pipeline: &'a Pipeline,
+    /// Noise levels.
     pub scheduler: &'a Scheduler,
+    /// Distribution of the noise levels.
     pub noise: &'a NoiseConfig,
+    /// Seed of the run.
     pub seed: u64,
     /// Images under more noise than this have no targets.
     pub mask_max_sigma: f64,
@@ -29,6 +33,7 @@ pub struct InputMaker<'a> {
     pub resolution: usize,
     /// What all images are told in place of their prompts, where a prompt is learnt: then names pair no masks.
     pub prompt: Option<&'a TextEmbedding>,
+    /// Where the inputs go.
     pub device: &'a Device,
 }
 

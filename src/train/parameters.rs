@@ -24,8 +24,11 @@ pub const ALIGNMENT: usize = 64;
 /// Which learning rate a parameter follows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Group {
+    /// Matrices of adapters.
     Lora,
+    /// Weights of the score head.
     ScoreHead,
+    /// Token embeddings of a learnable prompt.
     Prompt,
 }
 
@@ -39,9 +42,11 @@ impl Group {
     }
 }
 
+/// One trained tensor: its place in the flat buffer.
 pub struct Parameter {
     /// `lora.transformer_blocks.0.attn.to_q.down`, `….up`, `score_head.0.weight`, or `prompt.tokens`.
     pub name: String,
+    /// What it belongs to, which decides its learning rate.
     pub group: Group,
     /// Where its values lie in [`Parameters::buffer`].
     pub range: Range<usize>,
@@ -79,6 +84,7 @@ impl Parameter {
 
 /// All trained parameters in a fixed order: LoRA modules in the order of the model, then the score head, then the prompt.
 pub struct Parameters {
+    /// All trained tensors, in the order of their names in checkpoints.
     pub all: Vec<Parameter>,
     /// The values of all, one after the other, each from a multiple of [`ALIGNMENT`].
     buffer: Tensor,

@@ -32,7 +32,9 @@ mod kind {
 /// A matrix of labels.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LabelMatrix {
+    /// Columns.
     pub width: usize,
+    /// Rows.
     pub height: usize,
     /// `[height, width]`.
     pub labels: Vec<u32>,

@@ -5,6 +5,7 @@ use crate::system::error::{Error, Result};
 /// A normal distribution in feature space: what the Fréchet distance compares.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Gaussian {
+    /// Mean, `[features]`.
     pub mean: Vec<f64>,
     /// `[length, length]`.
     pub covariance: Vec<f64>,

@@ -114,10 +114,6 @@ impl ClipTextModel {
         })
     }
 
-    pub fn config(&self) -> &ClipConfig {
-        &self.config
-    }
-
     /// Runs the model on prompts of equal length, `ids[prompt][position]`; both outputs are f32.
     pub fn forward(&self, ids: &[Vec<u32>]) -> Result<ClipOutput> {
         let device = self.tokens.device();

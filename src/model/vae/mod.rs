@@ -26,6 +26,10 @@ pub struct Vae {
 }
 
 impl Vae {
+    /// Loads encoder and decoder.
+    ///
+    /// # Errors
+    /// A file is missing, damaged, or does not fit its config.
     pub fn load(files: &ModelFiles, device: &Device) -> Result<Self> {
         let config = VaeConfig::open(files)?;
         let weights = files.weights(Part::Vae, DType::F32, device)?;
@@ -50,6 +54,7 @@ impl Vae {
         Self { decoder: None, ..self }
     }
 
+    /// Sizes.
     pub fn config(&self) -> &VaeConfig {
         &self.config
     }
