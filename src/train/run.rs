@@ -51,7 +51,7 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// The run of `config` into `folder`, and where the config asks for it the same without masks.
+    /// Trains as `config` says into `folder`, and where it asks for that again without masks.
     fn whole(&self, config: &RunConfig, folder: &RunFolder) -> Result<Option<String>> {
         let is_main = self.components.collective.is_main();
         let mut measured = Measured::default();
@@ -79,8 +79,8 @@ impl Run<'_> {
         Ok((!measured.summary.is_empty()).then(|| measured.summary.table()))
     }
 
-    /// One training, and what it is measured at in the end as `stage`. Returns how it stands, and whether it is complete;
-    /// nothing where it was asked to stop before it began.
+    /// Trains once, and measures the result as `stage`. Returns the outcome, and whether training and measurement are
+    /// complete; nothing where the run was asked to stop before the first step.
     fn training<'c>(
         &'c self,
         config: &'c RunConfig,

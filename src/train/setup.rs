@@ -1,4 +1,4 @@
-//! What a run is set up from: networks, parameters, optimizer, data, and as many recomputed blocks as memory asks for.
+//! Sets a run up: networks, parameters, how many blocks are recomputed, optimizer, data.
 use super::checkpoint::{self, Checkpoint, State};
 use super::components::Components;
 use super::effect::Start;
@@ -23,8 +23,8 @@ use candle_core::Device;
 use std::path::PathBuf;
 
 impl<'a> Trainer<'a> {
-    /// Loads the model, and the folder's checkpoint if there is one. `measures`: the run measures its model, too, for
-    /// which it needs the encoders even where training takes what they yield from a cache.
+    /// Loads the model, and the folder's checkpoint if there is one. A run that `measures` its model needs the encoders
+    /// even where training takes latents and text embeddings from a cache.
     pub fn setup(
         config: &'a RunConfig,
         device: &'a Device,
@@ -87,13 +87,13 @@ impl<'a> Trainer<'a> {
     }
 }
 
-/// Where the run stands on the base model of fingerprint `model`: at its checkpoint, or at its beginning.
+/// The state of the checkpoint, or of a run's beginning, on the base model of fingerprint `model`.
 fn setup_state(saved: Option<&Checkpoint>, model: String, config: &RunConfig) -> Result<State> {
     let saved = saved.map(|checkpoint| checkpoint.state.clone()).unwrap_or_default();
     Ok(State { model, init: checkpoint::init_fingerprints(config)?, ..saved })
 }
 
-/// The optimizer; it and the parameters are as the checkpoint has them.
+/// The optimizer; it and the parameters take the checkpoint's values, if there is one.
 fn setup_optimizer(
     config: &RunConfig,
     parameters: &Parameters,
@@ -108,7 +108,7 @@ fn setup_optimizer(
     Ok(optimizer)
 }
 
-/// How the step runs in the memory that is free.
+/// Which blocks are recomputed for the step to fit into free memory.
 fn setup_plan<'a>(
     config: &'a RunConfig,
     device: &Device,
@@ -170,7 +170,7 @@ fn check_experts(config: &RunConfig, model: &MmDit) -> Result<()> {
     Ok(())
 }
 
-/// The base model's files that make it what it is; those of a hub repository are fetched.
+/// The files that the base model's fingerprint is of; those of a hub repository are fetched.
 fn base_files(files: &ModelFiles, config: &RunConfig) -> Result<Vec<PathBuf>> {
     let encoders = config.model.text_encoders.iter().map(|kind| match kind {
         TextEncoderKind::ClipL => Part::ClipL,
