@@ -21,7 +21,7 @@ use seg4diff::model::weights::Weights;
 use seg4diff::ops::Target;
 use seg4diff::sample::noise::{generator, normal};
 use seg4diff::system::device::{forget_gpu_peak, peak_gpu_bytes, upload};
-use seg4diff::train::gradient_buffer::GradientBuffer;
+use seg4diff::system::memory::peak_bytes;
 use seg4diff::train::gradients::{StepInputs, StepPlan, gradients};
 use seg4diff::train::memory::{self, Needs, StepSize};
 use seg4diff::train::optimizers::{Optimizer, adamw::AdamW};
@@ -158,7 +158,7 @@ impl<'a> Trainer<'a> {
         settings.push(format!("model.expert_layer={}", preset.expert_layer));
         let config = RunConfig::parse("", Path::new("bench"), &settings)?;
         let parameters = Parameters::new(&config, &mut model, &device)?;
-        model.attach(&parameters.adapter())?;
+        model.attach_low_rank(&parameters.low_rank())?;
         Ok(Self { args, preset, device, dtype, config, model, parameters })
     }
 
@@ -197,7 +197,7 @@ impl<'a> Trainer<'a> {
             // As the trainer does: while a GPU is at work, what it will need next is made.
             inputs = prepare(number as u64 + 1)?;
             result.terms()?;
-            let mut found = GradientBuffer::new(parameters, &result.by_parameter)?;
+            let mut found = result.buffer;
             found.clip(found.norm(parameters)?, config.optim.clip_norm)?;
             optimizer.step(parameters, &found, &|group| group.learning_rate(config.optim.lr, &config.optim))?;
             device.synchronize()?;
@@ -231,7 +231,7 @@ impl<'a> Trainer<'a> {
             "step_ms": rounded(1e3 * median, 1), "step_ms_min": rounded(1e3 * least, 1),
             "images_per_s": rounded(batch as f64 / median, 3),
             "estimate_gb": rounded(estimate.peak() as f64 / 1e9, 2),
-            "peak_gb": peak_gpu_bytes(device).or_else(memory::peak_bytes).map(|b| rounded(b as f64 / 1e9, 2)),
+            "peak_gb": peak_gpu_bytes(device).or_else(peak_bytes).map(|b| rounded(b as f64 / 1e9, 2)),
         }))
     }
 

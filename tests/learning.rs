@@ -1,12 +1,11 @@
-//! Training learns: on one fixed batch (images, noise and time) the dice term comes down by a third, the softmax form
-//! by a quarter, and the flow loss with them.
+//! Training learns: on one fixed batch (images, noise and timesteps), the dice term falls by a third, the softmax
+//! alignment by a quarter, and the flow loss with them.
 use candle_core::{DType, Device};
 use seg4diff::config::RunConfig;
 use seg4diff::data::Loader;
 use seg4diff::model::pipeline::{Pipeline, PipelineOptions};
 use seg4diff::model::weights::files::ModelFiles;
 use seg4diff::sample::scheduler::Scheduler;
-use seg4diff::train::gradient_buffer::GradientBuffer;
 use seg4diff::train::gradients::{LossTerms, StepPlan, gradients};
 use seg4diff::train::inputs::InputMaker;
 use seg4diff::train::optimizers::{Optimizer, adamw::AdamW};
@@ -16,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 const STEPS: u64 = 150;
 
-/// Trains on four images of data/smoke, every step on the same inputs; the first and the last loss terms.
+/// Trains on four images of data/smoke with fixed inputs; the first and the last loss terms.
 fn train(settings: &[&str]) -> (LossTerms, LossTerms) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let file = root.join("configs/smoke.toml");
@@ -38,7 +37,7 @@ fn train(settings: &[&str]) -> (LossTerms, LossTerms) {
     };
     let mut pipeline = Pipeline::load(&files, &options).unwrap();
     let parameters = Parameters::new(&config, &mut pipeline.transformer, &Device::Cpu).unwrap();
-    pipeline.transformer.attach(&parameters.adapter()).unwrap();
+    pipeline.transformer.attach_low_rank(&parameters.low_rank()).unwrap();
     let scheduler = Scheduler::open(&files).unwrap();
     let batch = Loader::new(&config.data, config.seed, None, true).unwrap().next_batch(4).unwrap();
     let maker = InputMaker {
@@ -57,7 +56,7 @@ fn train(settings: &[&str]) -> (LossTerms, LossTerms) {
     let mut seen = vec![];
     for step in 0..STEPS {
         let result = gradients(&pipeline.transformer, &parameters, &config.loss, &inputs, plan).unwrap();
-        let mut found = GradientBuffer::new(&parameters, &result.by_parameter).unwrap();
+        let mut found = result.buffer.clone();
         found.clip(found.norm(&parameters).unwrap(), config.optim.clip_norm).unwrap();
         let lr = warmup_cosine(&config.optim, step, STEPS);
         optimizer.step(&parameters, &found, &|group| group.learning_rate(lr, &config.optim)).unwrap();

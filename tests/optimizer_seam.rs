@@ -2,6 +2,7 @@
 //! One of them is AdamW in candle's operations, parameter by parameter, which the program's must equal to the bit.
 use candle_core::{Device, Tensor};
 use seg4diff::Result;
+use seg4diff::autograd::backward;
 use seg4diff::config::{OptimConfig, RunConfig};
 use seg4diff::model::weights::read_all;
 use seg4diff::train::checkpoint::list;
@@ -60,13 +61,11 @@ impl Optimizer for Sgd {
         learning_rate: &dyn Fn(Group) -> f64,
     ) -> Result<()> {
         self.momentum_buffer = ((&self.momentum_buffer * Self::MOMENTUM)? + gradients.values())?;
-        parameters.update(|values| {
-            for parameter in &parameters.all {
-                let update = (parameter.view(&self.momentum_buffer)? * learning_rate(parameter.group))?;
-                parameter.view(values)?.slice_set(&(&parameter.values - update)?, 0, 0)?;
-            }
-            Ok(())
-        })
+        for parameter in &parameters.all {
+            let update = (parameter.view(&self.momentum_buffer)? * learning_rate(parameter.group))?;
+            parameter.set(&(&parameter.values - update)?)?;
+        }
+        Ok(())
     }
 
     fn state_dict(&self, parameters: &Parameters) -> Result<Tensors> {
@@ -154,7 +153,7 @@ impl Optimizer for ReferenceAdamW {
             let denominator = ((second.sqrt()? / correction2.sqrt())? + eps)?;
             let update = ((&first / denominator)? * (lr / correction1))?;
             let decayed = (&parameter.values * (1.0 - lr * weight_decay))?;
-            parameters.update(|values| Ok(parameter.view(values)?.slice_set(&(decayed - update)?, 0, 0)?))?;
+            parameter.set(&(decayed - update)?)?;
             *moments = Some((first, second, steps));
         }
         Ok(())
@@ -213,7 +212,9 @@ fn parameters_without_gradient_stay_as_they_are() {
         };
         let gradients: Vec<Option<Tensor>> = ours.all.iter().enumerate().map(gradient).collect();
         for (optimizer, parameters) in [(&mut optimizer as &mut dyn Optimizer, &ours), (&mut reference, &theirs)] {
-            let mut gradients = GradientBuffer::new(parameters, &gradients).expect("gradients");
+            let leaves = parameters.all.iter().map(|parameter| parameter.leaf.clone()).zip(&gradients);
+            let roots = leaves.filter_map(|(leaf, gradient)| Some((leaf, gradient.as_ref()?.copy().expect("copy"))));
+            let mut gradients = GradientBuffer::of(parameters, || backward(roots)).expect("gradients");
             let norm = gradients.norm(parameters).expect("norm");
             gradients.clip(norm, 1.0).expect("clip");
             optimizer.step(parameters, &gradients, &rate).expect("step");

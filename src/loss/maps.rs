@@ -1,4 +1,5 @@
 //! Attention maps of the experts, averaged: all of them without gradient, for matching; the chosen ones with.
+use crate::autograd::Variable;
 use crate::config::{AttentionForm, HeadMaps};
 use crate::model::families::sd3::{Probe, image_to_text_logits, mean};
 use crate::model::text::tokenizer::CLIP_TOKENS;
@@ -44,7 +45,7 @@ impl SampleMaps {
     /// Every map, without gradient: `[heads·77, h, w]`, or `[77, h, w]` where heads are not kept.
     pub fn all(&self) -> Result<Tensor> {
         let probes: Vec<Probe> = self.probes.iter().map(Probe::detached).collect();
-        self.on_grid(&self.every(&probes)?)
+        Ok(self.on_grid(&self.every(&probes)?)?.into_tensor())
     }
 
     /// The maps of a token: one of every head, or one alone.
@@ -56,19 +57,22 @@ impl SampleMaps {
     }
 
     /// The chosen maps with gradient, `[chosen, h, w]` in f32.
-    pub fn chosen(&self, chosen: &[usize]) -> Result<Tensor> {
+    pub fn chosen(&self, chosen: &[usize]) -> Result<Variable> {
         if self.kind.form == AttentionForm::Logits {
             return self.on_grid(&mean(self.probes.iter().map(|probe| self.chosen_logits(probe, chosen)))?);
         }
         let numbers: Vec<u32> = chosen.iter().map(|number| *number as u32).collect();
-        let every = self.every(&self.probes)?.flatten_to(1)?;
+        let every = self.every(&self.probes)?;
+        let (groups, maps, positions) = every.dims3()?;
         let numbers = upload(numbers, chosen.len(), every.device())?;
-        self.on_grid(&every.contiguous()?.index_select(&numbers, 0)?)
+        self.on_grid(&every.reshape((groups * maps, positions))?.index_select(&numbers)?)
     }
 
     /// Attention of classes with gradient, `[classes, h, w]`: each the mean over its tokens. Heads must not be kept.
-    pub fn of_classes(&self, classes: &[Vec<usize>]) -> Result<Tensor> {
-        let every = self.every(&self.probes)?.squeeze(0)?;
+    pub fn of_classes(&self, classes: &[Vec<usize>]) -> Result<Variable> {
+        let every = self.every(&self.probes)?;
+        let (_, maps, positions) = every.dims3()?;
+        let every = every.reshape((maps, positions))?;
         let mut mean = vec![0f32; classes.len() * CLIP_TOKENS];
         for (tokens, row) in classes.iter().zip(mean.chunks_exact_mut(CLIP_TOKENS)) {
             for token in tokens {
@@ -76,26 +80,33 @@ impl SampleMaps {
             }
         }
         let mean = upload(mean, (classes.len(), CLIP_TOKENS), every.device())?;
-        self.on_grid(&mean.matmul(&every)?)
+        self.on_grid(&Variable::constant(mean).matmul(&every)?)
     }
 
     /// Maps `[…, positions]` as `[maps, h, w]`.
-    fn on_grid(&self, maps: &Tensor) -> Result<Tensor> {
-        maps.reshape(((), self.grid.0, self.grid.1))
+    fn on_grid(&self, maps: &Variable) -> Result<Variable> {
+        let (rows, columns) = self.grid;
+        maps.reshape((maps.tensor().elem_count() / (rows * columns), rows, columns))
     }
 
     /// Every map, `[heads, 77, positions]`, or `[1, 77, positions]` where heads are not kept.
-    fn every(&self, probes: &[Probe]) -> Result<Tensor> {
+    fn every(&self, probes: &[Probe]) -> Result<Variable> {
         mean(probes.iter().map(|probe| self.every_of(probe)))
     }
 
-    fn every_of(&self, probe: &Probe) -> Result<Tensor> {
+    fn every_of(&self, probe: &Probe) -> Result<Variable> {
         let MapKind { heads, of_heads, form } = self.kind;
+        let logits = || {
+            let (_, positions, _) = probe.queries.dims3()?;
+            image_to_text_logits(probe, heads)?.reshape((heads, CLIP_TOKENS, positions))
+        };
         let of_each = match form {
-            AttentionForm::Logits => image_to_text_logits(probe, heads)?.squeeze(0)?,
-            AttentionForm::Softmax if of_heads == HeadMaps::Mean => return probe.probability(heads)?.transpose(1, 2),
-            AttentionForm::Softmax => probe.heads_apart(heads)?.probability(1)?.transpose(1, 2)?,
-            AttentionForm::SoftmaxText => candle_nn::ops::softmax(&image_to_text_logits(probe, heads)?.squeeze(0)?, 1)?,
+            AttentionForm::Logits => logits()?,
+            AttentionForm::Softmax if of_heads == HeadMaps::Mean => {
+                return probe.probability(heads)?.permute(&[0, 2, 1]);
+            }
+            AttentionForm::Softmax => probe.heads_apart(heads)?.probability(1)?.permute(&[0, 2, 1])?,
+            AttentionForm::SoftmaxText => logits()?.softmax(1)?,
         };
         match of_heads {
             HeadMaps::Keep => Ok(of_each),
@@ -106,7 +117,7 @@ impl SampleMaps {
 
     /// The chosen logits of one block, `[chosen, positions]`: one product of all queries with the chosen keys, each key
     /// zero outside its head.
-    fn chosen_logits(&self, probe: &Probe, chosen: &[usize]) -> Result<Tensor> {
+    fn chosen_logits(&self, probe: &Probe, chosen: &[usize]) -> Result<Variable> {
         let (_, positions, width) = probe.queries.dims3()?;
         let head_dim = width / self.kind.heads;
         let scale = (head_dim as f32).powf(-0.5);
@@ -121,8 +132,8 @@ impl SampleMaps {
         let weights = upload(weights, (chosen.len(), width), device)?;
         let tokens: Vec<u32> = chosen.iter().map(|number| (number % CLIP_TOKENS) as u32).collect();
         let tokens = upload(tokens, chosen.len(), device)?;
-        let keys = probe.text_keys()?.squeeze(0)?.to_dtype(DType::F32)?.contiguous()?.index_select(&tokens, 0)?;
+        let keys = probe.text_keys()?.reshape((CLIP_TOKENS, width))?.to_dtype(DType::F32)?.index_select(&tokens)?;
         let queries = probe.queries.reshape((positions, width))?.to_dtype(DType::F32)?;
-        (keys * weights)?.matmul(&queries.t()?)
+        keys.mul_constant(&weights)?.matmul_transposed(&queries)
     }
 }

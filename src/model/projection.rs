@@ -1,41 +1,38 @@
 //! A frozen linear layer that can carry an adapter.
 use super::weights::Weights;
-use crate::model::adapters::lora::Lora;
-use crate::ops;
+use crate::autograd::Variable;
+use crate::ops::{self, FrozenLayer, Layer, LowRank};
 use crate::system::error::{Error, Result};
-use candle_core::Tensor;
+use candle_core::{Result as TensorResult, Tensor};
+use std::ops::Range;
 
 /// `y = Wx + b`, plus its adapter's part if it has one. Gradients reach the adapter and x, never W or b.
 pub struct Projection {
-    weight: Tensor,
-    bias: Option<Tensor>,
-    adapter: Option<Lora>,
+    frozen: FrozenLayer,
+    adapter: Option<LowRank>,
 }
 
 impl Projection {
     /// Reads `NAME.weight` `[outer, inner]` and `NAME.bias` `[outer]`.
     pub fn load(weights: &Weights, name: &str, inner: usize, outer: usize) -> Result<Self> {
-        Ok(Self {
-            weight: weights.get(&format!("{name}.weight"), (outer, inner))?,
-            bias: Some(weights.get(&format!("{name}.bias"), outer)?),
-            adapter: None,
-        })
+        let weight = weights.get(&format!("{name}.weight"), (outer, inner))?;
+        Ok(Self::new(weight, Some(weights.get(&format!("{name}.bias"), outer)?)))
     }
 
     /// A layer from its tensors: weight `[outer, inner]`, bias `[outer]`.
     pub fn new(weight: Tensor, bias: Option<Tensor>) -> Self {
-        Self { weight, bias, adapter: None }
+        Self { frozen: FrozenLayer { weight, bias }, adapter: None }
     }
 
     /// (inputs, outputs).
     pub fn sizes(&self) -> (usize, usize) {
-        (self.weight.dims()[1], self.weight.dims()[0])
+        (self.frozen.weight.dims()[1], self.frozen.weight.dims()[0])
     }
 
     /// Puts an adapter on the layer called `name`, in place of one it may have.
-    pub fn attach(&mut self, name: &str, adapter: Lora) -> Result<()> {
+    pub fn attach(&mut self, name: &str, adapter: &LowRank) -> Result<()> {
         let (inner, outer) = self.sizes();
-        let rank = adapter.rank();
+        let rank = adapter.down.dims().first().copied().unwrap_or(0);
         if adapter.down.dims() != [rank, inner] || adapter.up.dims() != [outer, rank] {
             return Err(Error::Failed(format!(
                 "LoRA of {name}: shapes {:?} and {:?}, expected [{rank}, {inner}] and [{outer}, {rank}]",
@@ -43,12 +40,9 @@ impl Projection {
                 adapter.up.dims()
             )));
         }
-        let device = self.weight.device();
-        self.adapter = Some(Lora {
-            down: adapter.down.to_device(device)?,
-            up: adapter.up.to_device(device)?,
-            alpha: adapter.alpha,
-        });
+        let device = self.frozen.weight.device();
+        let LowRank { down, up, scale } = adapter;
+        self.adapter = Some(LowRank { down: down.on(device)?, up: up.on(device)?, scale: *scale });
         Ok(())
     }
 
@@ -58,14 +52,22 @@ impl Projection {
     }
 
     /// Weight and bias alone; none where an adapter is on them.
-    pub fn frozen(&self) -> Option<ops::FrozenLayer> {
-        let Self { weight, bias, adapter } = self;
-        adapter.is_none().then(|| ops::FrozenLayer { weight: weight.clone(), bias: bias.clone() })
+    pub fn frozen(&self) -> Option<FrozenLayer> {
+        self.adapter.is_none().then(|| self.frozen.clone())
+    }
+
+    /// Both, as operations take them.
+    pub fn layer(&self) -> Layer<'_> {
+        Layer { frozen: &self.frozen, low_rank: self.adapter.as_ref() }
     }
 
     /// x `[…, inner]` to `[…, outer]`.
-    pub fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        let adapter = self.adapter.as_ref().map(|lora| (&lora.down, &lora.up, lora.scale()));
-        ops::linear(x, &self.weight, self.bias.as_ref(), adapter)
+    pub fn forward(&self, x: &Variable) -> TensorResult<Variable> {
+        ops::linear(x, self.layer())
+    }
+
+    /// The tokens in `window` of x `[batch, tokens, inner]`, to `[batch, window, outer]`.
+    pub fn forward_window(&self, x: &Variable, window: Range<usize>) -> TensorResult<Variable> {
+        ops::linear_of_window(x, window, self.layer())
     }
 }

@@ -1,5 +1,5 @@
 //! The gradients of all parameters in one buffer, laid out as the parameters are.
-use super::parameters::Parameters;
+use super::parameters::{Parameter, Parameters};
 use crate::ops;
 use crate::system::error::Result;
 use candle_core::Tensor;
@@ -19,15 +19,21 @@ impl GradientBuffer {
         Ok(Self::from_parts(parameters.buffer().zeros_like()?, vec![false; parameters.all.len()]))
     }
 
-    /// Copies what the backward pass found of each parameter.
-    pub fn new(parameters: &Parameters, by_parameter: &[Option<Tensor>]) -> Result<Self> {
-        let all = Self::zeros(parameters)?;
-        for (parameter, gradient) in parameters.all.iter().zip(by_parameter) {
-            if let Some(gradient) = gradient {
-                parameter.view(&all.values)?.slice_set(&gradient.contiguous()?, 0, 0)?;
-            }
+    /// What backward passes that `run` makes leave in the parameters.
+    pub fn of(parameters: &Parameters, run: impl FnOnce() -> candle_core::Result<()>) -> candle_core::Result<Self> {
+        let values = parameters.buffer().zeros_like()?;
+        for parameter in &parameters.all {
+            parameter.leaf.write_gradient_to(parameter.view(&values)?);
         }
-        Ok(Self { present: by_parameter.iter().map(Option::is_some).collect(), ..all })
+        let done = run();
+        let present = parameters.all.iter().map(|parameter| parameter.leaf.take_gradient().is_some()).collect();
+        done.map(|()| Self { values, present })
+    }
+
+    /// The gradient of each parameter, where there is one; they share the buffer's memory.
+    pub fn by_parameter(&self, parameters: &Parameters) -> candle_core::Result<Vec<Option<Tensor>>> {
+        let of = |(parameter, present): (&Parameter, &bool)| present.then(|| parameter.view(&self.values)).transpose();
+        parameters.all.iter().zip(&self.present).map(of).collect()
     }
 
     /// From `values` `[count]`, of which those of parameters that are not `present` are zeros.

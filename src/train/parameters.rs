@@ -1,12 +1,13 @@
 //! What is trained: LoRA matrices and the score head, by name, always in f32.
+use crate::autograd::Variable;
 use crate::config::{LayerChoice, OptimConfig, RunConfig};
 use crate::model::adapters::lora::{Adapter, Lora};
 use crate::model::families::sd3::MmDit;
 use crate::model::text::TextEmbedding;
-use crate::ops;
+use crate::ops::{self, LowRank};
 use crate::report::TrainedLayers;
 use crate::system::error::{Error, Result};
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{DType, Device, Tensor};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
@@ -46,15 +47,15 @@ pub struct Parameter {
     pub range: Range<usize>,
     /// Its values; they share the buffer's memory.
     pub values: Tensor,
-    /// A copy of `values` that candle's graph differentiates by; [`Parameters::update`] keeps it so.
-    pub var: Var,
+    /// The variable that the model sees, of the same memory.
+    pub leaf: Variable,
 }
 
 impl Parameter {
     /// A parameter with memory of its own, until [`Parameters::pack`] gives it a place.
     fn new(name: String, group: Group, values: Tensor) -> candle_core::Result<Self> {
         let values = values.contiguous()?;
-        Ok(Self { name, group, range: 0..values.elem_count(), var: Var::from_tensor(&values)?, values })
+        Ok(Self { name, group, range: 0..values.elem_count(), leaf: Variable::leaf(values.clone()), values })
     }
 
     /// What belongs to this parameter in `[count]` values that are laid out as the parameters are, in its shape; it shares
@@ -72,8 +73,7 @@ impl Parameter {
             let (found, expected) = (values.dims(), self.values.dims());
             return Err(Error::Failed(format!("{} has shape {found:?}, expected {expected:?}", self.name)));
         }
-        self.values.slice_set(&values.to_device(self.values.device())?.contiguous()?, 0, 0)?;
-        Ok(self.var.set(&self.values)?)
+        Ok(self.values.slice_set(&values.to_device(self.values.device())?.contiguous()?, 0, 0)?)
     }
 }
 
@@ -132,6 +132,7 @@ impl Parameters {
         for parameter in all {
             let values = parameter.view(&buffer)?;
             values.slice_set(&parameter.values, 0, 0)?;
+            parameter.leaf = Variable::leaf(values.clone());
             parameter.values = values;
         }
         Ok(buffer)
@@ -140,12 +141,6 @@ impl Parameters {
     /// The values of all parameters, one after the other: `[count]` in f32, with zeros between them.
     pub fn buffer(&self) -> &Tensor {
         &self.buffer
-    }
-
-    /// Lets `change` write to the buffer.
-    pub fn update(&self, change: impl FnOnce(&Tensor) -> Result<()>) -> Result<()> {
-        change(&self.buffer)?;
-        self.all.iter().try_for_each(|parameter| Ok(parameter.var.set(&parameter.values)?))
     }
 
     /// Adds the token embeddings of a prompt, `[tokens, width]`, which are trained from those of `start`, one prompt's.
@@ -157,8 +152,8 @@ impl Parameters {
     }
 
     /// The token embeddings of the prompt that is trained, if one is: `[tokens, width]`.
-    pub fn prompt(&self) -> Option<&Tensor> {
-        self.all.iter().find(|p| p.group == Group::Prompt).map(|p| p.var.as_tensor())
+    pub fn prompt(&self) -> Option<&Variable> {
+        self.all.iter().find(|p| p.group == Group::Prompt).map(|p| &p.leaf)
     }
 
     /// Overwrites all parameters; `tensors` must have exactly their names and shapes.
@@ -188,12 +183,24 @@ impl Parameters {
         self.all.iter().map(|p| Ok(p.view(&all)?.force_contiguous()?)).collect()
     }
 
-    /// The adapters; they share the parameters' memory, so that a step shows in the model they are attached to.
+    /// The adapters as a step differentiates them; they share the parameters' memory, so that a step shows in the model that
+    /// they are attached to.
+    pub fn low_rank(&self) -> BTreeMap<String, LowRank> {
+        let pairs = self.all.iter().filter(|p| p.group == Group::Lora).collect::<Vec<_>>();
+        let scale = self.alpha / self.rank as f64;
+        let low_rank = |pair: &[&Parameter]| {
+            let module = pair[0].name.strip_prefix("lora.")?.strip_suffix(".down")?;
+            Some((module.to_string(), LowRank { down: pair[0].leaf.clone(), up: pair[1].leaf.clone(), scale }))
+        };
+        pairs.chunks_exact(2).filter_map(low_rank).collect()
+    }
+
+    /// The adapters without gradient, in the parameters' memory.
     pub fn adapter(&self) -> Adapter {
         let mut adapter = Adapter::new();
         for pair in self.all.iter().filter(|p| p.group == Group::Lora).collect::<Vec<_>>().chunks_exact(2) {
             if let Some(module) = pair[0].name.strip_prefix("lora.").and_then(|name| name.strip_suffix(".down")) {
-                let (down, up) = (pair[0].var.as_tensor().clone(), pair[1].var.as_tensor().clone());
+                let (down, up) = (pair[0].values.clone(), pair[1].values.clone());
                 adapter.insert(module.to_string(), Lora { down, up, alpha: self.alpha });
             }
         }
@@ -201,9 +208,9 @@ impl Parameters {
     }
 
     /// The score head's parameters in the order of [`ops::PARAMETERS`]; none if it is not used.
-    pub fn score_head(&self) -> Option<Vec<Tensor>> {
-        let head: Vec<Tensor> =
-            self.all.iter().filter(|p| p.group == Group::ScoreHead).map(|p| p.var.as_tensor().clone()).collect();
+    pub fn score_head(&self) -> Option<Vec<Variable>> {
+        let head: Vec<Variable> =
+            self.all.iter().filter(|p| p.group == Group::ScoreHead).map(|p| p.leaf.clone()).collect();
         (!head.is_empty()).then_some(head)
     }
 

@@ -10,13 +10,14 @@ use super::parameters::Parameters;
 use super::run_folder::RunFolder;
 use super::source::Source;
 use super::trainer::Trainer;
-use crate::config::{HeadMaps, RequiredFiles, RunConfig, TextEncoderKind};
+use crate::config::{HeadMaps, RunConfig, TextEncoderKind};
 use crate::data::{Cache, Loader, loader};
 use crate::eval::segmentation::SegmentationOptions;
 use crate::model::families::sd3::MmDit;
 use crate::model::pipeline::Pipeline;
 use crate::model::weights::files::{ModelFiles, Part};
 use crate::model::weights::fingerprint::fingerprint;
+use crate::model::weights::required_files::RequiredFiles;
 use crate::sample::scheduler::Scheduler;
 use crate::system::error::{Error, Result};
 use candle_core::Device;
@@ -126,7 +127,7 @@ fn setup_plan<'a>(
             batch: config.train.batch,
             image_tokens: grid.0 * grid.1,
             text_tokens: match parameters.prompt() {
-                Some(tokens) => tokens.dim(0)?,
+                Some(tokens) => tokens.tensor().dim(0)?,
                 None => pipeline.text_encoders.tokens(),
             },
             is_fused: memory::has_fused_feed_forward(&config.lora.targets, device, dtype),

@@ -4,7 +4,6 @@ use super::checkpoint::{Checkpoint, State};
 use super::components::Components;
 use super::effect::Start;
 use super::evaluation::Evaluation;
-use super::gradient_buffer::GradientBuffer;
 use super::gradients::{LossTerms, StepInputs, StepPlan, gradients};
 use super::inputs::InputMaker;
 use super::optimizers::Optimizer;
@@ -86,8 +85,7 @@ impl<'a> Trainer<'a> {
                 if micro + 1 < train.accumulate || self.state.step + 1 < train.steps {
                     self.ahead = Some(self.next_batch());
                 }
-                let gradients = GradientBuffer::new(&self.parameters, &found.by_parameter)?;
-                sum.add(found.terms()?, &gradients, collective)?;
+                sum.add(found.terms()?, &found.buffer, collective)?;
             }
             let (terms, mut gradients) = sum.mean()?;
             let norm = gradients.norm(&self.parameters)?;
@@ -243,7 +241,7 @@ impl<'a> Trainer<'a> {
     fn validate(&mut self, log: &mut RunLog, validation: &Validation) -> Result<ValidationScores> {
         self.attach_detached()?;
         let (scores, pictures) = validation.measure(&self.pipeline, &self.scheduler)?;
-        self.pipeline.transformer.attach(&self.parameters.adapter())?;
+        self.pipeline.transformer.attach_low_rank(&self.parameters.low_rank())?;
         let step = self.state.step;
         let kept = validation.kept_pictures();
         pictures.write(&log.output, step, kept)?;
@@ -261,8 +259,7 @@ impl<'a> Trainer<'a> {
 
     /// Attaches the LoRA without gradients: with them every denoising step of every drawn image would stay in memory.
     fn attach_detached(&mut self) -> Result<()> {
-        let trained = self.parameters.adapter().into_iter().map(|(name, lora)| (name, lora.detached()));
-        self.pipeline.transformer.attach(&trained.collect())
+        self.pipeline.transformer.attach(&self.parameters.adapter())
     }
 
     /// Writes the LoRA, and the learnt prompt if there is one, into files whose names end in `suffix`.
@@ -272,7 +269,7 @@ impl<'a> Trainer<'a> {
         formats::export(&self.parameters.adapter(), Format::Diffusers, &file, &origin)?;
         if let (Some(tokens), Some(empty)) = (self.parameters.prompt(), &self.empty_prompt) {
             let file = output.join(format!("prompt{suffix}.safetensors"));
-            prompt_file::write(&file, tokens, &empty.pooled.squeeze(0)?)?;
+            prompt_file::write(&file, tokens.tensor(), &empty.pooled.squeeze(0)?)?;
         }
         Ok(())
     }
@@ -282,7 +279,7 @@ impl<'a> Trainer<'a> {
     pub fn measure_base(&mut self, evaluation: Option<&Evaluation>, measured: &mut Measured) -> Result<bool> {
         self.pipeline.transformer.detach();
         let complete = self.measure(evaluation, Stage::Before, measured)?;
-        self.pipeline.transformer.attach(&self.parameters.adapter())?;
+        self.pipeline.transformer.attach_low_rank(&self.parameters.low_rank())?;
         Ok(complete)
     }
 

@@ -1,4 +1,5 @@
 //! Low-rank adapters: `y = Wx + b + (alpha/rank)·B(Ax)`.
+use crate::ops::LowRank;
 use candle_core::Tensor;
 use std::collections::BTreeMap;
 
@@ -17,9 +18,9 @@ impl Lora {
         self.down.dims()[0]
     }
 
-    /// The same values, of which nothing is remembered for a backward pass.
-    pub fn detached(&self) -> Self {
-        Self { down: self.down.detach(), up: self.up.detach(), alpha: self.alpha }
+    /// The adapter as operations take it, without gradient.
+    pub fn constant(&self) -> LowRank {
+        LowRank { down: self.down.clone().into(), up: self.up.clone().into(), scale: self.scale() }
     }
 
     /// What B(Ax) is multiplied with.

@@ -57,10 +57,8 @@ impl Optimizer for AdamW {
             }
         }
         let (exp_avg, exp_avg_sq) = (&self.exp_avg, &self.exp_avg_sq);
-        parameters.update(|values| {
-            let buffers = AdamWBuffers { parameters: values, gradients: gradients.values(), exp_avg, exp_avg_sq };
-            Ok(ops::adamw(&buffers, &ranges, &self.settings)?)
-        })
+        let (parameters, gradients) = (parameters.buffer(), gradients.values());
+        Ok(ops::adamw(&AdamWBuffers { parameters, gradients, exp_avg, exp_avg_sq }, &ranges, &self.settings)?)
     }
 
     fn state_dict(&self, parameters: &Parameters) -> Result<BTreeMap<String, Tensor>> {

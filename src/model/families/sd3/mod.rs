@@ -11,12 +11,15 @@ pub use config::MmDitConfig;
 pub use embed::{Embedded, Embedding};
 pub use probe::{image_to_text_logits, mean, mean_logits, mean_probability};
 
+use crate::autograd::Variable;
 use crate::model::adapters::lora::Adapter;
 use crate::model::text::TextEmbedding;
 use crate::model::weights::Weights;
 use crate::model::weights::files::{ModelFiles, Part};
+use crate::ops::LowRank;
 use crate::system::error::{Error, Result};
 use candle_core::{DType, Device, Tensor};
+use std::collections::BTreeMap;
 
 pub struct MmDit {
     pub config: MmDitConfig,
@@ -70,12 +73,17 @@ impl MmDit {
 
     /// Puts adapters on the layers they name; a name that the model does not have is an error.
     pub fn attach(&mut self, adapter: &Adapter) -> Result<()> {
+        self.attach_low_rank(&adapter.iter().map(|(name, lora)| (name.clone(), lora.constant())).collect())
+    }
+
+    /// [`Self::attach`] of adapters that gradients may be wanted of.
+    pub fn attach_low_rank(&mut self, adapter: &BTreeMap<String, LowRank>) -> Result<()> {
         let mut left: std::collections::BTreeSet<&str> = adapter.keys().map(String::as_str).collect();
         for (layer, block) in self.blocks.iter_mut().enumerate() {
             for (name, projection) in block.projections() {
                 let name = format!("transformer_blocks.{layer}.{name}");
-                if let Some(lora) = adapter.get(&name) {
-                    projection.attach(&name, lora.clone())?;
+                if let Some(low_rank) = adapter.get(&name) {
+                    projection.attach(&name, low_rank)?;
                     left.remove(name.as_str());
                 }
             }
@@ -130,12 +138,12 @@ impl MmDit {
         let Embedded { mut streams, conditioning, grid } = self.embedding.embed(latents, timestep, text)?;
         for (layer, block) in self.blocks.iter().enumerate() {
             let attend = |inputs: &JointInputs| match blur {
-                Some(blur) if blur.layer == layer => inputs.attend_blurred(grid, blur.sigma),
+                Some(blur) if blur.layer == layer => inputs.attend_blurred(grid, blur.sigma).map(Variable::from),
                 _ => inputs.attend(),
             };
             streams = block.forward_with(&streams, &conditioning, attend)?.0;
         }
-        Ok(self.embedding.finish(&streams.image, &conditioning, grid)?)
+        Ok(self.embedding.finish(&streams.image, &conditioning, grid)?.into_tensor())
     }
 
     /// Queries and keys of block `layer`: runs the blocks below it, and of that block its q and k alone.
@@ -185,7 +193,7 @@ impl MmDit {
         for (layer, block) in self.blocks[..=last].iter().enumerate() {
             streams = block.forward(&streams, &embedded.conditioning)?.0;
             if layers.contains(&layer) {
-                visit(layer, &streams.image)?;
+                visit(layer, streams.image.tensor())?;
             }
         }
         Ok(())
@@ -201,9 +209,9 @@ impl MmDit {
         let Some((&last, others)) = layers.split_last() else { return Ok(()) };
         let mut streams = embedded.streams.clone();
         for (layer, block) in self.blocks[..last].iter().enumerate() {
-            let (output, probe) = block.forward(&streams, &embedded.conditioning)?;
+            let (output, inputs) = block.forward(&streams, &embedded.conditioning)?;
             if others.contains(&layer) {
-                visit(layer, probe)?;
+                visit(layer, inputs.probe()?)?;
             }
             streams = output;
         }
