@@ -9,9 +9,9 @@ use super::validation::Validation;
 use crate::config::RunConfig;
 use crate::report::Measured;
 use crate::report::summary::Stage;
-use crate::system::error::{Error, Result};
+use crate::system::error::Result;
+use crate::system::interrupt;
 use candle_core::Device;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 /// Trains as `config` says, into `folder`, from its checkpoint if there is one, and measures the model before and after
@@ -30,7 +30,7 @@ pub fn run_with(
     components: &Components,
 ) -> Result<Option<String>> {
     let run = || {
-        let stop = stop_on_signals()?;
+        let stop = interrupt::stop_flag()?;
         // What the process of rank 0 measures, the others wait for.
         let eval = config.eval.as_ref().filter(|_| components.collective.is_main());
         let evaluation = eval.map(|eval| Evaluation::open(config, eval, device, &stop)).transpose()?;
@@ -107,15 +107,4 @@ impl Run<'_> {
             && trainer.finish(folder.path(), evaluation, stage, measured)?;
         Ok(Some((trainer.outcome(), complete)))
     }
-}
-
-/// A flag that SIGINT and SIGTERM raise; a second one ends the program at once.
-fn stop_on_signals() -> Result<Arc<AtomicBool>> {
-    let stop = Arc::new(AtomicBool::new(false));
-    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-        signal_hook::flag::register_conditional_shutdown(signal, 1, stop.clone())
-            .and_then(|_| signal_hook::flag::register(signal, stop.clone()))
-            .map_err(|e| Error::Failed(format!("cannot listen for signal {signal}: {e}")))?;
-    }
-    Ok(stop)
 }

@@ -48,7 +48,7 @@ impl<'a> Trainer<'a> {
         let start = Start::of(&parameters)?;
         let (plan, estimate) = setup_plan(config, device, &pipeline, &parameters, cache.as_ref())?;
         let optimizer = setup_optimizer(config, &parameters, checkpoint.as_ref(), components)?;
-        pipeline.transformer.attach(&parameters.adapter())?;
+        pipeline.transformer.attach_low_rank(&parameters.low_rank())?;
 
         let require_masks = config.loss.uses_masks();
         let loader = Loader::with_cache(&config.data, config.seed, Some(&state.cursor), require_masks, cache)?;
