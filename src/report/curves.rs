@@ -1,4 +1,6 @@
 //! The curves of a run as small SVG panels: every step faint, its running mean on top.
+//!
+//! Drawn here: the crates that plot bring fonts and several times this file's code for two polylines and a grid.
 use super::metrics::{StepMetrics, ValidationScores};
 use maud::{Markup, html};
 use std::fmt::Write;
