@@ -5,5 +5,5 @@ pub(super) mod listing;
 pub mod panoptic;
 mod parquet_bounds;
 pub mod shards;
-mod tar_members;
+pub mod tar_members;
 pub mod unusable;
