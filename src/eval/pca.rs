@@ -1,5 +1,5 @@
 //! What a model's image tokens have in common: their first three principal components, which make a picture of them.
-use super::generation::matrix::{View, add_product};
+use super::generation::matrix::add_product;
 use super::segmentation::{
     LabelledFolder, LabelledImage, Prompt, SegmentationOptions, Segmenter, Vocabulary, each_batch,
 };
@@ -7,6 +7,7 @@ use crate::model::pipeline::Pipeline;
 use crate::sample::scheduler::Scheduler;
 use crate::system::error::{Error, Result};
 use candle_core::{DType, Device};
+use faer::MatRef;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
@@ -150,12 +151,12 @@ fn residual(image: &[f64], vector: &[f64], value: f64) -> f64 {
 
 /// `XᵀX·v` for each of the vectors.
 fn gram_product(x: &[f64], rows: usize, width: usize, vectors: &[Vec<f64>]) -> Vec<Vec<f64>> {
-    let (count, x) = (vectors.len(), View::rows(x, width));
+    let (count, x) = (vectors.len(), MatRef::from_row_major_slice(x, rows, width));
     let flat = vectors.concat();
     let mut projected = vec![0.0; rows * count];
-    add_product(&mut projected, (rows, width, count), x, View::rows(&flat, width).transposed());
+    add_product(&mut projected, x, MatRef::from_row_major_slice(&flat, count, width).transpose());
     let mut images = vec![0.0; count * width];
-    add_product(&mut images, (count, rows, width), View::rows(&projected, count).transposed(), x);
+    add_product(&mut images, MatRef::from_row_major_slice(&projected, rows, count).transpose(), x);
     images.chunks_exact(width).map(<[f64]>::to_vec).collect()
 }
 
