@@ -5,7 +5,7 @@ use super::segmentation::{
     Accumulator, ClassMaps, LabelledFolder, SegmentationOptions, SegmentationScores, Segmenter, Vocabulary, each_batch,
     on_host,
 };
-use crate::model::families::sd3::{Embedded, JointInputs};
+use crate::model::families::{Embedded, JointInputs};
 use crate::model::pipeline::Pipeline;
 use crate::model::text::tokenizer::CLIP_TOKENS;
 use crate::ops::attention_probability;
@@ -77,7 +77,7 @@ pub fn analyse(
     options: &SegmentationOptions,
     mut progress: impl FnMut(usize, &str),
 ) -> Result<Analysis> {
-    let count = pipeline.transformer.blocks.len();
+    let count = pipeline.transformer.config.num_layers();
     let settings = &options.maps;
     check_heads(settings.heads, pipeline.transformer.config.num_attention_heads)?;
     let mut segmenter = Segmenter::new(pipeline, scheduler, options)?;

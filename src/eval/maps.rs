@@ -1,7 +1,7 @@
 //! What a map of a text token is made of: of which blocks and heads, after which softmax, by which scale.
 use super::score_head::ScoreHead;
 use crate::config::{AttentionForm, MapHeads, MapNormalize};
-use crate::model::families::sd3::{Embedded, MmDit, Probe, image_to_text_logits, mean};
+use crate::model::families::{Embedded, Probe, Transformer, image_to_text_logits, mean};
 use crate::system::error::{Error, Result};
 use candle_core::{Result as TensorResult, Tensor};
 
@@ -39,7 +39,7 @@ impl MapSettings {
 
     /// # Errors
     /// `Error::Usage` if there is no block, or the model does not have one of the blocks or heads.
-    pub fn check(&self, model: &MmDit) -> Result<()> {
+    pub fn check(&self, model: &Transformer) -> Result<()> {
         if self.layers.is_empty() {
             return Err(Error::Usage("no block whose attention is to be looked at".into()));
         }
@@ -54,7 +54,7 @@ impl MapSettings {
 
     /// The maps of the CLIP tokens, f32 `[batch, image tokens, 77]`: the mean over the blocks, scaled where that is to
     /// be done before the tokens of a name are merged. The model is run up to the last of the blocks.
-    pub fn of_tokens(&self, model: &MmDit, embedded: &Embedded) -> Result<Tensor> {
+    pub fn of_tokens(&self, model: &Transformer, embedded: &Embedded) -> Result<Tensor> {
         let heads = model.config.num_attention_heads;
         let mut of_blocks = vec![];
         model.probe_each(embedded, &self.layers, |_, probe| {

@@ -3,7 +3,7 @@ use super::maps::{MapKind, SampleMaps};
 use super::matching::Matching;
 use super::{MaskTarget, SampleTargets};
 use crate::config::{Alignment, AttentionForm, FocalProbability, HeadMaps, LossConfig};
-use crate::model::families::sd3::Probe;
+use crate::model::families::Probe;
 use crate::ops::{self, NO_CLASS};
 use crate::system::device::upload;
 use candle_core::{Result, Tensor};

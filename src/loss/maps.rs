@@ -1,6 +1,6 @@
 //! Attention maps of the experts, averaged: all of them without gradient, for matching; the chosen ones with.
 use crate::config::{AttentionForm, HeadMaps};
-use crate::model::families::sd3::{Probe, image_to_text_logits, mean};
+use crate::model::families::{Probe, image_to_text_logits, mean};
 use crate::model::text::tokenizer::CLIP_TOKENS;
 use crate::system::device::upload;
 use candle_core::{DType, Result, Tensor};

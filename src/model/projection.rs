@@ -1,6 +1,6 @@
 //! A frozen linear layer that can carry an adapter.
 use super::weights::Weights;
-use crate::model::adapters::lora::Lora;
+use crate::model::adapters::Adapter;
 use crate::ops;
 use crate::system::error::{Error, Result};
 use candle_core::Tensor;
@@ -9,7 +9,7 @@ use candle_core::Tensor;
 pub struct Projection {
     weight: Tensor,
     bias: Option<Tensor>,
-    adapter: Option<Lora>,
+    adapter: Option<Box<dyn Adapter>>,
 }
 
 impl Projection {
@@ -32,23 +32,16 @@ impl Projection {
         (self.weight.dims()[1], self.weight.dims()[0])
     }
 
+    /// `[outer, inner]`
+    pub fn weight(&self) -> &Tensor {
+        &self.weight
+    }
+
     /// Puts an adapter on the layer called `name`, in place of one it may have.
-    pub fn attach(&mut self, name: &str, adapter: Lora) -> Result<()> {
-        let (inner, outer) = self.sizes();
-        let rank = adapter.rank();
-        if adapter.down.dims() != [rank, inner] || adapter.up.dims() != [outer, rank] {
-            return Err(Error::Failed(format!(
-                "LoRA of {name}: shapes {:?} and {:?}, expected [{rank}, {inner}] and [{outer}, {rank}]",
-                adapter.down.dims(),
-                adapter.up.dims()
-            )));
-        }
-        let device = self.weight.device();
-        self.adapter = Some(Lora {
-            down: adapter.down.to_device(device)?,
-            up: adapter.up.to_device(device)?,
-            alpha: adapter.alpha,
-        });
+    pub fn attach(&mut self, name: &str, adapter: &dyn Adapter) -> Result<()> {
+        adapter.check(self.sizes()).map_err(|problem| Error::Failed(format!("adapter of {name}: {problem}")))?;
+        let parameters = adapter.parameters().into_iter().map(|tensor| tensor.to_device(self.weight.device()));
+        self.adapter = Some(adapter.with_parameters(parameters.collect::<candle_core::Result<_>>()?)?);
         Ok(())
     }
 
@@ -59,13 +52,18 @@ impl Projection {
 
     /// Weight and bias alone; none where an adapter is on them.
     pub fn frozen(&self) -> Option<ops::FrozenLayer> {
-        let Self { weight, bias, adapter } = self;
-        adapter.is_none().then(|| ops::FrozenLayer { weight: weight.clone(), bias: bias.clone() })
+        self.adapter.is_none().then(|| self.layer())
+    }
+
+    fn layer(&self) -> ops::FrozenLayer {
+        ops::FrozenLayer { weight: self.weight.clone(), bias: self.bias.clone() }
     }
 
     /// x `[…, inner]` to `[…, outer]`.
     pub fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        let adapter = self.adapter.as_ref().map(|lora| (&lora.down, &lora.up, lora.scale()));
-        ops::linear(x, &self.weight, self.bias.as_ref(), adapter)
+        match &self.adapter {
+            Some(adapter) => adapter.forward(x, self.layer()),
+            None => ops::linear(x, &self.weight, self.bias.as_ref(), None),
+        }
     }
 }

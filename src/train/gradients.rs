@@ -2,7 +2,7 @@
 use super::parameters::Parameters;
 use crate::config::LossConfig;
 use crate::loss::{AlignmentLoss, MaskAlignment, Matching, SampleTargets, flow_loss};
-use crate::model::families::sd3::{MmDit, Probe, Streams};
+use crate::model::families::{Probe, Streams, Transformer as MmDit};
 use crate::model::text::TextEmbedding;
 use crate::ops;
 use candle_core::backprop::GradStore;

@@ -1,6 +1,6 @@
 //! How much memory a run takes, said before its first step, and which blocks must be recomputed for it to fit.
 use crate::config::GradientCheckpointing;
-use crate::model::families::sd3::MmDitConfig;
+use crate::model::families::TransformerConfig;
 use crate::ops;
 use crate::system::error::{Error, Result};
 use candle_core::Device;
@@ -21,7 +21,7 @@ pub struct StepSize {
 /// What a run adds to the memory that is in use before its first step.
 #[derive(Clone, Copy, Debug)]
 pub struct Needs<'a> {
-    pub model: &'a MmDitConfig,
+    pub model: &'a TransformerConfig,
     pub size: StepSize,
     /// Numbers that are trained.
     pub trained: usize,
@@ -90,9 +90,9 @@ impl Needs<'_> {
     /// What the run takes if the first `recomputed` blocks keep only their input.
     pub fn estimate(&self, recomputed: usize, usage: Usage) -> Estimate {
         let tokens = self.size.image_tokens + self.size.text_tokens;
-        let kept: u64 = (recomputed..self.model.num_layers).map(|layer| self.block(layer)).sum();
+        let kept: u64 = (recomputed..self.model.num_layers()).map(|layer| self.block(layer)).sum();
         // Those that are recomputed take their turn when the others are gone.
-        let again = (0..recomputed.min(self.model.num_layers)).map(|layer| self.block(layer)).max();
+        let again = (0..recomputed.min(self.model.num_layers())).map(|layer| self.block(layer)).max();
         let again = again.map_or(0, |block| block + self.values(RECOMPUTING * tokens));
         let backward = kept.max(again) + self.values(PASSING * tokens);
         Estimate {
@@ -110,7 +110,7 @@ impl Needs<'_> {
     /// # Errors
     /// `Error::Failed` where it does not fit.
     pub fn plan(&self, choice: GradientCheckpointing, usage: Usage) -> Result<(usize, Estimate)> {
-        let all = self.model.num_layers;
+        let all = self.model.num_layers();
         let fits = |recomputed: &usize| self.estimate(*recomputed, usage).added() <= usage.free;
         let recomputed = match choice {
             GradientCheckpointing::Off => 0,
@@ -219,20 +219,18 @@ fn kilobytes(file: &str, name: &str) -> Option<u64> {
 mod tests {
     use super::*;
 
-    fn config() -> MmDitConfig {
-        MmDitConfig {
-            patch_size: 2,
-            in_channels: 16,
-            out_channels: Some(16),
-            num_layers: 24,
-            attention_head_dim: 64,
+    fn config() -> TransformerConfig {
+        TransformerConfig {
+            block_lists: vec![("blocks", 24)],
             num_attention_heads: 24,
+            attention_head_dim: 64,
+            in_channels: 16,
+            patch_size: 2,
+            max_grid: 192,
             joint_attention_dim: 4096,
-            caption_projection_dim: 1536,
             pooled_projection_dim: 2048,
-            pos_embed_max_size: 192,
             dual_attention_layers: vec![],
-            qk_norm: None,
+            release: None,
         }
     }
 

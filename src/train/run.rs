@@ -19,8 +19,9 @@ use super::validation::Validation;
 use crate::config::{HeadMaps, RequiredFiles, RunConfig};
 use crate::data::{Batch, Cache, Cursor, Loader, loader};
 use crate::eval::segmentation::SegmentationOptions;
+use crate::model::adapters::detached;
 use crate::model::adapters::formats::{self, Format};
-use crate::model::families::sd3::MmDit;
+use crate::model::families::TransformerConfig;
 use crate::model::pipeline::Pipeline;
 use crate::model::text::{TextEmbedding, prompt_file};
 use crate::model::weights::files::{ModelFiles, Part};
@@ -141,7 +142,7 @@ impl<'a> Trainer<'a> {
         mut state: State,
         checkpoint: Option<Checkpoint>,
     ) -> Result<Self> {
-        check_experts(config, &pipeline.transformer)?;
+        check_experts(config, &pipeline.transformer.config)?;
         if let Some(eval) = &config.eval {
             let maps = SegmentationOptions::of(eval, None).maps;
             maps.check(&pipeline.transformer).map_err(|problem| Error::Usage(format!("[eval] {problem}")))?;
@@ -159,13 +160,12 @@ impl<'a> Trainer<'a> {
                 Error::Failed(format!("checkpoint of step {}: not a position in the data: {e}", state.step))
             })?);
         }
-        pipeline.transformer.attach(&parameters.adapter())?;
+        pipeline.transformer.attach(&parameters.adapters()?)?;
         let cached = cache.is_some();
         let require_masks = config.loss.uses_masks();
         let held = loader::held_bytes(&config.data, cache.as_ref().map(Cache::sample_bytes));
         let loader = Loader::with_cache(&config.data, config.seed, cursor.as_ref(), require_masks, cache)?;
-        let patch = pipeline.transformer.config.patch_size;
-        let grid = (height / patch, width / patch);
+        let grid = pipeline.transformer.config.grid(height, width);
         let size = StepSize {
             batch: config.train.batch,
             image_tokens: grid.0 * grid.1,
@@ -210,7 +210,7 @@ impl<'a> Trainer<'a> {
 
     /// What is trained on what, for people.
     fn summary(&self) -> String {
-        let blocks = self.pipeline.transformer.blocks.len();
+        let blocks = self.pipeline.transformer.config.num_layers();
         format!(
             "{} on {:?}, frozen weights in {:?}; {} of {blocks} blocks recomputed in the backward pass\n{}\n{}",
             self.config.model.path,
@@ -375,7 +375,7 @@ impl<'a> Trainer<'a> {
     fn validate(&mut self, output: &Path, log: &mut RunLog, validation: &Validation) -> Result<ValidationScores> {
         self.attach_detached()?;
         let (scores, pictures) = validation.measure(&self.pipeline, &self.scheduler)?;
-        self.pipeline.transformer.attach(&self.parameters.adapter())?;
+        self.pipeline.transformer.attach(&self.parameters.adapters()?)?;
         let step = self.state.step;
         let kept = validation.kept_pictures();
         pictures.write(output, step, kept)?;
@@ -386,7 +386,7 @@ impl<'a> Trainer<'a> {
             self.checkpoint()?.save_best(output, self.config)?;
             let origin = origin_of(self.config, step, Some(&self.pipeline.transformer.config));
             let file = output.join("lora-best.safetensors");
-            formats::export(&self.parameters.adapter(), Format::Diffusers, &file, &origin)?;
+            formats::export(&self.parameters.adapters()?, Format::Diffusers, &file, &origin)?;
             self.export_prompt(&output.join("prompt-best.safetensors"))?;
             log.best = Some(scores.clone());
         }
@@ -397,13 +397,12 @@ impl<'a> Trainer<'a> {
     /// Puts the LoRA on the model so that no backward pass can follow it: else every step of every drawn image would stay
     /// in memory.
     fn attach_detached(&mut self) -> Result<()> {
-        let trained = self.parameters.adapter().into_iter().map(|(name, lora)| (name, lora.detached()));
-        self.pipeline.transformer.attach(&trained.collect())
+        self.pipeline.transformer.attach(&detached(&self.parameters.adapters()?)?)
     }
 
     fn export(&self, file: &Path) -> Result<()> {
         let origin = origin_of(self.config, self.state.step, Some(&self.pipeline.transformer.config));
-        formats::export(&self.parameters.adapter(), Format::Diffusers, file, &origin)?;
+        formats::export(&self.parameters.adapters()?, Format::Diffusers, file, &origin)?;
         tracing::info!("wrote {}: a LoRA for diffusers and ComfyUI", file.display());
         Ok(())
     }
@@ -448,7 +447,7 @@ impl<'a> Trainer<'a> {
     fn measure_base(&mut self, evaluation: &Evaluation, measured: &mut Measured) -> Result<bool> {
         self.pipeline.transformer.detach();
         let is_measured = evaluation.measure(&self.pipeline, &self.scheduler, Stage::Before, measured);
-        self.pipeline.transformer.attach(&self.parameters.adapter())?;
+        self.pipeline.transformer.attach(&self.parameters.adapters()?)?;
         is_measured
     }
 
@@ -458,19 +457,16 @@ impl<'a> Trainer<'a> {
             config: self.config,
             state: self.state.clone(),
             device: self.device,
-            layers: self.parameters.layers(self.pipeline.transformer.blocks.len()),
+            layers: self.parameters.layers(self.pipeline.transformer.config.num_layers()),
         }
     }
 }
 
 /// # Errors
 /// The model has no such block or head as the config names.
-fn check_experts(config: &RunConfig, model: &MmDit) -> Result<()> {
-    let (last, blocks) = (config.model.last_expert(), model.blocks.len());
-    if last >= blocks {
-        return Err(Error::Usage(format!("model.expert_layers has {last}, but the model has {blocks} blocks")));
-    }
-    match (config.loss.heads, model.config.num_attention_heads) {
+fn check_experts(config: &RunConfig, model: &TransformerConfig) -> Result<()> {
+    model.check_block("model.expert_layers: block", config.model.last_expert())?;
+    match (config.loss.heads, model.num_attention_heads) {
         (HeadMaps::One(head), heads) if head >= heads => {
             Err(Error::Usage(format!("loss.heads is {head}, but the model has {heads} heads")))
         }

@@ -3,7 +3,7 @@ use super::prompts::{Embeddings, Prompt};
 use super::{NoiseLevel, SegmentationOptions};
 use crate::data::codec::resize::bilinear;
 use crate::eval::maps::MapSettings;
-use crate::model::families::sd3::Embedded;
+use crate::model::families::Embedded;
 use crate::model::pipeline::Pipeline;
 use crate::model::text::TextEmbedding;
 use crate::model::text::tokenizer::CLIP_TOKENS;
@@ -129,8 +129,7 @@ impl<'a> Segmenter<'a> {
 
     /// Rows and columns of image tokens.
     pub fn grid(&self) -> (usize, usize) {
-        let patch = self.pipeline.transformer.config.patch_size;
-        (self.shape.1 / patch, self.shape.2 / patch)
+        self.pipeline.transformer.config.grid(self.shape.1, self.shape.2)
     }
 
     /// Embeds every image with each of its prompts, a batch at a time. `visit` gets the batch's pairs of an image's place

@@ -1,5 +1,6 @@
 //! The files of a base model: a diffusers folder, or a repository of the Hugging Face hub in its usual cache.
 use super::shard_index::ShardIndex;
+use crate::model::families::{FAMILIES, Family};
 use crate::model::weights::Weights;
 use crate::system::error::{Error, Result};
 use crate::system::guard::guarded;
@@ -67,7 +68,7 @@ pub struct ModelFiles {
 impl ModelFiles {
     /// Opens a diffusers folder, or `hf:org/name` or `hf:org/name@revision` (a branch, tag or commit).
     ///
-    /// Fails unless `model_index.json` names a Stable Diffusion 3 pipeline. Of a hub repository, what the cache
+    /// Fails unless `model_index.json` names the pipeline of a known family. Of a hub repository, what the cache
     /// holds is used without network; a download that is refused or offline fails with repository and reason.
     pub fn open(path_or_hub: &str) -> Result<Self> {
         let files = match path_or_hub.strip_prefix("hf:") {
@@ -88,11 +89,11 @@ impl ModelFiles {
             _class_name: String,
         }
         let index: ModelIndex = read_json(&files.required("model_index.json")?, MODEL_JSON)?;
-        if !index._class_name.starts_with("StableDiffusion3") {
-            return Err(Error::file(
-                files.folder.join("model_index.json"),
-                format!("_class_name is {:?}, expected \"StableDiffusion3Pipeline\"", index._class_name),
-            ));
+        let known = FAMILIES.map(Family::pipeline_class);
+        if !known.iter().any(|class| index._class_name.starts_with(class.trim_end_matches("Pipeline"))) {
+            let known = known.map(|class| format!("{class:?}")).join(" or ");
+            let problem = format!("_class_name is {:?}, expected {known}", index._class_name);
+            return Err(Error::file(files.folder.join("model_index.json"), problem));
         }
         Ok(files)
     }

@@ -1,6 +1,6 @@
 //! A block whose image tokens look at the text blurred: what the picture loses without it shows what the block is for,
 //! and guidance away from that gives more of it.
-use super::block::JointInputs;
+use super::JointInputs;
 use crate::ops;
 use candle_core::{DType, Result as TensorResult, Tensor};
 

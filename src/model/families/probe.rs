@@ -1,5 +1,5 @@
 //! The attention of image positions to the text, as segmentation sees it.
-use super::block::Probe;
+use super::Probe;
 use crate::model::text::tokenizer::CLIP_TOKENS;
 use crate::ops;
 use candle_core::{DType, Result, Tensor, bail};
