@@ -37,7 +37,7 @@ fn train(settings: &[&str]) -> (LossTerms, LossTerms) {
     };
     let mut pipeline = Pipeline::load(&files, &options).unwrap();
     let parameters = Parameters::new(&config, &mut pipeline.transformer, &Device::Cpu).unwrap();
-    pipeline.transformer.attach(&parameters.adapter()).unwrap();
+    pipeline.transformer.attach(&parameters.adapters().unwrap()).unwrap();
     let scheduler = Scheduler::open(&files).unwrap();
     let batch = Loader::new(&config.data, config.seed, None, true).unwrap().next_batch(4).unwrap();
     let maker = InputMaker {

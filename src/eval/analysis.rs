@@ -7,7 +7,6 @@ use super::segmentation::{
 };
 use crate::model::families::{Embedded, JointInputs};
 use crate::model::pipeline::Pipeline;
-use crate::model::text::tokenizer::CLIP_TOKENS;
 use crate::ops::attention_probability;
 use crate::sample::scheduler::Scheduler;
 use crate::system::error::{Error, Result};
@@ -143,9 +142,9 @@ fn token_counts(embedded: &Embedded) -> Result<(usize, usize)> {
 }
 
 impl Sums {
-    /// Adds a batch; returns the attention of image tokens to CLIP's, `[batch, image tokens, 77]`.
+    /// Adds a batch; returns the attention of image tokens to the words', `[batch, image tokens, words]`.
     fn add(&mut self, inputs: &JointInputs) -> Result<Tensor> {
-        let JointInputs { image_queries, text_queries, keys, values, heads, last_key_count } = inputs;
+        let JointInputs { image_queries, text_queries, keys, values, heads, last_key_count, words } = inputs;
         let (batch, image, _) = image_queries.dims3()?;
         let text = keys.dim(1)? - image;
         let probability = |queries, range| attention_probability(queries, keys, *heads, range, *last_key_count);
@@ -159,7 +158,7 @@ impl Sums {
         self.image_value_norm += total(&norms.narrow(1, 0, image)?)? / image as f64;
         self.text_value_norm += weighed(&norms.narrow(1, image, text)?, *last_key_count)?;
         self.samples += batch as f64;
-        Ok(to_text.narrow(2, 0, CLIP_TOKENS)?.contiguous()?)
+        Ok(to_text.narrow(2, 0, *words)?.contiguous()?)
     }
 
     fn finish(self, block: usize, scores: &SegmentationScores) -> BlockAnalysis {

@@ -8,7 +8,7 @@ use candle_core::{Result as TensorResult, Tensor};
 /// Added to a map's range before it is divided by it, as the released code does.
 const EPSILON: f64 = 1e-6;
 
-/// How the attention of image positions to the CLIP tokens becomes maps.
+/// How the attention of image positions to the words' tokens becomes maps.
 ///
 /// In this order: each block's attention, its heads taken together, the score head, the mean over blocks, each token's
 /// map scaled, the mean over the tokens of a name, each name's map scaled.
@@ -52,7 +52,7 @@ impl MapSettings {
         (self.attention, self.heads) == (AttentionForm::Softmax, MapHeads::Mean) && self.score_head.is_none()
     }
 
-    /// The maps of the CLIP tokens, f32 `[batch, image tokens, 77]`: the mean over the blocks, scaled where that is to
+    /// The maps of the words' tokens, f32 `[batch, image tokens, words]`: the mean over the blocks, scaled where that is to
     /// be done before the tokens of a name are merged. The model is run up to the last of the blocks.
     pub fn of_tokens(&self, model: &Transformer, embedded: &Embedded) -> Result<Tensor> {
         let heads = model.config.num_attention_heads;
@@ -69,7 +69,7 @@ impl MapSettings {
         self.scaled_before(mean(probes.iter().map(|probe| self.of_block(probe, heads, grid)))?)
     }
 
-    /// One block's maps `[batch, image tokens, 77]`, not yet scaled; `heads` is how many the block has.
+    /// One block's maps `[batch, image tokens, words]`, not yet scaled; `heads` is how many the block has.
     pub fn of_block(&self, probe: &Probe, heads: usize, grid: (usize, usize)) -> TensorResult<Tensor> {
         let mean = |probe: &Probe, heads: usize| match self.attention {
             AttentionForm::Softmax => probe.probability(heads),
@@ -88,7 +88,7 @@ impl MapSettings {
         }
     }
 
-    /// Maps `[batch, image tokens, 77]`, each scaled to [0, 1] where that is to be done before merging.
+    /// Maps `[batch, image tokens, words]`, each scaled to [0, 1] where that is to be done before merging.
     pub fn scaled_before(&self, maps: Tensor) -> TensorResult<Tensor> {
         if !self.normalize.before() {
             return Ok(maps);

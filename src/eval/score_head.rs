@@ -1,6 +1,5 @@
 //! A trained score head, put on the maps at evaluation.
 use crate::model::adapters::formats::no_pickle;
-use crate::model::text::tokenizer::CLIP_TOKENS;
 use crate::model::weights::Weights;
 use crate::ops::{self, conv2d};
 use crate::system::error::{Error, Result};
@@ -48,7 +47,7 @@ impl ScoreHead {
         Ok(Self { parameters: parameters.collect::<Result<_>>()?, form })
     }
 
-    /// On maps `[batch, image tokens, 77]`, whose positions are rows and columns of `grid`.
+    /// On maps `[batch, image tokens, words]`, whose positions are rows and columns of `grid`.
     pub fn apply(&self, maps: &Tensor, grid: (usize, usize)) -> TensorResult<Tensor> {
         let (batch, positions, tokens) = maps.dims3()?;
         match self.form {
@@ -58,7 +57,7 @@ impl ScoreHead {
                 scored.reshape((batch, tokens, positions))?.transpose(1, 2)?.contiguous()
             }
             ScoreHeadForm::Released => {
-                let mut table = maps.reshape((batch, 1, positions, CLIP_TOKENS))?;
+                let mut table = maps.reshape((batch, 1, positions, tokens))?;
                 for (layer, parameters) in self.parameters.chunks_exact(2).enumerate() {
                     let (weight, bias) = (parameters[0].clone(), parameters[1].clone());
                     let convolution = conv2d::Conv2d::new(weight, bias, conv2d::Stride::One)?;

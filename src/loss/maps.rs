@@ -1,7 +1,6 @@
 //! Attention maps of the experts, averaged: all of them without gradient, for matching; the chosen ones with.
 use crate::config::{AttentionForm, HeadMaps};
 use crate::model::families::{Probe, image_to_text_logits, mean};
-use crate::model::text::tokenizer::CLIP_TOKENS;
 use crate::system::device::upload;
 use candle_core::{DType, Result, Tensor};
 
@@ -17,9 +16,11 @@ pub struct MapKind {
 
 /// One image's attention in the expert blocks; every map is the mean over them.
 ///
-/// With heads kept, map `head·77 + token` is that of a head and a CLIP token; else map `token`.
+/// With heads kept, map `head·words + token` is that of a head and a word's token; else map `token`.
 pub struct SampleMaps {
     probes: Vec<Probe>,
+    /// Tokens that words are found by.
+    words: usize,
     kind: MapKind,
     /// Rows and columns of image tokens.
     grid: (usize, usize),
@@ -32,16 +33,17 @@ impl SampleMaps {
             HeadMaps::One(head) => probe.sample(index)?.one_head(head, kind.heads),
             _ => probe.sample(index),
         };
+        let words = probes.first().map_or(0, |probe| probe.words);
         let probes = probes.iter().map(sample).collect::<Result<_>>()?;
         let kind = match kind.of_heads {
             // Of one head the mean is that head.
             HeadMaps::One(_) => MapKind { heads: 1, of_heads: HeadMaps::Mean, ..kind },
             _ => kind,
         };
-        Ok(Self { probes, kind, grid })
+        Ok(Self { probes, words, kind, grid })
     }
 
-    /// Every map, without gradient: `[heads·77, h, w]`, or `[77, h, w]` where heads are not kept.
+    /// Every map, without gradient: `[heads·words, h, w]`, or `[words, h, w]` where heads are not kept.
     pub fn all(&self) -> Result<Tensor> {
         let probes: Vec<Probe> = self.probes.iter().map(Probe::detached).collect();
         self.on_grid(&self.every(&probes)?)
@@ -50,7 +52,7 @@ impl SampleMaps {
     /// The maps of a token: one of every head, or one alone.
     pub fn of_token(&self, token: usize) -> Vec<usize> {
         match self.kind.of_heads {
-            HeadMaps::Keep => (0..self.kind.heads).map(|head| head * CLIP_TOKENS + token).collect(),
+            HeadMaps::Keep => (0..self.kind.heads).map(|head| head * self.words + token).collect(),
             _ => vec![token],
         }
     }
@@ -69,13 +71,13 @@ impl SampleMaps {
     /// Attention of classes with gradient, `[classes, h, w]`: each the mean over its tokens. Heads must not be kept.
     pub fn of_classes(&self, classes: &[Vec<usize>]) -> Result<Tensor> {
         let every = self.every(&self.probes)?.squeeze(0)?;
-        let mut mean = vec![0f32; classes.len() * CLIP_TOKENS];
-        for (tokens, row) in classes.iter().zip(mean.chunks_exact_mut(CLIP_TOKENS)) {
+        let mut mean = vec![0f32; classes.len() * self.words];
+        for (tokens, row) in classes.iter().zip(mean.chunks_exact_mut(self.words)) {
             for token in tokens {
                 row[*token] += 1.0 / tokens.len() as f32;
             }
         }
-        let mean = upload(mean, (classes.len(), CLIP_TOKENS), every.device())?;
+        let mean = upload(mean, (classes.len(), self.words), every.device())?;
         self.on_grid(&mean.matmul(&every)?)
     }
 
@@ -84,7 +86,7 @@ impl SampleMaps {
         maps.reshape(((), self.grid.0, self.grid.1))
     }
 
-    /// Every map, `[heads, 77, positions]`, or `[1, 77, positions]` where heads are not kept.
+    /// Every map, `[heads, words, positions]`, or `[1, words, positions]` where heads are not kept.
     fn every(&self, probes: &[Probe]) -> Result<Tensor> {
         mean(probes.iter().map(|probe| self.every_of(probe)))
     }
@@ -113,13 +115,13 @@ impl SampleMaps {
         let mut weights = vec![0f32; chosen.len() * width];
         for (number, row) in chosen.iter().zip(weights.chunks_exact_mut(width)) {
             match self.kind.of_heads {
-                HeadMaps::Keep => row[number / CLIP_TOKENS * head_dim..][..head_dim].fill(scale),
+                HeadMaps::Keep => row[number / self.words * head_dim..][..head_dim].fill(scale),
                 _ => row.fill(scale / self.kind.heads as f32),
             }
         }
         let device = probe.queries.device();
         let weights = upload(weights, (chosen.len(), width), device)?;
-        let tokens: Vec<u32> = chosen.iter().map(|number| (number % CLIP_TOKENS) as u32).collect();
+        let tokens: Vec<u32> = chosen.iter().map(|number| (number % self.words) as u32).collect();
         let tokens = upload(tokens, chosen.len(), device)?;
         let keys = probe.text_keys()?.squeeze(0)?.to_dtype(DType::F32)?.contiguous()?.index_select(&tokens, 0)?;
         let queries = probe.queries.reshape((positions, width))?.to_dtype(DType::F32)?;

@@ -44,6 +44,7 @@ impl PipelineOptions {
 
 impl Pipeline {
     pub fn load(files: &ModelFiles, options: &PipelineOptions) -> Result<Self> {
+        families::of(files)?;
         let PipelineOptions { text_encoders, max_sequence_length, dtype, device, .. } = options;
         let encoders = TextEncoders::load(files, text_encoders, *max_sequence_length, *dtype, device)?;
         Self::with(files, options, encoders, Vae::load(files, device)?)

@@ -1,6 +1,6 @@
 //! A frozen linear layer that can carry an adapter.
 use super::weights::Weights;
-use crate::model::adapters::Adapter;
+use crate::model::adapters::adapter::Adapter;
 use crate::ops;
 use crate::system::error::{Error, Result};
 use candle_core::Tensor;

@@ -231,7 +231,7 @@ impl Step<'_> {
         }
         let leaf = |t: &Tensor| Result::Ok(Var::from_tensor(t)?.into_inner());
         let (queries, keys) = (leaf(&probe.queries)?, leaf(&probe.keys)?);
-        self.probes.push(Probe { queries, keys, last_key_count: probe.last_key_count });
+        self.probes.push(Probe { queries, keys, ..*probe });
         if layer == self.last_expert() {
             self.matchings = self.alignment().begin(&self.probes)?;
         }

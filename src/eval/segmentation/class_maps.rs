@@ -6,7 +6,6 @@ use crate::eval::maps::MapSettings;
 use crate::model::families::Embedded;
 use crate::model::pipeline::Pipeline;
 use crate::model::text::TextEmbedding;
-use crate::model::text::tokenizer::CLIP_TOKENS;
 use crate::sample::image::to_tensor;
 use crate::sample::noise::normal;
 use crate::sample::scheduler::Scheduler;
@@ -17,7 +16,7 @@ use std::ops::Deref;
 
 /// First element of the noise stream of an evaluated image; the second is its index.
 const NOISE: u64 = 0x7365_676d_656e_7400;
-/// Embeddings that are kept: 160 MB with the text encoders of SD3.
+/// Embeddings that are kept: 160 MB where one is of 154 tokens of 4096 features.
 const EMBEDDINGS: usize = 64;
 
 /// How strongly each position of an image looks at each of some classes.
@@ -37,12 +36,13 @@ impl ClassMaps {
         Self { grid, classes: vec![], values: vec![] }
     }
 
-    /// Adds the classes of a prompt, whose tokens' maps are `[positions, 77]`, as `settings` says.
+    /// Adds the classes of a prompt, whose tokens' maps are `[positions, tokens]`, as `settings` says.
     pub fn add(&mut self, prompt: &Prompt, of_tokens: &[f32], settings: &MapSettings) {
+        let count = of_tokens.len() / (self.grid.0 * self.grid.1);
         for (class, place) in &prompt.places {
             self.classes.push(*class);
             let first = self.values.len();
-            let tokens = of_tokens.chunks_exact(CLIP_TOKENS).map(|row| &row[place.clone()]);
+            let tokens = of_tokens.chunks_exact(count).map(|row| &row[place.clone()]);
             self.values.extend(tokens.map(|tokens| tokens.iter().sum::<f32>() / place.len() as f32));
             settings.scale_after(&mut self.values[first..]);
         }
@@ -115,7 +115,7 @@ impl<'a> Segmenter<'a> {
         self.embeddings.set("", prompt);
     }
 
-    /// The maps of the 77 tokens of an empty prompt, `[positions, 77]` for each image.
+    /// The maps of the tokens of an empty prompt, `[positions, tokens]` for each image.
     pub fn token_maps(&mut self, images: &[(usize, &RgbImage)]) -> Result<Vec<Vec<f32>>> {
         let (transformer, settings) = (&self.pipeline.transformer, self.maps);
         let nothing = vec![Prompt { text: String::new(), places: vec![] }];
@@ -169,7 +169,7 @@ impl<'a> Segmenter<'a> {
     }
 }
 
-/// Maps `[batch, positions, 77]`, one list of values an image.
+/// Maps `[batch, positions, tokens]`, one list of values an image.
 pub fn on_host(maps: &Tensor) -> Result<Vec<Vec<f32>>> {
     Ok(maps.to_device(&Device::Cpu)?.flatten_from(1)?.to_vec2::<f32>()?)
 }

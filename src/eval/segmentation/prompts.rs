@@ -1,21 +1,17 @@
 //! Class names as prompts, and what the text encoders make of those.
 use super::folder::{Class, LabelledImage};
 use crate::config::SegmentationProtocol;
-use crate::model::text::tokenizer::CLIP_TOKENS;
 use crate::model::text::{TextEmbedding, TextEncoders};
 use crate::system::error::{Error, Result};
 use std::collections::{BTreeSet, VecDeque};
 use std::ops::Range;
 use std::path::Path;
 
-/// Tokens of a prompt's text, between the start and the end token.
-pub const TOKENS: usize = CLIP_TOKENS - 2;
-
 /// Names of classes joined by spaces.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Prompt {
     pub text: String,
-    /// Index of each class and the places of its name's tokens among CLIP's, in order.
+    /// Index of each class and the places of its name's tokens among those that words are found by, in order.
     pub places: Vec<(u16, Range<usize>)>,
 }
 
@@ -23,21 +19,24 @@ pub struct Prompt {
 pub struct Vocabulary<'a> {
     classes: &'a [Class],
     tokens: Vec<usize>,
+    /// Where a prompt's text stands.
+    room: Range<usize>,
 }
 
 impl<'a> Vocabulary<'a> {
     /// # Errors
     /// A name has no tokens, or more than a prompt holds; the error names `file`, where the names are from.
     pub fn new(encoders: &TextEncoders, classes: &'a [Class], file: &Path) -> Result<Self> {
+        let room = encoders.text_places();
         let count = |Class { label, name }: &Class| match encoders.token_spans(&[name])?.pop().flatten() {
             Some(span) => Ok(span.len()),
             None => {
-                let found = encoders.clip_tokenizer().encode_text(name)?.len();
-                let problem = format!("the name of label {label}, {name:?}, is {found} tokens; expected 1 to {TOKENS}");
+                let (found, most) = (encoders.count_tokens(name)?, room.len());
+                let problem = format!("the name of label {label}, {name:?}, is {found} tokens; expected 1 to {most}");
                 Err(Error::file(file, problem))
             }
         };
-        Ok(Self { classes, tokens: classes.iter().map(count).collect::<Result<_>>()? })
+        Ok(Self { classes, tokens: classes.iter().map(count).collect::<Result<_>>()?, room })
     }
 
     /// The names of the `wanted` classes, whole and in order, over as few prompts as hold them.
@@ -50,12 +49,14 @@ impl<'a> Vocabulary<'a> {
             let (name, tokens) = (&self.classes[usize::from(index)].name, self.tokens[usize::from(index)]);
             let used = prompts.last().and_then(|prompt| prompt.places.last()).map(|(_, place)| place.end);
             match (prompts.last_mut(), used) {
-                (Some(prompt), Some(used)) if used + tokens <= 1 + TOKENS => {
+                (Some(prompt), Some(used)) if used + tokens <= self.room.end => {
                     prompt.text = format!("{} {name}", prompt.text);
                     prompt.places.push((index, used..used + tokens));
                 }
-                // The start token comes first.
-                _ => prompts.push(Prompt { text: name.clone(), places: vec![(index, 1..1 + tokens)] }),
+                _ => {
+                    let place = self.room.start..self.room.start + tokens;
+                    prompts.push(Prompt { text: name.clone(), places: vec![(index, place)] });
+                }
             }
         }
         prompts

@@ -3,11 +3,12 @@
 //! A phrase alone is the prompt. Its map is the mean over its own tokens, scaled to [0, 1] on the token grid and
 //! enlarged; what is at least a threshold is the answer. The threshold is picked on one half of the images and the
 //! scores are those of the other.
-use super::prompts::{Prompt, TOKENS};
+use super::prompts::Prompt;
 use super::{SegmentationOptions, Segmenter};
 use crate::config::named_blocks;
 use crate::data::codec::rle::{RunLengths, StoredRunLengths};
 use crate::model::pipeline::Pipeline;
+use crate::model::text::TextEncoders;
 use crate::ops::{Enlarge, Rows};
 use crate::sample::image::read_rgb8;
 use crate::sample::scheduler::Scheduler;
@@ -105,7 +106,8 @@ pub fn evaluate_referring(
         }
         let pictures = batch.par_iter().map(|group| group.read(file)).collect::<Result<Vec<RgbImage>>>()?;
         let numbered: Vec<_> = batch.iter().map(|group| group.image).zip(&pictures).collect();
-        let prompts = batch.iter().map(|group| group.prompts(pipeline, file)).collect::<Result<Vec<_>>>()?;
+        let prompts =
+            batch.iter().map(|group| group.prompts(&pipeline.text_encoders, file)).collect::<Result<Vec<_>>>()?;
         let maps = segmenter.class_maps(&numbered, &prompts)?;
         let grid = segmenter.grid();
         for (group, maps) in batch.iter().zip(&maps) {
@@ -288,15 +290,16 @@ impl Group {
         }
     }
 
-    fn prompts(&self, pipeline: &Pipeline, file: &Path) -> Result<Vec<Prompt>> {
+    fn prompts(&self, encoders: &TextEncoders, file: &Path) -> Result<Vec<Prompt>> {
         let prompt = |(place, phrase): (u16, &Phrase)| {
-            let tokens = pipeline.text_encoders.clip_tokenizer().encode_text(&phrase.text)?.len();
-            if !(1..=TOKENS).contains(&tokens) {
-                let problem = format!("line {}: the phrase is {tokens} tokens, expected 1 to {TOKENS}", phrase.line);
+            let (tokens, room) = (encoders.count_tokens(&phrase.text)?, encoders.text_places());
+            if !(1..=room.len()).contains(&tokens) {
+                let (line, most) = (phrase.line, room.len());
+                let problem = format!("line {line}: the phrase is {tokens} tokens, expected 1 to {most}");
                 return Err(Error::file(file, problem));
             }
-            // The start token comes first.
-            Ok(Prompt { text: phrase.text.clone(), places: vec![(place, 1..1 + tokens)] })
+            let tokens = room.start..room.start + tokens;
+            Ok(Prompt { text: phrase.text.clone(), places: vec![(place, tokens)] })
         };
         (0..).zip(&self.phrases).map(prompt).collect()
     }

@@ -1,6 +1,6 @@
 //! Low-rank adapters: `y = Wx + b + (alpha/rank)·B(Ax)`.
-use super::formats::{Format, Parts, PeftConfig};
-use super::{Adapter, AdapterFiles, AdapterSettings, Adapters};
+use super::adapter::{Adapter, AdapterFiles, AdapterSettings, Adapters};
+use super::stored::{Format, Parts, PeftConfig};
 use crate::ops::{self, FrozenLayer};
 use crate::system::error::{Error, Result};
 use candle_core::{DType, Device, Result as TensorResult, Tensor};

@@ -1,17 +1,16 @@
 //! The attention of image positions to the text, as segmentation sees it.
-use super::Probe;
-use crate::model::text::tokenizer::CLIP_TOKENS;
+use super::joint::Probe;
 use crate::ops;
 use candle_core::{DType, Result, Tensor, bail};
 
-/// `q·kᵀ/√head_dim` from every image query to the CLIP tokens, before the softmax: `[batch, heads, 77, tokens]`.
+/// `q·kᵀ/√head_dim` from every image query to the words' tokens, before the softmax: `[batch, heads, words, tokens]`.
 ///
 /// Differentiable; the scores between other tokens are never formed.
 pub fn image_to_text_logits(probe: &Probe, heads: usize) -> Result<Tensor> {
     let (batch, tokens, width) = probe.queries.dims3()?;
     let head_dim = width / heads;
     let q = probe.queries.reshape((batch, tokens, heads, head_dim))?.permute((0, 2, 3, 1))?;
-    let k = probe.text_keys()?.reshape((batch, CLIP_TOKENS, heads, head_dim))?.transpose(1, 2)?;
+    let k = probe.text_keys()?.reshape((batch, probe.words, heads, head_dim))?.transpose(1, 2)?;
     k.contiguous()?.matmul(&q.contiguous()?)?.to_dtype(DType::F32)? * (head_dim as f64).powf(-0.5)
 }
 
@@ -43,21 +42,21 @@ pub fn mean(each: impl ExactSizeIterator<Item = Result<Tensor>>) -> Result<Tenso
 }
 
 impl Probe {
-    /// Keys of the CLIP tokens, `[batch, 77, width]`.
+    /// Keys of the words' tokens, `[batch, words, width]`.
     pub fn text_keys(&self) -> Result<Tensor> {
-        self.keys.narrow(1, self.queries.dim(1)?, CLIP_TOKENS)
+        self.keys.narrow(1, self.queries.dim(1)?, self.words)
     }
 
-    /// Softmax over all keys of the joint sequence, heads averaged, for the CLIP tokens: `[batch, tokens, 77]`, f32.
+    /// Softmax over all keys of the joint sequence, heads averaged, for the words' tokens: `[batch, tokens, words]`, f32.
     pub fn probability(&self, heads: usize) -> Result<Tensor> {
         let first = self.queries.dim(1)?;
-        let range = first..first + CLIP_TOKENS;
+        let range = first..first + self.words;
         ops::attention_probability(&self.queries, &self.keys, heads, range, self.last_key_count)
     }
 
-    /// The same of the softmax over the CLIP tokens alone.
+    /// The softmax over the words' tokens alone, heads averaged: `[batch, tokens, words]`, f32.
     pub fn text_probability(&self, heads: usize) -> Result<Tensor> {
-        ops::attention_probability(&self.queries, &self.text_keys()?, heads, 0..CLIP_TOKENS, 1)
+        ops::attention_probability(&self.queries, &self.text_keys()?, heads, 0..self.words, 1)
     }
 
     /// The heads one after the other as samples of one head each: queries `[batch·heads, image tokens, head_dim]`.
@@ -67,7 +66,7 @@ impl Probe {
             let by_head = of.reshape((batch, tokens, heads, width / heads))?.transpose(1, 2)?;
             by_head.contiguous()?.reshape((batch * heads, tokens, width / heads))
         };
-        Ok(Self { queries: apart(&self.queries)?, keys: apart(&self.keys)?, last_key_count: self.last_key_count })
+        Ok(Self { queries: apart(&self.queries)?, keys: apart(&self.keys)?, ..*self })
     }
 
     /// One of the heads alone.
@@ -76,18 +75,17 @@ impl Probe {
             let width = of.dim(2)? / heads;
             of.narrow(2, head * width, width)
         };
-        Ok(Self { queries: one(&self.queries)?, keys: one(&self.keys)?, last_key_count: self.last_key_count })
+        Ok(Self { queries: one(&self.queries)?, keys: one(&self.keys)?, ..*self })
     }
 
     /// The same values, of which nothing is remembered for a backward pass.
     pub fn detached(&self) -> Self {
-        let Self { queries, keys, last_key_count } = self;
-        Self { queries: queries.detach(), keys: keys.detach(), last_key_count: *last_key_count }
+        Self { queries: self.queries.detach(), keys: self.keys.detach(), ..*self }
     }
 
     /// Queries and keys of one sample of the batch.
     pub fn sample(&self, index: usize) -> Result<Self> {
         let one = |of: &Tensor| of.narrow(0, index, 1);
-        Ok(Self { queries: one(&self.queries)?, keys: one(&self.keys)?, last_key_count: self.last_key_count })
+        Ok(Self { queries: one(&self.queries)?, keys: one(&self.keys)?, ..*self })
     }
 }

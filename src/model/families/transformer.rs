@@ -1,6 +1,9 @@
 //! A denoiser of any family: its blocks in order, with what runs through them.
-use super::{Block, Blur, Embedded, Embedding, JointInputs, Probe, Release};
-use crate::model::adapters::Adapters;
+use super::block::{Block, Embedding};
+use super::blur::Blur;
+use super::joint::{Embedded, JointInputs, Probe};
+use super::names::Release;
+use crate::model::adapters::adapter::Adapters;
 use crate::model::projection::Projection;
 use crate::model::text::TextEmbedding;
 use crate::model::vae::VaeConfig;

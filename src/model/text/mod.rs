@@ -195,11 +195,22 @@ impl TextEncoders {
     /// Where each name's tokens stand among CLIP's in the prompt of the names joined by spaces; see
     /// [`ClipTokenizer::token_spans`].
     pub fn token_spans(&self, names: &[&str]) -> Result<Vec<Option<Range<usize>>>> {
-        self.clip_tokenizer().token_spans(names)
+        self.word_tokenizer().token_spans(names)
+    }
+
+    /// Where a prompt's text stands among the tokens that words are found by, from its first to the last that fits.
+    pub fn text_places(&self) -> Range<usize> {
+        // Between the start and the end token.
+        1..CLIP_TOKENS - 1
+    }
+
+    /// How many of those tokens a text is, whether it fits or not.
+    pub fn count_tokens(&self, text: &str) -> Result<usize> {
+        Ok(self.word_tokenizer().encode_text(text)?.len())
     }
 
     /// The tokenizer by whose tokens names and words are found: CLIP-L's.
-    pub fn clip_tokenizer(&self) -> &ClipTokenizer {
+    fn word_tokenizer(&self) -> &ClipTokenizer {
         &self.clips[0].tokenizer
     }
 }

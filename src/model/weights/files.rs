@@ -1,6 +1,5 @@
 //! The files of a base model: a diffusers folder, or a repository of the Hugging Face hub in its usual cache.
 use super::shard_index::ShardIndex;
-use crate::model::families::{FAMILIES, Family};
 use crate::model::weights::Weights;
 use crate::system::error::{Error, Result};
 use crate::system::guard::guarded;
@@ -68,7 +67,7 @@ pub struct ModelFiles {
 impl ModelFiles {
     /// Opens a diffusers folder, or `hf:org/name` or `hf:org/name@revision` (a branch, tag or commit).
     ///
-    /// Fails unless `model_index.json` names the pipeline of a known family. Of a hub repository, what the cache
+    /// Fails unless it holds `model_index.json`; `families::of` says whether that names a known pipeline. Of a hub repository, what the cache
     /// holds is used without network; a download that is refused or offline fails with repository and reason.
     pub fn open(path_or_hub: &str) -> Result<Self> {
         let files = match path_or_hub.strip_prefix("hf:") {
@@ -84,18 +83,18 @@ impl ModelFiles {
                 Self { folder, hub: None }
             }
         };
+        files.pipeline_class()?;
+        Ok(files)
+    }
+
+    /// `_class_name` in `model_index.json`, such as `StableDiffusion3Pipeline`.
+    pub fn pipeline_class(&self) -> Result<String> {
         #[derive(serde::Deserialize)]
         struct ModelIndex {
             _class_name: String,
         }
-        let index: ModelIndex = read_json(&files.required("model_index.json")?, MODEL_JSON)?;
-        let known = FAMILIES.map(Family::pipeline_class);
-        if !known.iter().any(|class| index._class_name.starts_with(class.trim_end_matches("Pipeline"))) {
-            let known = known.map(|class| format!("{class:?}")).join(" or ");
-            let problem = format!("_class_name is {:?}, expected {known}", index._class_name);
-            return Err(Error::file(files.folder.join("model_index.json"), problem));
-        }
-        Ok(files)
+        let index: ModelIndex = read_json(&self.required("model_index.json")?, MODEL_JSON)?;
+        Ok(index._class_name)
     }
 
     /// The folder that holds `model_index.json`; of a hub repository, its snapshot in the cache.

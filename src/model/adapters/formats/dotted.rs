@@ -1,14 +1,18 @@
 //! The formats that name layers as diffusers does: diffusers' own, PEFT's with its configuration beside it, and what the
 //! paper's released code saves (read alone).
-use super::{Format, Parts, PeftConfig, Tensors, unknown_key};
-use crate::model::adapters::{AdapterFiles, Adapters, KINDS};
-use crate::model::families::FAMILIES;
+use crate::model::adapters::adapter::{AdapterFiles, Adapters};
+use crate::model::adapters::stored::{Format, Parts, PeftConfig};
+use crate::model::families::{self, FAMILIES};
 use crate::model::weights;
 use crate::system::error::{Error, Result};
 use crate::system::limits::MODEL_JSON;
 use crate::system::whole_file;
+use candle_core::Tensor;
 use std::collections::BTreeMap;
 use std::path::Path;
+
+/// Tensors by name.
+pub(super) type Tensors = BTreeMap<String, Tensor>;
 
 pub(super) const PEFT_CONFIG: &str = "adapter_config.json";
 /// Where diffusers keeps the `LoraConfig` of the adapters in a file, each key behind its model's prefix.
@@ -53,11 +57,11 @@ fn place(key: &str, suffixes: &[&str]) -> Option<(usize, String)> {
 }
 
 /// What all `keys` end in, or, where there is no such kind, what the first does.
-fn suffixes_of(keys: &[&String]) -> Option<Suffixes> {
+fn suffixes_of(keys: &[&String], kinds: &[&'static dyn AdapterFiles]) -> Option<Suffixes> {
     let all = || {
         let of_kind =
             |kind: &'static dyn AdapterFiles| kind.suffixes(Format::Diffusers).iter().map(move |s| (kind, *s));
-        KINDS.into_iter().flat_map(of_kind)
+        kinds.iter().copied().flat_map(of_kind)
     };
     let fits = |keys: &[&String]| all().find(|(_, suffixes)| keys.iter().all(|key| place(key, suffixes).is_some()));
     fits(keys).or_else(|| fits(keys.get(..1)?))
@@ -65,7 +69,12 @@ fn suffixes_of(keys: &[&String]) -> Option<Suffixes> {
 
 /// Reads a file of diffusers', PEFT's or the released code's names; what is not among the tensors comes from PEFT's
 /// configuration beside it, or from that in diffusers' metadata.
-pub(super) fn read(file: &Path, tensors: Tensors, metadata: &BTreeMap<String, String>) -> Result<Adapters> {
+pub(super) fn read(
+    file: &Path,
+    tensors: Tensors,
+    metadata: &BTreeMap<String, String>,
+    kinds: &[&'static dyn AdapterFiles],
+) -> Result<Adapters> {
     let stems: Vec<&str> = FAMILIES.iter().flat_map(|family| family.kohya().blocks).map(|blocks| blocks.stem).collect();
     let expected =
         format!("({DIFFUSERS_PREFIX}… or {PEFT_PREFIX}… with lora_A and lora_B, or {}…)", stems.join("… or "));
@@ -78,7 +87,7 @@ pub(super) fn read(file: &Path, tensors: Tensors, metadata: &BTreeMap<String, St
     // The first key decides on the prefix: diffusers looks at one to tell which names a file has.
     let prefix_of =
         |key: &str| [DIFFUSERS_PREFIX, PEFT_PREFIX, RELEASED_PREFIX].into_iter().find(|p| key.starts_with(p));
-    let (Some(prefix), Some((kind, suffixes))) = (prefix_of(first), suffixes_of(&keys)) else {
+    let (Some(prefix), Some((kind, suffixes))) = (prefix_of(first), suffixes_of(&keys, kinds)) else {
         return Err(unknown_key(file, first, &expected));
     };
     let first = first.to_string();
@@ -87,7 +96,7 @@ pub(super) fn read(file: &Path, tensors: Tensors, metadata: &BTreeMap<String, St
             (Some(_), Some((index, layer))) => {
                 layers.entry(layer[prefix.len()..].to_string()).or_default().set(index, tensor);
             }
-            _ if prefix_of(&key).is_some() && suffixes_of(&[&key]).is_some() => {
+            _ if prefix_of(&key).is_some() && suffixes_of(&[&key], kinds).is_some() => {
                 return Err(Error::file(file, format!("mixes two styles of names: {first} and {key}")));
             }
             _ => return Err(unknown_key(file, &key, &expected)),
@@ -114,4 +123,18 @@ fn diffusers_config(file: &Path, text: &str) -> Result<PeftConfig> {
         serde_json::from_str(text).map_err(|e| Error::file(file, format!("{place}{e}")))?;
     let own = all.into_iter().filter_map(|(k, v)| Some((k.strip_prefix(DIFFUSERS_PREFIX)?.to_string(), v))).collect();
     Ok(PeftConfig { text: serde_json::Value::Object(own).to_string(), file: file.to_path_buf(), place })
+}
+
+/// The error for a key that no format has a place for.
+pub(super) fn unknown_key(file: &Path, key: &str, expected: &str) -> Error {
+    let why = if key.starts_with("text_encoder") || key.starts_with("lora_te") {
+        "adapts a text encoder, only adapters of the transformer are supported".to_string()
+    } else if key.starts_with("backbone.") {
+        "is no part of an adapter: the file holds the whole model of the released code; convert it as the README says \
+         under \"The published adapters\", which keeps the adapter and the score head"
+            .to_string()
+    } else {
+        format!("is not a key of an {} adapter {expected}", families::names())
+    };
+    Error::file(file, format!("key {key} {why}"))
 }

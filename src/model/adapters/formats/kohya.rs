@@ -1,6 +1,7 @@
 //! The names of kohya's trainer, which ComfyUI takes too: those of the original checkpoint, where some layers are one.
-use super::{Format, Origin, Parts, Tensors, unknown_key};
-use crate::model::adapters::{Adapter, Adapters, KINDS};
+use super::dotted::{Tensors, unknown_key};
+use crate::model::adapters::adapter::{Adapter, AdapterFiles, Adapters};
+use crate::model::adapters::stored::{Format, Origin, Parts};
 use crate::model::families::{FAMILIES, KohyaBlocks, KohyaNames};
 use crate::model::weights;
 use crate::system::error::{Error, Result};
@@ -139,7 +140,7 @@ fn hashes(file: &Path) -> Result<(String, String)> {
 }
 
 /// Reads a file of kohya's names; a fused layer comes apart into those of diffusers that it changes.
-pub(super) fn read(file: &Path, tensors: Tensors) -> Result<Adapters> {
+pub(super) fn read(file: &Path, tensors: Tensors, kinds: &[&'static dyn AdapterFiles]) -> Result<Adapters> {
     let stems: Vec<&str> = lists().map(|(_, blocks)| blocks.stem).collect();
     let expected = format!("({}… with lora_down, lora_up and alpha)", stems.join("… or "));
     let keys: Vec<&String> = tensors.keys().collect();
@@ -147,7 +148,7 @@ pub(super) fn read(file: &Path, tensors: Tensors) -> Result<Adapters> {
         let ends = |key: &&String| key.split_once('.').is_some_and(|(_, what)| suffixes.contains(&what));
         keys.iter().filter(|key| ends(key)).count()
     };
-    let all = KINDS.into_iter().flat_map(|kind| kind.suffixes(Format::Comfyui).iter().map(move |s| (kind, *s)));
+    let all = kinds.iter().flat_map(|kind| kind.suffixes(Format::Comfyui).iter().map(move |s| (*kind, *s)));
     let Some((kind, suffixes)) = all.max_by_key(|(_, suffixes)| of_kind(suffixes)) else {
         return Err(Error::Failed("there is no kind of adapter".into()));
     };

@@ -5,56 +5,20 @@
 mod dotted;
 mod kohya;
 
-use crate::model::adapters::{Adapter, Adapters};
-use crate::model::families::{self, Release};
+pub use crate::model::adapters::stored::{Format, Origin};
+use crate::model::adapters::{Adapter, AdapterFiles, Adapters, KINDS};
 use crate::model::weights;
 use crate::system::error::{Error, Result};
 use crate::system::output_folder::OutputFolder;
 use crate::system::paths::{self, is_file};
 use crate::system::whole_file::{Aside, folder_of, remove_if_there, sweep_beside, sync};
 use candle_core::{DType, Tensor};
-use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
+use std::collections::BTreeSet;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// Largest relative difference (Frobenius norm) between a module's ΔW and that of its file read back.
 const TOLERANCE: f64 = 1e-5;
-
-/// In whose manner an adapter is written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum Format {
-    /// One file for `load_lora_weights`, and for ComfyUI, which maps these names too. The scale is part of B.
-    Diffusers,
-    /// A folder with `adapter_model.safetensors` and `adapter_config.json`.
-    Peft,
-    /// One file with the names of the original checkpoint, q, k and v fused, as kohya's trainer writes.
-    Comfyui,
-}
-
-impl Format {
-    /// The file that holds the tensors, where `out` names a folder.
-    fn file_name(self) -> &'static str {
-        match self {
-            Self::Diffusers => "pytorch_lora_weights.safetensors",
-            Self::Peft => "adapter_model.safetensors",
-            Self::Comfyui => "lora.safetensors",
-        }
-    }
-}
-
-/// What the metadata of a kohya file says about where the adapter comes from. Nothing in it varies from run to run.
-#[derive(Clone, Debug, Default)]
-pub struct Origin {
-    /// The base model.
-    pub release: Option<Release>,
-    /// Side of the training images in pixels.
-    pub resolution: Option<usize>,
-    /// Optimizer steps taken.
-    pub steps: Option<u64>,
-    pub seed: Option<u64>,
-    pub title: Option<String>,
-}
 
 /// Writes `adapters` and makes sure of it: what was written is read back, and every module's ΔW compared.
 ///
@@ -99,7 +63,8 @@ pub fn export(adapters: &Adapters, format: Format, out: &Path, origin: &Origin) 
         Format::Peft => dotted::write_peft(adapters, aside.path())?,
         Format::Comfyui => kohya::write(adapters, &written, origin)?,
     }
-    let back = read(&written)?;
+    let kinds: Vec<_> = adapters.values().take(1).map(|adapter| adapter.files()).collect();
+    let back = read_kinds(&written, &kinds)?;
     same_effect(adapters, &back).map_err(|problem| {
         Error::file(&target, format!("not written, it would not hold what was trained: {problem}"))
     })?;
@@ -127,6 +92,11 @@ fn is_finite(values: &Tensor) -> Result<bool> {
 /// No such file; keys of none or of more than one of the formats, or that adapt something else than the
 /// transformer, by name; a pair that lacks one side; shapes that do not fit each other.
 pub fn read(path: &Path) -> Result<Adapters> {
+    read_kinds(path, &KINDS)
+}
+
+/// [`read`], of these kinds of adapters.
+pub fn read_kinds(path: &Path, kinds: &[&'static dyn AdapterFiles]) -> Result<Adapters> {
     let file = tensors_of(path)?;
     let metadata = weights::header(&file).map_err(|problem| no_pickle(&file, problem))?.metadata;
     let tensors = weights::read_all(&file)?;
@@ -134,8 +104,8 @@ pub fn read(path: &Path) -> Result<Adapters> {
         return Err(Error::file(&file, "holds no tensors"));
     };
     match first.starts_with(kohya::PREFIX) {
-        true => kohya::read(&file, tensors),
-        false => dotted::read(&file, tensors, &metadata),
+        true => kohya::read(&file, tensors, kinds),
+        false => dotted::read(&file, tensors, &metadata, kinds),
     }
 }
 
@@ -176,52 +146,6 @@ fn file_in(folder: &Path) -> Result<PathBuf> {
     }
 }
 
-/// One layer's tensors while a file is read, in the order that its kind of adapter has them.
-#[derive(Default)]
-pub struct Parts(Vec<Option<Tensor>>);
-
-impl Parts {
-    fn set(&mut self, index: usize, tensor: Tensor) {
-        self.0.resize(self.0.len().max(index + 1), None);
-        self.0[index] = Some(tensor);
-    }
-
-    /// The tensor at this place, if the file has it.
-    pub fn take(&mut self, index: usize) -> Option<Tensor> {
-        self.0.get_mut(index)?.take()
-    }
-}
-
-/// PEFT's configuration of the adapters in a file.
-pub struct PeftConfig {
-    /// A JSON object.
-    pub text: String,
-    file: PathBuf,
-    /// Where in the file it stands.
-    place: String,
-}
-
-impl PeftConfig {
-    /// The error for something that it says.
-    pub fn error(&self, problem: impl fmt::Display) -> Error {
-        Error::file(&self.file, format!("{}{problem}", self.place))
-    }
-}
-
-/// The error for a key that no format has a place for.
-fn unknown_key(file: &Path, key: &str, expected: &str) -> Error {
-    let why = if key.starts_with("text_encoder") || key.starts_with("lora_te") {
-        "adapts a text encoder, only adapters of the transformer are supported".to_string()
-    } else if key.starts_with("backbone.") {
-        "is no part of an adapter: the file holds the whole model of the released code; convert it as the README says \
-         under \"The published adapters\", which keeps the adapter and the score head"
-            .to_string()
-    } else {
-        format!("is not a key of an {} adapter {expected}", families::names())
-    };
-    Error::file(file, format!("key {key} {why}"))
-}
-
 /// Says which layer has another ΔW in `back` than in `adapters`; one that is missing counts as zero.
 fn same_effect(adapters: &Adapters, back: &Adapters) -> std::result::Result<(), String> {
     let delta = |adapter: &Box<dyn Adapter>| adapter.delta();
@@ -247,5 +171,3 @@ fn same_effect(adapters: &Adapters, back: &Adapters) -> std::result::Result<(), 
 fn norm(tensor: &Tensor) -> candle_core::Result<f64> {
     tensor.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar::<f64>().map(f64::sqrt)
 }
-
-type Tensors = BTreeMap<String, Tensor>;

@@ -1,63 +1,12 @@
 //! One block of the MM-DiT (diffusers' `JointTransformerBlock`).
 use super::config::MmDitConfig;
+use crate::model::families::joint::{JointInputs, Probe, Streams};
 use crate::model::projection::Projection;
+use crate::model::text::tokenizer::CLIP_TOKENS;
 use crate::model::weights::Weights;
 use crate::ops;
 use crate::system::error::Result;
 use candle_core::{Result as TensorResult, Tensor};
-
-/// The two token streams between blocks.
-#[derive(Clone)]
-pub struct Streams {
-    /// `[batch, image tokens, width]`
-    pub image: Tensor,
-    /// `[batch, text tokens, width]`
-    pub text: Tensor,
-    /// The last text token stands for so many equal ones: the zeros in T5's place stay equal through all blocks.
-    pub last_text_count: usize,
-}
-
-/// What a block's joint attention is computed from, after any q/k norm.
-pub struct Probe {
-    /// Image queries `[batch, image tokens, width]`.
-    pub queries: Tensor,
-    /// Keys of the joint sequence, image first: `[batch, image tokens + text tokens, width]`.
-    pub keys: Tensor,
-    /// The last key stands for so many equal ones.
-    pub last_key_count: usize,
-}
-
-/// What goes into a block's joint attention, image tokens first, after any q/k norm.
-pub struct JointInputs {
-    /// `[batch, image tokens, width]`
-    pub image_queries: Tensor,
-    /// `[batch, text tokens, width]`; the last block has no use for them.
-    pub text_queries: Option<Tensor>,
-    /// `[batch, image tokens + text tokens, width]`
-    pub keys: Tensor,
-    /// As the keys.
-    pub values: Tensor,
-    pub heads: usize,
-    /// The last key stands for so many equal ones.
-    pub last_key_count: usize,
-}
-
-impl JointInputs {
-    /// Of these, what image tokens look with and at.
-    pub fn probe(&self) -> Probe {
-        Probe { queries: self.image_queries.clone(), keys: self.keys.clone(), last_key_count: self.last_key_count }
-    }
-
-    /// What every token takes from the others: `[batch, image tokens + text tokens, width]`, in the last block
-    /// `[batch, image tokens, width]`.
-    pub fn attend(&self) -> TensorResult<Tensor> {
-        let queries = match &self.text_queries {
-            Some(text) => Tensor::cat(&[&self.image_queries, text], 1)?,
-            None => self.image_queries.clone(),
-        };
-        ops::attention(&queries, &self.keys, &self.values, self.heads, self.last_key_count)
-    }
-}
 
 pub struct Block {
     heads: usize,
@@ -256,6 +205,7 @@ impl Block {
             queries: attention.image.queries(&image)?,
             keys: Tensor::cat(&[attention.image.keys(&image)?, attention.text.keys(&text)?], 1)?,
             last_key_count: streams.last_text_count,
+            words: CLIP_TOKENS,
         })
     }
 
@@ -284,6 +234,7 @@ impl Block {
             values: Tensor::cat(&[attention.image.v.forward(&image)?, attention.text.v.forward(&text)?], 1)?,
             heads: self.heads,
             last_key_count: streams.last_text_count,
+            words: CLIP_TOKENS,
         };
         let attended = attend(&inputs)?;
 

@@ -1,6 +1,7 @@
 //! Sizes of an MM-DiT, from `transformer/config.json` (diffusers' `SD3Transformer2DModel`).
-use super::BLOCKS;
-use crate::model::families::{Release, TransformerConfig};
+use super::names::BLOCKS;
+use crate::model::families::names::Release;
+use crate::model::families::transformer::TransformerConfig;
 use crate::model::weights::files::{ModelFiles, Part};
 use crate::system::error::{Error, Result};
 use serde::Deserialize;

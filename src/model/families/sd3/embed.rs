@@ -1,6 +1,6 @@
 //! Into the MM-DiT's tokens and out of them: patches, positions, time, text; the final norm and projection.
-use super::block::Streams;
 use super::config::MmDitConfig;
+use crate::model::families::joint::{Embedded, Streams};
 use crate::model::projection::Projection;
 use crate::model::text::TextEmbedding;
 use crate::model::weights::Weights;
@@ -24,15 +24,6 @@ pub struct Embedding {
     out: Projection,
     out_channels: usize,
     dtype: DType,
-}
-
-/// The network's inputs after embedding.
-pub struct Embedded {
-    pub streams: Streams,
-    /// `silu` of the time and pooled text embedding, `[batch, width]`: what every modulation is made from.
-    pub conditioning: Tensor,
-    /// Rows and columns of image tokens.
-    pub grid: (usize, usize),
 }
 
 impl Embedding {

@@ -4,20 +4,22 @@ mod config;
 mod embed;
 mod names;
 
-pub use block::{Block, JointInputs, Probe, Streams};
 pub use config::{MmDitConfig, release};
-pub use embed::{Embedded, Embedding};
 
-use super::{Family, KohyaNames, Transformer, TransformerConfig};
+use crate::model::families::block as denoiser;
+use crate::model::families::family::Family;
+use crate::model::families::joint::{Embedded, JointInputs, Probe, Streams};
+use crate::model::families::names::KohyaNames;
+use crate::model::families::transformer::{Transformer, TransformerConfig};
 use crate::model::projection::Projection;
 use crate::model::text::TextEmbedding;
 use crate::model::weights::Weights;
 use crate::model::weights::files::{ModelFiles, Part};
 use crate::system::error::Result;
+use block::Block;
 use candle_core::{DType, Device, Result as TensorResult, Tensor};
-
-/// The list of blocks in diffusers' names.
-const BLOCKS: &str = "transformer_blocks";
+use embed::Embedding;
+use names::{ADAPTER_TARGETS, BLOCKS, KOHYA};
 
 /// The family.
 #[derive(Debug)]
@@ -46,7 +48,7 @@ impl Family for Sd3 {
     }
 
     fn adapter_targets(&self) -> &'static [&'static str] {
-        &names::ADAPTER_TARGETS
+        &ADAPTER_TARGETS
     }
 
     fn default_targets(&self) -> usize {
@@ -54,7 +56,7 @@ impl Family for Sd3 {
     }
 
     fn kohya(&self) -> &'static KohyaNames {
-        &names::KOHYA
+        &KOHYA
     }
 }
 
@@ -75,7 +77,7 @@ pub fn from_weights(
     let compute = if device.is_cpu() { DType::F32 } else { dtype };
     let embedding = Box::new(Embedding::load(weights, &config, compute)?);
     let depth = depth.map_or(config.num_layers, |depth| depth.min(config.num_layers));
-    let load = |layer: usize| -> Result<Box<dyn super::Block>> {
+    let load = |layer: usize| -> Result<Box<dyn denoiser::Block>> {
         Ok(Box::new(MmDitBlock { block: Block::load(weights, &config, layer)?, is_last: config.is_last(layer) }))
     };
     let blocks = (0..depth).map(load).collect::<Result<Vec<_>>>()?;
@@ -84,7 +86,7 @@ pub fn from_weights(
     Ok(Transformer { config: config.general(), embedding, blocks })
 }
 
-impl super::Embedding for Embedding {
+impl denoiser::Embedding for Embedding {
     fn embed(&self, latents: &Tensor, timestep: &Tensor, text: &TextEmbedding) -> TensorResult<Embedded> {
         Embedding::embed(self, latents, timestep, text)
     }
@@ -100,7 +102,7 @@ struct MmDitBlock {
     is_last: bool,
 }
 
-impl super::Block for MmDitBlock {
+impl denoiser::Block for MmDitBlock {
     fn projections(&mut self) -> Vec<(&'static str, &mut Projection)> {
         self.block.projections()
     }

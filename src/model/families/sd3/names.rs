@@ -1,5 +1,8 @@
 //! Names of the layers of a block, in diffusers and in the original checkpoint.
-use crate::model::families::{KohyaBlocks, KohyaNames};
+use crate::model::families::names::{KohyaBlocks, KohyaNames};
+
+/// The list of blocks in diffusers' names.
+pub const BLOCKS: &str = "transformer_blocks";
 
 /// diffusers' names of the layers that an adapter can sit on; the first four are those of the published adapters.
 pub const ADAPTER_TARGETS: [&str; 18] = [

@@ -1,0 +1,50 @@
+//! What a family's denoiser is made of.
+use super::joint::{Embedded, JointInputs, Probe, Streams};
+use crate::model::projection::Projection;
+use crate::model::text::TextEmbedding;
+use candle_core::{Result as TensorResult, Tensor};
+
+/// Into a family's tokens and out of them.
+pub trait Embedding {
+    /// Latents `[batch, channels, h, w]`, as the autoencoder makes them, to packed tokens; timestep `[batch]` (1000σ),
+    /// best on the host; the text, of which equal tokens at the end may be computed once.
+    ///
+    /// A model that embeds its guidance scale has it among what it was loaded with.
+    fn embed(&self, latents: &Tensor, timestep: &Tensor, text: &TextEmbedding) -> TensorResult<Embedded>;
+
+    /// Image tokens `[batch, tokens, width]`, which are `grid` rows and columns, to the velocity `[batch, channels, h, w]`
+    /// in f32.
+    fn finish(&self, image: &Tensor, conditioning: &Tensor, grid: (usize, usize)) -> TensorResult<Tensor>;
+}
+
+/// One block with joint attention, differentiable in its adapters and in the streams.
+pub trait Block {
+    /// The layers that an adapter can sit on, by their names within the block.
+    fn projections(&mut self) -> Vec<(&'static str, &mut Projection)>;
+
+    /// Queries and keys of the joint attention alone: all that segmentation needs of the expert block. `conditioning` is
+    /// [`Embedded::conditioning`].
+    fn probe(&self, streams: &Streams, conditioning: &Tensor) -> TensorResult<Probe>;
+
+    /// The block's output, and what its joint attention was computed from; `attend` returns what
+    /// [`JointInputs::attend`] does, or something else in its place.
+    fn forward_with(
+        &self,
+        streams: &Streams,
+        conditioning: &Tensor,
+        attend: &mut dyn FnMut(&JointInputs) -> TensorResult<Tensor>,
+    ) -> TensorResult<(Streams, JointInputs)>;
+
+    /// The block's output, and queries and keys of its joint attention.
+    fn forward(&self, streams: &Streams, conditioning: &Tensor) -> TensorResult<(Streams, Probe)> {
+        let (out, inputs) = self.forward_with(streams, conditioning, &mut JointInputs::attend)?;
+        Ok((out, inputs.probe()))
+    }
+
+    /// Whether the model's output depends on `layer`.
+    fn reaches_output(&self, layer: &str) -> bool;
+
+    /// Whether scores between the probe's image queries and text keys depend on `layer`, or, with `image_keys`, those
+    /// between its image queries and all keys.
+    fn reaches_probe(&self, layer: &str, image_keys: bool) -> bool;
+}
