@@ -1,4 +1,5 @@
 //! With the feature `cuda`: compiles every `src/ops/cuda/*.cu` with nvcc into one fat binary each.
+use std::env::consts::EXE_SUFFIX;
 use std::path::{Path, PathBuf};
 use std::process::{Command, exit};
 use std::{env, fs};
@@ -41,9 +42,13 @@ fn find_nvcc() -> Result<PathBuf, String> {
     let homes = ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(env::var_os);
     let folders = homes.map(|home| Path::new(&home).join("bin"));
     let path = env::var_os("PATH").unwrap_or_default();
-    folders.chain(env::split_paths(&path)).map(|folder| folder.join("nvcc")).find(|nvcc| nvcc.is_file()).ok_or_else(
-        || "the feature `cuda` needs nvcc: install the CUDA toolkit, and set CUDA_HOME or add its bin to PATH".into(),
-    )
+    folders
+        .chain(env::split_paths(&path))
+        .map(|folder| folder.join(format!("nvcc{EXE_SUFFIX}")))
+        .find(|nvcc| nvcc.is_file())
+        .ok_or_else(|| {
+            "the feature `cuda` needs nvcc: install the CUDA toolkit, and set CUDA_HOME or add its bin to PATH".into()
+        })
 }
 
 fn compile(nvcc: &Path, source: &Path, out: &Path) -> Result<(), String> {

@@ -82,7 +82,7 @@ fn main() -> Result<()> {
             "what": "seg4diff", "work": "generate", "preset": args.preset, "device": args.device.to_string(),
             "batch": args.batch, "steps": args.steps, "perturb": args.perturb, "rounds": args.rounds, "batch_ms": rounded(1e3 * median, 1),
             "images_per_s": rounded(args.batch as f64 / median, 3),
-            "peak_gb": seg4diff::train::memory::peak_bytes().map(|bytes| rounded(bytes as f64 / 1e9, 2)),
+            "peak_gb": seg4diff::system::memory::peak_bytes().map(|bytes| rounded(bytes as f64 / 1e9, 2)),
         })
     );
     Ok(())

@@ -21,6 +21,7 @@ use seg4diff::model::weights::Weights;
 use seg4diff::ops::Target;
 use seg4diff::sample::noise::{generator, normal};
 use seg4diff::system::device::{forget_gpu_peak, peak_gpu_bytes, upload};
+use seg4diff::system::memory::peak_bytes;
 use seg4diff::train::gradients::{StepInputs, StepPlan, gradients};
 use seg4diff::train::memory::{self, Needs, StepSize};
 use seg4diff::train::optimizer::{AdamW, clip_factor, gradient_norm};
@@ -157,7 +158,7 @@ impl<'a> Trainer<'a> {
         settings.push(format!("model.expert_layer={}", preset.expert_layer));
         let config = RunConfig::parse("", Path::new("bench"), &settings)?;
         let parameters = Parameters::new(&config, &mut model, &device)?;
-        model.attach(&parameters.adapters()?)?;
+        model.attach_trained(&parameters.trained()?)?;
         Ok(Self { args, preset, device, dtype, config, model, parameters })
     }
 
@@ -196,7 +197,7 @@ impl<'a> Trainer<'a> {
             // As the trainer does: while a GPU is at work, what it will need next is made.
             inputs = prepare(number as u64 + 1)?;
             result.terms()?;
-            let norm = gradient_norm(&result.of)?;
+            let norm = gradient_norm(&result.by_parameter)?;
             let clip = clip_factor(norm, config.optim.clip_norm);
             optimizer.step(parameters, &result.of, clip, config.optim.lr, &config.optim)?;
             device.synchronize()?;
@@ -237,7 +238,7 @@ impl<'a> Trainer<'a> {
             "step_ms": rounded(1e3 * median, 1), "step_ms_min": rounded(1e3 * least, 1),
             "images_per_s": rounded(batch as f64 / median, 3),
             "estimate_gb": rounded(estimate.peak() as f64 / 1e9, 2),
-            "peak_gb": peak_gpu_bytes(device).or_else(memory::peak_bytes).map(|b| rounded(b as f64 / 1e9, 2)),
+            "peak_gb": peak_gpu_bytes(device).or_else(peak_bytes).map(|b| rounded(b as f64 / 1e9, 2)),
         }))
     }
 

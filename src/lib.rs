@@ -2,6 +2,7 @@
 
 pub mod config;
 
+pub mod autograd;
 pub mod cli;
 pub mod data;
 pub mod demo;

@@ -1,4 +1,4 @@
-//! Adapter files: what is exported is what was trained, under the names that other tools look for.
+//! Adapter files: exports hold the trained weights, under the names that other tools expect.
 use candle_core::{DType, Device, Tensor};
 use rand::{Rng, SeedableRng};
 use seg4diff::model::adapters::formats::{Format, Origin, export, read};
@@ -12,14 +12,14 @@ use std::path::{Path, PathBuf};
 
 const WIDTH: usize = 12;
 
-fn random(rng: &mut impl Rng, rows: usize, columns: usize) -> Tensor {
-    let values: Vec<f32> = (0..rows * columns).map(|_| rng.random_range(-1.0..1.0)).collect();
-    Tensor::from_vec(values, (rows, columns), &Device::Cpu).unwrap()
-}
-
 /// The LoRA that an adapter is.
 fn lora(adapter: &dyn Adapter) -> &Lora {
     (adapter as &dyn std::any::Any).downcast_ref().unwrap()
+}
+
+fn random(rng: &mut impl Rng, rows: usize, columns: usize) -> Tensor {
+    let values: Vec<f32> = (0..rows * columns).map(|_| rng.random_range(-1.0..1.0)).collect();
+    Tensor::from_vec(values, (rows, columns), &Device::Cpu).unwrap()
 }
 
 /// A random adapter of modules given as (name, in, out, rank, alpha).
@@ -32,7 +32,7 @@ fn adapter(modules: &[(&str, usize, usize, usize, f64)]) -> Adapters {
     modules.iter().map(lora).collect()
 }
 
-/// Every kind of module that a block has, in the first and the last of two blocks; alpha differs from rank.
+/// Every kind of module of a block, in the first and the last of two blocks; alpha differs from rank.
 fn every_module() -> Adapters {
     let square = |name| (name, WIDTH, WIDTH, 3, 5.0);
     adapter(&[
@@ -110,6 +110,7 @@ fn the_same_adapter_gives_the_same_bytes() {
 }
 
 /// Others who may read the folder may read the adapter: the usual mode of a new file, not that of a temporary one.
+#[cfg(unix)]
 #[test]
 fn an_export_has_the_mode_of_an_ordinary_file() {
     use std::os::unix::fs::PermissionsExt;
@@ -158,13 +159,13 @@ fn peft_folder_keeps_matrices_and_says_rank_and_alpha() {
     let b = &tensors["base_model.model.transformer_blocks.0.attn.to_q.lora_B.weight"];
     assert_eq!(rows(b), rows(&lora(trained["transformer_blocks.0.attn.to_q"].as_ref()).up));
     assert_same_effect(&read(out.path()).unwrap(), &trained);
-    // under another name the configuration lies beside it as well
+    // under another name, the configuration is beside it as well
     let other = out.path().join("other/mine.safetensors");
     export(&trained, Format::Peft, &other, &Origin::default()).unwrap();
     assert_same_effect(&read(&other).unwrap(), &trained);
 }
 
-/// ΔW of a kohya module as its loaders compute it: alpha over the rows of down.
+/// ΔW of a kohya module as its loaders compute it: alpha over down's number of rows.
 fn kohya_delta(tensors: &BTreeMap<String, Tensor>, stem: &str) -> Tensor {
     let down = &tensors[&format!("{stem}.lora_down.weight")];
     let up = &tensors[&format!("{stem}.lora_up.weight")];
@@ -297,12 +298,12 @@ fn comfyui_file_says_what_it_is() {
     ] {
         assert_eq!(metadata.get(key).map(String::as_str), Some(value), "{key}");
     }
-    // too short for the bytes that the older hash takes: that of nothing
+    // too short for the bytes that the older hash covers: the hash of nothing
     assert_eq!(metadata["sshs_legacy_hash"], "e3b0c442");
     assert!(metadata.keys().all(|key| !key.contains("date") && !key.contains("time")));
 }
 
-/// Files that PEFT and diffusers wrote, with what PEFT says they change.
+/// Files written by PEFT and diffusers, with the ΔW that PEFT computes.
 #[test]
 fn files_of_peft_and_diffusers_mean_here_what_they_mean_there() {
     for (name, expected, folded) in [
@@ -316,7 +317,7 @@ fn files_of_peft_and_diffusers_mean_here_what_they_mean_there() {
         let expected = weights::read_all(&fixture(expected)).unwrap();
         assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>(), "{name}");
         for (module, dense) in &expected {
-            // a file without alpha has a scale of 1, whatever its writer had in mind
+            // a file without alpha has scale 1, whatever its writer intended
             let scale = if folded { lora(with_scale[module].as_ref()).scale() } else { 1.0 };
             let change = (found[module].delta().unwrap() * scale).unwrap();
             assert_close(&change, dense, &format!("{name} {module}"));
@@ -439,7 +440,7 @@ fn half_precision_files_are_read_as_f32() {
     assert_eq!(rows(&lora(found[module].as_ref()).up), rows(&expected));
 }
 
-/// What README.md's line made of a file of the released code (fixtures/map_settings/gen.py): names of its whole model,
+/// What the line in docs/export.md made of a file of the released code (fixtures/map_settings/gen.py): names of its whole model,
 /// the score head beside the adapter, alpha the rank.
 #[test]
 fn a_published_adapter_is_read_by_its_own_names() {
@@ -454,7 +455,7 @@ fn a_published_adapter_is_read_by_its_own_names() {
         assert_close(&lora.delta().unwrap(), &part("B").matmul(part("A")).unwrap(), module);
     }
     assert!(found.contains_key("transformer_blocks.2.attn.to_out.0"));
-    // Another tool's file of it, by the command.
+    // Exported for another tool by the command.
     let out = folder();
     let target = out.path().join("published.safetensors");
     let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_seg4diff"));
@@ -492,7 +493,7 @@ fn released_files_with_other_things_are_refused_by_name() {
         let found = read(&file).unwrap_err().to_string();
         assert!(found.contains("x.safetensors") && found.contains(problem), "{found}");
     }
-    // A pickle, new and old, is named for what it is.
+    // Pickles, of the new and the old format, are named as such.
     for start in [&b"PK\x03\x04\0\0\x08\x08archive/data.pkl"[..], b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."] {
         std::fs::write(&file, start).unwrap();
         let found = read(&file).unwrap_err().to_string();

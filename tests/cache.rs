@@ -1,4 +1,4 @@
-//! A cache of latents and text embeddings changes no bit of a run, and no entry is used for what it was not made of.
+//! A cache of latents and text embeddings changes no bit of a run, and entries are used only for their own inputs.
 mod model_folder;
 mod outcome;
 mod smoke_run;
@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// With four images a step, more than an epoch of the smoke data's 36.
+/// With four images a step, more than one epoch of the smoke data's 36 images.
 const STEPS: u64 = 12;
 const SETTINGS: &[&str] = &[
     "train.steps=12",
@@ -36,14 +36,14 @@ fn prepare(folder: &Path, settings: &[&str]) -> Command {
     command
 }
 
-/// What the command says on stdout.
+/// The command's stdout.
 fn fill(folder: &Path, settings: &[&str]) -> String {
     let (output, said) = run_to_end(&mut prepare(folder, settings));
     assert!(output.status.success(), "{said}");
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// Lets the command fail with one error, and returns that.
+/// Runs the command, which must fail with one error, and returns it.
 fn refused(command: &mut Command) -> String {
     let (output, said) = run_to_end(command);
     assert!(matches!(output.status.code(), Some(1 | 2)), "{said}");
@@ -59,7 +59,7 @@ fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
     names(folder).into_iter().map(|name| (name.clone(), read(folder.join(name)))).collect()
 }
 
-/// What there is by name alone: files may come and go while a command still writes.
+/// Names in the folder; files may come and go while a command is writing.
 fn names(folder: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(folder).expect("folder");
     entries.map(|entry| entry.expect("entry").file_name().to_string_lossy().into_owned()).collect()
@@ -114,7 +114,7 @@ fn strs(settings: &[String]) -> Vec<&str> {
     settings.iter().map(String::as_str).collect()
 }
 
-/// A run with a cache is that without, to the bit, with any number of workers, and resumed with and without.
+/// Runs with and without a cache are bit-equal, with any number of workers, and resumed with and without.
 #[test]
 fn a_cache_changes_no_bit() {
     let folder = tempfile::tempdir().expect("folder");
@@ -141,14 +141,14 @@ fn a_cache_changes_no_bit() {
     plain.finish(&["--resume", &middle, "--set", &cache]);
     expected.check(&Outcome::of(&plain, STEPS), "resumed with a cache that the run did not have");
 
-    // Filled again, nothing is computed and nothing changes.
+    // Filling again computes and changes nothing.
     let before = files(folder.path());
     let said = fill(folder.path(), SETTINGS);
     assert!(said.contains("latents: 72 ") && said.contains(" 0 of them new"), "{said}");
     assert!(files(folder.path()) == before);
 }
 
-/// Photographs that are no squares, squeezed; and a cache of squeezed ones is no cache of windows.
+/// Stretched rectangular photographs; a cache of stretched images is refused for cropped ones.
 #[test]
 fn a_cache_of_squeezed_images_changes_no_bit() {
     let folder = tempfile::tempdir().expect("folder");
@@ -193,7 +193,7 @@ fn a_cache_of_labelled_images_changes_no_bit() {
     run(&[]).check(&run(&[&cache_setting(&cache)]), "labelled images");
 }
 
-/// Entries follow the content: images that change places take their latents along.
+/// Entries follow the content: images that swap names take their latents along.
 #[test]
 fn names_mean_nothing_to_a_cache() {
     let (data, folder) = (Data::new(), tempfile::tempdir().expect("folder"));
@@ -216,8 +216,8 @@ fn names_mean_nothing_to_a_cache() {
     Outcome::of(&plain, STEPS).check(&Outcome::of(&cached, STEPS), "images swapped after the cache was filled");
 }
 
-/// A changed image or caption has no entry: training says which and what to do, and that helps. A broken image is
-/// passed over with a cache as without.
+/// A changed image or caption has no entry: training says which and what to do, and that helps. Broken images are
+/// skipped with and without a cache.
 #[test]
 fn what_changed_is_named_and_filled_in() {
     let (data, folder) = (Data::new(), tempfile::tempdir().expect("folder"));
@@ -251,7 +251,7 @@ fn what_changed_is_named_and_filled_in() {
     let said = refused(&mut run.train(&[]));
     let name = images[5].display().to_string();
     assert!(said.contains(&name) && said.contains("lacks the latents of this image"), "{said}");
-    // What it says is the command that helps.
+    // The error names the command that helps.
     let command = said.lines().last().unwrap_or_default().trim();
     let arguments: Vec<&str> = command.strip_prefix("seg4diff ").expect(command).split(' ').collect();
     let mut command = Command::new(env!("CARGO_BIN_EXE_seg4diff"));
@@ -273,7 +273,7 @@ fn what_changed_is_named_and_filled_in() {
     same_as_plain("captions changed");
 }
 
-/// A cache of another autoencoder, text encoder or resolution is refused by name, before anything is trained.
+/// A cache of another autoencoder, text encoder or resolution is refused before training, and the error names it.
 #[test]
 fn other_models_and_settings_are_refused() {
     let folder = tempfile::tempdir().expect("folder");
@@ -323,7 +323,7 @@ fn other_models_and_settings_are_refused() {
     assert_eq!(no_folder.status.code(), Some(2));
 }
 
-/// Killed any number of times, `prepare cache` ends with the bytes of one that was not.
+/// `prepare cache`, killed any number of times, ends with the bytes of an undisturbed run.
 #[test]
 fn a_killed_command_goes_on() {
     // 64 KiB an entry, so five shards of latents, and one of text.
@@ -353,7 +353,7 @@ fn a_killed_command_goes_on() {
         seen.push(shards());
     }
     assert!(seen.iter().any(|count| (1..expected.len() - 1).contains(count)), "killed too late: {seen:?}");
-    // What a kill in the middle of writing leaves.
+    // What a kill during a write leaves.
     std::fs::write(folder.path().join(".writing-abc"), "half").expect("write");
     assert!(start(folder.path()).status().expect("seg4diff").success());
     let found = files(folder.path());
@@ -361,7 +361,7 @@ fn a_killed_command_goes_on() {
     assert!(found == expected, "other bytes");
 }
 
-/// A damaged shard is one error that names it; without it, the command computes its entries again.
+/// A damaged shard is one error that names it; once it is removed, the command computes its entries again.
 #[test]
 fn a_damaged_shard_is_named_and_made_again() {
     let folder = tempfile::tempdir().expect("folder");
@@ -370,7 +370,7 @@ fn a_damaged_shard_is_named_and_made_again() {
     let sound = read(&shard);
     let run = || Run::new(&[SETTINGS, &[&cache_setting(folder.path())]].concat());
     let mut changed = sound.clone();
-    // In the values: of 72 entries of 4 KiB, and 288 bytes of checksums, at the end of the file.
+    // In the values: of 72 entries of 4 KiB, and 288 bytes of checksums at the end of the file.
     let data = sound.len() - 72 * 4096 - 288;
     changed[data..].iter_mut().step_by(500).for_each(|byte| *byte ^= 0x40);
     for (bytes, part) in

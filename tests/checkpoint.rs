@@ -1,4 +1,4 @@
-//! A checkpoint is whole or not there, is found again, and is refused where it does not belong.
+//! Checkpoints are written atomically, found again, and refused where they do not belong.
 use candle_core::{Device, Tensor};
 use seg4diff::config::RunConfig;
 use seg4diff::train::checkpoint::{Checkpoint, State, config_of, list, newest_whole, remove_leftovers, verify};
@@ -53,7 +53,7 @@ fn what_is_saved_is_loaded_bit_for_bit() {
     assert_eq!(values(&loaded.adapter), values(&saved.adapter));
     assert_eq!(values(&loaded.optimizer), values(&saved.optimizer));
     assert_eq!(config_of(&path).expect("config"), config(&[]));
-    // Safetensors and text only, and the same bytes whenever the same is saved.
+    // Safetensors and text only, and equal bytes for equal states.
     let read = |path: &Path| -> Vec<(String, Vec<u8>)> {
         let mut files: Vec<_> = std::fs::read_dir(path)
             .expect("read")
@@ -157,7 +157,7 @@ fn another_config_or_model_is_refused_by_name_unless_forced() {
         ]
     );
     assert_eq!(Checkpoint::load(&path, &now, "another", true).expect("forced").state.step, 1);
-    // What cannot change the result may differ.
+    // Settings that cannot change the result may differ.
     let free = [
         "output=elsewhere",
         "device=cpu",
@@ -199,7 +199,7 @@ fn leftovers_of_a_killed_run_are_removed_and_nothing_else() {
 fn a_folder_with_a_run_is_resumed_or_left_alone() {
     let folder = tempfile::tempdir().expect("folder");
     let output = folder.path().join("run");
-    // --resume before the first checkpoint starts from step 0: what restarts a job can always say --resume.
+    // --resume before the first checkpoint starts from step 0, so that restarted jobs can always pass --resume.
     for resume in [Resume::No, Resume::Newest] {
         let run = RunFolder::open(&output, &resume).expect("open");
         assert!(run.load(&config(&[]), "fingerprint", false).expect("load").is_none());
@@ -227,7 +227,7 @@ fn a_folder_with_a_run_is_resumed_or_left_alone() {
     assert_eq!(written, config(&[]));
 }
 
-/// Saves one checkpoint after the other until it is killed; started by the test below, in a process of its own.
+/// Saves checkpoints until it is killed; started by the test below, in a process of its own.
 #[test]
 #[ignore = "a part of a_killed_save_leaves_a_whole_checkpoint"]
 fn save_until_killed() {
@@ -255,14 +255,14 @@ fn a_killed_save_leaves_a_whole_checkpoint() {
         std::thread::sleep(std::time::Duration::from_micros(wait));
         child.kill().expect("kill");
         child.wait().expect("wait");
-        // The newest by name is whole: nothing damaged was ever visible.
+        // The newest by name is complete: nothing damaged was ever visible.
         let newest = list(&output).expect("list").pop().expect("a checkpoint");
         assert_eq!(newest_whole(&output).expect("newest"), Some(newest.1));
         remove_leftovers(&output).expect("clean");
         let names = std::fs::read_dir(output.join("checkpoints")).expect("read").map(|e| e.expect("entry").file_name());
         assert!(names.into_iter().all(|name| name.to_string_lossy().starts_with("step-")));
         found += newest.0;
-        // A busy machine takes longer for the second.
+        // A busy machine takes longer to write the second.
         wait = if newest.0 == 1 { 2 * wait } else { wait + 1700 };
     }
     assert!(found > 12, "killed before the second checkpoint every time");

@@ -1,4 +1,4 @@
-//! CLIPScore against transformers' (tests/fixtures/clip/gen.py).
+//! CLIPScore against transformers (tests/fixtures/clip/gen.py).
 use candle_core::Device;
 use seg4diff::eval::clip_score::{ClipScorer, clip_scores};
 use seg4diff::sample::image::read_rgb8;
@@ -27,7 +27,8 @@ fn found() -> BTreeMap<String, f64> {
 fn cosines_are_those_of_transformers() {
     let expected: BTreeMap<String, BTreeMap<String, f64>> = json("expected.json");
     let found = found();
-    // transformers' two image processors are up to 1.1e-4 apart here: torchvision rounds to bytes otherwise than Pillow.
+    // transformers' two image processors differ by up to 1.1e-4 here: torchvision rounds to bytes differently than
+    // Pillow.
     for (backend, limit) in [("pil", 1e-6), ("torchvision", 1.2e-4)] {
         for (key, cosine) in &expected[backend] {
             let difference = (cosine - found[key]).abs();

@@ -3,6 +3,7 @@ mod fake_model;
 
 use fake_model::fake_model;
 use seg4diff::config::*;
+use seg4diff::eval::segmentation::DataSet;
 use seg4diff::{Error, Result};
 use std::path::{Path, PathBuf};
 
@@ -13,6 +14,10 @@ fn parse(text: &str, set: &[&str]) -> Result<RunConfig> {
     RunConfig::parse(text, Path::new("c.toml"), &set)
 }
 
+fn read(file: &str) -> String {
+    std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).expect("text")
+}
+
 fn refused(text: &str, set: &[&str]) -> String {
     match parse(text, set) {
         Err(Error::Usage(message)) => message,
@@ -20,14 +25,12 @@ fn refused(text: &str, set: &[&str]) -> String {
     }
 }
 
-/// Every `*.toml` under a folder, but those that describe data sets (tests/data_sets.rs).
+/// Every `*.toml` below a folder, except descriptions of data sets (tests/data_sets.rs).
 fn configs_under(folder: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(folder).expect("folder") {
         let path = entry.expect("entry").path();
-        if path.is_dir() && path.ends_with("eval") {
-            continue;
-        } else if path.is_dir() {
+        if path.is_dir() {
             found.extend(configs_under(&path));
         } else if path.extension().is_some_and(|e| e == "toml") {
             found.push(path);
@@ -36,13 +39,19 @@ fn configs_under(folder: &Path) -> Vec<PathBuf> {
     found
 }
 
+/// Those of runs; configs/eval describes data sets.
 #[test]
 fn every_shipped_config_parses_and_survives_being_written() {
     let shipped = configs_under(&Path::new(env!("CARGO_MANIFEST_DIR")).join("configs"));
-    assert!(shipped.len() >= 2, "{shipped:?}");
-    for file in shipped {
+    let (data_sets, runs): (Vec<_>, Vec<_>) =
+        shipped.into_iter().partition(|file| file.parent().is_some_and(|folder| folder.ends_with("eval")));
+    assert!(runs.len() >= 4 && data_sets.len() >= 12, "{runs:?} {data_sets:?}");
+    for file in runs {
         let config = RunConfig::load(&file, &[]).unwrap_or_else(|e| panic!("{e}"));
         assert_eq!(parse(&config.to_toml(), &[]).unwrap_or_else(|e| panic!("{e}")), config, "{}", file.display());
+    }
+    for file in data_sets {
+        DataSet::read(&file, Path::new("root")).unwrap_or_else(|e| panic!("{e}"));
     }
 }
 
@@ -63,34 +72,127 @@ fn defaults_are_the_published_recipe() {
     assert_eq!((full.optim.lora_lr_scale, full.data.crop), (1.0, Crop::Stretch));
 }
 
-/// `configs/sa1b.toml` says that every key is in it, set or in a comment.
-#[test]
-fn every_key_stands_in_the_example() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let read = |file: &str| std::fs::read_to_string(root.join(file)).expect("text");
-    let mut shown = std::collections::BTreeSet::new();
+/// All keys that are declared.
+fn keys() -> Vec<Key> {
+    let keys: Vec<Key> = sections(&[]).expect("sections").into_iter().flat_map(|section| section.keys).collect();
+    assert!(keys.len() > 80, "{keys:?}");
+    keys
+}
+
+/// Keys that a config has, set or in a comment, each with its value.
+fn shown(text: &str) -> std::collections::BTreeMap<String, String> {
+    let mut shown = std::collections::BTreeMap::new();
     let mut section = String::new();
-    for line in read("configs/sa1b.toml").lines() {
+    for line in text.lines() {
         let line = line.trim_start_matches("# ");
         if let Some((name, _)) = line.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
             section = format!("{name}.");
-        } else if let Some((key, _)) = line.split_once(" = ") {
-            shown.insert(format!("{section}{key}"));
+        } else if let Some((key, value)) = line.split_once(" = ") {
+            shown.insert(format!("{section}{key}"), value.split("  # ").next().unwrap_or_default().trim().to_string());
         }
     }
-    // Keys are what the parser asks for: strings such as "lora.rank".
-    let sections = ["model", "lora", "data", "noise", "loss", "optim", "train", "checkpoint", "eval", "scenes"];
-    let is_key = |text: &&str| match text.split_once('.') {
-        Some((section, key)) => {
-            sections.contains(&section) && key.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
+    shown
+}
+
+/// `configs/sa1b.toml` and the template say that every key is in them, set or in a comment.
+#[test]
+fn every_key_stands_in_the_example() {
+    for (file, text) in [("configs/sa1b.toml", read("configs/sa1b.toml")), ("the template", template(&[]).expect("ok"))]
+    {
+        let shown = shown(&text);
+        let keys = keys();
+        let missing: Vec<&Key> = keys.iter().filter(|key| !shown.contains_key(&key.name)).collect();
+        assert!(missing.is_empty(), "{file} lacks {missing:?}");
+        // What stands in a comment is of the right type and range, too.
+        for key in keys {
+            let set = format!("{}={}", key.name, shown[&key.name]);
+            if let Err(problem) = parse(SMALLEST, &[&set]) {
+                let problem = problem.to_string();
+                assert!(![": expected", ": must"].iter().any(|wrong| problem.contains(wrong)), "{file}: {problem}");
+            }
         }
-        None => false,
+    }
+}
+
+#[test]
+fn the_template_parses_to_the_defaults() {
+    let required: Vec<String> = keys()
+        .into_iter()
+        .filter(|key| {
+            key.default == DefaultKind::Required && !key.name.starts_with("eval") && !key.name.starts_with("scenes")
+        })
+        .map(|key| format!("{}={}", key.name, key.value))
+        .collect();
+    assert_eq!(required.len(), 3, "{required:?}");
+    for set in [
+        &[][..],
+        &["optim.lr=1e-3", "model.expert_layers=4", "data.resolution=512"],
+        &["eval.images=i", "eval.labels=l", "eval.classes=c", "eval.features=f", "eval.captions=c", "eval.heads=3"],
+        &["scenes.folder=s", "data.format=coco", "data.labels=l", "data.classes=c", "lora.layers=[1, 2]", "output=o"],
+    ] {
+        let set: Vec<String> = set.iter().map(|text| text.to_string()).collect();
+        let text = template(&set).expect("template");
+        let expected = RunConfig::parse("", Path::new("c.toml"), &[&required[..], &set].concat()).expect("defaults");
+        assert_eq!(parse(&text, &[]).unwrap_or_else(|e| panic!("{e}\n{text}")), expected);
+        assert!(text.lines().all(|line| line.chars().count() <= 120), "{text}");
+    }
+    let refused = template(&["eval.labels=l".into(), "lora.rnk=1".into()]).expect_err("unknown").to_string();
+    assert!(refused.contains("--set lora.rnk=1: unknown key lora.rnk; the nearest is lora.rank"), "{refused}");
+    assert!(refused.contains("eval.images is missing"), "{refused}");
+}
+
+/// What the command prints is this, too.
+#[test]
+fn the_command_prints_template_page_and_keys() {
+    let run = |args: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_seg4diff"));
+        command.arg("config").args(args).output().expect("run")
     };
-    let source = read("src/config/parse.rs") + &read("src/config/eval.rs");
-    let keys: std::collections::BTreeSet<&str> = source.split('"').filter(is_key).collect();
-    assert!(keys.len() > 80, "{keys:?}");
-    let missing: Vec<&&str> = keys.iter().filter(|key| !shown.contains(**key)).collect();
-    assert!(missing.is_empty(), "configs/sa1b.toml lacks {missing:?}");
+    let printed = |args: &[&str]| String::from_utf8(run(args).stdout).expect("text");
+    assert_eq!(printed(&[]), template(&[]).expect("template"));
+    assert_eq!(printed(&["--set", "seed=3"]), template(&["seed=3".into()]).expect("template"));
+    assert_eq!(printed(&["--markdown"]), markdown().expect("page"));
+    let rank = printed(&["lora.rank"]);
+    for part in ["lora.rank\n", "Values: a whole number, from 1 to 4096\n", "Default: 16\n"] {
+        assert!(rank.contains(part), "{part} in {rank}");
+    }
+    let help = printed(&["--help"]);
+    for section in sections(&[]).expect("sections") {
+        let text = if section.name.is_empty() { String::new() } else { printed(&[section.name]) };
+        for key in &section.keys {
+            assert!(section.name.is_empty() || text.contains(&format!("\n{}\n", key.name)), "{} in {text}", key.name);
+            assert!(!key.doc.is_empty() && help.contains(key.short_name()), "{}", key.name);
+        }
+    }
+    let wrong = run(&["lora.rnk"]);
+    assert_eq!(wrong.status.code(), Some(2));
+    assert_eq!(String::from_utf8_lossy(&wrong.stderr), "error: unknown key lora.rnk; the nearest is lora.rank\n");
+}
+
+/// Written from the declarations; each names the command that writes it anew.
+#[test]
+fn generated_files_are_up_to_date() {
+    let command = "cargo run --release --bin seg4diff -- config --markdown > docs/config.md";
+    assert!(read("docs/config.md") == markdown().expect("page"), "docs/config.md is out of date: {command}");
+    let set = ["output=runs/sa1b", "data.captions=data/sa1b/captions.json"];
+    let text = template(&set.map(str::to_string)).expect("template");
+    // Above the first empty line is what each says of itself.
+    let body = |text: &str| text.split_once("\n\n").map(|(_, body)| body.to_string());
+    let command = format!("cargo run --release --bin seg4diff -- config --set {}", set.join(" --set "));
+    assert!(
+        body(&read("configs/sa1b.toml")) == body(&text),
+        "configs/sa1b.toml is out of date below its head: {command}"
+    );
+}
+
+/// A default that is taken from another key is wrong only where that key is right, and stands at that key.
+#[test]
+fn a_default_that_does_not_suit_is_reported_where_it_comes_from() {
+    let text = SMALLEST.replace("source", "resolution = 2048\nsource");
+    let expected = "c.toml:5:1: scenes.size: must be from 16 to 1024, is 2048";
+    assert_eq!(refused(&format!("{text}[scenes]\nfolder = \"f\"\n"), &[]), expected);
+    let expected = "--set data.resolution=5: data.resolution: must be from 16 to 8192, is 5";
+    assert_eq!(refused(&format!("{SMALLEST}[scenes]\nfolder = \"f\"\n"), &["data.resolution=5"]), expected);
 }
 
 #[test]
@@ -118,7 +220,7 @@ fn the_design_example_parses() {
     assert_eq!(parse(&config.to_toml(), &[]).expect("again"), config);
 }
 
-/// Every value of every enum, by its name in TOML, comes back from what `to_toml` writes.
+/// Every value of every enum, by its name in TOML, survives `to_toml`.
 #[test]
 fn every_choice_survives_being_written() {
     fn names<T: Choice>() -> Vec<String> {
@@ -162,7 +264,7 @@ fn all_problems_of_a_file_are_reported_at_once_in_order() {
     let text = "sed = 1\noutput = \"runs/x\"\n[model]\npath = \"m\"\n  dtyp = \"f32\"\ndtype = \"bf8\"\n\
                 [lora]\nrank = \"ten\"\nalpha = -1\n[dta]\nx = 1\n[data]\nsource = []\n[train]\nlr = 1e-3\nsteps = 0\n";
     let message = refused(text, &["optim.eps=zero", "optim.lr"]);
-    // A --set that cannot be read is a syntax error, and those are reported first.
+    // A --set that does not parse is a syntax error, and those are reported first.
     assert_eq!(message, "--set optim.lr: expected KEY=VALUE, such as train.steps=100");
     let message = refused(text, &["optim.eps=zero"]);
     let expected = [
@@ -237,7 +339,7 @@ fn single_problems_are_named_in_place() {
     }
 }
 
-/// The name of before is read as the one of today, whichever of them a file has and `--set` gives.
+/// The old name of a key is read as the new one, whichever of them a file has and `--set` gives.
 #[test]
 fn the_former_name_of_the_experts_goes_on() {
     let with = |line: &str| SMALLEST.replace("path = \"m\"\n", &format!("path = \"m\"\n{line}\n"));
@@ -313,7 +415,7 @@ fn files_that_are_missing_or_do_not_fit_are_all_named() {
         assert!(message.contains(part), "{part} in {message}");
     }
 
-    // What is measured must suit the model, too; by default that is what the experts see.
+    // Evaluation settings must suit the model, too; their default is the experts' blocks.
     let [images, classes] = [at("model"), at("a_0.tar")].map(|path| format!("{path:?}"));
     let eval = [format!("eval.images={images}"), format!("eval.labels={images}"), format!("eval.classes={classes}")];
     let eval: Vec<&str> = eval.iter().map(String::as_str).collect();
@@ -345,7 +447,7 @@ fn files_that_are_missing_or_do_not_fit_are_all_named() {
     }
 }
 
-/// Settings with which no step could change the LoRA, or only to what is no number.
+/// Settings with which no step could change the LoRA, or only to non-finite values.
 #[test]
 fn what_is_certainly_without_effect_is_refused() {
     for (settings, problem) in [

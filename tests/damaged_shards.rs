@@ -1,5 +1,5 @@
-//! Tar shards with damaged headers or cut off: what can be read is, what is lost is counted, and the order stays one
-//! that can be resumed.
+//! Tar shards with damaged headers or truncated: readable samples are read, lost ones are counted, and the order stays
+//! resumable.
 use image::{ExtendedColorType, ImageEncoder, codecs::png::PngEncoder};
 use seg4diff::config::{Crop, DataConfig, DataFormat};
 use seg4diff::data::{Cursor, Loader};
@@ -53,7 +53,7 @@ fn shard() -> Vec<u8> {
     archive.into_inner().unwrap()
 }
 
-/// The keys of the first epoch in order, each with the position after it, and how many were broken in all.
+/// The keys of the first epoch in order, each with the position after it, and the number of broken samples.
 fn epoch(config: &DataConfig, start: Option<&Cursor>) -> (Vec<(String, Cursor)>, u64) {
     let mut loader = Loader::new(config, 1, start, false).unwrap();
     let mut seen = Vec::new();
@@ -102,12 +102,12 @@ fn lost_samples_are_counted() {
     let error = epoch_error(&config(&file, 1, 0.05));
     assert!(error.contains("samples are broken") && error.contains("from member 150 on"), "{error}");
 
-    // No readable header behind it: as many as the bytes left would hold.
+    // No readable header behind it: as many samples as the remaining bytes would hold.
     damaged(10, SAMPLES);
     let error = epoch_error(&config(&file, 1, 0.5));
     assert!(error.contains("samples are broken, more than data.max_broken = 0.5"), "{error}");
 
-    // Cut off in the middle of a member.
+    // Truncated in the middle of a member.
     fs::write(&file, &whole[..100 * SAMPLE + 1024 + 700]).unwrap();
     let (seen, broken) = epoch(&config(&file, 1, 0.5), None);
     assert_eq!((seen.len(), broken), (100, 1));

@@ -1,4 +1,4 @@
-//! The data stream: same order on any number of threads, resumable anywhere, robust against what is broken.
+//! The data stream: equal order on any number of threads, resumable anywhere, robust against broken files.
 use image::{ExtendedColorType, ImageEncoder, codecs::jpeg::JpegEncoder, codecs::png::PngEncoder};
 use seg4diff::config::{Crop, DataConfig, DataFormat};
 use seg4diff::data::codec::rle::RunLengths;
@@ -40,7 +40,7 @@ fn path(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-/// A photograph whose red is its number, so that a sample says which it is.
+/// A photograph whose red channel is its number, which identifies the sample.
 fn photograph(number: u8, width: u32, height: u32) -> Vec<u8> {
     let pixels: Vec<u8> = (0..width * height).flat_map(|_| [number, 100, 200]).collect();
     let mut bytes = Vec::new();
@@ -84,7 +84,7 @@ fn sound(number: u8) -> Files {
     ]
 }
 
-/// Shards of 7, 1, 5 and 9 samples, numbered through.
+/// Shards of 7, 1, 5 and 9 samples, numbered consecutively.
 fn four_shards(folder: &Path) {
     let mut number = 0;
     for (shard, count) in [7, 1, 5, 9].into_iter().enumerate() {
@@ -284,7 +284,7 @@ fn a_cut_or_foreign_shard_is_named_and_the_rest_goes_on() {
         .take_while(|batch| batch.epoch == 0)
         .flat_map(|batch| keys(&batch.samples))
         .collect();
-    // three whole ones before the cut, none of the foreign file, all of the two shards after it
+    // three complete ones before the cut, none of the foreign file, all of the two shards after it
     assert_eq!(
         found,
         ["0", "1", "2"]
@@ -331,7 +331,7 @@ fn a_jpg_is_the_image_wherever_a_png_of_its_name_stands() {
         let folder = tempfile::tempdir().unwrap();
         let mut files = members(order);
         files.extend(sound(3));
-        // where there is no JPEG, the PNG is the image
+        // without a JPEG, the PNG is the image
         files.extend(sound(4).into_iter().map(|(name, bytes)| (name.replace(".jpg", ".png"), bytes)));
         write_tar(&folder.path().join("a.tar"), &files);
         let config = config(DataFormat::Sa1b, &[path(folder.path())]);
@@ -430,8 +430,8 @@ fn sentences_end_at_marks_before_white_space() {
     assert_eq!(first_sentences("", 2), "");
 }
 
-/// The released code takes `p.split(".")[0] + "." + p.split(".")[1] + "."`, which needs two full stops and nothing that
-/// only looks like the end of a sentence.
+/// The released code takes `p.split(".")[0] + "." + p.split(".")[1] + "."`, which needs two full stops, and breaks at
+/// full stops that end no sentence.
 #[test]
 fn two_sentences_are_those_of_the_released_code() {
     let released = |text: &str| {
@@ -446,7 +446,7 @@ fn two_sentences_are_those_of_the_released_code() {
     ] {
         assert_eq!(Some(first_sentences(text, 2)), released(text), "{text}");
     }
-    // There it has a full stop too many, breaks off in a number, or stops the run.
+    // The released code adds a full stop, breaks off in a number, or stops the run.
     assert_eq!(first_sentences("One sentence alone.", 2), "One sentence alone.");
     assert_eq!(first_sentences("It weighs 3.5 kg. It is red. It is here.", 2), "It weighs 3.5 kg. It is red.");
     assert_eq!(first_sentences("no full stop at all", 2), "no full stop at all");
@@ -491,7 +491,7 @@ fn unused_masks_are_an_error_where_masks_are_wanted() {
     let error = loader.next_batch(1).unwrap_err().to_string();
     assert!(error.contains("none of the 5 images of epoch 0 brought a usable mask"), "{error}");
     assert_eq!(take(&mut Loader::new(&config, 1, None, false).unwrap(), 12).len(), 12);
-    // dropped captions take their masks along, which is no fault of the masks
+    // dropped captions drop their masks, which does not count as having no usable mask
     (config.min_mask_area, config.caption_dropout) = (0.1, 1.0);
     let samples = take(&mut Loader::new(&config, 1, None, true).unwrap(), 12);
     assert!(samples.iter().all(|sample| sample.prompt.is_empty() && sample.masks.is_empty()));
@@ -558,7 +558,7 @@ fn image_and_masks_are_cropped_scaled_and_mirrored_alike() {
         for sample in &samples {
             let mask = sample.masks[0].to_f32();
             let differ = |pixel: &usize| (sample.image[3 * pixel] >= 128) != (mask[*pixel] == 1.0);
-            // bilinear and nearest may part on the outline alone
+            // bilinear and nearest may differ on the outline alone
             let wrong = (0..mask.len()).filter(differ).count();
             let most = if resolution == 61 { 0 } else { mask.len() / 150 };
             assert!(wrong <= most, "{wrong} of {} at {resolution}", mask.len());
@@ -699,6 +699,7 @@ fn every_kind_of_pixel_becomes_the_rgb_of_pillow() {
 }
 
 #[test]
+#[cfg_attr(not(target_os = "linux"), ignore = "reads /proc")]
 fn dropping_the_loader_ends_its_threads() {
     let folder = tempfile::tempdir().unwrap();
     four_shards(folder.path());
@@ -709,7 +710,7 @@ fn dropping_the_loader_ends_its_threads() {
         let mut loader = Loader::new(&config, 0, None, true).unwrap();
         take(&mut loader, 1);
     }
-    // other tests run beside this one, so their threads come and go: 20 leaked loaders would have 120
+    // tests in parallel start and stop threads of their own: 20 leaked loaders would have 120
     assert!(threads() < 100, "{} threads", threads());
     assert!(started.elapsed().as_secs() < 60);
 }
@@ -740,14 +741,14 @@ fn real_photographs_stream() {
     assert!(by_label.iter().all(|sample| sample.masks.len() == sample.classes.len()));
 }
 
-/// Bytes flipped, cut out and doubled anywhere, tar headers included: errors, never a panic or a hang.
+/// Bytes flipped, removed and doubled anywhere, tar headers included: errors, never a panic or a hang.
 #[test]
 fn damaged_bytes_never_panic() {
     use rand::{Rng, SeedableRng};
     let mut random = rand_chacha::ChaCha8Rng::seed_from_u64(5);
     let folder = tempfile::tempdir().unwrap();
     let mut jpeg = Vec::new();
-    let noise: Vec<u8> = (0..20 * 16 * 3).map(|_| random.random()).collect();
+    let noise: Vec<u8> = (0..20 * 16 * 3).map(|_| random.random::<u8>()).collect();
     JpegEncoder::new(&mut jpeg).write_image(&noise, 20, 16, ExtendedColorType::Rgb8).unwrap();
     let (tar, map) = (folder.path().join("a.tar"), folder.path().join("x.png"));
     let mut files: Files = (0..3).flat_map(sound).collect();

@@ -55,7 +55,7 @@ fn run_lengths_are_those_of_pycocotools() {
         let bitmap = unpack(&bits, (height * width) as usize);
         assert_eq!(RunLengths::encode(height as usize, width as usize, &bitmap).unwrap(), from_list);
         assert_eq!(from_list.bitmap(), bitmap);
-        // at its own scale, the square in the middle
+        // unscaled, the square in the middle
         let side = height.min(width) as usize;
         let placement = Placement::new((width as usize, height as usize), side, Crop::Center, false, &NO_DRAWS);
         let grid = placement.grid();

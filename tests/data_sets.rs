@@ -1,4 +1,4 @@
-//! The data sets that `configs/eval` describes, on a few made files of each one's true shape.
+//! The data sets described in `configs/eval`, on small generated files of their layouts.
 use image::{ImageFormat, RgbImage};
 use seg4diff::data::codec::labels::encode_labels;
 use seg4diff::eval::segmentation::{DataSet, LabelledFolder, NO_CLASS};
@@ -6,14 +6,14 @@ use std::path::{Path, PathBuf};
 
 const WIDTH: usize = 4;
 
-/// A data set unpacked: its description, one image with its label map, and what stands beside them.
+/// An unpacked data set: its description, one image with its label map, and other files beside them.
 struct Unpacked {
     config: &'static str,
     image: &'static str,
     labels: &'static str,
-    /// The list of images, with its text.
+    /// Path and text of the list of images.
     list: Option<(&'static str, &'static str)>,
-    /// Labels in the file, and the name of each one's class; none where it does not count.
+    /// Labels in the file, and the class name of each; `None` for labels that do not count.
     pixels: &'static [(u32, Option<&'static str>)],
     classes: usize,
 }
@@ -50,7 +50,7 @@ const UNPACKED: &[Unpacked] = &[
         image: "JPEGImages/2008_000002.jpg",
         labels: "SegmentationContext459/2008_000002.png",
         list: Some(("ImageSets/Main/val.txt", "2008_000002\n")),
-        // The other 400 and what has no label are background.
+        // The other 400 classes, and pixels without label, are background.
         pixels: &[(0, Some("background")), (1, Some("background")), (397, Some("diningtable")), (2, Some("aeroplane"))],
         classes: 60,
     },
@@ -96,7 +96,7 @@ const UNPACKED: &[Unpacked] = &[
         image: "val2017/000000000139.jpg",
         labels: "stuffthingmaps/val2017/000000000139.png",
         list: None,
-        // A label that stands for another may be another's number too: 0 is a person, not an electronic thing.
+        // A merged label may equal another class's number: 0 is a person, not an electronic device.
         pixels: &[(0, Some("person")), (9, Some("outdoor")), (181, Some("solid")), (255, None)],
         classes: 27,
     },
@@ -145,10 +145,10 @@ impl Unpacked {
         put(&at(self.labels), &encode_labels(WIDTH, 1, &labels).unwrap());
         if let Some((list, text)) = self.list {
             put(&at(list), text.as_bytes());
-            // What the list does not name is not asked for a label map.
+            // Images outside the list need no label map.
             put_picture(&at("JPEGImages/2000_000000.jpg"), &black(1), ImageFormat::Jpeg);
         }
-        // What lies beside the label maps.
+        // Other files beside the label maps.
         if self.config == "cityscapes" {
             for other in ["color", "instanceIds"] {
                 put(&at(&self.labels.replace("labelIds", other)), b"no label map");
@@ -276,14 +276,14 @@ fn a_description_with_a_mistake_names_the_line() {
     }
 }
 
-/// The full ADE20K release: colours beside the photographs, in subfolders with parts and instances that are none.
+/// The full ADE20K release: colours beside the photographs, and subfolders of parts and instances, which are ignored.
 #[test]
 fn labels_of_the_full_ade20k_are_written_once() {
     let folder = tempfile::tempdir().unwrap();
     let at = |path: &str| folder.path().join(path);
     let (scene, numbers) = ("ADE/validation/urban/street", "numbers.json");
     std::fs::write(at(numbers), "[2978, 312, 6, 3148]").unwrap();
-    // A pixel's number is red / 10 · 256 + green, whatever the blue, which counts instances.
+    // A pixel's number is red / 10 · 256 + green; blue counts instances.
     let colour =
         |number: u32, odd: u8, blue: u8| image::Rgb([(number / 256 * 10) as u8 + odd, (number % 256) as u8, blue]);
     let pixels = [
@@ -333,7 +333,7 @@ fn labels_of_the_full_ade20k_are_written_once() {
     assert!(status == Some(1) && said.contains("ADE_val_00000002_seg.png") && said.contains("grey PNG"), "{said}");
 }
 
-/// Numbers and names of ADE20K's classes belong together one by one.
+/// ADE20K's class numbers and names match one by one.
 #[test]
 fn every_class_of_ade20k_has_a_number() {
     let folder = config("x").with_file_name("../../data/classes");

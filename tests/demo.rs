@@ -1,7 +1,10 @@
-//! The demo's run from end to end, shortened: it draws its scenes, measures, trains, measures, compares and shows.
+//! The demo's run from end to end, shortened: draws scenes, measures, trains, measures again, compares and reports.
+mod smoke_run;
+
 use serde_json::Value;
+use smoke_run::{read, run, succeed};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Command;
 
 /// `configs/demo.toml` on the smoke run's base, with few scenes, steps and pictures.
 struct Demo {
@@ -55,7 +58,7 @@ impl Demo {
         command
     }
 
-    /// Steps after which the run was validated, and what was found.
+    /// Validated steps and their scores.
     fn validations(&self, output: &str) -> Vec<(u64, Value)> {
         let text = read(self.output(output).join("metrics.jsonl"));
         let lines = text
@@ -87,7 +90,7 @@ fn the_run_measures_before_after_and_without_masks() {
             assert!(summary[stage][metric].as_f64().is_some_and(f64::is_finite), "{stage} {metric}: {summary}");
         }
     }
-    // The runs differ by their losses alone: same scenes, same noise.
+    // The runs differ by their losses alone: equal scenes, equal noise.
     assert_ne!(summary["after"]["held_out_flow"], summary["without_masks"]["held_out_flow"]);
     let first = |output: &str| -> Value {
         let lines = read(demo.output(output).join("metrics.jsonl"));
@@ -102,7 +105,7 @@ fn the_run_measures_before_after_and_without_masks() {
     for stage in ["before", "after", "without_masks"] {
         assert!(demo.output("run").join("samples").join(stage).join("000004.png").is_file(), "{stage}");
     }
-    // Again, with one worker and one thread, and what is drawn already used again: the same to the last digit.
+    // Again with one worker and one thread, reusing what is drawn: equal to the last digit.
     let mut again = demo.train("again", &COMPARE);
     again.args(["--set", "data.workers=1"]).env("RAYON_NUM_THREADS", "1");
     succeed(&mut again);
@@ -110,7 +113,7 @@ fn the_run_measures_before_after_and_without_masks() {
     assert!(same(&demo.output("run"), &demo.output("again"), "lora.safetensors"));
 }
 
-/// Validation while training is there to see, changes nothing of what is trained, and says which step was best.
+/// Validation during training is reported, does not change the training, and determines the best step.
 #[test]
 fn validations_are_shown_and_change_nothing() {
     let demo = Demo::new();
@@ -137,7 +140,7 @@ fn validations_are_shown_and_change_nothing() {
     assert!(std::fs::read_dir(demo.output("with/tensorboard")).expect("a folder").count() == 1);
     let page = String::from_utf8(read(demo.output("with/report.html"))).expect("text");
     assert!(page.contains("While it was trained") && page.contains("Step 4: mIoU"));
-    // The best checkpoint is one like the others.
+    // The best checkpoint is a complete checkpoint.
     let mut export = Command::new(env!("CARGO_BIN_EXE_seg4diff"));
     let out = demo.output("exported.safetensors");
     export
@@ -174,30 +177,12 @@ fn scenes_of_other_settings_are_not_mistaken() {
     assert!(!demo.output("second/metrics.jsonl").exists());
 }
 
-/// `--check` draws nothing, and does not miss what the run will draw.
+/// `--check` draws nothing, and accepts missing files that the run will draw.
 #[test]
 fn a_check_leaves_nothing_behind() {
     let demo = Demo::new();
     succeed(&mut demo.train("run", &["--check"]));
     assert_eq!(std::fs::read_dir(demo.folder.path()).expect("a folder").count(), 0);
-}
-
-/// Runs a command that must succeed.
-fn succeed(command: &mut Command) {
-    let (output, said) = run(command);
-    assert!(output.status.success(), "{:?}: {said}", output.status);
-}
-
-/// Runs a command to its end; returns what it wrote to stderr besides.
-fn run(command: &mut Command) -> (Output, String) {
-    let output = command.output().expect("a command that starts");
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(!said.contains("panicked"), "{said}");
-    (output, said)
-}
-
-fn read(path: impl AsRef<Path>) -> Vec<u8> {
-    std::fs::read(path.as_ref()).unwrap_or_else(|e| panic!("{}: {e}", path.as_ref().display()))
 }
 
 fn same(a: &Path, b: &Path, file: &str) -> bool {

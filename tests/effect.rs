@@ -1,5 +1,5 @@
-//! A run that trained nothing must not end as if it had, and which of equal checkpoints is the best does not depend on
-//! being stopped.
+//! A run that trained nothing must not end as if it had, and ties between checkpoints are broken the same way in
+//! interrupted runs.
 mod model_folder;
 mod smoke_run;
 
@@ -12,7 +12,7 @@ use std::process::Command;
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 const SETTINGS: &[&str] = &["train.steps=4", "train.batch=2", "data.resolution=64", "checkpoint.every=2"];
 
-/// A copy of the smoke run's base in which one number of a tensor is another.
+/// A copy of the smoke run's base model with one changed number in a tensor.
 fn spoilt(folder: &Path, file: &str, tensor: &str, number: f32) -> String {
     model_folder::copy(&Path::new(ROOT).join("checkpoints/smoke-base"), folder);
     model_folder::edit_tensors(&folder.join(file), |tensors| {
@@ -28,7 +28,7 @@ fn spoilt(folder: &Path, file: &str, tensor: &str, number: f32) -> String {
 const TRANSFORMER: &str = "transformer/diffusion_pytorch_model.safetensors";
 const VALUES: &str = "transformer_blocks.0.attn.to_v.weight";
 
-/// `train` fails with status 1 and one error, which has all of `parts`; nothing is there that looks trained.
+/// `train` fails with status 1 and one error that has all of `parts`, and leaves no trained files.
 fn fails(run: &Run, more: &[&str], parts: &[&str]) {
     let (output, said) = run_to_end(&mut run.train(more));
     assert_eq!(output.status.code(), Some(1), "{said}");
@@ -39,7 +39,7 @@ fn fails(run: &Run, more: &[&str], parts: &[&str]) {
     }
 }
 
-/// Numbers that are finite where they are stored, but not what is made of them; fewer steps than `max_nonfinite`.
+/// Stored numbers that are finite but overflow in computation; fewer steps than `max_nonfinite`.
 #[test]
 fn a_run_in_which_no_step_counted_fails() {
     let folder = tempfile::tempdir().expect("folder");
@@ -47,31 +47,31 @@ fn a_run_in_which_no_step_counted_fails() {
     let run = Run::new(&[SETTINGS, &[&model]].concat());
     let parts = ["nothing was trained", "none of the 4 steps had a finite loss and gradient", "step 4: loss"];
     fails(&run, &["--set", "train.max_nonfinite=9"], &parts);
-    // Resumed from the middle, and from the end: it is the whole run that counts.
+    // Resumed from the middle, and from the end: the whole run counts.
     let from = run.path("checkpoints/step-000002").display().to_string();
     fails(&run, &["--set", "train.max_nonfinite=9", "--resume", &from], &parts);
     fails(&run, &["--set", "train.max_nonfinite=9", "--resume"], &parts[..2]);
-    // One step that counts is a run, with or without its checkpoint's neighbours.
+    // One finite step makes a run, with or without the neighbouring checkpoints.
     let sound = format!("model.path={ROOT}/checkpoints/smoke-base");
     run.finish(&["--resume", &from, "--force", "--set", &sound]);
 }
 
 #[test]
 fn a_run_that_moved_nothing_fails_and_says_why() {
-    // No image has as little noise.
+    // No image has so little noise.
     let settings = ["loss.flow_weight=0", "loss.mask_max_sigma=1e-9"];
     let run = Run::new(&[SETTINGS, &settings].concat());
     fails(&run, &[], &["nothing was trained", "as it was at the start", "every gradient was 0"]);
     fails(&run, &["--resume"], &["every gradient was 0"]);
-    // Numbers of f32, whose products are none.
+    // f32 numbers whose products overflow.
     for settings in [["optim.clip_norm=1e-44", "optim.warmup_steps=0"], ["optim.eps=1e38", "optim.lr=1e-8"]] {
         let run = Run::new(&[SETTINGS, &settings].concat());
         fails(&run, &[], &["as it was at the start", "too small for f32", "optim.clip_norm"]);
     }
 }
 
-/// One number that is not finite, in every kind of file with weights: tensor and file are named before anything is
-/// trained or drawn.
+/// One number that is not finite, in every kind of weights file: tensor and file are named before anything is trained
+/// or drawn.
 #[test]
 fn weights_that_are_not_finite_are_named() {
     for (file, tensor, number, written) in [
@@ -103,7 +103,7 @@ fn numbers_that_the_asked_for_type_cannot_hold_are_named() {
     succeed(&mut draw("bf16"));
 }
 
-/// A LoRA of infinity is refused where it is read, and a checkpoint of it where it is resumed from.
+/// A LoRA with infinite values is refused when it is read, and a checkpoint of it when a run is resumed.
 #[test]
 fn adapters_that_are_not_finite_are_named() {
     let run = Run::new(SETTINGS);
@@ -123,7 +123,7 @@ fn adapters_that_are_not_finite_are_named() {
     assert!(said.contains(&format!("lora.safetensors: tensor {name}: value 0 is inf")), "{said}");
 }
 
-/// Validations that tie: the first is the best, and stays it when the run is stopped and goes on.
+/// Of tied validations, the first is the best, also in a run that is stopped and resumed.
 #[test]
 fn of_equal_validations_the_first_is_the_best_across_a_resume() {
     let folder = tempfile::tempdir().expect("folder");
@@ -132,8 +132,8 @@ fn of_equal_validations_the_first_is_the_best_across_a_resume() {
     succeed(&mut scenes);
     let at = |key: &str, name: &str| format!("{key}={}", folder.path().join("scenes").join(name).display());
     let data = [at("eval.images", "images"), at("eval.labels", "labels"), at("eval.classes", "classes.json")];
-    // Steps too small to show in the scores. Of this seed the mean IoU is a number that serde_json's quick way of
-    // reading takes for the one below it.
+    // Steps too small to change the scores. With this seed, serde_json's fast float parser would read the mean IoU one
+    // unit lower.
     let settings = ["optim.lr=1e-20", "eval.every=1", "eval.every_images=4", "eval.before=false", "eval.seed=35"];
     let data: Vec<&str> = data.iter().map(String::as_str).collect();
     let run = Run::new(&[SETTINGS, &settings, &data].concat());

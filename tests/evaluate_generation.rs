@@ -1,4 +1,4 @@
-//! `evaluate fid` and `evaluate generation` as a user calls them, and the config section that the second reads.
+//! `evaluate fid` and `evaluate generation` as commands, and the config section that the second reads.
 mod fake_model;
 #[path = "fixtures/generation/mod.rs"]
 mod fixture;
@@ -23,7 +23,7 @@ struct World {
 }
 
 impl World {
-    /// Folders `real` of 12 pictures of several sizes and `made` of 9, and the demo's kind of classifier in `features`.
+    /// Folders `real` of 12 pictures of several sizes and `made` of 9, and a classifier like the demo's in `features`.
     fn new() -> Self {
         let world = Self { folder: tempfile::tempdir().unwrap() };
         for (folder, count) in [("real", 12), ("made", 9)] {
@@ -50,14 +50,14 @@ impl World {
         output.unwrap()
     }
 
-    /// The JSON that a command writes.
+    /// The JSON written by a command.
     fn scores(&self, line: &str) -> Value {
         let output = self.run(&format!("{line} --json scores.json"));
         assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
         serde_json::from_slice(&std::fs::read(self.path("scores.json")).unwrap()).unwrap()
     }
 
-    /// What a command that fails with this status says.
+    /// The error of a command that fails with this status.
     fn error(&self, line: &str, status: i32) -> String {
         let output = self.run(line);
         let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -114,7 +114,7 @@ fn statistics_stand_for_a_folder() {
     let scores = world.scores(&format!("evaluate fid --real real {line} --save-real real.npz"));
     assert_eq!(keys(&scores), ["fid", "images", "kid"]);
     let again = world.scores(&format!("evaluate fid --real real.npz {line}"));
-    // A file does not have the features themselves.
+    // A statistics file does not hold the features themselves.
     assert_eq!(keys(&again), ["fid", "images"]);
     assert_eq!(again["fid"], scores["fid"]);
     let both = world.scores("evaluate fid --real real.npz --generated real.npz --inception inception.safetensors");
@@ -151,7 +151,7 @@ fn what_cannot_be_compared_gets_one_clear_error() {
     assert!(world.error(&line("made"), 1).contains("config.json"));
 }
 
-/// A config that draws with the smoke run's model, and is small enough for a test.
+/// A config that draws with the smoke run's model, small enough for a test.
 fn config(world: &World, more: &str) -> String {
     std::fs::write(
         world.path("captions.json"),
@@ -188,7 +188,7 @@ fn images_are_those_of_generate_whatever_the_batch_and_scored_as_folders_are() {
     let images = drawn(&world.path("drawn"));
     assert!(!world.path("drawn/000005.png").exists());
 
-    // Captions by key, and from the first again.
+    // Captions by key, cycling.
     let command = Command::new(env!("CARGO_BIN_EXE_seg4diff"))
         .args(["generate", "--model", &format!("{ROOT}/checkpoints/smoke-base"), "--device", "cpu", "--prompt"])
         .args(["a blue square", "a red circle", "a green triangle on the left", "a blue square", "a red circle"])
@@ -227,7 +227,7 @@ fn a_config_without_anything_to_draw_is_refused() {
     let nothing =
         world.error(&format!("{line} --set eval.generation_images=0 --set eval.labels=l --set eval.classes=c"), 2);
     assert!(nothing.contains("c.toml: nothing is to be drawn"), "{nothing}");
-    // Training shards are not looked for, the model and what [eval] names are.
+    // Training shards need not exist; the model and the files of [eval] must.
     let missing =
         world.error(&format!("{line} --set eval.images=nowhere --set eval.inception=i --set model.path=m"), 2);
     for file in ["model.path: m/", "eval.images: nowhere: is missing", "eval.inception: i: is missing"] {
@@ -282,7 +282,7 @@ fn the_section_has_defaults_and_is_written_back() {
         compare_without_masks: false,
     };
     assert_eq!(config.eval.as_ref(), Some(&expected));
-    // Maps as they are asked for, also when they were written and read; by default those of the experts.
+    // Map settings survive writing and reading; by default they are the experts'.
     let maps = "layers = [8, 2]\nheads = 3\nattention = \"softmax_text\"\nnormalize = \"both\"\n";
     let section = "[eval]\nimages = \"i\"\nlabels = \"l\"\nclasses = \"c\"\n";
     let config = parse(&format!("{section}{maps}")).unwrap();

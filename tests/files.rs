@@ -1,6 +1,7 @@
-//! A base model's files are opened strictly: whatever does not fit is one error that names file and place.
+//! A base model's files are opened strictly: any mismatch is one error that names file and place.
 #[path = "fixtures/pipeline/mod.rs"]
 mod pipeline;
+mod tensor_edit;
 
 use candle_core::{DType, Device};
 use seg4diff::config::TextEncoderKind::{ClipG, ClipL, T5};
@@ -9,6 +10,7 @@ use seg4diff::model::vae::Vae;
 use seg4diff::model::weights;
 use seg4diff::model::weights::files::{ModelFiles, Part};
 use std::path::Path;
+use tensor_edit::edit_tensors;
 
 /// Loads everything this fixture has.
 fn load(folder: &Path) -> seg4diff::Result<()> {
@@ -18,7 +20,7 @@ fn load(folder: &Path) -> seg4diff::Result<()> {
     Ok(())
 }
 
-/// What loading says after `damage`.
+/// The result of loading after `damage`.
 fn message(damage: impl FnOnce(&Path)) -> String {
     let folder = pipeline::copy();
     damage(folder.path());
@@ -31,12 +33,6 @@ fn edit(file: &Path, from: &str, to: &str) {
     let text = std::fs::read_to_string(file).unwrap();
     assert!(text.contains(from), "{from} in {}", file.display());
     std::fs::write(file, text.replacen(from, to, 1)).unwrap();
-}
-
-fn edit_tensors(file: &Path, change: impl FnOnce(&mut std::collections::BTreeMap<String, candle_core::Tensor>)) {
-    let mut tensors = weights::read_all(file).unwrap();
-    change(&mut tensors);
-    weights::write(file, &tensors, &Default::default()).unwrap();
 }
 
 #[test]
@@ -188,9 +184,9 @@ fn a_hub_name_is_checked() {
     assert!(message.contains("/nowhere/model") && message.contains("hf:org/name"), "{message}");
 }
 
-/// The hub's cache serves without network; what it lacks is one error with repository and reason.
+/// The hub's cache works without network; a missing file is one error with repository and reason.
 ///
-/// One test, as it sets the environment of the process.
+/// One test, since it sets environment variables of the process.
 #[test]
 fn the_hub_cache_serves_offline() {
     let cache = tempfile::tempdir().unwrap();
@@ -219,8 +215,8 @@ fn the_hub_cache_serves_offline() {
     let message = ModelFiles::open("hf:org/other").err().unwrap().to_string();
     assert!(message.contains("hf:org/other") && message.contains("HF_HUB_OFFLINE"), "{message}");
 
-    // With the network asked for and refused: the same, after its own attempts.
-    // SAFETY: as above.
+    // With the network allowed and refusing: an equal error, after the client's own retries.
+    // SAFETY: only this test's own threads read these variables; see the call above.
     unsafe {
         std::env::remove_var("HF_HUB_OFFLINE");
         std::env::set_var("HF_ENDPOINT", "http://127.0.0.1:9");

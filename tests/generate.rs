@@ -1,4 +1,4 @@
-//! `generate`: what it leaves in its folder, and how it goes on there.
+//! `generate`: the files in its folder, and continuing there.
 use serde_json::Value;
 use std::path::Path;
 use std::process::{Command, Output};
@@ -44,7 +44,7 @@ fn a_half_done_folder_is_gone_on_with() {
     let said = drawn(&out, &PROMPTS, &[]);
     assert_eq!(said.matches("was there").count(), 2, "{said}");
     assert!(read(&out, "000001.png") == all[1]);
-    // More prompts add to it; fewer leave it as it is.
+    // More prompts add images; fewer leave the folder as it is.
     let said = drawn(&out, &[&PROMPTS[..], &["grass"]].concat(), &[]);
     assert_eq!(said.matches("was there").count(), 3, "{said}");
     drawn(&out, &PROMPTS[..1], &[]);

@@ -1,6 +1,6 @@
-//! Features of images and the distances between them are those of pytorch-fid, torch, NumPy and SciPy.
+//! Features of images and their distances equal those of pytorch-fid, torch, NumPy and SciPy.
 //!
-//! Weights, images and features come from a formula that `fixtures/generation/gen.py` shares.
+//! Weights, images and features are computed by a formula shared with `fixtures/generation/gen.py`.
 #[path = "fixtures/generation/mod.rs"]
 mod fixture;
 
@@ -17,7 +17,7 @@ use seg4diff::eval::generation::{FeatureNetwork, npz};
 use seg4diff::model::weights;
 use std::collections::BTreeMap;
 
-/// Features of all pictures, as one batch where `together`.
+/// Features of all pictures, as one batch if `together`.
 fn features(network: &dyn FeatureNetwork, together: bool) -> Tensor {
     let (height, width) = network.input();
     let inputs: Vec<Tensor> = pictures()
@@ -31,7 +31,7 @@ fn features(network: &dyn FeatureNetwork, together: bool) -> Tensor {
     Tensor::cat(&features, 0).unwrap()
 }
 
-/// Largest difference, as a share of the largest expected value.
+/// Largest difference, relative to the largest expected value.
 fn relative(found: &Tensor, expected: &Tensor) -> f64 {
     let largest = |tensor: &Tensor| {
         let tensor = tensor.to_dtype(DType::F64).unwrap().abs().unwrap();
@@ -69,7 +69,7 @@ fn weights_of_another_network_are_refused_by_name() {
         tensors.insert("Mixed_5b.branch_pool.conv.weight".into(), parameter("x", &[64, 192, 1, 1]));
     });
     assert!(shape.contains("tensor Mixed_5b.branch_pool.conv.weight has shape [64, 192, 1, 1]"), "{shape}");
-    // torchvision's own network has 1000 classes, and in training a second classifier.
+    // torchvision's own network has 1000 classes, and an auxiliary classifier for training.
     let classes = problem(&|tensors| drop(tensors.insert("fc.weight".into(), parameter("x", &[1000, 2048]))));
     assert!(classes.contains("fc.weight has shape [1000, 2048], expected [1008, 2048]"), "{classes}");
     let extra = problem(&|tensors| drop(tensors.insert("AuxLogits.fc.bias".into(), parameter("x", &[1000]))));
@@ -139,12 +139,12 @@ fn frechet_distances_are_those_of_pytorch_fid_at_any_rank() {
         for (b, _) in clouds() {
             let found = frechet_distance(&gaussian(a), &gaussian(b)).unwrap();
             let expected = numbers(&format!("frechet.{a}.{b}"))[0];
-            // SciPy's root of a singular product is off by about 1e-7.
+            // SciPy's square root of a singular product is off by about 1e-7.
             assert!((found - expected).abs() < 1e-6, "{a} and {b}: {found}, expected {expected}");
             assert!(a != b || (0.0..1e-11).contains(&found), "{a} and itself: {found}");
         }
     }
-    // A known one: commuting covariances, diag(1, 4, 0) and diag(9, 0, 0).
+    // A closed form: commuting covariances, diag(1, 4, 0) and diag(9, 0, 0).
     let a = Gaussian { mean: vec![0.0, 0.0, 1.0], covariance: vec![1.0, 0.0, 0.0, 0.0, 4.0, 0.0, 0.0, 0.0, 0.0] };
     let b = Gaussian { mean: vec![0.0, 2.0, 1.0], covariance: vec![9.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0] };
     assert!((frechet_distance(&a, &b).unwrap() - (4.0 + 4.0 + 4.0)).abs() < 1e-12);
@@ -180,11 +180,11 @@ fn kernel_distances_of_many_vectors_are_means_over_subsets() {
         sample.add(&uniform(name, count * 4).into_iter().map(|u| (u + shift) as f32).collect::<Vec<_>>());
         sample
     };
-    // 1000 from each side are all there is; a vector more, and they are drawn.
+    // Subsets of 1000 use all vectors; with one vector more, they are drawn.
     let whole = kernel_distance(&sample("a", 1000, 0.0), &sample("b", 1000, 0.2)).unwrap();
     let drawn = kernel_distance(&sample("a", 1001, 0.0), &sample("b", 1001, 0.2)).unwrap();
     assert!((drawn / whole - 1.0).abs() < 5e-3, "{drawn}, {whole}");
-    // Beyond what is kept, and the same again.
+    // More vectors than are kept, and vectors that repeat.
     let many = kernel_distance(&sample("a", 12_000, 0.0), &sample("b", 1200, 0.2)).unwrap();
     assert!((many / whole - 1.0).abs() < 5e-2, "{many}, {whole}");
     assert_eq!(many, kernel_distance(&sample("a", 12_000, 0.0), &sample("b", 1200, 0.2)).unwrap());
@@ -198,7 +198,7 @@ fn statistics_files_are_those_of_numpy() {
     let mean = numbers("mean.few")[..6].to_vec();
     let deflated = npz::read(&path("deflated.npz"), 6).unwrap();
     assert_eq!(deflated, Gaussian { mean: mean.clone(), covariance: take("covariance.few", 48, 6) });
-    // Stored, the mean as f32, the covariance by columns, and an array that has nothing to do with it.
+    // In a file: the mean as f32, the covariance in Fortran order, and an unrelated array.
     let stored = npz::read(&path("stored.npz"), 6).unwrap();
     assert_eq!(stored.mean, mean.iter().map(|value| f64::from(*value as f32)).collect::<Vec<_>>());
     assert_eq!(stored.covariance, deflated.covariance);
@@ -221,7 +221,7 @@ fn statistics_files_are_those_of_numpy() {
     for cut in [0, 10, bytes.len() / 2, bytes.len() - 1] {
         problem(&bytes[..cut]);
     }
-    // Damaged anywhere, a file is refused or read; it never brings the program down.
+    // Damaged anywhere, a file is refused or read, without a panic.
     for place in 0..bytes.len() {
         let mut damaged = bytes.clone();
         damaged[place] ^= 0x55;
@@ -233,7 +233,7 @@ fn statistics_files_are_those_of_numpy() {
     assert!(npz::read(&file, 6).unwrap_err().to_string().contains("features of length 3, expected 6"));
 }
 
-/// `L·Lᵀ` of random numbers, plus `shift` on the diagonal: its eigenvalues are moved by so much.
+/// `L·Lᵀ` of random numbers, plus `shift` on the diagonal, which shifts its eigenvalues.
 fn covariance(length: usize, rank: usize, shift: f64) -> Vec<f64> {
     let root: Vec<f64> = uniform("root", length * rank).into_iter().map(|u| u - 0.5).collect();
     let entry = |i: usize, j: usize| -> f64 {
@@ -254,7 +254,7 @@ fn what_is_no_covariance_is_refused() {
         npz::read(&file, length).map_err(|problem| problem.to_string())
     };
     let mean = || vec![0.5; LENGTH];
-    // Of full rank, singular, zero, and as f32 has them.
+    // Full-rank, singular, zero, and with f32 rounding.
     let rounded = |matrix: Vec<f64>| -> Vec<f64> { matrix.into_iter().map(|value| f64::from(value as f32)).collect() };
     for sound in [
         covariance(LENGTH, 80, 0.0),

@@ -1,4 +1,4 @@
-//! Heat maps show where a map is high, and leave the picture recognisable.
+//! Heat maps are bright where a map is high, and leave the picture recognisable.
 use candle_core::{Device, Tensor};
 use image::{Rgb, RgbImage};
 use seg4diff::report::heatmap::{inferno, overlay, write_word_overlays};
@@ -23,14 +23,14 @@ fn the_brightest_pixels_lie_where_the_map_is_highest() {
     let grey = RgbImage::from_pixel(30, 20, Rgb([100; 3]));
     let shown = overlay(&grey, &map).unwrap();
     let shade = |x, y| luminance(shown.get_pixel(x, y).0.map(f32::from));
-    // Beyond the outermost centres of the map the values are those of the centres.
+    // Beyond the outermost centres of the map, the values are constant.
     assert_eq!(shown.get_pixel(29, 19), shown.get_pixel(26, 16));
     assert!(shade(29, 19) > shade(15, 10) && shade(15, 10) > shade(0, 0));
-    // Scaling a map does not change its picture; nor does a map without contrast divide by zero.
+    // Scaling a map does not change its picture; a constant map does not divide by zero.
     assert_eq!(overlay(&grey, &((&map * 3.0).unwrap() + 2.0).unwrap()).unwrap(), shown);
     let flat = overlay(&grey, &map.zeros_like().unwrap()).unwrap();
     assert!(flat.pixels().all(|pixel| pixel == flat.get_pixel(0, 0)));
-    // What lies beneath still shows.
+    // The picture shows through.
     assert_ne!(overlay(&RgbImage::new(30, 20), &map).unwrap(), shown);
 }
 

@@ -1,4 +1,4 @@
-//! JPEG files decode to the very pixels that Pillow decodes, and damaged ones do no harm.
+//! JPEG files decode to exactly Pillow's pixels, and damaged ones do no harm.
 use seg4diff::data::codec::{jpeg, photograph};
 use seg4diff::sample::image::read_rgb8;
 use std::path::{Path, PathBuf};
@@ -36,7 +36,7 @@ fn a_file_that_is_cut_short_is_not_half_decoded() {
 
 #[test]
 fn damage_does_not_panic() {
-    // Every byte in turn set to values that upset lengths, tables and codes.
+    // Every byte in turn set to values that corrupt lengths, tables and codes.
     let mut decoded = 0;
     for file in files() {
         let bytes = std::fs::read(&file).unwrap();
@@ -82,7 +82,7 @@ fn other_kinds_are_left_to_the_other_decoder() {
     let file = folder.path().join("x.jpg");
     let png = std::fs::read(files()[0].with_extension("png")).unwrap();
     assert!(jpeg::decode(&png).is_none());
-    // Whatever its name says.
+    // Whatever its extension.
     std::fs::write(&file, &png).unwrap();
     assert_eq!(read_rgb8(&file).unwrap(), read_rgb8(&files()[0]).unwrap());
     std::fs::write(&file, "no picture").unwrap();

@@ -1,5 +1,5 @@
-//! Training learns: on one fixed batch (images, noise and time) the dice term comes down by a third, the softmax form
-//! by a quarter, and the flow loss with them.
+//! Training learns: on one fixed batch (images, noise and timesteps), the dice term falls by a third, the softmax
+//! alignment by a quarter, and the flow loss with them.
 use candle_core::{DType, Device};
 use seg4diff::config::RunConfig;
 use seg4diff::data::Loader;
@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 const STEPS: u64 = 150;
 
-/// Trains on four images of data/smoke, every step on the same inputs; the first and the last loss terms.
+/// Trains on four images of data/smoke with fixed inputs; the first and the last loss terms.
 fn train(settings: &[&str]) -> (LossTerms, LossTerms) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let file = root.join("configs/smoke.toml");
@@ -37,7 +37,7 @@ fn train(settings: &[&str]) -> (LossTerms, LossTerms) {
     };
     let mut pipeline = Pipeline::load(&files, &options).unwrap();
     let parameters = Parameters::new(&config, &mut pipeline.transformer, &Device::Cpu).unwrap();
-    pipeline.transformer.attach(&parameters.adapters().unwrap()).unwrap();
+    pipeline.transformer.attach_trained(&parameters.trained().unwrap()).unwrap();
     let scheduler = Scheduler::open(&files).unwrap();
     let batch = Loader::new(&config.data, config.seed, None, true).unwrap().next_batch(4).unwrap();
     let maker = InputMaker {

@@ -1,5 +1,5 @@
-//! What a LoRA promises: no effect while B is zero, frozen weights stay as they are, it sits where the config says and
-//! nowhere else, merging it into the weights gives the same output, and every export draws the same picture.
+//! The contract of a LoRA: no effect while B is zero, frozen weights stay unchanged, exactly the configured layers are
+//! adapted, merging it into the weights gives equal output, and every export draws an equal picture.
 mod model_folder;
 mod smoke_run;
 
@@ -123,7 +123,7 @@ fn merged_into_the_weights_it_gives_the_same_output() {
     }
 }
 
-/// Steps with a large learning rate on every layer: the adapters move, what is beneath them does not.
+/// Steps with a large learning rate on every layer: the adapters change, the frozen weights do not.
 #[test]
 fn training_moves_the_adapters_alone() {
     for variant in VARIANTS {
@@ -149,14 +149,14 @@ fn training_moves_the_adapters_alone() {
         let parameters = Parameters::new(&config, &mut model, &Device::Cpu).expect("parameters");
         let layers = model.adaptable().len();
         assert_eq!(parameters.all.len(), 2 * (layers - 1), "{variant}: A and B of every layer but one, see below");
-        model.attach(&parameters.adapters().expect("adapters")).expect("attach");
+        model.attach_trained(&parameters.trained().expect("adapters")).expect("attach");
         let start = parameters.tensors().expect("tensors");
         let mut optimizer = AdamW::new(&parameters);
         let inputs = inputs(&model);
         for _ in 0..3 {
             let plan = StepPlan { expert_layers: &[1], recomputed_blocks: 1 };
             let found = gradients(&model, &parameters, &config.loss, &inputs, plan).expect("gradients");
-            optimizer.step(&parameters, &found.of, 1.0, 0.1, &config.optim).expect("step");
+            optimizer.step(&parameters, &found.by_parameter, 1.0, 0.1, &config.optim).expect("step");
         }
         let still: Vec<String> = parameters
             .tensors()
@@ -166,7 +166,7 @@ fn training_moves_the_adapters_alone() {
             .map(|(name, _)| name.clone())
             .collect();
         assert!(still.is_empty(), "{variant}: trained without effect: {still:?}");
-        // The last block has no text output, so nothing asks for its text queries: they get no adapter.
+        // The last block has no text output, so its text queries are unused: they get no adapter.
         let last = format!("lora.transformer_blocks.{}.attn.add_q_proj", blocks - 1);
         assert!(start.keys().all(|name| !name.starts_with(&last)), "{variant}");
         assert!(output(&model).iter().zip(&without).any(|(a, b)| (a - b).abs() > 1e-2), "{variant}");
@@ -181,7 +181,7 @@ fn values(tensor: &Tensor) -> Vec<f32> {
     tensor.flatten_all().and_then(|flat| flat.to_vec1()).expect("values")
 }
 
-/// A few quick steps, large ones so that the picture changes.
+/// A few steps with a large learning rate, so that the picture changes.
 const QUICK: &[&str] = &[
     "train.steps=6",
     "train.batch=2",
@@ -256,7 +256,7 @@ fn seg4diff(args: &[&str]) -> Command {
     command
 }
 
-/// The pixels that the smoke base draws with an adapter.
+/// The pixels that the smoke base model draws with an adapter.
 fn picture(lora: Option<&Path>) -> Vec<i32> {
     let folder = tempfile::tempdir().expect("folder");
     let mut command = seg4diff(&["generate", "--model", "checkpoints/smoke-base", "--prompt", "a red circle"]);
@@ -281,7 +281,7 @@ fn every_export_has_the_trained_effect_and_draws_the_same_picture() {
     let checkpoint = run.checkpoint(6, "");
     let trained = Checkpoint::read(&checkpoint).expect("checkpoint");
     let trained = adapters_of(&trained.adapter, &LoraSettings { rank: 4, alpha: 6.0 }, &checkpoint).expect("adapter");
-    // Nine targets on three blocks, but for the last one's text queries, which nothing asks for.
+    // Nine targets on three blocks, except the last one's text queries, which are unused.
     assert_eq!(trained.len(), 26);
 
     let mut files = vec![run.path("lora.safetensors")];
@@ -328,7 +328,7 @@ fn every_export_has_the_trained_effect_and_draws_the_same_picture() {
     assert!(mean(&pictures[0], &without) > 2.0, "the adapter changes nothing");
     for (picture, file) in pictures.iter().zip(&files) {
         let worst = picture.iter().zip(&pictures[0]).map(|(a, b)| (a - b).abs()).max();
-        // The order of sums differs between formats, so a value may round the other way.
+        // The order of sums differs between formats, so a value may round differently.
         assert!(worst <= Some(1), "{}: {worst:?} of 255", file.display());
         assert!(mean(picture, &pictures[0]) < 0.01, "{}", file.display());
     }

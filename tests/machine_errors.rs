@@ -1,5 +1,5 @@
-//! Errors of the machine while data is read, injected by strace into the real binary: a few pass and change nothing;
-//! those that stay end the run, and no sample is blamed for them.
+//! I/O errors while data is read, injected by strace into the real binary: transient ones change nothing; persistent
+//! ones end the run, and no sample is counted as broken.
 mod folder_copy;
 
 use std::path::{Path, PathBuf};
@@ -25,13 +25,13 @@ impl World {
         self.0.path().join(name)
     }
 
-    /// Trains into `output` while `inject` befalls the calls on `file`.
+    /// Trains into `output` while `inject` is applied to the system calls on `file`.
     fn train(&self, output: &str, file: &str, inject: &[&str]) -> Output {
         let mut command = match inject {
             [] => Command::new(env!("CARGO_BIN_EXE_train")),
             _ => {
                 let mut strace = Command::new("strace");
-                // By the name that is opened, and the path that its descriptor has.
+                // By the opened name, and by the path of its descriptor.
                 strace.args(["-f", "-qq", "-o", "/dev/null", "-P", file, "-P"]).arg(self.path(file));
                 for fault in inject {
                     strace.args(["-e", &format!("inject={fault}")]);
@@ -46,7 +46,7 @@ impl World {
     }
 }
 
-/// Whether strace is there and may trace.
+/// Whether strace is installed and may trace.
 fn can_inject() -> bool {
     let traced = Command::new("strace").args(["-o", "/dev/null", "true"]).output();
     traced.is_ok_and(|output| output.status.success())

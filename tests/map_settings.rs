@@ -1,12 +1,12 @@
-//! Maps of several blocks, of chosen heads, with other softmaxes and scales and with a score head are those of PyTorch.
+//! Maps of several blocks, of chosen heads, with other softmaxes, scalings and a score head equal PyTorch's.
 //!
-//! What diffusers and PyTorch gave is in fixtures/map_settings, with the script that made it; the images are those of
-//! fixtures/segmentation, the model is checkpoints/smoke-base.
+//! The reference values of diffusers and PyTorch are in fixtures/map_settings, with the script that made them; the
+//! images are those of fixtures/segmentation, the model is checkpoints/smoke-base.
 use candle_core::{Device, Tensor};
 use seg4diff::config::{AttentionForm, Choice, DeviceChoice, MapNormalize, SegmentationProtocol};
 use seg4diff::eval::analysis::analyse;
 use seg4diff::eval::maps::MapSettings;
-use seg4diff::eval::score_head::{ScoreHead, ScoreHeadForm};
+use seg4diff::eval::score_head::{ScoreHeadForm, TrainedScoreHead};
 use seg4diff::eval::segmentation::{LabelledFolder, SegmentationOptions, Segmenter, evaluate, evaluate_unsupervised};
 use seg4diff::eval::segmentation::{UnsupervisedOptions, evaluate_referring};
 use seg4diff::model::pipeline::{Pipeline, PipelineOptions};
@@ -47,7 +47,7 @@ impl Run {
             "residual" => ScoreHeadForm::Residual,
             _ => ScoreHeadForm::Released,
         };
-        let head = |name| ScoreHead::read(&score_head(), form(name), &Device::Cpu).unwrap();
+        let head = |name| TrainedScoreHead::read(&score_head(), form(name), &Device::Cpu).unwrap();
         MapSettings {
             heads: self.heads.parse().unwrap(),
             attention: AttentionForm::from_name(&self.attention).unwrap(),
@@ -73,7 +73,7 @@ fn fixtures(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
 }
 
-/// As a checkpoint has it.
+/// In a checkpoint's format.
 fn score_head() -> PathBuf {
     fixtures("train_step/score_head.safetensors")
 }
@@ -108,14 +108,14 @@ fn values(tensor: &Tensor) -> Vec<f32> {
     tensor.flatten_all().unwrap().to_vec1().unwrap()
 }
 
-/// Largest difference, of the largest value.
+/// Largest difference, relative to the largest value.
 fn error(found: &[f32], wanted: &[f32]) -> f32 {
     assert_eq!(found.len(), wanted.len());
     let greatest = wanted.iter().fold(0f32, |most, value| most.max(value.abs()));
     found.iter().zip(wanted).map(|(f, w)| (f - w).abs() / greatest).fold(0f32, f32::max)
 }
 
-/// Every pixel has the class that won in PyTorch, or one as great but for rounding.
+/// Every pixel has the class that won in PyTorch, or one that ties with it up to rounding.
 fn assert_predicted(found: &[u16], wanted: &Tensor, maps: &Tensor, classes: &[u16], what: &str) {
     let (height, width) = wanted.dims2().unwrap();
     let wanted = wanted.flatten_all().unwrap().to_vec1::<u8>().unwrap();
@@ -178,7 +178,7 @@ fn maps_without_words_have_the_settings_too() {
     }
 }
 
-/// What looks at phrases and at images without words gets the same settings: other ones give other scores.
+/// Evaluation by phrases and without words uses the settings too: other settings give other scores.
 #[test]
 fn every_evaluation_heeds_the_settings() {
     let (pipeline, scheduler) = load();
@@ -219,7 +219,7 @@ fn every_block_is_analysed_with_the_settings() {
     }
 }
 
-/// The same parameters, as a checkpoint and as the released code name them; and what is no score head.
+/// Equal parameters under the names of a checkpoint and of the released code; and files without score head.
 #[test]
 fn a_score_head_is_read_from_checkpoints_and_released_files() {
     let folder = tempfile::tempdir().unwrap();
@@ -228,7 +228,7 @@ fn a_score_head_is_read_from_checkpoints_and_released_files() {
     std::fs::copy(score_head(), checkpoint.join("adapter.safetensors")).unwrap();
     let maps = Tensor::arange(0f32, 2.0 * 12.0 * 77.0, &Device::Cpu).unwrap().reshape((2, 12, 77)).unwrap();
     let maps = (maps / 100.0).unwrap().sin().unwrap();
-    let read = |path: &Path, form| ScoreHead::read(path, form, &Device::Cpu);
+    let read = |path: &Path, form| TrainedScoreHead::read(path, form, &Device::Cpu);
     for form in [ScoreHeadForm::Residual, ScoreHeadForm::Released] {
         let paths = [score_head(), checkpoint.clone(), fixtures("map_settings/lora_weights.safetensors")];
         let [first, others @ ..] = paths.map(|path| values(&read(&path, form).unwrap().apply(&maps, (3, 4)).unwrap()));
@@ -256,7 +256,7 @@ fn run(arguments: &[String]) -> std::process::Output {
     Command::new(env!("CARGO_BIN_EXE_seg4diff")).args(arguments).output().unwrap()
 }
 
-/// The commands take the settings as flags, blocks in any order, and say what a model does not have.
+/// The commands take the settings as flags, blocks in any order, and name what a model lacks.
 #[test]
 fn commands_take_the_settings() {
     let (expected, tensors) = expected();

@@ -55,7 +55,7 @@ fn assignments_are_those_of_scipy() {
     for case in fixture("plain") {
         assert_eq!(assign(&rows(&case["costs"])), pairs(&case["pairs"]));
     }
-    // A cost that is not finite is the worst there is, and none at all gives no pair.
+    // Costs that are not finite are the worst, and without costs there are no pairs.
     assert_eq!(assign(&[vec![f32::NAN, 1.0], vec![2.0, f32::INFINITY]]), [(1, 0), (0, 1)]);
     assert!(assign::<f32>(&[]).is_empty());
 }

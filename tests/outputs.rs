@@ -1,4 +1,6 @@
-//! Folders and files that commands write: one program at a time, and nothing left of those that were killed.
+//! Files and folders that commands write: one program at a time, and nothing left of killed ones.
+mod smoke_run;
+
 use seg4diff::config::RunConfig;
 use seg4diff::demo::{SceneOptions, Split, write_missing};
 use seg4diff::model::weights::read_all;
@@ -6,9 +8,10 @@ use seg4diff::system::output_folder::{Lock, OutputFolder};
 use seg4diff::system::whole_file::{Aside, check_writable, sweep, sweep_beside, write_atomically};
 use seg4diff::train::checkpoint::{Checkpoint, State, list};
 use seg4diff::train::run_folder::{Resume, RunFolder};
+use smoke_run::run;
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -18,15 +21,7 @@ fn seg4diff(args: &[&str]) -> Command {
     command
 }
 
-/// Runs a command to its end; returns what it wrote to stderr besides.
-fn run(command: &mut Command) -> (Output, String) {
-    let output = command.output().expect("a command that starts");
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(!said.contains("panicked"), "{said}");
-    (output, said)
-}
-
-/// All names in a folder, in order.
+/// All names in a folder, sorted.
 fn names(folder: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(folder).expect("a folder");
     let mut names: Vec<String> =
@@ -47,7 +42,7 @@ const DATA_SET: [&str; 8] = [
     "1",
 ];
 
-/// Every command that writes into a folder over time, but training, scenes and caches, with all but that folder.
+/// Every command that writes into a folder over time, except training, scenes and caches; without the folder argument.
 fn commands() -> Vec<(&'static str, Vec<&'static str>)> {
     let image = ["--image", "tests/fixtures/segmentation/images/wide.jpg", "--prompt", "a cat", "--layer", "1"];
     vec![
@@ -76,7 +71,7 @@ fn a_folder_that_another_program_writes_into_is_refused() {
     }
 }
 
-/// Two commands that draw other pictures into one folder: the second is refused while the first is at it, and after it.
+/// Two commands that draw different pictures into one folder: the second is refused during the first, and after it.
 #[test]
 fn pictures_of_two_seeds_are_never_mixed() {
     let folder = tempfile::tempdir().expect("folder");
@@ -104,7 +99,7 @@ fn wait_for(mut there: impl FnMut() -> bool) {
     }
 }
 
-/// One at a time, though the file goes and comes again.
+/// One at a time, although the file is replaced.
 #[test]
 fn a_lock_is_held_by_one() {
     let folder = tempfile::tempdir().expect("folder");
@@ -149,7 +144,7 @@ fn what_is_written_now_is_no_leftover() {
     assert_eq!(names(folder.path()), [".hidden", "a.json", "c.json"]);
 }
 
-/// Every command that is killed while it writes leaves something; the same command removes it.
+/// Every command leaves something when killed while writing; running it again removes that.
 #[test]
 fn leftovers_of_killed_commands_are_removed() {
     let folder = tempfile::tempdir().expect("folder");
@@ -164,7 +159,7 @@ fn leftovers_of_killed_commands_are_removed() {
         assert!(names(&out).iter().all(|name| !name.starts_with('.')), "{args:?}: {:?}", names(&out));
         std::fs::remove_dir_all(&out).expect("removed");
     }
-    // A file's leftovers lie in a folder that is not the command's.
+    // A file's leftovers are in a folder that is not the command's.
     let json = folder.path().join("long name.json");
     for name in [".writing-long name.json-ab12CD", ".writing-other.json-ab12CD"] {
         std::fs::write(folder.path().join(name), "half").expect("write");
@@ -187,7 +182,7 @@ fn scenes_that_were_killed_leave_nothing() {
     let (output, said) = run(&mut seg4diff(&args("3")));
     assert!(output.status.success(), "{said}");
     assert_eq!(names(folder.path()), ["scenes"]);
-    // They are whole, which the same command says; another is refused.
+    // The scenes are complete, as the command confirms; other options are refused.
     let (output, said) = run(&mut seg4diff(&args("3")));
     let told = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success() && told.contains("3 scenes were there"), "{told}{said}");
@@ -195,7 +190,7 @@ fn scenes_that_were_killed_leave_nothing() {
     assert!(output.status.code() == Some(2) && said.contains("other scenes"), "{said}");
 }
 
-/// Commands that draw the same scenes at once: one draws, the others find them.
+/// Commands that draw equal scenes at once: one draws, the others find them.
 #[test]
 fn scenes_are_drawn_once() {
     let folder = tempfile::tempdir().expect("folder");
@@ -214,8 +209,8 @@ fn scenes_are_drawn_once() {
     assert_eq!(names(&out.join("images")).len(), 30);
 }
 
-/// Of many validations the first, the last and some between keep their pictures, as files, for TensorBoard and on the
-/// page; the scores of all are kept.
+/// Of many validations, the first, the last and some between keep their pictures: as files, for TensorBoard and on the
+/// page. All scores are kept.
 #[test]
 fn pictures_of_validations_do_not_grow_without_end() {
     let folder = tempfile::tempdir().expect("folder");
@@ -260,14 +255,14 @@ fn steps(output: &Path) -> Vec<u64> {
     list(output).expect("a list").into_iter().map(|(step, _)| step).collect()
 }
 
-/// A run that was killed between writing a checkpoint and removing an old one, or while that was removed, keeps no more
-/// than it should when it goes on.
+/// A run killed between writing a checkpoint and removing an old one, or during the removal, keeps no more checkpoints
+/// than it should once it is resumed.
 #[test]
 fn old_checkpoints_of_a_killed_run_are_removed() {
     let folder = tempfile::tempdir().expect("folder");
     let output = folder.path().join("run");
     save(&output, 1..=5, 0);
-    // Half removed, by a version that did so in place, and by this one.
+    // Half removed: by a version that removed in place, and by this one.
     std::fs::remove_file(output.join("checkpoints/step-000001/state.json")).expect("removed");
     std::fs::create_dir(output.join("checkpoints/.writing-removed-step-000000")).expect("a folder");
     let run = RunFolder::open(&output, &Resume::Newest).expect("open");

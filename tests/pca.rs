@@ -1,6 +1,6 @@
-//! Principal components of features are those of numpy.linalg.svd, and become pictures.
+//! Principal components of features equal numpy.linalg.svd's, and become pictures.
 //!
-//! What NumPy gave is in fixtures/pca, with the script that made it.
+//! The reference values of NumPy are in fixtures/pca, with the script that made them.
 use candle_core::Tensor;
 use seg4diff::config::{Choice, DeviceChoice};
 use seg4diff::eval::pca::{components_of, principal_components};
@@ -36,7 +36,7 @@ fn components_are_those_of_numpy() {
         let features: Vec<Vec<f32>> = tensors[&format!("case_{case}_features")].to_vec2().unwrap();
         let found = principal_components(&features).unwrap();
         assert_components(&found, &tensors[&format!("case_{case}_components")], 1e-5, &format!("case {case}"));
-        // Each that has any variance goes from 0 to 1.
+        // Every component with variance ranges from 0 to 1.
         for component in 0..3 {
             let most = found.iter().map(|row| row[component]).fold(0f32, f32::max);
             assert!(most == 1.0 || found.iter().all(|row| row[component] == 0.0), "case {case}, {component}: {most}");
@@ -46,7 +46,7 @@ fn components_are_those_of_numpy() {
     assert_eq!(principal_components(&[vec![1.0, 2.0]]), Some(vec![[0.0; 3]]));
 }
 
-/// What leaves every block of a model, of some of its blocks alone, and in any batch.
+/// Image tokens after every block, after some of the blocks alone, and in any batch.
 #[test]
 fn features_of_blocks_are_those_of_diffusers() {
     let tensors = expected();
@@ -79,7 +79,7 @@ fn features_of_blocks_are_those_of_diffusers() {
     }
 }
 
-/// The command writes a picture for each block and image, and all in one sheet.
+/// The command writes a picture for each block and image, and a sheet of all.
 #[test]
 fn the_command_writes_pictures_of_features() {
     let work = tempfile::tempdir().unwrap();

@@ -9,7 +9,7 @@ fn root(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
 }
 
-/// Runs `probe` with these flags in `work`; its status, and what it said.
+/// Runs `probe` with these flags in `work`; returns its status and messages.
 fn probe(work: &Path, flags: &[&str]) -> (Option<i32>, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_seg4diff"));
     command.args(["probe", "--size", "64", "--device", "cpu"]).args(flags);
@@ -45,7 +45,7 @@ fn a_folder_of_pictures_gets_a_sheet_each() {
         assert_eq!(wanted.dimensions(), (2 * 262 + 6, 2 * 262 + 6));
         assert_eq!(read_rgb8(&at(&format!("o/{key}.png"))).unwrap(), wanted, "{key}");
     }
-    // The same map as of the picture by itself, which comes with its numbers.
+    // Equal to the map of the single picture, which is also written as numbers.
     let alone = ["--image", "in/b/street.png", "--prompt", "red circle", "--layer", "1,2", "--out", "one"];
     let (status, said) = probe(work.path(), &alone);
     assert_eq!(status, Some(0), "{said}");
@@ -62,7 +62,7 @@ fn a_folder_of_pictures_gets_a_sheet_each() {
         read_all(&at("x/attention.safetensors")).unwrap()["maps"].to_vec3::<f32>().unwrap(),
         maps["maps"].to_vec3::<f32>().unwrap()
     );
-    // Names of one word can have several tokens; these are what the sheet's overlays were made of where they have one.
+    // Words can have several tokens; the sheet's overlays are of those that have any.
     for (_, word) in spans {
         let found = read_rgb8(&at(&format!("o/b/street/overlay-{word}.png"))).unwrap();
         let made = (1..76).flat_map(|first| (1..=4).map(move |count| (first, count))).any(|(first, count)| {
@@ -83,7 +83,7 @@ fn captions_are_the_prompts_where_they_are_given() {
     assert_eq!(status, Some(0), "{said}");
     assert!(at("o/wide/overlay-03-bar.png").is_file() && at("o/b/street/overlay-01-blue.png").is_file());
     assert!(!at("o/b/street/overlay-02-red.png").exists() && !at("o/wide/attention.safetensors").exists());
-    // Before any picture is looked at.
+    // Before any picture is read.
     std::fs::write(at("c.json"), r#"{"b/street": "blue"}"#).unwrap();
     let (status, said) = probe(work.path(), &flags);
     assert!(status == Some(1) && said.contains("c.json: has no caption of in/wide.jpg"), "{said}");

@@ -1,4 +1,7 @@
 //! Memory, threads and files that the system refuses: one clear error that gives the system's reason.
+//!
+//! The limits, modes and reasons are Linux's.
+#![cfg(target_os = "linux")]
 mod smoke_run;
 
 use smoke_run::{Run, run as run_to_end};
@@ -66,7 +69,7 @@ fn too_little_memory_is_an_error_and_no_abort() {
     assert!(failed > 0, "there was memory enough: this shows nothing");
 }
 
-/// A limit that the run is known not to fit in is found before anything is trained.
+/// A memory limit that the run is known to exceed is reported before training.
 #[test]
 fn a_limit_of_memory_counts_against_the_estimate() {
     let run = Run::new(&["train.steps=2", "train.batch=4096", "data.resolution=256"]);
@@ -75,7 +78,7 @@ fn a_limit_of_memory_counts_against_the_estimate() {
     assert!(said.contains("not enough memory: about") && said.contains("GB are free; lower train.batch"), "{said}");
 }
 
-/// Paths that lead nowhere for another reason than that nothing is there.
+/// Paths that fail for another reason than that nothing exists there.
 #[test]
 fn what_cannot_be_looked_at_gives_the_systems_reason() {
     let folder = tempfile::tempdir().expect("folder");
@@ -118,7 +121,7 @@ fn what_cannot_be_looked_at_gives_the_systems_reason() {
             format!("prepare labels --mat {place} --out {}", path("out")),
             format!("prepare scenes --count 1 --size 64 --out {place}"),
         ] {
-            // Where the arguments are looked at in another order, the first that cannot be is named.
+            // If arguments are checked in another order, the first bad one is named.
             let (output, said) = run_to_end(&mut seg4diff(&job));
             assert!(matches!(output.status.code(), Some(1 | 2)), "{job}: {}: {said}", output.status);
             let errors: Vec<&str> = said.lines().filter(|line| line.starts_with("error: ")).collect();
@@ -130,7 +133,7 @@ fn what_cannot_be_looked_at_gives_the_systems_reason() {
     }
 }
 
-/// Permission bits bind everyone but root; as root, the program is run as nobody.
+/// Permission bits apply to everyone except root; as root, the program is run as nobody.
 #[test]
 fn what_may_not_be_read_gives_the_systems_reason() {
     let folder = tempfile::tempdir().expect("folder");
@@ -154,7 +157,7 @@ fn what_may_not_be_read_gives_the_systems_reason() {
     std::fs::copy(env!("CARGO_BIN_EXE_seg4diff"), &program).expect("copy");
     mode(&program, 0o755);
     mode(&path("closed"), 0o000);
-    // SAFETY: the call only asks.
+    // SAFETY: the call only queries.
     let is_root = unsafe { libc::geteuid() } == 0;
     let job = |args: &str| {
         let mut command = Command::new(&program);

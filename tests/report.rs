@@ -1,4 +1,4 @@
-//! The page that every run writes: what it says, that nothing on it comes from elsewhere, how a browser sees it.
+//! The page that every run writes: its content, that it is self-contained, and its rendering in a browser.
 mod browser;
 
 use candle_core::{Device, Tensor};
@@ -50,7 +50,7 @@ fn scene(sun: u32) -> (RgbImage, Vec<u32>) {
 fn example(key: &str, sun: u32) -> SegmentationExample {
     let (image, truth) = scene(sun);
     let classes = [(5, "sky"), (7, "sea"), (9, "<i>sun</i>")].map(|(label, name)| (label, name.to_string()));
-    // The base looks a little to the left of where it should.
+    // The base model's attention is a little to the left of the object.
     let segmented = |shift: usize, sharpness: f32| {
         let at = |x: usize, y: usize| truth[(y * 4 + 2) * 64 + (x * 4 + 2 + shift).min(63)];
         let noise = |index: usize| (index * 7919 % 97) as f32 / 97.0;
@@ -151,7 +151,7 @@ fn report(output: &Path) -> RunReport {
     }
 }
 
-/// Writes the report into a new folder; `KEEP_REPORT=DIR` keeps it, to look at.
+/// Writes the report into a new folder; `KEEP_REPORT=DIR` keeps it for viewing.
 fn written(report: impl FnOnce(&Path) -> RunReport) -> (tempfile::TempDir, PathBuf, String) {
     let folder = tempfile::tempdir().expect("folder");
     let output = folder.path().join("demo");
@@ -199,7 +199,7 @@ const TABLE: [[&str; 5]; 4] = [
 fn the_page_says_what_was_measured_and_nothing_in_it_is_taken_for_markup() {
     let (_folder, output, page) = written(report);
     assert_eq!(cells(&page, "scores"), TABLE);
-    // One for each place that shows the string, and none of them markup.
+    // One for each place that shows the string, none of them as markup.
     assert!(page.matches("&lt;script&gt;alert('1')&lt;/script&gt;").count() >= 8, "{page}");
     assert!(
         !page.contains("<script")
@@ -208,7 +208,7 @@ fn the_page_says_what_was_measured_and_nothing_in_it_is_taken_for_markup() {
             && !page.contains("<b>犬")
     );
     assert!(page.contains("Käse 犬") && page.contains("<html lang=\"en\">") && page.contains("<title>demo "));
-    // Nothing is fetched: what has an address carries its content with it.
+    // Nothing is fetched: every address is a `data:` URI.
     for attribute in ["src=\"", "href=\"", "url("] {
         for rest in page.split(attribute).skip(1) {
             assert!(
@@ -279,7 +279,7 @@ fn a_run_that_measures_nothing_or_was_stopped_has_a_page_too() {
     assert!(!page.contains("class=\"panel\"") && page.contains("load_lora_weights"));
 }
 
-/// Of a large vocabulary the page shows the classes that are there, and explains every colour that it paints.
+/// Of a large vocabulary, the page shows the classes that occur, and explains every colour it uses.
 #[test]
 fn many_classes_find_room() {
     let mut example = example("vocabulary", 30);
@@ -351,7 +351,7 @@ fn a_browser_reads_the_table_and_has_nothing_to_complain_about() {
     assert_eq!(seen.requests, [""; 0]);
     assert_eq!(cells(&seen.dom, "scores"), TABLE);
 
-    // The watch is awake: on a page that asks for something and draws what cannot be drawn, both are seen.
+    // The check works: a page that fetches something and has an invalid path reports both.
     let broken = page
         .replace("<meta http-equiv", "<meta name")
         .replace("</h1>", "</h1><svg><path d=\"Mnan\"></path></svg><img src=\"http://127.0.0.1:9/picture.png\">");
@@ -362,8 +362,8 @@ fn a_browser_reads_the_table_and_has_nothing_to_complain_about() {
     assert!(seen.requests.iter().any(|address| address.starts_with("http://127.0.0.1:9/")), "{:?}", seen.requests);
 }
 
-/// Wide or narrow as a phone, all pictures and curves are drawn, and the page is never wider than its window: only
-/// tables and code scroll, each by itself.
+/// Wide or narrow as a phone, all pictures and curves are drawn, and the page is never wider than its window: tables
+/// and code scroll by themselves.
 #[test]
 fn nothing_is_lost_or_sticks_out_of_the_window() {
     let Some(browser) = browser::find() else { return };

@@ -1,4 +1,4 @@
-//! A run that is killed, stopped, resumed, or run on other threads ends with the same bytes as one that is not.
+//! A run that is killed, stopped, resumed, or run on other threads ends with the bytes of an undisturbed one.
 mod model_folder;
 mod outcome;
 mod smoke_run;
@@ -15,10 +15,9 @@ use seg4diff::train::parameters::Parameters;
 use serde_json::Value;
 use smoke_run::{Run, read, run as run_to_end, succeed};
 use std::collections::BTreeMap;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::os::unix::process::ExitStatusExt;
+use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::path::Path;
-use std::process::{Child, Stdio};
+use std::process::{Child, ExitStatus, Stdio};
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
@@ -45,7 +44,7 @@ static UNDISTURBED: LazyLock<Outcome> = LazyLock::new(|| {
     outcome
 });
 
-/// A training process; one that a failed test leaves behind is ended.
+/// A training process, killed on drop if a failed test leaves it behind.
 struct Process {
     child: Child,
     metrics: std::path::PathBuf,
@@ -55,18 +54,18 @@ struct Process {
 impl Process {
     fn start(run: &Run, more: &[&str], threads: &str) -> Self {
         let metrics = run.path("metrics.jsonl");
-        let metrics_before = inode(&metrics);
+        let metrics_before = identity(&metrics);
         let mut command = run.train(more);
         command.env("RAYON_NUM_THREADS", threads).stdout(Stdio::null()).stderr(Stdio::piped());
         Self { child: command.spawn().expect("train"), metrics, metrics_before }
     }
 
-    /// Waits until this process (not one before it) has done `steps` steps, or has ended.
+    /// Waits until this process (not an earlier one) has done `steps` steps, or has ended.
     fn wait_for_step(&mut self, steps: usize) {
         let deadline = Instant::now() + Duration::from_secs(60);
         while self.child.try_wait().expect("status").is_none() {
             assert!(Instant::now() < deadline, "no step {steps}");
-            let begun = inode(&self.metrics) != self.metrics_before;
+            let begun = identity(&self.metrics) != self.metrics_before;
             let text = std::fs::read(&self.metrics).unwrap_or_default();
             if begun && text.iter().filter(|byte| **byte == b'\n').count() >= steps {
                 return;
@@ -75,6 +74,7 @@ impl Process {
         }
     }
 
+    #[cfg(unix)]
     fn signal(&mut self, signal: libc::c_int) {
         if self.child.try_wait().expect("status").is_none() {
             // SAFETY: a plain system call, on a child that has not been waited for.
@@ -82,8 +82,14 @@ impl Process {
         }
     }
 
+    fn kill(&mut self) {
+        if self.child.try_wait().expect("status").is_none() {
+            self.child.kill().expect("kill");
+        }
+    }
+
     /// Waits for the end; the exit status (none if killed) and what was said.
-    fn end(mut self) -> (std::process::ExitStatus, String) {
+    fn end(mut self) -> (ExitStatus, String) {
         let mut said = String::new();
         let stderr = self.child.stderr.take().expect("stderr");
         std::io::Read::read_to_string(&mut { stderr }, &mut said).expect("stderr");
@@ -98,16 +104,25 @@ impl Drop for Process {
     }
 }
 
-/// A run begins by replacing the file, so its inode says which process wrote it.
-fn inode(path: &Path) -> Option<u64> {
-    std::fs::metadata(path).ok().map(|found| found.ino())
+/// A run begins by replacing the file, so its identity says which process wrote it.
+fn identity(path: &Path) -> Option<u64> {
+    let file = same_file::Handle::from_path(path).ok()?;
+    Some(BuildHasherDefault::<DefaultHasher>::default().hash_one(file))
+}
+
+/// Whether [`Process::kill`] ended it.
+fn was_killed(status: ExitStatus) -> bool {
+    #[cfg(unix)]
+    return std::os::unix::process::ExitStatusExt::signal(&status) == Some(libc::SIGKILL);
+    #[cfg(windows)]
+    return status.code() == Some(1);
 }
 
 fn newest_checkpoint(run: &Run) -> u64 {
     seg4diff::train::checkpoint::list(&run.path("")).expect("list").last().map_or(0, |(step, _)| *step)
 }
 
-/// `kill -9` while it loads, trains and writes checkpoints; every life has other numbers of workers and threads.
+/// `kill -9` during loading, training and checkpoint writing; each restart has other numbers of workers and threads.
 #[test]
 fn killed_at_any_moment() {
     let mut random = ChaCha8Rng::seed_from_u64(11);
@@ -126,9 +141,9 @@ fn killed_at_any_moment() {
             process.wait_for_step((newest_checkpoint(&run) + random.random_range(0..5)).min(STEPS - 4) as usize);
             std::thread::sleep(Duration::from_micros(random.random_range(0..50_000)));
         }
-        process.signal(libc::SIGKILL);
+        process.kill();
         let (status, said) = process.end();
-        assert!(status.success() || status.signal() == Some(libc::SIGKILL), "{status}: {said}");
+        assert!(status.success() || was_killed(status), "{status}: {said}");
         killed += usize::from(!status.success());
     }
     assert!(killed >= 4, "only {killed} of 8 were killed before they were done");
@@ -144,8 +159,8 @@ fn killed_before_the_first_checkpoint() {
     let run = Run::new(SETTINGS);
     let mut process = Process::start(&run, &["--set", "checkpoint.every=0"], "2");
     process.wait_for_step(2);
-    process.signal(libc::SIGKILL);
-    assert_eq!(process.end().0.signal(), Some(libc::SIGKILL));
+    process.kill();
+    assert!(was_killed(process.end().0));
     assert!(!run.path("checkpoints").exists() && !run.path("lora.safetensors").exists());
     let said = run.finish(&["--resume"]);
     assert!(said.contains("starting from step 0"), "{said}");
@@ -153,6 +168,7 @@ fn killed_before_the_first_checkpoint() {
 }
 
 /// SIGINT and SIGTERM: the step is finished, a checkpoint written, status 0, and the way to go on is said.
+#[cfg(unix)]
 #[test]
 fn stopped_by_a_signal() {
     for (signal, step) in [(libc::SIGINT, 1), (libc::SIGTERM, 5)] {
@@ -178,6 +194,7 @@ fn stopped_by_a_signal() {
 }
 
 /// A second signal does not wait for the step.
+#[cfg(unix)]
 #[test]
 fn stopped_at_once_by_a_second_signal() {
     let run = Run::new(&[SETTINGS, &["train.accumulate=500"]].concat());
@@ -193,7 +210,7 @@ fn stopped_at_once_by_a_second_signal() {
     Outcome::of(&run, STEPS).check(&UNDISTURBED, "stopped at once");
 }
 
-/// Resuming a run that is complete trains nothing and writes its adapter again.
+/// Resuming a complete run trains nothing and writes its adapter again.
 #[test]
 fn a_finished_run_is_exported_again() {
     let run = Run::new(SETTINGS);
@@ -203,7 +220,15 @@ fn a_finished_run_is_exported_again() {
     run.finish(&["--resume"]);
     assert_eq!(read(run.path("metrics.jsonl")), metrics);
     Outcome::of(&run, STEPS).check(&UNDISTURBED, "resumed when complete");
-    // What is written can be read by those who can read any other new file.
+}
+
+/// What is written can be read by those who can read any other new file.
+#[cfg(unix)]
+#[test]
+fn files_have_the_mode_of_ordinary_files() {
+    use std::os::unix::fs::PermissionsExt;
+    let run = Run::new(SETTINGS);
+    run.finish(&[]);
     let ordinary = run.path("ordinary");
     std::fs::write(&ordinary, "").expect("write");
     let mode = |path: &Path| std::fs::metadata(path).expect("metadata").permissions().mode();
@@ -218,7 +243,7 @@ fn a_finished_run_is_exported_again() {
     }
 }
 
-/// From an older checkpoint than the newest: the newer ones are set aside and the same bytes come out again.
+/// From an older checkpoint than the newest: newer ones are set aside, and the run ends with equal bytes.
 #[test]
 fn resumed_from_an_older_checkpoint() {
     let run = Run::new(SETTINGS);
@@ -229,7 +254,7 @@ fn resumed_from_an_older_checkpoint() {
     assert!(run.path("checkpoints/step-000012.superseded").is_dir());
 }
 
-/// Neither the number of threads nor of workers nor recomputed blocks change a bit, at sizes where work is shared.
+/// The numbers of threads and workers, and recomputed blocks, change no bit, at sizes where work is split.
 #[test]
 fn threads_workers_and_recomputing_change_nothing() {
     const SETTINGS: &[&str] =
@@ -255,7 +280,7 @@ fn threads_workers_and_recomputing_change_nothing() {
     }
 }
 
-/// A step without a finite loss changes nothing, is named and counted; too many in a row end the run.
+/// A step without a finite loss changes nothing, is reported and counted; too many in a row end the run.
 #[test]
 fn steps_that_are_not_finite() {
     let broken = tempfile::tempdir().expect("folder");
@@ -266,7 +291,7 @@ fn steps_that_are_not_finite() {
         let name = "transformer_blocks.0.attn.to_v.weight";
         let tensor = &tensors[name];
         let mut values: Vec<f32> = tensor.flatten_all().and_then(|flat| flat.to_vec1()).expect("values");
-        // A number that may be stored; the products with it are infinite.
+        // A finite number whose products overflow.
         values[7] = f32::MAX;
         let spoilt = Tensor::from_vec(values, tensor.shape(), tensor.device()).expect("tensor");
         tensors.insert(name.into(), spoilt);
@@ -288,7 +313,7 @@ fn steps_that_are_not_finite() {
     assert!(steps(&run_on_broken).iter().all(|line| line["loss"].is_null()));
     assert!(!run_on_broken.path("lora.safetensors").exists());
 
-    // The three steps before the checkpoint left everything as it was, and on a sound model the run goes on.
+    // The three steps before the checkpoint left everything unchanged, and on a sound model the run continues.
     let state = |run: &Run, step: u64| -> Value {
         serde_json::from_slice::<Value>(&read(run.checkpoint(step, "state.json"))).expect("JSON")["state"].take()
     };
@@ -309,7 +334,7 @@ fn values(tensors: &BTreeMap<String, Tensor>) -> Vec<(String, Vec<f32>)> {
     tensors.iter().map(|(name, tensor)| (name.clone(), values(tensor))).collect()
 }
 
-/// What a run with these settings starts from.
+/// The initial state of a run with these settings.
 fn fresh_adapter(base: &Path, settings: &[&str]) -> Vec<(String, Vec<f32>)> {
     let settings: Vec<String> = settings.iter().map(|setting| setting.to_string()).collect();
     let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/smoke.toml");
@@ -321,7 +346,7 @@ fn fresh_adapter(base: &Path, settings: &[&str]) -> Vec<(String, Vec<f32>)> {
     values(&parameters.tensors().expect("tensors"))
 }
 
-/// A learning rate that throws the weights out of range: the same, from within.
+/// A learning rate that makes the weights overflow: steps without a finite loss, caused by training itself.
 #[test]
 fn a_learning_rate_out_of_all_reason() {
     let run_away = Run::new(&[SETTINGS, &["optim.lr=1e30", "optim.warmup_steps=0", "train.max_nonfinite=2"]].concat());

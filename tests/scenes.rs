@@ -1,4 +1,4 @@
-//! The demo's scenes: the same bytes for the same seed, and what they say of themselves is true.
+//! The demo's scenes: equal bytes for equal seeds, and captions and labels that match the pictures.
 use seg4diff::data::codec::rle::RunLengths;
 use seg4diff::data::{Classes, LabelMap};
 use seg4diff::demo::{SceneOptions, Split, class_names, write, write_missing};
@@ -42,7 +42,7 @@ fn the_same_seed_gives_the_same_bytes_on_any_number_of_threads() {
     assert_eq!(all, again);
     let (_keep, other) = written(12, SceneOptions { seed: 4, ..TRAIN });
     assert_ne!(all["captions.json"], other["captions.json"]);
-    // A scene does not depend on how many there are.
+    // A scene does not depend on the number of scenes.
     let (_keep, fewer) = written(5, TRAIN);
     assert!(fewer.iter().filter(|(name, _)| name.starts_with("images/")).all(|(name, bytes)| all[name] == *bytes));
 }
@@ -88,7 +88,7 @@ fn shards_images_masks_and_captions_tell_the_same() {
     }
 }
 
-/// The held-out style shares no picture of a thing with the others: its scenes are others though everything else is.
+/// The validation style shares no sprite with the others, so its scenes differ although everything else is equal.
 #[test]
 fn validation_has_a_style_of_its_own() {
     let (_keep, train) = written(8, TRAIN);

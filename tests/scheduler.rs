@@ -1,10 +1,10 @@
-//! Noise levels, the sampling loop and pictures are those of diffusers and Pillow.
+//! Noise levels, the sampling loop and pictures equal those of diffusers and Pillow.
 #[path = "fixtures/pipeline/mod.rs"]
 mod pipeline;
 
 use candle_core::{Device, Tensor};
 use pipeline::Expected;
-use seg4diff::model::families::sd3::Blur;
+use seg4diff::model::families::Blur;
 use seg4diff::model::text::TextEmbedding;
 use seg4diff::sample::generate::{Conditions, PerturbedGuidance, SamplingOptions, initial_latents, read_latents};
 use seg4diff::sample::image;
@@ -49,7 +49,7 @@ fn scheduler_settings_come_from_its_config() {
     }
 }
 
-/// The stand-in for the transformer that the fixture was sampled with.
+/// The stand-in for the transformer in the fixture.
 fn stand_in(x: &Tensor, timestep: &Tensor, text: &TextEmbedding, _: Option<Blur>) -> seg4diff::Result<Tensor> {
     let batch = x.dim(0)?;
     let wave = (timestep / 300.0)?.sin()?.reshape((batch, 1, 1, 1))?;
@@ -80,7 +80,7 @@ fn sampling_follows_diffusers_with_and_without_guidance() {
     }
 }
 
-/// One step from σ = 1 to 0: latents less the velocity, whose parts are plain to see.
+/// One step from σ = 1 to 0: latents minus the velocity, whose parts are recognisable.
 #[test]
 fn perturbed_guidance_leads_away_from_the_blurred_model() {
     let cpu = Device::Cpu;
@@ -133,7 +133,7 @@ fn noise_depends_on_its_key_alone() {
     let mean = first.iter().sum::<f32>() / 2000.0;
     let variance = first.iter().map(|v| v * v).sum::<f32>() / 2000.0;
     assert!(mean.abs() < 0.1 && (variance - 1.0).abs() < 0.15, "mean {mean}, variance {variance}");
-    // Drawn long ago: a change of the generator would silently change every image of every seed.
+    // Recorded values: a change of the generator would silently change every image of every seed.
     let start: Vec<f32> = first[..3].to_vec();
     assert_eq!(start, PINNED_NOISE);
 

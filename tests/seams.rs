@@ -3,11 +3,12 @@
 use candle_core::{DType, Device, Result as TensorResult, Tensor};
 use rand_chacha::ChaCha8Rng;
 use seg4diff::Result;
+use seg4diff::autograd::Variable;
 use seg4diff::config::RunConfig;
 use seg4diff::loss::{MaskTarget, SampleTargets};
 use seg4diff::model::adapters::formats::{Origin, export, read_kinds};
 use seg4diff::model::adapters::stored::{Format, Parts, PeftConfig};
-use seg4diff::model::adapters::{Adapter, AdapterFiles, AdapterSettings, Adapters};
+use seg4diff::model::adapters::{Adapter, AdapterFiles, AdapterSettings, Adapters, Attached};
 use seg4diff::model::families::sd3::{self, MmDitConfig};
 use seg4diff::model::families::{
     Block, Blur, Embedded, Embedding, Family, JointInputs, KohyaNames, Probe, Streams, Transformer, TransformerConfig,
@@ -16,7 +17,7 @@ use seg4diff::model::projection::Projection;
 use seg4diff::model::text::TextEmbedding;
 use seg4diff::model::weights::files::{ModelFiles, Part};
 use seg4diff::model::weights::{self, Weights, read_all};
-use seg4diff::ops::{self, FrozenLayer, Target};
+use seg4diff::ops::{self, FrozenLayer, Layer, Target};
 use seg4diff::sample::noise::normal;
 use seg4diff::train::gradients::{Gradients, StepInputs, StepPlan, gradients};
 use seg4diff::train::parameters::Parameters;
@@ -93,16 +94,9 @@ impl Family for Toy {
         Ok(Transformer { config, embedding: Box::new(embedding), blocks })
     }
 
-    fn adapter_targets(&self) -> &'static [&'static str] {
-        &LAYERS
-    }
-
-    fn default_targets(&self) -> usize {
-        1
-    }
-
     fn kohya(&self) -> &'static KohyaNames {
-        &KohyaNames { network_module: "toy", blocks: &[], swaps_halves: |_, _| false }
+        static NAMES: KohyaNames = KohyaNames { network_module: "toy", blocks: &[], swaps_halves: |_, _| false };
+        &NAMES
     }
 }
 
@@ -113,13 +107,19 @@ struct ToyEmbedding {
 }
 
 impl Embedding for ToyEmbedding {
-    fn embed(&self, latents: &Tensor, timestep: &Tensor, text: &TextEmbedding) -> TensorResult<Embedded> {
+    fn embed_prompt(
+        &self,
+        latents: &Tensor,
+        timestep: &Tensor,
+        text: &TextEmbedding,
+        _: Option<&Variable>,
+    ) -> TensorResult<Embedded> {
         let (batch, channels, rows, columns) = latents.dims4()?;
         let tokens = latents.reshape((batch, channels, rows * columns))?.transpose(1, 2)?.contiguous()?;
         Ok(Embedded {
             streams: Streams {
-                image: self.latents.forward(&tokens)?,
-                text: self.text.forward(&text.context)?,
+                image: self.latents.forward(&tokens.into())?,
+                text: self.text.forward(&text.context.clone().into())?,
                 last_text_count: 1,
             },
             conditioning: (timestep.reshape((batch, 1))? / 1000.0)?,
@@ -127,9 +127,9 @@ impl Embedding for ToyEmbedding {
         })
     }
 
-    fn finish(&self, image: &Tensor, _: &Tensor, (rows, columns): (usize, usize)) -> TensorResult<Tensor> {
-        let velocity = self.velocity.forward(image)?.transpose(1, 2)?.contiguous()?;
-        velocity.reshape((image.dim(0)?, CHANNELS, rows, columns))
+    fn finish(&self, image: &Variable, _: &Tensor, (rows, columns): (usize, usize)) -> TensorResult<Variable> {
+        let (batch, ..) = image.dims3()?;
+        self.velocity.forward(image)?.permute(&[0, 2, 1])?.reshape((batch, CHANNELS, rows, columns))
     }
 }
 
@@ -140,28 +140,29 @@ struct ToyBlock {
     out: Projection,
 }
 
+/// The first tokens of a sequence and the others, the other way round.
+fn turned(x: &Variable, first: usize) -> TensorResult<Variable> {
+    let (_, all, _) = x.dims3()?;
+    ops::cat(&[x.window(1, first..all)?, x.window(1, 0..first)?], 1)
+}
+
 impl ToyBlock {
-    /// What goes into the attention, and the joint sequence that it came from: text first.
-    fn inputs(&self, streams: &Streams, conditioning: &Tensor) -> TensorResult<(JointInputs, Tensor)> {
-        let (text, image) = (streams.text.dim(1)?, streams.image.dim(1)?);
-        let joint = Tensor::cat(&[&streams.text, &streams.image], 1)?;
-        let conditioned = joint.broadcast_add(&conditioning.unsqueeze(1)?)?;
-        let parts = |x: Tensor| Ok::<_, candle_core::Error>((x.narrow(1, text, image)?, x.narrow(1, 0, text)?));
-        let image_first = |x: Tensor| {
-            let (image, text) = parts(x)?;
-            Tensor::cat(&[image, text], 1)
-        };
-        let (image_queries, text_queries) = parts(self.query.forward(&conditioned)?)?;
+    /// The joint sequence, text first, and what goes into its attention, image first.
+    fn inputs(&self, streams: &Streams, conditioning: &Tensor) -> TensorResult<(Variable, JointInputs)> {
+        let ((batch, text, _), (_, image_tokens, _)) = (streams.text.dims3()?, streams.image.dims3()?);
+        let joint = ops::cat(&[streams.text.clone(), streams.image.clone()], 1)?;
+        let shift = conditioning.unsqueeze(1)?.broadcast_as((batch, text + image_tokens, WIDTH))?.contiguous()?;
+        let conditioned = ops::add(&joint, &shift.into())?;
         let inputs = JointInputs {
-            image_queries: image_queries.contiguous()?,
-            text_queries: Some(text_queries.contiguous()?),
-            keys: image_first(self.key.forward(&conditioned)?)?,
-            values: image_first(self.value.forward(&conditioned)?)?,
+            queries: turned(&self.query.forward(&conditioned)?, text)?,
+            keys: turned(&self.key.forward(&conditioned)?, text)?,
+            values: turned(&self.value.forward(&conditioned)?, text)?,
+            image_tokens,
             heads: HEADS,
             last_key_count: 1,
             words: WORDS,
         };
-        Ok((inputs, joint))
+        Ok((joint, inputs))
     }
 }
 
@@ -171,21 +172,20 @@ impl Block for ToyBlock {
     }
 
     fn probe(&self, streams: &Streams, conditioning: &Tensor) -> TensorResult<Probe> {
-        Ok(self.inputs(streams, conditioning)?.0.probe())
+        self.inputs(streams, conditioning)?.1.probe()
     }
 
     fn forward_with(
         &self,
         streams: &Streams,
         conditioning: &Tensor,
-        attend: &mut dyn FnMut(&JointInputs) -> TensorResult<Tensor>,
+        attend: &mut dyn FnMut(&JointInputs) -> TensorResult<Variable>,
     ) -> TensorResult<(Streams, JointInputs)> {
-        let (inputs, joint) = self.inputs(streams, conditioning)?;
-        let (text, image) = (streams.text.dim(1)?, streams.image.dim(1)?);
-        let attended = attend(&inputs)?;
-        let attended = Tensor::cat(&[attended.narrow(1, image, text)?, attended.narrow(1, 0, image)?], 1)?;
-        let out = (joint + self.out.forward(&attended)?)?;
-        let (text, image) = (out.narrow(1, 0, text)?.contiguous()?, out.narrow(1, text, image)?.contiguous()?);
+        let (joint, inputs) = self.inputs(streams, conditioning)?;
+        let attended = turned(&attend(&inputs)?, inputs.image_tokens)?;
+        let out = ops::add(&joint, &self.out.forward(&attended)?)?;
+        let ((_, text, _), (_, all, _)) = (streams.text.dims3()?, out.dims3()?);
+        let (text, image) = (out.window(1, 0..text)?, out.window(1, text..all)?);
         Ok((Streams { image, text, last_text_count: 1 }, inputs))
     }
 
@@ -243,16 +243,21 @@ struct DiagonalSettings;
 struct DiagonalFiles;
 
 impl Adapter for Diagonal {
-    fn forward(&self, x: &Tensor, FrozenLayer { weight, bias }: FrozenLayer) -> TensorResult<Tensor> {
-        ops::linear(x, &weight, bias.as_ref(), None)? + x.broadcast_mul(&self.0)?
+    fn attach(&self, parameters: Vec<Variable>) -> Result<Attached> {
+        let diagonal = parameters[0].clone();
+        let function = move |x: &Variable, layer: &FrozenLayer| {
+            // x times the diagonal, as a product of matrices that the tape knows.
+            let (batch, tokens, width) = x.dims3()?;
+            let columns = diagonal.reshape((1, width))?.broadcast_left(width)?.reshape((width, width))?;
+            let matrix = columns.mul_constant(&Tensor::eye(width, DType::F32, &CPU)?)?;
+            let scaled = x.reshape((batch * tokens, width))?.matmul(&matrix)?.reshape((batch, tokens, width))?;
+            ops::add(&ops::linear(x, Layer { frozen: layer, low_rank: None })?, &scaled)
+        };
+        Ok(Attached::Function(Box::new(function)))
     }
 
     fn parameters(&self) -> Vec<&Tensor> {
         vec![&self.0]
-    }
-
-    fn with_parameters(&self, parameters: Vec<Tensor>) -> Result<Box<dyn Adapter>> {
-        DiagonalSettings.adapter(parameters)
     }
 
     fn check(&self, (inner, outer): (usize, usize)) -> Result<(), String> {
@@ -428,7 +433,7 @@ impl Run {
 
     /// Each parameter's derivative in a random direction, beside the loss's difference along it.
     fn check_gradients(&self) {
-        let found = self.step(0).of;
+        let found = self.step(0).by_parameter;
         let zeros: Vec<Tensor> =
             self.parameters.all.iter().map(|parameter| parameter.var.zeros_like().expect("zeros")).collect();
         let product = |a: &Tensor, b: &Tensor| {
@@ -463,7 +468,8 @@ impl Run {
             let zero = |of: Option<Tensor>, like: &Tensor| of.map_or_else(|| like.zeros_like(), Ok).expect("zeros");
             let loss = f64::from(found.terms().expect("terms").total);
             let all = self.parameters.all.iter();
-            let directions: Vec<Tensor> = found.of.into_iter().zip(all).map(|(of, p)| zero(of, &p.var)).collect();
+            let directions: Vec<Tensor> =
+                found.by_parameter.into_iter().zip(all).map(|(of, p)| zero(of, &p.var)).collect();
             self.move_by(&directions, -rate);
             loss
         };
@@ -486,14 +492,14 @@ fn a_family_of_its_own_trains() {
     let parameters = Parameters::new(&config, &mut model, &CPU).expect("parameters");
     assert_eq!(parameters.adapters().expect("adapters").len(), 8);
     assert_eq!(parameters.all[0].name, "lora.layers.0.query.down");
-    model.attach(&parameters.adapters().expect("adapters")).expect("attach");
+    model.attach_trained(&parameters.trained().expect("adapters")).expect("attach");
     let inputs = inputs(&model.config, WORDS + 1);
     let run = Run { model, parameters, config, inputs };
     // Where B is zero A's gradient is, too.
     let losses = run.descend(30, 0.05);
     assert!(losses[29] < 0.9 * losses[0], "{losses:?}");
     run.check_gradients();
-    assert_eq!(bits(&run.step(0).of), bits(&run.step(2).of), "recomputed blocks");
+    assert_eq!(bits(&run.step(0).by_parameter), bits(&run.step(2).by_parameter), "recomputed blocks");
 }
 
 #[test]
@@ -507,7 +513,8 @@ fn a_family_of_its_own_is_looked_at_and_drawn_from() {
     let plain = model.forward(&latents, &timestep, &text, None).expect("velocity");
     assert_eq!(plain.dims(), latents.dims());
     let blurred = model.forward(&latents, &timestep, &text, Some(Blur { layer: 0, sigma: 1.0 })).expect("velocity");
-    let difference = (plain - blurred).and_then(|d| d.abs()?.max_all()?.to_scalar::<f32>()).expect("number");
+    let difference =
+        (plain - blurred).and_then(|d| d.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>()).expect("number");
     assert!(difference > 1e-4, "{difference}");
 }
 
@@ -521,7 +528,7 @@ fn a_kind_of_adapter_of_its_own_trains_and_is_exported() {
     let config = config(&["attn.to_q", "attn.add_k_proj"]);
     let parameters = Parameters::of_kind(Box::new(DiagonalSettings), &config, &mut model, &CPU).expect("parameters");
     assert_eq!(parameters.all[0].name, "diagonal.transformer_blocks.0.attn.to_q.diagonal");
-    model.attach(&parameters.adapters().expect("adapters")).expect("attach");
+    model.attach_trained(&parameters.trained().expect("adapters")).expect("attach");
     let inputs = inputs(&model.config, 80);
     let run = Run { model, parameters, config, inputs };
     run.check_gradients();
@@ -529,7 +536,7 @@ fn a_kind_of_adapter_of_its_own_trains_and_is_exported() {
     assert!(losses[9] < losses[0], "{losses:?}");
 
     let trained = run.parameters.adapters().expect("adapters");
-    let out = folder_of_its_own();
+    let out = tempfile::tempdir().expect("folder");
     let file =
         export(&trained, Format::Diffusers, &out.path().join("d.safetensors"), &Origin::default()).expect("file");
     assert!(read_all(&file).expect("tensors").contains_key("transformer.transformer_blocks.0.attn.to_q.diagonal"));
@@ -547,8 +554,4 @@ fn a_kind_of_adapter_of_its_own_trains_and_is_exported() {
     let wrong: Adapters = [("transformer_blocks.0.attn.to_q".to_string(), Box::new(other) as Box<dyn Adapter>)].into();
     let problem = model.attach(&wrong).expect_err("shape").to_string();
     assert!(problem.contains("transformer_blocks.0.attn.to_q") && problem.contains("a diagonal of 3"), "{problem}");
-}
-
-fn folder_of_its_own() -> tempfile::TempDir {
-    tempfile::tempdir().expect("folder")
 }

@@ -1,6 +1,7 @@
 //! `evaluate segmentation` gives the numbers of diffusers, PyTorch and NumPy.
 //!
-//! What they gave is in fixtures/segmentation, with the script that made it; the model is checkpoints/smoke-base.
+//! The reference values are in fixtures/segmentation, with the script that made them; the model is
+//! checkpoints/smoke-base.
 use candle_core::{Device, Tensor};
 use seg4diff::config::{Choice, DeviceChoice, MapHeads, SegmentationProtocol};
 use seg4diff::data::codec::labels::{LabelMap, encode_labels, label_colour};
@@ -89,7 +90,7 @@ fn data(ignore: &[u32]) -> LabelledFolder {
     LabelledFolder::open(&at("images"), &at("labels"), &at("classes.json"), ignore).unwrap()
 }
 
-/// The scores as a program reads them are those of NumPy.
+/// The JSON scores equal NumPy's.
 fn assert_scores(found: &SegmentationScores, expected: &Value, limit: f64) {
     let found = serde_json::to_value(found).unwrap();
     assert_eq!(found["images"], expected["images"]);
@@ -236,7 +237,7 @@ fn the_protocol_is_that_of_diffusers() {
     }
 }
 
-/// Maps that fall together without words, the matching of segments with classes, and the scores at several thresholds.
+/// Merged maps without words, the matching of segments with classes, and the scores at several thresholds.
 #[test]
 fn segments_without_words_are_those_of_numpy_and_scipy() {
     let (expected, tensors) = expected();
@@ -260,7 +261,7 @@ fn segments_without_words_are_those_of_numpy_and_scipy() {
             assert_eq!(segments as f64 / scores.images as f64, wanted["segments"].as_f64().unwrap());
         }
 
-        // A learnt prompt stands in the empty one's place.
+        // A learnt prompt replaces the empty one.
         let told = |text: &str| {
             let prompt = Some(pipeline.text_encoders.encode(&[text]).unwrap());
             let merging = UnsupervisedOptions { prompt, ..merging.clone() };
@@ -273,7 +274,7 @@ fn segments_without_words_are_those_of_numpy_and_scipy() {
     }
 }
 
-/// Phrases found by their maps, at the threshold that is best on the other half.
+/// Phrases segmented by their maps, at the threshold that is best on the other half.
 #[test]
 fn phrases_are_found_as_in_diffusers_and_numpy() {
     let (expected, tensors) = expected();
@@ -360,7 +361,7 @@ fn phrases_that_are_not_as_they_should_be_are_named_by_line() {
     }
 }
 
-/// Every block's segmentation, and the attention and values that pass between image and text.
+/// Every block's segmentation, and the attention and value norms between image and text.
 #[test]
 fn the_analysis_is_that_of_diffusers() {
     let (expected, tensors) = expected();
@@ -389,8 +390,8 @@ fn the_analysis_is_that_of_diffusers() {
     assert!((found.lead_over_next - (first - second)).abs() < 1e-12);
 }
 
-/// One pass over several blocks yields the mean of what a pass for each of them does, and what it yields of an image does not depend
-/// on the images beside it.
+/// One pass over several blocks yields the mean of a pass for each of them, and an image's result does not depend on
+/// the images beside it.
 #[test]
 fn blocks_are_looked_at_in_one_pass() {
     let (pipeline, scheduler) = load();
@@ -421,7 +422,7 @@ fn blocks_are_looked_at_in_one_pass() {
     }
 }
 
-/// The noise of an image depends on the seed and its place alone; an error of the visitor ends the evaluation.
+/// The noise of an image depends on the seed and its index alone; an error of the visitor ends the evaluation.
 #[test]
 fn the_seed_decides_and_a_visitor_can_stop() {
     let (pipeline, scheduler) = load();
@@ -465,7 +466,7 @@ fn label_maps_are_written_as_they_are_read() {
     assert_eq!(colours, voc);
 }
 
-/// The command: table, JSON, predictions, and the same numbers as the library.
+/// The command: table, JSON, predictions, equal to the library's numbers.
 #[test]
 fn the_command_prints_and_writes_the_scores() {
     let (expected, tensors) = expected();
@@ -506,7 +507,7 @@ fn the_command_prints_and_writes_the_scores() {
         let total = stdout.lines().find(|line| line.starts_with("mIoU")).unwrap();
         assert_eq!(total.split_whitespace().nth(1), Some(format!("{:.2}", 100.0 * miou).as_str()), "{stdout}");
         assert!(stdout.lines().count() > json["per_class"].as_object().unwrap().len(), "{stdout}");
-        // The accuracy once more, from the files.
+        // The accuracy again, from the prediction files.
         let (mut right, mut counted) = (0, 0);
         for key in &expected.keys {
             let map =

@@ -1,5 +1,5 @@
-//! Settings beside the released recipes, in whole runs: what they train is written, resumed to the bit, and the same with
-//! blocks computed again; runs that start from another's adapter and score head; checkpoints of older versions.
+//! Settings beyond the released recipes, in whole runs: trained files, bit-exact resume and recomputation; runs that
+//! start from another run's adapter and score head; checkpoints of older versions.
 mod outcome;
 mod smoke_run;
 mod tensor_edit;
@@ -24,7 +24,7 @@ fn finished(settings: &[&str]) -> Run {
     run
 }
 
-/// A run ends with the same bytes with all blocks computed again, on one thread, and resumed in the middle.
+/// A run ends with equal bytes with all blocks recomputed, on one thread, and resumed in the middle.
 fn every_way_is_the_same(settings: &[&str]) -> Run {
     let plain = finished(settings);
     let expected = Outcome::of(&plain, STEPS);
@@ -56,7 +56,7 @@ fn the_strongest_head_of_a_softmax() {
     every_way_is_the_same(&["loss.heads=max", "loss.attention=softmax", "loss.match_max_cost=0.9"]);
 }
 
-/// Its tokens are trained from the empty prompt's, captions have no part in it.
+/// A learnt prompt starts from the empty prompt's tokens; captions are not used.
 #[test]
 fn a_learnt_prompt() {
     let learnt = ["model.learnable_prompt=true"];
@@ -87,7 +87,7 @@ fn a_learnt_prompt() {
     let furthest = start.iter().zip(&end).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
     assert!(moved > start.len() / 2 && furthest < 0.01, "{moved} of {} moved, by {furthest} at most", start.len());
 
-    // Drawn from, it is told in place of the prompt.
+    // When drawing, the learnt prompt replaces the prompt.
     let file = |name: &str, tokens: &Tensor| {
         let file = run.path(name);
         prompt_file::write(&file, tokens, &empty.pooled.squeeze(0).expect("pooled")).expect("write");
@@ -96,8 +96,8 @@ fn a_learnt_prompt() {
     let start = file("start.safetensors", &empty.context.squeeze(0).expect("context"));
     let large = file("large.safetensors", &(&written["tokens"] * 3.0).expect("tensor"));
     let from_nothing = drawn(&[]);
-    // One token more or less counts for several equal ones, and sums run in another order: a value on the edge between
-    // two of 256 may fall to either side.
+    // The multiplicity of the last token changes and sums run in another order: a value on the edge between two of 256
+    // may round differently.
     let given = drawn(&["--prompt-tokens", &start]);
     let off: Vec<u8> = given.iter().zip(&from_nothing).map(|(a, b)| a.abs_diff(*b)).filter(|off| *off > 0).collect();
     assert!(
@@ -116,7 +116,7 @@ fn a_learnt_prompt() {
     assert!(output.status.code() == Some(1) && said.contains("no learnt prompt"), "{said}");
 }
 
-/// `generate` of the smoke base, told nothing.
+/// `generate` with the smoke base model and the empty prompt.
 fn generate(more: &[&str], folder: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_seg4diff"));
     command.current_dir(env!("CARGO_MANIFEST_DIR")).env_remove("RUST_LOG");
@@ -134,7 +134,7 @@ fn drawn(more: &[&str]) -> Vec<u8> {
     image::open(folder.path().join("000000.png")).expect("a picture").into_rgb8().into_raw()
 }
 
-/// With a learning rate of next to nothing what is written is the start.
+/// With a learning rate near zero, the result is the initial state.
 #[test]
 fn training_from_an_adapter() {
     let first = finished(&[]);
@@ -146,13 +146,13 @@ fn training_from_an_adapter() {
     let values = |tensor: &Tensor| tensor.flatten_all().and_then(|flat| flat.to_vec1::<f32>()).expect("values");
     for (name, tensor) in tensors(&first) {
         let (start, end) = (values(&tensor), values(&tensors(&second)[&name]));
-        // Six steps of AdamW, each of at most the learning rate.
+        // Six steps of AdamW, each at most the learning rate.
         let furthest = start.iter().zip(&end).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         let size = start.iter().map(|value| value.abs()).fold(0.0, f32::max);
         assert!(furthest <= 1e-6 && size > 1e-5, "{name}: of {size} to {furthest} from it");
     }
 
-    // It goes on as any run; the file may have moved, but must be the same.
+    // It resumes like any run; the initial adapter may have moved, but its content must be equal.
     let expected = Outcome::of(&second, STEPS);
     let middle = second.checkpoint(3, "").display().to_string();
     let moved = second.path("moved.safetensors");
@@ -199,7 +199,7 @@ fn an_adapter_that_does_not_fit_is_refused_with_all_that_differs() {
     assert!(output.status.code() == Some(1) && said.contains("has no score head"), "{said}");
 }
 
-/// A checkpoint as the version before wrote it: one expert by its former name, and none of the settings that came since.
+/// A checkpoint of the previous version: one expert under its former key, and none of the newer settings.
 #[test]
 fn an_older_checkpoint_goes_on() {
     let run = finished(&[]);

@@ -1,4 +1,7 @@
 //! What is printed for people: nobody reading it stops no job, and nothing in it steers the terminal.
+//!
+//! The full device and the terminal that the tests make are Linux's.
+#![cfg(target_os = "linux")]
 mod smoke_run;
 
 use candle_core::{DType, Device, Tensor};
@@ -19,7 +22,7 @@ fn full() -> Stdio {
     File::options().write(true).open("/dev/full").expect("/dev/full").into()
 }
 
-/// What a job is given for its standard output or error.
+/// A job's standard output or error.
 type Place = fn(&mut Command) -> &mut Command;
 
 /// Closes a descriptor of the job before it starts.
@@ -54,7 +57,7 @@ fn a_log_that_cannot_be_written_loses_no_step() {
     }
 }
 
-/// As `2>&1 | head -1`, and a terminal that is closed.
+/// As in `2>&1 | head -1`, and a terminal that is closed.
 #[test]
 fn a_log_reader_that_goes_away_loses_no_step() {
     let undisturbed = Run::new(SETTINGS);
@@ -85,14 +88,14 @@ fn a_log_reader_that_goes_away_loses_no_step() {
     assert!(read(run.path("lora.safetensors")) == lora, "a terminal: another adapter");
 }
 
-/// A terminal's two ends: the one that a person sits at, and the program's.
+/// A terminal's two ends: the user's and the program's.
 fn terminal() -> (File, File) {
     let (mut ours, mut theirs) = (0, 0);
     let none = std::ptr::null_mut();
     // SAFETY: the descriptors are written where the arguments point to, and belong to nobody else.
     unsafe {
         assert_eq!(libc::openpty(&mut ours, &mut theirs, none, none.cast(), none.cast()), 0);
-        // A child that kept the person's end would keep the terminal open.
+        // A child that inherited the user's end would keep the terminal open.
         assert_eq!(libc::fcntl(ours, libc::F_SETFD, libc::FD_CLOEXEC), 0);
         (File::from_raw_fd(ours), File::from_raw_fd(theirs))
     }
@@ -108,7 +111,7 @@ fn said(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).expect("text")
 }
 
-/// Four scenes in `FOLDER/scenes`; the arguments that measure how the smoke run's base segments them.
+/// Four scenes in `FOLDER/scenes`; the arguments that evaluate the smoke run's base model on them.
 fn scenes(folder: &Path) -> Vec<String> {
     let job = ["prepare", "scenes", "--out", "scenes", "--count", "4", "--size", "64"];
     assert!(seg4diff(folder, &job).output().expect("scenes").status.success());
@@ -135,7 +138,7 @@ fn a_result_that_cannot_be_written_is_an_error() {
     let output = seg4diff(Path::new(ROOT), &check).stdout(full()).output().expect("seg4diff");
     assert_eq!(output.status.code(), Some(1), "{}", said(&output));
 
-    // A reader that has gone away has had what it wanted.
+    // A reader that closed the pipe has read enough.
     for job in [measure.as_slice(), &["--help"]] {
         let mut running =
             seg4diff(folder.path(), job).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("job");
@@ -146,7 +149,7 @@ fn a_result_that_cannot_be_written_is_an_error() {
     }
 }
 
-/// What is also in files is not lost with standard output.
+/// Results that are also in files survive the loss of standard output.
 #[test]
 fn a_result_that_is_in_files_needs_no_standard_output() {
     let folder = tempfile::tempdir().expect("folder");
@@ -167,7 +170,7 @@ fn draw(folder: &Path, out: &str, prompts: &[&str]) -> Command {
     command
 }
 
-/// Fails where a text would do something to a terminal. Newlines are the programs' own, so that none follows `text`.
+/// Fails if a text would control a terminal. Newlines are the program's own, so none may follow `text`.
 fn check_printable(text: &str, what: &str) {
     let steers = |c: char| {
         (c.is_control() && c != '\n') || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{2028}')
@@ -207,7 +210,7 @@ fn names_and_prompts_do_not_steer_the_terminal() {
         assert!(said(&output).contains(HARMLESS), "{what}: {}", said(&output));
     }
 
-    // On standard output, too; files have it as it is.
+    // Standard output too; files keep the text unchanged.
     let output = draw(folder.path(), EVIL, &[EVIL]).output().expect("generate");
     assert!(output.status.success(), "{}", said(&output));
     let text = String::from_utf8(output.stdout).expect("text");

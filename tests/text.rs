@@ -1,4 +1,4 @@
-//! Prompts become the same tokens and the same embeddings as in transformers and diffusers.
+//! Prompts become the tokens and embeddings of transformers and diffusers.
 #[path = "fixtures/pipeline/mod.rs"]
 mod pipeline;
 
@@ -16,7 +16,7 @@ fn open() -> ModelFiles {
 }
 
 fn encoders(kinds: &[TextEncoderKind]) -> TextEncoders {
-    // The fixture without T5 was made with 77 zeros in its place.
+    // The fixture without T5 has 77 zero tokens.
     let tokens = if kinds.contains(&T5) { T5_TOKENS } else { 77 };
     TextEncoders::load(&open(), kinds, tokens, DType::F32, &Device::Cpu).unwrap()
 }
@@ -72,7 +72,7 @@ fn spans_of_names_are_where_the_prompt_has_their_tokens() {
             None => assert_eq!(*name, "", "only the empty name has no place"),
         }
     }
-    // 75 tokens fit: the 38th name of two tokens would be cut, and nothing after it has a place.
+    // 75 tokens fit: the 38th name of two tokens would be cut, and no name after it has a span.
     let many = vec!["traffic light"; 40];
     let spans = tokenizer.token_spans(&many).unwrap();
     assert_eq!(spans[36], Some(73..75));
@@ -102,7 +102,7 @@ fn embeddings_with_t5_are_those_of_diffusers() {
 fn a_clip_that_is_left_out_is_zeros() {
     let both = encode(&[ClipL, ClipG]);
     let one = encode(&[ClipG]);
-    // The first CLIP of the fixture has 16 features and 20 projected ones.
+    // The first CLIP of the fixture has 16 features and a projection of 20.
     let features = |context: &candle_core::Tensor, from, count| {
         pipeline::values(
             &context.narrow(1, 0, CLIP_TOKENS).unwrap().narrow(2, from, count).unwrap().contiguous().unwrap(),

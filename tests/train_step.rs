@@ -1,7 +1,7 @@
 //! A whole training step against torch autograd, diffusers and PEFT: output, attention, matching, loss terms, and the
 //! gradient of every LoRA and score-head tensor by name. Fixtures: tests/fixtures/train_step/gen.py.
 //!
-//! On the first CUDA device, if this build and this machine have one; else on the CPU.
+//! Runs on the first CUDA device if this build and this machine have one, otherwise on the CPU.
 use candle_core::{DType, Device, Tensor};
 use seg4diff::config::RunConfig;
 use seg4diff::loss::{MaskTarget, SampleTargets};
@@ -103,7 +103,7 @@ impl Fixture {
 
     fn config(&self, case: &Value) -> RunConfig {
         let text = |key: &str| case[key].as_str().unwrap().to_string();
-        // The cases of gen.py have what the released recipes have.
+        // The cases of gen.py have the released recipes' settings.
         let given = |key: &str| Some(&case[key]).filter(|value| !value.is_null());
         let mut settings = vec![
             "output=\"unused\"".to_string(),
@@ -151,7 +151,7 @@ impl Fixture {
         tensors.insert("prompt.tokens".into(), self.first_text().context.squeeze(0).unwrap());
         tensors.retain(|name, _| parameters.all.iter().any(|p| &p.name == name));
         parameters.load(&tensors).unwrap();
-        model.attach(&parameters.adapters().unwrap()).unwrap();
+        model.attach_trained(&parameters.trained().unwrap()).unwrap();
         (model, parameters)
     }
 
@@ -178,7 +178,7 @@ impl Fixture {
                     })
                     .collect();
                 let spans = spans[b].as_array().filter(|_| with_classes);
-                // A class whose name is not in the prompt has none.
+                // A class whose name is not in the prompt has no tokens.
                 let span = |tokens: &Value| {
                     let tokens: Vec<usize> = tokens.as_array()?.iter().map(|t| t.as_u64().unwrap() as usize).collect();
                     Some(tokens[0]..tokens[tokens.len() - 1] + 1)
@@ -206,7 +206,7 @@ impl Fixture {
             context = clip.pad_with_zeros(1, 0, context.dim(1).unwrap() - CLIP_TOKENS).unwrap();
         }
         if case["learnable"].as_bool() == Some(true) {
-            // All images are told the same, of which the tokens are trained.
+            // All images get a learnt prompt, whose tokens are trained.
             pooled = self.first_text().pooled.broadcast_as(pooled.shape()).unwrap().contiguous().unwrap();
             context = context.zeros_like().unwrap();
         }
@@ -255,10 +255,10 @@ fn output_and_attention() {
         let layer = fixture.cases["expert_layer"].as_u64().unwrap() as usize;
         let probe = model.probe(&embedded, layer).unwrap();
         let heads = model.config.num_attention_heads;
-        let logits = image_to_text_logits(&probe, heads).unwrap().transpose(2, 3).unwrap();
+        let logits = image_to_text_logits(&probe, heads).unwrap().into_tensor().transpose(2, 3).unwrap();
         assert!(relative(&logits, &expected["logits"]) < 1e-4, "{variant}: logits");
         let probability = probe.probability(heads).unwrap();
-        assert!(relative(&probability, &expected["probability"]) < 1e-4, "{variant}: probability");
+        assert!(relative(probability.tensor(), &expected["probability"]) < 1e-4, "{variant}: probability");
     }
 }
 
@@ -304,7 +304,7 @@ fn loss_terms_and_every_gradient() {
                 .fold(0f32, f32::max);
             for (key, wanted) in &expected {
                 let Some(key) = key.strip_prefix("grad.") else { continue };
-                let got = names.iter().position(|name| *name == key).and_then(|i| step.of[i].clone());
+                let got = names.iter().position(|name| *name == key).and_then(|i| step.by_parameter[i].clone());
                 match got {
                     // A gradient that is zero by structure need not be computed.
                     None => {
@@ -337,7 +337,7 @@ fn recomputing_blocks_changes_no_bit() {
                     again.terms().unwrap(),
                     "{variant} {name}: {blocks} blocks recomputed"
                 );
-                for ((a, b), parameter) in whole.of.iter().zip(&again.of).zip(&parameters.all) {
+                for ((a, b), parameter) in whole.by_parameter.iter().zip(&again.by_parameter).zip(&parameters.all) {
                     let (a, b) = (a.as_ref().map(values), b.as_ref().map(values));
                     assert!(a == b, "{variant} {name}: {} with {blocks} blocks recomputed", parameter.name);
                 }
@@ -371,7 +371,7 @@ fn ten_optimizer_steps() {
         inputs.timestep = (&inputs.sigma * 1000.0).unwrap();
         let plan = StepPlan { expert_layers: &config.model.expert_layers, recomputed_blocks: 0 };
         let result = gradients(&model, &parameters, &config.loss, &inputs, plan).unwrap();
-        let norm = gradient_norm(&result.of).unwrap();
+        let norm = gradient_norm(&result.by_parameter).unwrap();
         let lr = learning_rate(&config.optim, step as u64, steps as u64);
         for (what, got, wanted) in [
             ("loss", f64::from(result.terms().unwrap().total), &record["total"][step]),
@@ -382,7 +382,7 @@ fn ten_optimizer_steps() {
             assert!((got - wanted).abs() <= 1e-4 * wanted.abs(), "step {step}: {what} {got}, torch {wanted}");
         }
         let clip = clip_factor(norm, config.optim.clip_norm);
-        optimizer.step(&parameters, &result.of, clip, lr, &config.optim).unwrap();
+        optimizer.step(&parameters, &result.by_parameter, clip, lr, &config.optim).unwrap();
     }
     for parameter in &parameters.all {
         let wanted = &tensors[&format!("final.{}", parameter.name)];
@@ -416,7 +416,7 @@ fn runs_are_alike(alignment: &str) {
     }
     let form = format!("loss.alignment={alignment:?}");
     let wanted = smoke_run(&[form.clone(), "device=\"cpu\"".into()]);
-    // In bf16 every activation is rounded to 2⁻⁹ of its size.
+    // bf16 rounds every activation to a relative 2⁻⁹.
     for (dtype, recomputed, tolerance) in [("f32", false, 1e-4), ("bf16", false, 2e-2), ("bf16", true, 2e-2)] {
         let found = smoke_run(&[
             form.clone(),

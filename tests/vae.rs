@@ -10,7 +10,7 @@ use seg4diff::ops::conv2d::{Conv2d, Stride};
 use seg4diff::ops::group_norm::GroupNorm;
 use seg4diff::sample::noise;
 
-/// The fixture's autoencoders, of today's format and of the old one with quantisation convolutions.
+/// The fixture's autoencoders: the current format, and the old one with quantisation convolutions.
 fn autoencoders() -> Vec<(&'static str, Vae)> {
     let new = pipeline::copy();
     let old = pipeline::copy();

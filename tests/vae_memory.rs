@@ -1,7 +1,7 @@
-//! What encoding and decoding a picture take: a few maps of the first level's size, as `Vae::encoding_bytes` says.
+//! Peak memory of encoding and decoding: a few activations of the first level, as `Vae::encoding_bytes` says.
 //!
-//! A program of its own, as the peak is the process's. Attention is left out: beside maps of eight channels its scores are
-//! large.
+//! A test binary of its own, since peak memory is per process. Attention is left out: beside activations of eight
+//! channels, its scores are large.
 #[path = "fixtures/pipeline/mod.rs"]
 mod pipeline;
 mod tensor_edit;
@@ -15,14 +15,14 @@ const SIDE: usize = 1024;
 /// The tiles of two threads.
 const TILES: u64 = 24 << 20;
 
-/// The most memory that the process had during `work`, over what it had before, in bytes.
+/// Peak memory of the process during `work`, in bytes above the memory before.
 fn added(work: impl FnOnce() -> Tensor) -> u64 {
     let field = |name: &str| -> u64 {
         let status = std::fs::read_to_string("/proc/self/status").unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
         line.split_whitespace().next().unwrap().parse::<u64>().unwrap() * 1024
     };
-    // The peak begins anew.
+    // Resets the peak.
     std::fs::write("/proc/self/clear_refs", "5").unwrap();
     let before = field("VmRSS:");
     work();
@@ -52,6 +52,7 @@ fn a_picture_takes_a_few_maps_of_the_first_level() {
     assert_eq!(vae.encoding_bytes(SIDE), 2 * map);
     println!("a map takes {map} bytes, encoding {encoding}, decoding {decoding}");
     assert!(encoding < 2 * map + TILES, "encoding took {encoding} bytes, a map takes {map}");
-    // The last level begins with twice as many channels: two maps go in, one lies between the convolutions, one comes out.
+    // The last level starts with twice as many channels: two activations enter, one is between the convolutions, one
+    // leaves.
     assert!(decoding < 4 * map + TILES, "decoding took {decoding} bytes, a map takes {map}");
 }

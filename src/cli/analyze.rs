@@ -1,5 +1,5 @@
-//! `analyze`: which block of a model is the expert.
-use super::evaluate::looking::{LabelledArgs, LookArgs, as_in_training};
+//! `analyze`: expert block analysis of a model.
+use super::evaluate::probe_settings::{LabelledArgs, ProbeSettingsArgs, as_in_training};
 use super::evaluate::write_scores;
 use super::maps::{Layers, MapArgs, NormalizeArgs};
 use super::{LoadedModel, ModelArgs, parse_number, parse_positive, say};
@@ -51,7 +51,7 @@ pub struct AnalyzeArgs {
     #[command(flatten)]
     pub normalize: NormalizeArgs,
     #[command(flatten)]
-    pub look: LookArgs,
+    pub probe: ProbeSettingsArgs,
     /// File for the results: JSON, shares from 0 to 1
     #[arg(long, value_name = "F")]
     pub json: Option<PathBuf>,
@@ -84,7 +84,7 @@ pub struct AnalyzeArgs {
 }
 
 pub fn run(args: &AnalyzeArgs) -> Result<()> {
-    // What is small is looked at before gigabytes are.
+    // Arguments are checked before gigabytes of weights are read.
     let data = args.data.open()?;
     let pca_sheet = args.pca.as_ref().map(|folder| folder.join("sheet.png"));
     for file in args.json.iter().chain(&args.plot).chain(&args.sheet).chain(&pca_sheet) {
@@ -93,8 +93,8 @@ pub fn run(args: &AnalyzeArgs) -> Result<()> {
     args.maps.check(&args.model, args.layer.as_ref().map_or(&[], Layers::list))?;
     let LoadedModel { files, pipeline, device } = args.model.load()?;
     let maps = args.maps.settings(&[], args.normalize.normalize, &device)?;
-    let look = args.look.options(maps, args.data.limit, &pipeline)?;
-    let options = SegmentationOptions { protocol: args.protocol, ..look };
+    let options = args.probe.options(maps, args.data.limit, &pipeline)?;
+    let options = SegmentationOptions { protocol: args.protocol, ..options };
     let mut progress = Progress::new("image", 0, options.count(&data) as u64);
     let scheduler = Scheduler::open(&files)?;
     let mut found = analyse(&pipeline, &scheduler, &data, &options, |done, key| {
@@ -122,7 +122,7 @@ pub fn run(args: &AnalyzeArgs) -> Result<()> {
     say(&table(&found))
 }
 
-/// Writes a picture of what leaves each block for each of the first images, and all in one sheet.
+/// Writes a picture of the features after each block for each of the first images, and a sheet of all.
 fn write_components(
     args: &AnalyzeArgs,
     folder: &Path,
@@ -149,7 +149,7 @@ fn write_components(
     write_png(&folder.join("sheet.png"), &pca::sheet(&rows))
 }
 
-/// Draws from the names of the classes in the first `count` images that have any.
+/// Draws from the class names of the first `count` images that have any.
 fn blur(
     args: &AnalyzeArgs,
     count: usize,
@@ -168,19 +168,19 @@ fn blur(
     }
     let options = GenerationOptions {
         images: captions.len(),
-        size: args.look.size,
-        steps: args.look.steps as usize,
+        size: args.probe.size,
+        steps: args.probe.steps as usize,
         guidance: args.guidance,
         perturbed: None,
-        batch: usual_batch(args.look.size),
-        seed: args.look.seed,
+        batch: usual_batch(args.probe.size),
+        seed: args.probe.seed,
     };
     let total = captions.len() * (1 + pipeline.transformer.config.num_layers());
     let mut progress = Progress::new("picture", 0, total as u64);
     draw_blurred(pipeline, scheduler, &captions, &options, args.blur_sigma, |done| progress.update(done as u64, ""))
 }
 
-/// A block a line; shares in per cent.
+/// A row for each block; fractions in per cent.
 fn table(found: &Analysis) -> String {
     let mut lines = "block   mIoU  pixels  image→text  text→image  image values  text values".to_owned();
     let is_blurred = found.blocks.iter().any(|block| block.blurred_difference.is_some());

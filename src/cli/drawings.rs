@@ -1,5 +1,5 @@
-//! A folder of drawn images: 000000.png, 000001.png, …, captions.json with the prompt of each, and what they were drawn
-//! with, so that images of different settings are never mixed.
+//! A folder of drawn images: 000000.png, 000001.png, …, captions.json with their prompts, and a record of the settings,
+//! so that images of different settings are never mixed.
 use super::evaluate::write_json;
 use crate::model::weights::fingerprint::sha256;
 use crate::system::error::{Error, Result};
@@ -8,7 +8,7 @@ use crate::system::paths::{exists, is_folder, may_be_file};
 use serde_json::{Map, Value, json};
 use std::path::Path;
 
-/// What the folder's images were drawn with.
+/// The file that records the settings.
 const RECORD: &str = "generation.json";
 
 /// An image's name without extension.
@@ -16,10 +16,10 @@ pub fn key(index: usize) -> String {
     format!("{index:06}")
 }
 
-/// Whether the folder's images were drawn from more prompts than these, which then stay as they are.
+/// Whether the folder has images of more prompts than these; the additional ones stay.
 ///
 /// # Errors
-/// They were drawn otherwise than these are to be, or nothing says how.
+/// The images were drawn with other settings, or there is no record of them.
 pub fn check(folder: &Path, wanted: &Value) -> Result<bool> {
     let file = folder.join(RECORD);
     let text = match STATE.read(&file) {
@@ -42,14 +42,14 @@ pub fn check(folder: &Path, wanted: &Value) -> Result<bool> {
     Ok(prompts(&found) > prompts(wanted))
 }
 
-/// Writes down what the images are drawn with, `record`, and the prompt of each, as `evaluate clip-score` takes them.
+/// Writes the settings `record` and the prompt of each image, in the form that `evaluate clip-score` reads.
 pub fn describe<'a>(folder: &Path, record: &Value, prompts: impl Iterator<Item = &'a str>) -> Result<()> {
     let captions: Map<String, Value> = (0..).map(key).zip(prompts.map(|prompt| json!(prompt))).collect();
     write_json(&folder.join("captions.json"), &captions)?;
     write_json(&folder.join(RECORD), record)
 }
 
-/// A file by the SHA-256 of what it holds; a folder, such as PEFT's, by those of the files in it.
+/// Identifies a file by the SHA-256 of its content, and a folder, such as PEFT's, by those of its files.
 pub fn content(path: &Path) -> Result<String> {
     let failed = |problem: std::io::Error| Error::file(path, problem);
     let mut files = vec![path.to_owned()];
@@ -64,7 +64,7 @@ pub fn content(path: &Path) -> Result<String> {
 }
 
 /// # Errors
-/// The folder's images were drawn otherwise; more prompts than then are no difference.
+/// The images were drawn with other settings; additional prompts do not count.
 fn check_same(folder: &Path, found: &Value, wanted: &Value) -> Result<()> {
     for (key, wanted) in wanted.as_object().into_iter().flatten() {
         let found = &found[key];

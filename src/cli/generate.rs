@@ -70,14 +70,14 @@ pub struct GenerateArgs {
     pub latents: Option<PathBuf>,
 }
 
-/// Images whose prompts are encoded at a time; an embedding takes 0.64 MB of the host's memory, with T5 5.5.
+/// Number of images whose prompts are encoded at a time; an embedding takes 0.64 MB of host memory, with T5 5.5 MB.
 const PROMPTS_AT_ONCE: usize = 256;
 
-/// Draws the images one by one, so that memory does not depend on their number; an image depends on its prompt, the
-/// seed and its own number alone.
+/// Draws images one by one, so that memory does not depend on their number; an image depends on its prompt, the seed
+/// and its own number alone.
 ///
-/// Of the networks, text encoders and transformer are never in memory together, and before the last image is decoded
-/// the transformer goes, too.
+/// Text encoders and transformer are never in memory together, and the transformer is freed before the last image is
+/// decoded.
 pub fn run(args: &GenerateArgs) -> Result<()> {
     if args.perturb_scale > 0.0 {
         args.model.check_layer("--perturb-layer", args.perturb_layer)?;
@@ -110,7 +110,7 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
     Ok(())
 }
 
-/// The images that are not in the folder yet, by number.
+/// The images missing in the folder, by number.
 fn missing(args: &GenerateArgs) -> Result<Vec<usize>> {
     let mut missing = vec![];
     for (index, prompt) in args.prompt.iter().enumerate() {
@@ -137,24 +137,24 @@ fn write(args: &GenerateArgs, index: usize, decoded: &Tensor) -> Result<()> {
     Ok(())
 }
 
-/// Everything that images are drawn from but the networks.
+/// The inputs of the images, without the networks.
 struct Sampler<'a> {
     args: &'a GenerateArgs,
     model: &'a NamedModel<'a>,
     scheduler: Scheduler,
     options: SamplingOptions,
-    /// Of one image's latents.
+    /// Shape of one image's latents.
     shape: (usize, usize, usize),
     text_shape: TextShape,
     /// Initial latents from a file.
     given: Option<Tensor>,
-    /// A prompt from a file.
+    /// A learnt prompt from a file.
     learnt: Option<TextEmbedding>,
 }
 
-/// What the model is told of a prompt.
+/// The text embedding of a prompt.
 enum Text {
-    /// As [`TextShape::compact`] has it.
+    /// In the form of [`TextShape::compact`].
     Encoded(Vec<f32>),
     Learnt(TextEmbedding),
 }
@@ -185,8 +185,8 @@ impl<'a> Sampler<'a> {
         })
     }
 
-    /// What the model is told of the prompts of these images, by number, and of the negative one. The text encoders are in
-    /// memory for as long.
+    /// The embeddings of these images' prompts, by number, and of the negative prompt. The text encoders are in memory
+    /// only during the call.
     fn encode(&self, images: &[usize]) -> Result<(Vec<(usize, Text)>, Text)> {
         let PipelineOptions { text_encoders, max_sequence_length, dtype, device, .. } = &self.model.options;
         let encoders = TextEncoders::load(&self.model.files, text_encoders, *max_sequence_length, *dtype, device)?;
@@ -226,7 +226,7 @@ impl<'a> Sampler<'a> {
     }
 }
 
-/// All that an image depends on, but where the model lies in memory.
+/// Everything that an image depends on, except the device and where the model is stored.
 fn record(args: &GenerateArgs) -> Result<Value> {
     let ModelArgs { model, lora, dtype, text_encoders, max_sequence_length, .. } = &args.model;
     Ok(json!({

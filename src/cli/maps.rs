@@ -1,8 +1,8 @@
-//! How attention becomes maps: the options that all commands that look at it share.
+//! Map settings as arguments, shared by all commands that evaluate attention.
 use super::ModelArgs;
 use crate::config::{AttentionForm, Choice, MapHeads, MapNormalize};
 use crate::eval::maps::{MapSettings, check_heads};
-use crate::eval::score_head::{ScoreHead, ScoreHeadForm};
+use crate::eval::score_head::{ScoreHeadForm, TrainedScoreHead};
 use crate::model::families;
 use crate::model::weights::files::ModelFiles;
 use crate::system::error::Result;
@@ -21,7 +21,7 @@ impl Layers {
         &self.0
     }
 
-    /// The last of them: blocks above it need not be loaded.
+    /// The last block; blocks above it need not be loaded.
     pub fn last(&self) -> usize {
         self.0.last().copied().unwrap_or(0)
     }
@@ -47,8 +47,8 @@ pub struct MapArgs {
     /// Heads of the attention: mean, max (at each position the strongest), or the number of one, from 0
     #[arg(long, value_name = "HEADS", default_value = "mean")]
     pub heads: MapHeads,
-    /// What a map's values are: softmax (shares of all of a position's attention), softmax_text (of its attention to the
-    /// 77 CLIP tokens) or logits (scores before the softmax)
+    /// What a map's values are: softmax (shares of all of a position's attention), softmax_text (of its attention to
+    /// the 77 CLIP tokens) or logits (scores before the softmax)
     #[arg(long, value_name = "KIND", default_value = "softmax", value_parser = AttentionForm::from_name)]
     pub attention: AttentionForm,
     /// Score head to put on the maps: that of a checkpoint (its folder), or of the released code's lora_weights
@@ -70,8 +70,8 @@ pub struct NormalizeArgs {
 }
 
 impl MapArgs {
-    /// Whether the model has these blocks and heads, as its config says, and the score head can be read: found before
-    /// gigabytes are read.
+    /// Checks, before gigabytes of weights are read, that the model has these blocks and heads, and that the score head
+    /// can be read.
     pub fn check(&self, model: &ModelArgs, layers: &[usize]) -> Result<()> {
         let files = ModelFiles::open(&model.model)?;
         let config = families::of(&files)?.config(&files)?;
@@ -94,7 +94,7 @@ impl MapArgs {
         })
     }
 
-    fn score_head(&self, device: &Device) -> Result<Option<ScoreHead>> {
-        self.score_head.as_deref().map(|path| ScoreHead::read(path, self.score_head_form, device)).transpose()
+    fn score_head(&self, device: &Device) -> Result<Option<TrainedScoreHead>> {
+        self.score_head.as_deref().map(|path| TrainedScoreHead::read(path, self.score_head_form, device)).transpose()
     }
 }

@@ -1,7 +1,8 @@
-//! The command line: arguments of each command, and what the two binaries share.
+//! The command line: the arguments of each command, and code shared by the two binaries.
 //!
-//! Exit status: 0 done, 1 failed, 2 wrong usage or configuration.
+//! Exit status: 0 success, 1 failure, 2 wrong usage or configuration.
 pub mod analyze;
+pub mod config;
 mod drawings;
 pub mod evaluate;
 pub mod export;
@@ -11,12 +12,13 @@ pub mod prepare;
 pub mod probe;
 pub mod train;
 
-use crate::config::{Choice, DeviceChoice, TextEncoderKind, WeightType, text_encoders_in};
+use crate::config::{Choice, DeviceChoice, TextEncoderKind, WeightType};
 use crate::model::adapters::Adapters;
 use crate::model::adapters::formats;
 use crate::model::families;
 use crate::model::pipeline::{Pipeline, PipelineOptions};
 use crate::model::weights::files::ModelFiles;
+use crate::model::weights::required_files::text_encoders_in;
 use crate::system::error::{Error, Result};
 use crate::system::process::prepare;
 use crate::system::terminal::complain;
@@ -39,6 +41,7 @@ pub enum Command {
     Generate(generate::GenerateArgs),
     Probe(probe::ProbeArgs),
     Export(export::ExportArgs),
+    Config(config::ConfigArgs),
     Analyze(analyze::AnalyzeArgs),
     #[command(subcommand)]
     Evaluate(evaluate::EvaluateCommand),
@@ -53,6 +56,7 @@ impl Command {
             Self::Generate(args) => generate::run(args),
             Self::Probe(args) => probe::run(args),
             Self::Export(args) => export::run(args),
+            Self::Config(args) => config::run(args),
             Self::Analyze(args) => analyze::run(args),
             Self::Evaluate(command) => command.run(),
             Self::Prepare(command) => command.run(),
@@ -60,7 +64,7 @@ impl Command {
     }
 }
 
-/// Starts logging and threads, runs a command, and turns its outcome into an exit status and, where it failed, one error on stderr.
+/// Starts logging and threads, runs a command, prints its error if it fails, and returns the exit status.
 pub fn finish(command: impl FnOnce() -> Result<()>) -> ExitCode {
     let Err(error) = crate::report::log::init().and_then(|()| prepare()).and_then(|()| command()) else {
         return ExitCode::SUCCESS;
@@ -187,7 +191,7 @@ impl ModelArgs {
     }
 }
 
-/// A side of an image in pixels: a multiple of 16 that memory can hold.
+/// A side of an image in pixels: a multiple of 16, at most 8192.
 fn parse_size(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(size @ 16..=8192) if size % 16 == 0 => Ok(size),
@@ -195,7 +199,7 @@ fn parse_size(text: &str) -> Result<usize, String> {
     }
 }
 
-/// Tokens of T5: diffusers takes 512 at most.
+/// T5's number of tokens: diffusers accepts 512 at most.
 fn parse_sequence_length(text: &str) -> Result<usize, String> {
     text.parse()
         .ok()
@@ -203,7 +207,7 @@ fn parse_sequence_length(text: &str) -> Result<usize, String> {
         .ok_or_else(|| "expected a number from 1 to 512".into())
 }
 
-/// A share of noise.
+/// A noise level σ.
 fn parse_sigma(text: &str) -> Result<f64, String> {
     text.parse().ok().filter(|sigma| (0.0..=1.0).contains(sigma)).ok_or_else(|| "expected a number from 0 to 1".into())
 }
@@ -249,6 +253,7 @@ mod tests {
             generate::GenerateArgs::augment_args(clap::Command::new("generate")),
             probe::ProbeArgs::augment_args(clap::Command::new("probe")),
             export::ExportArgs::augment_args(clap::Command::new("export")),
+            config::ConfigArgs::augment_args(clap::Command::new("config")),
             prepare::ScenesArgs::augment_args(clap::Command::new("prepare scenes")),
             prepare::LabelsArgs::augment_args(clap::Command::new("prepare labels")),
             prepare::CacheArgs::augment_args(clap::Command::new("prepare cache")),

@@ -1,4 +1,4 @@
-//! `prepare`: makes data sets, and caches of what encoders make of them.
+//! `prepare`: makes data sets, and caches of latents and text embeddings.
 use super::mention;
 use crate::config::RunConfig;
 use crate::data::codec::labels::encode_labels;
@@ -77,8 +77,8 @@ const LABELS_EXAMPLE: &str = "Example:
 
 /// Write label maps as PNG that a data set has in another form
 ///
-/// PASCAL-Context's are MATLAB files, one an image; those of the full ADE20K release are colours. Maps that are in the folder already are left as they are, so that
-/// the command can be stopped and started again.
+/// PASCAL-Context's are MATLAB files, one an image; those of the full ADE20K release are colours. Maps that are in the
+/// folder already are left as they are, so that the command can be stopped and started again.
 #[derive(Args, Clone, Debug)]
 #[command(after_help = LABELS_EXAMPLE)]
 pub struct LabelsArgs {
@@ -100,7 +100,7 @@ pub struct LabelsArgs {
     pub out: PathBuf,
 }
 
-/// Files that are written between two looks at the progress.
+/// Files written between two updates of the progress.
 const CHUNK: usize = 64;
 
 /// A label map's width, height and labels.
@@ -124,7 +124,7 @@ fn labels(args: &LabelsArgs) -> Result<()> {
     }
 }
 
-/// The folder's files with this extension, each after its name without that, ascending.
+/// The folder's files with this extension, each after its stem, sorted.
 fn in_folder(folder: &Path, extension: &str) -> Result<Vec<(String, PathBuf)>> {
     let failed = |problem: std::io::Error| Error::file(folder, problem);
     let mut files = vec![];
@@ -141,7 +141,7 @@ fn in_folder(folder: &Path, extension: &str) -> Result<Vec<(String, PathBuf)>> {
     Ok(files)
 }
 
-/// Writes `OUT/KEY.png` for every key and file, of what `read` makes of the file's bytes.
+/// Writes `OUT/KEY.png` for every key and file from the labels that `read` decodes.
 fn write_all(
     files: &[(String, PathBuf)],
     out: &Path,
@@ -196,7 +196,7 @@ pub struct CacheArgs {
 
 fn cache(args: &CacheArgs) -> Result<()> {
     let mut config = RunConfig::load(&args.config, &args.set)?;
-    // It need not be there yet.
+    // The folder need not exist yet.
     let named = config.data.cache.take();
     let Some(folder) = args.out.clone().or(named) else {
         return Err(Error::Usage(

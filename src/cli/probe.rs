@@ -21,8 +21,8 @@ use clap::Args;
 use image::RgbImage;
 use std::path::{Path, PathBuf};
 
-/// First element of the noise stream of a probe.
-const NOISE: u64 = 0x0070_726f_6265;
+/// First key of a probe's noise stream.
+const NOISE: u64 = u64::from_be_bytes(*b"\0\0\0probe");
 
 const EXAMPLE: &str = "Examples:
   seg4diff probe --model models/stable-diffusion-3-medium-diffusers --image cat.jpg \\
@@ -30,7 +30,8 @@ const EXAMPLE: &str = "Examples:
   seg4diff probe --model models/stable-diffusion-3-medium-diffusers --images photographs \\
     --captions captions.json --layer 8,9,10 --out attention";
 
-/// Show where a block's image positions look at the words of a prompt: a picture for each word, and attention.safetensors
+/// Show where a block's image positions look at the words of a prompt: a picture for each word, and
+/// attention.safetensors
 ///
 /// With --images, the same for every image of a folder: NAME.png, a sheet of the image and its pictures in the order of
 /// the words, and these pictures in the folder NAME.
@@ -48,7 +49,8 @@ pub struct ProbeArgs {
     /// Words to look for
     #[arg(long, value_name = "T", required_unless_present = "captions")]
     pub prompt: Option<String>,
-    /// Instead, with --images: captions by image name, a JSON object, or JSON lines or Parquet with columns key and caption
+    /// Instead, with --images: captions by image name, a JSON object, or JSON lines or Parquet with columns key and
+    /// caption
     #[arg(long, value_name = "F", requires = "images", conflicts_with_all = ["prompt", "image"])]
     pub captions: Option<PathBuf>,
     /// Block, counted from 0; several, separated by commas, are averaged
@@ -75,17 +77,18 @@ pub struct ProbeArgs {
     pub noise: Option<PathBuf>,
 }
 
-/// An image to look at.
+/// An image to probe.
 struct Look {
     file: PathBuf,
     prompt: String,
-    /// Its path within the folder, without extension; none where it is the only one.
+    /// Its path below the folder, without extension; `None` for a single image.
     key: Option<String>,
 }
 
-/// Noises the image's latent to `sigma`, runs the blocks below the last layer, and writes what its image queries see.
+/// Noises the image's latents to `sigma`, runs the blocks below the last layer, and writes the image queries'
+/// attention.
 pub fn run(args: &ProbeArgs) -> Result<()> {
-    // What is small is looked at before gigabytes are.
+    // Arguments are checked before gigabytes of weights are read.
     let looks = looks(args)?;
     if args.image.is_some() {
         looks.iter().try_for_each(|look| read_rgb8(&look.file).map(|_| ()))?;
@@ -136,10 +139,10 @@ pub fn run(args: &ProbeArgs) -> Result<()> {
     Ok(())
 }
 
-/// What is to be looked at.
+/// The images to probe.
 ///
 /// # Errors
-/// The folder has no image, or an image no caption.
+/// The folder has no image, or an image has no caption.
 fn looks(args: &ProbeArgs) -> Result<Vec<Look>> {
     let prompt = args.prompt.clone().unwrap_or_default();
     let folder = match (&args.image, &args.images) {
@@ -169,13 +172,14 @@ fn looks(args: &ProbeArgs) -> Result<Vec<Look>> {
     files.into_iter().map(look).collect()
 }
 
-/// Writes `attention.safetensors`: the mean over the blocks of the scores before the softmax, `logits`
-/// `[heads, 77, rows, columns]`, and of the softmax over all keys, heads averaged, `probability` `[77, rows, columns]`; and
-/// the maps as the settings make them, `maps`, of that shape.
+/// Writes `attention.safetensors`: the mean over the blocks of the attention scores before the softmax, `logits`
+/// `[heads, 77, rows, columns]`, and of the softmax over all keys, averaged over heads, `probability`
+/// `[77, rows, columns]`; and the maps of the settings, `maps` `[77, rows, columns]`.
 fn write_attention(folder: &Path, probes: &[Probe], heads: usize, maps: &Tensor) -> Result<()> {
     let (_, rows, columns) = maps.dims3()?;
-    let logits = mean_logits(probes, heads)?.reshape((heads, (), rows, columns))?.to_device(&Device::Cpu)?;
-    let probability = tokens_first(&mean_probability(probes, heads)?, (rows, columns))?;
+    let logits =
+        mean_logits(probes, heads)?.into_tensor().reshape((heads, (), rows, columns))?.to_device(&Device::Cpu)?;
+    let probability = tokens_first(mean_probability(probes, heads)?.tensor(), (rows, columns))?;
     let file = folder.join("attention.safetensors");
     let tensors = [("logits", logits), ("probability", probability), ("maps", maps.clone())];
     let tensors = tensors.map(|(name, tensor)| (name.to_string(), tensor)).into();
@@ -203,7 +207,7 @@ fn overlays(
     Ok(written.into_iter().map(|(_, picture)| picture).collect())
 }
 
-/// Maps of one image, `[1, positions, tokens]`, on the host as `[tokens, rows, columns]`.
+/// Copies one image's maps `[1, positions, tokens]` to the host as `[tokens, rows, columns]`.
 fn tokens_first(maps: &Tensor, (rows, columns): (usize, usize)) -> Result<Tensor> {
     let maps = maps.squeeze(0)?.t()?.contiguous()?.reshape(((), rows, columns))?;
     Ok(maps.to_dtype(DType::F32)?.to_device(&Device::Cpu)?)

@@ -16,7 +16,7 @@ const EXAMPLE: &str = "Examples:
 #[derive(Args, Clone, Debug)]
 #[command(after_help = EXAMPLE)]
 pub struct TrainArgs {
-    /// Config file (TOML)
+    /// Config file (TOML); `seg4diff config` prints one with every key
     #[arg(long, value_name = "F")]
     pub config: PathBuf,
     /// Go on with the run in OUTPUT: from checkpoint DIR, or from the newest that is whole

@@ -1,29 +1,42 @@
 //! The section `[loss]`: what training minimises.
-use serde::Serialize;
+use super::keys::{choices, keys, optional, usual};
+use super::reader::Reader;
+use super::setting::{Choice, at_least, within};
+use super::{LayerChoice, LoraConfig, ModelConfig, TextEncoderKind};
 use std::path::PathBuf;
 
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct LossConfig {
-    pub flow_weight: f64,
-    pub alignment: Alignment,
-    /// Weight of the softmax form.
-    pub align_weight: f64,
-    pub focal_weight: f64,
-    pub dice_weight: f64,
-    /// Images under more noise than this have no mask loss: in those little is to be seen.
-    pub mask_max_sigma: f64,
-    pub match_focal: f64,
-    pub match_dice: f64,
-    /// Matched pairs that cost more than this are left out; absent: none is.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub match_max_cost: Option<f64>,
-    pub heads: HeadMaps,
-    pub attention: AttentionForm,
-    pub score_head: bool,
-    /// Checkpoint whose score head training starts from; absent: a fresh one.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub score_head_init: Option<PathBuf>,
-    pub focal_probability: FocalProbability,
+keys! {
+    /// What training minimises: the flow-matching loss, and the mask-alignment loss on the experts' attention.
+    [loss] pub struct LossConfig(reader) {
+        /// Weight of the flow-matching loss.
+        flow_weight: f64 = usual(1.0), at_least(0.0);
+        /// Form of the mask loss.
+        alignment: Alignment = usual(Alignment::Sigmoid);
+        /// Images under more noise than this sigma have no mask loss: little can be seen in them.
+        mask_max_sigma: f64 = usual(1.0), within(0.0, 1.0);
+        /// Weight of the softmax form; focal and dice have no part in that.
+        align_weight: f64 = usual(0.2), at_least(0.0);
+        /// Weight of the focal loss.
+        focal_weight: f64 = usual(0.1), at_least(0.0);
+        /// Weight of the dice loss.
+        dice_weight: f64 = usual(0.2), at_least(0.0);
+        /// Weight of the focal loss in the cost of matching attention maps to masks.
+        match_focal: f64 = usual(0.02), at_least(0.0);
+        /// Weight of the dice loss in that cost.
+        match_dice: f64 = usual(1.0), at_least(0.0);
+        /// Matched pairs that cost more than this are left out; without it none is.
+        match_max_cost: Option<f64> = optional("1.0");
+        /// Which heads' maps there are.
+        heads: HeadMaps = usual(HeadMaps::Keep);
+        /// What a map's values are.
+        attention: AttentionForm = usual(AttentionForm::Logits);
+        /// Whether a small convolutional head on each map is trained with the adapter, and left out of it.
+        score_head: bool = usual(true);
+        /// Checkpoint whose score head training starts from; without it training starts from a fresh one.
+        score_head_init: Option<PathBuf> = optional("\"runs/first/checkpoints/step-001000\"");
+        /// What the focal loss takes for the probability.
+        focal_probability: FocalProbability = usual(FocalProbability::Sigmoid);
+    }
 }
 
 impl LossConfig {
@@ -55,46 +68,99 @@ impl LossConfig {
             Alignment::Softmax => self.aligned_form() == AttentionForm::Softmax,
         }
     }
+
+    /// What no key can say alone.
+    pub(super) fn check(&self, model: &ModelConfig, lora: &LoraConfig, reader: &mut Reader) {
+        if self.flow_weight == 0.0 && !self.uses_masks() {
+            let problem = "nothing would be trained";
+            reader.problem(
+                &["loss.flow_weight", "loss.focal_weight", "loss.dice_weight", "loss.align_weight", "loss.alignment"],
+                format!("every loss has weight 0 with alignment = {:?}: {problem}", self.alignment.name()),
+            );
+        }
+        if self.uses_masks() && model.text_encoders == [TextEncoderKind::T5] {
+            reader.problem(
+                &["model.text_encoders"],
+                "the mask loss reads the attention to CLIP's tokens; add \"clip_l\" or \"clip_g\"",
+            );
+        }
+        if self.score_head_init.is_some() && !self.uses_score_head() {
+            reader.problem(
+                &["loss.score_head_init", "loss.score_head", "loss.alignment"],
+                "no score head is trained: that needs score_head = true, alignment = \"sigmoid\" and a mask loss",
+            );
+        }
+        if self.heads == HeadMaps::Max && self.attention == AttentionForm::Logits {
+            reader.problem(
+                &["loss.heads", "loss.attention"],
+                "the strongest head is that of a probability: set loss.attention to \"softmax\" or \"softmax_text\"",
+            );
+        }
+        if self.flow_weight == 0.0 && self.mask_max_sigma == 0.0 {
+            reader.problem(
+                &["loss.mask_max_sigma", "loss.flow_weight"],
+                "is 0: no image is without noise, so that no mask would count, and loss.flow_weight is 0",
+            );
+        }
+        if let LayerChoice::List(layers) = &lora.layers
+            && self.uses_masks()
+            && layers.iter().all(|layer| *layer > model.last_expert())
+        {
+            reader.problem(
+                &["lora.layers", "model.expert_layers"],
+                format!(
+                    "the mask loss reaches blocks 0 to {} (model.expert_layers) only, and none of these is listed; \
+                     set its weights to 0 to train without it",
+                    model.last_expert()
+                ),
+            );
+        }
+    }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Alignment {
-    Sigmoid,
-    Softmax,
+choices! {
+    /// Form of the mask loss.
+    pub enum Alignment: Copy {
+        /// Focal and dice loss of maps that are matched to masks, as published.
+        Sigmoid = "sigmoid",
+        /// Cross-entropy over tokens at each position.
+        Softmax = "softmax",
+    }
 }
 
-/// Which heads' maps there are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum HeadMaps {
-    /// Every (head, token) pair is a map.
-    Keep,
-    /// Heads are averaged first.
-    Mean,
-    /// The strongest head at each position; of probabilities only (the released code's `MAX_HEAD`).
-    Max,
-    /// One head, counted from 0 (`HEAD`).
-    #[serde(untagged)]
-    One(usize),
+choices! {
+    /// Which heads' maps there are.
+    pub enum HeadMaps: Copy {
+        /// Every (head, token) pair is a map.
+        Keep = "keep",
+        /// Heads are averaged first.
+        Mean = "mean",
+        /// The strongest head at each position; of a softmax only (`MAX_HEAD`).
+        Max = "max",
+    } or {
+        /// This head alone (`HEAD`).
+        One(usize): "a head's index (from 0)"
+    }
 }
 
-/// What a map of attention is made of, for each image position.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum AttentionForm {
-    /// Scores before the softmax.
-    Logits,
-    /// Softmax over all keys of the joint sequence (the released code's `SOFTMAX`).
-    Softmax,
-    /// Softmax over CLIP's tokens alone (`SOFTMAX_I2T_ONLY`).
-    SoftmaxText,
+choices! {
+    /// What an attention map's values are, at each image position.
+    pub enum AttentionForm: Copy {
+        /// Scores before the softmax.
+        Logits = "logits",
+        /// Softmax over all keys of the joint sequence (`SOFTMAX`).
+        Softmax = "softmax",
+        /// Softmax over CLIP's tokens alone (`SOFTMAX_I2T_ONLY`).
+        SoftmaxText = "softmax_text",
+    }
 }
 
-/// `Logit` is the released code's oddity: the raw logit where focal needs the probability.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum FocalProbability {
-    Sigmoid,
-    Logit,
+choices! {
+    /// What the focal loss takes for the probability.
+    pub enum FocalProbability: Copy {
+        /// The sigmoid of the logit.
+        Sigmoid = "sigmoid",
+        /// The raw logit: the released code's oddity, which the published adapters have.
+        Logit = "logit",
+    }
 }

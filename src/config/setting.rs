@@ -1,94 +1,42 @@
 //! How each type of setting is read from a TOML value, and the checks that values must pass.
 use super::document::Value;
 use super::problems::nearest;
-use super::*;
+use super::{DeviceChoice, GradientCheckpointing};
+use serde::Serialize;
+use std::ffi::OsStr;
+use std::fmt::Debug;
+use std::path::PathBuf;
 
 /// An enum of which every value has a name.
-pub trait Choice: Copy + 'static {
+pub trait Choice: Clone + PartialEq + 'static {
     const NAMES: &'static [(&'static str, Self)];
 
-    /// The name of this value.
-    fn name(self) -> &'static str
-    where
-        Self: PartialEq,
-    {
-        Self::NAMES.iter().find(|(_, value)| *value == self).map_or("", |(name, _)| name)
+    /// The name of this value; empty for one without.
+    fn name(&self) -> &'static str {
+        Self::NAMES.iter().find(|(_, value)| value == self).map_or("", |(name, _)| name)
     }
 
     /// The value of this name; the error lists the names and the nearest.
     fn from_name(name: &str) -> Result<Self, String> {
-        Self::NAMES.iter().find(|(n, _)| *n == name).map(|(_, value)| *value).ok_or_else(|| {
+        Self::NAMES.iter().find(|(n, _)| *n == name).map(|(_, value)| value.clone()).ok_or_else(|| {
             let hint = nearest(name, Self::NAMES.iter().map(|(n, _)| *n)).unwrap_or_default();
-            format!("expected {}; the nearest is {hint:?}", one_of::<Self>())
+            let names: Vec<String> = Self::NAMES.iter().map(|(name, _)| format!("{name:?}")).collect();
+            format!("expected {}; the nearest is {hint:?}", one_of(names.iter().map(String::as_str)))
         })
     }
 }
 
-fn one_of<T: Choice>() -> String {
-    let names: Vec<String> = T::NAMES.iter().map(|(name, _)| format!("{name:?}")).collect();
-    match names.split_last() {
+/// `a, b or c`.
+pub(super) fn one_of<'a>(texts: impl IntoIterator<Item = &'a str>) -> String {
+    let texts: Vec<&str> = texts.into_iter().collect();
+    match texts.split_last() {
         Some((last, rest)) if !rest.is_empty() => format!("{} or {last}", rest.join(", ")),
-        _ => names.concat(),
-    }
-}
-
-impl Choice for WeightType {
-    const NAMES: &'static [(&'static str, Self)] = &[("f32", Self::F32), ("bf16", Self::Bf16), ("f16", Self::F16)];
-}
-
-impl Choice for TextEncoderKind {
-    const NAMES: &'static [(&'static str, Self)] =
-        &[("clip_l", Self::ClipL), ("clip_g", Self::ClipG), ("t5", Self::T5)];
-}
-
-impl Choice for DataFormat {
-    const NAMES: &'static [(&'static str, Self)] =
-        &[("sa1b", Self::Sa1b), ("coco", Self::Coco), ("folder", Self::Folder)];
-}
-
-impl Choice for Crop {
-    const NAMES: &'static [(&'static str, Self)] =
-        &[("center", Self::Center), ("random", Self::Random), ("stretch", Self::Stretch)];
-}
-
-impl Choice for SegmentationProtocol {
-    const NAMES: &'static [(&'static str, Self)] = &[("present", Self::Present), ("all", Self::All)];
-}
-
-impl Choice for BestBy {
-    const NAMES: &'static [(&'static str, Self)] = &[("miou", Self::Miou), ("held_out_flow", Self::HeldOutFlow)];
-}
-
-impl Choice for Alignment {
-    const NAMES: &'static [(&'static str, Self)] = &[("sigmoid", Self::Sigmoid), ("softmax", Self::Softmax)];
-}
-
-impl Choice for AttentionForm {
-    const NAMES: &'static [(&'static str, Self)] =
-        &[("logits", Self::Logits), ("softmax", Self::Softmax), ("softmax_text", Self::SoftmaxText)];
-}
-
-impl Choice for FocalProbability {
-    const NAMES: &'static [(&'static str, Self)] = &[("sigmoid", Self::Sigmoid), ("logit", Self::Logit)];
-}
-
-impl std::str::FromStr for DeviceChoice {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "auto" => Ok(Self::Auto),
-            "cpu" => Ok(Self::Cpu),
-            _ => match text.strip_prefix("cuda:").and_then(|index| index.parse().ok()) {
-                Some(index) => Ok(Self::Cuda(index)),
-                None => Err(format!("expected {}", <Self as Setting>::expected())),
-            },
-        }
+        _ => texts.concat(),
     }
 }
 
 /// A type that a setting can have.
-pub(super) trait Setting: Sized {
+pub(super) trait Setting: Sized + Serialize {
     /// What belongs there, as in "expected …".
     fn expected() -> String;
 
@@ -98,6 +46,11 @@ pub(super) trait Setting: Sized {
     /// The valid value that a wrong one is most like, where values have names.
     fn nearest(_text: &str) -> Option<&'static str> {
         None
+    }
+
+    /// The names of values as TOML, each with what it means.
+    fn choices() -> Vec<(String, &'static str)> {
+        Vec::new()
     }
 
     /// The value, or what was expected, what was found, and the nearest valid value.
@@ -112,88 +65,48 @@ pub(super) trait Setting: Sized {
     }
 }
 
-impl<T: Choice> Setting for T {
-    fn expected() -> String {
-        one_of::<T>()
-    }
-
-    fn convert(value: &Value) -> Option<Self> {
-        match value {
-            Value::Text(text) => T::from_name(text).ok(),
-            _ => None,
-        }
-    }
-
-    fn nearest(text: &str) -> Option<&'static str> {
-        nearest(text, T::NAMES.iter().map(|(name, _)| *name))
-    }
-}
-
-macro_rules! integer_setting {
-    ($($integer:ty),*) => {$(
-        impl Setting for $integer {
+/// `simple_setting!(TYPE, "expected", PATTERN => value)`: types whose values are one kind of TOML value each.
+macro_rules! simple_setting {
+    ($type:ty, $expected:literal, $($pattern:pat => $value:expr),+) => {
+        impl Setting for $type {
             fn expected() -> String {
-                "a whole number, 0 or more".into()
+                $expected.into()
             }
 
             fn convert(value: &Value) -> Option<Self> {
                 match value {
-                    Value::Integer(integer) => Self::try_from(*integer).ok(),
+                    $($pattern => $value,)+
                     _ => None,
                 }
             }
         }
-    )*};
+    };
 }
-integer_setting!(u64, u32, usize);
+simple_setting!(u64, "a whole number, 0 or more", Value::Integer(integer) => Self::try_from(*integer).ok());
+simple_setting!(u32, "a whole number, 0 or more", Value::Integer(integer) => Self::try_from(*integer).ok());
+simple_setting!(usize, "a whole number, 0 or more", Value::Integer(integer) => Self::try_from(*integer).ok());
+simple_setting!(f64, "a number", Value::Float(number) => Some(*number), Value::Integer(integer) => Some(*integer as f64));
+simple_setting!(bool, "true or false", Value::Bool(truth) => Some(*truth));
+simple_setting!(String, "a string", Value::Text(text) => Some(text.clone()));
+simple_setting!(PathBuf, "a path (a string)", Value::Text(text) => Some(text.into()));
+simple_setting!([f64; 2], "a list of two numbers", list @ Value::List(_) => Vec::convert(list)?.try_into().ok());
 
-impl Setting for f64 {
+/// A setting that may be absent: where it is there, a `T`.
+impl<T: Setting> Setting for Option<T> {
     fn expected() -> String {
-        "a number".into()
+        T::expected()
     }
 
     fn convert(value: &Value) -> Option<Self> {
-        match value {
-            Value::Float(number) => Some(*number),
-            Value::Integer(integer) => Some(*integer as f64),
-            _ => None,
-        }
-    }
-}
-
-impl Setting for bool {
-    fn expected() -> String {
-        "true or false".into()
+        T::convert(value).map(Some)
     }
 
-    fn convert(value: &Value) -> Option<Self> {
-        match value {
-            Value::Bool(truth) => Some(*truth),
-            _ => None,
-        }
-    }
-}
-
-impl Setting for String {
-    fn expected() -> String {
-        "a string".into()
+    fn nearest(text: &str) -> Option<&'static str> {
+        T::nearest(text)
     }
 
-    fn convert(value: &Value) -> Option<Self> {
-        match value {
-            Value::Text(text) => Some(text.clone()),
-            _ => None,
-        }
-    }
-}
-
-impl Setting for PathBuf {
-    fn expected() -> String {
-        "a path (a string)".into()
-    }
-
-    fn convert(value: &Value) -> Option<Self> {
-        String::convert(value).map(Self::from)
+    fn choices() -> Vec<(String, &'static str)> {
+        T::choices()
     }
 }
 
@@ -206,22 +119,16 @@ impl<T: Setting> Setting for Vec<T> {
         Self::read(value).ok()
     }
 
+    fn choices() -> Vec<(String, &'static str)> {
+        T::choices()
+    }
+
     fn read(value: &Value) -> Result<Self, String> {
         let Value::List(items) = value else {
             return Err(format!("expected {}, found {value}", Self::expected()));
         };
         let item = |(i, item)| T::read(item).map_err(|problem| format!("item {}: {problem}", i + 1));
         items.iter().enumerate().map(item).collect()
-    }
-}
-
-impl Setting for [f64; 2] {
-    fn expected() -> String {
-        "a list of two numbers".into()
-    }
-
-    fn convert(value: &Value) -> Option<Self> {
-        Vec::<f64>::convert(value)?.try_into().ok()
     }
 }
 
@@ -236,59 +143,6 @@ impl Setting for DeviceChoice {
 
     fn nearest(text: &str) -> Option<&'static str> {
         nearest(text, ["auto", "cpu", "cuda:0"])
-    }
-}
-
-impl Setting for LayerChoice {
-    fn expected() -> String {
-        "\"all\" or a list of block indices (from 0)".into()
-    }
-
-    fn convert(value: &Value) -> Option<Self> {
-        match value {
-            Value::Text(text) if text == "all" => Some(Self::All),
-            _ => Vec::convert(value).map(Self::List),
-        }
-    }
-
-    fn nearest(_text: &str) -> Option<&'static str> {
-        Some("all")
-    }
-}
-
-/// The names of [`HeadMaps`]; a head's number is the other form of it.
-const HEAD_MAPS: [(&str, HeadMaps); 3] = [("keep", HeadMaps::Keep), ("mean", HeadMaps::Mean), ("max", HeadMaps::Max)];
-
-impl Setting for HeadMaps {
-    fn expected() -> String {
-        "\"keep\", \"mean\", \"max\" or a head's index (from 0)".into()
-    }
-
-    fn convert(value: &Value) -> Option<Self> {
-        match value {
-            Value::Text(text) => HEAD_MAPS.iter().find(|(name, _)| name == text).map(|(_, kind)| *kind),
-            _ => usize::convert(value).map(Self::One),
-        }
-    }
-
-    fn nearest(text: &str) -> Option<&'static str> {
-        nearest(text, HEAD_MAPS.map(|(name, _)| name))
-    }
-}
-
-/// Indices of blocks; one alone needs no list.
-pub(super) struct Blocks(pub Vec<usize>);
-
-impl Setting for Blocks {
-    fn expected() -> String {
-        "a block index (from 0) or a list of them".into()
-    }
-
-    fn convert(value: &Value) -> Option<Self> {
-        match value {
-            Value::Integer(_) => usize::convert(value).map(|layer| Self(vec![layer])),
-            _ => Vec::convert(value).map(Self),
-        }
     }
 }
 
@@ -311,31 +165,90 @@ impl Setting for GradientCheckpointing {
     }
 }
 
-/// A check: at least `min`.
-pub(super) fn at_least<T: PartialOrd + std::fmt::Debug>(min: T) -> impl Fn(&T) -> Result<(), String> {
-    move |value| if *value >= min { Ok(()) } else { Err(format!("must be at least {min:?}, is {value:?}")) }
-}
+/// Indices of blocks, ascending; one alone needs no list.
+#[derive(Serialize)]
+pub(super) struct Blocks(Vec<usize>);
 
-/// A check: more than zero.
-pub(super) fn positive(value: &f64) -> Result<(), String> {
-    if *value > 0.0 { Ok(()) } else { Err(format!("must be above 0, is {value:?}")) }
-}
+impl Setting for Blocks {
+    fn expected() -> String {
+        "a block index (from 0) or a list of them".into()
+    }
 
-/// A check: from `min` to `max`, both included.
-pub(super) fn within<T: PartialOrd + std::fmt::Debug>(min: T, max: T) -> impl Fn(&T) -> Result<(), String> {
-    move |value| {
-        let ok = *value >= min && *value <= max;
-        if ok { Ok(()) } else { Err(format!("must be from {min:?} to {max:?}, is {value:?}")) }
+    fn convert(value: &Value) -> Option<Self> {
+        let mut layers = match value {
+            Value::Integer(_) => vec![usize::convert(value)?],
+            _ => Vec::convert(value)?,
+        };
+        layers.sort_unstable();
+        Some(Self(layers))
     }
 }
 
-/// A check: something in it.
-pub(super) fn not_empty(value: &impl AsRef<std::ffi::OsStr>) -> Result<(), String> {
+impl From<Blocks> for Vec<usize> {
+    fn from(Blocks(layers): Blocks) -> Self {
+        layers
+    }
+}
+
+/// Says what is wrong with a value.
+type Test<T> = dyn Fn(&T) -> Result<(), String>;
+
+/// What a value must be beyond its type.
+pub(super) struct Check<T> {
+    /// For help: "from 1 to 512".
+    pub text: String,
+    pub test: Box<Test<T>>,
+}
+
+/// A check with errors of its own.
+pub(super) fn check<T>(text: &str, test: impl Fn(&T) -> Result<(), String> + 'static) -> Check<T> {
+    Check { text: text.into(), test: Box::new(test) }
+}
+
+/// A check whose error is "must be TEXT, is VALUE".
+fn bounded<T: Debug>(text: String, holds: impl Fn(&T) -> bool + 'static) -> Check<T> {
+    let bound = text.clone();
+    let test = move |value: &T| if holds(value) { Ok(()) } else { Err(format!("must be {bound}, is {value:?}")) };
+    Check { text, test: Box::new(test) }
+}
+
+/// At least `min`.
+pub(super) fn at_least<T: PartialOrd + Debug + 'static>(min: T) -> Check<T> {
+    bounded(format!("at least {min:?}"), move |value| *value >= min)
+}
+
+/// More than zero.
+pub(super) fn positive() -> Check<f64> {
+    bounded("above 0".into(), |value| *value > 0.0)
+}
+
+/// From `min` to `max`, both included.
+pub(super) fn within<T: PartialOrd + Debug + 'static>(min: T, max: T) -> Check<T> {
+    bounded(format!("from {min:?} to {max:?}"), move |value| *value >= min && *value <= max)
+}
+
+/// This check where there is a value.
+pub(super) fn if_given<T: 'static>(check: Check<T>) -> Check<Option<T>> {
+    Check { text: check.text, test: Box::new(move |value| value.as_ref().map_or(Ok(()), &check.test)) }
+}
+
+/// Something in it.
+pub(super) fn not_empty<T: AsRef<OsStr>>() -> Check<T> {
+    check("not empty", |value: &T| is_not_empty(value))
+}
+
+/// The error of [`not_empty`].
+pub(super) fn is_not_empty(value: &impl AsRef<OsStr>) -> Result<(), String> {
     if value.as_ref().is_empty() { Err("must not be empty".into()) } else { Ok(()) }
 }
 
-/// A check: a list with something in it, and nothing twice.
-pub(super) fn distinct<T: PartialEq + std::fmt::Debug>(list: &[T]) -> Result<(), String> {
+/// A list with something in it, and nothing twice.
+pub(super) fn distinct<T: PartialEq + Debug>() -> Check<Vec<T>> {
+    check("at least one, none twice", |list: &Vec<T>| is_distinct(list))
+}
+
+/// The error of [`distinct`].
+pub(super) fn is_distinct<T: PartialEq + Debug>(list: &[T]) -> Result<(), String> {
     if list.is_empty() {
         return Err("must not be empty".into());
     }

@@ -1,4 +1,4 @@
-//! One sample: its files read, checked, scaled, cropped, mirrored, its masks chosen.
+//! Decodes one sample: reads and checks its files, scales, crops and mirrors them, chooses the masks.
 use super::codec::{
     crop::{Grid, Placement},
     labels::{Classes, LabelMap},
@@ -9,13 +9,13 @@ use super::codec::{
 use super::sources::{
     captions::{Captions, Columns, first_sentences},
     panoptic::Panoptic,
-    shards::Reference,
+    shards::SampleReference,
     unusable::Unusable,
 };
 use super::{
     Sample,
     cache::{Cache, Encoded},
-    order, spill,
+    keyed_temp_store, order,
 };
 use crate::{
     Error, Result,
@@ -26,27 +26,27 @@ use image::RgbImage;
 use serde::Deserialize;
 use std::{collections::HashMap, io, path::PathBuf};
 
-/// Makes samples of references; shared by all workers.
-pub struct Decoder {
+/// Turns references into samples; shared by all workers.
+pub struct SampleDecoder {
     config: DataConfig,
     seed: u64,
     captions: Option<Captions>,
     panoptic: Option<Panoptic>,
     classes: Option<Classes>,
-    /// Where latents and embeddings come from in place of pixels.
+    /// Cached latents and embeddings, which replace the pixels.
     cache: Option<Cache>,
 }
 
-/// A sample, and whether it had a usable mask (before caption dropout took its masks).
-pub struct Decoded {
+/// A sample, and whether it had a usable mask before caption dropout removed its masks.
+pub struct DecodedSample {
     pub sample: Sample,
     pub has_mask: bool,
 }
 
 #[derive(Deserialize)]
-struct Annotations {
+struct Sa1bAnnotations {
     image: Option<ImageSize>,
-    annotations: Vec<Annotation>,
+    annotations: Vec<Sa1bAnnotation>,
 }
 
 #[derive(Deserialize)]
@@ -56,15 +56,15 @@ struct ImageSize {
 }
 
 #[derive(Deserialize)]
-struct Annotation {
+struct Sa1bAnnotation {
     segmentation: StoredRunLengths,
 }
 
-impl Decoder {
+impl SampleDecoder {
     /// Reads the captions, classes and panoptic annotations that `config` names.
     ///
     /// # Errors
-    /// When one of them cannot be read, or the format needs one that is not configured.
+    /// A file cannot be read, or the format needs one that is not configured.
     pub fn new(config: &DataConfig, seed: u64) -> Result<Self> {
         let columns = Columns::of(config);
         let captions = match (&config.captions, config.format) {
@@ -90,16 +90,16 @@ impl Decoder {
         Ok(Self { config: config.clone(), seed, captions, panoptic, classes, cache: None })
     }
 
-    /// Takes latents and embeddings from `cache` in place of pixels: of the image, only the file's bytes are looked at.
+    /// Takes latents and embeddings from `cache`, so that image files are hashed but not decoded.
     pub fn with_cache(self, cache: Option<Cache>) -> Self {
         Self { cache, ..self }
     }
 
-    /// The sample that `reference` names, as it is drawn in `epoch`.
+    /// Decodes the sample of `reference` with the random draws of `epoch`.
     ///
     /// # Errors
-    /// Says why the sample is broken; or the cache lacks it, or is damaged.
-    pub fn decode(&self, reference: &Reference, epoch: u64) -> Result<Decoded, Unusable> {
+    /// The sample is broken (with the reason), or the cache is damaged or has no entry for it.
+    pub fn decode(&self, reference: &SampleReference, epoch: u64) -> Result<DecodedSample, Unusable> {
         let file = reference.image.read(&reference.shard, IMAGE_FILE)?;
         let photograph = match self.cache {
             None => Some(photograph::decode(&file)?),
@@ -107,7 +107,7 @@ impl Decoder {
         };
         let size = photograph.as_ref().map_or_else(|| photograph::size(&file), |image| Ok(size_of(image)))?;
         photograph::check_shape(size)?;
-        let draws = order::augmentation(self.seed, epoch, spill::hash(&reference.key));
+        let draws = order::augmentation(self.seed, epoch, keyed_temp_store::hash(&reference.key));
         let placement = Placement::new(size, self.config.resolution, self.config.crop, self.config.flip, &draws);
         let (prompt, masks, classes) = self.prompt_and_masks(reference, size, &placement.grid())?;
         let image = photograph.map_or_else(|| Ok(Vec::new()), |photograph| placement.apply(&photograph))?;
@@ -121,14 +121,14 @@ impl Decoder {
         if let Some(cache) = &self.cache {
             sample.encoded = Some(encoded(cache, reference, &file, placement.is_mirrored(), &sample.prompt)?);
         }
-        Ok(Decoded { sample, has_mask })
+        Ok(DecodedSample { sample, has_mask })
     }
 
-    /// The prompt of a sample, whatever the epoch.
+    /// The prompt of a sample; it does not depend on the epoch.
     ///
     /// # Errors
-    /// Says why the sample is broken.
-    pub fn prompt(&self, reference: &Reference) -> Result<String, Unusable> {
+    /// The sample is broken (with the reason).
+    pub fn prompt(&self, reference: &SampleReference) -> Result<String, Unusable> {
         if let Some(caption) = self.caption(reference)? {
             return Ok(caption);
         }
@@ -138,11 +138,12 @@ impl Decoder {
         Ok(self.prompt_and_masks(reference, size, &grid)?.0)
     }
 
-    /// The squares of an image file, one for each of `mirrored`: the pixels of `decode`, where the crop is not random.
+    /// Crops of an image file, one for each flag of `mirrored`; equal to the image of [`Self::decode`] unless the crop
+    /// is random.
     ///
     /// # Errors
-    /// Says why the sample is broken.
-    pub fn squares(&self, file: &[u8], mirrored: &[bool]) -> Result<Vec<Vec<u8>>, String> {
+    /// The image is broken (with the reason).
+    pub fn crops(&self, file: &[u8], mirrored: &[bool]) -> Result<Vec<Vec<u8>>, String> {
         let photograph = photograph::decode(file)?;
         let size = size_of(&photograph);
         photograph::check_shape(size)?;
@@ -150,10 +151,10 @@ impl Decoder {
         mirrored.iter().map(|mirror| Placement::fixed(size, side, crop, *mirror).apply(&photograph)).collect()
     }
 
-    /// Prompt, usable masks, and the class names that make up the prompt, if they do.
+    /// Prompt, usable masks, and the class names of the prompt (empty if it is a caption).
     fn prompt_and_masks(
         &self,
-        reference: &Reference,
+        reference: &SampleReference,
         size: (usize, usize),
         grid: &Grid,
     ) -> Result<(String, Vec<Mask>, Vec<String>), Unusable> {
@@ -167,8 +168,8 @@ impl Decoder {
         Ok((prompt, masks, names))
     }
 
-    /// The caption of the sample, empty where no prompt is told; none where the prompt is made of class names.
-    fn caption(&self, reference: &Reference) -> Result<Option<String>, Unusable> {
+    /// The sample's caption: empty if the model takes no prompts, `None` if class names make the prompt.
+    fn caption(&self, reference: &SampleReference) -> Result<Option<String>, Unusable> {
         if !self.config.has_prompts {
             return Ok(Some(String::new()));
         }
@@ -188,10 +189,10 @@ impl Decoder {
         }))
     }
 
-    /// The usable masks, and the class names that their `class` points at.
+    /// The usable masks, and the class names that [`Mask::class`] indexes.
     fn masks(
         &self,
-        reference: &Reference,
+        reference: &SampleReference,
         size: (usize, usize),
         grid: &Grid,
         named: bool,
@@ -216,14 +217,14 @@ impl Decoder {
         }
     }
 
-    /// sa1b: the annotated masks, largest first.
+    /// sa1b: the annotated masks, by descending area.
     fn run_length_masks(&self, json: &[u8], size: (usize, usize), grid: &Grid) -> Result<Vec<Mask>, String> {
-        let read: Annotations = serde_json::from_slice(json).map_err(|problem| format!("JSON: {problem}"))?;
+        let read: Sa1bAnnotations = serde_json::from_slice(json).map_err(|problem| format!("JSON: {problem}"))?;
         if let Some(image) = read.image {
             check_size("JSON", (image.width, image.height), size)?;
         }
         let mut found = Vec::new();
-        for (index, Annotation { segmentation }) in read.annotations.into_iter().enumerate() {
+        for (index, Sa1bAnnotation { segmentation }) in read.annotations.into_iter().enumerate() {
             let runs = segmentation.check().map_err(|problem| format!("annotation {index}: {problem}"))?;
             check_size(&format!("mask of annotation {index}"), (runs.width(), runs.height()), size)?;
             found.push((runs.area_on(grid), runs));
@@ -231,10 +232,10 @@ impl Decoder {
         Ok(self.largest(found, grid).into_iter().map(|runs| runs.sample(grid)).collect())
     }
 
-    /// coco: one mask for each class in the image, ascending by label, and their names in that order.
+    /// coco: one mask for each class in the image and the class names, both by ascending label.
     fn coco_masks(
         &self,
-        reference: &Reference,
+        reference: &SampleReference,
         size: (usize, usize),
         grid: &Grid,
     ) -> Result<(Vec<Mask>, Vec<String>), Unusable> {
@@ -254,8 +255,8 @@ impl Decoder {
         Ok(self.label_masks(&map, grid, |value| categories.get(&value).copied().and_then(known), true))
     }
 
-    /// One mask for each label that `label` makes of the map's values: largest first, or where `named`, ascending by
-    /// label with the labels' names, which each mask's `class` then points at.
+    /// One mask for each label that `label` maps the pixels' values to. If `named`, masks are sorted by label and come
+    /// with their class names, which [`Mask::class`] indexes; otherwise they are sorted by descending area.
     fn label_masks(
         &self,
         map: &LabelMap,
@@ -302,7 +303,7 @@ impl Decoder {
         (masks, names)
     }
 
-    /// Of (area, mask): those large enough, largest first (of equal ones the earlier first), at most `max_masks`.
+    /// Keeps at most `max_masks` (area, mask) pairs above the minimum area, by descending area; the sort is stable.
     fn largest<T>(&self, mut found: Vec<(usize, T)>, grid: &Grid) -> Vec<T> {
         let least = self.config.min_mask_area * (grid.width() * grid.height()) as f64;
         found.retain(|&(area, _)| area > 0 && area as f64 >= least);
@@ -311,7 +312,7 @@ impl Decoder {
     }
 }
 
-/// The first of these files that is there, and its bytes.
+/// The first of `paths` that exists, and its bytes.
 fn first_of(paths: impl Iterator<Item = PathBuf>) -> Result<(PathBuf, Vec<u8>), Unusable> {
     let mut absent = Unusable::from("there is no label map");
     for path in paths {
@@ -324,16 +325,16 @@ fn first_of(paths: impl Iterator<Item = PathBuf>) -> Result<(PathBuf, Vec<u8>), 
     Err(absent)
 }
 
-/// What the cache has of a sample.
+/// The cached latents and text embedding of a sample.
 fn encoded(
     cache: &Cache,
-    reference: &Reference,
+    reference: &SampleReference,
     file: &[u8],
     mirrored: bool,
     prompt: &str,
 ) -> Result<Encoded, Unusable> {
     let Some(latents) = cache.latents(file, mirrored)? else {
-        // A broken image is passed over as it is without a cache.
+        // An image that does not decode is a broken sample with a cache too.
         photograph::decode(file)?;
         let what = if mirrored { "the latents of this image, mirrored" } else { "the latents of this image" };
         return Err(cache.lacks(what, &reference.name()).into());

@@ -1,19 +1,19 @@
-//! The loader: batches in the seed's order, decoded ahead by worker threads.
+//! The data loader: worker threads decode batches ahead, in the order that the seed determines.
 //!
-//! A planner thread lists samples, `workers` threads decode them, the consumer puts the results back into order. At
-//! most `prefetch` items are under way, which bounds memory: a decoded sample takes `3·resolution²` bytes and up to
-//! `max_masks · resolution²/8` (7 MiB at 1024 pixels with 32 masks), a worker the full-size photograph besides; with a
-//! cache, latents and text embedding in place of the pixels and the photograph.
+//! A planner thread lists samples, `workers` threads decode them, and the consumer sorts the results back into draw
+//! order. Permits limit the samples in flight to `prefetch`, which bounds memory: a decoded sample takes
+//! `3·resolution²` bytes and up to `max_masks · resolution²/8` (7 MiB at 1024 pixels with 32 masks), and each worker
+//! holds one full-size photograph. A cached sample holds latents and text embedding instead of pixels.
 use super::sources::{
-    shards::{self, Broken, Pairing, Shard},
+    shards::{self, Broken, Pairing, SampleShard},
     unusable::Unusable,
 };
 use super::{
     Cache, Sample,
-    decode::Decoder,
+    decode::SampleDecoder,
+    keyed_temp_store,
     order::Cursor,
-    plan::{Job, Outcome, Planner, Position},
-    spill,
+    plan::{DecodeTask, Decoded, Planner, Position, Results},
 };
 use crate::system::{guard::guarded, process::refused};
 use crate::{Error, Result, config::DataConfig};
@@ -28,66 +28,66 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Broken samples are named one by one up to this many, then every hundredth.
+/// Number of broken samples that are logged one by one; after that, every hundredth.
 const NAMED: u64 = 20;
-/// The share of broken samples counts from at least this many samples on, so that a single early one does not stop
-/// a run; at the end of an epoch it counts whatever the number.
+/// `max_broken` is checked against at least this many samples, so that one early broken sample does not stop the run.
+/// At the end of an epoch it is checked against the samples seen.
 const FIRST_SEEN: u64 = 100;
 
-/// Samples in draw order.
+/// A batch of samples in draw order.
 #[derive(Debug)]
 pub struct Batch {
     pub samples: Vec<Sample>,
     /// Epoch of the first sample.
     pub epoch: u64,
-    /// The position that yields the sample after this batch.
+    /// Resumes at the sample after this batch.
     pub cursor: Cursor,
     /// How long the caller waited for the batch.
     pub waited: Duration,
-    /// Broken samples so far, over the whole run.
+    /// Broken samples of the whole run until now.
     pub broken: u64,
 }
 
-/// How many samples of the epoch so far brought a usable mask.
+/// Samples of the current epoch, and those that had a usable mask.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Coverage {
     pub samples: u64,
     pub with_masks: u64,
 }
 
-/// Streams batches. Dropping it stops its threads after at most one decoding each.
+/// Streams batches. Dropping it stops its threads once each has finished the sample in hand.
 pub struct Loader {
     cursor: Cursor,
     max_broken: f64,
     require_masks: bool,
-    /// Where the samples come from, for errors.
+    /// `data.source`, for error messages.
     source: String,
-    /// The first broken sample that this loader met, for the closing error.
+    /// The first broken sample, for the error that ends the run.
     first_broken: Option<String>,
-    /// Number of the next item in draw order.
+    /// Number of the next entry in draw order.
     next: u64,
-    ready: BTreeMap<u64, Outcome>,
-    outcomes: Receiver<(u64, Outcome)>,
-    tokens: Option<Sender<()>>,
+    ready: BTreeMap<u64, Decoded>,
+    results: Receiver<(u64, Decoded)>,
+    permits: Option<Sender<()>>,
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
 }
 
 impl Loader {
-    /// Opens the data that `config` names, and starts to read at `start`, or at the beginning. With `require_masks`,
-    /// samples without a usable mask are warned about, and an epoch without any is an error.
+    /// Opens the data set of `config` and starts reading at `start`, by default at the beginning. With `require_masks`,
+    /// samples without a usable mask cause a warning, and an epoch without any usable mask is an error.
     ///
     /// # Errors
-    /// When a source matches nothing, captions, classes or annotations cannot be read, or there are no captions, and
-    /// when `start` belongs to other shards.
+    /// A source matches nothing; captions, classes or annotations are missing or cannot be read; `start` was saved for
+    /// other shards.
     pub fn new(config: &DataConfig, seed: u64, start: Option<&Cursor>, require_masks: bool) -> Result<Self> {
         Self::with_cache(config, seed, start, require_masks, None)
     }
 
-    /// As `new`, with latents and text embeddings from a cache in place of pixels, if there is one.
+    /// [`Self::new`], with latents and text embeddings from `cache` instead of pixels.
     ///
     /// # Errors
-    /// As `new`; later, `next_batch` fails where the cache lacks a sample or is damaged.
+    /// Those of [`Self::new`]. `next_batch` fails if the cache is damaged or has no entry for a sample.
     pub fn with_cache(
         config: &DataConfig,
         seed: u64,
@@ -109,18 +109,18 @@ impl Loader {
             return Err(Error::Usage(format!("{hint} ({})", shards.len())));
         }
         cursor.sources = sources;
-        let decoder = Arc::new(Decoder::new(config, seed)?.with_cache(cache));
+        let decoder = Arc::new(SampleDecoder::new(config, seed)?.with_cache(cache));
 
         let workers = config.workers.max(1);
-        let (token_sender, tokens) = mpsc::channel();
-        let (job_sender, jobs) = mpsc::channel();
-        let (outcome_sender, outcomes) = mpsc::channel();
+        let (permit_sender, permits) = mpsc::channel();
+        let (tasks, task_queue) = mpsc::channel();
+        let (results, received) = mpsc::channel();
         let prefetch = prefetch(workers);
         for _ in 0..prefetch {
-            token_sender.send(()).map_err(|_| lost())?;
+            permit_sender.send(()).map_err(|_| lost())?;
         }
         let stop = Arc::new(AtomicBool::new(false));
-        let jobs = Arc::new(Mutex::new(jobs));
+        let task_queue = Arc::new(Mutex::new(task_queue));
         let mut loader = Self {
             cursor,
             max_broken: config.max_broken,
@@ -129,19 +129,18 @@ impl Loader {
             first_broken: None,
             next: 0,
             ready: BTreeMap::new(),
-            outcomes,
-            tokens: Some(token_sender),
+            results: received,
+            permits: Some(permit_sender),
             stop: stop.clone(),
             threads: Vec::new(),
         };
         for number in 0..workers {
-            let (decoder, jobs, outcomes) = (decoder.clone(), jobs.clone(), outcome_sender.clone());
+            let (decoder, tasks, results) = (decoder.clone(), task_queue.clone(), results.clone());
             let stop = stop.clone();
-            loader.spawn(format!("decode-{number}"), move || work(&decoder, &jobs, &outcomes, &stop))?;
+            loader.spawn(format!("decode-{number}"), move || work(&decoder, &tasks, &results, &stop))?;
         }
         let shuffle_buffer = config.shuffle_buffer.max(1);
-        let planner =
-            Planner { shards, pairing, seed, shuffle_buffer, tokens, jobs: job_sender, outcomes: outcome_sender, stop };
+        let planner = Planner { shards, pairing, seed, shuffle_buffer, permits, tasks, results, stop };
         let start = loader.cursor.clone();
         loader.spawn("plan".into(), move || planner.run(&start))?;
         Ok(loader)
@@ -153,18 +152,18 @@ impl Loader {
         Ok(())
     }
 
-    /// The next `size` samples; epochs run on into each other.
+    /// The next `size` samples. A batch may span two epochs.
     ///
     /// # Errors
-    /// When too many samples are broken, an epoch had no whole sample, or, where masks are required, none with a
-    /// usable mask.
+    /// Too many samples are broken, all samples of an epoch are broken, or masks are required and none of an epoch's
+    /// samples has a usable one.
     pub fn next_batch(&mut self, size: usize) -> Result<Batch> {
         let mut samples = Vec::with_capacity(size);
         let mut epoch = self.cursor.epoch;
         let mut waited = Duration::ZERO;
         while samples.len() < size {
-            match self.next_outcome(&mut waited)? {
-                Outcome::Sample(decoded, position) => {
+            match self.next_decoded(&mut waited)? {
+                Decoded::Sample(decoded, position) => {
                     self.advance(position);
                     self.count(&decoded.sample, decoded.has_mask);
                     if samples.is_empty() {
@@ -172,39 +171,39 @@ impl Loader {
                     }
                     samples.push(decoded.sample);
                 }
-                Outcome::Broken(broken, position) => {
+                Decoded::Broken(broken, position) => {
                     self.advance(position);
                     self.count_broken(&broken)?;
                 }
-                Outcome::Failed(error) => return Err(error),
-                Outcome::EpochEnd => self.end_epoch()?,
+                Decoded::Failed(error) => return Err(error),
+                Decoded::EpochEnd => self.end_epoch()?,
             }
         }
         Ok(Batch { samples, epoch, cursor: self.cursor.clone(), waited, broken: self.cursor.broken })
     }
 
-    /// Mask statistics of the epoch so far.
+    /// Mask statistics of the current epoch.
     pub fn coverage(&self) -> Coverage {
         Coverage { samples: self.cursor.epoch_samples, with_masks: self.cursor.epoch_with_masks }
     }
 
-    /// The outcome of the next item in draw order.
-    fn next_outcome(&mut self, waited: &mut Duration) -> Result<Outcome> {
+    /// The next entry in draw order.
+    fn next_decoded(&mut self, waited: &mut Duration) -> Result<Decoded> {
         let started = Instant::now();
-        let outcome = loop {
-            if let Some(outcome) = self.ready.remove(&self.next) {
-                break outcome;
+        let result = loop {
+            if let Some(result) = self.ready.remove(&self.next) {
+                break result;
             }
-            let (number, outcome) = self.outcomes.recv().map_err(|_| lost())?;
-            self.ready.insert(number, outcome);
+            let (number, result) = self.results.recv().map_err(|_| lost())?;
+            self.ready.insert(number, result);
         };
         *waited += started.elapsed();
         self.next += 1;
-        if let Some(tokens) = &self.tokens {
-            // a planner that has ended needs no more tokens; what it planned is still to come
-            let _ = tokens.send(());
+        if let Some(permits) = &self.permits {
+            // The planner has ended and takes no permits; what it planned is still in the channel.
+            let _ = permits.send(());
         }
-        Ok(outcome)
+        Ok(result)
     }
 
     fn advance(&mut self, position: Position) {
@@ -232,7 +231,7 @@ impl Loader {
         self.check_broken(FIRST_SEEN)
     }
 
-    /// Fails when more than `max_broken` of the samples seen, counted as `least` at least, are broken.
+    /// Fails if more than `max_broken` of the samples seen (counted as at least `least`) are broken.
     fn check_broken(&self, least: u64) -> Result<()> {
         let Cursor { seen, broken, .. } = self.cursor;
         if broken as f64 <= self.max_broken * seen.max(least) as f64 {
@@ -274,52 +273,52 @@ impl Loader {
 impl Drop for Loader {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
-        self.tokens = None;
+        self.permits = None;
         for thread in self.threads.drain(..) {
-            // a thread that panicked has said so already
+            // A thread that panicked has printed its message.
             let _ = thread.join();
         }
     }
 }
 
-/// Samples that may be under way.
+/// Samples in flight at most.
 fn prefetch(workers: usize) -> usize {
     (2 * workers.max(1)).max(16)
 }
 
-/// Bytes of the samples that a loader holds, `encoded` of each in place of its pixels where there is a cache.
+/// Bytes that a loader holds at most; `encoded` is the size of a cached sample, `None` for pixels.
 pub fn held_bytes(config: &DataConfig, encoded: Option<u64>) -> u64 {
     let pixels = config.resolution.pow(2) as u64;
-    // Most images have fewer masks than they may: half is nearer than all.
+    // Most images have fewer masks than `max_masks`: half is a better estimate.
     let masks = config.max_masks as u64 / 2 * pixels / 8;
     prefetch(config.workers) as u64 * (encoded.unwrap_or(3 * pixels) + masks)
 }
 
-/// A worker: decodes jobs until there are none to come.
-fn work(decoder: &Decoder, jobs: &Mutex<Receiver<Job>>, outcomes: &Sender<(u64, Outcome)>, stop: &AtomicBool) {
+/// A worker thread: decodes tasks until the channel closes.
+fn work(decoder: &SampleDecoder, tasks: &Mutex<Receiver<DecodeTask>>, results: &Results, stop: &AtomicBool) {
     loop {
-        let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        let Ok(Job { number, epoch, reference, after }) = job else { return };
+        let task = tasks.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        let Ok(DecodeTask { number, epoch, reference, after }) = task else { return };
         if stop.load(Ordering::Relaxed) {
             return;
         }
-        let broken = |reason| Outcome::Broken(Broken { name: reference.name(), reason }, after);
-        let outcome = match guarded(|| decoder.decode(&reference, epoch)) {
-            Ok(decoded) => Outcome::Sample(Box::new(decoded), after),
+        let broken = |reason| Decoded::Broken(Broken { name: reference.name(), reason }, after);
+        let result = match guarded(|| decoder.decode(&reference, epoch)) {
+            Ok(decoded) => Decoded::Sample(Box::new(decoded), after),
             Err(Unusable::Broken(reason)) => broken(reason),
-            Err(Unusable::Fatal(error)) => Outcome::Failed(error),
+            Err(Unusable::Fatal(error)) => Decoded::Failed(error),
         };
-        if outcomes.send((number, outcome)).is_err() {
+        if results.send((number, result)).is_err() {
             return;
         }
     }
 }
 
-/// The shards' file names in order, as a number; not zero. Their folder may move.
-fn fingerprint(shards: &[Shard]) -> u64 {
+/// A non-zero hash of the shards' file names in order. Their folder may move.
+fn fingerprint(shards: &[SampleShard]) -> u64 {
     let names: Vec<_> =
         shards.iter().filter_map(|shard| shard.path.file_name()).map(|name| name.to_string_lossy()).collect();
-    spill::hash(&names.join("/")).max(1)
+    keyed_temp_store::hash(&names.join("/")).max(1)
 }
 
 fn lost() -> Error {

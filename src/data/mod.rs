@@ -1,16 +1,16 @@
-//! Shards to samples: streams, annotations, captions, augmentation, batches.
+//! The data pipeline: shards, annotations, captions, augmentation, batches.
 //!
-//! *sa1b* reads tar files (or folders) of `KEY.jpg` + `KEY.json`, *coco* folders of images with a folder of label maps
-//! or panoptic PNGs, *folder* folders of `x.jpg` (or `x.png`), `x.txt`, and as label map `x.png` (beside `x.jpg`) or
-//! `x_mask.png`. `Loader` streams them as batches of `Sample`.
+//! Formats: *sa1b* reads tar files (or folders) of `KEY.jpg` + `KEY.json`; *coco* reads folders of images and a folder
+//! of label maps or panoptic PNGs; *folder* reads folders of `x.jpg` (or `x.png`), `x.txt`, and a label map `x.png`
+//! (beside `x.jpg`) or `x_mask.png`. `Loader` streams batches of `Sample`.
 pub mod cache;
 pub mod codec;
 pub mod decode;
+pub mod keyed_temp_store;
 pub mod loader;
 pub mod order;
 mod plan;
 pub mod sources;
-pub mod spill;
 
 pub use cache::{Cache, Encoded};
 pub use codec::labels::{Classes, LabelMap};
@@ -23,17 +23,17 @@ pub use sources::listing::Listing;
 /// A training image with its prompt and masks.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sample {
-    /// Path within its source, without extension.
+    /// Path within the source, without extension.
     pub key: String,
-    /// RGB, `[resolution, resolution, 3]`; empty where a cache has what the encoders make of it.
+    /// RGB, `[resolution, resolution, 3]`; empty if `encoded` is set.
     pub image: Vec<u8>,
-    /// What the encoders make of image and prompt, where it comes from a cache.
+    /// Cached latents and text embedding.
     pub encoded: Option<Encoded>,
-    /// Caption, or the class names joined by spaces; empty where caption dropout took it.
+    /// The caption, or the class names joined by spaces; empty after caption dropout.
     pub prompt: String,
-    /// The class names that make up the prompt, in order (ascending by label); empty where the prompt is a caption.
+    /// The prompt's class names by ascending label; empty if the prompt is a caption.
     pub classes: Vec<String>,
-    /// The usable masks. With `classes`, one for each, in the same order; else largest first. Empty where caption
-    /// dropout took the prompt, whose words they belong to.
+    /// The usable masks: one for each of `classes`, in their order, or by descending area if there are no classes.
+    /// Empty after caption dropout, since masks belong to words of the prompt.
     pub masks: Vec<Mask>,
 }

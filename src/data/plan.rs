@@ -1,10 +1,7 @@
-//! The planner: goes through epochs, shards and windows, and hands out what is drawn, in order.
-use super::sources::{
-    shards::{Broken, Pairing, Reference, Shard},
-    unusable::Unusable,
-};
+//! The planner: iterates over epochs, shards and windows, and sends the drawn samples to the workers in order.
+use super::sources::shards::{Broken, Listed, Pairing, SampleReference, SampleShard, listed};
 use super::{
-    decode::Decoded,
+    decode::DecodedSample,
     order::{Cursor, shard_order, window_order},
 };
 use crate::Error;
@@ -17,15 +14,15 @@ use std::{
     },
 };
 
-/// A sample to be decoded. `number` counts everything drawn and is where its result belongs.
-pub struct Job {
+/// A sample to be decoded. `number` is its place in draw order.
+pub struct DecodeTask {
     pub number: u64,
     pub epoch: u64,
-    pub reference: Reference,
+    pub reference: SampleReference,
     pub after: Position,
 }
 
-/// The part of a `Cursor` that the planner knows: the place after an item.
+/// The part of a [`Cursor`] that the planner advances.
 #[derive(Clone, Copy, Debug)]
 pub struct Position {
     pub epoch: u64,
@@ -35,28 +32,28 @@ pub struct Position {
     pub drawn: u64,
 }
 
-/// What became of an item.
-pub enum Outcome {
-    Sample(Box<Decoded>, Position),
+/// One entry of the stream in draw order.
+pub enum Decoded {
+    Sample(Box<DecodedSample>, Position),
     Broken(Broken, Position),
-    /// The run cannot go on.
+    /// An error that ends the run.
     Failed(Error),
     EpochEnd,
 }
 
-/// A sample, or what should be one.
-type Drawable = Result<Reference, Broken>;
+/// Receives entries of the stream with their numbers, in any order.
+pub type Results = Sender<(u64, Decoded)>;
 
-/// Runs in a thread of its own. Memory: the references of one window (about 200 bytes each).
+/// Runs in its own thread. Memory: the references of one window (about 200 bytes each).
 pub struct Planner {
-    pub shards: Vec<Shard>,
+    pub shards: Vec<SampleShard>,
     pub pairing: Pairing,
     pub seed: u64,
     pub shuffle_buffer: usize,
-    /// One token for each item that may be under way.
-    pub tokens: Receiver<()>,
-    pub jobs: Sender<Job>,
-    pub outcomes: Sender<(u64, Outcome)>,
+    /// Permits: one for each sample in flight.
+    pub permits: Receiver<()>,
+    pub tasks: Sender<DecodeTask>,
+    pub results: Results,
     pub stop: Arc<AtomicBool>,
 }
 
@@ -76,11 +73,11 @@ impl Planner {
         }
     }
 
-    /// The rest of an epoch, from the window that starts at `start`.
+    /// Plans the rest of an epoch, from the window that starts at `start`.
     fn epoch(&self, start: Position, number: &mut u64) -> ControlFlow<()> {
         let shuffle = self.shuffle_buffer > 1;
         let mut at = start;
-        let mut window: Vec<Drawable> = Vec::new();
+        let mut window: Vec<Listed> = Vec::new();
         let order = shard_order(self.seed, start.epoch, self.shards.len(), shuffle);
         for (place, &shard) in (0..).zip(&order).skip(start.shard as usize) {
             let Some(shard) = self.shards.get(shard) else { continue };
@@ -89,11 +86,10 @@ impl Planner {
                 if self.stop.load(Ordering::Relaxed) {
                     return ControlFlow::Break(());
                 }
-                let item = match item {
-                    Ok(reference) => Ok(reference),
-                    Err(Unusable::Broken(broken)) => Err(broken),
-                    Err(Unusable::Fatal(error)) => {
-                        self.tell(Outcome::Failed(error), number)?;
+                let item = match listed(item) {
+                    Ok(item) => item,
+                    Err(error) => {
+                        self.send(Decoded::Failed(error), number)?;
                         return ControlFlow::Break(());
                     }
                 };
@@ -110,43 +106,43 @@ impl Planner {
             })?;
         }
         self.draw(at, &mut window, number)?;
-        self.tell(Outcome::EpochEnd, number)
+        self.send(Decoded::EpochEnd, number)
     }
 
-    /// Hands out the items of the window that starts at `at`, less those drawn before.
-    fn draw(&self, at: Position, window: &mut Vec<Drawable>, number: &mut u64) -> ControlFlow<()> {
+    /// Sends the samples of the window that starts at `at`, except the first `at.drawn`.
+    fn draw(&self, at: Position, window: &mut Vec<Listed>, number: &mut u64) -> ControlFlow<()> {
         let order = window_order(self.seed, at.epoch, at.window, window.len(), self.shuffle_buffer > 1);
-        let mut items: Vec<Option<Drawable>> = window.drain(..).map(Some).collect();
+        let mut items: Vec<Option<Listed>> = window.drain(..).map(Some).collect();
         for (drawn, place) in (1..).zip(order).skip(at.drawn as usize) {
             let after = Position { drawn, ..at };
             match items.get_mut(place).and_then(Option::take) {
                 Some(Ok(reference)) => {
-                    self.token()?;
-                    let job = Job { number: *number, epoch: at.epoch, reference, after };
-                    sent(self.jobs.send(job).is_ok())?;
+                    self.permit()?;
+                    let task = DecodeTask { number: *number, epoch: at.epoch, reference, after };
+                    sent(self.tasks.send(task).is_ok())?;
                     *number += 1;
                 }
-                Some(Err(broken)) => self.tell(Outcome::Broken(broken, after), number)?,
+                Some(Err(broken)) => self.send(Decoded::Broken(broken, after), number)?,
                 None => {}
             }
         }
         ControlFlow::Continue(())
     }
 
-    fn tell(&self, outcome: Outcome, number: &mut u64) -> ControlFlow<()> {
-        self.token()?;
-        sent(self.outcomes.send((*number, outcome)).is_ok())?;
+    fn send(&self, result: Decoded, number: &mut u64) -> ControlFlow<()> {
+        self.permit()?;
+        sent(self.results.send((*number, result)).is_ok())?;
         *number += 1;
         ControlFlow::Continue(())
     }
 
-    /// Waits until one more item may be under way.
-    fn token(&self) -> ControlFlow<()> {
-        sent(self.tokens.recv().is_ok() && !self.stop.load(Ordering::Relaxed))
+    /// Waits for a permit.
+    fn permit(&self) -> ControlFlow<()> {
+        sent(self.permits.recv().is_ok() && !self.stop.load(Ordering::Relaxed))
     }
 }
 
-/// Ends the planning where the other side is gone.
+/// Stops planning if the receiver is gone.
 fn sent(arrived: bool) -> ControlFlow<()> {
     if arrived { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
 }

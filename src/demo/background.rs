@@ -1,20 +1,20 @@
-//! Textured backgrounds: a gradient, clouds of noise, and specks.
+//! Textured backgrounds: a vertical gradient, value-noise clouds, and specks.
 use rand::Rng;
 
 type Rgb = [f32; 3];
 
-/// How a background looks. Colours are from 0 to 255, lengths are shares of the picture's side.
+/// The look of a background. Colours are from 0 to 255, lengths are fractions of the picture's side.
 pub struct Background {
     pub name: &'static str,
-    /// How a caption says where things are.
+    /// The caption's phrase for the background.
     pub phrase: &'static str,
     top: Rgb,
     bottom: Rgb,
-    /// Clouds: their colour, width and height, and from which height of the noise on they are seen.
+    /// Clouds: colour, size of the noise lattice's cells, and the noise value from which on they show.
     cloud: Rgb,
     cloud_size: (f32, f32),
     cloud_from: f32,
-    /// Specks: their colour, and the share of pixels that has one.
+    /// Specks: colour, and fraction of the pixels.
     speck: Rgb,
     specks: f32,
 }
@@ -109,7 +109,7 @@ impl Background {
     }
 }
 
-/// Smooth noise from 0 to 1: random heights at the corners of a lattice, and what lies between them.
+/// Value noise from 0 to 1: random values at lattice points, smoothly interpolated.
 struct Noise {
     columns: usize,
     cell: (f32, f32),
@@ -117,7 +117,7 @@ struct Noise {
 }
 
 impl Noise {
-    /// `cell`: width and height of the lattice's cells, as shares of the picture.
+    /// `cell`: width and height of a lattice cell.
     fn new(cell: (f32, f32), random: &mut impl Rng) -> Self {
         let corners = |length: f32| (1.0 / length).ceil() as usize + 2;
         let (columns, rows) = (corners(cell.0), corners(cell.1));
@@ -133,7 +133,7 @@ impl Noise {
     }
 }
 
-/// The whole part, and the rest eased in and out.
+/// Splits into whole and fractional part; the fraction is smoothed (smoothstep).
 fn smooth(place: f32) -> (usize, f32) {
     let whole = place as usize;
     let rest = place - whole as f32;

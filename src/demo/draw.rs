@@ -1,6 +1,6 @@
 //! Draws one scene: picture, caption and label map.
 use super::background::BACKGROUNDS;
-use super::place::{Place, places};
+use super::place::{SpritePlace, places};
 use super::sprites::{self, NOUNS, Sprite, TRAIN_SETS, VAL_SETS};
 use super::{SceneOptions, Split};
 use crate::system::error::{Error, Result};
@@ -8,20 +8,20 @@ use image::RgbImage;
 use rand::Rng;
 use rand::seq::index;
 
-/// How opaque a pixel must be to belong to an object.
+/// Least alpha of a pixel that is labelled as the object.
 const OPAQUE: f32 = 0.5;
 
-/// A picture with what is in it.
+/// A picture with its caption and label map.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Scene {
     pub image: RgbImage,
-    /// What is there, in plain words: "a cat and a bus on the grass".
+    /// For example "a cat and a bus on the grass".
     pub caption: String,
-    /// The class of every pixel, `[size, size]`; indices into `class_names`.
+    /// The class of each pixel, `[size, size]`; indices into `class_names`.
     pub labels: Vec<u8>,
 }
 
-/// Draws the scenes of one set.
+/// Draws the scenes of one split.
 pub struct Drawer {
     options: SceneOptions,
     /// `[set][noun]`
@@ -30,7 +30,7 @@ pub struct Drawer {
 
 impl Drawer {
     /// # Errors
-    /// `Error::Usage` if the scenes would have no room for an object.
+    /// `Error::Usage` if the size is out of range.
     pub fn new(options: SceneOptions) -> Result<Self> {
         if !(16..=1024).contains(&options.size) {
             return Err(Error::Usage(format!("scenes of {} pixels: expected 16 to 1024", options.size)));
@@ -42,7 +42,7 @@ impl Drawer {
         Ok(Self { options, sprites: sprites::load(sets)? })
     }
 
-    /// The scene of that number, always the same.
+    /// Draws scene `number`; it depends on the options and the number alone.
     pub fn draw(&self, number: u64) -> Result<Scene> {
         let size = self.options.size;
         let mut random = self.options.random(number);
@@ -70,7 +70,7 @@ impl Drawer {
     }
 }
 
-fn paste(sprite: &Sprite, place: &Place, label: u8, size: usize, pixels: &mut [f32], labels: &mut [u8]) {
+fn paste(sprite: &Sprite, place: &SpritePlace, label: u8, size: usize, pixels: &mut [f32], labels: &mut [u8]) {
     for y in 0..place.side {
         for x in 0..place.side {
             let at = (place.top + y) * size + place.left + x;
@@ -86,7 +86,7 @@ fn paste(sprite: &Sprite, place: &Place, label: u8, size: usize, pixels: &mut [f
     }
 }
 
-/// "a cat, an apple and a bus on the grass"
+/// For example "a cat, an apple and a bus on the grass".
 fn caption(names: &[&str], place: &str) -> String {
     let thing = |name: &&str| {
         let article = if name.starts_with(['a', 'e', 'i', 'o', 'u']) { "an" } else { "a" };

@@ -1,9 +1,8 @@
-//! The demo's scenes: drawings on textured backgrounds, with their captions and masks.
+//! The demo's scenes: sprites on textured backgrounds, with captions and masks.
 //!
-//! Everything about a scene follows from the seed, the split and its number.
+//! A scene depends on the seed, the split, the size and its number alone.
 mod background;
 mod draw;
-mod missing;
 mod place;
 mod sprites;
 mod write;
@@ -12,8 +11,7 @@ use rand_chacha::ChaCha8Rng;
 use std::fmt;
 
 pub use draw::{Drawer, Scene};
-pub use missing::draw_missing;
-pub use write::{write, write_missing};
+pub use write::{draw_missing, write, write_missing};
 
 /// Which drawing styles a scene's objects may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -33,7 +31,7 @@ impl fmt::Display for Split {
     }
 }
 
-/// What the scenes of a set have in common.
+/// Parameters of a set of scenes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SceneOptions {
     pub seed: u64,
@@ -48,7 +46,7 @@ impl SceneOptions {
     }
 }
 
-/// The class names: label `i` is the `i`-th; things first, then backgrounds.
+/// The class names by label: objects, then backgrounds.
 pub fn class_names() -> Vec<&'static str> {
     sprites::NOUNS.into_iter().chain(background::BACKGROUNDS.iter().map(|background| background.name)).collect()
 }

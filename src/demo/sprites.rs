@@ -1,18 +1,18 @@
-//! The sprites that ship with the program, and their scaling.
+//! The built-in sprites and their scaling.
 use crate::system::error::{Error, Result};
 
-/// The drawing styles to train on, and the one that is held out.
+/// Drawing styles of the training split, and of the validation split.
 pub const TRAIN_SETS: [&str; 4] = ["noto", "noto-v1", "fluent-emoji", "fluent-emoji-flat"];
 pub const VAL_SETS: [&str; 1] = ["twemoji"];
 
-/// The files of one set, in the order of `NOUNS`.
+/// The files of one style, in the order of `NOUNS`.
 macro_rules! set {
     ($set:literal: $($noun:literal)*) => {
         ($set, [$(include_bytes!(concat!("../../data/sprites/", $set, "/", $noun, ".png"))),*])
     };
 }
 
-/// The names of things and every set's drawings of them, PNG.
+/// The nouns, and the PNG of each in each style.
 macro_rules! sprites {
     ($($noun:literal)*) => {
         pub const NOUNS: [&str; [$($noun),*].len()] = [$($noun),*];
@@ -31,7 +31,7 @@ sprites! {
     "house" "lion" "mushroom" "octopus" "panda" "penguin" "pig" "rocket" "tree" "umbrella"
 }
 
-/// A drawing: square, RGBA with the colour multiplied by alpha, values from 0 to 1.
+/// A square drawing, RGBA with premultiplied alpha, values from 0 to 1.
 #[derive(Clone, Debug)]
 pub struct Sprite {
     pub side: usize,
@@ -39,10 +39,10 @@ pub struct Sprite {
     pub pixels: Vec<f32>,
 }
 
-/// The drawings of the named sets: `[set][noun]`, without their transparent margins.
+/// Sprites of the named styles: `[style][noun]`, without their transparent margins.
 ///
 /// # Errors
-/// A sprite that is not a picture.
+/// A sprite cannot be decoded.
 pub fn load(sets: &[&str]) -> Result<Vec<Vec<Sprite>>> {
     let wanted = FILES.iter().filter(|(set, _)| sets.contains(set));
     wanted.map(|(set, files)| files.iter().map(|file| Sprite::decode(set, file)).collect()).collect()
@@ -62,7 +62,7 @@ impl Sprite {
         else {
             return Err(Error::Failed(format!("sprite of {set}: nothing but transparency")));
         };
-        // Square about the drawing, whatever its own shape.
+        // The smallest square around the drawing, centred.
         let side = (right - left).max(bottom - top) + 1;
         let first_x = i64::from(left) - i64::from(side - (right - left + 1)) / 2;
         let first_y = i64::from(top) - i64::from(side - (bottom - top + 1)) / 2;
@@ -79,7 +79,7 @@ impl Sprite {
         Ok(Self { side: side as usize, pixels })
     }
 
-    /// The drawing at another size: every pixel is the mean of the area that it covers.
+    /// Resizes with area averaging.
     pub fn scaled(&self, side: usize) -> Self {
         let spans = spans(self.side, side);
         let mut rows = vec![0.0; self.side * side * 4];
@@ -104,20 +104,20 @@ impl Sprite {
         Self { side, pixels }
     }
 
-    /// The drawing seen in a mirror.
+    /// Flips horizontally.
     pub fn mirrored(&self) -> Self {
         let rows = self.pixels.chunks_exact(self.side * 4);
         let pixels = rows.flat_map(|row| row.chunks_exact(4).rev().flatten().copied()).collect();
         Self { side: self.side, pixels }
     }
 
-    /// How opaque the pixel is, from 0 to 1.
+    /// The pixel's alpha, from 0 to 1.
     pub fn alpha(&self, x: usize, y: usize) -> f32 {
         self.pixels[(y * self.side + x) * 4 + 3]
     }
 }
 
-/// For each of `to` pixels the `from` pixels that it covers, and their shares.
+/// For each of `to` pixels, the `from` pixels that it covers and their weights.
 fn spans(from: usize, to: usize) -> Vec<Vec<(usize, f32)>> {
     let scale = from as f32 / to as f32;
     let span = |pixel: usize| {

@@ -1,6 +1,8 @@
-//! Writes scenes to a folder: as SA-1B shards, and as images with captions, label maps and the class list.
-use super::{Drawer, Scene, SceneOptions, class_names};
+//! Writes scenes to a folder: as SA-1B shards, and as images, captions, label maps and a class list.
+use super::{Drawer, Scene, SceneOptions, Split, class_names};
+use crate::config::ScenesConfig;
 use crate::data::codec::rle::RunLengths;
+use crate::report::progress::Progress;
 use crate::system::error::{Error, Result};
 use crate::system::limits::STATE;
 use crate::system::output_folder::Lock;
@@ -13,28 +15,29 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-/// Scenes a shard.
+/// Scenes in a shard.
 const SHARD: u64 = 5000;
-/// Scenes that are drawn before they are written: bounds memory, and keeps every core busy.
+/// Scenes drawn in parallel before writing; bounds memory.
 const CHUNK: u64 = 500;
 const JPEG_QUALITY: u8 = 95;
-/// Says what the folder's scenes are.
+/// The file that records the options of the folder's scenes.
 const RECORD: &str = "scenes.json";
-/// Changes whenever the same seed draws other scenes.
+/// Raised whenever the same seed draws other scenes.
 const VERSION: u32 = 1;
-/// How much of itself a mask is sure of: these are exact.
+/// SA-1B's quality scores of a mask; drawn masks are exact.
 const CERTAIN: f64 = 1.0;
 
-/// Writes `count` scenes to the folder `out`, which must not exist yet or be empty; whole, or not at all.
+/// Writes `count` scenes to the folder `out`, which must be missing or empty. The folder appears complete or not at
+/// all.
 ///
-/// `out/shards/scenes_000000.tar`, … hold `KEY.jpg` and `KEY.json` as SA-1B does, every annotation with its class as
-/// `category`; `out/images/KEY.jpg`, `out/labels/KEY.png` and `out/captions.json` are the same scenes as files, and
-/// `out/classes.json` names the labels. `progress` is told how many are written.
+/// `out/shards/scenes_000000.tar`, … hold `KEY.jpg` and `KEY.json` as in SA-1B, with the class of each annotation as
+/// `category`. `out/images/KEY.jpg`, `out/labels/KEY.png` and `out/captions.json` hold these scenes as files, and
+/// `out/classes.json` names the labels. `progress` receives the number of scenes written.
 ///
 /// # Errors
-/// `Error::Usage` if `out` holds anything; otherwise what could not be written.
+/// `Error::Usage` if `out` is not empty; otherwise, writing failed.
 pub fn write(out: &Path, count: u64, options: SceneOptions, progress: impl FnMut(u64)) -> Result<()> {
-    // Before the lock, which makes the folder that `out` will lie in.
+    // Checked before locking, which creates the parent folder.
     check_free(out)?;
     let drawer = Drawer::new(options)?;
     let _lock = wait_for_others(out)?;
@@ -42,7 +45,7 @@ pub fn write(out: &Path, count: u64, options: SceneOptions, progress: impl FnMut
     draw(out, count, options, &drawer, progress)
 }
 
-/// Whether there is anything at `out`: what is there is whole, for it was renamed to its place.
+/// Whether `out` exists and is not empty. It is complete then, since folders are renamed into place.
 fn is_there(out: &Path) -> Result<bool> {
     match is_folder(out)? {
         true => Ok(std::fs::read_dir(out).map_err(|e| Error::file(out, e))?.next().is_some()),
@@ -57,7 +60,7 @@ fn check_free(out: &Path) -> Result<()> {
     }
 }
 
-/// Waits until no other process draws the folder `out`, and keeps others from it as long as the value lives.
+/// Waits until no other process draws the folder `out`, and locks it until the value is dropped.
 fn wait_for_others(out: &Path) -> Result<Lock> {
     let waiting = || tracing::info!("another program is drawing {}; waiting for it", out.display());
     let lock = Lock::wait(&lock_file(out), waiting)?;
@@ -94,13 +97,13 @@ fn record(count: u64, options: SceneOptions) -> Value {
     json!({"version": VERSION, "count": count, "seed": seed, "split": split.to_string(), "size": size})
 }
 
-/// Writes the scenes if nothing is at `out`; if something is, or another process is drawing it, makes sure that it holds
-/// these. Returns whether they were there.
+/// Writes the scenes if `out` is missing or empty; otherwise, once no other process draws it, checks that it holds
+/// these scenes. Returns whether they existed.
 ///
 /// # Errors
-/// `Error::Usage` if `out` holds something else; otherwise as [`write`].
+/// `Error::Usage` if `out` holds something else; otherwise as [`write()`].
 pub fn write_missing(out: &Path, count: u64, options: SceneOptions, progress: impl FnMut(u64)) -> Result<bool> {
-    // Where its lock file is there, another process is at it, or has been killed and left something.
+    // A lock file means that another process is drawing the folder, or was killed and left a temporary folder.
     if !is_there(out)? || exists(&lock_file(out))? {
         let drawer = Drawer::new(options)?;
         let _lock = wait_for_others(out)?;
@@ -125,6 +128,23 @@ pub fn write_missing(out: &Path, count: u64, options: SceneOptions, progress: im
     Ok(true)
 }
 
+/// Draws the missing sets of scenes; takes seconds.
+///
+/// # Errors
+/// A set exists but holds other scenes (`Error::Usage`), or cannot be written.
+pub fn draw_missing(config: &ScenesConfig) -> Result<()> {
+    for set in config.sets() {
+        let split = if set.held_out { Split::Val } else { Split::Train };
+        let options = SceneOptions { seed: set.seed, split, size: config.size };
+        let mut progress = None;
+        write_missing(&set.folder, set.count, options, |done| {
+            let progress = progress.get_or_insert_with(|| Progress::new("scene", 0, set.count));
+            progress.update(done, &set.folder.display().to_string());
+        })?;
+    }
+    Ok(())
+}
+
 fn write_shard(
     folder: &Path,
     shard: u64,
@@ -139,8 +159,8 @@ fn write_shard(
     let mut tar = tar::Builder::new(BufWriter::new(File::create(&path).map_err(failed)?));
     for first in numbers.clone().step_by(CHUNK as usize) {
         let chunk = first..numbers.end.min(first + CHUNK);
-        let encode = |number: u64| Encoded::new(number, options, &drawer.draw(number)?);
-        let scenes: Vec<Encoded> = chunk.into_par_iter().map(encode).collect::<Result<_>>()?;
+        let encode = |number: u64| EncodedScene::new(number, options, &drawer.draw(number)?);
+        let scenes: Vec<EncodedScene> = chunk.into_par_iter().map(encode).collect::<Result<_>>()?;
         for scene in &scenes {
             append(&mut tar, &format!("{}.jpg", scene.key), &scene.jpeg).map_err(failed)?;
             append(&mut tar, &format!("{}.json", scene.key), &scene.annotations).map_err(failed)?;
@@ -164,13 +184,13 @@ fn save(path: &Path, bytes: &[u8]) -> Result<()> {
     std::fs::write(path, bytes).map_err(|e| Error::file(path, format!("cannot write: {e}")))
 }
 
-/// JSON that a person can read.
+/// Pretty-printed JSON.
 fn lines(value: &Value) -> Result<Vec<u8>> {
     serde_json::to_vec_pretty(value).map_err(|e| Error::Failed(e.to_string()))
 }
 
-/// A scene as the bytes of its files.
-struct Encoded {
+/// The bytes of a scene's files.
+struct EncodedScene {
     key: String,
     caption: String,
     jpeg: Vec<u8>,
@@ -178,7 +198,7 @@ struct Encoded {
     labels: Vec<u8>,
 }
 
-impl Encoded {
+impl EncodedScene {
     fn new(number: u64, options: SceneOptions, scene: &Scene) -> Result<Self> {
         let SceneOptions { split, seed, size } = options;
         let key = format!("{split}_{seed}_{number:06}");
@@ -192,7 +212,7 @@ impl Encoded {
     }
 }
 
-/// SA-1B's JSON of a scene: one annotation a class, in the order of the labels.
+/// SA-1B's JSON of a scene: one annotation for each class, by ascending label.
 fn annotations(key: &str, number: u64, size: usize, labels: &[u8]) -> Result<Vec<u8>> {
     let names = class_names();
     let mut annotations = vec![];
@@ -221,7 +241,7 @@ fn annotations(key: &str, number: u64, size: usize, labels: &[u8]) -> Result<Vec
     serde_json::to_vec(&json!({"image": image, "annotations": annotations})).map_err(|e| Error::Failed(e.to_string()))
 }
 
-/// A grey PNG whose values are the labels.
+/// A grey PNG whose pixel values are the labels.
 fn label_map(size: usize, labels: &[u8]) -> std::result::Result<Vec<u8>, png::EncodingError> {
     let mut file = vec![];
     let mut encoder = png::Encoder::new(&mut file, size as u32, size as u32);

@@ -1,10 +1,10 @@
-//! Fills a cache with what it lacks: first all prompts, then all images, one big network in memory at a time.
+//! Fills a cache: first all prompts, then all images, so that one encoder is in memory at a time.
 use super::recipes;
 use crate::config::RunConfig;
 use crate::data::Listing;
 use crate::data::cache::{Digest, Key, Writer};
-use crate::data::decode::Decoder;
-use crate::data::sources::shards::{Broken, Reference};
+use crate::data::decode::SampleDecoder;
+use crate::data::sources::shards::{Broken, SampleReference};
 use crate::data::sources::unusable::Unusable;
 use crate::model::text::TextEncoders;
 use crate::model::vae::{Vae, from_rgb8};
@@ -22,37 +22,37 @@ use std::fmt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// Samples whose files are read and decoded together. At 1024 pixels, with both flips, 96 MiB of pixels.
+/// Samples read and decoded in parallel. At 1024 pixels with both flips they take 96 MiB.
 const CHUNK: usize = 16;
-/// Broken samples that are named; others are counted.
+/// Number of broken samples that are logged; the others are counted.
 const NAMED: usize = 20;
 
-/// What filling a cache did.
+/// The result of filling a cache.
 #[derive(Debug)]
 pub struct Filled {
-    /// Samples of the data set, and those of them that are broken: training passes them over, too.
+    /// Samples of the data set, and the broken ones, which training skips too.
     pub samples: u64,
     pub broken: usize,
-    pub text: Part,
-    pub latents: Part,
+    pub text: EntryStats,
+    pub latents: EntryStats,
 }
 
-/// One kind of entries.
+/// Statistics of one kind of entries.
 #[derive(Debug)]
-pub struct Part {
+pub struct EntryStats {
     pub found: usize,
     pub added: usize,
     pub entry_bytes: u64,
     pub took: Duration,
 }
 
-impl Part {
+impl EntryStats {
     fn of(writer: &Writer, took: Duration) -> Self {
         Self { found: writer.found(), added: writer.added(), entry_bytes: writer.recipe().bytes(), took }
     }
 }
 
-impl fmt::Display for Part {
+impl fmt::Display for EntryStats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (seconds, all) = (self.took.as_secs_f64(), (self.found + self.added) as u64);
         write!(f, "{all} ({:.1} MB), {} of them new", all as f64 * self.entry_bytes as f64 / 1e6, self.added)?;
@@ -71,11 +71,11 @@ impl fmt::Display for Filled {
     }
 }
 
-/// Adds to the cache in `folder` what it lacks of the data that `config` names, in shards of about `shard_bytes`.
+/// Adds the entries of `config`'s data set that the cache in `folder` lacks, in shards of about `shard_bytes`.
 ///
 /// # Errors
-/// The data or the model cannot be read; the folder holds a cache of another model or other settings, or a damaged one;
-/// another process fills it; there is too little space, or writing fails. What was written before stays good.
+/// The data or the model cannot be read; the folder holds a damaged cache, or one of another model or other settings;
+/// another process is filling it; there is too little space; writing fails. Shards written before stay valid.
 pub fn fill(config: &RunConfig, device: &Device, folder: &Path, shard_bytes: u64) -> Result<Filled> {
     let files = ModelFiles::open(&config.model.path)?;
     let (latents, text) = (recipes::latents(&files, &config.data)?, recipes::text(&files, &config.model, device)?);
@@ -83,14 +83,14 @@ pub fn fill(config: &RunConfig, device: &Device, folder: &Path, shard_bytes: u64
     let mut text = Writer::open(folder, text, shard_bytes)?;
     let mut latents = Writer::open(folder, latents, shard_bytes)?;
 
-    let mut job = Job::open(config)?;
-    let flips = job.mirrored().len() as u64;
-    let missing = (job.samples * flips).saturating_sub(latents.found() as u64);
+    let mut filler = CacheFiller::open(config)?;
+    let flips = filler.mirrored().len() as u64;
+    let missing = (filler.samples * flips).saturating_sub(latents.found() as u64);
     check_space(folder, missing * latents.recipe().bytes())?;
 
     let started = Instant::now();
     let mut encoders = None;
-    job.add_text(&mut text, |prompt| {
+    filler.add_text(&mut text, |prompt| {
         let encoders = match &mut encoders {
             Some(encoders) => encoders,
             none => none.insert(load_text_encoders(config, &files, device)?),
@@ -98,11 +98,11 @@ pub fn fill(config: &RunConfig, device: &Device, folder: &Path, shard_bytes: u64
         encoders.shape().compact(&encoders.encode(&[prompt])?)
     })?;
     drop(encoders);
-    let text = Part::of(&text, started.elapsed());
+    let text = EntryStats::of(&text, started.elapsed());
 
     let started = Instant::now();
     let mut vae = None;
-    job.add_latents(&mut latents, |pixels| {
+    filler.add_latents(&mut latents, |pixels| {
         let vae = match &mut vae {
             Some(vae) => vae,
             none => none.insert(Vae::load(&files, device)?.without_decoder()),
@@ -110,8 +110,8 @@ pub fn fill(config: &RunConfig, device: &Device, folder: &Path, shard_bytes: u64
         let image = from_rgb8(pixels, config.data.resolution, device)?.unsqueeze(0)?;
         Ok(vae.encode(&image)?.flatten_all()?.to_vec1()?)
     })?;
-    let latents = Part::of(&latents, started.elapsed());
-    Ok(Filled { samples: job.samples, broken: job.broken.len(), text, latents })
+    let latents = EntryStats::of(&latents, started.elapsed());
+    Ok(Filled { samples: filler.samples, broken: filler.broken.len(), text, latents })
 }
 
 fn load_text_encoders(config: &RunConfig, files: &ModelFiles, device: &Device) -> Result<TextEncoders> {
@@ -119,37 +119,37 @@ fn load_text_encoders(config: &RunConfig, files: &ModelFiles, device: &Device) -
     TextEncoders::load(files, &model.text_encoders, model.max_sequence_length, model.dtype.dtype(), device)
 }
 
-/// The data that the cache is filled from.
-struct Job<'a> {
+/// Fills a cache with the latents and text embeddings of a data set.
+struct CacheFiller<'a> {
     config: &'a RunConfig,
     listing: Listing,
-    decoder: Decoder,
+    decoder: SampleDecoder,
     samples: u64,
-    /// Names of those that are broken.
+    /// Names of the broken samples.
     broken: BTreeSet<String>,
 }
 
-impl<'a> Job<'a> {
-    /// Opens the data and counts its samples; names those that are broken at first sight.
+impl<'a> CacheFiller<'a> {
+    /// Opens the data set, counts its samples and logs those that are broken.
     fn open(config: &'a RunConfig) -> Result<Self> {
         let listing = Listing::open(&config.data)?;
-        let decoder = Decoder::new(&config.data, config.seed)?;
-        let mut job = Self { config, listing, decoder, samples: 0, broken: BTreeSet::new() };
+        let decoder = SampleDecoder::new(&config.data, config.seed)?;
+        let mut filler = Self { config, listing, decoder, samples: 0, broken: BTreeSet::new() };
         let (mut samples, mut broken) = (0, vec![]);
-        job.listing.for_each_chunk(CHUNK, |items| {
+        filler.listing.for_each_chunk(CHUNK, |items| {
             samples += items.len() as u64;
             broken.extend(items.into_iter().filter_map(|item| item.err()));
             Ok(())
         })?;
-        job.samples = samples;
-        broken.into_iter().for_each(|Broken { name, reason }| job.skip(name, &reason));
-        match job.samples {
+        filler.samples = samples;
+        broken.into_iter().for_each(|Broken { name, reason }| filler.skip(name, &reason));
+        match filler.samples {
             0 => Err(Error::Usage("data.source: there is no sample".into())),
-            _ => Ok(job),
+            _ => Ok(filler),
         }
     }
 
-    /// Which of an image's two flips training may draw.
+    /// The flips of an image that training may draw.
     fn mirrored(&self) -> &'static [bool] {
         if self.config.data.flip { &[false, true] } else { &[false] }
     }
@@ -161,10 +161,8 @@ impl<'a> Job<'a> {
         self.broken.insert(name);
     }
 
-    /// Adds the embedding of each distinct prompt, and of the empty one, which caption dropout takes.
+    /// Adds the embedding of each distinct prompt, and of the empty prompt for caption dropout.
     fn add_text(&mut self, writer: &mut Writer, mut encode: impl FnMut(&str) -> Result<Vec<f32>>) -> Result<()> {
-        let mut progress = Progress::new("caption", 0, self.samples);
-        let (mut done, mut broken) = (0, vec![]);
         let mut add = |writer: &mut Writer, prompt: &str| {
             let key = writer.recipe().text_key(prompt);
             if writer.contains(&key) {
@@ -174,57 +172,54 @@ impl<'a> Job<'a> {
             }
         };
         add(writer, "")?;
-        self.listing.for_each_chunk(CHUNK, |items| {
-            done += items.len() as u64;
-            let references: Vec<Reference> = items.into_iter().flatten().collect();
-            let prompts: Vec<_> =
-                references.par_iter().map(|reference| guarded(|| self.decoder.prompt(reference))).collect();
-            for (reference, prompt) in references.iter().zip(prompts) {
-                match prompt {
-                    Ok(prompt) => add(writer, &prompt)?,
-                    Err(Unusable::Broken(reason)) => broken.push((reference.name(), reason)),
-                    Err(Unusable::Fatal(error)) => return Err(error),
-                }
-            }
-            progress.update(done, &format!("{} new embeddings", writer.added()));
-            Ok(())
-        })?;
-        broken.into_iter().for_each(|(name, reason)| self.skip(name, &reason));
-        writer.finish()
+        let prompt = |filler: &Self, reference: &SampleReference, _: &Writer| filler.decoder.prompt(reference);
+        self.add(("caption", "embeddings"), writer, prompt, |writer, _, prompt| add(writer, &prompt))
     }
 
-    /// Adds the latents of each image, in all flips.
+    /// Adds the latents of each image and flip.
     fn add_latents(&mut self, writer: &mut Writer, mut encode: impl FnMut(&[u8]) -> Result<Vec<f32>>) -> Result<()> {
-        let mut progress = Progress::new("image", 0, self.samples);
+        self.add(("image", "latents"), writer, Self::missing_crops, |writer, reference, crops| {
+            for (key, pixels) in crops {
+                // The image may occur twice.
+                if !writer.contains(&key) {
+                    writer.add(key, finite(encode(&pixels)?, &reference.name())?)?;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// Reads the samples with `read`, in parallel within a chunk, and passes them to `add` in order.
+    fn add<T: Send>(
+        &mut self,
+        (unit, entries): (&'static str, &str),
+        writer: &mut Writer,
+        read: impl Fn(&Self, &SampleReference, &Writer) -> Result<T, Unusable> + Sync,
+        mut add: impl FnMut(&mut Writer, &SampleReference, T) -> Result<()>,
+    ) -> Result<()> {
+        let mut progress = Progress::new(unit, 0, self.samples);
         let (mut done, mut broken) = (0, vec![]);
         self.listing.for_each_chunk(CHUNK, |items| {
             done += items.len() as u64;
-            let references: Vec<Reference> = items.into_iter().flatten().collect();
-            let squares: Vec<_> =
-                references.par_iter().map(|reference| guarded(|| self.missing_squares(reference, writer))).collect();
-            for (reference, squares) in references.iter().zip(squares) {
-                match squares {
-                    Ok(squares) => {
-                        for (key, pixels) in squares {
-                            // The same image may be there twice.
-                            if !writer.contains(&key) {
-                                writer.add(key, finite(encode(&pixels)?, &reference.name())?)?;
-                            }
-                        }
-                    }
+            let references: Vec<SampleReference> = items.into_iter().flatten().collect();
+            let samples: Vec<_> =
+                references.par_iter().map(|reference| guarded(|| read(self, reference, writer))).collect();
+            for (reference, sample) in references.iter().zip(samples) {
+                match sample {
+                    Ok(sample) => add(writer, reference, sample)?,
                     Err(Unusable::Broken(reason)) => broken.push((reference.name(), reason)),
                     Err(Unusable::Fatal(error)) => return Err(error),
                 }
             }
-            progress.update(done, &format!("{} new latents", writer.added()));
+            progress.update(done, &format!("{} new {entries}", writer.added()));
             Ok(())
         })?;
         broken.into_iter().for_each(|(name, reason)| self.skip(name, &reason));
         writer.finish()
     }
 
-    /// The squares of an image whose latents are not there yet; where there are none, the image is not decoded.
-    fn missing_squares(&self, reference: &Reference, writer: &Writer) -> Result<Vec<(Key, Vec<u8>)>, Unusable> {
+    /// The crops of an image whose latents are missing; the image is decoded only if there are any.
+    fn missing_crops(&self, reference: &SampleReference, writer: &Writer) -> Result<Vec<(Key, Vec<u8>)>, Unusable> {
         let file = reference.image.read(&reference.shard, IMAGE_FILE)?;
         let digest = Digest::of(&file);
         let keys = self.mirrored().iter().map(|mirrored| (writer.recipe().latents_key(&digest, *mirrored), *mirrored));
@@ -232,19 +227,19 @@ impl<'a> Job<'a> {
         if keys.is_empty() {
             return Ok(vec![]);
         }
-        Ok(keys.into_iter().zip(self.decoder.squares(&file, &mirrored)?).collect())
+        Ok(keys.into_iter().zip(self.decoder.crops(&file, &mirrored)?).collect())
     }
 }
 
-/// What the model made of `what`, which must be numbers that can be trained on.
+/// Checks that the encoder's output is finite.
 fn finite(values: Vec<f32>, what: &str) -> Result<Vec<f32>> {
     match values.iter().all(|value| value.is_finite()) {
         true => Ok(values),
-        false => Err(Error::Failed(format!("{what}: what the model makes of it is not finite"))),
+        false => Err(Error::Failed(format!("{what}: the encoder's output is not finite"))),
     }
 }
 
-/// Fails where the disk of `folder` has less than `bytes` free.
+/// Fails if the disk of `folder` has less than `bytes` free.
 fn check_space(folder: &Path, bytes: u64) -> Result<()> {
     let Some(free) = whole_file::free_bytes(folder) else { return Ok(()) };
     if bytes <= free {

@@ -1,5 +1,5 @@
-//! What the frozen encoders make of a data set, computed ahead of training: the recipes that a model and a
-//! configuration amount to, and the job that fills a cache.
+//! The cache of latents and text embeddings: the recipes of a model and a configuration, and the command that fills
+//! it.
 mod fill;
 mod recipes;
 
@@ -11,7 +11,7 @@ use crate::model::weights::files::ModelFiles;
 use crate::system::error::Result;
 use candle_core::Device;
 
-/// Opens the cache that the configuration names, if it names one, for this model.
+/// Opens the cache of `data.cache` for this model, if the key is set.
 ///
 /// # Errors
 /// There is no cache, or it is damaged, or of another model or other settings.
@@ -19,7 +19,7 @@ pub fn open_cache(config: &RunConfig, files: &ModelFiles, device: &Device) -> Re
     let Some(folder) = &config.data.cache else { return Ok(None) };
     let latents = recipes::latents(files, &config.data)?;
     let text = recipes::text(files, &config.model, device)?;
-    // The run writes its configuration there before the first sample is asked for.
+    // A run writes its configuration there before it reads the first sample.
     let refill = format!("seg4diff prepare cache --config {}", config.output.join("config.toml").display());
     Cache::open(folder, latents, text, refill).map(Some)
 }

@@ -9,14 +9,14 @@ use crate::system::error::{Error, Result};
 use candle_core::{DType, Device};
 use std::collections::BTreeMap;
 
-/// Version of how an image file becomes pixels (`data::photograph`, `data::jpeg`, `data::resize`, `data::crop`): to be
-/// raised whenever one of them yields other pixels.
+/// Version of the way from image file to pixels (`data::codec`: `photograph`, `jpeg`, `resize`, `crop`); raised
+/// whenever the pixels change.
 const PIXELS: &str = "1";
 
-/// Of latents: the autoencoder, and how an image becomes the square that goes into it.
+/// The recipe of latents: autoencoder, resolution, crop.
 ///
 /// # Errors
-/// `Error::Usage` where the crop is random.
+/// `Error::Usage` if the crop is random.
 pub fn latents(files: &ModelFiles, data: &DataConfig) -> Result<Recipe> {
     if data.crop == Crop::Random {
         let why = "a random crop is another picture in every epoch, which no cache can hold";
@@ -40,7 +40,7 @@ pub fn latents(files: &ModelFiles, data: &DataConfig) -> Result<Recipe> {
     Ok(recipe(Kind::Latents, facts, vec![("latents", vec![vae.latent_channels, side, side])]))
 }
 
-/// Of text embeddings: the encoders with their tokenizers, their arithmetic, and the number of tokens.
+/// The recipe of text embeddings: encoders with their tokenizers, dtypes, and number of tokens.
 pub fn text(files: &ModelFiles, model: &ModelConfig, device: &Device) -> Result<Recipe> {
     let shape = TextShape::open(files, &model.text_encoders, model.max_sequence_length)?;
     let encoder = |part, kind| match model.text_encoders.contains(&kind) {

@@ -1,5 +1,5 @@
-//! Which block is the expert: how each block's attention segments, how much attention passes between image and text,
-//! and how large the values are that it carries (paper, section 3).
+//! Expert block analysis (paper, section 3): segmentation by each block's attention, attention between image and text,
+//! and norms of value vectors.
 use super::maps::check_heads;
 use super::segmentation::{
     Accumulator, ClassMaps, LabelledFolder, SegmentationOptions, SegmentationScores, Segmenter, Vocabulary, each_batch,
@@ -12,50 +12,51 @@ use crate::sample::scheduler::Scheduler;
 use crate::system::error::{Error, Result};
 use candle_core::{D, DType, Tensor};
 use serde::Serialize;
+use std::ops::Range;
 
-/// What was found of one block, over all images and prompts.
+/// Measurements of one block, over all images and prompts.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct BlockAnalysis {
     pub block: usize,
     /// Open-vocabulary segmentation by this block's attention, from 0 to 1.
     pub miou: f64,
     pub pixel_accuracy: f64,
-    /// Share of their attention that image tokens give to text, the mean over heads.
+    /// Fraction of the image tokens' attention that goes to text, mean over heads.
     pub image_to_text: f64,
-    /// Share of their attention that text tokens give to the image; the last block's text tokens give none, as nothing
-    /// reads them.
+    /// Fraction of the text tokens' attention that goes to the image. Absent for the last block, which computes no text
+    /// queries.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub text_to_image: Option<f64>,
-    /// Mean L2 norm of the image tokens' value vectors, all heads together.
+    /// Mean L2 norm of the image tokens' value vectors, heads concatenated.
     pub image_value_norm: f64,
-    /// The same of the text tokens.
+    /// Mean L2 norm of the text tokens' value vectors, heads concatenated.
     pub text_value_norm: f64,
-    /// By how much drawn pictures change when the block's attention to the text is blurred: mean absolute difference, of
-    /// 255; absent where none were drawn.
+    /// Mean absolute difference, of 255, between images drawn with and without blurring this block's image→text
+    /// attention; absent if none were drawn.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub blurred_difference: Option<f64>,
 }
 
-/// All blocks of a model.
+/// Measurements of all blocks of a model.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Analysis {
     pub blocks: Vec<BlockAnalysis>,
-    /// The block whose attention segments best.
+    /// The block with the highest mIoU.
     pub expert: usize,
-    /// Its mIoU less the median of all blocks', from 0 to 1.
+    /// The expert's mIoU minus the median of all blocks', from 0 to 1.
     pub lead_over_median: f64,
-    /// Its mIoU less that of the next best block.
+    /// The expert's mIoU minus that of the second best block.
     pub lead_over_next: f64,
-    /// The share that text would get from image tokens if all keys got the same.
+    /// Fraction of attention that text would get from image tokens if attention were uniform.
     pub uniform_image_to_text: f64,
-    /// The share that the image would get from text tokens.
+    /// Fraction of attention that the image would get from text tokens if attention were uniform.
     pub uniform_text_to_image: f64,
     pub images: u64,
 }
 
-/// Sums over samples.
+/// BlockSums over samples for one block.
 #[derive(Clone, Debug, Default)]
-struct Sums {
+struct BlockSums {
     samples: f64,
     image_to_text: f64,
     text_to_image: Option<f64>,
@@ -63,12 +64,12 @@ struct Sums {
     text_value_norm: f64,
 }
 
-/// Looks at the images of `data` through all blocks in one pass, with the names of their classes as prompts.
+/// Evaluates all blocks in one pass over the images of `data`, with their class names as prompts.
 ///
-/// `options.maps.layers` has no part in it. `progress` is told how many images are done.
+/// `options.maps.layers` is ignored. `progress` receives the number of images done.
 ///
 /// # Errors
-/// As [`evaluate`](super::segmentation::evaluate); and a model of one block has no expert.
+/// Those of [`evaluate`](super::segmentation::evaluate); the model has a single block.
 pub fn analyse(
     pipeline: &Pipeline,
     scheduler: &Scheduler,
@@ -82,7 +83,7 @@ pub fn analyse(
     let mut segmenter = Segmenter::new(pipeline, scheduler, options)?;
     let vocabulary = Vocabulary::new(&pipeline.text_encoders, data.classes(), data.classes_file())?;
     let mut accumulators = vec![Accumulator::new(data.classes().len()); count];
-    let mut sums = vec![Sums::default(); count];
+    let mut sums = vec![BlockSums::default(); count];
     let mut tokens = (0, 0);
     each_batch(data, options, |first, images| {
         let numbered: Vec<_> = (first..).zip(images.iter().map(|image| &image.image)).collect();
@@ -94,7 +95,7 @@ pub fn analyse(
                 let probability = sums[layer].add(inputs)?;
                 let of_tokens = match settings.is_mean_probability() {
                     true => probability,
-                    false => settings.of_block(&inputs.probe(), inputs.heads, embedded.grid)?,
+                    false => settings.of_block(&inputs.probe()?, inputs.heads, embedded.grid)?,
                 };
                 for ((image, prompt), of_tokens) in pairs.iter().zip(on_host(&settings.scaled_before(of_tokens)?)?) {
                     maps[layer][*image].add(prompt, &of_tokens, settings);
@@ -135,30 +136,36 @@ pub fn analyse(
     })
 }
 
-/// Image tokens and text tokens of a sequence, counted ones as often as they count.
+/// Numbers of image and text tokens, with multiplicity.
 fn token_counts(embedded: &Embedded) -> Result<(usize, usize)> {
     let streams = &embedded.streams;
-    Ok((streams.image.dim(1)?, streams.text.dim(1)? - 1 + streams.last_text_count))
+    Ok((streams.image.dims3()?.1, streams.text.dims3()?.1 - 1 + streams.last_text_count))
 }
 
-impl Sums {
-    /// Adds a batch; returns the attention of image tokens to the words', `[batch, image tokens, words]`.
+impl BlockSums {
+    /// Adds a batch; returns the attention of image tokens to word tokens, `[batch, image tokens, words]`.
     fn add(&mut self, inputs: &JointInputs) -> Result<Tensor> {
-        let JointInputs { image_queries, text_queries, keys, values, heads, last_key_count, words } = inputs;
-        let (batch, image, _) = image_queries.dims3()?;
-        let text = keys.dim(1)? - image;
-        let probability = |queries, range| attention_probability(queries, keys, *heads, range, *last_key_count);
-        let to_text = probability(image_queries, image..image + text)?;
+        let &JointInputs { ref queries, ref keys, ref values, image_tokens: image, heads, last_key_count, words } =
+            inputs;
+        let (batch, all, _) = keys.dims3()?;
+        let text = all - image;
+        let probability = |window: Range<usize>, range| {
+            let queries = queries.window(1, window)?;
+            Ok::<_, candle_core::Error>(
+                attention_probability(&queries, keys, heads, range, last_key_count)?.into_tensor(),
+            )
+        };
+        let to_text = probability(0..image, image..all)?;
         self.image_to_text += total(&to_text)? / image as f64;
-        if let Some(queries) = text_queries {
-            let mass = weighed(&probability(queries, 0..image)?.sum(D::Minus1)?, *last_key_count)?;
+        if queries.dims3()?.1 == all {
+            let mass = weighed(&probability(image..all, 0..image)?.sum(D::Minus1)?, last_key_count)?;
             self.text_to_image = Some(self.text_to_image.unwrap_or(0.0) + mass);
         }
-        let norms = values.to_dtype(DType::F32)?.sqr()?.sum(D::Minus1)?.sqrt()?;
+        let norms = values.tensor().to_dtype(DType::F32)?.sqr()?.sum(D::Minus1)?.sqrt()?;
         self.image_value_norm += total(&norms.narrow(1, 0, image)?)? / image as f64;
-        self.text_value_norm += weighed(&norms.narrow(1, image, text)?, *last_key_count)?;
+        self.text_value_norm += weighed(&norms.narrow(1, image, text)?, last_key_count)?;
         self.samples += batch as f64;
-        Ok(to_text.narrow(2, 0, *words)?.contiguous()?)
+        Ok(to_text.narrow(2, 0, words)?.contiguous()?)
     }
 
     fn finish(self, block: usize, scores: &SegmentationScores) -> BlockAnalysis {
@@ -180,7 +187,7 @@ fn total(values: &Tensor) -> Result<f64> {
     Ok(values.to_dtype(DType::F64)?.sum_all()?.to_scalar()?)
 }
 
-/// The mean over text tokens, summed over samples, of `values` `[batch, text tokens]`, the last of which counts for
+/// Mean over text tokens, summed over samples, of `values` `[batch, text tokens]`; the last token has multiplicity
 /// `last_count`.
 fn weighed(values: &Tensor, last_count: usize) -> Result<f64> {
     let tokens = values.dim(1)?;

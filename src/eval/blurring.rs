@@ -1,4 +1,4 @@
-//! What blurring a block's attention to the text does to the picture: much where the block places things, little elsewhere.
+//! The effect on drawn images of blurring a block's image→text attention: large in blocks that determine the layout.
 use super::generation::GenerationOptions;
 use super::generation::draw::Painter;
 use crate::model::families::Blur;
@@ -7,19 +7,19 @@ use crate::sample::scheduler::Scheduler;
 use crate::system::error::{Error, Result};
 use image::RgbImage;
 
-/// Pictures drawn with each block's attention blurred in turn.
+/// Images drawn with each block's attention blurred in turn.
 pub struct Blurred {
-    /// As the model draws them.
+    /// Images without blurring.
     pub plain: Vec<RgbImage>,
-    /// The same with the block's attention blurred, for every block.
+    /// For each block, the images with its attention blurred.
     pub by_block: Vec<Vec<RgbImage>>,
 }
 
-/// Draws from every caption as it is, and with each block's image→text attention blurred in all steps, from the same
-/// noise. `progress` is told how many pictures are done.
+/// Draws an image of each caption without blurring, then with each block's image→text attention blurred in all steps,
+/// always from equal noise. `progress` receives the number of images drawn.
 ///
 /// # Errors
-/// The options do not suit the model (`Error::Usage`), there is no caption, or what is drawn is not finite.
+/// The options do not suit the model (`Error::Usage`), there is no caption, or an image is not finite.
 pub fn draw_blurred(
     pipeline: &Pipeline,
     scheduler: &Scheduler,
@@ -47,8 +47,7 @@ pub fn draw_blurred(
 }
 
 impl Blurred {
-    /// By how much the pictures differ from the plain ones, for every block: the mean over all values of the absolute
-    /// difference, of 255.
+    /// For each block, the mean absolute difference from the plain images over all values, of 255.
     pub fn differences(&self) -> Vec<f64> {
         let difference = |pictures: &Vec<RgbImage>| {
             let pairs = pictures.iter().zip(&self.plain).flat_map(|(a, b)| a.as_raw().iter().zip(b.as_raw()));

@@ -1,4 +1,4 @@
-//! CLIPScore: how well images match their captions, by a CLIP model (Hessel et al., 2021).
+//! CLIPScore: image-caption similarity by a CLIP model (Hessel et al., 2021).
 use crate::data::codec::photograph::check_shape;
 use crate::data::codec::resize::bicubic;
 use crate::model::clip_image::{ClipImageConfig, ClipImageModel};
@@ -17,7 +17,7 @@ use std::path::Path;
 
 /// CLIP's `config.json`.
 #[derive(Deserialize)]
-struct Config {
+struct ClipModelConfig {
     #[serde(default = "usual_projection")]
     projection_dim: usize,
     #[serde(default)]
@@ -30,8 +30,8 @@ fn usual_projection() -> usize {
     512
 }
 
-impl Config {
-    /// Sizes of the text model; what is not said is as transformers has it.
+impl ClipModelConfig {
+    /// The text model's sizes; missing keys have transformers' defaults.
     fn text(&self) -> Result<ClipConfig, serde_json::Error> {
         let mut all = json!({
             "vocab_size": 49408, "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12,
@@ -45,7 +45,7 @@ impl Config {
     }
 }
 
-/// How images become the image model's input (`preprocessor_config.json`).
+/// Image preprocessing (`preprocessor_config.json`).
 #[derive(Deserialize)]
 #[serde(default)]
 struct Preprocessing {
@@ -53,11 +53,11 @@ struct Preprocessing {
     crop_size: Side,
     image_mean: [f32; 3],
     image_std: [f32; 3],
-    /// PIL's number of the filter.
+    /// PIL's code of the resampling filter.
     resample: u32,
 }
 
-/// A side in pixels, written in one of three ways.
+/// A side in pixels, in one of transformers' three notations.
 #[derive(Clone, Copy, Deserialize)]
 #[serde(untagged)]
 enum Side {
@@ -66,10 +66,10 @@ enum Side {
     Square { height: u32, width: u32 },
 }
 
-/// Shortest side that images may be resized to: CLIP's is 224, its largest 336.
+/// Greatest accepted shortest side after resizing. CLIP models use 224 to 336.
 const LARGEST_SIDE: u32 = 4096;
 
-/// PIL's number of bicubic.
+/// PIL's code of the bicubic filter.
 const BICUBIC: u32 = 3;
 
 impl Default for Preprocessing {
@@ -90,30 +90,30 @@ pub struct ClipScorer {
     image: ClipImageModel,
     tokenizer: ClipTokenizer,
     preprocessing: Preprocessing,
-    /// Of the shortest side after resizing.
+    /// The shortest side after resizing.
     shortest: u32,
     device: Device,
 }
 
-/// How well images match their captions.
+/// Similarity of images and captions.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ClipScores {
     /// Mean over images of `2.5 · max(cosine, 0)`.
     pub clip_score: f64,
-    /// Mean over images of the cosine.
+    /// Mean over images of the cosine similarity.
     pub cosine: f64,
     pub images: u64,
 }
 
 impl ClipScorer {
-    /// Opens a folder in the layout of transformers' `CLIPModel`, with its tokenizer and, where it is there, its
+    /// Opens a folder in the layout of transformers' `CLIPModel` with a tokenizer and an optional
     /// `preprocessor_config.json`. Computes in f32.
     ///
     /// # Errors
-    /// A file is missing or not as it should be, or the preprocessing is another than CLIP's.
+    /// A file is missing or malformed, or the preprocessing is not CLIP's.
     pub fn open(folder: &Path, device: &Device) -> Result<Self> {
         let file = folder.join("config.json");
-        let config: Config = read_json(&file, MODEL_JSON)?;
+        let config: ClipModelConfig = read_json(&file, MODEL_JSON)?;
         let text = config.text().map_err(|problem| Error::file(&file, format!("text_config: {problem}")))?;
         let weights = Weights::open_part(folder, "model", DType::F32, device)?;
         weights.ignore("logit_scale");
@@ -153,10 +153,10 @@ impl ClipScorer {
         Ok(Self { text, image, tokenizer, preprocessing, shortest, device: device.clone() })
     }
 
-    /// Cosine of each image with its caption, of which there are as many.
+    /// Cosine similarity of each image and its caption; there must be as many captions as images.
     ///
     /// # Errors
-    /// The models' features are not finite.
+    /// The features are not finite.
     pub fn cosines(&self, images: &[RgbImage], captions: &[&str]) -> Result<Vec<f64>> {
         let images = images.iter().map(|image| self.prepare(image)).collect::<Result<Vec<_>>>()?;
         let images = unit(&self.image.forward(&Tensor::stack(&images, 0)?)?)?;
@@ -169,7 +169,7 @@ impl ClipScorer {
         }
     }
 
-    /// The model's input `[3, side, side]`: shortest side resized, centre cut out, normalised (transformers:
+    /// The model's input `[3, side, side]`: shortest side resized, centre cropped, normalised (transformers:
     /// `CLIPImageProcessor`).
     fn prepare(&self, image: &RgbImage) -> Result<Tensor> {
         let (width, height) = image.dimensions();
@@ -195,12 +195,12 @@ impl ClipScorer {
     }
 }
 
-/// Rows of length 1.
+/// Normalises rows to length 1.
 fn unit(rows: &Tensor) -> Result<Tensor> {
     Ok(rows.broadcast_div(&rows.sqr()?.sum_keepdim(D::Minus1)?.sqrt()?)?)
 }
 
-/// The scores of images with these cosines.
+/// Averages cosine similarities.
 ///
 /// # Errors
 /// There is no image.

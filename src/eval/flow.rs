@@ -1,4 +1,4 @@
-//! The flow-matching loss on held-out images, at noise and times that are the same whatever was trained.
+//! The flow-matching loss on held-out images, with fixed noise and timesteps, comparable between models.
 use super::usual_batch;
 use crate::config::NoiseConfig;
 use crate::data::Captions;
@@ -11,24 +11,24 @@ use crate::system::error::{Error, Result};
 use candle_core::{Device, Tensor};
 use std::path::PathBuf;
 
-/// First elements of the random streams of an image; the second is its index.
-const NOISE: u64 = 0x666c_6f77_6e6f;
-const TIME: u64 = 0x666c_6f77_7469;
+/// First keys of an image's random streams; the second key is the image's index.
+const NOISE: u64 = u64::from_be_bytes(*b"\0\0flowno");
+const TIME: u64 = u64::from_be_bytes(*b"\0\0flowti");
 
 /// Held-out images with their captions.
 pub struct HeldOut {
-    /// Image file and caption.
+    /// Image files and captions.
     pub images: Vec<(PathBuf, String)>,
-    /// Side in pixels that images are resized to.
+    /// Side in pixels of the resized images.
     pub size: usize,
     pub seed: u64,
 }
 
 impl HeldOut {
-    /// The first `count` of the image `files`, whose captions are found by their names.
+    /// The first `count` image `files`; captions are looked up by file name.
     ///
     /// # Errors
-    /// An image has no caption, or several that fit.
+    /// An image has no caption, or several that match.
     pub fn new(files: Vec<PathBuf>, captions: &Captions, count: usize, size: usize, seed: u64) -> Result<Self> {
         let caption = |file: PathBuf| {
             let key = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
@@ -39,7 +39,7 @@ impl HeldOut {
         Ok(Self { images: files.into_iter().take(count).map(caption).collect::<Result<_>>()?, size, seed })
     }
 
-    /// The mean flow loss over the images. The noise levels are drawn as in training.
+    /// The mean flow loss over the images. Noise levels are drawn as in training.
     ///
     /// # Errors
     /// An image cannot be read, or there is none.
@@ -63,7 +63,7 @@ impl HeldOut {
             let noised = (latents.broadcast_mul(&(1.0 - &sigma)?)? + noise.broadcast_mul(&sigma)?)?;
             let timesteps = Tensor::from_vec(timesteps, images.len(), &Device::Cpu)?;
             let velocity = pipeline.transformer.forward(&noised, &timesteps, &text, None)?;
-            let loss = flow_loss(&velocity, &latents, &noise)?;
+            let loss = flow_loss(&velocity.into(), &latents, &noise)?.into_tensor();
             sum += f64::from(loss.to_scalar::<f32>()?) * images.len() as f64;
         }
         match self.images.len() {

@@ -1,29 +1,30 @@
-//! What a map of a text token is made of: of which blocks and heads, after which softmax, by which scale.
-use super::score_head::ScoreHead;
+//! How attention becomes token maps: blocks, heads, softmax, score head, scaling.
+use super::score_head::TrainedScoreHead;
+use crate::autograd::Variable;
 use crate::config::{AttentionForm, MapHeads, MapNormalize};
 use crate::model::families::{Embedded, Probe, Transformer, image_to_text_logits, mean};
 use crate::system::error::{Error, Result};
 use candle_core::{Result as TensorResult, Tensor};
 
-/// Added to a map's range before it is divided by it, as the released code does.
+/// Added to a map's range before dividing by it, as in the released code.
 const EPSILON: f64 = 1e-6;
 
-/// How the attention of image positions to the words' tokens becomes maps.
+/// Settings for turning the attention of image tokens to CLIP tokens into maps.
 ///
-/// In this order: each block's attention, its heads taken together, the score head, the mean over blocks, each token's
-/// map scaled, the mean over the tokens of a name, each name's map scaled.
+/// The steps in order: attention of each block, reduction over heads, score head, mean over blocks, scaling of each
+/// token's map, mean over the tokens of a name, scaling of each name's map.
 #[derive(Clone, Debug)]
 pub struct MapSettings {
-    /// Blocks, counted from 0, ascending, whose maps are averaged.
+    /// Blocks to average over, counted from 0, ascending.
     pub layers: Vec<usize>,
     pub heads: MapHeads,
     pub attention: AttentionForm,
     pub normalize: MapNormalize,
-    pub score_head: Option<ScoreHead>,
+    pub score_head: Option<TrainedScoreHead>,
 }
 
 impl MapSettings {
-    /// The published protocol with the attention of these blocks: softmax over all keys, the mean over heads, unscaled.
+    /// The published protocol for these blocks: softmax over all keys, mean over heads, no scaling.
     pub fn of_layers(layers: &[usize]) -> Self {
         let mut layers = layers.to_vec();
         layers.sort_unstable();
@@ -41,18 +42,18 @@ impl MapSettings {
     /// `Error::Usage` if there is no block, or the model does not have one of the blocks or heads.
     pub fn check(&self, model: &Transformer) -> Result<()> {
         if self.layers.is_empty() {
-            return Err(Error::Usage("no block whose attention is to be looked at".into()));
+            return Err(Error::Usage("no block is chosen for the maps".into()));
         }
         self.layers.iter().try_for_each(|&layer| model.check_block(layer))?;
         check_heads(self.heads, model.config.num_attention_heads)
     }
 
-    /// Whether a map is the softmax over all keys, averaged over heads, as it is.
+    /// Whether a block's map is the plain softmax over all keys, averaged over heads.
     pub fn is_mean_probability(&self) -> bool {
         (self.attention, self.heads) == (AttentionForm::Softmax, MapHeads::Mean) && self.score_head.is_none()
     }
 
-    /// The maps of the words' tokens, f32 `[batch, image tokens, words]`: the mean over the blocks, scaled where that is to
+    /// The maps of the word tokens, f32 `[batch, image tokens, words]`: the mean over the blocks, scaled where that is to
     /// be done before the tokens of a name are merged. The model is run up to the last of the blocks.
     pub fn of_tokens(&self, model: &Transformer, embedded: &Embedded) -> Result<Tensor> {
         let heads = model.config.num_attention_heads;
@@ -61,20 +62,23 @@ impl MapSettings {
             of_blocks.push(self.of_block(&probe, heads, embedded.grid));
             Ok(())
         })?;
-        Ok(self.scaled_before(mean(of_blocks.into_iter())?)?)
+        Ok(self.scaled_before(mean(of_blocks.into_iter().map(|maps| maps.map(Variable::from)))?.into_tensor())?)
     }
 
-    /// The same, from what the attention of the blocks is computed from; each has so many `heads`.
+    /// The mean over `probes`, each of a block with `heads` heads, scaled if scaling comes before merging tokens.
     pub fn of_probes(&self, probes: &[Probe], heads: usize, grid: (usize, usize)) -> TensorResult<Tensor> {
-        self.scaled_before(mean(probes.iter().map(|probe| self.of_block(probe, heads, grid)))?)
+        let of_blocks = probes.iter().map(|probe| self.of_block(probe, heads, grid).map(Variable::from));
+        self.scaled_before(mean(of_blocks)?.into_tensor())
     }
 
-    /// One block's maps `[batch, image tokens, words]`, not yet scaled; `heads` is how many the block has.
+    /// One block's maps `[batch, image tokens, words]`, unscaled; the block has `heads` heads.
     pub fn of_block(&self, probe: &Probe, heads: usize, grid: (usize, usize)) -> TensorResult<Tensor> {
         let mean = |probe: &Probe, heads: usize| match self.attention {
-            AttentionForm::Softmax => probe.probability(heads),
-            AttentionForm::SoftmaxText => probe.text_probability(heads),
-            AttentionForm::Logits => image_to_text_logits(probe, heads)?.mean(1)?.transpose(1, 2)?.contiguous(),
+            AttentionForm::Softmax => probe.probability(heads).map(Variable::into_tensor),
+            AttentionForm::SoftmaxText => probe.text_probability(heads).map(Variable::into_tensor),
+            AttentionForm::Logits => {
+                image_to_text_logits(probe, heads)?.tensor().mean(1)?.transpose(1, 2)?.contiguous()
+            }
         };
         let one = |head: usize| mean(&probe.one_head(head, heads)?, 1);
         let maps = match self.heads {
@@ -88,7 +92,7 @@ impl MapSettings {
         }
     }
 
-    /// Maps `[batch, image tokens, words]`, each scaled to [0, 1] where that is to be done before merging.
+    /// Scales maps `[batch, image tokens, words]` to [0, 1], if scaling comes before merging tokens.
     pub fn scaled_before(&self, maps: Tensor) -> TensorResult<Tensor> {
         if !self.normalize.before() {
             return Ok(maps);
@@ -97,7 +101,7 @@ impl MapSettings {
         maps.broadcast_div(&(maps.max_keepdim(1)? + EPSILON)?)
     }
 
-    /// A name's map, scaled to [0, 1] where that is to be done after merging.
+    /// Scales a name's map to [0, 1], if scaling comes after merging tokens.
     pub fn scale_after(&self, map: &mut [f32]) {
         if !self.normalize.after() {
             return;
@@ -109,7 +113,7 @@ impl MapSettings {
 }
 
 /// # Errors
-/// `Error::Usage` if a model of so many `heads` a block does not have the one that is chosen.
+/// `Error::Usage` if `chosen` is a head that a block with `heads` heads lacks.
 pub fn check_heads(chosen: MapHeads, heads: usize) -> Result<()> {
     match chosen {
         MapHeads::One(head) if head >= heads => {

@@ -1,4 +1,4 @@
-//! Evaluation: which block is the expert, how well a model's attention segments, how good its drawn images are.
+//! Evaluation: expert block analysis, segmentation by attention, quality of generated images.
 pub mod analysis;
 pub mod blurring;
 pub mod clip_score;
@@ -9,8 +9,8 @@ pub mod pca;
 pub mod score_head;
 pub mod segmentation;
 
-/// As many images of `size`² pixels as make up a megapixel, at most 32: small ones are computed faster together, large
-/// ones fill memory.
+/// Default batch size for images of `size`² pixels: one megapixel in total, at most 32 images. Small images are faster
+/// in batches; large ones fill memory.
 pub fn usual_batch(size: usize) -> usize {
     ((1 << 20) / (size * size).max(1)).clamp(1, 32)
 }

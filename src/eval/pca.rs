@@ -1,4 +1,4 @@
-//! What a model's image tokens have in common: their first three principal components, which make a picture of them.
+//! The first three principal components of a model's image tokens, shown as red, green and blue.
 use super::generation::matrix::{View, add_product};
 use super::segmentation::{
     LabelledFolder, LabelledImage, Prompt, SegmentationOptions, Segmenter, Vocabulary, each_batch,
@@ -11,30 +11,28 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
 
-/// Components that are kept: red, green and blue.
+/// Components kept: red, green and blue.
 pub const COMPONENTS: usize = 3;
-/// Directions that are followed to find them: more than are kept, so that they come apart sooner.
+/// Dimension of the subspace; larger than [`COMPONENTS`] for faster convergence.
 const FOLLOWED: usize = 12;
-/// Directions are found when what is left of them is so little of the greatest variance.
+/// Convergence: greatest residual relative to the greatest variance.
 const PRECISION: f64 = 1e-12;
-/// Steps after which they are taken as they are: variances that are nearly equal have no directions of their own.
+/// Greatest number of iterations; components of nearly equal variance never converge.
 const STEPS: usize = 300;
-/// Variances below this share of the greatest are rounding.
+/// Variances below this fraction of the greatest count as rounding errors.
 const NOTHING: f64 = 1e-13;
 
-/// The components of one image's tokens after every block that is looked at: for each block `[positions, 3]`, each
-/// component scaled to [0, 1] over the image.
+/// One image's components after each chosen block: for each block `[positions, 3]`, scaled to [0, 1] over the image.
 pub type BlockComponents = Vec<Vec<[f32; COMPONENTS]>>;
 
-/// Is given an image, its components, and the rows and columns of its positions.
+/// Receives an image, its components, and the grid of positions (rows, columns).
 pub type VisitComponents<'a> = dyn FnMut(&LabelledImage, BlockComponents, (usize, usize)) -> Result<()> + 'a;
 
-/// The components of the first images of `data`, as many as `options.limit` says, after each of the ascending `layers`;
-/// each image's prompt is the names of its classes. `visit` gets every image with its components and the grid of its
-/// positions, rows and columns.
+/// The components of the first `options.limit` images of `data` after each of the ascending `layers`, with the class
+/// names as prompt. `visit` receives each image with its components and the grid (rows, columns).
 ///
 /// # Errors
-/// As [`evaluate`](super::segmentation::evaluate).
+/// Those of [`evaluate`](super::segmentation::evaluate).
 pub fn components_of(
     pipeline: &Pipeline,
     scheduler: &Scheduler,
@@ -76,11 +74,11 @@ pub fn components_of(
     })
 }
 
-/// Rows of `features` projected on their first three principal components: directions of the greatest variance about
-/// the mean row, each with its largest loading (the first of equals) positive. Each component is scaled to [0, 1] over
-/// the rows; one that has no variance is 0 everywhere.
+/// Projects the rows of `features` onto their first three principal components. Signs are chosen so that each
+/// component's largest loading (the first of equals) is positive. Each component is scaled to [0, 1] over the rows; a
+/// component without variance is 0.
 ///
-/// None where a value is not finite.
+/// `None` if a value is not finite.
 pub fn principal_components(features: &[Vec<f32>]) -> Option<Vec<[f32; COMPONENTS]>> {
     let (rows, width) = (features.len(), features.first().map_or(0, Vec::len));
     let mut centred: Vec<f64> = features.iter().flatten().map(|value| f64::from(*value)).collect();
@@ -102,8 +100,8 @@ pub fn principal_components(features: &[Vec<f32>]) -> Option<Vec<[f32; COMPONENT
     Some(scaled)
 }
 
-/// The directions of the greatest variance of `centred` `[rows, width]`, three or, where it has fewer, those; by subspace
-/// iteration with Rayleigh and Ritz's choice of directions (Golub and Van Loan, 8.2.4).
+/// The principal directions of `centred` `[rows, width]`, at most three, by subspace iteration with Rayleigh–Ritz
+/// projection (Golub and Van Loan, 8.2.4).
 fn directions(centred: &[f64], rows: usize, width: usize) -> Vec<Vec<f64>> {
     let followed = FOLLOWED.min(width).min(rows);
     let mut random = ChaCha8Rng::seed_from_u64(0);
@@ -143,12 +141,12 @@ fn dot(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 
-/// The length of `image − value·vector`.
+/// The residual norm ‖`image − value·vector`‖.
 fn residual(image: &[f64], vector: &[f64], value: f64) -> f64 {
     image.iter().zip(vector).map(|(image, vector)| (image - value * vector).powi(2)).sum::<f64>().sqrt()
 }
 
-/// `XᵀX·v` for each of the vectors.
+/// `XᵀX·v` for each vector.
 fn gram_product(x: &[f64], rows: usize, width: usize, vectors: &[Vec<f64>]) -> Vec<Vec<f64>> {
     let (count, x) = (vectors.len(), View::rows(x, width));
     let flat = vectors.concat();
@@ -159,7 +157,7 @@ fn gram_product(x: &[f64], rows: usize, width: usize, vectors: &[Vec<f64>]) -> V
     images.chunks_exact(width).map(<[f64]>::to_vec).collect()
 }
 
-/// Vectors weighed by the columns of `rotation`.
+/// Linear combinations of vectors with the columns of `rotation` as weights.
 fn combined(vectors: &[Vec<f64>], rotation: &[Vec<f64>]) -> Vec<Vec<f64>> {
     let one = |column: usize| {
         let mut sum = vec![0.0; vectors[0].len()];
@@ -171,7 +169,7 @@ fn combined(vectors: &[Vec<f64>], rotation: &[Vec<f64>]) -> Vec<Vec<f64>> {
     (0..vectors.len()).map(one).collect()
 }
 
-/// Gram and Schmidt's, twice, so that rounding leaves nothing; a vector of which nothing is left becomes zero.
+/// Gram–Schmidt, run twice against rounding errors; linearly dependent vectors become zero.
 fn orthonormalise(vectors: &mut [Vec<f64>]) {
     for index in 0..vectors.len() {
         let (before, rest) = vectors.split_at_mut(index);
@@ -189,11 +187,11 @@ fn orthonormalise(vectors: &mut [Vec<f64>]) {
     }
 }
 
-/// Eigenvalues of a small symmetric matrix, descending, and its eigenvectors as columns; by Jacobi's rotations.
+/// Eigenvalues of a small symmetric matrix, descending, and eigenvectors as columns, by Jacobi rotations.
 fn symmetric_eigen(mut matrix: Vec<Vec<f64>>) -> (Vec<f64>, Vec<Vec<f64>>) {
     let size = matrix.len();
     let mut vectors: Vec<Vec<f64>> = (0..size).map(|i| (0..size).map(|j| f64::from(i == j)).collect()).collect();
-    // Each sweep squares what is left beside the diagonal: seven are usual.
+    // Converges quadratically: seven sweeps are usual.
     for _ in 0..50 {
         let beside: f64 = (0..size).flat_map(|i| (0..i).map(move |j| (i, j))).map(|(i, j)| matrix[i][j].powi(2)).sum();
         let diagonal: f64 = (0..size).map(|i| matrix[i][i].powi(2)).sum();

@@ -1,4 +1,5 @@
-//! A trained score head, put on the maps at evaluation.
+//! A trained score head, applied to the maps at evaluation.
+use crate::autograd::Variable;
 use crate::model::adapters::formats::no_pickle;
 use crate::model::weights::Weights;
 use crate::ops::{self, conv2d};
@@ -8,7 +9,7 @@ use crate::train::checkpoint::Checkpoint;
 use candle_core::{DType, Device, Result as TensorResult, Tensor};
 use std::path::Path;
 
-/// What stands before the names of [`ops::PARAMETERS`]: in a checkpoint, and in the released code's files.
+/// Prefixes of [`ops::PARAMETERS`]: in checkpoints, and in the released code's files.
 const PREFIXES: [&str; 2] = ["score_head.", "attn_mlp.attn_score_layer."];
 
 /// How the head is put on maps.
@@ -20,20 +21,20 @@ pub enum ScoreHeadForm {
     Released,
 }
 
-/// A score head.
+/// A score head with trained weights.
 #[derive(Clone, Debug)]
-pub struct ScoreHead {
+pub struct TrainedScoreHead {
     /// In the order of [`ops::PARAMETERS`], f32.
     parameters: Vec<Tensor>,
     form: ScoreHeadForm,
 }
 
-impl ScoreHead {
-    /// Reads the head of a checkpoint (its folder, or the `adapter.safetensors` in it) or of a file of the released
-    /// code, converted to safetensors.
+impl TrainedScoreHead {
+    /// Reads the score head of a checkpoint (the folder, or its `adapter.safetensors`) or of the released code's file,
+    /// converted to safetensors.
     ///
     /// # Errors
-    /// The file cannot be read, has no score head, or one of other shapes.
+    /// The file cannot be read, or has no score head, or one of other shapes.
     pub fn read(path: &Path, form: ScoreHeadForm, device: &Device) -> Result<Self> {
         let file = if is_folder(path)? { Checkpoint::tensors_of(path) } else { path.to_owned() };
         let weights = Weights::open(&file, std::slice::from_ref(&file), DType::F32, device);
@@ -47,13 +48,14 @@ impl ScoreHead {
         Ok(Self { parameters: parameters.collect::<Result<_>>()?, form })
     }
 
-    /// On maps `[batch, image tokens, words]`, whose positions are rows and columns of `grid`.
+    /// Applies the head to maps `[batch, image tokens, words]`; `grid` is the number of rows and columns of image tokens.
     pub fn apply(&self, maps: &Tensor, grid: (usize, usize)) -> TensorResult<Tensor> {
         let (batch, positions, tokens) = maps.dims3()?;
         match self.form {
             ScoreHeadForm::Residual => {
                 let pictures = maps.transpose(1, 2)?.contiguous()?.reshape((batch * tokens, grid.0, grid.1))?;
-                let scored = ops::score_head(&pictures, &self.parameters, ops::Precision::F32)?;
+                let parameters: Vec<_> = self.parameters.iter().cloned().map(Variable::from).collect();
+                let scored = ops::score_head(&pictures.into(), &parameters, ops::Precision::F32)?.into_tensor();
                 scored.reshape((batch, tokens, positions))?.transpose(1, 2)?.contiguous()
             }
             ScoreHeadForm::Released => {

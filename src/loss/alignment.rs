@@ -2,22 +2,23 @@
 use super::maps::{MapKind, SampleMaps};
 use super::matching::Matching;
 use super::{MaskTarget, SampleTargets};
+use crate::autograd::Variable;
 use crate::config::{Alignment, AttentionForm, FocalProbability, HeadMaps, LossConfig};
 use crate::model::families::Probe;
 use crate::ops::{self, NO_CLASS};
 use crate::system::device::upload;
-use candle_core::{Result, Tensor};
+use candle_core::Result;
 
 /// The loss terms of a batch, unweighted, each a scalar with gradient.
 pub enum AlignmentLoss {
     /// No image has a mask that anything could be aligned with.
     None,
     Sigmoid {
-        focal: Tensor,
-        dice: Tensor,
+        focal: Variable,
+        dice: Variable,
     },
     Softmax {
-        align: Tensor,
+        align: Variable,
     },
 }
 
@@ -29,7 +30,7 @@ pub struct MaskAlignment<'a> {
     /// One for each image.
     pub targets: &'a [SampleTargets],
     /// The parameters in the order of [`ops::PARAMETERS`].
-    pub score_head: Option<&'a [Tensor]>,
+    pub score_head: Option<&'a [Variable]>,
     pub config: &'a LossConfig,
 }
 
@@ -38,15 +39,15 @@ impl MaskAlignment<'_> {
     /// is recorded. What is computed before [`Self::loss`] needs it, a GPU does while the host matches.
     pub fn begin(&self, probes: &[Probe]) -> Result<Vec<Matching>> {
         let score_head = self.score_head.filter(|_| self.config.alignment == Alignment::Sigmoid);
-        let score_head: Option<Vec<Tensor>> =
-            score_head.map(|parameters| parameters.iter().map(Tensor::detach).collect());
+        let score_head: Option<Vec<Variable>> =
+            score_head.map(|parameters| parameters.iter().map(Variable::detach).collect());
         let begin = |(index, targets): (usize, &SampleTargets)| {
             if !targets.spans.is_empty() || targets.masks.is_empty() {
                 return Ok(Matching::default());
             }
             let mut all = self.maps(probes, index, self.config.attention)?.all()?;
             if let Some(parameters) = &score_head {
-                all = ops::score_head(&all, parameters, precision(probes))?;
+                all = ops::score_head(&all.into(), parameters, precision(probes))?.into_tensor();
             }
             let masks: Vec<&[f32]> = targets.masks.iter().map(|mask| mask.grid.as_slice()).collect();
             Matching::begin(&all.flatten_from(1)?, &masks, self.config)
@@ -109,7 +110,7 @@ impl MaskAlignment<'_> {
         if maps.is_empty() {
             return Ok(AlignmentLoss::None);
         }
-        let mut maps = Tensor::cat(&maps, 0)?;
+        let mut maps = ops::cat(&maps, 0)?;
         if let Some(parameters) = self.score_head {
             maps = ops::score_head(&maps, parameters, precision(probes))?;
         }
@@ -117,8 +118,9 @@ impl MaskAlignment<'_> {
             maps = mean_of_groups(&maps, &groups)?;
         }
         let raw_logit = self.config.focal_probability == FocalProbability::Logit;
-        let terms = (ops::mask_loss(&maps, masks, raw_logit)?.sum(1)? / count.max(1) as f64)?;
-        Ok(AlignmentLoss::Sigmoid { focal: terms.get(0)?, dice: terms.get(1)? })
+        let terms = ops::mask_loss(&maps, masks, raw_logit)?.sum_keepdim(1)?.scale(1.0 / count.max(1) as f64)?;
+        let term = |number: usize| terms.window(0, number..number + 1)?.reshape(());
+        Ok(AlignmentLoss::Sigmoid { focal: term(0)?, dice: term(1)? })
     }
 
     fn softmax_loss(&self, probes: &[Probe], matchings: Vec<Matching>) -> Result<AlignmentLoss> {
@@ -131,19 +133,19 @@ impl MaskAlignment<'_> {
             let weights = pairs.iter().map(|(mask, _)| 1.0 / (mask.area.max(1) as f32).sqrt()).collect();
             // The floor is below anything that a softmax in f32 gives a gradient for; it keeps the logarithm finite.
             let maps = self.maps(probes, index, self.config.aligned_form())?;
-            let logarithms = (maps.of_classes(&tokens)? + 1e-30)?.log()?;
+            let logarithms = maps.of_classes(&tokens)?.log_above(1e-30)?;
             losses.push(ops::pixel_cross_entropy(&logarithms, labels, size, weights)?);
         }
         if losses.is_empty() {
             return Ok(AlignmentLoss::None);
         }
-        Ok(AlignmentLoss::Softmax { align: Tensor::cat(&losses, 0)?.mean_all()? })
+        Ok(AlignmentLoss::Softmax { align: ops::cat(&losses, 0)?.mean_keepdim(0)?.reshape(())? })
     }
 }
 
 /// How exact the score head has to be on maps of these.
 fn precision(probes: &[Probe]) -> ops::Precision {
-    probes.first().map_or(ops::Precision::F32, |probe| ops::Precision::of(probe.queries.dtype()))
+    probes.first().map_or(ops::Precision::F32, |probe| ops::Precision::of(probe.queries.tensor().dtype()))
 }
 
 /// Maps with gradient for some masks of one image: mask `i` is compared with the mean over `groups[i]` of `maps`.
@@ -153,7 +155,7 @@ struct Chosen {
     masks: Vec<MaskTarget>,
 }
 
-/// Pairs of masks with the CLIP tokens of their class's name; masks whose name did not fit are left out, and all where
+/// Pairs of masks with the word tokens of their class's name; masks whose name did not fit are left out, and all where
 /// masks have no classes.
 fn paired_tokens(targets: &SampleTargets) -> Vec<(&MaskTarget, Vec<usize>)> {
     let span = |mask: &MaskTarget| targets.spans.get(mask.class?)?.clone();
@@ -161,7 +163,7 @@ fn paired_tokens(targets: &SampleTargets) -> Vec<(&MaskTarget, Vec<usize>)> {
 }
 
 /// `[maps, h, w]` to `[groups, h, w]`.
-fn mean_of_groups(maps: &Tensor, groups: &[Vec<usize>]) -> Result<Tensor> {
+fn mean_of_groups(maps: &Variable, groups: &[Vec<usize>]) -> Result<Variable> {
     let (count, h, w) = maps.dims3()?;
     let mut mean = vec![0f32; groups.len() * count];
     for (group, row) in groups.iter().zip(mean.chunks_exact_mut(count)) {
@@ -170,7 +172,7 @@ fn mean_of_groups(maps: &Tensor, groups: &[Vec<usize>]) -> Result<Tensor> {
         }
     }
     let mean = upload(mean, (groups.len(), count), maps.device())?;
-    mean.matmul(&maps.reshape((count, h * w))?)?.reshape((groups.len(), h, w))
+    Variable::constant(mean).matmul(&maps.reshape((count, h * w))?)?.reshape((groups.len(), h, w))
 }
 
 /// The label map of an image's masks; where masks overlap the smallest wins. None if no pixel has a label.

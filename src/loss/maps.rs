@@ -1,4 +1,5 @@
 //! Attention maps of the experts, averaged: all of them without gradient, for matching; the chosen ones with.
+use crate::autograd::Variable;
 use crate::config::{AttentionForm, HeadMaps};
 use crate::model::families::{Probe, image_to_text_logits, mean};
 use crate::system::device::upload;
@@ -16,10 +17,10 @@ pub struct MapKind {
 
 /// One image's attention in the expert blocks; every map is the mean over them.
 ///
-/// With heads kept, map `head·words + token` is that of a head and a word's token; else map `token`.
+/// With heads kept, map `head·words + token` is that of a head and a word token; else map `token`.
 pub struct SampleMaps {
     probes: Vec<Probe>,
-    /// Tokens that words are found by.
+    /// Word tokens.
     words: usize,
     kind: MapKind,
     /// Rows and columns of image tokens.
@@ -46,7 +47,7 @@ impl SampleMaps {
     /// Every map, without gradient: `[heads·words, h, w]`, or `[words, h, w]` where heads are not kept.
     pub fn all(&self) -> Result<Tensor> {
         let probes: Vec<Probe> = self.probes.iter().map(Probe::detached).collect();
-        self.on_grid(&self.every(&probes)?)
+        Ok(self.on_grid(&self.every(&probes)?)?.into_tensor())
     }
 
     /// The maps of a token: one of every head, or one alone.
@@ -58,19 +59,22 @@ impl SampleMaps {
     }
 
     /// The chosen maps with gradient, `[chosen, h, w]` in f32.
-    pub fn chosen(&self, chosen: &[usize]) -> Result<Tensor> {
+    pub fn chosen(&self, chosen: &[usize]) -> Result<Variable> {
         if self.kind.form == AttentionForm::Logits {
             return self.on_grid(&mean(self.probes.iter().map(|probe| self.chosen_logits(probe, chosen)))?);
         }
         let numbers: Vec<u32> = chosen.iter().map(|number| *number as u32).collect();
-        let every = self.every(&self.probes)?.flatten_to(1)?;
+        let every = self.every(&self.probes)?;
+        let (groups, maps, positions) = every.dims3()?;
         let numbers = upload(numbers, chosen.len(), every.device())?;
-        self.on_grid(&every.contiguous()?.index_select(&numbers, 0)?)
+        self.on_grid(&every.reshape((groups * maps, positions))?.index_select(&numbers)?)
     }
 
     /// Attention of classes with gradient, `[classes, h, w]`: each the mean over its tokens. Heads must not be kept.
-    pub fn of_classes(&self, classes: &[Vec<usize>]) -> Result<Tensor> {
-        let every = self.every(&self.probes)?.squeeze(0)?;
+    pub fn of_classes(&self, classes: &[Vec<usize>]) -> Result<Variable> {
+        let every = self.every(&self.probes)?;
+        let (_, maps, positions) = every.dims3()?;
+        let every = every.reshape((maps, positions))?;
         let mut mean = vec![0f32; classes.len() * self.words];
         for (tokens, row) in classes.iter().zip(mean.chunks_exact_mut(self.words)) {
             for token in tokens {
@@ -78,26 +82,33 @@ impl SampleMaps {
             }
         }
         let mean = upload(mean, (classes.len(), self.words), every.device())?;
-        self.on_grid(&mean.matmul(&every)?)
+        self.on_grid(&Variable::constant(mean).matmul(&every)?)
     }
 
     /// Maps `[…, positions]` as `[maps, h, w]`.
-    fn on_grid(&self, maps: &Tensor) -> Result<Tensor> {
-        maps.reshape(((), self.grid.0, self.grid.1))
+    fn on_grid(&self, maps: &Variable) -> Result<Variable> {
+        let (rows, columns) = self.grid;
+        maps.reshape((maps.tensor().elem_count() / (rows * columns), rows, columns))
     }
 
     /// Every map, `[heads, words, positions]`, or `[1, words, positions]` where heads are not kept.
-    fn every(&self, probes: &[Probe]) -> Result<Tensor> {
+    fn every(&self, probes: &[Probe]) -> Result<Variable> {
         mean(probes.iter().map(|probe| self.every_of(probe)))
     }
 
-    fn every_of(&self, probe: &Probe) -> Result<Tensor> {
+    fn every_of(&self, probe: &Probe) -> Result<Variable> {
         let MapKind { heads, of_heads, form } = self.kind;
+        let logits = || {
+            let (_, positions, _) = probe.queries.dims3()?;
+            image_to_text_logits(probe, heads)?.reshape((heads, self.words, positions))
+        };
         let of_each = match form {
-            AttentionForm::Logits => image_to_text_logits(probe, heads)?.squeeze(0)?,
-            AttentionForm::Softmax if of_heads == HeadMaps::Mean => return probe.probability(heads)?.transpose(1, 2),
-            AttentionForm::Softmax => probe.heads_apart(heads)?.probability(1)?.transpose(1, 2)?,
-            AttentionForm::SoftmaxText => candle_nn::ops::softmax(&image_to_text_logits(probe, heads)?.squeeze(0)?, 1)?,
+            AttentionForm::Logits => logits()?,
+            AttentionForm::Softmax if of_heads == HeadMaps::Mean => {
+                return probe.probability(heads)?.permute(&[0, 2, 1]);
+            }
+            AttentionForm::Softmax => probe.heads_apart(heads)?.probability(1)?.permute(&[0, 2, 1])?,
+            AttentionForm::SoftmaxText => logits()?.softmax(1)?,
         };
         match of_heads {
             HeadMaps::Keep => Ok(of_each),
@@ -108,7 +119,7 @@ impl SampleMaps {
 
     /// The chosen logits of one block, `[chosen, positions]`: one product of all queries with the chosen keys, each key
     /// zero outside its head.
-    fn chosen_logits(&self, probe: &Probe, chosen: &[usize]) -> Result<Tensor> {
+    fn chosen_logits(&self, probe: &Probe, chosen: &[usize]) -> Result<Variable> {
         let (_, positions, width) = probe.queries.dims3()?;
         let head_dim = width / self.kind.heads;
         let scale = (head_dim as f32).powf(-0.5);
@@ -123,8 +134,8 @@ impl SampleMaps {
         let weights = upload(weights, (chosen.len(), width), device)?;
         let tokens: Vec<u32> = chosen.iter().map(|number| (number % self.words) as u32).collect();
         let tokens = upload(tokens, chosen.len(), device)?;
-        let keys = probe.text_keys()?.squeeze(0)?.to_dtype(DType::F32)?.contiguous()?.index_select(&tokens, 0)?;
+        let keys = probe.text_keys()?.reshape((self.words, width))?.to_dtype(DType::F32)?.index_select(&tokens)?;
         let queries = probe.queries.reshape((positions, width))?.to_dtype(DType::F32)?;
-        (keys * weights)?.matmul(&queries.t()?)
+        keys.mul_constant(&weights)?.matmul_transposed(&queries)
     }
 }

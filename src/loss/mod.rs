@@ -6,14 +6,15 @@ mod matching;
 pub use alignment::{AlignmentLoss, MaskAlignment};
 pub use matching::{Matching, assign};
 
-use crate::ops::Target;
+use crate::autograd::Variable;
+use crate::ops::{Target, mean_squared_error};
 use candle_core::{DType, Result, Tensor};
 use std::ops::Range;
 use std::sync::Arc;
 
 /// Flow matching: the mean square of `velocity − (noise − latents)` over everything; all `[batch, channels, h, w]`.
-pub fn flow_loss(velocity: &Tensor, latents: &Tensor, noise: &Tensor) -> Result<Tensor> {
-    (velocity.to_dtype(DType::F32)? - (noise - latents)?)?.sqr()?.mean_all()
+pub fn flow_loss(velocity: &Variable, latents: &Tensor, noise: &Tensor) -> Result<Variable> {
+    mean_squared_error(&velocity.to_dtype(DType::F32)?, &(noise - latents)?)
 }
 
 /// One mask to align attention with.
@@ -33,7 +34,7 @@ pub struct MaskTarget {
 #[derive(Clone, Default)]
 pub struct SampleTargets {
     pub masks: Vec<MaskTarget>,
-    /// For every class named in the prompt the CLIP tokens of its name; none where the name did not fit.
+    /// For every class named in the prompt the word tokens of its name; none where the name did not fit.
     pub spans: Vec<Option<Range<usize>>>,
 }
 

@@ -1,47 +1,45 @@
 //! A frozen linear layer that can carry an adapter.
 use super::weights::Weights;
-use crate::model::adapters::adapter::Adapter;
-use crate::ops;
+use crate::autograd::Variable;
+use crate::model::adapters::adapter::{Adapter, Attached};
+use crate::ops::{self, FrozenLayer, Layer};
 use crate::system::error::{Error, Result};
-use candle_core::Tensor;
+use candle_core::{Result as TensorResult, Tensor};
+use std::ops::Range;
 
 /// `y = Wx + b`, plus its adapter's part if it has one. Gradients reach the adapter and x, never W or b.
 pub struct Projection {
-    weight: Tensor,
-    bias: Option<Tensor>,
-    adapter: Option<Box<dyn Adapter>>,
+    frozen: FrozenLayer,
+    adapter: Option<Attached>,
 }
 
 impl Projection {
     /// Reads `NAME.weight` `[outer, inner]` and `NAME.bias` `[outer]`.
     pub fn load(weights: &Weights, name: &str, inner: usize, outer: usize) -> Result<Self> {
-        Ok(Self {
-            weight: weights.get(&format!("{name}.weight"), (outer, inner))?,
-            bias: Some(weights.get(&format!("{name}.bias"), outer)?),
-            adapter: None,
-        })
+        let weight = weights.get(&format!("{name}.weight"), (outer, inner))?;
+        Ok(Self::new(weight, Some(weights.get(&format!("{name}.bias"), outer)?)))
     }
 
     /// A layer from its tensors: weight `[outer, inner]`, bias `[outer]`.
     pub fn new(weight: Tensor, bias: Option<Tensor>) -> Self {
-        Self { weight, bias, adapter: None }
+        Self { frozen: FrozenLayer { weight, bias }, adapter: None }
     }
 
     /// (inputs, outputs).
     pub fn sizes(&self) -> (usize, usize) {
-        (self.weight.dims()[1], self.weight.dims()[0])
+        (self.frozen.weight.dims()[1], self.frozen.weight.dims()[0])
     }
 
     /// `[outer, inner]`
     pub fn weight(&self) -> &Tensor {
-        &self.weight
+        &self.frozen.weight
     }
 
-    /// Puts an adapter on the layer called `name`, in place of one it may have.
-    pub fn attach(&mut self, name: &str, adapter: &dyn Adapter) -> Result<()> {
+    /// Puts an adapter with these parameters on the layer called `name`, in place of one it may have.
+    pub fn attach(&mut self, name: &str, adapter: &dyn Adapter, parameters: Vec<Variable>) -> Result<()> {
         adapter.check(self.sizes()).map_err(|problem| Error::Failed(format!("adapter of {name}: {problem}")))?;
-        let parameters = adapter.parameters().into_iter().map(|tensor| tensor.to_device(self.weight.device()));
-        self.adapter = Some(adapter.with_parameters(parameters.collect::<candle_core::Result<_>>()?)?);
+        let parameters = parameters.iter().map(|parameter| parameter.on(self.frozen.weight.device()));
+        self.adapter = Some(adapter.attach(parameters.collect::<TensorResult<_>>()?)?);
         Ok(())
     }
 
@@ -51,19 +49,48 @@ impl Projection {
     }
 
     /// Weight and bias alone; none where an adapter is on them.
-    pub fn frozen(&self) -> Option<ops::FrozenLayer> {
-        self.adapter.is_none().then(|| self.layer())
+    pub fn frozen(&self) -> Option<FrozenLayer> {
+        self.adapter.is_none().then(|| self.frozen.clone())
     }
 
-    fn layer(&self) -> ops::FrozenLayer {
-        ops::FrozenLayer { weight: self.weight.clone(), bias: self.bias.clone() }
+    /// Both, as operations take them; none where the adapter is not low-rank.
+    fn layer(&self) -> Option<Layer<'_>> {
+        let low_rank = match &self.adapter {
+            None => None,
+            Some(Attached::LowRank(low_rank)) => Some(low_rank),
+            Some(Attached::Function(_)) => return None,
+        };
+        Some(Layer { frozen: &self.frozen, low_rank })
     }
 
     /// x `[…, inner]` to `[…, outer]`.
-    pub fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        match &self.adapter {
-            Some(adapter) => adapter.forward(x, self.layer()),
-            None => ops::linear(x, &self.weight, self.bias.as_ref(), None),
+    pub fn forward(&self, x: &Variable) -> TensorResult<Variable> {
+        let low_rank = match &self.adapter {
+            None => None,
+            Some(Attached::LowRank(low_rank)) => Some(low_rank),
+            Some(Attached::Function(function)) => return function(x, &self.frozen),
+        };
+        ops::linear(x, Layer { frozen: &self.frozen, low_rank })
+    }
+
+    /// The tokens in `window` of x `[batch, tokens, inner]`, to `[batch, window, outer]`.
+    pub fn forward_window(&self, x: &Variable, window: Range<usize>) -> TensorResult<Variable> {
+        match self.layer() {
+            Some(layer) => ops::linear_of_window(x, window, layer),
+            None => self.forward(&x.window(1, window)?),
+        }
+    }
+
+    /// Several sequences, each through a layer of its own, joined along the tokens: each x `[batch, tokens, inner]`, to
+    /// `[batch, all tokens, outer]`.
+    pub fn join(parts: &[(&Variable, &Self)]) -> TensorResult<Variable> {
+        let layers: Option<Vec<_>> = parts.iter().map(|(x, projection)| Some((*x, projection.layer()?))).collect();
+        match layers {
+            Some(layers) => ops::joint_linear(&layers),
+            None => {
+                let parts = parts.iter().map(|(x, projection)| projection.forward(x));
+                ops::cat(&parts.collect::<TensorResult<Vec<_>>>()?, 1)
+            }
         }
     }
 }

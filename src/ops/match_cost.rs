@@ -1,5 +1,5 @@
 //! The cost of taking a map for a mask, for every pair: what Hungarian matching minimises. No gradients.
-use super::function::Values;
+use super::kernels::memory::Values;
 use super::mask_loss::{ALPHA, soft};
 use crate::ops::kernels::cpu::{Product, Start, Threads, View, sigmoid, sum, vectorised};
 use candle_core::{DType, Device, Result, Tensor};

@@ -1,12 +1,15 @@
-//! Differentiable operations for CPU and CUDA; nothing above knows which device it is on.
+//! Operations of the network and of the losses. Each is a folder: what it computes and its backward pass (`mod.rs`), own loops
+//! for the CPU (`cpu`), own kernels for a GPU (in `cuda`), and a reference implementation in candle's operations (`reference`),
+//! which serves other types and the tests.
 mod attention;
+mod backend;
 pub mod conv2d;
 #[cfg(feature = "cuda")]
 pub(crate) mod cuda;
+mod elementary;
 mod enlarge;
 mod enlarged_argmax;
 mod feed_forward;
-mod function;
 pub mod group_norm;
 pub mod kernels;
 mod linear;
@@ -16,22 +19,19 @@ mod norm;
 mod pixel_cross_entropy;
 mod pointwise;
 mod score_head;
-mod score_head_products;
-mod seed;
 
 pub use attention::{attention, attention_probability};
+pub use elementary::{add, cat, mean_squared_error};
 pub use enlarge::{Enlarge, Rows, enlarge};
 pub use enlarged_argmax::enlarged_argmax;
-pub use feed_forward::{FrozenLayer, feed_forward};
-pub use linear::linear;
+pub use feed_forward::{Modulation, feed_forward, has_kernels};
+pub use linear::{FrozenLayer, Layer, LowRank, joint_linear, linear, linear_of_window};
 pub use mask_loss::{ALPHA, Target, mask_loss};
 pub use match_cost::{Costs, match_cost};
 pub use norm::{layer_norm_modulate, rms_norm};
 pub use pixel_cross_entropy::{NO_CLASS, pixel_cross_entropy};
 pub use pointwise::{gated_residual, gelu};
-pub use score_head::{CHANNELS, PARAMETERS, Precision, score_head};
-pub use score_head_products::backward_bytes as score_head_backward_bytes;
-pub use seed::seed;
+pub use score_head::{CHANNELS, PARAMETERS, Precision, backward_bytes as score_head_backward_bytes, score_head};
 
 #[cfg(test)]
 pub(crate) mod tests;

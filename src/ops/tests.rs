@@ -1,9 +1,8 @@
-//! Every operation's own loops against its composed form: values and gradients, odd shapes and strides, and the same
+//! Every operation's own loops against its reference implementation: values and gradients, odd shapes and strides, and the same
 //! bits on one thread as on several.
-use super::function::{Function, apply, composed_backward};
-use super::score_head::ScoreHead;
 use super::*;
-use candle_core::{Device, Tensor, Var};
+use crate::autograd::{Variable, backward};
+use candle_core::{Device, Result, Tensor, Var};
 use rand::SeedableRng;
 use rand_distr::Distribution;
 use std::sync::Arc;
@@ -27,41 +26,94 @@ fn assert_close(what: &str, got: &Tensor, wanted: &Tensor) {
     assert!(worst <= 1e-5 * largest, "{what}: off by {worst}, largest value {largest}");
 }
 
-/// Values and gradients of the function that `make` puts on a device, against its composed form on the CPU, for the
-/// inputs that `needs` names.
-fn check<F: Function>(make: impl Fn(&Device) -> F + Sync, inputs: &[Tensor], needs: &[bool]) {
-    let make_for = make;
-    let make = || make_for(&Device::Cpu);
-    #[cfg(feature = "cuda")]
-    super::cuda::tests::check_f32(&make_for, inputs, needs);
-    let composed = make().composed(inputs).unwrap();
+/// An operation on inputs that lie on the device that it is given.
+pub(super) type Run<'a> = &'a (dyn Fn(&Device, &[Variable]) -> Result<Variable> + Sync);
+/// Its reference on the CPU.
+pub(super) type Reference<'a> = &'a dyn Fn(&[Tensor]) -> Result<Tensor>;
+
+/// The output and the gradients of the inputs that `needs` names, the output's being `gradient`.
+pub(super) fn differentiate(
+    run: impl Fn(&[Variable]) -> Result<Variable>,
+    inputs: &[Tensor],
+    needs: &[bool],
+    gradient: impl Fn(&Tensor) -> Tensor,
+) -> (Tensor, Vec<Option<Tensor>>) {
+    let variables: Vec<Variable> = inputs
+        .iter()
+        .zip(needs)
+        .map(|(input, need)| if *need { Variable::leaf(input.clone()) } else { input.clone().into() })
+        .collect();
+    let output = run(&variables).unwrap();
+    let gradient = gradient(output.tensor());
+    backward([(output.clone(), gradient)]).unwrap();
+    (output.into_tensor(), variables.iter().map(Variable::take_gradient).collect())
+}
+
+/// Gradients of the reference by candle.
+pub(super) fn reference_gradients(
+    reference: Reference,
+    inputs: &[Tensor],
+    needs: &[bool],
+    gradient: &Tensor,
+) -> Vec<Option<Tensor>> {
     let leaves: Vec<Tensor> = inputs
         .iter()
         .zip(needs)
-        .map(|(t, need)| if *need { Var::from_tensor(t).unwrap().into_inner() } else { t.clone() })
+        .map(|(input, need)| if *need { Var::from_tensor(input).unwrap().into_inner() } else { input.clone() })
         .collect();
-    let run = || {
-        let output = apply(make(), &leaves.iter().collect::<Vec<_>>()).unwrap();
-        let grad = normal(99, output.dims());
-        let grads = (&output * &grad).unwrap().sum_all().unwrap().backward().unwrap();
-        let grads: Vec<Option<Tensor>> = leaves.iter().map(|leaf| grads.get(leaf).cloned()).collect();
-        (output.detach(), grad, grads)
+    let found = (reference(&leaves).unwrap() * gradient).unwrap().sum_all().unwrap().backward().unwrap();
+    let of = |(leaf, need): (&Tensor, &bool)| {
+        need.then(|| found.get(leaf).cloned().unwrap_or_else(|| leaf.zeros_like().unwrap()))
     };
-    let (output, grad, grads) = run();
-    assert_close(F::NAME, &output, &composed);
-    let wanted = composed_backward(|i| make().composed(i), inputs, &grad, needs).unwrap();
-    for (i, (got, wanted)) in grads.iter().zip(&wanted).enumerate() {
+    leaves.iter().zip(needs).map(of).collect()
+}
+
+/// Values and gradients of an operation against its reference on the CPU, for the inputs that `needs` names.
+fn check(what: &str, run: Run, reference: Reference, inputs: &[Tensor], needs: &[bool]) {
+    #[cfg(feature = "cuda")]
+    super::cuda::tests::check_f32(what, run, inputs, needs);
+    let on_cpu = || differentiate(|i| run(&Device::Cpu, i), inputs, needs, |output| normal(99, output.dims()));
+    let (output, gradients) = on_cpu();
+    assert_close(what, &output, &reference(inputs).unwrap());
+    let wanted = reference_gradients(reference, inputs, needs, &normal(99, output.dims()));
+    for (i, (got, wanted)) in gradients.iter().zip(&wanted).enumerate() {
         match (got, wanted) {
-            (Some(got), Some(wanted)) => assert_close(&format!("{} gradient {i}", F::NAME), got, wanted),
-            (got, wanted) => assert_eq!(got.is_some(), wanted.is_some(), "{} gradient {i}", F::NAME),
+            (Some(got), Some(wanted)) => assert_close(&format!("{what} gradient {i}"), got, wanted),
+            (got, wanted) => assert_eq!(got.is_some(), wanted.is_some(), "{what} gradient {i}"),
         }
     }
     let one = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
     let three = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
-    let (a, b) = (one.install(run), three.install(run));
-    assert_eq!(values(&a.0), values(&b.0), "{}: threads change the result", F::NAME);
-    for (a, b) in a.2.iter().zip(&b.2) {
-        assert_eq!(a.as_ref().map(values), b.as_ref().map(values), "{}: threads change a gradient", F::NAME);
+    let (a, b) = (one.install(on_cpu), three.install(on_cpu));
+    assert_eq!(values(&a.0), values(&b.0), "{what}: threads change the result");
+    for (a, b) in a.1.iter().zip(&b.1) {
+        assert_eq!(a.as_ref().map(values), b.as_ref().map(values), "{what}: threads change a gradient");
+    }
+}
+
+/// A layer of normal weights on a device.
+pub(super) fn layer(device: &Device, seed: u64, outer: usize, inner: usize) -> FrozenLayer {
+    FrozenLayer {
+        weight: normal(seed, &[outer, inner]).to_device(device).unwrap(),
+        bias: Some(normal(seed + 1, &[outer]).to_device(device).unwrap()),
+    }
+}
+
+/// [`linear`] with the adapter that follows x among the inputs, if there is one.
+pub(super) fn adapted(inputs: &[Variable], frozen: &FrozenLayer, scale: f64) -> Result<Variable> {
+    let low_rank = match inputs {
+        [_, down, up] => Some(LowRank { down: down.clone(), up: up.clone(), scale }),
+        _ => None,
+    };
+    linear(&inputs[0], Layer { frozen, low_rank: low_rank.as_ref() })
+}
+
+/// [`adapted`] in candle's operations.
+fn adapted_reference(inputs: &[Tensor], frozen: &FrozenLayer, scale: f64) -> Result<Tensor> {
+    let y = inputs[0].broadcast_matmul(&frozen.weight.t()?)?.broadcast_add(frozen.bias.as_ref().unwrap())?;
+    match inputs {
+        [x, down, up] => y + (x.broadcast_matmul(&down.t()?)?.broadcast_matmul(&up.t()?)? * scale)?,
+        _ => Ok(y),
     }
 }
 
@@ -69,15 +121,51 @@ fn check<F: Function>(make: impl Fn(&Device) -> F + Sync, inputs: &[Tensor], nee
 fn linear_with_and_without_adapter() {
     // The adapter is merged into the weight in the third, and not in the last.
     for (rows, inner, outer, rank) in [(1, 1, 1, 1), (7, 13, 5, 3), (129, 64, 200, 16), (45, 130, 300, 33)] {
-        let make = |device: &Device| super::linear::Linear {
-            weight: normal(1, &[outer, inner]).to_device(device).unwrap(),
-            bias: Some(normal(2, &[outer]).to_device(device).unwrap()),
-            scale: 0.7,
-        };
+        let run: Run = &|device, inputs| adapted(inputs, &layer(device, 1, outer, inner), 0.7);
+        let reference: Reference = &|inputs| adapted_reference(inputs, &layer(&Device::Cpu, 1, outer, inner), 0.7);
         let inputs = [normal(3, &[rows, inner]), normal(4, &[rank, inner]), normal(5, &[outer, rank])];
-        check(make, &inputs, &[true, true, true]);
-        check(make, &inputs, &[false, true, true]);
-        check(make, &inputs[..1], &[true]);
+        check("linear", run, reference, &inputs, &[true, true, true]);
+        check("linear", run, reference, &inputs, &[false, true, true]);
+        check("linear", run, reference, &inputs[..1], &[true]);
+    }
+}
+
+/// Two sequences by a layer each into one, and of that the tokens of each by a layer again.
+#[test]
+fn linear_joins_and_takes_windows() {
+    for (batch, tokens, width, rank) in [(1, [3, 2], 5, 2), (3, [70, 20], 40, 4), (2, [300, 77], 64, 33)] {
+        let adapters = |inputs: &[Variable]| {
+            [0, 1, 2, 3].map(|number| LowRank {
+                down: inputs[2 + 2 * number].clone(),
+                up: inputs[3 + 2 * number].clone(),
+                scale: 0.3 + number as f64,
+            })
+        };
+        let run: Run = &|device, inputs| {
+            let frozen = [1, 3, 5, 7].map(|seed| layer(device, seed, width, width));
+            let low_rank = adapters(inputs);
+            let of = |number: usize| Layer { frozen: &frozen[number], low_rank: Some(&low_rank[number]) };
+            let joint = joint_linear(&[(&inputs[0], of(0)), (&inputs[1], of(1))])?;
+            let image = linear_of_window(&joint, 0..tokens[0], of(2))?;
+            let text = linear_of_window(&joint, tokens[0]..tokens[0] + tokens[1], of(3))?;
+            cat(&[image, text], 1)
+        };
+        let reference: Reference = &|inputs| {
+            let of = |x: &Tensor, number: usize| {
+                let inputs = [x.clone(), inputs[2 + 2 * number].clone(), inputs[3 + 2 * number].clone()];
+                let frozen = layer(&Device::Cpu, 1 + 2 * number as u64, width, width);
+                adapted_reference(&inputs, &frozen, 0.3 + number as f64)
+            };
+            Tensor::cat(&[of(&of(&inputs[0], 0)?, 2)?, of(&of(&inputs[1], 1)?, 3)?], 1)
+        };
+        let mut inputs: Vec<Tensor> =
+            tokens.iter().zip(20..).map(|(tokens, seed)| normal(seed, &[batch, *tokens, width])).collect();
+        for seed in 30..34 {
+            let part = |seed, shape: &[usize]| (normal(seed, shape) * 0.2).unwrap();
+            inputs.extend([part(seed, &[rank, width]), part(seed + 10, &[width, rank])]);
+        }
+        check("joint linear", run, reference, &inputs, &[true; 10]);
+        check("joint linear", run, reference, &inputs, &[&[false; 2][..], &[true; 8]].concat());
     }
 }
 
@@ -85,7 +173,8 @@ fn linear_with_and_without_adapter() {
 fn linear_takes_any_strides_and_weight_types() {
     let x = normal(1, &[3, 5, 8]).transpose(0, 1).unwrap();
     let weight = normal(2, &[4, 8]).to_dtype(candle_core::DType::BF16).unwrap();
-    let y = linear(&x, &weight, None, None).unwrap();
+    let frozen = FrozenLayer { weight: weight.clone(), bias: None };
+    let y = linear(&x.clone().into(), Layer { frozen: &frozen, low_rank: None }).unwrap().into_tensor();
     let wanted = x
         .contiguous()
         .unwrap()
@@ -98,47 +187,53 @@ fn linear_takes_any_strides_and_weight_types() {
 
 #[test]
 fn norms() {
+    let layer_norm: Run = &|_, i| layer_norm_modulate(&i[0], &i[1], &i[2]);
     for (batch, tokens, width) in [(1, 1, 4), (2, 3, 37), (3, 50, 64)] {
         let x = (normal(1, &[batch, tokens, width]) * 3.0).unwrap();
         let inputs = [x.clone(), normal(2, &[batch, width]), normal(3, &[batch, width])];
-        check(|_| super::norm::LayerNormModulate, &inputs, &[true, false, false]);
-        check(|_| super::norm::LayerNormModulate, &inputs, &[true, true, true]);
-        check(|device| super::norm::RmsNorm { weight: normal(4, &[width]).to_device(device).unwrap() }, &[x], &[true]);
+        let reference: Reference = &norm::reference::layer_norm_modulate;
+        check("layer norm", layer_norm, reference, &inputs, &[true, false, false]);
+        check("layer norm", layer_norm, reference, &inputs, &[true, true, true]);
+        for heads in [1, 3] {
+            let x = (normal(5, &[batch, tokens + 2, heads * width]) * 3.0).unwrap();
+            let weights = |device: &Device| {
+                let weight = |seed| normal(seed, &[width]).to_device(device).unwrap();
+                vec![(tokens, weight(4)), (2, weight(6))]
+            };
+            let run: Run = &|device, i| rms_norm(&i[0], weights(device));
+            check("rms norm", run, &|i| norm::reference::rms_norm(&i[0], &weights(&Device::Cpu)), &[x], &[true]);
+        }
     }
 }
 
 #[test]
-fn pointwise() {
+fn pointwise_operations() {
+    let gated: Run = &|_, i| gated_residual(&i[0], &i[1], &i[2]);
     for shape in [[1, 1, 3], [2, 5, 33], [2, 70, 130]] {
         let (x, y) = ((normal(1, &shape) * 3.0).unwrap(), normal(2, &shape));
-        let gate = normal(3, &[shape[0], shape[2]]);
-        check(|_| super::pointwise::Gelu, std::slice::from_ref(&x), &[true]);
-        let gated = |_: &Device| super::pointwise::GatedResidual;
-        check(gated, &[x.clone(), y.clone(), gate.clone()], &[true, true, false]);
-        check(gated, &[x.clone(), y.clone(), gate.clone()], &[false, true, false]);
-        check(gated, &[x, y, gate], &[true, true, true]);
+        let inputs = [x.clone(), y, normal(3, &[shape[0], shape[2]])];
+        check("gelu", &|_, i| gelu(&i[0]), &|i| i[0].gelu(), &[x], &[true]);
+        for needs in [[true, true, false], [false, true, false], [true, true, true]] {
+            check("gated residual", gated, &pointwise::reference::gated_residual, &inputs, &needs);
+        }
     }
 }
 
-/// A feed-forward of these sizes, `values(seed, shape)` times `scale(inputs)` being the weights of a layer.
-pub(in crate::ops) fn some_feed_forward(
+/// A feed-forward of these sizes on a device, `values(seed, shape)` times `scale(inputs)` being the weights of a layer.
+pub(super) fn some_feed_forward(
+    x: &Variable,
     (batch, width, hidden): (usize, usize, usize),
     bias: bool,
     values: impl Fn(u64, &[usize]) -> Tensor,
     scale: impl Fn(usize) -> f64,
-) -> super::feed_forward::FeedForward {
+) -> Result<Variable> {
     let layer = |seed, outer: usize, inner: usize| FrozenLayer {
         weight: (values(seed, &[outer, inner]) * scale(inner)).unwrap(),
         bias: bias.then(|| values(seed + 1, &[outer])),
     };
-    super::feed_forward::FeedForward {
-        shift: values(1, &[batch, width]),
-        scale: values(2, &[batch, width]),
-        gate: values(3, &[batch, width]),
-        up: layer(4, hidden, width),
-        down: layer(6, width, hidden),
-        kept: Some(std::sync::Mutex::default()),
-    }
+    let [shift, scale_of, gate] = [1, 2, 3].map(|seed| values(seed, &[batch, width]));
+    let modulation = Modulation { shift: &shift, scale: &scale_of, gate: &gate };
+    feed_forward(x, modulation, layer(4, hidden, width), layer(6, width, hidden))
 }
 
 #[test]
@@ -147,11 +242,22 @@ fn feed_forward_with_and_without_bias() {
     let sizes = [(1, 1, 3, 5), (2, 131, 8, 20), (2, 131, 40, 144), (3, 5, 512, 520), (2, 30, 512, 520)];
     for (batch, tokens, width, hidden) in sizes {
         for bias in [false, true] {
-            let make = |device: &Device| {
+            let scale = |inner: usize| (inner as f64).powf(-0.5);
+            let run: Run = &|device, i| {
                 let on = |seed, shape: &[usize]| normal(seed, shape).to_device(device).unwrap();
-                some_feed_forward((batch, width, hidden), bias, on, |inner| (inner as f64).powf(-0.5))
+                some_feed_forward(&i[0], (batch, width, hidden), bias, on, scale)
             };
-            check(make, &[normal(8, &[batch, tokens, width])], &[true]);
+            let reference: Reference = &|i| {
+                let layer = |seed, outer: usize, inner: usize, x: &Tensor| {
+                    let y = x.broadcast_matmul(&(normal(seed, &[outer, inner]) * scale(inner))?.t()?)?;
+                    if bias { y.broadcast_add(&normal(seed + 1, &[outer])) } else { Ok(y) }
+                };
+                let [shift, scale, gate] = [1, 2, 3].map(|seed| normal(seed, &[batch, width]));
+                let normed = norm::reference::layer_norm_modulate(&[i[0].clone(), shift, scale])?;
+                let update = layer(6, width, hidden, &layer(4, hidden, width, &normed)?.gelu()?)?;
+                pointwise::reference::gated_residual(&[i[0].clone(), update, gate])
+            };
+            check("feed-forward", run, reference, &[normal(8, &[batch, tokens, width])], &[true]);
         }
     }
 }
@@ -166,12 +272,17 @@ fn attention_forms() {
         // More than a task's queries, and than the keys and queries of the backward pass at a time.
         (1, 1100, 150, 2, 40, 3),
     ];
-    for (batch, queries, keys, heads, d, last_key_count) in sizes {
+    for (batch, queries, keys, heads, d, count) in sizes {
         let (q, k) = (normal(1, &[batch, queries, heads * d]), normal(2, &[batch, keys, heads * d]));
         let v = normal(3, &[batch, keys, heads * d]);
-        check(|_| super::attention::Attention::new(heads, last_key_count), &[q.clone(), k.clone(), v], &[true; 3]);
+        let sizes = attention::Sizes::of(&q, &k, heads, count).unwrap();
+        let run: Run = &|_, i| attention(&i[0], &i[1], &i[2], heads, count);
+        let reference: Reference = &|i| attention::reference::attention(sizes, [&i[0], &i[1], &i[2]]);
+        check("attention", run, reference, &[q.clone(), k.clone(), v], &[true; 3]);
         let range = keys / 3..keys - keys / 5;
-        check(|_| super::attention::Probability { heads, range: range.clone(), last_key_count }, &[q, k], &[true; 2]);
+        let run: Run = &|_, i| attention_probability(&i[0], &i[1], heads, range.clone(), count);
+        let reference: Reference = &|i| attention::reference::probability(sizes, &range, [&i[0], &i[1]]);
+        check("attention probability", run, reference, &[q, k], &[true; 2]);
     }
 }
 
@@ -180,14 +291,13 @@ fn attention_forms() {
 #[test]
 fn one_key_takes_all() {
     let inputs: Vec<Tensor> = (1..4).map(|seed| normal(seed, &[2, 1, 8])).collect();
-    let leaves: Vec<Tensor> = inputs.iter().map(|t| Var::from_tensor(t).unwrap().into_inner()).collect();
-    let output = super::attention(&leaves[0], &leaves[1], &leaves[2], 2, 1).unwrap();
+    let run = |i: &[Variable]| super::attention(&i[0], &i[1], &i[2], 2, 1);
+    let (output, gradients) = differentiate(run, &inputs, &[true; 3], |output| normal(99, output.dims()));
     assert_close("one key", &output, &inputs[2]);
-    let grad = normal(99, output.dims());
-    let grads = (&output * &grad).unwrap().sum_all().unwrap().backward().unwrap();
-    assert_close("gradient of its value", grads.get(&leaves[2]).unwrap(), &grad);
-    for leaf in &leaves[..2] {
-        let largest = values(grads.get(leaf).unwrap()).into_iter().fold(0f32, |m, v| m.max(v.abs()));
+    let gradients: Vec<Tensor> = gradients.into_iter().flatten().collect();
+    assert_close("gradient of its value", &gradients[2], &normal(99, output.dims()));
+    for gradient in &gradients[..2] {
+        let largest = values(gradient).into_iter().fold(0f32, |m, v| m.max(v.abs()));
         assert!(largest < 1e-6, "a gradient of {largest}");
     }
 }
@@ -201,27 +311,37 @@ fn attention_counts_equal_keys() {
         let last = x.narrow(1, 5, 1).unwrap();
         Tensor::cat(&[vec![x], vec![&last; count - 1]].concat(), 1).unwrap()
     };
-    let counted = super::attention(&q, &k, &v, heads, count).unwrap();
-    assert_close("counted keys", &counted, &super::attention(&q, &repeated(&k), &repeated(&v), heads, 1).unwrap());
-    let counted = super::attention_probability(&q, &k, heads, 1..5, count).unwrap();
-    assert_close("counted keys", &counted, &super::attention_probability(&q, &repeated(&k), heads, 1..5, 1).unwrap());
+    let attention = |k: &Tensor, v: &Tensor, count| {
+        let [q, k, v] = [&q, k, v].map(|tensor| tensor.clone().into());
+        super::attention(&q, &k, &v, heads, count).unwrap().into_tensor()
+    };
+    assert_close("counted keys", &attention(&k, &v, count), &attention(&repeated(&k), &repeated(&v), 1));
+    let probability = |k: &Tensor, count| {
+        let [q, k] = [&q, k].map(|tensor| tensor.clone().into());
+        super::attention_probability(&q, &k, heads, 1..5, count).unwrap().into_tensor()
+    };
+    assert_close("counted keys", &probability(&k, count), &probability(&repeated(&k), 1));
 }
 
 #[test]
 fn score_head_layers() {
     for (maps, h, w) in [(1, 1, 1), (3, 4, 7), (40, 12, 12)] {
-        let parameters: Vec<Tensor> = PARAMETERS
-            .iter()
-            .enumerate()
-            .map(|(i, (_, shape))| (normal(i as u64, shape) * 0.2).unwrap().flatten_all().unwrap())
-            .collect();
-        let flat = Tensor::cat(&parameters, 0).unwrap();
-        let inputs = [normal(9, &[maps, h, w]), flat];
-        check(|_| ScoreHead(Precision::F32), &inputs, &[true, true]);
-        let grad = normal(10, &[maps, h, w]);
-        let wanted = composed_backward(|i| ScoreHead(Precision::F32).composed(i), &inputs, &grad, &[true, true]);
-        let (d_maps, d_parameters) = super::score_head_products::backward(&inputs[0], &inputs[1], &grad).unwrap();
-        let wanted: Vec<Tensor> = wanted.unwrap().into_iter().flatten().collect();
+        let parameters: Vec<Tensor> =
+            PARAMETERS.iter().zip(0..).map(|((_, shape), seed)| (normal(seed, shape) * 0.2).unwrap()).collect();
+        let inputs = [vec![normal(9, &[maps, h, w])], parameters].concat();
+        let run: Run = &|_, i| score_head(&i[0], &i[1..], Precision::F32);
+        let flat = |i: &[Tensor]| {
+            let flat = i[1..].iter().map(Tensor::flatten_all).collect::<Result<Vec<_>>>()?;
+            Ok::<_, candle_core::Error>([i[0].clone(), Tensor::cat(&flat, 0)?])
+        };
+        let reference: Reference = &|i| score_head::reference::forward(&flat(i)?, Precision::F32);
+        check("score head", run, reference, &inputs, &[true; 7]);
+        let inputs = flat(&inputs).unwrap();
+        let gradient = normal(10, &[maps, h, w]);
+        let reference: Reference = &|i| score_head::reference::forward(i, Precision::F32);
+        let wanted = reference_gradients(reference, &inputs, &[true, true], &gradient);
+        let (d_maps, d_parameters) = score_head::products::backward(&inputs[0], &inputs[1], &gradient).unwrap();
+        let wanted: Vec<Tensor> = wanted.into_iter().flatten().collect();
         assert_close("maps by products", &d_maps, &wanted[0]);
         assert_close("parameters by products", &d_parameters, &wanted[1]);
     }
@@ -249,9 +369,10 @@ fn mask_losses() {
     for (pairs, h, w, height, width) in [(1, 1, 1, 3, 5), (3, 4, 6, 32, 48), (2, 7, 5, 40, 33)] {
         for raw_logit in [false, true] {
             let targets: Vec<Arc<dyn Target>> = (0..pairs).map(|_| Arc::new(Disc(height, width)) as _).collect();
-            let make =
-                |_: &Device| super::mask_loss::MaskLoss { targets: targets.clone(), size: (height, width), raw_logit };
-            check(make, &[(normal(1, &[pairs, h, w]) * 2.0).unwrap()], &[true]);
+            let run: Run = &|_, i| mask_loss(&i[0], targets.clone(), raw_logit);
+            let of = mask_loss::MaskLoss { targets: targets.clone(), size: (height, width), raw_logit };
+            let reference: Reference = &|i| mask_loss::reference::forward(&of, i);
+            check("mask loss", run, reference, &[(normal(1, &[pairs, h, w]) * 2.0).unwrap()], &[true]);
         }
     }
 }
@@ -263,21 +384,63 @@ fn class_cross_entropy() {
             (0..height * width).map(|i| if i % 5 == 0 { NO_CLASS } else { ((i / 7) % classes) as u8 }).collect();
         let weights: Vec<f32> = (0..classes).map(|c| 0.3 + c as f32).collect();
         let total = labels.iter().filter(|l| **l != NO_CLASS).map(|l| f64::from(weights[usize::from(*l)])).sum();
-        let make = |_: &Device| super::pixel_cross_entropy::PixelCrossEntropy {
-            labels: labels.clone(),
-            size: (height, width),
-            weights: weights.clone(),
-            total,
-        };
-        check(make, &[(normal(1, &[classes, h, w]) * 3.0).unwrap()], &[true]);
+        let size = (height, width);
+        let run: Run = &|_, i| pixel_cross_entropy(&i[0], labels.clone(), size, weights.clone());
+        let of =
+            pixel_cross_entropy::PixelCrossEntropy { labels: labels.clone(), size, weights: weights.clone(), total };
+        let reference: Reference = &|i| pixel_cross_entropy::reference::forward(&of, i);
+        check("pixel cross-entropy", run, reference, &[(normal(1, &[classes, h, w]) * 3.0).unwrap()], &[true]);
     }
+}
+
+/// The operations of a line each against candle's own differentiation.
+#[test]
+fn elementary_operations() {
+    let x = normal(1, &[3, 4, 5]);
+    let above = (x.sqr().unwrap() + 0.1).unwrap();
+    let numbers = Tensor::new(&[2u32, 0, 2], &Device::Cpu).unwrap();
+    let cases: [(&str, Run, Reference, &Tensor); 12] = [
+        ("reshape", &|_, i| i[0].reshape((12, 5)), &|i| i[0].reshape((12, 5)), &x),
+        ("permute", &|_, i| i[0].permute(&[2, 0, 1]), &|i| i[0].permute((2, 0, 1))?.contiguous(), &x),
+        ("window", &|_, i| i[0].window(1, 1..3), &|i| i[0].narrow(1, 1, 2)?.contiguous(), &x),
+        ("broadcast", &|_, i| i[0].broadcast_left(2), &|i| i[0].broadcast_left(2)?.contiguous(), &x),
+        ("scale", &|_, i| i[0].scale(-1.5), &|i| &i[0] * -1.5, &x),
+        ("log", &|_, i| i[0].log_above(0.5), &|i| (&i[0] + 0.5)?.log(), &above),
+        ("mean", &|_, i| i[0].mean_keepdim(1), &|i| i[0].mean_keepdim(1), &x),
+        ("max", &|_, i| i[0].max_keepdim(0), &|i| i[0].max_keepdim(0), &x),
+        ("softmax", &|_, i| i[0].softmax(1), &|i| candle_nn::ops::softmax(&i[0], 1), &x),
+        (
+            "index_select",
+            &|_, i| i[0].index_select(&numbers.to_device(i[0].device())?),
+            &|i| i[0].index_select(&numbers, 0),
+            &x,
+        ),
+        ("twice", &|_, i| add(&i[0], &add(&i[0], &i[0])?), &|i| &i[0] * 3.0, &x),
+        ("cat", &|_, i| cat(&[i[0].clone(), i[0].scale(2.0)?], 1), &|i| Tensor::cat(&[&i[0], &(&i[0] * 2.0)?], 1), &x),
+    ];
+    for (what, run, reference, x) in cases {
+        check(what, run, reference, std::slice::from_ref(x), &[true]);
+    }
+    let (a, b, c) = (normal(2, &[4, 5]), normal(3, &[5, 6]), normal(4, &[6, 5]));
+    check("matmul", &|_, i| i[0].matmul(&i[1]), &|i| i[0].matmul(&i[1]), &[a.clone(), b], &[true, true]);
+    let run: Run = &|_, i| i[0].matmul_transposed(&i[1]);
+    check("matmul transposed", run, &|i| i[0].matmul(&i[1].t()?), &[a.clone(), c], &[true, true]);
+    let run: Run = &|_, i| mean_squared_error(&i[0], i[1].tensor());
+    check(
+        "mean squared error",
+        run,
+        &|i| (&i[0] - &i[1])?.sqr()?.mean_all(),
+        &[a.clone(), normal(5, &[4, 5])],
+        &[true, false],
+    );
+    let run: Run = &|_, i| i[0].mul_constant(i[1].tensor());
+    check("times constants", run, &|i| &i[0] * &i[1], &[a, normal(5, &[4, 5])], &[true, false]);
 }
 
 #[test]
 fn an_input_without_gradient_gets_none() {
-    let x = Var::from_tensor(&normal(1, &[2, 3, 4])).unwrap();
-    let gate = normal(2, &[2, 4]);
-    let y = gated_residual(x.as_tensor(), &normal(3, &[2, 3, 4]), &gate).unwrap();
-    let grads = y.sum_all().unwrap().backward().unwrap();
-    assert!(grads.get(x.as_tensor()).is_some() && grads.get(&gate).is_none());
+    let run = |i: &[Variable]| gated_residual(&i[0], &i[1], &i[2]);
+    let inputs = [normal(1, &[2, 3, 4]), normal(3, &[2, 3, 4]), normal(2, &[2, 4])];
+    let (_, gradients) = differentiate(run, &inputs, &[true, false, false], |output| output.ones_like().unwrap());
+    assert!(gradients[0].is_some() && gradients[1].is_none() && gradients[2].is_none());
 }

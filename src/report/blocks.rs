@@ -1,4 +1,4 @@
-//! A plot of what `analyze` found: for each block how it segments, where attention goes, and how large values are.
+//! Plot of the expert block analysis: mIoU, attention between image and text, and value norms of each block.
 use super::curves::short;
 use super::picture;
 use crate::eval::analysis::{Analysis, BlockAnalysis};
@@ -6,42 +6,36 @@ use crate::eval::blurring::Blurred;
 use image::RgbImage;
 use maud::{Markup, html};
 
-/// Size of a panel in its own units, and of the frame in it: left, right, top, bottom.
+/// Size of a panel in SVG units, and the plot's frame within it: left, right, top, bottom.
 const WIDTH: f64 = 300.0;
 const HEIGHT: f64 = 190.0;
 const FRAME: [f64; 4] = [40.0, WIDTH - 8.0, 30.0, HEIGHT - 34.0];
-/// For the drawing alone, also where it stands in a page.
+/// Styles of the SVG, for a file of its own and within a page.
 const STYLE: &str = ".blocks text{font:11px system-ui,sans-serif;fill:#333}.blocks .title{font-weight:600}\
     .blocks .first{fill:#3b6fb6}.blocks .second{fill:#d98c3f}.blocks .expert{fill:#1d3f73}\
     .blocks .uniform{stroke:#777;stroke-dasharray:4 3}.blocks .axis{stroke:#999}\
     .blocks .y{text-anchor:end;dominant-baseline:auto}\
     .blocks .x{text-anchor:middle}";
 
-/// One value of every block.
+/// One value for each block.
 struct Series {
     name: &'static str,
     of: fn(&BlockAnalysis) -> Option<f64>,
-    /// What it would be if all tokens got the same.
+    /// The value under uniform attention.
     uniform: Option<f64>,
 }
 
-/// Longer side of a picture in the sheet, and how many there are in a row at most.
+/// Longer side of a picture in the sheet, and greatest number of pictures in a row.
 const PICTURE: u32 = 192;
 const PICTURES: usize = 8;
 
-/// A row of pictures as the model draws them, and one for every block whose attention is blurred.
+/// A row of pictures without blurring, and a row for each block with its attention blurred.
 pub fn sheet(blurred: &Blurred) -> RgbImage {
     let rows = std::iter::once(&blurred.plain).chain(&blurred.by_block);
-    let cells: Vec<_> = (0..)
-        .zip(rows)
-        .flat_map(|(row, pictures)| {
-            (0..).zip(pictures.iter().take(PICTURES)).map(move |(column, picture)| ((column, row), 1, picture))
-        })
-        .collect();
-    picture::sheet(PICTURE, &cells)
+    picture::sheet_of_rows(PICTURE, rows.map(|pictures| pictures.iter().take(PICTURES)))
 }
 
-/// The whole plot as an SVG document.
+/// The plot as an SVG document.
 pub fn svg(found: &Analysis) -> Markup {
     let series = |name, of, uniform| Series { name, of, uniform };
     let mut panels = vec![
@@ -80,7 +74,7 @@ fn panel(title: &str, series: &[Series], found: &Analysis) -> Markup {
     let place = |value: f64| bottom - value / largest * (bottom - top);
     let slot = (right - left) / found.blocks.len() as f64;
     let bar = slot * 0.8 / series.len() as f64;
-    // A label below every bar where there is room.
+    // Every n-th block is labelled, as room permits.
     let labelled = (24.0 / slot).ceil().max(1.0) as usize;
     html! {
         text.title x=(left) y="16" {

@@ -1,25 +1,25 @@
-//! The curves of a run as small SVG panels: every step faint, its running mean on top.
+//! A run's training curves as SVG panels: each step in a faint line, the running mean on top.
 use super::metrics::{StepMetrics, ValidationScores};
 use maud::{Markup, html};
 use std::fmt::Write;
 
-/// Size of a panel in its own units; the page scales it.
+/// Size of a panel in SVG units; the page scales it.
 const WIDTH: f64 = 360.0;
 const HEIGHT: f64 = 168.0;
-/// The frame of the plot within the panel: left, right, top, bottom.
+/// The plot's frame within the panel: left, right, top, bottom.
 const FRAME: [f64; 4] = [44.0, WIDTH - 14.0, 8.0, HEIGHT - 22.0];
-/// Points of a curve; longer runs are thinned to so many.
+/// Greatest number of points in a curve.
 const POINTS: usize = 240;
-/// The running mean is over this share of the run.
+/// Window of the running mean as a fraction of the run.
 const SMOOTHED_SHARE: f64 = 0.1;
-/// Share of a curve's values, at each end, that the axis need not show.
+/// Fraction of the values at each end that may be outside the axis.
 const OUTLIERS: f64 = 0.005;
 
-/// What one panel shows.
+/// The quantity that a panel plots.
 struct Curve {
     title: &'static str,
     value: fn(&StepMetrics) -> f64,
-    /// Whether it is noisy, so that its mean says more.
+    /// Whether to plot the running mean on top.
     noisy: bool,
 }
 
@@ -33,7 +33,7 @@ const CURVES: [Curve; 7] = [
     Curve { title: "gradient norm, before clipping", value: |m| m.grad_norm, noisy: true },
 ];
 
-/// How fast the run was, by which of the two numbers is above one.
+/// Speed, or its inverse if most steps are slower than one image a second.
 const SPEED: Curve = Curve { title: "images a second", value: |m| m.images_per_s, noisy: true };
 const SLOWNESS: Curve = Curve { title: "seconds an image", value: |m| 1.0 / m.images_per_s, noisy: true };
 
@@ -47,7 +47,7 @@ fn validated(step: &StepMetrics, of: impl Fn(&ValidationScores) -> Option<f64>) 
     step.validation.as_ref().and_then(of).unwrap_or(f64::NAN)
 }
 
-/// A panel for each value that the run has; none for terms of the loss that are zero throughout.
+/// A panel for each quantity of the run, except loss terms that are zero throughout.
 pub fn panels(steps: &[StepMetrics]) -> Markup {
     let slow = steps.iter().filter(|step| step.images_per_s < 1.0).count();
     let speed = if 2 * slow > steps.len() { &SLOWNESS } else { &SPEED };
@@ -55,7 +55,7 @@ pub fn panels(steps: &[StepMetrics]) -> Markup {
     html! { @for curve in curves { (curve) } }
 }
 
-/// A panel for each score that was measured while training.
+/// A panel for each validation score.
 pub fn validation_panels(steps: &[StepMetrics]) -> Markup {
     let curves = VALIDATION.iter().filter_map(|curve| {
         let measured: Vec<StepMetrics> = steps.iter().filter(|step| (curve.value)(step).is_finite()).cloned().collect();
@@ -64,7 +64,7 @@ pub fn validation_panels(steps: &[StepMetrics]) -> Markup {
     html! { @for curve in curves { (curve) } }
 }
 
-/// Steps over which the running mean goes: an odd number.
+/// Window of the running mean in steps, an odd number.
 pub fn smoothed_steps(steps: usize) -> usize {
     (steps as f64 * SMOOTHED_SHARE / 2.0).round() as usize * 2 + 1
 }
@@ -77,9 +77,9 @@ fn panel(curve: &Curve, steps: &[StepMetrics]) -> Option<Markup> {
     if values.iter().all(|value| *value == 0.0) {
         return None;
     }
-    let x = Axis::new(first.step as f64, last.step as f64, FRAME[0], FRAME[1]);
+    let x = ChartAxis::new(first.step as f64, last.step as f64, FRAME[0], FRAME[1]);
     let (least, most) = range(&values, &mean)?;
-    let y = Axis::new(least, most, FRAME[3], FRAME[2]);
+    let y = ChartAxis::new(least, most, FRAME[3], FRAME[2]);
     let number: Vec<f64> = steps.iter().map(|step| step.step as f64).collect();
     let description = format!(
         "{}: {} at step {}, {} at step {}",
@@ -114,7 +114,7 @@ fn panel(curve: &Curve, steps: &[StepMetrics]) -> Option<Markup> {
     })
 }
 
-/// Means over `window` steps around each, over fewer at the ends; values that are not finite are left out.
+/// Centred running means over `window` values, shorter at the ends; values that are not finite are left out.
 fn running_mean(values: &[f64], window: usize) -> Vec<f64> {
     let mut sums = vec![(0.0, 0u32)];
     let (mut sum, mut count) = (0.0, 0);
@@ -132,7 +132,7 @@ fn running_mean(values: &[f64], window: usize) -> Vec<f64> {
     (0..values.len()).map(mean).collect()
 }
 
-/// The values that the axis shows: all of the mean, and of the steps all but a few outliers.
+/// The range of the axis: all of the means, and the values except outliers.
 fn range(values: &[f64], mean: &[f64]) -> Option<(f64, f64)> {
     let mut sorted: Vec<f64> = values.iter().copied().filter(|value| value.is_finite()).collect();
     sorted.sort_by(f64::total_cmp);
@@ -144,13 +144,13 @@ fn range(values: &[f64], mean: &[f64]) -> Option<(f64, f64)> {
     Some((least, most))
 }
 
-/// Of each of at most `POINTS` stretches the last point.
+/// The last point of each of at most `POINTS` intervals.
 fn thinned(x: &[f64], y: &[f64]) -> Vec<(f64, f64)> {
     let stretch = x.len().div_ceil(POINTS).max(1);
     x.chunks(stretch).zip(y.chunks(stretch)).filter_map(|(x, y)| Some((*x.last()?, *y.last()?))).collect()
 }
 
-/// Of each of at most `POINTS` stretches the least and the greatest value, so that no spike is lost.
+/// The least and greatest value of each of at most `POINTS` intervals, which preserves spikes.
 fn every_extreme(x: &[f64], y: &[f64]) -> Vec<(f64, f64)> {
     let stretch = x.len().div_ceil(POINTS).max(1);
     if stretch == 1 {
@@ -167,13 +167,13 @@ fn every_extreme(x: &[f64], y: &[f64]) -> Vec<(f64, f64)> {
     x.chunks(stretch).zip(y.chunks(stretch)).flat_map(extremes).collect()
 }
 
-/// A path through the points, with a gap where one is not finite.
-fn line(points: &[(f64, f64)], x: &Axis, y: &Axis) -> String {
+/// An SVG path through the points, with gaps at values that are not finite.
+fn line(points: &[(f64, f64)], x: &ChartAxis, y: &ChartAxis) -> String {
     let mut path = String::new();
     let mut pen_is_up = true;
     for (across, up) in points {
         if up.is_finite() {
-            // Writing to a string does not fail. A line of no length is a dot where a point stands alone.
+            // Writing to a string does not fail. The zero-length line `h0` draws isolated points as dots.
             let (across, up) = (x.place(*across), y.place(*up));
             let _ = match pen_is_up {
                 true => write!(path, "M{across:.1} {up:.1}h0"),
@@ -185,17 +185,17 @@ fn line(points: &[(f64, f64)], x: &Axis, y: &Axis) -> String {
     path
 }
 
-/// A linear axis from values to places in the panel.
-struct Axis {
+/// A linear axis from values to coordinates in the panel.
+struct ChartAxis {
     least: f64,
     most: f64,
     from: f64,
     to: f64,
 }
 
-impl Axis {
+impl ChartAxis {
     fn new(least: f64, most: f64, from: f64, to: f64) -> Self {
-        // A curve that does not change, but for rounding, lies in the middle.
+        // A curve that is constant up to rounding is centred.
         let size = least.abs().max(most.abs());
         let flat = if most - least > size * 1e-9 { 0.0 } else { (size * 0.1).max(f64::MIN_POSITIVE) };
         Self { least: least - flat, most: most + flat, from, to }
@@ -205,7 +205,7 @@ impl Axis {
         self.from + (value - self.least) / (self.most - self.least) * (self.to - self.from)
     }
 
-    /// About `count` round values with their places.
+    /// About `count` round values with their coordinates.
     fn ticks(&self, count: usize) -> Vec<(String, f64)> {
         let rough = (self.most - self.least) / count as f64;
         let power = 10f64.powf(rough.log10().floor());
@@ -216,7 +216,7 @@ impl Axis {
     }
 }
 
-/// A multiple of `step` with no more places than that needs.
+/// A multiple of `step` with as many decimal places as it needs.
 fn round(value: f64, step: f64) -> String {
     let places = (-step.log10().floor()).clamp(0.0, 9.0) as usize;
     if value == 0.0 {
@@ -228,7 +228,7 @@ fn round(value: f64, step: f64) -> String {
     }
 }
 
-/// Three digits.
+/// Three significant digits.
 pub(super) fn short(value: f64) -> String {
     let exponent = if value == 0.0 { 0 } else { value.abs().log10().floor() as i32 };
     match exponent {
@@ -237,7 +237,7 @@ pub(super) fn short(value: f64) -> String {
     }
 }
 
-/// Such as `2.5e-5`, with no more digits than it needs of three.
+/// Scientific notation with up to three significant digits, such as `2.5e-5`.
 fn exponential(value: f64) -> String {
     let text = format!("{value:.2e}");
     match text.split_once('e') {
@@ -266,7 +266,7 @@ mod tests {
     #[test]
     fn ticks_are_round_and_lie_within() {
         let labels = |least, most| -> Vec<String> {
-            Axis::new(least, most, 0.0, 1.0).ticks(4).into_iter().map(|(label, _)| label).collect()
+            ChartAxis::new(least, most, 0.0, 1.0).ticks(4).into_iter().map(|(label, _)| label).collect()
         };
         assert_eq!(labels(0.0, 1.0), ["0", "0.5", "1.0"]);
         assert_eq!(labels(0.244, 0.262), ["0.245", "0.250", "0.255", "0.260"]);
@@ -319,7 +319,7 @@ mod tests {
 
     #[test]
     fn a_step_that_was_lost_is_a_gap() {
-        let axis = Axis::new(0.0, 10.0, 0.0, 10.0);
+        let axis = ChartAxis::new(0.0, 10.0, 0.0, 10.0);
         let points = [(0.0, 1.0), (1.0, 2.0), (2.0, f64::NAN), (3.0, 4.0)];
         assert_eq!(line(&points, &axis, &axis), "M0.0 1.0h0L1.0 2.0M3.0 4.0h0");
     }

@@ -1,4 +1,4 @@
-//! Heat maps over pictures: where a model looks, as a person sees it.
+//! Heat maps of attention over pictures.
 use super::picture;
 use crate::ops::Enlarge;
 use crate::sample::image::write_png;
@@ -8,7 +8,7 @@ use image::{Rgb, RgbImage};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-/// Nine points of matplotlib's *inferno*: perceptually even, dark to bright, readable in grey.
+/// Nine points of matplotlib's *inferno* colour map, which is perceptually uniform.
 const INFERNO: [[u8; 3]; 9] = [
     [0x00, 0x00, 0x04],
     [0x21, 0x0c, 0x4a],
@@ -24,10 +24,10 @@ const INFERNO: [[u8; 3]; 9] = [
 /// Longer side, in pixels, of a picture in a sheet.
 const SHEET_SIDE: u32 = 256;
 
-/// How much of the heat map's colour covers the picture.
+/// Opacity of the heat map.
 const OPACITY: f32 = 0.65;
 
-/// The colour of a value in [0, 1], each channel from 0 to 255.
+/// The colour of a value in [0, 1], channels from 0 to 255.
 pub fn inferno(value: f32) -> [f32; 3] {
     let last = INFERNO.len() - 1;
     let position = value.clamp(0.0, 1.0) * last as f32;
@@ -38,9 +38,9 @@ pub fn inferno(value: f32) -> [f32; 3] {
     })
 }
 
-/// Lays a map `[h, w]`, scaled so that its least value is 0 and its greatest 1, over a picture.
+/// Overlays a map `[h, w]` on a picture, with its values scaled to [0, 1].
 ///
-/// The map is enlarged to the picture bilinearly, between pixel centres (torch: `align_corners=False`).
+/// The map is enlarged bilinearly (torch: `align_corners=False`).
 pub fn overlay(image: &RgbImage, map: &Tensor) -> Result<RgbImage> {
     let (rows, columns) = map.dims2()?;
     if rows * columns == 0 {
@@ -68,10 +68,9 @@ pub fn overlay(image: &RgbImage, map: &Tensor) -> Result<RgbImage> {
     }))
 }
 
-/// Writes `overlay-02-dog.png` and so on into `folder`: for each word the mean of its tokens' maps over the picture.
+/// Writes `overlay-02-dog.png` and so on into `folder`: for each word, the mean of its tokens' maps over the picture.
 ///
-/// `maps` is `[tokens, h, w]`; a word without a place among the tokens gets no file. Returns the files written, each with
-/// its picture.
+/// `maps` is `[tokens, h, w]`; words without tokens get no file. Returns the files written, each with its picture.
 pub fn write_word_overlays(
     folder: &Path,
     image: &RgbImage,
@@ -91,11 +90,9 @@ pub fn write_word_overlays(
     Ok(written)
 }
 
-/// Pictures in reading order, as many rows as columns or one fewer: an image and its overlays.
+/// An image and its overlays in reading order on a square grid.
 pub fn sheet<'a>(pictures: impl IntoIterator<Item = &'a RgbImage>) -> RgbImage {
     let pictures: Vec<&RgbImage> = pictures.into_iter().collect();
-    let columns = (1u32..).find(|side| (side * side) as usize >= pictures.len()).unwrap_or(1);
-    let cells: Vec<_> =
-        (0..).zip(pictures).map(|(number, picture)| ((number % columns, number / columns), 1, picture)).collect();
-    picture::sheet(SHEET_SIDE, &cells)
+    let columns = (1..).find(|side| side * side >= pictures.len()).unwrap_or(1);
+    picture::sheet_of_rows(SHEET_SIDE, pictures.chunks(columns).map(|row| row.iter().copied()))
 }

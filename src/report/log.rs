@@ -1,15 +1,15 @@
-//! Log lines on stderr, written so that they do not tear a progress bar.
+//! Logging to stderr that does not disturb progress bars.
 use crate::system::error::{Error, Result};
-use crate::system::terminal::{Stderr, printable};
+use crate::system::terminal::{Stderr, printable, shows_colours};
 use std::fmt;
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::field::RecordFields;
 use tracing_subscriber::fmt::FormatFields;
 use tracing_subscriber::fmt::format::{DefaultFields, Writer};
 
-/// Starts logging: warnings of all crates and the information of this one, or what RUST_LOG says. The hub client logs
-/// what it then returns as an error, which is shown anyway.
+/// Starts logging with the filter of RUST_LOG, by default warnings of all crates and information of this one. The hub
+/// client is silenced, since it also returns as errors whatever it logs.
 ///
 /// # Errors
 /// `Error::Usage` if RUST_LOG is not a filter.
@@ -23,7 +23,7 @@ pub fn init() -> Result<()> {
     let logger = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_target(false)
-        .with_ansi(std::io::stderr().is_terminal())
+        .with_ansi(shows_colours())
         // A line that cannot be written is lost; to report that is what would panic.
         .log_internal_errors(false)
         .fmt_fields(PrintableFields)
@@ -31,7 +31,7 @@ pub fn init() -> Result<()> {
     logger.try_init().map_err(|e| Error::Failed(format!("cannot start logging: {e}")))
 }
 
-/// Messages without what steers a terminal. A message's further lines are indented: none looks like another message.
+/// Strips terminal control characters, and indents continuation lines so that they do not look like new messages.
 struct PrintableFields;
 
 impl<'w> FormatFields<'w> for PrintableFields {
@@ -42,7 +42,7 @@ impl<'w> FormatFields<'w> for PrintableFields {
     }
 }
 
-/// Stderr, with the progress bars taken away while a line is written.
+/// Stderr, with the progress bars hidden while a line is written.
 struct AboveBars;
 
 impl Write for AboveBars {

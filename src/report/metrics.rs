@@ -1,4 +1,4 @@
-//! `metrics.jsonl`: one line a step, in step with the checkpoint that a run is resumed from.
+//! `metrics.jsonl`: one line for each step, consistent with the checkpoint that a run is resumed from.
 use super::units::rate;
 use crate::system::error::{Error, Result};
 use crate::system::whole_file::write_atomically;
@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 
-/// What was measured on held-out data after a step. Absent are scores that were not measured.
+/// Scores on held-out data after a step; absent if not measured.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ValidationScores {
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -18,26 +18,26 @@ pub struct ValidationScores {
     pub held_out_flow: Option<f64>,
 }
 
-/// What is known of one optimizer step. A value that is not finite is written as `null`.
+/// Metrics of one optimizer step. Values that are not finite are written as `null`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct StepMetrics {
-    /// Steps done, this one included.
+    /// Steps done, including this one.
     pub step: u64,
-    /// Times that the whole data set was gone through.
+    /// Completed epochs.
     pub epoch: u64,
-    /// Images seen, those of this step included.
+    /// Images seen, including this step's.
     pub samples: u64,
-    /// The weighted sum that is minimised, averaged over the step's forward passes as all terms are.
+    /// The weighted sum of the loss terms. Like all terms, the mean over the step's forward passes.
     #[serde(deserialize_with = "number")]
     pub loss: f64,
-    /// Flow-matching term, before its weight, as all terms are.
+    /// Flow-matching loss. Like all terms, without its weight.
     #[serde(deserialize_with = "number")]
     pub flow: f64,
     #[serde(deserialize_with = "number")]
     pub focal: f64,
     #[serde(deserialize_with = "number")]
     pub dice: f64,
-    /// Term of the softmax alignment, where that is trained.
+    /// Softmax alignment loss, if trained.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub align: Option<f64>,
     /// Learning rate of the score head.
@@ -51,23 +51,23 @@ pub struct StepMetrics {
     pub grad_norm: f64,
     #[serde(deserialize_with = "number")]
     pub images_per_s: f64,
-    /// Wall time that the step took.
+    /// Wall time of the step.
     #[serde(deserialize_with = "number")]
     pub seconds: f64,
-    /// The part of `seconds` in which the step waited for data.
+    /// The part of `seconds` spent waiting for data.
     #[serde(deserialize_with = "number")]
     pub data_wait_s: f64,
-    /// What was measured after the step; its time is not part of `seconds`.
+    /// Validation after the step; its time is not part of `seconds`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub validation: Option<ValidationScores>,
 }
 
-/// A number, or `null` for one that was not finite.
+/// A number, or `null` for one that is not finite.
 fn number<'de, D: Deserializer<'de>>(input: D) -> Result<f64, D::Error> {
     Ok(Option::deserialize(input)?.unwrap_or(f64::NAN))
 }
 
-/// The loss terms and speed, as the progress shows them.
+/// Loss terms and speed for the progress bar.
 impl std::fmt::Display for StepMetrics {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "loss {:.4}, flow {:.4}", self.loss, self.flow)?;
@@ -87,8 +87,8 @@ pub struct MetricsFile {
 }
 
 impl MetricsFile {
-    /// Opens `path` to go on after `step`: later lines, and a last one that was cut short, are dropped, with the
-    /// old file whole until the new one is. Step 0 starts an empty file.
+    /// Opens `path` to continue after `step`: later lines and an incomplete last line are dropped atomically. Step 0
+    /// starts an empty file.
     ///
     /// # Errors
     /// The file cannot be read or written, or a line before the last is not a step's metrics.
@@ -104,21 +104,20 @@ impl MetricsFile {
         Ok(Self { path: path.to_path_buf(), file })
     }
 
-    /// Adds one line; it is with the operating system when this returns, so that a killed run keeps it.
+    /// Appends a line. It is passed to the operating system at once, so that it outlives a killed run.
     pub fn write(&mut self, metrics: &StepMetrics) -> Result<()> {
         let mut line = serde_json::to_string(metrics).map_err(|e| Error::file(&self.path, e))?;
         line.push('\n');
         self.file.write_all(line.as_bytes()).map_err(|e| Error::file(&self.path, format!("cannot write: {e}")))
     }
 
-    /// Brings all lines to the disk: before a checkpoint is written, which counts on them.
+    /// Syncs all lines to disk, as a checkpoint requires before it is written.
     pub fn sync(&mut self) -> Result<()> {
         self.file.sync_data().map_err(|e| Error::file(&self.path, format!("cannot write: {e}")))
     }
 }
 
-/// Reads the steps of a metrics file. A line that is none is passed over, with a warning that names it: what is read
-/// is looked at, not gone on with.
+/// Reads the steps of a metrics file for display. Lines that do not parse are skipped with a warning.
 ///
 /// # Errors
 /// The file cannot be read.
@@ -134,7 +133,7 @@ pub fn read(path: &Path) -> Result<Vec<StepMetrics>> {
     Ok(steps)
 }
 
-/// The lines up to `step`, each whole.
+/// The complete lines up to `step`.
 fn lines_to_keep(text: &[u8], step: u64) -> Result<&[u8], String> {
     let mut end = 0;
     for (number, line) in text.split_inclusive(|byte| *byte == b'\n').enumerate() {
@@ -199,7 +198,7 @@ mod tests {
         assert!(read(&folder.path().join("none")).is_err());
     }
 
-    /// Any number, also across a resume: one that came back a unit lower would be beaten by an equal one.
+    /// Also across a resume: a score that were read one unit lower would lose to an equal one.
     #[test]
     fn numbers_come_back_to_the_bit() {
         let folder = tempfile::tempdir().expect("folder");

@@ -1,4 +1,4 @@
-//! What a run tells people: log lines, progress, its metrics file, pictures, and the page that shows it all.
+//! A run's output for people: log, progress, metrics file, pictures, and the HTML report.
 pub mod blocks;
 mod curves;
 pub mod heatmap;
@@ -12,9 +12,11 @@ mod samples;
 pub mod segmentation;
 pub mod summary;
 pub mod tensorboard;
+mod trained_layers;
 pub mod units;
 mod validation;
 
-pub use page::{Measured, RunReport, TrainedLayers, byte_size};
+pub use page::{Measured, RunReport, byte_size};
 pub use samples::Samples;
-pub use validation::{Kept as KeptPictures, ValidationPictures, sample_sheet, shown};
+pub use trained_layers::TrainedLayers;
+pub use validation::{KeptPictures, ValidationPictures, sample_sheet, shown};

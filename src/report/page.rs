@@ -1,10 +1,11 @@
-//! `report.html`: all that a run has to show on one page, which loads nothing from anywhere else.
+//! `report.html`: a run's results on one self-contained page.
 use super::blocks;
 use super::curves::{panels, smoothed_steps, validation_panels};
 use super::metrics::StepMetrics;
 use super::samples::Samples;
 use super::segmentation::{SegmentationExample, sheet_of};
 use super::summary::{Metric, Stage, Summary, percent};
+use super::trained_layers::TrainedLayers;
 use super::validation::{self, ValidationPictures};
 use crate::eval::analysis::Analysis;
 use crate::sample::image::write_png;
@@ -15,10 +16,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 const STYLE: &str = include_str!("page.css");
-/// The browser itself makes sure that nothing is loaded and no script runs.
+/// Makes the browser refuse external resources and scripts.
 const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; img-src data:";
 
-/// Files of a run, in the order of its page, and what they are.
+/// Files of a run in the order of its page, with descriptions.
 const FILES: [(&str, &str); 10] = [
     ("lora.safetensors", "the LoRA, for diffusers and ComfyUI"),
     ("lora-best.safetensors", "the LoRA at its best validation"),
@@ -32,61 +33,49 @@ const FILES: [(&str, &str); 10] = [
     ("best", "the checkpoint with the best validation"),
 ];
 
-/// What was measured before and after training; empty where the config asks for nothing.
+/// Measurements before and after training; empty where none are configured.
 #[derive(Clone, Debug, Default)]
 pub struct Measured {
     pub summary: Summary,
-    /// A few held-out pictures.
+    /// Some held-out pictures.
     pub segmentation: Vec<SegmentationExample>,
     pub samples: Samples,
-    /// All blocks, where they were looked at.
+    /// The expert block analysis, where configured.
     pub blocks: Vec<(Stage, Analysis)>,
 }
 
-/// Layers of one kind that were trained.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TrainedLayers {
-    /// Such as `LoRA attn.to_q`.
-    pub kind: String,
-    /// How many of the model's blocks have them; none where they belong to no block.
-    pub blocks: Option<(usize, usize)>,
-    pub rank: Option<usize>,
-    /// Number of trained values.
-    pub parameters: usize,
-}
-
-/// Everything that a run's page shows.
+/// The content of a run's page.
 #[derive(Clone, Debug)]
 pub struct RunReport {
-    /// The folder of the run, as the config names it.
+    /// The run's folder as configured.
     pub output: PathBuf,
-    /// The base model as the config names it: a folder, or `hf:org/name@revision`.
+    /// The base model as configured: a folder, or `hf:org/name@revision`.
     pub model: String,
-    /// The blocks whose attention segments, as people say them: `block 9`.
+    /// The expert blocks in words, for example `block 9`.
     pub looked_at: String,
-    /// The block that the example of `probe` looks at.
+    /// The block in the example command of `probe`.
     pub probed_layer: usize,
     /// Side of the training images in pixels.
     pub resolution: usize,
-    /// Steps done, and steps that the config asks for: fewer were done where the run was stopped.
+    /// Steps done, and steps configured; they differ if the run was stopped.
     pub steps: (u64, u64),
-    /// What was trained on what, as pairs of a name and its value.
+    /// Facts about the run, as pairs of name and value.
     pub facts: Vec<(&'static str, String)>,
     pub trained: Vec<TrainedLayers>,
     /// The resolved configuration.
     pub config_toml: String,
     pub metrics: Vec<StepMetrics>,
-    /// Pictures of some of the validations, by step.
+    /// Pictures of some validations, by step.
     pub validations: BTreeMap<u64, ValidationPictures>,
     pub measured: Measured,
 }
 
 impl RunReport {
-    /// Writes `summary.json`, `samples/` (of those what there is) and at last `report.html` into `folder`; each file is
-    /// whole or absent.
+    /// Writes `summary.json`, `samples/` (whatever exists of them) and finally `report.html` into `folder`, each file
+    /// atomically.
     ///
     /// # Errors
-    /// A file cannot be written, or examples do not fit their pictures.
+    /// A file cannot be written, or an example's sizes do not match.
     pub fn write(&self, folder: &Path) -> Result<()> {
         let Measured { summary, segmentation, samples, .. } = &self.measured;
         if !summary.is_empty() {
@@ -337,7 +326,7 @@ impl RunReport {
     }
 }
 
-/// A score with its difference from the base's.
+/// A score with its difference from the base model's.
 fn score(summary: &Summary, metric: &Metric, stage: Stage, value: Option<f64>) -> Markup {
     let Some(value) = value else { return html! { "–" } };
     let base = summary.base(metric).filter(|_| stage != Stage::Before);
@@ -350,7 +339,7 @@ fn score(summary: &Summary, metric: &Metric, stage: Stage, value: Option<f64>) -
     }
 }
 
-/// The IoU of every class, one column a model.
+/// The IoU of each class, one column for each model.
 fn per_class(summary: &Summary) -> Markup {
     let columns: Vec<_> = summary.measured().filter(|(_, scores)| !scores.per_class.is_empty()).collect();
     let names: BTreeSet<&String> = columns.iter().flat_map(|(_, scores)| scores.per_class.keys()).collect();
@@ -380,7 +369,7 @@ fn per_class(summary: &Summary) -> Markup {
     }
 }
 
-/// What the run wrote, as far as it is there.
+/// The run's files, as far as they exist.
 fn files(folder: &Path) -> Markup {
     let found = FILES.iter().filter_map(|(name, meaning)| {
         let about = std::fs::metadata(folder.join(name)).ok()?;
@@ -406,7 +395,7 @@ fn files(folder: &Path) -> Markup {
     }
 }
 
-/// `1234567` as `1 234 567`, with spaces that do not break.
+/// Groups digits with non-breaking spaces: `1 234 567`.
 fn grouped(number: usize) -> String {
     let digits = number.to_string();
     let first = (digits.len() + 2) % 3 + 1;
@@ -414,7 +403,7 @@ fn grouped(number: usize) -> String {
     rest.fold(digits[..first].to_string(), |text, group| text + "\u{202f}" + &group)
 }
 
-/// Bytes as `12.3 kB`.
+/// Bytes in decimal units: `12.3 kB`.
 pub fn byte_size(bytes: u64) -> String {
     match bytes {
         0..1_000 => format!("{bytes} B"),
@@ -424,12 +413,12 @@ pub fn byte_size(bytes: u64) -> String {
     }
 }
 
-/// A string of Python.
+/// A Python string literal.
 fn quoted(text: &str) -> String {
     serde_json::Value::from(text).to_string()
 }
 
-/// A word of the shell.
+/// A quoted shell word.
 fn shell(text: &str) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "_-./:@=+,".contains(c);
     if !text.is_empty() && text.chars().all(is_plain) {

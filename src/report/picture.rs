@@ -1,4 +1,4 @@
-//! Pictures within the page, and sheets of many pictures.
+//! Embedded pictures of the report, and sheets of pictures.
 use crate::data::codec::resize::bilinear;
 use crate::system::error::{Error, Result};
 use base64::Engine;
@@ -8,13 +8,13 @@ use image::codecs::png::PngEncoder;
 use image::imageops::{FilterType, replace, resize};
 use image::{ExtendedColorType, ImageEncoder, Rgb, RgbImage};
 
-/// Longer side, in pixels, that a picture within the page has at most.
+/// Greatest longer side, in pixels, of an embedded picture.
 pub const LARGEST: u32 = 448;
-/// Up to this longer side a picture is stored exactly, beyond it as JPEG.
+/// Pictures up to this longer side are embedded as PNG, larger ones as JPEG.
 const SMALL: u32 = 160;
 const JPEG_QUALITY: u8 = 88;
 
-/// Space around and between the pictures of a sheet.
+/// Space around and between pictures.
 const GAP: u32 = 6;
 const BACKGROUND: Rgb<u8> = Rgb([255; 3]);
 
@@ -35,15 +35,15 @@ fn write_with(encoder: impl ImageEncoder, image: &RgbImage) -> image::ImageResul
     encoder.write_image(image.as_raw(), image.width(), image.height(), ExtendedColorType::Rgb8)
 }
 
-/// The picture with this longer side, its shape kept.
+/// Scales the picture to this longer side.
 fn fitted(image: &RgbImage, side: u32) -> RgbImage {
     let scale = f64::from(side) / f64::from(image.width().max(image.height()));
     let scaled = |length: u32| ((f64::from(length) * scale).round() as u32).max(1);
     bilinear(image, scaled(image.width()), scaled(image.height()))
 }
 
-/// The picture enlarged so that its longer side is `side` or a little less: a whole number of times, so that its pixels
-/// stay squares; or shrunk to it.
+/// Scales the picture to a longer side of at most `side`: small pictures are enlarged by a whole factor, so that their
+/// pixels stay squares.
 pub fn resized(image: &RgbImage, side: u32) -> RgbImage {
     let longer = image.width().max(image.height());
     match side / longer.max(1) {
@@ -52,7 +52,7 @@ pub fn resized(image: &RgbImage, side: u32) -> RgbImage {
     }
 }
 
-/// Pictures below each other.
+/// Stacks pictures vertically.
 pub fn stacked(pictures: &[RgbImage]) -> RgbImage {
     let width = pictures.iter().map(RgbImage::width).max().unwrap_or(0);
     let mut stack = RgbImage::from_pixel(width, pictures.iter().map(RgbImage::height).sum(), BACKGROUND);
@@ -64,7 +64,8 @@ pub fn stacked(pictures: &[RgbImage]) -> RgbImage {
     stack
 }
 
-/// A sheet of cells of `side` pixels: `pictures` are put at (column, row) and span that many cells each way.
+/// A sheet of square cells of `side` pixels. Each picture comes with its (column, row) and the number of cells it spans
+/// each way.
 pub fn sheet(side: u32, pictures: &[((u32, u32), u32, &RgbImage)]) -> RgbImage {
     let place = |index: u32| GAP + index * (side + GAP);
     let columns = pictures.iter().map(|((column, _), span, _)| column + span).max().unwrap_or(0);
@@ -75,4 +76,15 @@ pub fn sheet(side: u32, pictures: &[((u32, u32), u32, &RgbImage)]) -> RgbImage {
         replace(&mut sheet, &picture, i64::from(place(*column)), i64::from(place(*row)));
     }
     sheet
+}
+
+/// A sheet of rows of pictures, one cell each.
+pub fn sheet_of_rows<'a, R>(side: u32, rows: impl IntoIterator<Item = R>) -> RgbImage
+where
+    R: IntoIterator<Item = &'a RgbImage>,
+{
+    let row = |(row, pictures): (u32, R)| {
+        (0..).zip(pictures).map(move |(column, picture)| ((column, row), 1, picture)).collect::<Vec<_>>()
+    };
+    sheet(side, &(0..).zip(rows).flat_map(row).collect::<Vec<_>>())
 }

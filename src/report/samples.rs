@@ -1,4 +1,4 @@
-//! Pictures that the models drew from the same prompts and noise.
+//! Images drawn by several models from equal prompts and noise.
 use super::picture::data_uri;
 use super::summary::Stage;
 use crate::sample::image::write_png;
@@ -7,11 +7,11 @@ use image::RgbImage;
 use maud::{Markup, html};
 use std::path::Path;
 
-/// What each model drew, side by side.
+/// Images of each model.
 #[derive(Clone, Debug, Default)]
 pub struct Samples {
     pub prompts: Vec<String>,
-    /// For each model its pictures, in the order of the prompts.
+    /// For each model, its images in the order of the prompts.
     pub columns: Vec<(Stage, Vec<RgbImage>)>,
 }
 
@@ -23,7 +23,7 @@ impl Samples {
     /// Writes `STAGE/000000.png` and so on into `folder`.
     ///
     /// # Errors
-    /// A model has not one picture for each prompt, or a file cannot be written.
+    /// A model's images do not match the prompts, or a file cannot be written.
     pub fn write(&self, folder: &Path) -> Result<()> {
         for (stage, images) in &self.columns {
             if images.len() != self.prompts.len() {
@@ -37,7 +37,7 @@ impl Samples {
         Ok(())
     }
 
-    /// A figure for each prompt, its pictures side by side.
+    /// A figure for each prompt, with the models' images side by side.
     pub(super) fn figures(&self) -> Result<Markup> {
         let mut figures = Vec::new();
         for (number, prompt) in self.prompts.iter().enumerate() {

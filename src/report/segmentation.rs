@@ -1,4 +1,4 @@
-//! What the expert sees in held-out pictures, before and after: attention of each class, prediction and truth.
+//! Segmentation of held-out pictures before and after training: attention to each class, prediction, ground truth.
 use super::heatmap::overlay;
 use super::picture::{LARGEST, data_uri, resized, sheet, stacked};
 use super::summary::{Stage, percent};
@@ -9,7 +9,7 @@ use image::{Rgb, RgbImage};
 use maud::{Markup, html};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Colours of classes that also the colour-blind can tell apart (Okabe and Ito, 2008); further classes get darker ones.
+/// A colour-blind-safe palette (Okabe and Ito, 2008); further classes get darker variants.
 const PALETTE: [[u8; 3]; 7] = [
     [0xe6, 0x9f, 0x00],
     [0x56, 0xb4, 0xe9],
@@ -19,37 +19,37 @@ const PALETTE: [[u8; 3]; 7] = [
     [0xd5, 0x5e, 0x00],
     [0x00, 0x72, 0xb2],
 ];
-/// Colour of pixels whose label is none of the example's classes.
+/// Colour of pixels whose label is not among the example's classes.
 const OTHER: [u8; 3] = [0x8a, 0x8a, 0x8a];
-/// How much of a label's colour covers the picture, which is grey beneath it.
+/// Opacity of a label's colour over the grey picture.
 const OPACITY: f32 = 0.78;
-/// Classes whose attention is shown, those that cover most of the picture; a page has no room for more.
+/// Greatest number of classes whose attention is shown; the largest classes are taken.
 const MOST_MAPS: usize = 6;
 /// Side of a sheet's cell in pixels.
 const CELL: u32 = 128;
 
-/// One held-out picture and what each model makes of it.
+/// A held-out picture, and each model's segmentation.
 #[derive(Clone, Debug)]
 pub struct SegmentationExample {
-    /// Its name in the data set.
+    /// Key in the data set.
     pub key: String,
-    /// The prompt whose attention it is.
+    /// The prompt that the attention belongs to.
     pub prompt: String,
     /// `[height, width]` pixels.
     pub image: RgbImage,
-    /// Label and name of each class that has a map.
+    /// Label and name of each class with a map.
     pub classes: Vec<(u32, String)>,
-    /// The true label of each pixel, row by row: height · width.
+    /// The true label of each pixel, `[height, width]`.
     pub truth: Vec<u32>,
-    /// What the models make of it, the base first.
+    /// Each model's segmentation, the base model first.
     pub stages: Vec<(Stage, Segmented)>,
 }
 
 impl SegmentationExample {
-    /// From what an evaluation found in an image.
+    /// Converts an evaluation's result.
     ///
     /// # Errors
-    /// The maps are not of their grid.
+    /// The maps do not match their grid.
     pub fn new(result: &ImageResult, stage: Stage) -> Result<Self> {
         let labels = |map: &SegmentationMap| map.classes.iter().map(|&class| u32::from(class)).collect();
         let named = |&class: &u16| {
@@ -74,28 +74,28 @@ impl SegmentationExample {
     }
 }
 
-/// What one model makes of a picture.
+/// A model's segmentation of a picture.
 #[derive(Clone, Debug)]
 pub struct Segmented {
     /// Attention to each class, in the example's order: `[classes, rows, columns]`.
     pub maps: Tensor,
-    /// The predicted label of each pixel, row by row: height · width.
+    /// The predicted label of each pixel, `[height, width]`.
     pub labels: Vec<u32>,
 }
 
-/// A model's pictures of an example.
+/// An example's pictures for one model.
 struct Shown {
     stage: Stage,
     prediction: RgbImage,
-    /// Of the classes that are shown, in their order.
+    /// For each class shown, in order.
     attention: Vec<RgbImage>,
-    /// Share of the pixels with a class that got the right one.
+    /// Fraction of the labelled pixels that are predicted correctly.
     correct: f64,
 }
 
 impl SegmentationExample {
     /// # Errors
-    /// Maps or labels that do not fit the picture and its classes.
+    /// Maps or labels do not match the picture and its classes.
     fn check(&self) -> Result<()> {
         let problem = |what: &str| Err(Error::Failed(format!("segmentation example {}: {what}", self.key)));
         let pixels = self.image.pixels().len();
@@ -111,7 +111,7 @@ impl SegmentationExample {
         Ok(())
     }
 
-    /// Indices of the classes whose attention is shown: those with most true pixels, in the example's order.
+    /// Indices of the classes whose attention is shown: the largest ones, in the example's order.
     fn shown_classes(&self) -> Vec<usize> {
         let area = |index: &usize| self.truth.iter().filter(|label| **label == self.classes[*index].0).count();
         let mut indices: Vec<usize> = (0..self.classes.len()).collect();
@@ -121,7 +121,7 @@ impl SegmentationExample {
         indices
     }
 
-    /// The colour of each label: those whose attention is shown have the ones that differ most.
+    /// The colour of each label; the classes shown get the most distinct colours.
     fn colors(&self) -> BTreeMap<u32, [u8; 3]> {
         let shown = self.shown_classes();
         let others = (0..self.classes.len()).filter(|index| !shown.contains(index));
@@ -129,7 +129,7 @@ impl SegmentationExample {
         order.enumerate().map(|(place, class)| (self.classes[class].0, color(place))).collect()
     }
 
-    /// Labels over the picture in grey.
+    /// Labels over the grey picture.
     fn paint(&self, labels: &[u32]) -> RgbImage {
         let colors = self.colors();
         let mut painted = self.image.clone();
@@ -225,23 +225,23 @@ impl SegmentationExample {
     }
 }
 
-/// The colour at this place in the order of colours.
+/// The `place`-th colour.
 fn color(place: usize) -> [u8; 3] {
     let darker = 1.0 - 0.35 * (place / PALETTE.len()).min(2) as f32;
     PALETTE[place % PALETTE.len()].map(|channel| (f32::from(channel) * darker) as u8)
 }
 
-/// A small square of a class's colour.
+/// A colour swatch of a class.
 fn chip(color: Option<&[u8; 3]>) -> Markup {
     let [red, green, blue] = color.unwrap_or(&OTHER);
     html! { span.chip style=(format!("background:rgb({red},{green},{blue})")) {} }
 }
 
-/// All examples in one picture. Each has a band: picture and truth, two cells wide and high; right of them a row for
-/// each model, with its prediction and the attention to each class.
+/// All examples in one picture, each in a band: picture and ground truth, two cells wide and high; to their right, a
+/// row for each model with its prediction and the attention to each class.
 ///
 /// # Errors
-/// Maps or labels that do not fit their picture.
+/// Maps or labels do not match their picture.
 pub fn sheet_of(examples: &[SegmentationExample]) -> Result<RgbImage> {
     let band = |example: &SegmentationExample| {
         let shown = example.shown(&example.shown_classes())?;

@@ -1,11 +1,11 @@
-//! What was measured before and after: `summary.json` for programs, the closing table for people.
+//! Scores before and after training: `summary.json` for programs, the final table for people.
 use crate::system::error::{Error, Result};
 use crate::system::whole_file::write_atomically;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// Which model is looked at.
+/// The model that scores belong to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Stage {
     /// The base model, before training.
@@ -19,7 +19,7 @@ pub enum Stage {
 impl Stage {
     pub const ALL: [Self; 3] = [Self::Before, Self::After, Self::WithoutMasks];
 
-    /// As files and keys have it.
+    /// Name in files and keys.
     pub fn key(self) -> &'static str {
         match self {
             Self::Before => "before",
@@ -28,7 +28,7 @@ impl Stage {
         }
     }
 
-    /// As people read it.
+    /// Name for people.
     pub fn title(self) -> &'static str {
         match self {
             Self::Before => "base",
@@ -38,25 +38,25 @@ impl Stage {
     }
 }
 
-/// The scores of one model on held-out data; what was not measured is absent.
+/// One model's scores on held-out data; absent if not measured.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Scores {
     /// Mean intersection over union of open-vocabulary segmentation, from 0 to 1.
     #[serde(skip_serializing_if = "is_absent")]
     pub miou: Option<f64>,
-    /// Share of labelled pixels whose class was found, from 0 to 1.
+    /// Fraction of labelled pixels that are predicted correctly, from 0 to 1.
     #[serde(skip_serializing_if = "is_absent")]
     pub pixel_accuracy: Option<f64>,
-    /// Fréchet distance over the features of the demo's own classifier; not comparable with FID.
+    /// Fréchet distance between features of the demo's classifier; not comparable with FID.
     #[serde(skip_serializing_if = "is_absent")]
     pub fd_demo: Option<f64>,
-    /// Fréchet distance over Inception features.
+    /// Fréchet inception distance.
     #[serde(skip_serializing_if = "is_absent")]
     pub fid: Option<f64>,
-    /// Kernel distance over the same features as the Fréchet distance.
+    /// Kernel inception distance.
     #[serde(skip_serializing_if = "is_absent")]
     pub kid: Option<f64>,
-    /// Flow-matching loss on held-out images, at fixed noise.
+    /// Flow-matching loss on held-out images, with fixed noise.
     #[serde(skip_serializing_if = "is_absent")]
     pub held_out_flow: Option<f64>,
     /// Intersection over union of each class by name, from 0 to 1.
@@ -64,7 +64,7 @@ pub struct Scores {
     pub per_class: BTreeMap<String, f64>,
 }
 
-/// A number that is not finite counts as not measured.
+/// Treats numbers that are not finite as not measured.
 fn is_absent(value: &Option<f64>) -> bool {
     !value.is_some_and(f64::is_finite)
 }
@@ -80,7 +80,7 @@ pub struct Summary {
     pub without_masks: Option<Scores>,
 }
 
-/// One score: what it is called, and how it is read.
+/// A kind of score.
 pub struct Metric {
     pub name: &'static str,
     pub higher_is_better: bool,
@@ -88,16 +88,16 @@ pub struct Metric {
     form: Form,
 }
 
-/// How a score is written.
+/// How a score is formatted.
 #[derive(Clone, Copy)]
 enum Form {
-    /// A share, in percent with the difference in points.
+    /// A fraction: in percent, differences in percentage points.
     Share,
-    /// A number, with its difference in percent of the base's.
+    /// A number: differences in percent of the base model's score.
     Number,
 }
 
-/// Every score in the order of the table's columns.
+/// All scores in the order of the table's columns.
 pub const METRICS: [Metric; 6] = [
     Metric { name: "mIoU", higher_is_better: true, get: |s| s.miou, form: Form::Share },
     Metric { name: "pixel accuracy", higher_is_better: true, get: |s| s.pixel_accuracy, form: Form::Share },
@@ -108,17 +108,17 @@ pub const METRICS: [Metric; 6] = [
 ];
 
 impl Metric {
-    /// The measured value, if it is a finite one.
+    /// The value, if measured and finite.
     pub fn of(&self, scores: &Scores) -> Option<f64> {
         (self.get)(scores).filter(|value| value.is_finite())
     }
 
-    /// Whether it is a percentage, whose difference is in points.
+    /// Whether the score is a fraction, with differences in percentage points.
     pub fn is_share(&self) -> bool {
         matches!(self.form, Form::Share)
     }
 
-    /// A value as people read it.
+    /// Formats a value.
     pub fn show(&self, value: f64) -> String {
         match self.form {
             Form::Share => percent(value),
@@ -126,7 +126,7 @@ impl Metric {
         }
     }
 
-    /// How far `value` lies from the base's: `+5.3` points, or `+0.8 %`. Nothing where the base's is 0.
+    /// Formats the difference from the base model's score: `+5.3` points, or `+0.8 %`; `None` if the base's is 0.
     pub fn difference(&self, value: f64, base: f64) -> Option<String> {
         match self.form {
             Form::Share => Some(signed(100.0 * (value - base), "")),
@@ -134,7 +134,7 @@ impl Metric {
         }
     }
 
-    /// Whether `value` is better than the base's; nothing where both are shown as the same.
+    /// Whether `value` is better than the base model's; `None` if both are formatted alike.
     pub fn is_better(&self, value: f64, base: f64) -> Option<bool> {
         let differs =
             self.difference(value, base).is_some_and(|text| text.contains(|c: char| ('1'..='9').contains(&c)));
@@ -142,12 +142,12 @@ impl Metric {
     }
 }
 
-/// A share in percent: `54.9 %`.
+/// A fraction in percent: `54.9 %`.
 pub fn percent(share: f64) -> String {
     format!("{:.1} %", 100.0 * share)
 }
 
-/// With a sign, and one place after the point.
+/// With sign and one decimal place.
 fn signed(value: f64, unit: &str) -> String {
     let text = format!("{:.1}", value.abs());
     let sign = if text == "0.0" {
@@ -160,7 +160,7 @@ fn signed(value: f64, unit: &str) -> String {
     format!("{sign}{text}{unit}")
 }
 
-/// Four significant digits, without an exponent from a thousandth of a thousandth on.
+/// Four significant digits in decimal notation, with at most nine decimal places.
 fn significant(value: f64) -> String {
     let exponent = if value == 0.0 { 0 } else { value.abs().log10().floor() as i32 };
     format!("{value:.*}", (3 - exponent).clamp(0, 9) as usize)
@@ -175,7 +175,7 @@ impl Summary {
         }
     }
 
-    /// Takes in the scores of one model.
+    /// Adds a model's scores.
     pub fn set(&mut self, stage: Stage, scores: Scores) {
         match stage {
             Stage::Before => self.before = Some(scores),
@@ -184,12 +184,12 @@ impl Summary {
         }
     }
 
-    /// The models that were measured, the base first.
+    /// The models with scores, the base model first.
     pub fn measured(&self) -> impl Iterator<Item = (Stage, &Scores)> {
         Stage::ALL.into_iter().filter_map(|stage| Some((stage, self.scores(stage)?)))
     }
 
-    /// The scores that any model has, in the order of columns.
+    /// The scores that any model has, in column order.
     pub fn metrics(&self) -> Vec<&'static Metric> {
         let is_measured = |metric: &&Metric| self.measured().any(|(_, scores)| metric.of(scores).is_some());
         METRICS.iter().filter(is_measured).collect()
@@ -199,18 +199,18 @@ impl Summary {
         self.metrics().is_empty()
     }
 
-    /// The base's value of a score.
+    /// The base model's score.
     pub fn base(&self, metric: &Metric) -> Option<f64> {
         self.before.as_ref().and_then(|scores| metric.of(scores))
     }
 
-    /// Writes `summary.json`; the file is whole or absent.
+    /// Writes `summary.json` atomically.
     pub fn write(&self, file: &Path) -> Result<()> {
         let text = serde_json::to_string_pretty(self).map_err(|e| Error::file(file, e))?;
         write_atomically(file, |out| writeln!(out, "{text}"))
     }
 
-    /// The closing table: a line a model, a column a score, each with its difference from the base's.
+    /// The final table: a row for each model, a column for each score, with differences from the base model.
     pub fn table(&self) -> String {
         let metrics = self.metrics();
         let mut rows = vec![[""].into_iter().chain(metrics.iter().map(|m| m.name)).map(String::from).collect()];
@@ -232,7 +232,7 @@ impl Summary {
     }
 }
 
-/// Rows of text cells as lines, each column as wide as its widest cell.
+/// Formats rows of cells as lines with aligned columns.
 fn align(rows: &[Vec<String>]) -> String {
     let columns = rows.first().map_or(0, Vec::len);
     let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|c| c.chars().count()).max();

@@ -1,7 +1,7 @@
-//! TensorBoard's event files: scalars and pictures by step, which `tensorboard --logdir RUN` shows.
+//! TensorBoard event files: scalars and images by step, for `tensorboard --logdir RUN`.
 //!
-//! A file is a series of TFRecords, each an `Event` in protocol-buffer form (tensorboard/compat/proto/event.proto,
-//! summary.proto). The few fields that are used are written here by hand.
+//! A file is a series of TFRecords, each a serialized `Event` (tensorboard/compat/proto/event.proto, summary.proto).
+//! The few protocol-buffer fields needed are encoded by hand.
 use super::metrics::{StepMetrics, ValidationScores};
 use super::validation::ValidationPictures;
 use crate::system::error::{Error, Result};
@@ -12,17 +12,17 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// What an event file of this kind begins with.
+/// `file_version` of the first event.
 const VERSION: &[u8] = b"brain.Event:2";
-/// `SessionLog.START`: what an earlier file has from this step on no longer counts.
+/// `SessionLog.START`: TensorBoard discards earlier files' events from this step on.
 const START: u64 = 1;
 /// Added to a masked checksum.
 const MASK: u32 = 0xa282_ead8;
 
-/// An event file that is being written; it is made when the first value is.
+/// An event file, created when its first value is written.
 pub struct EventFile {
     folder: PathBuf,
-    /// The step that the run goes on after.
+    /// The step that the run resumes after.
     after: u64,
     open: Option<OpenFile>,
 }
@@ -32,19 +32,19 @@ struct OpenFile {
     file: File,
 }
 
-/// What stands at one step.
-pub enum Summary<'a> {
+/// A value of one step.
+pub enum SummaryValue<'a> {
     Scalar(f32),
-    Picture(&'a RgbImage),
+    Image(&'a RgbImage),
 }
 
 impl EventFile {
-    /// A new file in `folder`; steps above `step` that earlier files of the folder have are void.
+    /// A new file in `folder`; it invalidates steps above `step` in the folder's earlier files.
     pub fn new(folder: &Path, step: u64) -> Self {
         Self { folder: folder.to_owned(), after: step, open: None }
     }
 
-    /// The file, which is begun if it is not there yet.
+    /// The open file, created if necessary.
     fn file(&mut self) -> Result<&mut OpenFile> {
         let file = match self.open.take() {
             Some(file) => file,
@@ -53,21 +53,21 @@ impl EventFile {
         Ok(self.open.insert(file))
     }
 
-    /// Writes the values of a step, by their tags.
+    /// Writes the values of a step by tag.
     ///
     /// # Errors
-    /// The file cannot be written, or a picture not be encoded.
-    pub fn write(&mut self, step: u64, values: &[(&str, Summary)]) -> Result<()> {
+    /// The file cannot be written, or an image cannot be encoded.
+    pub fn write(&mut self, step: u64, values: &[(&str, SummaryValue)]) -> Result<()> {
         let mut summary = vec![];
         for (tag, value) in values {
             let mut one = vec![];
             bytes(&mut one, 1, tag.as_bytes());
             match value {
-                Summary::Scalar(value) => {
+                SummaryValue::Scalar(value) => {
                     key(&mut one, 2, 5);
                     one.extend(value.to_le_bytes());
                 }
-                Summary::Picture(picture) => {
+                SummaryValue::Image(picture) => {
                     let mut png = vec![];
                     PngEncoder::new(&mut png)
                         .write_image(picture.as_raw(), picture.width(), picture.height(), ExtendedColorType::Rgb8)
@@ -86,7 +86,7 @@ impl EventFile {
         self.file()?.record(&message(now(), step, 5, &summary))
     }
 
-    /// Writes what is known of a step.
+    /// Writes a step's metrics.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -103,14 +103,14 @@ impl EventFile {
             ("train/images_per_s", Some(step.images_per_s)),
         ];
         let values: Vec<_> =
-            terms.into_iter().filter_map(|(tag, value)| Some((tag, Summary::Scalar(value? as f32)))).collect();
+            terms.into_iter().filter_map(|(tag, value)| Some((tag, SummaryValue::Scalar(value? as f32)))).collect();
         self.write(step.step, &values)
     }
 
-    /// Writes what a validation found, and its pictures, if they are to be kept: nothing goes out of the file again.
+    /// Writes a validation's scores and, if given, its images, which stay in the file for good.
     ///
     /// # Errors
-    /// The file cannot be written, or a picture not be encoded.
+    /// The file cannot be written, or an image cannot be encoded.
     pub fn write_validation(
         &mut self,
         step: u64,
@@ -118,13 +118,13 @@ impl EventFile {
         pictures: Option<&ValidationPictures>,
     ) -> Result<()> {
         let (samples, attention) = pictures.map_or((None, None), |of| (of.samples.as_ref(), of.attention.as_ref()));
-        let scalar = |tag, value: Option<f64>| Some((tag, Summary::Scalar(value? as f32)));
+        let scalar = |tag, value: Option<f64>| Some((tag, SummaryValue::Scalar(value? as f32)));
         let values = [
             scalar("validation/miou", scores.miou),
             scalar("validation/pixel_accuracy", scores.pixel_accuracy),
             scalar("validation/held_out_flow", scores.held_out_flow),
-            samples.map(|picture| ("validation/samples", Summary::Picture(picture))),
-            attention.map(|picture| ("validation/attention", Summary::Picture(picture))),
+            samples.map(|picture| ("validation/samples", SummaryValue::Image(picture))),
+            attention.map(|picture| ("validation/attention", SummaryValue::Image(picture))),
         ];
         self.write(step, &values.into_iter().flatten().collect::<Vec<_>>())
     }
@@ -134,7 +134,7 @@ impl OpenFile {
     fn begin(folder: &Path, step: u64) -> Result<Self> {
         std::fs::create_dir_all(folder).map_err(|e| Error::file(folder, format!("cannot write: {e}")))?;
         let begun = now();
-        // TensorBoard reads files in the order of their names; a number tells apart those of one second.
+        // TensorBoard reads files in name order; a number separates files of the same second.
         let name = |number: u32| format!("events.out.tfevents.{:010}.seg4diff.{number}", begun as u64);
         let free = (0..).map(|number| folder.join(name(number))).find(|path| !path.exists());
         let path = free.unwrap_or_else(|| folder.join(name(0)));
@@ -142,14 +142,14 @@ impl OpenFile {
         let file = file.map_err(|e| Error::file(&path, format!("cannot write: {e}")))?;
         let mut events = Self { path, file };
         events.record(&message(begun, 0, 3, VERSION))?;
-        // Always: a run that was killed before its first checkpoint begins again from step 0.
+        // Written at step 0 too: a run killed before its first checkpoint restarts from there.
         let mut session = vec![];
         number(&mut session, 1, START);
         events.record(&message(begun, step + 1, 7, &session))?;
         Ok(events)
     }
 
-    /// A TFRecord: length, checksum of that, data, checksum of that.
+    /// A TFRecord: length, masked CRC of the length, data, masked CRC of the data.
     fn record(&mut self, data: &[u8]) -> Result<()> {
         let length = (data.len() as u64).to_le_bytes();
         let mut record = length.to_vec();
@@ -165,7 +165,7 @@ fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64())
 }
 
-/// An `Event`: wall time, step, and one more field of bytes.
+/// An `Event`: wall time, step, and one more length-delimited field.
 fn message(time: f64, step: u64, field: u64, content: &[u8]) -> Vec<u8> {
     let mut event = vec![];
     key(&mut event, 1, 1);
@@ -175,7 +175,7 @@ fn message(time: f64, step: u64, field: u64, content: &[u8]) -> Vec<u8> {
     event
 }
 
-/// A field's number and type of coding.
+/// A field's number and wire type.
 fn key(out: &mut Vec<u8>, field: u64, coding: u64) {
     varint(out, field << 3 | coding);
 }
@@ -209,7 +209,7 @@ fn checksum(data: &[u8]) -> u32 {
 mod tests {
     use super::*;
 
-    /// The records of a file, whose lengths and checksums are right.
+    /// The records of a file; checks lengths and checksums.
     fn records(file: &Path) -> Vec<Vec<u8>> {
         let bytes = std::fs::read(file).expect("file");
         let (mut rest, mut records) = (&bytes[..], vec![]);
@@ -230,22 +230,22 @@ mod tests {
         assert_eq!(checksum(b"123456789"), 3_347_755_237);
     }
 
-    /// A run that was killed before its first checkpoint, and one that goes back to its newest: TensorBoard drops what
-    /// an earlier file has from a session's start on (`EventAccumulator._MaybePurgeOrphanedData`).
+    /// A run killed before its first checkpoint, and one that resumes from its newest: TensorBoard discards an earlier
+    /// file's events from a session's start on (`EventAccumulator._MaybePurgeOrphanedData`).
     #[test]
     fn no_step_is_shown_twice() {
         let folder = tempfile::tempdir().expect("folder");
         for (after, last) in [(0, 3), (0, 5), (4, 7)] {
             let mut events = EventFile::new(folder.path(), after);
             (after + 1..=last)
-                .for_each(|step| events.write(step, &[("a", Summary::Scalar(step as f32))]).expect("write"));
+                .for_each(|step| events.write(step, &[("a", SummaryValue::Scalar(step as f32))]).expect("write"));
         }
         let mut files: Vec<_> =
             std::fs::read_dir(folder.path()).expect("folder").map(|entry| entry.expect("entry").path()).collect();
         files.sort();
         let mut shown: Vec<u8> = vec![];
         for record in files.iter().flat_map(|file| records(file)) {
-            // Time, step, and what it is: a summary, or the start of a session.
+            // Time, step, then a summary or the start of a session.
             match record[9..] {
                 [16, step, 42, ..] => shown.push(step),
                 [16, step, 58, 2, 8, 1] => shown.retain(|earlier| *earlier < step),
@@ -260,9 +260,9 @@ mod tests {
         let folder = tempfile::tempdir().expect("folder");
         let mut first = EventFile::new(folder.path(), 0);
         assert_eq!(std::fs::read_dir(folder.path()).expect("folder").count(), 0);
-        first.write(300, &[("a", Summary::Scalar(0.5))]).expect("write");
+        first.write(300, &[("a", SummaryValue::Scalar(0.5))]).expect("write");
         let mut second = EventFile::new(folder.path(), 200);
-        second.write(201, &[("p", Summary::Picture(&RgbImage::new(3, 2)))]).expect("write");
+        second.write(201, &[("p", SummaryValue::Image(&RgbImage::new(3, 2)))]).expect("write");
         let paths = [first, second].map(|events| events.open.expect("written").path);
         let found = records(&paths[0]);
         assert!(found.len() == 3 && found[0].ends_with(VERSION));

@@ -1,6 +1,6 @@
-//! Speeds and times as people say them.
+//! Human-readable speeds and durations.
 
-/// A speed: `14.66 images/s`, and below one image a second the time of one: `12.3 s/image`.
+/// A speed: `14.66 images/s`, or below one image a second its inverse: `12.3 s/image`.
 pub fn rate(images_per_s: f64) -> String {
     match images_per_s {
         rate if rate >= 1.0 => format!("{rate:.2} images/s"),
@@ -10,7 +10,7 @@ pub fn rate(images_per_s: f64) -> String {
     }
 }
 
-/// Seconds: `3.0 s`, `4 min 12 s`, `2 h 2 min`, `3 d 4 h`.
+/// A duration: `3.0 s`, `4 min 12 s`, `2 h 2 min`, `3 d 4 h`.
 pub fn duration(seconds: f64) -> String {
     let whole = seconds.round() as u64;
     match (whole / 86400, whole / 3600 % 24, whole / 60 % 60, whole % 60) {

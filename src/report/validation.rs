@@ -1,6 +1,6 @@
-//! What was measured and drawn while the model was trained: files of the run, and a section of its page.
+//! Validation during training: scores and pictures as files of the run, and as a section of its page.
 use super::metrics::ValidationScores;
-use super::picture::{data_uri, sheet};
+use super::picture::{data_uri, sheet_of_rows};
 use super::summary::percent;
 use crate::sample::image::{read_rgb8, write_png};
 use crate::system::error::Result;
@@ -11,40 +11,36 @@ use maud::{Markup, html};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-/// The folder of a run that the pictures lie in.
+/// The run's folder of validation pictures.
 const FOLDER: &str = "validation";
-/// Ends of the files' names.
+/// Suffixes of the files' names.
 const KINDS: [&str; 2] = ["samples", "attention"];
-/// Validations whose pictures the page shows, the first and the last among them.
+/// Number of validations whose pictures the page shows, including the first and last.
 const SHOWN: usize = 6;
-/// Side of a picture in the sheet of samples, and how many stand in a row.
+/// Side of a picture in the sheet of samples, and number of pictures in a row.
 const PICTURE: u32 = 256;
 const PICTURES: usize = 4;
 
 /// Pictures of one validation.
 #[derive(Clone, Debug, Default)]
 pub struct ValidationPictures {
-    /// What the model draws.
+    /// Images drawn by the model.
     pub samples: Option<RgbImage>,
-    /// Where its expert looks in held-out pictures.
+    /// The expert block's attention on held-out pictures.
     pub attention: Option<RgbImage>,
 }
 
-/// Drawn pictures beside each other.
+/// A sheet of the images.
 pub fn sample_sheet(images: &[RgbImage]) -> RgbImage {
-    let cells: Vec<_> = (0..)
-        .zip(images)
-        .map(|(index, image): (u32, _)| ((index % PICTURES as u32, index / PICTURES as u32), 1, image))
-        .collect();
-    sheet(PICTURE, &cells)
+    sheet_of_rows(PICTURE, images.chunks(PICTURES))
 }
 
 impl ValidationPictures {
-    /// Writes them into the run's folder, and removes those before them that are not to be kept.
+    /// Writes the pictures into the run's folder, and removes earlier ones that are not to be kept.
     ///
     /// # Errors
     /// A file cannot be written or removed.
-    pub fn write(&self, run: &Path, step: u64, kept: Kept) -> Result<()> {
+    pub fn write(&self, run: &Path, step: u64, kept: KeptPictures) -> Result<()> {
         for (kind, picture) in KINDS.iter().zip([&self.samples, &self.attention]) {
             if let Some(picture) = picture {
                 write_png(&file(run, step, kind), picture)?;
@@ -53,18 +49,18 @@ impl ValidationPictures {
         Self::thin(run, kept)
     }
 
-    /// Removes those that are not to be kept, but the newest.
+    /// Removes pictures that are not to be kept, except the newest.
     ///
     /// # Errors
-    /// One cannot be removed.
-    pub fn thin(run: &Path, kept: Kept) -> Result<()> {
+    /// A file cannot be removed.
+    pub fn thin(run: &Path, kept: KeptPictures) -> Result<()> {
         let files = files(run)?;
         let newest = files.iter().map(|(step, _)| *step).max();
         let old = files.iter().filter(|(step, _)| Some(*step) != newest && !kept.contains(*step));
         old.into_iter().try_for_each(|(_, file)| remove_if_there(file))
     }
 
-    /// The steps that the run's folder has pictures of.
+    /// The steps with pictures in the run's folder.
     ///
     /// # Errors
     /// The folder cannot be read.
@@ -72,10 +68,10 @@ impl ValidationPictures {
         Ok(files(run)?.into_iter().map(|(step, _)| step).collect())
     }
 
-    /// Those of the given steps that the run's folder has.
+    /// Reads the pictures of the given steps, as far as they exist.
     ///
     /// # Errors
-    /// One that is there cannot be read.
+    /// An existing file cannot be read.
     pub fn read(run: &Path, steps: impl IntoIterator<Item = u64>) -> Result<BTreeMap<u64, Self>> {
         let mut found = BTreeMap::new();
         for step in steps {
@@ -88,17 +84,17 @@ impl ValidationPictures {
         Ok(found)
     }
 
-    /// Removes those of steps after `step`: the run goes on from there.
+    /// Removes the pictures of steps after `step`, from which the run resumes.
     ///
     /// # Errors
-    /// One cannot be removed.
+    /// A file cannot be removed.
     pub fn remove_after(run: &Path, step: u64) -> Result<()> {
         let later = files(run)?.into_iter().filter(|(of, _)| *of > step);
         later.into_iter().try_for_each(|(_, file)| remove_if_there(&file))
     }
 }
 
-/// The pictures in the run's folder, with their steps.
+/// The picture files in the run's folder, with their steps.
 fn files(run: &Path) -> Result<Vec<(u64, PathBuf)>> {
     let step_of = |path: &Path| {
         let name = path.file_name()?.to_str()?.strip_prefix("step-")?;
@@ -107,20 +103,20 @@ fn files(run: &Path) -> Result<Vec<(u64, PathBuf)>> {
     Ok(entries(&run.join(FOLDER))?.into_iter().filter_map(|path| Some((step_of(&path)?, path))).collect())
 }
 
-/// Which validations' pictures a run keeps: the first, the last and others evenly between. It is known from the start,
-/// so that a run that is stopped and resumed keeps the same.
+/// The validations whose pictures a run keeps: the first, the last, and others evenly between. They are fixed from the
+/// start, so that a resumed run keeps the same ones.
 #[derive(Clone, Copy, Debug)]
-pub struct Kept {
+pub struct KeptPictures {
     /// Steps between validations.
     every: u64,
-    /// How many validations there will be.
+    /// Number of validations of the whole run.
     validations: u64,
-    /// Of so many, one is kept.
+    /// Every `stride`-th validation is kept.
     stride: u64,
 }
 
-impl Kept {
-    /// At most `keep` of the validations every `every` of `steps` steps; 0 keeps all.
+impl KeptPictures {
+    /// Keeps at most `keep` of the validations, which happen every `every` of `steps` steps; 0 keeps all.
     pub fn new(every: u64, steps: u64, keep: u64) -> Self {
         let validations = steps / every.max(1);
         let stride = if keep == 0 { 1 } else { validations.div_ceil((keep - 1).max(1)).max(1) };
@@ -137,7 +133,7 @@ fn file(run: &Path, step: u64, kind: &str) -> PathBuf {
     run.join(FOLDER).join(format!("step-{step:06}-{kind}.png"))
 }
 
-/// Some of the steps that were validated: the last, and others evenly spread.
+/// The validated steps to show: the last, and others evenly spread.
 pub fn shown(steps: &[u64]) -> Vec<u64> {
     let Some(last) = steps.len().checked_sub(1) else { return vec![] };
     let count = SHOWN.min(steps.len());
@@ -145,7 +141,7 @@ pub fn shown(steps: &[u64]) -> Vec<u64> {
     (0..count).map(|index| steps[place(index)]).collect()
 }
 
-/// A figure for each validation that is shown.
+/// A figure for each validation shown.
 pub(super) fn figures(
     pictures: &BTreeMap<u64, ValidationPictures>,
     scores: &[(u64, &ValidationScores)],
@@ -193,13 +189,13 @@ mod tests {
         assert_eq!((found.len(), found[0], found[SHOWN - 1]), (SHOWN, 1, 100));
     }
 
-    /// Never more than were asked for, the first and the last among them; and a run that begins anew in the middle ends
-    /// with the same.
+    /// At most as many as asked for, including the first and the last; a run resumed in the middle ends with equal
+    /// files.
     #[test]
     fn pictures_are_thinned() {
         let pictures = ValidationPictures { samples: Some(RgbImage::new(2, 2)), attention: Some(RgbImage::new(2, 2)) };
         for (validations, keep) in [(1, 2), (2, 2), (40, 2), (40, 7), (41, 10), (7, 7), (9, 0)] {
-            let kept = Kept::new(3, 3 * validations + 1, keep);
+            let kept = KeptPictures::new(3, 3 * validations + 1, keep);
             let folder = tempfile::tempdir().expect("folder");
             let run = |from: u64, to: u64| {
                 for number in from..=to {
@@ -222,7 +218,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("folder");
         let pictures = ValidationPictures { samples: Some(RgbImage::new(2, 2)), attention: None };
         for step in [5, 10, 15] {
-            pictures.write(folder.path(), step, Kept::new(5, 15, 0)).expect("write");
+            pictures.write(folder.path(), step, KeptPictures::new(5, 15, 0)).expect("write");
         }
         ValidationPictures::remove_after(folder.path(), 10).expect("remove");
         let left = ValidationPictures::read(folder.path(), [5, 10, 15]).expect("read");

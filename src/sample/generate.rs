@@ -1,4 +1,4 @@
-//! The sampling loop: from noise to latents under guidance (diffusers: `StableDiffusion3Pipeline.__call__`).
+//! The sampling loop: noise to latents with guidance (diffusers: `StableDiffusion3Pipeline.__call__`).
 use super::noise;
 use super::scheduler::{Schedule, Scheduler};
 use crate::model::families::Blur;
@@ -10,23 +10,23 @@ use candle_core::{DType, Device, Tensor};
 use indicatif::ProgressBar;
 use std::path::Path;
 
-/// First element of the noise stream of initial latents; the second is the image's index.
-const INITIAL_NOISE: u64 = 0x6c61_7465_6e74;
+/// First key of the noise stream of initial latents; the second key is the image's index.
+const INITIAL_NOISE: u64 = u64::from_be_bytes(*b"\0\0latent");
 
-/// How images are drawn.
+/// Settings of the sampling loop.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SamplingOptions {
     pub steps: usize,
-    /// Guidance scale; at 1 or less the negative prompt is not run.
+    /// Guidance scale; at 1 or less, the negative prompt is not evaluated.
     pub guidance: f64,
-    /// Guidance away from what the model draws with a block's attention blurred.
+    /// Perturbed attention guidance.
     pub perturbed: Option<PerturbedGuidance>,
-    /// Whether to draw a progress bar on the terminal.
+    /// Whether to show a progress bar.
     pub progress: bool,
 }
 
-/// `v + scale · (v⁺ − v⁺ blurred)`, v being the velocity under usual guidance, v⁺ that of the positive prompt (perturbed
-/// attention guidance; Ahn et al., 2024).
+/// Perturbed attention guidance (Ahn et al., 2024) with blurred attention: adds `scale · (v⁺ − v⁺ blurred)` to the
+/// guided velocity, v⁺ being the velocity under the positive prompt.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct PerturbedGuidance {
     pub scale: f64,
@@ -34,13 +34,13 @@ pub struct PerturbedGuidance {
 }
 
 impl PerturbedGuidance {
-    /// None where `scale` is 0, which turns it off.
+    /// `None` if `scale` is 0.
     pub fn new(scale: f64, blur: Blur) -> Option<Self> {
         (scale > 0.0).then_some(Self { scale, blur })
     }
 }
 
-/// A prompt's embedding, and what guidance leads away from; equal batch sizes.
+/// Embeddings of the positive and negative prompts, of equal batch sizes.
 pub struct Conditions<'a> {
     pub positive: &'a TextEmbedding,
     pub negative: &'a TextEmbedding,
@@ -51,10 +51,10 @@ impl SamplingOptions {
         self.guidance > 1.0
     }
 
-    /// Draws: from initial noise `[batch, channels, height, width]` to latents of the same shape, f32.
+    /// Denoises initial noise `[batch, channels, height, width]` to latents of equal shape, f32.
     ///
-    /// `velocity` is the model: latents, time steps `[batch]`, the text and any blur in, velocity out. Under guidance
-    /// its batch is twice as large, negative prompts first; never with a blur.
+    /// `velocity` is the model: it maps latents, timesteps `[batch]`, text and an optional blur to velocities. With
+    /// guidance its batch is doubled, negative prompts first; calls with a blur are never doubled.
     pub fn run(
         &self,
         scheduler: &Scheduler,
@@ -114,7 +114,8 @@ impl SamplingOptions {
     }
 }
 
-/// Initial latents of images `first..first + count`, each of its own seed and index alone: `[count, ..shape]`, f32.
+/// Initial latents of images `first..first + count`, `[count, ..shape]`, f32; each depends on the seed and its index
+/// alone.
 pub fn initial_latents(
     seed: u64,
     first: usize,
@@ -127,9 +128,9 @@ pub fn initial_latents(
     Ok(Tensor::stack(&images, 0)?)
 }
 
-/// Reads a tensor such as given latents or noise from a safetensors file: `[images, ..shape]`, f32.
+/// Reads latents or noise from a safetensors file: `[images, ..shape]`, f32.
 ///
-/// `images` is how many it must hold, `None` any number.
+/// `images` is the required number, `None` for any.
 pub fn read_latents(
     file: &Path,
     key: &str,

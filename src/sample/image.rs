@@ -1,4 +1,4 @@
-//! Pictures as files and as tensors: what diffusers' `VaeImageProcessor` and Pillow make of them.
+//! Images as files and tensors, equal to diffusers' `VaeImageProcessor` and Pillow.
 use crate::data::codec::photograph;
 use crate::data::codec::resize::bilinear;
 use crate::system::error::{Error, Result};
@@ -10,7 +10,7 @@ use image::codecs::png::PngEncoder;
 use image::{ExtendedColorType, ImageEncoder};
 use std::path::Path;
 
-/// Decoded pictures in [−1, 1], `[batch, 3, height, width]`, to 8-bit RGB: `round(255 · clamp(x/2 + 1/2, 0, 1))`.
+/// Images in [−1, 1], `[batch, 3, height, width]`, to 8-bit RGB: `round(255 · clamp(x/2 + 1/2, 0, 1))`.
 pub fn to_rgb8(images: &Tensor) -> Result<Vec<RgbImage>> {
     let (batch, channels, height, width) = images.dims4()?;
     if channels != 3 {
@@ -32,7 +32,7 @@ fn quantise(value: f32) -> u8 {
     ((value * 0.5 + 0.5).clamp(0.0, 1.0) * 255.0).round_ties_even() as u8
 }
 
-/// Writes a picture as PNG; the file is whole or absent.
+/// Writes an image as PNG, atomically.
 pub fn write_png(file: &Path, image: &RgbImage) -> Result<()> {
     let mut bytes = Vec::new();
     PngEncoder::new(&mut bytes)
@@ -47,7 +47,7 @@ pub fn read_rgb8(file: &Path) -> Result<RgbImage> {
     photograph::decode(&bytes).map_err(|e| Error::file(file, e))
 }
 
-/// A picture in [−1, 1]: `[1, 3, height, width]`, f32.
+/// An image in [−1, 1]: `[1, 3, height, width]`, f32.
 pub fn to_tensor(image: &RgbImage, device: &Device) -> Result<Tensor> {
     let (width, height) = (image.width() as usize, image.height() as usize);
     let pixels: Vec<f32> = image.as_raw().iter().map(|&byte| f32::from(byte) / 255.0 * 2.0 - 1.0).collect();
@@ -55,7 +55,7 @@ pub fn to_tensor(image: &RgbImage, device: &Device) -> Result<Tensor> {
     Ok(pixels.permute((0, 3, 1, 2))?.contiguous()?)
 }
 
-/// Reads a PNG or JPEG, resized bilinearly to `size` × `size` whatever its shape, in [−1, 1]: `[1, 3, size, size]`, f32.
+/// Reads a PNG or JPEG and resizes it bilinearly to a square, in [−1, 1]: `[1, 3, size, size]`, f32.
 pub fn read_square(file: &Path, size: usize, device: &Device) -> Result<Tensor> {
     let side = u32::try_from(size).map_err(|_| Error::Usage(format!("size {size} is too large")))?;
     to_tensor(&bilinear(&read_rgb8(file)?, side, side), device)

@@ -1,4 +1,4 @@
-//! From noise to images: scheduler, guidance, pictures.
+//! Noise to images: scheduler, guidance, image files.
 pub mod generate;
 pub mod image;
 pub mod noise;

@@ -1,4 +1,4 @@
-//! Gaussian noise that depends on its key alone: not on the device, the number of threads, or what was drawn before.
+//! Gaussian noise that depends on its key alone: not on the device, the number of threads, or earlier draws.
 use crate::system::device::upload;
 use crate::system::error::Result;
 use candle_core::{Device, Shape, Tensor};
@@ -7,9 +7,9 @@ use rand_chacha::ChaCha8Rng;
 use rand_distr::StandardNormal;
 use sha2::{Digest, Sha256};
 
-/// The generator of the random numbers that `seed` and `stream` name, such as `[purpose, step, sample]`.
+/// The random generator of a seed and a stream, such as `[purpose, step, sample]`.
 ///
-/// Streams of different length or content are independent.
+/// Streams with different keys are independent.
 pub fn generator(seed: u64, stream: &[u64]) -> ChaCha8Rng {
     let mut hash = Sha256::new();
     hash.update(seed.to_le_bytes());
@@ -19,7 +19,7 @@ pub fn generator(seed: u64, stream: &[u64]) -> ChaCha8Rng {
     ChaCha8Rng::from_seed(hash.finalize().into())
 }
 
-/// Independent standard normal numbers of the given shape, f32, drawn on the host and then moved to `device`.
+/// Independent standard normal numbers of this shape, f32, drawn on the host and copied to `device`.
 pub fn normal(seed: u64, stream: &[u64], shape: impl Into<Shape>, device: &Device) -> Result<Tensor> {
     let shape = shape.into();
     let values: Vec<f32> = generator(seed, stream).sample_iter(StandardNormal).take(shape.elem_count()).collect();

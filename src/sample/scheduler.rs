@@ -1,5 +1,5 @@
-//! Flow-match Euler scheduler, the noise levels of training and sampling
-//! (diffusers: `FlowMatchEulerDiscreteScheduler`).
+//! The flow-matching Euler scheduler: noise levels of training and sampling (diffusers:
+//! `FlowMatchEulerDiscreteScheduler`).
 use super::noise::generator;
 use crate::config::NoiseConfig;
 use crate::model::weights::files::ModelFiles;
@@ -12,12 +12,12 @@ use rand_distr::StandardNormal;
 use serde::Deserialize;
 use std::path::Path;
 
-/// Beyond it all noise levels but the last would be one in f32.
+/// Above this shift, all noise levels but the last round to 1 in f32.
 const LARGEST_SHIFT: f64 = 1e6;
 
-/// What of `scheduler_config.json` has a meaning here; the rest must be off.
+/// The supported keys of `scheduler_config.json`, and those that must be off.
 #[derive(Deserialize)]
-struct Config {
+struct SchedulerConfig {
     #[serde(default = "default_train_timesteps")]
     num_train_timesteps: usize,
     #[serde(default = "default_shift")]
@@ -48,22 +48,22 @@ fn default_shift() -> f64 {
     1.0
 }
 
-/// Noise levels σ from 1 (noise alone) to 0 (image alone), moved towards 1 by `shift`: `σ' = sσ/(1+(s−1)σ)`.
+/// Noise levels σ from 1 (noise) to 0 (image), shifted towards 1: `σ' = sσ/(1+(s−1)σ)`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Scheduler {
-    /// How many noise levels training chooses from; a time step is σ times this.
+    /// Number of training timesteps; a timestep is σ times this number.
     pub num_train_timesteps: usize,
     pub shift: f64,
-    /// Descending σ, one a training time step.
+    /// σ of each training timestep, descending.
     sigmas: Vec<f32>,
 }
 
-/// Noise levels of a sampling run.
+/// The noise levels of a sampling run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Schedule {
     /// `steps + 1` descending σ, the last one 0.
     pub sigmas: Vec<f32>,
-    /// What the model is told at each of the `steps` steps: σ · `num_train_timesteps`.
+    /// The model's input at each of the `steps` steps: σ · `num_train_timesteps`.
     pub timesteps: Vec<f32>,
 }
 
@@ -72,9 +72,9 @@ impl Scheduler {
         Self::from_config(&files.scheduler_config()?)
     }
 
-    /// Reads `scheduler_config.json`; a setting that this scheduler has no counterpart of is an error.
+    /// Reads `scheduler_config.json`; unsupported settings are errors.
     pub fn from_config(file: &Path) -> Result<Self> {
-        let config: Config = read_json(file, MODEL_JSON)?;
+        let config: SchedulerConfig = read_json(file, MODEL_JSON)?;
         if let Some(name) = config.class_name.filter(|name| name != "FlowMatchEulerDiscreteScheduler") {
             let problem = format!("_class_name is {name:?}, expected \"FlowMatchEulerDiscreteScheduler\"");
             return Err(Error::file(file, problem));
@@ -95,7 +95,7 @@ impl Scheduler {
             let problem = format!("shift is {}, expected a number above 0 and at most {LARGEST_SHIFT}", config.shift);
             return Err(Error::file(file, problem));
         }
-        // Beyond f32's whole numbers the table would hold equal levels.
+        // Above 2²⁴, indices are not exact in f32.
         if !(1..=1 << 24).contains(&config.num_train_timesteps) {
             let problem = format!("num_train_timesteps is {}, expected 1 to 16777216", config.num_train_timesteps);
             return Err(Error::file(file, problem));
@@ -104,7 +104,7 @@ impl Scheduler {
     }
 
     pub fn new(num_train_timesteps: usize, shift: f64) -> Self {
-        // As diffusers does it: torch works in f32 with the Python scalars rounded to f32.
+        // diffusers computes in torch f32 with Python scalars rounded to f32.
         let shift32 = shift as f32;
         let less_one = (shift - 1.0) as f32;
         let sigmas = (1..=num_train_timesteps).rev().map(|step| {
@@ -114,13 +114,13 @@ impl Scheduler {
         Self { num_train_timesteps, shift, sigmas: sigmas.collect() }
     }
 
-    /// The training table: descending σ, one for each of `num_train_timesteps` indices.
+    /// σ of each training timestep, descending.
     pub fn train_sigmas(&self) -> &[f32] {
         &self.sigmas
     }
 
-    /// A noise level to train at, drawn from the random stream that `seed` and `stream` name: `u` = sigmoid of a normal
-    /// number picks one of the descending levels (diffusers' `compute_density_for_timestep_sampling`, "logit_normal").
+    /// Draws a training noise level from the random stream of `seed` and `stream`: the sigmoid of a normal number
+    /// indexes the descending levels (diffusers' `compute_density_for_timestep_sampling`, "logit_normal").
     pub fn draw_sigma(&self, levels: &NoiseConfig, seed: u64, stream: &[u64]) -> f32 {
         let normal: f64 = generator(seed, stream).sample(StandardNormal);
         let u = 1.0 / (1.0 + (-(levels.logit_mean + levels.logit_std * normal)).exp());
@@ -129,22 +129,22 @@ impl Scheduler {
         sigmas.get(index.min(sigmas.len() - 1)).copied().unwrap_or(1.0)
     }
 
-    /// What the model is told at noise level `sigma`.
+    /// The model's timestep at noise level `sigma`.
     pub fn timestep(&self, sigma: f32) -> f32 {
         sigma * self.num_train_timesteps as f32
     }
 
-    /// Noise levels for sampling in `steps` steps (diffusers: `set_timesteps`).
+    /// The noise levels for sampling in `steps` steps (diffusers: `set_timesteps`).
     ///
-    /// As there, the smallest σ has been shifted once already when all are shifted, so the last step starts from
-    /// a higher noise level than an even division would give.
+    /// As in diffusers, the smallest σ is shifted twice, so that the last step starts from a higher noise level than an
+    /// even division would give.
     pub fn set_timesteps(&self, steps: usize) -> Schedule {
         let train = self.num_train_timesteps as f64;
         let (first, last) = match (self.sigmas.first(), self.sigmas.last()) {
             (Some(first), Some(last)) => (f64::from(*first) * train, f64::from(*last) * train),
             _ => (train, 0.0),
         };
-        // numpy.linspace in f64: start + i·step, the last value set to the end itself.
+        // numpy.linspace in f64: start + i·step, with the last value set to the end itself.
         let step = (last - first) / steps.saturating_sub(1).max(1) as f64;
         let levels = (0..steps).map(|i| {
             let timestep = if i > 0 && i == steps - 1 { last } else { i as f64 * step + first };

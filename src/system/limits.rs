@@ -140,7 +140,7 @@ fn room(length: usize) -> io::Result<Vec<u8>> {
 /// The same, filled with zeros.
 ///
 /// # Errors
-/// As [`room`].
+/// The memory is refused.
 pub fn buffer(length: usize) -> io::Result<Vec<u8>> {
     // Asked for first, for a refusal is an error; zeros asked for as such cost nothing, the system has them.
     drop(room(length)?);
@@ -239,6 +239,7 @@ mod tests {
         assert_eq!(CAPTION.read_text(&file).unwrap().len(), 1 << 20);
         std::fs::File::options().append(true).open(&file).unwrap().set_len(1 << 40).unwrap();
         assert!(CAPTION.read(&file).unwrap_err().to_string().contains("1099.5 GB in memory"));
+        #[cfg(unix)]
         assert!(CAPTION.read(Path::new("/dev/zero")).unwrap_err().to_string().contains("a caption may take"));
     }
 

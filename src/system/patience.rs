@@ -1,5 +1,6 @@
 //! Reading with patience: an error of the machine is not one of the data. It is tried again a few times, and what does
 //! not pass ends the run instead of counting as a damaged file.
+use crate::system::platform::is_link_loop;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::time::Duration;
 
@@ -26,7 +27,7 @@ pub fn is_of_the_machine(problem: &io::Error) -> bool {
     ];
     let waiting = [Kind::Interrupted, Kind::TimedOut, Kind::WouldBlock, Kind::OutOfMemory, Kind::StorageFull];
     match problem.raw_os_error() {
-        Some(number) => number != rustix::io::Errno::LOOP.raw_os_error() && !own.contains(&problem.kind()),
+        Some(number) => !is_link_loop(number) && !own.contains(&problem.kind()),
         None => waiting.contains(&problem.kind()),
     }
 }
@@ -72,6 +73,19 @@ pub fn open(path: &std::path::Path) -> io::Result<Patient<std::fs::File>> {
 mod tests {
     use super::*;
 
+    #[cfg(unix)]
+    const OF_THE_MACHINE: [i32; 7] =
+        [libc::EIO, libc::EMFILE, libc::ENFILE, libc::ENOMEM, libc::ESTALE, libc::EINTR, libc::ETIMEDOUT];
+    #[cfg(unix)]
+    const OF_THE_FILE: [i32; 5] = [libc::ENOENT, libc::EISDIR, libc::EACCES, libc::ENAMETOOLONG, libc::ELOOP];
+
+    /// ERROR_IO_DEVICE, _TOO_MANY_OPEN_FILES, _NOT_ENOUGH_MEMORY, _SHARING_VIOLATION, _NETNAME_DELETED and _SEM_TIMEOUT.
+    #[cfg(windows)]
+    const OF_THE_MACHINE: [i32; 6] = [1117, 4, 8, 32, 64, 121];
+    /// ERROR_FILE_NOT_FOUND, _PATH_NOT_FOUND, _ACCESS_DENIED, _INVALID_NAME and _CANT_RESOLVE_FILENAME.
+    #[cfg(windows)]
+    const OF_THE_FILE: [i32; 5] = [2, 3, 5, 123, 1921];
+
     /// Fails so many times with an error of this number, then reads.
     struct Failing {
         times: usize,
@@ -93,12 +107,11 @@ mod tests {
     #[test]
     fn errors_of_the_machine_pass_if_they_are_few() {
         let read = |times, number| Patient(Failing { times, number }).read(&mut [0; 4]).map_err(|e| e.raw_os_error());
-        for number in [libc::EIO, libc::EMFILE, libc::ENFILE, libc::ENOMEM, libc::ESTALE, libc::EINTR, libc::ETIMEDOUT]
-        {
+        for number in OF_THE_MACHINE {
             assert_eq!(read(PAUSES.len(), number), Ok(4), "{number}");
         }
-        assert_eq!(read(PAUSES.len() + 1, libc::EIO), Err(Some(libc::EIO)));
-        for number in [libc::ENOENT, libc::EISDIR, libc::EACCES, libc::ENAMETOOLONG, libc::ELOOP] {
+        assert_eq!(read(PAUSES.len() + 1, OF_THE_MACHINE[0]), Err(Some(OF_THE_MACHINE[0])));
+        for number in OF_THE_FILE {
             assert_eq!(read(1, number), Err(Some(number)));
         }
         assert!(!is_of_the_machine(&io::Error::new(io::ErrorKind::InvalidData, "bad bytes")));

@@ -110,6 +110,11 @@ impl Write for Stderr {
     }
 }
 
+/// Whether standard error is a terminal that shows colours; where Windows' console has to be asked to, it is.
+pub fn shows_colours() -> bool {
+    Term::stderr().features().colors_supported()
+}
+
 /// The terminal on standard error for progress bars, if there is one. `indicatif` panics where drawing fails.
 #[derive(Debug)]
 pub struct BarTerminal(Term);

@@ -3,11 +3,11 @@
 //! What is being written lies beside its place as `.writing-NAME-…`, locked by the process that writes it. A process
 //! that is killed leaves it there, unlocked: the next one that writes the same removes it.
 use crate::system::error::{Error, Result};
-use crate::system::paths;
+use crate::system::{paths, platform};
+pub use platform::sync_folder as sync;
 use std::ffi::OsStr;
-use std::fs::{File, TryLockError};
+use std::fs::File;
 use std::io::{self, Write};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use tempfile::NamedTempFile;
 
@@ -49,18 +49,20 @@ pub fn write_atomically(file: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Re
         let temporary = out.into_inner().map_err(|e| e.into_error())?;
         temporary.as_file().sync_all()?;
         temporary.persist(file).map_err(|e| e.error)?;
-        File::open(folder)?.sync_all()
+        sync(folder)
     };
     write().map_err(|e| Error::file(file, format!("cannot write: {e}")))
 }
 
 /// A temporary file in `folder` for what will be `file`, locked.
 fn temporary(folder: &Path, file: &Path) -> io::Result<NamedTempFile> {
+    let prefix = prefix(file);
+    let mut builder = tempfile::Builder::new();
     // As other programs' files: readable by whoever the umask lets, not by the owner alone.
-    let mode = std::fs::Permissions::from_mode(0o666);
+    platform::set_mode(builder.prefix(&prefix), 0o666);
     loop {
-        let temporary = tempfile::Builder::new().prefix(&prefix(file)).permissions(mode.clone()).tempfile_in(folder)?;
-        if hold(temporary.as_file()) && is_at(temporary.as_file(), temporary.path())? {
+        let temporary = builder.tempfile_in(folder)?;
+        if platform::lock(temporary.as_file()) && is_at(temporary.as_file(), temporary.path())? {
             return Ok(temporary);
         }
         // Another process took it for a leftover before it was locked.
@@ -76,14 +78,14 @@ pub struct Aside {
 impl Aside {
     /// A new folder beside `target`, in a folder that is there.
     pub fn beside(target: &Path) -> io::Result<Self> {
-        let mode = std::fs::Permissions::from_mode(0o777);
-        let mut builder = tempfile::Builder::new();
         let prefix = prefix(target);
-        builder.prefix(&prefix).permissions(mode);
+        let mut builder = tempfile::Builder::new();
+        platform::set_mode(builder.prefix(&prefix), 0o777);
         loop {
             let folder = builder.tempdir_in(folder_of(target))?;
-            let lock = File::open(folder.path())?;
-            if hold(&lock) && is_at(&lock, folder.path())? {
+            if let Some(lock) = platform::hold_folder(folder.path())?
+                && is_at(&lock, folder.path())?
+            {
                 return Ok(Self { folder, _lock: lock });
             }
         }
@@ -120,7 +122,7 @@ fn sweep_where(folder: &Path, is_leftover: impl Fn(&str) -> bool) -> Result<()> 
     let Some(entries) = readable(folder)? else { return Ok(()) };
     for path in entries {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        if is_leftover(&name) && !is_held(&path) {
+        if is_leftover(&name) && !platform::is_held(&path) {
             remove_if_there(&path)?;
         }
     }
@@ -142,10 +144,9 @@ pub fn remove(path: &Path) -> Result<()> {
 /// Puts the folder `new` in the place of `folder`, which may be there; at no time is there neither, where the file
 /// system can exchange two names.
 pub fn replace_folder(new: &Path, folder: &Path) -> Result<()> {
-    use rustix::fs::{CWD, RenameFlags, renameat_with};
     if !paths::exists(folder)? {
         rename(new, folder)?;
-    } else if renameat_with(CWD, new, CWD, folder, RenameFlags::EXCHANGE).is_ok() {
+    } else if platform::exchange(new, folder) {
         // What was there has the other name now.
         remove_if_there(new)?;
     } else {
@@ -188,11 +189,6 @@ fn readable(folder: &Path) -> Result<Option<Vec<PathBuf>>> {
     }
 }
 
-/// Brings a folder's names to the disk.
-pub fn sync(folder: &Path) -> io::Result<()> {
-    File::open(folder)?.sync_all()
-}
-
 /// The folder that `path` lies in.
 pub fn folder_of(path: &Path) -> &Path {
     match path.parent() {
@@ -208,22 +204,11 @@ fn prefix(target: &Path) -> String {
     format!("{WRITING}{}-", &name[..end])
 }
 
-/// Locks what was just made; false where another process has done so. Without locks, as some network file systems are,
-/// it goes as it went before there were any.
-fn hold(file: &File) -> bool {
-    !matches!(file.try_lock(), Err(TryLockError::WouldBlock))
-}
-
-/// Whether a process is writing the file or folder at `path`, or it cannot be known.
-fn is_held(path: &Path) -> bool {
-    File::open(path).map_or(true, |file| !hold(&file))
-}
-
 /// Whether `file` is what lies at `path` now.
 pub(crate) fn is_at(file: &File, path: &Path) -> io::Result<bool> {
-    let held = file.metadata()?;
-    match std::fs::metadata(path) {
-        Ok(there) => Ok((there.dev(), there.ino()) == (held.dev(), held.ino())),
+    let held = same_file::Handle::from_file(file.try_clone()?)?;
+    match same_file::Handle::from_path(path) {
+        Ok(there) => Ok(there == held),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(e) => Err(e),
     }
@@ -231,6 +216,5 @@ pub(crate) fn is_at(file: &File, path: &Path) -> io::Result<bool> {
 
 /// Bytes free for this user on the disk that `folder` is on, where it can be known.
 pub fn free_bytes(folder: &Path) -> Option<u64> {
-    let disk = rustix::fs::statvfs(folder).ok()?;
-    disk.f_bavail.checked_mul(disk.f_frsize)
+    fs4::available_space(folder).ok()
 }

@@ -17,7 +17,7 @@ impl Accumulated {
     /// Waits for the micro-batch.
     pub fn add(&mut self, micro: Gradients) -> Result<()> {
         self.terms.push(micro.terms()?);
-        for (sum, gradient) in self.gradients.iter_mut().zip(micro.of) {
+        for (sum, gradient) in self.gradients.iter_mut().zip(micro.by_parameter) {
             *sum = match (sum.take(), gradient) {
                 (Some(sum), Some(gradient)) => Some((sum + gradient)?),
                 (sum, gradient) => sum.or(gradient),

@@ -1,12 +1,11 @@
 //! Loss terms and gradients of one micro-batch, with blocks recomputed where memory asks for it.
 use super::parameters::Parameters;
+use crate::autograd::{Variable, backward};
 use crate::config::LossConfig;
 use crate::loss::{AlignmentLoss, MaskAlignment, Matching, SampleTargets, flow_loss};
-use crate::model::families::{Probe, Streams, Transformer as MmDit};
+use crate::model::families::{Probe, Streams, Transformer};
 use crate::model::text::TextEmbedding;
-use crate::ops;
-use candle_core::backprop::GradStore;
-use candle_core::{Result, Tensor, Var};
+use candle_core::{Result, Tensor};
 
 /// A micro-batch as the network sees it.
 pub struct StepInputs {
@@ -42,11 +41,11 @@ pub struct StepPlan<'a> {
     pub recomputed_blocks: usize,
 }
 
-/// What a GPU may still be working on.
+/// Loss terms and gradients of a micro-batch, which a GPU may not have finished.
 pub struct Gradients {
     /// Of the weighted loss, one for each of the parameters; none where the loss does not depend on it.
-    pub of: Vec<Option<Tensor>>,
-    terms: Unread,
+    pub by_parameter: Vec<Option<Tensor>>,
+    terms: PendingLossTerms,
     config: LossConfig,
 }
 
@@ -59,14 +58,14 @@ impl Gradients {
 
 /// Loss terms while they are still on their device.
 #[derive(Default)]
-struct Unread {
+struct PendingLossTerms {
     flow: Option<Tensor>,
     focal: Option<Tensor>,
     dice: Option<Tensor>,
     align: Option<Tensor>,
 }
 
-impl Unread {
+impl PendingLossTerms {
     fn read(&self, config: &LossConfig) -> Result<LossTerms> {
         let value = |term: &Option<Tensor>| term.as_ref().map(|term| term.to_scalar::<f32>()).transpose();
         let (flow, focal) = (value(&self.flow)?, value(&self.focal)?);
@@ -82,28 +81,12 @@ impl Unread {
     }
 }
 
-struct Step<'a> {
-    model: &'a MmDit,
-    parameters: &'a Parameters,
-    score_head: Option<Vec<Tensor>>,
-    config: &'a LossConfig,
-    inputs: &'a StepInputs,
-    conditioning: Tensor,
-    grid: (usize, usize),
-    expert_layers: &'a [usize],
-    /// What the mask loss reads of the experts, cut off from their blocks; those that were passed so far.
-    probes: Vec<Probe>,
-    /// Begun when the last expert's attention was first there.
-    matchings: Vec<Matching>,
-    /// Gradients of the experts' queries and keys, as [`Self::align`] found them.
-    pulled: Vec<[Option<Tensor>; 2]>,
-    terms: Unread,
-    gradients: Vec<Option<Tensor>>,
-}
-
 /// One forward and backward pass.
+///
+/// # Errors
+/// Inputs that do not fit the model, or an operation that fails.
 pub fn gradients(
-    model: &MmDit,
+    model: &Transformer,
     parameters: &Parameters,
     config: &LossConfig,
     inputs: &StepInputs,
@@ -111,14 +94,10 @@ pub fn gradients(
 ) -> Result<Gradients> {
     let sigma = inputs.sigma.reshape(((), 1, 1, 1))?;
     let noised = (inputs.latents.broadcast_mul(&(1.0 - &sigma)?)? + inputs.noise.broadcast_mul(&sigma)?)?;
-    let text = match parameters.prompt() {
-        Some(tokens) => inputs.text.with_tokens(tokens)?,
-        None => inputs.text.clone(),
-    };
-    let embedded = model.embedding.embed(&noised, &inputs.timestep, &text)?;
+    let embedded = model.embedding.embed_prompt(&noised, &inputs.timestep, &inputs.text, parameters.prompt())?;
     let mut step = Step {
         model,
-        parameters,
+        first_trained: parameters.first_block(),
         score_head: parameters.score_head(),
         config,
         inputs,
@@ -127,83 +106,105 @@ pub fn gradients(
         expert_layers: plan.expert_layers,
         probes: vec![],
         matchings: vec![],
-        pulled: vec![],
-        terms: Unread::default(),
-        gradients: vec![None; parameters.all.len()],
+        probe_gradients: vec![],
+        terms: PendingLossTerms::default(),
     };
     step.run(embedded.streams, plan.recomputed_blocks)?;
-    Ok(Gradients { of: step.gradients, terms: step.terms, config: config.clone() })
+    let by_parameter = parameters.all.iter().map(|parameter| parameter.leaf.take_gradient()).collect();
+    Ok(Gradients { by_parameter, terms: step.terms, config: config.clone() })
 }
 
+struct Step<'a> {
+    model: &'a Transformer,
+    /// The lowest block that a gradient is needed of.
+    first_trained: usize,
+    score_head: Option<Vec<Variable>>,
+    config: &'a LossConfig,
+    inputs: &'a StepInputs,
+    conditioning: Tensor,
+    grid: (usize, usize),
+    expert_layers: &'a [usize],
+    /// The experts' queries and keys as leaves of the mask loss, of those experts that have run.
+    probes: Vec<Probe>,
+    /// Begun when the last expert has run.
+    matchings: Vec<Matching>,
+    /// Gradients of the mask loss by the experts' queries and keys.
+    probe_gradients: Vec<[Option<Tensor>; 2]>,
+    terms: PendingLossTerms,
+}
+
+/// Gradients of the loss by variables from which a backward pass begins.
+type Roots = Vec<(Variable, Tensor)>;
+
+/// Gradients of an image and a text stream, where the loss depends on them.
+type StreamGradients = (Option<Tensor>, Option<Tensor>);
+
 impl Step<'_> {
-    fn run(&mut self, streams: Streams, recomputed: usize) -> Result<()> {
+    fn run(&mut self, mut streams: Streams, recomputed: usize) -> Result<()> {
         let with_flow = self.config.flow_weight > 0.0;
         // The mask loss reaches no further than the last expert.
         let blocks = if with_flow { self.model.blocks.len() } else { self.last_expert() + 1 };
         let recomputed = recomputed.min(blocks);
-        let mut kept = Vec::with_capacity(recomputed);
-        let mut streams = streams;
+        let mut inputs = Vec::with_capacity(recomputed);
         for (layer, block) in self.model.blocks[..recomputed].iter().enumerate() {
-            kept.push(streams.clone());
-            let (out, probe) = block.forward(&streams, &self.conditioning)?;
-            self.look(layer, &probe)?;
-            streams = Streams { image: out.image.detach(), text: out.text.detach(), ..out };
+            inputs.push(streams.clone());
+            let (out, joint) = block.forward(&streams.detach(), &self.conditioning)?;
+            self.probe(layer, || joint.probe())?;
+            streams = out.detach();
         }
 
-        let start =
-            if recomputed > self.parameters.first_block() { Leaf::new(&streams)? } else { Leaf::constant(streams) };
-        let mut streams = start.streams.clone();
+        let start = if recomputed > self.first_trained { leaves(&streams) } else { streams };
+        let mut streams = start.clone();
         let mut experts = vec![];
         for (layer, block) in self.model.blocks.iter().enumerate().take(blocks).skip(recomputed) {
             let probe = if layer + 1 == blocks && !with_flow {
-                block.probe(&streams, &self.conditioning)?
+                let probe = block.probe(&streams, &self.conditioning)?;
+                self.probe(layer, || Ok(probe))?
             } else {
-                let (out, probe) = block.forward(&streams, &self.conditioning)?;
+                let (out, joint) = block.forward(&streams, &self.conditioning)?;
                 streams = out;
-                probe
+                self.probe(layer, || joint.probe())?
             };
-            self.look(layer, &probe)?;
-            if self.expert_layers.contains(&layer) {
-                experts.push((layer, probe));
-            }
+            experts.extend(probe.map(|probe| (layer, probe)));
         }
         let finish = || self.model.embedding.finish(&streams.image, &self.conditioning, self.grid);
         let velocity = with_flow.then(finish).transpose()?;
+        drop(streams);
         self.align()?;
-        let mut loss = Sum::default();
-        for (layer, probe) in &experts {
-            self.pull(*layer, probe, &mut loss)?;
+        let mut roots = Roots::new();
+        for (layer, probe) in experts {
+            roots.extend(self.expert_roots(layer, &probe));
         }
         if let Some(velocity) = velocity {
             let flow = flow_loss(&velocity, &self.inputs.latents, &self.inputs.noise)?;
-            self.terms.flow = Some(flow.detach());
-            loss.add((flow * self.config.flow_weight)?)?;
+            self.terms.flow = Some(flow.tensor().clone());
+            roots.push(weighted(flow, self.config.flow_weight)?);
         }
-        drop((streams, experts));
-        let above = self.backward(loss, &start)?;
-        self.recompute(kept, blocks, above)
+        backward(roots)?;
+        self.recompute(inputs, blocks, stream_gradients(&start))
     }
 
-    /// Runs the blocks of which only the inputs were `kept` again, from the last down, and pulls the loss through each;
+    /// Runs the blocks of which there are the `inputs` again, from the last down, and carries the loss back through each;
     /// `above` are the gradients of the last one's output. In all `blocks` are run.
-    fn recompute(&mut self, mut kept: Vec<Streams>, blocks: usize, mut above: StreamGradients) -> Result<()> {
+    fn recompute(&mut self, mut inputs: Vec<Streams>, blocks: usize, mut above: StreamGradients) -> Result<()> {
         let with_flow = self.config.flow_weight > 0.0;
-        let first = self.parameters.first_block();
-        for layer in (first..kept.len()).rev() {
-            let Some(input) = kept.pop() else { break };
-            let leaf = if layer > first { Leaf::new(&input)? } else { Leaf::constant(input) };
-            let mut loss = Sum::default();
+        for layer in (self.first_trained..inputs.len()).rev() {
+            let Some(input) = inputs.pop() else { break };
+            let start = if layer > self.first_trained { leaves(&input) } else { input };
             let block = &self.model.blocks[layer];
+            let mut roots = Roots::new();
             if layer + 1 == blocks && !with_flow {
-                let probe = block.probe(&leaf.streams, &self.conditioning)?;
-                self.pull(layer, &probe, &mut loss)?;
+                roots.extend(self.expert_roots(layer, &block.probe(&start, &self.conditioning)?));
             } else {
-                let (out, probe) = block.forward(&leaf.streams, &self.conditioning)?;
-                self.pull(layer, &probe, &mut loss)?;
-                loss.pull(&out.image, &above.0)?;
-                loss.pull(&out.text, &above.1)?;
+                let (out, joint) = block.forward(&start, &self.conditioning)?;
+                if self.expert_layers.contains(&layer) {
+                    roots.extend(self.expert_roots(layer, &joint.probe()?));
+                }
+                roots.extend(above.0.map(|gradient| (out.image, gradient)));
+                roots.extend(above.1.map(|gradient| (out.text, gradient)));
             }
-            above = self.backward(loss, &leaf)?;
+            backward(roots)?;
+            above = stream_gradients(&start);
         }
         Ok(())
     }
@@ -222,124 +223,69 @@ impl Step<'_> {
         self.expert_layers.last().copied().unwrap_or(0)
     }
 
-    /// Where block `layer` is an expert, keeps what the mask loss reads of it: a leaf, so that the loss's gradients can
-    /// wait until the block's own turn comes. With the last expert the matching begins, to be finished by
-    /// [`Self::align`].
-    fn look(&mut self, layer: usize, probe: &Probe) -> Result<()> {
+    /// Where block `layer` is an expert whose attention the mask loss compares: its probe. A copy that is a leaf waits for
+    /// [`Self::align`]; with the last expert the matching begins.
+    fn probe(&mut self, layer: usize, probe: impl FnOnce() -> Result<Probe>) -> Result<Option<Probe>> {
         if !self.expert_layers.contains(&layer) || self.inputs.targets.iter().all(|of| of.masks.is_empty()) {
-            return Ok(());
+            return Ok(None);
         }
-        let leaf = |t: &Tensor| Result::Ok(Var::from_tensor(t)?.into_inner());
-        let (queries, keys) = (leaf(&probe.queries)?, leaf(&probe.keys)?);
-        self.probes.push(Probe { queries, keys, ..*probe });
+        let probe = probe()?;
+        let leaf = |variable: &Variable| Variable::leaf(variable.tensor().clone());
+        self.probes.push(Probe { queries: leaf(&probe.queries), keys: leaf(&probe.keys), ..probe });
         if layer == self.last_expert() {
             self.matchings = self.alignment().begin(&self.probes)?;
         }
-        Ok(())
+        Ok(Some(probe))
     }
 
     /// The alignment loss of the experts' attention, and its gradients: those of the score head, and those of the experts'
-    /// queries and keys, for [`Self::pull`].
+    /// queries and keys, for [`Self::expert_roots`].
     fn align(&mut self) -> Result<()> {
         let (probes, matchings) = (std::mem::take(&mut self.probes), std::mem::take(&mut self.matchings));
         if probes.is_empty() {
             return Ok(());
         }
         let found = self.alignment().loss(&probes, matchings)?;
-        let terms = &mut self.terms;
-        let loss = match found {
+        let (terms, config) = (&mut self.terms, self.config);
+        let roots = match found {
             AlignmentLoss::None => return Ok(()),
             AlignmentLoss::Sigmoid { focal, dice } => {
-                (terms.focal, terms.dice) = (Some(focal.detach()), Some(dice.detach()));
-                ((focal * self.config.focal_weight)? + (dice * self.config.dice_weight)?)?
+                (terms.focal, terms.dice) = (Some(focal.tensor().clone()), Some(dice.tensor().clone()));
+                vec![weighted(focal, config.focal_weight)?, weighted(dice, config.dice_weight)?]
             }
             AlignmentLoss::Softmax { align } => {
-                terms.align = Some(align.detach());
-                (align * self.config.align_weight)?
+                terms.align = Some(align.tensor().clone());
+                vec![weighted(align, config.align_weight)?]
             }
         };
-        let grads = loss.backward()?;
-        self.add(&grads)?;
-        let of = |probe: &Probe| [grads.get(&probe.queries).cloned(), grads.get(&probe.keys).cloned()];
-        self.pulled = probes.iter().map(of).collect();
+        backward(roots)?;
+        let of = |probe: &Probe| [probe.queries.take_gradient(), probe.keys.take_gradient()];
+        self.probe_gradients = probes.iter().map(of).collect();
         Ok(())
     }
 
-    /// Adds what the alignment loss asks of block `layer`, where that is an expert.
-    fn pull(&self, layer: usize, probe: &Probe, loss: &mut Sum) -> Result<()> {
-        let place = self.expert_layers.iter().position(|expert| *expert == layer);
-        let Some([queries, keys]) = place.and_then(|place| self.pulled.get(place)) else { return Ok(()) };
-        // Keys first, as the product that logits come from has them: sums of gradients depend on it in their last bit.
-        loss.pull(&probe.keys, keys)?;
-        loss.pull(&probe.queries, queries)
-    }
-
-    /// Pulls the loss back: adds to the parameters' gradients, returns those of the leaf's streams.
-    fn backward(&mut self, loss: Sum, leaf: &Leaf) -> Result<StreamGradients> {
-        let Some(loss) = loss.0.filter(Tensor::track_op) else { return Ok((None, None)) };
-        let grads = loss.backward()?;
-        self.add(&grads)?;
-        Ok(leaf.gradients(&grads))
-    }
-
-    /// Adds to the parameters' gradients.
-    fn add(&mut self, grads: &GradStore) -> Result<()> {
-        for (parameter, sum) in self.parameters.all.iter().zip(&mut self.gradients) {
-            if let Some(grad) = grads.get(parameter.var.as_tensor()) {
-                *sum = Some(match sum.take() {
-                    None => grad.clone(),
-                    Some(sum) => (sum + grad)?,
-                });
-            }
-        }
-        Ok(())
+    /// The gradients of the alignment loss by the queries and keys of block `layer`, where that is an expert.
+    fn expert_roots(&mut self, layer: usize, probe: &Probe) -> Roots {
+        let expert = self.expert_layers.iter().position(|expert| *expert == layer);
+        let Some(gradients) = expert.and_then(|expert| self.probe_gradients.get_mut(expert)) else { return vec![] };
+        let variables = [&probe.queries, &probe.keys];
+        let roots = variables.into_iter().zip(gradients);
+        roots.filter_map(|(variable, gradient)| Some((variable.clone(), gradient.take()?))).collect()
     }
 }
 
-/// Gradients of an image and a text stream, where the loss depends on them.
-type StreamGradients = (Option<Tensor>, Option<Tensor>);
-
-/// Where a piece of the graph begins.
-struct Leaf {
-    streams: Streams,
+/// A term of the loss as a root.
+fn weighted(term: Variable, weight: f64) -> Result<(Variable, Tensor)> {
+    let gradient = (term.tensor().ones_like()? * weight)?;
+    Ok((term, gradient))
 }
 
-impl Leaf {
-    /// Begins a graph that gradients flow out of.
-    fn new(streams: &Streams) -> Result<Self> {
-        let leaf = |t: &Tensor| Result::Ok(Var::from_tensor(t)?.into_inner());
-        let Streams { image, text, last_text_count } = streams;
-        Ok(Self { streams: Streams { image: leaf(image)?, text: leaf(text)?, last_text_count: *last_text_count } })
-    }
-
-    /// Begins where nothing below is trained.
-    fn constant(streams: Streams) -> Self {
-        Self { streams }
-    }
-
-    fn gradients(&self, grads: &GradStore) -> StreamGradients {
-        (grads.get(&self.streams.image).cloned(), grads.get(&self.streams.text).cloned())
-    }
+/// Streams that gradients are wanted of.
+fn leaves(streams: &Streams) -> Streams {
+    let leaf = |variable: &Variable| Variable::leaf(variable.tensor().clone());
+    Streams { image: leaf(&streams.image), text: leaf(&streams.text), last_text_count: streams.last_text_count }
 }
 
-/// A sum of losses that may be empty.
-#[derive(Default)]
-struct Sum(Option<Tensor>);
-
-impl Sum {
-    fn add(&mut self, term: Tensor) -> Result<()> {
-        self.0 = Some(match self.0.take() {
-            None => term,
-            Some(sum) => (sum + term)?,
-        });
-        Ok(())
-    }
-
-    /// Adds a term whose gradient by `tensor` is `gradient`: what was found elsewhere of a loss on it goes on from here.
-    fn pull(&mut self, tensor: &Tensor, gradient: &Option<Tensor>) -> Result<()> {
-        match gradient {
-            Some(gradient) => self.add(ops::seed(tensor, gradient)?),
-            None => Ok(()),
-        }
-    }
+fn stream_gradients(streams: &Streams) -> StreamGradients {
+    (streams.image.take_gradient(), streams.text.take_gradient())
 }

@@ -15,8 +15,8 @@ use candle_datasets::Batcher;
 use std::sync::Arc;
 
 /// First elements of the random streams of a training sample; the second is the sample's number in the run.
-const NOISE: u64 = 0x006e_6f69_7365;
-const TIME: u64 = 0x7469_6d65;
+const NOISE: u64 = u64::from_be_bytes(*b"\0\0\0noise");
+const TIME: u64 = u64::from_be_bytes(*b"\0\0\0\0time");
 
 /// What turns samples into inputs.
 pub struct InputMaker<'a> {

@@ -3,6 +3,7 @@ use crate::config::GradientCheckpointing;
 use crate::model::families::TransformerConfig;
 use crate::ops;
 use crate::system::error::{Error, Result};
+use crate::system::{memory, process};
 use candle_core::Device;
 use std::fmt;
 
@@ -160,10 +161,12 @@ pub fn usage(device: &Device) -> Usage {
     let unknown = Usage { free: u64::MAX, ..Usage::default() };
     match device {
         Device::Cpu => {
-            crate::system::process::release_freed_memory();
-            let free = [kilobytes("/proc/meminfo", "MemAvailable:"), within_limit()].into_iter().flatten().min();
-            let now = kilobytes("/proc/self/status", "VmRSS:").unwrap_or(0);
-            Usage { now, most: peak_bytes().unwrap_or(0), free: free.unwrap_or(u64::MAX) }
+            process::release_freed_memory();
+            Usage {
+                now: memory::resident_bytes().unwrap_or(0),
+                most: memory::peak_bytes().unwrap_or(0),
+                free: memory::free_bytes().unwrap_or(u64::MAX),
+            }
         }
         #[cfg(feature = "cuda")]
         Device::Cuda(device) => usage_of_gpu(device).unwrap_or(unknown),
@@ -192,27 +195,6 @@ fn with_pool(total: u64, free: u64, kept: u64) -> Usage {
 /// stores nothing, next to nothing. By count of its tensors; not measured on a GPU yet.
 pub fn score_head(device: &Device, maps: usize, grid: (usize, usize)) -> u64 {
     if device.is_cpu() { 0 } else { ops::score_head_backward_bytes(maps, grid.0, grid.1) }
-}
-
-/// What the process may still use under its limit of address space (`ulimit -v`), if it has one. Address space that is
-/// reserved and not used counts as free: it is for allocations to come.
-fn within_limit() -> Option<u64> {
-    let limits = std::fs::read_to_string("/proc/self/limits").ok()?;
-    let limit = limits.lines().find_map(|line| line.strip_prefix("Max address space"))?;
-    let limit: u64 = limit.split_whitespace().next()?.parse().ok()?;
-    Some(limit.saturating_sub(kilobytes("/proc/self/status", "VmRSS:")?))
-}
-
-/// The most memory that the program has had so far, in bytes, where it can be known.
-pub fn peak_bytes() -> Option<u64> {
-    kilobytes("/proc/self/status", "VmHWM:")
-}
-
-/// A line such as `VmHWM:  1234 kB` of the kernel's files, in bytes.
-fn kilobytes(file: &str, name: &str) -> Option<u64> {
-    let text = std::fs::read_to_string(file).ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
-    Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
 }
 
 #[cfg(test)]

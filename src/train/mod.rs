@@ -1,5 +1,6 @@
 //! The training job: its loop, gradients, optimizer and schedule; its folder and checkpoints.
 mod accumulated;
+mod check_files;
 pub mod checkpoint;
 mod effect;
 mod evaluation;

@@ -1,12 +1,12 @@
 //! What a run came to, as its page shows it.
 use super::checkpoint::State;
 use super::effect::counted;
-use super::memory::peak_bytes;
 use crate::config::{RunConfig, named_blocks};
 use crate::report::metrics::{self, StepMetrics};
 use crate::report::units::{duration, rate};
 use crate::report::{Measured, RunReport, TrainedLayers, ValidationPictures, byte_size, shown};
 use crate::system::error::Result;
+use crate::system::memory::peak_bytes;
 use candle_core::{Device, DeviceLocation};
 
 /// A run at its end, or where it was stopped.

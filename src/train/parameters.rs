@@ -1,7 +1,8 @@
 //! What is trained: adapters and the score head, by name, always in f32.
+use crate::autograd::Variable;
 use crate::config::{LayerChoice, OptimConfig, RunConfig};
 use crate::model::adapters::lora::LoraSettings;
-use crate::model::adapters::{AdapterSettings, Adapters};
+use crate::model::adapters::{AdapterSettings, Adapters, TrainedAdapters};
 use crate::model::families::{AdaptableLayer, Transformer};
 use crate::model::text::TextEmbedding;
 use crate::ops;
@@ -38,10 +39,18 @@ pub struct Parameter {
     /// `lora.LAYER.down`, `….up`, `score_head.0.weight`, or `prompt.tokens`.
     pub name: String,
     pub var: Var,
+    /// The variable that the model sees, in the same memory.
+    pub leaf: Variable,
     pub group: Group,
 }
 
 impl Parameter {
+    fn new(name: String, values: &Tensor, group: Group) -> Result<Self> {
+        let var = Var::from_tensor(values)?;
+        let leaf = Variable::leaf(var.as_detached_tensor());
+        Ok(Self { name, var, leaf, group })
+    }
+
     /// Takes these values.
     ///
     /// # Errors
@@ -55,7 +64,7 @@ impl Parameter {
     }
 }
 
-/// All trained parameters in a fixed order: LoRA modules in the order of the model, then the score head, then the prompt.
+/// All trained parameters in a fixed order: adapters in the order of the model, then the score head, then the prompt.
 pub struct Parameters {
     pub all: Vec<Parameter>,
     /// The layers with an adapter, in order; their parameters come first in `all`.
@@ -93,7 +102,7 @@ impl Parameters {
             let values = settings.create(projection.weight(), &mut random(config.seed, &name), device)?;
             for (parameter, values) in settings.parameters().iter().zip(values) {
                 let parameter = format!("{}.{name}.{parameter}", settings.kind());
-                all.push(Parameter { name: parameter, var: Var::from_tensor(&values)?, group: Group::Lora });
+                all.push(Parameter::new(parameter, &values, Group::Lora)?);
             }
             layers.push(AdaptedLayer { name, block, within });
         }
@@ -104,11 +113,8 @@ impl Parameters {
                 let fan_in = if name.starts_with('0') { 9 } else { 9 * ops::CHANNELS };
                 let bound = 1.0 / (fan_in as f32).sqrt();
                 let values = (0..shape.iter().product()).map(|_| random.random_range(-bound..bound)).collect();
-                all.push(Parameter {
-                    name: format!("score_head.{name}"),
-                    var: Var::from_tensor(&Tensor::from_vec::<_, f32>(values, shape, device)?)?,
-                    group: Group::ScoreHead,
-                });
+                let values = Tensor::from_vec::<_, f32>(values, shape, device)?;
+                all.push(Parameter::new(format!("score_head.{name}"), &values, Group::ScoreHead)?);
             }
         }
         Ok(Self { all, layers, settings })
@@ -116,14 +122,14 @@ impl Parameters {
 
     /// Adds the token embeddings of a prompt, `[tokens, width]`, which are trained from those of `start`, one prompt's.
     pub fn add_prompt(&mut self, start: &TextEmbedding) -> Result<()> {
-        let var = Var::from_tensor(&start.context.squeeze(0)?.to_dtype(DType::F32)?)?;
-        self.all.push(Parameter { name: PROMPT.to_string(), var, group: Group::Prompt });
+        let values = start.context.squeeze(0)?.to_dtype(DType::F32)?;
+        self.all.push(Parameter::new(PROMPT.to_string(), &values, Group::Prompt)?);
         Ok(())
     }
 
     /// The token embeddings of the prompt that is trained, if one is: `[tokens, width]`.
-    pub fn prompt(&self) -> Option<&Tensor> {
-        self.all.iter().find(|p| p.group == Group::Prompt).map(|p| p.var.as_tensor())
+    pub fn prompt(&self) -> Option<&Variable> {
+        self.all.iter().find(|p| p.group == Group::Prompt).map(|p| &p.leaf)
     }
 
     /// Overwrites all parameters; `tensors` must have exactly their names and shapes.
@@ -147,13 +153,18 @@ impl Parameters {
         self.all.iter().map(copy).collect()
     }
 
-    /// The adapters; they share the parameters' memory, so that a step shows in the model they are attached to.
-    ///
-    /// # Errors
-    /// None that is not a fault of the kind of adapter.
+    /// The adapters as a step differentiates them; they share the parameters' memory, so that a step shows in the model that
+    /// they are attached to.
+    pub fn trained(&self) -> Result<TrainedAdapters> {
+        let leaves = |parameters: &[Parameter]| parameters.iter().map(|p| p.leaf.clone()).collect();
+        let parameters = self.of_layers().map(|(layer, of_layer)| (layer.name.clone(), leaves(of_layer)));
+        Ok(TrainedAdapters { adapters: self.adapters()?, parameters: parameters.collect() })
+    }
+
+    /// The adapters without gradient, in the parameters' memory.
     pub fn adapters(&self) -> Result<Adapters> {
         let adapter = |(layer, parameters): (&AdaptedLayer, &[Parameter])| {
-            let parameters = parameters.iter().map(|p| p.var.as_tensor().clone()).collect();
+            let parameters = parameters.iter().map(|p| p.leaf.tensor().clone()).collect();
             Ok((layer.name.clone(), self.settings.adapter(parameters)?))
         };
         self.of_layers().map(adapter).collect()
@@ -187,9 +198,9 @@ impl Parameters {
     }
 
     /// The score head's parameters in the order of [`ops::PARAMETERS`]; none if it is not used.
-    pub fn score_head(&self) -> Option<Vec<Tensor>> {
-        let head: Vec<Tensor> =
-            self.all.iter().filter(|p| p.group == Group::ScoreHead).map(|p| p.var.as_tensor().clone()).collect();
+    pub fn score_head(&self) -> Option<Vec<Variable>> {
+        let head: Vec<Variable> =
+            self.all.iter().filter(|p| p.group == Group::ScoreHead).map(|p| p.leaf.clone()).collect();
         (!head.is_empty()).then_some(head)
     }
 

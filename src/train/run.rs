@@ -16,25 +16,25 @@ use super::schedule::learning_rate;
 use super::source::Source;
 use super::trained::origin_of;
 use super::validation::Validation;
-use crate::config::{HeadMaps, RequiredFiles, RunConfig};
+use crate::config::{HeadMaps, RunConfig};
 use crate::data::{Batch, Cache, Cursor, Loader, loader};
 use crate::eval::segmentation::SegmentationOptions;
-use crate::model::adapters::detached;
 use crate::model::adapters::formats::{self, Format};
-use crate::model::families::TransformerConfig;
+use crate::model::families::{self, TransformerConfig};
 use crate::model::pipeline::Pipeline;
 use crate::model::text::{TextEmbedding, prompt_file};
 use crate::model::weights::files::{ModelFiles, Part};
 use crate::model::weights::fingerprint::fingerprint;
+use crate::model::weights::required_files::RequiredFiles;
 use crate::report::Measured;
 use crate::report::metrics::{self, StepMetrics, ValidationScores};
 use crate::report::progress::Progress;
 use crate::report::summary::Stage;
 use crate::sample::scheduler::Scheduler;
 use crate::system::error::{Error, Result};
+use crate::system::interrupt;
 use candle_core::Device;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -45,7 +45,7 @@ const NONFINITE_ALL: &str = "nonfinite";
 /// Trains as `config` says, into `folder`, from its checkpoint if there is one, and measures the model before and after
 /// where the config asks for it. Returns what was measured, as a table.
 pub fn run(config: &RunConfig, device: &Device, folder: &RunFolder, force: bool) -> Result<Option<String>> {
-    let stop = stop_on_signals()?;
+    let stop = interrupt::stop_flag()?;
     let evaluation = config.eval.as_ref().map(|eval| Evaluation::open(config, eval, device, &stop)).transpose()?;
     let validation = Validation::open(config)?;
     let mut measured = Measured::default();
@@ -124,6 +124,7 @@ impl<'a> Trainer<'a> {
         measures: bool,
     ) -> Result<Self> {
         let files = ModelFiles::open(&config.model.path)?;
+        families::of(&files)?;
         let model = fingerprint(&base_files(&files, config)?)?;
         let checkpoint = folder.load(config, &model, force)?;
         let source = Source::open(config, device, &files, measures)?;
@@ -160,7 +161,7 @@ impl<'a> Trainer<'a> {
                 Error::Failed(format!("checkpoint of step {}: not a position in the data: {e}", state.step))
             })?);
         }
-        pipeline.transformer.attach(&parameters.adapters()?)?;
+        pipeline.transformer.attach_trained(&parameters.trained()?)?;
         let cached = cache.is_some();
         let require_masks = config.loss.uses_masks();
         let held = loader::held_bytes(&config.data, cache.as_ref().map(Cache::sample_bytes));
@@ -170,7 +171,7 @@ impl<'a> Trainer<'a> {
             batch: config.train.batch,
             image_tokens: grid.0 * grid.1,
             text_tokens: match parameters.prompt() {
-                Some(tokens) => tokens.dim(0)?,
+                Some(tokens) => tokens.tensor().dim(0)?,
                 None => pipeline.text_encoders.tokens(),
             },
             is_fused: !config.lora.targets.iter().any(|target| target.starts_with("ff")),
@@ -375,7 +376,7 @@ impl<'a> Trainer<'a> {
     fn validate(&mut self, output: &Path, log: &mut RunLog, validation: &Validation) -> Result<ValidationScores> {
         self.attach_detached()?;
         let (scores, pictures) = validation.measure(&self.pipeline, &self.scheduler)?;
-        self.pipeline.transformer.attach(&self.parameters.adapters()?)?;
+        self.pipeline.transformer.attach_trained(&self.parameters.trained()?)?;
         let step = self.state.step;
         let kept = validation.kept_pictures();
         pictures.write(output, step, kept)?;
@@ -397,7 +398,7 @@ impl<'a> Trainer<'a> {
     /// Puts the LoRA on the model so that no backward pass can follow it: else every step of every drawn image would stay
     /// in memory.
     fn attach_detached(&mut self) -> Result<()> {
-        self.pipeline.transformer.attach(&detached(&self.parameters.adapters()?)?)
+        self.pipeline.transformer.attach(&self.parameters.adapters()?)
     }
 
     fn export(&self, file: &Path) -> Result<()> {
@@ -410,7 +411,7 @@ impl<'a> Trainer<'a> {
     /// Writes the learnt prompt, if there is one.
     fn export_prompt(&self, file: &Path) -> Result<()> {
         match (self.parameters.prompt(), &self.empty_prompt) {
-            (Some(tokens), Some(empty)) => prompt_file::write(file, tokens, &empty.pooled.squeeze(0)?),
+            (Some(tokens), Some(empty)) => prompt_file::write(file, tokens.tensor(), &empty.pooled.squeeze(0)?),
             _ => Ok(()),
         }
     }
@@ -447,7 +448,7 @@ impl<'a> Trainer<'a> {
     fn measure_base(&mut self, evaluation: &Evaluation, measured: &mut Measured) -> Result<bool> {
         self.pipeline.transformer.detach();
         let is_measured = evaluation.measure(&self.pipeline, &self.scheduler, Stage::Before, measured);
-        self.pipeline.transformer.attach(&self.parameters.adapters()?)?;
+        self.pipeline.transformer.attach_trained(&self.parameters.trained()?)?;
         is_measured
     }
 
@@ -491,15 +492,4 @@ fn base_files(files: &ModelFiles, config: &RunConfig) -> Result<Vec<std::path::P
     }
     files.scheduler_config()?;
     Ok(RequiredFiles::find(files.folder(), &config.model.text_encoders)?.present)
-}
-
-/// A flag that SIGINT and SIGTERM raise; a second one ends the program at once.
-fn stop_on_signals() -> Result<Arc<AtomicBool>> {
-    let stop = Arc::new(AtomicBool::new(false));
-    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-        signal_hook::flag::register_conditional_shutdown(signal, 1, stop.clone())
-            .and_then(|_| signal_hook::flag::register(signal, stop.clone()))
-            .map_err(|e| Error::Failed(format!("cannot listen for signal {signal}: {e}")))?;
-    }
-    Ok(stop)
 }

@@ -1,10 +1,10 @@
-//! A disk that is full.
+//! A full disk.
 use super::world::World;
 use seg4diff::train::checkpoint::newest_whole;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-/// Lets no file of the command grow beyond `bytes`: writing fails as it does on a full disk, with another number.
+/// Limits the size of the command's files to `bytes`: writing fails as on a full disk, with another error number.
 fn limit_files(command: &mut Command, bytes: u64) -> &mut Command {
     let limit = libc::rlimit { rlim_cur: bytes, rlim_max: bytes };
     let set = move || {
@@ -98,7 +98,7 @@ fn a_cache_that_does_not_fit_keeps_what_did() {
         entries.map(|path| (name(&path), std::fs::read(path).expect("read"))).collect()
     };
     assert!(prepare("undisturbed").output().expect("seg4diff").status.success());
-    // Holds the text, but no whole shard of latents.
+    // Enough for the text, but not for a shard of latents.
     let output = limit_files(&mut prepare("cache"), 900_000).output().expect("seg4diff");
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{said}");

@@ -1,4 +1,4 @@
-//! A hub that is not there, refuses, or does not answer.
+//! A hub that is unreachable, refuses, or does not answer.
 use super::world::{Case, World, nothing, try_all};
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
@@ -60,7 +60,7 @@ fn hub_names() {
     try_all(World::whole, OFFLINE);
 }
 
-/// A server that takes the connection and says nothing.
+/// A server that accepts the connection and sends nothing.
 #[test]
 fn a_hub_that_does_not_answer() {
     let server = TcpListener::bind("127.0.0.1:0").expect("server");

@@ -1,6 +1,7 @@
 //! Bad input through the real binary: one clear error that names file and place, exit status 1 or 2, no panic,
 //! and nothing on the disk changed.
 mod data;
+#[cfg(unix)]
 mod disk;
 #[path = "../fake_model/mod.rs"]
 mod fake_model;
@@ -350,7 +351,7 @@ fn a_cuda_device_without_cuda() {
     }
 }
 
-/// `configs/sa1b.toml` is a config for the real model: it parses, and the check says what is missing here.
+/// `configs/sa1b.toml` is for the real model: it parses, and the check names the files missing here.
 #[test]
 fn check_of_a_real_config_says_what_is_missing() {
     let world = World::small();
@@ -373,7 +374,7 @@ fn check_of_a_real_config_says_what_is_missing() {
     }
 }
 
-/// The config that the cases above spoil is a good one.
+/// The config that the cases above spoil works.
 #[test]
 fn a_good_config_passes_the_check() {
     let world = World::small();

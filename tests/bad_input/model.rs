@@ -589,7 +589,7 @@ fn commands() {
     try_all(World::whole, COMMANDS);
 }
 
-/// What is unusual but not wrong: prompts of any length and script, none at all, a size of one token.
+/// Unusual but valid: prompts of any length and script, no prompt, a T5 length of one token.
 #[test]
 fn what_is_no_error() {
     let world = World::whole();

@@ -6,7 +6,7 @@ use seg4diff::model::weights::write;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// What every call has.
+/// The arguments of every call.
 const COMMON: [&str; 14] = [
     "evaluate",
     "segmentation",
@@ -39,7 +39,7 @@ const fn with(first: &'static str, second: &'static str) -> [&'static str; 16] {
     all
 }
 
-/// The call with another value of a flag that it has.
+/// The call with another value for one of its flags.
 const fn other(place: usize, value: &'static str) -> [&'static str; 14] {
     let mut all = COMMON;
     all[place] = value;
@@ -207,7 +207,7 @@ const OPTIONS: &[Case] = &[
         |w| {
             w.edit_tensors("model/transformer/diffusion_pytorch_model.safetensors", |tensors| {
                 let name = "transformer_blocks.1.attn.to_q.bias";
-                // Finite as they are stored, but not what is made of them.
+                // Finite when stored, but not in computation.
                 let broken = (tensors[name].ones_like().expect("ones") * f64::from(f32::MAX)).expect("large");
                 tensors.insert(name.into(), broken);
             })
@@ -233,7 +233,7 @@ fn options() {
     try_all(data_set, OPTIONS);
 }
 
-/// The data set that the cases above spoil is a good one.
+/// The data set that the cases above spoil works.
 #[test]
 fn a_good_data_set_is_evaluated() {
     let world = data_set();

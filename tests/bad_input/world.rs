@@ -1,4 +1,4 @@
-//! Folders for a case to spoil, and what is asked of every case.
+//! Folders for a case to spoil, and the checks of every case.
 use super::fake_model::fake_model;
 use super::model_folder;
 use candle_core::{Device, Tensor};
@@ -17,7 +17,7 @@ pub struct World {
 }
 
 impl World {
-    /// With a model that the checks made before loading take for one.
+    /// With a fake model that passes the checks before loading.
     pub fn small() -> Self {
         let world = Self { folder: tempfile::tempdir().expect("folder"), may_leave: &[] };
         fake_model(&world.path("model"));
@@ -29,7 +29,7 @@ impl World {
         world
     }
 
-    /// With the model and data of the smoke run: what is not spoilt works.
+    /// With the model and data of the smoke run: unspoilt, it works.
     pub fn whole() -> Self {
         let may_leave = &["run", "run/config.toml", "run/metrics.jsonl"];
         let world = Self { folder: tempfile::tempdir().expect("folder"), may_leave };
@@ -77,7 +77,7 @@ impl World {
         self.write("c.toml", config + text);
     }
 
-    /// A checkpoint of a run with the config as it is, of a model with this fingerprint.
+    /// A checkpoint of a run with this config, of a model with this fingerprint.
     pub fn checkpoint(&self, step: u64, model: &str) {
         let config = RunConfig::load(&self.path("c.toml"), &[]).expect("config");
         let tensors = BTreeMap::from([(
@@ -102,7 +102,7 @@ impl World {
         command
     }
 
-    /// Every file and its content, but for the lock; folders have none.
+    /// Every file and its content, except the lock; `None` for folders.
     fn snapshot(&self) -> BTreeMap<PathBuf, Option<Vec<u8>>> {
         fn walk(folder: &Path, found: &mut BTreeMap<PathBuf, Option<Vec<u8>>>) {
             for entry in std::fs::read_dir(folder).expect("folder") {
@@ -122,21 +122,35 @@ impl World {
     }
 }
 
-/// What to do to the world, how to call `seg4diff` in it, the exit status, and what the error must contain.
+/// How to spoil the world, the arguments of `seg4diff`, the exit status, and the required parts of the error.
 pub type Case = (&'static str, fn(&World), &'static [&'static str], i32, &'static [&'static str]);
 
 pub fn nothing(_: &World) {}
 
-/// Cuts a file to its first half.
+/// Truncates a file to its first half.
 pub fn cut(world: &World, file: &str) {
     let content = std::fs::read(world.path(file)).expect("read");
     world.write(file, &content[..content.len() / 2]);
 }
 
-/// Tries every case in a world of its own, and fails with all that is not as it must be.
+/// Runs every case in a world of its own, and reports all failures.
 pub fn try_all(world: fn() -> World, cases: &[Case]) {
     let complaints: Vec<String> = cases.iter().filter_map(|case| try_one(world(), case).err()).collect();
     assert!(complaints.is_empty(), "{} of {} cases:\n{}", complaints.len(), cases.len(), complaints.join("\n\n"));
+}
+
+/// A text with Unix's separator in paths and Unix's reasons, which the cases expect.
+fn in_unix_words(text: &str) -> String {
+    const REASONS: [(&str, &str); 4] = [
+        ("The system cannot find the file specified.", "No such file or directory"),
+        ("The system cannot find the path specified.", "No such file or directory"),
+        ("The directory name is invalid.", "Not a directory"),
+        ("Access is denied.", "Is a directory"),
+    ];
+    if cfg!(not(windows)) {
+        return text.into();
+    }
+    REASONS.iter().fold(text.replace('\\', "/"), |text, (windows, unix)| text.replace(windows, unix))
 }
 
 fn try_one(world: World, (name, spoil, args, status, expected): &Case) -> Result<(), String> {
@@ -145,7 +159,7 @@ fn try_one(world: World, (name, spoil, args, status, expected): &Case) -> Result
     let started = Instant::now();
     let output = world.command(args).output().expect("seg4diff");
     let took = started.elapsed();
-    let stderr = String::from_utf8_lossy(&output.stderr);
+    let stderr = in_unix_words(&String::from_utf8_lossy(&output.stderr));
     let check = |holds: bool, what: &str| if holds { Ok(()) } else { Err(format!("{name}: {what}\n{stderr}")) };
     check(output.status.code() == Some(*status), &format!("{}, expected {status}", output.status))?;
     check(!stderr.contains("panicked"), "panicked")?;

@@ -1,22 +1,22 @@
-//! A page as headless Chromium sees it.
+//! Renders a page in headless Chromium.
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Names of the program, where `CHROMIUM` does not give its path.
+/// Names of the program, if `CHROMIUM` does not give its path.
 const NAMES: [&str; 5] =
     ["chromium-headless-shell", "chromium", "chromium-browser", "google-chrome-stable", "google-chrome"];
 
-/// What became of a page.
+/// The result of rendering a page.
 pub struct Seen {
     /// The document after loading, as HTML.
     pub dom: String,
-    /// Whatever the console showed, such as a resource that was refused or a path that cannot be drawn.
+    /// Console messages, such as a refused resource or an invalid path.
     pub console: Vec<String>,
-    /// Addresses other than files and `data:` that were asked for.
+    /// Requested addresses other than files and `data:` URIs.
     pub requests: Vec<String>,
 }
 
-/// The browser of this machine; without one, says so, or fails where `REQUIRE_CHROMIUM` is set.
+/// The machine's browser; if there is none, says so, or fails if `REQUIRE_CHROMIUM` is set.
 pub fn find() -> Option<PathBuf> {
     let in_path = |name| {
         let path = std::env::var_os("PATH")?;
@@ -52,7 +52,7 @@ pub fn open(browser: &Path, page: &Path, width: u32) -> Seen {
     Seen { dom, console, requests: requests(&log) }
 }
 
-/// Every address in the log that is not a file's, nor within the page.
+/// Every address in the log, except files and those within the page.
 fn requests(log: &str) -> Vec<String> {
     let addresses = log.split("\"url\":\"").skip(1).filter_map(|rest| rest.split('"').next());
     let outside = |address: &&str| !["file:", "data:", "about:"].iter().any(|scheme| address.starts_with(scheme));

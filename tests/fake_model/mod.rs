@@ -1,7 +1,7 @@
-//! A model folder that passes the checks made before a model is loaded.
+//! A model folder that passes the checks made before loading.
 use std::path::Path;
 
-/// The files of a diffusers folder, empty but for the sizes that are checked.
+/// The files of a diffusers folder, empty except for the sizes that are checked.
 pub fn fake_model(folder: &Path) {
     for file in [
         "model_index.json",

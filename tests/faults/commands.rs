@@ -1,26 +1,26 @@
-//! The commands that faults are put into: short runs of each, and what they begin with.
+//! The commands that faults are injected into: short runs, and their initial folders.
 use seg4diff::sample::image::write_png;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Where the program's own models and data lie.
+/// The root of the program's own models and data.
 pub const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
 /// A command in a folder of its own.
 pub struct Case {
     pub name: &'static str,
-    /// What it may write into, and nothing else.
+    /// The folder that it may write into, and nothing else.
     pub work: PathBuf,
     args: Vec<String>,
-    /// What it is run with after a fault, where that is something else.
+    /// The command to rerun after a fault, if different.
     again: Option<Vec<String>>,
-    /// Commands that make what is in the folder before.
+    /// Commands that make the initial content of the folder.
     before: Vec<Vec<String>>,
-    /// Whether what it writes goes through other states than none and the last.
+    /// Whether intermediate states of the folder are visible.
     pub has_states: bool,
 }
 
-/// `seg4diff` with these arguments, on one thread: the same system calls in the same order each time.
+/// `seg4diff` with these arguments, on one thread: every run makes equal system calls in equal order.
 pub fn seg4diff(args: &[String]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_seg4diff"));
     command.args(args);
@@ -34,7 +34,7 @@ pub fn calm(command: &mut Command) {
 }
 
 impl Case {
-    /// Empties the folder and makes what is in it before.
+    /// Resets the folder to its initial content.
     pub fn begin(&self) {
         if self.work.exists() {
             std::fs::remove_dir_all(&self.work).expect("an empty folder");
@@ -50,13 +50,13 @@ impl Case {
         &self.args
     }
 
-    /// The same command, as it is run after a fault.
+    /// The command to run after a fault.
     pub fn args_again(&self) -> &[String] {
         self.again.as_ref().unwrap_or(&self.args)
     }
 }
 
-/// Makes the cases' folders in `root`, and what they read besides the program's own data.
+/// Makes the cases' folders in `root`, and the inputs beyond the program's own data.
 pub struct Cases<'a> {
     root: &'a Path,
     all: Vec<Case>,
@@ -83,7 +83,7 @@ fn words(line: &str) -> Vec<String> {
 const DATA_SET: &str = "--images tests/fixtures/segmentation/images --labels tests/fixtures/segmentation/labels \
                         --classes tests/fixtures/segmentation/classes.json";
 const MODEL: &str = "--model checkpoints/smoke-base --device cpu --size 64";
-/// Few steps of few pixels; validations keep the best, and old checkpoints and pictures are removed.
+/// Few steps of few pixels; validations keep the best checkpoint, and old checkpoints and pictures are removed.
 const TRAIN: &str = "train --config configs/smoke.toml --set train.steps=4 --set train.batch=1 --set \
                      data.resolution=64 --set data.workers=1 --set checkpoint.every=1 --set checkpoint.keep=2 --set \
                      eval.images=tests/fixtures/segmentation/images --set \
@@ -129,7 +129,7 @@ impl Cases<'_> {
         let export = format!("export --checkpoint {} --format", checkpoint.display());
         self.add("export peft", &format!("{export} peft --out @/peft"));
         self.add("export comfyui", &format!("{export} comfyui --out @/lora.safetensors"));
-        // Over a file that is there.
+        // Overwrites an existing file.
         let over = self.add("export diffusers", &format!("{export} diffusers --out @/lora.safetensors"));
         let before = format!("{export} comfyui --out {}/lora.safetensors", over.work.display());
         over.before = vec![words(&before)];

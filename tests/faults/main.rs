@@ -1,12 +1,14 @@
-//! Faults in every system call that matters: the process is killed, the disk is full or broken, files run out.
+//! Faults in every system call that matters: the process is killed, the disk is full or broken, file descriptors run
+//! out.
 //!
-//! strace puts one fault into a short run of each command. Whatever the fault, files are whole or absent, nothing
-//! panics, an error names its file and its reason, status 0 means that everything is there; and the same command
-//! without a fault then ends with the same bytes as one that was never disturbed, and leaves nothing else behind.
+//! strace injects one fault into a short run of each command. Whatever the fault, files are complete or absent, nothing
+//! panics, an error names its file and its reason, and status 0 means that everything was written. The command without
+//! a fault then ends with the bytes of an undisturbed run, and leaves nothing else behind.
 //!
 //! An error with `+` in the table lasts from that call on. `FAULTS` is how many faults are tried (200):
 //! `FAULTS=1000 cargo test --release --test faults -- --nocapture`. Where there is no strace, none are, which is said;
 //! with `REQUIRE_STRACE` set that is a failure.
+#![cfg(target_os = "linux")]
 mod commands;
 mod outcome;
 mod plan;
@@ -20,10 +22,10 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tracer::{Ended, Fault};
 
-/// What a command came to after a fault, and how often.
+/// Outcomes of a command after faults, with their numbers.
 type Table = BTreeMap<(&'static str, String, String), BTreeMap<&'static str, usize>>;
 
-/// A case with what it comes to undisturbed.
+/// A case and its undisturbed outcome.
 struct Prepared<'a> {
     case: &'a Case,
     before: Snapshot,
@@ -55,13 +57,13 @@ fn faults_are_survived() {
         }
     });
     let all = show(&table.into_inner().expect("the table"));
-    // How far a loader reads ahead, and how often progress is shown, depends on the time.
+    // Prefetching and progress output depend on timing.
     assert!(all.get("not reached").is_none_or(|missed| missed * 10 <= amount), "{all:?}: too few were reached");
     let problems = problems.into_inner().expect("the problems");
     assert!(problems.is_empty(), "{} problems:\n{}", problems.len(), problems.join("\n"));
 }
 
-/// Works on all of `items`, on each core one at a time; the results in their order.
+/// Maps `items` in parallel, one at a time on each core; the results in order.
 fn in_parallel<'a, T: Sync, R: Send>(items: &'a [T], work: impl Fn(&'a T) -> R + Sync) -> Vec<R> {
     let (next, results) = (AtomicUsize::new(0), Mutex::new(vec![]));
     let one_after_another = || {
@@ -82,7 +84,7 @@ fn in_parallel<'a, T: Sync, R: Send>(items: &'a [T], work: impl Fn(&'a T) -> R +
     results.into_iter().map(|(_, result)| result).collect()
 }
 
-/// Runs a command undisturbed, twice: the second time to see its calls.
+/// Runs a command undisturbed, twice: the second time to trace its calls.
 fn prepare(case: &Case) -> Prepared<'_> {
     case.begin();
     let before = Snapshot::of(case);
@@ -100,7 +102,7 @@ fn prepare(case: &Case) -> Prepared<'_> {
 }
 
 impl Prepared<'_> {
-    /// Runs the command with a fault, then again without: what it came to, and what was wrong.
+    /// Runs the command with a fault, then again without; returns the outcome and the problems.
     fn disturb(&self, fault: &Fault) -> (&'static str, Vec<String>) {
         let case = self.case;
         let logs = case.work.with_extension("logs");
@@ -132,7 +134,7 @@ impl Prepared<'_> {
         (outcome, problems.into_iter().map(told).collect())
     }
 
-    /// What is wrong with how a disturbed command ended.
+    /// Problems with the end of a disturbed command.
     fn check(&self, fault: &Fault, ended: &Ended) -> Vec<String> {
         let mut problems = vec![];
         let said = &ended.said;
@@ -142,7 +144,7 @@ impl Prepared<'_> {
         match (ended.status.code(), fault.error) {
             (Some(0), _) => {}
             (None, None) if ended.is_killed() => {}
-            // The fault met what loads the program.
+            // The fault hit the dynamic loader.
             (Some(127), Some(_)) if said.contains("error while loading shared libraries") => {}
             (Some(1 | 2), Some(_)) => {
                 let errors: Vec<&str> = said.lines().skip_while(|line| !line.starts_with("error: ")).collect();
@@ -161,7 +163,7 @@ impl Prepared<'_> {
     }
 }
 
-/// Prints the table; returns how often there was each outcome.
+/// Prints the table; returns the number of each outcome.
 fn show(table: &Table) -> BTreeMap<&'static str, usize> {
     println!("{:22} {:13} {:8} {:>6}  outcome", "command", "call", "fault", "times");
     let mut all = BTreeMap::new();

@@ -1,4 +1,4 @@
-//! What a command leaves in its folder, and what of it must be the same.
+//! The files that a command leaves, and comparisons of them.
 use super::commands::Case;
 use seg4diff::model::adapters::formats;
 use seg4diff::model::weights::read_all;
@@ -8,7 +8,7 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// Files by their paths in the folder, without what differs from run to run: times, and the files that show them.
+/// Files by path, without times and the files that show them, which differ between runs.
 #[derive(Clone, PartialEq)]
 pub struct Snapshot {
     files: BTreeMap<String, Vec<u8>>,
@@ -42,7 +42,7 @@ impl Snapshot {
         self.files.is_empty()
     }
 
-    /// What is missing, different or too much here.
+    /// Files that are missing, different or unexpected.
     pub fn differences(&self, wanted: &Self) -> Vec<String> {
         let mut names: Vec<&String> = self.files.keys().chain(wanted.files.keys()).collect();
         names.sort();
@@ -56,7 +56,7 @@ impl Snapshot {
         differs.map(how).collect()
     }
 
-    /// Files that are neither as before nor as they are to be in the end.
+    /// Files that are neither in their old nor in their final state.
     pub fn halves(&self, case: &Case, before: &Self, wanted: &Self) -> Vec<String> {
         let known =
             |name: &String, bytes: &Vec<u8>| [before, wanted].iter().any(|at| at.files.get(name) == Some(bytes));
@@ -85,7 +85,7 @@ fn without_times(name: &str, bytes: Vec<u8>) -> Vec<u8> {
     bytes.split_inclusive(|byte| *byte == b'\n').flat_map(line).collect()
 }
 
-/// What is wrong with a file of a run that has not come to its end.
+/// Problems with a file of a run that did not finish.
 fn damage(case: &Case, name: &str) -> Option<String> {
     let path = case.work.join(name);
     let folder = path.parent().expect("a folder");

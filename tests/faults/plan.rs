@@ -1,19 +1,19 @@
-//! Which faults are tried: as many as asked for, spread evenly over commands, calls and kinds, always the same.
+//! Chooses the faults to try: as many as asked for, spread evenly over commands, calls and kinds, deterministically.
 use super::tracer::{CALLS, Calls, Fault};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Calls of a command that faults can be put into, by their numbers.
+/// A command's calls that faults can be injected into, by their numbers.
 pub type AllCalls = BTreeMap<Calls, BTreeSet<usize>>;
 
-/// Picks `amount` faults for commands that make these calls; a list for each.
+/// Picks `amount` faults for commands with these calls; a list for each command.
 pub fn plan(commands: &[AllCalls], amount: usize) -> Vec<Vec<Fault>> {
-    // A cell is a command's calls of one name, about its inputs or about the others, with one kind of fault.
+    // A cell: a command's calls of one name, about its inputs or about other files, with one kind of fault.
     let mut cells: BTreeMap<_, Vec<Fault>> = BTreeMap::new();
     for (command, all) in commands.iter().enumerate() {
         for (calls, numbers) in all {
             let (_, errors) = CALLS.iter().find(|(known, _)| *known == calls.name).expect("a known call");
             let once = std::iter::once((None, false)).chain(errors.iter().map(|error| (Some(*error), false)));
-            // What cannot be read is tried again: here it stays so.
+            // Failed reads are retried: here the error persists.
             let lasting = errors.iter().map(|error| (Some(*error), true)).filter(|_| calls.input.is_some());
             for (error, lasts) in once.chain(lasting) {
                 let cell = cells.entry((command, calls.name, calls.input.is_some(), error, lasts)).or_default();
@@ -25,7 +25,7 @@ pub fn plan(commands: &[AllCalls], amount: usize) -> Vec<Vec<Fault>> {
     let mut plan = vec![vec![]; commands.len()];
     for (place, (((command, ..), faults), quota)) in cells.iter().zip(quotas).enumerate() {
         for index in 0..quota {
-            // With one of a cell, another place in each cell.
+            // If a cell gets one fault, the call differs between cells.
             let one =
                 if quota == 1 { (place * 7) % faults.len() } else { (2 * index + 1) * faults.len() / (2 * quota) };
             plan[*command].push(faults[one].clone());
@@ -34,8 +34,8 @@ pub fn plan(commands: &[AllCalls], amount: usize) -> Vec<Vec<Fault>> {
     plan
 }
 
-/// How many of each cell are taken, so that all together are `amount`, none more than it has, and all as equal as can
-/// be; where there are fewer than cells, every so many-th cell has one.
+/// Number of faults from each cell: `amount` in total, none more than it has, as equal as possible; with fewer faults
+/// than cells, every n-th cell gets one.
 fn quotas(sizes: &[usize], amount: usize) -> Vec<usize> {
     if amount < sizes.len() {
         return (0..sizes.len()).map(|cell| (cell + 1) * amount / sizes.len() - cell * amount / sizes.len()).collect();

@@ -1,4 +1,4 @@
-//! `strace`: what system calls a command makes, and faults put into one of them.
+//! `strace`: traces a command's system calls, and injects faults into one of them.
 use super::commands::{ROOT, calm};
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::process::ExitStatusExt;
@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-/// Calls that faults are put into, and which errors; each is also a moment to be killed at.
+/// Calls that faults are injected into, and their errors; the process is also killed at each of them.
 pub const CALLS: [(&str, &[&str]); 17] = [
     ("rename", &["EIO", "ENOSPC"]),
     ("renameat", &["EIO", "ENOSPC"]),
@@ -26,24 +26,24 @@ pub const CALLS: [(&str, &[&str]); 17] = [
     ("write", &["EIO", "ENOSPC"]),
     ("pwrite64", &["EIO", "ENOSPC"]),
 ];
-/// No command takes so long.
+/// Longer than any command takes.
 const LIMIT: Duration = Duration::from_secs(300);
 
-/// The calls of one name and about one of the files that are only read, or all others of the name.
+/// The calls of one name about one of the read-only files, or about all other files.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Calls {
     pub name: &'static str,
     pub input: Option<String>,
 }
 
-/// What is put into the `nth` of such calls in each thread.
+/// A fault in the `nth` of such calls in each thread.
 #[derive(Clone, Debug)]
 pub struct Fault {
     pub calls: Calls,
     pub nth: usize,
-    /// None: the process is killed instead of the call.
+    /// `None`: the process is killed instead of the call.
     pub error: Option<&'static str>,
-    /// The calls after it fail, too.
+    /// Whether the following calls fail, too.
     pub lasts: bool,
 }
 
@@ -52,13 +52,13 @@ impl Fault {
         format!("{}{}", self.error.unwrap_or("SIGKILL"), if self.lasts { "+" } else { "" })
     }
 
-    /// The call, as the table has it.
+    /// The call as shown in the table.
     pub fn call(&self) -> String {
         let Calls { name, input } = &self.calls;
         format!("{name}{}", if input.is_some() { " input" } else { "" })
     }
 
-    /// What the system says of its error.
+    /// The system's message for the error.
     pub fn reason(&self) -> &'static str {
         match self.error {
             Some("EIO") => "Input/output error",
@@ -73,9 +73,9 @@ impl Fault {
 pub struct Ended {
     pub status: ExitStatus,
     pub said: String,
-    /// The call that the fault was put into, as strace shows it; none where it was not reached.
+    /// The call that the fault was injected into, as shown by strace; `None` if it was not reached.
     pub hit: Option<String>,
-    /// It could not say what went wrong: a fault met its standard error.
+    /// Whether a fault hit its standard error, so that it could not report.
     pub is_mute: bool,
 }
 
@@ -85,14 +85,14 @@ impl Ended {
     }
 }
 
-/// Whether strace is there and may trace.
+/// Whether strace is installed and may trace.
 pub fn is_there() -> bool {
     let traced = Command::new("strace").args(["-f", "-o", "/dev/null", "true"]).stderr(Stdio::null()).status();
     traced.is_ok_and(|status| status.success())
 }
 
-/// Runs a command and lists its calls that are about files of the test or of the program, and not the system's
-/// libraries, by their numbers in their threads. `work` is the folder that it writes into.
+/// Runs a command and lists its calls about files of the test or of the program, except system libraries, by their
+/// numbers within their threads. `work` is the folder that it writes into.
 pub fn calls(args: &[String], logs: &Path, work: &Path) -> (Ended, BTreeMap<Calls, BTreeSet<usize>>) {
     let names: Vec<&str> = CALLS.iter().map(|(name, _)| *name).collect();
     let ended = trace(args, logs, &["-e", &format!("trace={}", names.join(","))]);
@@ -122,7 +122,7 @@ pub fn calls(args: &[String], logs: &Path, work: &Path) -> (Ended, BTreeMap<Call
     (ended, found)
 }
 
-/// Runs a command with a fault in it.
+/// Runs a command with an injected fault.
 pub fn disturbed(args: &[String], logs: &Path, fault: &Fault) -> Ended {
     let Fault { calls: Calls { name, input }, nth, error, lasts } = fault;
     let on = if *lasts { "+" } else { "" };
@@ -130,7 +130,7 @@ pub fn disturbed(args: &[String], logs: &Path, fault: &Fault) -> Ended {
     let (traced, inject) = (format!("trace={name}"), format!("inject={name}:{what}:when={nth}{on}"));
     let mut filter = vec!["-e", &traced, "-e", &inject];
     if let Some(path) = input {
-        // Only calls about it are counted.
+        // Only calls about this file are counted.
         filter.extend(["-P", path]);
     }
     let mut ended = trace(args, logs, &filter);
@@ -144,15 +144,15 @@ pub fn disturbed(args: &[String], logs: &Path, fault: &Fault) -> Ended {
     ended
 }
 
-/// The path that a call is about, as its arguments have it: a quoted one, or else that of its descriptor.
+/// The path that a call is about: a quoted argument, or else its descriptor's path.
 fn path_of(rest: &str) -> &str {
     let between = |open: &str, close: char| rest.split_once(open).and_then(|(_, rest)| rest.split(close).next());
-    // What is read or written is cut to nothing: a path is what is left in quotes.
+    // Buffers are cut to nothing, so that quotes hold paths alone.
     let quoted = between("\"", '"').filter(|path| !path.is_empty());
     quoted.or_else(|| between("<", '>')).unwrap_or_default()
 }
 
-/// Whether a file is one that the test made, or the program's own; relative paths are from the program's root.
+/// Whether a file was made by the test, or is the program's own; relative paths are from the program's root.
 fn is_input(path: &str, folder: &Path) -> bool {
     let path = Path::new(ROOT).join(path);
     path.starts_with(folder)

@@ -1,17 +1,17 @@
-//! The real binary within 2 GB of address space and a limit of time.
+//! The real binary within 2 GB of address space, where the system has such a limit, and a limit of time.
 use std::io::Read;
-use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// Nothing that a file holds may take more.
+#[cfg(target_os = "linux")]
 const ADDRESS_SPACE: u64 = 2_000_000_000;
 
-/// What became of a command.
+/// The result of a command.
 pub struct Ended {
-    /// Exit status; none where a signal ended it, or time ran out.
+    /// Exit status; `None` if it was ended by a signal or the time limit.
     pub status: Option<i32>,
-    /// What it wrote to stderr, and how it ended where that is no status.
+    /// Its stderr, and how it ended if without status.
     pub said: String,
 }
 
@@ -19,6 +19,14 @@ pub struct Ended {
 pub fn seg4diff(folder: &std::path::Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_seg4diff"));
     command.current_dir(folder).env_remove("RUST_LOG").env("RAYON_NUM_THREADS", "2");
+    #[cfg(target_os = "linux")]
+    limit_memory(&mut command);
+    command
+}
+
+#[cfg(target_os = "linux")]
+fn limit_memory(command: &mut Command) {
+    use std::os::unix::process::CommandExt;
     // SAFETY: between fork and exec, only a system call that is safe there.
     unsafe {
         command.pre_exec(|| {
@@ -29,10 +37,9 @@ pub fn seg4diff(folder: &std::path::Path) -> Command {
             }
         });
     }
-    command
 }
 
-/// Runs a command, and ends it when `seconds` are over.
+/// Runs a command, and ends it after `seconds`.
 pub fn run(command: &mut Command, seconds: u64) -> Ended {
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("start");
     let mut stderr = child.stderr.take().expect("stderr");

@@ -1,16 +1,16 @@
-//! What is mutated, and which command reads it.
+//! The kinds of files that are mutated, and the commands that read them.
 use super::mutate::Checksums;
 
-/// One file that the program reads.
+/// A file that the program reads.
 pub struct Kind {
     pub name: &'static str,
-    /// How many of a hundred or so mutations are of this kind.
+    /// Relative frequency of its mutations, in percent.
     pub share: u64,
     pub file: &'static str,
     pub args: &'static str,
     pub is_text: bool,
     pub checksums: Checksums,
-    /// Whether a larger number rightly takes longer.
+    /// Whether larger numbers rightly take longer.
     pub may_be_long: bool,
 }
 
@@ -34,7 +34,7 @@ const fn text(name: &'static str, share: u64, file: &'static str, args: &'static
     Kind { is_text: true, ..kind(name, share, file, args) }
 }
 
-/// The name of the kind whose mutation is `--set KEY=NUMBER` in place of a file.
+/// The kind that mutates `--set KEY=NUMBER` instead of a file.
 pub const SETTINGS: &str = "--set";
 
 pub const KINDS: &[Kind] = &[
@@ -100,7 +100,7 @@ pub const KINDS: &[Kind] = &[
     ),
 ];
 
-/// Settings that are numbers.
+/// Numeric settings.
 pub const NUMBERS: &[&str] = &[
     "seed",
     "model.expert_layer",

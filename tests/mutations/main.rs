@@ -1,8 +1,8 @@
-//! Mutated inputs of every kind through the real binary, within 2 GB and a limit of time: an error or a result, never a
-//! panic, a signal, a hang or too much memory, and no training that ends well without having trained.
+//! Mutated inputs of every kind through the real binary, within 2 GB and a time limit: an error or a result, never a
+//! panic, a signal, a hang or too much memory, and no run that succeeds without having trained.
 //!
-//! Some 300 mutations by default; `MUTATIONS=10000` makes so many, `MUTATION_SEED=N` others, and `MUTATION=KIND:NUMBER`
-//! a single one again. What fails is kept in the folder that the error names.
+//! By default some 300 mutations; `MUTATIONS=10000` sets the number, `MUTATION_SEED=N` the seed, and
+//! `MUTATION=KIND:NUMBER` repeats a single one. Failing inputs are kept in the folder that the error names.
 #[path = "../folder_copy/mod.rs"]
 mod folder_copy;
 mod kinds;
@@ -21,29 +21,29 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 const DEFAULT: u64 = 300;
-/// A command takes a second where nobody else works.
+/// A command takes a second on an idle machine.
 const SECONDS: u64 = 60;
-/// What commands write; what they find there would change what they do.
+/// Outputs of commands; if left in place, they would change the next command.
 const WRITTEN: [&str; 2] = ["out", "run"];
 
 fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }
 
-/// Takes away what a command wrote, and puts back what `kind` wants to be there.
+/// Removes a command's outputs, and restores what `kind` expects there.
 fn tidy(folder: &Path, kind: &Kind) {
     for name in WRITTEN {
         let path = folder.join(name);
         let _ = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
     }
-    // `--resume` goes on from a run that is there.
+    // `--resume` needs an existing run.
     if kind.args.contains("--resume") {
         folder_copy::copy(&folder.join("run1"), &folder.join("run"));
     }
 }
 
-/// Does mutation `number` of a kind in `folder`, which is as before afterwards; says how it ended, and what is wrong with
-/// that.
+/// Runs mutation `number` of a kind in `folder`, which is restored afterwards; returns how it ended, and the problem,
+/// if any.
 fn attempt(folder: &Path, kind: &Kind, seed: u64, number: u64) -> (&'static str, Option<String>) {
     let mut random = mutate::random(seed, kind.name, number);
     let mut command = seg4diff(folder);
@@ -73,7 +73,7 @@ fn attempt(folder: &Path, kind: &Kind, seed: u64, number: u64) -> (&'static str,
     (outcome, problem)
 }
 
-/// A checkpoint's files are known by their SHA-256: a mutated one gets the right one, so that it is read at all.
+/// Checkpoint files are checked by SHA-256: a mutated file gets a valid one, so that it is read at all.
 fn mend_sums(file: &Path, content: &[u8]) {
     let (Some(folder), Some(name)) = (file.parent(), file.file_name().and_then(|name| name.to_str())) else { return };
     let path = folder.join("state.json");
@@ -105,7 +105,7 @@ fn judge(folder: &Path, kind: &Kind, ended: &Ended) -> (&'static str, Option<Str
     }
 }
 
-/// Whether a run left an adapter that does something: B starts as zeros.
+/// Whether a run left a trained adapter: B starts as zeros.
 fn has_learnt(folder: &Path) -> bool {
     let Ok(tensors) = seg4diff::model::weights::read_all(&folder.join("run/lora.safetensors")) else { return false };
     let all = tensors.iter().filter(|(name, _)| name.ends_with("lora_B.weight"));
@@ -123,7 +123,7 @@ fn mutated_inputs() {
 
     let shares: u64 = KINDS.iter().map(|kind| kind.share).sum();
     let of_kind = |kind: &Kind| (count * kind.share).div_ceil(shares);
-    // Kinds by turns, so that a run that is stopped has seen all of them.
+    // Kinds in rotation, so that an interrupted run has covered all of them.
     let most = KINDS.iter().map(&of_kind).max().unwrap_or(0);
     let mut jobs: Vec<(usize, u64)> = (0..most)
         .flat_map(|number| (0..KINDS.len()).map(move |kind| (kind, number)))
@@ -160,7 +160,7 @@ fn mutated_inputs() {
     assert!(problems.is_empty(), "{} of {} mutations:\n{}", problems.len(), jobs.len(), problems.join("\n"));
 }
 
-/// Kind × how it ended.
+/// Kind × outcome.
 fn print_table(outcomes: &BTreeMap<(usize, &str), u64>) {
     let all = ["passed", "failed", "refused", "long", "untrained", "memory", "hang", "panic", "signal", "other"];
     println!("{:24} {:>6} {}", "kind", "count", all.map(|name| format!("{name:>10}")).concat());

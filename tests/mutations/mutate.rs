@@ -1,10 +1,10 @@
-//! Mutations of a file, drawn from a seed: the same seed makes the same files on every machine.
+//! Mutations of a file, drawn from a seed, equal on every machine.
 use flate2::Crc;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-/// Numbers that programs stumble over.
+/// Numbers that often cause overflows and other errors.
 const NUMBERS: [&str; 18] = [
     "0",
     "-1",
@@ -26,19 +26,19 @@ const NUMBERS: [&str; 18] = [
     "99999999999999999999999",
 ];
 
-/// What is put right again after a mutation, so that it is not the checksum that stops it.
+/// A checksum to repair after a mutation, so that the mutation is reached.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Checksums {
     None,
-    /// Of a PNG's chunks.
+    /// Checksums of a PNG's chunks.
     Png,
-    /// Of a tar file's headers.
+    /// Checksums of a tar file's headers.
     Tar,
-    /// A compressed element of a MATLAB file: the mutation goes into what it inflates to.
+    /// A compressed element of a MATLAB file: the mutation is applied to its inflated data.
     Matlab,
 }
 
-/// The random numbers of mutation `number` of a kind.
+/// The random generator of mutation `number` of a kind.
 pub fn random(seed: u64, kind: &str, number: u64) -> ChaCha8Rng {
     let mut key = [0; 32];
     key[..8].copy_from_slice(&seed.to_le_bytes());
@@ -51,7 +51,7 @@ pub fn number(random: &mut ChaCha8Rng) -> &'static str {
     NUMBERS.choose(random).expect("numbers")
 }
 
-/// A file with one to three mutations; `is_text` makes those of numbers as frequent as all others.
+/// Applies one to three mutations to a file; with `is_text`, mutations of numbers are as frequent as all others.
 pub fn mutate(file: &[u8], is_text: bool, checksums: Checksums, random: &mut ChaCha8Rng) -> Vec<u8> {
     let mends = checksums != Checksums::None && random.random_bool(0.7);
     if mends && checksums == Checksums::Matlab {
@@ -80,7 +80,7 @@ fn damage(bytes: &mut Vec<u8>, random: &mut ChaCha8Rng) {
         return;
     }
     let length = bytes.len();
-    // Headers are where it matters: half of all places are among the first.
+    // Headers matter most: half of all positions are among the first bytes.
     let near = if random.random_bool(0.5) { length.min(256) } else { length };
     let at = random.random_range(0..near);
     let end = (at + random.random_range(1..=64)).min(length);
@@ -118,7 +118,7 @@ fn damage(bytes: &mut Vec<u8>, random: &mut ChaCha8Rng) {
     }
 }
 
-/// Puts another number in the place of one that stands in the text.
+/// Replaces a number in the text by another one.
 fn replace_number(bytes: &mut Vec<u8>, random: &mut ChaCha8Rng) {
     let is_part = |byte: u8| byte.is_ascii_digit() || matches!(byte, b'.' | b'-' | b'e');
     let starts: Vec<usize> = (0..bytes.len())
@@ -153,7 +153,7 @@ fn mend_tar(bytes: &mut [u8]) {
     }
 }
 
-/// The first element inflated, mutated and compressed again.
+/// Inflates the first element, mutates it and compresses it again.
 fn matlab(file: &[u8], random: &mut ChaCha8Rng) -> Option<Vec<u8>> {
     use std::io::{Read, Write};
     let (head, rest) = file.split_at_checked(128)?;

@@ -12,7 +12,7 @@ const TRAINING: &str = "device = \"cpu\"\noutput = \"run\"\n[model]\npath = \"mo
 /// Fills `folder`.
 ///
 /// # Panics
-/// When a command that the files are made by, or one that reads them, fails: then mutating them would say nothing.
+/// If a command that makes or reads the files fails, since mutations would then prove nothing.
 pub fn make(folder: &Path) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let fixtures = root.join("tests/fixtures");
@@ -45,7 +45,7 @@ pub fn make(folder: &Path) {
     let t5 = TRAINING
         .replace("path = \"model\"", "path = \"t5\"\ntext_encoders = [\"clip_l\", \"t5\"]\nmax_sequence_length = 16");
     write("t5.toml", format!("{t5}{data}").as_bytes());
-    // What fills a cache looks whether the transformer is there, and does not read it.
+    // The command that fills a cache checks that the transformer exists, and does not read it.
     write("t5/transformer/diffusion_pytorch_model.safetensors", b"\x02\0\0\0\0\0\0\0{}");
     pictures(&write);
 
@@ -87,7 +87,7 @@ pub fn make(folder: &Path) {
     command("train --config c.toml --set output=run1 --set train.steps=2 --set checkpoint.every=1");
     std::fs::copy(folder.join("run1/lora.safetensors"), folder.join("lora.safetensors")).expect("adapter");
     let resumed = folder.join("run1");
-    // As a run looks that was stopped before its end.
+    // The state of a run that was stopped early.
     for name in ["lora.safetensors", "report.html"] {
         std::fs::remove_file(resumed.join(name)).expect("remove");
     }

@@ -1,8 +1,8 @@
-//! What a run of the smoke config comes to, to compare with another.
+//! The results of a run of the smoke config, for comparison.
 use crate::smoke_run::{Run, read};
 use serde_json::Value;
 
-/// What a run leaves that must not depend on what happened to it, or where its latents came from.
+/// The results of a run that must not depend on interruptions or on caching.
 #[derive(PartialEq)]
 pub struct Outcome {
     lora: Vec<u8>,
@@ -13,7 +13,7 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// The outcome of a run of so many steps.
+    /// Results of a run of `steps` steps.
     pub fn of(run: &Run, steps: u64) -> Self {
         let json = |text: &[u8]| serde_json::from_slice::<Value>(text).expect("JSON");
         let mut metrics: Vec<Value> =

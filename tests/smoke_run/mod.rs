@@ -1,4 +1,4 @@
-//! Runs of `configs/smoke.toml`, on the base model and images that come with the program, through the real binary.
+//! Runs of `configs/smoke.toml`, on the built-in base model and images, through the real binary.
 #![allow(dead_code)]
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -10,7 +10,7 @@ pub struct Run {
 }
 
 impl Run {
-    /// A run with these settings, `key=value`, over those of the smoke config.
+    /// A run with these settings, `key=value`, that override the smoke config's.
     pub fn new(settings: &[&str]) -> Self {
         let settings = settings.iter().map(|setting| setting.to_string()).collect();
         Self { folder: tempfile::tempdir().expect("folder"), settings }
@@ -21,7 +21,7 @@ impl Run {
         self.folder.path().join("run").join(name)
     }
 
-    /// `train` on this run; `more` are further arguments, which go over the run's settings.
+    /// `train` on this run; `more` are further arguments, which override the run's settings.
     pub fn train(&self, more: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_train"));
         command.current_dir(env!("CARGO_MANIFEST_DIR")).env_remove("RUST_LOG");
@@ -33,7 +33,7 @@ impl Run {
         command
     }
 
-    /// Trains to the end; returns what was said.
+    /// Trains to the end; returns the messages.
     pub fn finish(&self, more: &[&str]) -> String {
         let said = succeed(&mut self.train(more));
         assert!(self.path("lora.safetensors").is_file(), "{said}");
@@ -53,7 +53,7 @@ pub fn succeed(command: &mut Command) -> String {
     said
 }
 
-/// Runs a command to its end; returns what it wrote to stderr besides.
+/// Runs a command to its end; returns its stderr too.
 pub fn run(command: &mut Command) -> (Output, String) {
     let output = command.output().expect("a command that starts");
     let said = String::from_utf8_lossy(&output.stderr).into_owned();

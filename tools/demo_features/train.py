@@ -131,15 +131,15 @@ def main():
 
 
 README = """# demo-features
-The ruler of the demo: a classifier of {parameters} weights that tells which objects and backgrounds are in a scene. The
-{length} numbers before its last layer are the features that the metric `FD-demo` compares (`evaluate fid --features`,
-`[eval] features`). FD-demo is no FID: the two have nothing in common but the formula.
+A classifier of {parameters} weights that tells which objects and backgrounds are in a scene. The {length} values before its last layer
+are the features that the metric `FD-demo` compares (`evaluate fid --features`, `[eval] features`). FD-demo and FID share
+only the formula: their numbers are not comparable.
 
-Four convolutions 3×3 of stride 2 with ReLU, the mean over the image, a linear layer. `config.json` has its sizes, input
-is 64×64 in [−1, 1] (other sizes are resized as Pillow's `BILINEAR`), the keys are those of the PyTorch module in
+Four convolutions 3×3 of stride 2 with ReLU, the mean over the image, a linear layer. `config.json` has its sizes, the
+input is 64×64 in [−1, 1] (other sizes are resized as by Pillow's `BILINEAR`), and the keys are those of the PyTorch module in
 `tools/demo_features/train.py`, which made it.
 
-On scenes that it has not seen, of all five drawing styles:
+On scenes that it was not trained on, of all five drawing styles:
 
 | | mean average precision | right answers | worst class |
 | --- | --- | --- | --- |

@@ -1,4 +1,4 @@
-//! `evaluate clip-score`: how well images match their captions.
+//! `evaluate clip-score`: similarity of images and captions.
 use super::write_scores;
 use crate::cli::say;
 use crate::config::DeviceChoice;
@@ -28,7 +28,8 @@ pub struct ClipScoreArgs {
     /// Folder of images (PNG or JPEG)
     #[arg(long, value_name = "DIR")]
     pub images: PathBuf,
-    /// Captions by image name: a JSON object, or JSON lines or Parquet with two columns; `generate` writes captions.json
+    /// Captions by image name: a JSON object, or JSON lines or Parquet with two columns; `generate` writes
+    /// captions.json
     #[arg(long, value_name = "F")]
     pub captions: PathBuf,
     /// The column of images' names
@@ -60,7 +61,7 @@ pub fn run(args: &ClipScoreArgs) -> Result<()> {
             .map_err(|problem| failed(problem.to_string()))?
             .ok_or_else(|| failed(format!("has no caption of {}", file.display())))
     };
-    // Every caption is found before the first image is looked at.
+    // All captions are looked up before the first image is read.
     let captions = files.iter().map(caption).collect::<Result<Vec<String>>>()?;
     let scorer = ClipScorer::open(&args.clip, &args.device.open()?)?;
     let mut progress = Progress::new("image", 0, files.len() as u64);

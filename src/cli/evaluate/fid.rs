@@ -1,4 +1,4 @@
-//! `evaluate fid`: the distance between two folders of images.
+//! `evaluate fid`: feature distances between two folders of images.
 use super::{say_distances, write_scores};
 use crate::config::DeviceChoice;
 use crate::eval::generation::statistics::{Statistics, of_folder};
@@ -76,7 +76,7 @@ fn is_statistics(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("npz"))
 }
 
-/// Statistics of a folder, or from a file, under each network.
+/// Statistics of a folder, or from a file, for each network.
 fn statistics(
     networks: &[Box<dyn FeatureNetwork>],
     path: &Path,

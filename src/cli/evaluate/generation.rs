@@ -1,4 +1,4 @@
-//! `evaluate generation`: how far the images that a model draws are from real ones.
+//! `evaluate generation`: feature distances between a model's images and real ones.
 use super::{say_distances, write_scores};
 use crate::cli::drawings::{self, content, key};
 use crate::cli::say;
@@ -21,14 +21,14 @@ use std::path::PathBuf;
 const EXAMPLE: &str = "Example:
   seg4diff evaluate generation --config configs/sa1b.toml --lora runs/sa1b/lora.safetensors --json scores.json";
 
-/// Draw images from captions and measure how far they are from real ones, as a config's section [eval] says
+/// Draw images from captions and measure how far they are from real ones, as a config's section `[eval]` says
 ///
 /// Prints FID and KID where eval.inception is set, FD-demo where eval.features is. Image i is drawn from caption i (by
 /// key, and from the first again), from noise that eval.seed and i alone say.
 #[derive(Args, Clone, Debug)]
 #[command(after_help = EXAMPLE)]
 pub struct GenerationArgs {
-    /// Config file (TOML); of it [model] and [eval] count
+    /// Config file (TOML); of its sections, `[model]` and `[eval]` count
     #[arg(long, value_name = "F")]
     pub config: PathBuf,
     /// LoRA to put on the model: a .safetensors file
@@ -59,14 +59,14 @@ pub fn run(args: &GenerationArgs) -> Result<()> {
     if let Some(scenes) = &config.scenes {
         crate::demo::draw_missing(scenes)?;
     }
-    // What is small is read before gigabytes are.
+    // Arguments are checked before gigabytes of weights are read.
     let columns = Columns::of(&config.data);
     let captions = first_by_key(captions, columns, eval.generation_images)?;
     let prompts = || captions.iter().cycle().take(eval.generation_images).map(String::as_str);
     let described = match &args.out {
         Some(folder) => {
             let record = record(args, &config, eval, prompts())?;
-            // Of more images than these the description stays as it is.
+            // A record of more images than these stays as it is.
             (!drawings::check(folder, &record)?).then_some((folder, record))
         }
         None => None,
@@ -103,7 +103,7 @@ pub fn run(args: &GenerationArgs) -> Result<()> {
     say(&format!("{} drawn against {real} real images", options.images))
 }
 
-/// All that an image depends on, but where the model lies in memory.
+/// Everything that an image depends on, except the device and where the model is stored.
 fn record<'a>(
     args: &GenerationArgs,
     config: &RunConfig,

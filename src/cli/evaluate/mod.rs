@@ -1,9 +1,9 @@
-//! `evaluate`: how good a model is, with or without a LoRA.
+//! `evaluate`: measures a model, with or without a LoRA.
 pub mod clip_score;
 pub mod fid;
 pub mod generation;
-pub mod looking;
 mod predictions;
+pub mod probe_settings;
 pub mod referring;
 pub mod segmentation;
 pub mod unsupervised;
@@ -39,12 +39,12 @@ impl EvaluateCommand {
     }
 }
 
-/// Writes scores as JSON; the file is whole or absent.
+/// Writes scores as JSON, atomically.
 ///
 /// # Errors
-/// Besides what cannot be written, a number that is not finite, by its place: JSON has none, and would say `null`.
+/// The file cannot be written, or a number is not finite, which JSON would write as `null`; the error names its key.
 pub(super) fn write_scores(file: &Path, scores: &impl serde::Serialize) -> Result<()> {
-    // TOML has such numbers, so that they are found in it.
+    // TOML represents such numbers, which serde_json does not.
     let value = toml::Value::try_from(scores).map_err(|e| Error::file(file, e))?;
     match not_finite(&value) {
         Some(found) => Err(Error::file(file, format!("not written: {found} is not a finite number"))),
@@ -52,7 +52,7 @@ pub(super) fn write_scores(file: &Path, scores: &impl serde::Serialize) -> Resul
     }
 }
 
-/// Place and value of the first number that is not finite.
+/// Key and value of the first number that is not finite.
 fn not_finite(value: &toml::Value) -> Option<String> {
     match value {
         toml::Value::Float(number) if !number.is_finite() => Some(number.to_string()),
@@ -64,13 +64,13 @@ fn not_finite(value: &toml::Value) -> Option<String> {
     }
 }
 
-/// Writes a value as JSON; the file is whole or absent.
+/// Writes a value as JSON, atomically.
 pub(super) fn write_json(file: &Path, scores: &impl serde::Serialize) -> Result<()> {
     let json = serde_json::to_vec_pretty(scores).map_err(|e| Error::file(file, e))?;
     write_atomically(file, |out| out.write_all(&json))
 }
 
-/// Prints distances from real images, one a line.
+/// Prints the distances, one a line.
 fn say_distances(scores: &GenerationScores) -> Result<()> {
     let line = |(name, value): (&str, f64)| say(&format!("{name:8} {value:.6}"));
     scores.named().into_iter().try_for_each(line)

@@ -7,14 +7,14 @@ use crate::system::whole_file::{folder_of, sweep, write_atomically};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-/// The folder of predictions, held by this process.
+/// The folder of predictions, locked by this process.
 pub struct Predictions(OutputFolder);
 
 impl Predictions {
-    /// Takes the folder for the predictions of `data`'s images.
+    /// Locks the folder for the predictions of `data`'s images.
     ///
     /// # Errors
-    /// It cannot be written, or another process writes into it.
+    /// It cannot be written, or another process is writing into it.
     pub fn open(folder: &Path, data: &LabelledFolder) -> Result<Self> {
         let held = OutputFolder::hold(folder)?;
         let files = data.keys().map(|key| file(folder, key));
@@ -23,7 +23,7 @@ impl Predictions {
         Ok(Self(held))
     }
 
-    /// Writes the labels predicted for the image `key`: PNG; pixels without a prediction get the label that says so.
+    /// Writes the predicted labels of the image `key` as PNG; pixels without class get the data set's label for that.
     pub fn write(&self, key: &str, map: &SegmentationMap, data: &LabelledFolder) -> Result<()> {
         let label = |class: &u16| match *class {
             NO_CLASS => data.label_of_none,

@@ -1,5 +1,5 @@
-//! `evaluate referring`: how well a block's attention finds what phrases mean.
-use super::looking::{LookArgs, as_in_training};
+//! `evaluate referring`: referring-expression segmentation by a block's attention.
+use super::probe_settings::{ProbeSettingsArgs, as_in_training};
 use super::write_scores;
 use crate::cli::maps::{Layers, MapArgs, NormalizeArgs};
 use crate::cli::{LoadedModel, ModelArgs, say};
@@ -46,7 +46,7 @@ pub struct ReferringArgs {
     #[command(flatten)]
     pub normalize: NormalizeArgs,
     #[command(flatten)]
-    pub look: LookArgs,
+    pub probe: ProbeSettingsArgs,
     /// Write the scores to this file
     #[arg(long, value_name = "F")]
     pub json: Option<PathBuf>,
@@ -57,7 +57,7 @@ pub fn run(args: &ReferringArgs) -> Result<()> {
     args.json.as_deref().map_or(Ok(()), check_writable)?;
     let LoadedModel { files, pipeline, device } = args.model.load_up_to(args.layer.last())?;
     let maps = args.maps.settings(args.layer.list(), args.normalize.normalize, &device)?;
-    let options = args.look.options(maps, args.limit, &pipeline)?;
+    let options = args.probe.options(maps, args.limit, &pipeline)?;
     let lines = count_lines(&args.phrases).map_err(|problem| Error::file(&args.phrases, problem))?;
     let mut progress = Progress::new("phrase", 0, lines);
     let files_of = (args.phrases.as_path(), args.images.as_path());
@@ -75,7 +75,7 @@ pub fn run(args: &ReferringArgs) -> Result<()> {
     say(&format!("threshold {:.2}, picked on {others} other phrases; {phrases} phrases", scores.threshold))
 }
 
-/// Lines of a file, of which none is kept.
+/// Counts a file's lines without storing them.
 fn count_lines(file: &Path) -> std::io::Result<u64> {
     let mut reader = BufReader::new(patience::open(file)?);
     let mut lines = 0;

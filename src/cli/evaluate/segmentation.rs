@@ -1,6 +1,6 @@
-//! `evaluate segmentation`: how well a block's attention finds the things that words name.
-use super::looking::{LabelledArgs, LookArgs, as_in_training};
+//! `evaluate segmentation`: open-vocabulary segmentation by a block's attention.
 use super::predictions::Predictions;
+use super::probe_settings::{LabelledArgs, ProbeSettingsArgs, as_in_training};
 use super::write_scores;
 use crate::cli::maps::{Layers, MapArgs, NormalizeArgs};
 use crate::cli::{LoadedModel, ModelArgs, say};
@@ -31,8 +31,8 @@ pub struct SegmentationArgs {
     pub model: ModelArgs,
     #[command(flatten)]
     pub data: LabelledArgs,
-    /// Block whose attention segments, counted from 0 (9 in Stable Diffusion 3 medium); several, separated by commas, are
-    /// averaged
+    /// Block whose attention segments, counted from 0 (9 in Stable Diffusion 3 medium); several, separated by commas,
+    /// are averaged
     #[arg(long, value_name = "LIST")]
     pub layer: Layers,
     #[command(flatten)]
@@ -43,7 +43,7 @@ pub struct SegmentationArgs {
     #[arg(long, value_name = "PROTOCOL", default_value = "present", value_parser = SegmentationProtocol::from_name)]
     pub protocol: SegmentationProtocol,
     #[command(flatten)]
-    pub look: LookArgs,
+    pub probe: ProbeSettingsArgs,
     /// Folder for the predictions: PNG label maps with a palette (16-bit grey where a label is above 255)
     #[arg(long, value_name = "DIR")]
     pub predictions: Option<PathBuf>,
@@ -53,15 +53,15 @@ pub struct SegmentationArgs {
 }
 
 pub fn run(args: &SegmentationArgs) -> Result<()> {
-    // What is small is looked at before gigabytes are.
+    // Arguments are checked before gigabytes of weights are read.
     let data = args.data.open()?;
     args.maps.check(&args.model, args.layer.list())?;
     args.json.as_deref().map_or(Ok(()), check_writable)?;
     let predictions = args.predictions.as_deref().map(|folder| Predictions::open(folder, &data)).transpose()?;
     let LoadedModel { files, pipeline, device } = args.model.load_up_to(args.layer.last())?;
     let maps = args.maps.settings(args.layer.list(), args.normalize.normalize, &device)?;
-    let look = args.look.options(maps, args.data.limit, &pipeline)?;
-    let options = SegmentationOptions { protocol: args.protocol, ..look };
+    let options = args.probe.options(maps, args.data.limit, &pipeline)?;
+    let options = SegmentationOptions { protocol: args.protocol, ..options };
     let mut progress = Progress::new("image", 0, options.count(&data) as u64);
     let scores = evaluate(&pipeline, &Scheduler::open(&files)?, &data, &options, &mut |result: &ImageResult| {
         if let Some(predictions) = &predictions {
@@ -77,7 +77,7 @@ pub fn run(args: &SegmentationArgs) -> Result<()> {
     say(&table(&scores))
 }
 
-/// The scores in per cent, a class a line.
+/// The scores in per cent, one class a line.
 fn table(scores: &SegmentationScores) -> String {
     let occurring: Vec<(&str, f64)> =
         scores.per_class.iter().filter_map(|(name, iou)| Some((name.as_str(), (*iou)?))).collect();

@@ -1,6 +1,6 @@
-//! `evaluate unsupervised`: what a block's attention segments without words.
-use super::looking::{LabelledArgs, LookArgs, as_in_training};
+//! `evaluate unsupervised`: segmentation by a block's attention to an empty prompt.
 use super::predictions::Predictions;
+use super::probe_settings::{LabelledArgs, ProbeSettingsArgs, as_in_training};
 use super::write_scores;
 use crate::cli::maps::{Layers, MapArgs};
 use crate::cli::{LoadedModel, ModelArgs, parse_not_negative, say};
@@ -34,14 +34,14 @@ pub struct UnsupervisedArgs {
     pub model: ModelArgs,
     #[command(flatten)]
     pub data: LabelledArgs,
-    /// Block whose attention segments, counted from 0 (9 in Stable Diffusion 3 medium); several, separated by commas, are
-    /// averaged
+    /// Block whose attention segments, counted from 0 (9 in Stable Diffusion 3 medium); several, separated by commas,
+    /// are averaged
     #[arg(long, value_name = "LIST")]
     pub layer: Layers,
     #[command(flatten)]
     pub maps: MapArgs,
     #[command(flatten)]
-    pub look: LookArgs,
+    pub probe: ProbeSettingsArgs,
     /// Maps are merged whose symmetric KL divergence is less, in nats; several, separated by commas, are each measured
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "0.035", value_parser = parse_not_negative)]
     pub threshold: Vec<f64>,
@@ -69,14 +69,14 @@ struct AtThreshold<'a> {
 }
 
 pub fn run(args: &UnsupervisedArgs) -> Result<()> {
-    // What is small is looked at before gigabytes are.
+    // Arguments are checked before gigabytes of weights are read.
     let data = args.data.open()?;
     args.maps.check(&args.model, args.layer.list())?;
     args.json.as_deref().map_or(Ok(()), check_writable)?;
     let predictions = args.predictions.as_deref().map(|folder| Predictions::open(folder, &data)).transpose()?;
     let LoadedModel { files, pipeline, device } = args.model.load_up_to(args.layer.last())?;
     let maps = args.maps.settings(args.layer.list(), MapNormalize::None, &device)?;
-    let options = args.look.options(maps, args.data.limit, &pipeline)?;
+    let options = args.probe.options(maps, args.data.limit, &pipeline)?;
     let prompt = match &args.prompt_tokens {
         Some(file) => Some(prompt_file::read(file, pipeline.text_encoders.shape(), &device)?),
         None => None,

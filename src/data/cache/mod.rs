@@ -1,10 +1,10 @@
-//! Latents and text embeddings that were computed once, read as samples need them.
+//! The cache of precomputed latents and text embeddings.
 //!
-//! A cache is a folder of safetensors shards, `latents-000000.safetensors` … and `text-000000.safetensors` …. An entry
-//! is found by what it was computed from, never by the name of a sample: latents by the SHA-256 of the image file's
-//! bytes, whether it is mirrored, and the recipe (autoencoder, resolution, crop); a text embedding by the prompt's text
-//! and the recipe (encoders, tokenizers, number of tokens, arithmetic). A changed image, caption or model has another
-//! key, so that its old entry cannot be found, and no entry knows of the sample that it is used for.
+//! A cache is a folder of safetensors shards, `latents-000000.safetensors` … and `text-000000.safetensors` …. Entries
+//! are keyed by their inputs, never by a sample's name: latents by the SHA-256 of the image file's bytes, the flip, and
+//! the recipe (autoencoder, resolution, crop); a text embedding by the prompt's text and the recipe (encoders,
+//! tokenizers, number of tokens, dtype). A changed image, caption or model has another key, so that a stale entry is
+//! never found, and entries do not name the samples that use them.
 mod recipe;
 mod shard;
 mod store;
@@ -17,29 +17,29 @@ pub use writer::{SHARD_BYTES, Writer};
 use crate::system::error::{Error, Result};
 use std::path::{Path, PathBuf};
 
-/// What a cache holds of a sample, as plain values.
+/// A sample's cached values.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Encoded {
-    /// `[channels, h, w]`, as the autoencoder yields them.
+    /// `[channels, height, width]`, the autoencoder's output.
     pub latents: Vec<f32>,
-    /// The tensors of the text's recipe, one after the other.
+    /// The tensors of the text recipe, concatenated.
     pub text: Vec<f32>,
 }
 
-/// A whole cache, open for reading. Memory: 32 bytes an entry, so 96 for an image with both its flips and its caption.
+/// A cache open for reading. Memory: 32 bytes an entry, so 96 for an image with both flips and its caption.
 pub struct Cache {
     folder: PathBuf,
     latents: Store,
     text: Store,
-    /// The command that fills it, for errors.
+    /// The command that fills the cache, for error messages.
     refill: String,
 }
 
 impl Cache {
-    /// Opens the cache in `folder`, which must be of these recipes; `refill` is the command that fills it.
+    /// Opens the cache in `folder`, which must match both recipes; `refill` is the command that fills it.
     ///
     /// # Errors
-    /// There is none; a shard is damaged or of another version; or it was made by other models or settings.
+    /// There is no cache; a shard is damaged or of another version; the recipes differ.
     pub fn open(folder: &Path, latents: Recipe, text: Recipe, refill: String) -> Result<Self> {
         let (latents, text) = (Store::open(folder, latents)?, Store::open(folder, text)?);
         if latents.is_empty() || text.is_empty() {
@@ -48,27 +48,27 @@ impl Cache {
         Ok(Self { folder: folder.to_path_buf(), latents, text, refill })
     }
 
-    /// Entries of latents and of text.
+    /// Numbers of latent entries and text entries.
     pub fn entries(&self) -> (usize, usize) {
         (self.latents.len(), self.text.len())
     }
 
-    /// Bytes of what a sample takes from it.
+    /// Bytes of a sample's latents and text embedding.
     pub fn sample_bytes(&self) -> u64 {
         self.latents.recipe().bytes() + self.text.recipe().bytes()
     }
 
-    /// The latents of an image file with these bytes, mirrored or not; none where the cache lacks them.
+    /// The latents of the image file with the bytes `image`, `None` if the cache lacks them.
     pub fn latents(&self, image: &[u8], mirrored: bool) -> Result<Option<Vec<f32>>> {
         self.latents.get(&self.latents.recipe().latents_key(&Digest::of(image), mirrored))
     }
 
-    /// The embedding of a prompt; none where the cache lacks it.
+    /// The embedding of a prompt, `None` if the cache lacks it.
     pub fn text(&self, prompt: &str) -> Result<Option<Vec<f32>>> {
         self.text.get(&self.text.recipe().text_key(prompt))
     }
 
-    /// The error that the cache has no entry for `what` of the sample `name`.
+    /// The error that the cache has no entry for `what` (latents or text) of the sample `name`.
     pub fn lacks(&self, what: &str, name: &str) -> Error {
         let (folder, refill) = (self.folder.display(), &self.refill);
         Error::Failed(format!(
@@ -119,7 +119,7 @@ mod tests {
         assert_eq!(names(whole.path()), shards);
         for ended in 0..5 {
             let folder = tempfile::tempdir().expect("folder");
-            // Dropped without `finish`, as when the process is killed.
+            // Dropped without `finish`, as in a killed process.
             drop(fill(folder.path(), ended));
             let mut writer = fill(folder.path(), 5);
             assert_eq!((writer.found(), writer.added()), (ended / 2 * 2, 5 - ended / 2 * 2));
@@ -167,7 +167,7 @@ mod tests {
         let key = Store::open(folder.path(), recipe("a"));
         assert!(key.is_err());
 
-        // A value that was changed is found when it is asked for.
+        // A changed value fails its checksum when it is read.
         let mut changed = sound.clone();
         let place = sound.len() - 72 + 5;
         changed[place] ^= 1;

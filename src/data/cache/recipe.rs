@@ -1,8 +1,8 @@
-//! What entries are made with, and the keys that follow from it.
+//! Recipes: what a cached value depends on, and the keys derived from it.
 use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
 
-/// What a shard holds.
+/// The two kinds of entries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     Latents,
@@ -10,7 +10,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// What its shards' names begin with, and what they say they hold.
+    /// Prefix of the shards' file names, and value of their metadata key `holds`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Latents => "latents",
@@ -19,24 +19,24 @@ impl Kind {
     }
 }
 
-/// How the entries of one kind are made.
+/// How entries of one kind are computed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Recipe {
     pub kind: Kind,
-    /// All that an entry depends on besides its image or prompt, by name: fingerprints of models, sizes, rules. They are
-    /// part of every key, and every shard says them, so that one of another model is refused by name.
+    /// Everything that an entry depends on besides its image or prompt, by name: fingerprints of models, sizes, rules.
+    /// Part of every key, and stored in every shard's metadata, so that an error can name what differs.
     pub facts: BTreeMap<String, String>,
-    /// Name and shape of an entry's tensors (f32), in the order of the names.
+    /// Name and shape of an entry's f32 tensors, sorted by name.
     pub tensors: Vec<(&'static str, Vec<usize>)>,
 }
 
 impl Recipe {
-    /// Values in an entry.
+    /// Number of values in an entry.
     pub fn values(&self) -> usize {
         self.tensors.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum()
     }
 
-    /// Bytes of an entry.
+    /// Bytes in an entry.
     pub fn bytes(&self) -> u64 {
         4 * self.values() as u64
     }
@@ -53,7 +53,7 @@ impl Recipe {
 
     fn key(&self, content: &[&[u8]]) -> Key {
         let mut hash = Sha256::new();
-        // Each part with its length: no two lists of parts are the same bytes.
+        // Each part is preceded by its length, so that different lists of parts never give equal bytes.
         let mut add = |part: &[u8]| {
             hash.update((part.len() as u64).to_le_bytes());
             hash.update(part);
@@ -78,17 +78,17 @@ impl Digest {
     }
 }
 
-/// What an entry is found by.
+/// The key of an entry (SHA-256).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Key([u8; 32]);
 
 impl Key {
-    /// In hexadecimal, as shards name their entries.
+    /// Hexadecimal, the name of the entry in its shard.
     pub fn name(&self) -> String {
         self.0.iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
-    /// The key of this name.
+    /// The inverse of [`Self::name`].
     pub fn parse(name: &str) -> Option<Self> {
         let mut key = [0; 32];
         if name.len() != 64 || !name.is_ascii() {
@@ -100,7 +100,7 @@ impl Key {
         Some(Self(key)).filter(|key| key.name() == name)
     }
 
-    /// Its first 16 bytes: by those no two of 2⁴⁰ entries are the same with a chance of more than one in 10¹⁴.
+    /// The first 16 bytes. Among 2⁴⁰ entries, two collide with a probability below 10⁻¹⁴.
     pub(super) fn short(&self) -> u128 {
         self.0[..16].iter().fold(0, |number, byte| number << 8 | u128::from(*byte))
     }

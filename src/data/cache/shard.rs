@@ -1,30 +1,30 @@
-//! One shard: a safetensors file of entries in the order of their keys, `KEY.NAME` for each tensor, then a checksum
-//! of each entry.
+//! A shard: a safetensors file with the tensors `KEY.NAME` of its entries, sorted by key, then one checksum for each
+//! entry.
 use super::recipe::{Key, Recipe};
 use crate::system::error::{Error, Result};
 use crate::system::patience::{self, Patient, patiently};
+use crate::system::platform::read_exact_at;
 use crate::system::tensor_file::{self, Header};
 use safetensors::Dtype;
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-/// Version of the layout; another one is refused.
+/// Version of the layout; readers refuse other versions.
 const VERSION: &str = "1";
 const FORMAT: &str = "seg4diff cache";
-/// The tensor of checksums (CRC-32C, u32), one for each entry in the order of the keys.
+/// Name of the checksum tensor: CRC-32C, u32, one for each entry, sorted by key.
 const CHECKSUMS: &str = "checksums";
 
-/// Where an entry lies in a shard.
+/// Where an entry is stored in a shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry {
     pub key: Key,
-    /// From the beginning of the file, in bytes.
+    /// In bytes from the start of the file.
     pub offset: u64,
     pub checksum: u32,
 }
 
-/// Writes a shard, whole or not at all.
+/// Writes a shard atomically.
 pub fn write(file: &Path, recipe: &Recipe, entries: &BTreeMap<Key, Vec<f32>>) -> Result<()> {
     let mut tensors = Vec::new();
     for (key, values) in entries {
@@ -47,10 +47,10 @@ pub fn write(file: &Path, recipe: &Recipe, entries: &BTreeMap<Key, Vec<f32>>) ->
     })
 }
 
-/// Lists the entries of a shard, without reading what they hold.
+/// Lists the entries of a shard without reading their values.
 ///
 /// # Errors
-/// The file is cut short or damaged, of another version, made with another recipe, or an entry has another shape.
+/// The file is truncated or damaged, of another version or recipe, or an entry has a wrong shape.
 pub fn read_entries(file: &Path, recipe: &Recipe) -> Result<Vec<Entry>> {
     let header = tensor_file::header(file)?;
     check_metadata(file, recipe, &header.metadata)?;
@@ -58,7 +58,7 @@ pub fn read_entries(file: &Path, recipe: &Recipe) -> Result<Vec<Entry>> {
     let names = header.tensors.keys().filter(|name| *name != CHECKSUMS);
     let keys = names.map(|name| match name.split_once('.').and_then(|(key, _)| Key::parse(key)) {
         Some(key) => Ok(key),
-        None => Err(damaged(file, format!("tensor {name} is no entry's"))),
+        None => Err(damaged(file, format!("tensor {name} belongs to no entry"))),
     });
     let keys = keys.collect::<Result<BTreeSet<Key>>>()?;
     if checksums.len() != keys.len() || header.tensors.len() != keys.len() * recipe.tensors.len() + 1 {
@@ -71,10 +71,10 @@ pub fn read_entries(file: &Path, recipe: &Recipe) -> Result<Vec<Entry>> {
 /// Reads the values of an entry.
 ///
 /// # Errors
-/// The file cannot be read, or the entry is not what was written.
+/// The file cannot be read, or the checksum differs.
 pub fn read_values(file: &Path, recipe: &Recipe, offset: u64, checksum: u32) -> Result<Vec<f32>> {
     let mut bytes = vec![0; recipe.values() * 4];
-    let read = patience::open(file).and_then(|Patient(file)| patiently(|| file.read_exact_at(&mut bytes, offset)));
+    let read = patience::open(file).and_then(|Patient(file)| patiently(|| read_exact_at(&file, &mut bytes, offset)));
     read.map_err(|e| Error::file(file, e))?;
     if crc32c::crc32c(&bytes) != checksum {
         return Err(damaged(file, format!("the entry at byte {offset} does not have its checksum")));
@@ -100,7 +100,7 @@ fn entry(file: &Path, recipe: &Recipe, header: &Header, key: Key, checksum: u32)
         let (start, stop) = info.data_offsets;
         let bytes = 4 * shape.iter().product::<usize>();
         if stop.checked_sub(start) != Some(bytes) || end.is_some_and(|end| end != start) {
-            return Err(damaged(file, format!("tensor {name} does not lie where it should")));
+            return Err(damaged(file, format!("tensor {name} has a wrong offset")));
         }
         first.get_or_insert(start);
         end = Some(stop);
@@ -120,10 +120,10 @@ fn checksums(file: &Path, header: &Header) -> Result<Vec<u32>> {
     let (start, stop) = info.data_offsets;
     let (start, stop) = (header.data + start as u64, header.data + stop as u64);
     if start > stop || stop > header.bytes || stop - start != 4 * info.shape[0] as u64 {
-        return Err(damaged(file, format!("tensor {CHECKSUMS} does not lie where it should")));
+        return Err(damaged(file, format!("tensor {CHECKSUMS} has a wrong offset")));
     }
     let mut bytes = vec![0; (stop - start) as usize];
-    let read = patience::open(file).and_then(|Patient(file)| patiently(|| file.read_exact_at(&mut bytes, start)));
+    let read = patience::open(file).and_then(|Patient(file)| patiently(|| read_exact_at(&file, &mut bytes, start)));
     read.map_err(|e| Error::file(file, e))?;
     Ok(bytes.as_chunks().0.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect())
 }

@@ -1,22 +1,22 @@
-//! The entries of one kind, over all shards of a folder.
+//! The entries of one kind over all shards of a folder.
 use super::recipe::{Key, Recipe};
 use super::shard;
 use crate::system::error::{Error, Result};
 use std::path::{Path, PathBuf};
 
-/// An index in memory, 32 bytes an entry; what entries hold is read when it is asked for.
+/// An in-memory index, 32 bytes an entry; values are read on demand.
 pub struct Store {
     recipe: Recipe,
     shards: Vec<PathBuf>,
     /// Sorted by key.
-    index: Vec<Place>,
-    /// Number of the shard after the last.
+    index: Vec<EntryLocation>,
+    /// Number of the next shard to write.
     next: u32,
 }
 
-/// Where an entry lies.
-struct Place {
-    /// The first half of the key.
+/// Where an entry is stored.
+struct EntryLocation {
+    /// The key's first 16 bytes.
     key: u128,
     offset: u64,
     shard: u32,
@@ -24,7 +24,7 @@ struct Place {
 }
 
 impl Store {
-    /// Indexes the shards of the recipe's kind in `folder`; there may be none.
+    /// Indexes the shards of the recipe's kind in `folder`, which may have none.
     ///
     /// # Errors
     /// A shard is damaged, of another version or recipe.
@@ -34,7 +34,7 @@ impl Store {
         let next = files.last().map_or(0, |(number, _)| number + 1);
         for (place, (_, file)) in (0..).zip(files) {
             let entries = shard::read_entries(&file, &recipe)?.into_iter();
-            let of_entry = |entry: shard::Entry| Place {
+            let of_entry = |entry: shard::Entry| EntryLocation {
                 key: entry.key.short(),
                 offset: entry.offset,
                 shard: place,
@@ -63,31 +63,31 @@ impl Store {
         self.place(key).is_some()
     }
 
-    /// The values of an entry: its tensors one after the other.
+    /// The values of an entry: its tensors, concatenated.
     ///
     /// # Errors
-    /// Its shard cannot be read, or is damaged there.
+    /// The shard cannot be read or is damaged.
     pub fn get(&self, key: &Key) -> Result<Option<Vec<f32>>> {
         let Some(place) = self.place(key) else { return Ok(None) };
         let file = &self.shards[place.shard as usize];
         shard::read_values(file, &self.recipe, place.offset, place.checksum).map(Some)
     }
 
-    /// The file of the shard after the last, and the number after that.
+    /// The path of the next shard to write; advances the number.
     pub(super) fn next_shard(&mut self, folder: &Path) -> PathBuf {
         let file = folder.join(format!("{}-{:06}.safetensors", self.recipe.kind.name(), self.next));
         self.next += 1;
         file
     }
 
-    fn place(&self, key: &Key) -> Option<&Place> {
+    fn place(&self, key: &Key) -> Option<&EntryLocation> {
         let key = key.short();
         let first = self.index.partition_point(|place| place.key < key);
         self.index.get(first).filter(|place| place.key == key)
     }
 }
 
-/// The shards in `folder` with their numbers, ascending; none where there is no such folder.
+/// The shards in `folder` with their numbers, ascending; none if the folder does not exist.
 fn shard_files(folder: &Path, recipe: &Recipe) -> Result<Vec<(u32, PathBuf)>> {
     let entries = match std::fs::read_dir(folder) {
         Ok(entries) => entries,
@@ -100,7 +100,7 @@ fn shard_files(folder: &Path, recipe: &Recipe) -> Result<Vec<(u32, PathBuf)>> {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let number = name.strip_prefix(recipe.kind.name()).and_then(|rest| rest.strip_prefix('-'));
         let number = number.and_then(|rest| rest.strip_suffix(".safetensors"));
-        // Not u32::MAX: there must be one after it.
+        // u32::MAX is excluded, since the next shard's number is one more.
         if let Some(number) = number.and_then(|digits| digits.parse().ok()).filter(|number| *number < u32::MAX) {
             files.push((number, path));
         }

@@ -1,4 +1,4 @@
-//! Adds what a cache lacks, shard by shard.
+//! Writes missing cache entries, shard by shard.
 use super::recipe::{Key, Recipe};
 use super::shard;
 use super::store::Store;
@@ -7,28 +7,28 @@ use crate::system::limits::CACHE_ENTRIES;
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 
-/// Bytes of a shard, if no other number is asked for: what a killed command loses at most.
+/// Default size of a shard in bytes; a killed command loses at most one shard.
 pub const SHARD_BYTES: u64 = 64 << 20;
 
-/// Writes entries of one kind into a folder. Shards are whole or absent and are filled in the order in which entries
-/// come, so that a command that was killed and started again writes the same files. Memory: one shard, and 32 bytes
-/// an entry.
+/// Writes entries of one kind into a folder. Shards are written atomically and filled in the order in which entries
+/// arrive, so that a command that is killed and restarted writes the same files. Memory: one shard, and 32 bytes an
+/// entry.
 pub struct Writer {
     folder: PathBuf,
     store: Store,
-    /// Entries of a shard.
+    /// Entries in a full shard.
     capacity: usize,
-    /// Those that the next shard will hold.
+    /// Entries of the next shard.
     pending: BTreeMap<Key, Vec<f32>>,
-    /// Those that were added, written or not.
+    /// Keys added by this writer, written or pending.
     added: HashSet<Key>,
 }
 
 impl Writer {
-    /// Goes on with what is in `folder`, in shards of about `shard_bytes`.
+    /// Continues the cache in `folder`, in shards of about `shard_bytes`.
     ///
     /// # Errors
-    /// A shard that is there is damaged, of another version or recipe.
+    /// An existing shard is damaged, or of another version or recipe.
     pub fn open(folder: &Path, recipe: Recipe, shard_bytes: u64) -> Result<Self> {
         let capacity = ((shard_bytes / recipe.bytes().max(1)).max(1) as usize).min(CACHE_ENTRIES);
         let store = Store::open(folder, recipe)?;
@@ -39,25 +39,25 @@ impl Writer {
         self.store.recipe()
     }
 
-    /// Whether the entry is there or was added.
+    /// Whether the entry was found or added.
     pub fn contains(&self, key: &Key) -> bool {
         self.added.contains(key) || self.store.contains(key)
     }
 
-    /// Entries that were there before.
+    /// Number of entries found on opening.
     pub fn found(&self) -> usize {
         self.store.len()
     }
 
-    /// Entries that were added.
+    /// Number of entries added.
     pub fn added(&self) -> usize {
         self.added.len()
     }
 
-    /// Adds an entry, and writes a shard when that fills it.
+    /// Adds an entry, and writes the shard if that fills it.
     ///
     /// # Errors
-    /// The shard cannot be written; those before it stay as they are.
+    /// The shard cannot be written; earlier shards stay valid.
     pub fn add(&mut self, key: Key, values: Vec<f32>) -> Result<()> {
         if self.contains(&key) {
             return Ok(());
@@ -67,7 +67,7 @@ impl Writer {
         if self.pending.len() >= self.capacity { self.write() } else { Ok(()) }
     }
 
-    /// Writes what is left.
+    /// Writes the pending entries.
     pub fn finish(&mut self) -> Result<()> {
         if self.pending.is_empty() { Ok(()) } else { self.write() }
     }

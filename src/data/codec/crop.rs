@@ -1,16 +1,15 @@
-//! Scaling and cropping to the square training image, for a photograph and its masks alike.
+//! Scaling and cropping of a photograph and its masks to the square training image.
 use super::resize::bilinear_window;
 use crate::config::Crop;
 use image::RgbImage;
 use std::ops::Range;
 
-/// How a photograph becomes a square: its shorter side scaled to `side` and a window cut out, or all of it squeezed;
-/// perhaps mirrored.
+/// The transform from photograph to square: either the shorter side is scaled to `side` and a window cut out, or both
+/// sides are stretched to `side`; optionally mirrored.
 ///
-/// Squeezing (`crop = "stretch"`) resizes once, area-aware where it shrinks. The released code resizes twice, first by
-/// Pillow until the shorter side has 1024 pixels, then to 1024² by torch, which leaves pixels out where that shrinks
-/// further (by a third at most); and between the two it pads the batch to its largest photograph with black, which is
-/// squeezed with the picture.
+/// `crop = "stretch"` resizes once, with antialiasing. The released code resizes twice, with Pillow until the shorter
+/// side has 1024 pixels, then to 1024² with torch, which skips pixels where that shrinks further (by a third at most);
+/// in between, it pads the batch with black to its largest photograph, and the padding is squeezed with the picture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Placement {
     width: usize,
@@ -33,8 +32,8 @@ pub struct Draws {
 }
 
 impl Placement {
-    /// For a photograph of `width` × `height`. Sizes and the centre window are torchvision's (`Resize`,
-    /// `CenterCrop`); a random window takes every offset with the same probability.
+    /// For a photograph of `width` × `height`. Sizes and centre window are torchvision's (`Resize`, `CenterCrop`); a
+    /// random window is uniform over all offsets.
     pub fn new((width, height): (usize, usize), side: usize, crop: Crop, flip: bool, draws: &Draws) -> Self {
         let shorter = width.min(height).max(1);
         let scale = |size: usize| match crop {
@@ -43,7 +42,7 @@ impl Placement {
         };
         let (scaled_width, scaled_height) = (scale(width), scale(height));
         let offset = |slack: usize, draw: f64| match crop {
-            // Where all is taken there is no slack.
+            // A stretched square has no slack.
             Crop::Center | Crop::Stretch => (slack as f64 / 2.0).round_ties_even() as usize,
             Crop::Random => ((draw * (slack + 1) as f64) as usize).min(slack),
         };
@@ -53,7 +52,7 @@ impl Placement {
         Self { width, height, scaled_width, scaled_height, left, top, side, mirror }
     }
 
-    /// Without anything random but the flip, which is given: a random window stands at the upper left.
+    /// A placement without random draws: the flip is given, and a random window is placed at the upper left.
     pub fn fixed(size: (usize, usize), side: usize, crop: Crop, mirror: bool) -> Self {
         let draws = Draws { mirror: 0.0, left: 0.0, top: 0.0, drop_caption: 0.0 };
         Self::new(size, side, crop, mirror, &draws)
@@ -63,11 +62,11 @@ impl Placement {
         self.mirror
     }
 
-    /// Cuts the square out of the photograph (`[side, side, 3]`): bilinear with antialiasing, to the bit as Pillow's
+    /// Cuts the square out of the photograph (`[side, side, 3]`): bilinear with antialiasing, bit-exact with Pillow's
     /// `resize(…, BILINEAR)` and `crop`.
     ///
     /// # Errors
-    /// When the photograph is not of the size this was made for.
+    /// The photograph has another size than this placement.
     pub fn apply(&self, photograph: &RgbImage) -> Result<Vec<u8>, String> {
         let (width, height) = photograph.dimensions();
         if (width as usize, height as usize) != (self.width, self.height) {
@@ -82,22 +81,22 @@ impl Placement {
         Ok(square.into_raw())
     }
 
-    /// The points at which a mask of the photograph's size is sampled: the nearest to each pixel's centre
-    /// (Pillow: `NEAREST`; torch: `nearest-exact`).
+    /// The points at which a mask of the photograph's size is sampled: nearest to each pixel's centre (Pillow's
+    /// `NEAREST`, torch's `nearest-exact`).
     pub fn grid(&self) -> Grid {
         Grid {
-            columns: Axis::new(self.width, self.scaled_width, self.left, self.side),
-            rows: Axis::new(self.height, self.scaled_height, self.top, self.side),
+            columns: SampledAxis::new(self.width, self.scaled_width, self.left, self.side),
+            rows: SampledAxis::new(self.height, self.scaled_height, self.top, self.side),
             mirror: self.mirror,
         }
     }
 }
 
-/// Where each pixel of the square lies in the photograph.
+/// The source pixel of each pixel of the square.
 #[derive(Clone, Debug)]
 pub struct Grid {
-    columns: Axis,
-    rows: Axis,
+    columns: SampledAxis,
+    rows: SampledAxis,
     mirror: bool,
 }
 
@@ -110,36 +109,36 @@ impl Grid {
         self.rows.sources.len()
     }
 
-    /// The photograph's pixel (x, y) that is sampled at (`x`, `y`) of the square.
+    /// The photograph's (x, y) sampled at (`x`, `y`) of the square.
     pub fn source(&self, x: usize, y: usize) -> (usize, usize) {
         let x = if self.mirror { self.width() - 1 - x } else { x };
         (self.columns.sources[x], self.rows.sources[y])
     }
 
-    /// The square's columns that sample column `source` of the photograph.
+    /// The square's columns sampled from column `source` of the photograph.
     pub fn columns_of(&self, source: usize) -> Range<usize> {
         let range = self.columns.outputs(source, source + 1);
         if self.mirror { self.width() - range.end..self.width() - range.start } else { range }
     }
 
-    /// The square's rows that sample rows `start..end` of the photograph.
+    /// The square's rows sampled from rows `start..end` of the photograph.
     pub fn rows_of(&self, start: usize, end: usize) -> Range<usize> {
         self.rows.outputs(start, end)
     }
 }
 
-/// One axis of a grid, both ways.
+/// One axis of a grid, in both directions.
 #[derive(Clone, Debug)]
-struct Axis {
-    /// Source of each output; never falls.
+struct SampledAxis {
+    /// Source index of each output; ascending.
     sources: Vec<usize>,
-    /// For each source, and one past the last: how many outputs lie before it.
+    /// For each source index up to one past the last: number of outputs sampled from smaller ones.
     before: Vec<usize>,
 }
 
-impl Axis {
+impl SampledAxis {
     fn new(size: usize, scaled: usize, offset: usize, side: usize) -> Self {
-        // floor((output + ½) · size / scaled), in whole numbers
+        // floor((output + ½) · size / scaled), in integers
         let source = |output: usize| (((2 * (offset + output) + 1) * size) / (2 * scaled)).min(size - 1);
         let sources: Vec<usize> = (0..side).map(source).collect();
         let mut before = vec![0; size + 1];

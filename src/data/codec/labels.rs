@@ -1,4 +1,4 @@
-//! Label maps: PNG files whose pixels are numbers, and the class lists that name them.
+//! Label maps: PNG files whose pixel values are labels, and the class lists that name them.
 use crate::system::guard::guarded;
 use crate::system::json::read_json;
 use crate::system::limits::{self, CLASSES, LABEL_MAP};
@@ -6,7 +6,7 @@ use crate::{Error, Result};
 use serde_json::Value;
 use std::{collections::BTreeMap, io::Cursor, path::Path};
 
-/// A decoded label map; rows of packed samples as the file has them.
+/// A decoded label map with packed samples as in the file.
 pub struct LabelMap {
     pub width: usize,
     pub height: usize,
@@ -17,11 +17,11 @@ pub struct LabelMap {
 }
 
 impl LabelMap {
-    /// From a PNG: grey or palette of 1 to 16 bits, whose samples (palette indices) are the labels, or 8-bit RGB,
-    /// whose label is `R + 256·G + 65536·B` (COCO panoptic); alpha is left out.
+    /// Decodes a PNG: grey or palette of 1 to 16 bits, whose samples (palette indices) are the labels, or 8-bit RGB,
+    /// whose label is `R + 256·G + 65536·B` (COCO panoptic). Alpha is ignored.
     ///
     /// # Errors
-    /// Says what is wrong with the PNG.
+    /// The PNG is damaged, too large, or of another kind (with the reason).
     pub fn decode(png: &[u8]) -> Result<Self, String> {
         guarded(|| Self::decode_unguarded(png)).map_err(|problem| format!("no readable PNG: {problem}"))
     }
@@ -48,12 +48,12 @@ impl LabelMap {
         Ok(Self { width, height, bytes, bytes_per_row: info.line_size, bits, channels })
     }
 
-    /// Samples of a pixel: 1 grey or palette, 3 colours, one more with alpha.
+    /// Samples of a pixel: 1 for grey or palette, 3 for RGB, one more with alpha.
     pub fn channels(&self) -> usize {
         self.channels
     }
 
-    /// The label at (`x`, `y`), which must lie inside.
+    /// The label at (`x`, `y`), which must be inside.
     pub fn get(&self, x: usize, y: usize) -> u32 {
         let row = &self.bytes[y * self.bytes_per_row..];
         let sample = x * self.channels;
@@ -79,10 +79,10 @@ impl Classes {
         Self(names.into_iter().collect())
     }
 
-    /// Reads a JSON list of names, the index being the label, or an object from label to name.
+    /// Reads a JSON list of names, indexed by label, or an object from label to name.
     ///
     /// # Errors
-    /// When the file cannot be read, or is neither, or has a label that is no number, an empty name, or no name.
+    /// The file cannot be read, is neither, is empty, or has a label that is not a number or a name that is empty.
     pub fn read(path: &Path) -> Result<Self> {
         let value: Value = read_json(path, CLASSES)?;
         let pairs: Vec<(String, Value)> = match value {
@@ -109,7 +109,7 @@ impl Classes {
         self.0.get(&label).map(String::as_str)
     }
 
-    /// All (label, name), labels ascending.
+    /// All pairs (label, name), by ascending label.
     pub fn iter(&self) -> impl Iterator<Item = (u32, &str)> {
         self.0.iter().map(|(&label, name)| (label, name.as_str()))
     }
@@ -123,11 +123,11 @@ impl Classes {
     }
 }
 
-/// A PNG whose pixels are `labels` (`[height, width]`): indices of a palette of 256 colours, so that a person can look
-/// at it too, or 16-bit grey where a label is above 255.
+/// Encodes `labels` (`[height, width]`) as a PNG: indices of a palette of 256 colours, visible to a person, or 16-bit
+/// grey if a label is above 255.
 ///
 /// # Errors
-/// When a label is above 65535, or the size is not that of `labels`.
+/// A label is above 65535, or `labels` has another size.
 pub fn encode_labels(width: usize, height: usize, labels: &[u32]) -> Result<Vec<u8>, String> {
     let side = |side: usize| u32::try_from(side).map_err(|problem| problem.to_string());
     let mut png = Vec::new();
@@ -152,8 +152,8 @@ pub fn encode_labels(width: usize, height: usize, labels: &[u32]) -> Result<Vec<
     Ok(png)
 }
 
-/// The colour of a label, as PASCAL VOC's label maps have it: the label's bits, in turn, go to red, green and blue, the
-/// highest first.
+/// The colour of a label in PASCAL VOC's palette: the label's bits go to red, green and blue in rotation, into the
+/// highest free bit.
 pub fn label_colour(label: u8) -> [u8; 3] {
     std::array::from_fn(|channel| {
         (0..8)

@@ -1,4 +1,4 @@
-//! A binary mask at the training resolution, one bit a pixel.
+//! Binary masks at the training resolution, one bit a pixel.
 use std::ops::Range;
 
 /// A mask of `height` rows of `width` pixels; 128 KiB at 1024².
@@ -6,9 +6,9 @@ use std::ops::Range;
 pub struct Mask {
     width: usize,
     height: usize,
-    /// Row after row, each padded to whole words; pixel `x` is bit `x % 64` of word `x / 64`.
+    /// Row-major, rows padded to whole words; pixel `x` is bit `x % 64` of word `x / 64`.
     words: Vec<u64>,
-    /// Index into `Sample::classes`; none where masks have no class.
+    /// Index into `Sample::classes`; `None` for masks without class.
     pub class: Option<usize>,
 }
 
@@ -26,18 +26,18 @@ impl Mask {
         self.height
     }
 
-    /// Whether pixel (`x`, `y`) belongs to the mask; nothing outside does.
+    /// Whether pixel (`x`, `y`) is in the mask; false outside the image.
     pub fn get(&self, x: usize, y: usize) -> bool {
         x < self.width && y < self.height && self.words[y * self.width.div_ceil(64) + x / 64] >> (x % 64) & 1 == 1
     }
 
-    /// Adds pixel (`x`, `y`), which must lie inside.
+    /// Adds pixel (`x`, `y`), which must be inside the image.
     pub fn set(&mut self, x: usize, y: usize) {
         assert!(x < self.width && y < self.height, "({x}, {y}) lies outside {}×{}", self.width, self.height);
         self.words[y * self.width.div_ceil(64) + x / 64] |= 1 << (x % 64);
     }
 
-    /// Adds a rectangle, which must lie inside.
+    /// Adds a rectangle, which must be inside the image.
     pub fn fill(&mut self, columns: Range<usize>, rows: Range<usize>) {
         for y in rows {
             for x in columns.clone() {
@@ -51,14 +51,14 @@ impl Mask {
         self.words.iter().map(|word| word.count_ones() as usize).sum()
     }
 
-    /// 0 and 1, `[height, width]`.
+    /// Zeros and ones, `[height, width]`.
     pub fn to_f32(&self) -> Vec<f32> {
         let pixels = (0..self.height).flat_map(|y| (0..self.width).map(move |x| (x, y)));
         pixels.map(|(x, y)| f32::from(u8::from(self.get(x, y)))).collect()
     }
 
-    /// The mask on a grid of `grid_width` × `grid_height`, 0 and 1, `[grid_height, grid_width]`: the pixel at
-    /// `floor(index · size / grid)` (torch: `F.interpolate(mode="nearest")`).
+    /// The mask resized to `[grid_height, grid_width]`, zeros and ones: the pixel at `floor(index · size / grid)`
+    /// (torch: `F.interpolate(mode="nearest")`).
     pub fn shrink_nearest(&self, grid_width: usize, grid_height: usize) -> Vec<f32> {
         let columns = nearest(self.width, grid_width);
         let rows = nearest(self.height, grid_height);
@@ -66,7 +66,7 @@ impl Mask {
     }
 }
 
-/// Source index of each of `count` outputs over `size` inputs, rounded as torch does, in f32.
+/// Source index of each of `count` outputs over `size` inputs, in f32 as torch computes it.
 fn nearest(size: usize, count: usize) -> Vec<usize> {
     let scale = size as f32 / count as f32;
     (0..count).map(|index| ((index as f32 * scale) as usize).min(size.saturating_sub(1))).collect()

@@ -1,4 +1,4 @@
-//! Files and values of a sample: pictures, masks, label maps, and what crops and resizes them.
+//! Decoding, resizing and cropping of pictures, masks and label maps.
 pub mod crop;
 pub mod jpeg;
 pub mod labels;

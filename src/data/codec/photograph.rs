@@ -1,4 +1,4 @@
-//! Photographs as files: JPEG or PNG to 8-bit RGB, the pixels that Pillow's `open(file).convert("RGB")` yields.
+//! Photographs: JPEG or PNG to 8-bit RGB, bit-exact with Pillow's `open(file).convert("RGB")`.
 use super::jpeg;
 use crate::system::guard::guarded;
 use crate::system::limits::{self, PHOTOGRAPH};
@@ -6,17 +6,16 @@ use image::codecs::{jpeg::JpegDecoder, png::PngDecoder};
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, RgbImage};
 use std::io::Cursor;
 
-/// Photographs longer than this many times their width (or the other way) are broken: scaled, they would take
-/// gigabytes.
+/// Greatest ratio of the longer to the shorter side; scaled by the shorter side, larger ratios would take gigabytes.
 const LONGEST_SHAPE: usize = 32;
 
-/// What decoding a JPEG takes for each pixel: coefficients of 16 bits of three channels, their samples, the pixels.
+/// Bytes a pixel while decoding a JPEG: three channels of 16-bit coefficients, their samples, the pixels.
 const JPEG_BYTES: u64 = 12;
 
-/// Decodes a JPEG or PNG as stored (orientation tags do not count: masks lie on the stored pixels); alpha is left out.
+/// Decodes a JPEG or PNG. Orientation tags are ignored, since masks refer to the stored pixels; alpha is dropped.
 ///
 /// # Errors
-/// Says what is wrong with the file: no picture, cut short, or too large ([`PHOTOGRAPH`]).
+/// The file is no picture, truncated, or too large ([`PHOTOGRAPH`]) (with the reason).
 pub fn decode(bytes: &[u8]) -> Result<RgbImage, String> {
     guarded(|| {
         if let Some(image) = jpeg::decode(bytes) {
@@ -40,7 +39,7 @@ pub fn decode(bytes: &[u8]) -> Result<RgbImage, String> {
         limits::check_picture((width.into(), height.into()), all, PHOTOGRAPH).map_err(|problem| failed(&problem))?;
         let image = DynamicImage::from_decoder(decoder).map_err(|problem| failed(&problem))?;
         Ok(match image {
-            // Pillow keeps the upper byte of each channel, the crate `image` rounds.
+            // Pillow keeps the upper byte of each channel; the crate `image` would round.
             DynamicImage::ImageRgb16(image) => upper_bytes(image.width(), image.height(), image.pixels().map(|p| p.0)),
             DynamicImage::ImageRgba16(image) => {
                 upper_bytes(image.width(), image.height(), image.pixels().map(|&image::Rgba([r, g, b, _])| [r, g, b]))
@@ -50,10 +49,10 @@ pub fn decode(bytes: &[u8]) -> Result<RgbImage, String> {
     })
 }
 
-/// Width and height of a JPEG or PNG as stored, from its header alone.
+/// Stored width and height of a JPEG or PNG, from its header.
 ///
 /// # Errors
-/// Says what is wrong with the file.
+/// The header is damaged (with the reason).
 pub fn size(bytes: &[u8]) -> Result<(usize, usize), String> {
     guarded(|| {
         let (width, height) = decoder(bytes, format(bytes)?)?.dimensions();
@@ -82,7 +81,7 @@ fn decoder(bytes: &[u8], format: ImageFormat) -> Result<Box<dyn ImageDecoder + '
 }
 
 /// # Errors
-/// The picture is too elongated to be scaled by its shorter side.
+/// The longer side is too many times the shorter.
 pub fn check_shape((width, height): (usize, usize)) -> Result<(), String> {
     if width.max(height) > LONGEST_SHAPE * width.min(height) {
         return Err(format!("an image of {width}×{height} pixels is too elongated"));
@@ -98,7 +97,7 @@ fn upper_bytes(width: u32, height: u32, pixels: impl Iterator<Item = [u16; 3]>) 
     output
 }
 
-/// Whether an end-of-image marker follows the last start of a scan; decoders fill what is missing with grey.
+/// Whether an end-of-image marker follows the last start-of-scan marker; decoders fill missing pixels with grey.
 fn has_jpeg_end(bytes: &[u8]) -> bool {
     let last = |marker: u8| bytes.windows(2).rposition(|pair| pair == [0xff, marker]);
     last(0xd9) > last(0xda)

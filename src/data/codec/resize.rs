@@ -1,19 +1,19 @@
-//! Resizing of 8-bit pictures, to the bit as Pillow 13 does it: area-aware when shrinking.
+//! Resizing of 8-bit pictures with antialiasing, bit-exact with Pillow 13 (`Resample.c`).
 //!
-//! Two passes in whole numbers, along the rows and down the columns, each rounded to bytes (`Resample.c`). Resizers
-//! that round otherwise differ by one in a fifth of the values.
+//! Two fixed-point passes, horizontal and vertical, each rounded to bytes. Resizers with other rounding differ by one
+//! in a fifth of the values.
 use crate::system::vectors::vectorised;
 use image::RgbImage;
 use std::{iter::repeat_n, ops::Range};
 
-/// Bits after the point in Pillow's fixed-point weights (`Resample.c`).
+/// Fractional bits of Pillow's fixed-point weights.
 const PRECISION: u32 = 32 - 8 - 2;
-/// What sums start from: one half, so that cutting bits off rounds.
+/// The accumulators' start value, one half, so that the right shift rounds.
 const HALF: i32 = 1 << (PRECISION - 1);
-/// Rows that are resized side by side.
+/// Rows resized side by side.
 const LANES: usize = 4;
 
-/// How much the inputs around an output's centre count.
+/// An interpolation kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Filter {
     Bilinear,
@@ -22,7 +22,7 @@ enum Filter {
 }
 
 impl Filter {
-    /// Distance from which on nothing counts.
+    /// Radius of the kernel's support.
     fn support(self) -> f64 {
         match self {
             Self::Bilinear => 1.0,
@@ -51,10 +51,10 @@ pub fn bicubic(image: &RgbImage, width: u32, height: u32) -> RgbImage {
     window(image, (width, height), 0..width, 0..height, Filter::Bicubic)
 }
 
-/// The window `columns` × `rows` of the picture resized to `size` (width, height); little else is computed.
+/// The window `columns` × `rows` of the picture resized to `size` (width, height), without computing the rest.
 ///
 /// # Panics
-/// When the window lies outside `size`.
+/// If the window is not inside `size`.
 pub fn bilinear_window(image: &RgbImage, size: (u32, u32), columns: Range<u32>, rows: Range<u32>) -> RgbImage {
     window(image, size, columns, rows, Filter::Bilinear)
 }
@@ -65,14 +65,14 @@ fn window(image: &RgbImage, size: (u32, u32), columns: Range<u32>, rows: Range<u
     if window.is_empty() || image.is_empty() {
         return window;
     }
-    let across = Taps::new(image.width(), size.0, columns, filter);
-    let down = Taps::new(image.height(), size.1, rows, filter);
+    let across = FilterTaps::new(image.width(), size.0, columns, filter);
+    let down = FilterTaps::new(image.height(), size.1, rows, filter);
     vectorised!(both_passes(image, (&across, &down), size, &mut window));
     window
 }
 
 #[inline(always)]
-fn both_passes(image: &RgbImage, (across, down): (&Taps, &Taps), size: (u32, u32), window: &mut RgbImage) {
+fn both_passes(image: &RgbImage, (across, down): (&FilterTaps, &FilterTaps), size: (u32, u32), window: &mut RgbImage) {
     let (line, window_line) = (image.width() as usize * 3, window.width() as usize * 3);
     let needed = &image.as_raw()[down.inputs.start * line..down.inputs.end * line];
     if is_vertical_first(image.dimensions(), size) {
@@ -85,20 +85,20 @@ fn both_passes(image: &RgbImage, (across, down): (&Taps, &Taps), size: (u32, u32
         vertical(&narrow, window, window_line, down);
     }
 }
-/// Which pass comes first shows in the rounding. Pillow up to 12 always starts along the rows; Pillow 13 starts down
-/// the columns where that drops more than twice as many rows as the other pass drops columns (found by trying it on
-/// thousands of sizes).
+/// Whether the vertical pass runs first, which affects rounding. Up to Pillow 12 the horizontal pass always does; in
+/// Pillow 13 the vertical pass does if it drops more than twice as many rows as the horizontal drops columns (found by
+/// experiment on thousands of sizes).
 fn is_vertical_first(from: (u32, u32), to: (u32, u32)) -> bool {
     let dropped = |from: u32, to: u32| i64::from(from) - i64::from(to);
     let rows = dropped(from.1, to.1);
     rows > 0 && rows > 2 * dropped(from.0, to.0)
 }
 
-/// Resizes along the rows, which take `line` bytes in `source`.
+/// The horizontal pass; rows of `source` take `line` bytes.
 #[inline(always)]
-fn horizontal(source: &[u8], line: usize, target: &mut [u8], taps: &Taps) {
+fn horizontal(source: &[u8], line: usize, target: &mut [u8], taps: &FilterTaps) {
     let target_line = taps.first.len() * 3;
-    // The needed pixels of some rows, side by side, each on four bytes: the fourth fills up the vector.
+    // The input pixels of LANES rows, interleaved and padded to four bytes each, one vector a pixel.
     let mut strip = vec![[0u8; 4 * LANES]; taps.inputs.len()];
     for (sources, targets) in source.chunks(LANES * line).zip(target.chunks_mut(LANES * target_line)) {
         for (lane, row) in sources.chunks_exact(line).enumerate() {
@@ -120,9 +120,9 @@ fn horizontal(source: &[u8], line: usize, target: &mut [u8], taps: &Taps) {
     }
 }
 
-/// Resizes down the columns, by rows of `line` bytes; `source` starts with the first row that `taps` takes.
+/// The vertical pass over rows of `line` bytes; `source` starts with the first input row of `taps`.
 #[inline(always)]
-fn vertical(source: &[u8], target: &mut [u8], line: usize, taps: &Taps) {
+fn vertical(source: &[u8], target: &mut [u8], line: usize, taps: &FilterTaps) {
     let mut sums = vec![0i32; line];
     for (target, (first, weights)) in target.chunks_exact_mut(line).zip(taps.iter()) {
         sums.fill(HALF);
@@ -147,21 +147,21 @@ fn clip(sum: i32) -> u8 {
     (sum >> PRECISION).clamp(0, 255) as u8
 }
 
-/// What output positions are made of: a filter, stretched to the width of an output where that is wider than an input.
-struct Taps {
-    /// The inputs that count at all.
+/// Filter taps of each output position. When shrinking, the kernel is stretched to the width of an output pixel.
+struct FilterTaps {
+    /// The range of inputs used.
     inputs: Range<usize>,
-    /// For each output its first input, counted from `inputs.start`.
+    /// First input of each output, relative to `inputs.start`.
     first: Vec<usize>,
-    /// `[outputs, taps]`: the weights of inputs from `first` on, filled up with zeros.
+    /// `[outputs, taps]`: weights of the inputs from `first`, zero-padded.
     weights: Vec<i32>,
 }
 
-impl Taps {
-    /// For those `positions`, one or more, of the `to` that `from` inputs become.
+impl FilterTaps {
+    /// The taps of the non-empty range `positions` of `to` outputs over `from` inputs.
     fn new(from: u32, to: u32, positions: Range<u32>, filter: Filter) -> Self {
         if from == to {
-            // Pillow leaves this pass out; one input of weight 1 is the same.
+            // Pillow skips this pass; one tap of weight 1 gives equal values.
             let weights = vec![1 << PRECISION; positions.len()];
             let inputs = positions.start as usize..positions.end as usize;
             return Self { inputs, first: (0..positions.len()).collect(), weights };
@@ -186,7 +186,7 @@ impl Taps {
         Self { first: positions.map(|position| first(position) - inputs.start).collect(), inputs, weights }
     }
 
-    /// For each output its first input and the weights from there on.
+    /// First input and weights of each output.
     #[inline(always)]
     fn iter(&self) -> impl Iterator<Item = (usize, &[i32])> {
         let count = self.weights.len() / self.first.len();

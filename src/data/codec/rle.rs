@@ -1,12 +1,12 @@
-//! COCO run-lengths: a binary mask as the lengths of its runs, down the columns, background first.
+//! COCO run-length encoding: a binary mask as run lengths in column-major order, background first.
 //!
-//! Two forms exist: a list of lengths, and pycocotools' compressed text (`maskApi.c`: `rleToString`, `rleFrString`).
-//! Nothing here ever builds the full-size bitmap: masks are read off the runs at the rows and columns wanted.
+//! Run lengths come as a list, or as pycocotools' compressed text (`maskApi.c`: `rleToString`, `rleFrString`). Masks
+//! are sampled from the runs directly, without the full-size bitmap.
 use super::{crop::Grid, mask::Mask};
 use serde::Deserialize;
 use std::ops::Range;
 
-/// Run-lengths as JSON files have them, not yet checked.
+/// Unchecked run lengths as in JSON files.
 #[derive(Deserialize)]
 pub struct StoredRunLengths {
     /// Height and width.
@@ -23,7 +23,7 @@ enum Counts {
 
 impl StoredRunLengths {
     /// # Errors
-    /// As [`RunLengths::from_text`] and [`RunLengths::from_counts`].
+    /// Those of [`RunLengths::from_text`] and [`RunLengths::from_counts`].
     pub fn check(&self) -> Result<RunLengths, String> {
         let [height, width] = self.size;
         match &self.counts {
@@ -43,10 +43,10 @@ pub struct RunLengths {
 }
 
 impl RunLengths {
-    /// From a list of lengths.
+    /// Checks a list of run lengths.
     ///
     /// # Errors
-    /// Says what is wrong when the mask has no pixels or too many, or the lengths do not add up to its size.
+    /// The mask has no pixels or too many, or the lengths do not add up to its size.
     pub fn from_counts(height: u64, width: u64, counts: &[u64]) -> Result<Self, String> {
         let (height, width, total) = checked_size(height, width)?;
         let mut sum = 0u64;
@@ -61,11 +61,11 @@ impl RunLengths {
         Self::finish(height, width, checked, sum)
     }
 
-    /// From compressed text: little-endian groups of five bits with a continuation bit, sign-extended, offset by
+    /// Decodes compressed text: little-endian groups of five bits with a continuation bit, sign-extended, offset by
     /// `'0'`; from the fourth length on, each is the difference from the length two before.
     ///
     /// # Errors
-    /// As `from_counts`, and for characters out of range, text that breaks off, and lengths below zero.
+    /// Those of [`Self::from_counts`]; a character out of range, truncated text, a negative length.
     pub fn from_text(height: u64, width: u64, text: &str) -> Result<Self, String> {
         let (height, width, total) = checked_size(height, width)?;
         let mut counts: Vec<u32> = Vec::new();
@@ -114,7 +114,7 @@ impl RunLengths {
     /// Run-lengths of a row-major bitmap of `height` × `width` (pycocotools: `encode`).
     ///
     /// # Errors
-    /// When the mask has no pixels or too many, or `bitmap` is not of that size.
+    /// The mask has no pixels or too many, or `bitmap` has another size.
     pub fn encode(height: usize, width: usize, bitmap: &[bool]) -> Result<Self, String> {
         let (rows, columns, total) = checked_size(height as u64, width as u64)?;
         if bitmap.len() as u64 != total {
@@ -151,7 +151,7 @@ impl RunLengths {
         bitmap
     }
 
-    /// The compressed text of these run-lengths.
+    /// Encodes as compressed text.
     pub fn to_text(&self) -> String {
         let mut text = String::new();
         for (index, &count) in self.counts.iter().enumerate() {
@@ -187,26 +187,26 @@ impl RunLengths {
         &self.counts
     }
 
-    /// Foreground pixels at full size.
+    /// Number of foreground pixels at full size.
     pub fn area(&self) -> u64 {
         self.counts.iter().skip(1).step_by(2).map(|&count| u64::from(count)).sum()
     }
 
-    /// Foreground pixels among those that `grid` samples.
+    /// Number of foreground pixels among the points of `grid`.
     pub fn area_on(&self, grid: &Grid) -> usize {
         let mut area = 0;
         self.spans_on(grid, |columns, rows| area += columns.len() * rows.len());
         area
     }
 
-    /// The mask at the points of `grid`, which must have been made for this mask's size.
+    /// Samples the mask at the points of `grid`, which must be for this mask's size.
     pub fn sample(&self, grid: &Grid) -> Mask {
         let mut mask = Mask::new(grid.width(), grid.height());
         self.spans_on(grid, |columns, rows| mask.fill(columns, rows));
         mask
     }
 
-    /// Calls `visit` with the output columns and rows that each column's part of each foreground run covers.
+    /// Calls `visit` with the output columns and rows that each foreground run covers in each of its source columns.
     fn spans_on(&self, grid: &Grid, mut visit: impl FnMut(Range<usize>, Range<usize>)) {
         let height = u64::from(self.height);
         let mut start = 0u64;
@@ -230,7 +230,7 @@ impl RunLengths {
     }
 }
 
-/// The size as `u32`, and the number of pixels, which must fit into `u32` too.
+/// Height and width as `u32`, and the number of pixels, which must fit into `u32` too.
 fn checked_size(height: u64, width: u64) -> Result<(u32, u32, u64), String> {
     match height.checked_mul(width) {
         Some(total) if total > 0 && total <= u64::from(u32::MAX) => Ok((height as u32, width as u32, total)),

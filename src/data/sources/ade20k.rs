@@ -1,22 +1,23 @@
-//! Label maps of the full ADE20K release: `*_seg.png`, whose red and green say what a pixel is.
+//! Label maps of the full ADE20K release: `*_seg.png`, whose red and green channels encode the object class.
 use crate::data::codec::labels::LabelMap;
 use crate::system::limits::CLASSES;
 use crate::{Error, Result};
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// The label of what has no class.
+/// The label of pixels without class.
 pub const NONE: u32 = 65535;
 
-/// The numbers of ADE20K's index that are classes.
+/// Maps class numbers of ADE20K's index to labels.
 #[derive(Clone, Debug)]
 pub struct Numbers(BTreeMap<u32, u32>);
 
 impl Numbers {
-    /// Reads a JSON list: the place of a number is its label.
+    /// Reads a JSON list of class numbers; a number's position is its label.
     ///
     /// # Errors
-    /// The file cannot be read, is no such list, names a number twice, or has as many as a label map cannot hold.
+    /// The file cannot be read, is not a list of numbers, repeats a number, or is longer than a 16-bit label
+    /// map allows.
     pub fn read(file: &Path) -> Result<Self> {
         let text = CLASSES.read_text(file).map_err(|problem| Error::file(file, problem))?;
         let list: Vec<u32> = serde_json::from_str(&text)
@@ -33,11 +34,11 @@ impl Numbers {
         Ok(Self(labels))
     }
 
-    /// The labels of a `*_seg.png`, `[height, width]` after its width and height: a pixel's number is
-    /// `red / 10 · 256 + green`; [`NONE`] where that is no class.
+    /// Width, height and labels (`[height, width]`) of a `*_seg.png`: a pixel's class number is `red / 10 · 256 +
+    /// green`, and its label is [`NONE`] if the number is not in the list.
     ///
     /// # Errors
-    /// Says what is wrong with the PNG.
+    /// The PNG is damaged or grey (with the reason).
     pub fn labels(&self, png: &[u8]) -> Result<(usize, usize, Vec<u32>), String> {
         let map = LabelMap::decode(png)?;
         if map.channels() < 3 {

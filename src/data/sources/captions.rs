@@ -1,8 +1,8 @@
-//! Captions by image key, read once from a JSON, JSON-lines or Parquet file and kept on disk (`spill`).
+//! Captions by image key, read once from a JSON, JSON-lines or Parquet file into a [`KeyedTempStore`].
 use super::parquet_bounds;
 use super::unusable::Unusable;
 use crate::config::DataConfig;
-use crate::data::spill::{Spill, SpillWriter};
+use crate::data::keyed_temp_store::{KeyedTempStore, KeyedTempStoreWriter};
 use crate::system::guard::guarded;
 use crate::system::limits::{Meter, Metered, PARQUET_COLUMN, RECORD};
 use crate::system::patience::{self, Patient};
@@ -11,11 +11,11 @@ use candle_datasets::hub::FileReader;
 use parquet::{file::reader::SerializedFileReader, record::Field, schema::types::Type};
 use serde::de::{self, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
-use std::{collections::BTreeMap, fmt, fs::File, io, io::BufReader, path::Path, sync::Arc};
+use std::{collections::BTreeMap, fmt, fs::File, io::BufReader, path::Path, sync::Arc};
 
-/// The captions of a data set. Memory: 16 bytes a caption; the text lies in a temporary file.
+/// The captions of a data set. Memory: 16 bytes a caption; the text is in a temporary file.
 pub struct Captions {
-    table: Spill,
+    table: KeyedTempStore,
 }
 
 /// Which columns (keys of JSON records) hold an image's key and its caption.
@@ -26,23 +26,23 @@ pub struct Columns<'a> {
 }
 
 impl<'a> Columns<'a> {
-    /// As the configuration says.
+    /// The columns of `data.caption_key_column` and `data.caption_column`.
     pub fn of(config: &'a DataConfig) -> Self {
         Self { key: &config.caption_key_column, caption: &config.caption_column }
     }
 }
 
 impl Captions {
-    /// Reads `path`: Parquet (`.parquet`), JSON lines (`.jsonl`, `.ndjson`), else one JSON document, which is an
-    /// object from key to caption or a list of records. Image keys match as `spill::normalise` says.
+    /// Reads `path`: Parquet (`.parquet`), JSON lines (`.jsonl`, `.ndjson`), otherwise one JSON document, an object
+    /// from key to caption or a list of records. Keys match by their normal form (`keyed_temp_store::normalise`).
     ///
     /// # Errors
-    /// When the file cannot be read, has another form, lacks a column, or holds no caption at all.
+    /// The file cannot be read, has another form, lacks a column, or holds no caption.
     pub fn read(path: &Path, columns: Columns) -> Result<Self> {
         let failed = |problem: &dyn fmt::Display| Error::file(path, problem);
-        let mut writer = SpillWriter::new().map_err(|problem| failed(&format!("temporary file: {problem}")))?;
+        let mut writer = KeyedTempStoreWriter::new().map_err(|problem| failed(&problem))?;
         for_each(path, columns, &mut |key, caption| writer.insert(key, caption.as_bytes()))?;
-        let table = writer.finish().map_err(|problem| failed(&format!("temporary file: {problem}")))?;
+        let table = writer.finish().map_err(|problem| failed(&problem))?;
         if table.is_empty() {
             return Err(failed(&"there is no caption"));
         }
@@ -60,21 +60,21 @@ impl Captions {
     /// The caption of the image `key`.
     ///
     /// # Errors
-    /// When the key fits several captions equally well, or the temporary file cannot be read.
+    /// The key matches several captions equally well, or the temporary file cannot be read.
     pub fn get(&self, key: &str) -> Result<Option<String>, Unusable> {
         let bytes = self.table.get(key)?;
         Ok(bytes.map(String::from_utf8).transpose().map_err(|problem| problem.to_string())?)
     }
 }
 
-/// The captions of the `count` keys that come first when sorted as text, in that order. Memory: these alone.
+/// The captions of the `count` smallest keys in text order. Memory: these captions alone.
 ///
 /// # Errors
-/// As `Captions::read`.
+/// Those of [`Captions::read`].
 pub fn first_by_key(path: &Path, columns: Columns, count: usize) -> Result<Vec<String>> {
     let mut first: BTreeMap<String, String> = BTreeMap::new();
     for_each(path, columns, &mut |key, caption| {
-        // Of entries with the very same key the first counts.
+        // Of entries with identical keys the first counts.
         first.entry(key.to_owned()).or_insert_with(|| caption.to_owned());
         if first.len() > count {
             first.pop_last();
@@ -87,10 +87,10 @@ pub fn first_by_key(path: &Path, columns: Columns, count: usize) -> Result<Vec<S
     Ok(first.into_values().collect())
 }
 
-/// Takes in a key and its caption.
-type Insert<'a> = dyn FnMut(&str, &str) -> io::Result<()> + 'a;
+/// Receives a key and its caption.
+type Insert<'a> = dyn FnMut(&str, &str) -> Result<(), String> + 'a;
 
-/// Calls `insert` for every caption of a file, in its order.
+/// Calls `insert` for every caption of a file, in file order.
 fn for_each(path: &Path, columns: Columns, insert: &mut Insert) -> Result<()> {
     let failed = |problem: &dyn fmt::Display| Error::file(path, problem);
     let file = patience::open(path).map_err(|problem| failed(&problem))?;
@@ -103,11 +103,11 @@ fn for_each(path: &Path, columns: Columns, insert: &mut Insert) -> Result<()> {
     .map_err(|problem: String| failed(&problem))
 }
 
-/// The first `count` sentences of `caption`, or all of it for 0, with single spaces between words. A sentence ends
+/// The first `count` sentences of `caption`, or all of them for 0, with single spaces between words. A sentence ends
 /// at `.`, `!` or `?`, closing quotes and brackets included, before white space or the end.
 ///
-/// The released code splits at every full stop and nowhere else: the same for plain sentences, but it breaks off within
-/// `3.5`, and stops the run at a caption without a full stop.
+/// The released code splits at every full stop and nowhere else. Plain sentences come out equal, but it cuts `3.5` in
+/// two and fails at a caption without a full stop.
 pub fn first_sentences(caption: &str, count: usize) -> String {
     let mut kept = Vec::new();
     let mut sentences = 0;
@@ -155,13 +155,13 @@ fn read_parquet(file: File, columns: Columns, insert: &mut Insert) -> Result<(),
                 .map_err(|()| format!("row {}, column `{name}` is neither text nor a whole number", number + 1))
         };
         if let (Some(key), Some(caption)) = (text(columns.key)?, text(columns.caption)?) {
-            insert(&key, &caption).map_err(|problem| format!("temporary file: {problem}"))?;
+            insert(&key, &caption)?;
         }
     }
     Ok(())
 }
 
-/// Text or a whole number as text; none where the field is null.
+/// Text or a whole number as text; `None` for null.
 fn parquet_text(field: &Field) -> Result<Option<String>, ()> {
     Ok(Some(match field {
         Field::Null => return Ok(None),
@@ -173,7 +173,7 @@ fn parquet_text(field: &Field) -> Result<Option<String>, ()> {
     }))
 }
 
-/// A reader of a file's records in blocks of a megabyte.
+/// A reader with a buffer of one megabyte, and the meter that limits the length of a record.
 fn records(file: Patient<File>) -> (BufReader<Metered<Patient<File>>>, Meter) {
     let (metered, meter) = RECORD.metered(file);
     (BufReader::with_capacity(1 << 20, metered), meter)
@@ -201,7 +201,7 @@ fn insert_record(record: &Map<String, Value>, columns: Columns, insert: &mut Ins
         }
     };
     let (key, caption) = (text(columns.key)?, text(columns.caption)?);
-    insert(&key, &caption).map_err(|problem| format!("temporary file: {problem}"))
+    insert(&key, &caption)
 }
 
 fn read_document(file: Patient<File>, columns: Columns, insert: &mut Insert) -> Result<(), String> {
@@ -211,20 +211,20 @@ fn read_document(file: Patient<File>, columns: Columns, insert: &mut Insert) -> 
         meter.reset();
         insert(key, caption)
     };
-    let read = reader.deserialize_any(Document { columns, insert }).and_then(|()| reader.end());
+    let read = reader.deserialize_any(CaptionDocument { columns, insert }).and_then(|()| reader.end());
     read.map_err(|problem| {
         let hint = "an object from key to caption or a list of records; JSON lines are called `.jsonl`";
         format!("{problem} (wanted: {hint})")
     })
 }
 
-/// Streams a JSON document into the table, entry by entry.
-struct Document<'a> {
+/// Streams a JSON document's captions, entry by entry.
+struct CaptionDocument<'a> {
     columns: Columns<'a>,
     insert: &'a mut Insert<'a>,
 }
 
-impl<'de> Visitor<'de> for Document<'_> {
+impl<'de> Visitor<'de> for CaptionDocument<'_> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
@@ -233,7 +233,7 @@ impl<'de> Visitor<'de> for Document<'_> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
         while let Some((key, caption)) = map.next_entry::<String, String>()? {
-            (self.insert)(&key, &caption).map_err(temporary)?;
+            (self.insert)(&key, &caption).map_err(de::Error::custom)?;
         }
         Ok(())
     }
@@ -244,8 +244,4 @@ impl<'de> Visitor<'de> for Document<'_> {
         }
         Ok(())
     }
-}
-
-fn temporary<E: de::Error>(problem: io::Error) -> E {
-    E::custom(format!("temporary file: {problem}"))
 }

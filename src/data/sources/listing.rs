@@ -1,16 +1,12 @@
-//! All samples of a data set, each once and in the order of its source.
-use super::shards::{self, Broken, Pairing, Reference, Shard};
-use super::unusable::Unusable;
+//! All samples of a data set, each once, in source order.
+use super::shards::{self, Listed, Pairing, SampleShard, listed};
 use crate::config::DataConfig;
 use crate::system::error::Result;
 use std::ops::ControlFlow;
 
-/// A sample, or what should be one.
-pub type Listed = std::result::Result<Reference, Broken>;
-
-/// The samples that `data` names; listing them reads headers and names only.
+/// The samples of `data.source`; listing reads only headers and names.
 pub struct Listing {
-    shards: Vec<Shard>,
+    shards: Vec<SampleShard>,
     pairing: Pairing,
 }
 
@@ -23,20 +19,19 @@ impl Listing {
         Ok(Self { shards, pairing })
     }
 
-    /// Calls `visit` with all samples, and all that should be one, at most `count` at a time, until it fails.
+    /// Calls `visit` with chunks of at most `count` samples, broken ones included, until it fails.
     pub fn for_each_chunk(&self, count: usize, mut visit: impl FnMut(Vec<Listed>) -> Result<()>) -> Result<()> {
         let mut outcome = Ok(());
         let mut chunk = Vec::with_capacity(count);
         for shard in &self.shards {
             let flow = shard.scan(self.pairing, &mut |item| {
-                chunk.push(match item {
-                    Ok(reference) => Ok(reference),
-                    Err(Unusable::Broken(broken)) => Err(broken),
-                    Err(Unusable::Fatal(error)) => {
+                match listed(item) {
+                    Ok(item) => chunk.push(item),
+                    Err(error) => {
                         outcome = Err(error);
                         return ControlFlow::Break(());
                     }
-                });
+                }
                 if chunk.len() < count {
                     return ControlFlow::Continue(());
                 }

@@ -1,8 +1,8 @@
-//! COCO panoptic annotations: which category each segment of each image has, kept on disk (`spill`).
+//! COCO panoptic annotations: the category of each segment of each image, in a [`KeyedTempStore`].
 use crate::data::{
     codec::labels::Classes,
+    keyed_temp_store::{KeyedTempStore, KeyedTempStoreWriter},
     sources::unusable::Unusable,
-    spill::{Spill, SpillWriter},
 };
 use crate::system::guard::guarded;
 use crate::system::limits::{Meter, RECORD};
@@ -12,16 +12,16 @@ use serde::Deserialize;
 use serde::de::{self, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use std::{fmt, io::BufReader, path::Path};
 
-/// The segments of a panoptic data set. Memory: 16 bytes an image; the segments lie in a temporary file.
+/// The segments of a panoptic data set. Memory: 16 bytes an image; the segments are in a temporary file.
 pub struct Panoptic {
-    /// Image key to (segment id, category id), each two little-endian `u32`.
-    table: Spill,
-    /// `categories` of the file.
+    /// Image key to pairs (segment id, category id) of little-endian `u32`.
+    table: KeyedTempStore,
+    /// The JSON's `categories`.
     pub categories: Classes,
 }
 
 #[derive(Deserialize)]
-struct Annotation {
+struct PanopticAnnotation {
     file_name: String,
     segments_info: Vec<Segment>,
 }
@@ -42,19 +42,19 @@ impl Panoptic {
     /// Streams the panoptic JSON at `path`.
     ///
     /// # Errors
-    /// When it cannot be read, or lacks `annotations` or `categories`.
+    /// The file cannot be read, or lacks `annotations` or `categories`.
     pub fn read(path: &Path) -> Result<Self> {
         let failed = |problem: &dyn fmt::Display| Error::file(path, problem);
         let file = patience::open(path).map_err(|problem| failed(&problem))?;
-        let mut writer = SpillWriter::new().map_err(|problem| failed(&format!("temporary file: {problem}")))?;
+        let mut writer = KeyedTempStoreWriter::new().map_err(|problem| failed(&problem))?;
         let (metered, meter) = RECORD.metered(file);
         let mut reader = serde_json::Deserializer::from_reader(BufReader::with_capacity(1 << 20, metered));
         let read = guarded(|| {
-            let read = reader.deserialize_map(Document { writer: &mut writer, meter: &meter });
+            let read = reader.deserialize_map(PanopticDocument { writer: &mut writer, meter: &meter });
             read.and_then(|categories| reader.end().map(|()| categories)).map_err(|problem| problem.to_string())
         });
         let categories = read.map_err(|problem: String| failed(&problem))?;
-        let table = writer.finish().map_err(|problem| failed(&format!("temporary file: {problem}")))?;
+        let table = writer.finish().map_err(|problem| failed(&problem))?;
         if table.is_empty() || categories.is_empty() {
             return Err(failed(&"there are no `annotations` or no `categories`"));
         }
@@ -62,10 +62,10 @@ impl Panoptic {
         Ok(Self { table, categories })
     }
 
-    /// The (segment id, category id) of the image `key`.
+    /// The pairs (segment id, category id) of the image `key`.
     ///
     /// # Errors
-    /// When the key fits several images equally well, or the temporary file cannot be read.
+    /// The key matches several images equally well, or the temporary file cannot be read.
     pub fn segments(&self, key: &str) -> Result<Option<Vec<(u32, u32)>>, Unusable> {
         let bytes = self.table.get(key)?;
         let number = |bytes: &[u8]| bytes.iter().rev().fold(0, |number, &byte| number << 8 | u32::from(byte));
@@ -73,13 +73,13 @@ impl Panoptic {
     }
 }
 
-/// The whole file; yields its categories.
-struct Document<'a> {
-    writer: &'a mut SpillWriter,
+/// Visits the whole file; yields its categories.
+struct PanopticDocument<'a> {
+    writer: &'a mut KeyedTempStoreWriter,
     meter: &'a Meter,
 }
 
-impl<'de> Visitor<'de> for Document<'_> {
+impl<'de> Visitor<'de> for PanopticDocument<'_> {
     type Value = Vec<Category>;
 
     fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
@@ -90,7 +90,7 @@ impl<'de> Visitor<'de> for Document<'_> {
         let mut categories = Vec::new();
         while let Some(key) = map.next_key::<String>()? {
             match key.as_str() {
-                "annotations" => map.next_value_seed(Annotations { writer: self.writer, meter: self.meter })?,
+                "annotations" => map.next_value_seed(AnnotationList { writer: self.writer, meter: self.meter })?,
                 "categories" => categories = map.next_value()?,
                 _ => {
                     self.meter.unmetered(|| map.next_value::<IgnoredAny>())?;
@@ -102,13 +102,13 @@ impl<'de> Visitor<'de> for Document<'_> {
     }
 }
 
-/// The list `annotations`, image by image.
-struct Annotations<'a> {
-    writer: &'a mut SpillWriter,
+/// Visits the list `annotations`, image by image.
+struct AnnotationList<'a> {
+    writer: &'a mut KeyedTempStoreWriter,
     meter: &'a Meter,
 }
 
-impl<'de> DeserializeSeed<'de> for Annotations<'_> {
+impl<'de> DeserializeSeed<'de> for AnnotationList<'_> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
@@ -116,7 +116,7 @@ impl<'de> DeserializeSeed<'de> for Annotations<'_> {
     }
 }
 
-impl<'de> Visitor<'de> for Annotations<'_> {
+impl<'de> Visitor<'de> for AnnotationList<'_> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
@@ -124,12 +124,11 @@ impl<'de> Visitor<'de> for Annotations<'_> {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
-        while let Some(annotation) = list.next_element::<Annotation>()? {
+        while let Some(annotation) = list.next_element::<PanopticAnnotation>()? {
             let segments = annotation.segments_info.iter();
             let bytes: Vec<u8> =
                 segments.flat_map(|segment| [segment.id, segment.category_id]).flat_map(u32::to_le_bytes).collect();
-            let written = self.writer.insert(&annotation.file_name, &bytes);
-            written.map_err(|problem| de::Error::custom(format!("temporary file: {problem}")))?;
+            self.writer.insert(&annotation.file_name, &bytes).map_err(de::Error::custom)?;
             self.meter.reset();
         }
         Ok(())

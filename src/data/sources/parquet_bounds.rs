@@ -1,33 +1,32 @@
-//! What a Parquet file would become in memory, from its own headers, before the crate `parquet` reads it: that descends
-//! into nested columns as deep as they are, and makes room for a page as large as the page says it is.
+//! Checks a Parquet file's own headers before the crate `parquet` reads it: the crate recurses into nested columns
+//! without a limit, and allocates whatever size a page header claims.
 //!
-//! The headers are in Thrift's compact protocol; of them only a few numbers are looked at.
+//! The headers are in Thrift's compact protocol; only the few numbers needed here are parsed.
 use crate::system::limits::{PARQUET_DEPTH, PARQUET_FOOTER, PARQUET_PAGE};
 use crate::system::patience::patiently;
+use crate::system::platform::read_exact_at;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 
-/// Bytes that the header of a page mostly fits into, and those that it may have: statistics in it may hold a value of
-/// the column.
+/// Bytes read of a page header at first, and at most: its statistics may hold a value of the column.
 const PAGE_HEADER: [u64; 2] = [4096, 1 << 20];
 
-/// Checks the footer's length and how deep columns are nested.
+/// Checks the footer's length and the nesting depth of the columns.
 ///
 /// # Errors
-/// It is too long or too deep, or no footer.
+/// The footer is damaged, too long, or nested too deep.
 pub fn check_footer(file: &File) -> Result<(), String> {
     let mut end = [0; 8];
     let failed = |problem: io::Error| problem.to_string();
     let length = file.metadata().map_err(failed)?.len();
     let Some(at) = length.checked_sub(8) else { return Ok(()) };
-    patiently(|| file.read_exact_at(&mut end, at)).map_err(failed)?;
+    patiently(|| read_exact_at(file, &mut end, at)).map_err(failed)?;
     let [a, b, c, d, b'P', b'A', b'R', b'1'] = end else { return Ok(()) };
     let bytes = u64::from(u32::from_le_bytes([a, b, c, d]));
     PARQUET_FOOTER.check(bytes)?;
     let Some(at) = at.checked_sub(bytes) else { return Ok(()) };
     let mut footer = vec![0; bytes as usize];
-    patiently(|| file.read_exact_at(&mut footer, at)).map_err(failed)?;
+    patiently(|| read_exact_at(file, &mut footer, at)).map_err(failed)?;
     match depth(&footer) {
         Some(depth) if depth <= PARQUET_DEPTH => Ok(()),
         Some(depth) => Err(format!("columns are nested {depth} deep, more than {PARQUET_DEPTH}")),
@@ -35,10 +34,10 @@ pub fn check_footer(file: &File) -> Result<(), String> {
     }
 }
 
-/// Checks the pages of a column chunk, which begins at `start` and is `length` bytes long.
+/// Checks the pages of the column chunk of `length` bytes at `start`.
 ///
 /// # Errors
-/// A page would be too large, or is not to be read.
+/// A page header is damaged, or its page would be too large.
 pub fn check_pages(file: &File, start: u64, length: u64) -> Result<(), String> {
     let end = start.saturating_add(length).min(file.metadata().map_err(|problem| problem.to_string())?.len());
     let mut at = start;
@@ -46,7 +45,7 @@ pub fn check_pages(file: &File, start: u64, length: u64) -> Result<(), String> {
         let mut found = None;
         for longest in PAGE_HEADER {
             let mut header = vec![0; (end - at).min(longest) as usize];
-            patiently(|| file.read_exact_at(&mut header, at)).map_err(|problem| problem.to_string())?;
+            patiently(|| read_exact_at(file, &mut header, at)).map_err(|problem| problem.to_string())?;
             found = found.or_else(|| page(&header));
             if found.is_some() {
                 break;
@@ -60,18 +59,17 @@ pub fn check_pages(file: &File, start: u64, length: u64) -> Result<(), String> {
     Ok(())
 }
 
-/// How deep the schema is nested: `FileMetaData.schema`, a list of elements of which each says how many of those
-/// behind it are its own.
+/// Nesting depth of `FileMetaData.schema`, a pre-order list in which each element states its number of children.
 fn depth(footer: &[u8]) -> Option<usize> {
     const SCHEMA: i64 = 2;
     const CHILDREN: i64 = 5;
     let mut deepest = 0;
-    Reader { bytes: footer }.each_field(0, &mut |reader, field, kind| {
+    ThriftReader { bytes: footer }.each_field(0, &mut |reader, field, kind| {
         if (field, kind) != (SCHEMA, kind::LIST) {
             return reader.skip(kind, 0);
         }
         let (count, _) = reader.list()?;
-        // Of each element that is open: how many of its own are still to come.
+        // For each open element: children still to come.
         let mut open: Vec<i64> = Vec::new();
         for _ in 0..count {
             let mut children = 0;
@@ -93,12 +91,12 @@ fn depth(footer: &[u8]) -> Option<usize> {
     Some(deepest)
 }
 
-/// Of a page's header: its own length, the page's uncompressed and its stored length.
+/// Length of a page header, and the page's uncompressed and compressed lengths.
 fn page(header: &[u8]) -> Option<(usize, u64, u64)> {
     const UNCOMPRESSED: i64 = 2;
     const COMPRESSED: i64 = 3;
     let (mut uncompressed, mut compressed) = (None, None);
-    let mut reader = Reader { bytes: header };
+    let mut reader = ThriftReader { bytes: header };
     reader.each_field(0, &mut |reader, field, kind| match field {
         UNCOMPRESSED => reader.number().map(|number| uncompressed = u64::try_from(number).ok()),
         COMPRESSED => reader.number().map(|number| compressed = u64::try_from(number).ok()),
@@ -122,17 +120,17 @@ mod kind {
     pub const STRUCT: u8 = 12;
 }
 
-/// How deep structures are followed that nothing is looked for in.
+/// Limit on the recursion when skipping nested structures.
 const DEEPEST_SKIP: usize = 64;
 
-/// Takes what is of a field's type.
-type Visit<'a, 'b> = dyn FnMut(&mut Reader<'a>, i64, u8) -> Option<()> + 'b;
+/// Receives a field's number and type, and reads its value.
+type Visit<'a, 'b> = dyn FnMut(&mut ThriftReader<'a>, i64, u8) -> Option<()> + 'b;
 
-struct Reader<'a> {
+struct ThriftReader<'a> {
     bytes: &'a [u8],
 }
 
-impl<'a> Reader<'a> {
+impl<'a> ThriftReader<'a> {
     fn take(&mut self, count: usize) -> Option<&'a [u8]> {
         let (taken, rest) = self.bytes.split_at_checked(count)?;
         self.bytes = rest;
@@ -155,19 +153,19 @@ impl<'a> Reader<'a> {
         None
     }
 
-    /// A number with a sign, which is its lowest bit.
+    /// A zigzag-coded integer.
     fn number(&mut self) -> Option<i64> {
         self.unsigned().map(|value| (value >> 1) as i64 ^ -((value & 1) as i64))
     }
 
-    /// Number and type of a list's elements.
+    /// Length and element type of a list.
     fn list(&mut self) -> Option<(u64, u8)> {
         let header = self.byte()?;
         let count = if header >> 4 == 15 { self.unsigned()? } else { u64::from(header >> 4) };
         Some((count, header & 15))
     }
 
-    /// Calls `visit` with number and type of each field of a structure.
+    /// Calls `visit` with number and type of each field of a struct.
     fn each_field(&mut self, depth: usize, visit: &mut Visit<'a, '_>) -> Option<()> {
         if depth > DEEPEST_SKIP {
             return None;
@@ -183,7 +181,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Passes over a value.
+    /// Skips a value.
     fn skip(&mut self, kind: u8, depth: usize) -> Option<()> {
         if depth > DEEPEST_SKIP {
             return None;
@@ -214,7 +212,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// As [`skip`](Self::skip) within a list, where truth values take a byte each.
+    /// Skips a list element; unlike in fields, booleans take a byte each.
     fn skip_element(&mut self, kind: u8, depth: usize) -> Option<()> {
         match kind {
             kind::TRUE | kind::FALSE => self.byte().map(drop),
@@ -227,7 +225,7 @@ impl<'a> Reader<'a> {
 mod tests {
     use super::*;
 
-    /// A footer whose columns are nested so deep, with one leaf.
+    /// A footer with one leaf below `nested` groups.
     fn footer(nested: usize) -> Vec<u8> {
         let group = [0x35, 0, 0x18, 1, b'a', 0x15, 2, 0];
         let mut count = vec![0xfc];
@@ -248,7 +246,7 @@ mod tests {
         }
         let whole = footer(3);
         assert!((0..whole.len()).all(|end| depth(&whole[..end]).is_none()));
-        // Two groups of two columns each are two deep.
+        // Two groups of two columns each have depth two.
         let group = |children: u8| vec![0x48, 1, b'a', 0x15, children << 1, 0];
         let leaf = vec![0x15, 12, 0x38, 1, b'b', 0];
         let schema = [group(2), group(2), leaf.clone(), leaf.clone(), group(1), leaf].concat();
@@ -265,7 +263,7 @@ mod tests {
 
     #[test]
     fn pages_say_how_large_they_are() {
-        // type 0, 300 bytes uncompressed, 7 stored, a structure of one field.
+        // type 0, 300 bytes uncompressed, 7 compressed, a struct of one field.
         let header = [0x15, 0, 0x15, 0xd8, 4, 0x15, 14, 0x2c, 0x15, 2, 0, 0];
         assert_eq!(page(&[&header[..], &[9; 7]].concat()), Some((header.len(), 300, 7)));
         assert_eq!(page(&header[..8]), None);

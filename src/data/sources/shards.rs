@@ -1,13 +1,14 @@
-//! Shards: tar files and folders, listed as references to samples without reading what the samples hold.
+//! Shards: tar files and folders, listed as references to samples without reading the samples' data.
 //!
-//! Memory: the references of one shard at worst (about 200 bytes a sample); for a folder, the names in it.
-use super::tar_members::{Members, Step};
+//! Memory: the references of one shard (about 200 bytes a sample); for a folder, its file names.
+use super::tar_members::{Members, TarPart};
 use super::unusable::Unusable;
 use crate::system::{
     guard::guarded,
     limits::{self, Limit},
     paths::{exists, fixed_part, is_folder, may_be_file},
     patience::{self, Patient, patiently},
+    platform::read_exact_at,
 };
 use crate::{
     Error, Result,
@@ -18,76 +19,86 @@ use std::{
     fs::ReadDir,
     io,
     ops::{ControlFlow, Range},
-    os::unix::fs::FileExt,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-/// A tar file, or a folder without the folders below it, which are shards of their own.
+/// A tar file, or a folder without its subfolders, which are shards of their own.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Shard {
+pub struct SampleShard {
     pub path: Arc<Path>,
     is_folder: bool,
-    /// Path below the source it was found in, with a slash at the end; empty for the source itself.
+    /// Path below the source, with a trailing slash; empty for the source itself.
     below: String,
     /// Last component of the source.
     source_name: String,
 }
 
-/// Where one file of a sample lies.
+/// Where one file of a sample is stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Member {
-    /// A part of the shard's tar file.
+    /// A range of bytes of the shard's tar file.
     Part { offset: u64, length: u64 },
-    /// A file of its own.
+    /// A file in a folder.
     File(PathBuf),
 }
 
-/// Where a sample lies.
+/// Where the files of a sample are stored.
 #[derive(Clone, Debug)]
-pub struct Reference {
+pub struct SampleReference {
     pub shard: Arc<Path>,
     /// Path within the source, without extension.
     pub key: String,
     pub image: Member,
-    /// sa1b: the JSON; folder: the label map; coco: found by key instead.
+    /// sa1b: the JSON; folder: the label map; coco: `None`, see `labels`.
     pub annotation: Option<Member>,
     /// `KEY.txt`.
     pub caption: Option<Member>,
-    /// coco: paths below the label folder at which the label map may lie.
+    /// coco: possible paths of the label map below the label folder.
     pub labels: Vec<PathBuf>,
 }
 
-/// A sample or shard that cannot be used: its name and why.
+/// The name of an unusable sample or shard, and the reason.
 #[derive(Clone, Debug)]
 pub struct Broken {
     pub name: String,
     pub reason: String,
 }
 
-/// Why a sample is broken that wants a `KEY.txt`.
+/// Reason for a sample without `KEY.txt` where one is needed.
 pub const NO_CAPTION: &str = "there is no caption: neither data.captions nor a .txt beside the image";
 
-/// What scanning a shard yields, in an order that depends on the shard alone; or why it cannot be scanned.
-pub type Item = Result<Reference, Unusable<Broken>>;
+/// An item of a scan; the order depends on the shard alone.
+pub type Scanned = Result<SampleReference, Unusable<Broken>>;
+/// A sample's reference, or why it is broken.
+pub type Listed = Result<SampleReference, Broken>;
 
-/// What belongs to a sample.
+/// Separates broken samples, which are counted, from the errors that end a scan.
+pub fn listed(item: Scanned) -> Result<Listed> {
+    match item {
+        Ok(reference) => Ok(Ok(reference)),
+        Err(Unusable::Broken(broken)) => Ok(Err(broken)),
+        Err(Unusable::Fatal(error)) => Err(error),
+    }
+}
+
+/// Which files make up a sample.
 #[derive(Clone, Copy, Debug)]
 pub struct Pairing {
     pub format: DataFormat,
-    /// Whether captions are wanted from `KEY.txt` (there is no captions file, and the model is told prompts).
+    /// Whether `KEY.txt` is needed: the model takes prompts, and there is no captions file.
     pub text: bool,
 }
 
 impl Pairing {
-    /// As the configuration says.
+    /// The rules for `config`.
     pub fn of(config: &DataConfig) -> Self {
         Self { format: config.format, text: config.has_prompts && config.captions.is_none() }
     }
 }
 
-impl Reference {
-    /// What the sample is called in messages: its image file, or its key behind the tar file's path.
+impl SampleReference {
+    /// The sample's name in messages: its image file, or the tar file's path and the key.
     pub fn name(&self) -> String {
         match &self.image {
             Member::File(path) => path.display().to_string(),
@@ -97,21 +108,21 @@ impl Reference {
 }
 
 #[derive(Default)]
-struct Parts {
+struct SampleFiles {
     image: Option<Member>,
-    /// A PNG, which beside another image is the label map.
+    /// A label map if there is another image, otherwise the image.
     png: Option<Member>,
     json: Option<Member>,
     text: Option<Member>,
-    /// Place of the first of them in the shard.
+    /// Index of the first member in the shard.
     place: usize,
 }
 
 impl Member {
-    /// Reads the member's bytes, no more than `limit` of them.
+    /// Reads the member, at most `limit` bytes.
     ///
     /// # Errors
-    /// It is not there, or longer than it may be; or the machine cannot read it.
+    /// The file does not exist or is too long (broken); the machine cannot read it (fatal).
     pub fn read(&self, shard: &Path, limit: Limit) -> Result<Vec<u8>, Unusable> {
         match self {
             Self::File(path) => limit.read(path).map_err(|problem| Unusable::reading(path, problem)),
@@ -120,7 +131,7 @@ impl Member {
                 let mut bytes =
                     limits::buffer(*length as usize).map_err(|problem| Unusable::reading(shard, problem))?;
                 let Patient(file) = patience::open(shard).map_err(|problem| Unusable::reading(shard, problem))?;
-                let read = patiently(|| file.read_exact_at(&mut bytes, *offset));
+                let read = patiently(|| read_exact_at(&file, &mut bytes, *offset));
                 read.map_err(|problem| Unusable::reading(shard, problem))?;
                 Ok(bytes)
             }
@@ -128,13 +139,13 @@ impl Member {
     }
 }
 
-/// The shards that `data.source` names, each once: globs expanded in alphabetical order, folders (of sa1b: that hold
-/// no tar files) with all folders below them.
+/// The shards of `data.source`, each once: globs are expanded in alphabetical order, folders recursively (sa1b:
+/// a folder with tar files yields those).
 ///
 /// # Errors
-/// When an entry matches nothing, or a format cannot be read from what it matches.
-pub fn find(config: &DataConfig) -> Result<Vec<Shard>> {
-    let mut shards: Vec<Shard> = Vec::new();
+/// An entry matches nothing, or the format cannot read what it matches.
+pub fn find(config: &DataConfig) -> Result<Vec<SampleShard>> {
+    let mut shards: Vec<SampleShard> = Vec::new();
     for source in &config.source {
         let before = shards.len();
         for path in expand(source)? {
@@ -142,7 +153,12 @@ pub fn find(config: &DataConfig) -> Result<Vec<Shard>> {
             if is_folder(&path)? {
                 folders(&path, config.format, "", &name, &mut shards)?;
             } else if config.format == DataFormat::Sa1b {
-                shards.push(Shard { path: path.into(), is_folder: false, below: String::new(), source_name: name });
+                shards.push(SampleShard {
+                    path: path.into(),
+                    is_folder: false,
+                    below: String::new(),
+                    source_name: name,
+                });
             } else {
                 return Err(Error::Usage(format!("data.source: {} is no folder", path.display())));
             }
@@ -162,7 +178,7 @@ pub fn find(config: &DataConfig) -> Result<Vec<Shard>> {
     Ok(shards)
 }
 
-/// The paths a source entry means: itself where it exists, else what it matches as a glob.
+/// The paths of a source entry: itself if it exists, otherwise its matches as a glob.
 fn expand(source: &str) -> Result<Vec<PathBuf>> {
     if exists(Path::new(source))? {
         return Ok(vec![PathBuf::from(source)]);
@@ -171,17 +187,17 @@ fn expand(source: &str) -> Result<Vec<PathBuf>> {
     let paths = paths.map(|path| path.map_err(|problem| Error::file(problem.path(), problem.error())));
     let paths = paths.collect::<Result<Vec<_>>>()?;
     if paths.is_empty() {
-        // If the system has a reason, this is the error.
+        // If the system reports a reason, return it instead of "matches nothing".
         exists(fixed_part(source))?;
     }
     Ok(paths)
 }
 
-/// sa1b without captions file: the first shard must hold a `.txt` beside some image.
-pub fn check_captions(shards: &[Shard], pairing: Pairing) -> Result<()> {
+/// sa1b without captions file: checks that some image of the first shard has a `.txt`.
+pub fn check_captions(shards: &[SampleShard], pairing: Pairing) -> Result<()> {
     let (DataFormat::Sa1b, true, Some(shard)) = (pairing.format, pairing.text, shards.first()) else { return Ok(()) };
     let (mut has_caption, mut lacks_caption) = (false, false);
-    // what lacks a caption comes after everything else, so this ends at the first sample of a sound shard
+    // Samples without caption are yielded last, so a sound shard's scan stops at its first sample.
     let mut failed = None;
     let _ = shard.scan(pairing, &mut |item| {
         match item {
@@ -202,8 +218,14 @@ pub fn check_captions(shards: &[Shard], pairing: Pairing) -> Result<()> {
     Ok(())
 }
 
-/// Adds `folder` (sa1b: its tar files, where it has some) and the folders below it that hold files.
-fn folders(folder: &Path, format: DataFormat, below: &str, source_name: &str, shards: &mut Vec<Shard>) -> Result<()> {
+/// Adds `folder` (sa1b: its tar files, if any) and its subfolders that hold files.
+fn folders(
+    folder: &Path,
+    format: DataFormat,
+    below: &str,
+    source_name: &str,
+    shards: &mut Vec<SampleShard>,
+) -> Result<()> {
     let failed = |problem: io::Error| Error::file(folder, problem);
     let (mut inner, mut tars, mut has_files) = (Vec::new(), Vec::new(), false);
     for entry in patiently(|| std::fs::read_dir(folder)).map_err(failed)? {
@@ -222,7 +244,7 @@ fn folders(folder: &Path, format: DataFormat, below: &str, source_name: &str, sh
     }
     inner.sort();
     tars.sort();
-    let shard = |path: PathBuf, is_folder| Shard {
+    let shard = |path: PathBuf, is_folder| SampleShard {
         path: path.into(),
         is_folder,
         below: below.to_owned(),
@@ -238,47 +260,47 @@ fn folders(folder: &Path, format: DataFormat, below: &str, source_name: &str, sh
     Ok(())
 }
 
-impl Shard {
-    /// Calls `visit` with each sample of the shard until it breaks. What is wrong with the shard is an item too.
-    pub fn scan(&self, pairing: Pairing, visit: &mut dyn FnMut(Item) -> ControlFlow<()>) -> ControlFlow<()> {
+impl SampleShard {
+    /// Calls `visit` with each sample of the shard until it breaks. A damaged shard is an item too.
+    pub fn scan(&self, pairing: Pairing, visit: &mut dyn FnMut(Scanned) -> ControlFlow<()>) -> ControlFlow<()> {
         if self.is_folder { self.scan_folder(pairing, visit) } else { self.scan_tar(pairing, visit) }
     }
 
-    fn broken(&self, key: &str, reason: impl ToString) -> Item {
+    fn broken(&self, key: &str, reason: impl ToString) -> Scanned {
         let name =
             if key.is_empty() { self.path.display().to_string() } else { format!("{}/{key}", self.path.display()) };
         Err(Unusable::Broken(Broken { name, reason: reason.to_string() }))
     }
 
-    /// The shard itself cannot be read: by its own fault it is broken, by the machine's nothing goes on.
-    fn unreadable(&self, problem: io::Error) -> Item {
+    /// A shard that cannot be read: broken, or fatal if the machine is at fault.
+    fn unreadable(&self, problem: io::Error) -> Scanned {
         match Unusable::reading(&self.path, problem) {
             Unusable::Broken(reason) => self.broken("", reason),
             Unusable::Fatal(error) => Err(Unusable::Fatal(error)),
         }
     }
 
-    /// Goes from header to header; a sample is yielded as soon as its last member has been seen; one whose image is a
-    /// PNG, and what lacks a partner, at the end, and then what else is lost where the file is damaged.
-    fn scan_tar(&self, pairing: Pairing, visit: &mut dyn FnMut(Item) -> ControlFlow<()>) -> ControlFlow<()> {
+    /// Reads header after header and yields each sample at its last member. Samples whose image is a PNG, incomplete
+    /// samples, and the samples lost to damage are yielded at the end.
+    fn scan_tar(&self, pairing: Pairing, visit: &mut dyn FnMut(Scanned) -> ControlFlow<()>) -> ControlFlow<()> {
         let mut members = match patience::open(&self.path).and_then(Members::new) {
             Ok(members) => members,
             Err(problem) => return visit(self.unreadable(problem)),
         };
-        let mut pending: HashMap<String, Parts> = HashMap::new();
+        let mut pending: HashMap<String, SampleFiles> = HashMap::new();
         let mut yielded: HashSet<String> = HashSet::new();
         let mut damage = Damage::default();
         for place in 0.. {
-            let step = match guarded(|| Ok::<_, String>(members.next())) {
-                Ok(Ok(Some(step))) => step,
+            let part = match guarded(|| Ok::<_, String>(members.next())) {
+                Ok(Ok(Some(part))) => part,
                 Ok(Ok(None)) => break,
                 Ok(Err(problem)) => return visit(self.unreadable(problem)),
                 Err(problem) => return visit(self.broken("", problem)),
             };
-            let (name, offset, length) = match step {
-                Step::Member { name, offset, length, is_file: true } => (name, offset, length),
-                Step::Member { .. } => continue,
-                Step::Damage { start, end, problem } => {
+            let (name, offset, length) = match part {
+                TarPart::Member { name, offset, length, is_file: true } => (name, offset, length),
+                TarPart::Member { .. } => continue,
+                TarPart::Damage { start, end, problem } => {
                     damage.add(place, start..end, &problem);
                     continue;
                 }
@@ -288,9 +310,10 @@ impl Shard {
                 continue; // beside the JPEG it would not have been the image
             }
             damage.sample_until(key, offset + length);
-            let parts = pending.entry(key.to_owned()).or_insert_with(|| Parts { place, ..Parts::default() });
+            let parts =
+                pending.entry(key.to_owned()).or_insert_with(|| SampleFiles { place, ..SampleFiles::default() });
             if parts.add(&extension, Member::Part { offset, length }) {
-                visit(self.broken(key, format!("{name} is there twice")))?;
+                visit(self.broken(key, format!("{name} occurs twice")))?;
             }
             if parts.is_whole(pairing)
                 && let Some(parts) = pending.remove(key)
@@ -299,7 +322,7 @@ impl Shard {
                 yielded.insert(key.to_owned());
             }
         }
-        let mut rest: Vec<(String, Parts)> = pending.into_iter().collect();
+        let mut rest: Vec<(String, SampleFiles)> = pending.into_iter().collect();
         rest.sort_by_key(|(_, parts)| parts.place);
         let mut halves = 0;
         for (key, parts) in rest {
@@ -316,9 +339,9 @@ impl Shard {
         (0..lost).try_for_each(|_| visit(self.broken("", &damage.first)))
     }
 
-    /// Yields the images of a folder in the order of their names.
-    fn scan_folder(&self, pairing: Pairing, visit: &mut dyn FnMut(Item) -> ControlFlow<()>) -> ControlFlow<()> {
-        let mut stems: BTreeMap<String, Parts> = BTreeMap::new();
+    /// Yields the images of a folder, sorted by name.
+    fn scan_folder(&self, pairing: Pairing, visit: &mut dyn FnMut(Scanned) -> ControlFlow<()>) -> ControlFlow<()> {
+        let mut stems: BTreeMap<String, SampleFiles> = BTreeMap::new();
         let entries = patiently(|| std::fs::read_dir(&self.path).and_then(ReadDir::collect::<io::Result<Vec<_>>>));
         let entries = match entries {
             Ok(entries) => entries,
@@ -352,8 +375,8 @@ impl Shard {
         ControlFlow::Continue(())
     }
 
-    /// The sample that `parts` make, or what they lack.
-    fn item(&self, key: &str, parts: Parts, pairing: Pairing) -> Item {
+    /// The sample made of `parts`, or which file it lacks.
+    fn item(&self, key: &str, parts: SampleFiles, pairing: Pairing) -> Scanned {
         let (image, label_map) = match (parts.image, parts.png) {
             (Some(image), png) => (image, png),
             (None, Some(png)) => (png, None),
@@ -377,18 +400,18 @@ impl Shard {
             Vec::new()
         };
         let caption = parts.text.filter(|_| pairing.text);
-        Ok(Reference { shard: self.path.clone(), key: key.to_owned(), image, annotation, caption, labels })
+        Ok(SampleReference { shard: self.path.clone(), key: key.to_owned(), image, annotation, caption, labels })
     }
 }
 
-/// What cannot be read of a tar file, and how many samples that is.
+/// The unreadable parts of a tar file, and an estimate of the samples lost.
 #[derive(Default)]
 struct Damage {
-    /// Bytes of each part that cannot be read.
+    /// Bytes of each unreadable part.
     parts: Vec<u64>,
-    /// What is wrong with the first of them.
+    /// Description of the first part.
     first: String,
-    /// Samples that were seen, the last of them, and the bytes up to its end: their mean tells how many are lost.
+    /// Samples seen, the last one, and the readable bytes up to its end, which give a sample's mean size.
     samples: u64,
     last: Option<String>,
     readable: u64,
@@ -402,7 +425,7 @@ impl Damage {
         self.parts.push(part.end - part.start);
     }
 
-    /// A member of the sample `key` ends at `end`.
+    /// Records a member of the sample `key` that ends at byte `end`.
     fn sample_until(&mut self, key: &str, end: u64) {
         if self.last.as_deref() != Some(key) {
             self.samples += 1;
@@ -411,21 +434,21 @@ impl Damage {
         self.readable = end.saturating_sub(self.parts.iter().sum());
     }
 
-    /// As many as the damaged parts would hold of the mean length, and at least one each.
+    /// Estimated number of lost samples: the parts' bytes over the mean size, at least one for each part.
     fn samples(&self) -> u64 {
         let mean = (self.readable / self.samples.max(1)).max(1);
         let lost = |bytes: &u64| if self.samples == 0 { 1 } else { ((bytes + mean / 2) / mean).max(1) };
         self.parts.iter().map(lost).sum()
     }
 
-    /// Why a sample is incomplete, and what may have taken its other half.
+    /// Adds the damage to the reason why a sample is incomplete.
     fn explain(&self, reason: String) -> String {
         if self.parts.is_empty() { reason } else { format!("{reason} ({})", self.first) }
     }
 }
 
-impl Parts {
-    /// Takes a member by its extension; true where there was one already.
+impl SampleFiles {
+    /// Stores a member by its extension; true if there was one already.
     fn add(&mut self, extension: &str, member: Member) -> bool {
         let slot = match extension {
             "jpg" | "jpeg" => &mut self.image,
@@ -437,14 +460,14 @@ impl Parts {
         slot.replace(member).is_some()
     }
 
-    /// Whether nothing more is wanted; beside a PNG alone a JPEG may yet come.
+    /// Whether no further member is needed. A JPEG may still follow a PNG.
     fn is_whole(&self, pairing: Pairing) -> bool {
         self.image.is_some() && self.json.is_some() && (self.text.is_some() || !pairing.text)
     }
 }
 
-/// A path without leading `./` as (without extension, extension in lower case); none for hidden files and those
-/// without extension.
+/// Splits a path into stem and lower-case extension, without leading `./`; `None` for hidden files and files without
+/// extension.
 pub(crate) fn split_name(path: &str) -> Option<(&str, String)> {
     let path = path.trim_start_matches("./");
     let name = path.rsplit('/').next().filter(|name| !name.starts_with('.'))?;
@@ -452,8 +475,8 @@ pub(crate) fn split_name(path: &str) -> Option<(&str, String)> {
     Some((path.get(..path.len() - extension.len() - 1)?, extension.to_ascii_lowercase()))
 }
 
-/// Whether `stem` is `x_mask` with a PNG, and there is an image `x`.
-fn is_mask_of_another(stem: &str, stems: &BTreeMap<String, Parts>) -> bool {
+/// Whether `stem` is `x_mask`, has a PNG, and there is an image `x`.
+fn is_mask_of_another(stem: &str, stems: &BTreeMap<String, SampleFiles>) -> bool {
     let has_png = stems.get(stem).is_some_and(|parts| parts.png.is_some() && parts.image.is_none());
     let image = stem.strip_suffix("_mask").and_then(|image| stems.get(image));
     has_png && image.is_some_and(|parts| parts.image.is_some() || parts.png.is_some())

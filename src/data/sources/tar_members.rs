@@ -1,26 +1,26 @@
-//! The members of a tar file by their headers, of which the data is never read. A damaged header does not hide what
-//! comes after it: the next readable one is looked for.
+//! Lists the members of a tar file from their headers, without reading their data. After a damaged header, the next
+//! readable one is searched for.
 use crate::system::limits::{TAR_EXTENSION, TAR_SEARCH};
 use crate::system::patience::{Patient, patiently};
+use crate::system::platform::read_exact_at;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use tar::{EntryType, Header, PaxExtensions};
 
 const BLOCK: u64 = 512;
-/// Bytes that are searched at once.
+/// Bytes read at a time when searching.
 const CHUNK: usize = 1 << 20;
 
-/// One thing in a tar file.
+/// A member or a damaged part of a tar file.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Step {
+pub enum TarPart {
     Member {
         name: String,
         offset: u64,
         length: u64,
         is_file: bool,
     },
-    /// From `start` to `end` nothing can be read; `end` is the next readable header, or the end of the file.
+    /// Unreadable bytes up to `end`, the next readable header or the end of the file.
     Damage {
         start: u64,
         end: u64,
@@ -28,41 +28,41 @@ pub enum Step {
     },
 }
 
-/// Walks from header to header.
+/// Iterates over the headers.
 pub struct Members {
     file: File,
     size: u64,
     position: u64,
 }
 
-/// What extension headers say about the member behind them.
+/// The fields of extension headers that apply to the next member.
 #[derive(Default)]
 struct Extensions {
     name: Option<Vec<u8>>,
     length: Option<u64>,
 }
 
-/// What stands at a place where a header should.
+/// The content of a block where a header is expected.
 enum Found {
     Header(Box<Header>),
-    /// Zeros, which mark the end.
+    /// Zeros, which mark the end of the archive.
     Nothing,
     Damage(String),
 }
 
 impl Members {
     /// # Errors
-    /// The file's length cannot be told.
+    /// The file's length cannot be read.
     pub fn new(Patient(file): Patient<File>) -> io::Result<Self> {
         let size = patiently(|| file.metadata())?.len();
         Ok(Self { file, size, position: 0 })
     }
 
-    /// The next member, or the next part that is damaged; none at the end.
+    /// The next member or damaged part; `None` at the end.
     ///
     /// # Errors
     /// The file cannot be read.
-    pub fn next(&mut self) -> io::Result<Option<Step>> {
+    pub fn next(&mut self) -> io::Result<Option<TarPart>> {
         let start = self.position;
         let mut extensions = Extensions::default();
         loop {
@@ -76,18 +76,18 @@ impl Members {
                 },
                 Some(Found::Damage(problem)) => problem,
                 Some(Found::Nothing) => match self.search(self.position + BLOCK)? {
-                    // Zeros up to the end, or before something that is none of the archive's.
+                    // Zeros up to the end of the file, or trailing bytes that are no archive.
                     None => return Ok(None),
                     Some(_) => "zeros in place of a header".to_string(),
                 },
             };
             let found = self.search(self.position + BLOCK)?;
             self.position = found.unwrap_or(self.size);
-            return Ok(Some(Step::Damage { start, end: self.position, problem }));
+            return Ok(Some(TarPart::Damage { start, end: self.position, problem }));
         }
     }
 
-    /// What stands at the position; none at the end of the file.
+    /// Reads the block at the current position; `None` at the end of the file.
     fn header(&self) -> io::Result<Option<Found>> {
         let left = self.size.saturating_sub(self.position).min(BLOCK);
         let mut block = [0; BLOCK as usize];
@@ -101,9 +101,9 @@ impl Members {
         })
     }
 
-    /// Steps over what `header`, which stands at the position, belongs to: a member, or none where it is an extension,
-    /// which is taken in.
-    fn member(&mut self, header: &Header, extensions: &mut Extensions) -> io::Result<Result<Option<Step>, String>> {
+    /// Advances past the member of `header`, which is at the current position. An extension header is merged into
+    /// `extensions` and yields `None`.
+    fn member(&mut self, header: &Header, extensions: &mut Extensions) -> io::Result<Result<Option<TarPart>, String>> {
         let kind = header.entry_type();
         let is_known = header.as_gnu().is_some() || header.as_ustar().is_some();
         let is_extension = is_known && (kind.is_gnu_longname() || kind.is_gnu_longlink() || is_pax(kind));
@@ -137,12 +137,12 @@ impl Members {
         }
         self.position = behind.min(self.size);
         let is_file = kind.is_file();
-        Ok(Ok((!is_extension).then_some(Step::Member { name, offset, length, is_file })))
+        Ok(Ok((!is_extension).then_some(TarPart::Member { name, offset, length, is_file })))
     }
 
-    /// Steps over the blocks that list the parts of a sparse file.
+    /// Skips the blocks that list the parts of a sparse file.
     fn behind_sparse(&self, mut offset: u64) -> io::Result<u64> {
-        /// Place of the flag that says whether another one follows.
+        /// Offset of the flag that says whether another block follows.
         const MORE: usize = 504;
         loop {
             let mut block = [0; BLOCK as usize];
@@ -157,7 +157,7 @@ impl Members {
         }
     }
 
-    /// The first block from `start` on that is a header beyond doubt.
+    /// The first block at or after `start` with a magic number and a valid checksum.
     fn search(&self, start: u64) -> io::Result<Option<u64>> {
         let end = self.size.min(start.saturating_add(TAR_SEARCH));
         let mut chunk = vec![0; CHUNK];
@@ -176,7 +176,7 @@ impl Members {
     }
 
     fn read(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
-        patiently(|| self.file.read_exact_at(bytes, offset))
+        patiently(|| read_exact_at(&self.file, bytes, offset))
     }
 }
 
@@ -203,7 +203,7 @@ fn is_pax(kind: EntryType) -> bool {
     kind.is_pax_local_extensions() || kind.is_pax_global_extensions()
 }
 
-/// Whether a block's checksum is that of its bytes, its own taken for spaces.
+/// Whether the block's checksum field matches; the field itself counts as spaces.
 fn has_checksum(block: &[u8]) -> bool {
     let byte = |(at, &byte)| if (148..156).contains(&at) { 32 } else { u32::from(byte) };
     let sum: u32 = block.iter().enumerate().map(byte).sum();

@@ -1,19 +1,19 @@
-//! Why something cannot be had: its own fault, or the machine's.
+//! Why a sample cannot be used: its files are broken, or the run or machine failed.
 use crate::Error;
 use crate::system::patience::is_of_the_machine;
 use std::{fmt, io, path::Path};
 
-/// Why a sample (or, with `B`, a part of a shard) cannot be had.
+/// Why a sample (or, with `B`, a shard) cannot be used.
 #[derive(Debug)]
 pub enum Unusable<B = String> {
-    /// There is something wrong with its files: it is passed over and counted.
+    /// Its files are at fault: it is skipped and counted.
     Broken(B),
-    /// There is something wrong with the run or the machine: no sample is to be passed over for that.
+    /// The run or the machine is at fault: the run stops.
     Fatal(Error),
 }
 
 impl Unusable {
-    /// What came of reading `path`.
+    /// Classifies an error from reading `path`.
     pub fn reading(path: &Path, problem: io::Error) -> Self {
         match is_of_the_machine(&problem) {
             true => Self::Fatal(Error::file(path, problem)),
@@ -21,7 +21,7 @@ impl Unusable {
         }
     }
 
-    /// What came of reading one of the run's own temporary files, which no sample can be blamed for.
+    /// An error from the run's own temporary files, always fatal.
     pub fn temporary(problem: io::Error) -> Self {
         Self::Fatal(Error::Failed(format!("temporary file: {problem}")))
     }

@@ -1,5 +1,5 @@
-//! The demo's small classifier, whose features `FD-demo` compares: it ships with the program and needs no other file.
-use super::{FeatureNetwork, Metric};
+//! The demo's small classifier, the feature network of `FD-demo`; its weights ship with the program.
+use super::{FeatureNetwork, FrechetMetric};
 use crate::data::codec::resize::bilinear;
 use crate::model::weights::Weights;
 use crate::model::weights::sizes;
@@ -12,22 +12,22 @@ use image::RgbImage;
 use serde::Deserialize;
 use std::path::Path;
 
-/// Side of the images that it may see: nothing else bounds what a batch of them takes.
+/// Greatest accepted input side; bounds the memory of a batch.
 const LARGEST_SIDE: usize = 512;
 
 /// `config.json` beside the weights.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Config {
-    /// Side of the images that it sees.
+struct DemoFeaturesConfig {
+    /// Side of the input images.
     size: usize,
-    /// Output channels of each convolution; of the last, the length of the features.
+    /// Output channels of each convolution; the last is the number of features.
     channels: Vec<usize>,
-    /// What the classifier tells apart.
+    /// Class names.
     classes: Vec<String>,
 }
 
-/// Convolutions 3×3 of stride 2 with ReLU, and the mean over the image of what they give.
+/// 3×3 convolutions of stride 2 with ReLU, then the mean over positions.
 pub struct DemoFeatures {
     convolutions: Vec<Conv2d>,
     size: usize,
@@ -39,10 +39,10 @@ impl DemoFeatures {
     /// Loads `config.json` and `model.safetensors` of a folder such as `checkpoints/demo-features`.
     ///
     /// # Errors
-    /// A file that is missing or does not fit the other, by name and key.
+    /// A file is missing, or a tensor does not match the configuration.
     pub fn load(folder: &Path, device: &Device) -> Result<Self> {
         let file = folder.join("config.json");
-        let config: Config = read_json(&file, MODEL_JSON)?;
+        let config: DemoFeaturesConfig = read_json(&file, MODEL_JSON)?;
         if config.channels.is_empty() || !(1..=LARGEST_SIDE).contains(&config.size) {
             return Err(Error::file(&file, format!("expected a size from 1 to {LARGEST_SIDE}, and channels")));
         }
@@ -58,7 +58,7 @@ impl DemoFeatures {
             convolutions.push(Conv2d::padded(weight, bias, 2, (1, 1))?.with_relu());
             length = output;
         }
-        // What it was trained by; features are taken before it.
+        // The classifier's head is needed for training only.
         weights.get("classifier.weight", (config.classes.len(), length))?;
         weights.get("classifier.bias", config.classes.len())?;
         weights.finish()?;
@@ -67,8 +67,8 @@ impl DemoFeatures {
 }
 
 impl FeatureNetwork for DemoFeatures {
-    fn metric(&self) -> Metric {
-        Metric::FdDemo
+    fn metric(&self) -> FrechetMetric {
+        FrechetMetric::FdDemo
     }
 
     fn length(&self) -> usize {
@@ -79,7 +79,7 @@ impl FeatureNetwork for DemoFeatures {
         (self.size, self.size)
     }
 
-    /// Resized as Pillow does it, to values from −1 to 1.
+    /// Resized as Pillow does, values from −1 to 1.
     fn prepare(&self, image: &RgbImage) -> Vec<f32> {
         let small = bilinear(image, self.size as u32, self.size as u32);
         let plane = |channel: usize| small.as_raw().iter().skip(channel).step_by(3);

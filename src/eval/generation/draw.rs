@@ -1,4 +1,4 @@
-//! Draws images from captions and compares their features with those of real images; no image is kept.
+//! Generates images from captions and compares their features with those of real images, without keeping the images.
 use super::statistics::{Prepared, Statistics, gather};
 use super::{GenerationScores, Reference};
 use crate::config::EvalConfig;
@@ -13,13 +13,13 @@ use crate::system::error::{Error, Result};
 use image::RgbImage;
 use std::collections::BTreeMap;
 
-/// Bytes of encoded captions that are kept for when they come again.
+/// Greatest size in bytes of the cache of text embeddings.
 const KEPT_TEXT: usize = 256 << 20;
 
-/// What is drawn, and how.
+/// What to generate, and how.
 #[derive(Clone, Debug, PartialEq)]
 pub struct GenerationOptions {
-    /// How many images.
+    /// Number of images.
     pub images: usize,
     /// Side of the square images in pixels.
     pub size: usize,
@@ -28,14 +28,14 @@ pub struct GenerationOptions {
     /// Guidance scale; 1 or less turns guidance off.
     pub guidance: f64,
     pub perturbed: Option<PerturbedGuidance>,
-    /// Images that are drawn and looked at together.
+    /// Images generated together.
     pub batch: usize,
-    /// Image `i` starts from the noise that this and `i` alone say.
+    /// Image `i` starts from noise that depends on this seed and `i` alone.
     pub seed: u64,
 }
 
 impl GenerationOptions {
-    /// As a run's configuration says.
+    /// The options of a run's `[eval]`.
     pub fn of(config: &EvalConfig) -> Self {
         let blur = Blur { layer: config.perturb_layer, sigma: config.perturb_sigma };
         Self {
@@ -50,20 +50,20 @@ impl GenerationOptions {
     }
 }
 
-/// An image that was drawn for evaluation.
+/// A generated image.
 pub struct DrawnImage<'a> {
     pub index: usize,
     pub caption: &'a str,
     pub image: &'a RgbImage,
 }
 
-/// Draws `options.images` images, image `i` from caption `i` and then from the first again, and scores them; `visit` sees
-/// every image in turn, and ends the evaluation with an error of its own.
+/// Generates `options.images` images, cycling through the captions, and scores them. `visit` receives every image in
+/// order; its error ends the evaluation.
 ///
-/// The batch size changes images by no more than rounding.
+/// The batch size changes images by rounding errors only.
 ///
 /// # Errors
-/// The size does not suit the model (`Error::Usage`), there is no caption, or what is drawn is not finite.
+/// The size does not suit the model (`Error::Usage`), there is no caption, or an image is not finite.
 pub fn evaluate(
     pipeline: &Pipeline,
     scheduler: &Scheduler,
@@ -90,14 +90,14 @@ pub fn evaluate(
     reference.score(&statistics)
 }
 
-/// Draws batches of images.
+/// Generates batches of images.
 pub struct Painter<'a> {
     pipeline: &'a Pipeline,
     scheduler: &'a Scheduler,
     sampling: SamplingOptions,
     seed: u64,
     batch: usize,
-    /// Of one image's latents.
+    /// Shape of one image's latents.
     shape: (usize, usize, usize),
     text: EncodedText<'a>,
 }
@@ -122,10 +122,10 @@ impl<'a> Painter<'a> {
         })
     }
 
-    /// An image for each caption, a batch at a time; `progress` is told how many were drawn just now.
+    /// Generates an image of each caption, a batch at a time; `progress` receives the number of images in each batch.
     ///
     /// # Errors
-    /// As [`draw`](Self::draw).
+    /// Those of [`draw`](Self::draw).
     pub fn draw_all(
         &mut self,
         captions: &[&str],
@@ -140,11 +140,11 @@ impl<'a> Painter<'a> {
         Ok(images)
     }
 
-    /// Images `first` and those after it, one for each caption; with `blur` as a model whose attention is always blurred
-    /// would draw them.
+    /// Generates images `first`, `first + 1`, …, one for each caption; with `blur`, the attention is blurred in every
+    /// step.
     ///
     /// # Errors
-    /// What is drawn is not finite.
+    /// An image is not finite.
     pub fn draw(&mut self, first: usize, captions: &[&str], blur: Option<Blur>) -> Result<Vec<RgbImage>> {
         let noise = initial_latents(self.seed, first, captions.len(), self.shape, &self.pipeline.device)?;
         let positive = self.text.encode(captions)?;
@@ -163,7 +163,7 @@ impl<'a> Painter<'a> {
     }
 }
 
-/// Captions as the model reads them, each encoded by itself; those that come first are kept, up to a size.
+/// Text embeddings of captions, encoded one by one; the first ones are cached, up to [`KEPT_TEXT`].
 struct EncodedText<'a> {
     encoders: &'a TextEncoders,
     kept: BTreeMap<String, TextEmbedding>,

@@ -1,8 +1,8 @@
-//! The Inception-v3 whose features FID compares (pytorch-fid: `fid_inception_v3`), up to its 2048 pooled features.
+//! FID's Inception-v3 (pytorch-fid: `fid_inception_v3`), up to its 2048 pooled features.
 //!
-//! It is torchvision's network with the averages of blocks A, C and E leaving padding out and, in the very last block,
-//! a maximum in the average's place.
-use super::{FeatureNetwork, Metric};
+//! It differs from torchvision's: the average pools of blocks A, C and E exclude padding, and the last block has a
+//! max pool instead.
+use super::{FeatureNetwork, FrechetMetric};
 use crate::model::weights::Weights;
 use crate::ops::conv2d::Conv2d;
 use crate::ops::kernels::pool::{Pool, pool};
@@ -12,29 +12,29 @@ use candle_core::{DType, Device, Tensor};
 use image::RgbImage;
 use std::path::Path;
 
-/// Side of the images that the network sees.
+/// Side of the input images.
 const SIDE: usize = 299;
-/// Length of a feature vector.
+/// Number of features.
 const FEATURES: usize = 2048;
 /// torchvision's, of every batch norm in this network.
 const BATCH_NORM_EPS: f64 = 1e-3;
 
-/// The network, batch norms folded into the convolutions before them.
+/// The network, with batch norms folded into the preceding convolutions.
 pub struct Inception {
     stem: [Conv2d; 5],
-    blocks: Vec<Block>,
+    blocks: Vec<InceptionBlock>,
     device: Device,
 }
 
-/// Branches that see the same input; their outputs stand one after the other as channels.
-struct Block(Vec<Branch>);
+/// Branches with a common input; their outputs are concatenated along channels.
+struct InceptionBlock(Vec<Branch>);
 
 /// One branch of a block.
 struct Branch {
-    /// Before the convolutions.
+    /// Applied before the convolutions.
     pool: Option<(Pool, usize, usize)>,
     convolutions: Vec<Conv2d>,
-    /// Two convolutions of the same input after these, joined as channels.
+    /// Two convolutions applied to the branch's output, concatenated along channels.
     fork: Option<[Conv2d; 2]>,
 }
 
@@ -42,12 +42,12 @@ impl Inception {
     /// Loads a safetensors file with the keys of pytorch-fid's `fid_inception_v3().state_dict()`.
     ///
     /// # Errors
-    /// A key that is missing, has another shape, or belongs to another network, by name.
+    /// A key is missing, has another shape, or belongs to another network.
     pub fn load(file: &Path, device: &Device) -> Result<Self> {
         let weights = Weights::open(file, &[file.to_path_buf()], DType::F32, device)?;
-        let loader = Loader { weights: &weights };
+        let loader = InceptionLoader { weights: &weights };
         let network = Self { stem: loader.stem()?, blocks: loader.blocks()?, device: device.clone() };
-        // The classifier is not needed, but tells whose weights these are: torchvision's own have 1000 classes.
+        // The classifier is unused, but identifies the weights: FID's has 1008 classes, torchvision's own 1000.
         if weights.contains("fc.weight") {
             weights.get("fc.weight", (1008, FEATURES))?;
         }
@@ -62,8 +62,8 @@ impl Inception {
 }
 
 impl FeatureNetwork for Inception {
-    fn metric(&self) -> Metric {
-        Metric::Fid
+    fn metric(&self) -> FrechetMetric {
+        FrechetMetric::Fid
     }
 
     fn length(&self) -> usize {
@@ -74,7 +74,7 @@ impl FeatureNetwork for Inception {
         (SIDE, SIDE)
     }
 
-    /// Enlarged or shrunk bilinearly, without regard to the area that a pixel stands for, as pytorch-fid's network does.
+    /// Resized bilinearly without antialiasing, as in pytorch-fid's network.
     fn prepare(&self, image: &RgbImage) -> Vec<f32> {
         let (width, height) = (image.width() as usize, image.height() as usize);
         let (vertical, horizontal) = (Enlarge::new(height, SIDE), Enlarge::new(width, SIDE));
@@ -110,7 +110,7 @@ impl FeatureNetwork for Inception {
     }
 }
 
-impl Block {
+impl InceptionBlock {
     fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
         let mut outputs = Vec::new();
         for branch in &self.0 {
@@ -130,15 +130,15 @@ impl Block {
     }
 }
 
-/// A convolution of a branch: name, output channels, kernel (rows, columns); of stride 1 and the same size all over.
+/// A convolution of a branch with stride 1 and "same" padding: name, output channels, kernel (rows, columns).
 type Layer = (&'static str, usize, (usize, usize));
 
 /// Builds the blocks of torchvision's `inception.py`.
-struct Loader<'a> {
+struct InceptionLoader<'a> {
     weights: &'a Weights,
 }
 
-impl Loader<'_> {
+impl InceptionLoader<'_> {
     fn stem(&self) -> Result<[Conv2d; 5]> {
         Ok([
             self.conv("Conv2d_1a_3x3", 3, 32, (3, 3), 2, (0, 0))?,
@@ -149,7 +149,7 @@ impl Loader<'_> {
         ])
     }
 
-    fn blocks(&self) -> Result<Vec<Block>> {
+    fn blocks(&self) -> Result<Vec<InceptionBlock>> {
         Ok(vec![
             self.block_a("Mixed_5b", 192, 32)?,
             self.block_a("Mixed_5c", 256, 64)?,
@@ -165,9 +165,9 @@ impl Loader<'_> {
         ])
     }
 
-    fn block_a(&self, name: &str, input: usize, pooled: usize) -> Result<Block> {
+    fn block_a(&self, name: &str, input: usize, pooled: usize) -> Result<InceptionBlock> {
         let double = [("branch3x3dbl_1", 64, (1, 1)), ("branch3x3dbl_2", 96, (3, 3)), ("branch3x3dbl_3", 96, (3, 3))];
-        Ok(Block(vec![
+        Ok(InceptionBlock(vec![
             self.branch(name, input, &[("branch1x1", 64, (1, 1))])?,
             self.branch(name, input, &[("branch5x5_1", 48, (1, 1)), ("branch5x5_2", 64, (5, 5))])?,
             self.branch(name, input, &double)?,
@@ -175,16 +175,16 @@ impl Loader<'_> {
         ]))
     }
 
-    fn block_b(&self, name: &str, input: usize) -> Result<Block> {
+    fn block_b(&self, name: &str, input: usize) -> Result<InceptionBlock> {
         let double = [("branch3x3dbl_1", 64, (1, 1)), ("branch3x3dbl_2", 96, (3, 3))];
-        Ok(Block(vec![
+        Ok(InceptionBlock(vec![
             self.halved(name, input, &[], ("branch3x3", 384))?,
             self.halved(name, input, &double, ("branch3x3dbl_3", 96))?,
             halved_pool(),
         ]))
     }
 
-    fn block_c(&self, name: &str, input: usize, inner: usize) -> Result<Block> {
+    fn block_c(&self, name: &str, input: usize, inner: usize) -> Result<InceptionBlock> {
         let single = [("branch7x7_1", inner, (1, 1)), ("branch7x7_2", inner, (1, 7)), ("branch7x7_3", 192, (7, 1))];
         let double = [
             ("branch7x7dbl_1", inner, (1, 1)),
@@ -193,7 +193,7 @@ impl Loader<'_> {
             ("branch7x7dbl_4", inner, (7, 1)),
             ("branch7x7dbl_5", 192, (1, 7)),
         ];
-        Ok(Block(vec![
+        Ok(InceptionBlock(vec![
             self.branch(name, input, &[("branch1x1", 192, (1, 1))])?,
             self.branch(name, input, &single)?,
             self.branch(name, input, &double)?,
@@ -201,19 +201,19 @@ impl Loader<'_> {
         ]))
     }
 
-    fn block_d(&self, name: &str, input: usize) -> Result<Block> {
+    fn block_d(&self, name: &str, input: usize) -> Result<InceptionBlock> {
         let single = [("branch3x3_1", 192, (1, 1))];
         let seven = [("branch7x7x3_1", 192, (1, 1)), ("branch7x7x3_2", 192, (1, 7)), ("branch7x7x3_3", 192, (7, 1))];
-        Ok(Block(vec![
+        Ok(InceptionBlock(vec![
             self.halved(name, input, &single, ("branch3x3_2", 320))?,
             self.halved(name, input, &seven, ("branch7x7x3_4", 192))?,
             halved_pool(),
         ]))
     }
 
-    fn block_e(&self, name: &str, input: usize, kind: Pool) -> Result<Block> {
+    fn block_e(&self, name: &str, input: usize, kind: Pool) -> Result<InceptionBlock> {
         let double = [("branch3x3dbl_1", 448, (1, 1)), ("branch3x3dbl_2", 384, (3, 3))];
-        Ok(Block(vec![
+        Ok(InceptionBlock(vec![
             self.branch(name, input, &[("branch1x1", 320, (1, 1))])?,
             self.forked(name, input, &[("branch3x3_1", 384, (1, 1))], ["branch3x3_2a", "branch3x3_2b"])?,
             self.forked(name, input, &double, ["branch3x3dbl_3a", "branch3x3dbl_3b"])?,
@@ -231,13 +231,13 @@ impl Loader<'_> {
         Ok(Branch { pool: None, convolutions, fork: None })
     }
 
-    /// A pool, then one convolution.
+    /// A pool followed by a convolution.
     fn pooled(&self, block: &str, input: usize, kind: Pool, output: usize) -> Result<Branch> {
         let branch = self.branch(block, input, &[("branch_pool", output, (1, 1))])?;
         Ok(Branch { pool: Some((kind, 1, 1)), ..branch })
     }
 
-    /// Layers, then one 3×3 of stride 2.
+    /// Layers followed by a 3×3 convolution of stride 2.
     fn halved(&self, block: &str, input: usize, layers: &[Layer], last: (&str, usize)) -> Result<Branch> {
         let mut branch = self.branch(block, input, layers)?;
         let input = layers.last().map_or(input, |(_, output, _)| *output);
@@ -245,7 +245,7 @@ impl Loader<'_> {
         Ok(branch)
     }
 
-    /// Layers, then 1×3 and 3×1 side by side.
+    /// Layers followed by parallel 1×3 and 3×1 convolutions.
     fn forked(&self, block: &str, input: usize, layers: &[Layer], names: [&str; 2]) -> Result<Branch> {
         let branch = self.branch(block, input, layers)?;
         let fork = [
@@ -255,7 +255,7 @@ impl Loader<'_> {
         Ok(Branch { fork: Some(fork), ..branch })
     }
 
-    /// torchvision's `BasicConv2d`: convolution without bias, batch norm of stored statistics, ReLU.
+    /// torchvision's `BasicConv2d`: convolution without bias, batch norm with running statistics, ReLU.
     fn conv(
         &self,
         name: &str,
@@ -277,7 +277,7 @@ impl Loader<'_> {
     }
 }
 
-/// A maximum over windows two apart.
+/// A max pool of stride 2.
 fn halved_pool() -> Branch {
     Branch { pool: Some((Pool::Max, 2, 0)), convolutions: vec![], fork: None }
 }

@@ -1,6 +1,7 @@
-//! How good drawn images are: the distance between their features and those of real images.
+//! Quality of generated images: distances between their features and those of real images.
 pub mod demo_features;
 pub mod draw;
+mod feature_network;
 pub mod frechet;
 pub mod inception;
 pub mod kernel;
@@ -10,54 +11,17 @@ pub mod npz;
 pub mod statistics;
 
 pub use draw::{DrawnImage, GenerationOptions, evaluate};
+pub use feature_network::{FeatureNetwork, FrechetMetric};
 
 use crate::system::error::Result;
-use candle_core::{Device, Tensor};
+use candle_core::Device;
 use demo_features::DemoFeatures;
-use image::RgbImage;
 use inception::Inception;
 use serde::Serialize;
 use statistics::Statistics;
 use std::path::Path;
 
-/// A network that makes of an image a vector of features.
-pub trait FeatureNetwork: Send + Sync {
-    fn metric(&self) -> Metric;
-
-    /// Elements of a feature vector.
-    fn length(&self) -> usize;
-
-    /// Height and width of what it sees.
-    fn input(&self) -> (usize, usize);
-
-    /// An image of any size as the network sees it: `[3, height, width]`.
-    fn prepare(&self, image: &RgbImage) -> Vec<f32>;
-
-    /// Prepared images `[batch, 3, height, width]` on `device` to features `[batch, length]`.
-    fn features(&self, images: &Tensor) -> Result<Tensor>;
-
-    fn device(&self) -> &Device;
-}
-
-/// What the Fréchet distance of a network's features is called.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Metric {
-    /// Of FID's Inception; with it goes the kernel distance, KID.
-    Fid,
-    /// Of the demo's classifier.
-    FdDemo,
-}
-
-impl Metric {
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Fid => "FID",
-            Self::FdDemo => "FD-demo",
-        }
-    }
-}
-
-/// Distances of images from real ones; the less the better. Absent are those that were not measured.
+/// Distances between generated and real images, less is better; absent if not measured.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct GenerationScores {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -66,20 +30,20 @@ pub struct GenerationScores {
     pub kid: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fd_demo: Option<f64>,
-    /// How many images there were, where that is known.
+    /// Number of images, if known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub images: Option<usize>,
 }
 
 impl GenerationScores {
-    /// Name and value of each distance that was measured.
+    /// Name and value of each measured distance.
     pub fn named(&self) -> Vec<(&'static str, f64)> {
         let all = [("FID", self.fid), ("KID", self.kid), ("FD-demo", self.fd_demo)];
         all.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
     }
 }
 
-/// Loads the networks that are given: weights of FID's Inception, and the folder of the demo's classifier.
+/// Loads the networks: FID's Inception from a weights file, the demo's classifier from a folder.
 pub fn load_networks(
     inception: Option<&Path>,
     features: Option<&Path>,
@@ -95,19 +59,19 @@ pub fn load_networks(
     Ok(networks)
 }
 
-/// What images are compared with: networks, and the statistics of real images under each.
+/// Feature networks, and the real images' statistics under each.
 pub struct Reference {
     networks: Vec<Box<dyn FeatureNetwork>>,
     real: Vec<Statistics>,
 }
 
 impl Reference {
-    /// `real` are statistics under each of the `networks`, in their order.
+    /// `real` holds one statistics for each of the `networks`, in their order.
     pub fn new(networks: Vec<Box<dyn FeatureNetwork>>, real: Vec<Statistics>) -> Self {
         Self { networks, real }
     }
 
-    /// Puts the images of a folder through the networks, `batch` at a time: once, for any number of comparisons.
+    /// Computes the features of a folder's images, `batch` at a time; once, for any number of comparisons.
     pub fn of_folder(networks: Vec<Box<dyn FeatureNetwork>>, folder: &Path, batch: usize) -> Result<Self> {
         let real = statistics::of_folder(&networks, folder, batch, "real image")?;
         Ok(Self { networks, real })
@@ -122,15 +86,15 @@ impl Reference {
         &self.real
     }
 
-    /// Scores images by their statistics, one for each network. Warns where there are too few for the features' length.
+    /// Scores images by their statistics, one for each network. Warns if there are too few for the number of features.
     pub fn score(&self, images: &[Statistics]) -> Result<GenerationScores> {
         let mut scores = GenerationScores::default();
         for ((network, real), images) in self.networks.iter().zip(&self.real).zip(images) {
             warn_of_few(network.as_ref(), real, images);
             let distance = Some(real.frechet_distance(images)?);
             match network.metric() {
-                Metric::Fid => (scores.fid, scores.kid) = (distance, real.kernel_distance(images)?),
-                Metric::FdDemo => scores.fd_demo = distance,
+                FrechetMetric::Fid => (scores.fid, scores.kid) = (distance, real.kernel_distance(images)?),
+                FrechetMetric::FdDemo => scores.fd_demo = distance,
             }
             scores.images = images.images();
         }

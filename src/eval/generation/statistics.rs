@@ -3,7 +3,7 @@ use super::frechet::frechet_distance;
 use super::kernel::{Sample, kernel_distance};
 use super::moments::{Gaussian, Moments};
 use super::npz;
-use super::{FeatureNetwork, Metric};
+use super::{FeatureNetwork, FrechetMetric};
 use crate::report::progress::Progress;
 use crate::sample::image::read_rgb8;
 use crate::system::error::{Error, Result};
@@ -69,7 +69,7 @@ impl Statistics {
     /// Of no images yet.
     pub fn new(network: &dyn FeatureNetwork) -> Self {
         let length = network.length();
-        let sample = (network.metric() == Metric::Fid).then(|| Sample::new(length));
+        let sample = (network.metric() == FrechetMetric::Fid).then(|| Sample::new(length));
         Self { gathered: Gathered::Images { moments: Moments::new(length), sample } }
     }
 

@@ -1,6 +1,6 @@
-//! From images and prompts to a map of every class: the attention of any blocks, in one pass.
+//! Class maps from images and prompts: the attention of any blocks, in one forward pass.
+use super::options::SegmentationOptions;
 use super::prompts::{Embeddings, Prompt};
-use super::{NoiseLevel, SegmentationOptions};
 use crate::data::codec::resize::bilinear;
 use crate::eval::maps::MapSettings;
 use crate::model::families::Embedded;
@@ -14,29 +14,29 @@ use candle_core::{DType, Device, Tensor};
 use image::RgbImage;
 use std::ops::Deref;
 
-/// First element of the noise stream of an evaluated image; the second is its index.
-const NOISE: u64 = 0x7365_676d_656e_7400;
-/// Embeddings that are kept: 160 MB where one is of 154 tokens of 4096 features.
+/// First key of an image's noise stream; the second key is its index.
+const NOISE: u64 = u64::from_be_bytes(*b"segment\0");
+/// Embeddings in the cache: 160 MB with text encoders such as SD3's.
 const EMBEDDINGS: usize = 64;
 
-/// How strongly each position of an image looks at each of some classes.
+/// The attention of each image token to the names of some classes.
 #[derive(Clone, Debug)]
 pub struct ClassMaps {
     /// Rows and columns of image tokens.
     pub grid: (usize, usize),
     /// Indices of the classes.
     pub classes: Vec<u16>,
-    /// The mean over the tokens of the class's name: `[classes, rows, columns]`.
+    /// Mean over the tokens of each class's name: `[classes, rows, columns]`.
     pub values: Vec<f32>,
 }
 
 impl ClassMaps {
-    /// No map yet.
+    /// Without classes.
     pub fn empty(grid: (usize, usize)) -> Self {
         Self { grid, classes: vec![], values: vec![] }
     }
 
-    /// Adds the classes of a prompt, whose tokens' maps are `[positions, tokens]`, as `settings` says.
+    /// Adds the classes of a prompt from its tokens' maps `[positions, tokens]`.
     pub fn add(&mut self, prompt: &Prompt, of_tokens: &[f32], settings: &MapSettings) {
         let count = of_tokens.len() / (self.grid.0 * self.grid.1);
         for (class, place) in &prompt.places {
@@ -49,15 +49,15 @@ impl ClassMaps {
     }
 }
 
-/// A model and the noise under which it looks at images.
+/// Runs the model on noised images.
 pub struct Segmenter<'a> {
     pipeline: &'a Pipeline,
     embeddings: Embeddings<'a>,
     sigma: f64,
     timestep: f32,
-    /// (channels, height, width) of the latents.
+    /// Shape of the latents: (channels, height, width).
     shape: (usize, usize, usize),
-    /// One noise for every image, `[1, ..shape]`.
+    /// Fixed noise for every image, `[1, ..shape]`.
     noise: Option<&'a Tensor>,
     seed: u64,
     size: u32,
@@ -89,10 +89,10 @@ impl<'a> Segmenter<'a> {
         })
     }
 
-    /// The maps of each image, whose prompts stand at the same place in `prompts`. An image comes with its index in the
-    /// data set, which its noise depends on.
+    /// The maps of each image with the prompts at its position in `prompts`. Images come with their index in the data
+    /// set, which determines their noise.
     ///
-    /// Only the blocks up to the last layer are run, and of that only its queries and keys.
+    /// Runs only the blocks up to the last of the layers, and only the queries and keys of that one.
     pub fn class_maps(
         &mut self,
         images: &[(usize, &RgbImage)],
@@ -110,12 +110,12 @@ impl<'a> Segmenter<'a> {
         Ok(maps)
     }
 
-    /// A learnt prompt, `[1, …]`, in place of the empty one.
+    /// Replaces the empty prompt's embedding by a learnt one, `[1, …]`.
     pub fn tell(&mut self, prompt: TextEmbedding) {
         self.embeddings.set("", prompt);
     }
 
-    /// The maps of the tokens of an empty prompt, `[positions, tokens]` for each image.
+    /// The maps of the word tokens of the empty prompt, `[positions, tokens]` for each image.
     pub fn token_maps(&mut self, images: &[(usize, &RgbImage)]) -> Result<Vec<Vec<f32>>> {
         let (transformer, settings) = (&self.pipeline.transformer, self.maps);
         let nothing = vec![Prompt { text: String::new(), places: vec![] }];
@@ -132,8 +132,8 @@ impl<'a> Segmenter<'a> {
         self.pipeline.transformer.config.grid(self.shape.1, self.shape.2)
     }
 
-    /// Embeds every image with each of its prompts, a batch at a time. `visit` gets the batch's pairs of an image's place
-    /// in `images` and a prompt.
+    /// Embeds every pair of image and prompt, a batch at a time. `visit` receives the pairs (position in `images`,
+    /// prompt) of a batch.
     pub fn each_batch(
         &mut self,
         images: &[(usize, &RgbImage)],
@@ -155,8 +155,8 @@ impl<'a> Segmenter<'a> {
         Ok(())
     }
 
-    /// The image's latents at the noise level, `[1, channels, height, width]`. Images go through the autoencoder one by
-    /// one: its activations are the largest there are.
+    /// The image's noised latents, `[1, channels, height, width]`. The autoencoder runs on one image at a time, since
+    /// its activations are the largest.
     fn noised(&self, index: usize, image: &RgbImage) -> Result<Tensor> {
         let device = &self.pipeline.device;
         let square = to_tensor(&bilinear(image, self.size, self.size), device)?;
@@ -169,24 +169,7 @@ impl<'a> Segmenter<'a> {
     }
 }
 
-/// Maps `[batch, positions, tokens]`, one list of values an image.
+/// Copies maps `[batch, positions, tokens]` to the host, one `Vec` for each image.
 pub fn on_host(maps: &Tensor) -> Result<Vec<Vec<f32>>> {
     Ok(maps.to_device(&Device::Cpu)?.flatten_from(1)?.to_vec2::<f32>()?)
-}
-
-impl NoiseLevel {
-    /// σ, and what the model is told of it.
-    fn of(self, scheduler: &Scheduler) -> Result<(f32, f32)> {
-        match self {
-            Self::Sigma(sigma) => Ok((sigma as f32, scheduler.timestep(sigma as f32))),
-            Self::Step { steps, timestep } => {
-                let schedule = scheduler.set_timesteps(steps);
-                let index =
-                    if timestep < 0 { steps.checked_add_signed(timestep) } else { usize::try_from(timestep).ok() };
-                let found =
-                    index.and_then(|index| Some((*schedule.sigmas.get(index)?, *schedule.timesteps.get(index)?)));
-                found.ok_or_else(|| Error::Usage(format!("time step {timestep} of a schedule of {steps} steps")))
-            }
-        }
-    }
 }

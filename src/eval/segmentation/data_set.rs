@@ -1,4 +1,4 @@
-//! Where a data set's images and label maps lie, and what its labels mean.
+//! The layout of a segmentation data set: images, label maps, and the meaning of labels.
 use crate::system::error::{Error, Result};
 use crate::system::guard::guarded;
 use crate::system::limits::CONFIG;
@@ -7,11 +7,11 @@ use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// Files of one kind: those in a folder, and below it, whose names end so.
+/// Files in a folder and its subfolders whose names have one of the suffixes.
 #[derive(Clone, Debug)]
 pub struct Files {
     pub folder: PathBuf,
-    /// Ends of the names, in any case of letters; what stands before one is the image's key.
+    /// Case-insensitive; a name without its suffix is the image's key.
     pub suffixes: Vec<String>,
 }
 
@@ -20,21 +20,21 @@ pub struct Files {
 pub struct DataSet {
     pub name: Option<String>,
     pub images: Files,
-    /// PNG label maps, whose keys are those of their images.
+    /// PNG label maps, with the keys of their images.
     pub labels: Files,
-    /// A text file with a key a line: only these images, in this order.
+    /// A text file with one key a line: these images alone, in this order.
     pub list: Option<PathBuf>,
-    /// The names of labels; without it those of `panoptic`.
+    /// The class list; if absent, the classes are those of `panoptic`.
     pub classes: Option<PathBuf>,
-    /// COCO panoptic annotations: the label maps have segments, and this file each segment's class.
+    /// COCO panoptic annotations: label maps hold segment ids, and this file each segment's class.
     pub panoptic: Option<PathBuf>,
     /// Labels that do not count.
     pub ignore: Vec<u32>,
     /// Whether labels without a name do not count either; otherwise they are an error.
     pub ignore_others: bool,
-    /// The label that those without a name stand for.
+    /// The label that labels without a name are mapped to.
     pub others: Option<u32>,
-    /// Labels that stand for another.
+    /// Labels that are mapped to other labels.
     pub merge: BTreeMap<u32, u32>,
 }
 
@@ -72,7 +72,7 @@ struct Merge {
 }
 
 impl DataSet {
-    /// JPEGs and PNGs below `images`, PNG label maps of the same names below `labels`.
+    /// JPEGs and PNGs below `images`, PNG label maps of the same relative paths below `labels`.
     pub fn folders(images: &Path, labels: &Path, classes: &Path, ignore: &[u32]) -> Self {
         let files = |folder: &Path, suffixes: &[&str]| Files {
             folder: folder.to_owned(),
@@ -92,7 +92,7 @@ impl DataSet {
         }
     }
 
-    /// The data set that the TOML `file` describes, unpacked below `root`. Class lists are found beside `file`.
+    /// Reads the TOML description `file` of a data set unpacked below `root`. Class lists are relative to `file`.
     ///
     /// # Errors
     /// The file cannot be read, or does not describe a data set.
@@ -134,7 +134,7 @@ impl DataSet {
         })
     }
 
-    /// An error about a file that the layout needs, with what was to be there.
+    /// The error that a needed file is missing, with the expected content.
     pub fn missing(&self, path: &Path, expected: &str, problem: impl std::fmt::Display) -> Error {
         match &self.name {
             Some(name) => Error::file(path, format!("{problem}; {name} has {expected} here: is --root its folder?")),
@@ -144,10 +144,10 @@ impl DataSet {
 }
 
 impl Files {
-    /// The files, by key.
+    /// Lists the files by key.
     ///
     /// # Errors
-    /// A folder cannot be read, or two files have one key.
+    /// A folder cannot be read, or two files have equal keys.
     pub fn find(&self) -> Result<BTreeMap<String, PathBuf>> {
         let mut found = BTreeMap::new();
         let mut open = vec![String::new()];
@@ -175,7 +175,7 @@ impl Files {
         Ok(found)
     }
 
-    /// What the suffixes are, for an error.
+    /// The suffixes as a pattern, for error messages.
     pub fn pattern(&self) -> String {
         self.suffixes.iter().map(|suffix| format!("*{suffix}")).collect::<Vec<_>>().join(", ")
     }

@@ -1,4 +1,4 @@
-//! A data set for segmentation: images, their label maps, and the names of the labels.
+//! A segmentation data set: images, label maps, class names.
 use super::data_set::{DataSet, Files};
 use crate::config::{EvalConfig, RunConfig};
 use crate::data::codec::labels::{Classes, LabelMap};
@@ -11,10 +11,10 @@ use image::RgbImage;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-/// The class of pixels that do not count, and of those that a prediction leaves out.
+/// The class of pixels that do not count, or that a prediction leaves out.
 pub const NO_CLASS: u16 = u16::MAX;
 
-/// The class of every pixel of an image.
+/// The class of each pixel of an image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SegmentationMap {
     pub width: usize,
@@ -27,7 +27,7 @@ impl SegmentationMap {
     /// The classes that occur, ascending.
     pub fn present(&self) -> Vec<u16> {
         let mut found = BTreeSet::new();
-        // Neighbours are mostly alike.
+        // Neighbouring pixels are mostly equal.
         let mut last = NO_CLASS;
         for &class in &self.classes {
             if class != last {
@@ -43,15 +43,15 @@ impl SegmentationMap {
 /// A class of a data set.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Class {
-    /// Its number in the label maps.
+    /// Its value in the label maps.
     pub label: u32,
     pub name: String,
 }
 
-/// One image with its ground truth.
+/// An image with its ground truth.
 #[derive(Clone, Debug)]
 pub struct LabelledImage {
-    /// Path within the folder of images, without extension.
+    /// Path below the image folder, without extension.
     pub key: String,
     pub image: RgbImage,
     pub truth: SegmentationMap,
@@ -63,45 +63,45 @@ struct Pair {
     labels: PathBuf,
 }
 
-/// Images with label maps, read when they are asked for, in the order of their names or of the data set's list.
+/// Images with label maps, read on demand, in the order of their names or of the data set's list.
 pub struct LabelledFolder {
     pairs: Vec<Pair>,
     classes_file: PathBuf,
     classes: Vec<Class>,
-    /// Label to the index of its class; [`NO_CLASS`] for those that are ignored.
+    /// Label to class index; [`NO_CLASS`] for ignored labels.
     class_of: BTreeMap<u32, u16>,
-    /// The class of labels that have none; without it they are an error.
+    /// The class of labels without a name; if absent, they are an error.
     class_of_others: Option<u16>,
-    /// What the label maps' segments are, where labels are not classes.
+    /// Maps segment ids to labels, if the label maps hold segment ids.
     panoptic: Option<Panoptic>,
-    /// The label of pixels without a class.
+    /// The label of pixels without class.
     pub label_of_none: u32,
 }
 
 impl LabelledFolder {
-    /// Pairs the JPEGs and PNGs below `images` with the PNG label maps below `labels` of the same path without
-    /// extension. Labels in `ignore` do not count, and their names are no classes.
+    /// Pairs the JPEGs and PNGs below `images` with the PNG label maps below `labels` by relative path without
+    /// extension. Labels in `ignore` do not count, and their names are not classes.
     ///
     /// # Errors
-    /// As [`of`](Self::of).
+    /// Those of [`of`](Self::of).
     pub fn open(images: &Path, labels: &Path, classes: &Path, ignore: &[u32]) -> Result<Self> {
         Self::of(&DataSet::folders(images, labels, classes, ignore))
     }
 
-    /// The labelled images that a run's `[eval]` names; none where it names none.
+    /// The labelled images of a run's `[eval]`, if configured.
     ///
     /// # Errors
-    /// As [`open`](Self::open).
+    /// Those of [`open`](Self::open).
     pub fn of_run(config: &RunConfig, eval: &EvalConfig) -> Result<Option<Self>> {
         let (Some(labels), Some(classes)) = (&eval.labels, &eval.classes) else { return Ok(None) };
         Self::open(&eval.images, labels, classes, &[config.data.ignore]).map(Some)
     }
 
-    /// The images of a data set.
+    /// Opens a data set.
     ///
     /// # Errors
-    /// A folder, the list or the classes cannot be read, two classes have one name, an image has no label map, one that
-    /// the list names is not there, or there is none.
+    /// A folder, the list or the classes cannot be read; two classes have the same name; an image has no label map; a
+    /// listed image is missing; there is no image.
     pub fn of(data_set: &DataSet) -> Result<Self> {
         let DataSet { images, labels, ignore, merge, .. } = data_set;
         let panoptic = match &data_set.panoptic {
@@ -160,22 +160,22 @@ impl LabelledFolder {
         self.pairs.is_empty()
     }
 
-    /// The images' paths within the folder of images, without extension.
+    /// The images' paths below the image folder, without extension.
     pub fn keys(&self) -> impl Iterator<Item = &str> {
         self.pairs.iter().map(|pair| pair.key.as_str())
     }
 
-    /// The classes, ascending by label.
+    /// The classes by ascending label.
     pub fn classes(&self) -> &[Class] {
         &self.classes
     }
 
-    /// The file that the classes came from.
+    /// The file with the class names.
     pub fn classes_file(&self) -> &Path {
         &self.classes_file
     }
 
-    /// Reads image `index`, which must be below [`len`](Self::len), and its label map.
+    /// Reads image `index`, which must be less than [`len`](Self::len), and its label map.
     ///
     /// # Errors
     /// One of them cannot be read, their sizes differ, or a label is neither a class nor ignored.
@@ -205,7 +205,7 @@ impl LabelledFolder {
     fn truth(&self, labels: &LabelMap, segments: Option<&BTreeMap<u32, u32>>) -> Result<SegmentationMap, String> {
         let (width, height) = (labels.width, labels.height);
         let mut classes = Vec::with_capacity(width * height);
-        // Neighbours are mostly alike.
+        // Neighbouring pixels are mostly equal.
         let mut last: Option<(u32, u16)> = None;
         for (y, x) in (0..height).flat_map(|y| (0..width).map(move |x| (y, x))) {
             let label = labels.get(x, y);
@@ -221,10 +221,10 @@ impl LabelledFolder {
         Ok(SegmentationMap { width, height, classes })
     }
 
-    /// The class of a label or, where there are `segments`, of a segment.
+    /// The class of a label, or, with `segments`, of a segment id.
     fn class(&self, label: u32, segments: Option<&BTreeMap<u32, u32>>) -> Result<u16, String> {
         let label = match segments {
-            // 0 is what is no segment.
+            // Segment id 0 marks pixels without segment.
             Some(segments) if label != 0 => *segments.get(&label).ok_or("is no segment of its image")?,
             _ => label,
         };
@@ -233,7 +233,7 @@ impl LabelledFolder {
     }
 }
 
-/// Images with their label maps.
+/// Pairs images with their label maps.
 fn pairs(
     data_set: &DataSet,
     mut images: BTreeMap<String, PathBuf>,
@@ -271,7 +271,7 @@ fn pairs(
 }
 
 impl Files {
-    /// The files, of which there must be some.
+    /// The files, of which there must be at least one.
     fn find_as(&self, data_set: &DataSet, what: &str) -> Result<BTreeMap<String, PathBuf>> {
         let expected = format!("{what} ({})", self.pattern());
         if let Err(problem) = std::fs::read_dir(&self.folder) {

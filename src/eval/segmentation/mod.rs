@@ -1,10 +1,11 @@
-//! Open-vocabulary segmentation: how well a block's attention finds the things that words name.
+//! Open-vocabulary segmentation by a block's attention.
 //!
-//! An image is noised a little, and the model looks at it with the names of classes as prompt. Where the block's image
-//! positions look at the tokens of a name is that class's map; at every pixel the class of the greatest map wins.
+//! An image is noised to a low level and passed through the model with class names as prompt. A class's map is the
+//! attention of image tokens to the tokens of its name; each pixel gets the class with the greatest map.
 mod class_maps;
 mod data_set;
 mod folder;
+mod options;
 mod prompts;
 mod referring;
 mod scores;
@@ -14,106 +15,42 @@ pub(super) use class_maps::on_host;
 pub use class_maps::{ClassMaps, Segmenter};
 pub use data_set::{DataSet, Files};
 pub use folder::{Class, LabelledFolder, LabelledImage, NO_CLASS, SegmentationMap};
+pub use options::{NoiseLevel, SegmentationOptions};
 pub use prompts::{Prompt, Vocabulary};
 pub use referring::{ReferringScores, evaluate_referring};
 pub use scores::{Accumulator, SegmentationScores};
 pub use unsupervised::{UnsupervisedOptions, UnsupervisedResult, evaluate_unsupervised};
 
-use crate::config::{EvalConfig, SegmentationProtocol, named_blocks};
-use crate::eval::maps::MapSettings;
-use crate::eval::usual_batch;
+use crate::config::named_blocks;
 use crate::model::pipeline::Pipeline;
 use crate::ops::enlarged_argmax;
 use crate::sample::scheduler::Scheduler;
 use crate::system::error::{Error, Result};
 use crate::system::process::refused;
-use candle_core::Tensor;
 use rayon::prelude::*;
 use std::sync::mpsc::sync_channel;
 
-/// How much noise the image is under.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum NoiseLevel {
-    /// A time step of a sampling schedule of so many steps; a negative one counts from the end, −1 being the last.
-    Step { steps: usize, timestep: isize },
-    /// Share of noise, from 0 to 1.
-    Sigma(f64),
-}
-
-/// How to segment.
-#[derive(Clone, Debug)]
-pub struct SegmentationOptions {
-    /// What a token's map is made of.
-    pub maps: MapSettings,
-    /// Side in pixels of the square that images are resized to.
-    pub size: usize,
-    pub protocol: SegmentationProtocol,
-    pub noise_level: NoiseLevel,
-    /// Seed of the noise, which depends on it and on the image's index.
-    pub seed: u64,
-    /// One noise for every image instead, `[1, channels, height, width]`.
-    pub noise: Option<Tensor>,
-    /// Images, and prompts, that are computed together.
-    pub batch: usize,
-    /// The number of images after which to stop.
-    pub limit: Option<usize>,
-}
-
-impl SegmentationOptions {
-    /// The published protocol, with the attention of block `layer` and images of `size`² pixels.
-    pub fn new(layer: usize, size: usize) -> Self {
-        Self {
-            maps: MapSettings::of_layers(&[layer]),
-            size,
-            protocol: SegmentationProtocol::Present,
-            noise_level: NoiseLevel::Step { steps: 28, timestep: -8 },
-            seed: 0,
-            noise: None,
-            batch: usual_batch(size),
-            limit: None,
-        }
-    }
-
-    /// As a run's `[eval]` says, for the first `limit` images.
-    pub fn of(eval: &EvalConfig, limit: Option<usize>) -> Self {
-        let usual = Self::new(0, eval.size);
-        let maps = MapSettings {
-            heads: eval.heads,
-            attention: eval.attention,
-            normalize: eval.normalize,
-            ..MapSettings::of_layers(&eval.layers)
-        };
-        let batch = eval.batch.unwrap_or(usual.batch);
-        Self { maps, protocol: eval.protocol, seed: eval.seed, batch, limit, ..usual }
-    }
-
-    /// How many images of `data` are looked at.
-    pub fn count(&self, data: &LabelledFolder) -> usize {
-        self.limit.map_or(data.len(), |limit| limit.min(data.len()))
-    }
-}
-
-/// What was found in one image.
+/// The result of one image.
 pub struct ImageResult<'a> {
-    /// Place of the image in the data set.
+    /// Index of the image in the data set.
     pub index: usize,
     pub image: &'a LabelledImage,
     /// The data set's classes.
     pub classes: &'a [Class],
-    /// What the model was told; none where no class is present.
+    /// The model's prompts; none if no class is present.
     pub prompts: &'a [Prompt],
     pub maps: &'a ClassMaps,
     pub predicted: &'a SegmentationMap,
 }
 
-/// Segments the images of `data` and compares with its label maps; `visit` sees every image in turn, and ends the
-/// evaluation with an error of its own.
+/// Segments the images of `data` and compares them with its label maps. `visit` receives every image's result in order;
+/// its error ends the evaluation.
 ///
 /// Memory does not grow with the data set: a batch is computed while the next is read.
 ///
 /// # Errors
-/// The options do not suit the model (`Error::Usage`), an image or label map is not as it should be, a class's name does
-/// not fit into a prompt, the attention is not finite, or no pixel counts.
+/// The options do not suit the model (`Error::Usage`), an image or label map is malformed, a class name is too long for
+/// a prompt, the attention is not finite, or no pixel counts.
 pub fn evaluate(
     pipeline: &Pipeline,
     scheduler: &Scheduler,
@@ -140,11 +77,10 @@ pub fn evaluate(
     accumulator.scores(classes.iter().map(|class| class.name.as_str()))
 }
 
-/// Reads the images of `data` a batch at a time and hands them on with the number of the first; a batch is worked on
-/// while the next is read.
+/// Calls `visit` with each batch of `data` and the index of its first image; the next batch is read meanwhile.
 ///
 /// # Errors
-/// An image or label map is not as it should be; and those of `visit`.
+/// An image or label map is malformed; those of `visit`.
 pub(super) fn each_batch(
     data: &LabelledFolder,
     options: &SegmentationOptions,
@@ -153,7 +89,7 @@ pub(super) fn each_batch(
     let count = options.count(data);
     let batch = options.batch.max(1);
     std::thread::scope(|scope| {
-        // Without a queue: one batch waits while one is computed.
+        // A rendezvous channel: one batch waits while another is computed.
         let (sender, receiver) = sync_channel(0);
         let read = move || {
             for first in (0..count).step_by(batch) {
@@ -184,17 +120,17 @@ fn check_finite(values: &[f32], layers: &[usize], image: &LabelledImage) -> Resu
 }
 
 impl ClassMaps {
-    /// The prediction for `image`.
+    /// Predicts the class of each pixel of `image`.
     ///
     /// # Errors
-    /// The maps, which are of the blocks `layers`, are not finite.
+    /// The maps, of the blocks `layers`, are not finite.
     pub fn predict_for(&self, image: &LabelledImage, layers: &[usize]) -> Result<SegmentationMap> {
         check_finite(&self.values, layers, image)?;
         Ok(self.predict(image.truth.width, image.truth.height))
     }
 
-    /// At every pixel of a picture the class whose map, enlarged bilinearly, is greatest, the first of equals;
-    /// [`NO_CLASS`] where there are no maps.
+    /// At each pixel, the class whose bilinearly enlarged map is greatest, the first of equals; [`NO_CLASS`] if there
+    /// are no maps.
     pub fn predict(&self, width: usize, height: usize) -> SegmentationMap {
         let classes = match self.classes.is_empty() {
             true => vec![NO_CLASS; width * height],

@@ -1,4 +1,4 @@
-//! Class names as prompts, and what the text encoders make of those.
+//! Class names as prompts, and their text embeddings.
 use super::folder::{Class, LabelledImage};
 use crate::config::SegmentationProtocol;
 use crate::model::text::{TextEmbedding, TextEncoders};
@@ -7,25 +7,25 @@ use std::collections::{BTreeSet, VecDeque};
 use std::ops::Range;
 use std::path::Path;
 
-/// Names of classes joined by spaces.
+/// Class names joined by spaces.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Prompt {
     pub text: String,
-    /// Index of each class and the places of its name's tokens among those that words are found by, in order.
+    /// Index of each class, and the range of its name's tokens among the word tokens, in order.
     pub places: Vec<(u16, Range<usize>)>,
 }
 
-/// The names of a data set's classes and how many tokens each is.
+/// The class names of a data set and their numbers of tokens.
 pub struct Vocabulary<'a> {
     classes: &'a [Class],
     tokens: Vec<usize>,
-    /// Where a prompt's text stands.
+    /// The places of a prompt's text among the word tokens.
     room: Range<usize>,
 }
 
 impl<'a> Vocabulary<'a> {
     /// # Errors
-    /// A name has no tokens, or more than a prompt holds; the error names `file`, where the names are from.
+    /// A name has no tokens, or too many for a prompt; the error names `file`, the class list.
     pub fn new(encoders: &TextEncoders, classes: &'a [Class], file: &Path) -> Result<Self> {
         let room = encoders.text_places();
         let count = |Class { label, name }: &Class| match encoders.token_spans(&[name])?.pop().flatten() {
@@ -39,10 +39,10 @@ impl<'a> Vocabulary<'a> {
         Ok(Self { classes, tokens: classes.iter().map(count).collect::<Result<_>>()?, room })
     }
 
-    /// The names of the `wanted` classes, whole and in order, over as few prompts as hold them.
+    /// The names of the `wanted` classes in order, in as few prompts as possible; names are never split.
     ///
     /// # Panics
-    /// When there is no such class.
+    /// If a class does not exist.
     pub fn prompts(&self, wanted: &[u16]) -> Vec<Prompt> {
         let mut prompts: Vec<Prompt> = Vec::new();
         for &index in wanted {
@@ -62,7 +62,7 @@ impl<'a> Vocabulary<'a> {
         prompts
     }
 
-    /// What the model is told of an image.
+    /// The prompts of an image.
     pub fn prompts_of(&self, image: &LabelledImage, protocol: SegmentationProtocol) -> Vec<Prompt> {
         match protocol {
             SegmentationProtocol::Present => self.prompts(&image.truth.present()),
@@ -70,27 +70,27 @@ impl<'a> Vocabulary<'a> {
         }
     }
 
-    /// The names of all classes.
+    /// Prompts with all class names.
     pub fn all(&self) -> Vec<Prompt> {
         self.prompts(&(0..).take(self.classes.len()).collect::<Vec<u16>>())
     }
 }
 
-/// Embeddings of the last prompts, so that each is computed once.
+/// A cache of the last prompts' embeddings.
 pub struct Embeddings<'a> {
     encoders: &'a TextEncoders,
-    /// The latest ones last.
+    /// Oldest first.
     known: VecDeque<(String, TextEmbedding)>,
     capacity: usize,
 }
 
 impl<'a> Embeddings<'a> {
-    /// Keeps up to `capacity` embeddings.
+    /// Keeps at most `capacity` embeddings.
     pub fn new(encoders: &'a TextEncoders, capacity: usize) -> Self {
         Self { encoders, known: VecDeque::new(), capacity }
     }
 
-    /// Gives `prompt` an embedding of its own, `[1, …]`, in place of what the encoders make of it.
+    /// Replaces the embedding of `prompt` with `embedding` `[1, …]`.
     pub fn set(&mut self, prompt: &str, embedding: TextEmbedding) {
         self.known.push_back((prompt.to_owned(), embedding));
     }
@@ -102,7 +102,7 @@ impl<'a> Embeddings<'a> {
         if !new.is_empty() {
             let TextEmbedding { context, pooled, zeros } = self.encoders.encode(&new)?;
             for (index, prompt) in new.into_iter().enumerate() {
-                // Copies, so that one embedding does not keep the memory of all that were computed with it.
+                // Copies, so that one embedding does not keep the whole batch's memory.
                 let one = |batch: &candle_core::Tensor| batch.narrow(0, index, 1)?.force_contiguous();
                 let embedding = TextEmbedding { context: one(&context)?, pooled: one(&pooled)?, zeros };
                 self.known.push_back((prompt.to_owned(), embedding));

@@ -1,8 +1,8 @@
-//! Referring phrases: does the attention to a phrase find the one thing it means?
+//! Referring-expression segmentation by a block's attention.
 //!
-//! A phrase alone is the prompt. Its map is the mean over its own tokens, scaled to [0, 1] on the token grid and
-//! enlarged; what is at least a threshold is the answer. The threshold is picked on one half of the images and the
-//! scores are those of the other.
+//! Each phrase is a prompt of its own. Its map is the mean over its tokens, scaled to [0, 1] on the token grid and
+//! enlarged bilinearly; the prediction is the set of pixels at or above a threshold. The threshold is chosen on one
+//! half of the images, and the scores are measured on the other half.
 use super::prompts::Prompt;
 use super::{SegmentationOptions, Segmenter};
 use crate::config::named_blocks;
@@ -23,70 +23,71 @@ use std::collections::HashMap;
 use std::io::BufRead;
 use std::path::{Path, PathBuf};
 
-/// Thresholds that are tried: 0.05, 0.1, …, 0.95.
+/// Number of thresholds tried: 0.05, 0.1, …, 0.95.
 const THRESHOLDS: usize = 19;
-/// IoUs from which on a phrase counts as found.
+/// IoU thresholds of the precision scores.
 const FOUND: [f64; 3] = [0.5, 0.7, 0.9];
 
-/// A line of the file of phrases.
+/// A line of the phrase file.
 #[derive(Deserialize)]
-struct Line {
+struct PhraseRecord {
     image: String,
     phrase: String,
     mask: StoredRunLengths,
 }
 
-/// A phrase and what it means.
+/// A phrase and its mask.
 struct Phrase {
     line: usize,
     text: String,
     mask: RunLengths,
 }
 
-/// Phrases of one image that stand one after the other.
-struct Group {
-    /// Number of the image, in the order of first appearance.
+/// Consecutive phrases of one image.
+struct ImagePhrases {
+    /// Number of the image, by first appearance.
     image: usize,
     path: PathBuf,
     phrases: Vec<Phrase>,
 }
 
-/// How well phrases were found, at the threshold that was best on the other half. Every score is a share, from 0 to 1.
+/// Scores at the threshold chosen on the other half, from 0 to 1.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ReferringScores {
-    /// The threshold with the greatest mean IoU on the half that it was picked on.
+    /// The threshold with the greatest mean IoU on the half that it was chosen on.
     pub threshold: f64,
-    /// Summed intersections over summed unions.
+    /// Overall IoU: summed intersections over summed unions.
     pub oiou: f64,
-    /// Mean over phrases of their IoU.
+    /// Mean IoU over phrases.
     pub miou: f64,
-    /// Share of phrases with an IoU of at least so much.
+    /// Fraction of phrases with an IoU of at least 0.5 (0.7, 0.9).
     pub precision_at_50: f64,
     pub precision_at_70: f64,
     pub precision_at_90: f64,
-    /// Phrases that the scores are of.
+    /// Number of phrases scored.
     pub phrases: u64,
-    /// Phrases that the threshold was picked on.
+    /// Number of phrases that the threshold was chosen on.
     pub phrases_for_threshold: u64,
 }
 
-/// Sums at one threshold over one half.
+/// OverlapSums at one threshold over one half of the images.
 #[derive(Clone, Copy, Debug, Default)]
-struct Sums {
+struct OverlapSums {
     intersection: u64,
     union: u64,
     iou: f64,
     found: [u64; FOUND.len()],
 }
 
-/// Looks for the phrases of `file`, whose images lie in the folder `images`: JSON lines of `image`, `phrase` and `mask`
-/// (`{"size": [height, width], "counts": …}`, run-lengths as COCO has them). `progress` is told how many are done.
+/// Segments the phrases of `file`, whose images are in the folder `images`. The file has JSON lines with `image`,
+/// `phrase` and `mask` (`{"size": [height, width], "counts": …}`, COCO run lengths). `progress` receives the number of
+/// phrases done.
 ///
 /// Memory: a batch of images, and a number for each image's name.
 ///
 /// # Errors
-/// The options do not suit the model (`Error::Usage`); a line is not as it should be, a mask is not of its image's size
-/// or empty, a phrase does not fit into a prompt, the attention is not finite, or there are not two images.
+/// The options do not suit the model (`Error::Usage`); a line is malformed; a mask is empty or of another size than its
+/// image; a phrase is too long for a prompt; the attention is not finite; there are fewer than two images.
 pub fn evaluate_referring(
     pipeline: &Pipeline,
     scheduler: &Scheduler,
@@ -96,11 +97,11 @@ pub fn evaluate_referring(
 ) -> Result<ReferringScores> {
     options.maps.check(&pipeline.transformer)?;
     let mut segmenter = Segmenter::new(pipeline, scheduler, options)?;
-    let mut halves = [[Sums::default(); THRESHOLDS]; 2];
+    let mut halves = [[OverlapSums::default(); THRESHOLDS]; 2];
     let mut counts = [0u64; 2];
-    let mut groups = Groups::open(file, images, options.limit)?;
+    let mut groups = PhraseReader::open(file, images, options.limit)?;
     loop {
-        let batch = groups.by_ref().take(options.batch.max(1)).collect::<Result<Vec<Group>>>()?;
+        let batch = groups.by_ref().take(options.batch.max(1)).collect::<Result<Vec<ImagePhrases>>>()?;
         if batch.is_empty() {
             break;
         }
@@ -129,7 +130,7 @@ pub fn evaluate_referring(
         return Err(Error::file(file, "needs phrases of at least two images: one half picks the threshold"));
     }
     let best = (0..THRESHOLDS).rev().max_by(|a, b| halves[0][*a].iou.total_cmp(&halves[0][*b].iou)).unwrap_or(0);
-    let Sums { intersection, union, iou, found } = halves[1][best];
+    let OverlapSums { intersection, union, iou, found } = halves[1][best];
     let share = |count: u64| count as f64 / counts[1] as f64;
     Ok(ReferringScores {
         threshold: threshold(best),
@@ -147,7 +148,7 @@ fn threshold(index: usize) -> f64 {
     (index + 1) as f64 / (THRESHOLDS + 1) as f64
 }
 
-impl Sums {
+impl OverlapSums {
     fn add(&mut self, (intersection, union): (u64, u64)) {
         let iou = intersection as f64 / union as f64;
         self.intersection += intersection;
@@ -157,10 +158,10 @@ impl Sums {
     }
 }
 
-/// Intersection and union, in pixels, of what `map` is at each threshold with the mask, which is not empty.
+/// Intersection and union, in pixels, of `map` at each threshold with the non-empty mask.
 fn overlaps(map: &[f32], (rows, columns): (usize, usize), mask: &RunLengths) -> Vec<(u64, u64)> {
     let (least, most) = map.iter().fold((f32::MAX, f32::MIN), |(least, most), v| (least.min(*v), most.max(*v)));
-    // A map that is the same everywhere stays so.
+    // A constant map stays constant.
     let range = if most > least { most - least } else { 1.0 };
     let map: Vec<f32> = map.iter().map(|value| (value - least) / range).collect();
     let limits: [f32; THRESHOLDS] = std::array::from_fn(|index| threshold(index) as f32);
@@ -168,7 +169,7 @@ fn overlaps(map: &[f32], (rows, columns): (usize, usize), mask: &RunLengths) -> 
     let inside = mask.bitmap();
     let (vertical, horizontal) = (Enlarge::new(rows, height), Enlarge::new(columns, width));
     let mut enlarged = Rows::new(&map, &vertical, &horizontal);
-    // Pixels by how many thresholds they reach; the second of them those inside the mask.
+    // Histograms of the number of thresholds that a pixel reaches: of all pixels, and of those in the mask.
     let mut reached = [[0u64; 2]; THRESHOLDS + 1];
     let mut row = vec![0f32; width];
     for y in 0..height {
@@ -188,20 +189,20 @@ fn overlaps(map: &[f32], (rows, columns): (usize, usize), mask: &RunLengths) -> 
         .collect()
 }
 
-/// The file's lines, those of one image together where they follow each other.
-struct Groups {
+/// Iterates over the file's lines, grouped by consecutive images.
+struct PhraseReader {
     lines: std::iter::Enumerate<std::io::Lines<std::io::BufReader<Metered<Patient<std::fs::File>>>>>,
     meter: Meter,
     file: PathBuf,
     images: PathBuf,
-    /// Images so far, by name.
+    /// Images seen, by name.
     numbers: HashMap<String, usize>,
     limit: usize,
     /// The first phrase of the next group.
     next: Option<(String, Phrase)>,
 }
 
-impl Groups {
+impl PhraseReader {
     fn open(file: &Path, images: &Path, limit: Option<usize>) -> Result<Self> {
         let reader = patience::open(file).map_err(|problem| Error::file(file, problem))?;
         let (reader, meter) = RECORD.metered(reader);
@@ -216,7 +217,7 @@ impl Groups {
         })
     }
 
-    /// The next line that is not empty.
+    /// Parses the next non-empty line.
     fn phrase(&mut self) -> Option<Result<(String, Phrase)>> {
         self.lines.by_ref().find_map(|(index, text)| {
             let line = index + 1;
@@ -228,7 +229,7 @@ impl Groups {
                 Err(problem) => return Some(Err(failed(problem.to_string()))),
             };
             let read = || -> Result<(String, Phrase), String> {
-                let Line { image, phrase, mask } =
+                let PhraseRecord { image, phrase, mask } =
                     serde_json::from_str(&text).map_err(|problem| problem.to_string())?;
                 plain_name::check(&image)?;
                 let mask = mask.check()?;
@@ -241,11 +242,11 @@ impl Groups {
         })
     }
 
-    /// The phrases of the image `name` that follow its `first` one.
-    fn group(&mut self, name: String, first: Phrase) -> Result<Group> {
+    /// Collects the phrases of the image `name` that follow `first`.
+    fn group(&mut self, name: String, first: Phrase) -> Result<ImagePhrases> {
         let known = self.numbers.len();
         let image = *self.numbers.entry(name.clone()).or_insert(known);
-        let mut group = Group { image, path: self.images.join(&name), phrases: vec![first] };
+        let mut group = ImagePhrases { image, path: self.images.join(&name), phrases: vec![first] };
         while let Some(phrase) = self.phrase().transpose()? {
             if phrase.0 != name {
                 self.next = Some(phrase);
@@ -257,11 +258,11 @@ impl Groups {
     }
 }
 
-impl Iterator for Groups {
-    type Item = Result<Group>;
+impl Iterator for PhraseReader {
+    type Item = Result<ImagePhrases>;
 
-    fn next(&mut self) -> Option<Result<Group>> {
-        // Images beyond the limit are passed over, not stopped at: phrases of earlier ones may follow.
+    fn next(&mut self) -> Option<Result<ImagePhrases>> {
+        // Images beyond the limit are skipped: phrases of earlier images may follow.
         loop {
             let first = match self.next.take() {
                 Some(first) => Ok(first),
@@ -275,8 +276,8 @@ impl Iterator for Groups {
     }
 }
 
-impl Group {
-    /// The image, whose size all its masks must have.
+impl ImagePhrases {
+    /// Reads the image and checks that its masks have its size.
     fn read(&self, file: &Path) -> Result<RgbImage> {
         let image = read_rgb8(&self.path)?;
         let size = (image.width() as usize, image.height() as usize);

@@ -1,45 +1,45 @@
-//! Intersections and unions over a data set, and the scores they make.
+//! Intersection over union, accumulated over a data set.
 use super::folder::{NO_CLASS, SegmentationMap};
 use crate::system::error::{Error, Result};
 use serde::{Serialize, Serializer};
 
-/// Pixels of one class over all images so far.
+/// Pixel counts of one class over all images.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Pixels {
-    /// Where ground truth and prediction agree.
+struct ClassCounts {
+    /// ClassCounts where ground truth and prediction agree.
     intersection: u64,
     truth: u64,
     predicted: u64,
 }
 
-impl Pixels {
+impl ClassCounts {
     fn union(&self) -> u64 {
         self.truth + self.predicted - self.intersection
     }
 
-    /// Intersection over union; none where the class occurs neither in ground truth nor in a prediction.
+    /// Intersection over union; `None` if the class occurs in neither ground truth nor prediction.
     fn iou(&self) -> Option<f64> {
         (self.union() > 0).then(|| self.intersection as f64 / self.union() as f64)
     }
 }
 
-/// Counts of pixels, image by image. Memory depends on the number of classes alone.
+/// Accumulates pixel counts. Memory depends on the number of classes alone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Accumulator {
-    classes: Vec<Pixels>,
+    classes: Vec<ClassCounts>,
     images: u64,
 }
 
 impl Accumulator {
     pub fn new(classes: usize) -> Self {
-        Self { classes: vec![Pixels::default(); classes], images: 0 }
+        Self { classes: vec![ClassCounts::default(); classes], images: 0 }
     }
 
-    /// Adds an image. Pixels without a class in the ground truth do not count; where only the prediction has none, the
-    /// ground truth's class is missed.
+    /// Adds an image. ClassCounts without class in the ground truth do not count; pixels without class in the prediction
+    /// count as misses.
     ///
     /// # Panics
-    /// When the two differ in size, or hold a class that this was not made for.
+    /// If the sizes differ, or a class is out of range.
     pub fn add(&mut self, truth: &SegmentationMap, predicted: &SegmentationMap) {
         assert_eq!((truth.width, truth.height), (predicted.width, predicted.height));
         for (&truth, &predicted) in truth.classes.iter().zip(&predicted.classes) {
@@ -57,34 +57,34 @@ impl Accumulator {
         self.images += 1;
     }
 
-    /// The scores so far, of classes with these names.
+    /// The scores of all images added; `names` are the class names.
     ///
     /// # Errors
     /// No pixel counted.
     pub fn scores<'a>(&self, names: impl IntoIterator<Item = &'a str>) -> Result<SegmentationScores> {
-        let occurring: Vec<f64> = self.classes.iter().filter_map(Pixels::iou).collect();
-        let total = |of: fn(&Pixels) -> u64| self.classes.iter().map(of).sum::<u64>() as f64;
+        let occurring: Vec<f64> = self.classes.iter().filter_map(ClassCounts::iou).collect();
+        let total = |of: fn(&ClassCounts) -> u64| self.classes.iter().map(of).sum::<u64>() as f64;
         if occurring.is_empty() {
             return Err(Error::Failed("no pixel of any label map counts: all are ignored".into()));
         }
         Ok(SegmentationScores {
             miou: occurring.iter().sum::<f64>() / occurring.len() as f64,
             pixel_accuracy: total(|pixels| pixels.intersection) / total(|pixels| pixels.truth),
-            per_class: names.into_iter().map(str::to_owned).zip(self.classes.iter().map(Pixels::iou)).collect(),
+            per_class: names.into_iter().map(str::to_owned).zip(self.classes.iter().map(ClassCounts::iou)).collect(),
             images: self.images,
         })
     }
 }
 
-/// How well a data set was segmented. Every score is a share, from 0 to 1.
+/// Segmentation scores, from 0 to 1.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct SegmentationScores {
-    /// Mean of the classes' intersection over union, each summed over all images, over the classes that occur in
-    /// ground truth or prediction.
+    /// Mean over classes of the intersection over union of all images; classes that occur in neither ground truth nor
+    /// prediction are left out.
     pub miou: f64,
-    /// Share of the pixels with a class in the ground truth that were given it.
+    /// Fraction of the counted pixels that are predicted correctly.
     pub pixel_accuracy: f64,
-    /// Name and intersection over union of every class; none for one that does not occur, which JSON leaves out.
+    /// Name and IoU of each class; `None`, and absent in JSON, if it does not occur.
     #[serde(serialize_with = "occurring_by_name")]
     pub per_class: Vec<(String, Option<f64>)>,
     pub images: u64,

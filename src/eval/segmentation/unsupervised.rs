@@ -1,7 +1,6 @@
-//! Segments without words: what a block's attention to an empty prompt falls apart into (paper, "unsupervised
-//! segmentation").
+//! Unsupervised segmentation by a block's attention to an empty prompt (paper, "unsupervised segmentation").
 //!
-//! Each of the text tokens that words are found by has a map over the image; maps that are alike are merged, and their means are segments.
+//! Each of the word tokens has a map over the image; similar maps are merged, and the merged means are segments.
 use super::folder::{LabelledFolder, NO_CLASS, SegmentationMap};
 use super::{Accumulator, SegmentationOptions, SegmentationScores, Segmenter, check_finite, each_batch};
 use crate::loss::assign;
@@ -11,35 +10,35 @@ use crate::ops::enlarged_argmax;
 use crate::sample::scheduler::Scheduler;
 use crate::system::error::Result;
 
-/// How maps become segments.
+/// Settings for merging maps into segments.
 #[derive(Clone, Debug)]
 pub struct UnsupervisedOptions {
-    /// Maps of less symmetric KL divergence from each other than this, in nats, are one segment. Each is measured.
+    /// Maps with a symmetric KL divergence below the threshold, in nats, are merged. Each threshold is evaluated.
     pub thresholds: Vec<f64>,
-    /// Maps, scaled to [0, 1], are raised to this power.
+    /// Exponent applied to maps scaled to [0, 1].
     pub power: f64,
-    /// What the model is told in place of an empty prompt, `[1, …]`: one that a run learnt.
+    /// A learnt prompt, `[1, …]`, that replaces the empty prompt.
     pub prompt: Option<TextEmbedding>,
 }
 
-/// What was found in one image at one threshold.
+/// The result of one image at one threshold.
 pub struct UnsupervisedResult<'a> {
-    /// Place of the image in the data set.
+    /// Index of the image in the data set.
     pub index: usize,
     pub key: &'a str,
-    /// Place of the threshold in the options.
+    /// Index of the threshold in the options.
     pub threshold: usize,
     /// Number of segments.
     pub segments: usize,
-    /// Segments as the classes that they were matched with; [`NO_CLASS`] for those that were not.
+    /// The classes that segments were matched with; [`NO_CLASS`] for unmatched segments.
     pub predicted: &'a SegmentationMap,
 }
 
-/// Segments the images of `data`, matches the segments of each image with its classes by overlap, and compares: the
-/// scores at each threshold. `options.protocol` has no part in it.
+/// Segments the images of `data`, matches each image's segments with its classes by overlap, and returns the scores at
+/// each threshold. `options.protocol` is ignored.
 ///
 /// # Errors
-/// As [`evaluate`](super::evaluate).
+/// Those of [`evaluate`](super::evaluate).
 pub fn evaluate_unsupervised(
     pipeline: &Pipeline,
     scheduler: &Scheduler,
@@ -77,22 +76,22 @@ pub fn evaluate_unsupervised(
     accumulators.iter().map(|accumulator| accumulator.scores(names())).collect()
 }
 
-/// The maps of an image's tokens as distributions over its positions, and how far they are from each other.
+/// The token maps of an image as distributions over positions, and their divergences.
 struct Distributions {
     maps: Vec<Vec<f32>>,
-    /// Symmetric KL divergence of two maps, the later first.
+    /// Symmetric KL divergence of each pair of maps, indexed `[later][earlier]`.
     divergence: Vec<Vec<f64>>,
 }
 
 impl Distributions {
-    /// Of attention `[positions, tokens]`: each map scaled to [0, 1], raised to `power`, and a softmax over positions.
+    /// From attention `[positions, tokens]`: each map is scaled to [0, 1], raised to `power`, and softmaxed over positions.
     fn new(attention: &[f32], tokens: usize, power: f64) -> Self {
         let maps: Vec<Vec<f32>> = (0..tokens)
             .map(|token| {
                 let map: Vec<f32> = attention.iter().skip(token).step_by(tokens).copied().collect();
                 let (least, most) =
                     map.iter().fold((f32::MAX, f32::MIN), |(least, most), v| (least.min(*v), most.max(*v)));
-                // A map that is the same everywhere stays so.
+                // A constant map stays constant.
                 let scale = if most > least { f64::from(most - least) } else { 1.0 };
                 let exp: Vec<f64> = map.iter().map(|v| (f64::from(v - least) / scale).powf(power).exp()).collect();
                 let sum: f64 = exp.iter().sum();
@@ -108,7 +107,7 @@ impl Distributions {
         Self { maps, divergence }
     }
 
-    /// Means of maps that are alike: the first that is left takes all others within the threshold, and so on.
+    /// Greedy merging: the first remaining map absorbs all remaining maps within the threshold, and so on.
     fn merged(&self, threshold: f64) -> Vec<Vec<f32>> {
         let mut left: Vec<usize> = (0..self.maps.len()).collect();
         let mut segments = vec![];
@@ -124,9 +123,8 @@ impl Distributions {
     }
 }
 
-/// Each pixel's segment as a class: segments and classes are paired so that they overlap most in all, and of pairings
-/// that overlap as much so that the sum of their IoUs is greatest (scipy's choice among those is an
-/// accident). What does not overlap is no pair.
+/// Assigns a class to each pixel's segment: the one-to-one matching with the greatest total overlap; ties are broken by
+/// the greatest sum of IoUs (scipy breaks them arbitrarily). Pairs without overlap are unmatched.
 fn matched(winners: &[u16], segments: usize, truth: &SegmentationMap, classes: usize) -> SegmentationMap {
     let mut overlap = vec![vec![0f64; classes]; segments];
     let (mut of_segment, mut of_class) = (vec![0f64; segments], vec![0f64; classes]);
@@ -142,7 +140,7 @@ fn matched(winners: &[u16], segments: usize, truth: &SegmentationMap, classes: u
     if present.is_empty() {
         return SegmentationMap { classes: vec![NO_CLASS; winners.len()], ..*truth };
     }
-    // No sum of IoUs outweighs a pixel.
+    // Scaled so that no sum of IoUs outweighs one pixel of overlap.
     let pixel = 1.0 + present.len() as f64;
     let cost = |segment: usize, class: usize| {
         let shared: f64 = overlap[segment][class];

@@ -1,6 +1,7 @@
 //! What an adapter is to the rest of the program.
 use super::stored::{Format, Parts, PeftConfig};
-use crate::ops::FrozenLayer;
+use crate::autograd::Variable;
+use crate::ops::{FrozenLayer, LowRank};
 use crate::system::error::Result;
 use candle_core::{Device, Result as TensorResult, Tensor};
 use rand_chacha::ChaCha8Rng;
@@ -13,18 +14,35 @@ use std::path::Path;
 /// Adapters by the layer they belong to, named as in diffusers: `transformer_blocks.3.attn.to_q`.
 pub type Adapters = BTreeMap<String, Box<dyn Adapter>>;
 
+/// Adapters with variables for their parameters, by the layer they belong to.
+pub struct TrainedAdapters {
+    pub adapters: Adapters,
+    /// In the order of [`Adapter::parameters`].
+    pub parameters: BTreeMap<String, Vec<Variable>>,
+}
+
+/// An adapter on its layer, differentiable in x and in its parameters, never in the layer's weight and bias.
+pub enum Attached {
+    /// `scale·B(Ax)` is added: computed in one node with the layer.
+    LowRank(LowRank),
+    /// Anything else: x `[…, in]` and the layer, to the output of both `[…, out]`.
+    Function(Function),
+}
+
+/// What [`Attached::Function`] holds.
+pub type Function = Box<dyn Fn(&Variable, &FrozenLayer) -> TensorResult<Variable>>;
+
 /// The adapter of one linear layer, its parameters in f32.
 pub trait Adapter: Any + fmt::Debug {
-    /// The layer's output with the adapter, x `[…, in]` to `[…, out]`: `Wx + b` and the adapter's part.
+    /// What it adds to its layer while a step computes, with the parameters in these variables, whose order is that of
+    /// [`Self::parameters`].
     ///
-    /// Differentiable in x and in the parameters, never in W or b. This is all of an adapter that a step computes.
-    fn forward(&self, x: &Tensor, layer: FrozenLayer) -> TensorResult<Tensor>;
+    /// # Errors
+    /// They are of another number.
+    fn attach(&self, parameters: Vec<Variable>) -> Result<Attached>;
 
     /// The parameters, in the order of [`AdapterSettings::parameters`].
     fn parameters(&self) -> Vec<&Tensor>;
-
-    /// An adapter of the same settings with these parameters.
-    fn with_parameters(&self, parameters: Vec<Tensor>) -> Result<Box<dyn Adapter>>;
 
     /// # Errors
     /// Why it does not fit a layer of so many inputs and outputs.
@@ -71,7 +89,7 @@ pub trait AdapterSettings: fmt::Debug {
     /// Fresh parameters for a layer of this weight `[out, in]`, which do nothing yet; f32. `random` is the layer's own.
     fn create(&self, weight: &Tensor, random: &mut ChaCha8Rng, device: &Device) -> Result<Vec<Tensor>>;
 
-    /// The adapter with these parameters, which share their memory with it.
+    /// The adapter with these parameters, whose memory it shares.
     fn adapter(&self, parameters: Vec<Tensor>) -> Result<Box<dyn Adapter>>;
 }
 
@@ -98,13 +116,4 @@ pub trait AdapterFiles: Sync {
     /// # Errors
     /// There is none with the same effect.
     fn fuse(&self, parts: &[(usize, Option<&dyn Adapter>)]) -> Result<Box<dyn Adapter>>;
-}
-
-/// The adapters with the same values, of which no backward pass comes.
-pub fn detached(adapters: &Adapters) -> Result<Adapters> {
-    let detach = |(name, adapter): (&String, &Box<dyn Adapter>)| {
-        let parameters = adapter.parameters().into_iter().map(Tensor::detach).collect();
-        Ok((name.clone(), adapter.with_parameters(parameters)?))
-    };
-    adapters.iter().map(detach).collect()
 }

@@ -1,7 +1,8 @@
 //! Low-rank adapters: `y = Wx + b + (alpha/rank)·B(Ax)`.
-use super::adapter::{Adapter, AdapterFiles, AdapterSettings, Adapters};
+use super::adapter::{Adapter, AdapterFiles, AdapterSettings, Adapters, Attached};
 use super::stored::{Format, Parts, PeftConfig};
-use crate::ops::{self, FrozenLayer};
+use crate::autograd::Variable;
+use crate::ops::LowRank;
 use crate::system::error::{Error, Result};
 use candle_core::{DType, Device, Result as TensorResult, Tensor};
 use rand_chacha::ChaCha8Rng;
@@ -39,16 +40,13 @@ fn lora(adapter: &dyn Adapter) -> Option<&Lora> {
 }
 
 impl Adapter for Lora {
-    fn forward(&self, x: &Tensor, FrozenLayer { weight, bias }: FrozenLayer) -> TensorResult<Tensor> {
-        ops::linear(x, &weight, bias.as_ref(), Some((&self.down, &self.up, self.scale())))
+    fn attach(&self, parameters: Vec<Variable>) -> Result<Attached> {
+        let [down, up] = pair_of(parameters)?;
+        Ok(Attached::LowRank(LowRank { down, up, scale: self.scale() }))
     }
 
     fn parameters(&self) -> Vec<&Tensor> {
         vec![&self.down, &self.up]
-    }
-
-    fn with_parameters(&self, parameters: Vec<Tensor>) -> Result<Box<dyn Adapter>> {
-        LoraSettings { rank: self.rank(), alpha: self.alpha }.adapter(parameters)
     }
 
     fn check(&self, (inner, outer): (usize, usize)) -> Result<(), String> {
@@ -165,11 +163,15 @@ impl AdapterSettings for LoraSettings {
     }
 
     fn adapter(&self, parameters: Vec<Tensor>) -> Result<Box<dyn Adapter>> {
-        match <[Tensor; 2]>::try_from(parameters) {
-            Ok([down, up]) => Ok(Box::new(Lora { down, up, alpha: self.alpha })),
-            Err(other) => Err(Error::Failed(format!("a LoRA has A and B, not {} tensors", other.len()))),
-        }
+        let [down, up] = pair_of(parameters)?;
+        Ok(Box::new(Lora { down, up, alpha: self.alpha }))
     }
+}
+
+/// A and B.
+fn pair_of<T>(parameters: Vec<T>) -> Result<[T; 2]> {
+    let count = parameters.len();
+    parameters.try_into().map_err(|_| Error::Failed(format!("a LoRA has A and B, not {count} parameters")))
 }
 
 /// LoRA in files.

@@ -7,7 +7,7 @@ pub mod formats;
 pub mod lora;
 pub mod stored;
 
-pub use adapter::{Adapter, AdapterFiles, AdapterSettings, Adapters, detached};
+pub use adapter::{Adapter, AdapterFiles, AdapterSettings, Adapters, Attached, TrainedAdapters};
 
 /// The kinds of adapters whose files are read.
 pub const KINDS: [&dyn AdapterFiles; 1] = [&lora::LoraFiles];

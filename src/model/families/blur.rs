@@ -19,31 +19,34 @@ impl JointInputs {
     /// A score is linear in its query: blurred scores are those of blurred queries. So that one softmax takes image
     /// keys with the queries and text keys with the blurred ones, heads are twice as wide, and a key's other half zero.
     pub(super) fn attend_blurred(&self, grid: (usize, usize), sigma: f64) -> TensorResult<Tensor> {
-        let blurred = blur(&self.image_queries, grid, sigma)?;
-        let (batch, image, width) = self.image_queries.dims3()?;
-        let text = self.keys.dim(1)? - image;
+        let (queries, keys) = (self.queries.tensor(), self.keys.tensor());
+        let (image, (batch, all, width)) = (self.image_tokens, keys.dims3()?);
+        let text = all - image;
         let side_by_side = |first: &Tensor, second: &Tensor| {
             let tokens = first.dim(1)?;
             let heads = |x: &Tensor| x.reshape((batch, tokens, self.heads, width / self.heads));
             Tensor::cat(&[heads(first)?, heads(second)?], 3)?.reshape((batch, tokens, 2 * width))
         };
-        let mut queries = side_by_side(&self.image_queries, &blurred)?;
-        if let Some(of_text) = &self.text_queries {
-            queries = Tensor::cat(&[queries, side_by_side(of_text, of_text)?], 1)?;
+        let image_queries = queries.narrow(1, 0, image)?.contiguous()?;
+        let mut wide = side_by_side(&image_queries, &blur(&image_queries, grid, sigma)?)?;
+        if queries.dim(1)? > image {
+            let of_text = queries.narrow(1, image, text)?.contiguous()?;
+            wide = Tensor::cat(&[wide, side_by_side(&of_text, &of_text)?], 1)?;
         }
-        let zeros = self.keys.zeros_like()?;
+        let zeros = keys.zeros_like()?;
         let zeros = |tokens: usize| zeros.narrow(1, 0, tokens);
         let keys = Tensor::cat(
             &[
-                side_by_side(&self.keys.narrow(1, 0, image)?, &zeros(image)?)?,
-                side_by_side(&zeros(text)?, &self.keys.narrow(1, image, text)?)?,
+                side_by_side(&keys.narrow(1, 0, image)?, &zeros(image)?)?,
+                side_by_side(&zeros(text)?, &keys.narrow(1, image, text)?)?,
             ],
             1,
         )?;
-        let values = side_by_side(&self.values, &zeros(image + text)?)?;
+        let values = side_by_side(self.values.tensor(), &zeros(image + text)?)?;
         // Attention divides by the root of a head's width, which is now twice as large.
-        let queries = (queries * std::f64::consts::SQRT_2)?;
-        let out = ops::attention(&queries, &keys, &values, self.heads, self.last_key_count)?;
+        let wide = (wide * std::f64::consts::SQRT_2)?;
+        let out = ops::attention(&wide.into(), &keys.into(), &values.into(), self.heads, self.last_key_count)?;
+        let out = out.tensor();
         let tokens = out.dim(1)?;
         let heads = out.reshape((batch, tokens, self.heads, 2 * (width / self.heads)))?;
         heads.narrow(3, 0, width / self.heads)?.contiguous()?.reshape((batch, tokens, width))
@@ -88,10 +91,10 @@ mod tests {
             Tensor::from_vec(numbers.collect::<Vec<f32>>(), (batch, tokens, width), &cpu).expect("tensor")
         };
         let inputs = JointInputs {
-            image_queries: values(image),
-            text_queries: text_queries.then(|| values(text)),
-            keys: values(image + text),
-            values: values(image + text),
+            queries: values(image + if text_queries { text } else { 0 }).into(),
+            keys: values(image + text).into(),
+            values: values(image + text).into(),
+            image_tokens: image,
             heads: 3,
             last_key_count: 4,
             words: text,
@@ -109,7 +112,7 @@ mod tests {
         for text_queries in [true, false] {
             let (inputs, grid) = inputs(text_queries);
             let found = inputs.attend_blurred(grid, 1e-3).expect("attention");
-            assert!(difference(&found, &inputs.attend().expect("attention")) < 1e-6);
+            assert!(difference(&found, inputs.attend().expect("attention").tensor()) < 1e-6);
         }
     }
 
@@ -119,15 +122,12 @@ mod tests {
         let sigma = 1.3;
         for text_queries in [true, false] {
             let (inputs, grid) = inputs(text_queries);
-            let JointInputs { image_queries, keys, values, heads, .. } = &inputs;
-            let (batch, image, width) = image_queries.dims3()?;
+            let JointInputs { queries, keys, values, heads, image_tokens: image, .. } = &inputs;
+            let (queries, keys, values, image) = (queries.tensor(), keys.tensor(), values.tensor(), *image);
+            let (batch, _, width) = queries.dims3()?;
             let (all, d) = (keys.dim(1)?, width / heads);
-            let queries = match &inputs.text_queries {
-                Some(text) => Tensor::cat(&[image_queries, text], 1)?,
-                None => image_queries.clone(),
-            };
             let split = |x: &Tensor| x.reshape((batch, x.dim(1)?, *heads, d))?.transpose(1, 2)?.contiguous();
-            let scores = (split(&queries)?.matmul(&split(keys)?.t()?.contiguous()?)? / (d as f64).sqrt())?;
+            let scores = (split(queries)?.matmul(&split(keys)?.t()?.contiguous()?)? / (d as f64).sqrt())?;
             let mut scores = scores.reshape((batch * heads, queries.dim(1)?, all))?.to_vec3::<f32>()?;
             for map in &mut scores {
                 for key in image..all {

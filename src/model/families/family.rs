@@ -32,13 +32,6 @@ pub trait Family: fmt::Debug + Sync {
     /// As [`Self::config`]; the weights are not those of such a model and nothing else.
     fn load(&self, files: &ModelFiles, depth: Option<usize>, dtype: DType, device: &Device) -> Result<Transformer>;
 
-    /// Layers of a block that an adapter can sit on, by their names within it; the first [`Self::default_targets`] are
-    /// those of a run that names none.
-    fn adapter_targets(&self) -> &'static [&'static str];
-
-    /// How many of the targets get an adapter where none are named.
-    fn default_targets(&self) -> usize;
-
     /// Names of the layers in the original checkpoint, as kohya's trainer and ComfyUI have them.
     fn kohya(&self) -> &'static KohyaNames;
 }

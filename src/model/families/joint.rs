@@ -1,4 +1,5 @@
 //! What passes between the blocks of a denoiser, and into their joint attention.
+use crate::autograd::Variable;
 use crate::ops;
 use candle_core::{Result as TensorResult, Tensor};
 
@@ -15,56 +16,63 @@ pub struct Embedded {
 #[derive(Clone)]
 pub struct Streams {
     /// `[batch, image tokens, width]`
-    pub image: Tensor,
+    pub image: Variable,
     /// `[batch, text tokens, width]`
-    pub text: Tensor,
-    /// The last text token stands for so many equal ones: the zeros in T5's place stay equal through all blocks.
+    pub text: Variable,
+    /// The multiplicity of the last text token: the zeros in T5's place stay equal through all blocks.
     pub last_text_count: usize,
 }
 
-/// What a block's joint attention is computed from, after any q/k norm.
+impl Streams {
+    /// The same values without gradient.
+    pub fn detach(&self) -> Self {
+        let Self { image, text, last_text_count } = self;
+        Self { image: image.detach(), text: text.detach(), last_text_count: *last_text_count }
+    }
+}
+
+/// What a block's attention from image to text is computed from, after any q/k norm.
+#[derive(Clone)]
 pub struct Probe {
     /// Image queries `[batch, image tokens, width]`.
-    pub queries: Tensor,
+    pub queries: Variable,
     /// Keys of the joint sequence, image first: `[batch, image tokens + text tokens, width]`.
-    pub keys: Tensor,
-    /// The last key stands for so many equal ones.
+    pub keys: Variable,
+    /// The multiplicity of the last key.
     pub last_key_count: usize,
-    /// So many text tokens, the first, are those that words are found by.
+    /// The first so many text tokens are word tokens: those by which the words of a prompt are found.
     pub words: usize,
 }
 
 /// What goes into a block's joint attention, image tokens first, after any q/k norm.
 pub struct JointInputs {
-    /// `[batch, image tokens, width]`
-    pub image_queries: Tensor,
-    /// `[batch, text tokens, width]`; the last block has no use for them.
-    pub text_queries: Option<Tensor>,
+    /// `[batch, image tokens + text tokens, width]`; in a block that has no use for text queries, `[batch, image
+    /// tokens, width]`.
+    pub queries: Variable,
     /// `[batch, image tokens + text tokens, width]`
-    pub keys: Tensor,
+    pub keys: Variable,
     /// As the keys.
-    pub values: Tensor,
+    pub values: Variable,
+    pub image_tokens: usize,
     pub heads: usize,
-    /// The last key stands for so many equal ones.
+    /// The multiplicity of the last key.
     pub last_key_count: usize,
-    /// As in [`Probe`].
+    /// Word tokens, as in [`Probe`].
     pub words: usize,
 }
 
 impl JointInputs {
-    /// Of these, what image tokens look with and at.
-    pub fn probe(&self) -> Probe {
-        let Self { image_queries, keys, last_key_count, words, .. } = self;
-        Probe { queries: image_queries.clone(), keys: keys.clone(), last_key_count: *last_key_count, words: *words }
+    /// What image tokens look with and at.
+    pub fn probe(&self) -> TensorResult<Probe> {
+        let queries = match self.queries.tensor().dim(1)? == self.image_tokens {
+            true => self.queries.clone(),
+            false => self.queries.window(1, 0..self.image_tokens)?,
+        };
+        Ok(Probe { queries, keys: self.keys.clone(), last_key_count: self.last_key_count, words: self.words })
     }
 
-    /// What every token takes from the others: `[batch, image tokens + text tokens, width]`, in the last block
-    /// `[batch, image tokens, width]`.
-    pub fn attend(&self) -> TensorResult<Tensor> {
-        let queries = match &self.text_queries {
-            Some(text) => Tensor::cat(&[&self.image_queries, text], 1)?,
-            None => self.image_queries.clone(),
-        };
-        ops::attention(&queries, &self.keys, &self.values, self.heads, self.last_key_count)
+    /// What every token takes from the others, as the queries.
+    pub fn attend(&self) -> TensorResult<Variable> {
+        ops::attention(&self.queries, &self.keys, &self.values, self.heads, self.last_key_count)
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! A family implements [`Embedding`] (latents, time, guidance and text into tokens, and tokens into the velocity),
 //! [`Block`] for every kind of block that it has, and [`Family`], which reads both from a model's files and has the
-//! family's names in other tools' files. It is then listed in [`FAMILIES`]; nothing else knows it.
+//! family's names in other tools' files. It is then listed in [`FAMILIES`], its adapter targets in [`targets`]; nothing else
+//! knows it.
 //!
 //! Blocks of all kinds are numbered through. Between blocks image and text tokens are two tensors ([`Streams`]): a block
 //! that works on the joint sequence, as FLUX's single-stream blocks do, joins them itself, in whatever order its family
@@ -14,6 +15,7 @@ mod joint;
 pub mod names;
 mod probe;
 pub mod sd3;
+pub mod targets;
 mod transformer;
 
 pub use block::{Block, Embedding};

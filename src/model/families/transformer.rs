@@ -3,7 +3,8 @@ use super::block::{Block, Embedding};
 use super::blur::Blur;
 use super::joint::{Embedded, JointInputs, Probe};
 use super::names::Release;
-use crate::model::adapters::adapter::Adapters;
+use crate::autograd::Variable;
+use crate::model::adapters::adapter::{Adapter, Adapters, TrainedAdapters};
 use crate::model::projection::Projection;
 use crate::model::text::TextEmbedding;
 use crate::model::vae::VaeConfig;
@@ -123,10 +124,25 @@ impl Transformer {
 
     /// Puts adapters on the layers they name; a name that the model does not have is an error.
     pub fn attach(&mut self, adapters: &Adapters) -> Result<()> {
+        self.attach_each(adapters, |_, adapter| {
+            adapter.parameters().into_iter().map(|tensor| Variable::constant(tensor.clone())).collect()
+        })
+    }
+
+    /// [`Self::attach`] of adapters that gradients may be wanted of.
+    pub fn attach_trained(&mut self, trained: &TrainedAdapters) -> Result<()> {
+        self.attach_each(&trained.adapters, |name, _| trained.parameters.get(name).cloned().unwrap_or_default())
+    }
+
+    fn attach_each(
+        &mut self,
+        adapters: &Adapters,
+        parameters: impl Fn(&str, &dyn Adapter) -> Vec<Variable>,
+    ) -> Result<()> {
         let mut left: BTreeSet<&str> = adapters.keys().map(String::as_str).collect();
         for AdaptableLayer { name, projection, .. } in self.adaptable() {
             if let Some(adapter) = adapters.get(&name) {
-                projection.attach(&name, adapter.as_ref())?;
+                projection.attach(&name, adapter.as_ref(), parameters(&name, adapter.as_ref()))?;
                 left.remove(name.as_str());
             }
         }
@@ -174,12 +190,12 @@ impl Transformer {
         let Embedded { mut streams, conditioning, grid } = self.embedding.embed(latents, timestep, text)?;
         for (layer, block) in self.blocks.iter().enumerate() {
             let mut attend = |inputs: &JointInputs| match blur {
-                Some(blur) if blur.layer == layer => inputs.attend_blurred(grid, blur.sigma),
+                Some(blur) if blur.layer == layer => inputs.attend_blurred(grid, blur.sigma).map(Variable::from),
                 _ => inputs.attend(),
             };
             streams = block.forward_with(&streams, &conditioning, &mut attend)?.0;
         }
-        Ok(self.embedding.finish(&streams.image, &conditioning, grid)?)
+        Ok(self.embedding.finish(&streams.image, &conditioning, grid)?.into_tensor())
     }
 
     /// Queries and keys of block `layer`: runs the blocks below it, and of that block its q and k alone.
@@ -209,7 +225,7 @@ impl Transformer {
     ) -> Result<()> {
         let mut streams = embedded.streams.clone();
         for (layer, block) in self.blocks.iter().enumerate() {
-            let (output, inputs) = block.forward_with(&streams, &embedded.conditioning, &mut JointInputs::attend)?;
+            let (output, inputs) = block.forward(&streams, &embedded.conditioning)?;
             visit(layer, &inputs)?;
             streams = output;
         }
@@ -229,7 +245,7 @@ impl Transformer {
         for (layer, block) in self.blocks[..=last].iter().enumerate() {
             streams = block.forward(&streams, &embedded.conditioning)?.0;
             if layers.contains(&layer) {
-                visit(layer, &streams.image)?;
+                visit(layer, streams.image.tensor())?;
             }
         }
         Ok(())
@@ -245,9 +261,9 @@ impl Transformer {
         let Some((&last, others)) = layers.split_last() else { return Ok(()) };
         let mut streams = embedded.streams.clone();
         for (layer, block) in self.blocks[..last].iter().enumerate() {
-            let (output, probe) = block.forward(&streams, &embedded.conditioning)?;
+            let (output, inputs) = block.forward(&streams, &embedded.conditioning)?;
             if others.contains(&layer) {
-                visit(layer, probe)?;
+                visit(layer, inputs.probe()?)?;
             }
             streams = output;
         }

@@ -1,4 +1,4 @@
-//! The text model of CLIP with its projection (transformers: `CLIPTextModelWithProjection`).
+//! CLIP's text model with projection (transformers: `CLIPTextModelWithProjection`).
 use super::clip_layer::{ClipActivation, ClipLayer, LayerSizes};
 use crate::model::layers::{LayerNorm, Linear};
 use crate::model::weights::Weights;
@@ -49,7 +49,7 @@ impl ClipConfig {
     }
 }
 
-/// A CLIP text model; computes in `compute`, whatever type its weights are stored as.
+/// A CLIP text model that computes in `compute`, whatever the dtype of its weights.
 pub struct ClipTextModel {
     config: ClipConfig,
     /// `[vocab, hidden]`.
@@ -60,15 +60,15 @@ pub struct ClipTextModel {
     final_norm: LayerNorm,
     projection: Linear,
     compute: DType,
-    /// The file that the sizes come from, for errors.
+    /// The source of the sizes, for error messages.
     path: PathBuf,
 }
 
-/// What the text model yields for a batch of prompts.
+/// The text model's output for a batch of prompts.
 pub struct ClipOutput {
-    /// States before the last layer: `[batch, tokens, hidden]`.
+    /// The second last layer's hidden states: `[batch, tokens, hidden]`.
     pub hidden: Tensor,
-    /// Projected state of the end-of-text token: `[batch, projection]`.
+    /// The projected state of the end-of-text token: `[batch, projection]`.
     pub pooled: Tensor,
 }
 
@@ -80,7 +80,7 @@ impl ClipTextModel {
         Ok(model)
     }
 
-    /// Takes a text model of these sizes, which come from the file `path`, from `weights`.
+    /// Takes the text model's tensors from `weights`; the sizes come from the file `path`.
     pub fn from_weights(config: ClipConfig, path: PathBuf, weights: &Weights, compute: DType) -> Result<Self> {
         config.check(&path)?;
         if config.num_attention_heads == 0 || !config.hidden_size.is_multiple_of(config.num_attention_heads) {
@@ -90,7 +90,7 @@ impl ClipTextModel {
             );
             return Err(Error::file(path, problem));
         }
-        // Older files store the index 0..77 as a tensor.
+        // Older files store the position indices 0..77 as a tensor.
         weights.ignore("text_model.embeddings.position_ids");
         let (hidden, eps) = (config.hidden_size, config.layer_norm_eps);
         let embedding = |name: &str, rows: usize| weights.get(&format!("text_model.embeddings.{name}"), (rows, hidden));
@@ -118,7 +118,7 @@ impl ClipTextModel {
         &self.config
     }
 
-    /// Runs the model on prompts of equal length, `ids[prompt][position]`; both results are f32.
+    /// Runs the model on prompts of equal length, `ids[prompt][position]`; both outputs are f32.
     pub fn forward(&self, ids: &[Vec<u32>]) -> Result<ClipOutput> {
         let device = self.tokens.device();
         let (batch, length) = (ids.len(), ids.first().map_or(0, Vec::len));
@@ -150,7 +150,7 @@ impl ClipTextModel {
 
     /// Position of the end-of-text token.
     fn end_position(&self, ids: &[u32]) -> u32 {
-        // The released configs of CLIP say 2, which is wrong; transformers then takes the highest id.
+        // CLIP's released configs have the wrong id 2; transformers then takes the highest id.
         let position = if self.config.eos_token_id == 2 {
             let highest = ids.iter().max();
             ids.iter().position(|id| Some(id) == highest)
@@ -161,7 +161,7 @@ impl ClipTextModel {
     }
 }
 
-/// `[length, length]`: 0 where a token may look, −∞ at those after it.
+/// The causal mask, `[length, length]`: 0 for visible tokens, −∞ for later ones.
 fn causal_mask(length: usize, dtype: DType, device: &Device) -> Result<Tensor> {
     let mask: Vec<f32> = (0..length)
         .flat_map(|row| (0..length).map(move |column| if column > row { f32::NEG_INFINITY } else { 0.0 }))

@@ -1,4 +1,4 @@
-//! A layer of CLIP's transformers, of text and of images (transformers: `CLIPEncoderLayer`).
+//! A layer of CLIP's text and image transformers (transformers: `CLIPEncoderLayer`).
 use crate::model::layers::{LayerNorm, Linear};
 use crate::model::weights::Weights;
 use crate::system::error::Result;
@@ -10,7 +10,7 @@ use serde::Deserialize;
 pub enum ClipActivation {
     /// `x · sigmoid(1.702 x)`.
     QuickGelu,
-    /// Exact, by the error function.
+    /// Exact GELU, with the error function.
     Gelu,
 }
 
@@ -54,7 +54,7 @@ impl ClipLayer {
         })
     }
 
-    /// `[batch, length, hidden]` to the same; `mask` `[length, length]` is added to the scores.
+    /// Maps `[batch, length, hidden]` to equal shape; `mask` `[length, length]` is added to the attention scores.
     pub fn forward(&self, x: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
         let (batch, length, hidden) = x.dims3()?;
         let heads = self.sizes.heads;

@@ -1,4 +1,4 @@
-//! Text encoders: prompts to what the MM-DiT reads (diffusers: `StableDiffusion3Pipeline.encode_prompt`).
+//! Text encoders: prompts to the MM-DiT's conditioning (diffusers: `StableDiffusion3Pipeline.encode_prompt`).
 pub mod clip;
 pub mod clip_layer;
 pub mod prompt_file;
@@ -16,19 +16,19 @@ use std::ops::Range;
 use t5::T5Encoder;
 use tokenizer::{CLIP_TOKENS, ClipTokenizer, T5Tokenizer};
 
-/// What the MM-DiT reads of a batch of prompts, f32.
+/// The MM-DiT's conditioning for a batch of prompts, f32.
 #[derive(Clone, Debug)]
 pub struct TextEmbedding {
-    /// CLIP's 77 tokens, then T5's or zeros: `[batch, tokens, joint_attention_dim]`.
+    /// CLIP's 77 tokens, then T5's tokens or zeros: `[batch, tokens, joint_attention_dim]`.
     pub context: Tensor,
-    /// Both CLIPs' projected end-of-text states: `[batch, pooled_projection_dim]`.
+    /// Both CLIPs' pooled projections, concatenated: `[batch, pooled_projection_dim]`.
     pub pooled: Tensor,
-    /// So many of the tokens after CLIP's, at the end, are known to be zero, as all are without T5.
+    /// Number of trailing tokens that are known to be zero; all of T5's without T5.
     pub zeros: usize,
 }
 
 impl TextEmbedding {
-    /// An embedding from elsewhere: looks how many tokens at its end are zero.
+    /// An embedding from elsewhere; counts its trailing zero tokens.
     pub fn new(context: Tensor, pooled: Tensor) -> Result<Self> {
         let zeros = match context.dim(1)?.checked_sub(CLIP_TOKENS) {
             None | Some(0) => 0,
@@ -41,13 +41,13 @@ impl TextEmbedding {
         Ok(Self { context, pooled, zeros })
     }
 
-    /// The same with these token embeddings, `[tokens, width]`, for every prompt of the batch; differentiable in them.
+    /// Replaces each prompt's token embeddings by `tokens`, `[tokens, width]`; differentiable in `tokens`.
     pub fn with_tokens(&self, tokens: &Tensor) -> candle_core::Result<Self> {
         let context = tokens.broadcast_left(self.pooled.dim(0)?)?.contiguous()?;
         Ok(Self { context, pooled: self.pooled.clone(), zeros: 0 })
     }
 
-    /// Embeddings one after the other as one batch.
+    /// Concatenates embeddings along the batch.
     pub fn cat(parts: &[&Self]) -> Result<Self> {
         let join = |get: fn(&Self) -> &Tensor| Tensor::cat(&parts.iter().map(|part| get(part)).collect::<Vec<_>>(), 0);
         let zeros = parts.iter().map(|part| part.zeros).min().unwrap_or(0);
@@ -55,7 +55,7 @@ impl TextEmbedding {
     }
 }
 
-/// One of the two CLIPs; where it is not used, zeros of its sizes stand in.
+/// One of the two CLIPs; zeros replace the output of an unused one.
 struct Clip {
     tokenizer: ClipTokenizer,
     config: ClipConfig,
@@ -68,15 +68,15 @@ pub struct TextEncoders {
     t5: Option<(T5Tokenizer, T5Encoder)>,
     shape: TextShape,
     device: Device,
-    /// False where only the tokenizers are there.
+    /// False if only the tokenizers are loaded.
     can_encode: bool,
 }
 
 impl TextEncoders {
-    /// Loads those of `kinds`; their weights stay in memory as `dtype`.
+    /// Loads the encoders in `kinds`; their weights are kept as `dtype`.
     ///
-    /// T5's tokens, or the zeros that stand in for them, number `max_sequence_length` (diffusers' name for it, and its
-    /// rule; diffusers of 2024 had 77 zeros whatever it was). Computes in f32 on the CPU, in `dtype` on a GPU.
+    /// `max_sequence_length` is the number of T5's tokens, or of the zeros that replace them, as in diffusers (releases
+    /// of 2024 always had 77 zeros). Computes in f32 on the CPU, in `dtype` on a GPU.
     pub fn load(
         files: &ModelFiles,
         kinds: &[TextEncoderKind],
@@ -105,7 +105,7 @@ impl TextEncoders {
         Ok(Self { can_encode: true, ..encoders })
     }
 
-    /// The sizes and CLIP's tokenizers of those of `kinds`: [`Self::encode`] fails.
+    /// Loads only sizes and CLIP's tokenizers: [`Self::encode`] fails.
     pub fn without_weights(
         files: &ModelFiles,
         kinds: &[TextEncoderKind],
@@ -125,19 +125,19 @@ impl TextEncoders {
         })
     }
 
-    /// Lets the weights go: [`Self::encode`] fails from now on.
+    /// Frees the weights: [`Self::encode`] fails afterwards.
     pub fn unload(&mut self) {
         self.clips.iter_mut().for_each(|clip| clip.model = None);
         self.t5 = None;
         self.can_encode = false;
     }
 
-    /// Whether their weights are loaded.
+    /// Whether the weights are loaded.
     pub fn can_encode(&self) -> bool {
         self.can_encode
     }
 
-    /// The type that encoders with weights of `dtype` compute in.
+    /// The compute dtype for weights of `dtype`.
     pub fn arithmetic(dtype: DType, device: &Device) -> DType {
         if device.is_cpu() { DType::F32 } else { dtype }
     }
@@ -147,10 +147,10 @@ impl TextEncoders {
         self.shape
     }
 
-    /// Embeds prompts of any length; what does not fit into the encoders' tokens is cut off.
+    /// Embeds prompts of any length, truncated to the encoders' numbers of tokens.
     ///
     /// # Errors
-    /// The encoders were opened without weights.
+    /// The weights are not loaded.
     pub fn encode(&self, prompts: &[&str]) -> Result<TextEmbedding> {
         if !self.can_encode {
             return Err(Error::Failed("the text encoders are not loaded".into()));
@@ -174,42 +174,41 @@ impl TextEncoders {
         }
         features.push(zeros(&[batch, CLIP_TOKENS, self.shape.width - self.shape.clip_width])?);
         let clip = Tensor::cat(&features, 2)?;
-        let more = self.shape.tokens - CLIP_TOKENS;
+        let t5_tokens = self.shape.tokens - CLIP_TOKENS;
         let t5 = match &self.t5 {
             Some((tokenizer, encoder)) => {
-                let ids = prompts.iter().map(|prompt| tokenizer.encode(prompt, more));
+                let ids = prompts.iter().map(|prompt| tokenizer.encode(prompt, t5_tokens));
                 encoder.forward(&ids.collect::<Result<Vec<_>>>()?)?
             }
-            None => zeros(&[batch, more, self.shape.width])?,
+            None => zeros(&[batch, t5_tokens, self.shape.width])?,
         };
         let (context, pooled) = (Tensor::cat(&[clip, t5], 1)?, Tensor::cat(&pooled, 1)?);
         Ok(TextEmbedding { context, pooled, zeros: self.shape.zeros() })
     }
 
-    /// Text tokens that the MM-DiT computes: CLIP's 77 and T5's, or one for the zeros in their place.
+    /// Text tokens that the MM-DiT computes: CLIP's 77 and T5's, or a single one for the zeros that replace T5's.
     pub fn tokens(&self) -> usize {
-        let more = self.shape.tokens - CLIP_TOKENS;
-        CLIP_TOKENS + if self.shape.has_t5 { more } else { more.min(1) }
+        let t5_tokens = self.shape.tokens - CLIP_TOKENS;
+        CLIP_TOKENS + if self.shape.has_t5 { t5_tokens } else { t5_tokens.min(1) }
     }
 
-    /// Where each name's tokens stand among CLIP's in the prompt of the names joined by spaces; see
+    /// The ranges of each name's CLIP tokens in the prompt of all names joined by spaces; see
     /// [`ClipTokenizer::token_spans`].
     pub fn token_spans(&self, names: &[&str]) -> Result<Vec<Option<Range<usize>>>> {
         self.word_tokenizer().token_spans(names)
     }
 
-    /// Where a prompt's text stands among the tokens that words are found by, from its first to the last that fits.
+    /// The places of a prompt's text among the word tokens, without start and end token.
     pub fn text_places(&self) -> Range<usize> {
-        // Between the start and the end token.
         1..CLIP_TOKENS - 1
     }
 
-    /// How many of those tokens a text is, whether it fits or not.
+    /// The number of word tokens of a text, whether they fit in a prompt or not.
     pub fn count_tokens(&self, text: &str) -> Result<usize> {
         Ok(self.word_tokenizer().encode_text(text)?.len())
     }
 
-    /// The tokenizer by whose tokens names and words are found: CLIP-L's.
+    /// The tokenizer that locates names and words in a prompt: CLIP-L's.
     fn word_tokenizer(&self) -> &ClipTokenizer {
         &self.clips[0].tokenizer
     }

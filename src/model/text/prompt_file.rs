@@ -1,4 +1,4 @@
-//! A learnt prompt as a file: what stands in place of a prompt's embedding.
+//! Files of learnt prompts, which replace a prompt's embedding.
 use super::{TextEmbedding, TextShape};
 use crate::model::text::tokenizer::CLIP_TOKENS;
 use crate::model::weights;
@@ -7,7 +7,7 @@ use candle_core::{DType, Device, Tensor};
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// Writes `tokens` `[tokens, width]` and `pooled` `[width]` under these names.
+/// Writes the tensors `tokens` `[tokens, width]` and `pooled` `[width]`.
 ///
 /// # Errors
 /// The file cannot be written.
@@ -17,10 +17,10 @@ pub fn write(file: &Path, tokens: &Tensor, pooled: &Tensor) -> Result<()> {
     weights::write(file, &tensors, &BTreeMap::new())
 }
 
-/// Reads what [`write`] wrote, as a batch of one, for a model that is told embeddings of this shape.
+/// Reads what [`write()`] wrote, as a batch of one, for a model that is told embeddings of this shape.
 ///
 /// # Errors
-/// The file cannot be read, or holds something else: names the tensor, what it has, and what was expected.
+/// The file cannot be read, or a tensor is missing or of another shape.
 pub fn read(file: &Path, shape: TextShape, device: &Device) -> Result<TextEmbedding> {
     let mut tensors = weights::read_all(file)?;
     let mut take = |name: &str, expected: &[usize]| -> Result<Tensor> {

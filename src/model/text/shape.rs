@@ -1,4 +1,4 @@
-//! Sizes of a text embedding, and the part of it that is not zero whatever the prompt.
+//! The sizes of a text embedding, and the part of it that may be non-zero.
 use super::TextEmbedding;
 use super::tokenizer::CLIP_TOKENS;
 use crate::config::TextEncoderKind;
@@ -8,17 +8,17 @@ use crate::system::device::upload;
 use crate::system::error::{Error, Result};
 use candle_core::Device;
 
-/// Sizes of what the MM-DiT reads of a prompt.
+/// Sizes of a prompt's embedding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TextShape {
-    /// CLIP's 77 tokens and those after them, which are T5's or zeros.
+    /// CLIP's 77 tokens plus T5's tokens or zeros.
     pub tokens: usize,
     /// Width of a token.
     pub width: usize,
     pub pooled: usize,
-    /// Width that the CLIPs fill of their tokens.
+    /// Sum of the CLIPs' hidden sizes; the rest of a CLIP token's width is zero.
     pub clip_width: usize,
-    /// Whether T5 fills its tokens.
+    /// Whether T5's tokens are computed, rather than zero.
     pub has_t5: bool,
 }
 
@@ -38,7 +38,7 @@ impl TextShape {
     /// Reads the sizes from a model's configurations.
     ///
     /// # Errors
-    /// One of them cannot be read, or the text encoders do not suit the transformer.
+    /// A configuration cannot be read, or the text encoders do not match the transformer.
     pub fn open(files: &ModelFiles, kinds: &[TextEncoderKind], max_sequence_length: usize) -> Result<Self> {
         let TransformerSizes { joint_attention_dim: width, pooled_projection_dim: pooled } =
             files.config(Part::Transformer)?;
@@ -68,18 +68,18 @@ impl TextShape {
         Ok(Self { tokens: CLIP_TOKENS + max_sequence_length, width, pooled, clip_width, has_t5 })
     }
 
-    /// Rows and columns of the context, counted from the first, outside which it is zero: without T5, CLIP's.
+    /// Rows and columns of the context's leading part that may be non-zero: without T5, only CLIP's.
     pub fn filled(&self) -> (usize, usize) {
         if self.has_t5 { (self.tokens, self.width) } else { (CLIP_TOKENS, self.clip_width) }
     }
 
-    /// Tokens at the context's end that are zero whatever the prompt.
+    /// Trailing tokens of the context that are always zero.
     pub fn zeros(&self) -> usize {
         self.tokens - self.filled().0
     }
 
-    /// The values of one prompt's embedding that are not zero whatever the prompt: the filled part of the context, row by
-    /// row, then the pooled state.
+    /// The values of one prompt's embedding that may be non-zero: that part of the context, row by row, then the pooled
+    /// embedding.
     pub fn compact(&self, embedding: &TextEmbedding) -> Result<Vec<f32>> {
         let (rows, columns) = self.filled();
         let context = embedding.context.narrow(1, 0, rows)?.narrow(2, 0, columns)?;
@@ -88,10 +88,10 @@ impl TextShape {
         Ok(values)
     }
 
-    /// The embedding, as a batch of one, that `compact` gave these values of; the same bits.
+    /// The inverse of [`Self::compact`], bit-exact, as a batch of one.
     ///
     /// # Errors
-    /// The values are of another number.
+    /// The number of values is wrong.
     pub fn expand(&self, values: &[f32], device: &Device) -> Result<TextEmbedding> {
         let (rows, columns) = self.filled();
         let (context, pooled) = values.split_at(values.len().min(rows * columns));

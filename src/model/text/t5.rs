@@ -1,4 +1,4 @@
-//! The T5 encoder, run as diffusers runs it: on all tokens, padding included, without an attention mask.
+//! The T5 encoder, run as in diffusers: on all tokens including padding, without attention mask.
 use crate::model::weights::Weights;
 use crate::model::weights::files::{ModelFiles, Part};
 use crate::model::weights::sizes;
@@ -15,11 +15,11 @@ use std::sync::Mutex;
 pub struct T5Encoder {
     model: T5EncoderModel,
     vocab_size: usize,
-    /// Width of the states.
+    /// Width of the hidden states.
     pub hidden_size: usize,
     compute: DType,
     device: Device,
-    /// The file that the sizes come from, for errors.
+    /// The source of the sizes, for error messages.
     path: PathBuf,
 }
 
@@ -46,7 +46,7 @@ impl T5Encoder {
             return Err(Error::file(path, problem));
         }
         let weights = files.weights(Part::T5, dtype, device)?;
-        // One table under two names; transformers writes either or both.
+        // The embedding table has two names; transformers writes either or both.
         if weights.contains("shared.weight") {
             weights.ignore("encoder.embed_tokens.weight");
         }
@@ -60,12 +60,12 @@ impl T5Encoder {
         };
         weights.finish()?;
         let (vocab_size, hidden_size) = (config.vocab_size, config.d_model);
-        // T5's activations leave the range of f16 (transformers keeps parts of it in f32 for that reason).
+        // T5's activations overflow f16; for that reason transformers keeps parts of it in f32.
         let compute = if compute == DType::F16 { DType::F32 } else { compute };
         Ok(Self { model, vocab_size, hidden_size, compute, device: device.clone(), path })
     }
 
-    /// States of the last layer, f32 `[batch, tokens, hidden]`, of prompts of equal length.
+    /// The last layer's hidden states, f32 `[batch, tokens, hidden]`, of prompts of equal length.
     pub fn forward(&self, ids: &[Vec<u32>]) -> Result<Tensor> {
         if let Some(id) = ids.iter().flatten().find(|&&id| id as usize >= self.vocab_size) {
             let problem = format!("vocab_size is {}, but the tokenizer yields token {id}", self.vocab_size);
@@ -73,13 +73,13 @@ impl T5Encoder {
         }
         let length = ids.first().map_or(0, Vec::len);
         let ids = Tensor::from_vec(ids.concat(), (ids.len(), length), &self.device)?;
-        // Running takes `&mut` for a cache that an encoder never fills; the clone shares the weights.
+        // `forward` takes `&mut` for a cache that encoders never fill; the clone shares the weights.
         let states = self.model.clone().forward_dt(&ids, Some(self.compute))?;
         Ok(states.to_dtype(DType::F32)?)
     }
 }
 
-/// Lets candle-transformers take its tensors from [`Weights`], and keeps the first error, with file and tensor.
+/// Supplies candle-transformers with tensors of [`Weights`], and keeps the first error, which names file and tensor.
 struct StrictBackend<'a> {
     weights: &'a Weights,
     failure: &'a Mutex<Option<Error>>,

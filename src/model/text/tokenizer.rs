@@ -1,4 +1,4 @@
-//! Prompts to token ids, as transformers' `CLIPTokenizer` and `T5TokenizerFast` make them.
+//! Prompts to token ids, equal to transformers' `CLIPTokenizer` and `T5TokenizerFast`.
 use crate::system::error::{Error, Result};
 use crate::system::guard::guarded;
 use crate::system::json::read_json;
@@ -18,12 +18,12 @@ use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::pre_tokenizers::whitespace::WhitespaceSplit;
 use tokenizers::{AddedToken, SplitDelimiterBehavior, Tokenizer};
 
-/// Tokens of a CLIP prompt: the start token, at most 75 of text, the end token, padding.
+/// Length of a CLIP prompt: start token, at most 75 tokens of text, end token, padding.
 pub const CLIP_TOKENS: usize = 77;
 
 const CLIP_WORDS: &str = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
 
-/// A CLIP tokenizer: prompts to exactly [`CLIP_TOKENS`] ids.
+/// A CLIP tokenizer: prompts to [`CLIP_TOKENS`] ids.
 pub struct ClipTokenizer {
     tokenizer: Tokenizer,
     start: u32,
@@ -32,8 +32,8 @@ pub struct ClipTokenizer {
 }
 
 impl ClipTokenizer {
-    /// Reads `vocab.json` and `merges.txt`, or else `tokenizer.json`, and the special tokens of
-    /// `tokenizer_config.json` or `special_tokens_map.json` from a tokenizer's folder.
+    /// Opens a tokenizer's folder: `vocab.json` and `merges.txt`, otherwise `tokenizer.json`; special tokens from
+    /// `tokenizer_config.json` or `special_tokens_map.json`.
     pub fn open(folder: &Path) -> Result<Self> {
         let special = SpecialTokens::read(folder)?;
         let vocabulary = folder.join("vocab.json");
@@ -44,7 +44,7 @@ impl ClipTokenizer {
         };
         guarded(|| set_clip_rules(&mut tokenizer).map_err(|e| e.to_string()))
             .map_err(|e: String| Error::file(folder, e))?;
-        // A special token is cut out of the text before anything else, the released CLIP-G padding "!" included.
+        // Special tokens are split off the text first, including the padding token "!" of the released CLIP-G.
         let added = special.added(&["bos_token", "eos_token", "unk_token", "pad_token"], "<|endoftext|>");
         guarded(|| tokenizer.add_special_tokens(added).map_err(|e| e.to_string()))
             .map_err(|e: String| Error::file(folder, e))?;
@@ -54,7 +54,7 @@ impl ClipTokenizer {
         Ok(Self { tokenizer, start, end, pad })
     }
 
-    /// Ids of a prompt: start, text cut to 75 tokens, end, padding; [`CLIP_TOKENS`] in all.
+    /// Ids of a prompt: start, text truncated to 75 tokens, end, padding; [`CLIP_TOKENS`] in total.
     pub fn encode(&self, prompt: &str) -> Result<Vec<u32>> {
         let mut ids = vec![self.start];
         ids.extend(self.encode_text(prompt)?);
@@ -64,13 +64,13 @@ impl ClipTokenizer {
         Ok(ids)
     }
 
-    /// Ids of a text alone, neither framed nor cut.
+    /// Ids of a text without special tokens, not truncated.
     pub fn encode_text(&self, text: &str) -> Result<Vec<u32>> {
         encode(&self.tokenizer, text)
     }
 
-    /// Where each name's tokens stand in the prompt of the names joined by spaces, counted in order after the start
-    /// token. `None` for a name without tokens, for one that does not fit whole, and for all after that.
+    /// The range of each name's tokens in the prompt of all names joined by spaces; the start token has index 0. `None`
+    /// for names without tokens, for the first name that does not fit whole, and for all names after it.
     pub fn token_spans(&self, names: &[&str]) -> Result<Vec<Option<Range<usize>>>> {
         let mut next = 1;
         let mut spans = Vec::with_capacity(names.len());
@@ -84,7 +84,7 @@ impl ClipTokenizer {
     }
 }
 
-/// A T5 tokenizer: prompts to any wanted number of ids.
+/// A T5 tokenizer: prompts to any number of ids.
 pub struct T5Tokenizer {
     tokenizer: Tokenizer,
     end: u32,
@@ -92,7 +92,7 @@ pub struct T5Tokenizer {
 }
 
 impl T5Tokenizer {
-    /// Reads `tokenizer.json` and the special tokens of `tokenizer_config.json` from a tokenizer's folder.
+    /// Opens a tokenizer's folder: `tokenizer.json`, and special tokens from `tokenizer_config.json`.
     pub fn open(folder: &Path) -> Result<Self> {
         let mut tokenizer = open_json(folder, "tokenizer.json (spiece.model alone is not supported)")?;
         guarded(|| set_t5_rules(&mut tokenizer).map_err(|e| e.to_string()))
@@ -103,7 +103,7 @@ impl T5Tokenizer {
         Ok(Self { tokenizer, end, pad })
     }
 
-    /// Ids of a prompt: text cut to `tokens − 1`, end, padding; `tokens` in all.
+    /// Ids of a prompt: text truncated to `tokens − 1`, end, padding; `tokens` in total.
     pub fn encode(&self, prompt: &str, tokens: usize) -> Result<Vec<u32>> {
         let mut ids = encode(&self.tokenizer, prompt)?;
         ids.truncate(tokens.saturating_sub(1));
@@ -113,14 +113,14 @@ impl T5Tokenizer {
     }
 }
 
-/// Ids of a text. A tokenizer's file may describe one that no text can be put through.
+/// Ids of a text; fails if the tokenizer's file describes one that cannot encode it.
 fn encode(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
     let encoded = guarded(|| tokenizer.encode_fast(text, false).map_err(|e| e.to_string()));
     let encoding = encoded.map_err(|e: String| Error::Failed(format!("{text:?}: the tokenizer: {e}")))?;
     Ok(encoding.get_ids().to_vec())
 }
 
-/// Opens `tokenizer.json`, without the cutting and padding it may ask for; `expected` serves the error.
+/// Opens `tokenizer.json` without its truncation and padding; `expected` is for the error message.
 fn open_json(folder: &Path, expected: &str) -> Result<Tokenizer> {
     let file = folder.join("tokenizer.json");
     if !is_file(&file)? {
@@ -133,7 +133,7 @@ fn open_json(folder: &Path, expected: &str) -> Result<Tokenizer> {
     Ok(tokenizer)
 }
 
-/// How CLIP text is cleaned and cut into words. As in transformers, this holds whatever `tokenizer.json` says.
+/// Normalization and pre-tokenization of CLIP. As in transformers, they do not depend on `tokenizer.json`.
 fn set_clip_rules(tokenizer: &mut Tokenizer) -> tokenizers::Result<()> {
     let spaces = Replace::new(ReplacePattern::Regex(r"\s+".to_string()), " ")?;
     tokenizer.with_normalizer(Some(Normalizers::new(vec![NFC.into(), spaces.into(), Lowercase.into()])))?;
@@ -143,8 +143,8 @@ fn set_clip_rules(tokenizer: &mut Tokenizer) -> tokenizers::Result<()> {
     Ok(())
 }
 
-/// How T5 text is cleaned and cut into words. As in transformers, of the normalizers in `tokenizer.json` only
-/// SentencePiece's table is kept.
+/// Normalization and pre-tokenization of T5. As in transformers, only SentencePiece's normalizer of `tokenizer.json` is
+/// kept.
 fn set_t5_rules(tokenizer: &mut Tokenizer) -> tokenizers::Result<()> {
     let all = match tokenizer.get_normalizer() {
         Some(NormalizerWrapper::Sequence(sequence)) => sequence.as_ref().to_vec(),
@@ -157,7 +157,7 @@ fn set_t5_rules(tokenizer: &mut Tokenizer) -> tokenizers::Result<()> {
     Ok(())
 }
 
-/// Byte-level BPE with word ends from `vocab.json` and `merges.txt`.
+/// Byte-level BPE with end-of-word suffixes from `vocab.json` and `merges.txt`.
 fn byte_level_bpe(vocabulary: &Path, merges: &Path, unknown: &str) -> Result<Tokenizer> {
     let vocab: BTreeMap<String, u32> = read_json(vocabulary, MODEL_JSON)?;
     let pairs = read_merges(merges, &vocab)?;
@@ -173,8 +173,8 @@ fn byte_level_bpe(vocabulary: &Path, merges: &Path, unknown: &str) -> Result<Tok
     Ok(Tokenizer::new(guarded(build).map_err(|e: String| Error::file(vocabulary, e))?))
 }
 
-/// Reads `merges.txt`: a pair a line, the most important first. The crate panics on a merge that the vocabulary
-/// lacks, so that is checked here.
+/// Reads `merges.txt`: one pair a line, by descending priority. Merges missing from the vocabulary are refused here,
+/// since the crate would panic.
 fn read_merges(file: &Path, vocab: &BTreeMap<String, u32>) -> Result<Vec<(String, String)>> {
     let text = MODEL_JSON.read_text(file).map_err(|e| Error::file(file, e))?;
     let mut pairs = Vec::new();
@@ -196,7 +196,7 @@ fn read_merges(file: &Path, vocab: &BTreeMap<String, u32>) -> Result<Vec<(String
     Ok(pairs)
 }
 
-/// `bos_token`, `pad_token` and the like, and the `added_tokens_decoder`, of a tokenizer's folder.
+/// The special tokens of a tokenizer's folder: `bos_token`, `pad_token` and so on, and the `added_tokens_decoder`.
 struct SpecialTokens {
     named: BTreeMap<String, AddedToken>,
     decoder: Vec<AddedToken>,
@@ -206,7 +206,7 @@ impl SpecialTokens {
     fn read(folder: &Path) -> Result<Self> {
         let mut named = BTreeMap::new();
         let mut decoder = Vec::new();
-        // Where both files name a token, the later one counts, as in transformers.
+        // If both files define a token, the later one counts, as in transformers.
         for file in ["special_tokens_map.json", "tokenizer_config.json"] {
             let path = folder.join(file);
             if !is_file(&path)? {
@@ -217,7 +217,7 @@ impl SpecialTokens {
                 if key.ends_with("_token")
                     && let Some(token) = added_token(value)
                 {
-                    // The plain name in one file does not take away what the other says about matching.
+                    // A plain string in one file does not override the matching flags of the other.
                     named.entry(key.clone()).and_modify(|t: &mut AddedToken| t.content.clone_from(&token.content));
                     named.entry(key.clone()).or_insert(token);
                 }
@@ -233,14 +233,14 @@ impl SpecialTokens {
         self.named.get(key).map_or(default, |token| &token.content)
     }
 
-    /// Id of the token that `key` names.
+    /// Id of the special token `key`.
     fn id(&self, key: &str, default: &str, tokenizer: &Tokenizer, folder: &Path) -> Result<u32> {
         let token = self.content(key, default);
         let id = tokenizer.token_to_id(token);
         id.ok_or_else(|| Error::file(folder, format!("{key} {token:?} is not in the vocabulary")))
     }
 
-    /// The tokens that text is searched for: those of the decoder list, and those of `keys` not among them.
+    /// The tokens to split off the text: those of `added_tokens_decoder`, and those of `keys` missing there.
     fn added(&self, keys: &[&str], default: &str) -> Vec<AddedToken> {
         let mut tokens = self.decoder.clone();
         for key in keys {
@@ -254,7 +254,7 @@ impl SpecialTokens {
     }
 }
 
-/// A special token as JSON has it: a string, or an object with `content` and how it matches.
+/// A special token in JSON: a string, or an object with `content` and matching flags.
 fn added_token(value: &Value) -> Option<AddedToken> {
     match value {
         Value::String(content) => Some(AddedToken::from(content.as_str(), true)),

@@ -1,8 +1,8 @@
-//! The blocks that encoder and decoder are made of.
+//! The blocks of encoder and decoder.
 //!
-//! A block takes its input by value, adds to it in place and lets go of what it no longer needs: of the largest maps there
-//! are never more than the input, the map between its two convolutions and, where the number of channels changes, the
-//! output.
+//! A block takes its input by value, adds to it in place and frees tensors as early as possible: of the largest
+//! activations, only the input, the one between the two convolutions and, if the number of channels changes, the output
+//! exist at a time.
 use super::config::VaeConfig;
 use crate::model::layers::{Linear, attention};
 use crate::model::weights::Weights;
@@ -13,14 +13,14 @@ use candle_core::Tensor;
 
 const NORM_EPS: f64 = 1e-6;
 
-/// Where the tensors come from, and the sizes they must have.
-pub struct Source<'a> {
+/// Weights and configuration that layers are loaded from.
+pub struct LayerLoader<'a> {
     pub weights: &'a Weights,
     pub config: &'a VaeConfig,
 }
 
-impl Source<'_> {
-    /// Channels of the first and of the last level; `VaeConfig::check` saw that there is one.
+impl LayerLoader<'_> {
+    /// Channels of the first and the last level; `VaeConfig::check` ensures that there is a level.
     pub fn ends(&self) -> (usize, usize) {
         let channels = &self.config.block_out_channels;
         (channels.first().copied().unwrap_or_default(), channels.last().copied().unwrap_or_default())
@@ -38,7 +38,7 @@ impl Source<'_> {
     }
 }
 
-/// Norm, SiLU, convolution, twice, and the input added.
+/// Twice group norm, SiLU and convolution, with a residual connection.
 pub struct ResnetBlock {
     norm1: GroupNorm,
     conv1: Conv2d,
@@ -48,15 +48,15 @@ pub struct ResnetBlock {
 }
 
 impl ResnetBlock {
-    pub fn load(source: &Source, name: &str, input: usize, output: usize) -> Result<Self> {
+    pub fn load(loader: &LayerLoader, name: &str, input: usize, output: usize) -> Result<Self> {
         Ok(Self {
-            norm1: source.norm(&format!("{name}.norm1"), input)?,
-            conv1: source.conv(&format!("{name}.conv1"), input, output, 3, Stride::One)?,
-            norm2: source.norm(&format!("{name}.norm2"), output)?,
-            conv2: source.conv(&format!("{name}.conv2"), output, output, 3, Stride::One)?,
+            norm1: loader.norm(&format!("{name}.norm1"), input)?,
+            conv1: loader.conv(&format!("{name}.conv1"), input, output, 3, Stride::One)?,
+            norm2: loader.norm(&format!("{name}.norm2"), output)?,
+            conv2: loader.conv(&format!("{name}.conv2"), output, output, 3, Stride::One)?,
             shortcut: match input == output {
                 true => None,
-                false => Some(source.conv(&format!("{name}.conv_shortcut"), input, output, 1, Stride::One)?),
+                false => Some(loader.conv(&format!("{name}.conv_shortcut"), input, output, 1, Stride::One)?),
             },
         })
     }
@@ -70,7 +70,7 @@ impl ResnetBlock {
     }
 }
 
-/// Self-attention over all positions with a single head.
+/// Single-head self-attention over all positions.
 struct MidAttention {
     norm: GroupNorm,
     q: Linear,
@@ -80,15 +80,15 @@ struct MidAttention {
 }
 
 impl MidAttention {
-    fn load(source: &Source, name: &str, channels: usize) -> Result<Self> {
-        // Files from before diffusers 0.13 name the projections otherwise and may store them as 1×1 convolutions.
-        let old = source.weights.contains(&format!("{name}.query.weight"));
+    fn load(loader: &LayerLoader, name: &str, channels: usize) -> Result<Self> {
+        // Files from before diffusers 0.13 use other names and may store the projections as 1×1 convolutions.
+        let old = loader.weights.contains(&format!("{name}.query.weight"));
         let projection = |new_name: &str, old_name: &str| {
             let name = format!("{name}.{}", if old { old_name } else { new_name });
-            Linear::load_flat(source.weights, &name, channels, channels)
+            Linear::load_flat(loader.weights, &name, channels, channels)
         };
         Ok(Self {
-            norm: source.norm(&format!("{name}.group_norm"), channels)?,
+            norm: loader.norm(&format!("{name}.group_norm"), channels)?,
             q: projection("to_q", "query")?,
             k: projection("to_k", "key")?,
             v: projection("to_v", "value")?,
@@ -113,14 +113,14 @@ pub struct MidBlock {
 }
 
 impl MidBlock {
-    pub fn load(source: &Source, name: &str, channels: usize) -> Result<Self> {
+    pub fn load(loader: &LayerLoader, name: &str, channels: usize) -> Result<Self> {
         Ok(Self {
-            first: ResnetBlock::load(source, &format!("{name}.resnets.0"), channels, channels)?,
-            attention: match source.config.mid_block_add_attention {
-                true => Some(MidAttention::load(source, &format!("{name}.attentions.0"), channels)?),
+            first: ResnetBlock::load(loader, &format!("{name}.resnets.0"), channels, channels)?,
+            attention: match loader.config.mid_block_add_attention {
+                true => Some(MidAttention::load(loader, &format!("{name}.attentions.0"), channels)?),
                 false => None,
             },
-            second: ResnetBlock::load(source, &format!("{name}.resnets.1"), channels, channels)?,
+            second: ResnetBlock::load(loader, &format!("{name}.resnets.1"), channels, channels)?,
         })
     }
 
@@ -134,7 +134,7 @@ impl MidBlock {
     }
 }
 
-/// A resolution level: residual blocks, then a convolution of stride 2 (encoder), or one of the upsampled map (decoder).
+/// A resolution level: residual blocks, then a convolution of stride 2 (encoder) or after upsampling (decoder).
 pub struct Level {
     pub resnets: Vec<ResnetBlock>,
     pub resample: Option<Conv2d>,

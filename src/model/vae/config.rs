@@ -1,11 +1,11 @@
-//! The sizes of an autoencoder.
+//! The autoencoder's configuration.
 use crate::model::weights::files::{ModelFiles, Part};
 use crate::model::weights::sizes;
 use crate::system::error::{Error, Result};
 use serde::Deserialize;
 use std::path::Path;
 
-/// A pixel of a level is 2 wide in that before: with more of them than this a picture would be no pixel.
+/// Each level halves the resolution; with more levels than this, latents would have no pixels.
 const MOST_LEVELS: usize = 8;
 
 /// Sizes from the autoencoder's `config.json`.
@@ -14,7 +14,7 @@ pub struct VaeConfig {
     pub in_channels: usize,
     pub out_channels: usize,
     pub latent_channels: usize,
-    /// One a resolution level; each level after the first halves height and width.
+    /// Channels of each resolution level; each level after the first halves height and width.
     pub block_out_channels: Vec<usize>,
     pub layers_per_block: usize,
     pub norm_num_groups: usize,
@@ -82,7 +82,7 @@ impl VaeConfig {
         }
     }
 
-    /// Pixels a latent in height and in width.
+    /// Pixels per latent, horizontally and vertically.
     pub fn pixels_per_latent(&self) -> usize {
         1 << (self.block_out_channels.len() - 1)
     }

@@ -1,11 +1,11 @@
-//! From latents to pictures.
-use super::blocks::{Level, MidBlock, ResnetBlock, Source};
+//! Latents to images.
+use super::blocks::{LayerLoader, Level, MidBlock, ResnetBlock};
 use crate::ops::conv2d::{Conv2d, Input, Stride};
 use crate::ops::group_norm::GroupNorm;
 use crate::system::error::Result;
 use candle_core::Tensor;
 
-/// diffusers' `Decoder`, with the convolution that older autoencoders have before it.
+/// diffusers' `Decoder`, preceded by older autoencoders' `post_quant_conv`.
 pub struct Decoder {
     quant: Option<Conv2d>,
     conv_in: Conv2d,
@@ -16,10 +16,10 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    pub fn load(source: &Source) -> Result<Self> {
-        let config = source.config;
+    pub fn load(loader: &LayerLoader) -> Result<Self> {
+        let config = loader.config;
         let latent = config.latent_channels;
-        let (first, last) = source.ends();
+        let (first, last) = loader.ends();
         let mut levels = Vec::new();
         let mut input = last;
         let count = config.block_out_channels.len();
@@ -27,13 +27,13 @@ impl Decoder {
             let name = format!("decoder.up_blocks.{index}");
             let resnet = |layer: usize| {
                 let from = if layer == 0 { input } else { output };
-                ResnetBlock::load(source, &format!("{name}.resnets.{layer}"), from, output)
+                ResnetBlock::load(loader, &format!("{name}.resnets.{layer}"), from, output)
             };
             let up = format!("{name}.upsamplers.0.conv");
             levels.push(Level {
                 resnets: (0..=config.layers_per_block).map(resnet).collect::<Result<_>>()?,
                 resample: match index + 1 < count {
-                    true => Some(source.conv(&up, output, output, 3, Stride::One)?),
+                    true => Some(loader.conv(&up, output, output, 3, Stride::One)?),
                     false => None,
                 },
             });
@@ -41,14 +41,14 @@ impl Decoder {
         }
         Ok(Self {
             quant: match config.use_post_quant_conv {
-                true => Some(source.conv("post_quant_conv", latent, latent, 1, Stride::One)?),
+                true => Some(loader.conv("post_quant_conv", latent, latent, 1, Stride::One)?),
                 false => None,
             },
-            conv_in: source.conv("decoder.conv_in", latent, last, 3, Stride::One)?,
-            mid: MidBlock::load(source, "decoder.mid_block", last)?,
+            conv_in: loader.conv("decoder.conv_in", latent, last, 3, Stride::One)?,
+            mid: MidBlock::load(loader, "decoder.mid_block", last)?,
             levels,
-            norm_out: source.norm("decoder.conv_norm_out", first)?,
-            conv_out: source.conv("decoder.conv_out", first, config.out_channels, 3, Stride::One)?,
+            norm_out: loader.norm("decoder.conv_norm_out", first)?,
+            conv_out: loader.conv("decoder.conv_out", first, config.out_channels, 3, Stride::One)?,
         })
     }
 

@@ -1,11 +1,11 @@
-//! From pictures to latents.
-use super::blocks::{Level, MidBlock, ResnetBlock, Source};
+//! Images to latents.
+use super::blocks::{LayerLoader, Level, MidBlock, ResnetBlock};
 use crate::ops::conv2d::{Conv2d, Input, Stride};
 use crate::ops::group_norm::GroupNorm;
 use crate::system::error::Result;
 use candle_core::Tensor;
 
-/// diffusers' `Encoder`, with the convolution that older autoencoders have after it.
+/// diffusers' `Encoder`, followed by older autoencoders' `quant_conv`.
 pub struct Encoder {
     conv_in: Conv2d,
     levels: Vec<Level>,
@@ -16,23 +16,23 @@ pub struct Encoder {
 }
 
 impl Encoder {
-    pub fn load(source: &Source) -> Result<Self> {
-        let config = source.config;
+    pub fn load(loader: &LayerLoader) -> Result<Self> {
+        let config = loader.config;
         let channels = &config.block_out_channels;
-        let (first, last) = source.ends();
+        let (first, last) = loader.ends();
         let mut levels = Vec::new();
         let mut input = first;
         for (index, &output) in channels.iter().enumerate() {
             let name = format!("encoder.down_blocks.{index}");
             let resnet = |layer: usize| {
                 let from = if layer == 0 { input } else { output };
-                ResnetBlock::load(source, &format!("{name}.resnets.{layer}"), from, output)
+                ResnetBlock::load(loader, &format!("{name}.resnets.{layer}"), from, output)
             };
             let down = format!("{name}.downsamplers.0.conv");
             levels.push(Level {
                 resnets: (0..config.layers_per_block).map(resnet).collect::<Result<_>>()?,
                 resample: match index + 1 < channels.len() {
-                    true => Some(source.conv(&down, output, output, 3, Stride::Two)?),
+                    true => Some(loader.conv(&down, output, output, 3, Stride::Two)?),
                     false => None,
                 },
             });
@@ -40,19 +40,19 @@ impl Encoder {
         }
         let moments = 2 * config.latent_channels;
         Ok(Self {
-            conv_in: source.conv("encoder.conv_in", config.in_channels, first, 3, Stride::One)?,
+            conv_in: loader.conv("encoder.conv_in", config.in_channels, first, 3, Stride::One)?,
             levels,
-            mid: MidBlock::load(source, "encoder.mid_block", last)?,
-            norm_out: source.norm("encoder.conv_norm_out", last)?,
-            conv_out: source.conv("encoder.conv_out", last, moments, 3, Stride::One)?,
+            mid: MidBlock::load(loader, "encoder.mid_block", last)?,
+            norm_out: loader.norm("encoder.conv_norm_out", last)?,
+            conv_out: loader.conv("encoder.conv_out", last, moments, 3, Stride::One)?,
             quant: match config.use_quant_conv {
-                true => Some(source.conv("quant_conv", moments, moments, 1, Stride::One)?),
+                true => Some(loader.conv("quant_conv", moments, moments, 1, Stride::One)?),
                 false => None,
             },
         })
     }
 
-    /// Mean and log-variance of the posterior, one after the other along the channels.
+    /// Mean and log-variance of the posterior, concatenated along the channels.
     pub fn forward(&self, image: &Tensor) -> Result<Tensor> {
         let mut x = self.conv_in.forward(image)?;
         for level in &self.levels {

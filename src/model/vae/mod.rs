@@ -1,4 +1,4 @@
-//! The autoencoder between pictures and latents (diffusers: `AutoencoderKL`). No gradient passes it.
+//! The autoencoder between images and latents (diffusers: `AutoencoderKL`); not differentiable.
 mod blocks;
 mod config;
 mod decoder;
@@ -8,16 +8,16 @@ use crate::model::weights::files::{ModelFiles, Part};
 use crate::ops::conv2d::unfolding_on_gpu;
 use crate::system::device::upload;
 use crate::system::error::{Error, Result};
-use blocks::Source;
+use blocks::LayerLoader;
 use candle_core::{DType, Device, Tensor};
 pub use config::VaeConfig;
 use decoder::Decoder;
 use encoder::Encoder;
 
-/// Pixels of images that are encoded or decoded at a time, or one image's: a batch takes no more memory than that.
+/// Pixels encoded or decoded at a time (at least one image), so that batches need no more memory.
 const PIXELS_AT_ONCE: usize = 1 << 20;
 
-/// The autoencoder; it computes in f32 on every device, as its decoder leaves the range of f16.
+/// The autoencoder. It computes in f32 on every device, since the decoder overflows f16.
 pub struct Vae {
     encoder: Option<Encoder>,
     decoder: Option<Decoder>,
@@ -29,23 +29,23 @@ impl Vae {
     pub fn load(files: &ModelFiles, device: &Device) -> Result<Self> {
         let config = VaeConfig::open(files)?;
         let weights = files.weights(Part::Vae, DType::F32, device)?;
-        let source = Source { weights: &weights, config: &config };
-        let (encoder, decoder) = (Some(Encoder::load(&source)?), Some(Decoder::load(&source)?));
+        let loader = LayerLoader { weights: &weights, config: &config };
+        let (encoder, decoder) = (Some(Encoder::load(&loader)?), Some(Decoder::load(&loader)?));
         weights.finish()?;
         Ok(Self { encoder, decoder, config, is_on_gpu: !device.is_cpu() })
     }
 
-    /// The sizes alone: [`Self::encode`] and [`Self::decode`] fail.
+    /// Loads only the sizes: [`Self::encode`] and [`Self::decode`] fail.
     pub fn without_weights(files: &ModelFiles) -> Result<Self> {
         Ok(Self { encoder: None, decoder: None, config: VaeConfig::open(files)?, is_on_gpu: false })
     }
 
-    /// Drops the encoder: [`Self::encode`] fails from now on.
+    /// Frees the encoder: [`Self::encode`] fails afterwards.
     pub fn without_encoder(self) -> Self {
         Self { encoder: None, ..self }
     }
 
-    /// Drops the decoder: [`Self::decode`] fails from now on.
+    /// Frees the decoder: [`Self::decode`] fails afterwards.
     pub fn without_decoder(self) -> Self {
         Self { decoder: None, ..self }
     }
@@ -54,10 +54,10 @@ impl Vae {
         &self.config
     }
 
-    /// Latents of images: the posterior's mean, shifted and scaled as the MM-DiT wants it.
+    /// Encodes images to the posterior's mean, shifted and scaled for the MM-DiT.
     ///
-    /// `[batch, 3, height, width]` in [−1, 1] to `[batch, latent, height/8, width/8]`, f32. Height and width must be
-    /// multiples of [`VaeConfig::pixels_per_latent`].
+    /// Maps `[batch, 3, height, width]` in [−1, 1] to `[batch, latent, height/8, width/8]`, f32. Height and width must
+    /// be multiples of [`VaeConfig::pixels_per_latent`].
     pub fn encode(&self, images: &Tensor) -> Result<Tensor> {
         let (_, channels, height, width) = images.dims4()?;
         let multiple = self.config.pixels_per_latent();
@@ -75,7 +75,7 @@ impl Vae {
         Ok(mean.affine(1.0, -self.shift())?.affine(self.config.scaling_factor, 0.0)?)
     }
 
-    /// Images of latents: the reverse of [`Self::encode`], without a limit to [−1, 1].
+    /// Decodes latents to images, the inverse of [`Self::encode`], without clamping to [−1, 1].
     pub fn decode(&self, latents: &Tensor) -> Result<Tensor> {
         let decoder = self.decoder.as_ref().ok_or_else(not_loaded)?;
         let (_, _, height, width) = latents.dims4()?;
@@ -84,8 +84,8 @@ impl Vae {
         in_parts(&latents, pixels, |latents| decoder.forward(latents))
     }
 
-    /// Bytes that encoding one square image of `side` pixels takes for a moment: a residual block of the first level holds
-    /// its input, to which it adds, and the map between its convolutions; none where there is no encoder.
+    /// Peak bytes while encoding one square image of `side` pixels: a residual block of the first level holds its
+    /// input, which it adds to, and the activation between its convolutions. 0 without an encoder.
     pub fn encoding_bytes(&self, side: usize) -> u64 {
         let Some(channels) = self.config.block_out_channels.first().filter(|_| self.encoder.is_some()) else {
             return 0;
@@ -103,7 +103,7 @@ fn not_loaded() -> Error {
     Error::Failed("the autoencoder is not loaded".into())
 }
 
-/// Runs a network on the images of a batch, as many at a time as [`PIXELS_AT_ONCE`] says.
+/// Runs a network on a batch, as many images at a time as [`PIXELS_AT_ONCE`] allows.
 fn in_parts(batch: &Tensor, pixels: usize, network: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
     let (images, at_once) = (batch.dim(0)?, (PIXELS_AT_ONCE / pixels.max(1)).max(1));
     if images <= at_once {
@@ -113,7 +113,7 @@ fn in_parts(batch: &Tensor, pixels: usize, network: impl Fn(&Tensor) -> Result<T
     Ok(Tensor::cat(&(0..images).step_by(at_once).map(part).collect::<Result<Vec<_>>>()?, 0)?)
 }
 
-/// A square of RGB pixels, `[side, side, 3]`, as the autoencoder takes it: `[3, side, side]` in [−1, 1].
+/// Square RGB pixels `[side, side, 3]` as the autoencoder's input `[3, side, side]` in [−1, 1].
 pub fn from_rgb8(pixels: &[u8], side: usize, device: &Device) -> candle_core::Result<Tensor> {
     let pixels = upload(pixels, (side, side, 3), device)?;
     pixels.permute((2, 0, 1))?.to_dtype(DType::F32)?.affine(2.0 / 255.0, -1.0)

@@ -2,9 +2,11 @@
 //!
 //! Reading is strict: a missing, superfluous or misshapen tensor is an error that names file, tensor and shapes, as is a
 //! number that is not finite.
+pub mod bounds;
 pub mod files;
 pub mod fingerprint;
 mod finite;
+pub mod required_files;
 pub mod shard_index;
 pub mod sizes;
 
@@ -15,6 +17,7 @@ use crate::system::guard::guarded;
 use crate::system::limits;
 use crate::system::paths::is_file;
 use crate::system::patience::{self, Patient, patiently};
+use crate::system::platform::read_exact_at;
 use crate::system::tensor_file;
 pub use crate::system::tensor_file::{Header, header};
 use candle_core::{DType, Device, Shape, Tensor};
@@ -22,7 +25,6 @@ use safetensors::Dtype;
 use safetensors::tensor::{TensorInfo, TensorView};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -60,7 +62,7 @@ impl Shard {
         // A part at a time, which is looked at while the processor still has it at hand.
         for (index, part) in data.chunks_mut(PART).enumerate() {
             let first = index * PART;
-            let read = patiently(|| self.file.read_exact_at(part, start + first as u64));
+            let read = patiently(|| read_exact_at(&self.file, part, start + first as u64));
             read.map_err(|e| failed(e.to_string()))?;
             if let Some((place, value)) = first_not_finite(part, info.dtype, kept.unwrap_or(DType::F64)) {
                 let place = first * 8 / info.dtype.bitsize() + place;

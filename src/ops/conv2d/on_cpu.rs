@@ -4,8 +4,8 @@
 //! the result does not depend on the number of threads.
 use super::Conv2d;
 use super::im2col::{Im2col, Scratch};
-use crate::ops::function::Values;
 use crate::ops::group_norm::Affine;
+use crate::ops::kernels::memory::Values;
 use candle_core::{CpuStorage, InplaceOp2, Layout, Result, bail};
 use rayon::prelude::*;
 

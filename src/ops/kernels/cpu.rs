@@ -1,6 +1,7 @@
 //! What the CPU paths share: matrix products on strided views, vector loops, and work cut the same way whatever the
 //! number of threads, so that results do not depend on it.
 pub(crate) use crate::system::vectors::vectorised;
+use rayon::prelude::*;
 use std::mem::MaybeUninit;
 
 /// A read-only matrix over a slice: element (i, j) at `i * rows + j * cols`.
@@ -19,6 +20,11 @@ impl<'a> View<'a> {
 
     pub fn transposed(self) -> Self {
         Self { data: self.data, row_stride: self.column_stride, column_stride: self.row_stride }
+    }
+
+    /// The rows from `row` on.
+    pub fn from_row(self, row: usize) -> Self {
+        Self { data: &self.data[row * self.row_stride..], ..self }
     }
 
     /// Whether a matrix of this size lies in the slice.
@@ -45,6 +51,7 @@ pub enum Start<'a> {
 }
 
 /// `out = start + scale · a·b`, with `a` `[m, k]`, `b` `[k, n]` and `out` `[m, n]` in rows of `out_stride`.
+#[derive(Clone, Copy)]
 pub struct Product<'a> {
     pub shape: (usize, usize, usize),
     pub a: View<'a>,
@@ -54,7 +61,89 @@ pub struct Product<'a> {
     pub threads: Threads,
 }
 
+/// Blocks of rows that one product is formed for, each with its own part of the left matrix and of the output.
+#[derive(Clone, Copy, Debug)]
+pub struct Windows {
+    pub count: usize,
+    /// Rows of a block.
+    pub rows: usize,
+    /// Values from block to block of the left matrix.
+    pub a: usize,
+    /// Values from block to block of the output.
+    pub out: usize,
+}
+
+/// Memory of an output.
+#[derive(Clone, Copy)]
+struct Memory(*mut f32);
+
+// SAFETY: every task writes a block of its own.
+unsafe impl Sync for Memory {}
+
+impl Memory {
+    fn from(self, start: usize) -> *mut f32 {
+        self.0.wrapping_add(start)
+    }
+}
+
 impl Product<'_> {
+    /// Writes the product of every block of rows to memory that may hold anything, rows `out_stride` apart. It must not
+    /// begin with what the output holds.
+    pub fn fill(self, windows: Windows, out: &mut [MaybeUninit<f32>], out_stride: usize) {
+        assert!(!matches!(self.start, Start::Output));
+        // SAFETY: it reads nothing of the output.
+        unsafe { self.add(windows, out, out_stride) }
+    }
+
+    /// Writes the product of every block of rows to `out`, rows `out_stride` apart.
+    pub fn into_windows(self, windows: Windows, out: &mut [f32], out_stride: usize) {
+        // SAFETY: f32 as memory that may hold anything, into which f32 are written.
+        let out = unsafe { &mut *(out as *mut [f32] as *mut [MaybeUninit<f32>]) };
+        // SAFETY: all of it is set.
+        unsafe { self.add(windows, out, out_stride) }
+    }
+
+    /// The product of every block of rows, one after the other, in rows of `n`.
+    pub fn windows(self, windows: Windows) -> Vec<f32> {
+        let length = windows.count * windows.rows * self.shape.2;
+        let (mut out, n) = (Vec::with_capacity(length), self.shape.2);
+        self.fill(Windows { out: windows.rows * n, ..windows }, &mut out.spare_capacity_mut()[..length], n);
+        // SAFETY: the blocks are all of it.
+        unsafe { out.set_len(length) };
+        out
+    }
+
+    /// # Safety
+    /// Where the product begins with what the output holds, the blocks' rows of `out` are set.
+    pub unsafe fn add(self, windows: Windows, out: &mut [MaybeUninit<f32>], out_stride: usize) {
+        let (_, k, n) = self.shape;
+        let Windows { count, rows, a, out: out_step } = windows;
+        if count == 0 || rows == 0 || n == 0 {
+            return;
+        }
+        assert!(n <= out_stride && (count - 1) * out_step + (rows - 1) * out_stride + n <= out.len());
+        assert!(count == 1 || rows * out_stride <= out_step);
+        let memory = Memory(out.as_mut_ptr().cast());
+        let threads = if count >= rayon::current_num_threads() { Threads::One } else { self.threads };
+        let block = |index: usize| {
+            let a = View { data: &self.a.data[index * a..], ..self.a };
+            let product = Product { shape: (rows, k, n), a, threads, ..self };
+            // SAFETY: the assertions keep every block's rows in the output, each apart from the others.
+            unsafe { product.write(memory.from(index * out_step), out_stride) }
+        };
+        match (count, self.threads) {
+            (1, _) | (_, Threads::One) => {
+                for index in 0..count {
+                    let product =
+                        Product { shape: (rows, k, n), a: View { data: &self.a.data[index * a..], ..self.a }, ..self };
+                    // SAFETY: as above.
+                    unsafe { product.write(memory.from(index * out_step), out_stride) }
+                }
+            }
+            _ => (0..count).into_par_iter().with_max_len(1).for_each(block),
+        }
+    }
+
     /// Writes the product to `out`, whose rows are `out_stride` apart.
     pub fn into(self, out: &mut [f32], out_stride: usize) {
         let (m, _, n) = self.shape;

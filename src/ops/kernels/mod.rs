@@ -4,6 +4,7 @@ pub(super) mod amx;
 #[cfg_attr(not(target_arch = "x86_64"), path = "not_available.rs")]
 pub(super) mod avx512;
 pub(super) mod cpu;
+pub(crate) mod memory;
 pub(super) mod panel;
 pub mod pool;
 pub(super) mod winograd;

@@ -1,27 +1,30 @@
-//! The segments of a JPEG file before and between its scans.
-use super::MAX_PIXELS;
-use super::entropy::Huffman;
+//! The marker segments of a JPEG file.
+use super::huffman::Huffman;
 
-/// Natural position of the coefficient at each place of the zigzag order.
+/// Larger pictures are left to the crate `image` and its limits; Pillow warns from this size on. Decoding takes up to
+/// 12 bytes a pixel.
+const MAX_PIXELS: usize = 89_478_485;
+
+/// Natural index of each zigzag index.
 pub const ZIGZAG: [u8; 64] = [
     0, 1, 8, 16, 9, 2, 3, 10, 17, 24, 32, 25, 18, 11, 4, 5, 12, 19, 26, 33, 40, 48, 41, 34, 27, 20, 13, 6, 7, 14, 21,
     28, 35, 42, 49, 56, 57, 50, 43, 36, 29, 22, 15, 23, 30, 37, 44, 51, 58, 59, 52, 45, 38, 31, 39, 46, 53, 60, 61, 54,
     47, 55, 62, 63,
 ];
 
-/// Walks from marker to marker.
-pub struct Reader<'a> {
+/// Iterates over markers.
+pub struct SegmentReader<'a> {
     bytes: &'a [u8],
     position: usize,
 }
 
-impl<'a> Reader<'a> {
-    /// `None` unless the bytes start as a JPEG does.
+impl<'a> SegmentReader<'a> {
+    /// `None` if the start-of-image marker is missing.
     pub fn start(bytes: &'a [u8]) -> Option<Self> {
         bytes.starts_with(&[0xff, 0xd8]).then_some(Self { bytes, position: 2 })
     }
 
-    /// The next marker's code, which may stand after fill bytes.
+    /// The next marker's code; fill bytes before it are skipped.
     pub fn marker(&mut self) -> Option<u8> {
         if self.byte()? != 0xff {
             return None;
@@ -34,7 +37,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// What the segment at hand holds after its length.
+    /// The current segment's payload, without its length.
     pub fn segment(&mut self) -> Option<&'a [u8]> {
         let length = usize::from(big_endian(self.bytes, self.position)?);
         let segment = self.bytes.get(self.position + 2..self.position + length)?;
@@ -61,17 +64,17 @@ pub fn big_endian(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_be_bytes([*bytes.get(at)?, *bytes.get(at + 1)?]))
 }
 
-/// A colour channel: how densely it is sampled, and its coefficients.
+/// A colour component: its sampling factors and coefficients.
 pub struct Component {
     pub id: u8,
-    /// Samples across and down for each of the frame's smallest units.
+    /// Sampling factors: samples across and down in each minimum coded unit (MCU).
     pub horizontal: usize,
     pub vertical: usize,
     pub quantisation: usize,
-    /// Samples across and down that carry picture.
+    /// Size in samples, without padding.
     pub width: usize,
     pub height: usize,
-    /// Blocks across, those included that only fill up the last units.
+    /// Blocks in a row, padding included.
     pub blocks_across: usize,
     /// 64 coefficients a block, in natural order.
     pub coefficients: Vec<[i16; 64]>,
@@ -81,15 +84,15 @@ pub struct Frame {
     pub width: usize,
     pub height: usize,
     pub progressive: bool,
-    /// The greatest sampling factors of all components.
+    /// Greatest sampling factors of all components.
     pub horizontal: usize,
     pub vertical: usize,
     pub components: Vec<Component>,
 }
 
 impl Frame {
-    /// Reads a frame's header, which `length` bytes follow. `None` unless it is a picture in 8 bits of one or three
-    /// components that so many bytes can hold.
+    /// Parses a frame header followed by `length` bytes. `None` unless it is a picture of 8 bits and one or three
+    /// components, small enough for `length` bytes.
     pub fn read(segment: &[u8], progressive: bool, length: usize) -> Option<Self> {
         let precision = *segment.first()?;
         let (height, width) = (usize::from(big_endian(segment, 1)?), usize::from(big_endian(segment, 3)?));
@@ -105,7 +108,7 @@ impl Frame {
         let horizontal = entries().map(|entry| factors(entry).0).max()?;
         let vertical = entries().map(|entry| factors(entry).1).max()?;
         let units = (width.div_ceil(8 * horizontal), height.div_ceil(8 * vertical));
-        // A block takes a bit or more.
+        // A block takes at least one bit.
         let blocks: usize = entries().map(factors).map(|(across, down)| units.0 * across * units.1 * down).sum();
         if blocks > 8 * length {
             return None;
@@ -129,7 +132,7 @@ impl Frame {
     }
 }
 
-/// What segments define for the scans that follow.
+/// Tables that apply to the following scans.
 #[derive(Default)]
 pub struct Tables {
     /// In natural order.

@@ -1,13 +1,13 @@
-//! The slow, exact inverse transform of libjpeg (`jidctint.c`): columns with 2 extra bits, then rows.
+//! The accurate integer inverse DCT of libjpeg (`jidctint.c`): columns with 2 extra bits, then rows.
 //!
-//! Sums of coefficients that no encoder writes wrap around.
+//! Arithmetic wraps; encoders never write coefficients that large.
 use std::array::from_fn;
 use std::num::Wrapping;
 
-/// Blocks that are transformed side by side.
+/// Blocks transformed side by side.
 pub const LANES: usize = 16;
 
-/// From the coefficients of up to [`LANES`] blocks to their samples: `[8 · row + column, block]`.
+/// Dequantises and transforms up to [`LANES`] blocks: `[8 · row + column, block]`.
 #[inline(always)]
 pub fn inverse_dct(blocks: &[[i16; 64]], quantisation: &[u16; 64]) -> [[u8; LANES]; 64] {
     let mut values = [[Wrapping(0i32); LANES]; 64];
@@ -25,14 +25,14 @@ pub fn inverse_dct(blocks: &[[i16; 64]], quantisation: &[u16; 64]) -> [[u8; LANE
     let mut samples = [[0; LANES]; 64];
     for (samples, values) in samples.iter_mut().zip(&values) {
         for (sample, value) in samples.iter_mut().zip(values) {
-            // A sample is coded as its difference from 128.
+            // Samples are coded as differences from 128.
             *sample = (value.0.clamp(-128, 127) + 128) as u8;
         }
     }
     samples
 }
 
-/// Transforms the values at 8 places in all lanes, and cuts `bits` off.
+/// Transforms the values at 8 `places` in all lanes, and drops `bits` fractional bits.
 #[inline(always)]
 #[allow(clippy::needless_range_loop)] // the same lane of 8 rows
 fn transform(values: &mut [[Wrapping<i32>; LANES]; 64], places: [usize; 8], bits: usize) {
@@ -44,7 +44,7 @@ fn transform(values: &mut [[Wrapping<i32>; LANES]; 64], places: [usize; 8], bits
     }
 }
 
-/// One-dimensional inverse transform of 8 values, times 2¹³ (Loeffler, Ligtenberg and Moschytz).
+/// One-dimensional inverse DCT of 8 values, scaled by 2¹³ (Loeffler, Ligtenberg and Moschytz).
 #[inline(always)]
 fn butterfly(input: [Wrapping<i32>; 8]) -> [Wrapping<i32>; 8] {
     let shared = (input[2] + input[6]) * Wrapping(4433);

@@ -1,27 +1,25 @@
-//! JPEG to RGB, to the bit as libjpeg-turbo decodes it, which Pillow and with it the PyTorch libraries use.
+//! JPEG to RGB, bit-exact with libjpeg-turbo, the decoder of Pillow and so of PyTorch data pipelines.
 //!
-//! Pure Rust decoders differ from it by up to 3 of 255 in one value of a hundred (another inverse DCT); through the
-//! autoencoder that is 3·10⁻³ of a latent. Huffman-coded baseline and progressive files of 8 bits in grey, YCbCr or
-//! RGB are decoded here, anything else is left to the crate `image`.
+//! Pure Rust decoders use another inverse DCT and differ by up to 3 of 255 in one value of a hundred, which changes
+//! latents by 3·10⁻³. Huffman-coded 8-bit baseline and progressive files in grey, YCbCr or RGB are decoded here, all
+//! others by the crate `image`.
 mod entropy;
 mod header;
+mod huffman;
 mod inverse_dct;
 mod pixels;
 
 use entropy::Scan;
-use header::{Frame, Reader, Tables};
+use header::{Frame, SegmentReader, Tables};
 use image::RgbImage;
 
-/// Pictures of more pixels are left to the crate `image` and its limits (Pillow warns from here on). Decoding takes
-/// up to 12 bytes a pixel.
-const MAX_PIXELS: usize = 89_478_485;
-/// Files of more scans are made to keep decoders busy; encoders write about ten.
+/// Encoders write about ten scans; files with more than this are made to exhaust decoders.
 const MAX_SCANS: usize = 500;
 
-/// A JPEG's pixels; `None` for a kind or a damage that another decoder may know what to do with. Memory is bounded by
-/// the length of the file, whatever size its header claims.
+/// Decodes a JPEG; `None` for files to be tried with another decoder, of another kind or damaged. Memory is bounded by
+/// the length of the file, not by the size in its header.
 pub fn decode(bytes: &[u8]) -> Option<RgbImage> {
-    let mut reader = Reader::start(bytes)?;
+    let mut reader = SegmentReader::start(bytes)?;
     let mut tables = Tables::default();
     let mut frame: Option<Frame> = None;
     let mut scans = 0;
@@ -44,7 +42,7 @@ pub fn decode(bytes: &[u8]) -> Option<RgbImage> {
             0xd9 => break,
             0xee => tables.read_adobe(reader.segment()?),
             0xe0 => tables.read_jfif(reader.segment()?),
-            // Application data and comments; not the other kinds of frame, nor arithmetic coding.
+            // Application data and comments; other frame types and arithmetic coding are refused.
             0xe1..=0xed | 0xef | 0xfe => drop(reader.segment()?),
             _ => return None,
         }

@@ -1,15 +1,15 @@
-//! From a JPEG's coefficients to pixels, in the integer arithmetic of libjpeg-turbo (`jdsample.c`, `jdcolor.c`).
+//! JPEG coefficients to pixels, in the integer arithmetic of libjpeg-turbo (`jdsample.c`, `jdcolor.c`).
 use super::header::{Component, Frame, Tables};
 use super::inverse_dct::{LANES, inverse_dct};
 use crate::system::vectors::vectorised;
 use image::RgbImage;
 
-/// The picture of all the coefficients; `None` where a quantisation table is missing or channels do not fit together.
+/// The decoded picture; `None` if a quantisation table is missing or components do not match.
 pub fn picture(frame: &Frame, tables: &Tables) -> Option<RgbImage> {
     vectorised!(every_row(frame, tables))
 }
 
-/// [`picture`] for one width of vectors.
+/// [`picture`], compiled for each vector width.
 #[inline(always)]
 fn every_row(frame: &Frame, tables: &Tables) -> Option<RgbImage> {
     let mut channels = Vec::with_capacity(frame.components.len());
@@ -66,24 +66,24 @@ fn rgb([y, blue, red]: [u8; 3]) -> [u8; 3] {
     ]
 }
 
-/// How many of the frame's pixels lie across and down one of the component's; `None` unless whole numbers.
+/// Upsampling factors of a component, horizontal and vertical; `None` unless whole numbers.
 fn factors(component: &Component, frame: &Frame) -> Option<(usize, usize)> {
     let divide = |most: usize, factor: usize| most.is_multiple_of(factor).then_some(most / factor);
     Some((divide(frame.horizontal, component.horizontal)?, divide(frame.vertical, component.vertical)?))
 }
 
-/// A component's samples, rows of whole blocks.
+/// A component's samples in rows of whole blocks.
 struct Plane {
-    /// Samples that carry picture.
+    /// Size without padding.
     width: usize,
     height: usize,
-    /// Samples a row, those included that only fill up blocks.
+    /// Samples in a row, padding included.
     stride: usize,
     samples: Vec<u8>,
 }
 
 impl Plane {
-    /// The inverse transforms of all blocks.
+    /// Inverse DCT of all blocks.
     #[inline(always)]
     fn new(component: &Component, quantisation: &[u16; 64]) -> Self {
         let stride = component.blocks_across * 8;
@@ -110,24 +110,24 @@ impl Plane {
     }
 }
 
-/// A component that is enlarged to the frame's size row by row.
+/// A component upsampled to the frame's size, row by row.
 struct Channel {
     plane: Plane,
-    /// How many of the frame's pixels lie across and down a sample.
+    /// Upsampling factors, horizontal and vertical.
     factors: (usize, usize),
-    /// Weighted sums of a column's samples, with the first and the last twice.
+    /// Weighted column sums, with the first and last repeated at the ends.
     sums: Vec<u32>,
-    /// The row last made, with room for one more pixel.
+    /// The current output row, with room for one more pixel.
     line: Vec<u8>,
 }
 
 impl Channel {
-    /// Makes `row` of the frame: the smooth enlargement of libjpeg by 2, else repetition.
+    /// Computes output row `row`: libjpeg's "fancy" (triangle filter) upsampling by 2, otherwise replication.
     #[inline(always)]
     fn enlarge(&mut self, row: usize) {
         let Self { plane, factors, sums, line } = self;
         let (source, sums_inside) = (plane.row(row / factors.1), 1..=plane.width);
-        // The other of the two rows that an enlarged row lies between.
+        // The second nearest source row.
         let other = plane.row(if row.is_multiple_of(2) { (row / 2).saturating_sub(1) } else { row / 2 + 1 });
         let smooth = plane.width > 2;
         match *factors {
@@ -158,7 +158,7 @@ impl Channel {
     }
 }
 
-/// Three parts of the nearer row and one of the other.
+/// ¾ of the nearer row and ¼ of the farther, times 4.
 #[inline(always)]
 fn column_sums(sums: &mut [u32], near: &[u8], far: &[u8]) {
     for ((sum, &near), &far) in sums.iter_mut().zip(near).zip(far) {
@@ -166,8 +166,8 @@ fn column_sums(sums: &mut [u32], near: &[u8], far: &[u8]) {
     }
 }
 
-/// Doubles a row: each pixel is three parts of the nearer value and one of the next. `left` and `right` are added
-/// before `shift` for rounding, in turns up and down so that no bias remains. `sums` has room for its ends doubled.
+/// Doubles a row with the triangle filter: ¾ of the nearer value and ¼ of the next. The biases `left` and `right`
+/// alternate, so that rounding by `shift` is unbiased. `sums` has room for repeated ends.
 #[inline(always)]
 fn widen(sums: &mut [u32], line: &mut [u8], left: u32, right: u32, shift: u32) {
     let last = sums.len() - 1;

@@ -1,5 +1,7 @@
 //! One block of the MM-DiT (diffusers' `JointTransformerBlock`).
 use super::config::MmDitConfig;
+use crate::autograd::Variable;
+use crate::model::families::block as families;
 use crate::model::families::joint::{JointInputs, Probe, Streams};
 use crate::model::projection::Projection;
 use crate::model::text::tokenizer::CLIP_TOKENS;
@@ -42,7 +44,6 @@ struct Qkv {
     v: Projection,
     norm_q: Option<Tensor>,
     norm_k: Option<Tensor>,
-    head_dim: usize,
 }
 
 struct FeedForward {
@@ -58,10 +59,15 @@ impl FeedForward {
         })
     }
 
-    /// `x` plus what the layers make of it, normed and modulated by shift, scale and gate.
-    fn forward(&self, x: &Tensor, [shift, scale, gate]: [&Tensor; 3]) -> TensorResult<Tensor> {
-        if let (Some(up), Some(down)) = (self.up.frozen(), self.down.frozen()) {
-            return ops::feed_forward(x, [shift, scale, gate], up, down);
+    /// `x` plus what the layers make of it, normed and modulated.
+    fn forward(&self, x: &Variable, [shift, scale, gate]: [&Variable; 3]) -> TensorResult<Variable> {
+        let is_constant = [shift, scale, gate].iter().all(|modulation| !modulation.needs_gradient());
+        if let (Some(up), Some(down)) = (self.up.frozen(), self.down.frozen())
+            && is_constant
+            && ops::has_kernels(x.tensor())
+        {
+            let modulation = ops::Modulation { shift: shift.tensor(), scale: scale.tensor(), gate: gate.tensor() };
+            return ops::feed_forward(x, modulation, up, down);
         }
         let normed = ops::layer_norm_modulate(x, shift, scale)?;
         ops::gated_residual(x, &self.down.forward(&ops::gelu(&self.up.forward(&normed)?)?)?, gate)
@@ -84,24 +90,46 @@ impl Qkv {
             v: projection(v)?,
             norm_q: norm(norm_q)?,
             norm_k: norm(norm_k)?,
-            head_dim: config.attention_head_dim,
         })
     }
 
-    /// RMS norm of every head on its own.
-    fn normed(&self, x: Tensor, weight: &Option<Tensor>) -> TensorResult<Tensor> {
+    /// Queries of one stream.
+    fn queries(&self, x: &Variable) -> TensorResult<Variable> {
+        normed(self.q.forward(x)?, &[(x, &self.norm_q)])
+    }
+
+    /// Keys of one stream.
+    fn keys(&self, x: &Variable) -> TensorResult<Variable> {
+        normed(self.k.forward(x)?, &[(x, &self.norm_k)])
+    }
+}
+
+/// RMS norm of every head of `x`, which is made of some streams one after the other, each with its weight.
+fn normed(x: Variable, streams: &[(&Variable, &Option<Tensor>)]) -> TensorResult<Variable> {
+    let mut weights = vec![];
+    for (stream, weight) in streams {
         let Some(weight) = weight else { return Ok(x) };
-        let (batch, tokens, width) = x.dims3()?;
-        let heads = x.reshape((batch, tokens, width / self.head_dim, self.head_dim))?;
-        ops::rms_norm(&heads, weight)?.reshape((batch, tokens, width))
+        weights.push((stream.dims3()?.1, weight.clone()));
+    }
+    ops::rms_norm(&x, weights)
+}
+
+impl JointAttention {
+    /// Queries of both streams, joined.
+    fn queries(&self, image: &Variable, text: &Variable) -> TensorResult<Variable> {
+        let joined = Projection::join(&[(image, &self.image.q), (text, &self.text.q)])?;
+        normed(joined, &[(image, &self.image.norm_q), (text, &self.text.norm_q)])
     }
 
-    fn queries(&self, x: &Tensor) -> TensorResult<Tensor> {
-        self.normed(self.q.forward(x)?, &self.norm_q)
+    /// Keys of both streams, joined.
+    fn keys(&self, image: &Variable, text: &Variable) -> TensorResult<Variable> {
+        let joined = Projection::join(&[(image, &self.image.k), (text, &self.text.k)])?;
+        normed(joined, &[(image, &self.image.norm_k), (text, &self.text.norm_k)])
     }
 
-    fn keys(&self, x: &Tensor) -> TensorResult<Tensor> {
-        self.normed(self.k.forward(x)?, &self.norm_k)
+    /// Values of both streams, joined.
+    fn values(&self, image: &Variable, text: &Variable) -> TensorResult<Variable> {
+        Projection::join(&[(image, &self.image.v), (text, &self.text.v)])
     }
 }
 
@@ -148,8 +176,27 @@ impl Block {
         })
     }
 
-    /// The layers that an adapter can sit on, by their name within the block.
-    pub fn projections(&mut self) -> Vec<(&'static str, &mut Projection)> {
+    /// AdaLN's modulation of both streams; `conditioning` is `silu` of the time and pooled text embedding.
+    fn modulations(&self, conditioning: &Tensor) -> TensorResult<(Modulation, Modulation)> {
+        let conditioning = Variable::constant(conditioning.clone());
+        let split = |projection: &Projection| {
+            let (width, outer) = projection.sizes();
+            let all = projection.forward(&conditioning)?;
+            let parts = (0..outer / width).map(|part| all.window(1, part * width..(part + 1) * width));
+            parts.collect::<TensorResult<Vec<_>>>()
+        };
+        let text = split(&self.norm1_context)?;
+        let text = match (self.context.is_some(), &text[..]) {
+            // diffusers' AdaLayerNormContinuous has scale before shift.
+            (false, [scale_msa, shift_msa]) => vec![shift_msa.clone(), scale_msa.clone()],
+            _ => text,
+        };
+        Ok((Modulation(split(&self.norm1)?), Modulation(text)))
+    }
+}
+
+impl families::Block for Block {
+    fn projections(&mut self) -> Vec<(&'static str, &mut Projection)> {
         let mut all: Vec<(&'static str, &mut Projection)> = vec![
             ("attn.to_q", &mut self.attention.image.q),
             ("attn.to_k", &mut self.attention.image.k),
@@ -177,86 +224,107 @@ impl Block {
         all
     }
 
-    /// Modulations of the image stream (6, or 9 with dual attention) and of the text stream (6; the last block's are
-    /// scale and shift), each `[batch, width]`; `conditioning` is `silu` of the time and pooled text embedding.
-    fn modulations(&self, conditioning: &Tensor) -> TensorResult<(Vec<Tensor>, Vec<Tensor>)> {
-        let split = |projection: &Projection| {
-            let (width, outer) = projection.sizes();
-            projection.forward(conditioning)?.chunk(outer / width, 1)
-        };
-        Ok((split(&self.norm1)?, split(&self.norm1_context)?))
-    }
-
-    fn normed_text(&self, text: &Tensor, modulation: &[Tensor]) -> TensorResult<Tensor> {
-        match self.context {
-            Some(_) => ops::layer_norm_modulate(text, &modulation[0], &modulation[1]),
-            // diffusers' AdaLayerNormContinuous has scale before shift.
-            None => ops::layer_norm_modulate(text, &modulation[1], &modulation[0]),
-        }
-    }
-
-    /// Queries and keys of the joint attention alone: all that segmentation needs of the expert block.
-    pub fn probe(&self, streams: &Streams, conditioning: &Tensor) -> TensorResult<Probe> {
+    fn probe(&self, streams: &Streams, conditioning: &Tensor) -> TensorResult<Probe> {
         let (for_image, for_text) = self.modulations(conditioning)?;
-        let image = ops::layer_norm_modulate(&streams.image, &for_image[0], &for_image[1])?;
-        let text = self.normed_text(&streams.text, &for_text)?;
-        let attention = &self.attention;
+        let image = ops::layer_norm_modulate(&streams.image, for_image.shift_msa(), for_image.scale_msa())?;
+        let text = ops::layer_norm_modulate(&streams.text, for_text.shift_msa(), for_text.scale_msa())?;
         Ok(Probe {
-            queries: attention.image.queries(&image)?,
-            keys: Tensor::cat(&[attention.image.keys(&image)?, attention.text.keys(&text)?], 1)?,
+            queries: self.attention.image.queries(&image)?,
+            keys: self.attention.keys(&image, &text)?,
             last_key_count: streams.last_text_count,
             words: CLIP_TOKENS,
         })
     }
 
-    /// The block's output, and what its joint attention came from. The last block leaves the text stream as it was.
-    pub fn forward(&self, streams: &Streams, conditioning: &Tensor) -> TensorResult<(Streams, Probe)> {
-        let (out, inputs) = self.forward_with(streams, conditioning, JointInputs::attend)?;
-        Ok((out, inputs.probe()))
-    }
-
-    /// The same with another joint attention: `attend` returns what [`JointInputs::attend`] would.
-    pub fn forward_with(
+    /// The last block leaves the text stream as it was.
+    fn forward_with(
         &self,
         streams: &Streams,
         conditioning: &Tensor,
-        attend: impl FnOnce(&JointInputs) -> TensorResult<Tensor>,
+        attend: &mut dyn FnMut(&JointInputs) -> TensorResult<Variable>,
     ) -> TensorResult<(Streams, JointInputs)> {
         let (for_image, for_text) = self.modulations(conditioning)?;
-        let tokens = streams.image.dim(1)?;
-        let image = ops::layer_norm_modulate(&streams.image, &for_image[0], &for_image[1])?;
-        let text = self.normed_text(&streams.text, &for_text)?;
-        let attention = &self.attention;
+        let (_, tokens, _) = streams.image.dims3()?;
+        let image = ops::layer_norm_modulate(&streams.image, for_image.shift_msa(), for_image.scale_msa())?;
+        let text = ops::layer_norm_modulate(&streams.text, for_text.shift_msa(), for_text.scale_msa())?;
         let inputs = JointInputs {
-            image_queries: attention.image.queries(&image)?,
-            text_queries: self.context.as_ref().map(|_| attention.text.queries(&text)).transpose()?,
-            keys: Tensor::cat(&[attention.image.keys(&image)?, attention.text.keys(&text)?], 1)?,
-            values: Tensor::cat(&[attention.image.v.forward(&image)?, attention.text.v.forward(&text)?], 1)?,
+            queries: match &self.context {
+                Some(_) => self.attention.queries(&image, &text)?,
+                None => self.attention.image.queries(&image)?,
+            },
+            keys: self.attention.keys(&image, &text)?,
+            values: self.attention.values(&image, &text)?,
+            image_tokens: tokens,
             heads: self.heads,
             last_key_count: streams.last_text_count,
             words: CLIP_TOKENS,
         };
         let attended = attend(&inputs)?;
 
-        let update = attention.out.forward(&attended.narrow(1, 0, tokens)?)?;
-        let mut out = ops::gated_residual(&streams.image, &update, &for_image[2])?;
+        let update = self.attention.out.forward_window(&attended, 0..tokens)?;
+        let mut out = ops::gated_residual(&streams.image, &update, for_image.gate_msa())?;
         if let Some(second) = &self.second_attention {
-            let normed = ops::layer_norm_modulate(&streams.image, &for_image[6], &for_image[7])?;
+            let normed = ops::layer_norm_modulate(&streams.image, for_image.shift_msa2(), for_image.scale_msa2())?;
             let (q, k) = (second.qkv.queries(&normed)?, second.qkv.keys(&normed)?);
             let attended = ops::attention(&q, &k, &second.qkv.v.forward(&normed)?, self.heads, 1)?;
-            out = ops::gated_residual(&out, &second.out.forward(&attended)?, &for_image[8])?;
+            out = ops::gated_residual(&out, &second.out.forward(&attended)?, for_image.gate_msa2())?;
         }
-        let image = self.feed_forward.forward(&out, [&for_image[3], &for_image[4], &for_image[5]])?;
+        let image = self.feed_forward.forward(&out, for_image.mlp())?;
 
         let text = match &self.context {
             None => streams.text.clone(),
             Some(context) => {
-                let attended = attended.narrow(1, tokens, streams.text.dim(1)?)?;
-                let update = context.attention_out.forward(&attended)?;
-                let out = ops::gated_residual(&streams.text, &update, &for_text[2])?;
-                context.feed_forward.forward(&out, [&for_text[3], &for_text[4], &for_text[5]])?
+                let (_, text_tokens, _) = streams.text.dims3()?;
+                let update = context.attention_out.forward_window(&attended, tokens..tokens + text_tokens)?;
+                let out = ops::gated_residual(&streams.text, &update, for_text.gate_msa())?;
+                context.feed_forward.forward(&out, for_text.mlp())?
             }
         };
         Ok((Streams { image, text, last_text_count: streams.last_text_count }, inputs))
+    }
+
+    /// Nothing uses the text queries of the last block.
+    fn reaches_output(&self, layer: &str) -> bool {
+        self.context.is_some() || layer != "attn.add_q_proj"
+    }
+
+    fn reaches_probe(&self, layer: &str, image_keys: bool) -> bool {
+        ["attn.to_q", "attn.add_k_proj", "norm1.linear", "norm1_context.linear"].contains(&layer)
+            || (image_keys && layer == "attn.to_k")
+    }
+}
+
+/// AdaLN's modulation of one stream, each `[batch, width]`, in diffusers' order: shift, scale and gate of the attention, of the
+/// MLP and, in a block with a second attention, of that. The last block's text has the first two.
+struct Modulation(Vec<Variable>);
+
+impl Modulation {
+    fn shift_msa(&self) -> &Variable {
+        &self.0[0]
+    }
+
+    fn scale_msa(&self) -> &Variable {
+        &self.0[1]
+    }
+
+    fn gate_msa(&self) -> &Variable {
+        &self.0[2]
+    }
+
+    /// `shift_mlp, scale_mlp, gate_mlp`
+    fn mlp(&self) -> [&Variable; 3] {
+        [&self.0[3], &self.0[4], &self.0[5]]
+    }
+
+    fn shift_msa2(&self) -> &Variable {
+        &self.0[6]
+    }
+
+    fn scale_msa2(&self) -> &Variable {
+        &self.0[7]
+    }
+
+    fn gate_msa2(&self) -> &Variable {
+        &self.0[8]
     }
 }

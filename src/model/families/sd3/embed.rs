@@ -1,5 +1,7 @@
 //! Into the MM-DiT's tokens and out of them: patches, positions, time, text; the final norm and projection.
 use super::config::MmDitConfig;
+use crate::autograd::Variable;
+use crate::model::families::block as families;
 use crate::model::families::joint::{Embedded, Streams};
 use crate::model::projection::Projection;
 use crate::model::text::TextEmbedding;
@@ -56,11 +58,17 @@ impl Embedding {
             dtype,
         })
     }
+}
 
-    /// latents `[batch, channels, h, w]`, timestep `[batch]` (1000σ), best on the host: from elsewhere it is fetched.
-    ///
+impl families::Embedding for Embedding {
     /// Of the text's zeros behind CLIP's tokens, where there is no T5, one is computed and counts for all.
-    pub fn embed(&self, latents: &Tensor, timestep: &Tensor, text: &TextEmbedding) -> TensorResult<Embedded> {
+    fn embed_prompt(
+        &self,
+        latents: &Tensor,
+        timestep: &Tensor,
+        text: &TextEmbedding,
+        prompt: Option<&Variable>,
+    ) -> TensorResult<Embedded> {
         let (batch, channels, height, width) = latents.dims4()?;
         let p = self.patch_size;
         let maximum = self.positions.dim(0)?;
@@ -82,35 +90,44 @@ impl Embedding {
             .narrow(1, (maximum - columns) / 2, columns)?
             .reshape((rows * columns, ()))?
             .to_dtype(self.dtype)?;
-        let image = self.patch.forward(&patches)?.broadcast_add(&positions)?;
-        let mlp = |[first, second]: &[Projection; 2], x: &Tensor| second.forward(&first.forward(x)?.silu()?);
-        let time = mlp(&self.time, &time_features(timestep, latents.device())?.to_dtype(self.dtype)?)?;
-        let pooled = mlp(&self.pooled, &text.pooled.to_dtype(self.dtype)?)?;
-        let last_text_count = text.zeros.max(1);
-        let context = text.context.narrow(1, 0, text.context.dim(1)? + 1 - last_text_count)?.to_dtype(self.dtype)?;
+        let image = self.patch.forward(&patches.into())?.tensor().broadcast_add(&positions)?;
+        let mlp = |[first, second]: &[Projection; 2], x: Tensor| {
+            let hidden = first.forward(&x.into())?.tensor().silu()?;
+            TensorResult::Ok(second.forward(&hidden.into())?.into_tensor())
+        };
+        let time = mlp(&self.time, time_features(timestep, latents.device())?.to_dtype(self.dtype)?)?;
+        let pooled = mlp(&self.pooled, text.pooled.to_dtype(self.dtype)?)?;
+        let (context, last_text_count) = match prompt {
+            Some(tokens) => (tokens.broadcast_left(batch)?, 1),
+            None => {
+                let count = text.zeros.max(1);
+                (text.context.narrow(1, 0, text.context.dim(1)? + 1 - count)?.into(), count)
+            }
+        };
+        let context = context.to_dtype(self.dtype)?;
         Ok(Embedded {
-            streams: Streams { image, text: self.context.forward(&context)?, last_text_count },
+            streams: Streams { image: image.into(), text: self.context.forward(&context)?, last_text_count },
             conditioning: (time + pooled)?.silu()?,
             grid: (rows, columns),
         })
     }
 
-    /// Image tokens `[batch, tokens, width]` to the velocity `[batch, channels, h, w]` in f32.
-    pub fn finish(
+    fn finish(
         &self,
-        image: &Tensor,
+        image: &Variable,
         conditioning: &Tensor,
         (rows, columns): (usize, usize),
-    ) -> TensorResult<Tensor> {
+    ) -> TensorResult<Variable> {
         // diffusers' AdaLayerNormContinuous has scale before shift.
-        let modulation = self.norm_out.forward(conditioning)?.chunk(2, 1)?;
-        let normed = ops::layer_norm_modulate(image, &modulation[1], &modulation[0])?;
-        let (batch, p) = (image.dim(0)?, self.patch_size);
+        let modulation = self.norm_out.forward(&conditioning.clone().into())?.tensor().chunk(2, 1)?;
+        let (scale, shift) = (modulation[0].clone().into(), modulation[1].clone().into());
+        let normed = ops::layer_norm_modulate(image, &shift, &scale)?;
+        let ((batch, ..), p) = (image.dims3()?, self.patch_size);
         self.out
             .forward(&normed)?
             .to_dtype(DType::F32)?
             .reshape(&[batch, rows, columns, p, p, self.out_channels][..])?
-            .permute([0, 5, 1, 3, 2, 4].as_slice())?
+            .permute(&[0, 5, 1, 3, 2, 4])?
             .reshape((batch, self.out_channels, rows * p, columns * p))
     }
 }

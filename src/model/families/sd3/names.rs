@@ -4,7 +4,10 @@ use crate::model::families::names::{KohyaBlocks, KohyaNames};
 /// The list of blocks in diffusers' names.
 pub const BLOCKS: &str = "transformer_blocks";
 
-/// diffusers' names of the layers that an adapter can sit on; the first four are those of the published adapters.
+/// Layers that get an adapter where none are named: those of the published adapters.
+pub const DEFAULT_TARGETS: [&str; 4] = ["attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"];
+
+/// diffusers' names of the layers that an adapter can sit on.
 pub const ADAPTER_TARGETS: [&str; 18] = [
     "attn.to_q",
     "attn.to_k",

@@ -71,6 +71,10 @@ unsafe impl Sync for Output {}
 /// # Safety
 /// The product's views lie inside their slices, a starting row has its columns, and `out` points to its rows, `out_stride`
 /// apart, that no one else uses.
+#[expect(
+    clippy::undocumented_unsafe_blocks,
+    reason = "all rest on the section above; `takes` asked for the instructions"
+)]
 pub unsafe fn multiply(product: &Product, out: *mut f32, out_stride: usize) {
     let out = &Output { data: out, stride: out_stride };
     let (m, k, n) = product.shape;
@@ -80,7 +84,6 @@ pub unsafe fn multiply(product: &Product, out: *mut f32, out_stride: usize) {
         Threads::All => rayon::current_num_threads(),
     };
     let rows = task_rows(m, blocks().count(), workers);
-    // SAFETY: in all of these, as the caller says; `takes` asked for the instructions.
     if m < FEW_ROWS && product.b.column_stride != 1 {
         let mut panels = Panels::default();
         unsafe { panels.pack(product.a.transposed(), 0..k, 0..m, Threads::One) };

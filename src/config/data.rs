@@ -1,0 +1,180 @@
+//! The sections `[data]` and `[scenes]`: what is trained on.
+use super::ModelConfig;
+use super::keys::{choices, follows, keys, optional, required, usual};
+use super::reader::Reader;
+use super::setting::{Check, at_least, check, is_distinct, is_not_empty, not_empty, within};
+use std::path::PathBuf;
+
+keys! {
+    /// Images, captions and masks.
+    [data] pub struct DataConfig(reader, model: &ModelConfig) {
+        /// Form of the data.
+        format: DataFormat = usual(DataFormat::Sa1b);
+        /// Tar shards or folders of images; each entry may be a pattern.
+        source: Vec<String> = required("[\"data/sa1b/sa_*.tar\"]"), sources();
+        /// Captions file: a JSON object or JSON lines of image key to caption, or Parquet. Leave it out where captions lie
+        /// beside the images as `KEY.txt`.
+        captions: Option<PathBuf> = optional("\"data/sa1b/captions.json\"");
+        /// Column of a Parquet file, or key of JSON lines, that holds the image's key.
+        caption_key_column: String = usual("key".into()), not_empty();
+        /// Column or key that holds the caption.
+        caption_column: String = usual("caption".into()), not_empty();
+        /// Side of the square training image in pixels.
+        resolution: usize = usual(1024), within(16, 8192);
+        /// How a photograph becomes a square. (The released code also pads a batch to its largest photograph with black
+        /// before it squeezes.)
+        crop: Crop = usual(Crop::Stretch);
+        /// sa1b: sentences of a caption that are kept; 0 keeps all.
+        caption_sentences: usize = usual(2);
+        /// Share of captions that are left empty.
+        caption_dropout: f64 = usual(0.0), within(0.0, 1.0);
+        /// Smallest mask, as a share of the image's area; smaller ones are left out.
+        min_mask_area: f64 = usual(0.005), within(0.0, 1.0);
+        /// Masks of an image; the largest are taken.
+        max_masks: usize = usual(32), at_least(1);
+        /// coco: folder of label maps or panoptic PNGs.
+        labels: Option<PathBuf> = optional("\"data/coco/annotations/panoptic_train2017\"");
+        /// coco: panoptic JSON, where `labels` are panoptic PNGs.
+        panoptic: Option<PathBuf> = optional("\"data/coco/annotations/panoptic_train2017.json\"");
+        /// coco and folder: names of the classes, a JSON list or an object from label to name.
+        classes: Option<PathBuf> = optional("\"data/coco/classes.json\"");
+        /// Label that is no class (label maps only).
+        ignore: u32 = usual(255);
+        /// Whether half of the images are mirrored.
+        flip: bool = usual(true);
+        /// Samples in memory whose order is mixed; 1 keeps the order of the source.
+        shuffle_buffer: usize = usual(1000), within(1, 10_000_000);
+        /// Folder that `seg4diff prepare cache` filled with latents and text embeddings. With it neither autoencoder nor
+        /// text encoders are loaded for training. Not with `crop = "random"`.
+        cache: Option<PathBuf> = optional("\"data/sa1b/cache\"");
+        /// Decoding threads. The data's order does not depend on them.
+        workers: usize = usual(8), within(1, 1024);
+        /// Share of unreadable samples above which the run stops.
+        max_broken: f64 = usual(0.01), within(0.0, 1.0);
+    } with {
+        /// Whether the model sees captions and names; no key: a learnable prompt takes their place.
+        #[serde(skip)]
+        has_prompts: bool = !model.learnable_prompt;
+    }
+}
+
+fn sources() -> Check<Vec<String>> {
+    check("at least one, none twice", |sources: &Vec<String>| {
+        sources.iter().try_for_each(is_not_empty)?;
+        is_distinct(sources)
+    })
+}
+
+impl DataConfig {
+    /// What no key can say alone.
+    pub(super) fn check(&self, model: &ModelConfig, reader: &mut Reader) {
+        let is_coco = self.format == DataFormat::Coco;
+        if self.cache.is_some() && self.crop == Crop::Random {
+            let why = "a random crop is another picture in every epoch, which no cache can hold";
+            reader
+                .problem(&["data.cache", "data.crop"], format!("is for crop = \"center\" or \"stretch\" only: {why}"));
+        }
+        if is_coco {
+            for (key, what) in [
+                ("data.labels", "the folder of label-map or panoptic PNGs"),
+                ("data.classes", "the JSON file of class names"),
+            ] {
+                if !reader.given(key) {
+                    reader.problem(&[key, "data.format"], format!("is missing; format = \"coco\" needs {what}"));
+                }
+            }
+        }
+        let mut refuse = |key: &str, formats: &str| {
+            if reader.given(key) {
+                reader.problem(&[key, "data.format"], format!("is for format = {formats} only"));
+            }
+        };
+        if !is_coco {
+            refuse("data.labels", "\"coco\"");
+            refuse("data.panoptic", "\"coco\"");
+        }
+        if self.format == DataFormat::Sa1b {
+            refuse("data.classes", "\"coco\" or \"folder\"");
+        }
+        if model.learnable_prompt && is_coco {
+            reader.problem(
+                &["model.learnable_prompt", "data.format"],
+                "masks of classes are paired with their names in the prompt, and a learnt prompt has none; \
+                 take another data.format",
+            );
+        }
+        if model.learnable_prompt && self.caption_dropout > 0.0 {
+            reader.problem(
+                &["data.caption_dropout", "model.learnable_prompt"],
+                "no caption is used: model.learnable_prompt stands in their place",
+            );
+        }
+    }
+}
+
+choices! {
+    /// Form of the training data.
+    pub enum DataFormat: Copy {
+        /// Tar shards as Meta ships SA-1B, with masks as run lengths; masks are matched to tokens of the caption.
+        Sa1b = "sa1b",
+        /// Photographs with label maps or panoptic annotations; prompts are the names of the classes, each paired with its
+        /// mask.
+        Coco = "coco",
+        /// A folder of images with masks and captions beside them.
+        Folder = "folder",
+    }
+}
+
+choices! {
+    /// How a photograph becomes a square.
+    pub enum Crop: Copy {
+        /// The shorter side is scaled to the resolution, and the middle taken.
+        Center = "center",
+        /// The shorter side is scaled to the resolution, and any window taken with the same probability.
+        Random = "random",
+        /// The whole photograph is squeezed to a square.
+        Stretch = "stretch",
+    }
+}
+
+keys! {
+    /// Scenes of emoji, drawn before the run where they are missing, as `seg4diff prepare scenes` does: `FOLDER/train` and
+    /// `FOLDER/test` of four drawing styles, `FOLDER/val` of a fifth, which is held out.
+    [scenes] pub struct ScenesConfig(reader, data: &DataConfig) {
+        /// Folder of the three sets. To train on them: `data.format = "coco"`, or `"sa1b"` on `FOLDER/train/*.tar`.
+        folder: PathBuf = required("\"runs/scenes\""), not_empty();
+        /// Scenes of `train`.
+        train: u64 = usual(10_000), within(1, 100_000_000);
+        /// Scenes of `test`.
+        test: u64 = usual(1000), within(1, 100_000_000);
+        /// Scenes of `val`.
+        val: u64 = usual(300), within(1, 100_000_000);
+        /// Seed of `train` and `val`; `test` has the next one.
+        seed: u64 = usual(0);
+        /// Side in pixels.
+        size: usize = follows("data.resolution", data.resolution), within(16, 1024);
+    }
+}
+
+/// One set of scenes: where, how many, and what they are.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SceneSet {
+    pub folder: PathBuf,
+    pub count: u64,
+    pub seed: u64,
+    /// Whether its objects have the style that is held out.
+    pub held_out: bool,
+}
+
+impl ScenesConfig {
+    /// The three sets.
+    pub fn sets(&self) -> [SceneSet; 3] {
+        let set =
+            |name: &str, count, seed, held_out| SceneSet { folder: self.folder.join(name), count, seed, held_out };
+        [
+            set("train", self.train, self.seed, false),
+            set("test", self.test, self.seed + 1, false),
+            set("val", self.val, self.seed, true),
+        ]
+    }
+}

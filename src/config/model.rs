@@ -1,0 +1,182 @@
+//! The sections `[model]` and `[lora]`: the frozen model, and the adapter that is trained on it.
+use super::keys::{choices, keys, optional, required, usual};
+use super::problems::nearest;
+use super::setting::{Blocks, Check, Setting, check, distinct, is_distinct, is_not_empty, positive, within};
+use crate::model::families::targets::{adapter_targets, default_targets};
+use serde::Serialize;
+use std::path::PathBuf;
+
+keys! {
+    /// The frozen base model.
+    [model] pub struct ModelConfig(reader) {
+        /// A folder in the diffusers layout, or `hf:ORG/NAME` or `hf:ORG/NAME@REVISION` of the Hugging Face hub
+        /// (Stability AI's need an accepted licence).
+        path: String = required("\"models/stable-diffusion-3-medium-diffusers\""), model_path();
+        /// Type of the frozen weights in memory. What is trained is always f32.
+        dtype: WeightType = usual(WeightType::Bf16);
+        /// Text encoders that prompts go through.
+        text_encoders: Vec<TextEncoderKind> = usual(vec![TextEncoderKind::ClipL, TextEncoderKind::ClipG]), distinct();
+        /// Tokens that T5's sequence is padded or cut to, or zeros in its place; they follow CLIP's tokens. 77 as in
+        /// diffusers' training script.
+        max_sequence_length: usize = usual(77), within(1, 512);
+        /// The semantic grounding experts: blocks, from 0, whose attention, averaged, learns the masks
+        /// (`ATTENTION_LAYERS`).
+        expert_layers: Vec<usize> = usual(vec![9]).written_as::<Blocks>(), distinct();
+        /// Whether all images have one prompt, whose token embeddings are trained from the empty one's, in place of
+        /// captions (`USE_LEARNABLE_TOKENS`). It is written as `prompt.safetensors` beside the adapter.
+        learnable_prompt: bool = usual(false);
+    }
+}
+
+impl ModelConfig {
+    /// The highest expert: the mask loss reaches no further.
+    pub fn last_expert(&self) -> usize {
+        self.expert_layers.last().copied().unwrap_or(0)
+    }
+
+    /// The experts as people say them: `block 9`, or `blocks 7, 8, 9`.
+    pub fn experts(&self) -> String {
+        named_blocks(&self.expert_layers)
+    }
+}
+
+/// Blocks as people say them: `block 9`, or `blocks 7, 8, 9`.
+pub fn named_blocks(layers: &[usize]) -> String {
+    let numbers: Vec<String> = layers.iter().map(usize::to_string).collect();
+    format!("block{} {}", if numbers.len() == 1 { "" } else { "s" }, numbers.join(", "))
+}
+
+/// A path, or `hf:org/name` with or without `@revision`.
+fn model_path() -> Check<String> {
+    check("not empty", |path: &String| {
+        let Some(name) = path.strip_prefix("hf:") else { return is_not_empty(path) };
+        let (repository, revision) = name.split_once('@').unwrap_or((name, "main"));
+        match repository.split_once('/') {
+            Some((org, name)) if !org.is_empty() && !name.is_empty() && !name.contains('/') && !revision.is_empty() => {
+                Ok(())
+            }
+            _ => Err(format!("expected hf:ORG/NAME or hf:ORG/NAME@REVISION, found {path:?}")),
+        }
+    })
+}
+
+keys! {
+    /// The LoRA adapter that is trained.
+    [lora] pub struct LoraConfig(reader) {
+        /// Rank of the adapter's two matrices.
+        rank: usize = usual(16), within(1, 4096);
+        /// The adapter's output is multiplied by alpha/rank.
+        alpha: f64 = usual(16.0), positive();
+        /// Modules of a block that have an adapter, by their names in diffusers: `attn.to_q`, `attn.add_q_proj`,
+        /// `ff.net.0.proj`, `norm1.linear`, …
+        targets: Vec<String> = usual(default_targets().into_iter().map(String::from).collect()), lora_targets();
+        /// Blocks that have adapters.
+        layers: LayerChoice = usual(LayerChoice::All), lora_layers();
+        /// Adapter that training starts from, of the same targets, layers, rank and alpha: a file or folder in any format
+        /// that is read. Without it training starts from a fresh one.
+        init: Option<PathBuf> = optional("\"runs/first/lora.safetensors\"");
+    }
+}
+
+fn lora_targets() -> Check<Vec<String>> {
+    check("at least one, none twice", |targets: &Vec<String>| {
+        match targets.iter().find(|target| !adapter_targets().contains(target.as_str())) {
+            Some(target) => Err(format!(
+                "{target:?} is not a module of a block; the nearest is {:?}",
+                nearest(target, adapter_targets()).unwrap_or_default()
+            )),
+            None => is_distinct(targets),
+        }
+    })
+}
+
+fn lora_layers() -> Check<LayerChoice> {
+    check("none twice", |layers| match layers {
+        LayerChoice::All => Ok(()),
+        LayerChoice::List(list) => is_distinct(list),
+    })
+}
+
+choices! {
+    /// Type of weights in memory.
+    pub enum WeightType: Copy {
+        /// IEEE single precision.
+        F32 = "f32",
+        /// bfloat16.
+        Bf16 = "bf16",
+        /// IEEE half precision.
+        F16 = "f16",
+    }
+}
+
+impl WeightType {
+    pub fn dtype(self) -> candle_core::DType {
+        match self {
+            Self::F32 => candle_core::DType::F32,
+            Self::Bf16 => candle_core::DType::BF16,
+            Self::F16 => candle_core::DType::F16,
+        }
+    }
+}
+
+choices! {
+    /// A text encoder of Stable Diffusion 3.
+    pub enum TextEncoderKind: Copy {
+        /// CLIP ViT-L/14.
+        ClipL = "clip_l",
+        /// OpenCLIP ViT-bigG/14.
+        ClipG = "clip_g",
+        /// T5 v1.1 XXL, which takes 9.5 GB in bf16.
+        T5 = "t5",
+    }
+}
+
+choices! {
+    /// Which blocks have adapters.
+    pub enum LayerChoice {
+        /// Every block.
+        All = "all",
+    } or {
+        /// Only these blocks.
+        List(Vec<usize>): "a list of block indices (from 0)"
+    }
+}
+
+/// `auto` (CUDA if this build and machine have it, else the CPU), `cpu` or `cuda:N`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceChoice {
+    Auto,
+    Cpu,
+    Cuda(usize),
+}
+
+impl std::fmt::Display for DeviceChoice {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(n) => write!(f, "cuda:{n}"),
+        }
+    }
+}
+
+impl std::str::FromStr for DeviceChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            _ => match text.strip_prefix("cuda:").and_then(|index| index.parse().ok()) {
+                Some(index) => Ok(Self::Cuda(index)),
+                None => Err(format!("expected {}", <Self as Setting>::expected())),
+            },
+        }
+    }
+}
+
+impl Serialize for DeviceChoice {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}

@@ -1,0 +1,41 @@
+//! The interface of networks whose features are compared.
+use crate::system::error::Result;
+use candle_core::{Device, Tensor};
+use image::RgbImage;
+
+/// A network that computes a feature vector of an image.
+pub trait FeatureNetwork: Send + Sync {
+    fn metric(&self) -> FrechetMetric;
+
+    /// Length of a feature vector.
+    fn length(&self) -> usize;
+
+    /// Height and width of its input.
+    fn input(&self) -> (usize, usize);
+
+    /// Preprocesses an image of any size: `[3, height, width]`.
+    fn prepare(&self, image: &RgbImage) -> Vec<f32>;
+
+    /// Features `[batch, length]` of preprocessed images `[batch, 3, height, width]` on `device`.
+    fn features(&self, images: &Tensor) -> Result<Tensor>;
+
+    fn device(&self) -> &Device;
+}
+
+/// The name of the Fréchet distance between a network's features.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FrechetMetric {
+    /// FID's Inception-v3, which also yields the kernel distance KID.
+    Fid,
+    /// The demo's classifier.
+    FdDemo,
+}
+
+impl FrechetMetric {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Fid => "FID",
+            Self::FdDemo => "FD-demo",
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! Which files a diffusers folder must hold for a run, and which of them are missing.
+use super::shard_index::ShardIndex;
+use crate::config::TextEncoderKind;
+use crate::system::error::{Error, Result};
+use crate::system::limits::MODEL_JSON;
+use crate::system::paths::is_file;
+use std::path::{Path, PathBuf};
+
+/// The files of a model folder that a run with these text encoders reads.
+#[derive(Clone, Debug, Default)]
+pub struct RequiredFiles {
+    /// Those that are there, in the same order wherever the folder lies: what a fingerprint is taken of.
+    pub present: Vec<PathBuf>,
+    /// Those that are not. Where one of several would do, the usual one.
+    pub missing: Vec<PathBuf>,
+}
+
+impl RequiredFiles {
+    /// Looks through the diffusers folder `folder`.
+    ///
+    /// # Errors
+    /// An index of shards that cannot be read, or a file of which the system does not say whether it is there.
+    pub fn find(folder: &Path, text_encoders: &[TextEncoderKind]) -> Result<Self> {
+        let mut files = Self::default();
+        files.need(folder.join("model_index.json"))?;
+        files.need(folder.join("scheduler/scheduler_config.json"))?;
+        for part in ["transformer", "vae"] {
+            files.need(folder.join(part).join("config.json"))?;
+            files.need_weights(&folder.join(part), "diffusion_pytorch_model")?;
+        }
+        for kind in [TextEncoderKind::ClipL, TextEncoderKind::ClipG, TextEncoderKind::T5] {
+            if !text_encoders.contains(&kind) {
+                continue;
+            }
+            let (encoder, tokenizer) = folders(kind);
+            files.need(folder.join(encoder).join("config.json"))?;
+            files.need_weights(&folder.join(encoder), "model")?;
+            let whole = folder.join(tokenizer).join("tokenizer.json");
+            if is_file(&whole)? || kind == TextEncoderKind::T5 {
+                files.need(whole)?;
+            } else {
+                files.need(folder.join(tokenizer).join("vocab.json"))?;
+                files.need(folder.join(tokenizer).join("merges.txt"))?;
+            }
+        }
+        Ok(files)
+    }
+
+    fn need(&mut self, file: PathBuf) -> Result<()> {
+        if is_file(&file)? {
+            self.present.push(file)
+        } else {
+            self.missing.push(file)
+        }
+        Ok(())
+    }
+
+    /// One file of weights, or an index and the shards that it lists.
+    fn need_weights(&mut self, folder: &Path, stem: &str) -> Result<()> {
+        let single = folder.join(format!("{stem}.safetensors"));
+        let index = folder.join(format!("{stem}.safetensors.index.json"));
+        if is_file(&single)? || !is_file(&index)? {
+            return self.need(single);
+        }
+        let parsed = ShardIndex::read(&index)?;
+        parsed.shards().into_iter().try_for_each(|shard| self.need(folder.join(shard)))
+    }
+}
+
+/// Folders of a text encoder and its tokenizer.
+fn folders(kind: TextEncoderKind) -> (&'static str, &'static str) {
+    match kind {
+        TextEncoderKind::ClipL => ("text_encoder", "tokenizer"),
+        TextEncoderKind::ClipG => ("text_encoder_2", "tokenizer_2"),
+        TextEncoderKind::T5 => ("text_encoder_3", "tokenizer_3"),
+    }
+}
+
+/// The text encoders that the `model_index.json` of a diffusers folder lists. T5 is left out: it is large, and used
+/// only when asked for.
+pub fn text_encoders_in(folder: &Path) -> Result<Vec<TextEncoderKind>> {
+    let path = folder.join("model_index.json");
+    let bytes = MODEL_JSON.read(&path).map_err(|e| Error::file(&path, e))?;
+    let index: serde_json::Value =
+        serde_json::from_slice(&bytes).map_err(|e| Error::file(&path, format!("not JSON: {e}")))?;
+    // ["transformers", "CLIPTextModelWithProjection"], or [null, null] for a part that is left out.
+    let class = |kind| index.get(folders(kind).0)?.get(1)?.as_str();
+    Ok([TextEncoderKind::ClipL, TextEncoderKind::ClipG].into_iter().filter(|kind| class(*kind).is_some()).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_encoders_are_those_of_the_index() {
+        let folder = tempfile::tempdir().expect("folder");
+        let found = |index: &str| {
+            std::fs::write(folder.path().join("model_index.json"), index).expect("write");
+            text_encoders_in(folder.path()).map_err(|e| e.to_string())
+        };
+        let clip = r#"["transformers", "CLIPTextModelWithProjection"]"#;
+        let t5 = r#"["transformers", "T5EncoderModel"]"#;
+        let whole = format!(r#"{{"text_encoder": {clip}, "text_encoder_2": {clip}, "text_encoder_3": {t5}}}"#);
+        assert_eq!(found(&whole), Ok(vec![TextEncoderKind::ClipL, TextEncoderKind::ClipG]));
+        let one = format!(r#"{{"text_encoder": [null, null], "text_encoder_2": {clip}}}"#);
+        assert_eq!(found(&one), Ok(vec![TextEncoderKind::ClipG]));
+        assert!(found("[").is_err_and(|text| text.contains("model_index.json: not JSON")));
+    }
+}

@@ -1,0 +1,237 @@
+//! Attention of one head on the CPU: the scores of some queries at a time, or in the backward pass of some keys, are made,
+//! used and forgotten. What the forward pass keeps is a number a query, the logarithm of its exponentials' sum. Scores are
+//! in units of log 2, as a power of two takes fewer steps than one of e.
+use super::Rows as OutputRows;
+use crate::ops::kernels::cpu::{Product, Start, Threads, View, exp2, powers_of_two, sum, vectorised};
+use crate::ops::kernels::panel::{self, Right, Rows, room};
+use std::f32::consts::LOG2_E;
+
+/// Queries whose matrices the backward pass prepares at a time.
+const QUERIES: usize = 512;
+/// Keys whose score gradients it holds; a multiple of the rows that go through together.
+const KEYS: usize = 128;
+
+fn rows_at_once() -> usize {
+    panel::rows_at_once(KEYS)
+}
+
+/// Views of `[tokens, head_dim]`, rows together.
+#[derive(Clone, Copy)]
+pub struct Head<'a> {
+    pub q: View<'a>,
+    pub k: View<'a>,
+    pub v: View<'a>,
+    pub queries: usize,
+    pub keys: usize,
+    pub head_dim: usize,
+    pub scale: f32,
+    /// Added to the last key's score, in units of log 2.
+    pub last_key_bias: f32,
+}
+
+/// What the backward pass needs besides: views of `[queries, head_dim]`.
+#[derive(Clone, Copy)]
+pub struct Passed<'a> {
+    pub out: View<'a>,
+    pub gradient: View<'a>,
+    /// `[queries]`, in units of log 2.
+    pub lse: &'a [f32],
+}
+
+fn row(view: View<'_>, index: usize, length: usize) -> &[f32] {
+    &view.data[index * view.row_stride..][..length]
+}
+
+fn rows_from(view: View<'_>, first: usize) -> View<'_> {
+    View { data: &view.data[first * view.row_stride..], ..view }
+}
+
+/// `from · factor`.
+fn scale(from: &[f32], factor: f32, to: &mut [f32]) {
+    vectorised!(to.iter_mut().zip(from).for_each(|(to, from)| *to = from * factor));
+}
+
+/// What a task works with, kept from one head to the next.
+#[derive(Default)]
+pub struct Scratch(Vec<Matrices>);
+
+/// Matrices for one size of heads and, in the forward pass, one number of keys, in the backward pass of queries.
+struct Matrices {
+    head_dim: usize,
+    tokens: usize,
+    /// Rows of `head_dim` values.
+    narrow: [Rows; 2],
+    /// Rows of `tokens` values.
+    wide: [Rows; 2],
+    scaled: Vec<f32>,
+    /// `[rows, room(tokens)]`
+    scores: Vec<f32>,
+    /// `[KEYS, room(tokens)]`
+    d_scores: Vec<f32>,
+    /// `[rows, room(head_dim)]`
+    results: Vec<f32>,
+}
+
+impl Scratch {
+    fn matrices(&mut self, head_dim: usize, tokens: usize) -> &mut Matrices {
+        let place = self.0.iter().position(|of| (of.head_dim, of.tokens) == (head_dim, tokens));
+        let place = place.unwrap_or_else(|| {
+            self.0.push(Matrices::new(head_dim, tokens));
+            self.0.len() - 1
+        });
+        &mut self.0[place]
+    }
+}
+
+impl Matrices {
+    fn new(head_dim: usize, tokens: usize) -> Self {
+        let rows = |inner| std::array::from_fn(|_| Rows::new(rows_at_once(), inner));
+        Self {
+            head_dim,
+            tokens,
+            narrow: rows(head_dim),
+            wide: rows(tokens),
+            scaled: vec![0.0; head_dim],
+            scores: vec![0.0; rows_at_once() * room(tokens)],
+            d_scores: vec![0.0; KEYS * room(tokens)],
+            results: vec![0.0; rows_at_once() * room(head_dim)],
+        }
+    }
+}
+
+impl Head<'_> {
+    /// Writes the output's rows; returns the log-sum-exp of every query's scores in units of log 2.
+    ///
+    /// # Safety
+    /// `out` are rows for all queries, which nobody else uses.
+    pub unsafe fn forward(&self, out: OutputRows, scratch: &mut Scratch) -> Vec<f32> {
+        let &Self { queries, keys, head_dim, .. } = self;
+        let right_keys = Right::new(self.k.transposed(), (head_dim, keys), Threads::One);
+        let right_values = Right::new(self.v, (keys, head_dim), Threads::One);
+        let Matrices { narrow: [left_queries, _], wide: [left_weights, _], scaled, scores, results, .. } =
+            scratch.matrices(head_dim, keys);
+        let mut sums = [0f32; KEYS];
+        let mut lse = vec![0f32; queries];
+        for start in (0..queries).step_by(rows_at_once()) {
+            let count = rows_at_once().min(queries - start);
+            for r in 0..count {
+                scale(row(self.q, start + r, head_dim), self.scale * LOG2_E, scaled);
+                left_queries.set(r, scaled);
+            }
+            right_keys.multiply(left_queries, count, None, scores);
+            vectorised!({
+                for (r, scores) in scores.chunks_exact_mut(room(keys)).take(count).enumerate() {
+                    let scores = &mut scores[..keys];
+                    scores[keys - 1] += self.last_key_bias;
+                    let (largest, sum) = powers_of_two(scores);
+                    left_weights.set(r, scores);
+                    lse[start + r] = largest + sum.log2();
+                    sums[r] = sum;
+                }
+            });
+            right_values.multiply(left_weights, count, None, results);
+            for (r, results) in results.chunks_exact(room(head_dim)).take(count).enumerate() {
+                // SAFETY: the caller's promise.
+                scale(results, 1.0 / sums[r], unsafe { out.row(start + r) });
+            }
+        }
+        lse
+    }
+
+    /// Writes the rows of the gradients of q, k and v.
+    ///
+    /// # Safety
+    /// `out` are rows for all queries, keys and values, which nobody else uses.
+    pub unsafe fn backward(&self, passed: Passed, out: [OutputRows; 3], scratch: &mut Scratch) {
+        let zeros = |tokens: usize| vec![0f32; tokens * self.head_dim];
+        let mut gradients = [zeros(self.queries), zeros(self.keys), zeros(self.keys)];
+        for start in (0..self.queries).step_by(QUERIES) {
+            let end = self.queries.min(start + QUERIES);
+            let head = Self { q: rows_from(self.q, start), queries: end - start, ..*self };
+            let passed = Passed {
+                out: rows_from(passed.out, start),
+                gradient: rows_from(passed.gradient, start),
+                lse: &passed.lse[start..end],
+            };
+            let [dq, dk, dv] = &mut gradients;
+            head.add_gradients(passed, scratch, &mut dq[start * self.head_dim..end * self.head_dim], dk, dv);
+        }
+        for (gradient, out) in gradients.iter().zip(out) {
+            for (r, row) in gradient.chunks_exact(self.head_dim).enumerate() {
+                // SAFETY: the caller's promise.
+                unsafe { out.row(r) }.copy_from_slice(row);
+            }
+        }
+    }
+
+    /// Adds these queries' part. Scores are made the other way round, keys by queries: the rows of their gradients are
+    /// then what the products for k and v take.
+    fn add_gradients(&self, passed: Passed, scratch: &mut Scratch, dq: &mut [f32], dk: &mut [f32], dv: &mut [f32]) {
+        let &Self { queries, keys, head_dim, .. } = self;
+        let Passed { out, gradient, lse } = passed;
+        let lse = &lse[..queries];
+        let right_queries = Right::new(self.q, (queries, head_dim), Threads::One);
+        let right_gradient = Right::new(gradient, (queries, head_dim), Threads::One);
+        let right_queries_transposed = Right::new(self.q.transposed(), (head_dim, queries), Threads::One);
+        let right_gradient_transposed = Right::new(gradient.transposed(), (head_dim, queries), Threads::One);
+        // FlashAttention's Δ = rowsum(dO∘O).
+        let delta: Vec<f32> = (0..queries)
+            .map(|i| {
+                let (out, gradient) = (row(out, i, head_dim), row(gradient, i, head_dim));
+                vectorised!(sum(head_dim, |j| out[j] * gradient[j]))
+            })
+            .collect();
+        let Matrices { narrow, wide, scaled, scores: weights, d_scores, results, .. } =
+            scratch.matrices(head_dim, queries);
+        let ([left_keys, left_values], [left_weights, left_d_scores]) = (narrow, wide);
+        for start in (0..keys).step_by(rows_at_once()) {
+            let count = rows_at_once().min(keys - start);
+            for r in 0..count {
+                scale(row(self.k, start + r, head_dim), self.scale * LOG2_E, scaled);
+                left_keys.set(r, scaled);
+                left_values.set(r, row(self.v, start + r, head_dim));
+            }
+            right_queries_transposed.multiply(left_keys, count, None, weights);
+            let d_scores_here = &mut d_scores[start % KEYS * room(queries)..][..rows_at_once() * room(queries)];
+            right_gradient_transposed.multiply(left_values, count, None, d_scores_here);
+            let delta = &delta[..queries];
+            vectorised!({
+                let rows = weights.chunks_exact_mut(room(queries)).zip(d_scores_here.chunks_exact_mut(room(queries)));
+                for (r, (weights, d_scores)) in rows.take(count).enumerate() {
+                    let (weights, d_scores) = (&mut weights[..queries], &mut d_scores[..queries]);
+                    let bias = if start + r + 1 == keys { self.last_key_bias } else { 0.0 };
+                    for i in 0..queries {
+                        weights[i] = exp2(weights[i] + bias - lse[i]);
+                        d_scores[i] = weights[i] * (d_scores[i] - delta[i]);
+                    }
+                    left_weights.set(r, weights);
+                    left_d_scores.set(r, d_scores);
+                }
+            });
+            let mut add = |right: &Right, left: &Rows, factor: f32, to: &mut [f32]| {
+                right.multiply(left, count, None, results);
+                let rows = results.chunks_exact(room(head_dim)).zip(to[start * head_dim..].chunks_exact_mut(head_dim));
+                vectorised!({
+                    for (from, to) in rows.take(count) {
+                        to.iter_mut().zip(from).for_each(|(to, from)| *to += factor * from);
+                    }
+                });
+            };
+            add(&right_gradient, left_weights, 1.0, dv);
+            add(&right_queries, left_d_scores, self.scale, dk);
+            let end = start + count;
+            if end % KEYS == 0 || end == keys {
+                let first = (end - 1) / KEYS * KEYS;
+                Product {
+                    shape: (queries, end - first, head_dim),
+                    a: View::rows(d_scores, room(queries)).transposed(),
+                    b: rows_from(self.k, first),
+                    scale: self.scale,
+                    start: Start::Output,
+                    threads: Threads::One,
+                }
+                .into(dq, head_dim);
+            }
+        }
+    }
+}

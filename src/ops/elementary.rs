@@ -1,0 +1,181 @@
+//! Differentiable operations of a line each, made of candle's: what the loss does with a few maps, and reshapes.
+use crate::autograd::{Variable, record};
+use candle_core::{D, DType, Result, Shape, Tensor};
+use std::ops::Range;
+
+impl Variable {
+    /// The values in another shape.
+    pub fn reshape(&self, shape: impl Into<Shape>) -> Result<Self> {
+        let before = self.tensor().shape().clone();
+        let output = self.tensor().reshape(shape.into())?;
+        Ok(record(output, &[self], move |gradient, gradients| gradients.add(0, gradient.reshape(before)?)))
+    }
+
+    /// Dimensions in another order, as [`Tensor::permute`].
+    pub fn permute(&self, order: &[usize]) -> Result<Self> {
+        let mut back = vec![0; order.len()];
+        order.iter().enumerate().for_each(|(to, from)| back[*from] = to);
+        let output = self.tensor().permute(order)?.contiguous()?;
+        Ok(record(output, &[self], move |gradient, gradients| {
+            gradients.add(0, gradient.permute(&back[..])?.contiguous()?)
+        }))
+    }
+
+    /// Some places of one dimension.
+    pub fn window(&self, dim: usize, window: Range<usize>) -> Result<Self> {
+        let all = self.tensor().dim(dim)?;
+        let output = self.tensor().narrow(dim, window.start, window.len())?.contiguous()?;
+        Ok(record(output, &[self], move |gradient, gradients| {
+            gradients.add(0, gradient.pad_with_zeros(dim, window.start, all - window.end)?)
+        }))
+    }
+
+    /// The values once for each of `count` batch entries, in a dimension before the others.
+    pub fn broadcast_left(&self, count: usize) -> Result<Self> {
+        let output = self.tensor().broadcast_left(count)?.contiguous()?;
+        Ok(record(output, &[self], |gradient, gradients| gradients.add(0, gradient.sum(0)?)))
+    }
+
+    /// The values in another type.
+    pub fn to_dtype(&self, dtype: DType) -> Result<Self> {
+        let before = self.tensor().dtype();
+        if before == dtype {
+            return Ok(self.clone());
+        }
+        let output = self.tensor().to_dtype(dtype)?;
+        Ok(record(output, &[self], move |gradient, gradients| gradients.add(0, gradient.to_dtype(before)?)))
+    }
+
+    /// The values times a number.
+    pub fn scale(&self, factor: f64) -> Result<Self> {
+        let output = (self.tensor() * factor)?;
+        Ok(record(output, &[self], move |gradient, gradients| gradients.add(0, (gradient * factor)?)))
+    }
+
+    /// Values times constants of their shape.
+    pub fn mul_constant(&self, factors: &Tensor) -> Result<Self> {
+        let (output, factors) = ((self.tensor() * factors)?, factors.clone());
+        Ok(record(output, &[self], move |gradient, gradients| gradients.add(0, (gradient * factors)?)))
+    }
+
+    /// `ln(x + floor)`.
+    pub fn log_above(&self, floor: f64) -> Result<Self> {
+        let above = (self.tensor() + floor)?;
+        let output = above.log()?;
+        Ok(record(output, &[self], move |gradient, gradients| gradients.add(0, (gradient / above)?)))
+    }
+
+    /// The sum over one dimension, which stays with length 1.
+    pub fn sum_keepdim(&self, dim: usize) -> Result<Self> {
+        let shape = self.tensor().shape().clone();
+        let output = self.tensor().sum_keepdim(dim)?;
+        Ok(record(output, &[self], move |gradient, gradients| {
+            gradients.add(0, gradient.broadcast_as(shape)?.contiguous()?)
+        }))
+    }
+
+    /// The mean over one dimension, which stays with length 1.
+    pub fn mean_keepdim(&self, dim: usize) -> Result<Self> {
+        let count = self.tensor().dim(dim)?;
+        self.sum_keepdim(dim)?.scale(1.0 / count as f64)
+    }
+
+    /// The largest along one dimension, which stays with length 1; all of several that are largest have its gradient.
+    pub fn max_keepdim(&self, dim: usize) -> Result<Self> {
+        let output = self.tensor().max_keepdim(dim)?;
+        let is_largest = self.tensor().broadcast_eq(&output)?.to_dtype(output.dtype())?;
+        Ok(record(output, &[self], move |gradient, gradients| gradients.add(0, is_largest.broadcast_mul(&gradient)?)))
+    }
+
+    /// The softmax over one dimension.
+    pub fn softmax(&self, dim: usize) -> Result<Self> {
+        let output = candle_nn::ops::softmax(self.tensor(), dim)?;
+        let saved = output.clone();
+        Ok(record(output, &[self], move |gradient, gradients| {
+            let weighted = (&gradient * &saved)?;
+            let sum = weighted.sum_keepdim(dim)?;
+            gradients.add(0, (weighted - saved.broadcast_mul(&sum)?)?)
+        }))
+    }
+
+    /// Rows of the first dimension, by their numbers `[rows]` in u32.
+    pub fn index_select(&self, numbers: &Tensor) -> Result<Self> {
+        let (source, numbers) = (self.tensor().contiguous()?, numbers.clone());
+        let output = source.index_select(&numbers, 0)?;
+        let (shape, dtype) = (source.shape().clone(), source.dtype());
+        Ok(record(output, &[self], move |gradient, gradients| {
+            let zeros = Tensor::zeros(shape, dtype, gradient.device())?;
+            gradients.add(0, zeros.index_add(&numbers, &gradient.contiguous()?, 0)?)
+        }))
+    }
+
+    /// `[…, a, b]` times `[…, b, c]`.
+    pub fn matmul(&self, right: &Self) -> Result<Self> {
+        let (a, b) = (self.tensor().contiguous()?, right.tensor().contiguous()?);
+        let output = a.matmul(&b)?;
+        Ok(record(output, &[self, right], move |gradient, gradients| {
+            if gradients.needs(0) {
+                gradients.add(0, gradient.matmul(&b.transpose(D::Minus2, D::Minus1)?)?)?;
+            }
+            if gradients.needs(1) {
+                gradients.add(1, a.transpose(D::Minus2, D::Minus1)?.matmul(&gradient)?)?;
+            }
+            Ok(())
+        }))
+    }
+
+    /// `[a, b]` times the transpose of `[c, b]`.
+    pub fn matmul_transposed(&self, right: &Self) -> Result<Self> {
+        let (a, b) = (self.tensor().contiguous()?, right.tensor().contiguous()?);
+        let output = a.matmul(&b.t()?)?;
+        Ok(record(output, &[self, right], move |gradient, gradients| {
+            if gradients.needs(0) {
+                gradients.add(0, gradient.matmul(&b)?)?;
+            }
+            if gradients.needs(1) {
+                gradients.add(1, gradient.t()?.matmul(&a)?)?;
+            }
+            Ok(())
+        }))
+    }
+}
+
+/// The sum of two variables of one shape.
+pub fn add(a: &Variable, b: &Variable) -> Result<Variable> {
+    let output = (a.tensor() + b.tensor())?;
+    Ok(record(output, &[a, b], |gradient, gradients| {
+        if gradients.needs(0) && gradients.needs(1) {
+            gradients.add(1, gradient.copy()?)?;
+            return gradients.add(0, gradient);
+        }
+        let input = usize::from(!gradients.needs(0));
+        gradients.add(input, gradient)
+    }))
+}
+
+/// Variables joined along one dimension.
+pub fn cat(parts: &[Variable], dim: usize) -> Result<Variable> {
+    if let [only] = parts {
+        return Ok(only.clone());
+    }
+    let output = Tensor::cat(&parts.iter().map(Variable::tensor).collect::<Vec<_>>(), dim)?;
+    let lengths = parts.iter().map(|part| part.tensor().dim(dim)).collect::<Result<Vec<_>>>()?;
+    Ok(record(output, &parts.iter().collect::<Vec<_>>(), move |gradient, gradients| {
+        let mut first = 0;
+        for (input, length) in lengths.into_iter().enumerate() {
+            gradients.add(input, gradient.narrow(dim, first, length)?.force_contiguous()?)?;
+            first += length;
+        }
+        Ok(())
+    }))
+}
+
+/// The mean of the squares of `x − target`: a scalar in f32.
+pub fn mean_squared_error(x: &Variable, target: &Tensor) -> Result<Variable> {
+    let difference = (x.tensor() - target)?;
+    let count = difference.elem_count() as f64;
+    let output = difference.sqr()?.mean_all()?;
+    Ok(record(output, &[x], move |gradient, gradients| {
+        gradients.add(0, difference.broadcast_mul(&(gradient * (2.0 / count))?)?)
+    }))
+}

@@ -1,0 +1,118 @@
+//! The values of tensors in the host's memory: read, and written in place.
+use super::cpu::for_each_row;
+use candle_core::{CpuStorage, DType, InplaceOp1, Layout, Result, Storage, StorageRef, Tensor, bail};
+use std::ops::Deref;
+use std::sync::{Mutex, PoisonError};
+
+/// Values that are handed to a thread as one row.
+const ROW: usize = 4096;
+
+/// The f32 values of a contiguous CPU tensor, borrowed.
+pub struct Values<'a> {
+    storage: StorageRef<'a>,
+    start: usize,
+    end: usize,
+}
+
+impl<'a> Values<'a> {
+    /// # Errors
+    /// The tensor is not contiguous, or not f32 on the CPU.
+    pub fn of(tensor: &'a Tensor) -> Result<Self> {
+        let (storage, layout) = tensor.storage_and_layout();
+        let Some((start, end)) = layout.contiguous_offsets() else { bail!("tensor is not contiguous") };
+        if !matches!(&*storage, Storage::Cpu(CpuStorage::F32(_))) {
+            bail!("tensor is not f32 on the CPU")
+        }
+        Ok(Self { storage, start, end })
+    }
+}
+
+impl Deref for Values<'_> {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        match &*self.storage {
+            Storage::Cpu(CpuStorage::F32(values)) => &values[self.start..self.end],
+            _ => &[],
+        }
+    }
+}
+
+/// Whether a tensor is one that [`Values`] and [`with_values_mut`] take, once it is contiguous.
+pub fn is_on_cpu(tensor: &Tensor) -> bool {
+    tensor.device().is_cpu() && tensor.dtype() == DType::F32
+}
+
+/// Calls `work` with the f32 values of a contiguous CPU tensor, to be changed. Nobody else may read or write them meanwhile.
+pub fn with_values_mut<R: Send>(tensor: &Tensor, work: impl FnOnce(&mut [f32]) -> R + Send) -> Result<R> {
+    struct Call<F, R>(Mutex<(Option<F>, Option<R>)>);
+    impl<R, F: FnOnce(&mut [f32]) -> R> InplaceOp1 for Call<F, R> {
+        fn name(&self) -> &'static str {
+            "with-values-mut"
+        }
+
+        fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
+            let (CpuStorage::F32(values), Some((start, end))) = (storage, layout.contiguous_offsets()) else {
+                bail!("a tensor to be changed is not contiguous f32")
+            };
+            let mut call = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(work) = call.0.take() {
+                call.1 = Some(work(&mut values[start..end]));
+            }
+            Ok(())
+        }
+    }
+    let call = Call(Mutex::new((Some(work), None)));
+    tensor.inplace_op1(&call)?;
+    match call.0.into_inner().unwrap_or_else(PoisonError::into_inner).1 {
+        Some(result) => Ok(result),
+        None => bail!("a tensor to be changed is not on the CPU"),
+    }
+}
+
+/// Writes `values` over `memory`, in memory's type.
+pub fn copy_in_place(memory: &Tensor, values: &Tensor) -> Result<()> {
+    memory.slice_set(&values.to_dtype(memory.dtype())?.contiguous()?, 0, 0)
+}
+
+/// Adds `part` to `memory`; where that cannot be done in place, returns the sum.
+pub fn add_in_place(memory: &Tensor, part: Tensor) -> Result<Option<Tensor>> {
+    if !is_on_cpu(memory) || !is_on_cpu(&part) {
+        #[cfg(feature = "cuda")]
+        if crate::ops::cuda::pointwise::add_in_place(memory, &part)? {
+            return Ok(None);
+        }
+        return (memory + part.to_dtype(memory.dtype())?).map(Some);
+    }
+    let part = part.contiguous()?;
+    let part = Values::of(&part)?;
+    let part: &[f32] = &part;
+    with_values_mut(memory, |sum| {
+        for_each_row!(sum, ROW, |r, sum| {
+            sum.iter_mut().zip(&part[r * ROW..]).for_each(|(sum, part)| *sum += part);
+        });
+    })?;
+    Ok(None)
+}
+
+/// `add_rows!(slot, shape, width, |r, row| work)`: adds a part of a gradient of this shape, in f32 in the host's memory, to
+/// `slot`. `work` adds to row `r` of `width` values.
+macro_rules! add_rows {
+    ($slot:expr, $shape:expr, $width:expr, |$r:pat_param, $row:pat_param| $work:expr) => {{
+        use $crate::autograd::Destination;
+        let (slot, shape, width): (&mut $crate::autograd::Slot, &candle_core::Shape, usize) = ($slot, $shape, $width);
+        slot.accumulate(|destination| match destination {
+            Destination::AddTo(memory) => {
+                $crate::ops::kernels::memory::with_values_mut(memory, |sum| {
+                    $crate::ops::kernels::cpu::for_each_row!(sum, width, |$r, $row| $work)
+                })?;
+                Ok(None)
+            }
+            Destination::New | Destination::Overwrite(_) => {
+                let part = $crate::ops::kernels::cpu::new_rows!(shape.elem_count(), width, |$r, $row| $work);
+                Tensor::from_vec(part, shape, &Device::Cpu).map(Some)
+            }
+        })
+    }};
+}
+pub(crate) use add_rows;

@@ -1,0 +1,186 @@
+//! Projections in f32 in the host's memory.
+use super::{Linear, Part, Saved, Window};
+use crate::autograd::{Destination, Gradients, Slot};
+use crate::ops::kernels::cpu::{Product, Start, Threads, View, Windows};
+use crate::ops::kernels::memory::{Values, with_values_mut};
+use candle_core::{DType, Device, Result, Shape, Tensor};
+
+fn product<'a>(shape: (usize, usize, usize), a: View<'a>, b: View<'a>, scale: f32) -> Product<'a> {
+    Product { shape, a, b, scale, start: Start::Zero, threads: Threads::All }
+}
+
+/// The rows of a window of `data` `[batch, tokens, width]` from its first on.
+fn rows<'a>(data: &'a [f32], window: Window, width: usize) -> View<'a> {
+    View::rows(&data[window.start * width..], width)
+}
+
+/// `W + scale·B·A`, `[outer, inner]`.
+fn merged(part: &Part, weight: &[f32], down: &[f32], up: &[f32]) -> Vec<f32> {
+    let (outer, inner) = (part.outer(), part.inner());
+    let rank = up.len() / outer;
+    let mut merged = weight.to_vec();
+    let added = product((outer, rank, inner), View::rows(up, rank), View::rows(down, inner), part.scale as f32);
+    Product { start: Start::Output, ..added }.into(&mut merged, inner);
+    merged
+}
+
+impl Linear {
+    /// Where the rows of each batch entry begin in a window of rows of `a` values, and in one of rows of `out` values.
+    fn windows(&self, (a, a_width): (Window, usize), (out, out_width): (Window, usize)) -> Windows {
+        match a.is_whole() && out.is_whole() {
+            true => Windows { count: 1, rows: self.batch * a.tokens, a: 0, out: 0 },
+            false => Windows { count: self.batch, rows: a.tokens, a: a.all * a_width, out: out.all * out_width },
+        }
+    }
+
+    /// The tokens of a part, and nothing else.
+    fn alone(part: &Part) -> Window {
+        Window { start: 0, tokens: part.from.tokens, all: part.from.tokens }
+    }
+}
+
+/// `inputs` are contiguous, in the operation's order.
+pub fn forward(op: &Linear, inputs: &[Tensor]) -> Result<Tensor> {
+    let length = op.shape.iter().product();
+    let mut y: Vec<f32> = Vec::with_capacity(length);
+    for part in &op.parts {
+        let (outer, inner) = (part.outer(), part.inner());
+        let weight = part.weight(&inputs[part.input])?;
+        let (x, weight) = (Values::of(&inputs[part.input])?, Values::of(&weight)?);
+        let bias = part.bias.as_ref().map(|bias| bias.to_dtype(DType::F32)?.contiguous()).transpose()?;
+        let bias = bias.as_ref().map(Values::of).transpose()?;
+        let start = bias.as_ref().map_or(Start::Zero, |bias| Start::Row(bias));
+        let windows = op.windows((part.from, inner), (part.to, outer));
+        let x = rows(&x, part.from, inner);
+        let out = &mut y.spare_capacity_mut()[part.to.start * outer..length];
+        let mut project = |weight: &[f32]| {
+            let weight = View::rows(weight, inner).transposed();
+            Product { start, ..product((windows.rows, inner, outer), x, weight, 1.0) }.fill(windows, out, outer);
+        };
+        if !part.is_adapted {
+            project(&weight);
+            continue;
+        }
+        let (down, up) = (Values::of(&inputs[part.input + 1])?, Values::of(&inputs[part.input + 2])?);
+        if op.is_worth_merging(part) {
+            project(&merged(part, &weight, &down, &up));
+            continue;
+        }
+        project(&weight);
+        let reduced = reduce(op, part, x, &down);
+        let rank = down.len() / inner;
+        let (reduced, up) = (View::rows(&reduced, rank), View::rows(&up, rank).transposed());
+        let added = product((windows.rows, rank, outer), reduced, up, part.scale as f32);
+        let windows = op.windows((Linear::alone(part), rank), (part.to, outer));
+        // SAFETY: this part's rows were just written.
+        unsafe { Product { start: Start::Output, ..added }.add(windows, out, outer) };
+    }
+    // SAFETY: the parts' windows are all tokens of every batch entry.
+    unsafe { y.set_len(length) };
+    Tensor::from_vec(y, &op.shape[..], &Device::Cpu)
+}
+
+/// `x·Aᵀ`, `[batch·tokens, rank]`.
+fn reduce(op: &Linear, part: &Part, x: View, down: &[f32]) -> Vec<f32> {
+    let inner = part.inner();
+    let rank = down.len() / inner;
+    let windows = op.windows((part.from, inner), (Linear::alone(part), rank));
+    product((windows.rows, inner, rank), x, View::rows(down, inner).transposed(), 1.0).windows(windows)
+}
+
+/// Adds the gradients of the inputs.
+pub fn backward(op: &Linear, saved: &Saved, gradient: &Tensor, gradients: &mut Gradients) -> Result<()> {
+    let gradient = Values::of(gradient)?;
+    for part in &op.parts {
+        let (outer, inner) = (part.outer(), part.inner());
+        let weight = part.weight.to_dtype(DType::F32)?.contiguous()?;
+        let weight = Values::of(&weight)?;
+        let gradient = rows(&gradient, part.to, outer);
+        let windows = op.windows((part.to, outer), (part.from, inner));
+        let through = |weight: &[f32], slot: &mut Slot| {
+            let dx = product((windows.rows, outer, inner), gradient, View::rows(weight, inner), 1.0);
+            add_windows(slot, dx, windows, part, &saved.shapes[part.input])
+        };
+        let Some((down, up)) = part.low_rank(&saved.tensors) else {
+            gradients.accumulate(part.input, |slot| through(&weight, slot))?;
+            continue;
+        };
+        let (down, up) = (Values::of(down)?, Values::of(up)?);
+        let rank = down.len() / inner;
+        // The gradient of x·Aᵀ.
+        let alone = op.windows((part.to, outer), (Linear::alone(part), rank));
+        let reduced = product((alone.rows, outer, rank), gradient, View::rows(&up, rank), part.scale as f32);
+        let reduced = reduced.windows(alone);
+        gradients.accumulate(part.input, |slot| {
+            if op.is_worth_merging(part) {
+                return through(&merged(part, &weight, &down, &up), slot);
+            }
+            through(&weight, slot)?;
+            let windows = op.windows((Linear::alone(part), rank), (part.from, inner));
+            let added = product((windows.rows, rank, inner), View::rows(&reduced, rank), View::rows(&down, inner), 1.0);
+            add_windows(slot, added, windows, part, &saved.shapes[part.input])
+        })?;
+        let Some(x) = &saved.tensors[part.input] else { continue };
+        let x = Values::of(x)?;
+        let x = rows(&x, part.from, inner);
+        if gradients.needs(part.input + 1) {
+            let whole = (op, part.from, inner);
+            let d_down = transposed_product(&reduced, rank, (x, whole), 1.0);
+            gradients.add(part.input + 1, Tensor::from_vec(d_down, (rank, inner), &Device::Cpu)?)?;
+        }
+        if gradients.needs(part.input + 2) {
+            // The transposed product reads the gradient where it lies.
+            let low = reduce(op, part, x, &down);
+            let d_up = transposed_product(&low, rank, (gradient, (op, part.to, outer)), part.scale as f32);
+            let d_up = (0..outer).flat_map(|o| (0..rank).map(move |r| (o, r))).map(|(o, r)| d_up[r * outer + o]);
+            gradients.add(part.input + 2, Tensor::from_vec(d_up.collect::<Vec<_>>(), (outer, rank), &Device::Cpu)?)?;
+        }
+    }
+    Ok(())
+}
+
+/// Adds a product to the gradient of a part's x, of this shape: to the part's window of it.
+fn add_windows(slot: &mut Slot, product: Product, windows: Windows, part: &Part, shape: &Shape) -> Result<()> {
+    let (first, inner) = (part.from.start * part.inner(), part.inner());
+    let is_whole = part.from.is_whole();
+    slot.accumulate(|destination| match destination {
+        Destination::AddTo(memory) => {
+            with_values_mut(memory, |sum| {
+                Product { start: Start::Output, ..product }.into_windows(windows, &mut sum[first..], inner)
+            })?;
+            Ok(None)
+        }
+        _ if is_whole => {
+            let mut out: Vec<f32> = Vec::with_capacity(shape.elem_count());
+            product.fill(windows, &mut out.spare_capacity_mut()[..shape.elem_count()], inner);
+            // SAFETY: the windows are all of it.
+            unsafe { out.set_len(shape.elem_count()) };
+            Tensor::from_vec(out, shape, &Device::Cpu).map(Some)
+        }
+        _ => {
+            let mut out = vec![0f32; shape.elem_count()];
+            product.into_windows(windows, &mut out[first..], inner);
+            Tensor::from_vec(out, shape, &Device::Cpu).map(Some)
+        }
+    })
+}
+
+/// `scale·leftᵀ·right`, `[rank, width]`: left `[batch·tokens, rank]`, and right the rows of a window that are `width` wide.
+fn transposed_product(
+    left: &[f32],
+    rank: usize,
+    (right, (op, window, width)): (View, (&Linear, Window, usize)),
+    scale: f32,
+) -> Vec<f32> {
+    let mut out = vec![0f32; rank * width];
+    let (blocks, rows, step) = match window.is_whole() {
+        true => (1, op.batch * window.tokens, 0),
+        false => (op.batch, window.tokens, window.all),
+    };
+    for block in 0..blocks {
+        let left = View::rows(&left[block * rows * rank..], rank).transposed();
+        let part = product((rank, rows, width), left, right.from_row(block * step), scale);
+        Product { start: Start::Output, ..part }.into(&mut out, width);
+    }
+    out
+}

@@ -1,0 +1,150 @@
+//! Focal and dice loss in f32 in the host's memory, a row of the enlarged map at a time.
+use super::{ALPHA, MaskLoss, Target};
+use crate::ops::enlarge::{Enlarge, Rows, RowsBackward};
+use crate::ops::kernels::cpu::{exp, sums, vectorised};
+use crate::ops::kernels::memory::Values;
+use candle_core::{Device, Result, Tensor};
+use rayon::prelude::*;
+
+/// Sums over one map's pixels.
+#[derive(Clone, Copy, Default)]
+struct Sums {
+    focal: f32,
+    overlap: f32,
+    probability: f32,
+    target: f32,
+}
+
+/// `ln(1 + e^-|x|)`, the part of the cross-entropy that is not linear.
+#[inline(always)]
+pub fn soft(x: f32) -> f32 {
+    ln_1_plus(exp(-x.abs()))
+}
+
+/// `ln(1 + t)` for t from 0 to 1, by atanh's series in s = t/(2+t) <= 1/3.
+#[inline(always)]
+fn ln_1_plus(t: f32) -> f32 {
+    let s = t / (2.0 + t);
+    let s2 = s * s;
+    2.0 * s * (1.0 + s2 * (1.0 / 3.0 + s2 * (0.2 + s2 * (1.0 / 7.0 + s2 * (1.0 / 9.0 + s2 * (1.0 / 11.0))))))
+}
+
+/// What both losses are made of, at one pixel.
+struct Pixel {
+    /// Sigmoid of the logit.
+    probability: f32,
+    cross_entropy: f32,
+    /// Focal's `1 − p_t`.
+    wrong: f32,
+    alpha: f32,
+}
+
+/// One exponential serves all.
+#[inline(always)]
+fn pixel(logit: f32, target: f32, raw_logit: bool) -> Pixel {
+    let t = exp(-logit.abs());
+    let larger = 1.0 / (1.0 + t);
+    let probability = if logit >= 0.0 { larger } else { t * larger };
+    let p = if raw_logit { logit } else { probability };
+    Pixel {
+        probability,
+        cross_entropy: logit.max(0.0) - logit * target + ln_1_plus(t),
+        wrong: 1.0 - (p * target + (1.0 - p) * (1.0 - target)),
+        alpha: ALPHA * target + (1.0 - ALPHA) * (1.0 - target),
+    }
+}
+
+impl MaskLoss {
+    /// Calls `work(y, logits, target)` for every row of the enlarged map.
+    fn for_each_row(
+        &self,
+        map: &[f32],
+        (vertical, horizontal): (&Enlarge, &Enlarge),
+        target: &dyn Target,
+        mut work: impl FnMut(usize, &[f32], &[f32]),
+    ) {
+        let (height, width) = self.size;
+        let (mut logits, mut wanted) = (vec![0f32; width], vec![0f32; width]);
+        let mut rows = Rows::new(map, vertical, horizontal);
+        for y in 0..height {
+            rows.row(y, &mut logits);
+            target.row(y, &mut wanted);
+            work(y, &logits, &wanted);
+        }
+    }
+
+    fn sums(&self, map: &[f32], enlarge: (&Enlarge, &Enlarge), target: &dyn Target) -> Sums {
+        let mut total = [0f64; 4];
+        self.for_each_row(map, enlarge, target, |_, logits, wanted| {
+            let row = vectorised!({
+                sums(logits.len(), |i| {
+                    let Pixel { probability, cross_entropy, wrong, alpha } =
+                        pixel(logits[i], wanted[i], self.raw_logit);
+                    [alpha * wrong * wrong * cross_entropy, probability * wanted[i], probability, wanted[i]]
+                })
+            });
+            total.iter_mut().zip(row).for_each(|(total, row)| *total += f64::from(row));
+        });
+        let [focal, overlap, probability, target] = total.map(|v| v as f32);
+        Sums { focal, overlap, probability, target }
+    }
+
+    fn enlarge(&self, maps: &Tensor) -> Result<(Enlarge, Enlarge)> {
+        let (_, h, w) = maps.dims3()?;
+        Ok((Enlarge::new(h, self.size.0), Enlarge::new(w, self.size.1)))
+    }
+}
+
+/// maps `[pairs, h, w]`; out `[2, pairs]`: focal, dice.
+pub fn forward(of: &MaskLoss, map_tensor: &Tensor) -> Result<Tensor> {
+    let maps = Values::of(map_tensor)?;
+    let (vertical, horizontal) = of.enlarge(map_tensor)?;
+    let pixels = (of.size.0 * of.size.1) as f32;
+    let (focal, dice): (Vec<f32>, Vec<f32>) = maps
+        .par_chunks(maps.len() / of.targets.len())
+        .zip(&of.targets)
+        .map(|(map, target)| {
+            let sums = of.sums(map, (&vertical, &horizontal), &**target);
+            let dice = 1.0 - (2.0 * sums.overlap + 1.0) / (sums.probability + sums.target + 1.0);
+            (sums.focal / pixels, dice)
+        })
+        .unzip();
+    Tensor::from_vec([focal, dice].concat(), (2, of.targets.len()), &Device::Cpu)
+}
+
+/// The gradient of the maps.
+pub fn backward(of: &MaskLoss, map_tensor: &Tensor, gradient: &Tensor) -> Result<Tensor> {
+    let (maps, gradient) = (Values::of(map_tensor)?, Values::of(gradient)?);
+    let (maps, gradient): (&[f32], &[f32]) = (&maps, &gradient);
+    let (vertical, horizontal) = of.enlarge(map_tensor)?;
+    let (pairs, pixels) = (of.targets.len(), (of.size.0 * of.size.1) as f32);
+    let size = maps.len() / pairs;
+    let mut d_maps = vec![0f32; maps.len()];
+    d_maps.par_chunks_mut(size).zip(maps.par_chunks(size)).enumerate().for_each(|(pair, (d_map, map))| {
+        let target = &*of.targets[pair];
+        let sums = of.sums(map, (&vertical, &horizontal), target);
+        let below = sums.probability + sums.target + 1.0;
+        let (d_focal, d_dice) = (gradient[pair] / pixels, gradient[pairs + pair]);
+        // d dice / dp = −2t/below + above/below²
+        let inside = -2.0 / below * d_dice;
+        let everywhere = (2.0 * sums.overlap + 1.0) / (below * below) * d_dice;
+        let mut d_row = vec![0f32; of.size.1];
+        let mut gather = RowsBackward::new(d_map, &vertical, &horizontal);
+        of.for_each_row(map, (&vertical, &horizontal), target, |y, logits, wanted| {
+            let width = d_row.len();
+            let (logits, wanted) = (&logits[..width], &wanted[..width]);
+            vectorised!({
+                for i in 0..width {
+                    let (logit, t) = (logits[i], wanted[i]);
+                    let Pixel { probability: p, cross_entropy, wrong, alpha } = pixel(logit, t, of.raw_logit);
+                    let slope = p * (1.0 - p);
+                    let d_right = (2.0 * t - 1.0) * if of.raw_logit { 1.0 } else { slope };
+                    let d_loss = wrong * (wrong * (p - t) - 2.0 * d_right * cross_entropy);
+                    d_row[i] = d_focal * alpha * d_loss + slope * (inside * t + everywhere);
+                }
+            });
+            gather.row(y, &d_row);
+        });
+    });
+    Tensor::from_vec(d_maps, map_tensor.shape(), &Device::Cpu)
+}

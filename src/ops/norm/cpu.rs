@@ -1,0 +1,123 @@
+//! Both norms in f32 in the host's memory, a row at a time.
+use super::EPSILON;
+use crate::autograd::Slot;
+use crate::ops::kernels::cpu::{new_rows, sum};
+use crate::ops::kernels::memory::{Values, add_rows};
+use candle_core::{Device, Result, Tensor};
+
+/// Mean and inverse standard deviation of a row.
+#[inline(always)]
+fn moments(row: &[f32]) -> (f32, f32) {
+    let n = row.len() as f32;
+    let mean = sum(row.len(), |i| row[i]) / n;
+    let variance = sum(row.len(), |i| (row[i] - mean) * (row[i] - mean)) / n;
+    (mean, 1.0 / (variance + EPSILON as f32).sqrt())
+}
+
+/// `layer_norm(x)·(1 + scale) + shift` of one row.
+#[inline(always)]
+pub fn modulate_row(x: &[f32], shift: &[f32], scale: &[f32], out: &mut [f32]) {
+    let (mean, inverse) = moments(x);
+    for i in 0..out.len() {
+        out[i] = (x[i] - mean) * inverse * (1.0 + scale[i]) + shift[i];
+    }
+}
+
+/// Adds the gradient of a row's `x`, from that of its result, to `dx`.
+#[inline(always)]
+pub fn add_norm_row_backward(x: &[f32], dy: &[f32], scale: &[f32], dx: &mut [f32]) {
+    let (width, n) = (x.len(), x.len() as f32);
+    let (mean, inverse) = moments(x);
+    let mean_g = sum(width, |i| dy[i] * (1.0 + scale[i])) / n;
+    let mean_gx = sum(width, |i| dy[i] * (1.0 + scale[i]) * (x[i] - mean) * inverse) / n;
+    for i in 0..dx.len() {
+        dx[i] += inverse * (dy[i] * (1.0 + scale[i]) - mean_g - (x[i] - mean) * inverse * mean_gx);
+    }
+}
+
+/// x `[batch, tokens, width]`, shift and scale `[batch, width]`.
+pub fn layer_norm_modulate(x: &Tensor, shift: &Tensor, scale: &Tensor) -> Result<Tensor> {
+    let (_, tokens, width) = x.dims3()?;
+    let (values, shift, scale) = (Values::of(x)?, Values::of(shift)?, Values::of(scale)?);
+    let y = new_rows!(values.len(), width, |r, out| {
+        let entry = r / tokens * width;
+        modulate_row(&values[r * width..][..width], &shift[entry..][..width], &scale[entry..][..width], out);
+    });
+    Tensor::from_vec(y, x.shape(), &Device::Cpu)
+}
+
+/// Adds the gradient of x.
+pub fn layer_norm_backward(x: &Tensor, scale: &Tensor, gradient: &Tensor, slot: &mut Slot) -> Result<()> {
+    let (_, tokens, width) = x.dims3()?;
+    let (values, scale, gradient) = (Values::of(x)?, Values::of(scale)?, Values::of(gradient)?);
+    let (values, scale, gradient): (&[f32], &[f32], &[f32]) = (&values, &scale, &gradient);
+    add_rows!(slot, x.shape(), width, |r, dx| {
+        let scale = &scale[r / tokens * width..][..width];
+        add_norm_row_backward(&values[r * width..][..width], &gradient[r * width..][..width], scale, dx);
+    })
+}
+
+#[inline(always)]
+fn inverse_rms(row: &[f32]) -> f32 {
+    1.0 / (sum(row.len(), |i| row[i] * row[i]) / row.len() as f32 + EPSILON as f32).sqrt()
+}
+
+/// The weights of parts of the tokens, by row of `head_dim` values.
+struct Weights<'a> {
+    parts: Vec<(usize, Values<'a>)>,
+    head_dim: usize,
+    /// Rows of a token, and tokens of a batch entry.
+    heads: usize,
+    tokens: usize,
+}
+
+impl<'a> Weights<'a> {
+    fn of(x: &Tensor, weights: &'a [(usize, Tensor)]) -> Result<Self> {
+        let (_, tokens, width) = x.dims3()?;
+        let head_dim = weights.first().map_or(width, |(_, weight)| weight.elem_count());
+        let mut end = 0;
+        let parts = weights.iter().map(|(tokens, weight)| {
+            end += tokens;
+            Ok((end, Values::of(weight)?))
+        });
+        Ok(Self { parts: parts.collect::<Result<_>>()?, head_dim, heads: width / head_dim, tokens })
+    }
+
+    #[inline(always)]
+    fn row(&self, r: usize) -> &[f32] {
+        let token = r / self.heads % self.tokens;
+        let part = self.parts.iter().position(|(end, _)| token < *end).unwrap_or(0);
+        &self.parts[part].1[..self.head_dim]
+    }
+}
+
+/// x `[batch, tokens, heads·head_dim]`; `weights` of parts of the tokens, each `[head_dim]`.
+pub fn rms_norm(x: &Tensor, weights: &[(usize, Tensor)]) -> Result<Tensor> {
+    let weights = Weights::of(x, weights)?;
+    let width = weights.head_dim;
+    let values = Values::of(x)?;
+    let y = new_rows!(values.len(), width, |r, out| {
+        let (row, weight) = (&values[r * width..][..width], weights.row(r));
+        let inverse = inverse_rms(row);
+        for i in 0..width {
+            out[i] = row[i] * inverse * weight[i];
+        }
+    });
+    Tensor::from_vec(y, x.shape(), &Device::Cpu)
+}
+
+/// Adds the gradient of x.
+pub fn rms_norm_backward(x: &Tensor, weights: &[(usize, Tensor)], gradient: &Tensor, slot: &mut Slot) -> Result<()> {
+    let weights = &Weights::of(x, weights)?;
+    let width = weights.head_dim;
+    let (values, gradient) = (Values::of(x)?, Values::of(gradient)?);
+    let (values, gradient): (&[f32], &[f32]) = (&values, &gradient);
+    add_rows!(slot, x.shape(), width, |r, dx| {
+        let (row, dy, weight) = (&values[r * width..][..width], &gradient[r * width..][..width], weights.row(r));
+        let inverse = inverse_rms(row);
+        let projection = sum(width, |i| dy[i] * weight[i] * row[i]) / width as f32 * inverse * inverse;
+        for i in 0..width {
+            dx[i] += inverse * (dy[i] * weight[i] - row[i] * projection);
+        }
+    })
+}

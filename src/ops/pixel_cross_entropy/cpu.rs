@@ -1,0 +1,123 @@
+//! The cross-entropy in f32 in the host's memory, a row of the label map at a time.
+use super::{NO_CLASS, PixelCrossEntropy};
+use crate::ops::enlarge::{Enlarge, Rows, RowsBackward};
+use crate::ops::kernels::cpu::{exp, vectorised};
+use crate::ops::kernels::memory::Values;
+use candle_core::{Device, Result, Tensor};
+use rayon::prelude::*;
+
+/// Rows of the label map that a task takes.
+const ROWS_A_TASK: usize = 32;
+
+impl PixelCrossEntropy {
+    fn enlarge(&self, maps: &Tensor) -> Result<(Enlarge, Enlarge)> {
+        let (_, h, w) = maps.dims3()?;
+        Ok((Enlarge::new(h, self.size.0), Enlarge::new(w, self.size.1)))
+    }
+
+    /// Calls `work(y, class rows [classes, width], labels)` for the rows of one task.
+    fn for_each_row(
+        &self,
+        maps: &[f32],
+        (vertical, horizontal): (&Enlarge, &Enlarge),
+        task: usize,
+        mut work: impl FnMut(usize, &mut [f32], &[u8]),
+    ) {
+        let (height, width) = self.size;
+        let classes = self.weights.len();
+        let mut values = vec![0f32; classes * width];
+        let mut rows: Vec<Rows> =
+            maps.chunks_exact(maps.len() / classes).map(|map| Rows::new(map, vertical, horizontal)).collect();
+        for y in task * ROWS_A_TASK..((task + 1) * ROWS_A_TASK).min(height) {
+            for (rows, values) in rows.iter_mut().zip(values.chunks_exact_mut(width)) {
+                rows.row(y, values);
+            }
+            work(y, &mut values, &self.labels[y * width..][..width]);
+        }
+    }
+
+    fn tasks(&self) -> usize {
+        self.size.0.div_ceil(ROWS_A_TASK)
+    }
+
+    /// Turns values into probabilities in place; returns ln Σ e^value at each pixel.
+    fn softmax(&self, values: &mut [f32]) -> Vec<f32> {
+        let width = self.size.1;
+        vectorised!({
+            let mut largest = vec![f32::NEG_INFINITY; width];
+            for row in values.chunks_exact(width) {
+                largest.iter_mut().zip(row).for_each(|(l, v)| *l = if *v > *l { *v } else { *l });
+            }
+            let mut total = vec![0f32; width];
+            for row in values.chunks_exact_mut(width) {
+                for x in 0..width {
+                    row[x] = exp(row[x] - largest[x]);
+                    total[x] += row[x];
+                }
+            }
+            for row in values.chunks_exact_mut(width) {
+                for x in 0..width {
+                    row[x] /= total[x];
+                }
+            }
+            largest.iter().zip(&total).map(|(largest, total)| largest + total.ln()).collect()
+        })
+    }
+}
+
+/// maps `[classes, h, w]`; out `[1]`.
+pub fn forward(of: &PixelCrossEntropy, map_tensor: &Tensor) -> Result<Tensor> {
+    let maps = Values::of(map_tensor)?;
+    let maps: &[f32] = &maps;
+    let (vertical, horizontal) = of.enlarge(map_tensor)?;
+    let width = of.size.1;
+    let sums: Vec<f64> = (0..of.tasks())
+        .into_par_iter()
+        .map(|task| {
+            let mut loss = 0f64;
+            of.for_each_row(maps, (&vertical, &horizontal), task, |_, values, labels| {
+                let before = values.to_vec();
+                let log_total = of.softmax(values);
+                for (x, label) in labels.iter().enumerate().filter(|(_, label)| **label != NO_CLASS) {
+                    let class = usize::from(*label);
+                    loss += f64::from(of.weights[class] * (log_total[x] - before[class * width + x]));
+                }
+            });
+            loss
+        })
+        .collect();
+    Tensor::from_vec(vec![(sums.iter().sum::<f64>() / of.total) as f32], 1, &Device::Cpu)
+}
+
+/// The gradient of the maps.
+pub fn backward(of: &PixelCrossEntropy, map_tensor: &Tensor, gradient: &Tensor) -> Result<Tensor> {
+    let (maps, gradient) = (Values::of(map_tensor)?, Values::of(gradient)?[0]);
+    let maps: &[f32] = &maps;
+    let (vertical, horizontal) = of.enlarge(map_tensor)?;
+    let (width, size) = (of.size.1, maps.len() / of.weights.len());
+    let parts: Vec<Vec<f32>> = (0..of.tasks())
+        .into_par_iter()
+        .map(|task| {
+            let mut d_maps = vec![0f32; maps.len()];
+            of.for_each_row(maps, (&vertical, &horizontal), task, |y, values, labels| {
+                of.softmax(values);
+                for (class, row) in values.chunks_exact_mut(width).enumerate() {
+                    for (value, label) in row.iter_mut().zip(labels) {
+                        let (hit, weight) = match of.weights.get(usize::from(*label)) {
+                            Some(weight) => (usize::from(*label) == class, *weight),
+                            None => (false, 0.0),
+                        };
+                        *value = (*value - f32::from(hit)) * (f64::from(weight * gradient) / of.total) as f32;
+                    }
+                    RowsBackward::new(&mut d_maps[class * size..][..size], &vertical, &horizontal).row(y, row);
+                }
+            });
+            d_maps
+        })
+        .collect();
+    let mut d_maps = vec![0f32; maps.len()];
+    for part in parts {
+        d_maps.iter_mut().zip(part).for_each(|(sum, value)| *sum += value);
+    }
+    Tensor::from_vec(d_maps, map_tensor.shape(), &Device::Cpu)
+}

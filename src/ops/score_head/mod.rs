@@ -1,0 +1,92 @@
+//! The score head: convolutions 3×3, 1→64→64→1 with ReLU between, on every map alone, added to the map.
+mod cpu;
+pub(super) mod products;
+pub(super) mod reference;
+
+use super::backend::Backend;
+#[cfg(feature = "cuda")]
+use super::cuda::score_head as cuda;
+use super::elementary::cat;
+use crate::autograd::{Gradients, Op, Variable, apply};
+use candle_core::{DType, Result, Tensor};
+pub use products::backward_bytes;
+
+/// Channels between the layers.
+pub const CHANNELS: usize = 64;
+/// Name and shape of every parameter, as torch's `Sequential(Conv2d, ReLU, Conv2d, ReLU, Conv2d)` has them.
+pub const PARAMETERS: [(&str, &[usize]); 6] = [
+    ("0.weight", &[CHANNELS, 1, 3, 3]),
+    ("0.bias", &[CHANNELS]),
+    ("2.weight", &[CHANNELS, CHANNELS, 3, 3]),
+    ("2.bias", &[CHANNELS]),
+    ("4.weight", &[1, CHANNELS, 3, 3]),
+    ("4.bias", &[1]),
+];
+/// How exact the middle layer's products are on a GPU. Its gradients are those of exact products in either case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precision {
+    /// As f32 products: relative errors of about 2⁻¹⁷ of a factor.
+    F32,
+    /// Factors rounded to bf16 and summed in f32, for a third of the work: relative errors of 2⁻⁹ of a factor. A run in
+    /// bf16 has such errors in the maps already, and PyTorch's autocast rounds all three layers and what is between them.
+    Bf16,
+}
+
+impl Precision {
+    /// Of a run whose arithmetic is in `dtype`.
+    pub fn of(dtype: DType) -> Self {
+        if dtype == DType::BF16 { Self::Bf16 } else { Self::F32 }
+    }
+}
+
+/// `maps + head(maps)`: maps `[maps, h, w]`, parameters in the order of [`PARAMETERS`].
+///
+/// # Errors
+/// Shapes that do not fit.
+pub fn score_head(maps: &Variable, parameters: &[Variable], precision: Precision) -> Result<Variable> {
+    if maps.tensor().dim(0)? == 0 {
+        return Ok(maps.clone());
+    }
+    let flat = parameters.iter().map(|parameter| parameter.reshape(parameter.tensor().elem_count()));
+    let flat = cat(&flat.collect::<Result<Vec<_>>>()?, 0)?;
+    apply(ScoreHead(precision), &[maps, &flat])
+}
+
+/// The parameters from one flat vector, in order.
+fn split<T>(mut take: impl FnMut(usize) -> T) -> [T; 6] {
+    PARAMETERS.map(|(_, shape)| take(shape.iter().product()))
+}
+
+struct ScoreHead(Precision);
+
+impl Op for ScoreHead {
+    const NAME: &'static str = "score-head";
+    /// Maps and parameters.
+    type Saved = [Tensor; 2];
+
+    fn forward(&self, inputs: &[&Tensor], needs: &[bool]) -> Result<(Tensor, Option<Self::Saved>)> {
+        let of = [inputs[0].contiguous()?, inputs[1].contiguous()?];
+        let out = match Backend::of(inputs) {
+            // Where the CPU is to do what a GPU does: there no run is in bf16.
+            Backend::Cpu if self.0 == Precision::Bf16 => reference::forward(&of, self.0)?,
+            Backend::Cpu => cpu::forward(&of[0], &of[1])?,
+            #[cfg(feature = "cuda")]
+            Backend::Cuda => match cuda::forward(&of[0], &of[1], self.0)? {
+                Some(out) => out,
+                None => reference::forward(&of, self.0)?,
+            },
+            Backend::Reference => reference::forward(&of, self.0)?,
+        };
+        Ok((out, needs.contains(&true).then_some(of)))
+    }
+
+    fn backward(&self, [maps, parameters]: [Tensor; 2], gradient: Tensor, gradients: &mut Gradients) -> Result<()> {
+        let gradient = gradient.contiguous()?;
+        let (d_maps, d_parameters) = match Backend::of(&[&maps, &gradient]) {
+            Backend::Cpu => cpu::backward(&maps, &parameters, &gradient)?,
+            _ => products::backward(&maps, &parameters, &gradient)?,
+        };
+        gradients.add(0, d_maps)?;
+        gradients.add(1, d_parameters)
+    }
+}

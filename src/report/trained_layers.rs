@@ -1,0 +1,13 @@
+//! The table of trained layers in the report.
+
+/// Trained layers of one kind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TrainedLayers {
+    /// For example `LoRA attn.to_q`.
+    pub kind: String,
+    /// Number of blocks with such layers, of all blocks; `None` for layers outside blocks.
+    pub blocks: Option<(usize, usize)>,
+    pub rank: Option<usize>,
+    /// Number of trained parameters.
+    pub parameters: usize,
+}
