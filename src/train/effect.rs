@@ -17,7 +17,7 @@ pub struct Start {
 impl Start {
     /// Of parameters as they are before the first step.
     pub fn of(parameters: &Parameters) -> Result<Self> {
-        let values = parameters.effective().map(|p| p.var.flatten_all()?.to_vec1());
+        let values = parameters.effective().map(|p| p.values.force_contiguous()?.flatten_all()?.to_vec1());
         Ok(Self { values: values.collect::<candle_core::Result<_>>()? })
     }
 

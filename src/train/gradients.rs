@@ -1,4 +1,5 @@
 //! Loss terms and gradients of one micro-batch, with blocks recomputed where memory asks for it.
+use super::gradient_buffer::GradientBuffer;
 use super::parameters::Parameters;
 use crate::autograd::{Variable, backward};
 use crate::config::LossConfig;
@@ -43,8 +44,8 @@ pub struct StepPlan<'a> {
 
 /// Loss terms and gradients of a micro-batch, which a GPU may not have finished.
 pub struct Gradients {
-    /// Of the weighted loss, one for each of the parameters; none where the loss does not depend on it.
-    pub by_parameter: Vec<Option<Tensor>>,
+    /// Of the weighted loss.
+    pub buffer: GradientBuffer,
     terms: PendingLossTerms,
     config: LossConfig,
 }
@@ -109,9 +110,8 @@ pub fn gradients(
         probe_gradients: vec![],
         terms: PendingLossTerms::default(),
     };
-    step.run(embedded.streams, plan.recomputed_blocks)?;
-    let by_parameter = parameters.all.iter().map(|parameter| parameter.leaf.take_gradient()).collect();
-    Ok(Gradients { by_parameter, terms: step.terms, config: config.clone() })
+    let buffer = GradientBuffer::of(parameters, || step.run(embedded.streams, plan.recomputed_blocks))?;
+    Ok(Gradients { buffer, terms: step.terms, config: config.clone() })
 }
 
 struct Step<'a> {

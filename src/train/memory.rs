@@ -4,7 +4,7 @@ use crate::model::families::TransformerConfig;
 use crate::ops;
 use crate::system::error::{Error, Result};
 use crate::system::{memory, process};
-use candle_core::Device;
+use candle_core::{DType, Device};
 use std::fmt;
 
 /// Sizes that a step's activations grow with.
@@ -15,7 +15,7 @@ pub struct StepSize {
     pub text_tokens: usize,
     /// Bytes of an activation's value.
     pub value_bytes: usize,
-    /// Whether the MLPs run in one node: without adapters.
+    /// Whether the feed-forward runs in one node; see [`has_fused_feed_forward`].
     pub is_fused: bool,
 }
 
@@ -56,30 +56,38 @@ pub struct Estimate {
     loader: u64,
 }
 
-/// Values of a token's width that a block's graph keeps for its backward pass: norms, q, k, v, their joined copies,
-/// attention, residuals, and the MLP at four times the width, twice. By count up to 26, and 17 with the MLP in one node;
-/// these and the next numbers are those that the peaks in benches/README.md have.
-const KEPT: usize = 23;
-const KEPT_FUSED: usize = 14;
-/// The same for the second attention of SD3.5-medium.
-const KEPT_BY_SECOND_ATTENTION: usize = 9;
-/// The same that a step holds besides at its peak, whatever is kept: gradients on their way through a block.
-const PASSING: usize = 14;
-/// The same for a block that is recomputed: its input again, the gradient of its output, and their products.
+// All in vectors of the model's width per token. These numbers are those that the peaks in benches/README.md have.
+
+/// Saved by a block for its backward pass: norms, q, k, v, their joined copies, attention, residuals, and the MLP at four
+/// times the width, twice. By count up to 26, and 17 with the feed-forward in one node.
+const SAVED_ACTIVATIONS: usize = 23;
+const SAVED_ACTIVATIONS_FUSED: usize = 14;
+/// Saved by the second attention of SD3.5-medium.
+const SAVED_BY_SECOND_ATTENTION: usize = 9;
+/// Held besides at the peak of a step, whatever is saved: gradients on their way through a block.
+const TRANSIENT_ACTIVATIONS: usize = 14;
+/// Held for a block that is recomputed: its input again, the gradient of its output, and their products.
 const RECOMPUTING: usize = 2;
-/// The same for each expert block but one, which the other numbers have in them: queries and keys, and their gradients.
-const KEPT_BY_EXPERT: usize = 4;
+/// Saved for each expert block but one, which the other numbers have in them: queries and keys, and their gradients.
+const SAVED_BY_EXPERT: usize = 4;
 /// Copies of everything that is trained: its gradient, the sum over micro-batches, and AdamW's two moments.
 const TRAINING_COPIES: u64 = 4;
 /// A run starts although the estimate says that it does not fit, if it is over by less than this.
-const DOUBT: f64 = 1.15;
+const TOLERATED_OVERRUN: f64 = 1.15;
+
+/// Whether no block's feed-forward comes apart into its parts, which save more: it does where it has adapters itself, where
+/// its modulation has, and on a GPU in f16, for which there is no node.
+pub fn has_fused_feed_forward(targets: &[String], device: &Device, dtype: DType) -> bool {
+    let comes_apart = |target: &String| target.starts_with("ff") || target.starts_with("norm1");
+    !targets.iter().any(comes_apart) && (device.is_cpu() || dtype != DType::F16)
+}
 
 impl Needs<'_> {
     /// Bytes of activations that block `layer` keeps, batch · tokens · width large; the scores of attention are not kept.
     pub fn block(&self, layer: usize) -> u64 {
         let StepSize { image_tokens, text_tokens, .. } = self.size;
-        let second = if self.model.dual_attention_layers.contains(&layer) { KEPT_BY_SECOND_ATTENTION } else { 0 };
-        let kept = if self.size.is_fused { KEPT_FUSED } else { KEPT };
+        let second = if self.model.dual_attention_layers.contains(&layer) { SAVED_BY_SECOND_ATTENTION } else { 0 };
+        let kept = if self.size.is_fused { SAVED_ACTIVATIONS_FUSED } else { SAVED_ACTIVATIONS };
         self.values(kept * (image_tokens + text_tokens) + second * image_tokens)
     }
 
@@ -95,11 +103,11 @@ impl Needs<'_> {
         // Those that are recomputed take their turn when the others are gone.
         let again = (0..recomputed.min(self.model.num_layers())).map(|layer| self.block(layer)).max();
         let again = again.map_or(0, |block| block + self.values(RECOMPUTING * tokens));
-        let backward = kept.max(again) + self.values(PASSING * tokens);
+        let backward = kept.max(again) + self.values(TRANSIENT_ACTIVATIONS * tokens);
         Estimate {
             usage: (usage.now, usage.most),
             activations: backward.max(kept + self.score_head)
-                + self.values((recomputed + KEPT_BY_EXPERT * self.experts.saturating_sub(1)) * tokens),
+                + self.values((recomputed + SAVED_BY_EXPERT * self.experts.saturating_sub(1)) * tokens),
             training: TRAINING_COPIES * 4 * self.trained as u64,
             encoding: self.encoding,
             loader: self.loader,
@@ -119,7 +127,7 @@ impl Needs<'_> {
             GradientCheckpointing::Auto => (0..all).find(fits).unwrap_or(all),
         };
         let estimate = self.estimate(recomputed, usage);
-        if estimate.added() as f64 <= DOUBT * usage.free as f64 {
+        if estimate.added() as f64 <= TOLERATED_OVERRUN * usage.free as f64 {
             return Ok((recomputed, estimate));
         }
         let hint = match choice {
@@ -261,6 +269,19 @@ mod tests {
         assert_eq!(added(1 << 40), 5 + (1 << 40));
         assert_eq!(added(0), added(1));
     }
+
+    #[test]
+    fn the_feed_forward_comes_apart_where_it_has_adapters_or_their_modulation() {
+        let is_fused = |target: &str, dtype| {
+            has_fused_feed_forward(&["attn.to_q".to_string(), target.to_string()], &Device::Cpu, dtype)
+        };
+        for target in ["ff.net.0.proj", "ff_context.net.2", "norm1.linear", "norm1_context.linear"] {
+            assert!(!is_fused(target, DType::F32), "{target}");
+        }
+        // On the CPU activations are in f32 whatever the weights are in.
+        assert!(is_fused("attn.to_out.0", DType::F16));
+    }
+
     /// The score head's turn comes when all that the blocks keep is there, and before their gradients.
     #[test]
     fn the_score_head_counts_beside_what_blocks_keep() {
