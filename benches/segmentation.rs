@@ -65,7 +65,7 @@ fn main() -> Result<()> {
         let started = Instant::now();
         let embedded = model.embedding.embed(&latents, &timestep, &text)?;
         let probability = model.probe(&embedded, expert_layer)?.probability(config.num_attention_heads)?;
-        for of_image in probability.flatten_from(1)?.to_vec2::<f32>()? {
+        for of_image in probability.tensor().flatten_from(1)?.to_vec2::<f32>()? {
             let mut maps = ClassMaps::empty(grid);
             maps.add(&prompt, &of_image, &settings);
             std::hint::black_box(maps.predict(8 * side, 8 * side));
