@@ -123,24 +123,22 @@ impl Product<'_> {
         }
         assert!(n <= out_stride && (count - 1) * out_step + (rows - 1) * out_stride + n <= out.len());
         assert!(count == 1 || rows * out_stride <= out_step);
+        let of = |index: usize| View { data: &self.a.data[index * a..], ..self.a };
+        assert!(k > 0 && of(count - 1).fits(rows, k) && self.b.fits(k, n));
+        assert!(!matches!(self.start, Start::Row(row) if row.len() != n));
         let memory = Memory(out.as_mut_ptr().cast());
-        let threads = if count >= rayon::current_num_threads() { Threads::One } else { self.threads };
-        let block = |index: usize| {
-            let a = View { data: &self.a.data[index * a..], ..self.a };
-            let product = Product { shape: (rows, k, n), a, threads, ..self };
+        let product = Product { shape: (rows, k, n), ..self };
+        if count > 1 && !super::amx::takes(&product) && super::avx512::takes(&product) {
+            // SAFETY: the assertions keep every element in its slice, and every block's rows in the output.
+            return unsafe { super::avx512::multiply_windows(&product, windows, memory.from(0), out_stride) };
+        }
+        let block = |index: usize, threads: Threads| {
             // SAFETY: the assertions keep every block's rows in the output, each apart from the others.
-            unsafe { product.write(memory.from(index * out_step), out_stride) }
+            unsafe { Product { a: of(index), threads, ..product }.write(memory.from(index * out_step), out_stride) }
         };
         match (count, self.threads) {
-            (1, _) | (_, Threads::One) => {
-                for index in 0..count {
-                    let product =
-                        Product { shape: (rows, k, n), a: View { data: &self.a.data[index * a..], ..self.a }, ..self };
-                    // SAFETY: as above.
-                    unsafe { product.write(memory.from(index * out_step), out_stride) }
-                }
-            }
-            _ => (0..count).into_par_iter().with_max_len(1).for_each(block),
+            (1, _) | (_, Threads::One) => (0..count).for_each(|index| block(index, self.threads)),
+            _ => (0..count).into_par_iter().with_max_len(1).for_each(|index| block(index, Threads::All)),
         }
     }
 

@@ -1,5 +1,5 @@
 //! What `amx` and `avx512` are on machines that cannot have them.
-use crate::ops::kernels::cpu::{Product, Threads, View};
+use crate::ops::kernels::cpu::{Product, Threads, View, Windows};
 
 pub struct Rows;
 
@@ -20,6 +20,10 @@ pub fn gains(_: (usize, usize, usize)) -> bool {
 /// # Safety
 /// Never called, for nothing is taken.
 pub unsafe fn multiply(_: &Product, _: *mut f32, _: usize) {}
+
+/// # Safety
+/// Never called, for nothing is taken.
+pub unsafe fn multiply_windows(_: &Product, _: Windows, _: *mut f32, _: usize) {}
 
 impl Rows {
     pub fn new(_: usize, _: usize) -> Self {

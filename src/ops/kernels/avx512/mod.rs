@@ -8,7 +8,7 @@ mod micro_kernel;
 mod pack;
 mod panel;
 
-use super::cpu::{Product, Start, Threads, View};
+use super::cpu::{Product, Start, Threads, View, Windows};
 use crate::system::vectors::Vectors;
 use micro_kernel::{LANES, MR, NR, Panel, Target, tile};
 use pack::{Panels, RowGroup};
@@ -61,6 +61,20 @@ fn task_rows(m: usize, blocks: usize, workers: usize) -> usize {
 struct Output {
     data: *mut f32,
     stride: usize,
+    windows: Windows,
+}
+
+impl Output {
+    /// The parts of a range of the rows of all blocks that lie in one block: how far that block's rows lie behind the first
+    /// block's in the left matrix and in the output, and which of its rows they are.
+    fn blocks(&self, rows: Range<usize>) -> impl Iterator<Item = (usize, usize, Range<usize>)> + use<> {
+        let Windows { rows: each, a, out, .. } = self.windows;
+        let first = rows.start / each;
+        (first..rows.end.div_ceil(each)).map(move |block| {
+            let start = block * each;
+            (block * a, block * out, rows.start.max(start) - start..rows.end.min(start + each) - start)
+        })
+    }
 }
 
 // SAFETY: every task writes rows and columns of its own.
@@ -76,15 +90,27 @@ unsafe impl Sync for Output {}
     reason = "all rest on the section above; `takes` asked for the instructions"
 )]
 pub unsafe fn multiply(product: &Product, out: *mut f32, out_stride: usize) {
-    let out = &Output { data: out, stride: out_stride };
-    let (m, k, n) = product.shape;
+    let windows = Windows { count: 1, rows: product.shape.0, a: 0, out: 0 };
+    // SAFETY: the caller's promise.
+    unsafe { multiply_windows(product, windows, out, out_stride) }
+}
+
+/// [`multiply`] for every block of rows; the right matrix is packed once for all.
+///
+/// # Safety
+/// As [`multiply`], for the rows of every block.
+pub unsafe fn multiply_windows(product: &Product, windows: Windows, out: *mut f32, out_stride: usize) {
+    let out = &Output { data: out, stride: out_stride, windows };
+    let (_, k, n) = product.shape;
+    let m = windows.count * windows.rows;
+    let is_one = windows.count == 1;
     let blocks = || parts(n, NC, NR);
     let workers = match product.threads {
         Threads::One => 1,
         Threads::All => rayon::current_num_threads(),
     };
     let rows = task_rows(m, blocks().count(), workers);
-    if m < FEW_ROWS && product.b.column_stride != 1 {
+    if is_one && m < FEW_ROWS && product.b.column_stride != 1 {
         let mut panels = Panels::default();
         unsafe { panels.pack(product.a.transposed(), 0..k, 0..m, Threads::One) };
         let parts = parts(n, FEW_ROWS_COLUMNS, MR);
@@ -93,7 +119,7 @@ pub unsafe fn multiply(product: &Product, out: *mut f32, out_stride: usize) {
             1 => parts.for_each(task),
             _ => parts.collect::<Vec<_>>().into_par_iter().for_each(task),
         }
-    } else if m <= UNPACKED_ROWS && product.b.column_stride == 1 && n.is_multiple_of(LANES) {
+    } else if is_one && m <= UNPACKED_ROWS && product.b.column_stride == 1 && n.is_multiple_of(LANES) {
         let task = |columns: Range<usize>| {
             let mut group = RowGroup::default();
             for inner in inner_parts(k) {
@@ -166,23 +192,26 @@ unsafe fn block(
     (rows, inner, columns): (Range<usize>, Range<usize>, Range<usize>),
     out: &Output,
 ) {
-    for part in parts(rows.len(), MR, 1) {
-        let rows = rows.start + part.start..rows.start + part.end;
-        // SAFETY: the views are inside their slices.
-        let left = unsafe { group.of(product.a, rows.clone(), inner.clone()) };
-        for (number, panel) in panels.clone().enumerate() {
-            let first = columns.start + number * NR;
-            let data = out.data.wrapping_add(rows.start * out.stride + first);
-            let start = match product.start {
-                _ if inner.start > 0 => Some((data.cast_const(), out.stride)),
-                Start::Zero => None,
-                Start::Output => Some((data.cast_const(), out.stride)),
-                Start::Row(row) => Some((row[first..].as_ptr(), 0)),
-            };
-            let columns = NR.min(columns.end - first);
-            let target = Target { data, stride: out.stride, columns, start, scale: product.scale };
-            // SAFETY: the rows and the panel are as long as `inner`; the rows and columns are inside `out`.
-            unsafe { tile(rows.len(), inner.len(), left, panel, target) };
+    for (a_start, out_start, rows) in out.blocks(rows) {
+        let a = View { data: &product.a.data[a_start..], ..product.a };
+        for part in parts(rows.len(), MR, 1) {
+            let rows = rows.start + part.start..rows.start + part.end;
+            // SAFETY: the views are inside their slices.
+            let left = unsafe { group.of(a, rows.clone(), inner.clone()) };
+            for (number, panel) in panels.clone().enumerate() {
+                let first = columns.start + number * NR;
+                let data = out.data.wrapping_add(out_start + rows.start * out.stride + first);
+                let start = match product.start {
+                    _ if inner.start > 0 => Some((data.cast_const(), out.stride)),
+                    Start::Zero => None,
+                    Start::Output => Some((data.cast_const(), out.stride)),
+                    Start::Row(row) => Some((row[first..].as_ptr(), 0)),
+                };
+                let columns = NR.min(columns.end - first);
+                let target = Target { data, stride: out.stride, columns, start, scale: product.scale };
+                // SAFETY: the rows and the panel are as long as `inner`; the rows and columns are inside `out`.
+                unsafe { tile(rows.len(), inner.len(), left, panel, target) };
+            }
         }
     }
 }
