@@ -11,11 +11,11 @@ use std::process::ExitCode;
 #[command(name = "seg4diff", version)]
 pub struct Cli {
     #[command(subcommand)]
-    pub command: Command,
+    command: Command,
 }
 
 #[derive(Debug, Subcommand)]
-pub enum Command {
+enum Command {
     Train(train::TrainArgs),
     Generate(generate::GenerateArgs),
     Probe(probe::ProbeArgs),
@@ -28,24 +28,28 @@ pub enum Command {
     Prepare(prepare::PrepareCommand),
 }
 
-impl Command {
+impl Cli {
+    /// Runs the command.
+    ///
+    /// # Errors
+    /// Those of the command; `Error::Usage` for wrong arguments.
     pub fn run(&self) -> Result<()> {
-        match self {
-            Self::Train(args) => train::run(args),
-            Self::Generate(args) => generate::run(args),
-            Self::Probe(args) => probe::run(args),
-            Self::Export(args) => export::run(args),
-            Self::Config(args) => config::run(args),
-            Self::Analyze(args) => analyze::run(args),
-            Self::Evaluate(command) => command.run(),
-            Self::Prepare(command) => command.run(),
+        match &self.command {
+            Command::Train(args) => train::run(args),
+            Command::Generate(args) => generate::run(args),
+            Command::Probe(args) => probe::run(args),
+            Command::Export(args) => export::run(args),
+            Command::Config(args) => config::run(args),
+            Command::Analyze(args) => analyze::run(args),
+            Command::Evaluate(command) => command.run(),
+            Command::Prepare(command) => command.run(),
         }
     }
 }
 
 /// Measure a model
 #[derive(Clone, Debug, Subcommand)]
-pub enum EvaluateCommand {
+enum EvaluateCommand {
     Segmentation(evaluate::segmentation::SegmentationArgs),
     Unsupervised(evaluate::unsupervised::UnsupervisedArgs),
     Referring(evaluate::referring::ReferringArgs),
@@ -55,7 +59,7 @@ pub enum EvaluateCommand {
 }
 
 impl EvaluateCommand {
-    pub fn run(&self) -> Result<()> {
+    fn run(&self) -> Result<()> {
         match self {
             Self::Segmentation(args) => evaluate::segmentation::run(args),
             Self::Unsupervised(args) => evaluate::unsupervised::run(args),

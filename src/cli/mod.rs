@@ -1,16 +1,16 @@
 //! The command line: the arguments of each command, and code shared by the two binaries.
 //!
 //! Exit status: 0 success, 1 failure, 2 wrong usage or configuration.
-pub mod analyze;
+pub(crate) mod analyze;
 mod command;
-pub mod config;
+pub(crate) mod config;
 mod drawings;
-pub mod evaluate;
-pub mod export;
-pub mod generate;
-pub mod maps;
-pub mod prepare;
-pub mod probe;
+pub(crate) mod evaluate;
+pub(crate) mod export;
+pub(crate) mod generate;
+pub(crate) mod maps;
+pub(crate) mod prepare;
+pub(crate) mod probe;
 pub mod train;
 
 use crate::config::{Choice, DeviceChoice, TextEncoderKind, WeightType};
@@ -21,14 +21,14 @@ use crate::model::pipeline::{Pipeline, PipelineOptions};
 use crate::model::weights::files::{ModelFiles, Part};
 use crate::model::weights::required_files::text_encoders_in;
 use crate::system::error::{Error, Result};
-pub use crate::system::terminal::{mention, say};
+pub(crate) use crate::system::terminal::{mention, say};
 use clap::Args;
-pub use command::{Cli, Command, finish};
+pub use command::{Cli, finish};
 use std::path::{Path, PathBuf};
 
 /// The model that a command works on, and where.
 #[derive(Args, Clone, Debug)]
-pub struct ModelArgs {
+pub(crate) struct ModelArgs {
     /// Folder of a diffusers pipeline, or hf:ORG/NAME@REVISION
     #[arg(long, value_name = "DIR")]
     pub model: String,
@@ -50,14 +50,14 @@ pub struct ModelArgs {
 }
 
 /// A base model with its LoRA, ready to run.
-pub struct LoadedModel {
+pub(crate) struct LoadedModel {
     pub files: ModelFiles,
     pub pipeline: Pipeline,
     pub device: candle_core::Device,
 }
 
 /// A base model whose weights have not been read, with its LoRA.
-pub struct NamedModel<'a> {
+pub(crate) struct NamedModel<'a> {
     pub files: ModelFiles,
     pub options: PipelineOptions,
     /// With the file that it is from.

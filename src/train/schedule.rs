@@ -1,9 +1,12 @@
-//! The learning rate over a run: linear warm-up, then a cosine down to zero.
+//! The learning rate over a run.
 use crate::config::OptimConfig;
 
-/// The learning rate of optimizer step `step` (from 0) of `steps`: from `warmup_factor·lr` linearly to `lr` over
-/// `warmup_steps`, then a cosine to 0 at the end (torch's `LinearLR` followed by `CosineAnnealingLR`).
-pub fn learning_rate(config: &OptimConfig, step: u64, steps: u64) -> f64 {
+/// A schedule: the learning rate of optimizer step `step` (from 0) of `steps`.
+pub type Schedule = fn(config: &OptimConfig, step: u64, steps: u64) -> f64;
+
+/// From `warmup_factor·lr` linearly to `lr` over `warmup_steps`, then a cosine to 0 at the end (torch's `LinearLR` followed
+/// by `CosineAnnealingLR`).
+pub fn warmup_cosine(config: &OptimConfig, step: u64, steps: u64) -> f64 {
     let warmup = config.warmup_steps;
     if step < warmup {
         let done = step as f64 / warmup as f64;
@@ -13,7 +16,7 @@ pub fn learning_rate(config: &OptimConfig, step: u64, steps: u64) -> f64 {
     config.lr * 0.5 * (1.0 + (std::f64::consts::PI * done.min(1.0)).cos())
 }
 
-/// The largest learning rate of all steps: the last of the warm-up, or the first after it.
+/// The largest learning rate of all steps of [`warmup_cosine`]: the last of the warm-up, or the first after it.
 pub fn largest_rate(config: &OptimConfig, steps: u64) -> f64 {
-    learning_rate(config, config.warmup_steps.min(steps.saturating_sub(1)), steps)
+    warmup_cosine(config, config.warmup_steps.min(steps.saturating_sub(1)), steps)
 }
