@@ -441,8 +441,8 @@ fn half_precision_files_are_read_as_f32() {
     assert_eq!(rows(&lora(found[module].as_ref()).up), rows(&expected));
 }
 
-/// What the line in docs/export.md made of a file of the released code (fixtures/map_settings/gen.py): names of its whole model,
-/// the score head beside the adapter, alpha the rank.
+/// A file of the released code as converted by the command in docs/export.md (fixtures/map_settings/gen.py): names of
+/// its whole model, the score head beside the adapter, alpha equal to the rank.
 #[test]
 fn a_published_adapter_is_read_by_its_own_names() {
     let file = fixture("../map_settings/lora_weights.safetensors");

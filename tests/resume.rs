@@ -104,7 +104,7 @@ impl Drop for Process {
     }
 }
 
-/// A run begins by replacing the file, so its identity says which process wrote it.
+/// A starting run replaces the file, so its identity tells which process wrote it.
 fn identity(path: &Path) -> Option<u64> {
     let file = same_file::Handle::from_path(path).ok()?;
     Some(BuildHasherDefault::<DefaultHasher>::default().hash_one(file))

@@ -9,13 +9,13 @@ static ALLOCATOR: Allocator = Allocator;
 
 #[derive(Parser)]
 #[command(name = "train", version)]
-struct Cli {
+struct TrainCli {
     #[command(flatten)]
     args: train::TrainArgs,
 }
 
 fn main() -> std::process::ExitCode {
-    match arguments::<Cli>() {
+    match arguments::<TrainCli>() {
         Ok(cli) => finish(|| train::run(&cli.args)),
         Err(status) => status,
     }

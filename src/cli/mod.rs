@@ -2,6 +2,7 @@
 //!
 //! Exit status: 0 success, 1 failure, 2 wrong usage or configuration.
 pub(crate) mod analyze;
+mod command;
 pub(crate) mod config;
 mod drawings;
 pub(crate) mod evaluate;
@@ -20,65 +21,10 @@ use crate::model::pipeline::{Pipeline, PipelineOptions};
 use crate::model::weights::files::ModelFiles;
 use crate::model::weights::required_files::text_encoders_in;
 use crate::system::error::{Error, Result};
-use crate::system::process::prepare;
-use crate::system::terminal::complain;
 pub(crate) use crate::system::terminal::{mention, say};
-use clap::{Args, Parser, Subcommand};
+use clap::Args;
+pub use command::{Cli, finish};
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
-
-/// Mask-aligned LoRA training for text-to-image diffusion transformers.
-#[derive(Debug, Parser)]
-#[command(name = "seg4diff", version)]
-pub struct Cli {
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(Debug, Subcommand)]
-enum Command {
-    Train(train::TrainArgs),
-    Generate(generate::GenerateArgs),
-    Probe(probe::ProbeArgs),
-    Export(export::ExportArgs),
-    Config(config::ConfigArgs),
-    Analyze(analyze::AnalyzeArgs),
-    #[command(subcommand)]
-    Evaluate(evaluate::EvaluateCommand),
-    #[command(subcommand)]
-    Prepare(prepare::PrepareCommand),
-}
-
-impl Cli {
-    /// Runs the command.
-    ///
-    /// # Errors
-    /// As the command fails; `Error::Usage` for wrong arguments.
-    pub fn run(&self) -> Result<()> {
-        match &self.command {
-            Command::Train(args) => train::run(args),
-            Command::Generate(args) => generate::run(args),
-            Command::Probe(args) => probe::run(args),
-            Command::Export(args) => export::run(args),
-            Command::Config(args) => config::run(args),
-            Command::Analyze(args) => analyze::run(args),
-            Command::Evaluate(command) => command.run(),
-            Command::Prepare(command) => command.run(),
-        }
-    }
-}
-
-/// Starts logging and threads, runs a command, prints its error if it fails, and returns the exit status.
-pub fn finish(command: impl FnOnce() -> Result<()>) -> ExitCode {
-    let Err(error) = crate::report::log::init().and_then(|()| prepare()).and_then(|()| command()) else {
-        return ExitCode::SUCCESS;
-    };
-    complain(&format!("error: {}", error.to_string().replace('\n', "\n       ")));
-    match error {
-        Error::Usage(_) => ExitCode::from(2),
-        _ => ExitCode::FAILURE,
-    }
-}
 
 /// The model that a command works on, and where.
 #[derive(Args, Clone, Debug)]
@@ -240,47 +186,6 @@ fn parse_not_negative(text: &str) -> Result<f64, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// The words of a shell line; quotes are double ones.
-    fn words(line: &str) -> Vec<String> {
-        let quoted = line.split('"').enumerate();
-        let parts =
-            quoted.flat_map(|(i, part)| if i % 2 == 1 { vec![part] } else { part.split_whitespace().collect() });
-        parts.map(str::to_string).collect()
-    }
-
-    /// Every command shows an example in its help, and every example is one that the command takes.
-    #[test]
-    fn examples_are_true() {
-        for command in [
-            train::TrainArgs::augment_args(clap::Command::new("train")),
-            generate::GenerateArgs::augment_args(clap::Command::new("generate")),
-            probe::ProbeArgs::augment_args(clap::Command::new("probe")),
-            export::ExportArgs::augment_args(clap::Command::new("export")),
-            config::ConfigArgs::augment_args(clap::Command::new("config")),
-            prepare::ScenesArgs::augment_args(clap::Command::new("prepare scenes")),
-            prepare::LabelsArgs::augment_args(clap::Command::new("prepare labels")),
-            prepare::CacheArgs::augment_args(clap::Command::new("prepare cache")),
-            analyze::AnalyzeArgs::augment_args(clap::Command::new("analyze")),
-            evaluate::segmentation::SegmentationArgs::augment_args(clap::Command::new("evaluate segmentation")),
-            evaluate::unsupervised::UnsupervisedArgs::augment_args(clap::Command::new("evaluate unsupervised")),
-            evaluate::referring::ReferringArgs::augment_args(clap::Command::new("evaluate referring")),
-            evaluate::generation::GenerationArgs::augment_args(clap::Command::new("evaluate generation")),
-            evaluate::clip_score::ClipScoreArgs::augment_args(clap::Command::new("evaluate clip-score")),
-            evaluate::fid::FidArgs::augment_args(clap::Command::new("evaluate fid")),
-        ] {
-            let help = command.get_after_help().expect("an example").to_string().replace("\\\n", " ");
-            let examples: Vec<&str> = help.lines().skip_while(|line| !line.starts_with("Example")).skip(1).collect();
-            assert!(!examples.is_empty(), "{help}");
-            for example in examples {
-                let words = words(example.trim().trim_start_matches("seg4diff "));
-                assert!(words.join(" ").starts_with(command.get_name()));
-                let line = ["seg4diff".to_string()].into_iter().chain(words);
-                Cli::try_parse_from(line).unwrap_or_else(|e| panic!("{example}: {e}"));
-            }
-        }
-        <Cli as clap::CommandFactory>::command().debug_assert();
-    }
 
     #[test]
     fn numbers_are_checked() {

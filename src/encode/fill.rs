@@ -1,6 +1,6 @@
 //! Fills a cache: first all prompts, then all images, so that one encoder is in memory at a time.
 use super::recipes;
-use crate::config::RunConfig;
+use crate::config::{ModelConfig, RunConfig};
 use crate::data::Listing;
 use crate::data::cache::{Digest, Key, Writer};
 use crate::data::decode::SampleDecoder;
@@ -89,11 +89,12 @@ pub fn fill(config: &RunConfig, device: &Device, folder: &Path, shard_bytes: u64
     check_space(folder, missing * latents.recipe().bytes())?;
 
     let started = Instant::now();
+    let ModelConfig { text_encoders: kinds, max_sequence_length, dtype, .. } = &config.model;
     let mut encoders = None;
     filler.add_text(&mut text, |prompt| {
         let encoders = match &mut encoders {
             Some(encoders) => encoders,
-            none => none.insert(load_text_encoders(config, &files, device)?),
+            none => none.insert(TextEncoders::load(&files, kinds, *max_sequence_length, dtype.dtype(), device)?),
         };
         encoders.shape().compact(&encoders.encode(&[prompt])?)
     })?;
@@ -112,11 +113,6 @@ pub fn fill(config: &RunConfig, device: &Device, folder: &Path, shard_bytes: u64
     })?;
     let latents = EntryStats::of(&latents, started.elapsed());
     Ok(Filled { samples: filler.samples, broken: filler.broken.len(), text, latents })
-}
-
-fn load_text_encoders(config: &RunConfig, files: &ModelFiles, device: &Device) -> Result<TextEncoders> {
-    let model = &config.model;
-    TextEncoders::load(files, &model.text_encoders, model.max_sequence_length, model.dtype.dtype(), device)
 }
 
 /// Fills a cache with the latents and text embeddings of a data set.

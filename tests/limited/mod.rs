@@ -1,4 +1,4 @@
-//! The real binary within 2 GB of address space, where the system has such a limit, and a limit of time.
+//! The real binary within 2 GB of address space, if the system can limit it, and a time limit.
 use std::io::Read;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};

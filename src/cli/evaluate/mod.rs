@@ -12,32 +12,7 @@ use crate::cli::say;
 use crate::eval::generation::GenerationScores;
 use crate::system::error::{Error, Result};
 use crate::system::whole_file::write_atomically;
-use clap::Subcommand;
 use std::path::Path;
-
-/// Measure a model
-#[derive(Clone, Debug, Subcommand)]
-pub enum EvaluateCommand {
-    Segmentation(segmentation::SegmentationArgs),
-    Unsupervised(unsupervised::UnsupervisedArgs),
-    Referring(referring::ReferringArgs),
-    Generation(generation::GenerationArgs),
-    Fid(fid::FidArgs),
-    ClipScore(clip_score::ClipScoreArgs),
-}
-
-impl EvaluateCommand {
-    pub fn run(&self) -> Result<()> {
-        match self {
-            Self::Segmentation(args) => segmentation::run(args),
-            Self::Unsupervised(args) => unsupervised::run(args),
-            Self::Referring(args) => referring::run(args),
-            Self::Generation(args) => generation::run(args),
-            Self::Fid(args) => fid::run(args),
-            Self::ClipScore(args) => clip_score::run(args),
-        }
-    }
-}
 
 /// Writes scores as JSON, atomically.
 ///

@@ -39,7 +39,7 @@ pub fn write(file: &Path, recipe: &Recipe, entries: &BTreeMap<Key, Vec<f32>>) ->
     tensor_file::write(file, tensors, &metadata(recipe), |out| {
         let mut checksums = Vec::new();
         for values in entries.values() {
-            let bytes = to_bytes(values);
+            let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
             checksums.extend(crc32c::crc32c(&bytes).to_le_bytes());
             out.write_all(&bytes)?;
         }
@@ -164,8 +164,4 @@ fn check_metadata(file: &Path, recipe: &Recipe, found: &BTreeMap<String, String>
 
 fn damaged(file: &Path, problem: String) -> Error {
     Error::file(file, format!("damaged: {problem}; remove the file and run `seg4diff prepare cache` again"))
-}
-
-fn to_bytes(values: &[f32]) -> Vec<u8> {
-    values.iter().flat_map(|value| value.to_le_bytes()).collect()
 }

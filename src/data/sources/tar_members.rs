@@ -114,7 +114,8 @@ impl Members {
     fn member(&mut self, header: &Header, extensions: &mut Extensions) -> io::Result<Result<Option<TarPart>, String>> {
         let kind = header.entry_type();
         let is_known = header.as_gnu().is_some() || header.as_ustar().is_some();
-        let is_extension = is_known && (kind.is_gnu_longname() || kind.is_gnu_longlink() || is_pax(kind));
+        let is_pax = kind.is_pax_local_extensions() || kind.is_pax_global_extensions();
+        let is_extension = is_known && (kind.is_gnu_longname() || kind.is_gnu_longlink() || is_pax);
         let length = match header.entry_size() {
             Ok(length) => extensions.length.filter(|_| !is_extension).unwrap_or(length),
             Err(_) => return Ok(Err("no header of a file".into())),
@@ -205,10 +206,6 @@ impl Extensions {
             }
         }
     }
-}
-
-fn is_pax(kind: EntryType) -> bool {
-    kind.is_pax_local_extensions() || kind.is_pax_global_extensions()
 }
 
 /// Whether the block's checksum field matches; the field itself counts as spaces.
