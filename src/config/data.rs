@@ -159,8 +159,11 @@ keys! {
 /// One set of scenes: where, how many, and what they are.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SceneSet {
+    /// Where the scenes are drawn.
     pub folder: PathBuf,
+    /// How many there are.
     pub count: u64,
+    /// Seed of all its scenes.
     pub seed: u64,
     /// Whether its objects have the style that is held out.
     pub held_out: bool,

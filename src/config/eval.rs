@@ -238,10 +238,12 @@ impl Default for MapNormalize {
 }
 
 impl MapNormalize {
+    /// Whether each token's map is scaled, before those of a name are averaged.
     pub fn before(self) -> bool {
         matches!(self, Self::Before | Self::Both)
     }
 
+    /// Whether each name's map is scaled, after the mean over its tokens.
     pub fn after(self) -> bool {
         matches!(self, Self::After | Self::Both)
     }

@@ -131,6 +131,7 @@ choices! {
 }
 
 impl WeightType {
+    /// candle's name of the type.
     pub fn dtype(self) -> candle_core::DType {
         match self {
             Self::F32 => candle_core::DType::F32,
@@ -166,8 +167,11 @@ choices! {
 /// `auto` (CUDA if this build and machine have it, else the CPU), `cpu` or `cuda:N`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeviceChoice {
+    /// The first CUDA device if this build and machine have one, else the CPU.
     Auto,
+    /// The CPU.
     Cpu,
+    /// The CUDA device of this index.
     Cuda(usize),
 }
 

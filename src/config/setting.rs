@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 /// An enum of which every value has a name.
 pub trait Choice: Clone + PartialEq + 'static {
+    /// All values with a name.
     const NAMES: &'static [(&'static str, Self)];
 
     /// The name of this value; empty for one without.

@@ -95,8 +95,11 @@ keys! {
 /// `auto` recomputes only the blocks whose activations do not fit into free memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GradientCheckpointing {
+    /// Recompute only the blocks whose activations do not fit into free memory.
     Auto,
+    /// Recompute every block.
     On,
+    /// Recompute none.
     Off,
 }
 

@@ -10,10 +10,7 @@ pub enum Costs {
     /// Costs in host memory.
     Here(Vec<Vec<f32>>),
     #[cfg(feature = "cuda")]
-    Coming {
-        costs: super::cuda::transfer::Download,
-        masks: usize,
-    },
+    Coming { costs: super::cuda::transfer::Download, masks: usize },
 }
 
 impl Costs {
