@@ -1,8 +1,8 @@
-//! Checkpoints: all that an exact resume needs, in a folder that is whole or not there.
+//! Checkpoints: all that an exact resume needs, in a folder that is whole or absent.
 //!
 //! `OUTPUT/checkpoints/step-000250/` holds `adapter.safetensors` (LoRA and score head), `optimizer.safetensors`,
 //! `config.toml` and `state.json`. It is written as a hidden sibling, every file synced, and then renamed; `state.json`
-//! has length and SHA-256 of the other files, so that damage is seen before anything is read.
+//! has length and SHA-256 of the other files, so that damage is found before anything is read.
 use crate::config::RunConfig;
 use crate::data::Cursor;
 use crate::model::adapters::formats;
@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-/// Version of the layout; another one is refused.
+/// Version of the layout; any other is refused.
 const FORMAT: u32 = 1;
 const ADAPTER: &str = "adapter.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
@@ -29,7 +29,8 @@ const STATE: &str = "state.json";
 
 /// Settings that a resumed run may change, because no trained value depends on them: where things lie (the base
 /// model is recognised by its fingerprint, what a cache holds by what it was made of), on what and with how many threads
-/// it runs, what is kept, when it gives up; and all of `[eval]`. What `lora.init` and `loss.score_head_init` name is recognised by its content.
+/// it runs, what is kept, when it gives up; and all of `[eval]`. The files of `lora.init` and `loss.score_head_init` are
+/// recognised by their content.
 const RESUME_MAY_CHANGE: [&str; 12] = [
     "output",
     "device",
@@ -45,7 +46,7 @@ const RESUME_MAY_CHANGE: [&str; 12] = [
     "checkpoint.keep",
 ];
 
-/// Where a run stands.
+/// The state of a run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct State {
@@ -53,9 +54,9 @@ pub struct State {
     pub step: u64,
     /// Images seen.
     pub samples: u64,
-    /// Times that the whole data set was gone through.
+    /// Passes over the whole data set.
     pub epoch: u64,
-    /// Where the data stream stands.
+    /// Position in the data.
     pub cursor: Cursor,
     /// What else is counted.
     pub counters: Counters,
@@ -66,7 +67,7 @@ pub struct State {
     pub init: BTreeMap<String, String>,
 }
 
-/// What a run counts besides.
+/// Counters of a run.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Counters {
@@ -132,7 +133,7 @@ impl Checkpoint {
         remove_if_there(&aside)?;
         std::fs::create_dir(&aside).map_err(|e| Error::file(&aside, e))?;
         if let Err(problem) = self.fill(&aside, config) {
-            // On a full disk what was written must not stay in the way; the problem itself is what counts.
+            // What was written must not stay on a full disk; the error to report is the first one.
             let _ = remove_if_there(&aside);
             return Err(problem);
         }

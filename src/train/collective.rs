@@ -33,7 +33,7 @@ pub trait Collective {
     /// As [`Self::gather`].
     fn barrier(&self) -> Result<()>;
 
-    /// Ends the run of all processes, which wait for this one in vain.
+    /// Ends the run of all processes: the others would wait for this one forever.
     fn abort(&self, problem: &Error);
 
     /// Whether this is rank 0.

@@ -7,7 +7,7 @@ use super::schedule::{Schedule, warmup_cosine};
 use crate::config::OptimConfig;
 use crate::system::error::Result;
 
-/// What a run is made of besides its config.
+/// The components of a run that its config does not name.
 pub struct Components<'a> {
     /// Makes the optimizer of fresh parameters.
     pub optimizer: fn(&OptimConfig, &Parameters) -> Result<Box<dyn Optimizer>>,

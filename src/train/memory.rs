@@ -1,4 +1,4 @@
-//! How much memory a run takes, said before its first step, and which blocks must be recomputed for it to fit.
+//! Estimates the memory of a run before its first step, and which blocks must be recomputed for it to fit.
 use crate::config::GradientCheckpointing;
 use crate::model::families::sd3::MmDitConfig;
 use crate::ops;
@@ -19,7 +19,7 @@ pub struct StepSize {
     pub is_fused: bool,
 }
 
-/// What a run adds to the memory that is in use before its first step.
+/// Sizes that decide how much memory a run adds to that in use before its first step.
 #[derive(Clone, Copy, Debug)]
 pub struct Needs<'a> {
     pub model: &'a MmDitConfig,
@@ -28,7 +28,7 @@ pub struct Needs<'a> {
     pub trained: usize,
     /// Blocks whose attention learns the masks.
     pub experts: usize,
-    /// Bytes that the score head's backward pass takes, when all that is kept for the blocks' is there; see
+    /// Bytes that the score head's backward pass takes while all saved activations of the blocks are there; see
     /// [`score_head`].
     pub score_head: u64,
     /// Bytes that encoding one image takes for a moment; 0 with a cache.
@@ -83,12 +83,12 @@ pub fn has_fused_feed_forward(targets: &[String], device: &Device, dtype: DType)
 }
 
 impl Needs<'_> {
-    /// Bytes of activations that block `layer` keeps, batch · tokens · width large; the scores of attention are not kept.
+    /// Bytes of activations that block `layer` saves; the scores of attention are not saved.
     pub fn block(&self, layer: usize) -> u64 {
         let StepSize { image_tokens, text_tokens, .. } = self.size;
         let second = if self.model.dual_attention_layers.contains(&layer) { SAVED_BY_SECOND_ATTENTION } else { 0 };
-        let kept = if self.size.is_fused { SAVED_ACTIVATIONS_FUSED } else { SAVED_ACTIVATIONS };
-        self.values(kept * (image_tokens + text_tokens) + second * image_tokens)
+        let saved = if self.size.is_fused { SAVED_ACTIVATIONS_FUSED } else { SAVED_ACTIVATIONS };
+        self.values(saved * (image_tokens + text_tokens) + second * image_tokens)
     }
 
     /// Bytes of a batch of so many vectors of the model's width.
@@ -96,17 +96,17 @@ impl Needs<'_> {
         (self.size.batch * vectors * self.model.width() * self.size.value_bytes) as u64
     }
 
-    /// What the run takes if the first `recomputed` blocks keep only their input.
+    /// Memory of the run if the first `recomputed` blocks save only their input.
     pub fn estimate(&self, recomputed: usize, usage: Usage) -> Estimate {
         let tokens = self.size.image_tokens + self.size.text_tokens;
-        let kept: u64 = (recomputed..self.model.num_layers).map(|layer| self.block(layer)).sum();
-        // Those that are recomputed take their turn when the others are gone.
+        let saved: u64 = (recomputed..self.model.num_layers).map(|layer| self.block(layer)).sum();
+        // Those that are recomputed come when the others' activations are freed.
         let again = (0..recomputed.min(self.model.num_layers)).map(|layer| self.block(layer)).max();
         let again = again.map_or(0, |block| block + self.values(RECOMPUTING * tokens));
-        let backward = kept.max(again) + self.values(TRANSIENT_ACTIVATIONS * tokens);
+        let backward = saved.max(again) + self.values(TRANSIENT_ACTIVATIONS * tokens);
         Estimate {
             usage: (usage.now, usage.most),
-            activations: backward.max(kept + self.score_head)
+            activations: backward.max(saved + self.score_head)
                 + self.values((recomputed + SAVED_BY_EXPERT * self.experts.saturating_sub(1)) * tokens),
             training: TRAINING_COPIES * 4 * self.trained as u64,
             encoding: self.encoding,
@@ -140,7 +140,7 @@ impl Needs<'_> {
 }
 
 impl Estimate {
-    /// What is added to what is in use before the first step.
+    /// Memory added to that in use before the first step.
     pub fn added(&self) -> u64 {
         self.training + self.loader + self.activations.max(self.encoding)
     }
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn each_further_expert_holds_its_queries_and_keys() {
+    fn each_further_expert_saves_its_queries_and_keys() {
         let model = config();
         let size = StepSize { batch: 2, image_tokens: 100, text_tokens: 54, value_bytes: 4, is_fused: true };
         let needs = |experts| Needs { model: &model, size, trained: 0, experts, score_head: 0, encoding: 0, loader: 0 };
@@ -284,9 +284,9 @@ mod tests {
         assert!(is_fused("attn.to_out.0", DType::F16));
     }
 
-    /// The score head's turn comes when all that the blocks keep is there, and before their gradients.
+    /// The score head's backward pass runs while all saved activations are there, before the blocks' gradients.
     #[test]
-    fn the_score_head_counts_beside_what_blocks_keep() {
+    fn the_score_head_counts_beside_saved_activations() {
         let model = config();
         let size = StepSize { batch: 1, image_tokens: 100, text_tokens: 54, value_bytes: 4, is_fused: true };
         let needs =

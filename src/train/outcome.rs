@@ -1,4 +1,4 @@
-//! What a run came to, as its page shows it.
+//! The outcome of a run, as its page shows it.
 use super::checkpoint::State;
 use super::effect::counted;
 use crate::config::{RunConfig, named_blocks};

@@ -9,9 +9,9 @@ use super::validation::Validation;
 use crate::config::RunConfig;
 use crate::report::Measured;
 use crate::report::summary::Stage;
-use crate::system::error::{Error, Result};
+use crate::system::error::Result;
+use crate::system::interrupt;
 use candle_core::Device;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 /// Trains as `config` says, into `folder`, from its checkpoint if there is one, and measures the model before and after
@@ -30,7 +30,7 @@ pub fn run_with(
     components: &Components,
 ) -> Result<Option<String>> {
     let run = || {
-        let stop = stop_on_signals()?;
+        let stop = interrupt::stop_flag()?;
         // What the process of rank 0 measures, the others wait for.
         let eval = config.eval.as_ref().filter(|_| components.collective.is_main());
         let evaluation = eval.map(|eval| Evaluation::open(config, eval, device, &stop)).transpose()?;
@@ -51,7 +51,7 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// The run of `config` into `folder`, and where the config asks for it the same without masks.
+    /// Trains as `config` says into `folder`, and where it asks for that again without masks.
     fn whole(&self, config: &RunConfig, folder: &RunFolder) -> Result<Option<String>> {
         let is_main = self.components.collective.is_main();
         let mut measured = Measured::default();
@@ -79,8 +79,8 @@ impl Run<'_> {
         Ok((!measured.summary.is_empty()).then(|| measured.summary.table()))
     }
 
-    /// One training, and what it is measured at in the end as `stage`. Returns how it stands, and whether it is complete;
-    /// nothing where it was asked to stop before it began.
+    /// Trains once, and measures the result as `stage`. Returns the outcome, and whether training and measurement are
+    /// complete; nothing where the run was asked to stop before the first step.
     fn training<'c>(
         &'c self,
         config: &'c RunConfig,
@@ -107,15 +107,4 @@ impl Run<'_> {
             && trainer.finish(folder.path(), evaluation, stage, measured)?;
         Ok(Some((trainer.outcome(), complete)))
     }
-}
-
-/// A flag that SIGINT and SIGTERM raise; a second one ends the program at once.
-fn stop_on_signals() -> Result<Arc<AtomicBool>> {
-    let stop = Arc::new(AtomicBool::new(false));
-    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-        signal_hook::flag::register_conditional_shutdown(signal, 1, stop.clone())
-            .and_then(|_| signal_hook::flag::register(signal, stop.clone()))
-            .map_err(|e| Error::Failed(format!("cannot listen for signal {signal}: {e}")))?;
-    }
-    Ok(stop)
 }

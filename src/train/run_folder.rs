@@ -1,4 +1,4 @@
-//! The folder that a run writes into: who may write there, and from which checkpoint the run goes on.
+//! The folder that a run writes into: who may write there, and which checkpoint the run resumes from.
 use super::checkpoint::{self, Checkpoint};
 use crate::config::RunConfig;
 use crate::report::metrics::MetricsFile;

@@ -1,4 +1,4 @@
-//! What a run writes down while it trains: its metrics, the same for TensorBoard, and how good it was at best.
+//! The log of a training: metrics, TensorBoard's event file, progress, and the best validation so far.
 use super::effect::counted;
 use super::validation::Validation;
 use crate::report::metrics::{self, MetricsFile, StepMetrics, ValidationScores};
@@ -7,7 +7,7 @@ use crate::report::tensorboard::EventFile;
 use crate::system::error::Result;
 use std::path::{Path, PathBuf};
 
-/// What a run writes down while it trains.
+/// The log of a training.
 pub struct RunLog {
     /// The run's folder.
     pub output: PathBuf,
@@ -28,7 +28,7 @@ impl RunLog {
     ) -> Result<Self> {
         let mut best: Option<ValidationScores> = None;
         if let Some(validation) = validation {
-            // As when they were written: before a step counted nothing is best, and of equals the first is.
+            // As in training: nothing is best before the first effective step, and of equals the first is.
             let lines = metrics::read(&output.join("metrics.jsonl"))?.into_iter().skip_while(|step| !counted(step));
             for scores in lines.filter_map(|step| step.validation) {
                 if best.as_ref().is_none_or(|best| validation.is_better(&scores, best)) {

@@ -1,4 +1,4 @@
-//! What a run is set up from: networks, parameters, optimizer, data, and as many recomputed blocks as memory asks for.
+//! Sets a run up: networks, parameters, how many blocks are recomputed, optimizer, data.
 use super::checkpoint::{self, Checkpoint, State};
 use super::components::Components;
 use super::effect::Start;
@@ -24,8 +24,8 @@ use candle_core::Device;
 use std::path::PathBuf;
 
 impl<'a> Trainer<'a> {
-    /// Loads the model, and the folder's checkpoint if there is one. `measures`: the run measures its model, too, for
-    /// which it needs the encoders even where training takes what they yield from a cache.
+    /// Loads the model, and the folder's checkpoint if there is one. A run that `measures` its model needs the encoders
+    /// even where training takes latents and text embeddings from a cache.
     pub fn setup(
         config: &'a RunConfig,
         device: &'a Device,
@@ -48,7 +48,7 @@ impl<'a> Trainer<'a> {
         let start = Start::of(&parameters)?;
         let (plan, estimate) = setup_plan(config, device, &pipeline, &parameters, cache.as_ref())?;
         let optimizer = setup_optimizer(config, &parameters, checkpoint.as_ref(), components)?;
-        pipeline.transformer.attach(&parameters.adapter())?;
+        pipeline.transformer.attach_low_rank(&parameters.low_rank())?;
 
         let require_masks = config.loss.uses_masks();
         let loader = Loader::with_cache(&config.data, config.seed, Some(&state.cursor), require_masks, cache)?;
@@ -88,13 +88,13 @@ impl<'a> Trainer<'a> {
     }
 }
 
-/// Where the run stands on the base model of fingerprint `model`: at its checkpoint, or at its beginning.
+/// The state of the checkpoint, or of a run's beginning, on the base model of fingerprint `model`.
 fn setup_state(saved: Option<&Checkpoint>, model: String, config: &RunConfig) -> Result<State> {
     let saved = saved.map(|checkpoint| checkpoint.state.clone()).unwrap_or_default();
     Ok(State { model, init: checkpoint::init_fingerprints(config)?, ..saved })
 }
 
-/// The optimizer; it and the parameters are as the checkpoint has them.
+/// The optimizer; it and the parameters take the checkpoint's values, if there is one.
 fn setup_optimizer(
     config: &RunConfig,
     parameters: &Parameters,
@@ -109,7 +109,7 @@ fn setup_optimizer(
     Ok(optimizer)
 }
 
-/// How the step runs in the memory that is free.
+/// Which blocks are recomputed for the step to fit into free memory.
 fn setup_plan<'a>(
     config: &'a RunConfig,
     device: &Device,
@@ -171,7 +171,7 @@ fn check_experts(config: &RunConfig, model: &MmDit) -> Result<()> {
     Ok(())
 }
 
-/// The base model's files that make it what it is; those of a hub repository are fetched.
+/// The files that the base model's fingerprint is of; those of a hub repository are fetched.
 fn base_files(files: &ModelFiles, config: &RunConfig) -> Result<Vec<PathBuf>> {
     let encoders = config.model.text_encoders.iter().map(|kind| match kind {
         TextEncoderKind::ClipL => Part::ClipL,

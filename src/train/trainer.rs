@@ -27,7 +27,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// Everything that changes while training, and what it is computed with.
+/// A training under way: networks, parameters, optimizer, data, and the state that a checkpoint saves.
 pub struct Trainer<'a> {
     pub(super) config: &'a RunConfig,
     pub(super) device: &'a Device,
@@ -43,11 +43,11 @@ pub struct Trainer<'a> {
     pub(super) loader: Loader,
     pub(super) plan: StepPlan<'a>,
     pub(super) state: State,
-    /// The next micro-batch, or why there is none, where it is prepared already.
+    /// The next micro-batch where it is prepared already, or the error that prevents it.
     pub(super) ahead: Option<Result<MicroBatch>>,
 }
 
-/// A micro-batch, and where the data stand after it.
+/// A micro-batch, and the position in the data after it.
 pub(super) struct MicroBatch {
     inputs: StepInputs,
     epoch: u64,
@@ -80,8 +80,8 @@ impl<'a> Trainer<'a> {
                 let model = &self.pipeline.transformer;
                 let found = gradients(model, &self.parameters, loss, &batch.inputs, self.plan)?;
                 self.advance(micro, batch);
-                // A GPU is still at work: what it will need next is made meanwhile. If that fails, it is the next step
-                // that fails, when this one has been made.
+                // The next micro-batch is prepared while a GPU computes this one. If that fails, the error is the next
+                // step's.
                 if micro + 1 < train.accumulate || self.state.step + 1 < train.steps {
                     self.ahead = Some(self.next_batch());
                 }
@@ -115,13 +115,13 @@ impl<'a> Trainer<'a> {
             }
         }
         if log.is_some() {
-            self.say_what_was_seen();
+            self.say_totals();
         }
         Ok(true)
     }
 
-    /// This process's next micro-batch. Every process draws those of all from the one global order, and so knows where
-    /// the data stand.
+    /// This process's next micro-batch. Every process draws those of all in the one global order: which samples are broken
+    /// is known only when they are decoded.
     fn next_batch(&mut self) -> Result<MicroBatch> {
         let (size, rank) = (self.config.train.batch, self.components.collective.rank());
         let Batch { mut samples, epoch, mut cursor, mut waited, .. } = self.loader.next_batch(size)?;
@@ -150,7 +150,7 @@ impl<'a> Trainer<'a> {
         }
     }
 
-    /// Goes past `batch`, the step's micro-batch number `micro`.
+    /// Moves the state past `batch`, the step's micro-batch number `micro`.
     fn advance(&mut self, micro: usize, batch: MicroBatch) {
         self.state.samples += self.images_per_micro_batch();
         if micro == 0 {
@@ -207,7 +207,7 @@ impl<'a> Trainer<'a> {
         }
     }
 
-    /// Writes a step down, after a validation where one is due.
+    /// Logs a step, after a validation where one is due.
     fn record(&mut self, mut metrics: StepMetrics, log: &mut RunLog, validation: Option<&Validation>) -> Result<()> {
         if let Some(validation) = validation.filter(|validation| validation.is_due(self.state.step)) {
             metrics.validation = Some(self.validate(log, validation)?);
@@ -215,8 +215,7 @@ impl<'a> Trainer<'a> {
         log.write(&metrics)
     }
 
-    /// Saves a checkpoint where one is due; `stopping` where the run ends early. It counts only when all processes are
-    /// here.
+    /// Saves a checkpoint where one is due, or where the run is `stopping`, when all processes have reached it.
     fn save_if_due(&self, log: Option<&mut RunLog>, stopping: bool) -> Result<()> {
         let (step, every) = (self.state.step, self.config.checkpoint.every);
         if step < self.config.train.steps && !stopping && (every == 0 || !step.is_multiple_of(every)) {
@@ -238,7 +237,7 @@ impl<'a> Trainer<'a> {
         })
     }
 
-    /// Measures the model as it stands, and keeps it where it is the best so far.
+    /// Measures the model, and saves it where it is the best so far.
     fn validate(&mut self, log: &mut RunLog, validation: &Validation) -> Result<ValidationScores> {
         self.attach_detached()?;
         let (scores, pictures) = validation.measure(&self.pipeline, &self.scheduler)?;
@@ -258,8 +257,7 @@ impl<'a> Trainer<'a> {
         Ok(scores)
     }
 
-    /// Puts the LoRA on the model so that no backward pass can follow it: else every step of every drawn image would stay
-    /// in memory.
+    /// Attaches the LoRA without gradients: with them every denoising step of every drawn image would stay in memory.
     fn attach_detached(&mut self) -> Result<()> {
         self.pipeline.transformer.attach(&self.parameters.adapter())
     }
@@ -323,7 +321,7 @@ impl<'a> Trainer<'a> {
         Ok(complete)
     }
 
-    /// The run as it stands, for its page.
+    /// The state of the run for its page.
     pub fn outcome(&self) -> Outcome<'a> {
         Outcome {
             config: self.config,
@@ -333,7 +331,7 @@ impl<'a> Trainer<'a> {
         }
     }
 
-    fn say_what_was_seen(&self) {
+    fn say_totals(&self) {
         let (coverage, counters) = (self.loader.coverage(), &self.state.counters);
         tracing::info!(
             "{} samples, {} broken ones passed over, {} of this epoch's {} with masks, {} steps without a finite loss",

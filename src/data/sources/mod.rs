@@ -5,5 +5,5 @@ pub(super) mod listing;
 pub(crate) mod panoptic;
 mod parquet_bounds;
 pub(crate) mod shards;
-mod tar_members;
+pub mod tar_members;
 pub(crate) mod unusable;

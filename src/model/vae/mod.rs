@@ -1,4 +1,6 @@
 //! The autoencoder between images and latents (diffusers: `AutoencoderKL`); not differentiable.
+//!
+//! candle-transformers has one too; this one is here for the convolutions and group norms of `ops`, for speed.
 mod blocks;
 mod config;
 mod decoder;

@@ -1,4 +1,4 @@
-//! What turns gradients into new parameters.
+//! Optimizers.
 pub mod adamw;
 
 use super::gradient_buffer::GradientBuffer;
@@ -20,13 +20,13 @@ pub trait Optimizer {
         learning_rate: &dyn Fn(Group) -> f64,
     ) -> Result<()>;
 
-    /// All that the next step depends on besides the parameters, by name, in f32 on the CPU.
+    /// The state tensors by name, in f32 on the CPU: all that the next step depends on besides the parameters.
     ///
     /// # Errors
     /// The device fails.
     fn state_dict(&self, parameters: &Parameters) -> Result<BTreeMap<String, Tensor>>;
 
-    /// Goes on from a state that [`Self::state_dict`] gave.
+    /// Restores a state that [`Self::state_dict`] gave.
     ///
     /// # Errors
     /// The state is of other parameters.
