@@ -3,7 +3,7 @@ pub mod allocator;
 pub mod device;
 pub mod error;
 pub(crate) mod guard;
-pub mod interrupt;
+pub(crate) mod interrupt;
 pub mod json;
 pub(crate) mod limits;
 pub mod memory;
