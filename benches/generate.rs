@@ -9,7 +9,7 @@ use candle_core::DType;
 use clap::Parser;
 use common::{Preset, Result, preset, rounded, write_weights};
 use seg4diff::config::{BLUR, DeviceChoice};
-use seg4diff::model::families::sd3::{Blur, MmDit};
+use seg4diff::model::families::{Blur, sd3};
 use seg4diff::model::text::TextEmbedding;
 use seg4diff::model::weights::Weights;
 use seg4diff::sample::generate::{Conditions, PerturbedGuidance, SamplingOptions};
@@ -46,7 +46,7 @@ fn main() -> Result<()> {
     let file = folder.path().join("model.safetensors");
     write_weights(&config, DType::F32, &file)?;
     let weights = Weights::open(&file, std::slice::from_ref(&file), DType::F32, &device)?;
-    let model = MmDit::from_weights(config.clone(), None, &weights, DType::F32, &device)?;
+    let model = sd3::from_weights(config.clone(), None, &weights, DType::F32, &device)?;
     let noise = normal(2, &[0], (args.batch, 16, side, side), &device)?;
     let text = |stream: u64| -> Result<TextEmbedding> {
         Ok(TextEmbedding::new(

@@ -11,7 +11,7 @@ use clap::Parser;
 use common::{Preset, Result, preset, rounded, write_weights};
 use seg4diff::eval::maps::MapSettings;
 use seg4diff::eval::segmentation::{ClassMaps, Prompt};
-use seg4diff::model::families::sd3::MmDit;
+use seg4diff::model::families::sd3;
 use seg4diff::model::text::TextEmbedding;
 use seg4diff::model::weights::Weights;
 use seg4diff::sample::noise::normal;
@@ -51,7 +51,7 @@ fn main() -> Result<()> {
         return Err("the weights were not written".into());
     }
     let weights = Weights::open(&file, std::slice::from_ref(&file), DType::F32, &device)?;
-    let model = MmDit::from_weights(config.clone(), Some(expert_layer + 1), &weights, DType::F32, &device)?;
+    let model = sd3::from_weights(config.clone(), Some(expert_layer + 1), &weights, DType::F32, &device)?;
     let places = (0..args.classes).map(|class| (class as u16, 1 + 2 * class..3 + 2 * class)).collect();
     let prompt = Prompt { text: String::new(), places };
     let grid = (side / config.patch_size, side / config.patch_size);
@@ -65,7 +65,7 @@ fn main() -> Result<()> {
         let started = Instant::now();
         let embedded = model.embedding.embed(&latents, &timestep, &text)?;
         let probability = model.probe(&embedded, expert_layer)?.probability(config.num_attention_heads)?;
-        for of_image in probability.flatten_from(1)?.to_vec2::<f32>()? {
+        for of_image in probability.tensor().flatten_from(1)?.to_vec2::<f32>()? {
             let mut maps = ClassMaps::empty(grid);
             maps.add(&prompt, &of_image, &settings);
             std::hint::black_box(maps.predict(8 * side, 8 * side));

@@ -15,7 +15,7 @@ use common::{Preset, Result, preset, rounded, write_weights};
 use rand::Rng;
 use seg4diff::config::{Choice, DeviceChoice, RunConfig, WeightType};
 use seg4diff::loss::{MaskTarget, SampleTargets};
-use seg4diff::model::families::sd3::MmDit;
+use seg4diff::model::families::{Transformer, sd3};
 use seg4diff::model::text::TextEmbedding;
 use seg4diff::model::weights::Weights;
 use seg4diff::ops::Target;
@@ -138,7 +138,7 @@ struct Trainer<'a> {
     device: Device,
     dtype: DType,
     config: RunConfig,
-    model: MmDit,
+    model: Transformer,
     parameters: Parameters,
 }
 
@@ -151,14 +151,14 @@ impl<'a> Trainer<'a> {
         let file = folder.path().join("model.safetensors");
         write_weights(&preset.config, dtype, &file)?;
         let weights = Weights::open(&file, std::slice::from_ref(&file), dtype, &device)?;
-        let mut model = MmDit::from_weights(preset.config.clone(), None, &weights, dtype, &device)?;
+        let mut model = sd3::from_weights(preset.config.clone(), None, &weights, dtype, &device)?;
 
         let settings = ["output=\"-\"", "model.path=\"-\"", "data.source=[\"-\"]", "data.captions=\"-\""];
         let mut settings: Vec<String> = settings.map(String::from).to_vec();
         settings.push(format!("model.expert_layer={}", preset.expert_layer));
         let config = RunConfig::parse("", Path::new("bench"), &settings)?;
         let parameters = Parameters::new(&config, &mut model, &device)?;
-        model.attach_low_rank(&parameters.low_rank())?;
+        model.attach_trained(&parameters.trained()?)?;
         Ok(Self { args, preset, device, dtype, config, model, parameters })
     }
 
@@ -211,8 +211,15 @@ impl<'a> Trainer<'a> {
             is_fused: true,
         };
         let score_head = memory::score_head(device, batch * masks, (grid, grid));
-        let needs =
-            Needs { model: sizes, size, trained: parameters.count(), experts: 1, score_head, encoding: 0, loader: 0 };
+        let needs = Needs {
+            model: &model.config,
+            size,
+            trained: parameters.count(),
+            experts: 1,
+            score_head,
+            encoding: 0,
+            loader: 0,
+        };
         let estimate = needs.estimate(plan.recomputed_blocks, memory::usage(device));
         eprintln!("{estimate}");
         let warm_up = args.warm_up.unwrap_or(if device.is_cuda() { 3 } else { 1 });

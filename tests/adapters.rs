@@ -1,8 +1,10 @@
 //! Adapter files: exports hold the trained weights, under the names that other tools expect.
 use candle_core::{DType, Device, Tensor};
 use rand::{Rng, SeedableRng};
-use seg4diff::model::adapters::formats::{Family, Format, Origin, delta, export, read};
-use seg4diff::model::adapters::lora::{Adapter, Lora};
+use seg4diff::model::adapters::formats::{Format, Origin, export, read};
+use seg4diff::model::adapters::lora::Lora;
+use seg4diff::model::adapters::{Adapter, Adapters};
+use seg4diff::model::families::sd3;
 use seg4diff::model::weights;
 use sha2::Digest;
 use std::collections::BTreeMap;
@@ -10,23 +12,28 @@ use std::path::{Path, PathBuf};
 
 const WIDTH: usize = 12;
 
+/// The LoRA that an adapter is.
+fn lora(adapter: &dyn Adapter) -> &Lora {
+    (adapter as &dyn std::any::Any).downcast_ref().unwrap()
+}
+
 fn random(rng: &mut impl Rng, rows: usize, columns: usize) -> Tensor {
     let values: Vec<f32> = (0..rows * columns).map(|_| rng.random_range(-1.0..1.0)).collect();
     Tensor::from_vec(values, (rows, columns), &Device::Cpu).unwrap()
 }
 
 /// A random adapter of modules given as (name, in, out, rank, alpha).
-fn adapter(modules: &[(&str, usize, usize, usize, f64)]) -> Adapter {
+fn adapter(modules: &[(&str, usize, usize, usize, f64)]) -> Adapters {
     let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(7);
-    let lora = |&(name, input, output, rank, alpha): &(&str, usize, usize, usize, f64)| {
+    let lora = |&(name, input, output, rank, alpha): &(&str, usize, usize, usize, f64)| -> (String, Box<dyn Adapter>) {
         let (down, up) = (random(&mut rng, rank, input), random(&mut rng, output, rank));
-        (name.to_string(), Lora { down, up, alpha })
+        (name.to_string(), Box::new(Lora { down, up, alpha }))
     };
     modules.iter().map(lora).collect()
 }
 
 /// Every kind of module of a block, in the first and the last of two blocks; alpha differs from rank.
-fn every_module() -> Adapter {
+fn every_module() -> Adapters {
     let square = |name| (name, WIDTH, WIDTH, 3, 5.0);
     adapter(&[
         square("transformer_blocks.0.attn.to_q"),
@@ -65,10 +72,10 @@ fn assert_close(found: &Tensor, expected: &Tensor, what: &str) {
 }
 
 #[track_caller]
-fn assert_same_effect(found: &Adapter, expected: &Adapter) {
+fn assert_same_effect(found: &Adapters, expected: &Adapters) {
     assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
     for (module, lora) in expected {
-        assert_close(&delta(&found[module]).unwrap(), &delta(lora).unwrap(), module);
+        assert_close(&found[module].delta().unwrap(), &lora.delta().unwrap(), module);
     }
 }
 
@@ -128,8 +135,8 @@ fn diffusers_file_folds_the_scale_and_has_no_alpha() {
     for (module, lora) in &trained {
         let a = &tensors[&format!("transformer.{module}.lora_A.weight")];
         let b = &tensors[&format!("transformer.{module}.lora_B.weight")];
-        assert_eq!(rows(a), rows(&lora.down));
-        assert_close(&b.matmul(a).unwrap(), &delta(lora).unwrap(), module);
+        assert_eq!(rows(a), rows(lora.parameters()[0]));
+        assert_close(&b.matmul(a).unwrap(), &lora.delta().unwrap(), module);
     }
 }
 
@@ -151,7 +158,7 @@ fn peft_folder_keeps_matrices_and_says_rank_and_alpha() {
     assert_eq!(config["target_modules"], serde_json::json!(trained.keys().collect::<Vec<_>>()));
     let tensors = weights::read_all(&out.path().join("adapter_model.safetensors")).unwrap();
     let b = &tensors["base_model.model.transformer_blocks.0.attn.to_q.lora_B.weight"];
-    assert_eq!(rows(b), rows(&trained["transformer_blocks.0.attn.to_q"].up));
+    assert_eq!(rows(b), rows(&lora(trained["transformer_blocks.0.attn.to_q"].as_ref()).up));
     assert_same_effect(&read(out.path()).unwrap(), &trained);
     // under another name, the configuration is beside it as well
     let other = out.path().join("other/mine.safetensors");
@@ -186,11 +193,15 @@ fn comfyui_file_fuses_q_k_and_v_with_alpha_for_all_three() {
         for (row, values) in up.iter().enumerate() {
             for (column, value) in values.iter().enumerate() {
                 let part = &trained[&format!("transformer_blocks.0.{}", parts[row / WIDTH])];
-                let expected = if row / WIDTH == column / 3 { rows(&part.up)[row % WIDTH][column % 3] } else { 0.0 };
+                let expected = if row / WIDTH == column / 3 {
+                    rows(&lora(part.as_ref()).up)[row % WIDTH][column % 3]
+                } else {
+                    0.0
+                };
                 assert_eq!(*value, expected, "{stem} row {row} column {column}");
             }
         }
-        let dense = parts.map(|p| delta(&trained[&format!("transformer_blocks.0.{p}")]).unwrap());
+        let dense = parts.map(|p| trained[&format!("transformer_blocks.0.{p}")].delta().unwrap());
         assert_close(&kohya_delta(&tensors, &stem), &Tensor::cat(&dense, 0).unwrap(), &stem);
     }
     for (stem, module) in [
@@ -204,7 +215,7 @@ fn comfyui_file_fuses_q_k_and_v_with_alpha_for_all_three() {
         ("x_block_adaLN_modulation_1", "norm1.linear"),
         ("context_block_adaLN_modulation_1", "norm1_context.linear"),
     ] {
-        let expected = delta(&trained[&format!("transformer_blocks.0.{module}")]).unwrap();
+        let expected = trained[&format!("transformer_blocks.0.{module}")].delta().unwrap();
         assert_close(&kohya_delta(&tensors, &format!("lora_unet_joint_blocks_0_{stem}")), &expected, stem);
     }
 }
@@ -217,7 +228,7 @@ fn comfyui_file_leaves_rows_of_untrained_parts_at_zero() {
     export(&trained, Format::Comfyui, &out, &Origin::default()).unwrap();
     let change = kohya_delta(&weights::read_all(&out).unwrap(), "lora_unet_joint_blocks_11_x_block_attn_qkv");
     assert_eq!(change.dims(), [3 * WIDTH, WIDTH]);
-    let k = delta(&trained["transformer_blocks.11.attn.to_k"]).unwrap();
+    let k = trained["transformer_blocks.11.attn.to_k"].delta().unwrap();
     assert_close(&change.narrow(0, WIDTH, WIDTH).unwrap(), &k, "rows of k");
     for start in [0, 2 * WIDTH] {
         assert!(rows(&change.narrow(0, start, WIDTH).unwrap()).concat().iter().all(|v| *v == 0.0));
@@ -235,8 +246,8 @@ fn comfyui_file_fuses_parts_of_different_rank_and_scale() {
     export(&trained, Format::Comfyui, &out, &Origin::default()).unwrap();
     let change = kohya_delta(&weights::read_all(&out).unwrap(), "lora_unet_joint_blocks_2_x_block_attn_qkv");
     let part = |start| change.narrow(0, start, WIDTH).unwrap();
-    assert_close(&part(0), &delta(&trained["transformer_blocks.2.attn.to_q"]).unwrap(), "q");
-    assert_close(&part(2 * WIDTH), &delta(&trained["transformer_blocks.2.attn.to_v"]).unwrap(), "v");
+    assert_close(&part(0), &trained["transformer_blocks.2.attn.to_q"].delta().unwrap(), "q");
+    assert_close(&part(2 * WIDTH), &trained["transformer_blocks.2.attn.to_v"].delta().unwrap(), "v");
     assert_same_effect(&read(&out).unwrap(), &trained);
 }
 
@@ -249,7 +260,7 @@ fn comfyui_file_swaps_the_halves_of_the_last_text_modulation() {
     export(&trained, Format::Comfyui, &out, &Origin::default()).unwrap();
     let stem = "lora_unet_joint_blocks_11_context_block_adaLN_modulation_1";
     let change = kohya_delta(&weights::read_all(&out).unwrap(), stem);
-    let ours = delta(&trained["transformer_blocks.11.norm1_context.linear"]).unwrap();
+    let ours = trained["transformer_blocks.11.norm1_context.linear"].delta().unwrap();
     assert_close(&change.narrow(0, 0, WIDTH).unwrap(), &ours.narrow(0, WIDTH, WIDTH).unwrap(), "shift");
     assert_close(&change.narrow(0, WIDTH, WIDTH).unwrap(), &ours.narrow(0, 0, WIDTH).unwrap(), "scale");
 }
@@ -259,7 +270,7 @@ fn comfyui_file_says_what_it_is() {
     let kept = folder();
     let out = kept.path().join("lora.safetensors");
     let origin = Origin {
-        family: Some(Family::of_transformer(true, true)),
+        release: Some(sd3::release(true, true)),
         resolution: Some(512),
         steps: Some(1000),
         seed: Some(3),
@@ -308,8 +319,8 @@ fn files_of_peft_and_diffusers_mean_here_what_they_mean_there() {
         assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>(), "{name}");
         for (module, dense) in &expected {
             // a file without alpha has scale 1, whatever its writer intended
-            let scale = if folded { with_scale[module].scale() } else { 1.0 };
-            let change = (delta(&found[module]).unwrap() * scale).unwrap();
+            let scale = if folded { lora(with_scale[module].as_ref()).scale() } else { 1.0 };
+            let change = (found[module].delta().unwrap() * scale).unwrap();
             assert_close(&change, dense, &format!("{name} {module}"));
         }
     }
@@ -319,7 +330,9 @@ fn files_of_peft_and_diffusers_mean_here_what_they_mean_there() {
 fn an_export_that_does_not_read_back_leaves_no_file() {
     let mut broken = every_module();
     let up = Tensor::full(f32::NAN, (WIDTH, 3), &Device::Cpu).unwrap();
-    broken.get_mut("transformer_blocks.0.attn.to_k").unwrap().up = up;
+    let module = "transformer_blocks.0.attn.to_k";
+    let lora = Lora { up, ..lora(broken[module].as_ref()).clone() };
+    broken.insert(module.to_string(), Box::new(lora));
     for format in [Format::Diffusers, Format::Peft, Format::Comfyui] {
         let out = folder();
         let target = if format == Format::Peft { out.path().to_path_buf() } else { out.path().join("x.safetensors") };
@@ -344,7 +357,7 @@ fn a_failing_export_keeps_the_file_that_was_there() {
 #[test]
 fn export_refuses_nothing_to_write_and_a_file_for_a_folder() {
     let out = folder();
-    let error = export(&Adapter::new(), Format::Diffusers, out.path(), &Origin::default()).unwrap_err();
+    let error = export(&Adapters::new(), Format::Diffusers, out.path(), &Origin::default()).unwrap_err();
     assert!(error.to_string().contains("no modules"), "{error}");
     std::fs::write(out.path().join("notes"), "a file").unwrap();
     let error = export(&every_module(), Format::Peft, &out.path().join("notes"), &Origin::default());
@@ -423,9 +436,9 @@ fn half_precision_files_are_read_as_f32() {
     weights::write(&file, &halved, &BTreeMap::new()).unwrap();
     let found = read(&file).unwrap();
     let module = "transformer_blocks.0.ff.net.2";
-    assert_eq!(found[module].up.dtype(), DType::F32);
-    let expected = trained[module].up.to_dtype(DType::BF16).unwrap();
-    assert_eq!(rows(&found[module].up), rows(&expected));
+    assert_eq!(lora(found[module].as_ref()).up.dtype(), DType::F32);
+    let expected = lora(trained[module].as_ref()).up.to_dtype(DType::BF16).unwrap();
+    assert_eq!(rows(&lora(found[module].as_ref()).up), rows(&expected));
 }
 
 /// What the line in docs/export.md made of a file of the released code (fixtures/map_settings/gen.py): names of its whole model,
@@ -436,10 +449,11 @@ fn a_published_adapter_is_read_by_its_own_names() {
     let found = read(&file).unwrap();
     let tensors = weights::read_all(&file).unwrap();
     assert_eq!((found.len(), tensors.len()), (12, 30));
-    for (module, lora) in &found {
+    for (module, adapter) in &found {
+        let lora = lora(adapter.as_ref());
         assert_eq!((lora.rank(), lora.alpha), (2, 2.0));
         let part = |side: &str| &tensors[&format!("backbone.transformer.{module}.lora_{side}.default.weight")];
-        assert_close(&delta(lora).unwrap(), &part("B").matmul(part("A")).unwrap(), module);
+        assert_close(&lora.delta().unwrap(), &part("B").matmul(part("A")).unwrap(), module);
     }
     assert!(found.contains_key("transformer_blocks.2.attn.to_out.0"));
     // Exported for another tool by the command.

@@ -37,7 +37,7 @@ fn train(settings: &[&str]) -> (LossTerms, LossTerms) {
     };
     let mut pipeline = Pipeline::load(&files, &options).unwrap();
     let parameters = Parameters::new(&config, &mut pipeline.transformer, &Device::Cpu).unwrap();
-    pipeline.transformer.attach_low_rank(&parameters.low_rank()).unwrap();
+    pipeline.transformer.attach_trained(&parameters.trained().unwrap()).unwrap();
     let scheduler = Scheduler::open(&files).unwrap();
     let batch = Loader::new(&config.data, config.seed, None, true).unwrap().next_batch(4).unwrap();
     let maker = InputMaker {

@@ -9,16 +9,17 @@ use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
 use seg4diff::config::RunConfig;
 use seg4diff::loss::SampleTargets;
-use seg4diff::model::adapters::formats::{self, delta};
-use seg4diff::model::adapters::lora::{Adapter, Lora};
-use seg4diff::model::families::sd3::{MmDit, MmDitConfig};
+use seg4diff::model::adapters::lora::{Lora, LoraSettings};
+use seg4diff::model::adapters::{Adapter, Adapters, formats};
+use seg4diff::model::families::sd3::{self, MmDitConfig};
+use seg4diff::model::families::{AdaptableLayer, Transformer};
 use seg4diff::model::text::TextEmbedding;
 use seg4diff::model::weights::{Weights, read_all};
 use seg4diff::train::checkpoint::Checkpoint;
 use seg4diff::train::gradients::{StepInputs, StepPlan, gradients};
 use seg4diff::train::optimizers::{Optimizer, adamw::AdamW};
 use seg4diff::train::parameters::Parameters;
-use seg4diff::train::trained::adapter_of;
+use seg4diff::train::trained::adapters_of;
 use smoke_run::{Run, read, run, succeed};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -31,10 +32,10 @@ fn fixture(variant: &str) -> PathBuf {
 }
 
 /// The model in a folder that holds `config.json` and its weights.
-fn model(folder: &Path) -> MmDit {
+fn model(folder: &Path) -> Transformer {
     let config: MmDitConfig = serde_json::from_slice(&read(folder.join("config.json"))).expect("config");
     let weights = Weights::open_part(folder, "diffusion_pytorch_model", DType::F32, &Device::Cpu).expect("weights");
-    MmDit::from_weights(config, None, &weights, DType::F32, &Device::Cpu).expect("model")
+    sd3::from_weights(config, None, &weights, DType::F32, &Device::Cpu).expect("model")
 }
 
 fn normal(random: &mut ChaCha8Rng, shape: &[usize]) -> Tensor {
@@ -43,7 +44,7 @@ fn normal(random: &mut ChaCha8Rng, shape: &[usize]) -> Tensor {
 }
 
 /// Random inputs of a batch of two.
-fn inputs(model: &MmDit) -> StepInputs {
+fn inputs(model: &Transformer) -> StepInputs {
     let mut random = ChaCha8Rng::seed_from_u64(3);
     let sizes = &model.config;
     let latents = [2, sizes.in_channels, 8, 8];
@@ -61,7 +62,7 @@ fn inputs(model: &MmDit) -> StepInputs {
     }
 }
 
-fn output(model: &MmDit) -> Vec<f32> {
+fn output(model: &Transformer) -> Vec<f32> {
     let StepInputs { latents, timestep, text, .. } = inputs(model);
     let velocity = model.forward(&latents, &timestep, &text, None).expect("forward");
     velocity.flatten_all().and_then(|flat| flat.to_vec1()).expect("values")
@@ -72,12 +73,13 @@ fn bits(values: &[f32]) -> Vec<u32> {
 }
 
 /// An adapter of rank 3 on every layer that can have one; B is random, or zero.
-fn everywhere(model: &mut MmDit, b_is_zero: bool) -> Adapter {
+fn everywhere(model: &mut Transformer, b_is_zero: bool) -> Adapters {
     let mut random = ChaCha8Rng::seed_from_u64(4);
-    let lora = |(name, (inner, outer)): (String, (usize, usize))| {
+    let lora = |AdaptableLayer { name, projection, .. }: AdaptableLayer| -> (String, Box<dyn Adapter>) {
+        let (inner, outer) = projection.sizes();
         let down = (normal(&mut random, &[3, inner]) * 0.2).expect("tensor");
         let up = (normal(&mut random, &[outer, 3]) * if b_is_zero { 0.0 } else { 0.2 }).expect("tensor");
-        (name, Lora { down, up, alpha: 5.0 })
+        (name, Box::new(Lora { down, up, alpha: 5.0 }))
     };
     model.adaptable().into_iter().map(lora).collect()
 }
@@ -110,7 +112,7 @@ fn merged_into_the_weights_it_gives_the_same_output() {
         model_folder::edit_tensors(&file, |tensors| {
             for (module, lora) in &adapter {
                 let weight = tensors.get_mut(&format!("{module}.weight")).expect("weight");
-                *weight = (&*weight + delta(lora).expect("delta")).expect("sum");
+                *weight = (&*weight + lora.delta().expect("delta")).expect("sum");
             }
         });
         let (adapted, merged) = (output(&adapted), output(&model(folder.path())));
@@ -130,11 +132,7 @@ fn training_moves_the_adapters_alone() {
         let mut model = model(&fixture(variant));
         let without = output(&model);
         let blocks = model.blocks.len();
-        let targets: BTreeSet<String> = model
-            .adaptable()
-            .into_iter()
-            .filter_map(|(name, _)| Some(name.splitn(3, '.').nth(2)?.to_string()))
-            .collect();
+        let targets: BTreeSet<String> = model.adaptable().into_iter().map(|layer| layer.within.to_string()).collect();
         let mut config = RunConfig::parse(
             "",
             Path::new("test"),
@@ -151,7 +149,7 @@ fn training_moves_the_adapters_alone() {
         let parameters = Parameters::new(&config, &mut model, &Device::Cpu).expect("parameters");
         let layers = model.adaptable().len();
         assert_eq!(parameters.all.len(), 2 * (layers - 1), "{variant}: A and B of every layer but one, see below");
-        model.attach_low_rank(&parameters.low_rank()).expect("attach");
+        model.attach_trained(&parameters.trained().expect("adapters")).expect("attach");
         let start = parameters.tensors().expect("tensors");
         let mut optimizer = AdamW::new(&config.optim, &parameters).expect("optimizer");
         let inputs = inputs(&model);
@@ -282,7 +280,7 @@ fn every_export_has_the_trained_effect_and_draws_the_same_picture() {
     run.finish(&[]);
     let checkpoint = run.checkpoint(6, "");
     let trained = Checkpoint::read(&checkpoint).expect("checkpoint");
-    let trained = adapter_of(&trained.adapter, 6.0, &checkpoint).expect("adapter");
+    let trained = adapters_of(&trained.adapter, &LoraSettings { rank: 4, alpha: 6.0 }, &checkpoint).expect("adapter");
     // Nine targets on three blocks, except the last one's text queries, which are unused.
     assert_eq!(trained.len(), 26);
 
@@ -310,9 +308,9 @@ fn every_export_has_the_trained_effect_and_draws_the_same_picture() {
     for file in &files {
         let read = formats::read(file).expect("adapter");
         for (module, lora) in &trained {
-            let expected = values(&delta(lora).expect("delta"));
+            let expected = values(&lora.delta().expect("delta"));
             let largest = expected.iter().fold(0f32, |largest, value| largest.max(value.abs()));
-            let found = values(&delta(&read[module]).expect("delta"));
+            let found = values(&read[module].delta().expect("delta"));
             let worst = found.iter().zip(&expected).fold(0f32, |worst, (a, b)| worst.max((a - b).abs()));
             assert!(
                 largest > 0.0 && worst <= 1e-5 * largest,

@@ -195,7 +195,8 @@ fn parameters_without_gradient_stay_as_they_are() {
     let files = seg4diff::model::weights::files::ModelFiles::open(&config.model.path).expect("model");
     let dtype = candle_core::DType::F32;
     let fresh = || {
-        let mut model = seg4diff::model::families::sd3::MmDit::load(&files, None, dtype, &Device::Cpu).expect("model");
+        let family = seg4diff::model::families::of(&files).expect("family");
+        let mut model = family.load(&files, None, dtype, &Device::Cpu).expect("model");
         Parameters::new(&config, &mut model, &Device::Cpu).expect("parameters")
     };
     let (ours, theirs) = (fresh(), fresh());

@@ -8,7 +8,7 @@ use outcome::Outcome;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use seg4diff::config::RunConfig;
-use seg4diff::model::families::sd3::MmDit;
+use seg4diff::model::families;
 use seg4diff::model::weights::files::ModelFiles;
 use seg4diff::model::weights::read_all;
 use seg4diff::train::parameters::Parameters;
@@ -340,7 +340,8 @@ fn fresh_adapter(base: &Path, settings: &[&str]) -> Vec<(String, Vec<f32>)> {
     let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/smoke.toml");
     let config = RunConfig::load(&config, &settings).expect("config");
     let files = ModelFiles::open(&base.display().to_string()).expect("model");
-    let mut model = MmDit::load(&files, None, DType::F32, &Device::Cpu).expect("model");
+    let mut model =
+        families::of(&files).and_then(|family| family.load(&files, None, DType::F32, &Device::Cpu)).expect("model");
     let parameters = Parameters::new(&config, &mut model, &Device::Cpu).expect("parameters");
     values(&parameters.tensors().expect("tensors"))
 }

@@ -4,7 +4,7 @@ mod pipeline;
 
 use candle_core::{Device, Tensor};
 use pipeline::Expected;
-use seg4diff::model::families::sd3::Blur;
+use seg4diff::model::families::Blur;
 use seg4diff::model::text::TextEmbedding;
 use seg4diff::sample::generate::{Conditions, PerturbedGuidance, SamplingOptions, initial_latents, read_latents};
 use seg4diff::sample::image;

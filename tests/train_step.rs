@@ -5,7 +5,8 @@
 use candle_core::{DType, Device, Tensor};
 use seg4diff::config::RunConfig;
 use seg4diff::loss::{MaskTarget, SampleTargets};
-use seg4diff::model::families::sd3::{MmDit, MmDitConfig, image_to_text_logits};
+use seg4diff::model::families::sd3::{self, MmDitConfig};
+use seg4diff::model::families::{Transformer, image_to_text_logits};
 use seg4diff::model::text::TextEmbedding;
 use seg4diff::model::text::tokenizer::CLIP_TOKENS;
 use seg4diff::model::weights::{Weights, read_all};
@@ -128,15 +129,15 @@ impl Fixture {
         config
     }
 
-    fn model(&self) -> MmDit {
+    fn model(&self) -> Transformer {
         let folder = self.folder.join("transformer");
         let config: MmDitConfig = serde_json::from_value(json(&folder.join("config.json"))).unwrap();
         let weights = Weights::open_part(&folder, "diffusion_pytorch_model", DType::F32, &device()).unwrap();
-        MmDit::from_weights(config, None, &weights, DType::F32, &device()).unwrap()
+        sd3::from_weights(config, None, &weights, DType::F32, &device()).unwrap()
     }
 
     /// The LoRA of the fixture and the score head, under the names of our parameters.
-    fn trained(&self, config: &RunConfig, wide: bool) -> (MmDit, Parameters) {
+    fn trained(&self, config: &RunConfig, wide: bool) -> (Transformer, Parameters) {
         let mut model = self.model();
         let mut parameters = Parameters::new(config, &mut model, &device()).unwrap();
         if config.model.learnable_prompt {
@@ -150,7 +151,7 @@ impl Fixture {
         tensors.insert("prompt.tokens".into(), self.first_text().context.squeeze(0).unwrap());
         tensors.retain(|name, _| parameters.all.iter().any(|p| &p.name == name));
         parameters.load(&tensors).unwrap();
-        model.attach_low_rank(&parameters.low_rank()).unwrap();
+        model.attach_trained(&parameters.trained().unwrap()).unwrap();
         (model, parameters)
     }
 

@@ -132,7 +132,7 @@ fn write_components(
     data: &LabelledFolder,
 ) -> Result<()> {
     let layers = args.layer.as_ref().map(|layers| layers.list().to_vec());
-    let layers = layers.unwrap_or_else(|| (0..pipeline.transformer.blocks.len()).collect());
+    let layers = layers.unwrap_or_else(|| (0..pipeline.transformer.config.num_layers()).collect());
     let options = SegmentationOptions { limit: Some(args.pca_images as usize), ..options.clone() };
     let _held = OutputFolder::hold(folder)?;
     let mut progress = Progress::new("features", 0, options.count(data) as u64);
@@ -175,7 +175,7 @@ fn blur(
         batch: usual_batch(args.probe.size),
         seed: args.probe.seed,
     };
-    let total = captions.len() * (1 + pipeline.transformer.blocks.len());
+    let total = captions.len() * (1 + pipeline.transformer.config.num_layers());
     let mut progress = Progress::new("picture", 0, total as u64);
     draw_blurred(pipeline, scheduler, &captions, &options, args.blur_sigma, |done| progress.update(done as u64, ""))
 }

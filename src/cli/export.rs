@@ -1,13 +1,14 @@
 //! `export`: a LoRA in the files that other tools load.
 use super::mention;
+use crate::model::adapters::Adapters;
 use crate::model::adapters::formats::{self, Format, Origin};
-use crate::model::adapters::lora::Adapter;
-use crate::model::families::sd3::MmDitConfig;
-use crate::model::weights::files::{ModelFiles, Part};
+use crate::model::adapters::lora::LoraSettings;
+use crate::model::families;
+use crate::model::weights::files::ModelFiles;
 use crate::system::error::{Error, Result};
 use crate::system::terminal::printable_path;
 use crate::train::checkpoint::{Checkpoint, config_of};
-use crate::train::trained::{adapter_of, origin_of};
+use crate::train::trained::{adapters_of, origin_of};
 use clap::Args;
 use std::path::{Path, PathBuf};
 
@@ -33,21 +34,21 @@ pub struct ExportArgs {
 }
 
 pub fn run(args: &ExportArgs) -> Result<()> {
-    let (adapter, origin) = match (&args.checkpoint, &args.lora) {
+    let (adapters, origin) = match (&args.checkpoint, &args.lora) {
         (Some(checkpoint), _) => of_checkpoint(checkpoint)?,
         (None, Some(lora)) => (formats::read(lora)?, Origin::default()),
         (None, None) => return Err(Error::Usage("expected --checkpoint or --lora".into())),
     };
-    mention(&printable_path(&formats::export(&adapter, args.format, &args.out, &origin)?));
+    mention(&printable_path(&formats::export(&adapters, args.format, &args.out, &origin)?));
     Ok(())
 }
 
-fn of_checkpoint(folder: &Path) -> Result<(Adapter, Origin)> {
+fn of_checkpoint(folder: &Path) -> Result<(Adapters, Origin)> {
     let checkpoint = Checkpoint::read(folder)?;
     let config = config_of(folder)?;
-    let adapter = adapter_of(&checkpoint.adapter, config.lora.alpha, folder)?;
-    // The family only goes into kohya's metadata: an export must work where the base model is not at hand.
-    let transformer =
-        ModelFiles::open(&config.model.path).and_then(|f| f.config::<MmDitConfig>(Part::Transformer)).ok();
-    Ok((adapter, origin_of(&config, checkpoint.state.step, transformer.as_ref())))
+    let settings = LoraSettings { rank: config.lora.rank, alpha: config.lora.alpha };
+    let adapters = adapters_of(&checkpoint.adapter, &settings, folder)?;
+    // The release only goes into kohya's metadata: an export must work where the base model is not at hand.
+    let transformer = ModelFiles::open(&config.model.path).and_then(|files| families::of(&files)?.config(&files)).ok();
+    Ok((adapters, origin_of(&config, checkpoint.state.step, transformer.as_ref())))
 }

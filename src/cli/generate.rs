@@ -2,8 +2,8 @@
 use super::drawings::{self, content, key};
 use super::{ModelArgs, NamedModel, mention, parse_not_negative, parse_number, parse_positive, parse_size};
 use crate::config::BLUR;
-use crate::model::families::sd3::{Blur, MmDitConfig};
-use crate::model::pipeline::{Pipeline, PipelineOptions, latent_shape};
+use crate::model::families::{self, Blur};
+use crate::model::pipeline::{Pipeline, PipelineOptions};
 use crate::model::text::{TextEmbedding, TextEncoders, TextShape, prompt_file};
 use crate::model::vae::VaeConfig;
 use crate::sample::generate::{Conditions, PerturbedGuidance, SamplingOptions, initial_latents, read_latents};
@@ -163,7 +163,7 @@ impl<'a> Sampler<'a> {
     fn open(args: &'a GenerateArgs, model: &'a NamedModel) -> Result<Self> {
         let NamedModel { files, options: PipelineOptions { text_encoders, max_sequence_length, device, .. }, .. } =
             model;
-        let shape = latent_shape(&MmDitConfig::open(files)?, &VaeConfig::open(files)?, args.size)?;
+        let shape = families::of(files)?.config(files)?.latent_shape(&VaeConfig::open(files)?, args.size)?;
         let text_shape = TextShape::open(files, text_encoders, *max_sequence_length)?;
         let blur = Blur { layer: args.perturb_layer, sigma: args.perturb_sigma };
         let given = |file: &PathBuf| read_latents(file, "latents", Some(args.prompt.len()), shape, device);

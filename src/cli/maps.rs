@@ -3,9 +3,9 @@ use super::ModelArgs;
 use crate::config::{AttentionForm, Choice, MapHeads, MapNormalize};
 use crate::eval::maps::{MapSettings, check_heads};
 use crate::eval::score_head::{ScoreHeadForm, TrainedScoreHead};
-use crate::model::families::sd3::MmDitConfig;
-use crate::model::weights::files::{ModelFiles, Part};
-use crate::system::error::{Error, Result};
+use crate::model::families;
+use crate::model::weights::files::ModelFiles;
+use crate::system::error::Result;
 use candle_core::Device;
 use clap::Args;
 use std::path::PathBuf;
@@ -73,11 +73,9 @@ impl MapArgs {
     /// Checks, before gigabytes of weights are read, that the model has these blocks and heads, and that the score head
     /// can be read.
     pub fn check(&self, model: &ModelArgs, layers: &[usize]) -> Result<()> {
-        let config = ModelFiles::open(&model.model)?.config::<MmDitConfig>(Part::Transformer)?;
-        let blocks = config.num_layers;
-        if let Some(layer) = layers.iter().find(|layer| **layer >= blocks) {
-            return Err(Error::Usage(format!("--layer {layer}: the model has {blocks} blocks, counted from 0")));
-        }
+        let files = ModelFiles::open(&model.model)?;
+        let config = families::of(&files)?.config(&files)?;
+        layers.iter().try_for_each(|layer| config.check_block("--layer", *layer))?;
         check_heads(self.heads, config.num_attention_heads)?;
         self.score_head(&Device::Cpu).map(|_| ())
     }

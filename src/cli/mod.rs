@@ -13,11 +13,11 @@ pub(crate) mod probe;
 pub mod train;
 
 use crate::config::{Choice, DeviceChoice, TextEncoderKind, WeightType};
+use crate::model::adapters::Adapters;
 use crate::model::adapters::formats;
-use crate::model::adapters::lora::Adapter;
-use crate::model::families::sd3::MmDitConfig;
+use crate::model::families;
 use crate::model::pipeline::{Pipeline, PipelineOptions};
-use crate::model::weights::files::{ModelFiles, Part};
+use crate::model::weights::files::ModelFiles;
 use crate::model::weights::required_files::text_encoders_in;
 use crate::system::error::{Error, Result};
 use crate::system::process::prepare;
@@ -115,7 +115,7 @@ pub(crate) struct NamedModel<'a> {
     pub files: ModelFiles,
     pub options: PipelineOptions,
     /// With the file that it is from.
-    adapter: Option<(Adapter, &'a Path)>,
+    adapters: Option<(Adapters, &'a Path)>,
 }
 
 impl NamedModel<'_> {
@@ -124,8 +124,8 @@ impl NamedModel<'_> {
     /// # Errors
     /// The LoRA is of another model.
     pub fn adapted(&self, mut pipeline: Pipeline) -> Result<Pipeline> {
-        if let Some((adapter, file)) = &self.adapter {
-            pipeline.transformer.attach(adapter).map_err(|e| Error::file(file, e))?;
+        if let Some((adapters, file)) = &self.adapters {
+            pipeline.transformer.attach(adapters).map_err(|e| Error::file(file, e))?;
         }
         Ok(pipeline)
     }
@@ -152,7 +152,7 @@ impl ModelArgs {
     /// Finds what the arguments name, and reads the LoRA: one that cannot be read is found before gigabytes are.
     pub fn open(&self) -> Result<NamedModel<'_>> {
         let device = self.device.open()?;
-        let adapter = match &self.lora {
+        let adapters = match &self.lora {
             Some(file) => Some((formats::read(file)?, file.as_path())),
             None => None,
         };
@@ -164,16 +164,13 @@ impl ModelArgs {
             device,
             depth: None,
         };
-        Ok(NamedModel { files, options, adapter })
+        Ok(NamedModel { files, options, adapters })
     }
 
     /// Whether the model has a block `layer`, as its config says: found before gigabytes are read.
     pub fn check_layer(&self, flag: &str, layer: usize) -> Result<()> {
-        let blocks = ModelFiles::open(&self.model)?.config::<MmDitConfig>(Part::Transformer)?.num_layers;
-        if layer >= blocks {
-            return Err(Error::Usage(format!("{flag} {layer}: the model has {blocks} blocks, counted from 0")));
-        }
-        Ok(())
+        let files = ModelFiles::open(&self.model)?;
+        families::of(&files)?.config(&files)?.check_block(flag, layer)
     }
 
     /// The type of weights that was asked for, or the default for `device`.

@@ -4,7 +4,7 @@ use super::{LoadedModel, ModelArgs, mention, parse_sigma, parse_size};
 use crate::data::codec::resize::bilinear;
 use crate::data::sources::captions::{Captions, Columns};
 use crate::eval::segmentation::Files;
-use crate::model::families::sd3::{Probe, mean_logits, mean_probability};
+use crate::model::families::{Probe, mean_logits, mean_probability};
 use crate::model::pipeline::Pipeline;
 use crate::model::weights;
 use crate::report::heatmap::{sheet, write_word_overlays};

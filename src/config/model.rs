@@ -2,30 +2,9 @@
 use super::keys::{choices, keys, optional, required, usual};
 use super::problems::nearest;
 use super::setting::{Blocks, Check, Setting, check, distinct, is_distinct, is_not_empty, positive, within};
+use crate::model::families::targets::{adapter_targets, default_targets};
 use serde::Serialize;
 use std::path::PathBuf;
-
-/// Modules of a block that an adapter can sit on, named as in diffusers.
-const LORA_TARGETS: [&str; 18] = [
-    "attn.to_q",
-    "attn.to_k",
-    "attn.to_v",
-    "attn.to_out.0",
-    "attn.add_q_proj",
-    "attn.add_k_proj",
-    "attn.add_v_proj",
-    "attn.to_add_out",
-    "attn2.to_q",
-    "attn2.to_k",
-    "attn2.to_v",
-    "attn2.to_out.0",
-    "ff.net.0.proj",
-    "ff.net.2",
-    "ff_context.net.0.proj",
-    "ff_context.net.2",
-    "norm1.linear",
-    "norm1_context.linear",
-];
 
 keys! {
     /// The frozen base model.
@@ -90,7 +69,7 @@ keys! {
         alpha: f64 = usual(16.0), positive();
         /// Modules of a block that have an adapter, by their names in diffusers: `attn.to_q`, `attn.add_q_proj`,
         /// `ff.net.0.proj`, `norm1.linear`, …
-        targets: Vec<String> = usual(LORA_TARGETS[..4].iter().map(|target| target.to_string()).collect()), lora_targets();
+        targets: Vec<String> = usual(default_targets().into_iter().map(String::from).collect()), lora_targets();
         /// Blocks that have adapters.
         layers: LayerChoice = usual(LayerChoice::All), lora_layers();
         /// Adapter that training starts from, of the same targets, layers, rank and alpha: a file or folder in any format
@@ -101,10 +80,10 @@ keys! {
 
 fn lora_targets() -> Check<Vec<String>> {
     check("at least one, none twice", |targets: &Vec<String>| {
-        match targets.iter().find(|target| !LORA_TARGETS.contains(&target.as_str())) {
+        match targets.iter().find(|target| !adapter_targets().contains(target.as_str())) {
             Some(target) => Err(format!(
                 "{target:?} is not a module of a block; the nearest is {:?}",
-                nearest(target, LORA_TARGETS).unwrap_or_default()
+                nearest(target, adapter_targets()).unwrap_or_default()
             )),
             None => is_distinct(targets),
         }

@@ -5,9 +5,8 @@ use super::segmentation::{
     Accumulator, ClassMaps, LabelledFolder, SegmentationOptions, SegmentationScores, Segmenter, Vocabulary, each_batch,
     on_host,
 };
-use crate::model::families::sd3::{Embedded, JointInputs};
+use crate::model::families::{Embedded, JointInputs};
 use crate::model::pipeline::Pipeline;
-use crate::model::text::tokenizer::CLIP_TOKENS;
 use crate::ops::attention_probability;
 use crate::sample::scheduler::Scheduler;
 use crate::system::error::{Error, Result};
@@ -82,7 +81,7 @@ pub fn analyse(
     options: &SegmentationOptions,
     mut progress: impl FnMut(usize, &str),
 ) -> Result<Analysis> {
-    let count = pipeline.transformer.blocks.len();
+    let count = pipeline.transformer.config.num_layers();
     let settings = &options.maps;
     check_heads(settings.heads, pipeline.transformer.config.num_attention_heads)?;
     let mut segmenter = Segmenter::new(pipeline, scheduler, options)?;
@@ -148,9 +147,10 @@ fn token_counts(embedded: &Embedded) -> Result<(usize, usize)> {
 }
 
 impl BlockSums {
-    /// Adds a batch; returns the attention of image tokens to CLIP's, `[batch, image tokens, 77]`.
+    /// Adds a batch; returns the attention of image tokens to word tokens, `[batch, image tokens, words]`.
     fn add(&mut self, inputs: &JointInputs) -> Result<Tensor> {
-        let &JointInputs { ref queries, ref keys, ref values, image_tokens: image, heads, last_key_count } = inputs;
+        let &JointInputs { ref queries, ref keys, ref values, image_tokens: image, heads, last_key_count, words } =
+            inputs;
         let (batch, all, _) = keys.dims3()?;
         let text = all - image;
         let probability = |window: Range<usize>, range| {
@@ -169,7 +169,7 @@ impl BlockSums {
         self.image_value_norm += total(&norms.narrow(1, 0, image)?)? / image as f64;
         self.text_value_norm += weighed(&norms.narrow(1, image, text)?, last_key_count)?;
         self.samples += batch as f64;
-        Ok(to_text.narrow(2, 0, CLIP_TOKENS)?.contiguous()?)
+        Ok(to_text.narrow(2, 0, words)?.contiguous()?)
     }
 
     fn finish(self, block: usize, scores: &SegmentationScores) -> BlockAnalysis {

@@ -1,7 +1,7 @@
 //! The effect on drawn images of blurring a block's image→text attention: large in blocks that determine the layout.
 use super::generation::GenerationOptions;
 use super::generation::draw::Painter;
-use crate::model::families::sd3::Blur;
+use crate::model::families::Blur;
 use crate::model::pipeline::Pipeline;
 use crate::sample::scheduler::Scheduler;
 use crate::system::error::{Error, Result};
@@ -41,7 +41,7 @@ pub fn draw_blurred(
         })
     };
     let plain = draw(None)?;
-    let blocks = 0..pipeline.transformer.blocks.len();
+    let blocks = 0..pipeline.transformer.config.num_layers();
     let by_block = blocks.map(|layer| draw(Some(Blur { layer, sigma }))).collect::<Result<_>>()?;
     Ok(Blurred { plain, by_block })
 }

@@ -2,7 +2,7 @@
 use super::score_head::TrainedScoreHead;
 use crate::autograd::Variable;
 use crate::config::{AttentionForm, MapHeads, MapNormalize};
-use crate::model::families::sd3::{Embedded, MmDit, Probe, image_to_text_logits, mean};
+use crate::model::families::{Embedded, Probe, Transformer, image_to_text_logits, mean};
 use crate::system::error::{Error, Result};
 use candle_core::{Result as TensorResult, Tensor};
 
@@ -44,7 +44,7 @@ impl MapSettings {
 
     /// # Errors
     /// `Error::Usage` if there is no block, or the model does not have one of the blocks or heads.
-    pub fn check(&self, model: &MmDit) -> Result<()> {
+    pub fn check(&self, model: &Transformer) -> Result<()> {
         if self.layers.is_empty() {
             return Err(Error::Usage("no block is chosen for the maps".into()));
         }
@@ -57,9 +57,9 @@ impl MapSettings {
         (self.attention, self.heads) == (AttentionForm::Softmax, MapHeads::Mean) && self.score_head.is_none()
     }
 
-    /// The maps of the CLIP tokens, f32 `[batch, image tokens, 77]`: the mean over the blocks, scaled where that is to
+    /// The maps of the word tokens, f32 `[batch, image tokens, words]`: the mean over the blocks, scaled where that is to
     /// be done before the tokens of a name are merged. The model is run up to the last of the blocks.
-    pub fn of_tokens(&self, model: &MmDit, embedded: &Embedded) -> Result<Tensor> {
+    pub fn of_tokens(&self, model: &Transformer, embedded: &Embedded) -> Result<Tensor> {
         let heads = model.config.num_attention_heads;
         let mut of_blocks = vec![];
         model.probe_each(embedded, &self.layers, |_, probe| {
@@ -75,7 +75,7 @@ impl MapSettings {
         self.scaled_before(mean(of_blocks)?.into_tensor())
     }
 
-    /// One block's maps `[batch, image tokens, 77]`, unscaled; the block has `heads` heads.
+    /// One block's maps `[batch, image tokens, words]`, unscaled; the block has `heads` heads.
     pub fn of_block(&self, probe: &Probe, heads: usize, grid: (usize, usize)) -> TensorResult<Tensor> {
         let mean = |probe: &Probe, heads: usize| match self.attention {
             AttentionForm::Softmax => probe.probability(heads).map(Variable::into_tensor),
@@ -96,7 +96,7 @@ impl MapSettings {
         }
     }
 
-    /// Scales maps `[batch, image tokens, 77]` to [0, 1], if scaling comes before merging tokens.
+    /// Scales maps `[batch, image tokens, words]` to [0, 1], if scaling comes before merging tokens.
     pub fn scaled_before(&self, maps: Tensor) -> TensorResult<Tensor> {
         if !self.normalize.before() {
             return Ok(maps);

@@ -1,7 +1,6 @@
 //! A trained score head, applied to the maps at evaluation.
 use crate::autograd::Variable;
 use crate::model::adapters::formats::no_pickle;
-use crate::model::text::tokenizer::CLIP_TOKENS;
 use crate::model::weights::Weights;
 use crate::ops::{self, conv2d};
 use crate::system::error::{Error, Result};
@@ -49,7 +48,7 @@ impl TrainedScoreHead {
         Ok(Self { parameters: parameters.collect::<Result<_>>()?, form })
     }
 
-    /// Applies the head to maps `[batch, image tokens, 77]`; `grid` is the number of rows and columns of image tokens.
+    /// Applies the head to maps `[batch, image tokens, words]`; `grid` is the number of rows and columns of image tokens.
     pub fn apply(&self, maps: &Tensor, grid: (usize, usize)) -> TensorResult<Tensor> {
         let (batch, positions, tokens) = maps.dims3()?;
         match self.form {
@@ -60,7 +59,7 @@ impl TrainedScoreHead {
                 scored.reshape((batch, tokens, positions))?.transpose(1, 2)?.contiguous()
             }
             ScoreHeadForm::Released => {
-                let mut table = maps.reshape((batch, 1, positions, CLIP_TOKENS))?;
+                let mut table = maps.reshape((batch, 1, positions, tokens))?;
                 for (layer, parameters) in self.parameters.chunks_exact(2).enumerate() {
                     let (weight, bias) = (parameters[0].clone(), parameters[1].clone());
                     let convolution = conv2d::Conv2d::new(weight, bias, conv2d::Stride::One)?;

@@ -4,7 +4,7 @@ use super::matching::Matching;
 use super::{MaskTarget, SampleTargets};
 use crate::autograd::Variable;
 use crate::config::{Alignment, AttentionForm, FocalProbability, HeadMaps, LossConfig};
-use crate::model::families::sd3::Probe;
+use crate::model::families::Probe;
 use crate::ops::{self, NO_CLASS};
 use crate::system::device::upload;
 use candle_core::Result;
@@ -162,7 +162,7 @@ struct Chosen {
     masks: Vec<MaskTarget>,
 }
 
-/// Pairs of masks with the CLIP tokens of their class's name; masks whose name did not fit are left out, and all where
+/// Pairs of masks with the word tokens of their class's name; masks whose name did not fit are left out, and all where
 /// masks have no classes.
 fn paired_tokens(targets: &SampleTargets) -> Vec<(&MaskTarget, Vec<usize>)> {
     let span = |mask: &MaskTarget| targets.spans.get(mask.class?)?.clone();

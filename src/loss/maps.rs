@@ -1,8 +1,7 @@
 //! Attention maps of the experts, averaged: all of them without gradient, for matching; the chosen ones with.
 use crate::autograd::Variable;
 use crate::config::{AttentionForm, HeadMaps};
-use crate::model::families::sd3::{Probe, image_to_text_logits, mean};
-use crate::model::text::tokenizer::CLIP_TOKENS;
+use crate::model::families::{Probe, image_to_text_logits, mean};
 use crate::system::device::upload;
 use candle_core::{DType, Result, Tensor};
 
@@ -18,9 +17,11 @@ pub struct MapKind {
 
 /// One image's attention in the expert blocks; every map is the mean over them.
 ///
-/// With heads kept, map `head·77 + token` is that of a head and a CLIP token; else map `token`.
+/// With heads kept, map `head·words + token` is that of a head and a word token; else map `token`.
 pub struct SampleMaps {
     probes: Vec<Probe>,
+    /// Word tokens.
+    words: usize,
     kind: MapKind,
     /// Rows and columns of image tokens.
     grid: (usize, usize),
@@ -33,16 +34,17 @@ impl SampleMaps {
             HeadMaps::One(head) => probe.sample(index)?.one_head(head, kind.heads),
             _ => probe.sample(index),
         };
+        let words = probes.first().map_or(0, |probe| probe.words);
         let probes = probes.iter().map(sample).collect::<Result<_>>()?;
         let kind = match kind.of_heads {
             // Of one head the mean is that head.
             HeadMaps::One(_) => MapKind { heads: 1, of_heads: HeadMaps::Mean, ..kind },
             _ => kind,
         };
-        Ok(Self { probes, kind, grid })
+        Ok(Self { probes, words, kind, grid })
     }
 
-    /// Every map, without gradient: `[heads·77, h, w]`, or `[77, h, w]` where heads are not kept.
+    /// Every map, without gradient: `[heads·words, h, w]`, or `[words, h, w]` where heads are not kept.
     pub fn all(&self) -> Result<Tensor> {
         let probes: Vec<Probe> = self.probes.iter().map(Probe::detached).collect();
         Ok(self.on_grid(&self.every(&probes)?)?.into_tensor())
@@ -51,7 +53,7 @@ impl SampleMaps {
     /// The maps of a token: one of every head, or one alone.
     pub fn of_token(&self, token: usize) -> Vec<usize> {
         match self.kind.of_heads {
-            HeadMaps::Keep => (0..self.kind.heads).map(|head| head * CLIP_TOKENS + token).collect(),
+            HeadMaps::Keep => (0..self.kind.heads).map(|head| head * self.words + token).collect(),
             _ => vec![token],
         }
     }
@@ -73,13 +75,13 @@ impl SampleMaps {
         let every = self.every(&self.probes)?;
         let (_, maps, positions) = every.dims3()?;
         let every = every.reshape((maps, positions))?;
-        let mut mean = vec![0f32; classes.len() * CLIP_TOKENS];
-        for (tokens, row) in classes.iter().zip(mean.chunks_exact_mut(CLIP_TOKENS)) {
+        let mut mean = vec![0f32; classes.len() * self.words];
+        for (tokens, row) in classes.iter().zip(mean.chunks_exact_mut(self.words)) {
             for token in tokens {
                 row[*token] += 1.0 / tokens.len() as f32;
             }
         }
-        let mean = upload(mean, (classes.len(), CLIP_TOKENS), every.device())?;
+        let mean = upload(mean, (classes.len(), self.words), every.device())?;
         self.on_grid(&Variable::constant(mean).matmul(&every)?)
     }
 
@@ -89,7 +91,7 @@ impl SampleMaps {
         maps.reshape((maps.tensor().elem_count() / (rows * columns), rows, columns))
     }
 
-    /// Every map, `[heads, 77, positions]`, or `[1, 77, positions]` where heads are not kept.
+    /// Every map, `[heads, words, positions]`, or `[1, words, positions]` where heads are not kept.
     fn every(&self, probes: &[Probe]) -> Result<Variable> {
         mean(probes.iter().map(|probe| self.every_of(probe)))
     }
@@ -98,7 +100,7 @@ impl SampleMaps {
         let MapKind { heads, of_heads, form } = self.kind;
         let logits = || {
             let (_, positions, _) = probe.queries.dims3()?;
-            image_to_text_logits(probe, heads)?.reshape((heads, CLIP_TOKENS, positions))
+            image_to_text_logits(probe, heads)?.reshape((heads, self.words, positions))
         };
         let of_each = match form {
             AttentionForm::Logits => logits()?,
@@ -124,15 +126,15 @@ impl SampleMaps {
         let mut weights = vec![0f32; chosen.len() * width];
         for (number, row) in chosen.iter().zip(weights.chunks_exact_mut(width)) {
             match self.kind.of_heads {
-                HeadMaps::Keep => row[number / CLIP_TOKENS * head_dim..][..head_dim].fill(scale),
+                HeadMaps::Keep => row[number / self.words * head_dim..][..head_dim].fill(scale),
                 _ => row.fill(scale / self.kind.heads as f32),
             }
         }
         let device = probe.queries.device();
         let weights = upload(weights, (chosen.len(), width), device)?;
-        let tokens: Vec<u32> = chosen.iter().map(|number| (number % CLIP_TOKENS) as u32).collect();
+        let tokens: Vec<u32> = chosen.iter().map(|number| (number % self.words) as u32).collect();
         let tokens = upload(tokens, chosen.len(), device)?;
-        let keys = probe.text_keys()?.reshape((CLIP_TOKENS, width))?.to_dtype(DType::F32)?.index_select(&tokens)?;
+        let keys = probe.text_keys()?.reshape((self.words, width))?.to_dtype(DType::F32)?.index_select(&tokens)?;
         let queries = probe.queries.reshape((positions, width))?.to_dtype(DType::F32)?;
         keys.mul_constant(&weights)?.matmul_transposed(&queries)
     }

@@ -35,7 +35,7 @@ pub struct MaskTarget {
 pub struct SampleTargets {
     /// The masks of one image.
     pub masks: Vec<MaskTarget>,
-    /// For every class named in the prompt the CLIP tokens of its name; none where the name did not fit.
+    /// For every class named in the prompt the word tokens of its name; none where the name did not fit.
     pub spans: Vec<Option<Range<usize>>>,
 }
 

@@ -1,4 +1,4 @@
-//! The networks: MM-DiT, text encoders, autoencoder, LoRA, and the files that their weights come from.
+//! The networks: denoisers, text encoders, autoencoder, adapters, and the files that their weights come from.
 pub mod adapters;
 pub(crate) mod clip_image;
 pub mod families;

@@ -1,17 +1,17 @@
-//! A base model's networks together: text encoders, autoencoder and MM-DiT.
+//! A base model's networks together: text encoders, autoencoder and denoiser.
 use super::text::{TextEmbedding, TextEncoders};
-use super::vae::{Vae, VaeConfig};
+use super::vae::Vae;
 use crate::config::{ModelConfig, TextEncoderKind};
-use crate::model::families::sd3::{Blur, MmDit, MmDitConfig};
+use crate::model::families::{self, Blur, Transformer};
 use crate::model::weights::files::{ModelFiles, Part};
 use crate::system::error::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 
-/// The networks of a Stable Diffusion 3 pipeline, all frozen; adapters are attached to `transformer`.
+/// The networks of a pipeline, all frozen; adapters are attached to `transformer`.
 pub struct Pipeline {
     pub text_encoders: TextEncoders,
     pub vae: Vae,
-    pub transformer: MmDit,
+    pub transformer: Transformer,
     /// Where they all are.
     pub device: Device,
 }
@@ -25,7 +25,7 @@ pub struct PipelineOptions {
     /// Type of the frozen weights in memory; the autoencoder's are always f32.
     pub dtype: DType,
     pub device: Device,
-    /// Only so many of the MM-DiT's blocks, the first: for looking at attention, not for drawing.
+    /// Only so many of the denoiser's blocks, the first: for looking at attention, not for drawing.
     pub depth: Option<usize>,
 }
 
@@ -44,6 +44,7 @@ impl PipelineOptions {
 
 impl Pipeline {
     pub fn load(files: &ModelFiles, options: &PipelineOptions) -> Result<Self> {
+        families::of(files)?;
         let PipelineOptions { text_encoders, max_sequence_length, dtype, device, .. } = options;
         let encoders = TextEncoders::load(files, text_encoders, *max_sequence_length, *dtype, device)?;
         Self::with(files, options, encoders, Vae::load(files, device)?)
@@ -67,7 +68,7 @@ impl Pipeline {
 
     fn with(files: &ModelFiles, options: &PipelineOptions, text_encoders: TextEncoders, vae: Vae) -> Result<Self> {
         let PipelineOptions { dtype, device, depth, .. } = options;
-        let transformer = MmDit::load(files, *depth, *dtype, device)?;
+        let transformer = families::of(files)?.load(files, *depth, *dtype, device)?;
         let pipeline = Self { text_encoders, vae, transformer, device: device.clone() };
         let (latents, channels) = (pipeline.vae.config().latent_channels, pipeline.transformer.config.in_channels);
         if latents != channels {
@@ -101,24 +102,11 @@ impl Pipeline {
         self.vae
     }
 
-    /// (channels, height, width) of the latents of a square image of `size` pixels; see [`latent_shape`].
+    /// (channels, height, width) of the latents of a square image of `size` pixels.
+    ///
+    /// # Errors
+    /// As [`families::TransformerConfig::latent_shape`].
     pub fn latent_shape(&self, size: usize) -> Result<(usize, usize, usize)> {
-        latent_shape(&self.transformer.config, self.vae.config(), size)
+        self.transformer.config.latent_shape(self.vae.config(), size)
     }
-}
-
-/// (channels, height, width) of the latents of a square image of `size` pixels.
-///
-/// # Errors
-/// `Error::Usage` if that does not divide into latents and tokens, or is more than the model has positions for.
-pub fn latent_shape(transformer: &MmDitConfig, vae: &VaeConfig, size: usize) -> Result<(usize, usize, usize)> {
-    let token = vae.pixels_per_latent() * transformer.patch_size;
-    let largest = token * transformer.pos_embed_max_size;
-    if size == 0 || !size.is_multiple_of(token) || size > largest {
-        return Err(Error::Usage(format!(
-            "{size} pixels do not suit the model: expected a multiple of {token}, at most {largest}"
-        )));
-    }
-    let side = size / vae.pixels_per_latent();
-    Ok((transformer.in_channels, side, side))
 }

@@ -1,7 +1,8 @@
 //! A frozen linear layer that can carry an adapter.
 use super::weights::Weights;
 use crate::autograd::Variable;
-use crate::ops::{self, FrozenLayer, Layer, LowRank};
+use crate::model::adapters::adapter::{Adapter, Attached};
+use crate::ops::{self, FrozenLayer, Layer};
 use crate::system::error::{Error, Result};
 use candle_core::{Result as TensorResult, Tensor};
 use std::ops::Range;
@@ -9,7 +10,7 @@ use std::ops::Range;
 /// `y = Wx + b`, plus its adapter's part if it has one. Gradients reach the adapter and x, never W or b.
 pub struct Projection {
     frozen: FrozenLayer,
-    adapter: Option<LowRank>,
+    adapter: Option<Attached>,
 }
 
 impl Projection {
@@ -29,20 +30,16 @@ impl Projection {
         (self.frozen.weight.dims()[1], self.frozen.weight.dims()[0])
     }
 
-    /// Puts an adapter on the layer called `name`, in place of one it may have.
-    pub fn attach(&mut self, name: &str, adapter: &LowRank) -> Result<()> {
-        let (inner, outer) = self.sizes();
-        let rank = adapter.down.dims().first().copied().unwrap_or(0);
-        if adapter.down.dims() != [rank, inner] || adapter.up.dims() != [outer, rank] {
-            return Err(Error::Failed(format!(
-                "LoRA of {name}: shapes {:?} and {:?}, expected [{rank}, {inner}] and [{outer}, {rank}]",
-                adapter.down.dims(),
-                adapter.up.dims()
-            )));
-        }
-        let device = self.frozen.weight.device();
-        let LowRank { down, up, scale } = adapter;
-        self.adapter = Some(LowRank { down: down.on(device)?, up: up.on(device)?, scale: *scale });
+    /// `[outer, inner]`
+    pub fn weight(&self) -> &Tensor {
+        &self.frozen.weight
+    }
+
+    /// Puts an adapter with these parameters on the layer called `name`, in place of one it may have.
+    pub fn attach(&mut self, name: &str, adapter: &dyn Adapter, parameters: Vec<Variable>) -> Result<()> {
+        adapter.check(self.sizes()).map_err(|problem| Error::Failed(format!("adapter of {name}: {problem}")))?;
+        let parameters = parameters.iter().map(|parameter| parameter.on(self.frozen.weight.device()));
+        self.adapter = Some(adapter.attach(parameters.collect::<TensorResult<_>>()?)?);
         Ok(())
     }
 
@@ -56,18 +53,44 @@ impl Projection {
         self.adapter.is_none().then(|| self.frozen.clone())
     }
 
-    /// Both, as operations take them.
-    pub fn layer(&self) -> Layer<'_> {
-        Layer { frozen: &self.frozen, low_rank: self.adapter.as_ref() }
+    /// Both, as operations take them; none where the adapter is not low-rank.
+    fn layer(&self) -> Option<Layer<'_>> {
+        let low_rank = match &self.adapter {
+            None => None,
+            Some(Attached::LowRank(low_rank)) => Some(low_rank),
+            Some(Attached::Function(_)) => return None,
+        };
+        Some(Layer { frozen: &self.frozen, low_rank })
     }
 
     /// x `[…, inner]` to `[…, outer]`.
     pub fn forward(&self, x: &Variable) -> TensorResult<Variable> {
-        ops::linear(x, self.layer())
+        let low_rank = match &self.adapter {
+            None => None,
+            Some(Attached::LowRank(low_rank)) => Some(low_rank),
+            Some(Attached::Function(function)) => return function(x, &self.frozen),
+        };
+        ops::linear(x, Layer { frozen: &self.frozen, low_rank })
     }
 
     /// The tokens in `window` of x `[batch, tokens, inner]`, to `[batch, window, outer]`.
     pub fn forward_window(&self, x: &Variable, window: Range<usize>) -> TensorResult<Variable> {
-        ops::linear_of_window(x, window, self.layer())
+        match self.layer() {
+            Some(layer) => ops::linear_of_window(x, window, layer),
+            None => self.forward(&x.window(1, window)?),
+        }
+    }
+
+    /// Several sequences, each through a layer of its own, joined along the tokens: each x `[batch, tokens, inner]`, to
+    /// `[batch, all tokens, outer]`.
+    pub fn join(parts: &[(&Variable, &Self)]) -> TensorResult<Variable> {
+        let layers: Option<Vec<_>> = parts.iter().map(|(x, projection)| Some((*x, projection.layer()?))).collect();
+        match layers {
+            Some(layers) => ops::joint_linear(&layers),
+            None => {
+                let parts = parts.iter().map(|(x, projection)| projection.forward(x));
+                ops::cat(&parts.collect::<TensorResult<Vec<_>>>()?, 1)
+            }
+        }
     }
 }

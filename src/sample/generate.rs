@@ -1,7 +1,7 @@
 //! The sampling loop: noise to latents with guidance (diffusers: `StableDiffusion3Pipeline.__call__`).
 use super::noise;
 use super::scheduler::{Schedule, Scheduler};
-use crate::model::families::sd3::Blur;
+use crate::model::families::Blur;
 use crate::model::text::TextEmbedding;
 use crate::model::weights;
 use crate::report::progress::bar;

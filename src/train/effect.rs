@@ -1,5 +1,5 @@
 //! Whether a run trained anything: one that did not must not end as if it had.
-use super::parameters::{Group, Parameters};
+use super::parameters::Parameters;
 use crate::config::OptimConfig;
 use crate::report::metrics::StepMetrics;
 use crate::system::error::{Error, Result};
@@ -9,26 +9,24 @@ pub fn counted(step: &StepMetrics) -> bool {
     step.loss.is_finite() && step.grad_norm.is_finite()
 }
 
-/// What the LoRA does when a run starts: of a pair, `up` moves first, and as long as it is zero, `down` has no effect.
+/// What the adapters do when a run starts.
 pub struct Start {
-    ups: Vec<Vec<f32>>,
+    values: Vec<Vec<f32>>,
 }
 
 impl Start {
     /// Of parameters as they are before the first step.
     pub fn of(parameters: &Parameters) -> Result<Self> {
-        let ups = parameters.all.iter().filter(|p| p.group == Group::Lora && p.name.ends_with(".up"));
-        let ups =
-            ups.map(|p| p.values.force_contiguous()?.flatten_all()?.to_vec1()).collect::<candle_core::Result<_>>()?;
-        Ok(Self { ups })
+        let values = parameters.effective().map(|p| p.values.force_contiguous()?.flatten_all()?.to_vec1());
+        Ok(Self { values: values.collect::<candle_core::Result<_>>()? })
     }
 
     /// Makes sure that the parameters are others now. `steps` are the run's, as far as they are known.
     ///
     /// # Errors
-    /// The LoRA does what it did at the start; says why.
+    /// The adapters do what they did at the start; says why.
     pub fn check_moved(&self, now: &Parameters, steps: &[StepMetrics], optim: &OptimConfig) -> Result<()> {
-        if Self::of(now)?.ups != self.ups {
+        if Self::of(now)?.values != self.values {
             return Ok(());
         }
         let why = match steps.iter().filter(|step| counted(step)).all(|step| step.grad_norm == 0.0) {

@@ -4,7 +4,7 @@ use super::parameters::Parameters;
 use crate::autograd::{Variable, backward};
 use crate::config::LossConfig;
 use crate::loss::{AlignmentLoss, MaskAlignment, Matching, SampleTargets, flow_loss};
-use crate::model::families::sd3::{MmDit, Probe, Streams};
+use crate::model::families::{Probe, Streams, Transformer};
 use crate::model::text::TextEmbedding;
 use candle_core::{Result, Tensor};
 
@@ -93,7 +93,7 @@ impl PendingLossTerms {
 /// # Errors
 /// Inputs that do not fit the model, or an operation that fails.
 pub fn gradients(
-    model: &MmDit,
+    model: &Transformer,
     parameters: &Parameters,
     config: &LossConfig,
     inputs: &StepInputs,
@@ -121,7 +121,7 @@ pub fn gradients(
 }
 
 struct Step<'a> {
-    model: &'a MmDit,
+    model: &'a Transformer,
     /// The lowest block that a gradient is needed of.
     first_trained: usize,
     score_head: Option<Vec<Variable>>,

@@ -2,9 +2,9 @@
 use super::checkpoint::Checkpoint;
 use super::parameters::Parameters;
 use crate::config::RunConfig;
+use crate::model::adapters::Adapters;
 use crate::model::adapters::formats;
-use crate::model::adapters::lora::{Adapter, Lora};
-use crate::model::families::sd3::MmDit;
+use crate::model::families::Transformer;
 use crate::model::text::TextEmbedding;
 use crate::system::error::{Error, Result};
 use candle_core::Device;
@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 /// No layer matches the configuration; what it names does not fit.
 pub fn parameters(
     config: &RunConfig,
-    model: &mut MmDit,
+    model: &mut Transformer,
     empty_prompt: Option<&TextEmbedding>,
     device: &Device,
 ) -> Result<Parameters> {
@@ -43,22 +43,13 @@ pub fn describe(config: &RunConfig) -> String {
 /// has no score head, or of another shape.
 fn load(config: &RunConfig, parameters: &Parameters) -> Result<()> {
     if let Some(path) = &config.lora.init {
-        let adapter = formats::read(path)?;
-        let trained = parameters.adapter();
-        let differences = differences(&adapter, &trained);
+        let adapters = formats::read(path)?;
+        let differences = differences(&adapters, &parameters.adapters()?);
         if !differences.is_empty() {
             let problem = format!("is not an adapter that lora.init can start from:\n  {}", differences.join("\n  "));
             return Err(Error::Usage(format!("lora.init: {} {problem}", path.display())));
         }
-        for parameter in &parameters.all {
-            let module = |suffix: &str| parameter.name.strip_prefix("lora.")?.strip_suffix(suffix);
-            let values = match (module(".down"), module(".up")) {
-                (Some(module), _) => adapter.get(module).map(|lora| &lora.down),
-                (_, Some(module)) => adapter.get(module).map(|lora| &lora.up),
-                _ => None,
-            };
-            values.map_or(Ok(()), |values| parameter.set(values)).map_err(|e| Error::file(path, e))?;
-        }
+        parameters.set_adapters(&adapters).map_err(|e| Error::file(path, e))?;
     }
     if let Some(folder) = config.loss.score_head_init.as_ref().filter(|_| parameters.score_head().is_some()) {
         load_score_head(folder, parameters)?;
@@ -77,36 +68,32 @@ fn load_score_head(folder: &Path, parameters: &Parameters) -> Result<()> {
     Ok(())
 }
 
-/// How an adapter differs from the one that is trained, a line each.
-fn differences(adapter: &Adapter, trained: &Adapter) -> Vec<String> {
+/// How adapters differ from those that are trained, a line each.
+fn differences(adapters: &Adapters, trained: &Adapters) -> Vec<String> {
     let mut lines = vec![];
-    let mut modules = |of: &Adapter, other: &Adapter, what: &str| {
+    let mut layers = |of: &Adapters, other: &Adapters, what: &str| {
         let names: Vec<&String> = of.keys().filter(|name| !other.contains_key(*name)).collect();
         if let Some(first) = names.first() {
             lines.push(format!("{} modules {what}, such as {first} (lora.targets, lora.layers)", names.len()));
         }
     };
-    modules(trained, adapter, "are to be trained and not in the file");
-    modules(adapter, trained, "are in the file and not to be trained");
-    let pairs = || adapter.iter().filter_map(|(name, lora)| Some((name, lora, trained.get(name)?)));
-    let mut first_of = |differs: fn(&Lora, &Lora) -> bool, say: &dyn Fn(&Lora, &Lora) -> String| {
-        let mut found = pairs().filter(|(_, lora, trained)| differs(lora, trained));
-        if let Some((name, lora, trained)) = found.next() {
-            let more = found.count();
-            let others = if more > 0 { format!(", and {more} others") } else { String::new() };
-            lines.push(format!("{name}{others}: {}", say(lora, trained)));
+    layers(trained, adapters, "are to be trained and not in the file");
+    layers(adapters, trained, "are in the file and not to be trained");
+    // The first layer that differs by a setting, and how many others do.
+    let mut settings: Vec<(&str, &String, String, usize)> = vec![];
+    for (name, adapter) in adapters {
+        let found = trained.get(name).map_or(vec![], |trained| adapter.differences(trained.as_ref()));
+        for (setting, problem) in found {
+            match settings.iter_mut().find(|(known, ..)| *known == setting) {
+                Some((.., others)) => *others += 1,
+                None => settings.push((setting, name, problem, 0)),
+            }
         }
+    }
+    let line = |(_, name, problem, others): (&str, &String, String, usize)| {
+        let others = if others > 0 { format!(", and {others} others") } else { String::new() };
+        format!("{name}{others}: {problem}")
     };
-    first_of(|a, b| a.rank() != b.rank(), &|a, b| format!("rank {}, lora.rank is {}", a.rank(), b.rank()));
-    first_of(|a, b| a.rank() == b.rank() && a.alpha != b.alpha, &|a, b| {
-        format!(
-            "alpha {}, lora.alpha is {} (a file that says none has its rank; `export --format peft` keeps alpha)",
-            a.alpha, b.alpha
-        )
-    });
-    first_of(|a, b| a.rank() == b.rank() && (a.down.dims() != b.down.dims() || a.up.dims() != b.up.dims()), &|a, b| {
-        let shapes = |lora: &Lora| format!("A {:?} and B {:?}", lora.down.dims(), lora.up.dims());
-        format!("{}, the model's layer has {}", shapes(a), shapes(b))
-    });
+    lines.extend(settings.into_iter().map(line));
     lines
 }

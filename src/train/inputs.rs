@@ -97,10 +97,9 @@ impl InputMaker<'_> {
     }
 
     fn targets(&self, sample: &Sample, latent_shape: &[usize]) -> Result<SampleTargets> {
-        let patch = self.pipeline.transformer.config.patch_size;
-        let grid = (latent_shape[2] / patch, latent_shape[1] / patch);
+        let grid = self.pipeline.transformer.config.grid(latent_shape[1], latent_shape[2]);
         let target = |mask: &Mask| MaskTarget {
-            grid: mask.shrink_nearest(grid.0, grid.1),
+            grid: mask.shrink_nearest(grid.1, grid.0),
             area: mask.area(),
             class: mask.class,
             pixels: Arc::new(mask.clone()),

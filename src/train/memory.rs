@@ -1,6 +1,6 @@
 //! Estimates the memory of a run before its first step, and which blocks must be recomputed for it to fit.
 use crate::config::GradientCheckpointing;
-use crate::model::families::sd3::MmDitConfig;
+use crate::model::families::TransformerConfig;
 use crate::ops;
 use crate::system::error::{Error, Result};
 use crate::system::{memory, process};
@@ -22,7 +22,7 @@ pub struct StepSize {
 /// Sizes that decide how much memory a run adds to that in use before its first step.
 #[derive(Clone, Copy, Debug)]
 pub struct Needs<'a> {
-    pub model: &'a MmDitConfig,
+    pub model: &'a TransformerConfig,
     pub size: StepSize,
     /// Numbers that are trained.
     pub trained: usize,
@@ -99,9 +99,9 @@ impl Needs<'_> {
     /// Memory of the run if the first `recomputed` blocks save only their input.
     pub fn estimate(&self, recomputed: usize, usage: Usage) -> Estimate {
         let tokens = self.size.image_tokens + self.size.text_tokens;
-        let saved: u64 = (recomputed..self.model.num_layers).map(|layer| self.block(layer)).sum();
+        let saved: u64 = (recomputed..self.model.num_layers()).map(|layer| self.block(layer)).sum();
         // Those that are recomputed come when the others' activations are freed.
-        let again = (0..recomputed.min(self.model.num_layers)).map(|layer| self.block(layer)).max();
+        let again = (0..recomputed.min(self.model.num_layers())).map(|layer| self.block(layer)).max();
         let again = again.map_or(0, |block| block + self.values(RECOMPUTING * tokens));
         let backward = saved.max(again) + self.values(TRANSIENT_ACTIVATIONS * tokens);
         Estimate {
@@ -119,7 +119,7 @@ impl Needs<'_> {
     /// # Errors
     /// `Error::Failed` where it does not fit.
     pub fn plan(&self, choice: GradientCheckpointing, usage: Usage) -> Result<(usize, Estimate)> {
-        let all = self.model.num_layers;
+        let all = self.model.num_layers();
         let fits = |recomputed: &usize| self.estimate(*recomputed, usage).added() <= usage.free;
         let recomputed = match choice {
             GradientCheckpointing::Off => 0,
@@ -209,20 +209,18 @@ pub fn score_head(device: &Device, maps: usize, grid: (usize, usize)) -> u64 {
 mod tests {
     use super::*;
 
-    fn config() -> MmDitConfig {
-        MmDitConfig {
-            patch_size: 2,
-            in_channels: 16,
-            out_channels: Some(16),
-            num_layers: 24,
-            attention_head_dim: 64,
+    fn config() -> TransformerConfig {
+        TransformerConfig {
+            block_lists: vec![("blocks", 24)],
             num_attention_heads: 24,
+            attention_head_dim: 64,
+            in_channels: 16,
+            patch_size: 2,
+            max_grid: 192,
             joint_attention_dim: 4096,
-            caption_projection_dim: 1536,
             pooled_projection_dim: 2048,
-            pos_embed_max_size: 192,
             dual_attention_layers: vec![],
-            qk_norm: None,
+            release: None,
         }
     }
 

@@ -1,16 +1,16 @@
-//! What is trained: LoRA matrices and the score head, by name, always in f32.
+//! What is trained: adapters and the score head, by name, always in f32.
 use crate::autograd::Variable;
 use crate::config::{LayerChoice, OptimConfig, RunConfig};
-use crate::model::adapters::lora::{Adapter, Lora};
-use crate::model::families::sd3::MmDit;
+use crate::model::adapters::lora::LoraSettings;
+use crate::model::adapters::{AdapterSettings, Adapters, TrainedAdapters};
+use crate::model::families::{AdaptableLayer, Transformer};
 use crate::model::text::TextEmbedding;
-use crate::ops::{self, LowRank};
+use crate::ops;
 use crate::report::TrainedLayers;
 use crate::system::error::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use rand_distr::{Distribution, StandardNormal};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -44,7 +44,7 @@ impl Group {
 
 /// One trained tensor: its place in the flat buffer.
 pub struct Parameter {
-    /// `lora.transformer_blocks.0.attn.to_q.down`, `….up`, `score_head.0.weight`, or `prompt.tokens`.
+    /// `lora.LAYER.down`, `….up`, `score_head.0.weight`, or `prompt.tokens`.
     pub name: String,
     /// What it belongs to, which decides its learning rate.
     pub group: Group,
@@ -82,35 +82,50 @@ impl Parameter {
     }
 }
 
-/// All trained parameters in a fixed order: LoRA modules in the order of the model, then the score head, then the prompt.
+/// All trained parameters in a fixed order: adapters in the order of the model, then the score head, then the prompt.
 pub struct Parameters {
     /// All trained tensors, in the order of their names in checkpoints.
     pub all: Vec<Parameter>,
     /// The values of all, one after the other, each from a multiple of [`ALIGNMENT`].
     buffer: Tensor,
-    rank: usize,
-    alpha: f64,
+    /// The layers with an adapter, in order; their parameters come first in `all`.
+    layers: Vec<AdaptedLayer>,
+    settings: Box<dyn AdapterSettings>,
+}
+
+/// A layer with an adapter.
+struct AdaptedLayer {
+    /// As in diffusers: `transformer_blocks.3.attn.to_q`.
+    name: String,
+    block: usize,
+    within: &'static str,
 }
 
 impl Parameters {
-    /// Fresh parameters for the configured targets and layers of `model`, the same for the same seed: A normal with
-    /// standard deviation 1/rank, B zero (PEFT's `init_lora_weights="gaussian"`), the score head as torch's `Conv2d`.
+    /// Fresh parameters, the LoRA's as the configuration says; see [`Self::of_kind`].
+    pub fn new(config: &RunConfig, model: &mut Transformer, device: &Device) -> Result<Self> {
+        let settings = LoraSettings { rank: config.lora.rank, alpha: config.lora.alpha };
+        Self::of_kind(Box::new(settings), config, model, device)
+    }
+
+    /// Fresh parameters for the configured targets and layers of `model`, the same for the same seed; the score head as
+    /// torch's `Conv2d`.
     ///
     /// Fails if no layer matches, naming what could.
-    pub fn new(config: &RunConfig, model: &mut MmDit, device: &Device) -> Result<Self> {
-        let rank = config.lora.rank;
-        let mut all = vec![];
-        for (name, (inner, outer)) in chosen_layers(config, model)? {
-            let mut random = random(config.seed, &name);
-            let down: Vec<f32> = (0..rank * inner)
-                .map(|_| Distribution::<f32>::sample(&StandardNormal, &mut random) / rank as f32)
-                .collect();
-            let mut add = |suffix: &str, values: Tensor| -> Result<()> {
-                all.push(Parameter::new(format!("lora.{name}.{suffix}"), Group::Lora, values)?);
-                Ok(())
-            };
-            add("down", Tensor::from_vec(down, (rank, inner), device)?)?;
-            add("up", Tensor::zeros((outer, rank), DType::F32, device)?)?;
+    pub fn of_kind(
+        settings: Box<dyn AdapterSettings>,
+        config: &RunConfig,
+        model: &mut Transformer,
+        device: &Device,
+    ) -> Result<Self> {
+        let (mut all, mut layers) = (vec![], vec![]);
+        for AdaptableLayer { name, block, within, projection } in chosen_layers(config, model)? {
+            let values = settings.create(projection.weight(), &mut random(config.seed, &name), device)?;
+            for (parameter, values) in settings.parameters().iter().zip(values) {
+                let parameter = format!("{}.{name}.{parameter}", settings.kind());
+                all.push(Parameter::new(parameter, Group::Lora, values)?);
+            }
+            layers.push(AdaptedLayer { name, block, within });
         }
         if config.loss.uses_score_head() {
             for (name, shape) in ops::PARAMETERS {
@@ -123,7 +138,7 @@ impl Parameters {
                 all.push(Parameter::new(format!("score_head.{name}"), Group::ScoreHead, values)?);
             }
         }
-        Ok(Self { buffer: Self::pack(&mut all)?, all, rank, alpha: config.lora.alpha })
+        Ok(Self { buffer: Self::pack(&mut all)?, all, layers, settings })
     }
 
     /// Moves all values into one buffer.
@@ -191,26 +206,46 @@ impl Parameters {
 
     /// The adapters as a step differentiates them; they share the parameters' memory, so that a step shows in the model that
     /// they are attached to.
-    pub fn low_rank(&self) -> BTreeMap<String, LowRank> {
-        let pairs = self.all.iter().filter(|p| p.group == Group::Lora).collect::<Vec<_>>();
-        let scale = self.alpha / self.rank as f64;
-        let low_rank = |pair: &[&Parameter]| {
-            let module = pair[0].name.strip_prefix("lora.")?.strip_suffix(".down")?;
-            Some((module.to_string(), LowRank { down: pair[0].leaf.clone(), up: pair[1].leaf.clone(), scale }))
-        };
-        pairs.chunks_exact(2).filter_map(low_rank).collect()
+    pub fn trained(&self) -> Result<TrainedAdapters> {
+        let leaves = |parameters: &[Parameter]| parameters.iter().map(|p| p.leaf.clone()).collect();
+        let parameters = self.of_layers().map(|(layer, of_layer)| (layer.name.clone(), leaves(of_layer)));
+        Ok(TrainedAdapters { adapters: self.adapters()?, parameters: parameters.collect() })
     }
 
     /// The adapters without gradient, in the parameters' memory.
-    pub fn adapter(&self) -> Adapter {
-        let mut adapter = Adapter::new();
-        for pair in self.all.iter().filter(|p| p.group == Group::Lora).collect::<Vec<_>>().chunks_exact(2) {
-            if let Some(module) = pair[0].name.strip_prefix("lora.").and_then(|name| name.strip_suffix(".down")) {
-                let (down, up) = (pair[0].values.clone(), pair[1].values.clone());
-                adapter.insert(module.to_string(), Lora { down, up, alpha: self.alpha });
+    pub fn adapters(&self) -> Result<Adapters> {
+        let adapter = |(layer, parameters): (&AdaptedLayer, &[Parameter])| {
+            let parameters = parameters.iter().map(|p| p.values.clone()).collect();
+            Ok((layer.name.clone(), self.settings.adapter(parameters)?))
+        };
+        self.of_layers().map(adapter).collect()
+    }
+
+    /// Takes the values of `adapters`, which are of the kind and on the layers that are trained.
+    ///
+    /// # Errors
+    /// One is of another shape, or missing.
+    pub fn set_adapters(&self, adapters: &Adapters) -> Result<()> {
+        for (layer, parameters) in self.of_layers() {
+            let values = adapters.get(&layer.name).map_or(vec![], |adapter| adapter.parameters());
+            if values.len() != parameters.len() {
+                return Err(Error::Failed(format!("{} has another adapter", layer.name)));
             }
+            parameters.iter().zip(values).try_for_each(|(parameter, values)| parameter.set(values))?;
         }
-        adapter
+        Ok(())
+    }
+
+    /// Every layer with an adapter, and the adapter's parameters.
+    fn of_layers(&self) -> impl Iterator<Item = (&AdaptedLayer, &[Parameter])> {
+        self.layers.iter().zip(self.all.chunks_exact(self.settings.parameters().len()))
+    }
+
+    /// Parameters that must change for the adapters to do something else than at their start.
+    pub fn effective(&self) -> impl Iterator<Item = &Parameter> {
+        let names = self.settings.effective();
+        let is_effective = |p: &&Parameter| p.name.rsplit('.').next().is_some_and(|name| names.contains(&name));
+        self.of_layers().flat_map(|(_, parameters)| parameters).filter(is_effective)
     }
 
     /// The score head's parameters in the order of [`ops::PARAMETERS`]; none if it is not used.
@@ -225,8 +260,7 @@ impl Parameters {
         if self.prompt().is_some() {
             return 0;
         }
-        let block = |p: &Parameter| p.name.strip_prefix("lora.transformer_blocks.")?.split('.').next()?.parse().ok();
-        self.all.iter().filter_map(block).min().unwrap_or(0)
+        self.layers.iter().map(|layer| layer.block).min().unwrap_or(0)
     }
 
     /// Number of trained values.
@@ -237,24 +271,25 @@ impl Parameters {
     /// What is trained: each kind of layer, with how many of the model's `blocks` have it.
     pub fn layers(&self, blocks: usize) -> Vec<TrainedLayers> {
         let mut kinds: BTreeMap<String, (BTreeSet<usize>, usize)> = BTreeMap::new();
-        for parameter in &self.all {
-            let (kind, block) = match parameter.name.strip_prefix("lora.transformer_blocks.") {
-                Some(rest) => {
-                    let (block, module) = rest.split_once('.').unwrap_or(("", rest));
-                    let module = module.trim_end_matches(".down").trim_end_matches(".up");
-                    (format!("LoRA {module}"), block.parse::<usize>().ok())
-                }
-                None if parameter.group == Group::Prompt => ("prompt".to_string(), None),
-                None => ("score head".to_string(), None),
-            };
+        let mut add = |kind: String, block: Option<usize>, parameters: &[Parameter]| {
             let entry = kinds.entry(kind).or_default();
             entry.0.extend(block);
-            entry.1 += parameter.range.len();
+            entry.1 += parameters.iter().map(|p| p.range.len()).sum::<usize>();
+        };
+        for (layer, parameters) in self.of_layers() {
+            add(format!("{} {}", self.settings.title(), layer.within), Some(layer.block), parameters);
+        }
+        for parameter in &self.all {
+            match parameter.group {
+                Group::Lora => {}
+                Group::ScoreHead => add("score head".to_string(), None, std::slice::from_ref(parameter)),
+                Group::Prompt => add("prompt".to_string(), None, std::slice::from_ref(parameter)),
+            }
         }
         let layers = |(kind, (found, parameters)): (String, (BTreeSet<usize>, usize))| TrainedLayers {
             kind,
             blocks: (!found.is_empty()).then_some((found.len(), blocks)),
-            rank: (!found.is_empty()).then_some(self.rank),
+            rank: self.settings.rank().filter(|_| !found.is_empty()),
             parameters,
         };
         kinds.into_iter().map(layers).collect()
@@ -273,38 +308,29 @@ impl Parameters {
 }
 
 /// Layers that get an adapter: targets on the configured blocks that the loss depends on.
-fn chosen_layers(config: &RunConfig, model: &mut MmDit) -> Result<Vec<(String, (usize, usize))>> {
-    let blocks = model.blocks.len();
-    if let LayerChoice::List(layers) = &config.lora.layers
-        && let Some(layer) = layers.iter().find(|layer| **layer >= blocks)
-    {
-        return Err(Error::Usage(format!("lora.layers: block {layer} does not exist, the model has {blocks}")));
+fn chosen_layers<'a>(config: &RunConfig, model: &'a mut Transformer) -> Result<Vec<AdaptableLayer<'a>>> {
+    if let LayerChoice::List(layers) = &config.lora.layers {
+        layers.iter().try_for_each(|layer| model.config.check_block("lora.layers: block", *layer))?;
     }
-    let mut chosen = vec![];
-    let mut modules = BTreeSet::new();
-    for (name, sizes) in model.adaptable() {
-        let Some((layer, module)) = name.strip_prefix("transformer_blocks.").and_then(|rest| rest.split_once('.'))
-        else {
-            continue;
-        };
-        let layer: usize = layer.parse().unwrap_or(usize::MAX);
-        let wanted = match &config.lora.layers {
-            LayerChoice::All => true,
-            LayerChoice::List(layers) => layers.contains(&layer),
-        };
-        if !wanted || !reaches_loss(config, layer, module, blocks) {
-            continue;
+    let reaches = reaches_loss(config, model);
+    let is_wanted = |layer: &AdaptableLayer| match &config.lora.layers {
+        LayerChoice::All => true,
+        LayerChoice::List(layers) => layers.contains(&layer.block),
+    };
+    let possible = model.adaptable().into_iter().zip(reaches);
+    let possible = possible.filter(|(layer, reaches)| *reaches && is_wanted(layer)).map(|(layer, _)| layer);
+    let (mut chosen, mut within) = (vec![], BTreeSet::new());
+    for layer in possible {
+        within.insert(layer.within);
+        if config.lora.targets.iter().any(|target| target == layer.within) {
+            chosen.push(layer);
         }
-        if config.lora.targets.iter().any(|target| target == module) {
-            chosen.push((name.clone(), sizes));
-        }
-        modules.insert(module.to_string());
     }
     for target in &config.lora.targets {
-        if !chosen.iter().any(|(name, _)| name.ends_with(&format!(".{target}"))) {
+        if !chosen.iter().any(|layer| layer.within == target) {
             return Err(Error::Usage(format!(
                 "lora.targets: \"{target}\" matches no layer; the blocks that are trained have {}",
-                modules.iter().cloned().collect::<Vec<_>>().join(", ")
+                within.into_iter().collect::<Vec<_>>().join(", ")
             )));
         }
     }
@@ -314,18 +340,16 @@ fn chosen_layers(config: &RunConfig, model: &mut MmDit) -> Result<Vec<(String, (
     Ok(chosen)
 }
 
-/// Whether the loss depends on a layer. The mask loss alone sees nothing above the expert block, and of that block only
-/// what its probe is made of; nothing uses the text queries of the last block.
-fn reaches_loss(config: &RunConfig, layer: usize, module: &str, blocks: usize) -> bool {
-    if config.loss.flow_weight > 0.0 {
-        return !(layer + 1 == blocks && module == "attn.add_q_proj");
-    }
-    let expert = config.model.last_expert();
-    let mut probed = vec!["attn.to_q", "attn.add_k_proj", "norm1.linear", "norm1_context.linear"];
-    if config.loss.sees_image_keys() {
-        probed.push("attn.to_k");
-    }
-    layer < expert || (layer == expert && probed.contains(&module))
+/// Whether the loss depends on each of the layers that an adapter can sit on. The mask loss alone sees nothing above the
+/// expert block, and of that block only what its probe is made of.
+fn reaches_loss(config: &RunConfig, model: &mut Transformer) -> Vec<bool> {
+    let (expert, image_keys) = (config.model.last_expert(), config.loss.sees_image_keys());
+    let layers: Vec<(usize, &str)> = model.adaptable().iter().map(|layer| (layer.block, layer.within)).collect();
+    let reaches = |(block, within): (usize, &str)| match config.loss.flow_weight > 0.0 {
+        true => model.blocks[block].reaches_output(within),
+        false => block < expert || (block == expert && model.blocks[block].reaches_probe(within, image_keys)),
+    };
+    layers.into_iter().map(reaches).collect()
 }
 
 /// Random numbers of one parameter: they depend on the seed and its name alone.

@@ -13,7 +13,7 @@ use super::trainer::Trainer;
 use crate::config::{HeadMaps, RunConfig, TextEncoderKind};
 use crate::data::{Cache, Loader, loader};
 use crate::eval::segmentation::SegmentationOptions;
-use crate::model::families::sd3::MmDit;
+use crate::model::families::{self, Transformer};
 use crate::model::pipeline::Pipeline;
 use crate::model::weights::files::{ModelFiles, Part};
 use crate::model::weights::fingerprint::fingerprint;
@@ -35,6 +35,7 @@ impl<'a> Trainer<'a> {
         components: &'a Components<'a>,
     ) -> Result<Self> {
         let files = ModelFiles::open(&config.model.path)?;
+        families::of(&files)?;
         let model = fingerprint(&base_files(&files, config)?)?;
         let checkpoint = folder.load(config, &model, force)?;
         let state = setup_state(checkpoint.as_ref(), model, config)?;
@@ -48,7 +49,7 @@ impl<'a> Trainer<'a> {
         let start = Start::of(&parameters)?;
         let (plan, estimate) = setup_plan(config, device, &pipeline, &parameters, cache.as_ref())?;
         let optimizer = setup_optimizer(config, &parameters, checkpoint.as_ref(), components)?;
-        pipeline.transformer.attach_low_rank(&parameters.low_rank())?;
+        pipeline.transformer.attach_trained(&parameters.trained()?)?;
 
         let require_masks = config.loss.uses_masks();
         let loader = Loader::with_cache(&config.data, config.seed, Some(&state.cursor), require_masks, cache)?;
@@ -76,7 +77,7 @@ impl<'a> Trainer<'a> {
 
     /// What is trained on what, for people.
     fn summary(&self, estimate: &Estimate) -> String {
-        let blocks = self.pipeline.transformer.blocks.len();
+        let blocks = self.pipeline.transformer.config.num_layers();
         format!(
             "{} on {:?}, frozen weights in {:?}; {} of {blocks} blocks recomputed in the backward pass\n{estimate}\n{}",
             self.config.model.path,
@@ -120,7 +121,7 @@ fn setup_plan<'a>(
     let transformer = &pipeline.transformer.config;
     let dtype = config.model.dtype.dtype();
     let (_, height, width) = pipeline.latent_shape(config.data.resolution)?;
-    let grid = (height / transformer.patch_size, width / transformer.patch_size);
+    let grid = transformer.grid(height, width);
     let needs = Needs {
         model: transformer,
         size: StepSize {
@@ -153,11 +154,8 @@ fn setup_plan<'a>(
 
 /// # Errors
 /// The model has no such block or head as the config names.
-fn check_experts(config: &RunConfig, model: &MmDit) -> Result<()> {
-    let (last, blocks) = (config.model.last_expert(), model.blocks.len());
-    if last >= blocks {
-        return Err(Error::Usage(format!("model.expert_layers has {last}, but the model has {blocks} blocks")));
-    }
+fn check_experts(config: &RunConfig, model: &Transformer) -> Result<()> {
+    model.config.check_block("model.expert_layers: block", config.model.last_expert())?;
     match (config.loss.heads, model.config.num_attention_heads) {
         (HeadMaps::One(head), heads) if head >= heads => {
             return Err(Error::Usage(format!("loss.heads is {head}, but the model has {heads} heads")));

@@ -241,7 +241,7 @@ impl<'a> Trainer<'a> {
     fn validate(&mut self, log: &mut RunLog, validation: &Validation) -> Result<ValidationScores> {
         self.attach_detached()?;
         let (scores, pictures) = validation.measure(&self.pipeline, &self.scheduler)?;
-        self.pipeline.transformer.attach_low_rank(&self.parameters.low_rank())?;
+        self.pipeline.transformer.attach_trained(&self.parameters.trained()?)?;
         let step = self.state.step;
         let kept = validation.kept_pictures();
         pictures.write(&log.output, step, kept)?;
@@ -259,14 +259,14 @@ impl<'a> Trainer<'a> {
 
     /// Attaches the LoRA without gradients: with them every denoising step of every drawn image would stay in memory.
     fn attach_detached(&mut self) -> Result<()> {
-        self.pipeline.transformer.attach(&self.parameters.adapter())
+        self.pipeline.transformer.attach(&self.parameters.adapters()?)
     }
 
     /// Writes the LoRA, and the learnt prompt if there is one, into files whose names end in `suffix`.
     fn export(&self, output: &Path, suffix: &str) -> Result<()> {
         let origin = origin_of(self.config, self.state.step, Some(&self.pipeline.transformer.config));
         let file = output.join(format!("lora{suffix}.safetensors"));
-        formats::export(&self.parameters.adapter(), Format::Diffusers, &file, &origin)?;
+        formats::export(&self.parameters.adapters()?, Format::Diffusers, &file, &origin)?;
         if let (Some(tokens), Some(empty)) = (self.parameters.prompt(), &self.empty_prompt) {
             let file = output.join(format!("prompt{suffix}.safetensors"));
             prompt_file::write(&file, tokens.tensor(), &empty.pooled.squeeze(0)?)?;
@@ -279,7 +279,7 @@ impl<'a> Trainer<'a> {
     pub fn measure_base(&mut self, evaluation: Option<&Evaluation>, measured: &mut Measured) -> Result<bool> {
         self.pipeline.transformer.detach();
         let complete = self.measure(evaluation, Stage::Before, measured)?;
-        self.pipeline.transformer.attach_low_rank(&self.parameters.low_rank())?;
+        self.pipeline.transformer.attach_trained(&self.parameters.trained()?)?;
         Ok(complete)
     }
 
@@ -327,7 +327,7 @@ impl<'a> Trainer<'a> {
             config: self.config,
             state: self.state.clone(),
             device: self.device,
-            layers: self.parameters.layers(self.pipeline.transformer.blocks.len()),
+            layers: self.parameters.layers(self.pipeline.transformer.config.num_layers()),
         }
     }
 

@@ -3,7 +3,7 @@ use super::statistics::{Prepared, Statistics, gather};
 use super::{GenerationScores, Reference};
 use crate::config::EvalConfig;
 use crate::eval::usual_batch;
-use crate::model::families::sd3::Blur;
+use crate::model::families::Blur;
 use crate::model::pipeline::Pipeline;
 use crate::model::text::{TextEmbedding, TextEncoders};
 use crate::sample::generate::{Conditions, PerturbedGuidance, SamplingOptions, initial_latents};

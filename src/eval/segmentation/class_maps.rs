@@ -3,10 +3,9 @@ use super::options::SegmentationOptions;
 use super::prompts::{Embeddings, Prompt};
 use crate::data::codec::resize::bilinear;
 use crate::eval::maps::MapSettings;
-use crate::model::families::sd3::Embedded;
+use crate::model::families::Embedded;
 use crate::model::pipeline::Pipeline;
 use crate::model::text::TextEmbedding;
-use crate::model::text::tokenizer::CLIP_TOKENS;
 use crate::sample::image::to_tensor;
 use crate::sample::noise::normal;
 use crate::sample::scheduler::Scheduler;
@@ -17,7 +16,7 @@ use std::ops::Deref;
 
 /// First key of an image's noise stream; the second key is its index.
 const NOISE: u64 = u64::from_be_bytes(*b"segment\0");
-/// Embeddings in the cache: 160 MB with SD3's text encoders.
+/// Embeddings in the cache: 160 MB with text encoders such as SD3's.
 const EMBEDDINGS: usize = 64;
 
 /// The attention of each image token to the names of some classes.
@@ -37,12 +36,13 @@ impl ClassMaps {
         Self { grid, classes: vec![], values: vec![] }
     }
 
-    /// Adds the classes of a prompt from its tokens' maps `[positions, 77]`.
+    /// Adds the classes of a prompt from its tokens' maps `[positions, tokens]`.
     pub fn add(&mut self, prompt: &Prompt, of_tokens: &[f32], settings: &MapSettings) {
+        let count = of_tokens.len() / (self.grid.0 * self.grid.1);
         for (class, place) in &prompt.places {
             self.classes.push(*class);
             let first = self.values.len();
-            let tokens = of_tokens.chunks_exact(CLIP_TOKENS).map(|row| &row[place.clone()]);
+            let tokens = of_tokens.chunks_exact(count).map(|row| &row[place.clone()]);
             self.values.extend(tokens.map(|tokens| tokens.iter().sum::<f32>() / place.len() as f32));
             settings.scale_after(&mut self.values[first..]);
         }
@@ -115,7 +115,7 @@ impl<'a> Segmenter<'a> {
         self.embeddings.set("", prompt);
     }
 
-    /// The maps of the 77 tokens of the empty prompt, `[positions, 77]` for each image.
+    /// The maps of the word tokens of the empty prompt, `[positions, tokens]` for each image.
     pub fn token_maps(&mut self, images: &[(usize, &RgbImage)]) -> Result<Vec<Vec<f32>>> {
         let (transformer, settings) = (&self.pipeline.transformer, self.maps);
         let nothing = vec![Prompt { text: String::new(), places: vec![] }];
@@ -129,8 +129,7 @@ impl<'a> Segmenter<'a> {
 
     /// Rows and columns of image tokens.
     pub fn grid(&self) -> (usize, usize) {
-        let patch = self.pipeline.transformer.config.patch_size;
-        (self.shape.1 / patch, self.shape.2 / patch)
+        self.pipeline.transformer.config.grid(self.shape.1, self.shape.2)
     }
 
     /// Embeds every pair of image and prompt, a batch at a time. `visit` receives the pairs (position in `images`,
@@ -170,7 +169,7 @@ impl<'a> Segmenter<'a> {
     }
 }
 
-/// Copies maps `[batch, positions, 77]` to the host, one `Vec` for each image.
+/// Copies maps `[batch, positions, tokens]` to the host, one `Vec` for each image.
 pub fn on_host(maps: &Tensor) -> Result<Vec<Vec<f32>>> {
     Ok(maps.to_device(&Device::Cpu)?.flatten_from(1)?.to_vec2::<f32>()?)
 }

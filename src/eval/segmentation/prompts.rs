@@ -1,22 +1,18 @@
 //! Class names as prompts, and their text embeddings.
 use super::folder::{Class, LabelledImage};
 use crate::config::SegmentationProtocol;
-use crate::model::text::tokenizer::CLIP_TOKENS;
 use crate::model::text::{TextEmbedding, TextEncoders};
 use crate::system::error::{Error, Result};
 use std::collections::{BTreeSet, VecDeque};
 use std::ops::Range;
 use std::path::Path;
 
-/// Tokens of a prompt's text, without start and end token.
-pub const TOKENS: usize = CLIP_TOKENS - 2;
-
 /// Class names joined by spaces.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Prompt {
     /// The text that is encoded.
     pub text: String,
-    /// Index of each class, and the range of its name's tokens among CLIP's, in order.
+    /// Index of each class, and the range of its name's tokens among the word tokens, in order.
     pub places: Vec<(u16, Range<usize>)>,
 }
 
@@ -24,21 +20,24 @@ pub struct Prompt {
 pub struct Vocabulary<'a> {
     classes: &'a [Class],
     tokens: Vec<usize>,
+    /// The places of a prompt's text among the word tokens.
+    room: Range<usize>,
 }
 
 impl<'a> Vocabulary<'a> {
     /// # Errors
     /// A name has no tokens, or too many for a prompt; the error names `file`, the class list.
     pub fn new(encoders: &TextEncoders, classes: &'a [Class], file: &Path) -> Result<Self> {
+        let room = encoders.text_places();
         let count = |Class { label, name }: &Class| match encoders.token_spans(&[name])?.pop().flatten() {
             Some(span) => Ok(span.len()),
             None => {
-                let found = encoders.clip_tokenizer().encode_text(name)?.len();
-                let problem = format!("the name of label {label}, {name:?}, is {found} tokens; expected 1 to {TOKENS}");
+                let (found, most) = (encoders.count_tokens(name)?, room.len());
+                let problem = format!("the name of label {label}, {name:?}, is {found} tokens; expected 1 to {most}");
                 Err(Error::file(file, problem))
             }
         };
-        Ok(Self { classes, tokens: classes.iter().map(count).collect::<Result<_>>()? })
+        Ok(Self { classes, tokens: classes.iter().map(count).collect::<Result<_>>()?, room })
     }
 
     /// The names of the `wanted` classes in order, in as few prompts as possible; names are never split.
@@ -51,12 +50,14 @@ impl<'a> Vocabulary<'a> {
             let (name, tokens) = (&self.classes[usize::from(index)].name, self.tokens[usize::from(index)]);
             let used = prompts.last().and_then(|prompt| prompt.places.last()).map(|(_, place)| place.end);
             match (prompts.last_mut(), used) {
-                (Some(prompt), Some(used)) if used + tokens <= 1 + TOKENS => {
+                (Some(prompt), Some(used)) if used + tokens <= self.room.end => {
                     prompt.text = format!("{} {name}", prompt.text);
                     prompt.places.push((index, used..used + tokens));
                 }
-                // Token 0 is the start token.
-                _ => prompts.push(Prompt { text: name.clone(), places: vec![(index, 1..1 + tokens)] }),
+                _ => {
+                    let place = self.room.start..self.room.start + tokens;
+                    prompts.push(Prompt { text: name.clone(), places: vec![(index, place)] });
+                }
             }
         }
         prompts

@@ -3,11 +3,12 @@
 //! Each phrase is a prompt of its own. Its map is the mean over its tokens, scaled to [0, 1] on the token grid and
 //! enlarged bilinearly; the prediction is the set of pixels at or above a threshold. The threshold is chosen on one
 //! half of the images, and the scores are measured on the other half.
-use super::prompts::{Prompt, TOKENS};
+use super::prompts::Prompt;
 use super::{SegmentationOptions, Segmenter};
 use crate::config::named_blocks;
 use crate::data::codec::rle::{RunLengths, StoredRunLengths};
 use crate::model::pipeline::Pipeline;
+use crate::model::text::TextEncoders;
 use crate::ops::{Enlarge, Rows};
 use crate::sample::image::read_rgb8;
 use crate::sample::scheduler::Scheduler;
@@ -108,7 +109,8 @@ pub fn evaluate_referring(
         }
         let pictures = batch.par_iter().map(|group| group.read(file)).collect::<Result<Vec<RgbImage>>>()?;
         let numbered: Vec<_> = batch.iter().map(|group| group.image).zip(&pictures).collect();
-        let prompts = batch.iter().map(|group| group.prompts(pipeline, file)).collect::<Result<Vec<_>>>()?;
+        let prompts =
+            batch.iter().map(|group| group.prompts(&pipeline.text_encoders, file)).collect::<Result<Vec<_>>>()?;
         let maps = segmenter.class_maps(&numbered, &prompts)?;
         let grid = segmenter.grid();
         for (group, maps) in batch.iter().zip(&maps) {
@@ -291,15 +293,16 @@ impl ImagePhrases {
         }
     }
 
-    fn prompts(&self, pipeline: &Pipeline, file: &Path) -> Result<Vec<Prompt>> {
+    fn prompts(&self, encoders: &TextEncoders, file: &Path) -> Result<Vec<Prompt>> {
         let prompt = |(place, phrase): (u16, &Phrase)| {
-            let tokens = pipeline.text_encoders.clip_tokenizer().encode_text(&phrase.text)?.len();
-            if !(1..=TOKENS).contains(&tokens) {
-                let problem = format!("line {}: the phrase is {tokens} tokens, expected 1 to {TOKENS}", phrase.line);
+            let (tokens, room) = (encoders.count_tokens(&phrase.text)?, encoders.text_places());
+            if !(1..=room.len()).contains(&tokens) {
+                let (line, most) = (phrase.line, room.len());
+                let problem = format!("line {line}: the phrase is {tokens} tokens, expected 1 to {most}");
                 return Err(Error::file(file, problem));
             }
-            // Token 0 is the start token.
-            Ok(Prompt { text: phrase.text.clone(), places: vec![(place, 1..1 + tokens)] })
+            let tokens = room.start..room.start + tokens;
+            Ok(Prompt { text: phrase.text.clone(), places: vec![(place, tokens)] })
         };
         (0..).zip(&self.phrases).map(prompt).collect()
     }

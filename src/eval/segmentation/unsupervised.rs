@@ -1,12 +1,11 @@
 //! Unsupervised segmentation by a block's attention to an empty prompt (paper, "unsupervised segmentation").
 //!
-//! Each of the 77 text tokens has a map over the image; similar maps are merged, and the merged means are segments.
+//! Each of the word tokens has a map over the image; similar maps are merged, and the merged means are segments.
 use super::folder::{LabelledFolder, NO_CLASS, SegmentationMap};
 use super::{Accumulator, SegmentationOptions, SegmentationScores, Segmenter, check_finite, each_batch};
 use crate::loss::assign;
 use crate::model::pipeline::Pipeline;
 use crate::model::text::TextEmbedding;
-use crate::model::text::tokenizer::CLIP_TOKENS;
 use crate::ops::enlarged_argmax;
 use crate::sample::scheduler::Scheduler;
 use crate::system::error::Result;
@@ -61,7 +60,7 @@ pub fn evaluate_unsupervised(
         let maps = segmenter.token_maps(&numbered)?;
         for (index, (image, maps)) in (first..).zip(images.iter().zip(&maps)) {
             check_finite(maps, &options.maps.layers, image)?;
-            let maps = Distributions::new(maps, merging.power);
+            let maps = Distributions::new(maps, maps.len() / (grid.0 * grid.1), merging.power);
             for (number, (threshold, accumulator)) in merging.thresholds.iter().zip(&mut accumulators).enumerate() {
                 let segments = maps.merged(*threshold);
                 let (width, height) = (image.truth.width, image.truth.height);
@@ -86,11 +85,11 @@ struct Distributions {
 }
 
 impl Distributions {
-    /// From attention `[positions, 77]`: each map is scaled to [0, 1], raised to `power`, and softmaxed over positions.
-    fn new(attention: &[f32], power: f64) -> Self {
-        let maps: Vec<Vec<f32>> = (0..CLIP_TOKENS)
+    /// From attention `[positions, tokens]`: each map is scaled to [0, 1], raised to `power`, and softmaxed over positions.
+    fn new(attention: &[f32], tokens: usize, power: f64) -> Self {
+        let maps: Vec<Vec<f32>> = (0..tokens)
             .map(|token| {
-                let map: Vec<f32> = attention.iter().skip(token).step_by(CLIP_TOKENS).copied().collect();
+                let map: Vec<f32> = attention.iter().skip(token).step_by(tokens).copied().collect();
                 let (least, most) =
                     map.iter().fold((f32::MAX, f32::MIN), |(least, most), v| (least.min(*v), most.max(*v)));
                 // A constant map stays constant.

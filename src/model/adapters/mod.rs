@@ -1,3 +1,13 @@
 //! Adapters: what is trained on a frozen model, and the files that it is kept in.
+//!
+//! A kind of adapter is one file: [`Adapter`] says what it does to one layer, [`AdapterSettings`] how a fresh one is made,
+//! and [`AdapterFiles`] what its tensors are called in files; [`KINDS`] lists the last.
+pub mod adapter;
 pub mod formats;
 pub mod lora;
+pub mod stored;
+
+pub use adapter::{Adapter, AdapterFiles, AdapterSettings, Adapters, Attached, TrainedAdapters};
+
+/// The kinds of adapters whose files are read.
+pub const KINDS: [&dyn AdapterFiles; 1] = [&lora::LoraFiles];

@@ -1,2 +1,65 @@
-//! The model families: what is known of each denoiser alone.
+//! The model families: what is known of one family's denoiser stands in its folder, and [`Transformer`] drives any.
+//!
+//! A family implements [`Embedding`] (latents, time, guidance and text into tokens, and tokens into the velocity),
+//! [`Block`] for every kind of block that it has, and [`Family`], which reads both from a model's files and has the
+//! family's names in other tools' files. It is then listed in [`FAMILIES`], its adapter targets in [`targets`]; nothing else
+//! knows it.
+//!
+//! Blocks of all kinds are numbered through. Between blocks image and text tokens are two tensors ([`Streams`]): a block
+//! that works on the joint sequence, as FLUX's single-stream blocks do, joins them itself, in whatever order its family
+//! has. What blocks hand out ([`JointInputs`], [`Probe`]) has image tokens first.
+mod block;
+mod blur;
+mod family;
+mod joint;
+pub mod names;
+mod probe;
 pub mod sd3;
+pub mod targets;
+mod transformer;
+
+pub use block::{Block, Embedding};
+pub use blur::Blur;
+pub use family::Family;
+pub use joint::{Embedded, JointInputs, Probe, Streams};
+pub use names::{KohyaBlocks, KohyaNames, Release};
+pub use probe::{image_to_text_logits, mean, mean_logits, mean_probability};
+pub use transformer::{AdaptableLayer, Transformer, TransformerConfig};
+
+use crate::model::weights::files::{ModelFiles, Part};
+use crate::system::error::{Error, Result};
+
+/// The families that there are.
+pub const FAMILIES: [&dyn Family; 1] = [&sd3::Sd3];
+
+/// What errors that concern no one family call them: the names of all.
+pub fn names() -> String {
+    FAMILIES.map(Family::name).join(" or ")
+}
+
+/// The family of a model, by `_class_name` in `model_index.json` and in its transformer's configuration.
+///
+/// # Errors
+/// It is none of [`FAMILIES`]: lists what they are called.
+pub fn of(files: &ModelFiles) -> Result<&'static dyn Family> {
+    let pipeline = files.pipeline_class()?;
+    // Such as StableDiffusion3Img2ImgPipeline.
+    let has_pipeline =
+        |family: &&dyn Family| pipeline.starts_with(family.pipeline_class().trim_end_matches("Pipeline"));
+    let of_pipeline: Vec<&dyn Family> = FAMILIES.into_iter().filter(has_pipeline).collect();
+    if of_pipeline.is_empty() {
+        let known = FAMILIES.map(|family| format!("{:?}", family.pipeline_class())).join(" or ");
+        let problem = format!("_class_name is {pipeline:?}, expected {known}");
+        return Err(Error::file(files.folder().join("model_index.json"), problem));
+    }
+    #[derive(serde::Deserialize)]
+    struct Transformer {
+        _class_name: String,
+    }
+    let Transformer { _class_name: name } = files.config(Part::Transformer)?;
+    of_pipeline.iter().copied().find(|family| family.transformer_class() == name).ok_or_else(|| {
+        let known: Vec<&str> = of_pipeline.iter().map(|family| family.transformer_class()).collect();
+        let problem = format!("_class_name is {name:?}, expected {}", known.join(" or "));
+        Error::file(files.config_path(Part::Transformer), problem)
+    })
+}

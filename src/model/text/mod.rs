@@ -195,11 +195,21 @@ impl TextEncoders {
     /// The ranges of each name's CLIP tokens in the prompt of all names joined by spaces; see
     /// [`ClipTokenizer::token_spans`].
     pub fn token_spans(&self, names: &[&str]) -> Result<Vec<Option<Range<usize>>>> {
-        self.clip_tokenizer().token_spans(names)
+        self.word_tokenizer().token_spans(names)
+    }
+
+    /// The places of a prompt's text among the word tokens, without start and end token.
+    pub fn text_places(&self) -> Range<usize> {
+        1..CLIP_TOKENS - 1
+    }
+
+    /// The number of word tokens of a text, whether they fit in a prompt or not.
+    pub fn count_tokens(&self, text: &str) -> Result<usize> {
+        Ok(self.word_tokenizer().encode_text(text)?.len())
     }
 
     /// The tokenizer that locates names and words in a prompt: CLIP-L's.
-    pub fn clip_tokenizer(&self) -> &ClipTokenizer {
+    fn word_tokenizer(&self) -> &ClipTokenizer {
         &self.clips[0].tokenizer
     }
 }

@@ -72,7 +72,7 @@ pub struct ModelFiles {
 impl ModelFiles {
     /// Opens a diffusers folder, or `hf:org/name` or `hf:org/name@revision` (a branch, tag or commit).
     ///
-    /// Fails unless `model_index.json` names a Stable Diffusion 3 pipeline. Of a hub repository, what the cache
+    /// Fails unless it holds `model_index.json`; `families::of` says whether that names a known pipeline. Of a hub repository, what the cache
     /// holds is used without network; a download that is refused or offline fails with repository and reason.
     pub fn open(path_or_hub: &str) -> Result<Self> {
         let files = match path_or_hub.strip_prefix("hf:") {
@@ -88,18 +88,18 @@ impl ModelFiles {
                 Self { folder, hub: None }
             }
         };
+        files.pipeline_class()?;
+        Ok(files)
+    }
+
+    /// `_class_name` in `model_index.json`, such as `StableDiffusion3Pipeline`.
+    pub fn pipeline_class(&self) -> Result<String> {
         #[derive(serde::Deserialize)]
         struct ModelIndex {
             _class_name: String,
         }
-        let index: ModelIndex = read_json(&files.required("model_index.json")?, MODEL_JSON)?;
-        if !index._class_name.starts_with("StableDiffusion3") {
-            return Err(Error::file(
-                files.folder.join("model_index.json"),
-                format!("_class_name is {:?}, expected \"StableDiffusion3Pipeline\"", index._class_name),
-            ));
-        }
-        Ok(files)
+        let index: ModelIndex = read_json(&self.required("model_index.json")?, MODEL_JSON)?;
+        Ok(index._class_name)
     }
 
     /// The folder that holds `model_index.json`; of a hub repository, its snapshot in the cache.

@@ -5,74 +5,22 @@
 mod dotted;
 mod kohya;
 
-use crate::model::adapters::lora::{Adapter, Lora};
+pub use crate::model::adapters::stored::{Format, Origin};
+use crate::model::adapters::{Adapter, AdapterFiles, Adapters, KINDS};
 use crate::model::weights;
 use crate::system::error::{Error, Result};
 use crate::system::output_folder::OutputFolder;
 use crate::system::paths::{self, is_file};
 use crate::system::whole_file::{Aside, folder_of, remove_if_there, sweep_beside, sync};
-use candle_core::{DType, Device, Tensor};
-use std::collections::{BTreeMap, BTreeSet};
+use candle_core::{DType, Tensor};
+use std::collections::BTreeSet;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// Largest relative difference (Frobenius norm) between a module's ΔW and that of its file read back.
 const TOLERANCE: f64 = 1e-5;
 
-/// In whose manner an adapter is written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum Format {
-    /// One file for `load_lora_weights`, and for ComfyUI, which maps these names too. The scale is part of B.
-    Diffusers,
-    /// A folder with `adapter_model.safetensors` and `adapter_config.json`.
-    Peft,
-    /// One file with the names of the original checkpoint, q, k and v fused, as kohya's trainer writes.
-    Comfyui,
-}
-
-impl Format {
-    /// The file that holds the tensors, where `out` names a folder.
-    fn file_name(self) -> &'static str {
-        match self {
-            Self::Diffusers => "pytorch_lora_weights.safetensors",
-            Self::Peft => "adapter_model.safetensors",
-            Self::Comfyui => "lora.safetensors",
-        }
-    }
-}
-
-/// Which released model an adapter belongs to; kohya's metadata names it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Family {
-    Sd3Medium,
-    Sd35Medium,
-    Sd35Large,
-}
-
-impl Family {
-    /// The family of a transformer, by what sets it apart in `transformer/config.json`.
-    pub fn of_transformer(rms_norm: bool, dual_attention: bool) -> Self {
-        match (rms_norm, dual_attention) {
-            (_, true) => Self::Sd35Medium,
-            (true, false) => Self::Sd35Large,
-            (false, false) => Self::Sd3Medium,
-        }
-    }
-}
-
-/// What the metadata of a kohya file says about where the adapter comes from. Nothing in it varies from run to run.
-#[derive(Clone, Debug, Default)]
-pub struct Origin {
-    pub family: Option<Family>,
-    /// Side of the training images in pixels.
-    pub resolution: Option<usize>,
-    /// Optimizer steps taken.
-    pub steps: Option<u64>,
-    pub seed: Option<u64>,
-    pub title: Option<String>,
-}
-
-/// Writes `adapter` and makes sure of it: what was written is read back, and every module's ΔW compared.
+/// Writes `adapters` and makes sure of it: what was written is read back, and every module's ΔW compared.
 ///
 /// `out` is the file, or a folder that gets the format's usual file name; for PEFT anything but `*.safetensors` is
 /// the folder, and `adapter_config.json` lies beside the tensors. Only a file that passed is put there. Returns the
@@ -81,12 +29,19 @@ pub struct Origin {
 /// # Errors
 /// A module that the format has no name for, a file that cannot be written, or a ΔW that differs by more than
 /// 1e-5 (such as one that is not finite).
-pub fn export(adapter: &Adapter, format: Format, out: &Path, origin: &Origin) -> Result<PathBuf> {
-    if adapter.is_empty() {
+pub fn export(adapters: &Adapters, format: Format, out: &Path, origin: &Origin) -> Result<PathBuf> {
+    if adapters.is_empty() {
         return Err(Error::file(out, "cannot export: the adapter has no modules"));
     }
-    for (name, lora) in adapter {
-        if !is_finite(&lora.down)? || !is_finite(&lora.up)? {
+    for (name, adapter) in adapters {
+        if !adapter
+            .parameters()
+            .into_iter()
+            .map(is_finite)
+            .collect::<Result<Vec<_>>>()?
+            .into_iter()
+            .all(|finite| finite)
+        {
             return Err(Error::file(out, format!("cannot export: {name} holds numbers that are not finite")));
         }
     }
@@ -104,12 +59,13 @@ pub fn export(adapter: &Adapter, format: Format, out: &Path, origin: &Origin) ->
     let aside = Aside::beside(&target).map_err(failed)?;
     let written = aside.path().join(format.file_name());
     match format {
-        Format::Diffusers => dotted::write_diffusers(adapter, &written)?,
-        Format::Peft => dotted::write_peft(adapter, aside.path())?,
-        Format::Comfyui => kohya::write(adapter, &written, origin)?,
+        Format::Diffusers => dotted::write_diffusers(adapters, &written)?,
+        Format::Peft => dotted::write_peft(adapters, aside.path())?,
+        Format::Comfyui => kohya::write(adapters, &written, origin)?,
     }
-    let back = read(&written)?;
-    same_effect(adapter, &back).map_err(|problem| {
+    let kinds: Vec<_> = adapters.values().take(1).map(|adapter| adapter.files()).collect();
+    let back = read_kinds(&written, &kinds)?;
+    same_effect(adapters, &back).map_err(|problem| {
         Error::file(&target, format!("not written, it would not hold what was trained: {problem}"))
     })?;
     let put = |name: &str, to: &Path| {
@@ -135,26 +91,21 @@ fn is_finite(values: &Tensor) -> Result<bool> {
 /// # Errors
 /// No such file; keys of none or of more than one of the formats, or that adapt something else than the
 /// transformer, by name; a pair that lacks one side; shapes that do not fit each other.
-pub fn read(path: &Path) -> Result<Adapter> {
+pub fn read(path: &Path) -> Result<Adapters> {
+    read_kinds(path, &KINDS)
+}
+
+/// [`read`], of these kinds of adapters.
+pub fn read_kinds(path: &Path, kinds: &[&'static dyn AdapterFiles]) -> Result<Adapters> {
     let file = tensors_of(path)?;
     let metadata = weights::header(&file).map_err(|problem| no_pickle(&file, problem))?.metadata;
     let tensors = weights::read_all(&file)?;
     let Some(first) = tensors.keys().next() else {
         return Err(Error::file(&file, "holds no tensors"));
     };
-    let adapter = match first.starts_with(kohya::PREFIX) {
-        true => kohya::read(&file, tensors)?,
-        false => dotted::read(&file, tensors, &metadata)?,
-    };
-    match adapter.iter().find(|(_, lora)| !(lora.scale() as f32).is_finite()) {
-        None => Ok(adapter),
-        Some((module, lora)) => {
-            let (alpha, rank) = (lora.alpha, lora.rank());
-            Err(Error::file(
-                &file,
-                format!("module {module}: alpha {alpha} at rank {rank} is no number to multiply with"),
-            ))
-        }
+    match first.starts_with(kohya::PREFIX) {
+        true => kohya::read(&file, tensors, kinds),
+        false => dotted::read(&file, tensors, &metadata, kinds),
     }
 }
 
@@ -195,78 +146,28 @@ fn file_in(folder: &Path) -> Result<PathBuf> {
     }
 }
 
-/// One module's tensors while a file is read.
-#[derive(Default)]
-struct Parts {
-    down: Option<Tensor>,
-    up: Option<Tensor>,
-    alpha: Option<f64>,
-}
-
-impl Parts {
-    /// Both matrices in f32, their shapes checked against each other: `[rank, in]` and `[out, rank]`.
-    fn pair(self, file: &Path, module: &str) -> Result<(Tensor, Tensor)> {
-        let (Some(down), Some(up)) = (&self.down, &self.up) else {
-            let side = if self.down.is_some() { "up (B)" } else { "down (A)" };
-            return Err(Error::file(file, format!("module {module} has no {side} matrix")));
-        };
-        match (down.dims(), up.dims()) {
-            ([rank, _], [_, other]) if rank == other && *rank > 0 => {}
-            (a, b) => {
-                return Err(Error::file(
-                    file,
-                    format!("module {module}: A has shape {a:?} and B {b:?}, expected [rank, in] and [out, rank]"),
-                ));
-            }
-        }
-        Ok((down.to_dtype(DType::F32)?, up.to_dtype(DType::F32)?))
-    }
-}
-
-/// The error for a key that no format has a place for.
-fn unknown_key(file: &Path, key: &str, expected: &str) -> Error {
-    let why = if key.starts_with("text_encoder") || key.starts_with("lora_te") {
-        "adapts a text encoder, only adapters of the transformer are supported".to_string()
-    } else if key.starts_with("backbone.") {
-        "is no part of an adapter: the file holds the whole model of the released code; convert it as the README says \
-         under \"The published adapters\", which keeps the adapter and the score head"
-            .to_string()
-    } else {
-        format!("is not a key of an SD3 adapter {expected}")
-    };
-    Error::file(file, format!("key {key} {why}"))
-}
-
-/// Says which module has another ΔW in `back` than in `adapter`; one that is missing counts as zero.
-fn same_effect(adapter: &Adapter, back: &Adapter) -> std::result::Result<(), String> {
-    let modules: BTreeSet<&String> = adapter.keys().chain(back.keys()).collect();
-    for module in modules {
+/// Says which layer has another ΔW in `back` than in `adapters`; one that is missing counts as zero.
+fn same_effect(adapters: &Adapters, back: &Adapters) -> std::result::Result<(), String> {
+    let delta = |adapter: &Box<dyn Adapter>| adapter.delta();
+    let layers: BTreeSet<&String> = adapters.keys().chain(back.keys()).collect();
+    for layer in layers {
         let compare = || -> candle_core::Result<(f64, f64)> {
-            let (a, b) = (adapter.get(module).map(delta).transpose()?, back.get(module).map(delta).transpose()?);
-            match (a, b) {
+            match (adapters.get(layer).map(delta).transpose()?, back.get(layer).map(delta).transpose()?) {
                 (Some(a), Some(b)) => Ok((norm(&(&a - &b)?)?, norm(&a)?)),
                 (Some(a), None) => Ok((norm(&a)?, norm(&a)?)),
                 (None, Some(b)) => Ok((norm(&b)?, 0.0)),
                 (None, None) => Ok((0.0, 0.0)),
             }
         };
-        let (difference, size) = compare().map_err(|e| format!("{module}: {e}"))?;
+        let (difference, size) = compare().map_err(|e| format!("{layer}: {e}"))?;
         if !difference.is_finite() || difference > TOLERANCE * size {
-            return Err(format!("ΔW of {module} read back differs by {difference:e} (its norm is {size:e})"));
+            return Err(format!("ΔW of {layer} read back differs by {difference:e} (its norm is {size:e})"));
         }
     }
     Ok(())
-}
-
-/// ΔW = (alpha/rank)·B·A, `[out, in]`.
-pub fn delta(lora: &Lora) -> candle_core::Result<Tensor> {
-    let (down, up) = (lora.down.to_device(&Device::Cpu)?, lora.up.to_device(&Device::Cpu)?);
-    up.to_dtype(DType::F32)?.matmul(&down.to_dtype(DType::F32)?)? * lora.scale()
 }
 
 /// Frobenius norm, summed in f64.
 fn norm(tensor: &Tensor) -> candle_core::Result<f64> {
     tensor.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar::<f64>().map(f64::sqrt)
 }
-
-type Tensors = BTreeMap<String, Tensor>;

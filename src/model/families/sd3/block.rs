@@ -1,72 +1,14 @@
 //! One block of the MM-DiT (diffusers' `JointTransformerBlock`).
 use super::config::MmDitConfig;
 use crate::autograd::Variable;
+use crate::model::families::block as families;
+use crate::model::families::joint::{JointInputs, Probe, Streams};
 use crate::model::projection::Projection;
+use crate::model::text::tokenizer::CLIP_TOKENS;
 use crate::model::weights::Weights;
 use crate::ops;
 use crate::system::error::Result;
 use candle_core::{Result as TensorResult, Tensor};
-
-/// The two token streams between blocks.
-#[derive(Clone)]
-pub struct Streams {
-    /// `[batch, image tokens, width]`
-    pub image: Variable,
-    /// `[batch, text tokens, width]`
-    pub text: Variable,
-    /// The multiplicity of the last text token: the zeros in T5's place stay equal through all blocks.
-    pub last_text_count: usize,
-}
-
-impl Streams {
-    /// The same values without gradient.
-    pub fn detach(&self) -> Self {
-        let Self { image, text, last_text_count } = self;
-        Self { image: image.detach(), text: text.detach(), last_text_count: *last_text_count }
-    }
-}
-
-/// What a block's attention from image to text is computed from, after any q/k norm.
-#[derive(Clone)]
-pub struct Probe {
-    /// Image queries `[batch, image tokens, width]`.
-    pub queries: Variable,
-    /// Keys of the joint sequence, image first: `[batch, image tokens + text tokens, width]`.
-    pub keys: Variable,
-    /// The multiplicity of the last key.
-    pub last_key_count: usize,
-}
-
-/// What goes into a block's joint attention, image tokens first, after any q/k norm.
-pub struct JointInputs {
-    /// `[batch, image tokens + text tokens, width]`; in the last block, which has no use for text queries, `[batch, image
-    /// tokens, width]`.
-    pub queries: Variable,
-    /// `[batch, image tokens + text tokens, width]`
-    pub keys: Variable,
-    /// As the keys.
-    pub values: Variable,
-    pub image_tokens: usize,
-    pub heads: usize,
-    /// The multiplicity of the last key.
-    pub last_key_count: usize,
-}
-
-impl JointInputs {
-    /// What image tokens look with and at.
-    pub fn probe(&self) -> TensorResult<Probe> {
-        let queries = match self.queries.tensor().dim(1)? == self.image_tokens {
-            true => self.queries.clone(),
-            false => self.queries.window(1, 0..self.image_tokens)?,
-        };
-        Ok(Probe { queries, keys: self.keys.clone(), last_key_count: self.last_key_count })
-    }
-
-    /// What every token takes from the others, as the queries.
-    pub fn attend(&self) -> TensorResult<Variable> {
-        ops::attention(&self.queries, &self.keys, &self.values, self.heads, self.last_key_count)
-    }
-}
 
 pub struct Block {
     heads: usize,
@@ -175,19 +117,19 @@ fn normed(x: Variable, streams: &[(&Variable, &Option<Tensor>)]) -> TensorResult
 impl JointAttention {
     /// Queries of both streams, joined.
     fn queries(&self, image: &Variable, text: &Variable) -> TensorResult<Variable> {
-        let joined = ops::joint_linear(&[(image, self.image.q.layer()), (text, self.text.q.layer())])?;
+        let joined = Projection::join(&[(image, &self.image.q), (text, &self.text.q)])?;
         normed(joined, &[(image, &self.image.norm_q), (text, &self.text.norm_q)])
     }
 
     /// Keys of both streams, joined.
     fn keys(&self, image: &Variable, text: &Variable) -> TensorResult<Variable> {
-        let joined = ops::joint_linear(&[(image, self.image.k.layer()), (text, self.text.k.layer())])?;
+        let joined = Projection::join(&[(image, &self.image.k), (text, &self.text.k)])?;
         normed(joined, &[(image, &self.image.norm_k), (text, &self.text.norm_k)])
     }
 
     /// Values of both streams, joined.
     fn values(&self, image: &Variable, text: &Variable) -> TensorResult<Variable> {
-        ops::joint_linear(&[(image, self.image.v.layer()), (text, self.text.v.layer())])
+        Projection::join(&[(image, &self.image.v), (text, &self.text.v)])
     }
 }
 
@@ -234,8 +176,27 @@ impl Block {
         })
     }
 
-    /// The layers that an adapter can sit on, by their name within the block.
-    pub fn projections(&mut self) -> Vec<(&'static str, &mut Projection)> {
+    /// AdaLN's modulation of both streams; `conditioning` is `silu` of the time and pooled text embedding.
+    fn modulations(&self, conditioning: &Tensor) -> TensorResult<(Modulation, Modulation)> {
+        let conditioning = Variable::constant(conditioning.clone());
+        let split = |projection: &Projection| {
+            let (width, outer) = projection.sizes();
+            let all = projection.forward(&conditioning)?;
+            let parts = (0..outer / width).map(|part| all.window(1, part * width..(part + 1) * width));
+            parts.collect::<TensorResult<Vec<_>>>()
+        };
+        let text = split(&self.norm1_context)?;
+        let text = match (self.context.is_some(), &text[..]) {
+            // diffusers' AdaLayerNormContinuous has scale before shift.
+            (false, [scale_msa, shift_msa]) => vec![shift_msa.clone(), scale_msa.clone()],
+            _ => text,
+        };
+        Ok((Modulation(split(&self.norm1)?), Modulation(text)))
+    }
+}
+
+impl families::Block for Block {
+    fn projections(&mut self) -> Vec<(&'static str, &mut Projection)> {
         let mut all: Vec<(&'static str, &mut Projection)> = vec![
             ("attn.to_q", &mut self.attention.image.q),
             ("attn.to_k", &mut self.attention.image.k),
@@ -263,26 +224,7 @@ impl Block {
         all
     }
 
-    /// AdaLN's modulation of both streams; `conditioning` is `silu` of the time and pooled text embedding.
-    fn modulations(&self, conditioning: &Tensor) -> TensorResult<(Modulation, Modulation)> {
-        let conditioning = Variable::constant(conditioning.clone());
-        let split = |projection: &Projection| {
-            let (width, outer) = projection.sizes();
-            let all = projection.forward(&conditioning)?;
-            let parts = (0..outer / width).map(|part| all.window(1, part * width..(part + 1) * width));
-            parts.collect::<TensorResult<Vec<_>>>()
-        };
-        let text = split(&self.norm1_context)?;
-        let text = match (self.context.is_some(), &text[..]) {
-            // diffusers' AdaLayerNormContinuous has scale before shift.
-            (false, [scale_msa, shift_msa]) => vec![shift_msa.clone(), scale_msa.clone()],
-            _ => text,
-        };
-        Ok((Modulation(split(&self.norm1)?), Modulation(text)))
-    }
-
-    /// Queries and keys of the joint attention alone: all that segmentation needs of the expert block.
-    pub fn probe(&self, streams: &Streams, conditioning: &Tensor) -> TensorResult<Probe> {
+    fn probe(&self, streams: &Streams, conditioning: &Tensor) -> TensorResult<Probe> {
         let (for_image, for_text) = self.modulations(conditioning)?;
         let image = ops::layer_norm_modulate(&streams.image, for_image.shift_msa(), for_image.scale_msa())?;
         let text = ops::layer_norm_modulate(&streams.text, for_text.shift_msa(), for_text.scale_msa())?;
@@ -290,20 +232,16 @@ impl Block {
             queries: self.attention.image.queries(&image)?,
             keys: self.attention.keys(&image, &text)?,
             last_key_count: streams.last_text_count,
+            words: CLIP_TOKENS,
         })
     }
 
-    /// The block's output, and what its joint attention came from. The last block leaves the text stream as it was.
-    pub fn forward(&self, streams: &Streams, conditioning: &Tensor) -> TensorResult<(Streams, JointInputs)> {
-        self.forward_with(streams, conditioning, JointInputs::attend)
-    }
-
-    /// [`Self::forward`] with another joint attention: `attend` returns what [`JointInputs::attend`] would.
-    pub fn forward_with(
+    /// The last block leaves the text stream as it was.
+    fn forward_with(
         &self,
         streams: &Streams,
         conditioning: &Tensor,
-        attend: impl FnOnce(&JointInputs) -> TensorResult<Variable>,
+        attend: &mut dyn FnMut(&JointInputs) -> TensorResult<Variable>,
     ) -> TensorResult<(Streams, JointInputs)> {
         let (for_image, for_text) = self.modulations(conditioning)?;
         let (_, tokens, _) = streams.image.dims3()?;
@@ -319,6 +257,7 @@ impl Block {
             image_tokens: tokens,
             heads: self.heads,
             last_key_count: streams.last_text_count,
+            words: CLIP_TOKENS,
         };
         let attended = attend(&inputs)?;
 
@@ -342,6 +281,16 @@ impl Block {
             }
         };
         Ok((Streams { image, text, last_text_count: streams.last_text_count }, inputs))
+    }
+
+    /// Nothing uses the text queries of the last block.
+    fn reaches_output(&self, layer: &str) -> bool {
+        self.context.is_some() || layer != "attn.add_q_proj"
+    }
+
+    fn reaches_probe(&self, layer: &str, image_keys: bool) -> bool {
+        ["attn.to_q", "attn.add_k_proj", "norm1.linear", "norm1_context.linear"].contains(&layer)
+            || (image_keys && layer == "attn.to_k")
     }
 }
 

@@ -1,4 +1,7 @@
 //! Sizes of an MM-DiT, from `transformer/config.json` (diffusers' `SD3Transformer2DModel`).
+use super::names::BLOCKS;
+use crate::model::families::names::Release;
+use crate::model::families::transformer::TransformerConfig;
 use crate::model::weights::files::{ModelFiles, Part};
 use crate::system::error::{Error, Result};
 use serde::Deserialize;
@@ -78,4 +81,30 @@ impl MmDitConfig {
     pub fn is_last(&self, layer: usize) -> bool {
         layer + 1 == self.num_layers
     }
+
+    /// The sizes as all families have them.
+    pub fn general(&self) -> TransformerConfig {
+        TransformerConfig {
+            block_lists: vec![(BLOCKS, self.num_layers)],
+            num_attention_heads: self.num_attention_heads,
+            attention_head_dim: self.attention_head_dim,
+            in_channels: self.in_channels,
+            patch_size: self.patch_size,
+            max_grid: self.pos_embed_max_size,
+            joint_attention_dim: self.joint_attention_dim,
+            pooled_projection_dim: self.pooled_projection_dim,
+            dual_attention_layers: self.dual_attention_layers.clone(),
+            release: Some(release(self.qk_norm.is_some(), !self.dual_attention_layers.is_empty())),
+        }
+    }
+}
+
+/// The released model by what sets it apart in its configuration.
+pub fn release(qk_norm: bool, dual_attention: bool) -> Release {
+    let (base_model_version, architecture) = match (qk_norm, dual_attention) {
+        (_, true) => ("5-medium", "stable-diffusion-3-5-medium"),
+        (true, false) => ("5-large", "stable-diffusion-3-5-large"),
+        (false, false) => ("medium", "stable-diffusion-3-medium"),
+    };
+    Release { base_model_version, architecture }
 }

@@ -1,7 +1,8 @@
 //! Into the MM-DiT's tokens and out of them: patches, positions, time, text; the final norm and projection.
-use super::block::Streams;
 use super::config::MmDitConfig;
 use crate::autograd::Variable;
+use crate::model::families::block as families;
+use crate::model::families::joint::{Embedded, Streams};
 use crate::model::projection::Projection;
 use crate::model::text::TextEmbedding;
 use crate::model::weights::Weights;
@@ -25,15 +26,6 @@ pub struct Embedding {
     out: Projection,
     out_channels: usize,
     dtype: DType,
-}
-
-/// The network's inputs after embedding.
-pub struct Embedded {
-    pub streams: Streams,
-    /// `silu` of the time and pooled text embedding, `[batch, width]`: what every modulation is made from.
-    pub conditioning: Tensor,
-    /// Rows and columns of image tokens.
-    pub grid: (usize, usize),
 }
 
 impl Embedding {
@@ -66,16 +58,11 @@ impl Embedding {
             dtype,
         })
     }
+}
 
-    /// latents `[batch, channels, h, w]`, timestep `[batch]` (1000σ), best on the host: from elsewhere it is fetched.
-    ///
+impl families::Embedding for Embedding {
     /// Of the text's zeros behind CLIP's tokens, where there is no T5, one is computed and counts for all.
-    pub fn embed(&self, latents: &Tensor, timestep: &Tensor, text: &TextEmbedding) -> TensorResult<Embedded> {
-        self.embed_prompt(latents, timestep, text, None)
-    }
-
-    /// [`Self::embed`] with the token embeddings of one prompt, `[tokens, width]`, in place of those of every text.
-    pub fn embed_prompt(
+    fn embed_prompt(
         &self,
         latents: &Tensor,
         timestep: &Tensor,
@@ -125,8 +112,7 @@ impl Embedding {
         })
     }
 
-    /// Image tokens `[batch, tokens, width]` to the velocity `[batch, channels, h, w]` in f32.
-    pub fn finish(
+    fn finish(
         &self,
         image: &Variable,
         conditioning: &Tensor,

@@ -1,18 +1,17 @@
 //! The attention of image positions to the text, as segmentation sees it.
-use super::block::Probe;
+use super::joint::Probe;
 use crate::autograd::Variable;
-use crate::model::text::tokenizer::CLIP_TOKENS;
 use crate::ops;
 use candle_core::{DType, Result, bail};
 
-/// `q·kᵀ/√head_dim` from every image query to the CLIP tokens, before the softmax: `[batch, heads, 77, tokens]`.
+/// `q·kᵀ/√head_dim` from every image query to the word tokens, before the softmax: `[batch, heads, words, tokens]`.
 ///
 /// Differentiable; the scores between other tokens are never formed.
 pub fn image_to_text_logits(probe: &Probe, heads: usize) -> Result<Variable> {
     let (batch, tokens, width) = probe.queries.dims3()?;
     let head_dim = width / heads;
     let q = probe.queries.reshape((batch, tokens, heads, head_dim))?.permute(&[0, 2, 3, 1])?;
-    let k = probe.text_keys()?.reshape((batch, CLIP_TOKENS, heads, head_dim))?.permute(&[0, 2, 1, 3])?;
+    let k = probe.text_keys()?.reshape((batch, probe.words, heads, head_dim))?.permute(&[0, 2, 1, 3])?;
     k.matmul(&q)?.to_dtype(DType::F32)?.scale((head_dim as f64).powf(-0.5))
 }
 
@@ -44,22 +43,22 @@ pub fn mean(each: impl ExactSizeIterator<Item = Result<Variable>>) -> Result<Var
 }
 
 impl Probe {
-    /// Keys of the CLIP tokens, `[batch, 77, width]`.
+    /// Keys of the word tokens, `[batch, words, width]`.
     pub fn text_keys(&self) -> Result<Variable> {
         let (_, first, _) = self.queries.dims3()?;
-        self.keys.window(1, first..first + CLIP_TOKENS)
+        self.keys.window(1, first..first + self.words)
     }
 
-    /// Softmax over all keys of the joint sequence, heads averaged, for the CLIP tokens: `[batch, tokens, 77]`, f32.
+    /// Softmax over all keys of the joint sequence, heads averaged, for the word tokens: `[batch, tokens, words]`, f32.
     pub fn probability(&self, heads: usize) -> Result<Variable> {
         let (_, first, _) = self.queries.dims3()?;
-        let range = first..first + CLIP_TOKENS;
+        let range = first..first + self.words;
         ops::attention_probability(&self.queries, &self.keys, heads, range, self.last_key_count)
     }
 
-    /// The same of the softmax over the CLIP tokens alone.
+    /// Softmax over the word tokens alone, heads averaged: `[batch, tokens, words]`, f32.
     pub fn text_probability(&self, heads: usize) -> Result<Variable> {
-        ops::attention_probability(&self.queries, &self.text_keys()?, heads, 0..CLIP_TOKENS, 1)
+        ops::attention_probability(&self.queries, &self.text_keys()?, heads, 0..self.words, 1)
     }
 
     /// The heads one after the other as samples of one head each: queries `[batch·heads, image tokens, head_dim]`.
@@ -69,7 +68,7 @@ impl Probe {
             let by_head = of.reshape((batch, tokens, heads, width / heads))?.permute(&[0, 2, 1, 3])?;
             by_head.reshape((batch * heads, tokens, width / heads))
         };
-        Ok(Self { queries: apart(&self.queries)?, keys: apart(&self.keys)?, last_key_count: self.last_key_count })
+        Ok(Self { queries: apart(&self.queries)?, keys: apart(&self.keys)?, ..*self })
     }
 
     /// One of the heads alone.
@@ -78,18 +77,17 @@ impl Probe {
             let width = of.dims3()?.2 / heads;
             of.window(2, head * width..(head + 1) * width)
         };
-        Ok(Self { queries: one(&self.queries)?, keys: one(&self.keys)?, last_key_count: self.last_key_count })
+        Ok(Self { queries: one(&self.queries)?, keys: one(&self.keys)?, ..*self })
     }
 
     /// The same values, of which nothing is remembered for a backward pass.
     pub fn detached(&self) -> Self {
-        let Self { queries, keys, last_key_count } = self;
-        Self { queries: queries.detach(), keys: keys.detach(), last_key_count: *last_key_count }
+        Self { queries: self.queries.detach(), keys: self.keys.detach(), ..*self }
     }
 
     /// Queries and keys of one sample of the batch.
     pub fn sample(&self, index: usize) -> Result<Self> {
         let one = |of: &Variable| of.window(0, index..index + 1);
-        Ok(Self { queries: one(&self.queries)?, keys: one(&self.keys)?, last_key_count: self.last_key_count })
+        Ok(Self { queries: one(&self.queries)?, keys: one(&self.keys)?, ..*self })
     }
 }

@@ -1,6 +1,6 @@
 //! A block whose image tokens look at the text blurred: what the picture loses without it shows what the block is for,
 //! and guidance away from that gives more of it.
-use super::block::JointInputs;
+use super::joint::JointInputs;
 use crate::ops;
 use candle_core::{DType, Result as TensorResult, Tensor};
 
@@ -97,6 +97,7 @@ mod tests {
             image_tokens: image,
             heads: 3,
             last_key_count: 4,
+            words: text,
         };
         (inputs, grid)
     }

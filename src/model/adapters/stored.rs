@@ -1,0 +1,75 @@
+//! What adapter files are made of.
+use crate::model::families::names::Release;
+use crate::system::error::Error;
+use candle_core::Tensor;
+use std::fmt;
+use std::path::PathBuf;
+
+/// In whose manner an adapter is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    /// One file for `load_lora_weights`, and for ComfyUI, which maps these names too. The scale is part of B.
+    Diffusers,
+    /// A folder with `adapter_model.safetensors` and `adapter_config.json`.
+    Peft,
+    /// One file with the names of the original checkpoint, q, k and v fused, as kohya's trainer writes.
+    Comfyui,
+}
+
+impl Format {
+    /// The file that holds the tensors, where `out` names a folder.
+    pub fn file_name(self) -> &'static str {
+        match self {
+            Self::Diffusers => "pytorch_lora_weights.safetensors",
+            Self::Peft => "adapter_model.safetensors",
+            Self::Comfyui => "lora.safetensors",
+        }
+    }
+}
+
+/// What the metadata of a kohya file says about where the adapter comes from. Nothing in it varies from run to run.
+#[derive(Clone, Debug, Default)]
+pub struct Origin {
+    /// The base model.
+    pub release: Option<Release>,
+    /// Side of the training images in pixels.
+    pub resolution: Option<usize>,
+    /// Optimizer steps taken.
+    pub steps: Option<u64>,
+    pub seed: Option<u64>,
+    pub title: Option<String>,
+}
+
+/// One layer's tensors while a file is read, in the order that its kind of adapter has them.
+#[derive(Default)]
+pub struct Parts(Vec<Option<Tensor>>);
+
+impl Parts {
+    /// Puts a tensor at its place.
+    pub fn set(&mut self, index: usize, tensor: Tensor) {
+        self.0.resize(self.0.len().max(index + 1), None);
+        self.0[index] = Some(tensor);
+    }
+
+    /// The tensor at this place, if the file has it.
+    pub fn take(&mut self, index: usize) -> Option<Tensor> {
+        self.0.get_mut(index)?.take()
+    }
+}
+
+/// PEFT's configuration of the adapters in a file.
+pub struct PeftConfig {
+    /// A JSON object.
+    pub text: String,
+    /// The file that it stands in.
+    pub file: PathBuf,
+    /// Where in the file it stands.
+    pub place: String,
+}
+
+impl PeftConfig {
+    /// The error for something that it says.
+    pub fn error(&self, problem: impl fmt::Display) -> Error {
+        Error::file(&self.file, format!("{}{problem}", self.place))
+    }
+}

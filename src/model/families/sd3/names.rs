@@ -1,0 +1,62 @@
+//! Names of the layers of a block, in diffusers and in the original checkpoint.
+use crate::model::families::names::{KohyaBlocks, KohyaNames};
+
+/// The list of blocks in diffusers' names.
+pub const BLOCKS: &str = "transformer_blocks";
+
+/// Layers that get an adapter where none are named: those of the published adapters.
+pub const DEFAULT_TARGETS: [&str; 4] = ["attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"];
+
+/// diffusers' names of the layers that an adapter can sit on.
+pub const ADAPTER_TARGETS: [&str; 18] = [
+    "attn.to_q",
+    "attn.to_k",
+    "attn.to_v",
+    "attn.to_out.0",
+    "attn.add_q_proj",
+    "attn.add_k_proj",
+    "attn.add_v_proj",
+    "attn.to_add_out",
+    "attn2.to_q",
+    "attn2.to_k",
+    "attn2.to_v",
+    "attn2.to_out.0",
+    "ff.net.0.proj",
+    "ff.net.2",
+    "ff_context.net.0.proj",
+    "ff_context.net.2",
+    "norm1.linear",
+    CONTEXT_NORM,
+];
+
+const CONTEXT_NORM: &str = "norm1_context.linear";
+
+/// Names of kohya-ss/sd-scripts (`networks/lora_sd3.py`).
+pub static KOHYA: KohyaNames = KohyaNames {
+    network_module: "networks.lora_sd3",
+    blocks: &[KohyaBlocks {
+        stem: "lora_unet_joint_blocks_",
+        diffusers: "transformer_blocks.",
+        layers: &[
+            ("x_block_attn_qkv", &[("attn.to_q", 1), ("attn.to_k", 1), ("attn.to_v", 1)]),
+            ("x_block_attn_proj", &[("attn.to_out.0", 1)]),
+            ("context_block_attn_qkv", &[("attn.add_q_proj", 1), ("attn.add_k_proj", 1), ("attn.add_v_proj", 1)]),
+            ("context_block_attn_proj", &[("attn.to_add_out", 1)]),
+            ("x_block_attn2_qkv", &[("attn2.to_q", 1), ("attn2.to_k", 1), ("attn2.to_v", 1)]),
+            ("x_block_attn2_proj", &[("attn2.to_out.0", 1)]),
+            ("x_block_mlp_fc1", &[("ff.net.0.proj", 1)]),
+            ("x_block_mlp_fc2", &[("ff.net.2", 1)]),
+            ("context_block_mlp_fc1", &[("ff_context.net.0.proj", 1)]),
+            ("context_block_mlp_fc2", &[("ff_context.net.2", 1)]),
+            ("x_block_adaLN_modulation_1", &[("norm1.linear", 1)]),
+            ("context_block_adaLN_modulation_1", &[(CONTEXT_NORM, 1)]),
+        ],
+    }],
+    swaps_halves,
+};
+
+/// The last block modulates its text by a scale and a shift only, `out = 2·in`: diffusers stores the scale first, the
+/// original checkpoint the shift. The other blocks' six parts have one order.
+fn swaps_halves(layer: &str, (inner, outer): (usize, usize)) -> bool {
+    layer == CONTEXT_NORM && outer == 2 * inner
+}

@@ -1,0 +1,272 @@
+//! A denoiser of any family: its blocks in order, with what runs through them.
+use super::block::{Block, Embedding};
+use super::blur::Blur;
+use super::joint::{Embedded, JointInputs, Probe};
+use super::names::Release;
+use crate::autograd::Variable;
+use crate::model::adapters::adapter::{Adapter, Adapters, TrainedAdapters};
+use crate::model::projection::Projection;
+use crate::model::text::TextEmbedding;
+use crate::model::vae::VaeConfig;
+use crate::system::error::{Error, Result};
+use candle_core::Tensor;
+use std::collections::BTreeSet;
+
+/// Sizes of a denoiser that what is around it depends on; keys of diffusers' `config.json` where it has such.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TransformerConfig {
+    /// Lists of blocks, in the order that they are run in: the name of each and how many it holds.
+    pub block_lists: Vec<(&'static str, usize)>,
+    pub num_attention_heads: usize,
+    pub attention_head_dim: usize,
+    /// Channels of the latents.
+    pub in_channels: usize,
+    /// Side of the square of latents that an image token stands for.
+    pub patch_size: usize,
+    /// Most image tokens along a side.
+    pub max_grid: usize,
+    /// Features of a text token.
+    pub joint_attention_dim: usize,
+    /// Features of the pooled text; 0 where the model takes none.
+    pub pooled_projection_dim: usize,
+    /// Blocks with a second attention, among image tokens alone.
+    pub dual_attention_layers: Vec<usize>,
+    /// Which released model this is by its sizes, for kohya's metadata.
+    pub release: Option<Release>,
+}
+
+impl TransformerConfig {
+    /// Blocks of all lists.
+    pub fn num_layers(&self) -> usize {
+        self.block_lists.iter().map(|(_, count)| count).sum()
+    }
+
+    /// Features of a token.
+    pub fn width(&self) -> usize {
+        self.num_attention_heads * self.attention_head_dim
+    }
+
+    /// Name of block `layer`, all lists counted through: `transformer_blocks.3`.
+    pub fn block_name(&self, layer: usize) -> String {
+        let mut index = layer;
+        for (list, count) in &self.block_lists {
+            if index < *count {
+                return format!("{list}.{index}");
+            }
+            index -= count;
+        }
+        format!("block {layer}")
+    }
+
+    /// # Errors
+    /// `Error::Usage` if there is no block `layer`; `what` asks for it.
+    pub fn check_block(&self, what: &str, layer: usize) -> Result<()> {
+        let blocks = self.num_layers();
+        match layer < blocks {
+            true => Ok(()),
+            false => Err(Error::Usage(format!("{what} {layer}: the model has {blocks} blocks, counted from 0"))),
+        }
+    }
+
+    /// (channels, height, width) of the latents of a square image of `size` pixels.
+    ///
+    /// # Errors
+    /// `Error::Usage` if that does not divide into latents and tokens, or is more than the model has positions for.
+    pub fn latent_shape(&self, vae: &VaeConfig, size: usize) -> Result<(usize, usize, usize)> {
+        let token = vae.pixels_per_latent() * self.patch_size;
+        let largest = token.saturating_mul(self.max_grid);
+        if size == 0 || !size.is_multiple_of(token) || size > largest {
+            return Err(Error::Usage(format!(
+                "{size} pixels do not suit the model: expected a multiple of {token}, at most {largest}"
+            )));
+        }
+        let side = size / vae.pixels_per_latent();
+        Ok((self.in_channels, side, side))
+    }
+
+    /// Rows and columns of the image tokens of latents of so many rows and columns.
+    pub fn grid(&self, height: usize, width: usize) -> (usize, usize) {
+        (height / self.patch_size, width / self.patch_size)
+    }
+}
+
+/// A denoiser, frozen but for its adapters.
+pub struct Transformer {
+    pub config: TransformerConfig,
+    pub embedding: Box<dyn Embedding>,
+    /// The first of the model's blocks; all, unless it was loaded otherwise.
+    pub blocks: Vec<Box<dyn Block>>,
+}
+
+/// A layer that an adapter can sit on.
+pub struct AdaptableLayer<'a> {
+    /// As in diffusers: `transformer_blocks.3.attn.to_q`.
+    pub name: String,
+    /// Its block, counted from 0.
+    pub block: usize,
+    /// Its name within the block.
+    pub within: &'static str,
+    pub projection: &'a mut Projection,
+}
+
+impl Transformer {
+    /// All layers that an adapter can sit on.
+    pub fn adaptable(&mut self) -> Vec<AdaptableLayer<'_>> {
+        let mut all = vec![];
+        for (block, of_block) in self.blocks.iter_mut().enumerate() {
+            let prefix = self.config.block_name(block);
+            let layer =
+                |(within, projection)| AdaptableLayer { name: format!("{prefix}.{within}"), block, within, projection };
+            all.extend(of_block.projections().into_iter().map(layer));
+        }
+        all
+    }
+
+    /// Puts adapters on the layers they name; a name that the model does not have is an error.
+    pub fn attach(&mut self, adapters: &Adapters) -> Result<()> {
+        self.attach_each(adapters, |_, adapter| {
+            adapter.parameters().into_iter().map(|tensor| Variable::constant(tensor.clone())).collect()
+        })
+    }
+
+    /// [`Self::attach`] of adapters that gradients may be wanted of.
+    pub fn attach_trained(&mut self, trained: &TrainedAdapters) -> Result<()> {
+        self.attach_each(&trained.adapters, |name, _| trained.parameters.get(name).cloned().unwrap_or_default())
+    }
+
+    fn attach_each(
+        &mut self,
+        adapters: &Adapters,
+        parameters: impl Fn(&str, &dyn Adapter) -> Vec<Variable>,
+    ) -> Result<()> {
+        let mut left: BTreeSet<&str> = adapters.keys().map(String::as_str).collect();
+        for AdaptableLayer { name, projection, .. } in self.adaptable() {
+            if let Some(adapter) = adapters.get(&name) {
+                projection.attach(&name, adapter.as_ref(), parameters(&name, adapter.as_ref()))?;
+                left.remove(name.as_str());
+            }
+        }
+        let (loaded, blocks) = (self.blocks.len(), self.config.num_layers());
+        for prefix in (loaded..blocks).map(|layer| format!("{}.", self.config.block_name(layer))) {
+            left.retain(|name| !name.starts_with(&prefix));
+        }
+        match left.first() {
+            None => Ok(()),
+            Some(name) => Err(Error::Failed(format!(
+                "adapter of {name}, and {} in all, fit no layer of this model ({blocks} blocks)",
+                left.len()
+            ))),
+        }
+    }
+
+    /// Takes all adapters off.
+    pub fn detach(&mut self) {
+        self.adaptable().into_iter().for_each(|layer| layer.projection.detach());
+    }
+
+    /// # Errors
+    /// `Error::Usage` if there is no block `layer`.
+    pub fn check_block(&self, layer: usize) -> Result<()> {
+        self.config.check_block("block", layer)
+    }
+
+    /// The velocity `[batch, channels, h, w]` in f32, with the attention of one block blurred where wanted; see
+    /// [`Embedding::embed`] for the inputs.
+    ///
+    /// # Errors
+    /// `Error::Usage` if there is no such block to blur; not all blocks were loaded.
+    pub fn forward(
+        &self,
+        latents: &Tensor,
+        timestep: &Tensor,
+        text: &TextEmbedding,
+        blur: Option<Blur>,
+    ) -> Result<Tensor> {
+        blur.map_or(Ok(()), |blur| self.check_block(blur.layer))?;
+        let (loaded, blocks) = (self.blocks.len(), self.config.num_layers());
+        if loaded < blocks {
+            return Err(Error::Failed(format!("only {loaded} of the model's {blocks} blocks are loaded")));
+        }
+        let Embedded { mut streams, conditioning, grid } = self.embedding.embed(latents, timestep, text)?;
+        for (layer, block) in self.blocks.iter().enumerate() {
+            let mut attend = |inputs: &JointInputs| match blur {
+                Some(blur) if blur.layer == layer => inputs.attend_blurred(grid, blur.sigma).map(Variable::from),
+                _ => inputs.attend(),
+            };
+            streams = block.forward_with(&streams, &conditioning, &mut attend)?.0;
+        }
+        Ok(self.embedding.finish(&streams.image, &conditioning, grid)?.into_tensor())
+    }
+
+    /// Queries and keys of block `layer`: runs the blocks below it, and of that block its q and k alone.
+    pub fn probe(&self, embedded: &Embedded, layer: usize) -> Result<Probe> {
+        let mut streams = embedded.streams.clone();
+        for block in &self.blocks[..layer] {
+            streams = block.forward(&streams, &embedded.conditioning)?.0;
+        }
+        Ok(self.blocks[layer].probe(&streams, &embedded.conditioning)?)
+    }
+
+    /// Queries and keys of each of the ascending `layers`, in one pass that ends at the last.
+    pub fn probes(&self, embedded: &Embedded, layers: &[usize]) -> Result<Vec<Probe>> {
+        let mut probes = Vec::with_capacity(layers.len());
+        self.probe_each(embedded, layers, |_, probe| {
+            probes.push(probe);
+            Ok(())
+        })?;
+        Ok(probes)
+    }
+
+    /// Calls `visit` with what goes into the joint attention of each block, in one pass through all.
+    pub fn inspect_each(
+        &self,
+        embedded: &Embedded,
+        mut visit: impl FnMut(usize, &JointInputs) -> Result<()>,
+    ) -> Result<()> {
+        let mut streams = embedded.streams.clone();
+        for (layer, block) in self.blocks.iter().enumerate() {
+            let (output, inputs) = block.forward(&streams, &embedded.conditioning)?;
+            visit(layer, &inputs)?;
+            streams = output;
+        }
+        Ok(())
+    }
+
+    /// Calls `visit` with the image tokens that leave each of the ascending `layers`, `[batch, image tokens, width]`, in
+    /// one pass that ends at the last.
+    pub fn image_tokens_each(
+        &self,
+        embedded: &Embedded,
+        layers: &[usize],
+        mut visit: impl FnMut(usize, &Tensor) -> Result<()>,
+    ) -> Result<()> {
+        let Some(&last) = layers.last() else { return Ok(()) };
+        let mut streams = embedded.streams.clone();
+        for (layer, block) in self.blocks[..=last].iter().enumerate() {
+            streams = block.forward(&streams, &embedded.conditioning)?.0;
+            if layers.contains(&layer) {
+                visit(layer, streams.image.tensor())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Calls `visit` with the queries and keys of each of the ascending `layers`, in one pass that ends at the last.
+    pub fn probe_each(
+        &self,
+        embedded: &Embedded,
+        layers: &[usize],
+        mut visit: impl FnMut(usize, Probe) -> Result<()>,
+    ) -> Result<()> {
+        let Some((&last, others)) = layers.split_last() else { return Ok(()) };
+        let mut streams = embedded.streams.clone();
+        for (layer, block) in self.blocks[..last].iter().enumerate() {
+            let (output, inputs) = block.forward(&streams, &embedded.conditioning)?;
+            if others.contains(&layer) {
+                visit(layer, inputs.probe()?)?;
+            }
+            streams = output;
+        }
+        visit(last, self.blocks[last].probe(&streams, &embedded.conditioning)?)
+    }
+}
