@@ -18,11 +18,13 @@ use super::setting::{Check, Setting};
 pub struct Key {
     /// With its section, such as `lora.rank`.
     pub name: String,
+    /// What the key does.
     pub doc: String,
     /// The values that it takes, as in "expected …".
     pub values: String,
     /// Names that it takes, as TOML, each with what it means.
     pub choices: Vec<(String, &'static str)>,
+    /// What holds where it is not given.
     pub default: DefaultKind,
     /// As TOML: its value if it has one, else an example.
     pub value: String,
@@ -48,9 +50,11 @@ pub enum DefaultKind {
 pub struct Section {
     /// Empty for the keys above all sections.
     pub name: &'static str,
+    /// What the section is for.
     pub doc: String,
     /// Whether this is an optional section that is not there.
     pub absent: bool,
+    /// Its keys.
     pub keys: Vec<Key>,
 }
 
