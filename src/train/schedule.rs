@@ -12,8 +12,3 @@ pub fn learning_rate(config: &OptimConfig, step: u64, steps: u64) -> f64 {
     let done = (step - warmup) as f64 / steps.saturating_sub(warmup).max(1) as f64;
     config.lr * 0.5 * (1.0 + (std::f64::consts::PI * done.min(1.0)).cos())
 }
-
-/// The largest learning rate of all steps: the last of the warm-up, or the first after it.
-pub fn largest_rate(config: &OptimConfig, steps: u64) -> f64 {
-    learning_rate(config, config.warmup_steps.min(steps.saturating_sub(1)), steps)
-}
