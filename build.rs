@@ -12,6 +12,7 @@ const TARGETS: [&str; 3] =
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rustc-check-cfg=cfg(fuzzing)");
     if env::var_os("CARGO_FEATURE_CUDA").is_none() {
         return;
     }

@@ -10,9 +10,10 @@
 #[expect(dead_code, reason = "parts need no model")]
 mod common;
 
-use candle_core::{Device, Tensor, Var};
+use candle_core::{Device, Tensor};
 use clap::Parser;
 use common::{Preset, Result, preset, rounded};
+use seg4diff::autograd::{self, Variable};
 use seg4diff::ops::{self, FrozenLayer, Precision};
 use seg4diff::sample::noise::normal;
 use std::hint::black_box;
@@ -79,7 +80,7 @@ fn peak() -> f64 {
     median((0..ROUNDS).map(|_| rounds()).collect())
 }
 
-type Work<'a> = Box<dyn Fn(&[Tensor]) -> candle_core::Result<Tensor> + 'a>;
+type Work<'a> = Box<dyn Fn(&[Variable]) -> candle_core::Result<Variable> + 'a>;
 
 /// One part of a step.
 struct Part<'a> {
@@ -97,9 +98,10 @@ impl Part<'_> {
     fn measure(&self, preset: &str, peak: f64) -> Result<()> {
         let (mut forward, mut backward) = (vec![], vec![]);
         for _ in 0..=ROUNDS {
-            let leaves: Vec<Tensor> = match self.backward_flop {
-                Some(_) => self.inputs.iter().map(|t| Ok(Var::from_tensor(t)?.into_inner())).collect::<Result<_>>()?,
-                None => self.inputs.clone(),
+            let inputs = self.inputs.iter().cloned();
+            let leaves: Vec<Variable> = match self.backward_flop {
+                Some(_) => inputs.map(Variable::leaf).collect(),
+                None => inputs.map(Variable::constant).collect(),
             };
             let started = Instant::now();
             let out = (self.work)(&leaves)?;
@@ -107,7 +109,7 @@ impl Part<'_> {
             if self.backward_flop.is_some() {
                 let grad = normal(9, &[0], out.dims(), &Device::Cpu)?;
                 let started = Instant::now();
-                black_box((out * grad)?.sum_all()?.backward()?);
+                autograd::backward([(out, grad)])?;
                 backward.push(started.elapsed().as_secs_f64());
             }
         }
@@ -156,6 +158,7 @@ fn main() -> Result<()> {
         .enumerate()
         .map(|(i, (_, shape))| Ok((random(20 + i as u64, shape)? * 0.05)?))
         .collect::<Result<_>>()?;
+    let constants: Vec<Variable> = head.iter().cloned().map(Variable::constant).collect();
     let maps = heads * text_tokens.min(77);
     let channels = ops::CHANNELS as f64;
     // Of the three layers the second is by Winograd's filtering.
@@ -187,7 +190,10 @@ fn main() -> Result<()> {
             inputs: vec![random(33, &[batch, tokens, width])?],
             forward_flop: 2.0 * flop(batch * tokens, width, 4 * width),
             backward_flop: Some(2.0 * flop(batch * tokens, width, 4 * width)),
-            work: Box::new(move |x| ops::feed_forward(&x[0], [shift, scale, gate], up.clone(), down.clone())),
+            work: Box::new(move |x| {
+                let modulation = ops::Modulation { shift, scale, gate };
+                ops::feed_forward(&x[0], modulation, up.clone(), down.clone())
+            }),
         })
     };
     let rows = batch * image;
@@ -203,7 +209,10 @@ fn main() -> Result<()> {
             inputs: vec![random(34, &[batch, image, width])?, adapter[0].clone(), adapter[1].clone()],
             forward_flop: flop(rows, width, width),
             backward_flop: Some(flop(rows, width, width) + 4.0 * low_rank),
-            work: Box::new(|x| ops::linear(&x[0], &square.weight, square.bias.as_ref(), Some((&x[1], &x[2], 1.0)))),
+            work: Box::new(|x| {
+                let low_rank = ops::LowRank { down: x[1].clone(), up: x[2].clone(), scale: 1.0 };
+                ops::linear(&x[0], ops::Layer { frozen: &square, low_rank: Some(&low_rank) })
+            }),
         },
         Part {
             name: "projection of the text",
@@ -211,7 +220,7 @@ fn main() -> Result<()> {
             inputs: vec![random(35, &[batch, text_tokens, width])?],
             forward_flop: flop(batch * text_tokens, width, width),
             backward_flop: Some(flop(batch * text_tokens, width, width)),
-            work: Box::new(|x| ops::linear(&x[0], &square.weight, square.bias.as_ref(), None)),
+            work: Box::new(|x| ops::linear(&x[0], ops::Layer { frozen: &square, low_rank: None })),
         },
         Part {
             name: "score head over all maps",
@@ -219,7 +228,7 @@ fn main() -> Result<()> {
             inputs: vec![random(36, &[batch * maps, grid, grid])?],
             forward_flop: pixels(maps) * of_pixel,
             backward_flop: None,
-            work: Box::new(|x| ops::score_head(&x[0], &head, Precision::F32)),
+            work: Box::new(|x| ops::score_head(&x[0], &constants, Precision::F32)),
         },
         Part {
             name: "score head over matched maps",

@@ -24,7 +24,7 @@ use seg4diff::system::device::{forget_gpu_peak, peak_gpu_bytes, upload};
 use seg4diff::system::memory::peak_bytes;
 use seg4diff::train::gradients::{StepInputs, StepPlan, gradients};
 use seg4diff::train::memory::{self, Needs, StepSize};
-use seg4diff::train::optimizer::{AdamW, clip_factor, gradient_norm};
+use seg4diff::train::optimizers::{Optimizer, adamw::AdamW};
 use seg4diff::train::parameters::Parameters;
 use serde_json::json;
 use std::path::Path;
@@ -169,7 +169,7 @@ impl<'a> Trainer<'a> {
         let Work { batch, masks, checkpointing } = work;
         let (side, grid) = (preset.side, preset.side / sizes.patch_size);
         forget_gpu_peak(device)?;
-        let mut optimizer = AdamW::new(parameters);
+        let mut optimizer = AdamW::new(&config.optim, parameters)?;
         let draw = |stream: &[u64], shape: &[usize]| normal(2, stream, shape, device);
         let latents = draw(&[0], &[batch, 16, side, side])?;
         let context = draw(&[1], &[batch, preset.text_tokens, sizes.joint_attention_dim])?;
@@ -197,9 +197,9 @@ impl<'a> Trainer<'a> {
             // As the trainer does: while a GPU is at work, what it will need next is made.
             inputs = prepare(number as u64 + 1)?;
             result.terms()?;
-            let norm = gradient_norm(&result.by_parameter)?;
-            let clip = clip_factor(norm, config.optim.clip_norm);
-            optimizer.step(parameters, &result.of, clip, config.optim.lr, &config.optim)?;
+            let mut found = result.buffer;
+            found.clip(found.norm(parameters)?, config.optim.clip_norm)?;
+            optimizer.step(parameters, &found, &|group| group.learning_rate(config.optim.lr, &config.optim))?;
             device.synchronize()?;
             Ok(started.elapsed().as_secs_f64())
         };

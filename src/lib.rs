@@ -6,7 +6,7 @@ pub mod autograd;
 pub mod cli;
 pub mod data;
 pub mod demo;
-pub mod encode;
+pub(crate) mod encode;
 pub mod eval;
 pub mod loss;
 pub mod model;

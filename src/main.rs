@@ -8,7 +8,7 @@ static ALLOCATOR: Allocator = Allocator;
 
 fn main() -> std::process::ExitCode {
     match arguments::<Cli>() {
-        Ok(cli) => finish(|| cli.command.run()),
+        Ok(cli) => finish(|| cli.run()),
         Err(status) => status,
     }
 }

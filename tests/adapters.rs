@@ -102,7 +102,8 @@ fn the_same_adapter_gives_the_same_bytes() {
     }
 }
 
-/// Others who may read the folder may read the adapter: the usual mode of a new file, not that of a temporary one.
+/// An adapter file has the usual mode of a new file, not that of a temporary one: others who may read the folder may
+/// read it.
 #[cfg(unix)]
 #[test]
 fn an_export_has_the_mode_of_an_ordinary_file() {

@@ -1,7 +1,10 @@
 //! Checkpoints are written atomically, found again, and refused where they do not belong.
 use candle_core::{Device, Tensor};
 use seg4diff::config::RunConfig;
-use seg4diff::train::checkpoint::{Checkpoint, State, config_of, list, newest_whole, remove_leftovers, verify};
+use seg4diff::data::Cursor;
+use seg4diff::train::checkpoint::{
+    Checkpoint, Counters, State, config_of, list, newest_whole, remove_leftovers, verify,
+};
 use seg4diff::train::run_folder::{Resume, RunFolder};
 use seg4diff::{Error, report::metrics::StepMetrics};
 use std::collections::BTreeMap;
@@ -17,8 +20,8 @@ fn config(set: &[&str]) -> RunConfig {
 fn checkpoint(step: u64) -> Checkpoint {
     let tensor =
         |start: f32| Tensor::arange(start, start + 6.0, &Device::Cpu).and_then(|t| t.reshape((2, 3))).expect("tensor");
-    let cursor = serde_json::json!({"shard": 3, "offset": 18446744073709551615u64, "seen": [1, 2]});
-    let counters = BTreeMap::from([("skipped".to_string(), 4)]);
+    let cursor = Cursor { shard: 3, member: u64::MAX, seen: 12, ..Cursor::default() };
+    let counters = Counters { nonfinite: 4, ..Counters::default() };
     Checkpoint {
         state: State {
             step,

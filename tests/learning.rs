@@ -8,9 +8,9 @@ use seg4diff::model::weights::files::ModelFiles;
 use seg4diff::sample::scheduler::Scheduler;
 use seg4diff::train::gradients::{LossTerms, StepPlan, gradients};
 use seg4diff::train::inputs::InputMaker;
-use seg4diff::train::optimizer::{AdamW, clip_factor, gradient_norm};
+use seg4diff::train::optimizers::{Optimizer, adamw::AdamW};
 use seg4diff::train::parameters::Parameters;
-use seg4diff::train::schedule::learning_rate;
+use seg4diff::train::schedule::warmup_cosine;
 use std::path::{Path, PathBuf};
 
 const STEPS: u64 = 150;
@@ -52,13 +52,14 @@ fn train(settings: &[&str]) -> (LossTerms, LossTerms) {
     };
     let inputs = maker.make(&batch.samples, 0).unwrap();
     let plan = StepPlan { expert_layers: &config.model.expert_layers, recomputed_blocks: 0 };
-    let mut optimizer = AdamW::new(&parameters);
+    let mut optimizer = AdamW::new(&config.optim, &parameters).unwrap();
     let mut seen = vec![];
     for step in 0..STEPS {
         let result = gradients(&pipeline.transformer, &parameters, &config.loss, &inputs, plan).unwrap();
-        let norm = gradient_norm(&result.of).unwrap();
-        let (clip, lr) = (clip_factor(norm, config.optim.clip_norm), learning_rate(&config.optim, step, STEPS));
-        optimizer.step(&parameters, &result.of, clip, lr, &config.optim).unwrap();
+        let mut found = result.buffer.clone();
+        found.clip(found.norm(&parameters).unwrap(), config.optim.clip_norm).unwrap();
+        let lr = warmup_cosine(&config.optim, step, STEPS);
+        optimizer.step(&parameters, &found, &|group| group.learning_rate(lr, &config.optim)).unwrap();
         seen.push(result.terms().unwrap());
     }
     (seen[0], seen[seen.len() - 1])

@@ -199,7 +199,7 @@ fn statistics_are_those_of_the_network_or_not_inflated() {
     archive.finish().expect("finish");
     let error = seg4diff::eval::generation::npz::read(&world.path("stats.npz"), 2048).unwrap_err().to_string();
     assert!(error.contains("stats.npz: features of length 9000, expected 2048"), "{error}");
-    // A file that says one shape and holds another is read as far as it says.
+    // A file whose claimed shape differs from its data is read as far as the shape says.
     let peak = seg4diff::system::memory::peak_bytes().map(|bytes| bytes / 1024);
     assert!(peak.is_some() || cfg!(not(target_os = "linux")));
     assert!(peak.is_none_or(|kilobytes| kilobytes < 1_000_000), "{peak:?} kB");
@@ -215,7 +215,7 @@ fn headers_of_tensor_files() {
     let file = "model/transformer/diffusion_pytorch_model.safetensors";
     world.sparse(file, &3_000_000_000u64.to_le_bytes(), 3_100_000_000);
     world.refused(TRAIN, &["diffusion_pytorch_model.safetensors", "3.0 GB in memory"]);
-    // A tensor as large as its file says, of which the machine has not so much.
+    // A tensor as large as its file claims, larger than the machine's memory.
     if cfg!(not(target_os = "linux")) {
         return;
     }

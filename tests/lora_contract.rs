@@ -16,7 +16,7 @@ use seg4diff::model::text::TextEmbedding;
 use seg4diff::model::weights::{Weights, read_all};
 use seg4diff::train::checkpoint::Checkpoint;
 use seg4diff::train::gradients::{StepInputs, StepPlan, gradients};
-use seg4diff::train::optimizer::AdamW;
+use seg4diff::train::optimizers::{Optimizer, adamw::AdamW};
 use seg4diff::train::parameters::Parameters;
 use seg4diff::train::trained::adapter_of;
 use smoke_run::{Run, read, run, succeed};
@@ -153,12 +153,12 @@ fn training_moves_the_adapters_alone() {
         assert_eq!(parameters.all.len(), 2 * (layers - 1), "{variant}: A and B of every layer but one, see below");
         model.attach_low_rank(&parameters.low_rank()).expect("attach");
         let start = parameters.tensors().expect("tensors");
-        let mut optimizer = AdamW::new(&parameters);
+        let mut optimizer = AdamW::new(&config.optim, &parameters).expect("optimizer");
         let inputs = inputs(&model);
         for _ in 0..3 {
             let plan = StepPlan { expert_layers: &[1], recomputed_blocks: 1 };
             let found = gradients(&model, &parameters, &config.loss, &inputs, plan).expect("gradients");
-            optimizer.step(&parameters, &found.by_parameter, 1.0, 0.1, &config.optim).expect("step");
+            optimizer.step(&parameters, &found.buffer, &|group| group.learning_rate(0.1, &config.optim)).expect("step");
         }
         let still: Vec<String> = parameters
             .tensors()

@@ -4,7 +4,7 @@ use candle_core::{Device, Tensor};
 use seg4diff::config::RunConfig;
 use seg4diff::loss::{Matching, assign};
 use seg4diff::ops::match_cost;
-use seg4diff::train::schedule::learning_rate;
+use seg4diff::train::schedule::warmup_cosine;
 use serde_json::Value;
 use std::path::Path;
 
@@ -73,7 +73,7 @@ fn learning_rates_are_those_of_torch() {
         let config = config(&settings);
         let rates: Vec<f64> = serde_json::from_value(case["rates"].clone()).unwrap();
         for (step, wanted) in rates.iter().enumerate() {
-            let rate = learning_rate(&config.optim, step as u64, config.train.steps);
+            let rate = warmup_cosine(&config.optim, step as u64, config.train.steps);
             assert!((rate - wanted).abs() <= 1e-9 * config.optim.lr, "step {step}: {rate}, torch {wanted}");
         }
     }

@@ -1,4 +1,4 @@
-//! Memory, threads and files that the system refuses: one clear error that gives the system's reason.
+//! Memory, threads and files that the system refuses: one clear error with the system's reason.
 //!
 //! The limits, modes and reasons are Linux's.
 #![cfg(target_os = "linux")]

@@ -88,7 +88,7 @@ impl Process {
         }
     }
 
-    /// Waits for the end; the exit status (none if killed) and what was said.
+    /// Waits for the end; the exit status (`None` if killed) and the messages.
     fn end(mut self) -> (ExitStatus, String) {
         let mut said = String::new();
         let stderr = self.child.stderr.take().expect("stderr");
@@ -167,7 +167,7 @@ fn killed_before_the_first_checkpoint() {
     Outcome::of(&run, STEPS).check(&UNDISTURBED, "killed before the first checkpoint");
 }
 
-/// SIGINT and SIGTERM: the step is finished, a checkpoint written, status 0, and the way to go on is said.
+/// SIGINT and SIGTERM: the step is finished, a checkpoint written, the status is 0, and the message says how to resume.
 #[cfg(unix)]
 #[test]
 fn stopped_by_a_signal() {
@@ -222,7 +222,7 @@ fn a_finished_run_is_exported_again() {
     Outcome::of(&run, STEPS).check(&UNDISTURBED, "resumed when complete");
 }
 
-/// What is written can be read by those who can read any other new file.
+/// The files have the mode of other new files.
 #[cfg(unix)]
 #[test]
 fn files_have_the_mode_of_ordinary_files() {

@@ -1,4 +1,4 @@
-//! What is printed for people: nobody reading it stops no job, and nothing in it steers the terminal.
+//! Terminal output: a closed reader stops no job, and no text controls the terminal.
 //!
 //! The full device and the terminal that the tests make are Linux's.
 #![cfg(target_os = "linux")]

@@ -13,10 +13,10 @@ use seg4diff::ops::Target;
 use seg4diff::system::device::open_cuda;
 use seg4diff::train;
 use seg4diff::train::gradients::{Gradients, StepInputs, StepPlan, gradients};
-use seg4diff::train::optimizer::{AdamW, clip_factor, gradient_norm};
+use seg4diff::train::optimizers::{Optimizer, adamw::AdamW};
 use seg4diff::train::parameters::Parameters;
 use seg4diff::train::run_folder::{Resume, RunFolder};
-use seg4diff::train::schedule::learning_rate;
+use seg4diff::train::schedule::warmup_cosine;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -296,6 +296,7 @@ fn loss_terms_and_every_gradient() {
                 assert!((got - wanted).abs() <= 1e-4 * wanted.abs(), "{variant} {name}: {term} {got}, torch {wanted}");
             }
             let names: Vec<&String> = parameters.all.iter().map(|p| &p.name).collect();
+            let by_parameter = step.buffer.by_parameter(&parameters).unwrap();
             let largest = expected
                 .iter()
                 .filter(|(key, _)| key.starts_with("grad.lora"))
@@ -303,7 +304,7 @@ fn loss_terms_and_every_gradient() {
                 .fold(0f32, f32::max);
             for (key, wanted) in &expected {
                 let Some(key) = key.strip_prefix("grad.") else { continue };
-                let got = names.iter().position(|name| *name == key).and_then(|i| step.by_parameter[i].clone());
+                let got = names.iter().position(|name| *name == key).and_then(|i| by_parameter[i].clone());
                 match got {
                     // A gradient that is zero by structure need not be computed.
                     None => {
@@ -336,7 +337,8 @@ fn recomputing_blocks_changes_no_bit() {
                     again.terms().unwrap(),
                     "{variant} {name}: {blocks} blocks recomputed"
                 );
-                for ((a, b), parameter) in whole.by_parameter.iter().zip(&again.by_parameter).zip(&parameters.all) {
+                let [whole, again] = [&whole, &again].map(|found| found.buffer.by_parameter(&parameters).unwrap());
+                for ((a, b), parameter) in whole.iter().zip(&again).zip(&parameters.all) {
                     let (a, b) = (a.as_ref().map(values), b.as_ref().map(values));
                     assert!(a == b, "{variant} {name}: {} with {blocks} blocks recomputed", parameter.name);
                 }
@@ -360,7 +362,7 @@ fn ten_optimizer_steps() {
     config.optim.lora_lr_scale = number("lora_lr_scale");
     config.optim.warmup_factor = number("warmup_factor");
     let (model, parameters) = fixture.trained(&config, false);
-    let mut optimizer = AdamW::new(&parameters);
+    let mut optimizer = AdamW::new(&config.optim, &parameters).unwrap();
     let steps = record["total"].as_array().unwrap().len();
     assert_eq!(steps, 10);
     for step in 0..steps {
@@ -370,8 +372,9 @@ fn ten_optimizer_steps() {
         inputs.timestep = (&inputs.sigma * 1000.0).unwrap();
         let plan = StepPlan { expert_layers: &config.model.expert_layers, recomputed_blocks: 0 };
         let result = gradients(&model, &parameters, &config.loss, &inputs, plan).unwrap();
-        let norm = gradient_norm(&result.by_parameter).unwrap();
-        let lr = learning_rate(&config.optim, step as u64, steps as u64);
+        let mut found = result.buffer.clone();
+        let norm = found.norm(&parameters).unwrap();
+        let lr = warmup_cosine(&config.optim, step as u64, steps as u64);
         for (what, got, wanted) in [
             ("loss", f64::from(result.terms().unwrap().total), &record["total"][step]),
             ("gradient norm", norm, &record["grad_norm"][step]),
@@ -380,12 +383,12 @@ fn ten_optimizer_steps() {
             let wanted = wanted.as_f64().unwrap();
             assert!((got - wanted).abs() <= 1e-4 * wanted.abs(), "step {step}: {what} {got}, torch {wanted}");
         }
-        let clip = clip_factor(norm, config.optim.clip_norm);
-        optimizer.step(&parameters, &result.by_parameter, clip, lr, &config.optim).unwrap();
+        found.clip(norm, config.optim.clip_norm).unwrap();
+        optimizer.step(&parameters, &found, &|group| group.learning_rate(lr, &config.optim)).unwrap();
     }
     for parameter in &parameters.all {
         let wanted = &tensors[&format!("final.{}", parameter.name)];
-        let off = relative(parameter.var.as_tensor(), wanted);
+        let off = relative(&parameter.values, wanted);
         assert!(off < 1e-4, "{} is off by {off} after ten steps", parameter.name);
     }
 }

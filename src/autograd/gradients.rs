@@ -78,17 +78,6 @@ impl Slot {
             Self::Empty | Self::Unwritten(_) => None,
         }
     }
-
-    /// The sum of a leaf, which begins anew.
-    pub(super) fn take_leaf(&mut self) -> Option<Tensor> {
-        let (left, sum) = match std::mem::take(self) {
-            Self::Sum(sum) => (Self::Empty, Some(sum)),
-            Self::Written(memory) => (Self::Unwritten(memory.clone()), Some(memory)),
-            other => (other, None),
-        };
-        *self = left;
-        sum
-    }
 }
 
 /// The gradients of an operation's inputs.

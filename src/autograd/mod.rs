@@ -87,11 +87,6 @@ impl Variable {
         Self::with_node(tensor, Origin::Leaf(Slot::Empty), vec![])
     }
 
-    /// A leaf whose gradient is written to `gradient`, a contiguous tensor of its shape, over what is there.
-    pub fn leaf_into(tensor: Tensor, gradient: Tensor) -> Self {
-        Self::with_node(tensor, Origin::Leaf(Slot::Unwritten(gradient)), vec![])
-    }
-
     fn with_node(tensor: Tensor, origin: Origin, inputs: Vec<Option<Arc<Node>>>) -> Self {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
@@ -126,12 +121,20 @@ impl Variable {
         }
     }
 
+    /// Has the next gradient of a leaf written to `memory`, a contiguous tensor of its shape, over what is there.
+    pub fn write_gradient_to(&self, memory: Tensor) {
+        let Some(node) = &self.node else { return };
+        if let Origin::Leaf(slot) = &mut *node.origin.lock().unwrap_or_else(PoisonError::into_inner) {
+            *slot = Slot::Unwritten(memory);
+        }
+    }
+
     /// The gradient that backward passes have left in a leaf since it was last taken; none where there was none.
     pub fn take_gradient(&self) -> Option<Tensor> {
         let node = self.node.as_ref()?;
         let mut origin = node.origin.lock().unwrap_or_else(PoisonError::into_inner);
         match &mut *origin {
-            Origin::Leaf(slot) => slot.take_leaf(),
+            Origin::Leaf(slot) => std::mem::take(slot).into_sum(),
             Origin::Operation(_) => None,
         }
     }

@@ -31,7 +31,7 @@ const EXAMPLE: &str = "Example:
 /// Find the expert: how each block's attention segments, and how much attention passes between image and text
 ///
 /// mIoU and pixel accuracy are those of open-vocabulary segmentation by the block's attention. image→text is the share
-/// of their attention that image tokens give to text, text→image the reverse; \"uniform\" is what it would be if all
+/// of their attention that image tokens give to text, text→image the reverse; "uniform" is what it would be if all
 /// tokens got the same.
 #[derive(Args, Clone, Debug)]
 #[command(

@@ -1,15 +1,15 @@
 //! The command line: the arguments of each command, and code shared by the two binaries.
 //!
 //! Exit status: 0 success, 1 failure, 2 wrong usage or configuration.
-pub mod analyze;
-pub mod config;
+pub(crate) mod analyze;
+pub(crate) mod config;
 mod drawings;
-pub mod evaluate;
-pub mod export;
-pub mod generate;
-pub mod maps;
-pub mod prepare;
-pub mod probe;
+pub(crate) mod evaluate;
+pub(crate) mod export;
+pub(crate) mod generate;
+pub(crate) mod maps;
+pub(crate) mod prepare;
+pub(crate) mod probe;
 pub mod train;
 
 use crate::config::{Choice, DeviceChoice, TextEncoderKind, WeightType};
@@ -22,7 +22,7 @@ use crate::model::weights::required_files::text_encoders_in;
 use crate::system::error::{Error, Result};
 use crate::system::process::prepare;
 use crate::system::terminal::complain;
-pub use crate::system::terminal::{mention, say};
+pub(crate) use crate::system::terminal::{mention, say};
 use clap::{Args, Parser, Subcommand};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -32,11 +32,11 @@ use std::process::ExitCode;
 #[command(name = "seg4diff", version)]
 pub struct Cli {
     #[command(subcommand)]
-    pub command: Command,
+    command: Command,
 }
 
 #[derive(Debug, Subcommand)]
-pub enum Command {
+enum Command {
     Train(train::TrainArgs),
     Generate(generate::GenerateArgs),
     Probe(probe::ProbeArgs),
@@ -49,17 +49,21 @@ pub enum Command {
     Prepare(prepare::PrepareCommand),
 }
 
-impl Command {
+impl Cli {
+    /// Runs the command.
+    ///
+    /// # Errors
+    /// As the command fails; `Error::Usage` for wrong arguments.
     pub fn run(&self) -> Result<()> {
-        match self {
-            Self::Train(args) => train::run(args),
-            Self::Generate(args) => generate::run(args),
-            Self::Probe(args) => probe::run(args),
-            Self::Export(args) => export::run(args),
-            Self::Config(args) => config::run(args),
-            Self::Analyze(args) => analyze::run(args),
-            Self::Evaluate(command) => command.run(),
-            Self::Prepare(command) => command.run(),
+        match &self.command {
+            Command::Train(args) => train::run(args),
+            Command::Generate(args) => generate::run(args),
+            Command::Probe(args) => probe::run(args),
+            Command::Export(args) => export::run(args),
+            Command::Config(args) => config::run(args),
+            Command::Analyze(args) => analyze::run(args),
+            Command::Evaluate(command) => command.run(),
+            Command::Prepare(command) => command.run(),
         }
     }
 }
@@ -78,7 +82,7 @@ pub fn finish(command: impl FnOnce() -> Result<()>) -> ExitCode {
 
 /// The model that a command works on, and where.
 #[derive(Args, Clone, Debug)]
-pub struct ModelArgs {
+pub(crate) struct ModelArgs {
     /// Folder of a diffusers pipeline, or hf:ORG/NAME@REVISION
     #[arg(long, value_name = "DIR")]
     pub model: String,
@@ -100,14 +104,14 @@ pub struct ModelArgs {
 }
 
 /// A base model with its LoRA, ready to run.
-pub struct LoadedModel {
+pub(crate) struct LoadedModel {
     pub files: ModelFiles,
     pub pipeline: Pipeline,
     pub device: candle_core::Device,
 }
 
 /// A base model whose weights have not been read, with its LoRA.
-pub struct NamedModel<'a> {
+pub(crate) struct NamedModel<'a> {
     pub files: ModelFiles,
     pub options: PipelineOptions,
     /// With the file that it is from.

@@ -1,6 +1,7 @@
 //! `prepare`: makes data sets, and caches of latents and text embeddings.
 use super::mention;
 use crate::config::RunConfig;
+use crate::data::cache::SHARD_BYTES;
 use crate::data::codec::labels::encode_labels;
 use crate::data::codec::matlab::LabelMatrix;
 use crate::data::sources::ade20k;
@@ -190,7 +191,7 @@ pub struct CacheArgs {
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
     /// Size of a file in MiB; a command that is killed loses at most one
-    #[arg(long, value_name = "MIB", default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..=65536))]
+    #[arg(long, value_name = "MIB", default_value_t = SHARD_BYTES >> 20, value_parser = clap::value_parser!(u64).range(1..=65536))]
     pub shard_size: u64,
 }
 

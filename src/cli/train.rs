@@ -34,7 +34,7 @@ pub struct TrainArgs {
 }
 
 impl TrainArgs {
-    pub fn resume(&self) -> Resume {
+    fn resume(&self) -> Resume {
         match &self.resume {
             None => Resume::No,
             Some(None) => Resume::Newest,
@@ -43,6 +43,10 @@ impl TrainArgs {
     }
 }
 
+/// Checks the config and the files that it names and, unless `--check` is given, trains.
+///
+/// # Errors
+/// The config, a file that it names, or the run itself.
 pub fn run(args: &TrainArgs) -> Result<()> {
     let config = RunConfig::load(&args.config, &args.set)?;
     config.check_files()?;

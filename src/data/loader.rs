@@ -37,6 +37,7 @@ const FIRST_SEEN: u64 = 100;
 /// A batch of samples in draw order.
 #[derive(Debug)]
 pub struct Batch {
+    /// `data.batch` samples, in the order of the seed.
     pub samples: Vec<Sample>,
     /// Epoch of the first sample.
     pub epoch: u64,
@@ -51,7 +52,9 @@ pub struct Batch {
 /// Samples of the current epoch, and those that had a usable mask.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Coverage {
+    /// Samples of this epoch so far.
     pub samples: u64,
+    /// Samples among them with a usable mask.
     pub with_masks: u64,
 }
 

@@ -3,12 +3,12 @@
 //! Formats: *sa1b* reads tar files (or folders) of `KEY.jpg` + `KEY.json`; *coco* reads folders of images and a folder
 //! of label maps or panoptic PNGs; *folder* reads folders of `x.jpg` (or `x.png`), `x.txt`, and a label map `x.png`
 //! (beside `x.jpg`) or `x_mask.png`. `Loader` streams batches of `Sample`.
-pub mod cache;
+pub(crate) mod cache;
 pub mod codec;
-pub mod decode;
-pub mod keyed_temp_store;
-pub mod loader;
-pub mod order;
+pub(crate) mod decode;
+pub(crate) mod keyed_temp_store;
+pub(crate) mod loader;
+pub(crate) mod order;
 mod plan;
 pub mod sources;
 

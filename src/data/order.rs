@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Cursor {
+    /// Number of the pass over the data set, from 0.
     pub epoch: u64,
     /// Index, in the epoch's order of shards, of the shard in which the window starts.
     pub shard: u64,

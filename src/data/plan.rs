@@ -25,6 +25,7 @@ pub struct DecodeTask {
 /// The part of a [`Cursor`] that the planner advances.
 #[derive(Clone, Copy, Debug)]
 pub struct Position {
+    /// Number of the pass over the data set, from 0.
     pub epoch: u64,
     pub shard: u64,
     pub member: u64,

@@ -14,6 +14,7 @@ const OPAQUE: f32 = 0.5;
 /// A picture with its caption and label map.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Scene {
+    /// The picture, RGB.
     pub image: RgbImage,
     /// For example "a cat and a bus on the grass".
     pub caption: String,

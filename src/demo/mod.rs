@@ -34,7 +34,9 @@ impl fmt::Display for Split {
 /// Parameters of a set of scenes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SceneOptions {
+    /// Seed of all scenes.
     pub seed: u64,
+    /// Which drawing styles the scenes have.
     pub split: Split,
     /// Side in pixels.
     pub size: usize,

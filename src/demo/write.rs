@@ -101,7 +101,7 @@ fn record(count: u64, options: SceneOptions) -> Value {
 /// these scenes. Returns whether they existed.
 ///
 /// # Errors
-/// `Error::Usage` if `out` holds something else; otherwise as [`write()`].
+/// `Error::Usage` if `out` holds something else; those of [`write()`].
 pub fn write_missing(out: &Path, count: u64, options: SceneOptions, progress: impl FnMut(u64)) -> Result<bool> {
     // A lock file means that another process is drawing the folder, or was killed and left a temporary folder.
     if !is_there(out)? || exists(&lock_file(out))? {

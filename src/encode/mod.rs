@@ -3,7 +3,7 @@
 mod fill;
 mod recipes;
 
-pub use fill::{Filled, fill};
+pub use fill::fill;
 
 use crate::config::RunConfig;
 use crate::data::Cache;

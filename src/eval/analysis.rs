@@ -18,9 +18,11 @@ use std::ops::Range;
 /// Measurements of one block, over all images and prompts.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct BlockAnalysis {
+    /// Index of the block, from 0.
     pub block: usize,
     /// Open-vocabulary segmentation by this block's attention, from 0 to 1.
     pub miou: f64,
+    /// Share of labelled pixels that are predicted right.
     pub pixel_accuracy: f64,
     /// Fraction of the image tokens' attention that goes to text, mean over heads.
     pub image_to_text: f64,
@@ -41,6 +43,7 @@ pub struct BlockAnalysis {
 /// Measurements of all blocks of a model.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Analysis {
+    /// One entry a block, ascending.
     pub blocks: Vec<BlockAnalysis>,
     /// The block with the highest mIoU.
     pub expert: usize,
@@ -52,6 +55,7 @@ pub struct Analysis {
     pub uniform_image_to_text: f64,
     /// Fraction of attention that the image would get from text tokens if attention were uniform.
     pub uniform_text_to_image: f64,
+    /// How many images were measured.
     pub images: u64,
 }
 

@@ -102,6 +102,7 @@ pub struct ClipScores {
     pub clip_score: f64,
     /// Mean over images of the cosine similarity.
     pub cosine: f64,
+    /// How many images were scored.
     pub images: u64,
 }
 

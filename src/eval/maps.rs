@@ -17,9 +17,13 @@ const EPSILON: f64 = 1e-6;
 pub struct MapSettings {
     /// Blocks to average over, counted from 0, ascending.
     pub layers: Vec<usize>,
+    /// Which heads a map is made of.
     pub heads: MapHeads,
+    /// Whether a map holds scores or probabilities.
     pub attention: AttentionForm,
+    /// Whether and when maps are scaled to [0, 1].
     pub normalize: MapNormalize,
+    /// The score head that is applied to maps, where there is one.
     pub score_head: Option<TrainedScoreHead>,
 }
 

@@ -1,8 +1,8 @@
 //! Evaluation: expert block analysis, segmentation by attention, quality of generated images.
 pub mod analysis;
-pub mod blurring;
+pub(crate) mod blurring;
 pub mod clip_score;
-pub mod flow;
+pub(crate) mod flow;
 pub mod generation;
 pub mod maps;
 pub mod pca;

@@ -1,5 +1,5 @@
-//! The first three principal components of a model's image tokens, shown as red, green and blue.
-use super::generation::matrix::{View, add_product};
+//! What a model's image tokens have in common: their first three principal components, which make a picture of them.
+use super::generation::matrix::add_product;
 use super::segmentation::{
     LabelledFolder, LabelledImage, Prompt, SegmentationOptions, Segmenter, Vocabulary, each_batch,
 };
@@ -7,6 +7,7 @@ use crate::model::pipeline::Pipeline;
 use crate::sample::scheduler::Scheduler;
 use crate::system::error::{Error, Result};
 use candle_core::{DType, Device};
+use faer::{Mat, MatRef};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
@@ -90,7 +91,7 @@ pub fn principal_components(features: &[Vec<f32>]) -> Option<Vec<[f32; COMPONENT
         (0..rows).for_each(|row| centred[row * width + column] -= mean);
     }
     let mut scaled = vec![[0f32; COMPONENTS]; rows];
-    for (component, direction) in directions(&centred, rows, width).iter().enumerate() {
+    for (component, direction) in directions(&centred, rows, width)?.iter().enumerate() {
         let values: Vec<f64> = centred.chunks_exact(width).map(|row| dot(row, direction)).collect();
         let (least, most) = values.iter().fold((f64::MAX, f64::MIN), |(least, most), v| (least.min(*v), most.max(*v)));
         for (scaled, value) in scaled.iter_mut().zip(values) {
@@ -100,22 +101,23 @@ pub fn principal_components(features: &[Vec<f32>]) -> Option<Vec<[f32; COMPONENT
     Some(scaled)
 }
 
-/// The principal directions of `centred` `[rows, width]`, at most three, by subspace iteration with Rayleigh–Ritz
-/// projection (Golub and Van Loan, 8.2.4).
-fn directions(centred: &[f64], rows: usize, width: usize) -> Vec<Vec<f64>> {
+/// The directions of the greatest variance of `centred` `[rows, width]`, three or, where it has fewer, those; by subspace
+/// iteration with Rayleigh and Ritz's choice of directions (Golub and Van Loan, 8.2.4).
+fn directions(centred: &[f64], rows: usize, width: usize) -> Option<Vec<Vec<f64>>> {
     let followed = FOLLOWED.min(width).min(rows);
     let mut random = ChaCha8Rng::seed_from_u64(0);
     let mut draw = || -> Vec<f64> { (0..width).map(|_| StandardNormal.sample(&mut random)).collect() };
     let mut basis: Vec<Vec<f64>> = (0..followed).map(|_| draw()).collect();
     orthonormalise(&mut basis);
-    let mut variances = vec![];
+    let mut variances: Vec<f64> = vec![];
     for _ in 0..STEPS {
         let images = gram_product(centred, rows, width, &basis);
-        let small: Vec<Vec<f64>> = basis.iter().map(|a| images.iter().map(|b| dot(a, b)).collect()).collect();
-        let (values, rotation) = symmetric_eigen(small);
-        variances = values;
-        basis = combined(&basis, &rotation);
-        let images = combined(&images, &rotation);
+        let small = Mat::from_fn(followed, followed, |i, j| dot(&basis[i], &images[j]));
+        // It is positive semidefinite: its singular values and vectors are its eigenvalues, descending, and eigenvectors.
+        let eigen = small.thin_svd().ok()?;
+        variances = eigen.S().column_vector().iter().copied().collect();
+        basis = combined(&basis, eigen.U());
+        let images = combined(&images, eigen.U());
         let greatest = variances.first().copied().unwrap_or(0.0);
         let left = (0..COMPONENTS.min(basis.len())).map(|i| residual(&images[i], &basis[i], variances[i]));
         if left.fold(0f64, f64::max) <= PRECISION * greatest {
@@ -134,7 +136,7 @@ fn directions(centred: &[f64], rows: usize, width: usize) -> Vec<Vec<f64>> {
             direction.iter_mut().for_each(|loading| *loading = -*loading);
         }
     }
-    found
+    Some(found)
 }
 
 fn dot(a: &[f64], b: &[f64]) -> f64 {
@@ -148,21 +150,21 @@ fn residual(image: &[f64], vector: &[f64], value: f64) -> f64 {
 
 /// `XᵀX·v` for each vector.
 fn gram_product(x: &[f64], rows: usize, width: usize, vectors: &[Vec<f64>]) -> Vec<Vec<f64>> {
-    let (count, x) = (vectors.len(), View::rows(x, width));
+    let (count, x) = (vectors.len(), MatRef::from_row_major_slice(x, rows, width));
     let flat = vectors.concat();
     let mut projected = vec![0.0; rows * count];
-    add_product(&mut projected, (rows, width, count), x, View::rows(&flat, width).transposed());
+    add_product(&mut projected, x, MatRef::from_row_major_slice(&flat, count, width).transpose());
     let mut images = vec![0.0; count * width];
-    add_product(&mut images, (count, rows, width), View::rows(&projected, count).transposed(), x);
+    add_product(&mut images, MatRef::from_row_major_slice(&projected, rows, count).transpose(), x);
     images.chunks_exact(width).map(<[f64]>::to_vec).collect()
 }
 
-/// Linear combinations of vectors with the columns of `rotation` as weights.
-fn combined(vectors: &[Vec<f64>], rotation: &[Vec<f64>]) -> Vec<Vec<f64>> {
+/// Vectors weighed by the columns of `rotation`.
+fn combined(vectors: &[Vec<f64>], rotation: MatRef<f64>) -> Vec<Vec<f64>> {
     let one = |column: usize| {
         let mut sum = vec![0.0; vectors[0].len()];
-        for (vector, weights) in vectors.iter().zip(rotation) {
-            sum.iter_mut().zip(vector).for_each(|(sum, value)| *sum += weights[column] * value);
+        for (row, vector) in vectors.iter().enumerate() {
+            sum.iter_mut().zip(vector).for_each(|(sum, value)| *sum += rotation[(row, column)] * value);
         }
         sum
     };
@@ -185,39 +187,4 @@ fn orthonormalise(vectors: &mut [Vec<f64>]) {
         let scale = if left > length * 1e-14 { 1.0 / left } else { 0.0 };
         vector.iter_mut().for_each(|value| *value *= scale);
     }
-}
-
-/// Eigenvalues of a small symmetric matrix, descending, and eigenvectors as columns, by Jacobi rotations.
-fn symmetric_eigen(mut matrix: Vec<Vec<f64>>) -> (Vec<f64>, Vec<Vec<f64>>) {
-    let size = matrix.len();
-    let mut vectors: Vec<Vec<f64>> = (0..size).map(|i| (0..size).map(|j| f64::from(i == j)).collect()).collect();
-    // Converges quadratically: seven sweeps are usual.
-    for _ in 0..50 {
-        let beside: f64 = (0..size).flat_map(|i| (0..i).map(move |j| (i, j))).map(|(i, j)| matrix[i][j].powi(2)).sum();
-        let diagonal: f64 = (0..size).map(|i| matrix[i][i].powi(2)).sum();
-        if beside <= 1e-32 * diagonal {
-            break;
-        }
-        for (p, q) in (0..size).flat_map(|q| (0..q).map(move |p| (p, q))) {
-            if matrix[p][q] == 0.0 {
-                continue;
-            }
-            let theta = (matrix[q][q] - matrix[p][p]) / (2.0 * matrix[p][q]);
-            let tangent = theta.signum() / (theta.abs() + theta.hypot(1.0));
-            let cosine = 1.0 / tangent.hypot(1.0);
-            let sine = tangent * cosine;
-            let turn = |a: f64, b: f64| (cosine * a - sine * b, sine * a + cosine * b);
-            for row in matrix.iter_mut().chain(vectors.iter_mut()) {
-                (row[p], row[q]) = turn(row[p], row[q]);
-            }
-            let (before, rest) = matrix.split_at_mut(q);
-            for (a, b) in before[p].iter_mut().zip(&mut rest[0]) {
-                (*a, *b) = turn(*a, *b);
-            }
-        }
-    }
-    let mut order: Vec<usize> = (0..size).collect();
-    order.sort_by(|a, b| matrix[*b][*b].total_cmp(&matrix[*a][*a]));
-    let values = order.iter().map(|&i| matrix[i][i]).collect();
-    (values, vectors.iter().map(|row| order.iter().map(|&i| row[i]).collect()).collect())
 }

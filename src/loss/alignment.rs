@@ -13,17 +13,23 @@ use candle_core::Result;
 pub enum AlignmentLoss {
     /// No image has a mask that anything could be aligned with.
     None,
+    /// `alignment = "sigmoid"`, the published form.
     Sigmoid {
+        /// Focal loss, a scalar, summed over pairs and divided by the number of masks.
         focal: Variable,
+        /// Dice loss, a scalar, summed over pairs and divided by the number of masks.
         dice: Variable,
     },
+    /// `alignment = "softmax"`.
     Softmax {
+        /// Cross-entropy over the paired tokens, a scalar.
         align: Variable,
     },
 }
 
 /// The alignment of a batch's attention, the mean over some expert blocks, with its masks.
 pub struct MaskAlignment<'a> {
+    /// Attention heads of the model.
     pub heads: usize,
     /// Rows and columns of image tokens.
     pub grid: (usize, usize),
@@ -31,6 +37,7 @@ pub struct MaskAlignment<'a> {
     pub targets: &'a [SampleTargets],
     /// The parameters in the order of [`ops::PARAMETERS`].
     pub score_head: Option<&'a [Variable]>,
+    /// Form and weights of the loss.
     pub config: &'a LossConfig,
 }
 

@@ -33,6 +33,7 @@ pub struct MaskTarget {
 /// The masks of one image.
 #[derive(Clone, Default)]
 pub struct SampleTargets {
+    /// The masks of one image.
     pub masks: Vec<MaskTarget>,
     /// For every class named in the prompt the CLIP tokens of its name; none where the name did not fit.
     pub spans: Vec<Option<Range<usize>>>,

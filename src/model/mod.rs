@@ -1,6 +1,6 @@
 //! The networks: MM-DiT, text encoders, autoencoder, LoRA, and the files that their weights come from.
 pub mod adapters;
-pub mod clip_image;
+pub(crate) mod clip_image;
 pub mod families;
 mod layers;
 pub mod pipeline;

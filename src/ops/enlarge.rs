@@ -13,6 +13,7 @@ pub struct Enlarge {
 }
 
 impl Enlarge {
+    /// From `from` values to `to` values.
     pub fn new(from: usize, to: usize) -> Self {
         let scale = from as f32 / to as f32;
         let mut enlarge = Self { low: vec![], high: vec![], weight: vec![], from };
@@ -86,10 +87,12 @@ pub struct Rows<'a> {
 }
 
 impl<'a> Rows<'a> {
+    /// Of `map`, `[vertical.from, horizontal.from]`.
     pub fn new(map: &'a [f32], vertical: &'a Enlarge, horizontal: &'a Enlarge) -> Self {
         Self { map, vertical, horizontal, between: vec![0.0; horizontal.from] }
     }
 
+    /// Writes row `y` of the enlarged map into `out`.
     pub fn row(&mut self, y: usize, out: &mut [f32]) {
         let (low, high, weight) = self.vertical.at(y);
         let width = self.horizontal.from;

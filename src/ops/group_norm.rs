@@ -38,6 +38,10 @@ impl Affine {
 }
 
 impl GroupNorm {
+    /// `weight` and `bias` are `[channels]`, of which `groups` are a divisor.
+    ///
+    /// # Errors
+    /// The shapes do not fit.
     pub fn new(weight: Tensor, bias: Tensor, groups: usize, eps: f64) -> Result<Self> {
         if groups == 0 || !weight.dims1()?.is_multiple_of(groups) || bias.shape() != weight.shape() {
             bail!("group norm: {groups} groups, weight {:?}, bias {:?}", weight.shape(), bias.shape())

@@ -7,6 +7,7 @@ use rayon::prelude::*;
 
 /// The costs of all pairs, `[maps][masks]`, which may still be on their way from a GPU.
 pub enum Costs {
+    /// Costs in host memory.
     Here(Vec<Vec<f32>>),
     #[cfg(feature = "cuda")]
     Coming {

@@ -1,6 +1,7 @@
 //! Operations of the network and of the losses. Each is a folder: what it computes and its backward pass (`mod.rs`), own loops
 //! for the CPU (`cpu`), own kernels for a GPU (in `cuda`), and a reference implementation in candle's operations (`reference`),
 //! which serves other types and the tests.
+mod adamw;
 mod attention;
 mod backend;
 pub mod conv2d;
@@ -20,6 +21,7 @@ mod pixel_cross_entropy;
 mod pointwise;
 mod score_head;
 
+pub use adamw::{AdamWBuffers, AdamWRange, AdamWSettings, adamw, sum_of_squares};
 pub use attention::{attention, attention_probability};
 pub use elementary::{add, cat, mean_squared_error};
 pub use enlarge::{Enlarge, Rows, enlarge};

@@ -1,4 +1,6 @@
 //! A run's training curves as SVG panels: each step in a faint line, the running mean on top.
+//!
+//! Drawn here: the crates that plot bring fonts and several times this file's code for two polylines and a grid.
 use super::metrics::{StepMetrics, ValidationScores};
 use maud::{Markup, html};
 use std::fmt::Write;

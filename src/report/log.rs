@@ -24,7 +24,7 @@ pub fn init() -> Result<()> {
         .with_env_filter(filter)
         .with_target(false)
         .with_ansi(shows_colours())
-        // A line that cannot be written is lost; to report that is what would panic.
+        // A line that cannot be written is dropped: reporting the failure would panic.
         .log_internal_errors(false)
         .fmt_fields(PrintableFields)
         .with_writer(|| AboveBars);

@@ -10,10 +10,13 @@ use std::path::{Path, PathBuf};
 /// Scores on held-out data after a step; absent if not measured.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ValidationScores {
+    /// Mean intersection over union of the expert's attention.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub miou: Option<f64>,
+    /// Share of labelled pixels that are predicted right.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pixel_accuracy: Option<f64>,
+    /// Flow loss on held-out images.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub held_out_flow: Option<f64>,
 }
@@ -33,8 +36,10 @@ pub struct StepMetrics {
     /// Flow-matching loss. Like all terms, without its weight.
     #[serde(deserialize_with = "number")]
     pub flow: f64,
+    /// Focal loss, without its weight.
     #[serde(deserialize_with = "number")]
     pub focal: f64,
+    /// Dice loss, without its weight.
     #[serde(deserialize_with = "number")]
     pub dice: f64,
     /// Softmax alignment loss, if trained.
@@ -49,6 +54,7 @@ pub struct StepMetrics {
     /// Norm of the gradient over all trained parameters, before clipping.
     #[serde(deserialize_with = "number")]
     pub grad_norm: f64,
+    /// Images a second.
     #[serde(deserialize_with = "number")]
     pub images_per_s: f64,
     /// Wall time of the step.

@@ -1,19 +1,19 @@
 //! A run's output for people: log, progress, metrics file, pictures, and the HTML report.
-pub mod blocks;
+pub(crate) mod blocks;
 mod curves;
 pub mod heatmap;
-pub mod log;
+pub(crate) mod log;
 pub mod metrics;
 mod page;
 pub mod pca;
 mod picture;
-pub mod progress;
+pub(crate) mod progress;
 mod samples;
 pub mod segmentation;
 pub mod summary;
-pub mod tensorboard;
+pub(crate) mod tensorboard;
 mod trained_layers;
-pub mod units;
+pub(crate) mod units;
 mod validation;
 
 pub use page::{Measured, RunReport, byte_size};

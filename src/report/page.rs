@@ -36,9 +36,11 @@ const FILES: [(&str, &str); 10] = [
 /// Measurements before and after training; empty where none are configured.
 #[derive(Clone, Debug, Default)]
 pub struct Measured {
+    /// Scores of all stages.
     pub summary: Summary,
     /// Some held-out pictures.
     pub segmentation: Vec<SegmentationExample>,
+    /// Drawn pictures of all stages.
     pub samples: Samples,
     /// The expert block analysis, where configured.
     pub blocks: Vec<(Stage, Analysis)>,
@@ -61,12 +63,15 @@ pub struct RunReport {
     pub steps: (u64, u64),
     /// Facts about the run, as pairs of name and value.
     pub facts: Vec<(&'static str, String)>,
+    /// What was trained, by kind of layer.
     pub trained: Vec<TrainedLayers>,
     /// The resolved configuration.
     pub config_toml: String,
+    /// One entry a step.
     pub metrics: Vec<StepMetrics>,
     /// Pictures of some validations, by step.
     pub validations: BTreeMap<u64, ValidationPictures>,
+    /// What was measured.
     pub measured: Measured,
 }
 

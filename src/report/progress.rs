@@ -49,7 +49,7 @@ impl Progress {
         Self { what, total, first, started: Instant::now(), bar, last_line: None }
     }
 
-    /// `done` parts are done; `message` says what else is worth knowing.
+    /// `done` parts are done; shows `message` beside them.
     pub fn update(&mut self, done: u64, message: &str) {
         let (left, message) = (self.time_left(done), printable_line(message));
         if let Some(bar) = &self.bar {

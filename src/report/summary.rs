@@ -17,6 +17,7 @@ pub enum Stage {
 }
 
 impl Stage {
+    /// All stages, in the order of the table.
     pub const ALL: [Self; 3] = [Self::Before, Self::After, Self::WithoutMasks];
 
     /// Name in files and keys.
@@ -72,17 +73,22 @@ fn is_absent(value: &Option<f64>) -> bool {
 /// The scores of a run's models.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Summary {
+    /// Scores of the base model.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub before: Option<Scores>,
+    /// Scores with the trained adapter.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub after: Option<Scores>,
+    /// Scores of the run without the mask loss.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub without_masks: Option<Scores>,
 }
 
 /// A kind of score.
 pub struct Metric {
+    /// The name that is printed and written, such as `fid`.
     pub name: &'static str,
+    /// Whether a larger value is better.
     pub higher_is_better: bool,
     get: fn(&Scores) -> Option<f64>,
     form: Form,
@@ -167,6 +173,7 @@ fn significant(value: f64) -> String {
 }
 
 impl Summary {
+    /// The scores of `stage`, where that was measured.
     pub fn scores(&self, stage: Stage) -> Option<&Scores> {
         match stage {
             Stage::Before => self.before.as_ref(),
@@ -195,6 +202,7 @@ impl Summary {
         METRICS.iter().filter(is_measured).collect()
     }
 
+    /// Whether nothing was measured.
     pub fn is_empty(&self) -> bool {
         self.metrics().is_empty()
     }

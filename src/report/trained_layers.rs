@@ -7,6 +7,7 @@ pub struct TrainedLayers {
     pub kind: String,
     /// Number of blocks with such layers, of all blocks; `None` for layers outside blocks.
     pub blocks: Option<(usize, usize)>,
+    /// Rank of the adapters; absent where no adapter is trained.
     pub rank: Option<usize>,
     /// Number of trained parameters.
     pub parameters: usize,

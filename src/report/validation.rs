@@ -123,6 +123,7 @@ impl KeptPictures {
         Self { every: every.max(1), validations, stride }
     }
 
+    /// Whether the pictures of the validation at `step` are kept.
     pub fn contains(&self, step: u64) -> bool {
         let number = step / self.every;
         number == self.validations || number.saturating_sub(1).is_multiple_of(self.stride)

@@ -16,6 +16,7 @@ const INITIAL_NOISE: u64 = u64::from_be_bytes(*b"\0\0latent");
 /// Settings of the sampling loop.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SamplingOptions {
+    /// Denoising steps.
     pub steps: usize,
     /// Guidance scale; at 1 or less, the negative prompt is not evaluated.
     pub guidance: f64,
@@ -29,7 +30,9 @@ pub struct SamplingOptions {
 /// guided velocity, v⁺ being the velocity under the positive prompt.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct PerturbedGuidance {
+    /// Factor of the difference that is added.
     pub scale: f64,
+    /// The block whose attention is blurred, and how far.
     pub blur: Blur,
 }
 
@@ -42,11 +45,14 @@ impl PerturbedGuidance {
 
 /// Embeddings of the positive and negative prompts, of equal batch sizes.
 pub struct Conditions<'a> {
+    /// Embeddings of the prompts.
     pub positive: &'a TextEmbedding,
+    /// Embeddings of the negative prompts.
     pub negative: &'a TextEmbedding,
 }
 
 impl SamplingOptions {
+    /// Whether guidance is on: a scale above 1.
     pub fn guided(&self) -> bool {
         self.guidance > 1.0
     }

@@ -53,6 +53,7 @@ fn default_shift() -> f64 {
 pub struct Scheduler {
     /// Number of training timesteps; a timestep is σ times this number.
     pub num_train_timesteps: usize,
+    /// Shift of the noise levels: σ' = shift·σ / (1 + (shift − 1)·σ).
     pub shift: f64,
     /// σ of each training timestep, descending.
     sigmas: Vec<f32>,
@@ -68,6 +69,10 @@ pub struct Schedule {
 }
 
 impl Scheduler {
+    /// Reads `scheduler/scheduler_config.json`.
+    ///
+    /// # Errors
+    /// The file cannot be read or names another kind of scheduler.
     pub fn open(files: &ModelFiles) -> Result<Self> {
         Self::from_config(&files.scheduler_config()?)
     }
@@ -103,6 +108,7 @@ impl Scheduler {
         Ok(Self::new(config.num_train_timesteps, config.shift))
     }
 
+    /// A scheduler of these settings.
     pub fn new(num_train_timesteps: usize, shift: f64) -> Self {
         // diffusers computes in torch f32 with Python scalars rounded to f32.
         let shift32 = shift as f32;
@@ -159,6 +165,7 @@ impl Scheduler {
 }
 
 impl Schedule {
+    /// Denoising steps.
     pub fn steps(&self) -> usize {
         self.timesteps.len()
     }

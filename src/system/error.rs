@@ -19,6 +19,7 @@ pub enum Error {
     Tensor(#[from] candle_core::Error),
 }
 
+/// The library's result.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {

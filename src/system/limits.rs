@@ -16,6 +16,7 @@ use std::rc::Rc;
 pub struct Limit {
     /// What it is, for the error.
     what: &'static str,
+    /// The most bytes.
     pub bytes: u64,
 }
 

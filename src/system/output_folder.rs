@@ -109,6 +109,7 @@ impl OutputFolder {
         Ok(folder)
     }
 
+    /// The folder.
     pub fn path(&self) -> &Path {
         &self.path
     }

@@ -14,6 +14,7 @@ use std::path::Path;
 pub struct Header {
     /// Name to type, shape and byte range, counted from `data`.
     pub tensors: BTreeMap<String, TensorInfo>,
+    /// `__metadata__`: strings by name.
     pub metadata: BTreeMap<String, String>,
     /// Where the data begins.
     pub data: u64,
@@ -25,26 +26,31 @@ pub struct Header {
 pub fn header(file: &Path) -> Result<Header> {
     let mut reader = patience::open(file).map_err(|e| Error::file(file, e))?;
     let bytes = reader.0.metadata().map_err(|e| Error::file(file, e))?.len();
+    read_header(&mut reader, bytes).map_err(|problem| Error::file(file, problem))
+}
+
+/// As [`header`], from what the file of so many `bytes` begins with.
+///
+/// # Errors
+/// Says what is wrong with it.
+pub fn read_header(reader: &mut impl Read, bytes: u64) -> Result<Header, String> {
     let mut length = [0u8; 8];
     reader.read_exact(&mut length).map_err(|e| match e.kind() {
-        std::io::ErrorKind::UnexpectedEof => Error::file(file, "not a safetensors file: shorter than 8 bytes"),
-        _ => Error::file(file, e),
+        std::io::ErrorKind::UnexpectedEof => "not a safetensors file: shorter than 8 bytes".to_string(),
+        _ => e.to_string(),
     })?;
     let length = u64::from_le_bytes(length);
     if length > bytes.saturating_sub(8) {
-        return Err(Error::file(
-            file,
-            format!("not a safetensors file, or cut short: header of {length} bytes in {bytes}"),
-        ));
+        return Err(format!("not a safetensors file, or cut short: header of {length} bytes in {bytes}"));
     }
-    TENSOR_HEADER.check(length).map_err(|e| Error::file(file, e))?;
-    let mut text = limits::buffer(length as usize).map_err(|e| Error::file(file, e))?;
-    reader.read_exact(&mut text).map_err(|e| Error::file(file, e))?;
+    TENSOR_HEADER.check(length)?;
+    let mut text = limits::buffer(length as usize).map_err(|e| e.to_string())?;
+    reader.read_exact(&mut text).map_err(|e| e.to_string())?;
     let parsed = guarded(|| serde_json::from_slice::<Metadata>(&text).map_err(|e| e.to_string()));
-    let metadata = parsed.map_err(|e: String| Error::file(file, format!("not a safetensors header: {e}")))?;
+    let metadata = parsed.map_err(|problem: String| format!("not a safetensors header: {problem}"))?;
     let expected = (8 + length).saturating_add(metadata.data_len() as u64);
     if expected != bytes {
-        return Err(Error::file(file, format!("cut short or damaged: {bytes} bytes, its header says {expected}")));
+        return Err(format!("cut short or damaged: {bytes} bytes, its header says {expected}"));
     }
     Ok(Header {
         tensors: metadata.tensors().into_iter().map(|(n, i)| (n, i.clone())).collect(),

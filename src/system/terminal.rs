@@ -120,6 +120,7 @@ pub fn shows_colours() -> bool {
 pub struct BarTerminal(Term);
 
 impl BarTerminal {
+    /// The terminal on standard error, where that is one.
     pub fn open() -> Option<Self> {
         io::stderr().is_terminal().then(|| Self(Term::stderr()))
     }

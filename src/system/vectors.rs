@@ -1,4 +1,7 @@
 //! Loops translated for several widths of vector instructions, of which the machine's widest is taken.
+//!
+//! The crate multiversion does this for functions without `self` alone, and every loop here is a block over the variables
+//! around it; pulp, which is in the tree, takes a closure (see below). Neither can be told to leave out AVX-512.
 use std::sync::OnceLock;
 
 /// Evaluates an expression with the widest vector instructions of this machine. What it calls must be inlined to profit.

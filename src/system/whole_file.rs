@@ -48,7 +48,7 @@ pub fn write_atomically(file: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Re
         fill(&mut out)?;
         let temporary = out.into_inner().map_err(|e| e.into_error())?;
         temporary.as_file().sync_all()?;
-        temporary.persist(file).map_err(|e| e.error)?;
+        platform::persist(temporary, file)?;
         sync(folder)
     };
     write().map_err(|e| Error::file(file, format!("cannot write: {e}")))
@@ -91,13 +91,14 @@ impl Aside {
         }
     }
 
+    /// The temporary file or folder.
     pub fn path(&self) -> &Path {
         self.folder.path()
     }
 
     /// Renames the folder to `target`, which must not be there, or be an empty folder.
     pub fn persist(self, target: &Path) -> io::Result<()> {
-        std::fs::rename(self.path(), target)?;
+        platform::rename(self.path(), target)?;
         // It is no longer there to be removed.
         let _ = self.folder.keep();
         sync(folder_of(target))
@@ -134,11 +135,16 @@ pub fn remove(path: &Path) -> Result<()> {
     if !paths::is_folder(path)? {
         return remove_if_there(path);
     }
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let aside = path.with_file_name(format!("{WRITING}removed-{name}"));
+    remove_if_there(&set_aside(path)?)
+}
+
+/// Makes a folder a leftover, whose name is returned.
+fn set_aside(folder: &Path) -> Result<PathBuf> {
+    let name = folder.file_name().unwrap_or_default().to_string_lossy();
+    let aside = folder.with_file_name(format!("{WRITING}removed-{name}"));
     remove_if_there(&aside)?;
-    rename(path, &aside)?;
-    remove_if_there(&aside)
+    rename(folder, &aside)?;
+    Ok(aside)
 }
 
 /// Puts the folder `new` in the place of `folder`, which may be there; at no time is there neither, where the file
@@ -150,15 +156,20 @@ pub fn replace_folder(new: &Path, folder: &Path) -> Result<()> {
         // What was there has the other name now.
         remove_if_there(new)?;
     } else {
-        remove(folder)?;
-        rename(new, folder)?;
+        let old = set_aside(folder)?;
+        if let Err(problem) = rename(new, folder) {
+            // Rather the old one than none.
+            let _ = rename(&old, folder);
+            return Err(problem);
+        }
+        remove_if_there(&old)?;
     }
     sync(folder_of(folder)).map_err(|e| Error::file(folder, format!("cannot write: {e}")))
 }
 
 /// Renames a file or folder.
 pub fn rename(from: &Path, to: &Path) -> Result<()> {
-    std::fs::rename(from, to).map_err(|e| Error::file(from, format!("cannot rename to {}: {e}", to.display())))
+    platform::rename(from, to).map_err(|e| Error::file(from, format!("cannot rename to {}: {e}", to.display())))
 }
 
 /// Removes a file, or a folder with all that is in it, bit by bit.

@@ -1,33 +1,38 @@
-//! Gradients of several micro-batches as those of one.
-use super::gradients::{Gradients, LossTerms};
+//! Gradients of several micro-batches, of all processes, as those of one.
+use super::collective::Collective;
+use super::gradient_buffer::GradientBuffer;
+use super::gradients::LossTerms;
+use super::parameters::Parameters;
 use crate::system::error::Result;
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 
 /// Loss terms and gradients summed over micro-batches.
 pub struct Accumulated {
     terms: Vec<LossTerms>,
-    gradients: Vec<Option<Tensor>>,
+    gradients: GradientBuffer,
 }
 
 impl Accumulated {
-    pub fn new(parameters: usize) -> Self {
-        Self { terms: vec![], gradients: vec![None; parameters] }
+    /// Of no micro-batch yet.
+    pub fn new(parameters: &Parameters) -> Result<Self> {
+        Ok(Self { terms: vec![], gradients: GradientBuffer::zeros(parameters)? })
     }
 
-    /// Waits for the micro-batch.
-    pub fn add(&mut self, micro: Gradients) -> Result<()> {
-        self.terms.push(micro.terms()?);
-        for (sum, gradient) in self.gradients.iter_mut().zip(micro.by_parameter) {
-            *sum = match (sum.take(), gradient) {
-                (Some(sum), Some(gradient)) => Some((sum + gradient)?),
-                (sum, gradient) => sum.or(gradient),
-            };
+    /// Adds a micro-batch of every process, in rank order.
+    pub fn add(&mut self, terms: LossTerms, gradients: &GradientBuffer, collective: &dyn Collective) -> Result<()> {
+        let values = collective.gather(gradients.values())?;
+        let notes = collective.gather(&Tensor::new(notes(&terms, gradients.present()), &Device::Cpu)?)?;
+        for (values, notes) in values.into_iter().zip(notes) {
+            let (terms, present) = read_notes(&notes.to_vec1()?);
+            self.terms.push(terms);
+            self.gradients.add(&GradientBuffer::from_parts(values, present))?;
         }
         Ok(())
     }
 
     /// Means over the micro-batches; a term that some of them lack counts as zero there.
-    pub fn mean(self, micro_batches: usize) -> Result<(LossTerms, Vec<Option<Tensor>>)> {
+    pub fn mean(mut self) -> Result<(LossTerms, GradientBuffer)> {
+        let micro_batches = self.terms.len();
         let mean = |get: fn(&LossTerms) -> Option<f32>| {
             let found: Vec<f32> = self.terms.iter().filter_map(get).collect();
             (!found.is_empty()).then(|| found.iter().sum::<f32>() / micro_batches as f32)
@@ -39,12 +44,24 @@ impl Accumulated {
             dice: mean(|t| t.dice),
             align: mean(|t| t.align),
         };
-        if micro_batches == 1 {
-            return Ok((terms, self.gradients));
-        }
-        let scale = 1.0 / micro_batches as f64;
-        let gradients = self.gradients.into_iter();
-        let gradients = gradients.map(|g| g.map(|g| g * scale).transpose()).collect::<candle_core::Result<_>>()?;
-        Ok((terms, gradients))
+        self.gradients.scale(1.0 / micro_batches as f64)?;
+        Ok((terms, self.gradients))
     }
+}
+
+/// Loss terms, each after a 1 where there is one and a 0 where not, then which gradients are present.
+fn notes(terms: &LossTerms, present: &[bool]) -> Vec<f32> {
+    let LossTerms { total, flow, focal, dice, align } = *terms;
+    let terms = [Some(total), flow, focal, dice, align];
+    let terms = terms.into_iter().flat_map(|term| [f32::from(u8::from(term.is_some())), term.unwrap_or(0.0)]);
+    terms.chain(present.iter().map(|present| f32::from(u8::from(*present)))).collect()
+}
+
+/// What [`notes`] wrote.
+fn read_notes(notes: &[f32]) -> (LossTerms, Vec<bool>) {
+    let (terms, present) = notes.split_at(10);
+    let term = |place: usize| (terms[2 * place] != 0.0).then_some(terms[2 * place + 1]);
+    let total = term(0).unwrap_or(0.0);
+    let terms = LossTerms { total, flow: term(1), focal: term(2), dice: term(3), align: term(4) };
+    (terms, present.iter().map(|present| *present != 0.0).collect())
 }

@@ -1,9 +1,11 @@
-//! Checkpoints: all that an exact resume needs, in a folder that is whole or not there.
+//! Checkpoints: all that an exact resume needs, in a folder that is whole or absent.
 //!
 //! `OUTPUT/checkpoints/step-000250/` holds `adapter.safetensors` (LoRA and score head), `optimizer.safetensors`,
 //! `config.toml` and `state.json`. It is written as a hidden sibling, every file synced, and then renamed; `state.json`
-//! has length and SHA-256 of the other files, so that damage is seen before anything is read.
+//! has length and SHA-256 of the other files, so that damage is found before anything is read.
 use crate::config::RunConfig;
+use crate::data::Cursor;
+use crate::model::adapters::formats;
 use crate::model::weights::fingerprint::sha256;
 use crate::model::weights::{read_all, write};
 use crate::report::summary::Stage;
@@ -18,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-/// Version of the layout; another one is refused.
+/// Version of the layout; any other is refused.
 const FORMAT: u32 = 1;
 const ADAPTER: &str = "adapter.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
@@ -26,9 +28,10 @@ const CONFIG: &str = "config.toml";
 const STATE: &str = "state.json";
 
 /// Settings that a resumed run may change, because no trained value depends on them: where things lie (the base
-/// model is recognised by its fingerprint, what a cache holds by what it was made of), on what and with how many threads it runs, what is kept, when it gives up;
-/// and all of `[eval]`. What `lora.init` and `loss.score_head_init` name is recognised by its content.
-const FREE: [&str; 12] = [
+/// model is recognised by its fingerprint, what a cache holds by what it was made of), on what and with how many threads
+/// it runs, what is kept, when it gives up; and all of `[eval]`. The files of `lora.init` and `loss.score_head_init` are
+/// recognised by their content.
+const RESUME_MAY_CHANGE: [&str; 12] = [
     "output",
     "device",
     "model.path",
@@ -43,7 +46,7 @@ const FREE: [&str; 12] = [
     "checkpoint.keep",
 ];
 
-/// Where a run stands.
+/// The state of a run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct State {
@@ -51,12 +54,12 @@ pub struct State {
     pub step: u64,
     /// Images seen.
     pub samples: u64,
-    /// Times that the whole data set was gone through.
+    /// Passes over the whole data set.
     pub epoch: u64,
-    /// Where the data stream stands, in its own terms.
-    pub cursor: serde_json::Value,
-    /// What else is counted: skipped steps, broken samples, …
-    pub counters: BTreeMap<String, u64>,
+    /// Position in the data.
+    pub cursor: Cursor,
+    /// What else is counted.
+    pub counters: Counters,
     /// Fingerprint of the base model.
     pub model: String,
     /// SHA-256 of what training started from in place of fresh values, by the setting that names it.
@@ -64,9 +67,29 @@ pub struct State {
     pub init: BTreeMap<String, String>,
 }
 
+/// Counters of a run.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Counters {
+    /// Broken samples that were skipped.
+    pub broken: u64,
+    /// Steps without a finite loss and gradient.
+    pub nonfinite: u64,
+    /// Of those, the last ones in a row.
+    pub nonfinite_in_a_row: u64,
+}
+
+impl State {
+    /// Steps that changed something.
+    pub fn effective_steps(&self) -> u64 {
+        self.step.saturating_sub(self.counters.nonfinite)
+    }
+}
+
 /// One checkpoint in memory. All tensors are f32 and on the CPU.
 #[derive(Clone, Debug)]
 pub struct Checkpoint {
+    /// Where the run stands.
     pub state: State,
     /// LoRA and score head by name.
     pub adapter: BTreeMap<String, Tensor>,
@@ -110,7 +133,7 @@ impl Checkpoint {
         remove_if_there(&aside)?;
         std::fs::create_dir(&aside).map_err(|e| Error::file(&aside, e))?;
         if let Err(problem) = self.fill(&aside, config) {
-            // On a full disk what was written must not stay in the way; the problem itself is what counts.
+            // What was written must not stay on a full disk; the error to report is the first one.
             let _ = remove_if_there(&aside);
             return Err(problem);
         }
@@ -149,7 +172,7 @@ impl Checkpoint {
                 config.model.path
             ));
         }
-        let init = super::initial::fingerprints(config)?;
+        let init = init_fingerprints(config)?;
         for key in init.keys().chain(state.init.keys()).collect::<BTreeSet<_>>() {
             if init.get(key) != state.init.get(key) {
                 differences.push(format!("{key}: not the file, or none, that the run started from"));
@@ -184,6 +207,21 @@ impl Checkpoint {
     fn with_tensors(state: State, folder: &Path) -> Result<Self> {
         Ok(Self { state, adapter: read_f32(&folder.join(ADAPTER))?, optimizer: read_f32(&folder.join(OPTIMIZER))? })
     }
+}
+
+/// SHA-256 of the files that the run starts from, by the setting that names them: what a resumed run must share.
+///
+/// # Errors
+/// One of them cannot be read.
+pub fn init_fingerprints(config: &RunConfig) -> Result<BTreeMap<String, String>> {
+    let mut found = BTreeMap::new();
+    if let Some(path) = &config.lora.init {
+        found.insert("lora.init".to_string(), sha256(&formats::tensors_of(path)?)?.0);
+    }
+    if let Some(folder) = &config.loss.score_head_init {
+        found.insert("loss.score_head_init".to_string(), sha256(&folder.join(ADAPTER))?.0);
+    }
+    Ok(found)
 }
 
 /// The configuration that the checkpoint in `folder` was trained with.
@@ -295,7 +333,9 @@ fn differing_settings(file: &Path, config: &RunConfig) -> Result<Vec<String>> {
     let show = |value: Option<&toml::Value>| value.map_or("nothing".to_string(), |value| value.to_string());
     Ok(keys
         .into_iter()
-        .filter(|key| was.get(*key) != now.get(*key) && !FREE.contains(&key.as_str()) && !key.starts_with("eval."))
+        .filter(|key| {
+            was.get(*key) != now.get(*key) && !RESUME_MAY_CHANGE.contains(&key.as_str()) && !key.starts_with("eval.")
+        })
         .map(|key| format!("{key}: {} in the checkpoint, {} now", show(was.get(key)), show(now.get(key))))
         .collect())
 }

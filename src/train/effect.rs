@@ -18,7 +18,8 @@ impl Start {
     /// Of parameters as they are before the first step.
     pub fn of(parameters: &Parameters) -> Result<Self> {
         let ups = parameters.all.iter().filter(|p| p.group == Group::Lora && p.name.ends_with(".up"));
-        let ups = ups.map(|p| p.var.flatten_all()?.to_vec1()).collect::<candle_core::Result<_>>()?;
+        let ups =
+            ups.map(|p| p.values.force_contiguous()?.flatten_all()?.to_vec1()).collect::<candle_core::Result<_>>()?;
         Ok(Self { ups })
     }
 

@@ -1,4 +1,4 @@
-//! What a run measures of its model, before training and after, as `[eval]` says.
+//! Measures a run's model before training and after, as `[eval]` says.
 use crate::config::{EvalConfig, RunConfig};
 use crate::data::Captions;
 use crate::data::sources::captions::{Columns, first_by_key};

@@ -1,4 +1,5 @@
 //! Loss terms and gradients of one micro-batch, with blocks recomputed where memory asks for it.
+use super::gradient_buffer::GradientBuffer;
 use super::parameters::Parameters;
 use crate::autograd::{Variable, backward};
 use crate::config::LossConfig;
@@ -17,6 +18,7 @@ pub struct StepInputs {
     pub sigma: Tensor,
     /// `[batch]`, what the model is told, 1000σ; on the host.
     pub timestep: Tensor,
+    /// Text embeddings of the batch.
     pub text: TextEmbedding,
     /// One for each image.
     pub targets: Vec<SampleTargets>,
@@ -25,10 +27,15 @@ pub struct StepInputs {
 /// Unweighted loss terms, and their weighted sum; absent terms were not computed.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct LossTerms {
+    /// The weighted sum, which is minimised.
     pub total: f32,
+    /// Flow loss; absent where its weight is 0.
     pub flow: Option<f32>,
+    /// Focal loss; absent without masks.
     pub focal: Option<f32>,
+    /// Dice loss; absent without masks.
     pub dice: Option<f32>,
+    /// Cross-entropy of the softmax form; absent without masks.
     pub align: Option<f32>,
 }
 
@@ -43,8 +50,8 @@ pub struct StepPlan<'a> {
 
 /// Loss terms and gradients of a micro-batch, which a GPU may not have finished.
 pub struct Gradients {
-    /// Of the weighted loss, one for each of the parameters; none where the loss does not depend on it.
-    pub by_parameter: Vec<Option<Tensor>>,
+    /// Of the weighted loss.
+    pub buffer: GradientBuffer,
     terms: PendingLossTerms,
     config: LossConfig,
 }
@@ -109,9 +116,8 @@ pub fn gradients(
         probe_gradients: vec![],
         terms: PendingLossTerms::default(),
     };
-    step.run(embedded.streams, plan.recomputed_blocks)?;
-    let by_parameter = parameters.all.iter().map(|parameter| parameter.leaf.take_gradient()).collect();
-    Ok(Gradients { by_parameter, terms: step.terms, config: config.clone() })
+    let buffer = GradientBuffer::of(parameters, || step.run(embedded.streams, plan.recomputed_blocks))?;
+    Ok(Gradients { buffer, terms: step.terms, config: config.clone() })
 }
 
 struct Step<'a> {

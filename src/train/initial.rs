@@ -6,26 +6,9 @@ use crate::model::adapters::formats;
 use crate::model::adapters::lora::{Adapter, Lora};
 use crate::model::families::sd3::MmDit;
 use crate::model::text::TextEmbedding;
-use crate::model::weights::fingerprint::sha256;
 use crate::system::error::{Error, Result};
 use candle_core::Device;
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-
-/// SHA-256 of the files that the run starts from, by the setting that names them: what a resumed run must share.
-///
-/// # Errors
-/// One of them cannot be read.
-pub fn fingerprints(config: &RunConfig) -> Result<BTreeMap<String, String>> {
-    let mut found = BTreeMap::new();
-    if let Some(path) = &config.lora.init {
-        found.insert("lora.init".to_string(), sha256(&formats::tensors_of(path)?)?.0);
-    }
-    if let Some(folder) = &config.loss.score_head_init {
-        found.insert("loss.score_head_init".to_string(), sha256(&Checkpoint::tensors_of(folder))?.0);
-    }
-    Ok(found)
-}
 
 /// What is trained, as it is at the start: fresh, or from what the config names; `empty_prompt` where a prompt is learnt.
 ///

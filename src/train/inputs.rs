@@ -11,7 +11,6 @@ use crate::system::device::upload;
 use crate::system::error::Result;
 use crate::train::gradients::StepInputs;
 use candle_core::{Device, Tensor};
-use candle_datasets::Batcher;
 use std::sync::Arc;
 
 /// First elements of the random streams of a training sample; the second is the sample's number in the run.
@@ -20,9 +19,13 @@ const TIME: u64 = u64::from_be_bytes(*b"\0\0\0\0time");
 
 /// What turns samples into inputs.
 pub struct InputMaker<'a> {
+    /// The frozen networks.
     pub pipeline: &'a Pipeline,
+    /// Noise levels.
     pub scheduler: &'a Scheduler,
+    /// Distribution of the noise levels.
     pub noise: &'a NoiseConfig,
+    /// Seed of the run.
     pub seed: u64,
     /// Images under more noise than this have no targets.
     pub mask_max_sigma: f64,
@@ -30,6 +33,7 @@ pub struct InputMaker<'a> {
     pub resolution: usize,
     /// What all images are told in place of their prompts, where a prompt is learnt: then names pair no masks.
     pub prompt: Option<&'a TextEmbedding>,
+    /// Where the inputs go.
     pub device: &'a Device,
 }
 
@@ -85,12 +89,11 @@ impl InputMaker<'_> {
                 cached.into_iter().map(|encoded| upload(&encoded.latents, (1, channels, height, width), self.device));
             return Ok(Tensor::cat(&latents.collect::<candle_core::Result<Vec<_>>>()?, 0)?);
         }
-        let images = samples.iter().map(|sample| from_rgb8(&sample.image, self.resolution, self.device));
-        let latents = Batcher::new_r1(images)
-            .batch_size(1)
-            .map(|image| self.pipeline.vae.encode(&image?))
-            .collect::<Result<Vec<_>>>()?;
-        Ok(Tensor::cat(&latents, 0)?)
+        let encode = |sample: &Sample| {
+            let image = from_rgb8(&sample.image, self.resolution, self.device)?;
+            self.pipeline.vae.encode(&image.unsqueeze(0)?)
+        };
+        Ok(Tensor::cat(&samples.iter().map(encode).collect::<Result<Vec<_>>>()?, 0)?)
     }
 
     fn targets(&self, sample: &Sample, latent_shape: &[usize]) -> Result<SampleTargets> {

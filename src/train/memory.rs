@@ -1,10 +1,10 @@
-//! How much memory a run takes, said before its first step, and which blocks must be recomputed for it to fit.
+//! Estimates the memory of a run before its first step, and which blocks must be recomputed for it to fit.
 use crate::config::GradientCheckpointing;
 use crate::model::families::sd3::MmDitConfig;
 use crate::ops;
 use crate::system::error::{Error, Result};
 use crate::system::{memory, process};
-use candle_core::Device;
+use candle_core::{DType, Device};
 use std::fmt;
 
 /// Sizes that a step's activations grow with.
@@ -15,11 +15,11 @@ pub struct StepSize {
     pub text_tokens: usize,
     /// Bytes of an activation's value.
     pub value_bytes: usize,
-    /// Whether the MLPs run in one node: without adapters.
+    /// Whether the feed-forward runs in one node; see [`has_fused_feed_forward`].
     pub is_fused: bool,
 }
 
-/// What a run adds to the memory that is in use before its first step.
+/// Sizes that decide how much memory a run adds to that in use before its first step.
 #[derive(Clone, Copy, Debug)]
 pub struct Needs<'a> {
     pub model: &'a MmDitConfig,
@@ -28,7 +28,7 @@ pub struct Needs<'a> {
     pub trained: usize,
     /// Blocks whose attention learns the masks.
     pub experts: usize,
-    /// Bytes that the score head's backward pass takes, when all that is kept for the blocks' is there; see
+    /// Bytes that the score head's backward pass takes while all saved activations of the blocks are there; see
     /// [`score_head`].
     pub score_head: u64,
     /// Bytes that encoding one image takes for a moment; 0 with a cache.
@@ -56,31 +56,39 @@ pub struct Estimate {
     loader: u64,
 }
 
-/// Values of a token's width that a block's graph keeps for its backward pass: norms, q, k, v, their joined copies,
-/// attention, residuals, and the MLP at four times the width, twice. By count up to 26, and 17 with the MLP in one node;
-/// these and the next numbers are those that the peaks in benches/README.md have.
-const KEPT: usize = 23;
-const KEPT_FUSED: usize = 14;
-/// The same for the second attention of SD3.5-medium.
-const KEPT_BY_SECOND_ATTENTION: usize = 9;
-/// The same that a step holds besides at its peak, whatever is kept: gradients on their way through a block.
-const PASSING: usize = 14;
-/// The same for a block that is recomputed: its input again, the gradient of its output, and their products.
+// All in vectors of the model's width per token. These numbers are those that the peaks in benches/README.md have.
+
+/// Saved by a block for its backward pass: norms, q, k, v, their joined copies, attention, residuals, and the MLP at four
+/// times the width, twice. By count up to 26, and 17 with the feed-forward in one node.
+const SAVED_ACTIVATIONS: usize = 23;
+const SAVED_ACTIVATIONS_FUSED: usize = 14;
+/// Saved by the second attention of SD3.5-medium.
+const SAVED_BY_SECOND_ATTENTION: usize = 9;
+/// Held besides at the peak of a step, whatever is saved: gradients on their way through a block.
+const TRANSIENT_ACTIVATIONS: usize = 14;
+/// Held for a block that is recomputed: its input again, the gradient of its output, and their products.
 const RECOMPUTING: usize = 2;
-/// The same for each expert block but one, which the other numbers have in them: queries and keys, and their gradients.
-const KEPT_BY_EXPERT: usize = 4;
+/// Saved for each expert block but one, which the other numbers have in them: queries and keys, and their gradients.
+const SAVED_BY_EXPERT: usize = 4;
 /// Copies of everything that is trained: its gradient, the sum over micro-batches, and AdamW's two moments.
 const TRAINING_COPIES: u64 = 4;
 /// A run starts although the estimate says that it does not fit, if it is over by less than this.
-const DOUBT: f64 = 1.15;
+const TOLERATED_OVERRUN: f64 = 1.15;
+
+/// Whether no block's feed-forward comes apart into its parts, which save more: it does where it has adapters itself, where
+/// its modulation has, and on a GPU in f16, for which there is no node.
+pub fn has_fused_feed_forward(targets: &[String], device: &Device, dtype: DType) -> bool {
+    let comes_apart = |target: &String| target.starts_with("ff") || target.starts_with("norm1");
+    !targets.iter().any(comes_apart) && (device.is_cpu() || dtype != DType::F16)
+}
 
 impl Needs<'_> {
-    /// Bytes of activations that block `layer` keeps, batch · tokens · width large; the scores of attention are not kept.
+    /// Bytes of activations that block `layer` saves; the scores of attention are not saved.
     pub fn block(&self, layer: usize) -> u64 {
         let StepSize { image_tokens, text_tokens, .. } = self.size;
-        let second = if self.model.dual_attention_layers.contains(&layer) { KEPT_BY_SECOND_ATTENTION } else { 0 };
-        let kept = if self.size.is_fused { KEPT_FUSED } else { KEPT };
-        self.values(kept * (image_tokens + text_tokens) + second * image_tokens)
+        let second = if self.model.dual_attention_layers.contains(&layer) { SAVED_BY_SECOND_ATTENTION } else { 0 };
+        let saved = if self.size.is_fused { SAVED_ACTIVATIONS_FUSED } else { SAVED_ACTIVATIONS };
+        self.values(saved * (image_tokens + text_tokens) + second * image_tokens)
     }
 
     /// Bytes of a batch of so many vectors of the model's width.
@@ -88,18 +96,18 @@ impl Needs<'_> {
         (self.size.batch * vectors * self.model.width() * self.size.value_bytes) as u64
     }
 
-    /// What the run takes if the first `recomputed` blocks keep only their input.
+    /// Memory of the run if the first `recomputed` blocks save only their input.
     pub fn estimate(&self, recomputed: usize, usage: Usage) -> Estimate {
         let tokens = self.size.image_tokens + self.size.text_tokens;
-        let kept: u64 = (recomputed..self.model.num_layers).map(|layer| self.block(layer)).sum();
-        // Those that are recomputed take their turn when the others are gone.
+        let saved: u64 = (recomputed..self.model.num_layers).map(|layer| self.block(layer)).sum();
+        // Those that are recomputed come when the others' activations are freed.
         let again = (0..recomputed.min(self.model.num_layers)).map(|layer| self.block(layer)).max();
         let again = again.map_or(0, |block| block + self.values(RECOMPUTING * tokens));
-        let backward = kept.max(again) + self.values(PASSING * tokens);
+        let backward = saved.max(again) + self.values(TRANSIENT_ACTIVATIONS * tokens);
         Estimate {
             usage: (usage.now, usage.most),
-            activations: backward.max(kept + self.score_head)
-                + self.values((recomputed + KEPT_BY_EXPERT * self.experts.saturating_sub(1)) * tokens),
+            activations: backward.max(saved + self.score_head)
+                + self.values((recomputed + SAVED_BY_EXPERT * self.experts.saturating_sub(1)) * tokens),
             training: TRAINING_COPIES * 4 * self.trained as u64,
             encoding: self.encoding,
             loader: self.loader,
@@ -119,7 +127,7 @@ impl Needs<'_> {
             GradientCheckpointing::Auto => (0..all).find(fits).unwrap_or(all),
         };
         let estimate = self.estimate(recomputed, usage);
-        if estimate.added() as f64 <= DOUBT * usage.free as f64 {
+        if estimate.added() as f64 <= TOLERATED_OVERRUN * usage.free as f64 {
             return Ok((recomputed, estimate));
         }
         let hint = match choice {
@@ -132,7 +140,7 @@ impl Needs<'_> {
 }
 
 impl Estimate {
-    /// What is added to what is in use before the first step.
+    /// Memory added to that in use before the first step.
     pub fn added(&self) -> u64 {
         self.training + self.loader + self.activations.max(self.encoding)
     }
@@ -243,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn each_further_expert_holds_its_queries_and_keys() {
+    fn each_further_expert_saves_its_queries_and_keys() {
         let model = config();
         let size = StepSize { batch: 2, image_tokens: 100, text_tokens: 54, value_bytes: 4, is_fused: true };
         let needs = |experts| Needs { model: &model, size, trained: 0, experts, score_head: 0, encoding: 0, loader: 0 };
@@ -263,9 +271,22 @@ mod tests {
         assert_eq!(added(1 << 40), 5 + (1 << 40));
         assert_eq!(added(0), added(1));
     }
-    /// The score head's turn comes when all that the blocks keep is there, and before their gradients.
+
     #[test]
-    fn the_score_head_counts_beside_what_blocks_keep() {
+    fn the_feed_forward_comes_apart_where_it_has_adapters_or_their_modulation() {
+        let is_fused = |target: &str, dtype| {
+            has_fused_feed_forward(&["attn.to_q".to_string(), target.to_string()], &Device::Cpu, dtype)
+        };
+        for target in ["ff.net.0.proj", "ff_context.net.2", "norm1.linear", "norm1_context.linear"] {
+            assert!(!is_fused(target, DType::F32), "{target}");
+        }
+        // On the CPU activations are in f32 whatever the weights are in.
+        assert!(is_fused("attn.to_out.0", DType::F16));
+    }
+
+    /// The score head's backward pass runs while all saved activations are there, before the blocks' gradients.
+    #[test]
+    fn the_score_head_counts_beside_saved_activations() {
         let model = config();
         let size = StepSize { batch: 1, image_tokens: 100, text_tokens: 54, value_bytes: 4, is_fused: true };
         let needs =

@@ -1,4 +1,4 @@
-//! What a run came to, as its page shows it.
+//! The outcome of a run, as its page shows it.
 use super::checkpoint::State;
 use super::effect::counted;
 use crate::config::{RunConfig, named_blocks};
@@ -74,8 +74,8 @@ impl Outcome<'_> {
         if let Some(bytes) = peak_bytes() {
             facts.push(("Most memory", byte_size(bytes)));
         }
-        if let Some(broken) = self.state.counters.get("broken").filter(|count| **count > 0) {
-            facts.push(("Broken samples passed over", broken.to_string()));
+        if self.state.counters.broken > 0 {
+            facts.push(("Broken samples passed over", self.state.counters.broken.to_string()));
         }
         let lost = metrics.iter().filter(|step| !counted(step)).count();
         if lost > 0 {

@@ -7,21 +7,28 @@ use crate::model::text::TextEmbedding;
 use crate::ops::{self, LowRank};
 use crate::report::TrainedLayers;
 use crate::system::error::{Error, Result};
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{DType, Device, Tensor};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 /// Name of the prompt's parameter.
 const PROMPT: &str = "prompt.tokens";
 
+/// Values that a parameter's place in the buffer is aligned to: 256 bytes, as memory of its own would be on a GPU.
+pub const ALIGNMENT: usize = 64;
+
 /// Which learning rate a parameter follows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Group {
+    /// Matrices of adapters.
     Lora,
+    /// Weights of the score head.
     ScoreHead,
+    /// Token embeddings of a learnable prompt.
     Prompt,
 }
 
@@ -35,20 +42,31 @@ impl Group {
     }
 }
 
+/// One trained tensor: its place in the flat buffer.
 pub struct Parameter {
     /// `lora.transformer_blocks.0.attn.to_q.down`, `….up`, `score_head.0.weight`, or `prompt.tokens`.
     pub name: String,
-    pub var: Var,
-    /// The variable that the model sees, in the same memory.
-    pub leaf: Variable,
+    /// What it belongs to, which decides its learning rate.
     pub group: Group,
+    /// Where its values lie in [`Parameters::buffer`].
+    pub range: Range<usize>,
+    /// Its values; they share the buffer's memory.
+    pub values: Tensor,
+    /// The variable that the model sees, of the same memory.
+    pub leaf: Variable,
 }
 
 impl Parameter {
-    fn new(name: String, values: &Tensor, group: Group) -> Result<Self> {
-        let var = Var::from_tensor(values)?;
-        let leaf = Variable::leaf(var.as_detached_tensor());
-        Ok(Self { name, var, leaf, group })
+    /// A parameter with memory of its own, until [`Parameters::pack`] gives it a place.
+    fn new(name: String, group: Group, values: Tensor) -> candle_core::Result<Self> {
+        let values = values.contiguous()?;
+        Ok(Self { name, group, range: 0..values.elem_count(), leaf: Variable::leaf(values.clone()), values })
+    }
+
+    /// What belongs to this parameter in `[count]` values that are laid out as the parameters are, in its shape; it shares
+    /// their memory.
+    pub fn view(&self, all: &Tensor) -> candle_core::Result<Tensor> {
+        all.narrow(0, self.range.start, self.range.len())?.reshape(self.values.shape())
     }
 
     /// Takes these values.
@@ -56,17 +74,20 @@ impl Parameter {
     /// # Errors
     /// They are of another shape.
     pub fn set(&self, values: &Tensor) -> Result<()> {
-        if values.dims() != self.var.dims() {
-            let (found, expected) = (values.dims(), self.var.dims());
+        if values.dims() != self.values.dims() {
+            let (found, expected) = (values.dims(), self.values.dims());
             return Err(Error::Failed(format!("{} has shape {found:?}, expected {expected:?}", self.name)));
         }
-        Ok(self.var.set(&values.to_device(self.var.device())?)?)
+        Ok(self.values.slice_set(&values.to_device(self.values.device())?.contiguous()?, 0, 0)?)
     }
 }
 
 /// All trained parameters in a fixed order: LoRA modules in the order of the model, then the score head, then the prompt.
 pub struct Parameters {
+    /// All trained tensors, in the order of their names in checkpoints.
     pub all: Vec<Parameter>,
+    /// The values of all, one after the other, each from a multiple of [`ALIGNMENT`].
+    buffer: Tensor,
     rank: usize,
     alpha: f64,
 }
@@ -84,8 +105,8 @@ impl Parameters {
             let down: Vec<f32> = (0..rank * inner)
                 .map(|_| Distribution::<f32>::sample(&StandardNormal, &mut random) / rank as f32)
                 .collect();
-            let mut add = |suffix: &str, tensor: Tensor| -> Result<()> {
-                all.push(Parameter::new(format!("lora.{name}.{suffix}"), &tensor, Group::Lora)?);
+            let mut add = |suffix: &str, values: Tensor| -> Result<()> {
+                all.push(Parameter::new(format!("lora.{name}.{suffix}"), Group::Lora, values)?);
                 Ok(())
             };
             add("down", Tensor::from_vec(down, (rank, inner), device)?)?;
@@ -99,16 +120,40 @@ impl Parameters {
                 let bound = 1.0 / (fan_in as f32).sqrt();
                 let values = (0..shape.iter().product()).map(|_| random.random_range(-bound..bound)).collect();
                 let values = Tensor::from_vec::<_, f32>(values, shape, device)?;
-                all.push(Parameter::new(format!("score_head.{name}"), &values, Group::ScoreHead)?);
+                all.push(Parameter::new(format!("score_head.{name}"), Group::ScoreHead, values)?);
             }
         }
-        Ok(Self { all, rank, alpha: config.lora.alpha })
+        Ok(Self { buffer: Self::pack(&mut all)?, all, rank, alpha: config.lora.alpha })
+    }
+
+    /// Moves all values into one buffer.
+    fn pack(all: &mut [Parameter]) -> Result<Tensor> {
+        let mut end = 0;
+        for parameter in all.iter_mut() {
+            parameter.range = end..end + parameter.range.len();
+            end = parameter.range.end.next_multiple_of(ALIGNMENT);
+        }
+        let device = all.first().map_or(Device::Cpu, |parameter| parameter.values.device().clone());
+        let buffer = Tensor::zeros(end, DType::F32, &device)?;
+        for parameter in all {
+            let values = parameter.view(&buffer)?;
+            values.slice_set(&parameter.values, 0, 0)?;
+            parameter.leaf = Variable::leaf(values.clone());
+            parameter.values = values;
+        }
+        Ok(buffer)
+    }
+
+    /// The values of all parameters, one after the other: `[count]` in f32, with zeros between them.
+    pub fn buffer(&self) -> &Tensor {
+        &self.buffer
     }
 
     /// Adds the token embeddings of a prompt, `[tokens, width]`, which are trained from those of `start`, one prompt's.
     pub fn add_prompt(&mut self, start: &TextEmbedding) -> Result<()> {
         let values = start.context.squeeze(0)?.to_dtype(DType::F32)?;
-        self.all.push(Parameter::new(PROMPT.to_string(), &values, Group::Prompt)?);
+        self.all.push(Parameter::new(PROMPT.to_string(), Group::Prompt, values)?);
+        self.buffer = Self::pack(&mut self.all)?;
         Ok(())
     }
 
@@ -134,8 +179,14 @@ impl Parameters {
 
     /// Copies on the CPU, by name.
     pub fn tensors(&self) -> Result<BTreeMap<String, Tensor>> {
-        let copy = |p: &Parameter| Ok((p.name.clone(), p.var.as_detached_tensor().to_device(&Device::Cpu)?.copy()?));
-        self.all.iter().map(copy).collect()
+        let names = self.all.iter().map(|p| p.name.clone());
+        Ok(names.zip(self.split(&self.buffer)?).collect())
+    }
+
+    /// Copies on the CPU of what belongs to each parameter in `all`, which is laid out as the parameters are.
+    pub fn split(&self, all: &Tensor) -> Result<Vec<Tensor>> {
+        let all = all.to_device(&Device::Cpu)?;
+        self.all.iter().map(|p| Ok(p.view(&all)?.force_contiguous()?)).collect()
     }
 
     /// The adapters as a step differentiates them; they share the parameters' memory, so that a step shows in the model that
@@ -155,7 +206,7 @@ impl Parameters {
         let mut adapter = Adapter::new();
         for pair in self.all.iter().filter(|p| p.group == Group::Lora).collect::<Vec<_>>().chunks_exact(2) {
             if let Some(module) = pair[0].name.strip_prefix("lora.").and_then(|name| name.strip_suffix(".down")) {
-                let (down, up) = (pair[0].leaf.tensor().clone(), pair[1].leaf.tensor().clone());
+                let (down, up) = (pair[0].values.clone(), pair[1].values.clone());
                 adapter.insert(module.to_string(), Lora { down, up, alpha: self.alpha });
             }
         }
@@ -180,7 +231,7 @@ impl Parameters {
 
     /// Number of trained values.
     pub fn count(&self) -> usize {
-        self.all.iter().map(|p| p.var.elem_count()).sum()
+        self.all.iter().map(|p| p.range.len()).sum()
     }
 
     /// What is trained: each kind of layer, with how many of the model's `blocks` have it.
@@ -198,7 +249,7 @@ impl Parameters {
             };
             let entry = kinds.entry(kind).or_default();
             entry.0.extend(block);
-            entry.1 += parameter.var.elem_count();
+            entry.1 += parameter.range.len();
         }
         let layers = |(kind, (found, parameters)): (String, (BTreeSet<usize>, usize))| TrainedLayers {
             kind,

@@ -1,4 +1,4 @@
-//! The folder that a run writes into: who may write there, and from which checkpoint the run goes on.
+//! The folder that a run writes into: who may write there, and which checkpoint the run resumes from.
 use super::checkpoint::{self, Checkpoint};
 use crate::config::RunConfig;
 use crate::report::metrics::MetricsFile;
@@ -23,9 +23,11 @@ pub enum Resume {
     From(PathBuf),
 }
 
-/// A run's folder, held by this process alone as long as this value lives.
+/// A run's folder.
 pub struct RunFolder {
-    folder: OutputFolder,
+    path: PathBuf,
+    /// Keeps other runs out as long as this value lives; absent in processes that rank 0 writes for.
+    held: Option<OutputFolder>,
     /// The checkpoint to go on from.
     checkpoint: Option<PathBuf>,
 }
@@ -53,30 +55,38 @@ impl RunFolder {
         }
         let held = OutputFolder::hold_or(output, "another process is training into this folder")?;
         checkpoint::remove_leftovers(output)?;
+        let folder = Self { held: Some(held), ..Self::join(output, resume)? };
+        if *resume == Resume::Newest && folder.checkpoint.is_none() {
+            tracing::info!("{}: no checkpoint to resume from yet; starting from step 0", output.display());
+        }
+        Ok(folder)
+    }
+
+    /// The folder for a process that only reads from it, while that of rank 0 has opened it.
+    ///
+    /// # Errors
+    /// There is no such checkpoint, or none is whole.
+    pub fn join(output: &Path, resume: &Resume) -> Result<Self> {
         let checkpoint = match resume {
             Resume::No => None,
             Resume::From(folder) => Some(folder.clone()),
-            Resume::Newest => {
-                let newest = checkpoint::newest_whole(output)?;
-                if newest.is_none() {
-                    tracing::info!("{}: no checkpoint to resume from yet; starting from step 0", output.display());
-                }
-                newest
-            }
+            Resume::Newest => checkpoint::newest_whole(output)?,
         };
-        Ok(Self { folder: held, checkpoint })
+        Ok(Self { path: output.to_path_buf(), held: None, checkpoint })
     }
 
     /// Where the run writes.
     pub fn path(&self) -> &Path {
-        self.folder.path()
+        &self.path
     }
 
     /// Reads the checkpoint to go on from, if there is one; see `Checkpoint::load`.
     pub fn load(&self, config: &RunConfig, fingerprint: &str, force: bool) -> Result<Option<Checkpoint>> {
         let Some(folder) = &self.checkpoint else { return Ok(None) };
         let checkpoint = Checkpoint::load(folder, config, fingerprint, force)?;
-        tracing::info!("resuming from {} (step {})", folder.display(), checkpoint.state.step);
+        if self.held.is_some() {
+            tracing::info!("resuming from {} (step {})", folder.display(), checkpoint.state.step);
+        }
         Ok(Some(checkpoint))
     }
 

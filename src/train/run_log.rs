@@ -1,41 +1,53 @@
-//! What a run writes down while it trains: its metrics, the same for TensorBoard, and how good it was at best.
+//! The log of a training: metrics, TensorBoard's event file, progress, and the best validation so far.
 use super::effect::counted;
 use super::validation::Validation;
 use crate::report::metrics::{self, MetricsFile, StepMetrics, ValidationScores};
+use crate::report::progress::Progress;
 use crate::report::tensorboard::EventFile;
 use crate::system::error::Result;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-/// What a run writes down while it trains.
+/// The log of a training.
 pub struct RunLog {
+    /// The run's folder.
+    pub output: PathBuf,
     pub metrics: MetricsFile,
     pub events: EventFile,
     /// The best validation so far.
     pub best: Option<ValidationScores>,
+    progress: Progress,
 }
 
 impl RunLog {
-    /// Goes on after `step` in the run's folder `output`, whose metrics are cut to that step.
-    pub fn open(output: &Path, metrics: MetricsFile, step: u64, validation: Option<&Validation>) -> Result<Self> {
+    /// Goes on after `step` of `steps` in the run's folder `output`, whose metrics are cut to that step.
+    pub fn open(
+        output: &Path,
+        metrics: MetricsFile,
+        (step, steps): (u64, u64),
+        validation: Option<&Validation>,
+    ) -> Result<Self> {
         let mut best: Option<ValidationScores> = None;
         if let Some(validation) = validation {
-            // As when they were written: before a step counted nothing is best, and of equals the first is.
-            let steps = metrics::read(&output.join("metrics.jsonl"))?.into_iter().skip_while(|step| !counted(step));
-            for scores in steps.filter_map(|step| step.validation) {
+            // As in training: nothing is best before the first effective step, and of equals the first is.
+            let lines = metrics::read(&output.join("metrics.jsonl"))?.into_iter().skip_while(|step| !counted(step));
+            for scores in lines.filter_map(|step| step.validation) {
                 if best.as_ref().is_none_or(|best| validation.is_better(&scores, best)) {
                     best = Some(scores);
                 }
             }
         }
-        Ok(Self { metrics, events: EventFile::new(&output.join("tensorboard"), step), best })
+        let events = EventFile::new(&output.join("tensorboard"), step);
+        Ok(Self { output: output.to_path_buf(), metrics, events, best, progress: Progress::new("step", step, steps) })
     }
 
-    /// Writes a step.
+    /// Writes a step, and shows it.
     ///
     /// # Errors
     /// A file cannot be written.
     pub fn write(&mut self, line: &StepMetrics) -> Result<()> {
         self.metrics.write(line)?;
-        self.events.write_step(line)
+        self.events.write_step(line)?;
+        self.progress.step(line);
+        Ok(())
     }
 }

@@ -1,9 +1,12 @@
-//! The learning rate over a run: linear warm-up, then a cosine down to zero.
+//! The learning rate over a run.
 use crate::config::OptimConfig;
 
-/// The learning rate of optimizer step `step` (from 0) of `steps`: from `warmup_factor·lr` linearly to `lr` over
-/// `warmup_steps`, then a cosine to 0 at the end (torch's `LinearLR` followed by `CosineAnnealingLR`).
-pub fn learning_rate(config: &OptimConfig, step: u64, steps: u64) -> f64 {
+/// A schedule: the learning rate of optimizer step `step` (from 0) of `steps`.
+pub type Schedule = fn(config: &OptimConfig, step: u64, steps: u64) -> f64;
+
+/// From `warmup_factor·lr` linearly to `lr` over `warmup_steps`, then a cosine to 0 at the end (torch's `LinearLR` followed
+/// by `CosineAnnealingLR`).
+pub fn warmup_cosine(config: &OptimConfig, step: u64, steps: u64) -> f64 {
     let warmup = config.warmup_steps;
     if step < warmup {
         let done = step as f64 / warmup as f64;

@@ -1,4 +1,4 @@
-//! The networks of a run, and the cache that stands in for some of them.
+//! The networks of a run, and the cache in place of some of them.
 use crate::config::RunConfig;
 use crate::data::Cache;
 use crate::encode::open_cache;
@@ -8,7 +8,7 @@ use crate::model::weights::files::ModelFiles;
 use crate::system::error::Result;
 use candle_core::Device;
 
-/// The networks, and where latents and text come from if not from them.
+/// The networks, and the cache that latents and text embeddings come from if not from them.
 pub struct Source {
     pub pipeline: Pipeline,
     pub cache: Option<Cache>,
@@ -39,7 +39,7 @@ impl Source {
         Ok(Self { pipeline, cache, empty_prompt })
     }
 
-    /// What comes from the cache, for people; nothing where there is none.
+    /// A line for people on what the cache provides; empty without one.
     pub fn describe(&self, config: &RunConfig) -> String {
         let (Some(cache), Some(folder)) = (&self.cache, &config.data.cache) else { return String::new() };
         let (latents, text) = cache.entries();

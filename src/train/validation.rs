@@ -1,4 +1,4 @@
-//! A small measurement every so many steps: the same few images, noise and captions each time.
+//! Validation every so many steps, on a few images, noises and captions that never change.
 use crate::config::{BestBy, EvalConfig, RunConfig};
 use crate::data::Captions;
 use crate::data::sources::captions::{Columns, first_by_key};
@@ -62,7 +62,7 @@ impl<'a> Validation<'a> {
     /// Measures the model as it is. This takes no part in the run's random numbers.
     ///
     /// # Errors
-    /// An image cannot be read, or what the model makes of it is not finite.
+    /// An image cannot be read, or the model's output is not finite.
     pub fn measure(
         &self,
         pipeline: &Pipeline,
@@ -96,7 +96,7 @@ impl<'a> Validation<'a> {
         Ok((scores, pictures))
     }
 
-    /// Whether `new` is better than `old`, by the metric that the config chose; what is equal is not better.
+    /// Whether `new` is better than `old`, by the metric that the config chose; equal scores are not better.
     pub fn is_better(&self, new: &ValidationScores, old: &ValidationScores) -> bool {
         let finite = |score: Option<f64>| score.filter(|score| score.is_finite());
         match self.eval.best_by {

@@ -5,9 +5,9 @@
 //! panics, an error names its file and its reason, and status 0 means that everything was written. The command without
 //! a fault then ends with the bytes of an undisturbed run, and leaves nothing else behind.
 //!
-//! An error with `+` in the table lasts from that call on. `FAULTS` is how many faults are tried (200):
-//! `FAULTS=1000 cargo test --release --test faults -- --nocapture`. Where there is no strace, none are, which is said;
-//! with `REQUIRE_STRACE` set that is a failure.
+//! An error with `+` in the table persists from that call on. `FAULTS` is the number of faults (200):
+//! `FAULTS=1000 cargo test --release --test faults -- --nocapture`. Without strace the tests say so and are skipped, or
+//! fail if `REQUIRE_STRACE` is set.
 #![cfg(target_os = "linux")]
 mod commands;
 mod outcome;

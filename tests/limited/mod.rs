@@ -3,7 +3,7 @@ use std::io::Read;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// Nothing that a file holds may take more.
+/// Memory limit for any input.
 #[cfg(target_os = "linux")]
 const ADDRESS_SPACE: u64 = 2_000_000_000;
 

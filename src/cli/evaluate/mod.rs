@@ -1,12 +1,12 @@
 //! `evaluate`: measures a model, with or without a LoRA.
-pub mod clip_score;
-pub mod fid;
-pub mod generation;
+pub(crate) mod clip_score;
+pub(crate) mod fid;
+pub(crate) mod generation;
 mod predictions;
-pub mod probe_settings;
-pub mod referring;
-pub mod segmentation;
-pub mod unsupervised;
+pub(crate) mod probe_settings;
+pub(crate) mod referring;
+pub(crate) mod segmentation;
+pub(crate) mod unsupervised;
 
 use crate::cli::say;
 use crate::eval::generation::GenerationScores;

@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 /// The two kinds of entries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
+    /// Latents of images.
     Latents,
+    /// Embeddings of prompts.
     Text,
 }
 

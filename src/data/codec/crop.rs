@@ -25,9 +25,13 @@ pub struct Placement {
 /// The random draws of one photograph, each uniform in [0, 1).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Draws {
+    /// Decides on mirroring.
     pub mirror: f64,
+    /// Place of a random window between the left edge and the right.
     pub left: f64,
+    /// Place of a random window between the top edge and the bottom.
     pub top: f64,
+    /// Decides on leaving the caption empty.
     pub drop_caption: f64,
 }
 
@@ -58,6 +62,7 @@ impl Placement {
         Self::new(size, side, crop, mirror, &draws)
     }
 
+    /// Whether the image is mirrored left to right.
     pub fn is_mirrored(&self) -> bool {
         self.mirror
     }
@@ -101,10 +106,12 @@ pub struct Grid {
 }
 
 impl Grid {
+    /// Pixels a row.
     pub fn width(&self) -> usize {
         self.columns.sources.len()
     }
 
+    /// Rows.
     pub fn height(&self) -> usize {
         self.rows.sources.len()
     }

@@ -8,7 +8,9 @@ use std::{collections::BTreeMap, io::Cursor, path::Path};
 
 /// A decoded label map with packed samples as in the file.
 pub struct LabelMap {
+    /// Pixels a row.
     pub width: usize,
+    /// Rows.
     pub height: usize,
     bytes: Vec<u8>,
     bytes_per_row: usize,
@@ -105,6 +107,7 @@ impl Classes {
         Ok(Self(classes))
     }
 
+    /// The name of the class `label`; none where the list has no such label.
     pub fn name(&self, label: u32) -> Option<&str> {
         self.0.get(&label).map(String::as_str)
     }
@@ -114,10 +117,12 @@ impl Classes {
         self.0.iter().map(|(&label, name)| (label, name.as_str()))
     }
 
+    /// How many labels have a name.
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
+    /// Whether no label has a name.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

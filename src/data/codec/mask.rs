@@ -18,10 +18,12 @@ impl Mask {
         Self { width, height, words: vec![0; width.div_ceil(64) * height], class: None }
     }
 
+    /// Pixels a row.
     pub fn width(&self) -> usize {
         self.width
     }
 
+    /// Rows.
     pub fn height(&self) -> usize {
         self.height
     }

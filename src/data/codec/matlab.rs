@@ -1,6 +1,8 @@
 //! Label maps in MATLAB's files (MAT, level 5), as PASCAL-Context has them: one matrix of numbers in a file.
 //!
-//! Compressed elements are inflated only as far as what they say of themselves, once that has been checked.
+//! Compressed elements are inflated only as far as what they say of themselves, once that has been checked. The crate
+//! matfile 0.5 inflates them whole before it looks at their size, reads a file that is cut short as one without matrices,
+//! and prints to the terminal.
 use crate::system::guard::guarded;
 use crate::system::limits::{self, LABEL_MAP};
 use flate2::read::ZlibDecoder;
@@ -32,7 +34,9 @@ mod kind {
 /// A matrix of labels.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LabelMatrix {
+    /// Columns.
     pub width: usize,
+    /// Rows.
     pub height: usize,
     /// `[height, width]`.
     pub labels: Vec<u32>,

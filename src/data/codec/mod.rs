@@ -2,7 +2,7 @@
 pub mod crop;
 pub mod jpeg;
 pub mod labels;
-pub mod mask;
+pub(crate) mod mask;
 pub mod matlab;
 pub mod photograph;
 pub mod resize;

@@ -175,14 +175,17 @@ impl RunLengths {
         text
     }
 
+    /// Pixels a column.
     pub fn height(&self) -> usize {
         self.height as usize
     }
 
+    /// Columns.
     pub fn width(&self) -> usize {
         self.width as usize
     }
 
+    /// Lengths of the runs down the columns, background first.
     pub fn counts(&self) -> &[u32] {
         &self.counts
     }

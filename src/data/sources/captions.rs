@@ -21,7 +21,9 @@ pub struct Captions {
 /// Which columns (keys of JSON records) hold an image's key and its caption.
 #[derive(Clone, Copy, Debug)]
 pub struct Columns<'a> {
+    /// Column of the image key.
     pub key: &'a str,
+    /// Column of the caption.
     pub caption: &'a str,
 }
 
@@ -49,10 +51,12 @@ impl Captions {
         Ok(Self { table })
     }
 
+    /// How many images have a caption.
     pub fn len(&self) -> usize {
         self.table.len()
     }
 
+    /// Whether no image has a caption.
     pub fn is_empty(&self) -> bool {
         self.table.is_empty()
     }

@@ -1,9 +1,9 @@
 //! Where samples come from: shards, folders, captions, and the annotations of known data sets.
-pub mod ade20k;
+pub(crate) mod ade20k;
 pub mod captions;
 pub(super) mod listing;
-pub mod panoptic;
+pub(crate) mod panoptic;
 mod parquet_bounds;
-pub mod shards;
-mod tar_members;
-pub mod unusable;
+pub(crate) mod shards;
+pub mod tar_members;
+pub(crate) mod unusable;

@@ -14,16 +14,24 @@ const CHUNK: usize = 1 << 20;
 /// A member or a damaged part of a tar file.
 #[derive(Debug, PartialEq, Eq)]
 pub enum TarPart {
+    /// A file, folder or link.
     Member {
+        /// Path within the archive.
         name: String,
+        /// Where its data begin in the archive, in bytes.
         offset: u64,
+        /// Bytes of its data.
         length: u64,
+        /// Whether it is an ordinary file.
         is_file: bool,
     },
     /// Unreadable bytes up to `end`, the next readable header or the end of the file.
     Damage {
+        /// First byte of the gap.
         start: u64,
+        /// Byte behind the gap.
         end: u64,
+        /// Why the header at its start cannot be read.
         problem: String,
     },
 }

@@ -27,6 +27,7 @@ pub struct GenerationOptions {
     pub steps: usize,
     /// Guidance scale; 1 or less turns guidance off.
     pub guidance: f64,
+    /// Perturbed guidance, where it is asked for.
     pub perturbed: Option<PerturbedGuidance>,
     /// Images generated together.
     pub batch: usize,
@@ -52,8 +53,11 @@ impl GenerationOptions {
 
 /// A generated image.
 pub struct DrawnImage<'a> {
+    /// Number of the image, from 0.
     pub index: usize,
+    /// The prompt that it was drawn from.
     pub caption: &'a str,
+    /// The drawn image, RGB.
     pub image: &'a RgbImage,
 }
 

@@ -5,6 +5,7 @@ use image::RgbImage;
 
 /// A network that computes a feature vector of an image.
 pub trait FeatureNetwork: Send + Sync {
+    /// The distance that is measured over these features.
     fn metric(&self) -> FrechetMetric;
 
     /// Length of a feature vector.
@@ -19,6 +20,7 @@ pub trait FeatureNetwork: Send + Sync {
     /// Features `[batch, length]` of preprocessed images `[batch, 3, height, width]` on `device`.
     fn features(&self, images: &Tensor) -> Result<Tensor>;
 
+    /// The device of the weights.
     fn device(&self) -> &Device;
 }
 
@@ -32,6 +34,7 @@ pub enum FrechetMetric {
 }
 
 impl FrechetMetric {
+    /// The name that is printed and written, such as `fid`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Fid => "FID",

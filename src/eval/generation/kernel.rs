@@ -1,7 +1,8 @@
 //! Kernel inception distance: the unbiased squared maximum mean discrepancy under the kernel `(x·y/length + 1)³`.
-use super::matrix::{View, add_product};
+use super::matrix::add_product;
 use crate::sample::noise::generator;
 use crate::system::error::{Error, Result};
+use faer::MatRef;
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 
@@ -114,7 +115,8 @@ struct KernelSums {
 fn kernel_sums(a: &[f64], b: &[f64], length: usize) -> KernelSums {
     let (m, n) = (a.len() / length, b.len() / length);
     let mut products = vec![0f64; m * n];
-    add_product(&mut products, (m, length, n), View::rows(a, length), View::rows(b, length).transposed());
+    let (a, b) = (MatRef::from_row_major_slice(a, m, length), MatRef::from_row_major_slice(b, n, length));
+    add_product(&mut products, a, b.transpose());
     let kernel = |product: f64| (product / length as f64 + 1.0).powi(3);
     KernelSums {
         all: products.chunks_exact(n).map(|row| row.iter().map(|product| kernel(*product)).sum::<f64>()).sum(),

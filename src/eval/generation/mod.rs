@@ -1,6 +1,6 @@
 //! Quality of generated images: distances between their features and those of real images.
 pub mod demo_features;
-pub mod draw;
+pub(crate) mod draw;
 mod feature_network;
 pub mod frechet;
 pub mod inception;
@@ -8,7 +8,7 @@ pub mod kernel;
 pub(super) mod matrix;
 pub mod moments;
 pub mod npz;
-pub mod statistics;
+pub(crate) mod statistics;
 
 pub use draw::{DrawnImage, GenerationOptions, evaluate};
 pub use feature_network::{FeatureNetwork, FrechetMetric};
@@ -24,10 +24,13 @@ use std::path::Path;
 /// Distances between generated and real images, less is better; absent if not measured.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct GenerationScores {
+    /// Fréchet distance over Inception-v3 features.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fid: Option<f64>,
+    /// Kernel distance over Inception-v3 features.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kid: Option<f64>,
+    /// Fréchet distance over the features of the demo's classifier.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fd_demo: Option<f64>,
     /// Number of images, if known.
@@ -77,6 +80,7 @@ impl Reference {
         Ok(Self { networks, real })
     }
 
+    /// The networks whose features are compared.
     pub fn networks(&self) -> &[Box<dyn FeatureNetwork>] {
         &self.networks
     }

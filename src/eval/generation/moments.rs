@@ -1,10 +1,12 @@
 //! Mean and covariance of feature vectors, gathered a batch at a time in f64.
-use super::matrix::{View, add_product, factor};
+use super::matrix::{add_product, factor};
 use crate::system::error::{Error, Result};
+use faer::MatRef;
 
 /// A normal distribution in feature space: what the Fréchet distance compares.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Gaussian {
+    /// Mean, `[features]`.
     pub mean: Vec<f64>,
     /// `[length, length]`.
     pub covariance: Vec<f64>,
@@ -39,10 +41,11 @@ impl Gaussian {
             return Err("sigma is not symmetric: no covariance".into());
         }
         // A factor times itself has no negative eigenvalue: what it leaves of the matrix is at least as large as these.
-        let (factor, rank) = factor(matrix, length);
         let mut product = vec![0f64; length * length];
-        let factor = View::rows(&factor, rank);
-        add_product(&mut product, (length, rank, length), factor, factor.transposed());
+        match factor(MatRef::from_row_major_slice(matrix, length, length)) {
+            Some(factor) => add_product(&mut product, factor.as_ref(), factor.transpose()),
+            None => product.fill(f64::NAN),
+        }
         // NaN, where a factor of what is no covariance overflows, is not less either.
         match norm(&|row, column| matrix[row * length + column] - product[row * length + column]) <= rounding {
             true => Ok(()),
@@ -88,8 +91,8 @@ impl Moments {
         }
         let weight = (before * batch as f64 / after).sqrt();
         deviations.extend(batch_mean.iter().zip(&self.mean).map(|(new, old)| (new - old) * weight));
-        let deviations = View::rows(&deviations, length);
-        add_product(&mut self.scatter, (length, batch + 1, length), deviations.transposed(), deviations);
+        let deviations = MatRef::from_row_major_slice(&deviations, batch + 1, length);
+        add_product(&mut self.scatter, deviations.transpose(), deviations);
         for (mean, new) in self.mean.iter_mut().zip(&batch_mean) {
             *mean += (new - *mean) * batch as f64 / after;
         }

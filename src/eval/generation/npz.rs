@@ -1,4 +1,7 @@
 //! Statistics of features as pytorch-fid keeps them: a `.npz` file with the mean `mu` and the covariance `sigma`.
+//!
+//! The arrays are read here because no crate reads them safely: npyz 0.9 ends the program over a header of nested
+//! parentheses (its parser overflows the stack), and candle's reader refuses arrays that lie by columns.
 use super::moments::Gaussian;
 use crate::system::error::{Error, Result};
 use crate::system::guard::guarded;
@@ -24,14 +27,21 @@ pub fn read(file: &Path, length: usize) -> Result<Gaussian> {
     let reader = patience::open(file).map_err(|e| Error::file(file, e))?;
     let bytes = reader.0.metadata().map_err(|e| Error::file(file, e))?.len();
     STATISTICS_FILE.check(bytes).map_err(failed)?;
+    parse(BufReader::new(reader), length).map_err(failed)
+}
+
+/// As [`read`], from the bytes of the file.
+///
+/// # Errors
+/// Says what is wrong with them.
+pub fn parse(reader: impl Read + Seek, length: usize) -> Result<Gaussian, String> {
     let (mean, covariance) = guarded(|| {
-        let mut archive = ZipArchive::new(BufReader::new(reader)).map_err(|e| format!("no .npz file: {e}"))?;
-        Ok((array(&mut archive, "mu", &[length])?, array(&mut archive, "sigma", &[length, length])?))
-    })
-    .map_err(failed)?;
+        let mut archive = ZipArchive::new(reader).map_err(|e| format!("no .npz file: {e}"))?;
+        Ok::<_, String>((array(&mut archive, "mu", &[length])?, array(&mut archive, "sigma", &[length, length])?))
+    })?;
     // A covariance is symmetric: the order of its elements does not matter.
     let gaussian = Gaussian { mean, covariance };
-    gaussian.check().map_err(failed)?;
+    gaussian.check()?;
     Ok(gaussian)
 }
 

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 /// Files in a folder and its subfolders whose names have one of the suffixes.
 #[derive(Clone, Debug)]
 pub struct Files {
+    /// Folder of the files; subfolders count as part of the names.
     pub folder: PathBuf,
     /// Case-insensitive; a name without its suffix is the image's key.
     pub suffixes: Vec<String>,
@@ -18,7 +19,9 @@ pub struct Files {
 /// The layout of a data set for segmentation.
 #[derive(Clone, Debug)]
 pub struct DataSet {
+    /// Name for people.
     pub name: Option<String>,
+    /// Where the images lie.
     pub images: Files,
     /// PNG label maps, with the keys of their images.
     pub labels: Files,

@@ -17,7 +17,9 @@ pub const NO_CLASS: u16 = u16::MAX;
 /// The class of each pixel of an image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SegmentationMap {
+    /// Pixels a row.
     pub width: usize,
+    /// Rows.
     pub height: usize,
     /// `[height, width]`: indices into the data set's classes, or [`NO_CLASS`].
     pub classes: Vec<u16>,
@@ -45,6 +47,7 @@ impl SegmentationMap {
 pub struct Class {
     /// Its value in the label maps.
     pub label: u32,
+    /// Name, as prompts have it.
     pub name: String,
 }
 
@@ -53,7 +56,9 @@ pub struct Class {
 pub struct LabelledImage {
     /// Path below the image folder, without extension.
     pub key: String,
+    /// The image at its own size, RGB.
     pub image: RgbImage,
+    /// The class of every pixel.
     pub truth: SegmentationMap,
 }
 
@@ -156,6 +161,7 @@ impl LabelledFolder {
         self.pairs.len()
     }
 
+    /// Whether the folder holds no image.
     pub fn is_empty(&self) -> bool {
         self.pairs.is_empty()
     }

@@ -34,12 +34,15 @@ use std::sync::mpsc::sync_channel;
 pub struct ImageResult<'a> {
     /// Index of the image in the data set.
     pub index: usize,
+    /// The image with its label map.
     pub image: &'a LabelledImage,
     /// The data set's classes.
     pub classes: &'a [Class],
     /// The model's prompts; none if no class is present.
     pub prompts: &'a [Prompt],
+    /// The maps of the classes.
     pub maps: &'a ClassMaps,
+    /// The predicted class of every pixel, at the size of the image.
     pub predicted: &'a SegmentationMap,
 }
 

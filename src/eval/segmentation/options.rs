@@ -40,7 +40,9 @@ pub struct SegmentationOptions {
     pub maps: MapSettings,
     /// Side in pixels of the resized square images.
     pub size: usize,
+    /// Which names the prompt has.
     pub protocol: SegmentationProtocol,
+    /// How much noise the latents have.
     pub noise_level: NoiseLevel,
     /// Seed of the noise, which also depends on the image's index.
     pub seed: u64,

@@ -14,6 +14,7 @@ pub const TOKENS: usize = CLIP_TOKENS - 2;
 /// Class names joined by spaces.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Prompt {
+    /// The text that is encoded.
     pub text: String,
     /// Index of each class, and the range of its name's tokens among CLIP's, in order.
     pub places: Vec<(u16, Range<usize>)>,

@@ -61,7 +61,9 @@ pub struct ReferringScores {
     pub miou: f64,
     /// Fraction of phrases with an IoU of at least 0.5 (0.7, 0.9).
     pub precision_at_50: f64,
+    /// Share of phrases with an IoU of at least 0.7.
     pub precision_at_70: f64,
+    /// Share of phrases with an IoU of at least 0.9.
     pub precision_at_90: f64,
     /// Number of phrases scored.
     pub phrases: u64,

@@ -31,6 +31,7 @@ pub struct Accumulator {
 }
 
 impl Accumulator {
+    /// Empty counts of `classes` classes.
     pub fn new(classes: usize) -> Self {
         Self { classes: vec![ClassCounts::default(); classes], images: 0 }
     }
@@ -87,6 +88,7 @@ pub struct SegmentationScores {
     /// Name and IoU of each class; `None`, and absent in JSON, if it does not occur.
     #[serde(serialize_with = "occurring_by_name")]
     pub per_class: Vec<(String, Option<f64>)>,
+    /// How many images were measured.
     pub images: u64,
 }
 

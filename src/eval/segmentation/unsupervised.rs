@@ -26,6 +26,7 @@ pub struct UnsupervisedOptions {
 pub struct UnsupervisedResult<'a> {
     /// Index of the image in the data set.
     pub index: usize,
+    /// Name of the image within its folder.
     pub key: &'a str,
     /// Index of the threshold in the options.
     pub threshold: usize,

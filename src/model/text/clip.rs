@@ -1,4 +1,6 @@
-//! CLIP's text model with projection (transformers: `CLIPTextModelWithProjection`).
+//! The text model of CLIP with its projection (transformers: `CLIPTextModelWithProjection`).
+//!
+//! candle-transformers has a text model without the projection, of sizes from a list instead of `config.json`.
 use super::clip_layer::{ClipActivation, ClipLayer, LayerSizes};
 use crate::model::layers::{LayerNorm, Linear};
 use crate::model::weights::Weights;
@@ -112,10 +114,6 @@ impl ClipTextModel {
             path,
             config,
         })
-    }
-
-    pub fn config(&self) -> &ClipConfig {
-        &self.config
     }
 
     /// Runs the model on prompts of equal length, `ids[prompt][position]`; both outputs are f32.

@@ -1,9 +1,9 @@
 //! Text encoders: prompts to the MM-DiT's conditioning (diffusers: `StableDiffusion3Pipeline.encode_prompt`).
-pub mod clip;
-pub mod clip_layer;
+pub(crate) mod clip;
+pub(crate) mod clip_layer;
 pub mod prompt_file;
 mod shape;
-pub mod t5;
+pub(crate) mod t5;
 pub mod tokenizer;
 
 use crate::config::TextEncoderKind;

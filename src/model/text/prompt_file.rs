@@ -17,7 +17,7 @@ pub fn write(file: &Path, tokens: &Tensor, pooled: &Tensor) -> Result<()> {
     weights::write(file, &tensors, &BTreeMap::new())
 }
 
-/// Reads what [`write()`] wrote, as a batch of one, for a model that is told embeddings of this shape.
+/// Reads a file of [`write()`] as a batch of one; `shape` is the model's embedding shape.
 ///
 /// # Errors
 /// The file cannot be read, or a tensor is missing or of another shape.

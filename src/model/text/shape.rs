@@ -15,6 +15,7 @@ pub struct TextShape {
     pub tokens: usize,
     /// Width of a token.
     pub width: usize,
+    /// Width of the pooled embedding.
     pub pooled: usize,
     /// Sum of the CLIPs' hidden sizes; the rest of a CLIP token's width is zero.
     pub clip_width: usize,

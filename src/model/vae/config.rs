@@ -11,20 +11,28 @@ const MOST_LEVELS: usize = 8;
 /// Sizes from the autoencoder's `config.json`.
 #[derive(Clone, Debug, Deserialize)]
 pub struct VaeConfig {
+    /// Channels of the picture.
     pub in_channels: usize,
+    /// Channels of the decoded picture.
     pub out_channels: usize,
+    /// Channels of the latents.
     pub latent_channels: usize,
     /// Channels of each resolution level; each level after the first halves height and width.
     pub block_out_channels: Vec<usize>,
+    /// Residual blocks a level of the encoder; the decoder has one more.
     pub layers_per_block: usize,
+    /// Groups of every group norm.
     pub norm_num_groups: usize,
+    /// Latents are `(mean − shift_factor) · scaling_factor`.
     pub scaling_factor: f64,
+    /// See `scaling_factor`; absent: 0.
     #[serde(default)]
     pub shift_factor: Option<f64>,
     #[serde(default = "yes")]
     pub use_quant_conv: bool,
     #[serde(default = "yes")]
     pub use_post_quant_conv: bool,
+    /// Whether the middle block has an attention.
     #[serde(default = "yes")]
     pub mid_block_add_attention: bool,
     #[serde(default)]

@@ -1,4 +1,6 @@
 //! The autoencoder between images and latents (diffusers: `AutoencoderKL`); not differentiable.
+//!
+//! candle-transformers has one too; this one is here for the convolutions and group norms of `ops`, for speed.
 mod blocks;
 mod config;
 mod decoder;
@@ -26,6 +28,10 @@ pub struct Vae {
 }
 
 impl Vae {
+    /// Loads encoder and decoder.
+    ///
+    /// # Errors
+    /// A file is missing, damaged, or does not fit its config.
     pub fn load(files: &ModelFiles, device: &Device) -> Result<Self> {
         let config = VaeConfig::open(files)?;
         let weights = files.weights(Part::Vae, DType::F32, device)?;
@@ -50,6 +56,7 @@ impl Vae {
         Self { decoder: None, ..self }
     }
 
+    /// Sizes.
     pub fn config(&self) -> &VaeConfig {
         &self.config
     }

@@ -20,10 +20,15 @@ const TOKENIZER_FILES: [&str; 5] =
 /// A network of the pipeline, each with a folder of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Part {
+    /// The denoiser, in `transformer/`.
     Transformer,
+    /// The autoencoder, in `vae/`.
     Vae,
+    /// CLIP-L, in `text_encoder/`.
     ClipL,
+    /// CLIP-G, in `text_encoder_2/`.
     ClipG,
+    /// T5, in `text_encoder_3/`.
     T5,
 }
 

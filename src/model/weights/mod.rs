@@ -2,13 +2,13 @@
 //!
 //! Reading is strict: a missing, superfluous or misshapen tensor is an error that names file, tensor and shapes, as is a
 //! number that is not finite.
-pub mod bounds;
+pub(crate) mod bounds;
 pub mod files;
-pub mod fingerprint;
+pub(crate) mod fingerprint;
 mod finite;
-pub mod required_files;
-pub mod shard_index;
-pub mod sizes;
+pub(crate) mod required_files;
+pub(crate) mod shard_index;
+pub(crate) mod sizes;
 
 use crate::model::weights::finite::first_not_finite;
 use crate::model::weights::shard_index::ShardIndex;
@@ -139,6 +139,7 @@ impl Weights {
         Ok(Self { shards, tensors, path: path.to_path_buf(), dtype, device: device.clone(), used: Mutex::default() })
     }
 
+    /// The device that tensors are read to.
     pub fn device(&self) -> &Device {
         &self.device
     }
@@ -148,6 +149,7 @@ impl Weights {
         &self.path
     }
 
+    /// Whether there is a tensor `name`.
     pub fn contains(&self, name: &str) -> bool {
         self.tensors.contains_key(name)
     }

@@ -26,11 +26,10 @@ struct Update {
     float rate, spread, keep;
 };
 
-// Gradients are first scaled by `clip`.
-extern "C" __global__ void adamw(const Update* pieces, float clip, float beta1, float beta2, float eps) {
+extern "C" __global__ void adamw(const Update* pieces, float beta1, float beta2, float eps) {
     const Update of = pieces[blockIdx.x];
     for (int i = threadIdx.x; i < of.count; i += blockDim.x) {
-        const float grad = of.grads[i] * clip;
+        const float grad = of.grads[i];
         const float m = of.first[i] * beta1 + grad * (1 - beta1), v = of.second[i] * beta2 + grad * grad * (1 - beta2);
         of.first[i] = m, of.second[i] = v;
         of.values[i] = of.values[i] * of.keep - m / (sqrtf(v) / of.spread + eps) * of.rate;

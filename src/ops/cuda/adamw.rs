@@ -1,7 +1,6 @@
 //! The norm of all gradients, and AdamW on all parameters, in a launch each.
 //!
-//! Gradients lie where the backward pass left them, elsewhere in every step. So a table of addresses goes to the GPU before
-//! each launch: an entry for every piece of a tensor, which a block works on.
+//! A table of addresses goes to the GPU before each launch: an entry for every piece of a tensor, which a block works on.
 use super::transfer::{Download, upload};
 use super::{Arg, Module, address, device_of, module, output, start};
 use candle_core::{DType, Result, Tensor, bail};
@@ -11,7 +10,7 @@ const THREADS: usize = 256;
 /// Values of a piece: enough of them that a table is small, and few enough that an adapter keeps several blocks busy.
 const PIECE: usize = 4096;
 
-/// One parameter in one step; tensors are contiguous, in f32 and of one shape. The parameter and its moments change.
+/// One range of parameters in one step; tensors are contiguous, in f32 and of one shape. The parameters and their moments change.
 pub struct Update<'a> {
     pub parameter: &'a Tensor,
     pub gradient: &'a Tensor,
@@ -27,13 +26,11 @@ pub struct Update<'a> {
 
 /// What all parameters have in common.
 pub struct Settings {
-    /// What gradients are multiplied with first.
-    pub clip: f64,
     pub betas: [f64; 2],
     pub eps: f64,
 }
 
-/// One step of all parameters.
+/// One step of all ranges.
 pub fn step(updates: &[Update], settings: &Settings) -> Result<()> {
     let mut table = Table::default();
     for update in updates {
@@ -41,8 +38,8 @@ pub fn step(updates: &[Update], settings: &Settings) -> Result<()> {
         let numbers = [rate, spread, keep].map(|number| (*number as f32).to_bits());
         table.add([parameter, gradient, first, second], |count| [&[count as u32], &numbers[..]].concat())?;
     }
-    let Settings { clip, betas: [beta1, beta2], eps } = *settings;
-    let numbers = [clip, beta1, beta2, eps].map(|number| Arg::Float(number as f32));
+    let Settings { betas: [beta1, beta2], eps } = *settings;
+    let numbers = [beta1, beta2, eps].map(|number| Arg::Float(number as f32));
     table.launch("adamw", updates.first().map(|update| update.parameter), numbers)
 }
 

@@ -15,8 +15,11 @@ use candle_core::{DType, Result, Tensor, bail};
 /// Modulation of a block's MLP (AdaLN), each `[batch, width]`.
 #[derive(Clone, Copy)]
 pub struct Modulation<'a> {
+    /// Added after the norm.
     pub shift: &'a Tensor,
+    /// The normed values are multiplied by one plus this.
     pub scale: &'a Tensor,
+    /// Factor of the MLP's output.
     pub gate: &'a Tensor,
 }
 

@@ -9,7 +9,9 @@ const SIDE: usize = 3;
 /// What is taken of a window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pool {
+    /// The largest value.
     Max,
+    /// The mean.
     Mean,
 }
 

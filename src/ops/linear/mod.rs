@@ -13,7 +13,9 @@ use std::ops::Range;
 /// Weight `[outer, inner]` and bias `[outer]` of a frozen layer.
 #[derive(Clone)]
 pub struct FrozenLayer {
+    /// W: `[outer, inner]`.
     pub weight: Tensor,
+    /// b: `[outer]`.
     pub bias: Option<Tensor>,
 }
 
@@ -24,13 +26,16 @@ pub struct LowRank {
     pub down: Variable,
     /// B: `[outer, rank]`, f32.
     pub up: Variable,
+    /// alpha / rank.
     pub scale: f64,
 }
 
 /// A layer with its adapter.
 #[derive(Clone, Copy)]
 pub struct Layer<'a> {
+    /// The frozen layer.
     pub frozen: &'a FrozenLayer,
+    /// Its adapter.
     pub low_rank: Option<&'a LowRank>,
 }
 

@@ -5,9 +5,11 @@ mod unix;
 mod windows;
 
 #[cfg(unix)]
-pub use unix::{exchange, hold_folder, is_held, is_link_loop, read_exact_at, set_mode, sync_folder};
+pub use unix::{exchange, hold_folder, is_held, is_link_loop, persist, read_exact_at, rename, set_mode, sync_folder};
 #[cfg(windows)]
-pub use windows::{exchange, hold_folder, is_held, is_link_loop, read_exact_at, set_mode, sync_folder};
+pub use windows::{
+    exchange, hold_folder, is_held, is_link_loop, persist, read_exact_at, rename, set_mode, sync_folder,
+};
 
 use std::fs::{File, TryLockError};
 

@@ -5,6 +5,7 @@ use std::fs::{File, Permissions};
 use std::io;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
+use tempfile::NamedTempFile;
 
 /// Fills `bytes` from those that begin at `offset`, from any number of threads at a time.
 ///
@@ -35,6 +36,22 @@ pub fn is_held(path: &Path) -> bool {
 /// Those of the operating system.
 pub fn sync_folder(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
+}
+
+/// Renames a file or folder; a file that is at `to`, or an empty folder, is replaced.
+///
+/// # Errors
+/// Those of the operating system.
+pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    std::fs::rename(from, to)
+}
+
+/// Renames a temporary file to `to`, where a file may be. It is removed where that fails.
+///
+/// # Errors
+/// Those of the operating system.
+pub fn persist(temporary: NamedTempFile, to: &Path) -> io::Result<()> {
+    temporary.persist(to).map(drop).map_err(|problem| problem.error)
 }
 
 /// Gives two files or folders each other's name in one step; false where the file system cannot.

@@ -4,6 +4,8 @@ use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::os::windows::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
+use std::time::Duration;
+use tempfile::NamedTempFile;
 
 // Of winnt.h and winbase.h.
 const DELETE: u32 = 0x0001_0000;
@@ -12,6 +14,7 @@ const FILE_SHARE_WRITE: u32 = 2;
 const FILE_SHARE_DELETE: u32 = 4;
 const FILE_FLAG_BACKUP_SEMANTICS: u32 = 0x0200_0000;
 // Of winerror.h.
+const ERROR_ACCESS_DENIED: i32 = 5;
 const ERROR_SHARING_VIOLATION: i32 = 32;
 const ERROR_CANT_RESOLVE_FILENAME: i32 = 1921;
 
@@ -54,6 +57,35 @@ fn open_folder(path: &Path, share: u32) -> io::Result<File> {
 /// The file system's journal keeps names; there is no call that a user without special rights could make.
 pub fn sync_folder(_: &Path) -> io::Result<()> {
     Ok(())
+}
+
+pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    despite_scanners(|| std::fs::rename(from, to))
+}
+
+pub fn persist(temporary: NamedTempFile, to: &Path) -> io::Result<()> {
+    let mut left = Some(temporary);
+    despite_scanners(|| match left.take().map(|temporary| temporary.persist(to)) {
+        Some(Err(problem)) => {
+            left = Some(problem.file);
+            Err(problem.error)
+        }
+        _ => Ok(()),
+    })
+}
+
+/// Nothing can be renamed while a virus scanner or an indexer looks at it, which they do to what was just written: tries
+/// again for three seconds.
+fn despite_scanners(mut rename: impl FnMut() -> io::Result<()>) -> io::Result<()> {
+    for milliseconds in [10, 50, 200, 750, 2000] {
+        match rename() {
+            Err(problem) if matches!(problem.raw_os_error(), Some(ERROR_ACCESS_DENIED | ERROR_SHARING_VIOLATION)) => {
+                std::thread::sleep(Duration::from_millis(milliseconds));
+            }
+            outcome => return outcome,
+        }
+    }
+    rename()
 }
 
 /// There is no such call.

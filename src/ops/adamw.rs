@@ -1,0 +1,162 @@
+//! AdamW on flat buffers, and the sum of squares that the gradient's norm is made of.
+#[cfg(feature = "cuda")]
+use super::cuda::adamw as cuda;
+use super::kernels::cpu::{TASK, vectorised};
+use super::kernels::memory::Values;
+use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Tensor, bail};
+use rayon::prelude::*;
+use std::ops::Range;
+use std::sync::Mutex;
+
+/// What a step reads and changes, each `[count]` in f32.
+pub struct AdamWBuffers<'a> {
+    /// Changed.
+    pub parameters: &'a Tensor,
+    /// Their gradients.
+    pub gradients: &'a Tensor,
+    /// The running mean of gradients; changed.
+    pub exp_avg: &'a Tensor,
+    /// The running mean of their squares; changed.
+    pub exp_avg_sq: &'a Tensor,
+}
+
+/// Parameters that lie side by side and are treated alike.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AdamWRange {
+    /// Where they lie in the buffers.
+    pub range: Range<usize>,
+    /// Their learning rate.
+    pub lr: f64,
+    /// Steps that the moments have in them, this one included.
+    pub step: u64,
+}
+
+/// What all parameters have in common; as the arguments of torch's `AdamW`.
+#[derive(Clone, Copy, Debug)]
+pub struct AdamWSettings {
+    /// Decay rates of the two moments.
+    pub betas: [f64; 2],
+    /// Added to the root of the second moment.
+    pub eps: f64,
+    /// Decoupled weight decay, times the learning rate.
+    pub weight_decay: f64,
+}
+
+/// What a step does in one range.
+struct Coefficients {
+    /// What is left of a value by weight decay.
+    decay: f64,
+    /// The learning rate over the bias correction of `exp_avg`.
+    step_size: f64,
+    /// The root of the bias correction of `exp_avg_sq`.
+    correction: f64,
+}
+
+impl Coefficients {
+    fn new(range: &AdamWRange, settings: &AdamWSettings) -> Self {
+        let [first, second] = settings.betas.map(|beta| 1.0 - beta.powf(range.step as f64));
+        Self { decay: 1.0 - range.lr * settings.weight_decay, step_size: range.lr / first, correction: second.sqrt() }
+    }
+}
+
+/// One step of torch's `AdamW` in `ranges`; the rest of the buffers is not touched.
+///
+/// # Errors
+/// The buffers are not contiguous, in f32 and on one device.
+pub fn adamw(buffers: &AdamWBuffers, ranges: &[AdamWRange], settings: &AdamWSettings) -> Result<()> {
+    #[cfg(feature = "cuda")]
+    if buffers.parameters.device().is_cuda() {
+        return on_gpu(buffers, ranges, settings);
+    }
+    let gradients = Values::of(buffers.gradients)?;
+    edit(buffers.parameters, |parameters| {
+        edit(buffers.exp_avg, |exp_avg| {
+            edit(buffers.exp_avg_sq, |exp_avg_sq| {
+                for range in ranges {
+                    let within = range.range.clone();
+                    let values =
+                        [&mut *parameters, &mut *exp_avg, &mut *exp_avg_sq].map(|all| &mut all[within.clone()]);
+                    step_range(values, &gradients[within], &Coefficients::new(range, settings), settings);
+                }
+                Ok(())
+            })
+        })
+    })
+}
+
+/// Every operation is rounded by itself, as in torch.
+fn step_range(
+    [parameters, exp_avg, exp_avg_sq]: [&mut [f32]; 3],
+    gradients: &[f32],
+    coefficients: &Coefficients,
+    settings: &AdamWSettings,
+) {
+    let [beta1, beta2] = settings.betas.map(|beta| beta as f32);
+    let [rest1, rest2] = settings.betas.map(|beta| (1.0 - beta) as f32);
+    let inverse_correction = (1.0 / coefficients.correction) as f32;
+    let (decay, step_size, eps) = (coefficients.decay as f32, coefficients.step_size as f32, settings.eps as f32);
+    let chunks = parameters.par_chunks_mut(TASK).zip(gradients.par_chunks(TASK));
+    let chunks = chunks.zip(exp_avg.par_chunks_mut(TASK)).zip(exp_avg_sq.par_chunks_mut(TASK));
+    chunks.for_each(|(((parameters, gradients), exp_avg), exp_avg_sq)| {
+        vectorised!({
+            for (((p, g), m), v) in
+                parameters.iter_mut().zip(gradients).zip(exp_avg.iter_mut()).zip(exp_avg_sq.iter_mut())
+            {
+                *m = *m * beta1 + g * rest1;
+                *v = *v * beta2 + g * g * rest2;
+                *p = *p * decay - *m / (v.sqrt() * inverse_correction + eps) * step_size;
+            }
+        })
+    });
+}
+
+#[cfg(feature = "cuda")]
+fn on_gpu(buffers: &AdamWBuffers, ranges: &[AdamWRange], settings: &AdamWSettings) -> Result<()> {
+    let AdamWBuffers { parameters, gradients, exp_avg, exp_avg_sq } = *buffers;
+    let view = |all: &Tensor, range: &AdamWRange| all.narrow(0, range.range.start, range.range.len());
+    let views = ranges.iter().map(|range| {
+        let tensors = [parameters, gradients, exp_avg, exp_avg_sq].map(|all| view(all, range));
+        tensors.into_iter().collect::<Result<Vec<_>>>()
+    });
+    let views = views.collect::<Result<Vec<_>>>()?;
+    let updates: Vec<cuda::Update> = (ranges.iter().zip(&views))
+        .map(|(range, views)| {
+            let Coefficients { decay, step_size, correction } = Coefficients::new(range, settings);
+            let [parameter, gradient, first, second] = [&views[0], &views[1], &views[2], &views[3]];
+            cuda::Update { parameter, gradient, first, second, rate: step_size, spread: correction, keep: decay }
+        })
+        .collect();
+    cuda::step(&updates, &cuda::Settings { betas: settings.betas, eps: settings.eps })
+}
+
+/// The sum of the squares of all values of all `tensors`, f32 and contiguous. Of each tensor it is rounded to f32, over
+/// them summed in f64. The host waits for it.
+pub fn sum_of_squares(tensors: &[Tensor]) -> Result<f64> {
+    #[cfg(feature = "cuda")]
+    if tensors.iter().any(|tensor| tensor.device().is_cuda()) {
+        return cuda::sum_of_squares(&tensors.iter().collect::<Vec<_>>());
+    }
+    let squares = tensors.iter().map(|tensor| tensor.sqr()?.sum_all()?.to_scalar::<f32>().map(f64::from));
+    squares.sum()
+}
+
+/// Changes the f32 values of a contiguous tensor on the CPU where they lie: what shares its memory sees it.
+fn edit(tensor: &Tensor, change: impl FnOnce(&mut [f32]) -> Result<()>) -> Result<()> {
+    tensor.inplace_op1(&Edit(Mutex::new(Some(change))))
+}
+
+struct Edit<F>(Mutex<Option<F>>);
+
+impl<F: FnOnce(&mut [f32]) -> Result<()>> InplaceOp1 for Edit<F> {
+    fn name(&self) -> &'static str {
+        "edit"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        let change = self.0.lock().ok().and_then(|mut change| change.take());
+        match (change, storage, layout.contiguous_offsets()) {
+            (Some(change), CpuStorage::F32(values), Some((start, end))) => change(&mut values[start..end]),
+            _ => bail!("tensor is not contiguous and f32 on the CPU"),
+        }
+    }
+}

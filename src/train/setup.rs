@@ -1,0 +1,190 @@
+//! Sets a run up: networks, parameters, how many blocks are recomputed, optimizer, data.
+use super::checkpoint::{self, Checkpoint, State};
+use super::components::Components;
+use super::effect::Start;
+use super::gradients::StepPlan;
+use super::initial;
+use super::memory::{self, Estimate, Needs, StepSize};
+use super::optimizers::Optimizer;
+use super::parameters::Parameters;
+use super::run_folder::RunFolder;
+use super::source::Source;
+use super::trainer::Trainer;
+use crate::config::{HeadMaps, RunConfig, TextEncoderKind};
+use crate::data::{Cache, Loader, loader};
+use crate::eval::segmentation::SegmentationOptions;
+use crate::model::families::sd3::MmDit;
+use crate::model::pipeline::Pipeline;
+use crate::model::weights::files::{ModelFiles, Part};
+use crate::model::weights::fingerprint::fingerprint;
+use crate::model::weights::required_files::RequiredFiles;
+use crate::sample::scheduler::Scheduler;
+use crate::system::error::{Error, Result};
+use candle_core::Device;
+use std::path::PathBuf;
+
+impl<'a> Trainer<'a> {
+    /// Loads the model, and the folder's checkpoint if there is one. A run that `measures` its model needs the encoders
+    /// even where training takes latents and text embeddings from a cache.
+    pub fn setup(
+        config: &'a RunConfig,
+        device: &'a Device,
+        folder: &RunFolder,
+        force: bool,
+        measures: bool,
+        components: &'a Components<'a>,
+    ) -> Result<Self> {
+        let files = ModelFiles::open(&config.model.path)?;
+        let model = fingerprint(&base_files(&files, config)?)?;
+        let checkpoint = folder.load(config, &model, force)?;
+        let state = setup_state(checkpoint.as_ref(), model, config)?;
+
+        let source = Source::open(config, device, &files, measures)?;
+        let encoders = source.describe(config);
+        let Source { mut pipeline, cache, empty_prompt } = source;
+        check_experts(config, &pipeline.transformer)?;
+
+        let parameters = initial::parameters(config, &mut pipeline.transformer, empty_prompt.as_ref(), device)?;
+        let start = Start::of(&parameters)?;
+        let (plan, estimate) = setup_plan(config, device, &pipeline, &parameters, cache.as_ref())?;
+        let optimizer = setup_optimizer(config, &parameters, checkpoint.as_ref(), components)?;
+        pipeline.transformer.attach_low_rank(&parameters.low_rank())?;
+
+        let require_masks = config.loss.uses_masks();
+        let loader = Loader::with_cache(&config.data, config.seed, Some(&state.cursor), require_masks, cache)?;
+        let scheduler = Scheduler::open(&files)?;
+        let trainer = Self {
+            config,
+            device,
+            components,
+            pipeline,
+            scheduler,
+            parameters,
+            start,
+            empty_prompt,
+            optimizer,
+            loader,
+            plan,
+            state,
+            ahead: None,
+        };
+        if components.collective.is_main() {
+            tracing::info!("{}{encoders}{}", trainer.summary(&estimate), initial::describe(config));
+        }
+        Ok(trainer)
+    }
+
+    /// What is trained on what, for people.
+    fn summary(&self, estimate: &Estimate) -> String {
+        let blocks = self.pipeline.transformer.blocks.len();
+        format!(
+            "{} on {:?}, frozen weights in {:?}; {} of {blocks} blocks recomputed in the backward pass\n{estimate}\n{}",
+            self.config.model.path,
+            self.device.location(),
+            self.config.model.dtype.dtype(),
+            self.plan.recomputed_blocks,
+            self.parameters.table(blocks)
+        )
+    }
+}
+
+/// The state of the checkpoint, or of a run's beginning, on the base model of fingerprint `model`.
+fn setup_state(saved: Option<&Checkpoint>, model: String, config: &RunConfig) -> Result<State> {
+    let saved = saved.map(|checkpoint| checkpoint.state.clone()).unwrap_or_default();
+    Ok(State { model, init: checkpoint::init_fingerprints(config)?, ..saved })
+}
+
+/// The optimizer; it and the parameters take the checkpoint's values, if there is one.
+fn setup_optimizer(
+    config: &RunConfig,
+    parameters: &Parameters,
+    checkpoint: Option<&Checkpoint>,
+    components: &Components,
+) -> Result<Box<dyn Optimizer>> {
+    let mut optimizer = (components.optimizer)(&config.optim, parameters)?;
+    if let Some(checkpoint) = checkpoint {
+        parameters.load(&checkpoint.adapter)?;
+        optimizer.load_state_dict(parameters, &checkpoint.optimizer)?;
+    }
+    Ok(optimizer)
+}
+
+/// Which blocks are recomputed for the step to fit into free memory.
+fn setup_plan<'a>(
+    config: &'a RunConfig,
+    device: &Device,
+    pipeline: &Pipeline,
+    parameters: &Parameters,
+    cache: Option<&Cache>,
+) -> Result<(StepPlan<'a>, Estimate)> {
+    let transformer = &pipeline.transformer.config;
+    let dtype = config.model.dtype.dtype();
+    let (_, height, width) = pipeline.latent_shape(config.data.resolution)?;
+    let grid = (height / transformer.patch_size, width / transformer.patch_size);
+    let needs = Needs {
+        model: transformer,
+        size: StepSize {
+            batch: config.train.batch,
+            image_tokens: grid.0 * grid.1,
+            text_tokens: match parameters.prompt() {
+                Some(tokens) => tokens.tensor().dim(0)?,
+                None => pipeline.text_encoders.tokens(),
+            },
+            is_fused: memory::has_fused_feed_forward(&config.lora.targets, device, dtype),
+            value_bytes: if device.is_cpu() { 4 } else { dtype.size_in_bytes() },
+        },
+        trained: parameters.count(),
+        experts: config.model.expert_layers.len(),
+        // Of every mask one map is compared; of classes with names there may be more.
+        score_head: match config.loss.uses_score_head() {
+            true => memory::score_head(device, config.train.batch * config.data.max_masks, grid),
+            false => 0,
+        },
+        encoding: if cache.is_some() { 0 } else { pipeline.vae.encoding_bytes(config.data.resolution) },
+        // It is in the host's memory, whatever the device.
+        loader: match device.is_cpu() {
+            true => loader::held_bytes(&config.data, cache.map(Cache::sample_bytes)),
+            false => 0,
+        },
+    };
+    let (recomputed_blocks, estimate) = needs.plan(config.train.gradient_checkpointing, memory::usage(device))?;
+    Ok((StepPlan { expert_layers: &config.model.expert_layers, recomputed_blocks }, estimate))
+}
+
+/// # Errors
+/// The model has no such block or head as the config names.
+fn check_experts(config: &RunConfig, model: &MmDit) -> Result<()> {
+    let (last, blocks) = (config.model.last_expert(), model.blocks.len());
+    if last >= blocks {
+        return Err(Error::Usage(format!("model.expert_layers has {last}, but the model has {blocks} blocks")));
+    }
+    match (config.loss.heads, model.config.num_attention_heads) {
+        (HeadMaps::One(head), heads) if head >= heads => {
+            return Err(Error::Usage(format!("loss.heads is {head}, but the model has {heads} heads")));
+        }
+        _ => {}
+    }
+    if let Some(eval) = &config.eval {
+        let maps = SegmentationOptions::of(eval, None).maps;
+        maps.check(model).map_err(|problem| Error::Usage(format!("[eval] {problem}")))?;
+    }
+    Ok(())
+}
+
+/// The files that the base model's fingerprint is of; those of a hub repository are fetched.
+fn base_files(files: &ModelFiles, config: &RunConfig) -> Result<Vec<PathBuf>> {
+    let encoders = config.model.text_encoders.iter().map(|kind| match kind {
+        TextEncoderKind::ClipL => Part::ClipL,
+        TextEncoderKind::ClipG => Part::ClipG,
+        TextEncoderKind::T5 => Part::T5,
+    });
+    for part in [Part::Transformer, Part::Vae].into_iter().chain(encoders) {
+        files.config::<serde_json::Value>(part)?;
+        files.weight_files(part)?;
+        if !matches!(part, Part::Transformer | Part::Vae) {
+            files.tokenizer(part)?;
+        }
+    }
+    files.scheduler_config()?;
+    Ok(RequiredFiles::find(files.folder(), &config.model.text_encoders)?.present)
+}

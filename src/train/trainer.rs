@@ -1,0 +1,345 @@
+//! The loop: batch, noise, forward, loss, backward, clip, step, log, checkpoint.
+use super::accumulated::Accumulated;
+use super::checkpoint::{Checkpoint, State};
+use super::components::Components;
+use super::effect::Start;
+use super::evaluation::Evaluation;
+use super::gradients::{LossTerms, StepInputs, StepPlan, gradients};
+use super::inputs::InputMaker;
+use super::optimizers::Optimizer;
+use super::outcome::Outcome;
+use super::parameters::{Group, Parameters};
+use super::run_log::RunLog;
+use super::trained::origin_of;
+use super::validation::Validation;
+use crate::config::RunConfig;
+use crate::data::{Batch, Cursor, Loader};
+use crate::model::adapters::formats::{self, Format};
+use crate::model::pipeline::Pipeline;
+use crate::model::text::{TextEmbedding, prompt_file};
+use crate::report::Measured;
+use crate::report::metrics::{self, StepMetrics, ValidationScores};
+use crate::report::summary::Stage;
+use crate::sample::scheduler::Scheduler;
+use crate::system::error::{Error, Result};
+use candle_core::Device;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// A training under way: networks, parameters, optimizer, data, and the state that a checkpoint saves.
+pub struct Trainer<'a> {
+    pub(super) config: &'a RunConfig,
+    pub(super) device: &'a Device,
+    pub(super) components: &'a Components<'a>,
+    pub(super) pipeline: Pipeline,
+    pub(super) scheduler: Scheduler,
+    pub(super) parameters: Parameters,
+    /// The LoRA before the run's first step.
+    pub(super) start: Start,
+    /// The text embedding of all images, where a prompt is learnt: its pooled state is that of the empty prompt.
+    pub(super) empty_prompt: Option<TextEmbedding>,
+    pub(super) optimizer: Box<dyn Optimizer>,
+    pub(super) loader: Loader,
+    pub(super) plan: StepPlan<'a>,
+    pub(super) state: State,
+    /// The next micro-batch where it is prepared already, or the error that prevents it.
+    pub(super) ahead: Option<Result<MicroBatch>>,
+}
+
+/// A micro-batch, and the position in the data after it.
+pub(super) struct MicroBatch {
+    inputs: StepInputs,
+    epoch: u64,
+    cursor: Cursor,
+    waited: Duration,
+}
+
+impl<'a> Trainer<'a> {
+    /// Steps done.
+    pub fn step(&self) -> u64 {
+        self.state.step
+    }
+
+    /// Runs to the last step, or until asked to stop; returns whether the run is complete. The process that writes has a
+    /// `log`.
+    pub fn train(
+        &mut self,
+        mut log: Option<RunLog>,
+        validation: Option<&Validation>,
+        stop: &AtomicBool,
+    ) -> Result<bool> {
+        let RunConfig { train, optim, loss, .. } = self.config;
+        let collective = self.components.collective;
+        while self.state.step < train.steps {
+            let (started, mut waited) = (Instant::now(), Duration::ZERO);
+            let mut sum = Accumulated::new(&self.parameters)?;
+            for micro in 0..train.accumulate {
+                let batch = self.ahead.take().unwrap_or_else(|| self.next_batch())?;
+                waited += batch.waited;
+                let model = &self.pipeline.transformer;
+                let found = gradients(model, &self.parameters, loss, &batch.inputs, self.plan)?;
+                self.advance(micro, batch);
+                // The next micro-batch is prepared while a GPU computes this one. If that fails, the error is the next
+                // step's.
+                if micro + 1 < train.accumulate || self.state.step + 1 < train.steps {
+                    self.ahead = Some(self.next_batch());
+                }
+                sum.add(found.terms()?, &found.buffer, collective)?;
+            }
+            let (terms, mut gradients) = sum.mean()?;
+            let norm = gradients.norm(&self.parameters)?;
+            let lr = (self.components.schedule)(optim, self.state.step, train.steps);
+            self.state.step += 1;
+            if terms.total.is_finite() && norm.is_finite() {
+                gradients.clip(norm, optim.clip_norm)?;
+                self.optimizer.step(&self.parameters, &gradients, &|group| group.learning_rate(lr, optim))?;
+                self.state.counters.nonfinite_in_a_row = 0;
+            } else {
+                self.skip(&terms, norm)?;
+            }
+            let metrics = self.metrics(&terms, norm, lr, started.elapsed(), waited);
+            if let Some(log) = &mut log {
+                self.record(metrics, log, validation)?;
+            }
+            let stopping = collective.any(stop.load(Ordering::Relaxed))?;
+            self.save_if_due(log.as_mut(), stopping)?;
+            if stopping && self.state.step < train.steps {
+                // The line is written below the progress bar.
+                if let Some(log) = log {
+                    drop(log);
+                    let (step, steps) = (self.state.step, train.steps);
+                    tracing::info!("stopped after step {step} of {steps}; go on with the same command and --resume");
+                }
+                return Ok(false);
+            }
+        }
+        if log.is_some() {
+            self.say_totals();
+        }
+        Ok(true)
+    }
+
+    /// This process's next micro-batch. Every process draws those of all in the one global order: which samples are broken
+    /// is known only when they are decoded.
+    fn next_batch(&mut self) -> Result<MicroBatch> {
+        let (size, rank) = (self.config.train.batch, self.components.collective.rank());
+        let Batch { mut samples, epoch, mut cursor, mut waited, .. } = self.loader.next_batch(size)?;
+        for other in 1..self.components.collective.size() {
+            let batch = self.loader.next_batch(size)?;
+            cursor = batch.cursor;
+            waited += batch.waited;
+            if other == rank {
+                samples = batch.samples;
+            }
+        }
+        let inputs = self.input_maker().make(&samples, self.state.samples + (rank * size) as u64)?;
+        Ok(MicroBatch { inputs, epoch, cursor, waited })
+    }
+
+    fn input_maker(&self) -> InputMaker<'_> {
+        InputMaker {
+            pipeline: &self.pipeline,
+            scheduler: &self.scheduler,
+            noise: &self.config.noise,
+            seed: self.config.seed,
+            mask_max_sigma: self.config.loss.mask_max_sigma,
+            resolution: self.config.data.resolution,
+            prompt: self.empty_prompt.as_ref(),
+            device: self.device,
+        }
+    }
+
+    /// Moves the state past `batch`, the step's micro-batch number `micro`.
+    fn advance(&mut self, micro: usize, batch: MicroBatch) {
+        self.state.samples += self.images_per_micro_batch();
+        if micro == 0 {
+            self.state.epoch = batch.epoch;
+        }
+        self.state.counters.broken = batch.cursor.broken;
+        self.state.cursor = batch.cursor;
+    }
+
+    /// Of all processes.
+    fn images_per_micro_batch(&self) -> u64 {
+        (self.config.train.batch * self.components.collective.size()) as u64
+    }
+
+    /// Counts a step whose loss or gradient is not finite, which changes nothing; too many in a row are an error.
+    fn skip(&mut self, terms: &LossTerms, norm: f64) -> Result<()> {
+        let step = self.state.step;
+        if self.components.collective.is_main() {
+            tracing::warn!("step {step}: loss {} and gradient norm {norm} are not both finite; skipped", terms.total);
+        }
+        let counters = &mut self.state.counters;
+        counters.nonfinite += 1;
+        counters.nonfinite_in_a_row += 1;
+        let (in_a_row, most) = (counters.nonfinite_in_a_row, self.config.train.max_nonfinite);
+        if in_a_row >= most {
+            return Err(Error::Failed(format!(
+                "step {step}: loss or gradient was not finite {in_a_row} times in a row (train.max_nonfinite = {most}): \
+                 flow {:?}, focal {:?}, dice {:?}, align {:?}, gradient norm {norm}",
+                terms.flow, terms.focal, terms.dice, terms.align
+            )));
+        }
+        Ok(())
+    }
+
+    fn metrics(&self, terms: &LossTerms, norm: f64, lr: f64, elapsed: Duration, waited: Duration) -> StepMetrics {
+        let seconds = elapsed.as_secs_f64();
+        let images = self.images_per_micro_batch() as f64 * self.config.train.accumulate as f64;
+        StepMetrics {
+            step: self.state.step,
+            epoch: self.state.epoch,
+            samples: self.state.samples,
+            loss: f64::from(terms.total),
+            flow: terms.flow.map_or(0.0, f64::from),
+            focal: terms.focal.map_or(0.0, f64::from),
+            dice: terms.dice.map_or(0.0, f64::from),
+            align: terms.align.map(f64::from),
+            lr,
+            lora_lr: Some(Group::Lora.learning_rate(lr, &self.config.optim)),
+            grad_norm: norm,
+            images_per_s: images / seconds,
+            seconds,
+            data_wait_s: waited.as_secs_f64(),
+            validation: None,
+        }
+    }
+
+    /// Logs a step, after a validation where one is due.
+    fn record(&mut self, mut metrics: StepMetrics, log: &mut RunLog, validation: Option<&Validation>) -> Result<()> {
+        if let Some(validation) = validation.filter(|validation| validation.is_due(self.state.step)) {
+            metrics.validation = Some(self.validate(log, validation)?);
+        }
+        log.write(&metrics)
+    }
+
+    /// Saves a checkpoint where one is due, or where the run is `stopping`, when all processes have reached it.
+    fn save_if_due(&self, log: Option<&mut RunLog>, stopping: bool) -> Result<()> {
+        let (step, every) = (self.state.step, self.config.checkpoint.every);
+        if step < self.config.train.steps && !stopping && (every == 0 || !step.is_multiple_of(every)) {
+            return Ok(());
+        }
+        self.components.collective.barrier()?;
+        if let Some(log) = log {
+            log.metrics.sync()?;
+            self.checkpoint()?.save(&log.output, self.config)?;
+        }
+        Ok(())
+    }
+
+    fn checkpoint(&self) -> Result<Checkpoint> {
+        Ok(Checkpoint {
+            state: self.state.clone(),
+            adapter: self.parameters.tensors()?,
+            optimizer: self.optimizer.state_dict(&self.parameters)?,
+        })
+    }
+
+    /// Measures the model, and saves it where it is the best so far.
+    fn validate(&mut self, log: &mut RunLog, validation: &Validation) -> Result<ValidationScores> {
+        self.attach_detached()?;
+        let (scores, pictures) = validation.measure(&self.pipeline, &self.scheduler)?;
+        self.pipeline.transformer.attach_low_rank(&self.parameters.low_rank())?;
+        let step = self.state.step;
+        let kept = validation.kept_pictures();
+        pictures.write(&log.output, step, kept)?;
+        log.events.write_validation(step, &scores, Some(&pictures).filter(|_| kept.contains(step)))?;
+        let is_best = self.state.effective_steps() > 0
+            && log.best.as_ref().is_none_or(|best| validation.is_better(&scores, best));
+        if is_best {
+            self.checkpoint()?.save_best(&log.output, self.config)?;
+            self.export(&log.output, "-best")?;
+            log.best = Some(scores.clone());
+        }
+        tracing::info!("step {step}: {scores}{}", if is_best { ", the best so far" } else { "" });
+        Ok(scores)
+    }
+
+    /// Attaches the LoRA without gradients: with them every denoising step of every drawn image would stay in memory.
+    fn attach_detached(&mut self) -> Result<()> {
+        self.pipeline.transformer.attach(&self.parameters.adapter())
+    }
+
+    /// Writes the LoRA, and the learnt prompt if there is one, into files whose names end in `suffix`.
+    fn export(&self, output: &Path, suffix: &str) -> Result<()> {
+        let origin = origin_of(self.config, self.state.step, Some(&self.pipeline.transformer.config));
+        let file = output.join(format!("lora{suffix}.safetensors"));
+        formats::export(&self.parameters.adapter(), Format::Diffusers, &file, &origin)?;
+        if let (Some(tokens), Some(empty)) = (self.parameters.prompt(), &self.empty_prompt) {
+            let file = output.join(format!("prompt{suffix}.safetensors"));
+            prompt_file::write(&file, tokens.tensor(), &empty.pooled.squeeze(0)?)?;
+        }
+        Ok(())
+    }
+
+    /// Measures the model without its LoRA; false where the run is asked to stop before. The process that writes has an
+    /// `evaluation`.
+    pub fn measure_base(&mut self, evaluation: Option<&Evaluation>, measured: &mut Measured) -> Result<bool> {
+        self.pipeline.transformer.detach();
+        let complete = self.measure(evaluation, Stage::Before, measured)?;
+        self.pipeline.transformer.attach_low_rank(&self.parameters.low_rank())?;
+        Ok(complete)
+    }
+
+    fn measure(&self, evaluation: Option<&Evaluation>, stage: Stage, measured: &mut Measured) -> Result<bool> {
+        let complete = match evaluation {
+            Some(evaluation) => evaluation.measure(&self.pipeline, &self.scheduler, stage, measured)?,
+            None => true,
+        };
+        self.components.collective.main_says(complete)
+    }
+
+    /// Exports the LoRA into `output` and measures the model with it; false where the run is asked to stop before.
+    ///
+    /// # Errors
+    /// Besides what fails, a run that trained nothing.
+    pub fn finish(
+        &mut self,
+        output: &Path,
+        evaluation: Option<&Evaluation>,
+        stage: Stage,
+        measured: &mut Measured,
+    ) -> Result<bool> {
+        if self.state.effective_steps() == 0 {
+            let problem = format!("none of the {} steps had a finite loss and gradient", self.state.step);
+            return Err(Error::Failed(format!("nothing was trained: {problem}")));
+        }
+        if self.components.collective.is_main() {
+            let steps = metrics::read(&output.join("metrics.jsonl"))?;
+            self.start.check_moved(&self.parameters, &steps, &self.config.optim)?;
+            self.export(output, "")?;
+            let file = output.join("lora.safetensors");
+            tracing::info!("wrote {}: a LoRA for diffusers and ComfyUI", file.display());
+        }
+        self.attach_detached()?;
+        let complete = self.measure(evaluation, stage, measured)?;
+        if !complete && evaluation.is_some() {
+            tracing::info!("stopped while measuring; the same command with --resume measures again");
+        }
+        Ok(complete)
+    }
+
+    /// The state of the run for its page.
+    pub fn outcome(&self) -> Outcome<'a> {
+        Outcome {
+            config: self.config,
+            state: self.state.clone(),
+            device: self.device,
+            layers: self.parameters.layers(self.pipeline.transformer.blocks.len()),
+        }
+    }
+
+    fn say_totals(&self) {
+        let (coverage, counters) = (self.loader.coverage(), &self.state.counters);
+        tracing::info!(
+            "{} samples, {} broken ones passed over, {} of this epoch's {} with masks, {} steps without a finite loss",
+            self.state.samples,
+            counters.broken,
+            coverage.with_masks,
+            coverage.samples,
+            counters.nonfinite,
+        );
+    }
+}
