@@ -73,8 +73,8 @@ fn defaults_are_the_published_recipe() {
 }
 
 /// All keys that are declared.
-fn keys() -> Vec<Key> {
-    let keys: Vec<Key> = sections(&[]).expect("sections").into_iter().flat_map(|section| section.keys).collect();
+fn keys() -> Vec<KeyDoc> {
+    let keys: Vec<KeyDoc> = sections(&[]).expect("sections").into_iter().flat_map(|section| section.keys).collect();
     assert!(keys.len() > 80, "{keys:?}");
     keys
 }
@@ -101,7 +101,7 @@ fn every_key_stands_in_the_example() {
     {
         let shown = shown(&text);
         let keys = keys();
-        let missing: Vec<&Key> = keys.iter().filter(|key| !shown.contains_key(&key.name)).collect();
+        let missing: Vec<&KeyDoc> = keys.iter().filter(|key| !shown.contains_key(&key.name)).collect();
         assert!(missing.is_empty(), "{file} lacks {missing:?}");
         // What stands in a comment is of the right type and range, too.
         for key in keys {

@@ -1,6 +1,6 @@
 //! The sections `[data]` and `[scenes]`: what is trained on.
-use super::ModelConfig;
 use super::keys::{choices, follows, keys, optional, required, usual};
+use super::model::ModelConfig;
 use super::reader::Reader;
 use super::setting::{Check, at_least, check, is_distinct, is_not_empty, not_empty, within};
 use std::path::PathBuf;
@@ -159,8 +159,11 @@ keys! {
 /// One set of scenes: where, how many, and what they are.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SceneSet {
+    /// Where they are.
     pub folder: PathBuf,
+    /// How many.
     pub count: u64,
+    /// What they are drawn from.
     pub seed: u64,
     /// Whether its objects have the style that is held out.
     pub held_out: bool,

@@ -1,5 +1,5 @@
 //! A TOML file and the `--set` overrides as one flat list of settings, each knowing where it stands.
-use super::problems::{Place, Problems};
+use super::problems::{Origin, Problems};
 use crate::system::guard::guarded;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -40,8 +40,8 @@ const RENAMED: [(&str, &str); 1] = [("model.expert_layer", "model.expert_layers"
 /// Settings by dotted key (`lora.rank`) and sections by name.
 #[derive(Default)]
 pub(super) struct Document {
-    pub settings: BTreeMap<String, (Place, Value)>,
-    pub sections: BTreeMap<String, Place>,
+    pub settings: BTreeMap<String, (Origin, Value)>,
+    pub sections: BTreeMap<String, Origin>,
 }
 
 impl Document {
@@ -50,17 +50,17 @@ impl Document {
         let (root, errors) = match guarded(|| Ok::<_, String>(DeTable::parse_recoverable(text))) {
             Ok(parsed) => parsed,
             Err(problem) => {
-                problems.add(Place::File, format!("TOML syntax: {problem}"));
+                problems.add(Origin::File, format!("TOML syntax: {problem}"));
                 return Self::default();
             }
         };
         for error in errors {
-            let place = Place::in_text(text, error.span().map_or(0, |span| span.start));
+            let place = Origin::in_text(text, error.span().map_or(0, |span| span.start));
             problems.add(place, format!("TOML syntax: {}", error.message().replace('\n', " ")));
         }
         let mut document = Self::default();
         for (key, value) in root.get_ref() {
-            let place = |start| Place::in_text(text, start);
+            let place = |start| Origin::in_text(text, start);
             document.insert(path("", key.get_ref()), value, key.span().start, &place, problems);
         }
         document
@@ -68,7 +68,7 @@ impl Document {
 
     /// Puts `KEY=VALUE` over what the file says. VALUE is TOML; a bare word is taken as a string.
     pub fn set(&mut self, text: &str, problems: &mut Problems) {
-        let place = Place::Set(text.to_string());
+        let place = Origin::Set(text.to_string());
         let Some((key, value)) = text.split_once('=') else {
             return problems.add(place, "expected KEY=VALUE, such as train.steps=100");
         };
@@ -99,7 +99,7 @@ impl Document {
     }
 
     /// A setting goes over one of the same name, and of its former name.
-    fn put(&mut self, key: &str, place: Place, value: Value) {
+    fn put(&mut self, key: &str, place: Origin, value: Value) {
         let key = RENAMED.iter().find(|(old, _)| *old == key).map_or(key, |(_, new)| new);
         self.settings.insert(key.to_string(), (place, value));
     }
@@ -110,7 +110,7 @@ impl Document {
         key: String,
         value: &Spanned<DeValue<'_>>,
         start: usize,
-        place: &dyn Fn(usize) -> Place,
+        place: &dyn Fn(usize) -> Origin,
         problems: &mut Problems,
     ) {
         match value.get_ref() {

@@ -1,8 +1,10 @@
 //! The section `[eval]`: what is measured before, during and after training.
+use super::data::DataConfig;
 use super::keys::{choices, follows, keys, optional, required, usual};
+use super::loss::{AttentionForm, LossConfig};
+use super::model::ModelConfig;
 use super::reader::Reader;
 use super::setting::{Blocks, Check, at_least, check, distinct, if_given, not_empty, positive, within};
-use super::{AttentionForm, DataConfig, LossConfig, ModelConfig};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -238,10 +240,12 @@ impl Default for MapNormalize {
 }
 
 impl MapNormalize {
+    /// Whether each token's map is scaled.
     pub fn before(self) -> bool {
         matches!(self, Self::Before | Self::Both)
     }
 
+    /// Whether each name's map is scaled.
     pub fn after(self) -> bool {
         matches!(self, Self::After | Self::Both)
     }

@@ -1,9 +1,9 @@
 //! What the declarations say, for people: a template of all keys, a page of documentation, and one key explained.
-use super::RunConfig;
 use super::document::Document;
-use super::keys::{DefaultKind, Key, Section};
+use super::keys::{DefaultKind, KeyDoc, SectionDoc};
 use super::problems::Problems;
 use super::reader::nearest_key;
+use super::run::RunConfig;
 use crate::system::error::{Error, Result};
 use std::fmt::Write;
 use std::path::Path;
@@ -33,7 +33,7 @@ section's. This page is what `seg4diff config --markdown` prints.
 ///
 /// # Errors
 /// `Error::Usage` with what is wrong with the overrides.
-pub fn sections(overrides: &[String]) -> Result<Vec<Section>> {
+pub fn sections(overrides: &[String]) -> Result<Vec<SectionDoc>> {
     let file = Path::new("config");
     let mut problems = Problems::new(file);
     let mut document = Document::default();
@@ -105,7 +105,10 @@ pub fn markdown() -> Result<String> {
                 DefaultKind::From(source) => source.to_string(),
                 DefaultKind::Absent => "none".to_string(),
             };
-            let choices = key.choices.iter().map(|(name, doc)| format!("<br>{name}: {}", doc.trim()));
+            let choices = key.choices.iter().map(|(name, doc)| match name.starts_with('"') {
+                true => format!("<br>`{name}`: {}", doc.trim()),
+                false => format!("<br>{name}: {}", doc.trim()),
+            });
             let meaning = format!("{}{}", key.doc, choices.collect::<String>());
             let _ = writeln!(text, "| `{}` | {} | {default} | {meaning} |", key.name, key.values);
         }
@@ -125,14 +128,14 @@ pub fn explain(name: &str) -> Result<String> {
         section.keys.iter().for_each(|key| text += &format!("\n{}", key.explained()));
         return Ok(text);
     }
-    let keys: Vec<&Key> = sections.iter().flat_map(|section| &section.keys).collect();
+    let keys: Vec<&KeyDoc> = sections.iter().flat_map(|section| &section.keys).collect();
     keys.iter().find(|key| key.name == name).map(|key| key.explained()).ok_or_else(|| {
         let names: Vec<&str> = keys.iter().map(|key| key.name.as_str()).collect();
         Error::Usage(format!("unknown key {name}; the nearest is {}", nearest_key(name, &names)))
     })
 }
 
-impl Key {
+impl KeyDoc {
     /// Without its section.
     pub fn short_name(&self) -> &str {
         self.name.rsplit_once('.').map_or(&self.name, |(_, name)| name)

@@ -15,14 +15,16 @@ use super::setting::{Check, Setting};
 
 /// What the declaration of a key says beside its name and type, as help shows it.
 #[derive(Clone, Debug)]
-pub struct Key {
+pub struct KeyDoc {
     /// With its section, such as `lora.rank`.
     pub name: String,
+    /// What it does, in sentences.
     pub doc: String,
     /// The values that it takes, as in "expected …".
     pub values: String,
     /// Names that it takes, as TOML, each with what it means.
     pub choices: Vec<(String, &'static str)>,
+    /// What it is where it is not given.
     pub default: DefaultKind,
     /// As TOML: its value if it has one, else an example.
     pub value: String,
@@ -45,13 +47,15 @@ pub enum DefaultKind {
 
 /// A section and its keys, in the order of their declarations.
 #[derive(Clone, Debug)]
-pub struct Section {
+pub struct SectionDoc {
     /// Empty for the keys above all sections.
     pub name: &'static str,
+    /// What it is for, in sentences.
     pub doc: String,
     /// Whether this is an optional section that is not there.
     pub absent: bool,
-    pub keys: Vec<Key>,
+    /// Its keys.
+    pub keys: Vec<KeyDoc>,
 }
 
 /// How a key is read: its default, and what it accepts.

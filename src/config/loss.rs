@@ -1,8 +1,8 @@
 //! The section `[loss]`: what training minimises.
 use super::keys::{choices, keys, optional, usual};
+use super::model::{LayerChoice, LoraConfig, ModelConfig, TextEncoderKind};
 use super::reader::Reader;
 use super::setting::{Choice, at_least, within};
-use super::{LayerChoice, LoraConfig, ModelConfig, TextEncoderKind};
 use std::path::PathBuf;
 
 keys! {

@@ -1,4 +1,5 @@
 //! The sections `[model]` and `[lora]`: the frozen model, and the adapter that is trained on it.
+use super::document::Value;
 use super::keys::{choices, keys, optional, required, usual};
 use super::problems::nearest;
 use super::setting::{Blocks, Check, Setting, check, distinct, is_distinct, is_not_empty, positive, within};
@@ -110,6 +111,7 @@ choices! {
 }
 
 impl WeightType {
+    /// Its type in candle.
     pub fn dtype(self) -> candle_core::DType {
         match self {
             Self::F32 => candle_core::DType::F32,
@@ -145,8 +147,11 @@ choices! {
 /// `auto` (CUDA if this build and machine have it, else the CPU), `cpu` or `cuda:N`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeviceChoice {
+    /// The first CUDA device if there is one, else the CPU.
     Auto,
+    /// The CPU.
     Cpu,
+    /// The CUDA device of this index.
     Cuda(usize),
 }
 
@@ -178,5 +183,19 @@ impl std::str::FromStr for DeviceChoice {
 impl Serialize for DeviceChoice {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
+    }
+}
+
+impl Setting for DeviceChoice {
+    fn expected() -> String {
+        "\"auto\", \"cpu\" or \"cuda:N\"".into()
+    }
+
+    fn convert(value: &Value) -> Option<Self> {
+        String::convert(value)?.parse().ok()
+    }
+
+    fn nearest(text: &str) -> Option<&'static str> {
+        nearest(text, ["auto", "cpu", "cuda:0"])
     }
 }

@@ -1,7 +1,7 @@
 //! Pulls typed settings out of a document and gathers everything that is wrong with it.
 use super::document::Document;
-use super::keys::{DefaultKind, Key, Rule, Section};
-use super::problems::{Place, Problems, nearest};
+use super::keys::{DefaultKind, KeyDoc, Rule, SectionDoc};
+use super::problems::{Origin, Problems, nearest};
 use super::setting::Setting;
 use crate::system::error::Result;
 use std::collections::BTreeSet;
@@ -10,7 +10,7 @@ pub(super) struct Reader {
     document: Document,
     problems: Problems,
     /// Every section and key that was read: all others are unknown.
-    sections: Vec<Section>,
+    sections: Vec<SectionDoc>,
     /// Keys with a problem already reported, which checks across keys leave alone.
     bad: BTreeSet<String>,
     /// Whether the section being read is an optional one that is not there: its keys become known, and no more.
@@ -24,7 +24,7 @@ impl Reader {
 
     /// The keys read from now on are of this section.
     pub fn begin_section(&mut self, name: &'static str, doc: &[&str]) {
-        self.sections.push(Section { name, doc: paragraph(doc), absent: self.absent, keys: Vec::new() });
+        self.sections.push(SectionDoc { name, doc: paragraph(doc), absent: self.absent, keys: Vec::new() });
     }
 
     /// What `read` makes of the section `name`, if that is there.
@@ -39,16 +39,17 @@ impl Reader {
     pub fn read<T: Setting>(&mut self, key: &str, doc: &[&str], rule: Rule<T>) -> T {
         let section = self.sections.last().map_or("", |section| section.name);
         let name = if section.is_empty() { key.to_string() } else { format!("{section}.{key}") };
+        let given = self.given(&name);
         let read = self.given_value(&name, &rule);
         if rule.kind == DefaultKind::Required && read.is_none() && !self.absent && self.bad.insert(name.clone()) {
             let message = format!("{name} is missing; expected something like {}", rule.example);
-            self.problems.add(Place::File, message);
+            self.problems.add(Origin::File, message);
         }
         let value = read.unwrap_or(rule.default);
         if let Some(Err(problem)) = rule.check.as_ref().map(|check| (check.test)(&value)) {
             match rule.kind {
-                // The default is wrong only where what it is taken from is, or does not suit this key.
-                DefaultKind::From(source) => self.problem(&[&name, source], problem),
+                // What the default is taken from is wrong, or does not suit this key.
+                DefaultKind::From(source) if !given => self.problem(&[&name, source], problem),
                 _ => self.problem(&[&name], problem),
             }
         }
@@ -56,14 +57,13 @@ impl Reader {
         if let Some(check) = &rule.check {
             values = format!("{}, {}", values.trim_end_matches(", 0 or more"), check.text);
         }
-        let given = self.given(&name);
         let has_value = given || matches!(rule.kind, DefaultKind::Value | DefaultKind::From(_));
         let value_text = has_value.then(|| toml::Value::try_from(&value).ok()).flatten().map(|value| match value {
             // 1e-8, where toml writes all the zeros.
             toml::Value::Float(number) => format!("{number:?}"),
             value => value.to_string(),
         });
-        let key = Key {
+        let key = KeyDoc {
             doc: paragraph(doc),
             values,
             choices: T::choices(),
@@ -99,7 +99,7 @@ impl Reader {
             return;
         }
         let place =
-            keys.iter().find_map(|key| self.document.settings.get(*key)).map_or(Place::File, |(p, _)| p.clone());
+            keys.iter().find_map(|key| self.document.settings.get(*key)).map_or(Origin::File, |(p, _)| p.clone());
         self.problems.add(place, format!("{}: {message}", keys[0]));
         self.bad.insert(keys[0].to_string());
     }
@@ -110,13 +110,13 @@ impl Reader {
     }
 
     /// The sections that were read so far.
-    pub fn sections(&self) -> &[Section] {
+    pub fn sections(&self) -> &[SectionDoc] {
         &self.sections
     }
 
     /// Reports every key and section that nothing asked for, then all problems together; else all sections that were
     /// read.
-    pub fn finish(mut self) -> Result<Vec<Section>> {
+    pub fn finish(mut self) -> Result<Vec<SectionDoc>> {
         let known: Vec<&str> = self.sections.iter().flat_map(|s| &s.keys).map(|key| key.name.as_str()).collect();
         let sections: BTreeSet<&str> = self.sections.iter().map(|s| s.name).filter(|name| !name.is_empty()).collect();
         let mut unknown_sections: Vec<&str> = Vec::new();

@@ -1,7 +1,6 @@
 //! How each type of setting is read from a TOML value, and the checks that values must pass.
 use super::document::Value;
 use super::problems::nearest;
-use super::{DeviceChoice, GradientCheckpointing};
 use serde::Serialize;
 use std::ffi::OsStr;
 use std::fmt::Debug;
@@ -9,6 +8,7 @@ use std::path::PathBuf;
 
 /// An enum of which every value has a name.
 pub trait Choice: Clone + PartialEq + 'static {
+    /// Every name, with its value.
     const NAMES: &'static [(&'static str, Self)];
 
     /// The name of this value; empty for one without.
@@ -129,39 +129,6 @@ impl<T: Setting> Setting for Vec<T> {
         };
         let item = |(i, item)| T::read(item).map_err(|problem| format!("item {}: {problem}", i + 1));
         items.iter().enumerate().map(item).collect()
-    }
-}
-
-impl Setting for DeviceChoice {
-    fn expected() -> String {
-        "\"auto\", \"cpu\" or \"cuda:N\"".into()
-    }
-
-    fn convert(value: &Value) -> Option<Self> {
-        String::convert(value)?.parse().ok()
-    }
-
-    fn nearest(text: &str) -> Option<&'static str> {
-        nearest(text, ["auto", "cpu", "cuda:0"])
-    }
-}
-
-impl Setting for GradientCheckpointing {
-    fn expected() -> String {
-        "\"auto\", true or false".into()
-    }
-
-    fn convert(value: &Value) -> Option<Self> {
-        match value {
-            Value::Text(text) if text == "auto" => Some(Self::Auto),
-            Value::Bool(true) => Some(Self::On),
-            Value::Bool(false) => Some(Self::Off),
-            _ => None,
-        }
-    }
-
-    fn nearest(_text: &str) -> Option<&'static str> {
-        Some("auto")
     }
 }
 

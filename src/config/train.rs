@@ -1,9 +1,9 @@
 //! The sections `[noise]`, `[optim]`, `[train]` and `[checkpoint]`: how training goes.
-use super::LoraConfig;
+use super::document::Value;
 use super::keys::{keys, usual};
+use super::model::LoraConfig;
 use super::reader::Reader;
-use super::setting::{Check, at_least, check, positive, within};
-use crate::train::schedule::largest_rate;
+use super::setting::{Check, Setting, at_least, check, positive, within};
 use serde::Serialize;
 
 keys! {
@@ -47,13 +47,22 @@ fn decay_rates() -> Check<[f64; 2]> {
 }
 
 impl OptimConfig {
+    /// The largest learning rate of a run of so many steps: that of the warm-up's last step, or of the first after it.
+    fn largest_rate(&self, steps: u64) -> f64 {
+        let last = steps.saturating_sub(1);
+        if last >= self.warmup_steps {
+            return self.lr;
+        }
+        self.lr * (self.warmup_factor + (1.0 - self.warmup_factor) * (last as f64 / self.warmup_steps as f64))
+    }
+
     /// Numbers with which the LoRA would certainly stay as it is, or be no number. Everything trained is f32.
     pub(super) fn check(&self, train: &TrainConfig, lora: &LoraConfig, reader: &mut Reader) {
         let scale = (lora.alpha / lora.rank as f64) as f32;
         if scale == 0.0 || !scale.is_finite() {
             reader.problem(&["lora.alpha"], format!("alpha/rank must be a number of f32 above 0, is {scale}"));
         }
-        let rate = largest_rate(self, train.steps) * self.lora_lr_scale;
+        let rate = self.largest_rate(train.steps) * self.lora_lr_scale;
         if rate as f32 == 0.0 {
             reader.problem(
                 &["optim.lr", "optim.lora_lr_scale", "optim.warmup_factor"],
@@ -92,11 +101,14 @@ keys! {
     }
 }
 
-/// `auto` recomputes only the blocks whose activations do not fit into free memory.
+/// Which blocks are computed again in the backward pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GradientCheckpointing {
+    /// Those whose activations do not fit into free memory.
     Auto,
+    /// Every block.
     On,
+    /// None.
     Off,
 }
 
@@ -107,6 +119,25 @@ impl Serialize for GradientCheckpointing {
             Self::On => serializer.serialize_bool(true),
             Self::Off => serializer.serialize_bool(false),
         }
+    }
+}
+
+impl Setting for GradientCheckpointing {
+    fn expected() -> String {
+        "\"auto\", true or false".into()
+    }
+
+    fn convert(value: &Value) -> Option<Self> {
+        match value {
+            Value::Text(text) if text == "auto" => Some(Self::Auto),
+            Value::Bool(true) => Some(Self::On),
+            Value::Bool(false) => Some(Self::Off),
+            _ => None,
+        }
+    }
+
+    fn nearest(_text: &str) -> Option<&'static str> {
+        Some("auto")
     }
 }
 

@@ -9,8 +9,11 @@ use candle_core::{DType, Device, Tensor};
 
 /// The networks of a pipeline, all frozen; adapters are attached to `transformer`.
 pub struct Pipeline {
+    /// The text encoders that were asked for.
     pub text_encoders: TextEncoders,
+    /// The autoencoder.
     pub vae: Vae,
+    /// The denoiser.
     pub transformer: Transformer,
     /// Where they all are.
     pub device: Device,
@@ -19,11 +22,13 @@ pub struct Pipeline {
 /// Which of a base model's networks to load, and how.
 #[derive(Clone, Debug)]
 pub struct PipelineOptions {
+    /// Which text encoders are loaded.
     pub text_encoders: Vec<TextEncoderKind>,
     /// T5's tokens, or the zeros that stand in for them.
     pub max_sequence_length: usize,
     /// Type of the frozen weights in memory; the autoencoder's are always f32.
     pub dtype: DType,
+    /// Where the weights go.
     pub device: Device,
     /// Only so many of the denoiser's blocks, the first: for looking at attention, not for drawing.
     pub depth: Option<usize>,
@@ -43,6 +48,10 @@ impl PipelineOptions {
 }
 
 impl Pipeline {
+    /// Loads all networks.
+    ///
+    /// # Errors
+    /// A file is missing, damaged, or does not fit its config.
     pub fn load(files: &ModelFiles, options: &PipelineOptions) -> Result<Self> {
         families::of(files)?;
         let PipelineOptions { text_encoders, max_sequence_length, dtype, device, .. } = options;

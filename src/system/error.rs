@@ -10,7 +10,12 @@ pub enum Error {
     Usage(String),
     /// Something outside is wrong: the file, and what about it (with the place in it, expected and found).
     #[error("{}: {problem}", printable_path(path))]
-    File { path: PathBuf, problem: String },
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// Anything else that cannot go on.
     #[error("{0}")]
     Failed(String),

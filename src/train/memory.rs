@@ -10,8 +10,11 @@ use std::fmt;
 /// Sizes that a step's activations grow with.
 #[derive(Clone, Copy, Debug)]
 pub struct StepSize {
+    /// Images a forward pass.
     pub batch: usize,
+    /// Tokens of an image.
     pub image_tokens: usize,
+    /// Tokens of a prompt.
     pub text_tokens: usize,
     /// Bytes of an activation's value.
     pub value_bytes: usize,
@@ -22,7 +25,9 @@ pub struct StepSize {
 /// Sizes that decide how much memory a run adds to that in use before its first step.
 #[derive(Clone, Copy, Debug)]
 pub struct Needs<'a> {
+    /// Sizes of the model.
     pub model: &'a TransformerConfig,
+    /// Sizes of a micro-batch.
     pub size: StepSize,
     /// Numbers that are trained.
     pub trained: usize,
@@ -40,9 +45,11 @@ pub struct Needs<'a> {
 /// Memory in use before the first step, in bytes.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Usage {
+    /// In use.
     pub now: u64,
     /// The most so far: weights take twice their size while they are loaded.
     pub most: u64,
+    /// Free.
     pub free: u64,
 }
 

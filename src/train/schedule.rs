@@ -15,8 +15,3 @@ pub fn warmup_cosine(config: &OptimConfig, step: u64, steps: u64) -> f64 {
     let done = (step - warmup) as f64 / steps.saturating_sub(warmup).max(1) as f64;
     config.lr * 0.5 * (1.0 + (std::f64::consts::PI * done.min(1.0)).cos())
 }
-
-/// The largest learning rate of all steps of [`warmup_cosine`]: the last of the warm-up, or the first after it.
-pub fn largest_rate(config: &OptimConfig, steps: u64) -> f64 {
-    warmup_cosine(config, config.warmup_steps.min(steps.saturating_sub(1)), steps)
-}

@@ -11,7 +11,12 @@ use candle_core::Tensor;
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum NoiseLevel {
     /// A timestep of a sampling schedule of `steps` steps; negative indices count from the end, −1 being the last.
-    Step { steps: usize, timestep: isize },
+    Step {
+        /// Steps of the schedule.
+        steps: usize,
+        /// Index of the timestep.
+        timestep: isize,
+    },
     /// σ, the fraction of noise, from 0 to 1.
     Sigma(f64),
 }

@@ -16,6 +16,7 @@ pub type Adapters = BTreeMap<String, Box<dyn Adapter>>;
 
 /// Adapters with variables for their parameters, by the layer they belong to.
 pub struct TrainedAdapters {
+    /// The adapters by the layer they belong to.
     pub adapters: Adapters,
     /// In the order of [`Adapter::parameters`].
     pub parameters: BTreeMap<String, Vec<Variable>>,
@@ -78,6 +79,7 @@ pub trait AdapterSettings: fmt::Debug {
     /// The same for people.
     fn title(&self) -> &'static str;
 
+    /// The rank, of kinds that have one.
     fn rank(&self) -> Option<usize>;
 
     /// Names of the parameters of a layer, in a fixed order.

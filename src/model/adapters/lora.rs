@@ -20,10 +20,12 @@ pub struct Lora {
     pub down: Tensor,
     /// B: `[out, rank]`.
     pub up: Tensor,
+    /// Numerator of the scale `alpha / rank`.
     pub alpha: f64,
 }
 
 impl Lora {
+    /// Rows of A, columns of B.
     pub fn rank(&self) -> usize {
         self.down.dims()[0]
     }
@@ -128,7 +130,9 @@ impl Adapter for Lora {
 /// Settings of the LoRAs of a run.
 #[derive(Clone, Copy, Debug)]
 pub struct LoraSettings {
+    /// Rows of A, columns of B.
     pub rank: usize,
+    /// Numerator of the scale `alpha / rank`.
     pub alpha: f64,
 }
 

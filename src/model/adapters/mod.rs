@@ -2,7 +2,7 @@
 //!
 //! A kind of adapter is one file: [`Adapter`] says what it does to one layer, [`AdapterSettings`] how a fresh one is made,
 //! and [`AdapterFiles`] what its tensors are called in files; [`KINDS`] lists the last.
-pub mod adapter;
+pub(crate) mod adapter;
 pub mod formats;
 pub mod lora;
 pub mod stored;

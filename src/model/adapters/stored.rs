@@ -36,7 +36,9 @@ pub struct Origin {
     pub resolution: Option<usize>,
     /// Optimizer steps taken.
     pub steps: Option<u64>,
+    /// Seed of the run.
     pub seed: Option<u64>,
+    /// Title for people.
     pub title: Option<String>,
 }
 

@@ -5,6 +5,7 @@ use candle_core::{Result as TensorResult, Tensor};
 
 /// The network's inputs after embedding.
 pub struct Embedded {
+    /// Image and text tokens, the input of the first block.
     pub streams: Streams,
     /// `silu` of the time and pooled text embedding, `[batch, width]`: what every modulation is made from.
     pub conditioning: Tensor,
@@ -53,7 +54,9 @@ pub struct JointInputs {
     pub keys: Variable,
     /// As the keys.
     pub values: Variable,
+    /// How many of the tokens are image; they come first.
     pub image_tokens: usize,
+    /// Attention heads.
     pub heads: usize,
     /// The multiplicity of the last key.
     pub last_key_count: usize,

@@ -15,7 +15,7 @@ mod joint;
 pub mod names;
 mod probe;
 pub mod sd3;
-pub mod targets;
+pub(crate) mod targets;
 mod transformer;
 
 pub use block::{Block, Embedding};

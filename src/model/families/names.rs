@@ -13,6 +13,7 @@ pub struct Release {
 pub struct KohyaNames {
     /// `ss_network_module`: the module of kohya's trainer that makes such adapters.
     pub network_module: &'static str,
+    /// One entry for each kind of block.
     pub blocks: &'static [KohyaBlocks],
     /// Whether the two halves of a layer's outputs lie the other way round there, given its name within the block and its
     /// inputs and outputs.

@@ -17,7 +17,9 @@ use std::collections::BTreeSet;
 pub struct TransformerConfig {
     /// Lists of blocks, in the order that they are run in: the name of each and how many it holds.
     pub block_lists: Vec<(&'static str, usize)>,
+    /// Attention heads.
     pub num_attention_heads: usize,
+    /// Width of an attention head.
     pub attention_head_dim: usize,
     /// Channels of the latents.
     pub in_channels: usize,
@@ -92,7 +94,9 @@ impl TransformerConfig {
 
 /// A denoiser, frozen but for its adapters.
 pub struct Transformer {
+    /// Sizes.
     pub config: TransformerConfig,
+    /// Into tokens and out of them.
     pub embedding: Box<dyn Embedding>,
     /// The first of the model's blocks; all, unless it was loaded otherwise.
     pub blocks: Vec<Box<dyn Block>>,
@@ -106,6 +110,7 @@ pub struct AdaptableLayer<'a> {
     pub block: usize,
     /// Its name within the block.
     pub within: &'static str,
+    /// The layer.
     pub projection: &'a mut Projection,
 }
 

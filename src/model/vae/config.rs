@@ -28,8 +28,10 @@ pub struct VaeConfig {
     /// See `scaling_factor`; absent: 0.
     #[serde(default)]
     pub shift_factor: Option<f64>,
+    /// Whether a 1×1 convolution follows the encoder.
     #[serde(default = "yes")]
     pub use_quant_conv: bool,
+    /// Whether a 1×1 convolution precedes the decoder.
     #[serde(default = "yes")]
     pub use_post_quant_conv: bool,
     /// Whether the middle block has an attention.

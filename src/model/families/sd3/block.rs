@@ -10,6 +10,7 @@ use crate::ops;
 use crate::system::error::Result;
 use candle_core::{Result as TensorResult, Tensor};
 
+/// Weights of a block: both streams, and the second attention where the block has one.
 pub struct Block {
     heads: usize,
     norm1: Projection,
@@ -134,6 +135,10 @@ impl JointAttention {
 }
 
 impl Block {
+    /// Takes block `layer` from `weights`.
+    ///
+    /// # Errors
+    /// A tensor is missing or has another shape.
     pub fn load(weights: &Weights, config: &MmDitConfig, layer: usize) -> Result<Self> {
         let prefix = format!("transformer_blocks.{layer}");
         let attn = format!("{prefix}.attn");

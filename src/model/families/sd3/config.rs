@@ -10,17 +10,28 @@ use std::path::Path;
 /// No size of a model is larger; products of them stay within the whole numbers.
 const LARGEST: usize = 1 << 16;
 
+/// Sizes of an MM-DiT; the fields are the keys of `transformer/config.json`.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 pub struct MmDitConfig {
+    /// Side of a patch of latents that becomes one token.
     pub patch_size: usize,
+    /// Channels of the latents.
     pub in_channels: usize,
+    /// Channels of the prediction; absent: as many as of the latents.
     pub out_channels: Option<usize>,
+    /// Blocks.
     pub num_layers: usize,
+    /// Width of an attention head.
     pub attention_head_dim: usize,
+    /// Attention heads.
     pub num_attention_heads: usize,
+    /// Width of the text embeddings.
     pub joint_attention_dim: usize,
+    /// Width that text embeddings are projected to: heads · width of a head.
     pub caption_projection_dim: usize,
+    /// Width of the pooled text embedding.
     pub pooled_projection_dim: usize,
+    /// Side of the table of positions, in tokens.
     pub pos_embed_max_size: usize,
     /// Blocks with a second, image-only attention (SD3.5-medium).
     #[serde(default)]
@@ -73,6 +84,7 @@ impl MmDitConfig {
         self.num_attention_heads * self.attention_head_dim
     }
 
+    /// Channels of the prediction; absent: as many as of the latents.
     pub fn out_channels(&self) -> usize {
         self.out_channels.unwrap_or(self.in_channels)
     }

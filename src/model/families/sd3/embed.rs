@@ -14,6 +14,7 @@ use candle_core::{DType, Device, Result as TensorResult, Tensor, bail};
 /// Features of the sinusoidal time embedding (diffusers' `CombinedTimestepTextProjEmbeddings`).
 const TIME_FEATURES: usize = 256;
 
+/// Weights of everything around the blocks.
 pub struct Embedding {
     patch_size: usize,
     patch: Projection,
@@ -29,6 +30,10 @@ pub struct Embedding {
 }
 
 impl Embedding {
+    /// Takes the weights around the blocks from `weights`.
+    ///
+    /// # Errors
+    /// A tensor is missing or has another shape.
     pub fn load(weights: &Weights, config: &MmDitConfig, dtype: DType) -> Result<Self> {
         let (width, patch, channels) = (config.width(), config.patch_size, config.in_channels);
         let maximum = config.pos_embed_max_size;
