@@ -269,7 +269,7 @@ impl Shard {
         let mut yielded: HashSet<String> = HashSet::new();
         let mut damage = Damage::default();
         for place in 0.. {
-            let step = match guarded(|| Ok::<_, String>(members.next())) {
+            let step = match guarded(|| Ok::<_, String>(members.step())) {
                 Ok(Ok(Some(step))) => step,
                 Ok(Ok(None)) => break,
                 Ok(Err(problem)) => return visit(self.unreadable(problem)),

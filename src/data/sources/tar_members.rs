@@ -62,7 +62,7 @@ impl Members {
     ///
     /// # Errors
     /// The file cannot be read.
-    pub fn next(&mut self) -> io::Result<Option<Step>> {
+    pub fn step(&mut self) -> io::Result<Option<Step>> {
         let start = self.position;
         let mut extensions = Extensions::default();
         loop {
