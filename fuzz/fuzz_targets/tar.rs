@@ -2,4 +2,6 @@
 #[path = "../readers.rs"]
 mod readers;
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| readers::tar(bytes));
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    readers::tar(bytes);
+});
