@@ -291,7 +291,7 @@ impl SampleShard {
         let mut yielded: HashSet<String> = HashSet::new();
         let mut damage = Damage::default();
         for place in 0.. {
-            let part = match guarded(|| Ok::<_, String>(members.next())) {
+            let part = match guarded(|| Ok::<_, String>(members.step())) {
                 Ok(Ok(Some(part))) => part,
                 Ok(Ok(None)) => break,
                 Ok(Err(problem)) => return visit(self.unreadable(problem)),

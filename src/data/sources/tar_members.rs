@@ -70,7 +70,7 @@ impl Members {
     ///
     /// # Errors
     /// The file cannot be read.
-    pub fn next(&mut self) -> io::Result<Option<TarPart>> {
+    pub fn step(&mut self) -> io::Result<Option<TarPart>> {
         let start = self.position;
         let mut extensions = Extensions::default();
         loop {
