@@ -54,9 +54,10 @@ pub fn of(files: &ModelFiles) -> Result<&'static dyn Family> {
     }
     #[derive(serde::Deserialize)]
     struct Transformer {
-        _class_name: String,
+        _class_name: Option<String>,
     }
-    let Transformer { _class_name: name } = files.config(Part::Transformer)?;
+    // A transformer that says nothing is what its pipeline has.
+    let Transformer { _class_name: Some(name) } = files.config(Part::Transformer)? else { return Ok(of_pipeline[0]) };
     of_pipeline.iter().copied().find(|family| family.transformer_class() == name).ok_or_else(|| {
         let known: Vec<&str> = of_pipeline.iter().map(|family| family.transformer_class()).collect();
         let problem = format!("_class_name is {name:?}, expected {}", known.join(" or "));
