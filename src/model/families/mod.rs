@@ -43,21 +43,18 @@ pub fn names() -> String {
 /// It is none of [`FAMILIES`]: lists what they are called.
 pub fn of(files: &ModelFiles) -> Result<&'static dyn Family> {
     let pipeline = files.pipeline_class()?;
-    // Such as StableDiffusion3Img2ImgPipeline.
-    let has_pipeline =
-        |family: &&dyn Family| pipeline.starts_with(family.pipeline_class().trim_end_matches("Pipeline"));
+    let has_pipeline = |family: &&dyn Family| names::is_of_class(&pipeline, family.pipeline_class());
     let of_pipeline: Vec<&dyn Family> = FAMILIES.into_iter().filter(has_pipeline).collect();
-    if of_pipeline.is_empty() {
-        let known = FAMILIES.map(|family| format!("{:?}", family.pipeline_class())).join(" or ");
-        let problem = format!("_class_name is {pipeline:?}, expected {known}");
+    let Some(first) = of_pipeline.first() else {
+        let problem = format!("_class_name is {pipeline:?}, which is of no family");
         return Err(Error::file(files.folder().join("model_index.json"), problem));
-    }
+    };
     #[derive(serde::Deserialize)]
     struct Transformer {
         _class_name: Option<String>,
     }
     // A transformer that says nothing is what its pipeline has.
-    let Transformer { _class_name: Some(name) } = files.config(Part::Transformer)? else { return Ok(of_pipeline[0]) };
+    let Transformer { _class_name: Some(name) } = files.config(Part::Transformer)? else { return Ok(*first) };
     of_pipeline.iter().copied().find(|family| family.transformer_class() == name).ok_or_else(|| {
         let known: Vec<&str> = of_pipeline.iter().map(|family| family.transformer_class()).collect();
         let problem = format!("_class_name is {name:?}, expected {}", known.join(" or "));

@@ -1,5 +1,14 @@
 //! A family's names in the files of other tools.
 
+/// `_class_name` in `model_index.json` of the families in `FAMILIES`; a pipeline for another task, such as
+/// `StableDiffusion3Img2ImgPipeline`, may follow the name less `Pipeline`.
+pub const PIPELINE_CLASSES: [&str; 1] = ["StableDiffusion3Pipeline"];
+
+/// Whether a pipeline is of the family whose pipeline class is `class`.
+pub fn is_of_class(pipeline: &str, class: &str) -> bool {
+    pipeline.starts_with(class.trim_end_matches("Pipeline"))
+}
+
 /// What kohya's metadata calls a released model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Release {

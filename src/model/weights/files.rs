@@ -1,5 +1,6 @@
 //! The files of a base model: a diffusers folder, or a repository of the Hugging Face hub in its usual cache.
 use super::shard_index::ShardIndex;
+use crate::model::families::names::{PIPELINE_CLASSES, is_of_class};
 use crate::model::weights::Weights;
 use crate::system::error::{Error, Result};
 use crate::system::guard::guarded;
@@ -72,8 +73,8 @@ pub struct ModelFiles {
 impl ModelFiles {
     /// Opens a diffusers folder, or `hf:org/name` or `hf:org/name@revision` (a branch, tag or commit).
     ///
-    /// Fails unless it holds `model_index.json`; `families::of` says whether that names a known pipeline. Of a hub repository, what the cache
-    /// holds is used without network; a download that is refused or offline fails with repository and reason.
+    /// Fails unless its `model_index.json` names a known pipeline. Of a hub repository, what the cache holds is used without
+    /// network; a download that is refused or offline fails with repository and reason.
     pub fn open(path_or_hub: &str) -> Result<Self> {
         let files = match path_or_hub.strip_prefix("hf:") {
             Some(name) => Hub::open(name)?,
@@ -88,7 +89,12 @@ impl ModelFiles {
                 Self { folder, hub: None }
             }
         };
-        files.pipeline_class()?;
+        let pipeline = files.pipeline_class()?;
+        if !PIPELINE_CLASSES.iter().any(|class| is_of_class(&pipeline, class)) {
+            let known = PIPELINE_CLASSES.map(|class| format!("{class:?}")).join(" or ");
+            let problem = format!("_class_name is {pipeline:?}, expected {known}");
+            return Err(Error::file(files.folder.join("model_index.json"), problem));
+        }
         Ok(files)
     }
 
