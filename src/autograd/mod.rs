@@ -1,6 +1,6 @@
 //! Reverse-mode differentiation of tensors: what is trained needs a gradient, and nothing else has one.
 //!
-//! A [`Variable`] is a tensor and, where a gradient may be wanted, the [`Node`] that it came from. Operations
+//! A [`Variable`] is a tensor and, where a gradient may be wanted, the `Node` that it came from. Operations
 //! ([`Op`]) save what their backward pass needs and no more; [`backward`] begins with gradients of some variables and visits
 //! nodes from the last to the first. A gradient is moved to where it belongs, or added to the one that is there already; it
 //! is never filled with zeros first, and a node's saved tensors go as soon as it has been visited.

@@ -15,7 +15,7 @@ const JPEG_BYTES: u64 = 12;
 /// Decodes a JPEG or PNG. Orientation tags are ignored, since masks refer to the stored pixels; alpha is dropped.
 ///
 /// # Errors
-/// The file is no picture, truncated, or too large ([`PHOTOGRAPH`]) (with the reason).
+/// The file is no picture, truncated, or too large (`PHOTOGRAPH`) (with the reason).
 pub fn decode(bytes: &[u8]) -> Result<RgbImage, String> {
     guarded(|| {
         if let Some(image) = jpeg::decode(bytes) {

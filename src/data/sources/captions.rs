@@ -1,4 +1,4 @@
-//! Captions by image key, read once from a JSON, JSON-lines or Parquet file into a [`KeyedTempStore`].
+//! Captions by image key, read once from a JSON, JSON-lines or Parquet file into a `KeyedTempStore`.
 use super::parquet_bounds;
 use super::unusable::Unusable;
 use crate::config::DataConfig;

@@ -2,7 +2,7 @@
 //!
 //! A family implements [`Embedding`] (latents, time, guidance and text into tokens, and tokens into the velocity),
 //! [`Block`] for every kind of block that it has, and [`Family`], which reads both from a model's files and has the
-//! family's names in other tools' files. It is then listed in [`FAMILIES`], its adapter targets in [`targets`]; nothing else
+//! family's names in other tools' files. It is then listed in [`FAMILIES`], its adapter targets in `targets`; nothing else
 //! knows it.
 //!
 //! Blocks of all kinds are numbered through. Between blocks image and text tokens are two tensors ([`Streams`]): a block
