@@ -1,10 +1,13 @@
-//! With the feature `cuda`: compiles every `src/ops/cuda/*.cu` with nvcc into one fat binary each.
+//! With the feature `cuda`: compiles every `.cu` file below `src/ops` with nvcc into one fat binary each.
+use std::collections::BTreeSet;
 use std::env::consts::EXE_SUFFIX;
 use std::path::{Path, PathBuf};
 use std::process::{Command, exit};
 use std::{env, fs};
 
-const SOURCES: &str = "src/ops/cuda";
+const SOURCES: &str = "src/ops";
+/// What `.cu` files of several operations include.
+const SHARED: &str = "src/ops/kernels/cuda";
 /// Machine code for the A100 (and its small siblings, which run it) and the H100; PTX for what comes after, which the
 /// driver compiles when a kernel is first loaded.
 const TARGETS: [&str; 3] =
@@ -16,7 +19,6 @@ fn main() {
     if env::var_os("CARGO_FEATURE_CUDA").is_none() {
         return;
     }
-    println!("cargo::rerun-if-changed={SOURCES}");
     for variable in ["CUDA_HOME", "CUDA_PATH"] {
         println!("cargo::rerun-if-env-changed={variable}");
     }
@@ -29,13 +31,32 @@ fn main() {
 fn compile_all() -> Result<(), String> {
     let nvcc = find_nvcc()?;
     let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?);
-    for entry in fs::read_dir(SOURCES).map_err(|e| format!("{SOURCES}: {e}"))? {
-        let source = entry.map_err(|e| format!("{SOURCES}: {e}"))?.path();
+    let mut names = BTreeSet::new();
+    for source in sources(Path::new(SOURCES))? {
+        println!("cargo::rerun-if-changed={}", source.display());
         if source.extension().is_some_and(|extension| extension == "cu") {
+            if !names.insert(source.file_stem().map(ToOwned::to_owned)) {
+                return Err(format!("{}: another .cu file has this name", source.display()));
+            }
             compile(&nvcc, &source, &out)?;
         }
     }
     Ok(())
+}
+
+/// All `.cu` and `.cuh` files in a folder and below it.
+fn sources(folder: &Path) -> Result<Vec<PathBuf>, String> {
+    let failed = |error| format!("{}: {error}", folder.display());
+    let mut found = vec![];
+    for entry in fs::read_dir(folder).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        if path.is_dir() {
+            found.extend(sources(&path)?);
+        } else if path.extension().is_some_and(|extension| extension == "cu" || extension == "cuh") {
+            found.push(path);
+        }
+    }
+    Ok(found)
 }
 
 /// nvcc of CUDA_HOME or CUDA_PATH, else the one on PATH.
@@ -55,7 +76,7 @@ fn find_nvcc() -> Result<PathBuf, String> {
 fn compile(nvcc: &Path, source: &Path, out: &Path) -> Result<(), String> {
     let name = source.file_stem().unwrap_or_default();
     let mut command = Command::new(nvcc);
-    command.args(["-fatbin", "-O3", "-std=c++17", "--threads", "0"]);
+    command.args(["-fatbin", "-O3", "-std=c++17", "--threads", "0", "-I", SHARED]);
     for target in TARGETS {
         command.args(["-gencode", target]);
     }

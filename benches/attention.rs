@@ -1,20 +1,21 @@
 //! The kernels of attention by themselves: forward, the gradient of the queries, the gradients of keys and values, in
-//! bf16 with 64 values a head, each under every launch bound that it was compiled with. Twin: `benches/attention.py`.
+//! bf16 with 64 values a head. PyTorch's half: `benches/attention.py`.
 //!
 //!   cargo bench --features cuda --bench attention -- [--sizes 4x24x4250,1x24x1178] [--rounds N]
 //!
 //! Sizes are batch, heads and tokens. What a kernel writes is first compared with what the library's attention gives; then
-//! the GPU's own events time it, the launch bounds taking turns. Prints a JSON line for the rate of a large matrix product
-//! and one for each kernel: its share of that rate, by the operations that it does. `backward` is all that a backward
-//! pass runs, by the operations that it needs: five products, which is what PyTorch's are counted by.
+//! the GPU's own events time it. Prints a JSON line for the rate of a large matrix product and one for each kernel: its share
+//! of that rate, by the operations that it does. `backward` is all that a backward pass runs, by the operations that it
+//! needs: five products, which is what PyTorch's are counted by.
 use candle_core::cuda_backend::cudarc::driver::sys::CUevent_flags;
 use candle_core::cuda_backend::cudarc::driver::{
     CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, LaunchConfig, PushKernelArg,
 };
 use candle_core::cuda_backend::cudarc::nvrtc::Ptx;
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{DType, Device, Tensor};
 use clap::Parser;
 use half::bf16;
+use seg4diff::autograd::{Variable, backward};
 use seg4diff::config::DeviceChoice;
 use seg4diff::ops;
 use seg4diff::sample::noise::normal;
@@ -25,12 +26,10 @@ type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 const IMAGE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/attention.fatbin"));
 const HEAD_DIM: usize = 64;
-/// As in `src/ops/cuda/attention.cuh`: warps of a block, and rows that a warp has of queries and of keys.
+/// As in `src/ops/attention/attention.cuh`: warps of a block, and rows that a warp has of queries and of keys.
 const WARPS: usize = 4;
 const QUERIES: usize = 32;
 const KEYS: usize = 16;
-/// What follows the names of kernels that were compiled under another launch bound.
-const BOUNDS: [&str; 2] = ["", "_bounds3"];
 /// Largest difference from the library's results, as a share of the largest value: as in the tests of the kernels.
 const TOLERANCE: f32 = 1e-2;
 
@@ -84,11 +83,11 @@ impl Sizes {
     }
 }
 
-/// What one kernel does, without its launch bound.
+/// What one kernel does.
 #[derive(Clone, Copy)]
 enum Part {
     Forward,
-    GradientAlong,
+    Delta,
     BackwardQueries,
     BackwardKeys,
 }
@@ -97,7 +96,7 @@ impl Part {
     fn name(self) -> &'static str {
         match self {
             Self::Forward => "forward",
-            Self::GradientAlong => "gradient_along",
+            Self::Delta => "delta",
             Self::BackwardQueries => "backward_queries",
             Self::BackwardKeys => "backward_keys",
         }
@@ -107,7 +106,7 @@ impl Part {
     fn rows(self) -> usize {
         match self {
             Self::Forward | Self::BackwardQueries => QUERIES,
-            Self::GradientAlong => 1,
+            Self::Delta => 1,
             Self::BackwardKeys => KEYS,
         }
     }
@@ -116,7 +115,7 @@ impl Part {
     fn products(self) -> usize {
         match self {
             Self::Forward => 2,
-            Self::GradientAlong => 0,
+            Self::Delta => 0,
             Self::BackwardQueries => 3,
             Self::BackwardKeys => 4,
         }
@@ -133,7 +132,7 @@ struct Case {
     /// The gradient of `out`.
     grad: CudaSlice<bf16>,
     lse: CudaSlice<f32>,
-    along: CudaSlice<f32>,
+    delta: CudaSlice<f32>,
     out: Output,
     dq: Output,
     dk: Output,
@@ -179,11 +178,12 @@ impl Case {
         };
         let inputs = [random(0)?, random(1)?, random(2)?, random(3)?];
         let [q, k, v, grad] = inputs.each_ref().map(|t| t.to_device(device));
-        let leaves = [Var::from_tensor(&q?)?, Var::from_tensor(&k?)?, Var::from_tensor(&v?)?];
+        let leaves = [q?, k?, v?].map(Variable::leaf);
         let out = ops::attention(&leaves[0], &leaves[1], &leaves[2], sizes.heads, 1)?;
-        let grads = (&out * grad?)?.sum_all()?.backward()?;
+        backward([(out.clone(), grad?)])?;
         let stream = device.as_cuda_device()?.cuda_stream();
-        let of_leaf = |leaf: &Var| Output::new(grads.get(leaf).ok_or("attention gave no gradient")?, &stream);
+        let of_leaf =
+            |leaf: &Variable| Output::new(&leaf.take_gradient().ok_or("attention gave no gradient")?, &stream);
         let [dq, dk, dv] = leaves.each_ref().map(of_leaf);
         let [q, k, v, grad] = inputs.each_ref().map(|t| -> Result<_> { Ok(stream.clone_htod(&host(t)?)?) });
         let of_queries = || stream.alloc_zeros::<f32>(sizes.batch * sizes.heads * sizes.tokens);
@@ -194,8 +194,8 @@ impl Case {
             v: v?,
             grad: grad?,
             lse: of_queries()?,
-            along: of_queries()?,
-            out: Output::new(&out, &stream)?,
+            delta: of_queries()?,
+            out: Output::new(out.tensor(), &stream)?,
             dq: dq?,
             dk: dk?,
             dv: dv?,
@@ -208,12 +208,12 @@ impl Case {
         let half = |slice: &CudaSlice<bf16>| slice.device_ptr(&self.stream).0;
         let full = |slice: &CudaSlice<f32>| slice.device_ptr(&self.stream).0;
         let mut all = match part {
-            Part::GradientAlong => return vec![half(&self.out.slice), half(&self.grad), full(&self.along)],
+            Part::Delta => return vec![half(&self.out.slice), half(&self.grad), full(&self.delta)],
             _ => vec![half(&self.q), half(&self.k), half(&self.v)],
         };
         match part {
             Part::Forward => all.extend([half(&self.out.slice), full(&self.lse)]),
-            _ => all.extend([half(&self.grad), full(&self.lse), full(&self.along)]),
+            _ => all.extend([half(&self.grad), full(&self.lse), full(&self.delta)]),
         }
         match part {
             Part::BackwardQueries => all.push(half(&self.dq.slice)),
@@ -245,7 +245,7 @@ impl Case {
     fn outputs(&mut self, part: Part) -> Vec<&mut Output> {
         match part {
             Part::Forward => vec![&mut self.out],
-            Part::GradientAlong => vec![],
+            Part::Delta => vec![],
             Part::BackwardQueries => vec![&mut self.dq],
             Part::BackwardKeys => vec![&mut self.dk, &mut self.dv],
         }
@@ -260,27 +260,22 @@ impl Case {
     }
 }
 
-/// Median and least milliseconds of each `work`, which take turns; by the GPU's events.
-fn time(args: &Args, stream: &CudaStream, work: &[&dyn Fn() -> Result<()>]) -> Result<Vec<(f64, f64)>> {
+/// Median and least milliseconds of `work`, by the GPU's events.
+fn time(args: &Args, stream: &CudaStream, work: impl Fn() -> Result<()>) -> Result<(f64, f64)> {
     let event = || stream.record_event(Some(CUevent_flags::CU_EVENT_DEFAULT));
-    let mut times = vec![vec![]; work.len()];
+    let mut times = vec![];
     // The first round warms up.
     for _ in 0..=args.rounds {
-        for (work, times) in work.iter().zip(&mut times) {
-            let begin = event()?;
-            for _ in 0..args.repeats {
-                work()?;
-            }
-            times.push(f64::from(begin.elapsed_ms(&event()?)?) / args.repeats as f64);
+        let begin = event()?;
+        for _ in 0..args.repeats {
+            work()?;
         }
+        times.push(f64::from(begin.elapsed_ms(&event()?)?) / args.repeats as f64);
     }
-    let summary = |times: Vec<f64>| {
-        let mut times = times[1..].to_vec();
-        times.sort_by(f64::total_cmp);
-        let middle = times.get(times.len() / 2).copied().ok_or("--rounds 0: nothing to time")?;
-        Ok((middle, times[0]))
-    };
-    times.into_iter().map(summary).collect()
+    let mut times = times[1..].to_vec();
+    times.sort_by(f64::total_cmp);
+    let middle = times.get(times.len() / 2).copied().ok_or("--rounds 0: nothing to time")?;
+    Ok((middle, times[0]))
 }
 
 /// The rate of a large product of random numbers, in TFLOP/s.
@@ -290,7 +285,7 @@ fn peak(args: &Args, device: &Device) -> Result<f64> {
     let (a, b) = (random(0)?, random(1)?);
     let stream = device.as_cuda_device()?.cuda_stream();
     let product = || -> Result<()> { Ok(a.matmul(&b).map(drop)?) };
-    let (median, _) = time(args, &stream, &[&product])?[0];
+    let (median, _) = time(args, &stream, product)?;
     let rate = 2.0 * (side as f64).powi(3) / median / 1e9;
     println!(
         "{}",
@@ -312,18 +307,10 @@ fn report(sizes: Sizes, kernel: &str, (median, least): (f64, f64), products: usi
     );
 }
 
-/// The kernel under each launch bound that it is there for.
-fn kernels(module: &Arc<CudaModule>, part: Part) -> Result<Vec<(String, CudaFunction)>> {
-    let mut found = vec![];
-    for bound in BOUNDS {
-        let name = format!("{}_bf16_{HEAD_DIM}{bound}", part.name());
-        match module.load_function(&name) {
-            Ok(kernel) => found.push((name, kernel)),
-            Err(error) if bound.is_empty() => return Err(format!("{name}: {error}").into()),
-            Err(_) => eprintln!("there is no {name}"),
-        }
-    }
-    Ok(found)
+fn kernel(module: &Arc<CudaModule>, part: Part) -> Result<(String, CudaFunction)> {
+    let name = format!("{}_bf16_{HEAD_DIM}", part.name());
+    let kernel = module.load_function(&name).map_err(|error| format!("{name}: {error}"))?;
+    Ok((name, kernel))
 }
 
 fn main() -> Result<()> {
@@ -334,23 +321,17 @@ fn main() -> Result<()> {
     let peak = peak(&args, &device)?;
     for sizes in &args.sizes {
         let mut case = Case::new(*sizes, &device)?;
-        for part in [Part::Forward, Part::GradientAlong, Part::BackwardQueries, Part::BackwardKeys] {
-            let kernels = kernels(&module, part)?;
-            for (name, kernel) in &kernels {
-                case.check(part, name, kernel)?;
-            }
-            let work: Vec<_> = kernels.iter().map(|(_, kernel)| || case.launch(part, kernel)).collect();
-            let work: Vec<&dyn Fn() -> Result<()>> = work.iter().map(|work| work as _).collect();
-            let times = time(&args, &stream, &work)?;
-            for ((name, _), times) in kernels.iter().zip(times) {
-                report(*sizes, name, times, part.products(), peak);
-            }
+        for part in [Part::Forward, Part::Delta, Part::BackwardQueries, Part::BackwardKeys] {
+            let (name, kernel) = kernel(&module, part)?;
+            case.check(part, &name, &kernel)?;
+            let times = time(&args, &stream, || case.launch(part, &kernel))?;
+            report(*sizes, &name, times, part.products(), peak);
         }
-        let parts = [Part::GradientAlong, Part::BackwardQueries, Part::BackwardKeys];
-        let all = parts.map(|part| Ok((part, kernels(&module, part)?.remove(0).1)));
+        let parts = [Part::Delta, Part::BackwardQueries, Part::BackwardKeys];
+        let all = parts.map(|part| Ok((part, kernel(&module, part)?.1)));
         let all = all.into_iter().collect::<Result<Vec<_>>>()?;
         let backward = || all.iter().try_for_each(|(part, kernel)| case.launch(*part, kernel));
-        report(*sizes, "backward", time(&args, &stream, &[&backward])?[0], 5, peak);
+        report(*sizes, "backward", time(&args, &stream, backward)?, 5, peak);
     }
     Ok(())
 }

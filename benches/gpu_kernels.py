@@ -17,10 +17,10 @@ import sys
 # Part of a step, what its kernels' names begin with, and what sd3-medium at batch 4 was expected to take, in ms.
 PARTS = [
     ("attention forward", r"forward_(bf16|f32)_", 40),
-    ("attention backward", r"(gradient_along|backward_queries|backward_keys)_", 127),
+    ("attention backward", r"(delta|backward_queries|backward_keys)_", 127),
     ("score head", r"score_head_", 22.5),
-    ("norms, GELU, gates, biases", r"(layer_norm|rms_norm|gelu|gated|add_to_rows)_", 38),
-    ("gradients set to zero and added, joined and cut tensors", r"(fill|const_set|ucopy|copy2d|badd)_", 60),
+    ("norms, GELU, gates, biases", r"(layer_norm|rms_norm|gelu|gated|fill_rows)_", 38),
+    ("gradients set to zero and added, joined and cut tensors", r"(fill|const_set|ucopy|copy2d|badd|add|sum_entries)_", 60),
     ("projections and LoRA products", r"(void )?(nvjet|cublas|cutlass|gemm|gemv|sm\d+_|ampere_|splitK|dot_|.*gemm)", 97),
     ("rest", r"", 15),
 ]

@@ -3,15 +3,16 @@
 
     eval "$(../shared/cuda/toolchain.sh)"                # where there is no CUDA toolkit
     pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm   # where CUDA_HOME has no cuobjdump
-    python3 benches/machine_code.py attention 'bf16_64' [--arch 80 --arch 90] [--sources src/ops/cuda]
+    python3 benches/machine_code.py attention 'bf16_64' [--arch 80 --arch 90] [--sources src/ops]
 
-Compiles src/ops/cuda/NAME.cu as build.rs does and prints a row for each kernel whose name the pattern is found in. The
+Compiles the NAME.cu below src/ops as build.rs does and prints a row for each kernel whose name the pattern is found in. The
 main loop is the one with the most multiplications: its instructions are counted once, whether a branch leads past them
 or not, and loops inside it are listed by their length. Local memory is what did not fit into registers: its stores and
 loads in the whole kernel, and in the main loop.
 """
 
 import argparse
+import glob
 import os
 import re
 import shutil
@@ -64,9 +65,9 @@ class Kernel:
         return most if most and self.count(most, "HMMA", "FFMA") else None
 
 
-def rows(source, pattern, arch, nvcc, cuobjdump):
+def rows(source, shared, pattern, arch, nvcc, cuobjdump):
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
-        output(nvcc, "-cubin", "-O3", "-std=c++17", f"-arch=sm_{arch}", source, "-o", cubin.name)
+        output(nvcc, "-cubin", "-O3", "-std=c++17", "-I", shared, f"-arch=sm_{arch}", source, "-o", cubin.name)
         code = output(cuobjdump, "-sass", cubin.name).split("Function : ")[1:]
         usage = dict(re.findall(r"Function (\w+):\s*\n\s*(REG.*)", output(cuobjdump, "-res-usage", cubin.name)))
     whole = (0, 1 << 40)
@@ -91,15 +92,18 @@ def main():
     parser.add_argument("name", help="a .cu file without its ending")
     parser.add_argument("pattern", nargs="?", default="", help="a regular expression for kernels' names")
     parser.add_argument("--arch", action="append", type=int)
-    parser.add_argument("--sources", default=os.path.join(os.path.dirname(__file__), "../src/ops/cuda"))
+    parser.add_argument("--sources", default=os.path.join(os.path.dirname(__file__), "../src/ops"))
     args = parser.parse_args()
     nvcc, cuobjdump = tool("nvcc"), tool("cuobjdump")
     print("| kernel | GPU | registers | stack, bytes | local stores/loads | main loop | multiplications | copies to shared "
           "memory | loops inside | local stores/loads inside |")
     print("| --- " * 10 + "|")
-    source = os.path.join(args.sources, args.name + ".cu")
+    source = next(iter(glob.glob(f"{args.sources}/**/{args.name}.cu", recursive=True)), None)
+    if not source:
+        sys.exit(f"there is no {args.name}.cu below {args.sources}")
+    shared = os.path.join(args.sources, "kernels/cuda")
     for arch in args.arch or [80, 90]:
-        for row in rows(source, args.pattern, arch, nvcc, cuobjdump):
+        for row in rows(source, shared, args.pattern, arch, nvcc, cuobjdump):
             print("| " + " | ".join(row) + " |", flush=True)
 
 

@@ -1,12 +1,10 @@
 //! Operations of the network and of the losses. Each is a folder: what it computes and its backward pass (`mod.rs`), own loops
-//! for the CPU (`cpu`), own kernels for a GPU (in `cuda`), and a reference implementation in candle's operations (`reference`),
+//! for the CPU (`cpu`), own kernels for a GPU (`cuda`), and a reference implementation in candle's operations (`reference`),
 //! which serves other types and the tests.
 mod adamw;
 mod attention;
 mod backend;
 pub mod conv2d;
-#[cfg(feature = "cuda")]
-pub(crate) mod cuda;
 mod elementary;
 mod enlarge;
 mod enlarged_argmax;
@@ -22,6 +20,9 @@ mod pointwise;
 mod score_head;
 
 pub use adamw::{AdamWBuffers, AdamWRange, AdamWSettings, adamw, sum_of_squares};
+#[cfg(feature = "cuda")]
+pub(crate) use kernels::cuda;
+
 pub use attention::{attention, attention_probability};
 pub use elementary::{add, cat, mean_squared_error};
 pub use enlarge::{Enlarge, Rows, enlarge};

@@ -11,7 +11,7 @@ import subprocess
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(HERE))
-KERNELS = os.path.join(ROOT, "src/ops/cuda")
+KERNELS = os.path.join(ROOT, "src/ops/**")
 OUT = os.path.join(ROOT, "target/gpu_emulator")
 # Library, its name to the loader, cudarc's module, how its functions' names begin, what is emulated of it.
 LIBRARIES = [
@@ -61,10 +61,11 @@ def kernel_signatures(source, folder):
             yield name, "".join(kinds)
 
 
-def build_kernels(name, folder):
+def build_kernels(file, folder):
     """A .cu file as a library of functions that `emulate` runs."""
+    name = os.path.splitext(os.path.basename(file))[0]
     source = f"{folder}/{name}.cpp"
-    text = open(f"{KERNELS}/{name}.cu").read().replace("extern __shared__", "extern")
+    text = open(file).read().replace("extern __shared__", "extern")
     open(source, "w").write(text)
     library = f"lib{name}.so"
     compile("-O1", f"-I{folder}", f"-I{HERE}", source, f"{HERE}/device.cpp", "-o", f"{OUT}/{library}")
@@ -75,13 +76,13 @@ def main():
     shutil.rmtree(OUT, ignore_errors=True)
     folder = f"{OUT}/kernels"
     os.makedirs(folder)
-    for header in glob.glob(f"{KERNELS}/*.cuh"):
+    for header in glob.glob(f"{KERNELS}/*.cuh", recursive=True):
         shutil.copy(header, folder)
     # The instructions are emulated; bf16 comes with them.
     shutil.copy(f"{HERE}/mma.cuh", folder)
     open(f"{folder}/cuda_bf16.h", "w").write('#pragma once\n#include "device.h"\n')
-    names = sorted(os.path.splitext(os.path.basename(file))[0] for file in glob.glob(f"{KERNELS}/*.cu"))
-    lines = [line for name in names for line in build_kernels(name, folder)]
+    files = sorted(glob.glob(f"{KERNELS}/*.cu", recursive=True))
+    lines = [line for file in files for line in build_kernels(file, folder)]
     open(f"{OUT}/kernels.txt", "w").writelines(lines)
     for library in LIBRARIES:
         build_library(*library)

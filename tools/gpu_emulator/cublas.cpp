@@ -1,4 +1,4 @@
-// The matrix product of cuBLAS (libcublas.so.13) that candle calls, as loops that sum in f64.
+// The matrix product of cuBLAS (libcublas.so.13) that candle and seg4diff call, as loops that sum in f64.
 #include <cstdint>
 #include <functional>
 
@@ -20,7 +20,7 @@ int cublasCreate_v2(void** handle) { return *handle = &stream_of_handle, 0; }
 int cublasDestroy_v2(void*) { return 0; }
 int cublasSetStream_v2(void*, void* stream) { return stream_of_handle = stream, 0; }
 
-int cublasGemmStridedBatchedEx(void*, int turn_a, int turn_b, int m, int n, int k, const void* alpha, const void* a,
+int cublasGemmStridedBatchedEx(void*, int transpose_a, int transpose_b, int m, int n, int k, const void* alpha, const void* a,
                                int a_type, int lda, long a_stride, const void* b, int b_type, int ldb, long b_stride,
                                const void* beta, void* c, int c_type, int ldc, long c_stride, int batch, int, int) {
     const float scale = *static_cast<const float*>(alpha), keep = *static_cast<const float*>(beta);
@@ -31,8 +31,8 @@ int cublasGemmStridedBatchedEx(void*, int turn_a, int turn_b, int m, int n, int 
                 for (long row = 0; row < m; row++) {
                     double sum = 0;
                     for (long i = 0; i < k; i++) {
-                        const long in_a = entry * a_stride + (turn_a ? row * lda + i : i * lda + row);
-                        const long in_b = entry * b_stride + (turn_b ? i * ldb + column : column * ldb + i);
+                        const long in_a = entry * a_stride + (transpose_a ? row * lda + i : i * lda + row);
+                        const long in_b = entry * b_stride + (transpose_b ? i * ldb + column : column * ldb + i);
                         sum += get(of_a, a, in_a) * get(of_b, b, in_b);
                     }
                     const long in_c = entry * c_stride + column * ldc + row;

@@ -3,11 +3,11 @@
 //! Scores are formed for a block of queries at a time, used, and formed again in the backward pass (FlashAttention): memory
 //! grows with `queries + keys`, not with their product.
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 pub(super) mod reference;
 
 use super::backend::{Backend, reference_backward};
-#[cfg(feature = "cuda")]
-use super::cuda::attention as cuda;
 use crate::autograd::{Gradients, Op, Variable, apply};
 use candle_core::{Result, Tensor, bail};
 use std::ops::Range;

@@ -3,11 +3,11 @@
 //! Apart, these are five nodes, whose results and gradients go through memory each; here a block of rows goes through
 //! them all, and the backward pass needs what goes into the GELU alone.
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod reference;
 
 use super::backend::{Backend, reference_backward};
-#[cfg(feature = "cuda")]
-use super::cuda::feed_forward as cuda;
 use super::linear::FrozenLayer;
 use crate::autograd::{Gradients, Op, Variable, apply};
 use candle_core::{DType, Result, Tensor, bail};
@@ -96,7 +96,10 @@ impl Op for FeedForward {
                 gradients.add(0, gradient)
             }
             #[cfg(feature = "cuda")]
-            (Backend::Cuda, Some(before)) => gradients.add(0, cuda::backward(&of, &x, &before, &gradient)?),
+            (Backend::Cuda, Some(before)) => {
+                cuda::backward(&of, &x, &before, &gradient)?;
+                gradients.add(0, gradient)
+            }
             (Backend::Reference, _) => {
                 reference_backward(|inputs| reference::forward(&of, &inputs[0]), &[x], &gradient, gradients)
             }

@@ -79,7 +79,7 @@ pub fn copy_in_place(memory: &Tensor, values: &Tensor) -> Result<()> {
 pub fn add_in_place(memory: &Tensor, part: Tensor) -> Result<Option<Tensor>> {
     if !is_on_cpu(memory) || !is_on_cpu(&part) {
         #[cfg(feature = "cuda")]
-        if crate::ops::cuda::pointwise::add_in_place(memory, &part)? {
+        if super::cuda::add::add_in_place(memory, &part)? {
             return Ok(None);
         }
         return (memory + part.to_dtype(memory.dtype())?).map(Some);

@@ -1,9 +1,12 @@
-//! What operations on the CPU are made of: matrix products, matrix and vector units, convolutions by Winograd's filtering.
+//! What operations are made of. On the CPU: matrix products, matrix and vector units, convolutions by Winograd's filtering. On a
+//! GPU: `cuda`.
 #[cfg_attr(not(all(target_arch = "x86_64", target_os = "linux")), path = "not_available.rs")]
 pub(super) mod amx;
 #[cfg_attr(not(target_arch = "x86_64"), path = "not_available.rs")]
 pub(super) mod avx512;
 pub(super) mod cpu;
+#[cfg(feature = "cuda")]
+pub(crate) mod cuda;
 pub(crate) mod memory;
 pub(super) mod panel;
 pub mod pool;

@@ -1,11 +1,11 @@
 //! Frozen projections with trainable low-rank adapters: of whole tensors, of a window of a joint sequence, and of several
 //! sequences into one.
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod reference;
 
 use super::backend::{Backend, reference_backward};
-#[cfg(feature = "cuda")]
-use super::cuda::linear as cuda;
 use crate::autograd::{Gradients, Op, Variable, apply};
 use candle_core::{D, Result, Tensor, bail};
 use std::ops::Range;

@@ -1,10 +1,10 @@
 //! Focal and dice loss of maps against masks of a larger size: the enlarged maps are never stored.
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 pub(super) mod reference;
 
 use super::backend::{Backend, reference_backward};
-#[cfg(feature = "cuda")]
-use super::cuda::mask_loss as cuda;
 use crate::autograd::{Gradients, Op, Variable, apply};
 use candle_core::{Result, Tensor, bail};
 pub(super) use cpu::soft;
@@ -62,7 +62,7 @@ impl Op for MaskLoss {
         let (losses, of_kernels) = match Backend::of(&[&maps]) {
             Backend::Cpu => (cpu::forward(self, &maps)?, None),
             #[cfg(feature = "cuda")]
-            Backend::Cuda => match cuda::forward(&maps, &self.targets, self.size, self.raw_logit)? {
+            Backend::Cuda => match cuda::forward(self, &maps)? {
                 Some((losses, kept)) => (losses, Some(kept)),
                 None => (reference::forward(self, &[maps.clone()])?, None),
             },
@@ -75,7 +75,7 @@ impl Op for MaskLoss {
         let (maps, gradient) = (saved.maps, gradient.contiguous()?);
         #[cfg(feature = "cuda")]
         if let Some(kept) = &saved.of_kernels {
-            return gradients.add(0, cuda::backward(&maps, kept, &gradient, self.size, self.raw_logit)?);
+            return gradients.add(0, cuda::backward(self, &maps, kept, &gradient)?);
         }
         match Backend::of(&[&maps, &gradient]) {
             Backend::Cpu => gradients.add(0, cpu::backward(self, &maps, &gradient)?),

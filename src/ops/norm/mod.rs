@@ -1,10 +1,10 @@
 //! Layer norm with AdaLN modulation, and the RMS norm of queries and keys.
 mod cpu;
+#[cfg(feature = "cuda")]
+pub(super) mod cuda;
 pub(super) mod reference;
 
 use super::backend::{Backend, reference_backward};
-#[cfg(feature = "cuda")]
-use super::cuda::norm as cuda;
 use crate::autograd::{Gradients, Op, Variable, apply};
 use candle_core::{Result, Tensor, bail};
 

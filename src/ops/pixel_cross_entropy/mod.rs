@@ -1,10 +1,10 @@
 //! Cross-entropy over classes at every pixel of a larger label map: the enlarged class maps are never stored.
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 pub(super) mod reference;
 
 use super::backend::{Backend, reference_backward};
-#[cfg(feature = "cuda")]
-use super::cuda::pixel_cross_entropy as cuda;
 use crate::autograd::{Gradients, Op, Variable, apply};
 use candle_core::{Result, Tensor, bail};
 

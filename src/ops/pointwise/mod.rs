@@ -1,10 +1,10 @@
 //! The elementwise parts of a block: GELU, and the gated residual.
 mod cpu;
+#[cfg(feature = "cuda")]
+pub(super) mod cuda;
 pub(super) mod reference;
 
 use super::backend::{Backend, reference_backward};
-#[cfg(feature = "cuda")]
-use super::cuda::pointwise as cuda;
 use crate::autograd::{Gradients, Op, Variable, apply};
 use candle_core::{Result, Tensor, bail};
 
@@ -49,7 +49,10 @@ impl Op for Gelu {
         match Backend::of(&[&x, &gradient]) {
             Backend::Cpu => gradients.accumulate(0, |slot| cpu::gelu_backward(&x, &gradient, slot)),
             #[cfg(feature = "cuda")]
-            Backend::Cuda => gradients.add(0, cuda::gelu_backward(&x, None, &gradient)?),
+            Backend::Cuda => {
+                cuda::gelu_backward(&x, None, &gradient)?;
+                gradients.add(0, gradient)
+            }
             Backend::Reference => reference_backward(reference::gelu, &[x], &gradient, gradients),
         }
     }

@@ -1,11 +1,11 @@
 //! The score head: convolutions 3×3, 1→64→64→1 with ReLU between, on every map alone, added to the map.
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 pub(super) mod products;
 pub(super) mod reference;
 
 use super::backend::Backend;
-#[cfg(feature = "cuda")]
-use super::cuda::score_head as cuda;
 use super::elementary::cat;
 use crate::autograd::{Gradients, Op, Variable, apply};
 use candle_core::{DType, Result, Tensor};

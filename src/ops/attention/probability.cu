@@ -1,5 +1,5 @@
-// The attention probability of a range of keys, averaged over heads, and its gradients. The sums of exponentials come from
-// the forward pass of attention.
+// The attention probability of a range of keys, averaged over heads, and its gradients. The log-sum-exps come from the
+// forward pass of attention.
 #include "attention.cuh"
 
 // The scores of a warp's queries with a tile of keys, as probabilities; 0 for keys that there are not.
@@ -58,9 +58,9 @@ __device__ void range_forward(const T* q, const T* k, const float* lse, float* o
     }
 }
 
-// along = Σ probability·gradient over the range: what the softmax's gradient subtracts.
+// Δ of the range: Σ probability·gradient, what the softmax's gradient subtracts.
 template <class T, int D>
-__device__ void range_along(const T* q, const T* k, const float* lse, float* along, Sizes sizes, Range range) {
+__device__ void range_delta(const T* q, const T* k, const float* lse, float* delta, Sizes sizes, Range range) {
     constexpr int N = TILE<T, D>;
     __shared__ __align__(16) T tile[N * TILE_STRIDE<T, D>];
     const int stride = sizes.heads * D;
@@ -91,7 +91,7 @@ __device__ void range_along(const T* q, const T* k, const float* lse, float* alo
         sums[half] += __shfl_xor_sync(0xffffffffu, sums[half], 1);
         sums[half] += __shfl_xor_sync(0xffffffffu, sums[half], 2);
         const int row = first + lane_row() + 8 * half;
-        if (lane_column() == 0 && row < sizes.queries) along[query_offset(sizes, blockIdx.y) + row] = sums[half];
+        if (lane_column() == 0 && row < sizes.queries) delta[query_offset(sizes, blockIdx.y) + row] = sums[half];
     }
 }
 
@@ -102,20 +102,20 @@ __device__ void range_along(const T* q, const T* k, const float* lse, float* alo
         range_forward<T, D>(q, k, lse, out, {queries, keys, heads, scale, last_key_bias}, {nullptr, first, columns});  \
     }                                                                                                                  \
     extern "C" __global__ void __launch_bounds__(WARPS* WARP)                                                          \
-        range_along_##NAME##_##D(const T* q, const T* k, const float* lse, const float* grad, float* along, SIZES) {   \
-        range_along<T, D>(q, k, lse, along, {queries, keys, heads, scale, last_key_bias}, {grad, first, columns});     \
+        range_delta_##NAME##_##D(const T* q, const T* k, const float* lse, const float* grad, float* delta, SIZES) {   \
+        range_delta<T, D>(q, k, lse, delta, {queries, keys, heads, scale, last_key_bias}, {grad, first, columns});     \
     }                                                                                                                  \
     extern "C" __global__ void __launch_bounds__(WARPS* WARP)                                                          \
-        range_queries_##NAME##_##D(const T* q, const T* k, const float* lse, const float* grad, const float* along,    \
+        range_queries_##NAME##_##D(const T* q, const T* k, const float* lse, const float* grad, const float* delta,    \
                                    T* dq, SIZES) {                                                                     \
         const Sizes sizes = {queries, keys, heads, scale, last_key_bias};                                              \
-        backward_queries<T, D, true>(q, k, k, q, lse, along, dq, sizes, {grad, first, columns});                       \
+        backward_queries<T, D, true>(q, k, k, q, lse, delta, dq, sizes, {grad, first, columns});                       \
     }                                                                                                                  \
     extern "C" __global__ void __launch_bounds__(WARPS* WARP)                                                          \
-        range_keys_##NAME##_##D(const T* q, const T* k, const float* lse, const float* grad, const float* along,       \
+        range_keys_##NAME##_##D(const T* q, const T* k, const float* lse, const float* grad, const float* delta,       \
                                 T* dk, SIZES) {                                                                        \
         const Sizes sizes = {queries, keys, heads, scale, last_key_bias};                                              \
-        backward_keys<T, D, true>(q, k, k, q, lse, along, dk, dk, sizes, {grad, first, columns});                      \
+        backward_keys<T, D, true>(q, k, k, q, lse, delta, dk, dk, sizes, {grad, first, columns});                      \
     }
 
 KERNELS(bf16, bf16, 32)

@@ -1,55 +1,29 @@
-//! Kernels of our own for NVIDIA GPUs: what loads and launches them.
+//! What operations on an NVIDIA GPU are made of: loading and launching kernels, matrix products, copies to and from the host.
 //!
-//! Every `.cu` file here is compiled by `build.rs` and launched by the Rust file of its name. A kernel has one owner for
+//! `build.rs` compiles every `.cu` file below `src/ops`, which the Rust file beside it launches. A kernel has one owner for
 //! every value that it writes and sums in a fixed order, so that training gives the same bits on the same GPU.
 pub mod adamw;
-pub mod attention;
-pub mod feed_forward;
-pub mod linear;
-pub mod mask_loss;
-pub mod match_cost;
+pub mod add;
 pub mod memory;
-pub mod norm;
-pub mod pixel_cross_entropy;
-pub mod pointwise;
-pub mod score_head;
+pub mod product;
 pub mod transfer;
 
 #[cfg(test)]
 pub mod tests;
 
+use crate::autograd::{Destination, Slot};
+use candle_core::cuda_backend::cudarc::driver::result::memset_d8_async;
 use candle_core::cuda_backend::cudarc::driver::sys::{CUdevice_attribute, CUfunction_attribute};
 use candle_core::cuda_backend::cudarc::driver::{
     CudaModule, CudaSlice, CudaStream, DevicePtr, LaunchConfig, PushKernelArg,
 };
 use candle_core::cuda_backend::{CudaStorageSlice, WrapErr};
-use candle_core::{
-    CpuStorage, CudaDevice, CudaStorage, DType, Device, InplaceOp1, Layout, Result, Storage, Tensor, bail,
-};
+use candle_core::{CudaDevice, DType, Device, Result, Shape, Storage, Tensor, bail};
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
 /// Threads of a warp.
 pub const WARP: usize = 32;
-
-/// What a forward pass on the GPU gives: the output, in memory that nobody else holds, and what the backward pass wants
-/// to find again.
-pub type Forward = (Tensor, Vec<Tensor>);
-
-/// What a backward pass on the GPU is given.
-pub struct Backward<'a> {
-    pub inputs: &'a [Tensor],
-    pub output: &'a Tensor,
-    /// What the forward pass kept.
-    pub kept: &'a [Tensor],
-    /// Of the output's shape.
-    pub grad: &'a Tensor,
-    /// Which inputs' gradients are asked for.
-    pub needs: &'a [bool],
-}
-
-/// Gradients of the inputs; none where there are no kernels for them.
-pub type Gradients = Option<Vec<Option<Tensor>>>;
 
 /// The kernels of one file.
 pub struct Module {
@@ -60,13 +34,13 @@ pub struct Module {
 /// The kernels of `NAME.cu`.
 macro_rules! module {
     ($name:literal) => {
-        $crate::ops::cuda::Module {
+        $crate::ops::kernels::cuda::Module {
             name: $name,
             image: include_bytes!(concat!(env!("OUT_DIR"), "/", $name, ".fatbin")),
         }
     };
 }
-use module;
+pub(crate) use module;
 
 /// Modules by GPU and name. They keep their GPU's context alive, so that they stay valid.
 type Modules = HashMap<(usize, &'static str), Arc<CudaModule>>;
@@ -105,7 +79,7 @@ impl Module {
     /// [`Self::launch`] for a kernel that takes the size of its shared memory, in bytes, from the launch.
     ///
     /// # Safety
-    /// As there; and the kernel must keep to so much shared memory.
+    /// As of [`Self::launch`]; and the kernel must keep to so much shared memory.
     pub unsafe fn launch_sharing(
         &self,
         device: &CudaDevice,
@@ -168,7 +142,7 @@ pub fn long(value: usize) -> Arg {
 pub const NULL: Arg = Arg::Address(0);
 
 /// Where a contiguous tensor on a GPU begins.
-fn start(tensor: &Tensor) -> Result<u64> {
+pub fn start(tensor: &Tensor) -> Result<u64> {
     fn of<T>(slice: &CudaSlice<T>, offset: usize, stream: &CudaStream) -> u64 {
         slice.device_ptr(stream).0 + (offset * size_of::<T>()) as u64
     }
@@ -246,29 +220,33 @@ pub fn output(shape: impl Into<candle_core::Shape>, dtype: DType, like: &Tensor)
     unsafe { Tensor::empty(shape, dtype, like.device()) }
 }
 
-/// The memory of a tensor that nobody else holds.
-pub fn take_storage(tensor: &Tensor) -> Result<CudaStorage> {
-    struct Take(Mutex<Option<CudaStorage>>);
-    impl InplaceOp1 for Take {
-        fn name(&self) -> &'static str {
-            "take"
+/// Adds a part of a gradient, of this shape and type, to `slot`. `write` gets memory on the GPU of `like` and whether its
+/// part is to be added to what is there; else it writes every value.
+pub fn accumulate(
+    slot: &mut Slot,
+    (shape, dtype, like): (&Shape, DType, &Tensor),
+    write: impl FnOnce(&Tensor, bool) -> Result<()>,
+) -> Result<()> {
+    let can_be_written = |memory: &Tensor| memory.dtype() == dtype && memory.is_contiguous();
+    slot.accumulate(|destination| match destination {
+        Destination::AddTo(memory) if can_be_written(memory) => write(memory, true).map(|()| None),
+        Destination::Overwrite(memory) if can_be_written(memory) => write(memory, false).map(|()| None),
+        destination => {
+            let part = output(shape, dtype, like)?;
+            write(&part, false)?;
+            match destination {
+                Destination::AddTo(memory) => (memory + part.to_dtype(memory.dtype())?).map(Some),
+                _ => Ok(Some(part)),
+            }
         }
+    })
+}
 
-        fn cpu_fwd(&self, _: &mut CpuStorage, _: &Layout) -> Result<()> {
-            bail!("taking a GPU's memory from a tensor on the CPU")
-        }
-
-        fn cuda_fwd(&self, storage: &mut CudaStorage, _: &Layout) -> Result<()> {
-            let device = storage.device.clone();
-            let nothing = CudaStorage::wrap_cuda_slice(device.alloc_zeros::<u8>(1)?, device);
-            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(std::mem::replace(storage, nothing));
-            Ok(())
-        }
-    }
-    let take = Take(Mutex::new(None));
-    tensor.inplace_op1(&take)?;
-    match take.0.into_inner().unwrap_or_else(PoisonError::into_inner) {
-        Some(storage) => Ok(storage),
-        None => bail!("the tensor has no memory"),
-    }
+/// Fills a contiguous tensor with zeros.
+pub fn zero(tensor: &Tensor) -> Result<()> {
+    let bytes = tensor.elem_count() * tensor.dtype().size_in_bytes();
+    let stream = device_of(tensor)?.cuda_stream();
+    stream.context().bind_to_thread().w()?;
+    // SAFETY: the tensor is as large as its values, all of which are zero where all their bytes are.
+    unsafe { memset_d8_async(start(tensor)?, 0, bytes, stream.cu_stream()) }.w()
 }

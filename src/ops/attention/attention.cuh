@@ -4,7 +4,7 @@
 // gradient of q go over keys, the gradients of k and v over queries: each result has one owner that sums in a fixed
 // order, so no atomics, and the same bits every time. For that the backward pass forms the scores twice.
 //
-// q, out and their gradients [batch, queries, heads·D]; k, v and theirs [batch, keys, heads·D]; lse and along
+// q, out and their gradients [batch, queries, heads·D]; k, v and theirs [batch, keys, heads·D]; lse and delta
 // [batch, heads, queries] in f32. Scores are in units of log 2, as exp2 is what the hardware has.
 #pragma once
 #include "rows.cuh"
@@ -145,23 +145,23 @@ __device__ void forward(const T* q, const T* k, const T* v, T* out, float* lse, 
     }
 }
 
-// along = Σ out·d_out over each head's values: what the softmax's gradient subtracts. A warp a query and head.
+// FlashAttention's Δ = rowsum(dO∘O), what the softmax's gradient subtracts: a warp a query and head.
 template <class T, int D>
-__device__ void gradient_along(const T* out, const T* d_out, float* along, Sizes sizes) {
+__device__ void row_dots(const T* out, const T* d_out, float* delta, Sizes sizes) {
     const int query = blockIdx.x * WARPS + threadIdx.x / WARP, lane = threadIdx.x % WARP;
     if (query >= sizes.queries) return;
     const size_t offset = head_offset<D>(sizes.queries, sizes.heads) + size_t(query) * sizes.heads * D;
     float sum = 0;
     for (int i = lane; i < D; i += WARP) sum += to_float(out[offset + i]) * to_float(d_out[offset + i]);
     sum = warp_sum(sum);
-    if (lane == 0) along[query_offset(sizes, blockIdx.y) + query] = sum;
+    if (lane == 0) delta[query_offset(sizes, blockIdx.y) + query] = sum;
 }
 
 // The gradient of q: a warp has queries, and goes over keys. The gradient of the probabilities is that of the output times
 // v, or, OF_RANGE, given.
 template <class T, int D, bool OF_RANGE>
 __device__ void backward_queries(const T* q, const T* k, const T* v, const T* d_out, const float* lse,
-                                 const float* along, T* dq, Sizes sizes, Range range = {}) {
+                                 const float* delta, T* dq, Sizes sizes, Range range = {}) {
     // Of a tile's keys as many at a time as registers allow.
     constexpr int N = TILE<T, D>, M = SETS<T, D>, PART = N / M;
     __shared__ __align__(16) T tiles[2][2][N * TILE_STRIDE<T, D>];
@@ -175,7 +175,7 @@ __device__ void backward_queries(const T* q, const T* k, const T* v, const T* d_
     const size_t of_head = query_offset(sizes, blockIdx.y);
 
     Rows<T, D> rows[M], d_rows[M];
-    float row_lse[M][2], row_along[M][2], result[M][D / 8][4] = {};
+    float row_lse[M][2], row_delta[M][2], result[M][D / 8][4] = {};
 #pragma unroll
     for (int m = 0; m < M; m++) {
         load_rows(rows[m], q, stride, first + 16 * m, sizes.queries);
@@ -184,7 +184,7 @@ __device__ void backward_queries(const T* q, const T* k, const T* v, const T* d_
         for (int half = 0; half < 2; half++) {
             const int row = first + 16 * m + lane_row() + 8 * half;
             row_lse[m][half] = row < sizes.queries ? lse[of_head + row] : INFINITY;
-            row_along[m][half] = row < sizes.queries ? along[of_head + row] : 0.f;
+            row_delta[m][half] = row < sizes.queries ? delta[of_head + row] : 0.f;
         }
     }
     const auto copy = [&](int stage, int start) {
@@ -223,7 +223,7 @@ __device__ void backward_queries(const T* q, const T* k, const T* v, const T* d_
                             if (key >= sizes.keys) score = -INFINITY;
                         }
                         const float probability = exp2_approx(score * sizes.scale - row_lse[m][part / 2]);
-                        d_score = probability * (d_score - row_along[m][part / 2]);
+                        d_score = probability * (d_score - row_delta[m][part / 2]);
                     }
                 }
             }
@@ -241,7 +241,7 @@ __device__ void backward_queries(const T* q, const T* k, const T* v, const T* d_
 // The gradients of k and v: a warp has sixteen keys, and goes over queries. Scores are transposed, [keys, queries].
 // OF_RANGE as above; then v has none.
 template <class T, int D, bool OF_RANGE>
-__device__ void backward_keys(const T* q, const T* k, const T* v, const T* d_out, const float* lse, const float* along,
+__device__ void backward_keys(const T* q, const T* k, const T* v, const T* d_out, const float* lse, const float* delta,
                               T* dk, T* dv, Sizes sizes, Range range = {}) {
     constexpr int N = TILE<T, D>;
     __shared__ __align__(16) T tiles[2][2][N * TILE_STRIDE<T, D>];
@@ -271,7 +271,7 @@ __device__ void backward_keys(const T* q, const T* k, const T* v, const T* d_out
         static_assert(2 * N <= THREADS, "a thread copies one value");
         if (threadIdx.x < 2 * N) {
             const int i = threadIdx.x % N;
-            const float* from = (threadIdx.x < N ? lse : along) + of_head + start + i;
+            const float* from = (threadIdx.x < N ? lse : delta) + of_head + start + i;
             copy_async<4>(&of_queries[stage][threadIdx.x / N][i], from, start + i < sizes.queries);
         }
     };
@@ -293,8 +293,8 @@ __device__ void backward_keys(const T* q, const T* k, const T* v, const T* d_out
         for (int j = 0; j < N / 8; j++) {
 #pragma unroll
             for (int part = 0; part < 4; part++) {
-                const float total = of_queries[stage][0][8 * j + lane_column() + part % 2];
-                scores[0][j][part] = exp2_approx(scores[0][j][part] * sizes.scale - total);
+                const float row_lse = of_queries[stage][0][8 * j + lane_column() + part % 2];
+                scores[0][j][part] = exp2_approx(scores[0][j][part] * sizes.scale - row_lse);
             }
         }
         float d_scores[1][N / 8][4] = {};
@@ -307,9 +307,9 @@ __device__ void backward_keys(const T* q, const T* k, const T* v, const T* d_out
 #pragma unroll
             for (int part = 0; part < 4; part++) {
                 const int column = 8 * j + lane_column() + part % 2, key = first + lane_row() + part / 2 * 8;
-                const float mean = of_queries[stage][1][column];
+                const float row_delta = of_queries[stage][1][column];
                 if (OF_RANGE) d_scores[0][j][part] = range.grad_at(start + column, key, sizes);
-                d_scores[0][j][part] = scores[0][j][part] * (d_scores[0][j][part] - mean);
+                d_scores[0][j][part] = scores[0][j][part] * (d_scores[0][j][part] - row_delta);
             }
         }
         add_product<1, D, N>(k_result, d_scores, tiles[stage][0]);

@@ -32,6 +32,12 @@ template <int N, class T> __device__ inline void store(T* to, const float (&valu
     *reinterpret_cast<Pack<N, T>*>(to) = pack;
 }
 
+// The first of this thread's V values of `count`; -1 beyond the last.
+template <int V> __device__ inline long first_of_thread(long count) {
+    const long first = (long(blockIdx.x) * blockDim.x + threadIdx.x) * V;
+    return first < count ? first : -1;
+}
+
 // The sum over a warp, in every lane, in an order that does not change from run to run.
 __device__ inline float warp_sum(float value) {
 #pragma unroll

@@ -46,7 +46,7 @@ __device__ void layer_norm_forward(const T* x, const T* shift, const T* scale, T
     });
 }
 
-// The gradient of x: with g = dy·(1 + scale), (g - mean(g) - norm·mean(g·norm)) / deviation; and `more`, if there is any.
+// The gradient of x: with g = dy·(1 + scale), (g - mean(g) - norm·mean(g·norm)) / deviation; and `more`, if there is any, which may be dx.
 template <class T, int V>
 __device__ void layer_norm_backward(const T* x, const T* scale, const T* dy, const T* more, T* dx, int rows, int tokens,
                                     int width) {
@@ -56,21 +56,21 @@ __device__ void layer_norm_backward(const T* x, const T* scale, const T* dy, con
     if (more) more += size_t(row) * width;
     scale += size_t(row / tokens) * width;
     const float2 moments = mean_and_inverse_deviation<T, V>(x, width);
-    float values[V], by[V], grads[V], sum = 0, along = 0;
+    float values[V], by[V], grads[V], sum = 0, dot = 0;
     for_each_column<V>(width, [&](int column) {
         load(values, x + column), load(by, scale + column), load(grads, dy + column);
         for (int i = 0; i < V; i++) {
             const float g = grads[i] * (1 + by[i]);
             sum += g;
-            along += g * (values[i] - moments.x) * moments.y;
+            dot += g * (values[i] - moments.x) * moments.y;
         }
     });
-    sum = warp_sum(sum) / width, along = warp_sum(along) / width;
+    sum = warp_sum(sum) / width, dot = warp_sum(dot) / width;
     for_each_column<V>(width, [&](int column) {
         load(values, x + column), load(by, scale + column), load(grads, dy + column);
         for (int i = 0; i < V; i++) {
             const float norm = (values[i] - moments.x) * moments.y;
-            grads[i] = moments.y * (grads[i] * (1 + by[i]) - sum - norm * along);
+            grads[i] = moments.y * (grads[i] * (1 + by[i]) - sum - norm * dot);
         }
         if (more) {
             load(values, more + column);
@@ -89,9 +89,15 @@ template <class T, int V> __device__ inline float inverse_rms(const T* x, int wi
     return rsqrtf(warp_sum(squares) / width + EPSILON);
 }
 
-// y = x / rms(x)·weight.
-template <class T, int V> __device__ void rms_norm_forward(const T* x, const T* weight, T* y, int rows, int width) {
+// This warp's row of those of some tokens: `part` rows of each batch entry's `all`, from `first` on; -1 beyond the last.
+__device__ inline int warp_row(int rows, int part, int first, int all) {
     const int row = warp_row(rows);
+    return row < 0 ? row : row / part * all + first + row % part;
+}
+
+// y = x / rms(x)·weight, of some tokens.
+template <class T, int V> __device__ void rms_norm_forward(const T* x, const T* weight, T* y, int rows, int part, int first, int all, int width) {
+    const int row = warp_row(rows, part, first, all);
     if (row < 0) return;
     x += size_t(row) * width, y += size_t(row) * width;
     const float inverse = inverse_rms<T, V>(x, width);
@@ -103,22 +109,28 @@ template <class T, int V> __device__ void rms_norm_forward(const T* x, const T* 
     });
 }
 
-// The gradient of x: with g = dy·weight, (g - x·mean(g·x)/rms²) / rms.
+// The gradient of x: with g = dy·weight, (g - x·mean(g·x)/rms²) / rms; and `more`, if there is any, which may be dx.
 template <class T, int V>
-__device__ void rms_norm_backward(const T* x, const T* weight, const T* dy, T* dx, int rows, int width) {
-    const int row = warp_row(rows);
+__device__ void rms_norm_backward(const T* x, const T* weight, const T* dy, const T* more, T* dx, int rows, int part,
+                                  int first, int all, int width) {
+    const int row = warp_row(rows, part, first, all);
     if (row < 0) return;
     x += size_t(row) * width, dy += size_t(row) * width, dx += size_t(row) * width;
+    if (more) more += size_t(row) * width;
     const float inverse = inverse_rms<T, V>(x, width);
-    float values[V], by[V], grads[V], along = 0;
+    float values[V], by[V], grads[V], dot = 0;
     for_each_column<V>(width, [&](int column) {
         load(values, x + column), load(by, weight + column), load(grads, dy + column);
-        for (int i = 0; i < V; i++) along += grads[i] * by[i] * values[i];
+        for (int i = 0; i < V; i++) dot += grads[i] * by[i] * values[i];
     });
-    along = warp_sum(along) / width * inverse * inverse;
+    dot = warp_sum(dot) / width * inverse * inverse;
     for_each_column<V>(width, [&](int column) {
         load(values, x + column), load(by, weight + column), load(grads, dy + column);
-        for (int i = 0; i < V; i++) grads[i] = inverse * (grads[i] * by[i] - values[i] * along);
+        for (int i = 0; i < V; i++) grads[i] = inverse * (grads[i] * by[i] - values[i] * dot);
+        if (more) {
+            load(values, more + column);
+            for (int i = 0; i < V; i++) grads[i] += values[i];
+        }
         store(dx + column, grads);
     });
 }
@@ -133,12 +145,14 @@ __device__ void rms_norm_backward(const T* x, const T* weight, const T* dy, T* d
                                                                 int width) {                                           \
         layer_norm_backward<T, V>(x, scale, dy, more, dx, rows, tokens, width);                                        \
     }                                                                                                                  \
-    extern "C" __global__ void rms_norm_forward_##NAME##_##V(const T* x, const T* weight, T* y, int rows, int width) { \
-        rms_norm_forward<T, V>(x, weight, y, rows, width);                                                             \
+    extern "C" __global__ void rms_norm_forward_##NAME##_##V(const T* x, const T* weight, T* y, int rows, int part,    \
+                                                             int first, int all, int width) {                          \
+        rms_norm_forward<T, V>(x, weight, y, rows, part, first, all, width);                                           \
     }                                                                                                                  \
-    extern "C" __global__ void rms_norm_backward_##NAME##_##V(const T* x, const T* weight, const T* dy, T* dx,         \
-                                                              int rows, int width) {                                   \
-        rms_norm_backward<T, V>(x, weight, dy, dx, rows, width);                                                       \
+    extern "C" __global__ void rms_norm_backward_##NAME##_##V(const T* x, const T* weight, const T* dy,                \
+                                                              const T* more, T* dx, int rows, int part, int first,     \
+                                                              int all, int width) {                                    \
+        rms_norm_backward<T, V>(x, weight, dy, more, dx, rows, part, first, all, width);                               \
     }
 
 KERNELS(bf16, bf16, 8)

@@ -1,11 +1,12 @@
-//! The score head's forward pass. Its backward pass, over the few matched maps, is by cuBLAS: `score_head_products`.
-use super::{Forward, Module, address, device_of, int, largest_shared_memory, long, module, output, type_name};
-use crate::ops::score_head::Precision;
+//! The score head's forward pass. Its backward pass, over the few matched maps, is by cuBLAS: [`super::products`].
+use super::{CHANNELS, Precision};
+use crate::ops::kernels::cuda::{
+    Module, address, device_of, int, largest_shared_memory, long, module, output, type_name,
+};
 use candle_core::{DType, Result, Tensor};
 
 static KERNELS: Module = module!("score_head");
 /// As in `score_head.cu`.
-const CHANNELS: usize = 64;
 const TAPS: usize = 9;
 /// Pixels of a block's tile.
 const TILE: (usize, usize) = (8, 32);
@@ -20,8 +21,8 @@ const fn shared(halves: usize) -> usize {
 /// Values of the second layer's shares that are held at a time.
 const HELD: usize = 1 << 24;
 
-/// maps `[maps, h, w]`, `parameters` flat in the order of [`crate::ops::PARAMETERS`].
-pub fn forward(maps: &Tensor, parameters: &Tensor, precision: Precision) -> Result<Option<Forward>> {
+/// maps `[maps, h, w]`, `parameters` flat in the order of [`super::PARAMETERS`].
+pub fn forward(maps: &Tensor, parameters: &Tensor, precision: Precision) -> Result<Option<Tensor>> {
     if type_name(&[maps, parameters]) != Some("f32") {
         return Ok(None);
     }
@@ -56,5 +57,5 @@ pub fn forward(maps: &Tensor, parameters: &Tensor, precision: Precision) -> Resu
         // SAFETY: a thread writes one value of `held` maps.
         unsafe { KERNELS.launch(device, "score_head_gather", [blocks, 1, 1], THREADS, &args)? }
     }
-    Ok(Some((out, vec![])))
+    Ok(Some(out))
 }

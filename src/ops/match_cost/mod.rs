@@ -1,4 +1,7 @@
 //! The cost of taking a map for a mask, for every pair: what Hungarian matching minimises. No gradients.
+#[cfg(feature = "cuda")]
+mod cuda;
+
 use super::kernels::memory::Values;
 use super::mask_loss::{ALPHA, soft};
 use crate::ops::kernels::cpu::{Product, Start, Threads, View, sigmoid, sum, vectorised};
@@ -10,7 +13,10 @@ pub enum Costs {
     /// Costs in host memory.
     Here(Vec<Vec<f32>>),
     #[cfg(feature = "cuda")]
-    Coming { costs: super::cuda::transfer::Download, masks: usize },
+    Coming {
+        costs: super::kernels::cuda::transfer::Download,
+        masks: usize,
+    },
 }
 
 impl Costs {
@@ -40,7 +46,7 @@ pub fn match_cost(
     if maps.device().is_cuda() {
         let masks = Values::of(masks)?;
         let held: Vec<&[f32]> = masks.chunks_exact(positions).collect();
-        let costs = super::cuda::match_cost::match_cost(maps, &held, (focal_weight, dice_weight), raw_logit)?;
+        let costs = cuda::match_cost(maps, &held, (focal_weight, dice_weight), raw_logit)?;
         return Ok(Costs::Coming { costs, masks: masks_count });
     }
     let maps = maps.detach().to_dtype(DType::F32)?.to_device(&Device::Cpu)?.contiguous()?;

@@ -1,0 +1,86 @@
+//! Layer norm with modulation and RMS norm, forward and backward.
+use crate::autograd::Slot;
+use crate::ops::kernels::cuda::{
+    Arg, Module, NULL, WARP, accumulate, address, device_of, int, module, output, type_name, vector_width, widest,
+};
+use candle_core::{D, Result, Tensor, bail};
+
+static KERNELS: Module = module!("norm");
+/// As in `norm.cu`: rows of a block.
+const WARPS: usize = 8;
+
+/// Launches a kernel on `rows` rows of `width` values: its tensors (absent ones are null), `sizes`, and the width.
+fn launch(kernel: &str, (rows, width): (usize, usize), tensors: &[Option<&Tensor>], sizes: &[usize]) -> Result<()> {
+    let present: Vec<&Tensor> = tensors.iter().copied().flatten().collect();
+    let (Some(type_name), Some(first)) = (type_name(&present), present.first()) else {
+        bail!("{kernel} on {:?}", present.iter().map(|tensor| tensor.dtype()).collect::<Vec<_>>());
+    };
+    // Narrow rows are read in smaller pieces, so that all lanes have one.
+    let widths = if width >= WARP * widest(first) { [widest(first), 2] } else { [2, 2] };
+    let name = format!("{kernel}_{type_name}_{}", vector_width(&widths, width, &present)?);
+    let mut args: Vec<Arg> = tensors.iter().map(|tensor| tensor.map_or(Ok(NULL), address)).collect::<Result<_>>()?;
+    for size in [&[rows], sizes, &[width]].concat() {
+        args.push(int(size)?);
+    }
+    // SAFETY: kernels take tensors that have these rows, or one for each batch entry or for all, and these sizes.
+    unsafe { KERNELS.launch(device_of(first)?, &name, [rows.div_ceil(WARPS), 1, 1], WARPS * WARP, &args) }
+}
+
+/// Rows of x's last dimension, and their width.
+fn rows(x: &Tensor) -> Result<(usize, usize)> {
+    let width = x.dim(D::Minus1)?;
+    Ok((x.elem_count() / width.max(1), width))
+}
+
+/// x `[batch, tokens, width]`, shift and scale `[batch, width]`.
+pub fn layer_norm_forward(x: &Tensor, shift: &Tensor, scale: &Tensor) -> Result<Tensor> {
+    let y = output(x.shape(), x.dtype(), x)?;
+    launch("layer_norm_forward", rows(x)?, &[Some(x), Some(shift), Some(scale), Some(&y)], &[x.dim(1)?])?;
+    Ok(y)
+}
+
+/// Adds the gradient of x to `slot`.
+pub fn layer_norm_backward(x: &Tensor, scale: &Tensor, gradient: &Tensor, slot: &mut Slot) -> Result<()> {
+    accumulate(slot, (x.shape(), x.dtype(), x), |dx, adds| layer_norm_backward_into(x, scale, gradient, dx, adds))
+}
+
+/// Writes the gradient of x over `dx`, or adds it to what is there. Nobody else may hold `dx`.
+pub fn layer_norm_backward_into(x: &Tensor, scale: &Tensor, gradient: &Tensor, dx: &Tensor, adds: bool) -> Result<()> {
+    let tensors = [Some(x), Some(scale), Some(gradient), adds.then_some(dx), Some(dx)];
+    launch("layer_norm_backward", rows(x)?, &tensors, &[x.dim(1)?])
+}
+
+/// Launches a kernel on the heads of each part of the tokens of x `[batch, tokens, heads·head_dim]`: `tensors(weight)`, the
+/// number of rows, and which rows of a batch entry they are.
+fn launch_parts<'a>(
+    kernel: &str,
+    x: &Tensor,
+    weights: &'a [(usize, Tensor)],
+    tensors: impl Fn(&'a Tensor) -> Vec<Option<&'a Tensor>>,
+) -> Result<()> {
+    let (batch, all, width) = x.dims3()?;
+    let mut first = 0;
+    for (tokens, weight) in weights {
+        let heads = width / weight.elem_count();
+        let sizes = [tokens * heads, first * heads, all * heads];
+        launch(kernel, (batch * tokens * heads, weight.elem_count()), &tensors(weight), &sizes)?;
+        first += tokens;
+    }
+    Ok(())
+}
+
+/// x `[batch, tokens, heads·head_dim]`; `weights` are of parts of the tokens one after the other, each `[head_dim]`.
+pub fn rms_norm_forward(x: &Tensor, weights: &[(usize, Tensor)]) -> Result<Tensor> {
+    let y = output(x.shape(), x.dtype(), x)?;
+    launch_parts("rms_norm_forward", x, weights, |weight| vec![Some(x), Some(weight), Some(&y)])?;
+    Ok(y)
+}
+
+/// Adds the gradient of x to `slot`.
+pub fn rms_norm_backward(x: &Tensor, weights: &[(usize, Tensor)], gradient: &Tensor, slot: &mut Slot) -> Result<()> {
+    accumulate(slot, (x.shape(), x.dtype(), x), |dx, adds| {
+        launch_parts("rms_norm_backward", x, weights, |weight| {
+            vec![Some(x), Some(weight), Some(gradient), adds.then_some(dx), Some(dx)]
+        })
+    })
+}
