@@ -22,9 +22,9 @@ impl<'a> View<'a> {
         Self { data: self.data, row_stride: self.column_stride, column_stride: self.row_stride }
     }
 
-    /// The rows from `row` on.
-    pub fn from_row(self, row: usize) -> Self {
-        Self { data: &self.data[row * self.row_stride..], ..self }
+    /// Without the first rows.
+    pub fn skip_rows(self, rows: usize) -> Self {
+        Self { data: &self.data[rows * self.row_stride..], ..self }
     }
 
     /// Whether a matrix of this size lies in the slice.

@@ -179,7 +179,7 @@ fn transposed_product(
     };
     for block in 0..blocks {
         let left = View::rows(&left[block * rows * rank..], rank).transposed();
-        let part = product((rank, rows, width), left, right.from_row(block * step), scale);
+        let part = product((rank, rows, width), left, right.skip_rows(block * step), scale);
         Product { start: Start::Output, ..part }.into(&mut out, width);
     }
     out

@@ -64,9 +64,9 @@ impl Op for MaskLoss {
             #[cfg(feature = "cuda")]
             Backend::Cuda => match cuda::forward(self, &maps)? {
                 Some((losses, kept)) => (losses, Some(kept)),
-                None => (reference::forward(self, &[maps.clone()])?, None),
+                None => (reference::forward(self, std::slice::from_ref(&maps))?, None),
             },
-            Backend::Reference => (reference::forward(self, &[maps.clone()])?, None),
+            Backend::Reference => (reference::forward(self, std::slice::from_ref(&maps))?, None),
         };
         Ok((losses, needs[0].then_some(Saved { maps, of_kernels })))
     }

@@ -12,9 +12,12 @@ use rayon::prelude::*;
 pub enum Costs {
     /// Costs in host memory.
     Here(Vec<Vec<f32>>),
+    /// Costs on their way from a GPU.
     #[cfg(feature = "cuda")]
     Coming {
+        /// `[maps·masks]`
         costs: super::kernels::cuda::transfer::Download,
+        /// Masks of a map.
         masks: usize,
     },
 }

@@ -63,9 +63,9 @@ impl Op for PixelCrossEntropy {
             #[cfg(feature = "cuda")]
             Backend::Cuda => match cuda::forward(self, &maps)? {
                 Some((loss, kept)) => (loss, Some(kept)),
-                None => (reference::forward(self, &[maps.clone()])?, None),
+                None => (reference::forward(self, std::slice::from_ref(&maps))?, None),
             },
-            Backend::Reference => (reference::forward(self, &[maps.clone()])?, None),
+            Backend::Reference => (reference::forward(self, std::slice::from_ref(&maps))?, None),
         };
         Ok((loss, needs[0].then_some(Saved { maps, of_kernels })))
     }

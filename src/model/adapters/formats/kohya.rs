@@ -37,7 +37,7 @@ impl Fused<'_> {
         if let [_] = self.shares {
             return match (self.names.swaps_halves)(within, (inner, outer)) {
                 true => swapped(first),
-                false => first.outputs(&[0..outer]),
+                false => first.outputs(std::slice::from_ref(&(0..outer))),
             };
         }
         let parts: Vec<_> =

@@ -6,7 +6,7 @@ mod dotted;
 mod kohya;
 
 pub use crate::model::adapters::stored::{Format, Origin};
-use crate::model::adapters::{Adapter, AdapterFiles, Adapters, KINDS};
+use crate::model::adapters::{AdapterFiles, Adapters, KINDS};
 use crate::model::weights;
 use crate::system::error::{Error, Result};
 use crate::system::output_folder::OutputFolder;
@@ -148,11 +148,11 @@ fn file_in(folder: &Path) -> Result<PathBuf> {
 
 /// Says which layer has another ΔW in `back` than in `adapters`; one that is missing counts as zero.
 fn same_effect(adapters: &Adapters, back: &Adapters) -> std::result::Result<(), String> {
-    let delta = |adapter: &Box<dyn Adapter>| adapter.delta();
     let layers: BTreeSet<&String> = adapters.keys().chain(back.keys()).collect();
     for layer in layers {
         let compare = || -> candle_core::Result<(f64, f64)> {
-            match (adapters.get(layer).map(delta).transpose()?, back.get(layer).map(delta).transpose()?) {
+            let delta = |of: &Adapters| of.get(layer).map(|adapter| adapter.delta()).transpose();
+            match (delta(adapters)?, delta(back)?) {
                 (Some(a), Some(b)) => Ok((norm(&(&a - &b)?)?, norm(&a)?)),
                 (Some(a), None) => Ok((norm(&a)?, norm(&a)?)),
                 (None, Some(b)) => Ok((norm(&b)?, 0.0)),

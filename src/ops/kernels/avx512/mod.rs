@@ -85,10 +85,6 @@ unsafe impl Sync for Output {}
 /// # Safety
 /// The product's views lie inside their slices, a starting row has its columns, and `out` points to its rows, `out_stride`
 /// apart, that no one else uses.
-#[expect(
-    clippy::undocumented_unsafe_blocks,
-    reason = "all rest on the section above; `takes` asked for the instructions"
-)]
 pub unsafe fn multiply(product: &Product, out: *mut f32, out_stride: usize) {
     let windows = Windows { count: 1, rows: product.shape.0, a: 0, out: 0 };
     // SAFETY: the caller's promise.
@@ -99,6 +95,10 @@ pub unsafe fn multiply(product: &Product, out: *mut f32, out_stride: usize) {
 ///
 /// # Safety
 /// As [`multiply`], for the rows of every block.
+#[expect(
+    clippy::undocumented_unsafe_blocks,
+    reason = "all rest on the section above; `takes` asked for the instructions"
+)]
 pub unsafe fn multiply_windows(product: &Product, windows: Windows, out: *mut f32, out_stride: usize) {
     let out = &Output { data: out, stride: out_stride, windows };
     let (_, k, n) = product.shape;
