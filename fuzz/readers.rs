@@ -6,7 +6,7 @@ use seg4diff::data::codec::labels::LabelMap;
 use seg4diff::data::codec::matlab::LabelMatrix;
 use seg4diff::data::codec::photograph;
 use seg4diff::data::codec::rle::{RunLengths, StoredRunLengths};
-use seg4diff::data::sources::tar_members::{Members, Step};
+use seg4diff::data::sources::tar_members::{Members, TarPart};
 use seg4diff::eval::generation::npz;
 use seg4diff::system::patience::Patient;
 use seg4diff::system::tensor_file;
@@ -85,8 +85,8 @@ pub fn tar(bytes: &[u8]) -> bool {
     let (mut behind, mut is_whole) = (0, true);
     while let Some(step) = members.step().expect("a temporary file") {
         let (start, end) = match step {
-            Step::Member { offset, length, .. } => (offset, offset + length),
-            Step::Damage { start, end, .. } => {
+            TarPart::Member { offset, length, .. } => (offset, offset + length),
+            TarPart::Damage { start, end, .. } => {
                 is_whole = false;
                 (start, end)
             }

@@ -209,7 +209,8 @@ fn gradients_reach_their_memory() {
         let (down, up) = (on(2, &[rank, inner]), on(3, &[outer, rank]));
         let plain = [Variable::leaf(down.clone()), Variable::leaf(up.clone())];
         pass(&plain[0], &plain[1]);
-        let placed = [Variable::leaf_into(down, memory[0].clone()), Variable::leaf_into(up, memory[1].clone())];
+        let placed = [Variable::leaf(down), Variable::leaf(up)];
+        placed.iter().zip(&memory).for_each(|(leaf, memory)| leaf.write_gradient_to(memory.clone()));
         pass(&placed[0], &placed[1]);
         let host = |t: &Tensor| t.to_device(&Device::Cpu).unwrap();
         let once: Vec<Tensor> = plain.iter().map(|leaf| host(&leaf.take_gradient().unwrap())).collect();
