@@ -42,6 +42,7 @@ pub fn names() -> String {
 /// # Errors
 /// It is none of [`FAMILIES`]: lists what they are called.
 pub fn of(files: &ModelFiles) -> Result<&'static dyn Family> {
+    files.check_pipeline()?;
     let pipeline = files.pipeline_class()?;
     let has_pipeline = |family: &&dyn Family| names::is_of_class(&pipeline, family.pipeline_class());
     let of_pipeline: Vec<&dyn Family> = FAMILIES.into_iter().filter(has_pipeline).collect();

@@ -73,8 +73,8 @@ pub struct ModelFiles {
 impl ModelFiles {
     /// Opens a diffusers folder, or `hf:org/name` or `hf:org/name@revision` (a branch, tag or commit).
     ///
-    /// Fails unless its `model_index.json` names a known pipeline. Of a hub repository, what the cache holds is used without
-    /// network; a download that is refused or offline fails with repository and reason.
+    /// Fails unless it holds `model_index.json`. Of a hub repository, what the cache holds is used without network; a download
+    /// that is refused or offline fails with repository and reason.
     pub fn open(path_or_hub: &str) -> Result<Self> {
         let files = match path_or_hub.strip_prefix("hf:") {
             Some(name) => Hub::open(name)?,
@@ -89,13 +89,20 @@ impl ModelFiles {
                 Self { folder, hub: None }
             }
         };
-        let pipeline = files.pipeline_class()?;
+        files.pipeline_class()?;
+        Ok(files)
+    }
+
+    /// # Errors
+    /// `model_index.json` names the pipeline of no known family.
+    pub fn check_pipeline(&self) -> Result<()> {
+        let pipeline = self.pipeline_class()?;
         if !PIPELINE_CLASSES.iter().any(|class| is_of_class(&pipeline, class)) {
             let known = PIPELINE_CLASSES.map(|class| format!("{class:?}")).join(" or ");
             let problem = format!("_class_name is {pipeline:?}, expected {known}");
-            return Err(Error::file(files.folder.join("model_index.json"), problem));
+            return Err(Error::file(self.folder.join("model_index.json"), problem));
         }
-        Ok(files)
+        Ok(())
     }
 
     /// `_class_name` in `model_index.json`, such as `StableDiffusion3Pipeline`.
