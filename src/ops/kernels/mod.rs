@@ -8,7 +8,7 @@ pub(super) mod cpu;
 #[cfg(feature = "cuda")]
 pub(crate) mod cuda;
 pub(crate) mod memory;
-pub(super) mod panel;
+pub(super) mod packed;
 pub mod pool;
 pub(super) mod winograd;
 

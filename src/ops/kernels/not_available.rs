@@ -1,9 +1,9 @@
 //! What `amx` and `avx512` are on machines that cannot have them.
 use crate::ops::kernels::cpu::{Product, Threads, View, Windows};
 
-pub struct Rows;
+pub struct PackedA;
 
-pub struct Right;
+pub struct PackedB;
 
 pub fn are_available() -> bool {
     false
@@ -25,7 +25,7 @@ pub unsafe fn multiply(_: &Product, _: *mut f32, _: usize) {}
 /// Never called, for nothing is taken.
 pub unsafe fn multiply_windows(_: &Product, _: Windows, _: *mut f32, _: usize) {}
 
-impl Rows {
+impl PackedA {
     pub fn new(_: usize, _: usize) -> Self {
         unreachable!("not available")
     }
@@ -35,12 +35,12 @@ impl Rows {
     }
 }
 
-impl Right {
+impl PackedB {
     pub fn new(_: View, _: (usize, usize), _: Threads) -> Self {
         unreachable!("not available")
     }
 
-    pub fn multiply(&self, _: &Rows, _: usize, _: Option<&[f32]>, _: &mut [f32]) {
+    pub fn multiply(&self, _: &PackedA, _: usize, _: Option<&[f32]>, _: &mut [f32]) {
         unreachable!("not available")
     }
 }

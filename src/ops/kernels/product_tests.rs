@@ -31,7 +31,7 @@ fn check(&(name, takes, multiply): &Units) {
                 (0..count).map(number).collect()
             };
             let (a, b, before) = (numbers(m * k), numbers(k * n), numbers(m * (n + 3)));
-            let view = |data, rows, columns, is_turned| match is_turned {
+            let view = |data, rows, columns, is_transposed| match is_transposed {
                 true => View::rows(data, rows).transposed(),
                 false => View::rows(data, columns),
             };

@@ -5,7 +5,7 @@
 //! products of `[tiles, channels]` with `[channels, channels]`. Rounding is about ten times that of a direct convolution,
 //! a few millionths of the largest value; cuDNN does the same.
 use super::cpu::{Threads, View, vectorised};
-use super::panel::{Right, Rows, room, rows_at_once};
+use super::packed::{PackedA, PackedB, room, rows_at_once};
 
 /// Outputs of a tile, a side; the tile reads two more.
 pub(in crate::ops) const TILE: usize = 4;
@@ -20,7 +20,7 @@ fn tiles_at_once() -> usize {
 
 /// Transformed tiles and their products, `[position][tile, channel]`; made once for many convolutions.
 pub(in crate::ops) struct Scratch<const C: usize> {
-    transformed: Vec<Rows>,
+    transformed: Vec<PackedA>,
     products: Vec<Vec<[f32; C]>>,
 }
 
@@ -28,14 +28,14 @@ impl<const C: usize> Default for Scratch<C> {
     fn default() -> Self {
         assert_eq!(room(C), C, "channels come in whole strips");
         Self {
-            transformed: (0..POSITIONS).map(|_| Rows::new(tiles_at_once(), C)).collect(),
+            transformed: (0..POSITIONS).map(|_| PackedA::new(tiles_at_once(), C)).collect(),
             products: vec![vec![[0f32; C]; tiles_at_once()]; POSITIONS],
         }
     }
 }
 
 /// Kernels of a convolution from C to C channels in Winograd's form: `[position][in, out]`.
-pub(in crate::ops) struct Kernels<const C: usize>(Vec<Right>);
+pub(in crate::ops) struct Kernels<const C: usize>(Vec<PackedB>);
 
 /// Sizes of a stack of channel-last maps, `[maps, height, width, channels]`.
 #[derive(Clone, Copy)]
@@ -78,7 +78,7 @@ impl<const C: usize> Kernels<C> {
             }
         }
         let kernels = transformed.chunks_exact(C);
-        Self(kernels.map(|kernel| Right::new(View::rows(kernel.as_flattened(), C), (C, C), Threads::One)).collect())
+        Self(kernels.map(|kernel| PackedB::new(View::rows(kernel.as_flattened(), C), (C, C), Threads::One)).collect())
     }
 
     /// The convolution of `input`, of a `stack` whose height and width are two more than whole tiles, at all but the

@@ -1,9 +1,9 @@
 //! Attention of one head on the CPU: the scores of some queries at a time, or in the backward pass of some keys, are made,
 //! used and forgotten. What the forward pass keeps is a number a query, the logarithm of its exponentials' sum. Scores are
 //! in units of log 2, as a power of two takes fewer steps than one of e.
-use super::Rows as OutputRows;
+use super::HeadRows;
 use crate::ops::kernels::cpu::{Product, Start, Threads, View, exp2, powers_of_two, sum, vectorised};
-use crate::ops::kernels::panel::{self, Right, Rows, room};
+use crate::ops::kernels::packed::{self, PackedA, PackedB, room};
 use std::f32::consts::LOG2_E;
 
 /// Queries whose matrices the backward pass prepares at a time.
@@ -12,7 +12,7 @@ const QUERIES: usize = 512;
 const KEYS: usize = 128;
 
 fn rows_at_once() -> usize {
-    panel::rows_at_once(KEYS)
+    packed::rows_at_once(KEYS)
 }
 
 /// Views of `[tokens, head_dim]`, rows together.
@@ -59,10 +59,10 @@ pub struct Scratch(Vec<Matrices>);
 struct Matrices {
     head_dim: usize,
     tokens: usize,
-    /// Rows of `head_dim` values.
-    narrow: [Rows; 2],
-    /// Rows of `tokens` values.
-    wide: [Rows; 2],
+    /// PackedA of `head_dim` values.
+    narrow: [PackedA; 2],
+    /// PackedA of `tokens` values.
+    wide: [PackedA; 2],
     scaled: Vec<f32>,
     /// `[rows, room(tokens)]`
     scores: Vec<f32>,
@@ -85,7 +85,7 @@ impl Scratch {
 
 impl Matrices {
     fn new(head_dim: usize, tokens: usize) -> Self {
-        let rows = |inner| std::array::from_fn(|_| Rows::new(rows_at_once(), inner));
+        let rows = |inner| std::array::from_fn(|_| PackedA::new(rows_at_once(), inner));
         Self {
             head_dim,
             tokens,
@@ -104,10 +104,10 @@ impl Head<'_> {
     ///
     /// # Safety
     /// `out` are rows for all queries, which nobody else uses.
-    pub unsafe fn forward(&self, out: OutputRows, scratch: &mut Scratch) -> Vec<f32> {
+    pub unsafe fn forward(&self, out: HeadRows, scratch: &mut Scratch) -> Vec<f32> {
         let &Self { queries, keys, head_dim, .. } = self;
-        let right_keys = Right::new(self.k.transposed(), (head_dim, keys), Threads::One);
-        let right_values = Right::new(self.v, (keys, head_dim), Threads::One);
+        let right_keys = PackedB::new(self.k.transposed(), (head_dim, keys), Threads::One);
+        let right_values = PackedB::new(self.v, (keys, head_dim), Threads::One);
         let Matrices { narrow: [left_queries, _], wide: [left_weights, _], scaled, scores, results, .. } =
             scratch.matrices(head_dim, keys);
         let mut sums = [0f32; KEYS];
@@ -142,7 +142,7 @@ impl Head<'_> {
     ///
     /// # Safety
     /// `out` are rows for all queries, keys and values, which nobody else uses.
-    pub unsafe fn backward(&self, passed: Passed, out: [OutputRows; 3], scratch: &mut Scratch) {
+    pub unsafe fn backward(&self, passed: Passed, out: [HeadRows; 3], scratch: &mut Scratch) {
         let zeros = |tokens: usize| vec![0f32; tokens * self.head_dim];
         let mut gradients = [zeros(self.queries), zeros(self.keys), zeros(self.keys)];
         for start in (0..self.queries).step_by(QUERIES) {
@@ -170,10 +170,10 @@ impl Head<'_> {
         let &Self { queries, keys, head_dim, .. } = self;
         let Passed { out, gradient, lse } = passed;
         let lse = &lse[..queries];
-        let right_queries = Right::new(self.q, (queries, head_dim), Threads::One);
-        let right_gradient = Right::new(gradient, (queries, head_dim), Threads::One);
-        let right_queries_transposed = Right::new(self.q.transposed(), (head_dim, queries), Threads::One);
-        let right_gradient_transposed = Right::new(gradient.transposed(), (head_dim, queries), Threads::One);
+        let right_queries = PackedB::new(self.q, (queries, head_dim), Threads::One);
+        let right_gradient = PackedB::new(gradient, (queries, head_dim), Threads::One);
+        let right_queries_transposed = PackedB::new(self.q.transposed(), (head_dim, queries), Threads::One);
+        let right_gradient_transposed = PackedB::new(gradient.transposed(), (head_dim, queries), Threads::One);
         // FlashAttention's Δ = rowsum(dO∘O).
         let delta: Vec<f32> = (0..queries)
             .map(|i| {
@@ -208,7 +208,7 @@ impl Head<'_> {
                     left_d_scores.set(r, d_scores);
                 }
             });
-            let mut add = |right: &Right, left: &Rows, factor: f32, to: &mut [f32]| {
+            let mut add = |right: &PackedB, left: &PackedA, factor: f32, to: &mut [f32]| {
                 right.multiply(left, count, None, results);
                 let rows = results.chunks_exact(room(head_dim)).zip(to[start * head_dim..].chunks_exact_mut(head_dim));
                 vectorised!({

@@ -54,18 +54,18 @@ struct ByHead {
 
 /// The place of one head's rows.
 #[derive(Clone, Copy)]
-struct Rows {
+struct HeadRows {
     first: *mut f32,
     width: usize,
     head_dim: usize,
 }
 
 // SAFETY: each head's rows are written by one task.
-unsafe impl Send for Rows {}
+unsafe impl Send for HeadRows {}
 // SAFETY: as above.
-unsafe impl Sync for Rows {}
+unsafe impl Sync for HeadRows {}
 
-impl Rows {
+impl HeadRows {
     /// The rows of a batch entry of so many tokens and a head, from `start` on.
     fn of(self, (batch, head): (usize, usize), tokens: usize, start: usize) -> Self {
         let offset = (batch * tokens + start) * self.width + head * self.head_dim;
@@ -86,8 +86,9 @@ impl ByHead {
     }
 
     /// The rows of a batch entry and head, from `start` on.
-    fn rows(&mut self) -> impl Fn((usize, usize), usize) -> Rows + Sync + use<> {
-        let base = Rows { first: self.values.as_mut_ptr(), width: self.sizes.width, head_dim: self.sizes.head_dim() };
+    fn rows(&mut self) -> impl Fn((usize, usize), usize) -> HeadRows + Sync + use<> {
+        let base =
+            HeadRows { first: self.values.as_mut_ptr(), width: self.sizes.width, head_dim: self.sizes.head_dim() };
         let tokens = self.tokens;
         move |pair, start| base.of(pair, tokens, start)
     }

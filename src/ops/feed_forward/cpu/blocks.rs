@@ -3,20 +3,20 @@
 use super::Arguments;
 use crate::ops::kernels::amx;
 use crate::ops::kernels::cpu::{Threads, View, vectorised, zeros};
-use crate::ops::kernels::panel::{Right, Rows, is_as_product, room};
+use crate::ops::kernels::packed::{PackedA, PackedB, is_as_product, room};
 use crate::ops::norm::{add_norm_row_backward, modulate_row};
 use crate::ops::pointwise::{gelu_derivative, gelu_value};
 use rayon::prelude::*;
 
-/// Rows of a block: more where the units need few instructions for them.
+/// PackedA of a block: more where the units need few instructions for them.
 fn block_rows() -> usize {
     if amx::are_available() { 128 } else { 64 }
 }
 
 /// What a task works with.
 struct Scratch {
-    narrow: Rows,
-    wide: Rows,
+    narrow: PackedA,
+    wide: PackedA,
     row: Vec<f32>,
     hidden: Vec<f32>,
     results: Vec<f32>,
@@ -25,8 +25,8 @@ struct Scratch {
 impl Scratch {
     fn new(of: &Arguments) -> Self {
         Self {
-            narrow: Rows::new(block_rows(), of.width),
-            wide: Rows::new(block_rows(), of.hidden),
+            narrow: PackedA::new(block_rows(), of.width),
+            wide: PackedA::new(block_rows(), of.hidden),
             row: vec![0.0; of.width.max(of.hidden)],
             hidden: vec![0.0; block_rows() * room(of.hidden)],
             results: vec![0.0; block_rows() * room(of.width)],
@@ -50,8 +50,8 @@ fn with_room(row: &[f32]) -> Vec<f32> {
 /// The output, and what goes into the GELU for [`backward`] where `keep`.
 pub fn forward(of: &Arguments, x: &[f32], keep: bool) -> (Vec<f32>, Vec<f32>) {
     let &Arguments { width, hidden, .. } = of;
-    let up = Right::new(View::rows(of.up, width).transposed(), (width, hidden), Threads::All);
-    let down = Right::new(View::rows(of.down, hidden).transposed(), (hidden, width), Threads::All);
+    let up = PackedB::new(View::rows(of.up, width).transposed(), (width, hidden), Threads::All);
+    let down = PackedB::new(View::rows(of.down, hidden).transposed(), (hidden, width), Threads::All);
     let (up_bias, down_bias) = (with_room(of.up_bias), with_room(of.down_bias));
     let block = |index: usize, out: &mut [f32], scratch: &mut Scratch, kept: Option<&mut [f32]>| {
         let Scratch { narrow, wide, row, hidden: own, results } = scratch;
@@ -77,7 +77,7 @@ pub fn forward(of: &Arguments, x: &[f32], keep: bool) -> (Vec<f32>, Vec<f32>) {
             }
         });
     };
-    // Rows of memory are first touched by the task that fills them.
+    // PackedA of memory are first touched by the task that fills them.
     let (mut out, mut kept) = (Vec::with_capacity(x.len()), Vec::new());
     let blocks = out.spare_capacity_mut()[..x.len()].par_chunks_mut(block_rows() * width).enumerate();
     let scratch = || Scratch::new(of);
@@ -101,8 +101,8 @@ pub fn forward(of: &Arguments, x: &[f32], keep: bool) -> (Vec<f32>, Vec<f32>) {
 /// Makes the output's gradient that of x, in place.
 pub fn backward(of: &Arguments, x: &[f32], before: &[f32], gradient: &mut [f32]) {
     let &Arguments { width, hidden, .. } = of;
-    let up = Right::new(View::rows(of.up, width), (hidden, width), Threads::All);
-    let down = Right::new(View::rows(of.down, hidden), (width, hidden), Threads::All);
+    let up = PackedB::new(View::rows(of.up, width), (hidden, width), Threads::All);
+    let down = PackedB::new(View::rows(of.down, hidden), (width, hidden), Threads::All);
     gradient.par_chunks_mut(block_rows() * width).enumerate().for_each_init(
         || Scratch::new(of),
         |scratch, (index, gradient)| {

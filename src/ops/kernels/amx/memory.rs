@@ -1,5 +1,5 @@
 //! Memory of tiles, kept from one product to the next.
-use super::pack::{STRIP, Tiles, ZEROS};
+use super::pack::{MICRO_PANEL, Tiles, ZEROS};
 use std::cell::RefCell;
 use std::ops::{Deref, DerefMut};
 
@@ -8,15 +8,15 @@ thread_local! {
     static FREE: RefCell<Vec<Vec<Tiles>>> = const { RefCell::new(vec![]) };
 }
 
-/// As many strips of `steps` steps as `lines` take, with any values.
-pub struct Strips {
+/// As many micro-panels of `steps` steps as `lines` take, with any values.
+pub struct MicroPanels {
     tiles: Vec<Tiles>,
     count: usize,
 }
 
-impl Strips {
+impl MicroPanels {
     pub fn new(lines: usize, steps: usize) -> Self {
-        let count = lines.div_ceil(STRIP) * 2 * steps;
+        let count = lines.div_ceil(MICRO_PANEL) * 2 * steps;
         let mut tiles = FREE.with_borrow_mut(|free| {
             // The smallest that is large enough: growing sets what is new.
             let enough = free.iter().enumerate().filter(|(_, tiles)| tiles.len() >= count);
@@ -28,7 +28,7 @@ impl Strips {
     }
 }
 
-impl Deref for Strips {
+impl Deref for MicroPanels {
     type Target = [Tiles];
 
     fn deref(&self) -> &[Tiles] {
@@ -36,13 +36,13 @@ impl Deref for Strips {
     }
 }
 
-impl DerefMut for Strips {
+impl DerefMut for MicroPanels {
     fn deref_mut(&mut self) -> &mut [Tiles] {
         &mut self.tiles[..self.count]
     }
 }
 
-impl Drop for Strips {
+impl Drop for MicroPanels {
     fn drop(&mut self) {
         /// What a thread keeps.
         const MOST: usize = 8;

@@ -4,9 +4,9 @@
 //! below a 2^-24th of the whole. So rounding is that of an f32 product, at up to three times the speed of the vector units.
 //! (Intel's oneMKL has the same as `BF16x3`.)
 //!
-//! A task writes some lines of one matrix out as tiles, which stay in its cache, and takes the other past them a strip at a
-//! time, the next strip being written out while the registers are busy with the present one. Sums run over the inner
-//! dimension in one order, however the work is cut.
+//! A task packs some lines of one matrix, the stationary operand, as tiles, which stay in its cache, and streams the other past
+//! them a micro-panel at a time, packing the next one while the registers are busy with the present one. Sums run over K in one
+//! order, however the work is cut.
 mod memory;
 mod pack;
 mod panel;
@@ -14,18 +14,18 @@ mod registers;
 
 use super::cpu::{Product, Start, Threads, View};
 use crate::system::vectors::Vectors;
-use memory::Strips;
-use pack::{DEPTH, Operand, Packing, STRIP};
-pub use panel::{Right, Rows};
+use memory::MicroPanels;
+use pack::{DEPTH, MICRO_PANEL, Operand, Packing};
+pub use panel::{PackedA, PackedB};
 use rayon::prelude::*;
-use registers::{Registers, TURNS};
+use registers::{PACK_INTERVALS, Registers};
 use std::ops::Range;
 use std::sync::OnceLock;
 
-/// Inner places that are summed before results go to memory.
+/// Steps of K that are summed before results go to memory.
 const INNER: usize = 512;
 /// Values that a task holds as tiles: 768 KiB of a core's cache.
-const HELD: usize = 1 << 17;
+const STATIONARY: usize = 1 << 17;
 /// Products, in multiplications, below which the vector units are as fast.
 const SMALL: usize = 1 << 20;
 
@@ -55,17 +55,17 @@ pub fn takes(product: &Product) -> bool {
 
 /// Whether products of this size are faster so.
 pub fn gains((m, k, n): (usize, usize, usize)) -> bool {
-    m.min(k).min(n) >= STRIP && m * k * n >= SMALL && are_available()
+    m.min(k).min(n) >= MICRO_PANEL && m * k * n >= SMALL && are_available()
 }
 
 /// How a product is cut.
 struct Plan<'a> {
-    held: Operand<'a>,
-    passing: Operand<'a>,
-    /// Lines of each that a task takes, in whole strips.
-    held_lines: usize,
-    passing_lines: usize,
-    /// Inner places at a time.
+    stationary: Operand<'a>,
+    streamed: Operand<'a>,
+    /// Lines of each that a task takes, in whole micro-panels.
+    stationary_lines: usize,
+    streamed_lines: usize,
+    /// Steps of K at a time.
     inner: usize,
 }
 
@@ -76,20 +76,22 @@ impl<'a> Plan<'a> {
         let left = operand(product.a, m, product.scale, false);
         let right = operand(product.b.transposed(), n, 1.0, true);
         let inner = k.div_ceil(k.div_ceil(INNER)).next_multiple_of(DEPTH);
-        let most = (HELD / inner).next_multiple_of(STRIP);
-        // Results are written along their rows where the right matrix is held.
-        let (held, passing) = if m <= n && m <= most { (left, right) } else { (right, left) };
-        let even = |lines: usize, parts: usize| lines.div_ceil(parts).next_multiple_of(STRIP);
-        let held_lines = even(held.lines, held.lines.div_ceil(most));
-        let passing_lines = even(passing.lines, workers.div_ceil(held.lines.div_ceil(held_lines)));
-        Self { held, passing, held_lines, passing_lines, inner }
+        let most = (STATIONARY / inner).next_multiple_of(MICRO_PANEL);
+        // Results are written along their rows where the right matrix is stationary.
+        let (stationary, streamed) = if m <= n && m <= most { (left, right) } else { (right, left) };
+        let even = |lines: usize, parts: usize| lines.div_ceil(parts).next_multiple_of(MICRO_PANEL);
+        let stationary_lines = even(stationary.lines, stationary.lines.div_ceil(most));
+        let streamed_lines = even(streamed.lines, workers.div_ceil(stationary.lines.div_ceil(stationary_lines)));
+        Self { stationary, streamed, stationary_lines, streamed_lines, inner }
     }
 
     /// Lines of both for every task.
     fn tasks(&self) -> Vec<(Range<usize>, Range<usize>)> {
         let cut = |lines: usize, size: usize| (0..lines).step_by(size).map(move |start| start..lines.min(start + size));
-        cut(self.passing.lines, self.passing_lines)
-            .flat_map(|passing| cut(self.held.lines, self.held_lines).map(move |held| (held, passing.clone())))
+        cut(self.streamed.lines, self.streamed_lines)
+            .flat_map(|streamed| {
+                cut(self.stationary.lines, self.stationary_lines).map(move |stationary| (stationary, streamed.clone()))
+            })
             .collect()
     }
 }
@@ -116,14 +118,14 @@ pub unsafe fn multiply(product: &Product, out: *mut f32, out_stride: usize) {
     };
     let plan = Plan::new(product, workers);
     let k = product.shape.1;
-    let task = |(held_lines, passing_lines): (Range<usize>, Range<usize>)| {
+    let task = |(stationary_lines, streamed_lines): (Range<usize>, Range<usize>)| {
         for start in (0..k).step_by(plan.inner) {
             let inner = (start, k.min(start + plan.inner));
-            let held = (Operand { inner, ..plan.held }, held_lines.clone());
-            let passing = (Operand { inner, ..plan.passing }, passing_lines.clone());
+            let stationary = (Operand { inner, ..plan.stationary }, stationary_lines.clone());
+            let streamed = (Operand { inner, ..plan.streamed }, streamed_lines.clone());
             let before = if start > 0 { Start::Output } else { product.start };
             // SAFETY: as the caller says; `takes` asked for the units.
-            unsafe { block(held, passing, before, out) };
+            unsafe { block(stationary, streamed, before, out) };
         }
     };
     let tasks = plan.tasks();
@@ -133,58 +135,64 @@ pub unsafe fn multiply(product: &Product, out: *mut f32, out_stride: usize) {
     }
 }
 
-/// The results of some lines, whose first ones are multiples of [`STRIP`], of both matrices.
+/// The results of some lines, whose first ones are multiples of [`MICRO_PANEL`], of both matrices.
 ///
 /// # Safety
 /// The units are there, the operands' views inside their slices, and no one else uses these lines' places in `out`.
 #[target_feature(enable = "avx512f,avx512bw")]
 unsafe fn block(
-    (held, held_lines): (Operand, Range<usize>),
-    (passing, passing_lines): (Operand, Range<usize>),
+    (stationary, stationary_lines): (Operand, Range<usize>),
+    (streamed, streamed_lines): (Operand, Range<usize>),
     start: Start,
     out: &Output,
 ) {
-    let steps = held.steps();
-    // Two groups of tiles a step: the strip's upper and lower half.
-    let strip = 2 * steps;
-    let strips = held_lines.len().div_ceil(STRIP);
-    let (mut held_tiles, mut passing_tiles) = (Strips::new(held_lines.len(), steps), Strips::new(2 * STRIP, steps));
-    let (mut present, mut next) = passing_tiles.split_at_mut(strip);
+    let steps = stationary.steps();
+    // Two groups of tiles a step: the micro-panel's upper and lower half.
+    let micro_panel = 2 * steps;
+    let micro_panels = stationary_lines.len().div_ceil(MICRO_PANEL);
+    let (mut stationary_tiles, mut streamed_tiles) =
+        (MicroPanels::new(stationary_lines.len(), steps), MicroPanels::new(2 * MICRO_PANEL, steps));
+    let (mut present, mut next) = streamed_tiles.split_at_mut(micro_panel);
     // SAFETY: the views are inside their slices.
     let pack = |operand, line, tiles| unsafe { Packing::new(operand, line, tiles, 1).go_on() };
-    for (line, tiles) in held_lines.clone().step_by(STRIP).zip(held_tiles.chunks_exact_mut(strip)) {
-        pack(held, line, tiles);
+    for (line, tiles) in
+        stationary_lines.clone().step_by(MICRO_PANEL).zip(stationary_tiles.chunks_exact_mut(micro_panel))
+    {
+        pack(stationary, line, tiles);
     }
-    pack(passing, passing_lines.start, present);
+    pack(streamed, streamed_lines.start, present);
     // SAFETY: the units are there, and nothing below this runs other tasks.
     let mut registers = unsafe { Registers::new() };
-    for line in passing_lines.clone().step_by(STRIP) {
-        let to_pack = if line + STRIP < passing_lines.end { &mut *next } else { &mut [] };
+    for line in streamed_lines.clone().step_by(MICRO_PANEL) {
+        let to_pack = if line + MICRO_PANEL < streamed_lines.end { &mut *next } else { &mut [] };
         // SAFETY: as above.
-        let mut packing = unsafe { Packing::new(passing, line + STRIP, to_pack, strips * steps * TURNS) };
-        for (held_line, held_tiles) in held_lines.clone().step_by(STRIP).zip(held_tiles.chunks_exact(strip)) {
-            let (of_held, of_passing) = ((held_line, held_lines.end), (line, passing_lines.end));
-            let (operands, rows, columns) = match held.is_right {
-                true => ((present.as_ptr(), held_tiles.as_ptr()), of_passing, of_held),
-                false => ((held_tiles.as_ptr(), present.as_ptr()), of_held, of_passing),
+        let mut packing =
+            unsafe { Packing::new(streamed, line + MICRO_PANEL, to_pack, micro_panels * steps * PACK_INTERVALS) };
+        for (stationary_line, stationary_tiles) in
+            stationary_lines.clone().step_by(MICRO_PANEL).zip(stationary_tiles.chunks_exact(micro_panel))
+        {
+            let (of_stationary, of_streamed) = ((stationary_line, stationary_lines.end), (line, streamed_lines.end));
+            let (operands, rows, columns) = match stationary.is_right {
+                true => ((present.as_ptr(), stationary_tiles.as_ptr()), of_streamed, of_stationary),
+                false => ((stationary_tiles.as_ptr(), present.as_ptr()), of_stationary, of_streamed),
             };
-            let (height, width) = (STRIP.min(rows.1 - rows.0), STRIP.min(columns.1 - columns.0));
+            let (height, width) = (MICRO_PANEL.min(rows.1 - rows.0), MICRO_PANEL.min(columns.1 - columns.0));
             let target = out.data.wrapping_add(rows.0 * out.stride + columns.0);
-            if (height, width) == (STRIP, STRIP) {
+            if (height, width) == (MICRO_PANEL, MICRO_PANEL) {
                 let start = match start {
                     Start::Zero => None,
                     Start::Output => Some((target.cast_const(), out.stride)),
                     Start::Row(row) => Some((row[columns.0..].as_ptr(), 0)),
                 };
-                // SAFETY: these 32 rows of 32 are inside the output, and 32 values in the row; both strips have as many
+                // SAFETY: these 32 rows of 32 are inside the output, and 32 values in the row; both micro-panels have as many
                 // steps.
                 unsafe { registers.multiply(operands, steps, (target, out.stride), start, Some(&mut packing)) };
                 continue;
             }
-            let mut edge = [0f32; STRIP * STRIP];
+            let mut edge = [0f32; MICRO_PANEL * MICRO_PANEL];
             // SAFETY: `edge` has 32 rows of 32.
-            unsafe { registers.multiply(operands, steps, (edge.as_mut_ptr(), STRIP), None, Some(&mut packing)) };
-            for (y, values) in edge.chunks_exact(STRIP).enumerate().take(height) {
+            unsafe { registers.multiply(operands, steps, (edge.as_mut_ptr(), MICRO_PANEL), None, Some(&mut packing)) };
+            for (y, values) in edge.chunks_exact(MICRO_PANEL).enumerate().take(height) {
                 for (x, value) in values.iter().enumerate().take(width) {
                     // SAFETY: `height` rows of `width` values are inside the output.
                     unsafe {

@@ -4,31 +4,31 @@ use std::arch::x86_64::*;
 
 /// Rows of a tile; also the numbers of a vector.
 pub const SIDE: usize = 16;
-/// Inner places of a tile.
+/// Steps of K of a tile.
 pub const DEPTH: usize = 32;
 /// bfloat16 numbers that make up an f32.
 pub const PARTS: usize = 3;
 /// Lines that go through the registers together.
-pub const STRIP: usize = 2 * SIDE;
+pub const MICRO_PANEL: usize = 2 * SIDE;
 
 /// What a register holds: 16 rows of 32 bfloat16 numbers.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 pub struct Tile([u16; SIDE * DEPTH]);
 
-/// The tiles of 16 lines and 32 inner places, largest parts first. Two of these, one below the other, are a step of a
-/// strip.
+/// The tiles of 16 lines and 32 steps of K, largest parts first. Two of these, one below the other, are a step of a
+/// micro-panel.
 pub type Tiles = [Tile; PARTS];
 
 pub const ZEROS: Tiles = [Tile([0; SIDE * DEPTH]); PARTS];
 
-/// A matrix of a product as lines (rows of the left one, columns of the right one) of inner places.
+/// A matrix of a product as lines (rows of the left one, columns of the right one) of steps of K.
 #[derive(Clone, Copy)]
 pub struct Operand<'a> {
-    /// `[lines, inner places]`, one of whose strides is 1.
+    /// `[lines, steps of K]`, one of whose strides is 1.
     pub view: View<'a>,
     pub lines: usize,
-    /// The first inner place and the one behind the last.
+    /// The first step of K and the one behind the last.
     pub inner: (usize, usize),
     pub scale: f32,
     /// The right matrix's tiles hold a pair of places a row, and in it line by line.
@@ -62,7 +62,7 @@ static IN_TURN: Order = Order({
 });
 
 impl Operand<'_> {
-    /// Steps of 32 inner places.
+    /// Steps of 32 steps of K.
     pub fn steps(&self) -> usize {
         (self.inner.1 - self.inner.0).div_ceil(DEPTH)
     }
@@ -72,13 +72,13 @@ impl Operand<'_> {
         SIDE.min(self.lines.saturating_sub(line))
     }
 
-    /// How many of the 16 inner places from `place` on there are.
+    /// How many of the 16 steps of K from `place` on there are.
     fn places_from(&self, place: usize) -> usize {
         SIDE.min(self.inner.1.saturating_sub(place))
     }
 
-    /// Writes row `row` of the tiles of lines from `line` and inner places from `place` on, with zeros beyond the matrix.
-    /// `turned` is kept between the rows of the same tiles.
+    /// Writes row `row` of the tiles of lines from `line` and steps of K from `place` on, with zeros beyond the matrix.
+    /// `transposed` is kept between the rows of the same tiles.
     ///
     /// # Safety
     /// Every element of `view` up to `lines` and `inner` lies in its slice.
@@ -88,26 +88,26 @@ impl Operand<'_> {
         &self,
         (line, place): (usize, usize),
         row: usize,
-        turned: &mut [__m512; 2 * SIDE],
+        transposed: &mut [__m512; 2 * SIDE],
         tiles: &mut Tiles,
     ) {
-        let is_turned = (self.view.column_stride == 1) == self.is_right;
+        let is_transposed = (self.view.column_stride == 1) == self.is_right;
         // SAFETY: counts end where the matrix does.
         let (a, b) = unsafe {
-            match (is_turned, self.is_right) {
+            match (is_transposed, self.is_right) {
                 (true, true) => {
                     if row.is_multiple_of(SIDE / 2) {
                         let start = row * 2;
-                        turned[start..start + SIDE].copy_from_slice(&self.turn(line, place + start));
+                        transposed[start..start + SIDE].copy_from_slice(&self.transpose(line, place + start));
                     }
-                    (turned[2 * row], turned[2 * row + 1])
+                    (transposed[2 * row], transposed[2 * row + 1])
                 }
                 (true, false) => {
                     if row == 0 {
-                        turned[..SIDE].copy_from_slice(&self.turn(line, place));
-                        turned[SIDE..].copy_from_slice(&self.turn(line, place + SIDE));
+                        transposed[..SIDE].copy_from_slice(&self.transpose(line, place));
+                        transposed[SIDE..].copy_from_slice(&self.transpose(line, place + SIDE));
                     }
-                    (turned[row], turned[row + SIDE])
+                    (transposed[row], transposed[row + SIDE])
                 }
                 (false, true) => {
                     let lines = self.lines_from(line);
@@ -151,7 +151,7 @@ impl Operand<'_> {
     /// As of [`Self::write_row`].
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
-    unsafe fn turn(&self, line: usize, place: usize) -> [__m512; SIDE] {
+    unsafe fn transpose(&self, line: usize, place: usize) -> [__m512; SIDE] {
         let (lines, places) = (self.lines_from(line), self.places_from(place));
         // SAFETY: counts end where the matrix does.
         transpose(std::array::from_fn(|i| unsafe {
@@ -176,14 +176,14 @@ impl Operand<'_> {
     }
 }
 
-/// Writes a left matrix's row as row `row` of a strip's `tiles`, with zeros behind it.
+/// Writes a left matrix's row as row `row` of a micro-panel's `tiles`, with zeros behind it.
 ///
 /// # Safety
 /// The machine has these instructions.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
 pub unsafe fn write_row(values: &[f32], row: usize, tiles: &mut [Tiles]) {
-    assert!(row < STRIP && values.len().div_ceil(DEPTH) * 2 == tiles.len());
+    assert!(row < MICRO_PANEL && values.len().div_ceil(DEPTH) * 2 == tiles.len());
     // SAFETY: an order is a whole aligned vector.
     let order = unsafe { _mm512_load_si512(ONE_BY_ONE.0.as_ptr().cast()) };
     for (values, tiles) in values.chunks(DEPTH).zip(tiles.chunks_exact_mut(2)) {
@@ -209,10 +209,10 @@ fn write_parts(parts: [__m512i; PARTS], row: usize, tiles: &mut Tiles) {
     }
 }
 
-/// A strip that is written out row by row while the registers are busy with another.
+/// A micro-panel that is written out row by row while the registers are busy with another.
 pub struct Packing<'a> {
     operand: Operand<'a>,
-    /// The strip's first line.
+    /// The micro-panel's first line.
     line: usize,
     tiles: &'a mut [Tiles],
     /// Rows written.
@@ -220,17 +220,17 @@ pub struct Packing<'a> {
     /// A part of all rows is written for every unit of work: `owed / work` of them are due.
     work: usize,
     owed: usize,
-    turned: [__m512; 2 * SIDE],
+    transposed: [__m512; 2 * SIDE],
 }
 
 impl<'a> Packing<'a> {
-    /// Will write the strip from `line` on to `tiles` in the course of `work` calls of [`Self::go_on`].
+    /// Will write the micro-panel from `line` on to `tiles` in the course of `work` calls of [`Self::go_on`].
     ///
     /// # Safety
-    /// Every element of the operand's view up to its lines and inner places lies in its slice.
+    /// Every element of the operand's view up to its lines and steps of K lies in its slice.
     #[target_feature(enable = "avx512f,avx512bw")]
     pub unsafe fn new(operand: Operand<'a>, line: usize, tiles: &'a mut [Tiles], work: usize) -> Self {
-        Self { operand, line, tiles, rows: 0, work, owed: 0, turned: [_mm512_setzero_ps(); 2 * SIDE] }
+        Self { operand, line, tiles, rows: 0, work, owed: 0, transposed: [_mm512_setzero_ps(); 2 * SIDE] }
     }
 
     /// Writes the rows that are due.
@@ -254,7 +254,7 @@ impl<'a> Packing<'a> {
         }
         if let Some(tiles) = self.tiles.get_mut(group) {
             // SAFETY: as `new` was told.
-            unsafe { self.operand.write_row(at(group), row, &mut self.turned, tiles) };
+            unsafe { self.operand.write_row(at(group), row, &mut self.transposed, tiles) };
         }
         self.rows += 1;
     }

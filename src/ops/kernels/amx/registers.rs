@@ -23,7 +23,7 @@ static SHAPES: Shapes = Shapes {
 };
 
 /// How often a step gives a packing its turn.
-pub const TURNS: usize = 4;
+pub const PACK_INTERVALS: usize = 4;
 
 /// This thread's registers, in use while this lives.
 pub struct Registers(());
@@ -38,7 +38,7 @@ impl Registers {
     }
 
     /// 32×32 results `a·b`, written to rows of `stride` from `out` on: `steps` pairs of tiles a side. They are added to the
-    /// rows that `start` points to, with their stride, if there are any. Between the products a `packing` gets [`TURNS`]
+    /// rows that `start` points to, with their stride, if there are any. Between the products a `packing` gets [`PACK_INTERVALS`]
     /// turns a step.
     ///
     /// Of the nine products of parts the largest six are formed. Without vector instructions in between the units behind

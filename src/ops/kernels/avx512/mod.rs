@@ -2,7 +2,7 @@
 //! whose results stay in registers, the right matrix packed into micro-panels that stay in a core's cache.
 //!
 //! What is not as there: rows of the left matrix are read where they lie, one value at a time, and a right matrix that is
-//! used often is packed once ([`Right`]). Sums run over the inner dimension in one order, however
+//! used often is packed once ([`PackedB`]). Sums run over the inner dimension in one order, however
 //! the work is cut.
 mod micro_kernel;
 mod pack;
@@ -12,11 +12,11 @@ use super::cpu::{Product, Start, Threads, View, Windows};
 use crate::system::vectors::Vectors;
 use micro_kernel::{LANES, MR, NR, Panel, Target, tile};
 use pack::{Panels, RowGroup};
-pub use panel::{Right, Rows};
+pub use panel::{PackedA, PackedB};
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// Inner places that are summed before results go to memory.
+/// Steps of K that are summed before results go to memory.
 const KC: usize = 512;
 /// Columns of the right matrix that are packed at a time: with [`KC`] 512 KiB of a core's second level of cache.
 const NC: usize = 256;
@@ -45,12 +45,12 @@ fn parts(length: usize, most: usize, of: usize) -> impl Iterator<Item = Range<us
     (0..length).step_by(size.max(1)).map(move |start| start..length.min(start + size))
 }
 
-/// The inner places that are summed one after the other: the same for a product and for panels, to the last bit.
+/// The steps of K that are summed one after the other: the same for a product and for panels, to the last bit.
 fn inner_parts(inner: usize) -> impl Iterator<Item = Range<usize>> + Clone {
     parts(inner, KC, 1)
 }
 
-/// Rows that a task takes: all, where blocks of columns are enough to keep all workers at work, else their share.
+/// PackedA that a task takes: all, where blocks of columns are enough to keep all workers at work, else their share.
 fn task_rows(m: usize, blocks: usize, workers: usize) -> usize {
     let are_enough = blocks.is_multiple_of(workers) || blocks >= 4 * workers;
     if are_enough { m } else { m.div_ceil(workers).max(2 * MR) }
@@ -165,7 +165,7 @@ struct Scratch {
 }
 
 impl Scratch {
-    /// The results of some rows and columns, over all inner places.
+    /// The results of some rows and columns, over all steps of K.
     ///
     /// # Safety
     /// As [`multiply`], and no one else uses these places of `out`.
@@ -180,7 +180,7 @@ impl Scratch {
     }
 }
 
-/// What some inner places add to the results of some rows and columns, whose panels are given.
+/// What some steps of K add to the results of some rows and columns, whose panels are given.
 ///
 /// # Safety
 /// As [`multiply`]; the instructions are there, and no one else uses these places of `out`.

@@ -60,7 +60,7 @@ impl Panels {
         self.lines.len() / (self.inner * WIDE)
     }
 
-    /// The panels from inner place `start` on.
+    /// The panels from step of K `start` on.
     pub fn iter(&self, start: usize) -> impl Iterator<Item = Panel> + Clone {
         let panels = self.lines.chunks_exact(self.inner * WIDE);
         panels.map(move |panel| Panel { data: panel[start * WIDE..].as_ptr().cast(), step: NR })
@@ -74,7 +74,7 @@ struct Unwritten<'a> {
 }
 
 impl Unwritten<'_> {
-    /// Writes at most [`NR`] columns, from inner place `start` on, and zeros for the others.
+    /// Writes at most [`NR`] columns, from step of K `start` on, and zeros for the others.
     ///
     /// # Safety
     /// They are inside the view's slice; one of its strides is 1.
@@ -252,7 +252,7 @@ impl LeftRows {
         unsafe { lines.as_mut_ptr().cast::<f32>().copy_from_nonoverlapping(values.as_ptr(), values.len()) };
     }
 
-    /// The rows of a range, from inner place `start` on.
+    /// The rows of a range, from step of K `start` on.
     pub fn group(&self, rows: Range<usize>, start: usize) -> Left {
         let row = row_lines(self.inner) * LANES;
         assert!(rows.end * row_lines(self.inner) <= self.lines.len());

@@ -1,17 +1,17 @@
 //! Products of rows, written a row at a time by what computes them, with a matrix packed beforehand.
 use super::micro_kernel::{MR, NR, Target, tile};
-pub use super::pack::LeftRows as Rows;
+pub use super::pack::LeftRows as PackedA;
 use super::pack::Panels;
 use super::{inner_parts, parts};
 use crate::ops::kernels::cpu::{Threads, View};
 
 /// A right matrix in micro-panels.
-pub struct Right {
+pub struct PackedB {
     panels: Panels,
     inner: usize,
 }
 
-impl Right {
+impl PackedB {
     /// From a view of `[inner, columns]`, one of whose strides is 1. Where the instructions are available only.
     pub fn new(view: View, (inner, columns): (usize, usize), threads: Threads) -> Self {
         assert!(inner > 0 && columns > 0 && view.fits(inner, columns) && super::are_available());
@@ -23,7 +23,7 @@ impl Right {
 
     /// The first `count` of `rows` times this, each added to `start` where there is one. Results are in rows of whole
     /// panels.
-    pub fn multiply(&self, rows: &Rows, count: usize, start: Option<&[f32]>, out: &mut [f32]) {
+    pub fn multiply(&self, rows: &PackedA, count: usize, start: Option<&[f32]>, out: &mut [f32]) {
         let stride = self.panels.count() * NR;
         assert!(rows.inner() == self.inner && out.len() >= count * stride);
         assert!(start.is_none_or(|start| start.len() >= stride));
@@ -38,7 +38,7 @@ impl Right {
                     let target = Target { data, stride, columns: NR, start, scale: 1.0 };
                     let left = rows.group(group.clone(), inner.start);
                     // SAFETY: the group's rows are inside `rows` and, with these columns, inside `out`; the instructions
-                    // are available where a `Right` is.
+                    // are available where a `PackedB` is.
                     unsafe { tile(group.len(), inner.len(), left, panel, target) };
                 }
             }
