@@ -154,6 +154,11 @@ impl Step<'_> {
         let mut inputs = Vec::with_capacity(recomputed);
         for (layer, block) in self.model.blocks[..recomputed].iter().enumerate() {
             inputs.push(streams.clone());
+            if layer + 1 == blocks && !with_flow {
+                let probe = block.probe(&streams.detach(), &self.conditioning)?;
+                self.probe(layer, || Ok(probe))?;
+                break;
+            }
             let (out, joint) = block.forward(&streams.detach(), &self.conditioning)?;
             self.probe(layer, || joint.probe())?;
             streams = out.detach();
