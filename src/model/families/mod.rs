@@ -42,22 +42,19 @@ pub fn names() -> String {
 /// # Errors
 /// It is none of [`FAMILIES`]: lists what they are called.
 pub fn of(files: &ModelFiles) -> Result<&'static dyn Family> {
-    files.check_pipeline()?;
-    let pipeline = files.pipeline_class()?;
+    let pipeline = files.known_pipeline()?;
     let has_pipeline = |family: &&dyn Family| names::is_of_class(&pipeline, family.pipeline_class());
     let of_pipeline: Vec<&dyn Family> = FAMILIES.into_iter().filter(has_pipeline).collect();
-    let Some(first) = of_pipeline.first() else {
-        let problem = format!("_class_name is {pipeline:?}, which is of no family");
-        return Err(Error::file(files.folder().join("model_index.json"), problem));
-    };
     #[derive(serde::Deserialize)]
     struct Transformer {
         _class_name: Option<String>,
     }
+    let Transformer { _class_name: name } = files.config(Part::Transformer)?;
     // A transformer that says nothing is what its pipeline has.
-    let Transformer { _class_name: Some(name) } = files.config(Part::Transformer)? else { return Ok(*first) };
-    of_pipeline.iter().copied().find(|family| family.transformer_class() == name).ok_or_else(|| {
+    let is_it = |family: &&dyn Family| name.as_deref().is_none_or(|name| family.transformer_class() == name);
+    of_pipeline.iter().copied().find(is_it).ok_or_else(|| {
         let known: Vec<&str> = of_pipeline.iter().map(|family| family.transformer_class()).collect();
+        let name = name.as_deref().unwrap_or_default();
         let problem = format!("_class_name is {name:?}, expected {}", known.join(" or "));
         Error::file(files.config_path(Part::Transformer), problem)
     })

@@ -84,7 +84,7 @@ impl TextEncoders {
         dtype: DType,
         device: &Device,
     ) -> Result<Self> {
-        files.check_pipeline()?;
+        files.known_pipeline()?;
         let mut encoders = Self::without_weights(files, kinds, max_sequence_length, device)?;
         let compute = Self::arithmetic(dtype, device);
         let parts = [(Part::ClipL, TextEncoderKind::ClipL), (Part::ClipG, TextEncoderKind::ClipG)];

@@ -93,16 +93,18 @@ impl ModelFiles {
         Ok(files)
     }
 
+    /// [`Self::pipeline_class`], of a known family.
+    ///
     /// # Errors
-    /// `model_index.json` names the pipeline of no known family.
-    pub fn check_pipeline(&self) -> Result<()> {
+    /// It is the pipeline of none.
+    pub fn known_pipeline(&self) -> Result<String> {
         let pipeline = self.pipeline_class()?;
-        if !PIPELINE_CLASSES.iter().any(|class| is_of_class(&pipeline, class)) {
-            let known = PIPELINE_CLASSES.map(|class| format!("{class:?}")).join(" or ");
-            let problem = format!("_class_name is {pipeline:?}, expected {known}");
-            return Err(Error::file(self.folder.join("model_index.json"), problem));
+        if PIPELINE_CLASSES.iter().any(|class| is_of_class(&pipeline, class)) {
+            return Ok(pipeline);
         }
-        Ok(())
+        let known = PIPELINE_CLASSES.map(|class| format!("{class:?}")).join(" or ");
+        let problem = format!("_class_name is {pipeline:?}, expected {known}");
+        Err(Error::file(self.folder.join("model_index.json"), problem))
     }
 
     /// `_class_name` in `model_index.json`, such as `StableDiffusion3Pipeline`.

@@ -8,7 +8,7 @@ pub use config::{MmDitConfig, release};
 
 use crate::model::families::block as families;
 use crate::model::families::family::Family;
-use crate::model::families::names::KohyaNames;
+use crate::model::families::names::{KohyaNames, PIPELINE_CLASSES};
 use crate::model::families::transformer::{Transformer, TransformerConfig};
 use crate::model::weights::Weights;
 use crate::model::weights::files::{ModelFiles, Part};
@@ -32,7 +32,7 @@ impl Family for Sd3 {
     }
 
     fn pipeline_class(&self) -> &'static str {
-        "StableDiffusion3Pipeline"
+        PIPELINE_CLASSES[0]
     }
 
     fn config(&self, files: &ModelFiles) -> Result<TransformerConfig> {
