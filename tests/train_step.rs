@@ -11,7 +11,7 @@ use seg4diff::model::text::TextEmbedding;
 use seg4diff::model::text::tokenizer::CLIP_TOKENS;
 use seg4diff::model::weights::{Weights, read_all};
 use seg4diff::ops::Target;
-use seg4diff::system::device::open_cuda;
+use seg4diff::ops::device::open_cuda;
 use seg4diff::train;
 use seg4diff::train::gradients::{Gradients, StepInputs, StepPlan, gradients};
 use seg4diff::train::optimizers::{Optimizer, adamw::AdamW};

@@ -1,7 +1,7 @@
 //! The commands of `seg4diff`, and how they start and end.
 use super::{analyze, config, evaluate, export, generate, prepare, probe, train};
-use crate::report::log;
 use crate::system::error::{Error, Result};
+use crate::system::log;
 use crate::system::{process, terminal::complain};
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;

@@ -6,7 +6,7 @@ use crate::model::adapters::lora::LoraSettings;
 use crate::model::families;
 use crate::model::weights::files::ModelFiles;
 use crate::system::error::{Error, Result};
-use crate::system::terminal::printable_path;
+use crate::system::printable::printable_path;
 use crate::train::checkpoint::{Checkpoint, config_of};
 use crate::train::trained::{adapters_of, origin_of};
 use clap::Args;

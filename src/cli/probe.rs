@@ -14,7 +14,7 @@ use crate::sample::noise::normal;
 use crate::sample::scheduler::Scheduler;
 use crate::system::error::{Error, Result};
 use crate::system::output_folder::OutputFolder;
-use crate::system::terminal::printable_path;
+use crate::system::printable::printable_path;
 use crate::system::whole_file::{folder_of, sweep};
 use candle_core::{DType, Device, Tensor};
 use clap::Args;

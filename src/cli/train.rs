@@ -2,7 +2,7 @@
 use super::{mention, say};
 use crate::config::RunConfig;
 use crate::system::error::Result;
-use crate::system::terminal::printable_path;
+use crate::system::printable::printable_path;
 use crate::train::run_folder::{Resume, RunFolder};
 use clap::Args;
 use std::path::PathBuf;

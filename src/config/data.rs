@@ -1,7 +1,8 @@
 //! The sections `[data]` and `[scenes]`: what is trained on.
-use super::keys::{choices, follows, keys, optional, required, usual};
+use super::keys::{choices, keys};
 use super::model::ModelConfig;
 use super::reader::Reader;
+use super::rule::{follows, optional, required, usual};
 use super::setting::{Check, at_least, check, is_distinct, is_not_empty, not_empty, within};
 use std::path::PathBuf;
 

@@ -1,9 +1,10 @@
 //! The section `[eval]`: what is measured before, during and after training.
 use super::data::DataConfig;
-use super::keys::{choices, follows, keys, optional, required, usual};
+use super::keys::{choices, keys};
 use super::loss::{AttentionForm, LossConfig};
 use super::model::ModelConfig;
 use super::reader::Reader;
+use super::rule::{follows, optional, required, usual};
 use super::setting::{Blocks, Check, at_least, check, distinct, if_given, not_empty, positive, within};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;

@@ -1,8 +1,8 @@
 //! What the declarations say, for people: a template of all keys, a page of documentation, and one key explained.
 use super::document::Document;
-use super::keys::{DefaultKind, KeyDoc, SectionDoc};
 use super::problems::Problems;
 use super::reader::nearest_key;
+use super::rule::{DefaultKind, KeyDoc, SectionDoc};
 use super::run::RunConfig;
 use crate::system::error::{Error, Result};
 use std::fmt::Write;

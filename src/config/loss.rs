@@ -1,7 +1,8 @@
 //! The section `[loss]`: what training minimises.
-use super::keys::{choices, keys, optional, usual};
+use super::keys::{choices, keys};
 use super::model::{LayerChoice, LoraConfig, ModelConfig, TextEncoderKind};
 use super::reader::Reader;
+use super::rule::{optional, usual};
 use super::setting::{Choice, at_least, within};
 use std::path::PathBuf;
 

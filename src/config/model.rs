@@ -1,7 +1,8 @@
 //! The sections `[model]` and `[lora]`: the frozen model, and the adapter that is trained on it.
 use super::document::Value;
-use super::keys::{choices, keys, optional, required, usual};
+use super::keys::{choices, keys};
 use super::problems::nearest;
+use super::rule::{optional, required, usual};
 use super::setting::{Blocks, Check, Setting, check, distinct, is_distinct, is_not_empty, positive, within};
 use crate::model::families::targets::{adapter_targets, default_targets};
 use serde::Serialize;

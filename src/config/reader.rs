@@ -1,7 +1,7 @@
 //! Pulls typed settings out of a document and gathers everything that is wrong with it.
 use super::document::Document;
-use super::keys::{DefaultKind, KeyDoc, Rule, SectionDoc};
 use super::problems::{Origin, Problems, nearest};
+use super::rule::{DefaultKind, KeyDoc, Rule, SectionDoc};
 use super::setting::Setting;
 use crate::system::error::Result;
 use std::collections::BTreeSet;

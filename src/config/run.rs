@@ -2,11 +2,12 @@
 use super::data::{DataConfig, ScenesConfig};
 use super::document::{Document, read_text};
 use super::eval::EvalConfig;
-use super::keys::{keys, required, usual};
+use super::keys::keys;
 use super::loss::LossConfig;
 use super::model::{DeviceChoice, LoraConfig, ModelConfig};
 use super::problems::Problems;
 use super::reader::Reader;
+use super::rule::{required, usual};
 use super::setting::not_empty;
 use super::train::{CheckpointConfig, NoiseConfig, OptimConfig, TrainConfig};
 use crate::system::error::Result;

@@ -1,8 +1,9 @@
 //! The sections `[noise]`, `[optim]`, `[train]` and `[checkpoint]`: how training goes.
 use super::document::Value;
-use super::keys::{keys, usual};
+use super::keys::keys;
 use super::model::LoraConfig;
 use super::reader::Reader;
+use super::rule::usual;
 use super::setting::{Check, Setting, at_least, check, positive, within};
 use serde::Serialize;
 

@@ -2,11 +2,11 @@
 use super::{Drawer, Scene, SceneOptions, Split, class_names};
 use crate::config::ScenesConfig;
 use crate::data::codec::rle::RunLengths;
-use crate::report::progress::Progress;
 use crate::system::error::{Error, Result};
 use crate::system::limits::STATE;
 use crate::system::output_folder::Lock;
 use crate::system::paths::{exists, is_folder};
+use crate::system::progress::Progress;
 use crate::system::whole_file::{Aside, folder_of, sweep_beside};
 use image::codecs::jpeg::JpegEncoder;
 use rayon::prelude::*;

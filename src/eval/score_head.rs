@@ -1,11 +1,10 @@
 //! A trained score head, applied to the maps at evaluation.
 use crate::autograd::Variable;
-use crate::model::adapters::formats::no_pickle;
+use crate::model::adapters::formats::{CHECKPOINT_FILE, no_pickle};
 use crate::model::weights::Weights;
 use crate::ops::{self, conv2d};
 use crate::system::error::{Error, Result};
 use crate::system::paths::is_folder;
-use crate::train::checkpoint::Checkpoint;
 use candle_core::{DType, Device, Result as TensorResult, Tensor};
 use std::path::Path;
 
@@ -36,7 +35,7 @@ impl TrainedScoreHead {
     /// # Errors
     /// The file cannot be read, or has no score head, or one of other shapes.
     pub fn read(path: &Path, form: ScoreHeadForm, device: &Device) -> Result<Self> {
-        let file = if is_folder(path)? { Checkpoint::tensors_of(path) } else { path.to_owned() };
+        let file = if is_folder(path)? { path.join(CHECKPOINT_FILE) } else { path.to_owned() };
         let weights = Weights::open(&file, std::slice::from_ref(&file), DType::F32, device);
         let weights = weights.map_err(|problem| no_pickle(&file, problem))?;
         let has = |prefix: &&str| weights.names().iter().any(|name| name.starts_with(prefix));

@@ -5,8 +5,8 @@ use super::{MaskTarget, SampleTargets};
 use crate::autograd::Variable;
 use crate::config::{Alignment, AttentionForm, FocalProbability, HeadMaps, LossConfig};
 use crate::model::families::Probe;
+use crate::ops::device::upload;
 use crate::ops::{self, NO_CLASS};
-use crate::system::device::upload;
 use candle_core::Result;
 
 /// The loss terms of a batch, unweighted, each a scalar with gradient.

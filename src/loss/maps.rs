@@ -2,7 +2,7 @@
 use crate::autograd::Variable;
 use crate::config::{AttentionForm, HeadMaps};
 use crate::model::families::{Probe, image_to_text_logits, mean};
-use crate::system::device::upload;
+use crate::ops::device::upload;
 use candle_core::{DType, Result, Tensor};
 
 /// What a map is made of.

@@ -5,6 +5,7 @@ mod adamw;
 mod attention;
 mod backend;
 pub mod conv2d;
+pub mod device;
 mod elementary;
 mod enlarge;
 mod enlarged_argmax;

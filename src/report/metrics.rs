@@ -1,6 +1,6 @@
 //! `metrics.jsonl`: one line for each step, consistent with the checkpoint that a run is resumed from.
-use super::units::rate;
 use crate::system::error::{Error, Result};
+use crate::system::units::rate;
 use crate::system::whole_file::write_atomically;
 use serde::{Deserialize, Deserializer, Serialize};
 use std::fs::File;

@@ -1,5 +1,5 @@
 //! Gaussian noise that depends on its key alone: not on the device, the number of threads, or earlier draws.
-use crate::system::device::upload;
+use crate::ops::device::upload;
 use crate::system::error::Result;
 use candle_core::{Device, Shape, Tensor};
 use rand::{Rng, SeedableRng};

@@ -1,5 +1,5 @@
 //! The library's error: what went wrong, in which file, at which place.
-use crate::system::terminal::printable_path;
+use super::printable::printable_path;
 use std::path::{Path, PathBuf};
 
 /// Everything that can fail. `Usage` ends the program with status 2, all others with 1.

@@ -5,7 +5,7 @@
 //! has length and SHA-256 of the other files, so that damage is found before anything is read.
 use crate::config::RunConfig;
 use crate::data::Cursor;
-use crate::model::adapters::formats;
+use crate::model::adapters::formats::{self, CHECKPOINT_FILE};
 use crate::model::weights::fingerprint::sha256;
 use crate::model::weights::{read_all, write};
 use crate::report::summary::Stage;
@@ -22,7 +22,6 @@ use std::path::{Path, PathBuf};
 
 /// Version of the layout; any other is refused.
 const FORMAT: u32 = 1;
-const ADAPTER: &str = "adapter.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const CONFIG: &str = "config.toml";
 const STATE: &str = "state.json";
@@ -144,11 +143,11 @@ impl Checkpoint {
     }
 
     fn fill(&self, folder: &Path, config: &RunConfig) -> Result<()> {
-        write(&folder.join(ADAPTER), &self.adapter, &BTreeMap::new())?;
+        write(&folder.join(CHECKPOINT_FILE), &self.adapter, &BTreeMap::new())?;
         write(&folder.join(OPTIMIZER), &self.optimizer, &BTreeMap::new())?;
         write_atomically(&folder.join(CONFIG), |out| out.write_all(config.to_toml().as_bytes()))?;
         let mut files = BTreeMap::new();
-        for name in [ADAPTER, OPTIMIZER, CONFIG] {
+        for name in [CHECKPOINT_FILE, OPTIMIZER, CONFIG] {
             let (sha256, bytes) = sha256(&folder.join(name))?;
             files.insert(name.to_string(), FileSum { bytes, sha256 });
         }
@@ -199,13 +198,12 @@ impl Checkpoint {
         Self::with_tensors(verify(folder)?, folder)
     }
 
-    /// The file of a checkpoint that holds LoRA and score head.
-    pub fn tensors_of(folder: &Path) -> PathBuf {
-        folder.join(ADAPTER)
-    }
-
     fn with_tensors(state: State, folder: &Path) -> Result<Self> {
-        Ok(Self { state, adapter: read_f32(&folder.join(ADAPTER))?, optimizer: read_f32(&folder.join(OPTIMIZER))? })
+        Ok(Self {
+            state,
+            adapter: read_f32(&folder.join(CHECKPOINT_FILE))?,
+            optimizer: read_f32(&folder.join(OPTIMIZER))?,
+        })
     }
 }
 
@@ -219,7 +217,7 @@ pub fn init_fingerprints(config: &RunConfig) -> Result<BTreeMap<String, String>>
         found.insert("lora.init".to_string(), sha256(&formats::tensors_of(path)?)?.0);
     }
     if let Some(folder) = &config.loss.score_head_init {
-        found.insert("loss.score_head_init".to_string(), sha256(&folder.join(ADAPTER))?.0);
+        found.insert("loss.score_head_init".to_string(), sha256(&folder.join(CHECKPOINT_FILE))?.0);
     }
     Ok(found)
 }
@@ -279,7 +277,7 @@ pub fn verify(folder: &Path) -> Result<State> {
     if step_of(folder).is_some_and(|step| step != state.step) {
         return Err(Error::file(&path, format!("step {} in a folder of another step", state.step)));
     }
-    for name in [ADAPTER, OPTIMIZER, CONFIG] {
+    for name in [CHECKPOINT_FILE, OPTIMIZER, CONFIG] {
         let file = folder.join(name);
         let Some(sum) = files.get(name) else {
             return Err(Error::file(&path, format!("damaged: it does not list {name}")));

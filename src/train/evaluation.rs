@@ -9,11 +9,11 @@ use crate::eval::generation::{self, GenerationOptions, GenerationScores, Referen
 use crate::eval::segmentation::{self, ImageResult, LabelledFolder, SegmentationOptions};
 use crate::model::pipeline::Pipeline;
 use crate::report::Measured;
-use crate::report::progress::Progress;
 use crate::report::segmentation::SegmentationExample;
 use crate::report::summary::{Scores, Stage};
 use crate::sample::scheduler::Scheduler;
 use crate::system::error::{Error, Result};
+use crate::system::progress::Progress;
 use candle_core::Device;
 use image::RgbImage;
 use std::sync::atomic::{AtomicBool, Ordering};

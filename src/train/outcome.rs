@@ -3,10 +3,10 @@ use super::checkpoint::State;
 use super::effect::counted;
 use crate::config::{RunConfig, named_blocks};
 use crate::report::metrics::{self, StepMetrics};
-use crate::report::units::{duration, rate};
 use crate::report::{Measured, RunReport, TrainedLayers, ValidationPictures, byte_size, shown};
 use crate::system::error::Result;
 use crate::system::memory::peak_bytes;
+use crate::system::units::{duration, rate};
 use candle_core::{Device, DeviceLocation};
 
 /// A run at its end, or where it was stopped.

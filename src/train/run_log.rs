@@ -2,9 +2,9 @@
 use super::effect::counted;
 use super::validation::Validation;
 use crate::report::metrics::{self, MetricsFile, StepMetrics, ValidationScores};
-use crate::report::progress::Progress;
 use crate::report::tensorboard::EventFile;
 use crate::system::error::Result;
+use crate::system::progress::Progress;
 use std::path::{Path, PathBuf};
 
 /// The log of a training.
@@ -47,7 +47,7 @@ impl RunLog {
     pub fn write(&mut self, line: &StepMetrics) -> Result<()> {
         self.metrics.write(line)?;
         self.events.write_step(line)?;
-        self.progress.step(line);
+        self.progress.update(line.step, &line.to_string());
         Ok(())
     }
 }

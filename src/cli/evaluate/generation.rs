@@ -8,11 +8,11 @@ use crate::eval::generation::{DrawnImage, GenerationOptions, Reference, evaluate
 use crate::model::adapters::formats;
 use crate::model::pipeline::{Pipeline, PipelineOptions};
 use crate::model::weights::files::ModelFiles;
-use crate::report::progress::Progress;
 use crate::sample::image::write_png;
 use crate::sample::scheduler::Scheduler;
 use crate::system::error::{Error, Result};
 use crate::system::output_folder::OutputFolder;
+use crate::system::progress::Progress;
 use crate::system::whole_file::check_writable;
 use clap::Args;
 use serde_json::{Value, json};

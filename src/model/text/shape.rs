@@ -4,7 +4,7 @@ use super::tokenizer::CLIP_TOKENS;
 use crate::config::TextEncoderKind;
 use crate::model::weights::files::{ModelFiles, Part};
 use crate::model::weights::sizes;
-use crate::system::device::upload;
+use crate::ops::device::upload;
 use crate::system::error::{Error, Result};
 use candle_core::Device;
 

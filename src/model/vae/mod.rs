@@ -8,7 +8,7 @@ mod encoder;
 
 use crate::model::weights::files::{ModelFiles, Part};
 use crate::ops::conv2d::unfolding_on_gpu;
-use crate::system::device::upload;
+use crate::ops::device::upload;
 use crate::system::error::{Error, Result};
 use blocks::LayerLoader;
 use candle_core::{DType, Device, Tensor};

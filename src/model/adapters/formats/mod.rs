@@ -17,6 +17,9 @@ use std::collections::BTreeSet;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+/// The file of a training's checkpoint that holds the adapter, the score head and the prompt.
+pub const CHECKPOINT_FILE: &str = "adapter.safetensors";
+
 /// Largest relative difference (Frobenius norm) between a module's ΔW and that of its file read back.
 const TOLERANCE: f64 = 1e-5;
 

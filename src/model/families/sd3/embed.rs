@@ -7,7 +7,7 @@ use crate::model::projection::Projection;
 use crate::model::text::TextEmbedding;
 use crate::model::weights::Weights;
 use crate::ops;
-use crate::system::device::upload;
+use crate::ops::device::upload;
 use crate::system::error::Result;
 use candle_core::{DType, Device, Result as TensorResult, Tensor, bail};
 

@@ -13,7 +13,7 @@ const TOLERANCE: [(DType, f32); 2] = [(DType::F32, 1e-5), (DType::BF16, 1e-2)];
 
 /// The first CUDA device; without one, says so, or fails where `REQUIRE_CUDA` is set.
 pub fn device(what: &str) -> Option<Device> {
-    match crate::system::device::open_cuda(0) {
+    match crate::ops::device::open_cuda(0) {
         Ok(device) => Some(device),
         Err(error) => {
             assert!(std::env::var_os("REQUIRE_CUDA").is_none(), "REQUIRE_CUDA is set, and there is no GPU: {error}");

@@ -1,7 +1,7 @@
 //! How far a job is: a bar on a terminal, a line now and then elsewhere.
-use super::metrics::StepMetrics;
 use super::units::duration;
-use crate::system::terminal::{BarTerminal, complain, printable_line};
+use crate::system::printable::printable_line;
+use crate::system::terminal::{BarTerminal, complain};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::IsTerminal;
 use std::sync::LazyLock;
@@ -66,11 +66,6 @@ impl Progress {
         if done.is_multiple_of(batch) || done as u64 >= self.total {
             self.update(done as u64, message);
         }
-    }
-
-    /// A training step is done.
-    pub fn step(&mut self, metrics: &StepMetrics) {
-        self.update(metrics.step, &metrics.to_string());
     }
 
     /// From the mean time of a part so far; nothing before the first part and after the last.

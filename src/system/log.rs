@@ -1,6 +1,7 @@
 //! Logging to stderr that does not disturb progress bars.
-use crate::system::error::{Error, Result};
-use crate::system::terminal::{Stderr, printable, shows_colours};
+use super::error::{Error, Result};
+use super::printable::printable;
+use super::terminal::{Stderr, shows_colours};
 use std::fmt;
 use std::io::Write;
 use tracing_subscriber::EnvFilter;
