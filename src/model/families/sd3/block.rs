@@ -7,36 +7,36 @@ use crate::model::projection::Projection;
 use crate::model::text::tokenizer::CLIP_TOKENS;
 use crate::model::weights::Weights;
 use crate::ops;
-use crate::system::error::Result;
+use crate::system::error::{Error, Result};
 use candle_core::{Result as TensorResult, Tensor};
+use std::ops::Range;
 
-/// Weights of a block: both streams, and the second attention where the block has one.
+/// Weights of a block: both streams, and the image's second attention where the block has one.
 pub struct Block {
     heads: usize,
-    norm1: Projection,
-    norm1_context: Projection,
-    attention: JointAttention,
+    image: StreamInput,
+    image_output: StreamOutput,
+    text: StreamInput,
+    /// Absent in the last block, which leaves the text as it was.
+    text_output: Option<StreamOutput>,
     second_attention: Option<SelfAttention>,
-    feed_forward: FeedForward,
-    /// Absent in the last block, which has no text output.
-    context: Option<ContextOut>,
 }
 
-struct JointAttention {
-    image: Qkv,
-    text: Qkv,
-    out: Projection,
+/// From a stream into the joint attention.
+struct StreamInput {
+    norm1: Projection,
+    qkv: Qkv,
+}
+
+/// From the joint attention back into a stream.
+struct StreamOutput {
+    attention_out: Projection,
+    feed_forward: FeedForward,
 }
 
 struct SelfAttention {
     qkv: Qkv,
     out: Projection,
-}
-
-/// The second half of the text stream.
-struct ContextOut {
-    attention_out: Projection,
-    feed_forward: FeedForward,
 }
 
 struct Qkv {
@@ -115,22 +115,38 @@ fn normed(x: Variable, streams: &[(&Variable, &Option<Tensor>)]) -> TensorResult
     ops::rms_norm(&x, weights)
 }
 
-impl JointAttention {
-    /// Queries of both streams, joined.
-    fn queries(&self, image: &Variable, text: &Variable) -> TensorResult<Variable> {
-        let joined = Projection::join(&[(image, &self.image.q), (text, &self.text.q)])?;
-        normed(joined, &[(image, &self.image.norm_q), (text, &self.text.norm_q)])
+impl StreamInput {
+    /// AdaLN's modulation of the stream; `conditioning` is `silu` of the time and pooled text embedding.
+    fn modulation(&self, conditioning: &Tensor) -> TensorResult<Modulation> {
+        let (width, outer) = self.norm1.sizes();
+        let all = self.norm1.forward(&Variable::constant(conditioning.clone()))?;
+        let parts = (0..outer / width).map(|part| all.window(1, part * width..(part + 1) * width));
+        let mut parts = parts.collect::<TensorResult<Vec<_>>>()?;
+        if let [scale_msa, shift_msa] = &mut parts[..] {
+            // diffusers' AdaLayerNormContinuous, in the last block's text, has scale before shift.
+            std::mem::swap(scale_msa, shift_msa);
+        }
+        Ok(Modulation(parts))
+    }
+}
+
+impl StreamOutput {
+    fn load(weights: &Weights, width: usize, attention_out: &str, feed_forward: &str) -> Result<Self> {
+        Ok(Self {
+            attention_out: Projection::load(weights, attention_out, width, width)?,
+            feed_forward: FeedForward::load(weights, feed_forward, width)?,
+        })
     }
 
-    /// Keys of both streams, joined.
-    fn keys(&self, image: &Variable, text: &Variable) -> TensorResult<Variable> {
-        let joined = Projection::join(&[(image, &self.image.k), (text, &self.text.k)])?;
-        normed(joined, &[(image, &self.image.norm_k), (text, &self.text.norm_k)])
-    }
-
-    /// Values of both streams, joined.
-    fn values(&self, image: &Variable, text: &Variable) -> TensorResult<Variable> {
-        Projection::join(&[(image, &self.image.v), (text, &self.text.v)])
+    /// Adds `tokens` of the joint attention's result to their stream `x`.
+    fn add_attention(
+        &self,
+        x: &Variable,
+        attended: &Variable,
+        tokens: Range<usize>,
+        modulation: &Modulation,
+    ) -> TensorResult<Variable> {
+        ops::gated_residual(x, &self.attention_out.forward_window(attended, tokens)?, modulation.gate_msa())
     }
 }
 
@@ -147,73 +163,66 @@ impl Block {
         let dual = config.dual_attention_layers.contains(&layer);
         let image_names = ["to_q", "to_k", "to_v", "norm_q", "norm_k"];
         let text_names = ["add_q_proj", "add_k_proj", "add_v_proj", "norm_added_q", "norm_added_k"];
-        let square = |name: String| Projection::load(weights, &name, width, width);
-        let second_attention = if dual {
-            let attn2 = format!("{prefix}.attn2");
-            let qkv = Qkv::load(weights, config, &attn2, image_names)?;
-            Some(SelfAttention { qkv, out: square(format!("{attn2}.to_out.0"))? })
-        } else {
-            None
-        };
-        let context = if last {
-            None
-        } else {
-            Some(ContextOut {
-                attention_out: square(format!("{attn}.to_add_out"))?,
-                feed_forward: FeedForward::load(weights, &format!("{prefix}.ff_context"), width)?,
+        let input = |norm1: &str, parts: usize, names| {
+            Ok::<_, Error>(StreamInput {
+                norm1: Projection::load(weights, &format!("{prefix}.{norm1}.linear"), width, parts * width)?,
+                qkv: Qkv::load(weights, config, &attn, names)?,
             })
         };
-        let modulation = |name: &str, parts: usize| {
-            Projection::load(weights, &format!("{prefix}.{name}.linear"), width, parts * width)
+        let output = |attention_out: &str, feed_forward: &str| {
+            StreamOutput::load(weights, width, &format!("{attn}.{attention_out}"), &format!("{prefix}.{feed_forward}"))
+        };
+        let second_attention = || {
+            let attn2 = format!("{prefix}.attn2");
+            Ok::<_, Error>(SelfAttention {
+                qkv: Qkv::load(weights, config, &attn2, image_names)?,
+                out: Projection::load(weights, &format!("{attn2}.to_out.0"), width, width)?,
+            })
         };
         Ok(Self {
             heads: config.num_attention_heads,
-            norm1: modulation("norm1", if dual { 9 } else { 6 })?,
-            norm1_context: modulation("norm1_context", if last { 2 } else { 6 })?,
-            attention: JointAttention {
-                image: Qkv::load(weights, config, &attn, image_names)?,
-                text: Qkv::load(weights, config, &attn, text_names)?,
-                out: square(format!("{attn}.to_out.0"))?,
-            },
-            second_attention,
-            feed_forward: FeedForward::load(weights, &format!("{prefix}.ff"), width)?,
-            context,
+            image: input("norm1", if dual { 9 } else { 6 }, image_names)?,
+            image_output: output("to_out.0", "ff")?,
+            text: input("norm1_context", if last { 2 } else { 6 }, text_names)?,
+            text_output: (!last).then(|| output("to_add_out", "ff_context")).transpose()?,
+            second_attention: dual.then(second_attention).transpose()?,
         })
     }
 
-    /// AdaLN's modulation of both streams; `conditioning` is `silu` of the time and pooled text embedding.
-    fn modulations(&self, conditioning: &Tensor) -> TensorResult<(Modulation, Modulation)> {
-        let conditioning = Variable::constant(conditioning.clone());
-        let split = |projection: &Projection| {
-            let (width, outer) = projection.sizes();
-            let all = projection.forward(&conditioning)?;
-            let parts = (0..outer / width).map(|part| all.window(1, part * width..(part + 1) * width));
-            parts.collect::<TensorResult<Vec<_>>>()
-        };
-        let text = split(&self.norm1_context)?;
-        let text = match (self.context.is_some(), &text[..]) {
-            // diffusers' AdaLayerNormContinuous has scale before shift.
-            (false, [scale_msa, shift_msa]) => vec![shift_msa.clone(), scale_msa.clone()],
-            _ => text,
-        };
-        Ok((Modulation(split(&self.norm1)?), Modulation(text)))
+    /// Queries of both streams, joined.
+    fn queries(&self, image: &Variable, text: &Variable) -> TensorResult<Variable> {
+        let (of_image, of_text) = (&self.image.qkv, &self.text.qkv);
+        let joined = Projection::join(&[(image, &of_image.q), (text, &of_text.q)])?;
+        normed(joined, &[(image, &of_image.norm_q), (text, &of_text.norm_q)])
+    }
+
+    /// Keys of both streams, joined.
+    fn keys(&self, image: &Variable, text: &Variable) -> TensorResult<Variable> {
+        let (of_image, of_text) = (&self.image.qkv, &self.text.qkv);
+        let joined = Projection::join(&[(image, &of_image.k), (text, &of_text.k)])?;
+        normed(joined, &[(image, &of_image.norm_k), (text, &of_text.norm_k)])
+    }
+
+    /// Values of both streams, joined.
+    fn values(&self, image: &Variable, text: &Variable) -> TensorResult<Variable> {
+        Projection::join(&[(image, &self.image.qkv.v), (text, &self.text.qkv.v)])
     }
 }
 
 impl families::Block for Block {
     fn projections(&mut self) -> Vec<(&'static str, &mut Projection)> {
         let mut all: Vec<(&'static str, &mut Projection)> = vec![
-            ("attn.to_q", &mut self.attention.image.q),
-            ("attn.to_k", &mut self.attention.image.k),
-            ("attn.to_v", &mut self.attention.image.v),
-            ("attn.to_out.0", &mut self.attention.out),
-            ("attn.add_q_proj", &mut self.attention.text.q),
-            ("attn.add_k_proj", &mut self.attention.text.k),
-            ("attn.add_v_proj", &mut self.attention.text.v),
-            ("ff.net.0.proj", &mut self.feed_forward.up),
-            ("ff.net.2", &mut self.feed_forward.down),
-            ("norm1.linear", &mut self.norm1),
-            ("norm1_context.linear", &mut self.norm1_context),
+            ("attn.to_q", &mut self.image.qkv.q),
+            ("attn.to_k", &mut self.image.qkv.k),
+            ("attn.to_v", &mut self.image.qkv.v),
+            ("attn.to_out.0", &mut self.image_output.attention_out),
+            ("attn.add_q_proj", &mut self.text.qkv.q),
+            ("attn.add_k_proj", &mut self.text.qkv.k),
+            ("attn.add_v_proj", &mut self.text.qkv.v),
+            ("ff.net.0.proj", &mut self.image_output.feed_forward.up),
+            ("ff.net.2", &mut self.image_output.feed_forward.down),
+            ("norm1.linear", &mut self.image.norm1),
+            ("norm1_context.linear", &mut self.text.norm1),
         ];
         if let Some(attention) = &mut self.second_attention {
             all.push(("attn2.to_q", &mut attention.qkv.q));
@@ -221,68 +230,64 @@ impl families::Block for Block {
             all.push(("attn2.to_v", &mut attention.qkv.v));
             all.push(("attn2.to_out.0", &mut attention.out));
         }
-        if let Some(context) = &mut self.context {
-            all.push(("attn.to_add_out", &mut context.attention_out));
-            all.push(("ff_context.net.0.proj", &mut context.feed_forward.up));
-            all.push(("ff_context.net.2", &mut context.feed_forward.down));
+        if let Some(text) = &mut self.text_output {
+            all.push(("attn.to_add_out", &mut text.attention_out));
+            all.push(("ff_context.net.0.proj", &mut text.feed_forward.up));
+            all.push(("ff_context.net.2", &mut text.feed_forward.down));
         }
         all
     }
 
     fn probe(&self, streams: &Streams, conditioning: &Tensor) -> TensorResult<Probe> {
-        let (for_image, for_text) = self.modulations(conditioning)?;
-        let image = ops::layer_norm_modulate(&streams.image, for_image.shift_msa(), for_image.scale_msa())?;
-        let text = ops::layer_norm_modulate(&streams.text, for_text.shift_msa(), for_text.scale_msa())?;
+        let image = self.image.modulation(conditioning)?.norm_msa(&streams.image)?;
+        let text = self.text.modulation(conditioning)?.norm_msa(&streams.text)?;
         Ok(Probe {
-            queries: self.attention.image.queries(&image)?,
-            keys: self.attention.keys(&image, &text)?,
+            queries: self.image.qkv.queries(&image)?,
+            keys: self.keys(&image, &text)?,
             last_key_count: streams.last_text_count,
             words: CLIP_TOKENS,
         })
     }
 
-    /// The last block leaves the text stream as it was.
     fn forward_with(
         &self,
         streams: &Streams,
         conditioning: &Tensor,
         attend: &mut dyn FnMut(&JointInputs) -> TensorResult<Variable>,
     ) -> TensorResult<(Streams, JointInputs)> {
-        let (for_image, for_text) = self.modulations(conditioning)?;
-        let (_, tokens, _) = streams.image.dims3()?;
-        let image = ops::layer_norm_modulate(&streams.image, for_image.shift_msa(), for_image.scale_msa())?;
-        let text = ops::layer_norm_modulate(&streams.text, for_text.shift_msa(), for_text.scale_msa())?;
+        let (for_image, for_text) = (self.image.modulation(conditioning)?, self.text.modulation(conditioning)?);
+        let (image, text) = (for_image.norm_msa(&streams.image)?, for_text.norm_msa(&streams.text)?);
+        let ((_, image_tokens, _), (_, text_tokens, _)) = (image.dims3()?, text.dims3()?);
         let inputs = JointInputs {
-            queries: match &self.context {
-                Some(_) => self.attention.queries(&image, &text)?,
-                None => self.attention.image.queries(&image)?,
+            queries: match &self.text_output {
+                Some(_) => self.queries(&image, &text)?,
+                None => self.image.qkv.queries(&image)?,
             },
-            keys: self.attention.keys(&image, &text)?,
-            values: self.attention.values(&image, &text)?,
-            image_tokens: tokens,
+            keys: self.keys(&image, &text)?,
+            values: self.values(&image, &text)?,
+            image_tokens,
             heads: self.heads,
             last_key_count: streams.last_text_count,
             words: CLIP_TOKENS,
         };
         let attended = attend(&inputs)?;
 
-        let update = self.attention.out.forward_window(&attended, 0..tokens)?;
-        let mut out = ops::gated_residual(&streams.image, &update, for_image.gate_msa())?;
+        let output = &self.image_output;
+        let mut image = output.add_attention(&streams.image, &attended, 0..image_tokens, &for_image)?;
         if let Some(second) = &self.second_attention {
-            let normed = ops::layer_norm_modulate(&streams.image, for_image.shift_msa2(), for_image.scale_msa2())?;
+            let normed = for_image.norm_msa2(&streams.image)?;
             let (q, k) = (second.qkv.queries(&normed)?, second.qkv.keys(&normed)?);
             let attended = ops::attention(&q, &k, &second.qkv.v.forward(&normed)?, self.heads, 1)?;
-            out = ops::gated_residual(&out, &second.out.forward(&attended)?, for_image.gate_msa2())?;
+            image = ops::gated_residual(&image, &second.out.forward(&attended)?, for_image.gate_msa2())?;
         }
-        let image = self.feed_forward.forward(&out, for_image.mlp())?;
+        let image = output.feed_forward.forward(&image, for_image.mlp())?;
 
-        let text = match &self.context {
+        let text = match &self.text_output {
             None => streams.text.clone(),
-            Some(context) => {
-                let (_, text_tokens, _) = streams.text.dims3()?;
-                let update = context.attention_out.forward_window(&attended, tokens..tokens + text_tokens)?;
-                let out = ops::gated_residual(&streams.text, &update, for_text.gate_msa())?;
-                context.feed_forward.forward(&out, for_text.mlp())?
+            Some(output) => {
+                let tokens = image_tokens..image_tokens + text_tokens;
+                let text = output.add_attention(&streams.text, &attended, tokens, &for_text)?;
+                output.feed_forward.forward(&text, for_text.mlp())?
             }
         };
         Ok((Streams { image, text, last_text_count: streams.last_text_count }, inputs))
@@ -290,7 +295,7 @@ impl families::Block for Block {
 
     /// Nothing uses the text queries of the last block.
     fn reaches_output(&self, layer: &str) -> bool {
-        self.context.is_some() || layer != "attn.add_q_proj"
+        self.text_output.is_some() || layer != "attn.add_q_proj"
     }
 
     fn reaches_probe(&self, layer: &str, image_keys: bool) -> bool {
@@ -304,12 +309,9 @@ impl families::Block for Block {
 struct Modulation(Vec<Variable>);
 
 impl Modulation {
-    fn shift_msa(&self) -> &Variable {
-        &self.0[0]
-    }
-
-    fn scale_msa(&self) -> &Variable {
-        &self.0[1]
+    /// The norm before the joint attention.
+    fn norm_msa(&self, x: &Variable) -> TensorResult<Variable> {
+        ops::layer_norm_modulate(x, &self.0[0], &self.0[1])
     }
 
     fn gate_msa(&self) -> &Variable {
@@ -321,12 +323,9 @@ impl Modulation {
         [&self.0[3], &self.0[4], &self.0[5]]
     }
 
-    fn shift_msa2(&self) -> &Variable {
-        &self.0[6]
-    }
-
-    fn scale_msa2(&self) -> &Variable {
-        &self.0[7]
+    /// The norm before the second attention.
+    fn norm_msa2(&self, x: &Variable) -> TensorResult<Variable> {
+        ops::layer_norm_modulate(x, &self.0[6], &self.0[7])
     }
 
     fn gate_msa2(&self) -> &Variable {
