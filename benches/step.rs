@@ -23,7 +23,7 @@ use seg4diff::ops::device::{forget_gpu_peak, peak_gpu_bytes, upload};
 use seg4diff::sample::noise::{generator, normal};
 use seg4diff::system::memory::peak_bytes;
 use seg4diff::train::gradients::{StepInputs, StepPlan, gradients};
-use seg4diff::train::memory::{self, Needs, StepSize};
+use seg4diff::train::memory::{self, Needs, StepSize, Usage};
 use seg4diff::train::optimizers::{Optimizer, adamw::AdamW};
 use seg4diff::train::parameters::Parameters;
 use serde_json::json;
@@ -207,12 +207,12 @@ impl<'a> Trainer<'a> {
             batch,
             image_tokens: grid * grid,
             text_tokens: preset.text_tokens,
+            width: sizes.width(),
             value_bytes: if device.is_cpu() { 4 } else { self.dtype.size_in_bytes() },
-            is_fused: true,
         };
         let score_head = memory::score_head(device, batch * masks, (grid, grid));
         let needs = Needs {
-            model: &model.config,
+            blocks: model.saved_activations(),
             size,
             trained: parameters.count(),
             experts: 1,
@@ -220,7 +220,12 @@ impl<'a> Trainer<'a> {
             encoding: 0,
             loader: 0,
         };
-        let estimate = needs.estimate(plan.recomputed_blocks, memory::usage(device));
+        // Of a GPU's memory what tensors have, as the peak is measured.
+        let usage = match peak_gpu_bytes(device) {
+            Some(now) => Usage { now, most: now, ..Usage::default() },
+            None => Usage::of(device),
+        };
+        let estimate = needs.estimate(plan.recomputed_blocks, usage);
         eprintln!("{estimate}");
         let warm_up = args.warm_up.unwrap_or(if device.is_cuda() { 3 } else { 1 });
         for number in 0..warm_up {

@@ -11,7 +11,8 @@ use seg4diff::model::adapters::stored::{Format, Parts, PeftConfig};
 use seg4diff::model::adapters::{Adapter, AdapterFiles, AdapterSettings, Adapters, Attached};
 use seg4diff::model::families::sd3::{self, MmDitConfig};
 use seg4diff::model::families::{
-    Block, Blur, Embedded, Embedding, Family, JointInputs, KohyaNames, Probe, Streams, Transformer, TransformerConfig,
+    Block, Blur, Embedded, Embedding, Family, JointInputs, KohyaNames, Probe, SavedActivations, Streams, Transformer,
+    TransformerConfig,
 };
 use seg4diff::model::projection::Projection;
 use seg4diff::model::text::TextEmbedding;
@@ -68,7 +69,6 @@ impl Family for Toy {
             max_grid: usize::MAX,
             joint_attention_dim: CONTEXT,
             pooled_projection_dim: 0,
-            dual_attention_layers: vec![],
             release: None,
         })
     }
@@ -195,6 +195,11 @@ impl Block for ToyBlock {
 
     fn reaches_probe(&self, layer: &str, _: bool) -> bool {
         ["query", "key"].contains(&layer)
+    }
+
+    /// The stream, queries, keys, values and the attention's result.
+    fn saved_activations(&self) -> SavedActivations {
+        SavedActivations { image: 5, text: 5 }
     }
 }
 

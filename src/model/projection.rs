@@ -48,6 +48,11 @@ impl Projection {
         self.adapter = None;
     }
 
+    /// Whether an adapter is on the layer.
+    pub fn is_adapted(&self) -> bool {
+        self.adapter.is_some()
+    }
+
     /// Weight and bias alone; none where an adapter is on them.
     pub fn frozen(&self) -> Option<FrozenLayer> {
         self.adapter.is_none().then(|| self.frozen.clone())

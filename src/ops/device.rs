@@ -61,6 +61,26 @@ pub fn upload<'a, T: WithDType>(
     }
 }
 
+/// Memory of a GPU, in bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct GpuMemory {
+    /// All that it has.
+    pub total: u64,
+    /// What the driver has free.
+    pub free: u64,
+    /// What the driver's pool keeps and no tensor uses.
+    pub kept: u64,
+}
+
+/// Memory of a GPU; none for another device, or where the driver does not tell.
+pub fn gpu_memory(device: &Device) -> Option<GpuMemory> {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(device) => super::cuda::memory::usage(device).ok(),
+        _ => None,
+    }
+}
+
 /// The most memory that tensors had on a GPU at a time, in bytes; none for another device.
 pub fn peak_gpu_bytes(device: &Device) -> Option<u64> {
     match device {

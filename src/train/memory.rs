@@ -1,10 +1,11 @@
 //! Estimates the memory of a run before its first step, and which blocks must be recomputed for it to fit.
 use crate::config::GradientCheckpointing;
-use crate::model::families::TransformerConfig;
+use crate::model::families::SavedActivations;
 use crate::ops;
+use crate::ops::device::{GpuMemory, gpu_memory};
 use crate::system::error::{Error, Result};
 use crate::system::{memory, process};
-use candle_core::{DType, Device};
+use candle_core::Device;
 use std::fmt;
 
 /// Sizes that a step's activations grow with.
@@ -16,17 +17,17 @@ pub struct StepSize {
     pub image_tokens: usize,
     /// Tokens of a prompt.
     pub text_tokens: usize,
+    /// Features of a token.
+    pub width: usize,
     /// Bytes of an activation's value.
     pub value_bytes: usize,
-    /// Whether the feed-forward runs in one node; see [`has_fused_feed_forward`].
-    pub is_fused: bool,
 }
 
 /// Sizes that decide how much memory a run adds to that in use before its first step.
-#[derive(Clone, Copy, Debug)]
-pub struct Needs<'a> {
-    /// Sizes of the model.
-    pub model: &'a TransformerConfig,
+#[derive(Clone, Debug)]
+pub struct Needs {
+    /// What each of the model's blocks saves.
+    pub blocks: Vec<SavedActivations>,
     /// Sizes of a micro-batch.
     pub size: StepSize,
     /// Numbers that are trained.
@@ -63,16 +64,12 @@ pub struct Estimate {
     loader: u64,
 }
 
-// All in vectors of the model's width per token. These numbers are those that the peaks in benches/README.md have.
+// All in vectors of the model's width per token.
 
-/// Saved by a block for its backward pass: norms, q, k, v, their joined copies, attention, residuals, and the MLP at four
-/// times the width, twice. By count up to 26, and 17 with the feed-forward in one node.
-const SAVED_ACTIVATIONS: usize = 23;
-const SAVED_ACTIVATIONS_FUSED: usize = 14;
-/// Saved by the second attention of SD3.5-medium.
-const SAVED_BY_SECOND_ATTENTION: usize = 9;
-/// Held besides at the peak of a step, whatever is saved: gradients on their way through a block.
-const TRANSIENT_ACTIVATIONS: usize = 14;
+/// Held besides at the peak of a step, whatever is saved. By count: the last block's MLP has its hidden values, four times
+/// as wide, beside its output and one more, forward, and their gradient beside that of the output and of the norm, backward:
+/// six. Two more are for what no block counts: the log-sum-exp of its attention, and what an adapter has between its matrices.
+const TRANSIENT_ACTIVATIONS: usize = 8;
 /// Held for a block that is recomputed: its input again, the gradient of its output, and their products.
 const RECOMPUTING: usize = 2;
 /// Saved for each expert block but one, which the other numbers have in them: queries and keys, and their gradients.
@@ -82,33 +79,24 @@ const TRAINING_COPIES: u64 = 4;
 /// A run starts although the estimate says that it does not fit, if it is over by less than this.
 const TOLERATED_OVERRUN: f64 = 1.15;
 
-/// Whether no block's feed-forward comes apart into its parts, which save more: it does where it has adapters itself, where
-/// its modulation has, and on a GPU in f16, for which there is no node.
-pub fn has_fused_feed_forward(targets: &[String], device: &Device, dtype: DType) -> bool {
-    let comes_apart = |target: &String| target.starts_with("ff") || target.starts_with("norm1");
-    !targets.iter().any(comes_apart) && (device.is_cpu() || dtype != DType::F16)
-}
-
-impl Needs<'_> {
+impl Needs {
     /// Bytes of activations that block `layer` saves; the scores of attention are not saved.
     pub fn block(&self, layer: usize) -> u64 {
-        let StepSize { image_tokens, text_tokens, .. } = self.size;
-        let second = if self.model.dual_attention_layers.contains(&layer) { SAVED_BY_SECOND_ATTENTION } else { 0 };
-        let saved = if self.size.is_fused { SAVED_ACTIVATIONS_FUSED } else { SAVED_ACTIVATIONS };
-        self.values(saved * (image_tokens + text_tokens) + second * image_tokens)
+        let SavedActivations { image, text } = self.blocks[layer];
+        self.values(image * self.size.image_tokens + text * self.size.text_tokens)
     }
 
     /// Bytes of a batch of so many vectors of the model's width.
     fn values(&self, vectors: usize) -> u64 {
-        (self.size.batch * vectors * self.model.width() * self.size.value_bytes) as u64
+        (self.size.batch * vectors * self.size.width * self.size.value_bytes) as u64
     }
 
     /// Memory of the run if the first `recomputed` blocks save only their input.
     pub fn estimate(&self, recomputed: usize, usage: Usage) -> Estimate {
         let tokens = self.size.image_tokens + self.size.text_tokens;
-        let saved: u64 = (recomputed..self.model.num_layers()).map(|layer| self.block(layer)).sum();
+        let saved: u64 = (recomputed..self.blocks.len()).map(|layer| self.block(layer)).sum();
         // Those that are recomputed come when the others' activations are freed.
-        let again = (0..recomputed.min(self.model.num_layers())).map(|layer| self.block(layer)).max();
+        let again = (0..recomputed.min(self.blocks.len())).map(|layer| self.block(layer)).max();
         let again = again.map_or(0, |block| block + self.values(RECOMPUTING * tokens));
         let backward = saved.max(again) + self.values(TRANSIENT_ACTIVATIONS * tokens);
         Estimate {
@@ -126,7 +114,7 @@ impl Needs<'_> {
     /// # Errors
     /// `Error::Failed` where it does not fit.
     pub fn plan(&self, choice: GradientCheckpointing, usage: Usage) -> Result<(usize, Estimate)> {
-        let all = self.model.num_layers();
+        let all = self.blocks.len();
         let fits = |recomputed: &usize| self.estimate(*recomputed, usage).added() <= usage.free;
         let recomputed = match choice {
             GradientCheckpointing::Off => 0,
@@ -171,39 +159,27 @@ fn gigabytes(bytes: u64) -> String {
     format!("{:.2}", bytes as f64 / 1e9)
 }
 
-/// What is in use on the device; all zeros but for endless free memory where it cannot be known.
-pub fn usage(device: &Device) -> Usage {
-    let unknown = Usage { free: u64::MAX, ..Usage::default() };
-    match device {
-        Device::Cpu => {
+impl Usage {
+    /// On the device; all zeros but for endless free memory where it cannot be known.
+    pub fn of(device: &Device) -> Self {
+        if device.is_cpu() {
             process::release_freed_memory();
-            Usage {
+            return Self {
                 now: memory::resident_bytes().unwrap_or(0),
                 most: memory::peak_bytes().unwrap_or(0),
                 free: memory::free_bytes().unwrap_or(u64::MAX),
-            }
+            };
         }
-        #[cfg(feature = "cuda")]
-        Device::Cuda(device) => usage_of_gpu(device).unwrap_or(unknown),
-        _ => unknown,
+        gpu_memory(device).map_or(Self { free: u64::MAX, ..Self::default() }, Self::of_gpu)
     }
-}
 
-#[cfg(feature = "cuda")]
-fn usage_of_gpu(device: &candle_core::CudaDevice) -> candle_core::Result<Usage> {
-    use candle_core::cuda_backend::WrapErr;
-    let kept = crate::ops::cuda::memory::kept(device)?;
-    let (free, total) = candle_core::cuda_backend::cudarc::driver::result::mem_get_info().w()?;
-    Ok(with_pool(total as u64, free as u64, kept))
-}
-
-/// Of a GPU's `total` memory the driver has so much `free`, and its pool keeps so much that nobody uses: loading leaves
-/// some, and a step takes it before it asks for more. Weights are loaded one by one, so the most is what is in use.
-#[cfg(any(test, feature = "cuda"))]
-fn with_pool(total: u64, free: u64, kept: u64) -> Usage {
-    let free = free + kept;
-    let now = total.saturating_sub(free);
-    Usage { now, most: now, free }
+    /// What the driver's pool keeps for nobody is free: loading leaves some, and a step takes it before it asks for more.
+    /// Weights are loaded one by one, so the most is what is in use.
+    fn of_gpu(GpuMemory { total, free, kept }: GpuMemory) -> Self {
+        let free = free + kept;
+        let now = total.saturating_sub(free);
+        Self { now, most: now, free }
+    }
 }
 
 /// What the score head's backward pass takes on `device` for `maps` maps of `grid` rows and columns: on the CPU, where it
@@ -216,27 +192,16 @@ pub fn score_head(device: &Device, maps: usize, grid: (usize, usize)) -> u64 {
 mod tests {
     use super::*;
 
-    fn config() -> TransformerConfig {
-        TransformerConfig {
-            block_lists: vec![("blocks", 24)],
-            num_attention_heads: 24,
-            attention_head_dim: 64,
-            in_channels: 16,
-            patch_size: 2,
-            max_grid: 192,
-            joint_attention_dim: 4096,
-            pooled_projection_dim: 2048,
-            dual_attention_layers: vec![],
-            release: None,
-        }
+    /// Blocks of SD3-medium with adapters on the image's attention, but for the last, which saves less.
+    fn blocks() -> Vec<SavedActivations> {
+        vec![SavedActivations { image: 11, text: 10 }; 24]
     }
 
     #[test]
     fn blocks_are_recomputed_only_where_memory_is_short() {
-        let model = config();
-        let size = StepSize { batch: 4, image_tokens: 4096, text_tokens: 154, value_bytes: 4, is_fused: true };
+        let size = StepSize { batch: 4, image_tokens: 4096, text_tokens: 154, width: 1536, value_bytes: 4 };
         let needs =
-            Needs { model: &model, size, trained: 4_000_000, experts: 1, score_head: 0, encoding: 0, loader: 100 };
+            Needs { blocks: blocks(), size, trained: 4_000_000, experts: 1, score_head: 0, encoding: 0, loader: 100 };
         let plan = |choice, free| needs.plan(choice, Usage { now: 7, most: 9, free });
         let auto = |free| plan(GradientCheckpointing::Auto, free).map(|(recomputed, _)| recomputed).ok();
         let added = |recomputed| needs.estimate(recomputed, Usage::default()).added();
@@ -257,9 +222,9 @@ mod tests {
 
     #[test]
     fn each_further_expert_saves_its_queries_and_keys() {
-        let model = config();
-        let size = StepSize { batch: 2, image_tokens: 100, text_tokens: 54, value_bytes: 4, is_fused: true };
-        let needs = |experts| Needs { model: &model, size, trained: 0, experts, score_head: 0, encoding: 0, loader: 0 };
+        let size = StepSize { batch: 2, image_tokens: 100, text_tokens: 54, width: 1536, value_bytes: 4 };
+        let needs =
+            |experts| Needs { blocks: blocks(), size, trained: 0, experts, score_head: 0, encoding: 0, loader: 0 };
         for recomputed in [0, 24] {
             let added = |experts| needs(experts).estimate(recomputed, Usage::default()).added();
             assert_eq!(added(3) - added(1), 2 * 4 * 2 * 154 * 1536 * 4);
@@ -268,36 +233,22 @@ mod tests {
 
     #[test]
     fn a_cache_saves_what_encoding_takes() {
-        let model = config();
-        let size = StepSize { batch: 1, image_tokens: 1, text_tokens: 1, value_bytes: 4, is_fused: true };
+        let size = StepSize { batch: 1, image_tokens: 1, text_tokens: 1, width: 1536, value_bytes: 4 };
         let needs =
-            |encoding| Needs { model: &model, size, trained: 0, experts: 1, score_head: 0, encoding, loader: 5 };
+            |encoding| Needs { blocks: blocks(), size, trained: 0, experts: 1, score_head: 0, encoding, loader: 5 };
         let added = |encoding| needs(encoding).estimate(0, Usage::default()).added();
         assert_eq!(added(1 << 40), 5 + (1 << 40));
         assert_eq!(added(0), added(1));
     }
 
-    #[test]
-    fn the_feed_forward_comes_apart_where_it_has_adapters_or_their_modulation() {
-        let is_fused = |target: &str, dtype| {
-            has_fused_feed_forward(&["attn.to_q".to_string(), target.to_string()], &Device::Cpu, dtype)
-        };
-        for target in ["ff.net.0.proj", "ff_context.net.2", "norm1.linear", "norm1_context.linear"] {
-            assert!(!is_fused(target, DType::F32), "{target}");
-        }
-        // On the CPU activations are in f32 whatever the weights are in.
-        assert!(is_fused("attn.to_out.0", DType::F16));
-    }
-
     /// The score head's backward pass runs while all saved activations are there, before the blocks' gradients.
     #[test]
     fn the_score_head_counts_beside_saved_activations() {
-        let model = config();
-        let size = StepSize { batch: 1, image_tokens: 100, text_tokens: 54, value_bytes: 4, is_fused: true };
+        let size = StepSize { batch: 1, image_tokens: 100, text_tokens: 54, width: 1536, value_bytes: 4 };
         let needs =
-            |score_head| Needs { model: &model, size, trained: 0, experts: 1, score_head, encoding: 0, loader: 0 };
+            |score_head| Needs { blocks: blocks(), size, trained: 0, experts: 1, score_head, encoding: 0, loader: 0 };
         let added = |score_head, recomputed| needs(score_head).estimate(recomputed, Usage::default()).added();
-        let passing = 14 * 154 * 1536 * 4;
+        let passing = 8 * 154 * 1536 * 4;
         for recomputed in [0, 20] {
             assert_eq!(added(passing, recomputed), added(0, recomputed));
             assert_eq!(added(passing + 8, recomputed), added(0, recomputed) + 8);
@@ -309,7 +260,7 @@ mod tests {
 
     #[test]
     fn what_a_pool_keeps_is_free() {
-        let usage = with_pool(80, 60, 15);
+        let usage = Usage::of_gpu(GpuMemory { total: 80, free: 60, kept: 15 });
         assert_eq!((usage.now, usage.most, usage.free), (5, 5, 75));
     }
 }

@@ -4,7 +4,7 @@ use super::components::Components;
 use super::effect::Start;
 use super::gradients::StepPlan;
 use super::initial;
-use super::memory::{self, Estimate, Needs, StepSize};
+use super::memory::{self, Estimate, Needs, StepSize, Usage};
 use super::optimizers::Optimizer;
 use super::parameters::Parameters;
 use super::run_folder::RunFolder;
@@ -47,9 +47,9 @@ impl<'a> Trainer<'a> {
 
         let parameters = initial::parameters(config, &mut pipeline.transformer, empty_prompt.as_ref(), device)?;
         let start = Start::of(&parameters)?;
+        pipeline.transformer.attach_trained(&parameters.trained()?)?;
         let (plan, estimate) = setup_plan(config, device, &pipeline, &parameters, cache.as_ref())?;
         let optimizer = setup_optimizer(config, &parameters, checkpoint.as_ref(), components)?;
-        pipeline.transformer.attach_trained(&parameters.trained()?)?;
 
         let require_masks = config.loss.uses_masks();
         let loader = Loader::with_cache(&config.data, config.seed, Some(&state.cursor), require_masks, cache)?;
@@ -110,7 +110,7 @@ fn setup_optimizer(
     Ok(optimizer)
 }
 
-/// Which blocks are recomputed for the step to fit into free memory.
+/// Which blocks are recomputed for the step to fit into free memory; the model has its adapters on.
 fn setup_plan<'a>(
     config: &'a RunConfig,
     device: &Device,
@@ -123,7 +123,7 @@ fn setup_plan<'a>(
     let (_, height, width) = pipeline.latent_shape(config.data.resolution)?;
     let grid = transformer.grid(height, width);
     let needs = Needs {
-        model: transformer,
+        blocks: pipeline.transformer.saved_activations(),
         size: StepSize {
             batch: config.train.batch,
             image_tokens: grid.0 * grid.1,
@@ -131,7 +131,7 @@ fn setup_plan<'a>(
                 Some(tokens) => tokens.tensor().dim(0)?,
                 None => pipeline.text_encoders.tokens(),
             },
-            is_fused: memory::has_fused_feed_forward(&config.lora.targets, device, dtype),
+            width: transformer.width(),
             value_bytes: if device.is_cpu() { 4 } else { dtype.size_in_bytes() },
         },
         trained: parameters.count(),
@@ -148,7 +148,7 @@ fn setup_plan<'a>(
             false => 0,
         },
     };
-    let (recomputed_blocks, estimate) = needs.plan(config.train.gradient_checkpointing, memory::usage(device))?;
+    let (recomputed_blocks, estimate) = needs.plan(config.train.gradient_checkpointing, Usage::of(device))?;
     Ok((StepPlan { expert_layers: &config.model.expert_layers, recomputed_blocks }, estimate))
 }
 

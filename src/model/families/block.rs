@@ -30,6 +30,15 @@ pub trait Embedding {
     fn finish(&self, image: &Variable, conditioning: &Tensor, grid: (usize, usize)) -> TensorResult<Variable>;
 }
 
+/// What one block saves for the backward pass, in vectors of the model's width a token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SavedActivations {
+    /// For every image token.
+    pub image: usize,
+    /// For every text token.
+    pub text: usize,
+}
+
 /// One block with joint attention, differentiable in its adapters and in the streams.
 pub trait Block {
     /// The layers that an adapter can sit on, by their names within the block.
@@ -59,4 +68,7 @@ pub trait Block {
     /// Whether scores between the probe's image queries and text keys depend on `layer`, or, with `image_keys`, those
     /// between its image queries and all keys.
     fn reaches_probe(&self, layer: &str, image_keys: bool) -> bool;
+
+    /// What a forward pass saves with the adapters that are on the block, by count of what its operations save.
+    fn saved_activations(&self) -> SavedActivations;
 }

@@ -18,7 +18,7 @@ pub mod sd3;
 pub(crate) mod targets;
 mod transformer;
 
-pub use block::{Block, Embedding};
+pub use block::{Block, Embedding, SavedActivations};
 pub use blur::Blur;
 pub use family::Family;
 pub use joint::{Embedded, JointInputs, Probe, Streams};

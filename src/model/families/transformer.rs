@@ -1,5 +1,5 @@
 //! A denoiser of any family: its blocks in order, with what runs through them.
-use super::block::{Block, Embedding};
+use super::block::{Block, Embedding, SavedActivations};
 use super::blur::Blur;
 use super::joint::{Embedded, JointInputs, Probe};
 use super::names::Release;
@@ -31,8 +31,6 @@ pub struct TransformerConfig {
     pub joint_attention_dim: usize,
     /// Features of the pooled text; 0 where the model takes none.
     pub pooled_projection_dim: usize,
-    /// Blocks with a second attention, among image tokens alone.
-    pub dual_attention_layers: Vec<usize>,
     /// Which released model this is by its sizes, for kohya's metadata.
     pub release: Option<Release>,
 }
@@ -167,6 +165,11 @@ impl Transformer {
     /// Takes all adapters off.
     pub fn detach(&mut self) {
         self.adaptable().into_iter().for_each(|layer| layer.projection.detach());
+    }
+
+    /// What each of the loaded blocks saves for the backward pass.
+    pub fn saved_activations(&self) -> Vec<SavedActivations> {
+        self.blocks.iter().map(|block| block.saved_activations()).collect()
     }
 
     /// # Errors

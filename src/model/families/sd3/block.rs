@@ -1,7 +1,7 @@
 //! One block of the MM-DiT (diffusers' `JointTransformerBlock`).
 use super::config::MmDitConfig;
 use crate::autograd::Variable;
-use crate::model::families::block as families;
+use crate::model::families::block::{self as families, SavedActivations};
 use crate::model::families::joint::{JointInputs, Probe, Streams};
 use crate::model::projection::Projection;
 use crate::model::text::tokenizer::CLIP_TOKENS;
@@ -73,6 +73,21 @@ impl FeedForward {
         let normed = ops::layer_norm_modulate(x, shift, scale)?;
         ops::gated_residual(x, &self.down.forward(&ops::gelu(&self.up.forward(&normed)?)?)?, gate)
     }
+
+    /// Saved activations, where the modulation has an adapter or not.
+    fn saved(&self, is_modulation_adapted: bool) -> usize {
+        let (inner, outer) = self.up.sizes();
+        let (input, before_gelu) = (1, outer / inner);
+        // Arithmetic is in f32 on the CPU, and in the weights' type on a GPU.
+        let has_kernels = self.up.weight().device().is_cpu() || ops::has_kernels(self.up.weight());
+        if has_kernels && !is_modulation_adapted && !self.up.is_adapted() && !self.down.is_adapted() {
+            return input + before_gelu;
+        }
+        // The inputs of layers with an adapter, and what an adapted gate is multiplied with.
+        let normed = usize::from(self.up.is_adapted());
+        let after_gelu = usize::from(self.down.is_adapted()) * before_gelu;
+        input + normed + before_gelu + after_gelu + usize::from(is_modulation_adapted)
+    }
 }
 
 impl Qkv {
@@ -102,6 +117,14 @@ impl Qkv {
     /// Keys of one stream.
     fn keys(&self, x: &Variable) -> TensorResult<Variable> {
         normed(self.k.forward(x)?, &[(x, &self.norm_k)])
+    }
+
+    /// Activations that are saved up to the attention's result, which there is none of without queries.
+    fn saved(&self, has_queries: bool) -> usize {
+        let input = usize::from([&self.q, &self.k, &self.v].iter().any(|layer| layer.is_adapted()));
+        let (queries_and_result, keys_and_values) = (2 * usize::from(has_queries), 2);
+        let before_norms = if self.norm_q.is_some() { 1 + usize::from(has_queries) } else { 0 };
+        input + before_norms + queries_and_result + keys_and_values
     }
 }
 
@@ -147,6 +170,11 @@ impl StreamOutput {
         modulation: &Modulation,
     ) -> TensorResult<Variable> {
         ops::gated_residual(x, &self.attention_out.forward_window(attended, tokens)?, modulation.gate_msa())
+    }
+
+    /// Saved activations: an adapted gate saves what it is multiplied with.
+    fn saved(&self, is_modulation_adapted: bool) -> usize {
+        usize::from(is_modulation_adapted) + self.feed_forward.saved(is_modulation_adapted)
     }
 }
 
@@ -301,6 +329,19 @@ impl families::Block for Block {
     fn reaches_probe(&self, layer: &str, image_keys: bool) -> bool {
         ["attn.to_q", "attn.add_k_proj", "norm1.linear", "norm1_context.linear"].contains(&layer)
             || (image_keys && layer == "attn.to_k")
+    }
+
+    /// In each stream the input of its norms, and what its layers save. The second attention's gate, where it is adapted,
+    /// saves the stream before it, too.
+    fn saved_activations(&self) -> SavedActivations {
+        let (norm, norm_context) = (self.image.norm1.is_adapted(), self.text.norm1.is_adapted());
+        let second = |second: &SelfAttention| 2 * usize::from(norm) + second.qkv.saved(true);
+        let image = self.image.qkv.saved(true) + self.second_attention.as_ref().map_or(0, second);
+        let text = self.text.qkv.saved(self.text_output.is_some());
+        SavedActivations {
+            image: 1 + image + self.image_output.saved(norm),
+            text: 1 + text + self.text_output.as_ref().map_or(0, |output| output.saved(norm_context)),
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! The driver's pool of memory, which candle's tensors come from.
+use crate::ops::device::GpuMemory;
 use candle_core::cuda_backend::WrapErr;
-use candle_core::cuda_backend::cudarc::driver::result::{device, mem_pool};
+use candle_core::cuda_backend::cudarc::driver::result::{device, mem_get_info, mem_pool};
 use candle_core::cuda_backend::cudarc::driver::sys::{CUmemPool_attribute as Attribute, CUmemoryPool};
 use candle_core::{CudaDevice, Result};
 
@@ -27,10 +28,12 @@ pub fn keep_freed(of: &CudaDevice) -> Result<()> {
         .w()
 }
 
-/// What the pool keeps and nobody uses.
-pub fn kept(of: &CudaDevice) -> Result<u64> {
+/// What the GPU has, what is free, and what the pool keeps and nobody uses.
+pub fn usage(of: &CudaDevice) -> Result<GpuMemory> {
     let reserved = attribute(of, Attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT)?;
-    Ok(reserved.saturating_sub(attribute(of, Attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT)?))
+    let kept = reserved.saturating_sub(attribute(of, Attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT)?);
+    let (free, total) = mem_get_info().w()?;
+    Ok(GpuMemory { total: total as u64, free: free as u64, kept })
 }
 
 /// The most that was in use at a time: what PyTorch calls `max_memory_allocated`. The context, the kernels and cuBLAS's
