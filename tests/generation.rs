@@ -11,7 +11,7 @@ use fixture::{
 use seg4diff::eval::generation::demo_features::DemoFeatures;
 use seg4diff::eval::generation::frechet::frechet_distance;
 use seg4diff::eval::generation::inception::Inception;
-use seg4diff::eval::generation::kernel::{Sample, kernel_distance};
+use seg4diff::eval::generation::kernel::{VectorSample, kernel_distance};
 use seg4diff::eval::generation::moments::{Gaussian, Moments};
 use seg4diff::eval::generation::{FeatureNetwork, npz};
 use seg4diff::model::weights;
@@ -157,7 +157,7 @@ fn frechet_distances_are_those_of_pytorch_fid_at_any_rank() {
 #[test]
 fn kernel_distances_are_those_of_numpy() {
     let sample = |cloud: &[f32]| {
-        let mut sample = Sample::new(48);
+        let mut sample = VectorSample::new(48);
         // gen.py divides the same f32 numbers in f64.
         let cloud: Vec<f32> = cloud.iter().map(|value| (f64::from(*value) / 100.0) as f32).collect();
         cloud.chunks(5 * 48).for_each(|batch| sample.add(batch));
@@ -176,7 +176,7 @@ fn kernel_distances_are_those_of_numpy() {
 #[test]
 fn kernel_distances_of_many_vectors_are_means_over_subsets() {
     let sample = |name: &str, count: usize, shift: f64| {
-        let mut sample = Sample::new(4);
+        let mut sample = VectorSample::new(4);
         sample.add(&uniform(name, count * 4).into_iter().map(|u| (u + shift) as f32).collect::<Vec<_>>());
         sample
     };

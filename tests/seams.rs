@@ -20,7 +20,7 @@ use seg4diff::model::weights::files::{ModelFiles, Part};
 use seg4diff::model::weights::{self, Weights, read_all};
 use seg4diff::ops::{self, FrozenLayer, Layer, Target};
 use seg4diff::sample::noise::normal;
-use seg4diff::train::gradients::{Gradients, StepInputs, StepPlan, gradients};
+use seg4diff::train::gradients::{StepGradients, StepInputs, StepPlan, gradients};
 use seg4diff::train::parameters::Parameters;
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -141,7 +141,7 @@ struct ToyBlock {
 }
 
 /// The first tokens of a sequence and the others, the other way round.
-fn turned(x: &Variable, first: usize) -> TensorResult<Variable> {
+fn rotated(x: &Variable, first: usize) -> TensorResult<Variable> {
     let (_, all, _) = x.dims3()?;
     ops::cat(&[x.window(1, first..all)?, x.window(1, 0..first)?], 1)
 }
@@ -154,9 +154,9 @@ impl ToyBlock {
         let shift = conditioning.unsqueeze(1)?.broadcast_as((batch, text + image_tokens, WIDTH))?.contiguous()?;
         let conditioned = ops::add(&joint, &shift.into())?;
         let inputs = JointInputs {
-            queries: turned(&self.query.forward(&conditioned)?, text)?,
-            keys: turned(&self.key.forward(&conditioned)?, text)?,
-            values: turned(&self.value.forward(&conditioned)?, text)?,
+            queries: rotated(&self.query.forward(&conditioned)?, text)?,
+            keys: rotated(&self.key.forward(&conditioned)?, text)?,
+            values: rotated(&self.value.forward(&conditioned)?, text)?,
             image_tokens,
             heads: HEADS,
             last_key_count: 1,
@@ -182,7 +182,7 @@ impl Block for ToyBlock {
         attend: &mut dyn FnMut(&JointInputs) -> TensorResult<Variable>,
     ) -> TensorResult<(Streams, JointInputs)> {
         let (joint, inputs) = self.inputs(streams, conditioning)?;
-        let attended = turned(&attend(&inputs)?, inputs.image_tokens)?;
+        let attended = rotated(&attend(&inputs)?, inputs.image_tokens)?;
         let out = ops::add(&joint, &self.out.forward(&attended)?)?;
         let ((_, text, _), (_, all, _)) = (streams.text.dims3()?, out.dims3()?);
         let (text, image) = (out.window(1, 0..text)?, out.window(1, text..all)?);
@@ -418,12 +418,12 @@ struct Run {
 }
 
 impl Run {
-    fn step(&self, recomputed_blocks: usize) -> Gradients {
+    fn step(&self, recomputed_blocks: usize) -> StepGradients {
         let plan = StepPlan { expert_layers: &self.config.model.expert_layers, recomputed_blocks };
         gradients(&self.model, &self.parameters, &self.config.loss, &self.inputs, plan).expect("gradients")
     }
 
-    fn by_parameter(&self, found: &Gradients) -> Vec<Option<Tensor>> {
+    fn by_parameter(&self, found: &StepGradients) -> Vec<Option<Tensor>> {
         found.buffer.by_parameter(&self.parameters).expect("gradients")
     }
 

@@ -13,7 +13,7 @@ use seg4diff::model::weights::{Weights, read_all};
 use seg4diff::ops::Target;
 use seg4diff::ops::device::open_cuda;
 use seg4diff::train;
-use seg4diff::train::gradients::{Gradients, StepInputs, StepPlan, gradients};
+use seg4diff::train::gradients::{StepGradients, StepInputs, StepPlan, gradients};
 use seg4diff::train::optimizers::{Optimizer, adamw::AdamW};
 use seg4diff::train::parameters::Parameters;
 use seg4diff::train::run_folder::{Resume, RunFolder};
@@ -262,7 +262,7 @@ fn output_and_attention() {
     }
 }
 
-fn run(fixture: &Fixture, case: &Value, wide: bool, recomputed_blocks: usize) -> (Gradients, Parameters) {
+fn run(fixture: &Fixture, case: &Value, wide: bool, recomputed_blocks: usize) -> (StepGradients, Parameters) {
     let config = fixture.config(case);
     let (model, parameters) = fixture.trained(&config, wide);
     let plan = StepPlan { expert_layers: &config.model.expert_layers, recomputed_blocks };

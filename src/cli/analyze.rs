@@ -1,7 +1,7 @@
 //! `analyze`: expert block analysis of a model.
 use super::evaluate::probe_settings::{LabelledArgs, ProbeSettingsArgs, as_in_training};
 use super::evaluate::write_scores;
-use super::maps::{Layers, MapArgs, NormalizeArgs};
+use super::maps::{LayerList, MapArgs, NormalizeArgs};
 use super::{LoadedModel, ModelArgs, parse_number, parse_positive, say};
 use crate::config::{BLUR, Choice, SegmentationProtocol};
 use crate::eval::analysis::{Analysis, analyse};
@@ -80,7 +80,7 @@ pub struct AnalyzeArgs {
     pub pca_images: u32,
     /// Their blocks, separated by commas [default: all]
     #[arg(long, value_name = "LIST", requires = "pca")]
-    pub layer: Option<Layers>,
+    pub layer: Option<LayerList>,
 }
 
 pub fn run(args: &AnalyzeArgs) -> Result<()> {
@@ -90,7 +90,7 @@ pub fn run(args: &AnalyzeArgs) -> Result<()> {
     for file in args.json.iter().chain(&args.plot).chain(&args.sheet).chain(&pca_sheet) {
         check_writable(file)?;
     }
-    args.maps.check(&args.model, args.layer.as_ref().map_or(&[], Layers::list))?;
+    args.maps.check(&args.model, args.layer.as_ref().map_or(&[], LayerList::list))?;
     let LoadedModel { files, pipeline, device } = args.model.load()?;
     let maps = args.maps.settings(&[], args.normalize.normalize, &device)?;
     let options = args.probe.options(maps, args.data.limit, &pipeline)?;

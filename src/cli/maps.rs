@@ -13,9 +13,9 @@ use std::str::FromStr;
 
 /// Blocks of a model, ascending, each once: `9`, or `7,8,9`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Layers(Vec<usize>);
+pub struct LayerList(Vec<usize>);
 
-impl Layers {
+impl LayerList {
     /// The blocks, counted from 0.
     pub fn list(&self) -> &[usize] {
         &self.0
@@ -27,7 +27,7 @@ impl Layers {
     }
 }
 
-impl FromStr for Layers {
+impl FromStr for LayerList {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -48,7 +48,7 @@ pub struct MapArgs {
     #[arg(long, value_name = "HEADS", default_value = "mean")]
     pub heads: MapHeads,
     /// What a map's values are: softmax (shares of all of a position's attention), softmax_text (of its attention to
-    /// the 77 CLIP tokens) or logits (scores before the softmax)
+    /// the CLIP tokens) or logits (scores before the softmax)
     #[arg(long, value_name = "KIND", default_value = "softmax", value_parser = AttentionForm::from_name)]
     pub attention: AttentionForm,
     /// Score head to put on the maps: that of a checkpoint (its folder), or of the released code's lora_weights

@@ -44,7 +44,7 @@ pub(crate) struct ModelArgs {
     /// Text encoders: clip_l, clip_g, t5, separated by commas [default: those the model has, t5 left out]
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = TextEncoderKind::from_name)]
     pub text_encoders: Vec<TextEncoderKind>,
-    /// Tokens of T5, or of the zeros in its place, as in diffusers' pipeline call; training has 77
+    /// Tokens of T5, or of the zeros in its place, as in diffusers' pipeline call; training takes model.max_sequence_length
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = parse_sequence_length)]
     pub max_sequence_length: usize,
 }
@@ -83,7 +83,7 @@ impl ModelArgs {
         self.load_blocks(None)
     }
 
-    /// The same for looking at the attention of block `layer`: blocks above it are not read.
+    /// Loads what the attention of block `layer` needs: blocks above it are not read.
     pub fn load_up_to(&self, layer: usize) -> Result<LoadedModel> {
         self.load_blocks(Some(layer + 1))
     }

@@ -1,5 +1,5 @@
 //! `probe`: the attention of an image, or of a folder of images, to a prompt.
-use super::maps::{Layers, MapArgs, NormalizeArgs};
+use super::maps::{LayerList, MapArgs, NormalizeArgs};
 use super::{LoadedModel, ModelArgs, mention, parse_sigma, parse_size};
 use crate::data::codec::resize::bilinear;
 use crate::data::sources::captions::{Captions, Columns};
@@ -55,7 +55,7 @@ pub struct ProbeArgs {
     pub captions: Option<PathBuf>,
     /// Block, counted from 0; several, separated by commas, are averaged
     #[arg(long, value_name = "LIST")]
-    pub layer: Layers,
+    pub layer: LayerList,
     #[command(flatten)]
     pub maps: MapArgs,
     #[command(flatten)]
@@ -173,8 +173,8 @@ fn looks(args: &ProbeArgs) -> Result<Vec<Look>> {
 }
 
 /// Writes `attention.safetensors`: the mean over the blocks of the attention scores before the softmax, `logits`
-/// `[heads, 77, rows, columns]`, and of the softmax over all keys, averaged over heads, `probability`
-/// `[77, rows, columns]`; and the maps of the settings, `maps` `[77, rows, columns]`.
+/// `[heads, words, rows, columns]`, and of the softmax over all keys, averaged over heads, `probability`
+/// `[words, rows, columns]`; and the maps of the settings, `maps` `[words, rows, columns]`.
 fn write_attention(folder: &Path, probes: &[Probe], heads: usize, maps: &Tensor) -> Result<()> {
     let (_, rows, columns) = maps.dims3()?;
     let logits =

@@ -1,5 +1,5 @@
 //! A TOML file and the `--set` overrides as one flat list of settings, each knowing where it stands.
-use super::problems::{Origin, Problems};
+use super::problems::{Problems, SettingOrigin};
 use crate::system::guard::guarded;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -8,18 +8,18 @@ use toml::de::{DeTable, DeValue};
 
 /// A TOML value that is not a section.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Value {
+pub(super) enum TomlValue {
     Bool(bool),
     Integer(i64),
     Float(f64),
     Text(String),
     Date(String),
-    List(Vec<Value>),
+    List(Vec<TomlValue>),
     /// A table inside a list: no setting takes one.
     Table,
 }
 
-impl std::fmt::Display for Value {
+impl std::fmt::Display for TomlValue {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Bool(value) => write!(f, "{value}"),
@@ -40,8 +40,8 @@ const RENAMED: [(&str, &str); 1] = [("model.expert_layer", "model.expert_layers"
 /// Settings by dotted key (`lora.rank`) and sections by name.
 #[derive(Default)]
 pub(super) struct Document {
-    pub settings: BTreeMap<String, (Origin, Value)>,
-    pub sections: BTreeMap<String, Origin>,
+    pub settings: BTreeMap<String, (SettingOrigin, TomlValue)>,
+    pub sections: BTreeMap<String, SettingOrigin>,
 }
 
 impl Document {
@@ -50,17 +50,17 @@ impl Document {
         let (root, errors) = match guarded(|| Ok::<_, String>(DeTable::parse_recoverable(text))) {
             Ok(parsed) => parsed,
             Err(problem) => {
-                problems.add(Origin::File, format!("TOML syntax: {problem}"));
+                problems.add(SettingOrigin::File, format!("TOML syntax: {problem}"));
                 return Self::default();
             }
         };
         for error in errors {
-            let place = Origin::in_text(text, error.span().map_or(0, |span| span.start));
+            let place = SettingOrigin::in_text(text, error.span().map_or(0, |span| span.start));
             problems.add(place, format!("TOML syntax: {}", error.message().replace('\n', " ")));
         }
         let mut document = Self::default();
         for (key, value) in root.get_ref() {
-            let place = |start| Origin::in_text(text, start);
+            let place = |start| SettingOrigin::in_text(text, start);
             document.insert(path("", key.get_ref()), value, key.span().start, &place, problems);
         }
         document
@@ -68,7 +68,7 @@ impl Document {
 
     /// Puts `KEY=VALUE` over what the file says. VALUE is TOML; a bare word is taken as a string.
     pub fn set(&mut self, text: &str, problems: &mut Problems) {
-        let place = Origin::Set(text.to_string());
+        let place = SettingOrigin::Set(text.to_string());
         let Some((key, value)) = text.split_once('=') else {
             return problems.add(place, "expected KEY=VALUE, such as train.steps=100");
         };
@@ -89,17 +89,17 @@ impl Document {
                 Some(parsed) if !parsed.get_ref().is_datetime() => {
                     self.insert(key.to_string(), parsed, 0, &at, problems)
                 }
-                _ => self.put(key, place, Value::Text(value.to_string())),
+                _ => self.put(key, place, TomlValue::Text(value.to_string())),
             },
             Err(error) if value.starts_with(['[', '{', '"', '\'']) => {
                 problems.add(place, format!("TOML syntax: {}", error.message().replace('\n', " ")))
             }
-            Err(_) => self.put(key, place, Value::Text(value.to_string())),
+            Err(_) => self.put(key, place, TomlValue::Text(value.to_string())),
         }
     }
 
     /// A setting goes over one of the same name, and of its former name.
-    fn put(&mut self, key: &str, place: Origin, value: Value) {
+    fn put(&mut self, key: &str, place: SettingOrigin, value: TomlValue) {
         let key = RENAMED.iter().find(|(old, _)| *old == key).map_or(key, |(_, new)| new);
         self.settings.insert(key.to_string(), (place, value));
     }
@@ -110,7 +110,7 @@ impl Document {
         key: String,
         value: &Spanned<DeValue<'_>>,
         start: usize,
-        place: &dyn Fn(usize) -> Origin,
+        place: &dyn Fn(usize) -> SettingOrigin,
         problems: &mut Problems,
     ) {
         match value.get_ref() {
@@ -134,23 +134,23 @@ fn path(section: &str, key: &str) -> String {
     if section.is_empty() { quoted } else { format!("{section}.{quoted}") }
 }
 
-fn convert(value: &DeValue<'_>) -> Result<Value, String> {
+fn convert(value: &DeValue<'_>) -> Result<TomlValue, String> {
     Ok(match value {
-        DeValue::String(text) => Value::Text(text.to_string()),
+        DeValue::String(text) => TomlValue::Text(text.to_string()),
         DeValue::Integer(digits) => match i64::from_str_radix(digits.as_str(), digits.radix()) {
-            Ok(integer) => Value::Integer(integer),
+            Ok(integer) => TomlValue::Integer(integer),
             Err(_) => return Err(format!("the integer {digits} is too large")),
         },
         DeValue::Float(digits) => match digits.as_str().parse::<f64>() {
-            Ok(number) if number.is_finite() => Value::Float(number),
+            Ok(number) if number.is_finite() => TomlValue::Float(number),
             _ => return Err(format!("{digits} is not a finite number")),
         },
-        DeValue::Boolean(truth) => Value::Bool(*truth),
-        DeValue::Datetime(date) => Value::Date(date.to_string()),
+        DeValue::Boolean(truth) => TomlValue::Bool(*truth),
+        DeValue::Datetime(date) => TomlValue::Date(date.to_string()),
         DeValue::Array(values) => {
-            Value::List(values.iter().map(|v| convert(v.get_ref())).collect::<Result<Vec<_>, _>>()?)
+            TomlValue::List(values.iter().map(|v| convert(v.get_ref())).collect::<Result<Vec<_>, _>>()?)
         }
-        DeValue::Table(_) => Value::Table,
+        DeValue::Table(_) => TomlValue::Table,
     })
 }
 

@@ -66,9 +66,9 @@ macro_rules! choices {
                 $crate::config::setting::one_of(names$(.chain([$expected]))?)
             }
 
-            fn convert(value: &$crate::config::document::Value) -> Option<Self> {
+            fn convert(value: &$crate::config::document::TomlValue) -> Option<Self> {
                 let named = match value {
-                    $crate::config::document::Value::Text(text) => <Self as $crate::config::Choice>::from_name(text).ok(),
+                    $crate::config::document::TomlValue::Text(text) => <Self as $crate::config::Choice>::from_name(text).ok(),
                     _ => None,
                 };
                 $(let named = named.or_else(|| <$other_type>::convert(value).map(Self::$other));)?

@@ -1,10 +1,11 @@
 //! The sections `[model]` and `[lora]`: the frozen model, and the adapter that is trained on it.
-use super::document::Value;
+use super::document::TomlValue;
 use super::keys::{choices, keys};
 use super::problems::nearest;
 use super::rule::{optional, required, usual};
 use super::setting::{Blocks, Check, Setting, check, distinct, is_distinct, is_not_empty, positive, within};
 use crate::model::families::targets::{adapter_targets, default_targets};
+use crate::model::text::tokenizer::TRAINING_SEQUENCE_LENGTH;
 use serde::Serialize;
 use std::path::PathBuf;
 
@@ -18,9 +19,9 @@ keys! {
         dtype: WeightType = usual(WeightType::Bf16);
         /// Text encoders that prompts go through.
         text_encoders: Vec<TextEncoderKind> = usual(vec![TextEncoderKind::ClipL, TextEncoderKind::ClipG]), distinct();
-        /// Tokens that T5's sequence is padded or cut to, or zeros in its place; they follow CLIP's tokens. 77 as in
-        /// diffusers' training script.
-        max_sequence_length: usize = usual(77), within(1, 512);
+        /// Tokens that T5's sequence is padded or cut to, or zeros in its place; they follow CLIP's tokens. The
+        /// default is that of diffusers' training script.
+        max_sequence_length: usize = usual(TRAINING_SEQUENCE_LENGTH), within(1, 512);
         /// The semantic grounding experts: blocks, from 0, whose attention, averaged, learns the masks
         /// (`ATTENTION_LAYERS`).
         expert_layers: Vec<usize> = usual(vec![9]).written_as::<Blocks>(), distinct();
@@ -69,8 +70,7 @@ keys! {
         rank: usize = usual(16), within(1, 4096);
         /// The adapter's output is multiplied by alpha/rank.
         alpha: f64 = usual(16.0), positive();
-        /// Modules of a block that have an adapter, by their names in diffusers: `attn.to_q`, `attn.add_q_proj`,
-        /// `ff.net.0.proj`, `norm1.linear`, …
+        /// Modules of a block that have an adapter, by their names in diffusers: `seg4diff config lora.targets` lists them.
         targets: Vec<String> = usual(default_targets().into_iter().map(String::from).collect()), lora_targets();
         /// Blocks that have adapters.
         layers: LayerChoice = usual(LayerChoice::All), lora_layers();
@@ -81,7 +81,8 @@ keys! {
 }
 
 fn lora_targets() -> Check<Vec<String>> {
-    check("at least one, none twice", |targets: &Vec<String>| {
+    let names: Vec<&str> = adapter_targets().into_iter().collect();
+    check(&format!("at least one, none twice, of {}", names.join(", ")), |targets: &Vec<String>| {
         match targets.iter().find(|target| !adapter_targets().contains(target.as_str())) {
             Some(target) => Err(format!(
                 "{target:?} is not a module of a block; the nearest is {:?}",
@@ -192,7 +193,7 @@ impl Setting for DeviceChoice {
         "\"auto\", \"cpu\" or \"cuda:N\"".into()
     }
 
-    fn convert(value: &Value) -> Option<Self> {
+    fn convert(value: &TomlValue) -> Option<Self> {
         String::convert(value)?.parse().ok()
     }
 

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 /// Where a setting comes from; ordered as problems are reported.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Origin {
+pub(super) enum SettingOrigin {
     /// 1-based line and column (in characters) of the config file.
     Text { line: usize, column: usize },
     /// The config file, nowhere in particular: something is missing.
@@ -13,7 +13,7 @@ pub(super) enum Origin {
     Set(String),
 }
 
-impl Origin {
+impl SettingOrigin {
     /// The place of a byte offset into `text`.
     pub fn in_text(text: &str, offset: usize) -> Self {
         let before = &text.as_bytes()[..offset.min(text.len())];
@@ -29,7 +29,7 @@ impl Origin {
 /// The problems of one file and its overrides.
 pub(super) struct Problems {
     file: PathBuf,
-    list: Vec<(Origin, String)>,
+    list: Vec<(SettingOrigin, String)>,
 }
 
 impl Problems {
@@ -37,7 +37,7 @@ impl Problems {
         Self { file: file.to_path_buf(), list: Vec::new() }
     }
 
-    pub fn add(&mut self, place: Origin, message: impl Into<String>) {
+    pub fn add(&mut self, place: SettingOrigin, message: impl Into<String>) {
         self.list.push((place, message.into()));
     }
 
@@ -48,10 +48,10 @@ impl Problems {
         }
         self.list.sort();
         let file = self.file.display();
-        let line = |(place, message): &(Origin, String)| match place {
-            Origin::Text { line, column } => format!("{file}:{line}:{column}: {message}"),
-            Origin::File => format!("{file}: {message}"),
-            Origin::Set(text) => format!("--set {text}: {message}"),
+        let line = |(place, message): &(SettingOrigin, String)| match place {
+            SettingOrigin::Text { line, column } => format!("{file}:{line}:{column}: {message}"),
+            SettingOrigin::File => format!("{file}: {message}"),
+            SettingOrigin::Set(text) => format!("--set {text}: {message}"),
         };
         Err(Error::Usage(self.list.iter().map(line).collect::<Vec<_>>().join("\n")))
     }

@@ -1,6 +1,6 @@
 //! Pulls typed settings out of a document and gathers everything that is wrong with it.
 use super::document::Document;
-use super::problems::{Origin, Problems, nearest};
+use super::problems::{Problems, SettingOrigin, nearest};
 use super::rule::{DefaultKind, KeyDoc, Rule, SectionDoc};
 use super::setting::Setting;
 use crate::system::error::Result;
@@ -43,7 +43,7 @@ impl Reader {
         let read = self.given_value(&name, &rule);
         if rule.kind == DefaultKind::Required && read.is_none() && !self.absent && self.bad.insert(name.clone()) {
             let message = format!("{name} is missing; expected something like {}", rule.example);
-            self.problems.add(Origin::File, message);
+            self.problems.add(SettingOrigin::File, message);
         }
         let value = read.unwrap_or(rule.default);
         if let Some(Err(problem)) = rule.check.as_ref().map(|check| (check.test)(&value)) {
@@ -98,8 +98,10 @@ impl Reader {
         if self.absent || keys.iter().any(|key| self.bad.contains(*key)) {
             return;
         }
-        let place =
-            keys.iter().find_map(|key| self.document.settings.get(*key)).map_or(Origin::File, |(p, _)| p.clone());
+        let place = keys
+            .iter()
+            .find_map(|key| self.document.settings.get(*key))
+            .map_or(SettingOrigin::File, |(p, _)| p.clone());
         self.problems.add(place, format!("{}: {message}", keys[0]));
         self.bad.insert(keys[0].to_string());
     }

@@ -1,5 +1,5 @@
 //! What a key's declaration says of it: its default, what it accepts, its documentation.
-use super::document::Value;
+use super::document::TomlValue;
 use super::setting::{Check, Setting};
 
 /// What the declaration of a key says beside its name and type, as help shows it.
@@ -55,7 +55,7 @@ pub(super) struct Rule<T> {
     pub example: &'static str,
     pub check: Option<Check<T>>,
     pub expected: fn() -> String,
-    pub read: fn(&Value) -> Result<T, String>,
+    pub read: fn(&TomlValue) -> Result<T, String>,
 }
 
 impl<T: Setting> Rule<T> {

@@ -1,5 +1,5 @@
 //! How each type of setting is read from a TOML value, and the checks that values must pass.
-use super::document::Value;
+use super::document::TomlValue;
 use super::problems::nearest;
 use serde::Serialize;
 use std::ffi::OsStr;
@@ -41,7 +41,7 @@ pub(super) trait Setting: Sized + Serialize {
     fn expected() -> String;
 
     /// The value, or `None` if it is something else.
-    fn convert(value: &Value) -> Option<Self>;
+    fn convert(value: &TomlValue) -> Option<Self>;
 
     /// The valid value that a wrong one is most like, where values have names.
     fn nearest(_text: &str) -> Option<&'static str> {
@@ -54,10 +54,10 @@ pub(super) trait Setting: Sized + Serialize {
     }
 
     /// The value, or what was expected, what was found, and the nearest valid value.
-    fn read(value: &Value) -> Result<Self, String> {
+    fn read(value: &TomlValue) -> Result<Self, String> {
         Self::convert(value).ok_or_else(|| {
             let hint = match value {
-                Value::Text(text) => Self::nearest(text).map(|n| format!("; the nearest is {n:?}")),
+                TomlValue::Text(text) => Self::nearest(text).map(|n| format!("; the nearest is {n:?}")),
                 _ => None,
             };
             format!("expected {}, found {value}{}", Self::expected(), hint.unwrap_or_default())
@@ -73,7 +73,7 @@ macro_rules! simple_setting {
                 $expected.into()
             }
 
-            fn convert(value: &Value) -> Option<Self> {
+            fn convert(value: &TomlValue) -> Option<Self> {
                 match value {
                     $($pattern => $value,)+
                     _ => None,
@@ -82,14 +82,14 @@ macro_rules! simple_setting {
         }
     };
 }
-simple_setting!(u64, "a whole number, 0 or more", Value::Integer(integer) => Self::try_from(*integer).ok());
-simple_setting!(u32, "a whole number, 0 or more", Value::Integer(integer) => Self::try_from(*integer).ok());
-simple_setting!(usize, "a whole number, 0 or more", Value::Integer(integer) => Self::try_from(*integer).ok());
-simple_setting!(f64, "a number", Value::Float(number) => Some(*number), Value::Integer(integer) => Some(*integer as f64));
-simple_setting!(bool, "true or false", Value::Bool(truth) => Some(*truth));
-simple_setting!(String, "a string", Value::Text(text) => Some(text.clone()));
-simple_setting!(PathBuf, "a path (a string)", Value::Text(text) => Some(text.into()));
-simple_setting!([f64; 2], "a list of two numbers", list @ Value::List(_) => Vec::convert(list)?.try_into().ok());
+simple_setting!(u64, "a whole number, 0 or more", TomlValue::Integer(integer) => Self::try_from(*integer).ok());
+simple_setting!(u32, "a whole number, 0 or more", TomlValue::Integer(integer) => Self::try_from(*integer).ok());
+simple_setting!(usize, "a whole number, 0 or more", TomlValue::Integer(integer) => Self::try_from(*integer).ok());
+simple_setting!(f64, "a number", TomlValue::Float(number) => Some(*number), TomlValue::Integer(integer) => Some(*integer as f64));
+simple_setting!(bool, "true or false", TomlValue::Bool(truth) => Some(*truth));
+simple_setting!(String, "a string", TomlValue::Text(text) => Some(text.clone()));
+simple_setting!(PathBuf, "a path (a string)", TomlValue::Text(text) => Some(text.into()));
+simple_setting!([f64; 2], "a list of two numbers", list @ TomlValue::List(_) => Vec::convert(list)?.try_into().ok());
 
 /// A setting that may be absent: where it is there, a `T`.
 impl<T: Setting> Setting for Option<T> {
@@ -97,7 +97,7 @@ impl<T: Setting> Setting for Option<T> {
         T::expected()
     }
 
-    fn convert(value: &Value) -> Option<Self> {
+    fn convert(value: &TomlValue) -> Option<Self> {
         T::convert(value).map(Some)
     }
 
@@ -115,7 +115,7 @@ impl<T: Setting> Setting for Vec<T> {
         format!("a list, each item {}", T::expected())
     }
 
-    fn convert(value: &Value) -> Option<Self> {
+    fn convert(value: &TomlValue) -> Option<Self> {
         Self::read(value).ok()
     }
 
@@ -123,8 +123,8 @@ impl<T: Setting> Setting for Vec<T> {
         T::choices()
     }
 
-    fn read(value: &Value) -> Result<Self, String> {
-        let Value::List(items) = value else {
+    fn read(value: &TomlValue) -> Result<Self, String> {
+        let TomlValue::List(items) = value else {
             return Err(format!("expected {}, found {value}", Self::expected()));
         };
         let item = |(i, item)| T::read(item).map_err(|problem| format!("item {}: {problem}", i + 1));
@@ -141,9 +141,9 @@ impl Setting for Blocks {
         "a block index (from 0) or a list of them".into()
     }
 
-    fn convert(value: &Value) -> Option<Self> {
+    fn convert(value: &TomlValue) -> Option<Self> {
         let mut layers = match value {
-            Value::Integer(_) => vec![usize::convert(value)?],
+            TomlValue::Integer(_) => vec![usize::convert(value)?],
             _ => Vec::convert(value)?,
         };
         layers.sort_unstable();

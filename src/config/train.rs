@@ -1,5 +1,5 @@
 //! The sections `[noise]`, `[optim]`, `[train]` and `[checkpoint]`: how training goes.
-use super::document::Value;
+use super::document::TomlValue;
 use super::keys::keys;
 use super::model::LoraConfig;
 use super::reader::Reader;
@@ -128,11 +128,11 @@ impl Setting for GradientCheckpointing {
         "\"auto\", true or false".into()
     }
 
-    fn convert(value: &Value) -> Option<Self> {
+    fn convert(value: &TomlValue) -> Option<Self> {
         match value {
-            Value::Text(text) if text == "auto" => Some(Self::Auto),
-            Value::Bool(true) => Some(Self::On),
-            Value::Bool(false) => Some(Self::Off),
+            TomlValue::Text(text) if text == "auto" => Some(Self::Auto),
+            TomlValue::Bool(true) => Some(Self::On),
+            TomlValue::Bool(false) => Some(Self::Off),
             _ => None,
         }
     }

@@ -3,7 +3,7 @@ use crate::data::codec::photograph::check_shape;
 use crate::data::codec::resize::bicubic;
 use crate::model::clip_image::{ClipImageConfig, ClipImageModel};
 use crate::model::text::clip::{ClipConfig, ClipTextModel};
-use crate::model::text::tokenizer::ClipTokenizer;
+use crate::model::text::tokenizer::{CLIP_TOKENS, ClipTokenizer};
 use crate::model::weights::Weights;
 use crate::system::error::{Error, Result};
 use crate::system::json::read_json;
@@ -35,7 +35,7 @@ impl ClipModelConfig {
     fn text(&self) -> Result<ClipConfig, serde_json::Error> {
         let mut all = json!({
             "vocab_size": 49408, "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12,
-            "num_attention_heads": 8, "max_position_embeddings": 77, "hidden_act": "quick_gelu",
+            "num_attention_heads": 8, "max_position_embeddings": CLIP_TOKENS, "hidden_act": "quick_gelu",
         });
         for (key, value) in &self.text_config {
             all[key] = value.clone();

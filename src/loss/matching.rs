@@ -54,10 +54,11 @@ pub fn assign<C: Copy + Into<f64>>(costs: &[Vec<C>]) -> Vec<(usize, usize)> {
         let cost: f64 = cost.into();
         ((if cost.is_finite() { cost } else { largest }) / unit) as i64
     };
-    let table = Table { costs: costs.iter().map(|row| row.iter().copied().map(whole).collect()).collect() };
+    let table = CostTable { costs: costs.iter().map(|row| row.iter().copied().map(whole).collect()).collect() };
     let mut pairs: Vec<(usize, usize)> = if columns <= rows {
-        let turned = Table { costs: (0..columns).map(|c| table.costs.iter().map(|row| row[c]).collect()).collect() };
-        kuhn_munkres_min(&turned).1.into_iter().enumerate().map(|(column, row)| (row, column)).collect()
+        let transposed =
+            CostTable { costs: (0..columns).map(|c| table.costs.iter().map(|row| row[c]).collect()).collect() };
+        kuhn_munkres_min(&transposed).1.into_iter().enumerate().map(|(column, row)| (row, column)).collect()
     } else {
         kuhn_munkres_min(&table).1.into_iter().enumerate().collect()
     };
@@ -65,11 +66,11 @@ pub fn assign<C: Copy + Into<f64>>(costs: &[Vec<C>]) -> Vec<(usize, usize)> {
     pairs
 }
 
-struct Table {
+struct CostTable {
     costs: Vec<Vec<i64>>,
 }
 
-impl Weights<i64> for Table {
+impl Weights<i64> for CostTable {
     fn rows(&self) -> usize {
         self.costs.len()
     }

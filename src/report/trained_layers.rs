@@ -3,7 +3,7 @@
 /// Trained layers of one kind.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TrainedLayers {
-    /// For example `LoRA attn.to_q`.
+    /// The kind of adapter, and the name of the layer within its block.
     pub kind: String,
     /// Number of blocks with such layers, of all blocks; `None` for layers outside blocks.
     pub blocks: Option<(usize, usize)>,

@@ -1,6 +1,6 @@
 //! The sampling loop: noise to latents with guidance (diffusers: `StableDiffusion3Pipeline.__call__`).
 use super::noise;
-use super::scheduler::{Schedule, Scheduler};
+use super::scheduler::{Scheduler, SigmaSchedule};
 use crate::model::families::Blur;
 use crate::model::text::TextEmbedding;
 use crate::model::weights;
@@ -93,7 +93,7 @@ impl SamplingOptions {
 
     fn step(
         &self,
-        (schedule, step): (&Schedule, usize),
+        (schedule, step): (&SigmaSchedule, usize),
         latents: &Tensor,
         embedding: &TextEmbedding,
         positive_text: &TextEmbedding,

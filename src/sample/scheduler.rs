@@ -61,7 +61,7 @@ pub struct Scheduler {
 
 /// The noise levels of a sampling run.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Schedule {
+pub struct SigmaSchedule {
     /// `steps + 1` descending σ, the last one 0.
     pub sigmas: Vec<f32>,
     /// The model's input at each of the `steps` steps: σ · `num_train_timesteps`.
@@ -144,7 +144,7 @@ impl Scheduler {
     ///
     /// As in diffusers, the smallest σ is shifted twice, so that the last step starts from a higher noise level than an
     /// even division would give.
-    pub fn set_timesteps(&self, steps: usize) -> Schedule {
+    pub fn set_timesteps(&self, steps: usize) -> SigmaSchedule {
         let train = self.num_train_timesteps as f64;
         let (first, last) = match (self.sigmas.first(), self.sigmas.last()) {
             (Some(first), Some(last)) => (f64::from(*first) * train, f64::from(*last) * train),
@@ -160,11 +160,11 @@ impl Scheduler {
         let mut sigmas: Vec<f32> = levels.collect();
         let timesteps = sigmas.iter().map(|&sigma| self.timestep(sigma)).collect();
         sigmas.push(0.0);
-        Schedule { sigmas, timesteps }
+        SigmaSchedule { sigmas, timesteps }
     }
 }
 
-impl Schedule {
+impl SigmaSchedule {
     /// Denoising steps.
     pub fn steps(&self) -> usize {
         self.timesteps.len()

@@ -13,7 +13,7 @@ pub fn read_json<T: DeserializeOwned>(file: &Path, limit: Limit) -> Result<T> {
     parse_json(file, limit, |problem| Error::file(file, problem))
 }
 
-/// The same, with an error of its own where the file is read but is not what it should be.
+/// Reads a JSON file into a type; where the file is read but is not what it should be, the error is `wrong`'s.
 ///
 /// # Errors
 /// What the system says, or `wrong` of key and place.

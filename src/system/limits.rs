@@ -42,7 +42,7 @@ pub const IMAGE_FILE: Limit = limit("an image file", 512 << 20);
 pub const MATLAB_FILE: Limit = limit("a MATLAB file", 512 << 20);
 /// JSON in memory takes up to 16 times its length; SA-1B's annotations of an image take 0.1 MB, the longest a few.
 pub const ANNOTATIONS: Limit = limit("an image's annotations", 32 << 20);
-/// A caption that stands in a file of its own; a model reads 77 tokens of it.
+/// A caption that stands in a file of its own; a text encoder reads less than a hundred of its words.
 pub const CAPTION: Limit = limit("a caption", 1 << 20);
 /// One record of a file that is read record by record: captions, panoptic annotations, phrases.
 pub const RECORD: Limit = limit("one record", 16 << 20);
@@ -109,7 +109,7 @@ impl Limit {
         Ok(bytes)
     }
 
-    /// The same of a text.
+    /// Reads a text file.
     ///
     /// # Errors
     /// As [`read`](Self::read), and where it is not UTF-8.
@@ -138,7 +138,7 @@ fn room(length: usize) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The same, filled with zeros.
+/// So many bytes, all zero.
 ///
 /// # Errors
 /// The memory is refused.

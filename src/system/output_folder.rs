@@ -26,7 +26,7 @@ impl Lock {
         Ok(Self { path: path.to_path_buf(), _file: file })
     }
 
-    /// The same, but waits where another process holds it, after `waiting` has been called.
+    /// Takes the lock file `path` as soon as no other process holds it; where one does, `waiting` is called first.
     ///
     /// # Errors
     /// The file cannot be made.
@@ -94,7 +94,7 @@ impl OutputFolder {
         Self::hold_or(path, BUSY)
     }
 
-    /// The same, with an error of its own where another process writes into it.
+    /// [`Self::hold`], where the error says `busy` if another process writes into the folder.
     pub fn hold_or(path: &Path, busy: &str) -> Result<Self> {
         let mut made = vec![];
         for folder in path.ancestors().take_while(|folder| !folder.as_os_str().is_empty()) {

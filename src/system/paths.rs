@@ -1,4 +1,4 @@
-//! Whether something is there. What may not be looked at is not missing: unlike `Path::exists` and its like, these tell
+//! Whether something is there. What may not be read is not missing: unlike `Path::exists` and its like, these tell
 //! the system's reason.
 use crate::system::error::{Error, Result};
 use std::fs::Metadata;
@@ -13,12 +13,12 @@ pub fn is_file(path: &Path) -> Result<bool> {
     Ok(look(path)?.is_some_and(|found| found.is_file()))
 }
 
-/// The same for a folder.
+/// Whether there is a folder at `path`, or a link that leads to one.
 pub fn is_folder(path: &Path) -> Result<bool> {
     Ok(look(path)?.is_some_and(|found| found.is_dir()))
 }
 
-/// The same for anything.
+/// Whether there is anything at `path`, or at the end of a link there.
 pub fn exists(path: &Path) -> Result<bool> {
     Ok(look(path)?.is_some())
 }

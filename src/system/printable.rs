@@ -9,7 +9,7 @@ pub fn printable(text: &str) -> Cow<'_, str> {
     escape(text, |c| is_steering(c) && c != '\n')
 }
 
-/// The same for what must stay on one line, such as a name.
+/// [`printable`] for what must stay on one line, such as a name: newlines are escaped, too.
 pub fn printable_line(text: &str) -> Cow<'_, str> {
     escape(text, is_steering)
 }

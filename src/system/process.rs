@@ -36,11 +36,11 @@ pub fn refused(what: &str, reason: impl std::fmt::Display) -> Error {
 fn keep_freed_memory() {
     /// Also the most that glibc takes.
     const LARGEST_ACTIVATION: libc::c_int = 32 << 20;
-    const KEPT: libc::c_int = 1 << 30;
+    const RETAINED: libc::c_int = 1 << 30;
     // SAFETY: mallopt only sets numbers, and nothing else uses the allocator at the same time.
     unsafe {
         libc::mallopt(libc::M_MMAP_THRESHOLD, LARGEST_ACTIVATION);
-        libc::mallopt(libc::M_TRIM_THRESHOLD, KEPT);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, RETAINED);
         libc::mallopt(libc::M_TOP_PAD, 64 << 20);
     }
 }

@@ -18,7 +18,7 @@ pub fn say(text: &str) -> Result<()> {
     was_written(writeln!(io::stdout(), "{}", printable(text)))
 }
 
-/// The same for what is in files, too: that it cannot be written is no reason to stop.
+/// Writes a line, or several, to standard output, of what is in files, too: that it cannot be written is no reason to stop.
 pub fn mention(text: &str) {
     let _ = writeln!(io::stdout(), "{}", printable(text));
 }

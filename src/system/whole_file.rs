@@ -192,7 +192,7 @@ pub fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
     }
 }
 
-/// The same; none where it is no folder, or one that may not be read.
+/// [`entries`]; none where `folder` is no folder, or one that may not be read.
 fn readable(folder: &Path) -> Result<Option<Vec<PathBuf>>> {
     match std::fs::read_dir(folder).map_err(|e| e.kind()) {
         Err(io::ErrorKind::NotADirectory | io::ErrorKind::PermissionDenied) => Ok(None),

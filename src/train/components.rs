@@ -3,7 +3,7 @@ use super::collective::{Collective, SingleProcess};
 use super::optimizers::Optimizer;
 use super::optimizers::adamw::AdamW;
 use super::parameters::Parameters;
-use super::schedule::{Schedule, warmup_cosine};
+use super::schedule::{LearningRateSchedule, warmup_cosine};
 use crate::config::OptimConfig;
 use crate::system::error::Result;
 
@@ -12,7 +12,7 @@ pub struct Components<'a> {
     /// Makes the optimizer of fresh parameters.
     pub optimizer: fn(&OptimConfig, &Parameters) -> Result<Box<dyn Optimizer>>,
     /// The learning rate of each step.
-    pub schedule: Schedule,
+    pub schedule: LearningRateSchedule,
     /// The processes that train together.
     pub collective: &'a dyn Collective,
 }

@@ -10,11 +10,11 @@ pub fn counted(step: &StepMetrics) -> bool {
 }
 
 /// What the adapters do when a run starts.
-pub struct Start {
+pub struct InitialValues {
     values: Vec<Vec<f32>>,
 }
 
-impl Start {
+impl InitialValues {
     /// Of parameters as they are before the first step.
     pub fn of(parameters: &Parameters) -> Result<Self> {
         let values = parameters.effective().map(|p| p.values.force_contiguous()?.flatten_all()?.to_vec1());

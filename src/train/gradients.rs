@@ -49,14 +49,14 @@ pub struct StepPlan<'a> {
 }
 
 /// Loss terms and gradients of a micro-batch, which a GPU may not have finished.
-pub struct Gradients {
+pub struct StepGradients {
     /// Of the weighted loss.
     pub buffer: GradientBuffer,
     terms: PendingLossTerms,
     config: LossConfig,
 }
 
-impl Gradients {
+impl StepGradients {
     /// The loss terms. The host waits for them, and so for the whole step.
     pub fn terms(&self) -> Result<LossTerms> {
         self.terms.read(&self.config)
@@ -98,7 +98,7 @@ pub fn gradients(
     config: &LossConfig,
     inputs: &StepInputs,
     plan: StepPlan<'_>,
-) -> Result<Gradients> {
+) -> Result<StepGradients> {
     let sigma = inputs.sigma.reshape(((), 1, 1, 1))?;
     let noised = (inputs.latents.broadcast_mul(&(1.0 - &sigma)?)? + inputs.noise.broadcast_mul(&sigma)?)?;
     let embedded = model.embedding.embed_prompt(&noised, &inputs.timestep, &inputs.text, parameters.prompt())?;
@@ -117,7 +117,7 @@ pub fn gradients(
         terms: PendingLossTerms::default(),
     };
     let buffer = GradientBuffer::of(parameters, || step.run(embedded.streams, plan.recomputed_blocks))?;
-    Ok(Gradients { buffer, terms: step.terms, config: config.clone() })
+    Ok(StepGradients { buffer, terms: step.terms, config: config.clone() })
 }
 
 struct Step<'a> {

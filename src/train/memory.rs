@@ -248,13 +248,13 @@ mod tests {
         let needs =
             |score_head| Needs { blocks: blocks(), size, trained: 0, experts: 1, score_head, encoding: 0, loader: 0 };
         let added = |score_head, recomputed| needs(score_head).estimate(recomputed, Usage::default()).added();
-        let passing = 8 * 154 * 1536 * 4;
+        let transient = 8 * 154 * 1536 * 4;
         for recomputed in [0, 20] {
-            assert_eq!(added(passing, recomputed), added(0, recomputed));
-            assert_eq!(added(passing + 8, recomputed), added(0, recomputed) + 8);
+            assert_eq!(added(transient, recomputed), added(0, recomputed));
+            assert_eq!(added(transient + 8, recomputed), added(0, recomputed) + 8);
         }
         // A block that runs again takes more than the head does.
-        assert_eq!(added(passing + 8, 24), added(0, 24));
+        assert_eq!(added(transient + 8, 24), added(0, 24));
         assert_eq!(score_head(&Device::Cpu, 64, (64, 64)), 0);
     }
 

@@ -95,7 +95,7 @@ pub struct Parameters {
 
 /// A layer with an adapter.
 struct AdaptedLayer {
-    /// As in diffusers: `transformer_blocks.3.attn.to_q`.
+    /// In diffusers' names: that of its block, and its own within the block.
     name: String,
     block: usize,
     within: &'static str,
@@ -295,7 +295,7 @@ impl Parameters {
         kinds.into_iter().map(layers).collect()
     }
 
-    /// The same as a table for people: a line a kind of layer.
+    /// [`Self::layers`] as a table for people: a line a kind of layer.
     pub fn table(&self, blocks: usize) -> String {
         let mut table = format!("{:<28} {:>8} {:>6} {:>12}\n", "trained", "blocks", "rank", "parameters");
         for TrainedLayers { kind, blocks, rank, parameters } in self.layers(blocks) {

@@ -2,7 +2,7 @@
 use crate::config::OptimConfig;
 
 /// A schedule: the learning rate of optimizer step `step` (from 0) of `steps`.
-pub type Schedule = fn(config: &OptimConfig, step: u64, steps: u64) -> f64;
+pub type LearningRateSchedule = fn(config: &OptimConfig, step: u64, steps: u64) -> f64;
 
 /// From `warmup_factor·lr` linearly to `lr` over `warmup_steps`, then a cosine to 0 at the end (torch's `LinearLR` followed
 /// by `CosineAnnealingLR`).

@@ -1,7 +1,7 @@
 //! Sets a run up: networks, parameters, how many blocks are recomputed, optimizer, data.
 use super::checkpoint::{self, Checkpoint, State};
 use super::components::Components;
-use super::effect::Start;
+use super::effect::InitialValues;
 use super::gradients::StepPlan;
 use super::initial;
 use super::memory::{self, Estimate, Needs, StepSize, Usage};
@@ -46,7 +46,7 @@ impl<'a> Trainer<'a> {
         check_experts(config, &pipeline.transformer)?;
 
         let parameters = initial::parameters(config, &mut pipeline.transformer, empty_prompt.as_ref(), device)?;
-        let start = Start::of(&parameters)?;
+        let start = InitialValues::of(&parameters)?;
         pipeline.transformer.attach_trained(&parameters.trained()?)?;
         let (plan, estimate) = setup_plan(config, device, &pipeline, &parameters, cache.as_ref())?;
         let optimizer = setup_optimizer(config, &parameters, checkpoint.as_ref(), components)?;

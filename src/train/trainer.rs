@@ -2,7 +2,7 @@
 use super::accumulated::Accumulated;
 use super::checkpoint::{Checkpoint, State};
 use super::components::Components;
-use super::effect::Start;
+use super::effect::InitialValues;
 use super::evaluation::Evaluation;
 use super::gradients::{LossTerms, StepInputs, StepPlan, gradients};
 use super::inputs::InputMaker;
@@ -36,7 +36,7 @@ pub struct Trainer<'a> {
     pub(super) scheduler: Scheduler,
     pub(super) parameters: Parameters,
     /// The LoRA before the run's first step.
-    pub(super) start: Start,
+    pub(super) start: InitialValues,
     /// The text embedding of all images, where a prompt is learnt: its pooled state is that of the empty prompt.
     pub(super) empty_prompt: Option<TextEmbedding>,
     pub(super) optimizer: Box<dyn Optimizer>,

@@ -38,7 +38,7 @@ pub struct ClipScoreArgs {
     /// The column of captions
     #[arg(long, value_name = "NAME", default_value = "caption")]
     pub caption_column: String,
-    /// Images that are looked at together
+    /// Images that go through the encoder together
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub batch: u32,
     /// auto (CUDA if there is one, else the CPU), cpu or cuda:N

@@ -34,7 +34,7 @@ pub struct FidArgs {
     /// Folder of the demo's classifier, checkpoints/demo-features: its distance is FD-demo
     #[arg(long, value_name = "DIR")]
     pub features: Option<PathBuf>,
-    /// Images that are looked at together
+    /// Images that go through a network together
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub batch: u32,
     /// auto (CUDA if there is one, else the CPU), cpu or cuda:N

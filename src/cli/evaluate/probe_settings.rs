@@ -5,6 +5,7 @@ use crate::eval::maps::MapSettings;
 use crate::eval::segmentation::{DataSet, LabelledFolder, NoiseLevel, SegmentationOptions};
 use crate::eval::usual_batch;
 use crate::model::pipeline::Pipeline;
+use crate::model::text::tokenizer::TRAINING_SEQUENCE_LENGTH;
 use crate::sample::generate::read_latents;
 use crate::system::error::{Error, Result};
 use clap::Args;
@@ -50,7 +51,9 @@ impl LabelledArgs {
 
 /// Gives `--max-sequence-length` the default of training.
 pub fn as_in_training(argument: clap::Arg) -> clap::Arg {
-    argument.default_value("77").help("Tokens of T5, or of the zeros in its place, as in training")
+    argument
+        .default_value(TRAINING_SEQUENCE_LENGTH.to_string())
+        .help("Tokens of T5, or of the zeros in its place, as in training")
 }
 
 /// Probe settings: resolution, noise level, seed.

@@ -1,7 +1,7 @@
 //! `evaluate referring`: referring-expression segmentation by a block's attention.
 use super::probe_settings::{ProbeSettingsArgs, as_in_training};
 use super::write_scores;
-use crate::cli::maps::{Layers, MapArgs, NormalizeArgs};
+use crate::cli::maps::{LayerList, MapArgs, NormalizeArgs};
 use crate::cli::{LoadedModel, ModelArgs, say};
 use crate::eval::segmentation::evaluate_referring;
 use crate::sample::scheduler::Scheduler;
@@ -40,7 +40,7 @@ pub struct ReferringArgs {
     pub limit: Option<u32>,
     /// The block whose attention is used, counted from 0; several, separated by commas, are averaged
     #[arg(long, value_name = "LIST", default_value = "9")]
-    pub layer: Layers,
+    pub layer: LayerList,
     #[command(flatten)]
     pub maps: MapArgs,
     #[command(flatten)]

@@ -2,7 +2,7 @@
 use super::predictions::Predictions;
 use super::probe_settings::{LabelledArgs, ProbeSettingsArgs, as_in_training};
 use super::write_scores;
-use crate::cli::maps::{Layers, MapArgs, NormalizeArgs};
+use crate::cli::maps::{LayerList, MapArgs, NormalizeArgs};
 use crate::cli::{LoadedModel, ModelArgs, say};
 use crate::config::{Choice, SegmentationProtocol};
 use crate::eval::segmentation::{ImageResult, SegmentationOptions, SegmentationScores, evaluate};
@@ -34,7 +34,7 @@ pub struct SegmentationArgs {
     /// Block whose attention segments, counted from 0 (9 in Stable Diffusion 3 medium); several, separated by commas,
     /// are averaged
     #[arg(long, value_name = "LIST")]
-    pub layer: Layers,
+    pub layer: LayerList,
     #[command(flatten)]
     pub maps: MapArgs,
     #[command(flatten)]

@@ -2,7 +2,7 @@
 use super::predictions::Predictions;
 use super::probe_settings::{LabelledArgs, ProbeSettingsArgs, as_in_training};
 use super::write_scores;
-use crate::cli::maps::{Layers, MapArgs};
+use crate::cli::maps::{LayerList, MapArgs};
 use crate::cli::{LoadedModel, ModelArgs, parse_not_negative, say};
 use crate::config::MapNormalize;
 use crate::eval::segmentation::{SegmentationScores, UnsupervisedOptions, evaluate_unsupervised};
@@ -21,7 +21,7 @@ const EXAMPLE: &str = "Example:
 
 /// Measure how well a block's attention segments images without a prompt
 ///
-/// The maps of the 77 text tokens are merged where they are alike; an image's segments are paired with its classes so
+/// The maps of the CLIP tokens are merged where they are alike; an image's segments are paired with its classes so
 /// that they overlap most. Prints mean intersection over union (IoU) and the share of pixels that are right at each
 /// threshold, in per cent; --json writes them as shares from 0 to 1.
 #[derive(Args, Clone, Debug)]
@@ -37,7 +37,7 @@ pub struct UnsupervisedArgs {
     /// Block whose attention segments, counted from 0 (9 in Stable Diffusion 3 medium); several, separated by commas,
     /// are averaged
     #[arg(long, value_name = "LIST")]
-    pub layer: Layers,
+    pub layer: LayerList,
     #[command(flatten)]
     pub maps: MapArgs,
     #[command(flatten)]

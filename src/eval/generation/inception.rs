@@ -131,7 +131,7 @@ impl InceptionBlock {
 }
 
 /// A convolution of a branch with stride 1 and "same" padding: name, output channels, kernel (rows, columns).
-type Layer = (&'static str, usize, (usize, usize));
+type ConvolutionLayer = (&'static str, usize, (usize, usize));
 
 /// Builds the blocks of torchvision's `inception.py`.
 struct InceptionLoader<'a> {
@@ -221,7 +221,7 @@ impl InceptionLoader<'_> {
         ]))
     }
 
-    fn branch(&self, block: &str, mut input: usize, layers: &[Layer]) -> Result<Branch> {
+    fn branch(&self, block: &str, mut input: usize, layers: &[ConvolutionLayer]) -> Result<Branch> {
         let mut convolutions = Vec::new();
         for &(name, output, kernel) in layers {
             let padding = (kernel.0 / 2, kernel.1 / 2);
@@ -238,7 +238,7 @@ impl InceptionLoader<'_> {
     }
 
     /// Layers followed by a 3×3 convolution of stride 2.
-    fn halved(&self, block: &str, input: usize, layers: &[Layer], last: (&str, usize)) -> Result<Branch> {
+    fn halved(&self, block: &str, input: usize, layers: &[ConvolutionLayer], last: (&str, usize)) -> Result<Branch> {
         let mut branch = self.branch(block, input, layers)?;
         let input = layers.last().map_or(input, |(_, output, _)| *output);
         branch.convolutions.push(self.conv(&format!("{block}.{}", last.0), input, last.1, (3, 3), 2, (0, 0))?);
@@ -246,7 +246,7 @@ impl InceptionLoader<'_> {
     }
 
     /// Layers followed by parallel 1×3 and 3×1 convolutions.
-    fn forked(&self, block: &str, input: usize, layers: &[Layer], names: [&str; 2]) -> Result<Branch> {
+    fn forked(&self, block: &str, input: usize, layers: &[ConvolutionLayer], names: [&str; 2]) -> Result<Branch> {
         let branch = self.branch(block, input, layers)?;
         let fork = [
             self.conv(&format!("{block}.{}", names[0]), 384, 384, (1, 3), 1, (0, 1))?,

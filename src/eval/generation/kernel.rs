@@ -10,20 +10,20 @@ use rand_chacha::ChaCha8Rng;
 const SUBSETS: usize = 100;
 const SUBSET: usize = 1000;
 /// Vectors that are kept at most: 80 MB a set at 2048 elements.
-const KEPT: usize = 10_000;
+const MOST_VECTORS: usize = 10_000;
 /// First elements of the streams of random numbers: which vectors are kept, and which of those are in a subset.
 const KEEPING: u64 = 0;
 const CHOOSING: u64 = 1;
 
-/// A bounded random sample of a stream of feature vectors: all of them up to `KEPT`.
+/// A bounded random sample of a stream of feature vectors: all of them up to `MOST_VECTORS`.
 #[derive(Clone, Debug)]
-pub struct Sample {
+pub struct VectorSample {
     length: usize,
     vectors: Vec<f32>,
     seen: usize,
 }
 
-impl Sample {
+impl VectorSample {
     /// Of no vectors yet; vectors have `length` elements.
     pub fn new(length: usize) -> Self {
         Self { length, vectors: Vec::new(), seen: 0 }
@@ -34,12 +34,12 @@ impl Sample {
     pub fn add(&mut self, vectors: &[f32]) {
         for vector in vectors.chunks_exact(self.length.max(1)) {
             self.seen += 1;
-            if self.count() < KEPT {
+            if self.count() < MOST_VECTORS {
                 self.vectors.extend_from_slice(vector);
                 continue;
             }
             let place = generator(0, &[KEEPING, self.seen as u64]).random_range(0..self.seen);
-            if place < KEPT {
+            if place < MOST_VECTORS {
                 self.vectors[place * self.length..][..self.length].copy_from_slice(vector);
             }
         }
@@ -68,7 +68,7 @@ impl Sample {
 ///
 /// # Errors
 /// When the samples have different lengths, or one fewer than two vectors.
-pub fn kernel_distance(a: &Sample, b: &Sample) -> Result<f64> {
+pub fn kernel_distance(a: &VectorSample, b: &VectorSample) -> Result<f64> {
     if a.length != b.length {
         return Err(Error::Failed(format!("features of length {} against features of length {}", a.length, b.length)));
     }
@@ -82,7 +82,7 @@ pub fn kernel_distance(a: &Sample, b: &Sample) -> Result<f64> {
     let size = smaller.min(SUBSET);
     let distances = (0..SUBSETS).map(|subset| {
         let mut generator = generator(0, &[CHOOSING, subset as u64]);
-        let mut choose = |sample: &Sample| sample.choose(Some(&distinct(size, sample.count(), &mut generator)));
+        let mut choose = |sample: &VectorSample| sample.choose(Some(&distinct(size, sample.count(), &mut generator)));
         let (a_subset, b_subset) = (choose(a), choose(b));
         discrepancy(&a_subset, &b_subset, a.length)
     });

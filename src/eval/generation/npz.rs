@@ -45,7 +45,7 @@ pub fn parse(reader: impl Read + Seek, length: usize) -> Result<Gaussian, String
     Ok(gaussian)
 }
 
-/// Writes the same; the file is whole or absent.
+/// Writes statistics as `.npz`; the file is whole or absent.
 pub fn write(file: &Path, gaussian: &Gaussian) -> Result<()> {
     let failed = |e: zip::result::ZipError| Error::file(file, e);
     let length = gaussian.mean.len();

@@ -1,6 +1,6 @@
 //! Statistics of the features of many images under some networks, gathered a batch at a time; no image is kept.
 use super::frechet::frechet_distance;
-use super::kernel::{Sample, kernel_distance};
+use super::kernel::{VectorSample, kernel_distance};
 use super::moments::{Gaussian, Moments};
 use super::npz;
 use super::{FeatureNetwork, FrechetMetric};
@@ -59,7 +59,7 @@ enum Gathered {
     Images {
         moments: Moments,
         /// For the kernel distance, where that is measured.
-        sample: Option<Sample>,
+        sample: Option<VectorSample>,
     },
     /// From a file, which does not say of how many images.
     File(Gaussian),
@@ -69,7 +69,7 @@ impl Statistics {
     /// Of no images yet.
     pub fn new(network: &dyn FeatureNetwork) -> Self {
         let length = network.length();
-        let sample = (network.metric() == FrechetMetric::Fid).then(|| Sample::new(length));
+        let sample = (network.metric() == FrechetMetric::Fid).then(|| VectorSample::new(length));
         Self { gathered: Gathered::Images { moments: Moments::new(length), sample } }
     }
 

@@ -11,7 +11,7 @@ use std::fmt;
 use std::ops::Range;
 use std::path::Path;
 
-/// Adapters by the layer they belong to, named as in diffusers: `transformer_blocks.3.attn.to_q`.
+/// Adapters by the layer they belong to, by its name in diffusers.
 pub type Adapters = BTreeMap<String, Box<dyn Adapter>>;
 
 /// Adapters with variables for their parameters, by the layer they belong to.
@@ -76,7 +76,7 @@ pub trait AdapterSettings: fmt::Debug {
     /// First part of its parameters' names, such as `lora`.
     fn kind(&self) -> &'static str;
 
-    /// The same for people.
+    /// What people call it.
     fn title(&self) -> &'static str;
 
     /// The rank, of kinds that have one.

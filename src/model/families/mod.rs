@@ -46,10 +46,10 @@ pub fn of(files: &ModelFiles) -> Result<&'static dyn Family> {
     let has_pipeline = |family: &&dyn Family| names::is_of_class(&pipeline, family.pipeline_class());
     let of_pipeline: Vec<&dyn Family> = FAMILIES.into_iter().filter(has_pipeline).collect();
     #[derive(serde::Deserialize)]
-    struct Transformer {
+    struct TransformerClass {
         _class_name: Option<String>,
     }
-    let Transformer { _class_name: name } = files.config(Part::Transformer)?;
+    let TransformerClass { _class_name: name } = files.config(Part::Transformer)?;
     // A transformer that says nothing is what its pipeline has.
     let is_it = |family: &&dyn Family| name.as_deref().is_none_or(|name| family.transformer_class() == name);
     of_pipeline.iter().copied().find(is_it).ok_or_else(|| {

@@ -33,7 +33,7 @@ pub struct KohyaNames {
 pub struct KohyaBlocks {
     /// Before the block's number, in kohya's names: `lora_unet_joint_blocks_`.
     pub stem: &'static str,
-    /// Before it in diffusers' names: `transformer_blocks.`
+    /// Before it in diffusers' names.
     pub diffusers: &'static str,
     /// A layer there, and the layers of diffusers that are its outputs, in order, each with its share of them.
     pub layers: &'static [(&'static str, &'static [(&'static str, usize)])],

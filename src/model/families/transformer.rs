@@ -46,7 +46,7 @@ impl TransformerConfig {
         self.num_attention_heads * self.attention_head_dim
     }
 
-    /// Name of block `layer`, all lists counted through: `transformer_blocks.3`.
+    /// Name of block `layer`, all lists counted through: that of its list and its number there.
     pub fn block_name(&self, layer: usize) -> String {
         let mut index = layer;
         for (list, count) in &self.block_lists {
@@ -102,7 +102,7 @@ pub struct Transformer {
 
 /// A layer that an adapter can sit on.
 pub struct AdaptableLayer<'a> {
-    /// As in diffusers: `transformer_blocks.3.attn.to_q`.
+    /// In diffusers' names: that of its block, and its own within the block.
     pub name: String,
     /// Its block, counted from 0.
     pub block: usize,

@@ -21,6 +21,9 @@ use tokenizers::{AddedToken, SplitDelimiterBehavior, Tokenizer};
 /// Length of a CLIP prompt: start token, at most 75 tokens of text, end token, padding.
 pub const CLIP_TOKENS: usize = 77;
 
+/// Tokens of T5, or of the zeros in its place, in diffusers' training script (`--max_sequence_length`).
+pub const TRAINING_SEQUENCE_LENGTH: usize = 77;
+
 const CLIP_WORDS: &str = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
 
 /// A CLIP tokenizer: prompts to [`CLIP_TOKENS`] ids.

@@ -199,7 +199,7 @@ impl Weights {
         self.used().insert(name.to_string());
     }
 
-    /// The same for all tensors whose names begin so.
+    /// Marks all tensors whose names begin so, as [`Self::ignore`] does one.
     pub fn ignore_all(&self, prefix: &str) {
         self.used().extend(self.tensors.keys().filter(|name| name.starts_with(prefix)).cloned());
     }

@@ -1,7 +1,7 @@
 //! One block of the MM-DiT (diffusers' `JointTransformerBlock`).
 use super::config::MmDitConfig;
 use crate::autograd::Variable;
-use crate::model::families::block::{self as families, SavedActivations};
+use crate::model::families::block::{Block, SavedActivations};
 use crate::model::families::joint::{JointInputs, Probe, Streams};
 use crate::model::projection::Projection;
 use crate::model::text::tokenizer::CLIP_TOKENS;
@@ -12,7 +12,7 @@ use candle_core::{Result as TensorResult, Tensor};
 use std::ops::Range;
 
 /// Weights of a block: both streams, and the image's second attention where the block has one.
-pub struct Block {
+pub struct MmDitBlock {
     heads: usize,
     image: StreamInput,
     image_output: StreamOutput,
@@ -31,7 +31,7 @@ struct StreamInput {
 /// From the joint attention back into a stream.
 struct StreamOutput {
     attention_out: Projection,
-    feed_forward: FeedForward,
+    feed_forward: FeedForwardLayers,
 }
 
 struct SelfAttention {
@@ -47,12 +47,12 @@ struct Qkv {
     norm_k: Option<Tensor>,
 }
 
-struct FeedForward {
+struct FeedForwardLayers {
     up: Projection,
     down: Projection,
 }
 
-impl FeedForward {
+impl FeedForwardLayers {
     fn load(weights: &Weights, name: &str, width: usize) -> Result<Self> {
         Ok(Self {
             up: Projection::load(weights, &format!("{name}.net.0.proj"), width, 4 * width)?,
@@ -140,7 +140,7 @@ fn normed(x: Variable, streams: &[(&Variable, &Option<Tensor>)]) -> TensorResult
 
 impl StreamInput {
     /// AdaLN's modulation of the stream; `conditioning` is `silu` of the time and pooled text embedding.
-    fn modulation(&self, conditioning: &Tensor) -> TensorResult<Modulation> {
+    fn modulation(&self, conditioning: &Tensor) -> TensorResult<StreamModulation> {
         let (width, outer) = self.norm1.sizes();
         let all = self.norm1.forward(&Variable::constant(conditioning.clone()))?;
         let parts = (0..outer / width).map(|part| all.window(1, part * width..(part + 1) * width));
@@ -149,7 +149,7 @@ impl StreamInput {
             // diffusers' AdaLayerNormContinuous, in the last block's text, has scale before shift.
             std::mem::swap(scale_msa, shift_msa);
         }
-        Ok(Modulation(parts))
+        Ok(StreamModulation(parts))
     }
 }
 
@@ -157,7 +157,7 @@ impl StreamOutput {
     fn load(weights: &Weights, width: usize, attention_out: &str, feed_forward: &str) -> Result<Self> {
         Ok(Self {
             attention_out: Projection::load(weights, attention_out, width, width)?,
-            feed_forward: FeedForward::load(weights, feed_forward, width)?,
+            feed_forward: FeedForwardLayers::load(weights, feed_forward, width)?,
         })
     }
 
@@ -167,7 +167,7 @@ impl StreamOutput {
         x: &Variable,
         attended: &Variable,
         tokens: Range<usize>,
-        modulation: &Modulation,
+        modulation: &StreamModulation,
     ) -> TensorResult<Variable> {
         ops::gated_residual(x, &self.attention_out.forward_window(attended, tokens)?, modulation.gate_msa())
     }
@@ -178,7 +178,7 @@ impl StreamOutput {
     }
 }
 
-impl Block {
+impl MmDitBlock {
     /// Takes block `layer` from `weights`.
     ///
     /// # Errors
@@ -237,7 +237,7 @@ impl Block {
     }
 }
 
-impl families::Block for Block {
+impl Block for MmDitBlock {
     fn projections(&mut self) -> Vec<(&'static str, &mut Projection)> {
         let mut all: Vec<(&'static str, &mut Projection)> = vec![
             ("attn.to_q", &mut self.image.qkv.q),
@@ -347,9 +347,9 @@ impl families::Block for Block {
 
 /// AdaLN's modulation of one stream, each `[batch, width]`, in diffusers' order: shift, scale and gate of the attention, of the
 /// MLP and, in a block with a second attention, of that. The last block's text has the first two.
-struct Modulation(Vec<Variable>);
+struct StreamModulation(Vec<Variable>);
 
-impl Modulation {
+impl StreamModulation {
     /// The norm before the joint attention.
     fn norm_msa(&self, x: &Variable) -> TensorResult<Variable> {
         ops::layer_norm_modulate(x, &self.0[0], &self.0[1])

@@ -15,7 +15,7 @@ use candle_core::{DType, Device, Result as TensorResult, Tensor, bail};
 const TIME_FEATURES: usize = 256;
 
 /// Weights of everything around the blocks.
-pub struct Embedding {
+pub struct MmDitEmbedding {
     patch_size: usize,
     patch: Projection,
     /// `[max, max, width]`
@@ -29,7 +29,7 @@ pub struct Embedding {
     dtype: DType,
 }
 
-impl Embedding {
+impl MmDitEmbedding {
     /// Takes the weights around the blocks from `weights`.
     ///
     /// # Errors
@@ -65,7 +65,7 @@ impl Embedding {
     }
 }
 
-impl families::Embedding for Embedding {
+impl families::Embedding for MmDitEmbedding {
     /// Of the text's zeros behind CLIP's tokens, where there is no T5, one is computed and counts for all.
     fn embed_prompt(
         &self,

@@ -13,9 +13,9 @@ use crate::model::families::transformer::{Transformer, TransformerConfig};
 use crate::model::weights::Weights;
 use crate::model::weights::files::{ModelFiles, Part};
 use crate::system::error::Result;
-use block::Block;
+use block::MmDitBlock;
 use candle_core::{DType, Device};
-use embed::Embedding;
+use embed::MmDitEmbedding;
 use names::{BLOCKS, KOHYA};
 
 /// The family.
@@ -64,10 +64,10 @@ pub fn from_weights(
     device: &Device,
 ) -> Result<Transformer> {
     let compute = if device.is_cpu() { DType::F32 } else { dtype };
-    let embedding = Box::new(Embedding::load(weights, &config, compute)?);
+    let embedding = Box::new(MmDitEmbedding::load(weights, &config, compute)?);
     let depth = depth.map_or(config.num_layers, |depth| depth.min(config.num_layers));
     let load =
-        |layer: usize| -> Result<Box<dyn families::Block>> { Ok(Box::new(Block::load(weights, &config, layer)?)) };
+        |layer: usize| -> Result<Box<dyn families::Block>> { Ok(Box::new(MmDitBlock::load(weights, &config, layer)?)) };
     let blocks = (0..depth).map(load).collect::<Result<Vec<_>>>()?;
     (depth..config.num_layers).for_each(|layer| weights.ignore_all(&format!("{BLOCKS}.{layer}.")));
     weights.finish()?;
