@@ -1,5 +1,5 @@
 //! Gradients while they come together.
-use crate::ops::kernels::memory::{add_in_place, copy_in_place};
+use crate::kernels::memory::{add_in_place, copy_in_place};
 use candle_core::{Result, Tensor};
 
 /// The gradient of one variable as far as it is known. Its memory is the slot's own.

@@ -1,8 +1,8 @@
 //! AdamW on flat buffers, and the sum of squares that the gradient's norm is made of.
+use crate::kernels::cpu::{TASK, vectorised};
 #[cfg(feature = "cuda")]
-use super::cuda::adamw as cuda;
-use super::kernels::cpu::{TASK, vectorised};
-use super::kernels::memory::Values;
+use crate::kernels::cuda::adamw as cuda;
+use crate::kernels::memory::Values;
 use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Tensor, bail};
 use rayon::prelude::*;
 use std::ops::Range;

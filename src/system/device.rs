@@ -41,7 +41,7 @@ pub fn open_cuda(index: usize) -> candle_core::Result<Device> {
         let device = device.as_cuda_device()?;
         // SAFETY: there is no second stream that tensors would have to be guarded from by events.
         unsafe { device.disable_event_tracking() };
-        crate::ops::cuda::memory::keep_freed(device)?;
+        crate::kernels::cuda::memory::keep_freed(device)?;
     }
     open.insert(index, device.clone());
     Ok(device)
@@ -56,7 +56,7 @@ pub fn upload<'a, T: WithDType>(
     let values = values.into();
     match device {
         #[cfg(feature = "cuda")]
-        Device::Cuda(device) => crate::ops::cuda::transfer::upload(&values, shape, device),
+        Device::Cuda(device) => crate::kernels::cuda::transfer::upload(&values, shape, device),
         _ => Tensor::from_vec(values.into_owned(), shape.into(), device),
     }
 }
@@ -65,7 +65,7 @@ pub fn upload<'a, T: WithDType>(
 pub fn peak_gpu_bytes(device: &Device) -> Option<u64> {
     match device {
         #[cfg(feature = "cuda")]
-        Device::Cuda(device) => crate::ops::cuda::memory::peak(device).ok(),
+        Device::Cuda(device) => crate::kernels::cuda::memory::peak(device).ok(),
         _ => None,
     }
 }
@@ -74,7 +74,7 @@ pub fn peak_gpu_bytes(device: &Device) -> Option<u64> {
 pub fn forget_gpu_peak(device: &Device) -> candle_core::Result<()> {
     match device {
         #[cfg(feature = "cuda")]
-        Device::Cuda(device) => crate::ops::cuda::memory::forget_peak(device),
+        Device::Cuda(device) => crate::kernels::cuda::memory::forget_peak(device),
         _ => Ok(()),
     }
 }

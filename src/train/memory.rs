@@ -192,7 +192,7 @@ pub fn usage(device: &Device) -> Usage {
 #[cfg(feature = "cuda")]
 fn usage_of_gpu(device: &candle_core::CudaDevice) -> candle_core::Result<Usage> {
     use candle_core::cuda_backend::WrapErr;
-    let kept = crate::ops::cuda::memory::kept(device)?;
+    let kept = crate::kernels::cuda::memory::kept(device)?;
     let (free, total) = candle_core::cuda_backend::cudarc::driver::result::mem_get_info().w()?;
     Ok(with_pool(total as u64, free as u64, kept))
 }

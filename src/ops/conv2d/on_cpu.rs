@@ -2,11 +2,10 @@
 //!
 //! Each tile of output rows is unfolded and multiplied on one thread, tiles running in parallel: memory stays bounded, and
 //! the result does not depend on the number of threads.
-use super::Conv2d;
 use super::im2col::{Im2col, Scratch};
+use crate::kernels::memory::Values;
 use crate::ops::group_norm::Affine;
-use crate::ops::kernels::memory::Values;
-use candle_core::{CpuStorage, InplaceOp2, Layout, Result, bail};
+use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Tensor, bail};
 use rayon::prelude::*;
 
 /// Bytes of an unfolded tile. Each tile reads all weights, so tiles must be large; 4 MiB was as fast as 8 and up to 1.5
@@ -18,7 +17,10 @@ const MANY: usize = 8;
 
 /// Writes to its first tensor, or adds to it, what it makes of the second.
 pub struct OnCpu<'a> {
-    pub conv: &'a Conv2d,
+    /// `[out, depth of im2col]`, contiguous.
+    pub weight: &'a Tensor,
+    pub bias: &'a Tensor,
+    pub relu: bool,
     pub im2col: &'a Im2col,
     /// Of the input, before SiLU.
     pub norm: Option<&'a Affine>,
@@ -43,9 +45,9 @@ impl InplaceOp2 for OnCpu<'_> {
 
 impl OnCpu<'_> {
     fn write(&self, y: &mut [f32], x: &[f32], shape: (usize, usize, usize, usize)) -> Result<()> {
-        let Self { conv, im2col, norm, adds } = self;
+        let Self { weight, bias, relu, im2col, norm, adds } = self;
         let (batch, output, height, width) = shape;
-        let (weight, bias) = (Values::of(&conv.weight)?, Values::of(&conv.bias)?);
+        let (weight, bias) = (Values::of(weight)?, Values::of(bias)?);
         let norm = norm.map(|norm| Ok::<_, candle_core::Error>((Values::of(&norm.scale)?, Values::of(&norm.offset)?)));
         let norm = norm.transpose()?;
         let norm = norm.as_ref().map(|(scale, offset)| -> (&[f32], &[f32]) { (scale, offset) });
@@ -109,7 +111,7 @@ impl OnCpu<'_> {
                     false,
                     gemm::Parallelism::None,
                 );
-                if conv.relu {
+                if *relu {
                     for channel in 0..output {
                         // Not `max`, which would turn NaN into 0.
                         let relu = |value: &mut f32| *value = if *value < 0.0 { 0.0 } else { *value };

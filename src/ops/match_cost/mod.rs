@@ -2,9 +2,10 @@
 #[cfg(feature = "cuda")]
 mod cuda;
 
-use super::kernels::memory::Values;
 use super::mask_loss::{ALPHA, soft};
-use crate::ops::kernels::cpu::{Product, Start, Threads, View, sigmoid, sum, vectorised};
+use crate::kernels::cpu::{sigmoid, sum, vectorised};
+use crate::kernels::matrix::{Product, Start, Threads, View};
+use crate::kernels::memory::Values;
 use candle_core::{DType, Device, Result, Tensor};
 use rayon::prelude::*;
 
@@ -16,7 +17,7 @@ pub enum Costs {
     #[cfg(feature = "cuda")]
     Coming {
         /// `[maps·masks]`
-        costs: super::kernels::cuda::transfer::Download,
+        costs: crate::kernels::cuda::transfer::Download,
         /// Masks of a map.
         masks: usize,
     },

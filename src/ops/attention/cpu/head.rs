@@ -1,9 +1,10 @@
 //! Attention of one head on the CPU: the scores of some queries at a time, or in the backward pass of some keys, are made,
 //! used and forgotten. What the forward pass keeps is a number a query, the logarithm of its exponentials' sum. Scores are
 //! in units of log 2, as a power of two takes fewer steps than one of e.
-use super::HeadRows;
-use crate::ops::kernels::cpu::{Product, Start, Threads, View, exp2, powers_of_two, sum, vectorised};
-use crate::ops::kernels::packed::{self, PackedA, PackedB, room};
+use super::by_head::HeadRows;
+use crate::kernels::cpu::{exp2, powers_of_two, sum, vectorised};
+use crate::kernels::matrix::{Product, Start, Threads, View};
+use crate::kernels::packed::{self, PackedA, PackedB, room};
 use std::f32::consts::LOG2_E;
 
 /// Queries whose matrices the backward pass prepares at a time.

@@ -1,9 +1,10 @@
 //! The feed-forward a block of rows at a time, for weights that stay in cache: what a row becomes is written as the next
 //! product takes it.
-use super::Arguments;
-use crate::ops::kernels::amx;
-use crate::ops::kernels::cpu::{Threads, View, vectorised, zeros};
-use crate::ops::kernels::packed::{PackedA, PackedB, is_as_product, room};
+use super::arguments::Arguments;
+use crate::kernels::amx;
+use crate::kernels::cpu::{vectorised, zeros};
+use crate::kernels::matrix::{Threads, View};
+use crate::kernels::packed::{PackedA, PackedB, is_as_product, room};
 use crate::ops::norm::{add_norm_row_backward, modulate_row};
 use crate::ops::pointwise::{gelu_derivative, gelu_value};
 use rayon::prelude::*;

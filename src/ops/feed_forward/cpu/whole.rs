@@ -1,6 +1,7 @@
 //! The feed-forward all rows at a time, for weights that would have to be prepared anew for every block.
-use super::Arguments;
-use crate::ops::kernels::cpu::{Product, Start, Threads, View, for_each_row, new_rows};
+use super::arguments::Arguments;
+use crate::kernels::cpu::{for_each_row, new_rows};
+use crate::kernels::matrix::{Product, Start, Threads, View};
 use crate::ops::norm::{add_norm_row_backward, modulate_row};
 use crate::ops::pointwise::{gelu_derivative, gelu_value};
 

@@ -1,5 +1,5 @@
 //! Products on the units that a machine may have.
-use super::cpu::{Product, Start, Threads, View};
+use super::matrix::{Product, Start, Threads, View};
 use super::{amx, avx512};
 use rand::{Rng, SeedableRng};
 

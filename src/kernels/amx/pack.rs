@@ -1,5 +1,5 @@
 //! Writing matrices out as tiles, an f32 as three bfloat16 numbers.
-use crate::ops::kernels::cpu::View;
+use crate::kernels::matrix::View;
 use std::arch::x86_64::*;
 
 /// Rows of a tile; also the numbers of a vector.

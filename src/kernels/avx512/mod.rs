@@ -8,7 +8,7 @@ mod micro_kernel;
 mod pack;
 mod panel;
 
-use super::cpu::{Product, Start, Threads, View, Windows};
+use super::matrix::{Product, Start, Threads, View, Windows};
 use crate::system::vectors::Vectors;
 use micro_kernel::{LANES, MR, NR, Panel, Target, tile};
 use pack::{Panels, RowGroup};

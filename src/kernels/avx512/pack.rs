@@ -1,6 +1,6 @@
 //! Writing matrices out in the order in which the micro-kernel reads them.
 use super::micro_kernel::{LANES, Left, MR, NR, Panel};
-use crate::ops::kernels::cpu::{Threads, View};
+use crate::kernels::matrix::{Threads, View};
 use rayon::prelude::*;
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;

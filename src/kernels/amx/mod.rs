@@ -12,7 +12,7 @@ mod pack;
 mod panel;
 mod registers;
 
-use super::cpu::{Product, Start, Threads, View};
+use super::matrix::{Product, Start, Threads, View};
 use crate::system::vectors::Vectors;
 use memory::MicroPanels;
 use pack::{DEPTH, MICRO_PANEL, Operand, Packing};

@@ -1,6 +1,6 @@
 //! GEMM with a pre-packed right matrix B; rows of the left matrix A are packed as they are produced: what attention and the
 //! score head consist of.
-use super::cpu::{Product, Start, Threads, View};
+use super::matrix::{Product, Start, Threads, View};
 use super::{amx, avx512};
 
 /// PackedA and columns of results come in multiples of this.

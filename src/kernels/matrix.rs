@@ -1,0 +1,70 @@
+//! Matrices on the CPU, and the products that are made of them.
+
+/// A read-only matrix over a slice: element (i, j) at `i * rows + j * cols`.
+#[derive(Clone, Copy)]
+pub struct View<'a> {
+    pub data: &'a [f32],
+    pub row_stride: usize,
+    pub column_stride: usize,
+}
+
+impl<'a> View<'a> {
+    /// Rows of `width` elements, one after the other.
+    pub fn rows(data: &'a [f32], width: usize) -> Self {
+        Self { data, row_stride: width, column_stride: 1 }
+    }
+
+    pub fn transposed(self) -> Self {
+        Self { data: self.data, row_stride: self.column_stride, column_stride: self.row_stride }
+    }
+
+    /// Without the first rows.
+    pub fn skip_rows(self, rows: usize) -> Self {
+        Self { data: &self.data[rows * self.row_stride..], ..self }
+    }
+
+    /// Whether a matrix of this size lies in the slice.
+    pub fn fits(&self, rows: usize, columns: usize) -> bool {
+        (rows - 1) * self.row_stride + (columns - 1) * self.column_stride < self.data.len()
+    }
+}
+
+/// Whether a product may use all threads, or runs inside a task that has one.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Threads {
+    One,
+    All,
+}
+
+/// What a product is added to.
+#[derive(Clone, Copy)]
+pub enum Start<'a> {
+    Zero,
+    /// What the output holds.
+    Output,
+    /// The same row of `n` values for every row.
+    Row(&'a [f32]),
+}
+
+/// `out = start + scale · a·b`, with `a` `[m, k]`, `b` `[k, n]` and `out` `[m, n]` in rows of `out_stride`.
+#[derive(Clone, Copy)]
+pub struct Product<'a> {
+    pub shape: (usize, usize, usize),
+    pub a: View<'a>,
+    pub b: View<'a>,
+    pub scale: f32,
+    pub start: Start<'a>,
+    pub threads: Threads,
+}
+
+/// Blocks of rows that one product is formed for, each with its own part of the left matrix and of the output.
+#[derive(Clone, Copy, Debug)]
+pub struct Windows {
+    pub count: usize,
+    /// Rows of a block.
+    pub rows: usize,
+    /// Values from block to block of the left matrix.
+    pub a: usize,
+    /// Values from block to block of the output.
+    pub out: usize,
+}
