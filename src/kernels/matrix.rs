@@ -46,6 +46,33 @@ pub enum Start<'a> {
     Row(&'a [f32]),
 }
 
+impl Start<'_> {
+    /// What is added to results from `target` on, whose rows are `stride` apart and whose first column is `column`: where it
+    /// lies, and how far its rows are apart.
+    pub fn below(self, target: *const f32, stride: usize, column: usize) -> Option<(*const f32, usize)> {
+        match self {
+            Self::Zero => None,
+            Self::Output => Some((target, stride)),
+            Self::Row(row) => Some((row[column..].as_ptr(), 0)),
+        }
+    }
+
+    /// Writes a result of column `column`.
+    ///
+    /// # Safety
+    /// `target` is its place, which nobody else uses, and set where it begins with what the output holds.
+    pub unsafe fn write(self, value: f32, target: *mut f32, column: usize) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            *target = match self {
+                Self::Zero => value,
+                Self::Output => *target + value,
+                Self::Row(row) => row[column] + value,
+            }
+        }
+    }
+}
+
 /// `out = start + scale · a·b`, with `a` `[m, k]`, `b` `[k, n]` and `out` `[m, n]` in rows of `out_stride`.
 #[derive(Clone, Copy)]
 pub struct Product<'a> {
@@ -67,4 +94,20 @@ pub struct Windows {
     pub a: usize,
     /// Values from block to block of the output.
     pub out: usize,
+}
+
+/// Memory of an output, of which every task writes a part of its own.
+#[derive(Clone, Copy)]
+pub struct Memory(pub *mut f32);
+
+// SAFETY: no two tasks write the same part.
+unsafe impl Send for Memory {}
+// SAFETY: as above.
+unsafe impl Sync for Memory {}
+
+impl Memory {
+    /// The memory from a place on. A method, so that closures capture the whole and not the bare pointer.
+    pub fn from(self, start: usize) -> *mut f32 {
+        self.0.wrapping_add(start)
+    }
 }

@@ -86,7 +86,6 @@ pub fn add_in_place(memory: &Tensor, part: Tensor) -> Result<Option<Tensor>> {
     }
     let part = part.contiguous()?;
     let part = Values::of(&part)?;
-    let part: &[f32] = &part;
     with_values_mut(memory, |sum| {
         for_each_row!(sum, ROW, |r, sum| {
             sum.iter_mut().zip(&part[r * ROW..]).for_each(|(sum, part)| *sum += part);

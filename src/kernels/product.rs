@@ -1,21 +1,8 @@
 //! Matrix products on the units that a machine has.
-use super::matrix::{Product, Start, Threads, View, Windows};
+use super::matrix::{Memory, Product, Start, Threads, View, Windows};
 use super::{amx, avx512};
 use rayon::prelude::*;
 use std::mem::MaybeUninit;
-
-/// Memory of an output.
-#[derive(Clone, Copy)]
-struct Memory(*mut f32);
-
-// SAFETY: every task writes a block of its own.
-unsafe impl Sync for Memory {}
-
-impl Memory {
-    fn from(self, start: usize) -> *mut f32 {
-        self.0.wrapping_add(start)
-    }
-}
 
 impl Product<'_> {
     /// Writes the product of every block of rows to memory that may hold anything, rows `out_stride` apart. It must not

@@ -7,14 +7,16 @@
 mod micro_kernel;
 mod pack;
 mod panel;
+mod transpose;
 
-use super::matrix::{Product, Start, Threads, View, Windows};
+use super::matrix::{Memory, Product, Start, Threads, View, Windows};
 use crate::system::vectors::Vectors;
 use micro_kernel::{LANES, MR, NR, Panel, Target, tile};
 use pack::{Panels, RowGroup};
 pub use panel::{PackedA, PackedB};
 use rayon::prelude::*;
 use std::ops::Range;
+pub use transpose::transpose;
 
 /// Steps of K that are summed before results go to memory.
 const KC: usize = 512;
@@ -56,10 +58,9 @@ fn task_rows(m: usize, blocks: usize, workers: usize) -> usize {
     if are_enough { m } else { m.div_ceil(workers).max(2 * MR) }
 }
 
-/// Where results go. Tasks write to different places of it.
-#[derive(Clone, Copy)]
+/// Where results go.
 struct Output {
-    data: *mut f32,
+    memory: Memory,
     stride: usize,
     windows: Windows,
 }
@@ -76,9 +77,6 @@ impl Output {
         })
     }
 }
-
-// SAFETY: every task writes rows and columns of its own.
-unsafe impl Sync for Output {}
 
 /// Computes `product`, which [`takes`] took, into `out`.
 ///
@@ -100,7 +98,7 @@ pub unsafe fn multiply(product: &Product, out: *mut f32, out_stride: usize) {
     reason = "all rest on the section above; `takes` asked for the instructions"
 )]
 pub unsafe fn multiply_windows(product: &Product, windows: Windows, out: *mut f32, out_stride: usize) {
-    let out = &Output { data: out, stride: out_stride, windows };
+    let out = &Output { memory: Memory(out), stride: out_stride, windows };
     let (_, k, n) = product.shape;
     let m = windows.count * windows.rows;
     let is_one = windows.count == 1;
@@ -200,13 +198,9 @@ unsafe fn block(
             let left = unsafe { group.of(a, rows.clone(), inner.clone()) };
             for (number, panel) in panels.clone().enumerate() {
                 let first = columns.start + number * NR;
-                let data = out.data.wrapping_add(out_start + rows.start * out.stride + first);
-                let start = match product.start {
-                    _ if inner.start > 0 => Some((data.cast_const(), out.stride)),
-                    Start::Zero => None,
-                    Start::Output => Some((data.cast_const(), out.stride)),
-                    Start::Row(row) => Some((row[first..].as_ptr(), 0)),
-                };
+                let data = out.memory.from(out_start + rows.start * out.stride + first);
+                let start = if inner.start > 0 { Start::Output } else { product.start };
+                let start = start.below(data, out.stride, first);
                 let columns = NR.min(columns.end - first);
                 let target = Target { data, stride: out.stride, columns, start, scale: product.scale };
                 // SAFETY: the rows and the panel are as long as `inner`; the rows and columns are inside `out`.
@@ -241,14 +235,7 @@ unsafe fn few_rows(product: &Product, panels: &Panels, columns: Range<usize>, ou
         for (column, results) in columns.zip(&results) {
             for (row, result) in results.iter().enumerate().take(m) {
                 // SAFETY: the row and column are inside `out`.
-                unsafe {
-                    let place = out.data.add(row * out.stride + column);
-                    *place = match product.start {
-                        Start::Zero => *result,
-                        Start::Output => *place + result,
-                        Start::Row(start) => start[column] + result,
-                    };
-                }
+                unsafe { product.start.write(*result, out.memory.from(row * out.stride + column), column) };
             }
         }
     }

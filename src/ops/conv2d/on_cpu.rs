@@ -3,6 +3,7 @@
 //! Each tile of output rows is unfolded and multiplied on one thread, tiles running in parallel: memory stays bounded, and
 //! the result does not depend on the number of threads.
 use super::im2col::{Im2col, Scratch};
+use crate::kernels::matrix::Memory;
 use crate::kernels::memory::Values;
 use crate::ops::group_norm::Affine;
 use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Tensor, bail};
@@ -61,7 +62,7 @@ impl OnCpu<'_> {
         let (channels, (map_height, map_width)) = (im2col.channels, im2col.map);
         let is_direct = im2col.is_identity() && norm.is_none();
         assert_eq!((y.len(), x.len()), (batch * output * plane, batch * channels * map_height * map_width));
-        let destination = Destination(y.as_mut_ptr());
+        let y = Memory(y.as_mut_ptr());
         (0..batch * tiles_per_image).into_par_iter().for_each_init(Scratch::default, |scratch, tile| {
             let (image, tile) = (tile / tiles_per_image, tile % tiles_per_image);
             let rows = tile * tile_rows..((tile + 1) * tile_rows).min(height);
@@ -81,7 +82,7 @@ impl OnCpu<'_> {
             // `[output, depth]` in rows; `matrix` has `depth` lines of `pixels`, `line` apart, the last of which
             // ends within the image's `source` or is the last of `unfolded`.
             unsafe {
-                let destination = destination.get().add(first);
+                let destination = y.from(first);
                 let of_channel =
                     |channel: usize| std::slice::from_raw_parts_mut(destination.add(channel * plane), pixels);
                 for (channel, &bias) in bias.iter().enumerate() {
@@ -121,18 +122,5 @@ impl OnCpu<'_> {
             }
         });
         Ok(())
-    }
-}
-
-/// Output memory that tasks write disjoint parts of.
-struct Destination(*mut f32);
-
-// SAFETY: the pointer is only used to write parts that no other task touches, while the slice it is from lives.
-unsafe impl Sync for Destination {}
-
-impl Destination {
-    /// A method, so that closures capture the whole and not the bare pointer.
-    fn get(&self) -> *mut f32 {
-        self.0
     }
 }

@@ -90,17 +90,12 @@ impl MaskLoss {
         let [focal, overlap, probability, target] = total.map(|v| v as f32);
         Sums { focal, overlap, probability, target }
     }
-
-    fn enlarge(&self, maps: &Tensor) -> Result<(Enlarge, Enlarge)> {
-        let (_, h, w) = maps.dims3()?;
-        Ok((Enlarge::new(h, self.size.0), Enlarge::new(w, self.size.1)))
-    }
 }
 
 impl Cpu for MaskLoss {
     fn forward_cpu(&self, inputs: &[Tensor], _: &[bool]) -> Result<Forward> {
         let maps = Values::of(&inputs[0])?;
-        let (vertical, horizontal) = self.enlarge(&inputs[0])?;
+        let (vertical, horizontal) = Enlarge::of_maps(&inputs[0], self.size)?;
         let pixels = (self.size.0 * self.size.1) as f32;
         let (focal, dice): (Vec<f32>, Vec<f32>) = maps
             .par_chunks(maps.len() / self.targets.len())
@@ -117,8 +112,7 @@ impl Cpu for MaskLoss {
     fn backward_cpu(&self, saved: &Saved, gradient: Tensor, gradients: &mut Gradients) -> Result<()> {
         let map_tensor = saved.input(0)?;
         let (maps, gradient) = (Values::of(map_tensor)?, Values::of(&gradient)?);
-        let (maps, gradient): (&[f32], &[f32]) = (&maps, &gradient);
-        let (vertical, horizontal) = self.enlarge(map_tensor)?;
+        let (vertical, horizontal) = Enlarge::of_maps(map_tensor, self.size)?;
         let (pairs, pixels) = (self.targets.len(), (self.size.0 * self.size.1) as f32);
         let size = maps.len() / pairs;
         let mut d_maps = vec![0f32; maps.len()];

@@ -51,7 +51,6 @@ impl Cpu for LayerNormModulate {
     fn backward_cpu(&self, saved: &Saved, gradient: Tensor, gradients: &mut Gradients) -> Result<()> {
         let (_, tokens, width) = gradient.dims3()?;
         let (x, scale, dy) = (Values::of(saved.input(0)?)?, Values::of(saved.input(2)?)?, Values::of(&gradient)?);
-        let (x, scale, dy): (&[f32], &[f32], &[f32]) = (&x, &scale, &dy);
         gradients.accumulate(0, |slot| {
             add_rows!(slot, gradient.shape(), width, |r, dx| {
                 let scale = &scale[r / tokens * width..][..width];
@@ -114,7 +113,6 @@ impl Cpu for RmsNorm {
         let weights = &Weights::of(saved.input(0)?, &self.weights)?;
         let width = weights.head_dim;
         let (x, dy) = (Values::of(saved.input(0)?)?, Values::of(&gradient)?);
-        let (x, dy): (&[f32], &[f32]) = (&x, &dy);
         gradients.accumulate(0, |slot| {
             add_rows!(slot, gradient.shape(), width, |r, dx| {
                 let (row, dy, weight) = (&x[r * width..][..width], &dy[r * width..][..width], weights.row(r));

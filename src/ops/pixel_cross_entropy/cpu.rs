@@ -12,11 +12,6 @@ use rayon::prelude::*;
 const ROWS_A_TASK: usize = 32;
 
 impl PixelCrossEntropy {
-    fn enlarge(&self, maps: &Tensor) -> Result<(Enlarge, Enlarge)> {
-        let (_, h, w) = maps.dims3()?;
-        Ok((Enlarge::new(h, self.size.0), Enlarge::new(w, self.size.1)))
-    }
-
     /// Calls `work(y, class rows [classes, width], labels)` for the rows of one task.
     fn for_each_row(
         &self,
@@ -70,14 +65,13 @@ impl PixelCrossEntropy {
 impl Cpu for PixelCrossEntropy {
     fn forward_cpu(&self, inputs: &[Tensor], _: &[bool]) -> Result<Forward> {
         let maps = Values::of(&inputs[0])?;
-        let maps: &[f32] = &maps;
-        let (vertical, horizontal) = self.enlarge(&inputs[0])?;
+        let (vertical, horizontal) = Enlarge::of_maps(&inputs[0], self.size)?;
         let width = self.size.1;
         let sums: Vec<f64> = (0..self.tasks())
             .into_par_iter()
             .map(|task| {
                 let mut loss = 0f64;
-                self.for_each_row(maps, (&vertical, &horizontal), task, |_, values, labels| {
+                self.for_each_row(&maps, (&vertical, &horizontal), task, |_, values, labels| {
                     let before = values.to_vec();
                     let log_total = self.softmax(values);
                     for (x, label) in labels.iter().enumerate().filter(|(_, label)| **label != NO_CLASS) {
@@ -94,14 +88,13 @@ impl Cpu for PixelCrossEntropy {
     fn backward_cpu(&self, saved: &Saved, gradient: Tensor, gradients: &mut Gradients) -> Result<()> {
         let map_tensor = saved.input(0)?;
         let (maps, gradient) = (Values::of(map_tensor)?, Values::of(&gradient)?[0]);
-        let maps: &[f32] = &maps;
-        let (vertical, horizontal) = self.enlarge(map_tensor)?;
+        let (vertical, horizontal) = Enlarge::of_maps(map_tensor, self.size)?;
         let (width, size) = (self.size.1, maps.len() / self.weights.len());
         let parts: Vec<Vec<f32>> = (0..self.tasks())
             .into_par_iter()
             .map(|task| {
                 let mut d_maps = vec![0f32; maps.len()];
-                self.for_each_row(maps, (&vertical, &horizontal), task, |y, values, labels| {
+                self.for_each_row(&maps, (&vertical, &horizontal), task, |y, values, labels| {
                     self.softmax(values);
                     for (class, row) in values.chunks_exact_mut(width).enumerate() {
                         for (value, label) in row.iter_mut().zip(labels) {

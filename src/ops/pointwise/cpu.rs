@@ -41,7 +41,6 @@ impl Cpu for Gelu {
 
     fn backward_cpu(&self, saved: &Saved, gradient: Tensor, gradients: &mut Gradients) -> Result<()> {
         let (x, dy) = (Values::of(saved.input(0)?)?, Values::of(&gradient)?);
-        let (x, dy): (&[f32], &[f32]) = (&x, &dy);
         gradients.accumulate(0, |slot| {
             add_rows!(slot, gradient.shape(), ROW, |r, dx| {
                 let pairs = x[r * ROW..].iter().zip(&dy[r * ROW..]);
@@ -68,8 +67,7 @@ impl Cpu for GatedResidual {
     fn backward_cpu(&self, saved: &Saved, gradient: Tensor, gradients: &mut Gradients) -> Result<()> {
         let (_, tokens, width) = gradient.dims3()?;
         gradients.accumulate(1, |slot| {
-            let (gate, gradient_values) = (Values::of(saved.input(2)?)?, Values::of(&gradient)?);
-            let (gate, dz): (&[f32], &[f32]) = (&gate, &gradient_values);
+            let (gate, dz) = (Values::of(saved.input(2)?)?, Values::of(&gradient)?);
             add_rows!(slot, gradient.shape(), width, |r, dy| {
                 let (dz, gate) = (&dz[r * width..][..width], &gate[r / tokens * width..][..width]);
                 for i in 0..width {

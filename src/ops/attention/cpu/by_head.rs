@@ -1,6 +1,6 @@
 //! Tensors `[batch, tokens, heads·head_dim]` head by head: a head, or some tokens of one, is a task.
 use super::super::Sizes;
-use crate::kernels::matrix::View;
+use crate::kernels::matrix::{Memory, View};
 use candle_core::{Device, Result, Tensor};
 
 impl Sizes {
@@ -31,28 +31,23 @@ pub struct ByHead {
 /// The place of one head's rows.
 #[derive(Clone, Copy)]
 pub struct HeadRows {
-    first: *mut f32,
+    first: Memory,
     width: usize,
     head_dim: usize,
 }
-
-// SAFETY: each head's rows are written by one task.
-unsafe impl Send for HeadRows {}
-// SAFETY: as above.
-unsafe impl Sync for HeadRows {}
 
 impl HeadRows {
     /// The rows of a batch entry of so many tokens and a head, from `start` on.
     fn of(self, (batch, head): (usize, usize), tokens: usize, start: usize) -> Self {
         let offset = (batch * tokens + start) * self.width + head * self.head_dim;
-        Self { first: self.first.wrapping_add(offset), ..self }
+        Self { first: Memory(self.first.from(offset)), ..self }
     }
 
     /// # Safety
     /// The row is one of the head's, which one task has.
     pub unsafe fn row<'a>(self, row: usize) -> &'a mut [f32] {
         // SAFETY: the caller's promise.
-        unsafe { std::slice::from_raw_parts_mut(self.first.add(row * self.width), self.head_dim) }
+        unsafe { std::slice::from_raw_parts_mut(self.first.from(row * self.width), self.head_dim) }
     }
 }
 
@@ -63,8 +58,11 @@ impl ByHead {
 
     /// The rows of a batch entry and head, from `start` on.
     pub fn rows(&mut self) -> impl Fn((usize, usize), usize) -> HeadRows + Sync + use<> {
-        let base =
-            HeadRows { first: self.values.as_mut_ptr(), width: self.sizes.width, head_dim: self.sizes.head_dim() };
+        let base = HeadRows {
+            first: Memory(self.values.as_mut_ptr()),
+            width: self.sizes.width,
+            head_dim: self.sizes.head_dim(),
+        };
         let tokens = self.tokens;
         move |pair, start| base.of(pair, tokens, start)
     }

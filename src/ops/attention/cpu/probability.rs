@@ -96,7 +96,6 @@ impl Cpu for Probability {
     fn backward_cpu(&self, saved: &Saved, gradient: Tensor, gradients: &mut Gradients) -> Result<()> {
         let sizes = self.sizes;
         let (q, k, gradient) = (Values::of(saved.input(0)?)?, Values::of(saved.input(1)?)?, Values::of(&gradient)?);
-        let (q, k, gradient): (&[f32], &[f32], &[f32]) = (&q, &k, &gradient);
         let (d, keys, columns) = (sizes.head_dim(), sizes.keys, self.range.len());
         let (mut all_dq, mut all_dk) = (ByHead::new(sizes, sizes.queries), ByHead::new(sizes, keys));
         let (dq_rows, dk_rows) = (all_dq.rows(), all_dk.rows());
@@ -104,7 +103,7 @@ impl Cpu for Probability {
             let (mut dq, mut dk) = (vec![0.0; sizes.queries * d], vec![0.0; keys * d]);
             let mut scores = vec![0f32; BLOCK * keys];
             for (start, rows) in sizes.blocks() {
-                sizes.probabilities(&mut scores, q, k, pair, (start, rows));
+                sizes.probabilities(&mut scores, &q, &k, pair, (start, rows));
                 let gradient = &gradient[(pair.0 * sizes.queries + start) * columns..];
                 for (p, g) in scores.chunks_exact_mut(keys).zip(gradient.chunks_exact(columns)).take(rows) {
                     let before: Vec<f32> = p[self.range.clone()].to_vec();
@@ -116,7 +115,7 @@ impl Cpu for Probability {
                         *value += before[i] * g[i] / sizes.heads as f32;
                     }
                 }
-                sizes.score_gradients(&scores, (q, k), (&mut dq, &mut dk), pair, (start, rows));
+                sizes.score_gradients(&scores, (&q, &k), (&mut dq, &mut dk), pair, (start, rows));
             }
             for (part, rows) in [(dq, dq_rows(pair, 0)), (dk, dk_rows(pair, 0))] {
                 for (r, part) in part.chunks_exact(d).enumerate() {

@@ -35,11 +35,10 @@ impl Cpu for FeedForward {
     fn backward_cpu(&self, saved: &Saved, gradient: Tensor, gradients: &mut Gradients) -> Result<()> {
         let (x, [before]) = (saved.input(0)?, saved.kept()?);
         let (values, before) = (Values::of(x)?, Values::of(before)?);
-        let (values, before): (&[f32], &[f32]) = (&values, &before);
         with_arguments(self, x, |of| {
             with_values_mut(&gradient, |gradient| match go_in_blocks(of) {
-                true => blocks::backward(of, values, before, gradient),
-                false => whole::backward(of, values, before, gradient),
+                true => blocks::backward(of, &values, &before, gradient),
+                false => whole::backward(of, &values, &before, gradient),
             })
         })??;
         gradients.add(0, gradient)
