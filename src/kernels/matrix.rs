@@ -96,6 +96,20 @@ pub struct Windows {
     pub out: usize,
 }
 
+impl<'a> Product<'a> {
+    /// `a·b` on one thread.
+    pub fn new(shape: (usize, usize, usize), a: View<'a>, b: View<'a>) -> Self {
+        Self { shape, a, b, scale: 1.0, start: Start::Zero, threads: Threads::One }
+    }
+}
+
+impl Windows {
+    /// One block.
+    pub fn one(rows: usize) -> Self {
+        Self { count: 1, rows, a: 0, out: 0 }
+    }
+}
+
 /// Memory of an output, of which every task writes a part of its own.
 #[derive(Clone, Copy)]
 pub struct Memory(pub *mut f32);

@@ -94,18 +94,15 @@ impl PackedB {
         match (self, rows) {
             (Self::Tiles(right), PackedA::Tiles(rows)) => right.multiply(rows, count, start, out),
             (Self::Panels(right), PackedA::Lines(rows)) => right.multiply(rows, count, start, out),
-            (Self::Values { data, inner, columns, is_transposed }, PackedA::Values { data: rows, .. }) => Product {
-                shape: (count, *inner, *columns),
-                a: View::rows(rows, *inner),
-                b: match is_transposed {
+            (Self::Values { data, inner, columns, is_transposed }, PackedA::Values { data: rows, .. }) => {
+                let b = match is_transposed {
                     true => View::rows(data, *inner).transposed(),
                     false => View::rows(data, *columns),
-                },
-                scale: 1.0,
-                start: start.map_or(Start::Zero, |start| Start::Row(&start[..*columns])),
-                threads: Threads::One,
+                };
+                let start = start.map_or(Start::Zero, |start| Start::Row(&start[..*columns]));
+                let product = Product::new((count, *inner, *columns), View::rows(rows, *inner), b);
+                Product { start, ..product }.into(out, room(*columns));
             }
-            .into(out, room(*columns)),
             _ => unreachable!("both are of the machine's kind"),
         }
     }

@@ -62,23 +62,12 @@ impl Product<'_> {
 
     /// Writes the product to `out`, whose rows are `out_stride` apart.
     pub fn into(self, out: &mut [f32], out_stride: usize) {
-        let (m, _, n) = self.shape;
-        assert!(m == 0 || n == 0 || (n <= out_stride && (m - 1) * out_stride + n <= out.len()));
-        // SAFETY: the assertion keeps every element of the output in its slice.
-        unsafe { self.write(out.as_mut_ptr(), out_stride) }
+        self.into_windows(Windows::one(self.shape.0), out, out_stride);
     }
 
     /// The product in rows of `n`, not added to any output.
     pub fn values(self) -> Vec<f32> {
-        let (m, _, n) = self.shape;
-        assert!(!matches!(self.start, Start::Output));
-        let mut out = Vec::with_capacity(m * n);
-        // SAFETY: every element is written, none read before.
-        unsafe {
-            self.write(out.as_mut_ptr(), n);
-            out.set_len(m * n);
-        }
-        out
+        self.windows(Windows::one(self.shape.0))
     }
 
     /// # Safety

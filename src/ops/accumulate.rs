@@ -1,18 +1,18 @@
 //! Parts of a gradient, written where the gradient belongs or added to what is there.
 #[cfg(feature = "cuda")]
-use crate::autograd::{Destination, Slot};
+use crate::autograd::{Destination, Gradients};
 #[cfg(feature = "cuda")]
 use crate::kernels::cuda::output;
 #[cfg(feature = "cuda")]
 use candle_core::{DType, Result, Shape, Tensor};
 
-/// `add_rows!(slot, shape, width, |r, row| work)`: adds a part of a gradient of this shape, in f32 in the host's memory, to
-/// `slot`. `work` adds to row `r` of `width` values.
+/// `add_rows!(gradients, input, shape, width, |r, row| work)`: adds a part of the gradient of an input of this shape, in f32 in
+/// the host's memory. `work` adds to row `r` of `width` values.
 macro_rules! add_rows {
-    ($slot:expr, $shape:expr, $width:expr, |$r:pat_param, $row:pat_param| $work:expr) => {{
+    ($gradients:expr, $input:expr, $shape:expr, $width:expr, |$r:pat_param, $row:pat_param| $work:expr) => {{
         use $crate::autograd::Destination;
-        let (slot, shape, width): (&mut $crate::autograd::Slot, &candle_core::Shape, usize) = ($slot, $shape, $width);
-        slot.accumulate(|destination| match destination {
+        let (shape, width): (&candle_core::Shape, usize) = ($shape, $width);
+        $gradients.accumulate($input, |destination| match destination {
             Destination::AddTo(memory) => {
                 $crate::kernels::memory::with_values_mut(memory, |sum| {
                     $crate::kernels::cpu::for_each_row!(sum, width, |$r, $row| $work)
@@ -28,16 +28,17 @@ macro_rules! add_rows {
 }
 pub(crate) use add_rows;
 
-/// Adds a part of a gradient, of this shape and type, to `slot`. `write` gets memory on the GPU of `like` and whether its
+/// Adds a part of the gradient of an input of this shape and type. `write` gets memory on the GPU of `like` and whether its
 /// part is to be added to what is there; else it writes every value.
 #[cfg(feature = "cuda")]
 pub fn accumulate(
-    slot: &mut Slot,
-    (shape, dtype, like): (&Shape, DType, &Tensor),
+    gradients: &mut Gradients,
+    input: usize,
+    (shape, dtype, like): (impl Into<Shape>, DType, &Tensor),
     write: impl FnOnce(&Tensor, bool) -> Result<()>,
 ) -> Result<()> {
     let can_be_written = |memory: &Tensor| memory.dtype() == dtype && memory.is_contiguous();
-    slot.accumulate(|destination| match destination {
+    gradients.accumulate(input, |destination| match destination {
         Destination::AddTo(memory) if can_be_written(memory) => write(memory, true).map(|()| None),
         Destination::Overwrite(memory) if can_be_written(memory) => write(memory, false).map(|()| None),
         destination => {

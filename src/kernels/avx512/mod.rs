@@ -84,9 +84,8 @@ impl Output {
 /// The product's views lie inside their slices, a starting row has its columns, and `out` points to its rows, `out_stride`
 /// apart, that no one else uses.
 pub unsafe fn multiply(product: &Product, out: *mut f32, out_stride: usize) {
-    let windows = Windows { count: 1, rows: product.shape.0, a: 0, out: 0 };
     // SAFETY: the caller's promise.
-    unsafe { multiply_windows(product, windows, out, out_stride) }
+    unsafe { multiply_windows(product, Windows::one(product.shape.0), out, out_stride) }
 }
 
 /// [`multiply`] for every block of rows; the right matrix is packed once for all.

@@ -1,13 +1,13 @@
 //! Projections in f32 in the host's memory.
 use super::{Linear, Part, Window};
-use crate::autograd::{Destination, Gradients, Slot};
+use crate::autograd::{Destination, Gradients};
 use crate::kernels::matrix::{Product, Start, Threads, View, Windows};
 use crate::kernels::memory::{Values, add_in_place, with_values_mut};
 use crate::ops::backend::{Cpu, Forward, Saved};
 use candle_core::{DType, Device, Result, Shape, Tensor};
 
 fn product<'a>(shape: (usize, usize, usize), a: View<'a>, b: View<'a>, scale: f32) -> Product<'a> {
-    Product { shape, a, b, scale, start: Start::Zero, threads: Threads::All }
+    Product { scale, threads: Threads::All, ..Product::new(shape, a, b) }
 }
 
 /// The rows of a window of `data` `[batch, tokens, width]` from its first on.
@@ -29,7 +29,7 @@ impl Linear {
     /// Where the rows of each batch entry begin in a window of rows of `a` values, and in one of rows of `out` values.
     fn windows(&self, (a, a_width): (Window, usize), (out, out_width): (Window, usize)) -> Windows {
         match a.is_whole() && out.is_whole() {
-            true => Windows { count: 1, rows: self.batch * a.tokens, a: 0, out: 0 },
+            true => Windows::one(self.batch * a.tokens),
             false => Windows { count: self.batch, rows: a.tokens, a: a.all * a_width, out: out.all * out_width },
         }
     }
@@ -110,12 +110,12 @@ impl Cpu for Linear {
             let weight = Values::of(&weight)?;
             let gradient = rows(&gradient, part.to, outer);
             let windows = self.windows((part.to, outer), (part.from, inner));
-            let through = |weight: &[f32], slot: &mut Slot| {
+            let through = |weight: &[f32], gradients: &mut Gradients| {
                 let dx = product((windows.rows, outer, inner), gradient, View::rows(weight, inner), 1.0);
-                add_windows(slot, dx, windows, part, saved.shape(part.input))
+                add_windows(gradients, dx, windows, part, saved.shape(part.input))
             };
             let Some([x, down, up]) = part.adapted(saved)? else {
-                gradients.accumulate(part.input, |slot| through(&weight, slot))?;
+                through(&weight, gradients)?;
                 continue;
             };
             let (x, down, up) = (Values::of(x)?, Values::of(down)?, Values::of(up)?);
@@ -124,33 +124,28 @@ impl Cpu for Linear {
             let alone = self.windows((part.to, outer), (part.alone(), rank));
             let reduced = product((alone.rows, outer, rank), gradient, View::rows(&up, rank), part.scale as f32);
             let reduced = reduced.windows(alone);
-            gradients.accumulate(part.input, |slot| {
-                if self.is_worth_merging(part) {
-                    return through(&merged(part, &weight, &down, &up), slot);
-                }
-                through(&weight, slot)?;
+            if gradients.needs(part.input) && self.is_worth_merging(part) {
+                through(&merged(part, &weight, &down, &up), gradients)?;
+            } else {
+                through(&weight, gradients)?;
                 let windows = self.windows((part.alone(), rank), (part.from, inner));
-                let added =
-                    product((windows.rows, rank, inner), View::rows(&reduced, rank), View::rows(&down, inner), 1.0);
-                add_windows(slot, added, windows, part, saved.shape(part.input))
-            })?;
+                let shape = (windows.rows, rank, inner);
+                let added = product(shape, View::rows(&reduced, rank), View::rows(&down, inner), 1.0);
+                add_windows(gradients, added, windows, part, saved.shape(part.input))?;
+            }
             let x = rows(&x, part.from, inner);
-            gradients.accumulate(part.input + 1, |slot| {
-                add_part(slot, (rank, inner), |d_down| {
-                    d_down.fill(0.0);
-                    self.add_transposed_product(&reduced, (x, part.from), (d_down, inner), 1.0);
-                })
+            add_part(gradients, part.input + 1, (rank, inner), |d_down| {
+                d_down.fill(0.0);
+                self.add_transposed_product(&reduced, (x, part.from), (d_down, inner), 1.0);
             })?;
-            gradients.accumulate(part.input + 2, |slot| {
+            add_part(gradients, part.input + 2, (outer, rank), |out| {
                 // The transposed product reads the gradient where it lies.
                 let low = reduce(self, part, x, &down);
                 let mut d_up = vec![0f32; rank * outer];
                 self.add_transposed_product(&low, (gradient, part.to), (&mut d_up, outer), part.scale as f32);
-                add_part(slot, (outer, rank), |out| {
-                    for (o, row) in out.chunks_exact_mut(rank).enumerate() {
-                        row.iter_mut().enumerate().for_each(|(r, value)| *value = d_up[r * outer + o]);
-                    }
-                })
+                for (o, row) in out.chunks_exact_mut(rank).enumerate() {
+                    row.iter_mut().enumerate().for_each(|(r, value)| *value = d_up[r * outer + o]);
+                }
             })?;
         }
         Ok(())
@@ -166,23 +161,22 @@ fn reduce(op: &Linear, part: &Part, x: View, down: &[f32]) -> Vec<f32> {
 }
 
 /// Adds a product to the gradient of a part's x, of this shape: to the part's window of it.
-fn add_windows(slot: &mut Slot, product: Product, windows: Windows, part: &Part, shape: &Shape) -> Result<()> {
+fn add_windows(
+    gradients: &mut Gradients,
+    product: Product,
+    windows: Windows,
+    part: &Part,
+    shape: &Shape,
+) -> Result<()> {
     let (first, inner) = (part.from.start * part.inner(), part.inner());
-    let is_whole = part.from.is_whole();
-    slot.accumulate(|destination| match destination {
+    gradients.accumulate(part.input, |destination| match destination {
         Destination::AddTo(memory) => {
             with_values_mut(memory, |sum| {
                 Product { start: Start::Output, ..product }.into_windows(windows, &mut sum[first..], inner)
             })?;
             Ok(None)
         }
-        _ if is_whole => {
-            let mut out: Vec<f32> = Vec::with_capacity(shape.elem_count());
-            product.fill(windows, &mut out.spare_capacity_mut()[..shape.elem_count()], inner);
-            // SAFETY: the windows are all of it.
-            unsafe { out.set_len(shape.elem_count()) };
-            Tensor::from_vec(out, shape, &Device::Cpu).map(Some)
-        }
+        _ if part.from.is_whole() => Tensor::from_vec(product.windows(windows), shape, &Device::Cpu).map(Some),
         _ => {
             let mut out = vec![0f32; shape.elem_count()];
             product.into_windows(windows, &mut out[first..], inner);
@@ -192,8 +186,13 @@ fn add_windows(slot: &mut Slot, product: Product, windows: Windows, part: &Part,
 }
 
 /// Adds a part of an adapter's gradient, of which `write` writes every value.
-fn add_part(slot: &mut Slot, shape: (usize, usize), write: impl FnOnce(&mut [f32]) + Send) -> Result<()> {
-    slot.accumulate(|destination| {
+fn add_part(
+    gradients: &mut Gradients,
+    input: usize,
+    shape: (usize, usize),
+    write: impl FnOnce(&mut [f32]) + Send,
+) -> Result<()> {
+    gradients.accumulate(input, |destination| {
         if let Destination::Overwrite(memory) = destination {
             return with_values_mut(memory, write).map(|()| None);
         }

@@ -7,7 +7,7 @@ use crate::kernels::cuda::{output, zero};
 use crate::ops::accumulate::accumulate;
 use crate::ops::backend::{Cuda, Forward, Saved};
 use crate::ops::pointwise::cuda::fill_rows;
-use candle_core::{DType, Result, Shape, Tensor, bail};
+use candle_core::{DType, Result, Tensor, bail};
 
 /// The rows of a window of `[batch, tokens, width]`.
 fn rows(tensor: &Tensor, window: Window) -> Result<Matrix<'_>> {
@@ -110,19 +110,15 @@ impl Cuda for Linear {
                 self.product((d_reduced, alone, part.from), Matrix::of(down)?, (rank, inner), 1.0)?.write(dx, true)
             };
             let like_x = (saved.shape(part.input), gradient.dtype(), gradient);
-            gradients.accumulate(part.input, |slot| accumulate(slot, like_x, add))?;
+            accumulate(gradients, part.input, like_x, add)?;
             let (Some(d_reduced), Some([x, ..])) = (&d_reduced, adapted) else { continue };
             let Some(reduced) = all_reduced.next() else { bail!("linear: the forward pass left too little") };
             let rank = d_reduced.dims()[1];
-            gradients.accumulate(part.input + 1, |slot| {
-                accumulate(slot, (&Shape::from((rank, inner)), DType::F32, gradient), |out, adds| {
-                    self.transposed_product((d_reduced, alone), (x, part.from), out, adds)
-                })
+            accumulate(gradients, part.input + 1, ((rank, inner), DType::F32, gradient), |out, adds| {
+                self.transposed_product((d_reduced, alone), (x, part.from), out, adds)
             })?;
-            gradients.accumulate(part.input + 2, |slot| {
-                accumulate(slot, (&Shape::from((outer, rank)), DType::F32, gradient), |out, adds| {
-                    self.transposed_product((gradient, part.to), (reduced, alone), out, adds)
-                })
+            accumulate(gradients, part.input + 2, ((outer, rank), DType::F32, gradient), |out, adds| {
+                self.transposed_product((gradient, part.to), (reduced, alone), out, adds)
             })?;
         }
         Ok(())

@@ -173,14 +173,10 @@ impl Linear {
         if parts.iter().any(|part| part.outer() != outer) {
             bail!("linear: layers of different widths are joined");
         }
-        let mut shape = first.dims().to_vec();
-        if let [.., tokens, width] = &mut shape[..]
-            && first.dims().len() == 3
-        {
-            (*tokens, *width) = (all, outer);
-        } else if let Some(width) = shape.last_mut() {
-            *width = outer;
-        }
+        let shape = match first.dims() {
+            &[batch, _, _] => vec![batch, all, outer],
+            dims => [&dims[..dims.len() - 1], &[outer]].concat(),
+        };
         apply(Self { batch, parts, shape }, &inputs)
     }
 }

@@ -51,11 +51,9 @@ impl Cpu for LayerNormModulate {
     fn backward_cpu(&self, saved: &Saved, gradient: Tensor, gradients: &mut Gradients) -> Result<()> {
         let (_, tokens, width) = gradient.dims3()?;
         let (x, scale, dy) = (Values::of(saved.input(0)?)?, Values::of(saved.input(2)?)?, Values::of(&gradient)?);
-        gradients.accumulate(0, |slot| {
-            add_rows!(slot, gradient.shape(), width, |r, dx| {
-                let scale = &scale[r / tokens * width..][..width];
-                add_norm_row_backward(&x[r * width..][..width], &dy[r * width..][..width], scale, dx);
-            })
+        add_rows!(gradients, 0, gradient.shape(), width, |r, dx| {
+            let scale = &scale[r / tokens * width..][..width];
+            add_norm_row_backward(&x[r * width..][..width], &dy[r * width..][..width], scale, dx);
         })
     }
 }
@@ -113,15 +111,13 @@ impl Cpu for RmsNorm {
         let weights = &Weights::of(saved.input(0)?, &self.weights)?;
         let width = weights.head_dim;
         let (x, dy) = (Values::of(saved.input(0)?)?, Values::of(&gradient)?);
-        gradients.accumulate(0, |slot| {
-            add_rows!(slot, gradient.shape(), width, |r, dx| {
-                let (row, dy, weight) = (&x[r * width..][..width], &dy[r * width..][..width], weights.row(r));
-                let inverse = inverse_rms(row);
-                let projection = sum(width, |i| dy[i] * weight[i] * row[i]) / width as f32 * inverse * inverse;
-                for i in 0..width {
-                    dx[i] += inverse * (dy[i] * weight[i] - row[i] * projection);
-                }
-            })
+        add_rows!(gradients, 0, gradient.shape(), width, |r, dx| {
+            let (row, dy, weight) = (&x[r * width..][..width], &dy[r * width..][..width], weights.row(r));
+            let inverse = inverse_rms(row);
+            let projection = sum(width, |i| dy[i] * weight[i] * row[i]) / width as f32 * inverse * inverse;
+            for i in 0..width {
+                dx[i] += inverse * (dy[i] * weight[i] - row[i] * projection);
+            }
         })
     }
 }

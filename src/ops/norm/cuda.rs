@@ -49,10 +49,8 @@ impl Cuda for LayerNormModulate {
 
     fn backward_cuda(&self, saved: &Saved, gradient: Tensor, gradients: &mut Gradients) -> Result<()> {
         let (x, scale) = (saved.input(0)?, saved.input(2)?);
-        gradients.accumulate(0, |slot| {
-            accumulate(slot, (x.shape(), x.dtype(), x), |dx, adds| {
-                layer_norm_backward_into(x, scale, &gradient, dx, adds)
-            })
+        accumulate(gradients, 0, (x.shape(), x.dtype(), x), |dx, adds| {
+            layer_norm_backward_into(x, scale, &gradient, dx, adds)
         })
     }
 }
@@ -92,11 +90,9 @@ impl Cuda for RmsNorm {
 
     fn backward_cuda(&self, saved: &Saved, gradient: Tensor, gradients: &mut Gradients) -> Result<()> {
         let x = saved.input(0)?;
-        gradients.accumulate(0, |slot| {
-            accumulate(slot, (x.shape(), x.dtype(), x), |dx, adds| {
-                launch_parts("rms_norm_backward", x, &self.weights, |weight| {
-                    vec![Some(x), Some(weight), Some(&gradient), adds.then_some(dx), Some(dx)]
-                })
+        accumulate(gradients, 0, (x.shape(), x.dtype(), x), |dx, adds| {
+            launch_parts("rms_norm_backward", x, &self.weights, |weight| {
+                vec![Some(x), Some(weight), Some(&gradient), adds.then_some(dx), Some(dx)]
             })
         })
     }

@@ -41,11 +41,9 @@ impl Cpu for Gelu {
 
     fn backward_cpu(&self, saved: &Saved, gradient: Tensor, gradients: &mut Gradients) -> Result<()> {
         let (x, dy) = (Values::of(saved.input(0)?)?, Values::of(&gradient)?);
-        gradients.accumulate(0, |slot| {
-            add_rows!(slot, gradient.shape(), ROW, |r, dx| {
-                let pairs = x[r * ROW..].iter().zip(&dy[r * ROW..]);
-                dx.iter_mut().zip(pairs).for_each(|(dx, (x, dy))| *dx += dy * gelu_derivative(*x));
-            })
+        add_rows!(gradients, 0, gradient.shape(), ROW, |r, dx| {
+            let pairs = x[r * ROW..].iter().zip(&dy[r * ROW..]);
+            dx.iter_mut().zip(pairs).for_each(|(dx, (x, dy))| *dx += dy * gelu_derivative(*x));
         })
     }
 }
@@ -66,15 +64,14 @@ impl Cpu for GatedResidual {
 
     fn backward_cpu(&self, saved: &Saved, gradient: Tensor, gradients: &mut Gradients) -> Result<()> {
         let (_, tokens, width) = gradient.dims3()?;
-        gradients.accumulate(1, |slot| {
-            let (gate, dz) = (Values::of(saved.input(2)?)?, Values::of(&gradient)?);
-            add_rows!(slot, gradient.shape(), width, |r, dy| {
-                let (dz, gate) = (&dz[r * width..][..width], &gate[r / tokens * width..][..width]);
-                for i in 0..width {
-                    dy[i] += dz[i] * gate[i];
-                }
-            })
+        let (gate, dz) = (Values::of(saved.input(2)?)?, Values::of(&gradient)?);
+        add_rows!(gradients, 1, gradient.shape(), width, |r, dy| {
+            let (dz, gate) = (&dz[r * width..][..width], &gate[r / tokens * width..][..width]);
+            for i in 0..width {
+                dy[i] += dz[i] * gate[i];
+            }
         })?;
+        drop(dz);
         gradients.add(0, gradient)
     }
 }

@@ -5,7 +5,7 @@
 use super::{CHANNELS, PARAMETERS, Precision, ScoreHead, split};
 use crate::autograd::Gradients;
 use crate::kernels::cpu::{sum, vectorised};
-use crate::kernels::matrix::{Product, Start, Threads, View};
+use crate::kernels::matrix::{Product, Start, View};
 use crate::kernels::memory::Values;
 use crate::kernels::winograd::{self, Kernels, Outputs, Place, Stack, TILE};
 use crate::ops::backend::{Cpu, Forward, Reference, Saved};
@@ -197,31 +197,18 @@ impl Bordered {
     /// `output += input * kernel` at every pixel, borders included.
     fn convolve(&self, input: &[f32], inner: usize, kernel: &[Vec<f32>; 3], output: &mut [f32], outer: usize) {
         for (ky, rows) in kernel.iter().enumerate() {
-            Product {
-                shape: (self.pixels(), 3 * inner, outer),
-                a: self.seen(input, inner, ky),
-                b: View::rows(rows, outer),
-                scale: 1.0,
-                start: Start::Output,
-                threads: Threads::One,
-            }
-            .into(&mut output[self.margin() * outer..], outer);
+            let shape = (self.pixels(), 3 * inner, outer);
+            let product = Product::new(shape, self.seen(input, inner, ky), View::rows(rows, outer));
+            Product { start: Start::Output, ..product }.into(&mut output[self.margin() * outer..], outer);
         }
     }
 
     /// The gradient of a kernel, added in torch's layout `[out, in, 3, 3]`.
     fn kernel_gradient(&self, input: &[f32], inner: usize, grad: &[f32], outer: usize, out: &mut [f32]) {
-        let mut rows = vec![0f32; 3 * inner * outer];
         for ky in 0..3 {
-            Product {
-                shape: (3 * inner, self.pixels(), outer),
-                a: self.seen(input, inner, ky).transposed(),
-                b: View::rows(&grad[self.margin() * outer..], outer),
-                scale: 1.0,
-                start: Start::Zero,
-                threads: Threads::One,
-            }
-            .into(&mut rows, outer);
+            let (seen, grad) =
+                (self.seen(input, inner, ky).transposed(), View::rows(&grad[self.margin() * outer..], outer));
+            let rows = Product::new((3 * inner, self.pixels(), outer), seen, grad).values();
             for (o, i, kx) in indices(outer, inner) {
                 out[(o * inner + i) * 9 + ky * 3 + kx] += rows[(kx * inner + i) * outer + o];
             }

@@ -7,7 +7,7 @@ mod reference;
 
 use super::elementary::cat;
 use crate::autograd::{Variable, apply};
-use candle_core::{DType, Result};
+use candle_core::{DType, Result, Tensor};
 pub use products::backward_bytes;
 
 /// Channels between the layers.
@@ -54,6 +54,17 @@ pub fn score_head(maps: &Variable, parameters: &[Variable], precision: Precision
 /// The parameters from one flat vector, in order.
 fn split<T>(mut take: impl FnMut(usize) -> T) -> [T; 6] {
     PARAMETERS.map(|(_, shape)| take(shape.iter().product()))
+}
+
+/// The parameters from one flat tensor, each in its shape.
+fn tensors(flat: &Tensor) -> Result<[Tensor; 6]> {
+    let mut start = 0;
+    let [a, b, c, d, e, f] = PARAMETERS.map(|(_, shape)| {
+        let first = start;
+        start += shape.iter().product::<usize>();
+        flat.narrow(0, first, start - first)?.reshape(shape)
+    });
+    Ok([a?, b?, c?, d?, e?, f?])
 }
 
 /// Inputs: maps, and the parameters flat.

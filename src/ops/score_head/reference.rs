@@ -1,5 +1,5 @@
 //! The score head in candle's operations.
-use super::{CHANNELS, PARAMETERS, Precision, ScoreHead, products};
+use super::{CHANNELS, Precision, ScoreHead, products, tensors};
 use crate::autograd::Gradients;
 use crate::ops::backend::Reference;
 use candle_core::{DType, Result, Tensor};
@@ -12,15 +12,7 @@ impl Reference for ScoreHead {
 
     fn reference(&self, inputs: &[Tensor]) -> Result<Tensor> {
         let (count, height, width) = inputs[0].dims3()?;
-        let mut start = 0;
-        let parameters = PARAMETERS
-            .iter()
-            .map(|(_, shape)| {
-                let n = shape.iter().product();
-                start += n;
-                inputs[1].narrow(0, start - n, n)?.reshape(*shape)
-            })
-            .collect::<Result<Vec<_>>>()?;
+        let parameters = tensors(&inputs[1])?;
         // candle unfolds a convolution's input: nine times the hidden layers of a chunk of maps is what is held.
         let chunk = (VALUES / (9 * CHANNELS * height * width)).max(1);
         let mut parts = vec![];

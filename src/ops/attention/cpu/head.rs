@@ -223,15 +223,9 @@ impl Head<'_> {
             let end = start + count;
             if end % KEYS == 0 || end == keys {
                 let first = (end - 1) / KEYS * KEYS;
-                Product {
-                    shape: (queries, end - first, head_dim),
-                    a: View::rows(d_scores, room(queries)).transposed(),
-                    b: rows_from(self.k, first),
-                    scale: self.scale,
-                    start: Start::Output,
-                    threads: Threads::One,
-                }
-                .into(dq, head_dim);
+                let d_scores = View::rows(d_scores, room(queries)).transposed();
+                let product = Product::new((queries, end - first, head_dim), d_scores, rows_from(self.k, first));
+                Product { scale: self.scale, start: Start::Output, ..product }.into(dq, head_dim);
             }
         }
     }

@@ -3,7 +3,7 @@ use super::super::{Probability, Sizes};
 use super::by_head::ByHead;
 use crate::autograd::Gradients;
 use crate::kernels::cpu::{softmax, sum, vectorised};
-use crate::kernels::matrix::{Product, Start, Threads, View};
+use crate::kernels::matrix::{Product, Start, View};
 use crate::kernels::memory::Values;
 use crate::ops::backend::{Cpu, Forward, Saved};
 use candle_core::{Device, Result, Tensor};
@@ -23,15 +23,9 @@ impl Sizes {
         pair: (usize, usize),
         (start, rows): (usize, usize),
     ) {
-        Product {
-            shape: (rows, self.head_dim(), self.keys),
-            a: self.head(q, self.queries, pair, start),
-            b: self.head(k, self.keys, pair, 0).transposed(),
-            scale: self.scale() * LOG2_E,
-            start: Start::Zero,
-            threads: Threads::One,
-        }
-        .into(scores, self.keys);
+        let (q, k) = (self.head(q, self.queries, pair, start), self.head(k, self.keys, pair, 0).transposed());
+        let product = Product::new((rows, self.head_dim(), self.keys), q, k);
+        Product { scale: self.scale() * LOG2_E, ..product }.into(scores, self.keys);
         vectorised!({
             for row in scores[..rows * self.keys].chunks_exact_mut(self.keys) {
                 row[self.keys - 1] += self.last_key_bias();
@@ -50,25 +44,12 @@ impl Sizes {
         (start, rows): (usize, usize),
     ) {
         let d = self.head_dim();
-        let product = |shape, a, b, start| Product { shape, a, b, scale: self.scale(), start, threads: Threads::One };
+        let product = |shape, a, b, start| Product { scale: self.scale(), start, ..Product::new(shape, a, b) };
         let d_scores = View::rows(d_scores, self.keys);
         product((rows, self.keys, d), d_scores, self.head(k, self.keys, pair, 0), Start::Zero)
             .into(&mut dq[start * d..], d);
         let queries = self.head(q, self.queries, pair, start);
         product((self.keys, rows, d), d_scores.transposed(), queries, Start::Output).into(dk, d);
-    }
-
-    /// Query blocks as (start, rows).
-    fn blocks(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
-        let queries = self.queries;
-        (0..queries).step_by(BLOCK).map(move |start| (start, BLOCK.min(queries - start)))
-    }
-
-    /// Calls `work(batch, start, rows of out)` for every block of queries; out is `[batch, queries, columns]`.
-    fn for_each_block(&self, out: &mut [f32], columns: usize, work: impl Fn(usize, usize, &mut [f32]) + Sync) {
-        out.par_chunks_mut(self.queries * columns).enumerate().for_each(|(batch, out)| {
-            out.par_chunks_mut(BLOCK * columns).enumerate().for_each(|(block, out)| work(batch, block * BLOCK, out));
-        });
     }
 }
 
@@ -78,7 +59,11 @@ impl Cpu for Probability {
         let (q, k) = (Values::of(&inputs[0])?, Values::of(&inputs[1])?);
         let columns = self.range.len();
         let mut out = vec![0f32; sizes.batch * sizes.queries * columns];
-        sizes.for_each_block(&mut out, columns, |batch, start, out| {
+        let entries = out.par_chunks_mut(sizes.queries * columns).enumerate();
+        let blocks = entries.flat_map(|(batch, out)| {
+            out.par_chunks_mut(BLOCK * columns).enumerate().map(move |(block, out)| (batch, block * BLOCK, out))
+        });
+        blocks.for_each(|(batch, start, out)| {
             let rows = out.len() / columns;
             let mut scores = vec![0f32; rows * sizes.keys];
             for head in 0..sizes.heads {
@@ -102,7 +87,8 @@ impl Cpu for Probability {
         sizes.pairs().into_par_iter().for_each(|pair| {
             let (mut dq, mut dk) = (vec![0.0; sizes.queries * d], vec![0.0; keys * d]);
             let mut scores = vec![0f32; BLOCK * keys];
-            for (start, rows) in sizes.blocks() {
+            for start in (0..sizes.queries).step_by(BLOCK) {
+                let rows = BLOCK.min(sizes.queries - start);
                 sizes.probabilities(&mut scores, &q, &k, pair, (start, rows));
                 let gradient = &gradient[(pair.0 * sizes.queries + start) * columns..];
                 for (p, g) in scores.chunks_exact_mut(keys).zip(gradient.chunks_exact(columns)).take(rows) {
