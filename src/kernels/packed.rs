@@ -3,7 +3,7 @@
 use super::matrix::{Product, Start, Threads, View};
 use super::{amx, avx512};
 
-/// PackedA and columns of results come in multiples of this.
+/// Rows and columns of results come in multiples of this.
 const MICRO_PANEL: usize = 32;
 
 /// The rows to take at a time where they and what becomes of them are better small: a micro-panel on AMX, two where panels are

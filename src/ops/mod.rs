@@ -1,6 +1,6 @@
-//! Operations of the network and of the losses. Each is a folder: what it computes and its backward pass (`mod.rs`), own loops
-//! for the CPU (`cpu`), own kernels for a GPU (`cuda`), and a reference implementation in candle's operations (`reference`),
-//! which serves other types and the tests.
+//! Operations of the network and of the losses. Each is a folder: what it computes (`mod.rs`), and with its backward pass own
+//! loops for the CPU (`cpu`), own kernels for a GPU (`cuda`), and a reference implementation in candle's operations
+//! (`reference`), which serves other types and the tests. `backend` chooses between these.
 mod accumulate;
 mod adamw;
 mod attention;

@@ -52,7 +52,7 @@ fn inner_parts(inner: usize) -> impl Iterator<Item = Range<usize>> + Clone {
     parts(inner, KC, 1)
 }
 
-/// PackedA that a task takes: all, where blocks of columns are enough to keep all workers at work, else their share.
+/// Rows that a task takes: all, where blocks of columns are enough to keep all workers at work, else their share.
 fn task_rows(m: usize, blocks: usize, workers: usize) -> usize {
     let are_enough = blocks.is_multiple_of(workers) || blocks >= 4 * workers;
     if are_enough { m } else { m.div_ceil(workers).max(2 * MR) }

@@ -60,9 +60,9 @@ pub struct Scratch(Vec<Matrices>);
 struct Matrices {
     head_dim: usize,
     tokens: usize,
-    /// PackedA of `head_dim` values.
+    /// Rows of `head_dim` values.
     narrow: [PackedA; 2],
-    /// PackedA of `tokens` values.
+    /// Rows of `tokens` values.
     wide: [PackedA; 2],
     scaled: Vec<f32>,
     /// `[rows, room(tokens)]`

@@ -9,7 +9,7 @@ use crate::ops::norm::{add_norm_row_backward, modulate_row};
 use crate::ops::pointwise::{gelu_derivative, gelu_value};
 use rayon::prelude::*;
 
-/// PackedA of a block: more where the units need few instructions for them.
+/// Rows of a block: more where the units need few instructions for them.
 fn block_rows() -> usize {
     if amx::are_available() { 128 } else { 64 }
 }
@@ -78,7 +78,7 @@ pub fn forward(of: &Arguments, x: &[f32], keep: bool) -> (Vec<f32>, Vec<f32>) {
             }
         });
     };
-    // PackedA of memory are first touched by the task that fills them.
+    // Rows of memory are first touched by the task that fills them.
     let (mut out, mut kept) = (Vec::with_capacity(x.len()), Vec::new());
     let blocks = out.spare_capacity_mut()[..x.len()].par_chunks_mut(block_rows() * width).enumerate();
     let scratch = || Scratch::new(of);
