@@ -1,13 +1,13 @@
-//! With the feature `cuda`: compiles every `.cu` file below `src/ops` with nvcc into one fat binary each.
+//! With the feature `cuda`: compiles every `.cu` file below `src` with nvcc into one fat binary each.
 use std::collections::BTreeSet;
 use std::env::consts::EXE_SUFFIX;
 use std::path::{Path, PathBuf};
 use std::process::{Command, exit};
 use std::{env, fs};
 
-const SOURCES: &str = "src/ops";
+const SOURCES: &str = "src";
 /// What `.cu` files of several operations include.
-const SHARED: &str = "src/ops/kernels/cuda";
+const SHARED: &str = "src/kernels/cuda";
 /// Machine code for the A100 (and its small siblings, which run it) and the H100; PTX for what comes after, which the
 /// driver compiles when a kernel is first loaded.
 const TARGETS: [&str; 3] =

@@ -8,6 +8,7 @@ pub mod data;
 pub mod demo;
 pub(crate) mod encode;
 pub mod eval;
+pub(crate) mod kernels;
 pub mod loss;
 pub mod model;
 pub mod ops;

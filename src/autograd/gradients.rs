@@ -1,19 +1,14 @@
 //! Gradients while they come together.
-use crate::ops::kernels::memory::{add_in_place, copy_in_place};
+use crate::kernels::memory::{add_in_place, copy_in_place};
 use candle_core::{Result, Tensor};
 
 /// The gradient of one variable as far as it is known. Its memory is the slot's own.
 #[derive(Default)]
-pub enum Slot {
-    /// Nothing so far.
-    #[default]
-    Empty,
-    /// Nothing so far, and memory that the gradient belongs into.
-    Unwritten(Tensor),
-    /// The sum so far.
-    Sum(Tensor),
-    /// The sum so far, in the memory that it belongs into.
-    Written(Tensor),
+pub(super) struct Slot {
+    /// What there is so far; in `memory`, where that is given.
+    sum: Option<Tensor>,
+    /// Memory that the gradient belongs into.
+    memory: Option<Tensor>,
 }
 
 /// Where an operation writes the gradient of one of its inputs.
@@ -28,7 +23,7 @@ pub enum Destination<'a> {
 
 impl Slot {
     /// Adds a part of the gradient, which nobody else may hold.
-    pub fn add(&mut self, part: Tensor) -> Result<()> {
+    pub(super) fn add(&mut self, part: Tensor) -> Result<()> {
         self.accumulate(|destination| match destination {
             Destination::New => Ok(Some(part)),
             Destination::Overwrite(memory) => copy_in_place(memory, &part).map(|()| None),
@@ -36,36 +31,32 @@ impl Slot {
         })
     }
 
-    /// Adds a part that `write` writes itself. It returns a tensor where its destination is a new one, and may do so
-    /// where it was to add to memory, if it has added that memory's values.
-    pub fn accumulate(&mut self, write: impl FnOnce(Destination) -> Result<Option<Tensor>>) -> Result<()> {
-        *self = match std::mem::take(self) {
-            Self::Empty => write(Destination::New)?.map_or(Self::Empty, Self::Sum),
-            Self::Unwritten(memory) => {
-                if let Some(new) = write(Destination::Overwrite(&memory))? {
-                    copy_in_place(&memory, &new)?;
-                }
-                Self::Written(memory)
-            }
-            Self::Sum(memory) => match write(Destination::AddTo(&memory))? {
-                Some(sum) => Self::Sum(sum),
-                None => Self::Sum(memory),
-            },
-            Self::Written(memory) => {
-                if let Some(sum) = write(Destination::AddTo(&memory))? {
-                    copy_in_place(&memory, &sum)?;
-                }
-                Self::Written(memory)
-            }
-        };
+    /// Adds a part that `write` writes: see [`Gradients::accumulate`].
+    fn accumulate(&mut self, write: impl FnOnce(Destination) -> Result<Option<Tensor>>) -> Result<()> {
+        let new = write(match (&self.sum, &self.memory) {
+            (Some(sum), _) => Destination::AddTo(sum),
+            (None, Some(memory)) => Destination::Overwrite(memory),
+            (None, None) => Destination::New,
+        })?;
+        match (new, &self.memory) {
+            (Some(new), Some(memory)) => copy_in_place(memory, &new)?,
+            (Some(new), None) => self.sum = Some(new),
+            (None, _) => {}
+        }
+        self.sum = self.memory.clone().or(self.sum.take());
         Ok(())
+    }
+
+    /// Empty, for a gradient that belongs into `memory`.
+    pub(super) fn of_memory(memory: Tensor) -> Self {
+        Self { sum: None, memory: Some(memory) }
     }
 
     /// Adds what another slot has.
     pub(super) fn merge(&mut self, other: Self) -> Result<()> {
         match (&self, other) {
-            (Self::Empty, other) => *self = other,
-            (_, Self::Sum(part) | Self::Written(part)) => self.add(part)?,
+            (Self { sum: None, memory: None }, other) => *self = other,
+            (_, Self { sum: Some(part), .. }) => self.add(part)?,
             _ => {}
         }
         Ok(())
@@ -73,10 +64,7 @@ impl Slot {
 
     /// The sum, if there is one.
     pub(super) fn into_sum(self) -> Option<Tensor> {
-        match self {
-            Self::Sum(sum) | Self::Written(sum) => Some(sum),
-            Self::Empty | Self::Unwritten(_) => None,
-        }
+        self.sum
     }
 }
 
@@ -96,13 +84,21 @@ impl Gradients {
 
     /// Adds a part of the gradient of an input, if it needs one. Nobody else may hold the part.
     pub fn add(&mut self, input: usize, part: Tensor) -> Result<()> {
-        self.accumulate(input, |slot| slot.add(part))
+        match self.0.get_mut(input) {
+            Some(Some(slot)) => slot.add(part),
+            _ => Ok(()),
+        }
     }
 
-    /// Calls `add` with the slot of an input that needs a gradient.
-    pub fn accumulate(&mut self, input: usize, add: impl FnOnce(&mut Slot) -> Result<()>) -> Result<()> {
+    /// Adds a part that `write` writes itself, if the input needs a gradient. It returns a tensor where its destination is a new
+    /// one, and may do so where it was to add to memory, if it has added that memory's values.
+    pub fn accumulate(
+        &mut self,
+        input: usize,
+        write: impl FnOnce(Destination) -> Result<Option<Tensor>>,
+    ) -> Result<()> {
         match self.0.get_mut(input) {
-            Some(Some(slot)) => add(slot),
+            Some(Some(slot)) => slot.accumulate(write),
             _ => Ok(()),
         }
     }

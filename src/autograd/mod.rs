@@ -6,7 +6,8 @@
 //! is never filled with zeros first, and a node's saved tensors go as soon as it has been visited.
 mod gradients;
 
-pub use gradients::{Destination, Gradients, Slot};
+use gradients::Slot;
+pub use gradients::{Destination, Gradients};
 
 use candle_core::{Device, Result, Tensor, bail};
 use std::collections::{BTreeMap, HashMap};
@@ -84,7 +85,7 @@ impl Variable {
 
     /// A variable that gradients are wanted of: see [`Self::take_gradient`].
     pub fn leaf(tensor: Tensor) -> Self {
-        Self::with_node(tensor, Origin::Leaf(Slot::Empty), vec![])
+        Self::with_node(tensor, Origin::Leaf(Slot::default()), vec![])
     }
 
     fn with_node(tensor: Tensor, origin: Origin, inputs: Vec<Option<Arc<Node>>>) -> Self {
@@ -125,7 +126,7 @@ impl Variable {
     pub fn write_gradient_to(&self, memory: Tensor) {
         let Some(node) = &self.node else { return };
         if let Origin::Leaf(slot) = &mut *node.origin.lock().unwrap_or_else(PoisonError::into_inner) {
-            *slot = Slot::Unwritten(memory);
+            *slot = Slot::of_memory(memory);
         }
     }
 

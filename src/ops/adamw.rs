@@ -1,12 +1,11 @@
 //! AdamW on flat buffers, and the sum of squares that the gradient's norm is made of.
+use crate::kernels::cpu::{TASK, vectorised};
 #[cfg(feature = "cuda")]
-use super::cuda::adamw as cuda;
-use super::kernels::cpu::{TASK, vectorised};
-use super::kernels::memory::Values;
-use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Tensor, bail};
+use crate::kernels::cuda::adamw as cuda;
+use crate::kernels::memory::{Values, with_values_mut};
+use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 use std::ops::Range;
-use std::sync::Mutex;
 
 /// What a step reads and changes, each `[count]` in f32.
 pub struct AdamWBuffers<'a> {
@@ -69,19 +68,18 @@ pub fn adamw(buffers: &AdamWBuffers, ranges: &[AdamWRange], settings: &AdamWSett
         return on_gpu(buffers, ranges, settings);
     }
     let gradients = Values::of(buffers.gradients)?;
-    edit(buffers.parameters, |parameters| {
-        edit(buffers.exp_avg, |exp_avg| {
-            edit(buffers.exp_avg_sq, |exp_avg_sq| {
+    with_values_mut(buffers.parameters, |parameters| {
+        with_values_mut(buffers.exp_avg, |exp_avg| {
+            with_values_mut(buffers.exp_avg_sq, |exp_avg_sq| {
                 for range in ranges {
                     let within = range.range.clone();
                     let values =
                         [&mut *parameters, &mut *exp_avg, &mut *exp_avg_sq].map(|all| &mut all[within.clone()]);
                     step_range(values, &gradients[within], &Coefficients::new(range, settings), settings);
                 }
-                Ok(())
             })
         })
-    })
+    })??
 }
 
 /// Every operation is rounded by itself, as in torch.
@@ -138,25 +136,4 @@ pub fn sum_of_squares(tensors: &[Tensor]) -> Result<f64> {
     }
     let squares = tensors.iter().map(|tensor| tensor.sqr()?.sum_all()?.to_scalar::<f32>().map(f64::from));
     squares.sum()
-}
-
-/// Changes the f32 values of a contiguous tensor on the CPU where they lie: what shares its memory sees it.
-fn edit(tensor: &Tensor, change: impl FnOnce(&mut [f32]) -> Result<()>) -> Result<()> {
-    tensor.inplace_op1(&Edit(Mutex::new(Some(change))))
-}
-
-struct Edit<F>(Mutex<Option<F>>);
-
-impl<F: FnOnce(&mut [f32]) -> Result<()>> InplaceOp1 for Edit<F> {
-    fn name(&self) -> &'static str {
-        "edit"
-    }
-
-    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
-        let change = self.0.lock().ok().and_then(|mut change| change.take());
-        match (change, storage, layout.contiguous_offsets()) {
-            (Some(change), CpuStorage::F32(values), Some((start, end))) => change(&mut values[start..end]),
-            _ => bail!("tensor is not contiguous and f32 on the CPU"),
-        }
-    }
 }

@@ -1,6 +1,9 @@
-//! Which of an operation's implementations runs.
-use crate::autograd::Gradients;
-use candle_core::{DType, Result, Tensor, Var};
+//! The implementations that every operation has, and which of them runs.
+//!
+//! An operation is a type in the `mod.rs` of its folder; `reference.rs`, `cpu.rs` and `cuda.rs` implement [`Reference`],
+//! [`Cpu`] and [`Cuda`] for it, and with these it is an [`Op`].
+use crate::autograd::{Gradients, Op};
+use candle_core::{DType, Result, Shape, Tensor, Var, bail};
 
 /// An operation's implementations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,39 +19,168 @@ pub enum Backend {
 
 impl Backend {
     /// For these inputs.
-    pub fn of(inputs: &[&Tensor]) -> Self {
-        let are = |test: fn(&Tensor) -> bool| inputs.iter().all(|input| test(input));
-        if are(|input| input.device().is_cpu() && input.dtype() == DType::F32) {
+    pub fn of(inputs: &[Tensor]) -> Self {
+        if inputs.iter().all(|input| input.device().is_cpu() && input.dtype() == DType::F32) {
             return Self::Cpu;
         }
         #[cfg(feature = "cuda")]
-        if are(|input| input.device().is_cuda()) && super::cuda::type_name(inputs).is_some() {
+        if inputs.iter().all(|input| input.device().is_cuda()) && crate::kernels::cuda::type_name(inputs).is_some() {
             return Self::Cuda;
         }
         Self::Reference
     }
 }
 
-/// Adds the gradients of `forward`, which is made of candle's operations, by candle's own differentiation. It runs `forward`
-/// again.
-pub fn reference_backward(
-    forward: impl Fn(&[Tensor]) -> Result<Tensor>,
-    inputs: &[Tensor],
-    gradient: &Tensor,
-    gradients: &mut Gradients,
-) -> Result<()> {
-    let leaves = inputs.iter().enumerate().map(|(number, input)| match gradients.needs(number) {
-        true => Ok(Var::from_tensor(input)?.into_inner()),
-        false => Ok(input.clone()),
-    });
-    let leaves = leaves.collect::<Result<Vec<_>>>()?;
-    let output = forward(&leaves)?;
-    let found = (&output * &gradient.to_dtype(output.dtype())?)?.sum_all()?.backward()?;
-    for (number, leaf) in leaves.iter().enumerate() {
-        if gradients.needs(number) {
-            let part = found.get(leaf).map_or_else(|| leaf.zeros_like(), |part| Ok(part.detach()))?;
-            gradients.add(number, part)?;
+/// The reference implementation, in candle's operations: what other types and devices use, and what tests compare with.
+pub trait Reference: Send + Sync + Sized + 'static {
+    /// The name in errors.
+    const NAME: &'static str;
+
+    /// The output.
+    fn reference(&self, inputs: &[Tensor]) -> Result<Tensor>;
+
+    /// Adds the gradients of the inputs, by candle's own differentiation of [`Self::reference`], which runs again.
+    fn reference_backward(&self, inputs: &[Tensor], gradient: &Tensor, gradients: &mut Gradients) -> Result<()> {
+        let leaves = inputs.iter().enumerate().map(|(number, input)| match gradients.needs(number) {
+            true => Ok(Var::from_tensor(input)?.into_inner()),
+            false => Ok(input.clone()),
+        });
+        let leaves = leaves.collect::<Result<Vec<_>>>()?;
+        let output = self.reference(&leaves)?;
+        let found = (&output * &gradient.to_dtype(output.dtype())?)?.sum_all()?.backward()?;
+        for (number, leaf) in leaves.iter().enumerate() {
+            if gradients.needs(number) {
+                let part = found.get(leaf).map_or_else(|| leaf.zeros_like(), |part| Ok(part.detach()))?;
+                gradients.add(number, part)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The inputs as all implementations take them: contiguous.
+    fn arguments(&self, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
+        inputs.iter().map(|input| input.contiguous()).collect()
+    }
+
+    /// Whether the backward pass depends on the values of an input, where the inputs in `needs` need a gradient.
+    fn saves(&self, _input: usize, _needs: &[bool]) -> bool {
+        true
+    }
+
+    /// Whether loops and kernels of one's own give the gradients of the inputs in `needs`; else the reference does.
+    fn has_backward(&self, _needs: &[bool]) -> bool {
+        true
+    }
+}
+
+/// The output of a forward pass, and what the backward pass takes besides the inputs.
+pub type Forward = (Tensor, Vec<Tensor>);
+
+/// Own loops for f32 in the host's memory.
+pub trait Cpu: Reference {
+    /// The output of contiguous inputs, of which those in `needs` need a gradient.
+    fn forward_cpu(&self, inputs: &[Tensor], needs: &[bool]) -> Result<Forward>;
+
+    /// Adds the gradients of the inputs, given that of the output, which is contiguous and nobody else's.
+    fn backward_cpu(&self, saved: &Saved, gradient: Tensor, gradients: &mut Gradients) -> Result<()>;
+}
+
+/// Own kernels, for f32 or bf16 on a GPU.
+#[cfg(feature = "cuda")]
+pub trait Cuda: Reference {
+    /// As [`Cpu::forward_cpu`]; none if there are no kernels for such inputs.
+    fn forward_cuda(&self, inputs: &[Tensor]) -> Result<Option<Forward>>;
+
+    /// As [`Cpu::backward_cpu`].
+    fn backward_cuda(&self, saved: &Saved, gradient: Tensor, gradients: &mut Gradients) -> Result<()>;
+}
+
+/// Without the feature `cuda` nothing lies on a GPU.
+#[cfg(not(feature = "cuda"))]
+pub trait Cuda {}
+
+#[cfg(not(feature = "cuda"))]
+impl<O: Reference> Cuda for O {}
+
+/// What the backward pass needs.
+pub struct Saved {
+    inputs: Vec<Option<Tensor>>,
+    shapes: Vec<Shape>,
+    kept: Vec<Tensor>,
+    /// The output's type, which its gradient has.
+    dtype: DType,
+    backend: Backend,
+}
+
+impl Saved {
+    /// An input that the operation says it saves.
+    pub fn input(&self, number: usize) -> Result<&Tensor> {
+        match self.inputs.get(number) {
+            Some(Some(input)) => Ok(input),
+            _ => bail!("input {number} of an operation was not saved"),
         }
     }
-    Ok(())
+
+    /// What the forward pass left besides.
+    pub fn kept<const N: usize>(&self) -> Result<&[Tensor; N]> {
+        match self.kept.first_chunk() {
+            Some(kept) => Ok(kept),
+            None => bail!("the forward pass of an operation left {} tensors, not {N}", self.kept.len()),
+        }
+    }
+
+    /// What the forward pass left besides, however much that is.
+    #[cfg(feature = "cuda")]
+    pub fn all_kept(&self) -> &[Tensor] {
+        &self.kept
+    }
+
+    /// The shape of an input.
+    pub fn shape(&self, number: usize) -> &Shape {
+        &self.shapes[number]
+    }
+}
+
+impl<O: Cpu + Cuda> Op for O {
+    const NAME: &'static str = <O as Reference>::NAME;
+    type Saved = Saved;
+
+    fn forward(&self, inputs: &[&Tensor], needs: &[bool]) -> Result<(Tensor, Option<Saved>)> {
+        let inputs = self.arguments(inputs)?;
+        let backend = Backend::of(&inputs);
+        let own = match backend {
+            Backend::Cpu => Some(self.forward_cpu(&inputs, needs)?),
+            #[cfg(feature = "cuda")]
+            Backend::Cuda => self.forward_cuda(&inputs)?,
+            Backend::Reference => None,
+        };
+        let backend = if own.is_some() && self.has_backward(needs) { backend } else { Backend::Reference };
+        let (output, kept) = match own {
+            Some(own) => own,
+            None => (self.reference(&inputs)?, vec![]),
+        };
+        if !needs.contains(&true) {
+            return Ok((output, None));
+        }
+        let shapes = inputs.iter().map(|input| input.shape().clone()).collect();
+        let inputs = inputs.into_iter().enumerate().map(|(number, input)| self.saves(number, needs).then_some(input));
+        let saved = Saved { inputs: inputs.collect(), shapes, kept, dtype: output.dtype(), backend };
+        Ok((output, Some(saved)))
+    }
+
+    fn backward(&self, saved: Saved, gradient: Tensor, gradients: &mut Gradients) -> Result<()> {
+        let gradient = gradient.to_dtype(saved.dtype)?.contiguous()?;
+        match saved.backend {
+            Backend::Cpu => self.backward_cpu(&saved, gradient, gradients),
+            #[cfg(feature = "cuda")]
+            Backend::Cuda => self.backward_cuda(&saved, gradient, gradients),
+            Backend::Reference => {
+                let inputs = saved.inputs.into_iter().zip(&saved.shapes).map(|(input, shape)| match input {
+                    Some(input) => Ok(input),
+                    None => Tensor::zeros(shape, saved.dtype, gradient.device()),
+                });
+                self.reference_backward(&inputs.collect::<Result<Vec<_>>>()?, &gradient, gradients)
+            }
+        }
+    }
 }

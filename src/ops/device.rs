@@ -41,7 +41,7 @@ pub fn open_cuda(index: usize) -> candle_core::Result<Device> {
         let device = device.as_cuda_device()?;
         // SAFETY: there is no second stream that tensors would have to be guarded from by events.
         unsafe { device.disable_event_tracking() };
-        super::cuda::memory::keep_freed(device)?;
+        crate::kernels::cuda::memory::keep_freed(device)?;
     }
     open.insert(index, device.clone());
     Ok(device)
@@ -56,7 +56,7 @@ pub fn upload<'a, T: WithDType>(
     let values = values.into();
     match device {
         #[cfg(feature = "cuda")]
-        Device::Cuda(device) => super::cuda::transfer::upload(&values, shape, device),
+        Device::Cuda(device) => crate::kernels::cuda::transfer::upload(&values, shape, device),
         _ => Tensor::from_vec(values.into_owned(), shape.into(), device),
     }
 }
@@ -76,7 +76,7 @@ pub struct GpuMemory {
 pub fn gpu_memory(device: &Device) -> Option<GpuMemory> {
     match device {
         #[cfg(feature = "cuda")]
-        Device::Cuda(device) => super::cuda::memory::usage(device).ok(),
+        Device::Cuda(device) => crate::kernels::cuda::memory::usage(device).ok(),
         _ => None,
     }
 }
@@ -85,7 +85,7 @@ pub fn gpu_memory(device: &Device) -> Option<GpuMemory> {
 pub fn peak_gpu_bytes(device: &Device) -> Option<u64> {
     match device {
         #[cfg(feature = "cuda")]
-        Device::Cuda(device) => super::cuda::memory::peak(device).ok(),
+        Device::Cuda(device) => crate::kernels::cuda::memory::peak(device).ok(),
         _ => None,
     }
 }
@@ -94,7 +94,7 @@ pub fn peak_gpu_bytes(device: &Device) -> Option<u64> {
 pub fn forget_gpu_peak(device: &Device) -> candle_core::Result<()> {
     match device {
         #[cfg(feature = "cuda")]
-        Device::Cuda(device) => super::cuda::memory::forget_peak(device),
+        Device::Cuda(device) => crate::kernels::cuda::memory::forget_peak(device),
         _ => Ok(()),
     }
 }

@@ -27,6 +27,12 @@ impl Enlarge {
         enlarge
     }
 
+    /// From maps `[maps, h, w]` to a size: of rows and of columns.
+    pub(super) fn of_maps(maps: &Tensor, (height, width): (usize, usize)) -> Result<(Self, Self)> {
+        let (_, h, w) = maps.dims3()?;
+        Ok((Self::new(h, height), Self::new(w, width)))
+    }
+
     /// (low, high, weight of high) at `place`.
     pub fn at(&self, place: usize) -> (usize, usize, f32) {
         (self.low[place], self.high[place], self.weight[place])

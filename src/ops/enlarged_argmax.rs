@@ -3,7 +3,7 @@
 //! The picture falls into cells, whose pixels lie between the same four places of the maps. Only maps that can win in
 //! a cell are enlarged there, which are few of many: bilinear values lie between those at the corners.
 use super::enlarge::Enlarge;
-use crate::ops::kernels::cpu::vectorised;
+use crate::kernels::cpu::vectorised;
 use rayon::prelude::*;
 
 /// More than rounding can add to a value, relatively.

@@ -2,8 +2,8 @@
 //!
 //! Its statistics need the whole map, but what it then does to a value is one multiplication and one addition: whoever
 //! reads the map can do that on the way ([`Affine`]), and no normed copy is made.
-use super::kernels::memory::Values;
-use crate::ops::kernels::cpu::vectorised;
+use crate::kernels::cpu::vectorised;
+use crate::kernels::memory::Values;
 use candle_core::{DType, Result, Tensor, bail};
 use rayon::prelude::*;
 

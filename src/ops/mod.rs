@@ -1,6 +1,7 @@
-//! Operations of the network and of the losses. Each is a folder: what it computes and its backward pass (`mod.rs`), own loops
-//! for the CPU (`cpu`), own kernels for a GPU (`cuda`), and a reference implementation in candle's operations (`reference`),
-//! which serves other types and the tests.
+//! Operations of the network and of the losses. Each is a folder: what it computes (`mod.rs`), and with its backward pass own
+//! loops for the CPU (`cpu`), own kernels for a GPU (`cuda`), and a reference implementation in candle's operations
+//! (`reference`), which serves other types and the tests. `backend` chooses between these.
+mod accumulate;
 mod adamw;
 mod attention;
 mod backend;
@@ -11,7 +12,6 @@ mod enlarge;
 mod enlarged_argmax;
 mod feed_forward;
 pub mod group_norm;
-pub mod kernels;
 mod linear;
 mod mask_loss;
 mod match_cost;
@@ -21,8 +21,6 @@ mod pointwise;
 mod score_head;
 
 pub use adamw::{AdamWBuffers, AdamWRange, AdamWSettings, adamw, sum_of_squares};
-#[cfg(feature = "cuda")]
-pub(crate) use kernels::cuda;
 
 pub use attention::{attention, attention_probability};
 pub use elementary::{add, cat, mean_squared_error};

@@ -11,7 +11,7 @@ import subprocess
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(HERE))
-KERNELS = os.path.join(ROOT, "src/ops/**")
+KERNELS = os.path.join(ROOT, "src/**")
 OUT = os.path.join(ROOT, "target/gpu_emulator")
 # Library, its name to the loader, cudarc's module, how its functions' names begin, what is emulated of it.
 LIBRARIES = [

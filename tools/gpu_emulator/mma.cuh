@@ -1,4 +1,4 @@
-// What src/ops/kernels/cuda/mma.cuh has as instructions of sm_80, in words of the PTX manual ("Matrix Fragments for
+// What src/kernels/cuda/mma.cuh has as instructions of sm_80, in words of the PTX manual ("Matrix Fragments for
 // mma.m16n8k16", "ldmatrix").
 #pragma once
 #include "device.h"

@@ -3,9 +3,9 @@
 //! It differs from torchvision's: the average pools of blocks A, C and E exclude padding, and the last block has a
 //! max pool instead.
 use super::{FeatureNetwork, FrechetMetric};
+use crate::kernels::pool::{Pool, pool};
 use crate::model::weights::Weights;
 use crate::ops::conv2d::Conv2d;
-use crate::ops::kernels::pool::{Pool, pool};
 use crate::ops::{Enlarge, Rows};
 use crate::system::error::{Error, Result};
 use candle_core::{DType, Device, Tensor};

@@ -1,7 +1,8 @@
 //! Attention with a streaming softmax, and the probability of a range of keys; forward and backward.
-use super::Sizes;
+use super::{Attention, Probability, Sizes};
 use crate::autograd::Gradients;
-use crate::ops::kernels::cuda::{Arg, Module, WARP, address, aligned, device_of, int, module, output, type_name};
+use crate::kernels::cuda::{Arg, Module, WARP, address, aligned, device_of, int, module, output, type_name};
+use crate::ops::backend::{Cuda, Forward, Saved};
 use candle_core::{DType, Result, Tensor, bail};
 use std::ops::Range;
 
@@ -23,7 +24,7 @@ struct Call {
 
 impl Call {
     /// None if there are no kernels for such inputs.
-    fn of(sizes: Sizes, inputs: &[&Tensor], head_dims: &[usize]) -> Option<Self> {
+    fn of(sizes: Sizes, inputs: &[impl AsRef<Tensor>], head_dims: &[usize]) -> Option<Self> {
         let type_name = type_name(inputs).filter(|_| head_dims.contains(&sizes.head_dim()))?;
         Some(Self { sizes, type_name })
     }
@@ -74,74 +75,75 @@ impl Call {
     }
 }
 
-/// The output, and every query's log-sum-exp. None if there are no kernels for these inputs.
-pub fn forward(sizes: Sizes, inputs: [&Tensor; 3]) -> Result<Option<(Tensor, Tensor)>> {
-    let Some(call) = Call::of(sizes, &inputs, &HEAD_DIMS) else { return Ok(None) };
-    let [q, k, v] = [aligned(inputs[0])?, aligned(inputs[1])?, aligned(inputs[2])?];
-    let (out, lse) = (output(q.shape(), q.dtype(), &q)?, call.of_queries(&q)?);
-    call.launch("forward", sizes.queries, call.query_rows(), &[&q, &k, &v, &out, &lse])?;
-    Ok(Some((out, lse)))
+impl Cuda for Attention {
+    /// Leaves the output, and every query's log-sum-exp.
+    fn forward_cuda(&self, inputs: &[Tensor]) -> Result<Option<Forward>> {
+        let Some(call) = Call::of(self.sizes, inputs, &HEAD_DIMS) else { return Ok(None) };
+        let [q, k, v] = [aligned(&inputs[0])?, aligned(&inputs[1])?, aligned(&inputs[2])?];
+        let (out, lse) = (output(q.shape(), q.dtype(), &q)?, call.of_queries(&q)?);
+        call.launch("forward", self.sizes.queries, call.query_rows(), &[&q, &k, &v, &out, &lse])?;
+        Ok(Some((out.clone(), vec![out, lse])))
+    }
+
+    fn backward_cuda(&self, saved: &Saved, gradient: Tensor, gradients: &mut Gradients) -> Result<()> {
+        let (sizes, [out, lse]) = (self.sizes, saved.kept()?);
+        let [q, k, v] = [aligned(saved.input(0)?)?, aligned(saved.input(1)?)?, aligned(saved.input(2)?)?];
+        let Some(call) = Call::of(sizes, &[&q, &k, &v, &gradient], &HEAD_DIMS) else {
+            bail!("attention has no kernels for the gradient of {:?}", gradient.dtype());
+        };
+        let (gradient, delta) = (aligned(&gradient)?, call.of_queries(&q)?);
+        call.launch("delta", sizes.queries, 1, &[out, &gradient, &delta])?;
+        if gradients.needs(0) {
+            let dq = output(q.shape(), q.dtype(), &q)?;
+            let tensors = [&q, &k, &v, &gradient, lse, &delta, &dq];
+            call.launch("backward_queries", sizes.queries, call.query_rows(), &tensors)?;
+            gradients.add(0, dq)?;
+        }
+        if gradients.needs(1) || gradients.needs(2) {
+            let (dk, dv) = (output(k.shape(), k.dtype(), &k)?, output(v.shape(), v.dtype(), &v)?);
+            call.launch("backward_keys", sizes.keys, ROWS, &[&q, &k, &v, &gradient, lse, &delta, &dk, &dv])?;
+            gradients.add(1, dk)?;
+            gradients.add(2, dv)?;
+        }
+        Ok(())
+    }
 }
 
-/// Adds the gradients of q, k and v, from what [`forward`] left and the output's gradient.
-pub fn backward(
-    sizes: Sizes,
-    inputs: [&Tensor; 3],
-    (out, lse, gradient): (&Tensor, &Tensor, &Tensor),
-    gradients: &mut Gradients,
-) -> Result<()> {
-    let Some(call) = Call::of(sizes, &[inputs[0], inputs[1], inputs[2], gradient], &HEAD_DIMS) else {
-        bail!("attention has no kernels for the gradient of {:?}", gradient.dtype());
-    };
-    let [q, k, v] = [aligned(inputs[0])?, aligned(inputs[1])?, aligned(inputs[2])?];
-    let (gradient, delta) = (aligned(gradient)?, call.of_queries(&q)?);
-    call.launch("delta", sizes.queries, 1, &[out, &gradient, &delta])?;
-    if gradients.needs(0) {
-        let dq = output(q.shape(), q.dtype(), &q)?;
-        let tensors = [&q, &k, &v, &gradient, lse, &delta, &dq];
-        call.launch("backward_queries", sizes.queries, call.query_rows(), &tensors)?;
+impl Cuda for Probability {
+    /// Leaves every query's log-sum-exp.
+    fn forward_cuda(&self, inputs: &[Tensor]) -> Result<Option<Forward>> {
+        let (sizes, range) = (self.sizes, &self.range);
+        let Some(call) = Call::of(sizes, inputs, &RANGE_HEAD_DIMS) else { return Ok(None) };
+        let [q, k] = [aligned(&inputs[0])?, aligned(&inputs[1])?];
+        // Attention with keys as values leaves the sums; its output goes unused.
+        let (unused, lse) = (output(q.shape(), q.dtype(), &q)?, call.of_queries(&q)?);
+        call.launch("forward", sizes.queries, call.query_rows(), &[&q, &k, &k, &unused, &lse])?;
+        let out = output((sizes.batch, sizes.queries, range.len()), DType::F32, &q)?;
+        // As `TILE` in attention.cuh: keys of a block.
+        let tile = if q.dtype() == DType::BF16 { 64 } else { 32 };
+        let blocks = range.len().div_ceil(tile);
+        call.launch_range("range_forward", (sizes.queries, ROWS, blocks), &[&q, &k, &lse, &out], range)?;
+        Ok(Some((out, vec![lse])))
+    }
+
+    fn backward_cuda(&self, saved: &Saved, gradient: Tensor, gradients: &mut Gradients) -> Result<()> {
+        let (sizes, range, [lse]) = (self.sizes, &self.range, saved.kept()?);
+        let [q, k] = [aligned(saved.input(0)?)?, aligned(saved.input(1)?)?];
+        let Some(call) = Call::of(sizes, &[&q, &k], &RANGE_HEAD_DIMS) else {
+            bail!("the probability of attention has no kernels for {:?}", q.dtype());
+        };
+        let (heads, delta) = (sizes.heads, call.of_queries(&q)?);
+        call.launch_range("range_delta", (sizes.queries, ROWS, heads), &[&q, &k, lse, &gradient, &delta], range)?;
+        let (dq, dk) = (output(q.shape(), q.dtype(), &q)?, output(k.shape(), k.dtype(), &k)?);
+        let rows = call.query_rows();
+        call.launch_range(
+            "range_queries",
+            (sizes.queries, rows, heads),
+            &[&q, &k, lse, &gradient, &delta, &dq],
+            range,
+        )?;
+        call.launch_range("range_keys", (sizes.keys, ROWS, heads), &[&q, &k, lse, &gradient, &delta, &dk], range)?;
         gradients.add(0, dq)?;
+        gradients.add(1, dk)
     }
-    if gradients.needs(1) || gradients.needs(2) {
-        let (dk, dv) = (output(k.shape(), k.dtype(), &k)?, output(v.shape(), v.dtype(), &v)?);
-        call.launch("backward_keys", sizes.keys, ROWS, &[&q, &k, &v, &gradient, lse, &delta, &dk, &dv])?;
-        gradients.add(1, dk)?;
-        gradients.add(2, dv)?;
-    }
-    Ok(())
-}
-
-/// The probability of the keys in `range`, `[batch, queries, range]` in f32, and every query's log-sum-exp.
-pub fn range_forward(sizes: Sizes, range: &Range<usize>, inputs: [&Tensor; 2]) -> Result<Option<(Tensor, Tensor)>> {
-    let Some(call) = Call::of(sizes, &inputs, &RANGE_HEAD_DIMS) else { return Ok(None) };
-    let [q, k] = [aligned(inputs[0])?, aligned(inputs[1])?];
-    // Attention with keys as values leaves the sums; its output goes unused.
-    let (unused, lse) = (output(q.shape(), q.dtype(), &q)?, call.of_queries(&q)?);
-    call.launch("forward", sizes.queries, call.query_rows(), &[&q, &k, &k, &unused, &lse])?;
-    let out = output((sizes.batch, sizes.queries, range.len()), DType::F32, &q)?;
-    // As `TILE` in attention.cuh: keys of a block.
-    let tile = if q.dtype() == DType::BF16 { 64 } else { 32 };
-    let blocks = range.len().div_ceil(tile);
-    call.launch_range("range_forward", (sizes.queries, ROWS, blocks), &[&q, &k, &lse, &out], range)?;
-    Ok(Some((out, lse)))
-}
-
-/// Gradients of q and k, from what [`range_forward`] left and the probability's gradient.
-pub fn range_backward(
-    sizes: Sizes,
-    range: &Range<usize>,
-    inputs: [&Tensor; 2],
-    (lse, gradient): (&Tensor, &Tensor),
-) -> Result<Vec<Tensor>> {
-    let Some(call) = Call::of(sizes, &inputs, &RANGE_HEAD_DIMS) else {
-        bail!("the probability of attention has no kernels for {:?}", inputs[0].dtype());
-    };
-    let [q, k] = [aligned(inputs[0])?, aligned(inputs[1])?];
-    let (heads, delta) = (sizes.heads, call.of_queries(&q)?);
-    call.launch_range("range_delta", (sizes.queries, ROWS, heads), &[&q, &k, lse, gradient, &delta], range)?;
-    let (dq, dk) = (output(q.shape(), q.dtype(), &q)?, output(k.shape(), k.dtype(), &k)?);
-    let rows = call.query_rows();
-    call.launch_range("range_queries", (sizes.queries, rows, heads), &[&q, &k, lse, gradient, &delta, &dq], range)?;
-    call.launch_range("range_keys", (sizes.keys, ROWS, heads), &[&q, &k, lse, gradient, &delta, &dk], range)?;
-    Ok(vec![dq, dk])
 }

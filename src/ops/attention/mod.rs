@@ -5,10 +5,9 @@
 mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
-pub(super) mod reference;
+mod reference;
 
-use super::backend::{Backend, reference_backward};
-use crate::autograd::{Gradients, Op, Variable, apply};
+use crate::autograd::{Variable, apply};
 use candle_core::{Result, Tensor, bail};
 use std::ops::Range;
 
@@ -81,84 +80,13 @@ impl Sizes {
     }
 }
 
-struct Attention {
-    sizes: Sizes,
+/// Inputs: q, k, v.
+pub(super) struct Attention {
+    pub sizes: Sizes,
 }
 
-/// The log-sum-exp of every query's scores, in units of log 2, `[batch, heads, queries]`; none where the reference ran.
-type Lse = Option<Tensor>;
-
-impl Op for Attention {
-    const NAME: &'static str = "attention";
-    /// q, k, v and the output.
-    type Saved = ([Tensor; 4], Lse);
-
-    fn forward(&self, inputs: &[&Tensor], needs: &[bool]) -> Result<(Tensor, Option<Self::Saved>)> {
-        let [q, k, v] = [inputs[0].contiguous()?, inputs[1].contiguous()?, inputs[2].contiguous()?];
-        let (out, lse) = match Backend::of(&[&q, &k, &v]) {
-            Backend::Cpu => cpu::forward(self.sizes, [&q, &k, &v])?,
-            #[cfg(feature = "cuda")]
-            Backend::Cuda => match cuda::forward(self.sizes, [&q, &k, &v])? {
-                Some((out, lse)) => (out, Some(lse)),
-                None => (reference::attention(self.sizes, [&q, &k, &v])?, None),
-            },
-            Backend::Reference => (reference::attention(self.sizes, [&q, &k, &v])?, None),
-        };
-        Ok((out.clone(), needs.contains(&true).then_some(([q, k, v, out], lse))))
-    }
-
-    fn backward(&self, ([q, k, v, out], lse): Self::Saved, gradient: Tensor, gradients: &mut Gradients) -> Result<()> {
-        let gradient = gradient.contiguous()?;
-        match (Backend::of(&[&q, &gradient]), &lse) {
-            (Backend::Cpu, Some(lse)) => {
-                let parts = cpu::backward(self.sizes, [&q, &k, &v], (&out, lse, &gradient))?;
-                parts.into_iter().enumerate().try_for_each(|(input, part)| gradients.add(input, part))
-            }
-            #[cfg(feature = "cuda")]
-            (Backend::Cuda, Some(lse)) => cuda::backward(self.sizes, [&q, &k, &v], (&out, lse, &gradient), gradients),
-            _ => {
-                let forward = |i: &[Tensor]| reference::attention(self.sizes, [&i[0], &i[1], &i[2]]);
-                reference_backward(forward, &[q, k, v], &gradient, gradients)
-            }
-        }
-    }
-}
-
-struct Probability {
-    sizes: Sizes,
-    range: Range<usize>,
-}
-
-impl Op for Probability {
-    const NAME: &'static str = "attention-probability";
-    /// q and k.
-    type Saved = ([Tensor; 2], Lse);
-
-    fn forward(&self, inputs: &[&Tensor], needs: &[bool]) -> Result<(Tensor, Option<Self::Saved>)> {
-        let [q, k] = [inputs[0].contiguous()?, inputs[1].contiguous()?];
-        let (out, lse) = match Backend::of(&[&q, &k]) {
-            Backend::Cpu => (cpu::probability(self.sizes, &self.range, [&q, &k])?, None),
-            #[cfg(feature = "cuda")]
-            Backend::Cuda => match cuda::range_forward(self.sizes, &self.range, [&q, &k])? {
-                Some((out, lse)) => (out, Some(lse)),
-                None => (reference::probability(self.sizes, &self.range, [&q, &k])?, None),
-            },
-            Backend::Reference => (reference::probability(self.sizes, &self.range, [&q, &k])?, None),
-        };
-        Ok((out, needs.contains(&true).then_some(([q, k], lse))))
-    }
-
-    fn backward(&self, ([q, k], lse): Self::Saved, gradient: Tensor, gradients: &mut Gradients) -> Result<()> {
-        let gradient = gradient.contiguous()?;
-        let parts = match (Backend::of(&[&q, &k]), &lse) {
-            (Backend::Cpu, _) => cpu::probability_backward(self.sizes, &self.range, [&q, &k], &gradient)?,
-            #[cfg(feature = "cuda")]
-            (Backend::Cuda, Some(lse)) => cuda::range_backward(self.sizes, &self.range, [&q, &k], (lse, &gradient))?,
-            _ => {
-                let forward = |i: &[Tensor]| reference::probability(self.sizes, &self.range, [&i[0], &i[1]]);
-                return reference_backward(forward, &[q, k], &gradient, gradients);
-            }
-        };
-        parts.into_iter().enumerate().try_for_each(|(input, part)| gradients.add(input, part))
-    }
+/// Inputs: q, k.
+pub(super) struct Probability {
+    pub sizes: Sizes,
+    pub range: Range<usize>,
 }

@@ -1,23 +1,33 @@
 //! Attention in candle's operations, the scores of some queries at a time.
-use super::Sizes;
+use super::{Attention, Probability, Sizes};
+use crate::ops::backend::Reference;
 use candle_core::{D, DType, Result, Tensor};
 use std::ops::Range;
 
 /// Scores that are held at a time.
 const SCORES: usize = 1 << 28;
 
-/// q `[batch, queries, width]`, k and v `[batch, keys, width]`.
-pub fn attention(sizes: Sizes, [q, k, v]: [&Tensor; 3]) -> Result<Tensor> {
-    let v = split(sizes, v)?;
-    with_probability(sizes, q, k, |probability| {
-        let out = probability.to_dtype(v.dtype())?.matmul(&v)?;
-        out.transpose(1, 2)?.contiguous()?.flatten_from(2)
-    })
+impl Reference for Attention {
+    const NAME: &'static str = "attention";
+
+    fn reference(&self, inputs: &[Tensor]) -> Result<Tensor> {
+        let v = split(self.sizes, &inputs[2])?;
+        with_probability(self.sizes, &inputs[0], &inputs[1], |probability| {
+            let out = probability.to_dtype(v.dtype())?.matmul(&v)?;
+            out.transpose(1, 2)?.contiguous()?.flatten_from(2)
+        })
+    }
 }
 
-/// The probability of the keys in `range`, averaged over heads: `[batch, queries, range]`.
-pub fn probability(sizes: Sizes, range: &Range<usize>, [q, k]: [&Tensor; 2]) -> Result<Tensor> {
-    with_probability(sizes, q, k, |probability| probability.narrow(3, range.start, range.len())?.mean(1))
+impl Reference for Probability {
+    const NAME: &'static str = "attention-probability";
+
+    fn reference(&self, inputs: &[Tensor]) -> Result<Tensor> {
+        let Range { start, end } = self.range;
+        with_probability(self.sizes, &inputs[0], &inputs[1], |probability| {
+            probability.narrow(3, start, end - start)?.mean(1)
+        })
+    }
 }
 
 /// Joins what `use_scores` makes of the softmax over all keys, `[batch, heads, some queries, keys]`.

@@ -156,7 +156,8 @@ impl Conv2d {
     fn write(&self, input: Input, im2col: &Im2col, y: &Tensor, adds: bool, most: usize) -> Result<()> {
         let (x, norm) = (input.map().contiguous()?, input.affine()?);
         if x.device().is_cpu() && x.dtype() == DType::F32 && self.weight.dtype() == DType::F32 {
-            return y.inplace_op2(&x, &OnCpu { conv: self, im2col, norm: norm.as_ref(), adds });
+            let Self { weight, bias, relu, .. } = self;
+            return y.inplace_op2(&x, &OnCpu { weight, bias, relu: *relu, im2col, norm: norm.as_ref(), adds });
         }
         let (batch, _, height, width) = y.dims4()?;
         let rows = (most / (batch * im2col.depth() * width).max(1)).clamp(1, height);

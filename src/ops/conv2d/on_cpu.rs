@@ -2,11 +2,11 @@
 //!
 //! Each tile of output rows is unfolded and multiplied on one thread, tiles running in parallel: memory stays bounded, and
 //! the result does not depend on the number of threads.
-use super::Conv2d;
 use super::im2col::{Im2col, Scratch};
+use crate::kernels::matrix::Memory;
+use crate::kernels::memory::Values;
 use crate::ops::group_norm::Affine;
-use crate::ops::kernels::memory::Values;
-use candle_core::{CpuStorage, InplaceOp2, Layout, Result, bail};
+use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Tensor, bail};
 use rayon::prelude::*;
 
 /// Bytes of an unfolded tile. Each tile reads all weights, so tiles must be large; 4 MiB was as fast as 8 and up to 1.5
@@ -18,7 +18,10 @@ const MANY: usize = 8;
 
 /// Writes to its first tensor, or adds to it, what it makes of the second.
 pub struct OnCpu<'a> {
-    pub conv: &'a Conv2d,
+    /// `[out, depth of im2col]`, contiguous.
+    pub weight: &'a Tensor,
+    pub bias: &'a Tensor,
+    pub relu: bool,
     pub im2col: &'a Im2col,
     /// Of the input, before SiLU.
     pub norm: Option<&'a Affine>,
@@ -43,9 +46,9 @@ impl InplaceOp2 for OnCpu<'_> {
 
 impl OnCpu<'_> {
     fn write(&self, y: &mut [f32], x: &[f32], shape: (usize, usize, usize, usize)) -> Result<()> {
-        let Self { conv, im2col, norm, adds } = self;
+        let Self { weight, bias, relu, im2col, norm, adds } = self;
         let (batch, output, height, width) = shape;
-        let (weight, bias) = (Values::of(&conv.weight)?, Values::of(&conv.bias)?);
+        let (weight, bias) = (Values::of(weight)?, Values::of(bias)?);
         let norm = norm.map(|norm| Ok::<_, candle_core::Error>((Values::of(&norm.scale)?, Values::of(&norm.offset)?)));
         let norm = norm.transpose()?;
         let norm = norm.as_ref().map(|(scale, offset)| -> (&[f32], &[f32]) { (scale, offset) });
@@ -59,7 +62,7 @@ impl OnCpu<'_> {
         let (channels, (map_height, map_width)) = (im2col.channels, im2col.map);
         let is_direct = im2col.is_identity() && norm.is_none();
         assert_eq!((y.len(), x.len()), (batch * output * plane, batch * channels * map_height * map_width));
-        let destination = Destination(y.as_mut_ptr());
+        let y = Memory(y.as_mut_ptr());
         (0..batch * tiles_per_image).into_par_iter().for_each_init(Scratch::default, |scratch, tile| {
             let (image, tile) = (tile / tiles_per_image, tile % tiles_per_image);
             let rows = tile * tile_rows..((tile + 1) * tile_rows).min(height);
@@ -79,7 +82,7 @@ impl OnCpu<'_> {
             // `[output, depth]` in rows; `matrix` has `depth` lines of `pixels`, `line` apart, the last of which
             // ends within the image's `source` or is the last of `unfolded`.
             unsafe {
-                let destination = destination.get().add(first);
+                let destination = y.from(first);
                 let of_channel =
                     |channel: usize| std::slice::from_raw_parts_mut(destination.add(channel * plane), pixels);
                 for (channel, &bias) in bias.iter().enumerate() {
@@ -109,7 +112,7 @@ impl OnCpu<'_> {
                     false,
                     gemm::Parallelism::None,
                 );
-                if conv.relu {
+                if *relu {
                     for channel in 0..output {
                         // Not `max`, which would turn NaN into 0.
                         let relu = |value: &mut f32| *value = if *value < 0.0 { 0.0 } else { *value };
@@ -119,18 +122,5 @@ impl OnCpu<'_> {
             }
         });
         Ok(())
-    }
-}
-
-/// Output memory that tasks write disjoint parts of.
-struct Destination(*mut f32);
-
-// SAFETY: the pointer is only used to write parts that no other task touches, while the slice it is from lives.
-unsafe impl Sync for Destination {}
-
-impl Destination {
-    /// A method, so that closures capture the whole and not the bare pointer.
-    fn get(&self) -> *mut f32 {
-        self.0
     }
 }

@@ -7,10 +7,10 @@ mod cpu;
 mod cuda;
 mod reference;
 
-use super::backend::{Backend, reference_backward};
+use super::backend::Backend;
 use super::linear::FrozenLayer;
-use crate::autograd::{Gradients, Op, Variable, apply};
-use candle_core::{DType, Result, Tensor, bail};
+use crate::autograd::{Variable, apply};
+use candle_core::{DType, Result, Tensor};
 
 /// Modulation of a block's MLP (AdaLN), each `[batch, width]`.
 #[derive(Clone, Copy)]
@@ -36,9 +36,10 @@ pub fn feed_forward(x: &Variable, modulation: Modulation, up: FrozenLayer, down:
 
 /// Whether [`feed_forward`] takes tensors like `x`: in other types its parts run one by one.
 pub fn has_kernels(x: &Tensor) -> bool {
-    Backend::of(&[x]) != Backend::Reference
+    Backend::of(std::slice::from_ref(x)) != Backend::Reference
 }
 
+/// Input: x.
 struct FeedForward {
     shift: Tensor,
     scale: Tensor,
@@ -61,49 +62,5 @@ impl FeedForward {
             up: layer(&self.up)?,
             down: layer(&self.down)?,
         })
-    }
-}
-
-/// x, and what goes into the GELU; none of the latter where the reference ran.
-struct Saved {
-    x: Tensor,
-    before: Option<Tensor>,
-}
-
-impl Op for FeedForward {
-    const NAME: &'static str = "feed-forward";
-    type Saved = Saved;
-
-    fn forward(&self, inputs: &[&Tensor], needs: &[bool]) -> Result<(Tensor, Option<Saved>)> {
-        let x = inputs[0].contiguous()?;
-        let of = self.in_type(x.dtype())?;
-        let (out, before) = match Backend::of(&[&x]) {
-            Backend::Cpu => cpu::forward(&of, &x, needs[0])?,
-            #[cfg(feature = "cuda")]
-            Backend::Cuda => cuda::forward(&of, &x).map(|(out, before)| (out, Some(before)))?,
-            Backend::Reference => (reference::forward(&of, &x)?, None),
-        };
-        Ok((out, needs[0].then_some(Saved { x, before })))
-    }
-
-    fn backward(&self, saved: Saved, gradient: Tensor, gradients: &mut Gradients) -> Result<()> {
-        let Saved { x, before } = saved;
-        let of = self.in_type(x.dtype())?;
-        let gradient = gradient.contiguous()?;
-        match (Backend::of(&[&x, &gradient]), before) {
-            (Backend::Cpu, Some(before)) => {
-                cpu::backward(&of, &x, &before, &gradient)?;
-                gradients.add(0, gradient)
-            }
-            #[cfg(feature = "cuda")]
-            (Backend::Cuda, Some(before)) => {
-                cuda::backward(&of, &x, &before, &gradient)?;
-                gradients.add(0, gradient)
-            }
-            (Backend::Reference, _) => {
-                reference_backward(|inputs| reference::forward(&of, &inputs[0]), &[x], &gradient, gradients)
-            }
-            _ => bail!("{}: the forward pass saved nothing for the backward pass", Self::NAME),
-        }
     }
 }

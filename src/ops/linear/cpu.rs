@@ -1,12 +1,13 @@
 //! Projections in f32 in the host's memory.
-use super::{Linear, Part, Saved, Window};
-use crate::autograd::{Destination, Gradients, Slot};
-use crate::ops::kernels::cpu::{Product, Start, Threads, View, Windows};
-use crate::ops::kernels::memory::{Values, with_values_mut};
+use super::{Linear, Part, Window};
+use crate::autograd::{Destination, Gradients};
+use crate::kernels::matrix::{Product, Start, Threads, View, Windows};
+use crate::kernels::memory::{Values, add_in_place, with_values_mut};
+use crate::ops::backend::{Cpu, Forward, Saved};
 use candle_core::{DType, Device, Result, Shape, Tensor};
 
 fn product<'a>(shape: (usize, usize, usize), a: View<'a>, b: View<'a>, scale: f32) -> Product<'a> {
-    Product { shape, a, b, scale, start: Start::Zero, threads: Threads::All }
+    Product { scale, threads: Threads::All, ..Product::new(shape, a, b) }
 }
 
 /// The rows of a window of `data` `[batch, tokens, width]` from its first on.
@@ -28,135 +29,154 @@ impl Linear {
     /// Where the rows of each batch entry begin in a window of rows of `a` values, and in one of rows of `out` values.
     fn windows(&self, (a, a_width): (Window, usize), (out, out_width): (Window, usize)) -> Windows {
         match a.is_whole() && out.is_whole() {
-            true => Windows { count: 1, rows: self.batch * a.tokens, a: 0, out: 0 },
+            true => Windows::one(self.batch * a.tokens),
             false => Windows { count: self.batch, rows: a.tokens, a: a.all * a_width, out: out.all * out_width },
         }
     }
 
-    /// The tokens of a part, and nothing else.
-    fn alone(part: &Part) -> Window {
-        Window { start: 0, tokens: part.from.tokens, all: part.from.tokens }
+    /// Whether a wide enough adapter, or few enough values, make `W + scale·B·A` fewer operations than `x·Aᵀ` and what follows.
+    fn is_worth_merging(&self, part: &Part) -> bool {
+        part.inner() * part.outer() < self.batch * part.from.tokens * (part.inner() + part.outer())
+    }
+
+    /// Adds `scale·leftᵀ·right` to `out` `[rank, width]`: left `[batch·tokens, rank]`, and right the rows of a window that are
+    /// `width` wide.
+    fn add_transposed_product(
+        &self,
+        left: &[f32],
+        (right, window): (View, Window),
+        (out, width): (&mut [f32], usize),
+        scale: f32,
+    ) {
+        let rank = out.len() / width;
+        let (blocks, rows, step) = match window.is_whole() {
+            true => (1, self.batch * window.tokens, 0),
+            false => (self.batch, window.tokens, window.all),
+        };
+        for block in 0..blocks {
+            let left = View::rows(&left[block * rows * rank..], rank).transposed();
+            let part = product((rank, rows, width), left, right.skip_rows(block * step), scale);
+            Product { start: Start::Output, ..part }.into(out, width);
+        }
     }
 }
 
-/// `inputs` are contiguous, in the operation's order.
-pub fn forward(op: &Linear, inputs: &[Tensor]) -> Result<Tensor> {
-    let length = op.shape.iter().product();
-    let mut y: Vec<f32> = Vec::with_capacity(length);
-    for part in &op.parts {
-        let (outer, inner) = (part.outer(), part.inner());
-        let weight = part.weight(&inputs[part.input])?;
-        let (x, weight) = (Values::of(&inputs[part.input])?, Values::of(&weight)?);
-        let bias = part.bias.as_ref().map(|bias| bias.to_dtype(DType::F32)?.contiguous()).transpose()?;
-        let bias = bias.as_ref().map(Values::of).transpose()?;
-        let start = bias.as_ref().map_or(Start::Zero, |bias| Start::Row(bias));
-        let windows = op.windows((part.from, inner), (part.to, outer));
-        let x = rows(&x, part.from, inner);
-        let out = &mut y.spare_capacity_mut()[part.to.start * outer..length];
-        let mut project = |weight: &[f32]| {
-            let weight = View::rows(weight, inner).transposed();
-            Product { start, ..product((windows.rows, inner, outer), x, weight, 1.0) }.fill(windows, out, outer);
-        };
-        if !part.is_adapted {
+impl Cpu for Linear {
+    fn forward_cpu(&self, inputs: &[Tensor], _: &[bool]) -> Result<Forward> {
+        let length = self.shape.iter().product();
+        let mut y: Vec<f32> = Vec::with_capacity(length);
+        for part in &self.parts {
+            let (outer, inner) = (part.outer(), part.inner());
+            let weight = part.weight(&inputs[part.input])?;
+            let (x, weight) = (Values::of(&inputs[part.input])?, Values::of(&weight)?);
+            let bias = part.bias.as_ref().map(|bias| bias.to_dtype(DType::F32)?.contiguous()).transpose()?;
+            let bias = bias.as_ref().map(Values::of).transpose()?;
+            let start = bias.as_ref().map_or(Start::Zero, |bias| Start::Row(bias));
+            let windows = self.windows((part.from, inner), (part.to, outer));
+            let x = rows(&x, part.from, inner);
+            let out = &mut y.spare_capacity_mut()[part.to.start * outer..length];
+            let mut project = |weight: &[f32]| {
+                let weight = View::rows(weight, inner).transposed();
+                Product { start, ..product((windows.rows, inner, outer), x, weight, 1.0) }.fill(windows, out, outer);
+            };
+            if !part.is_adapted {
+                project(&weight);
+                continue;
+            }
+            let (down, up) = (Values::of(&inputs[part.input + 1])?, Values::of(&inputs[part.input + 2])?);
+            if self.is_worth_merging(part) {
+                project(&merged(part, &weight, &down, &up));
+                continue;
+            }
             project(&weight);
-            continue;
+            let reduced = reduce(self, part, x, &down);
+            let rank = down.len() / inner;
+            let (reduced, up) = (View::rows(&reduced, rank), View::rows(&up, rank).transposed());
+            let added = product((windows.rows, rank, outer), reduced, up, part.scale as f32);
+            let windows = self.windows((part.alone(), rank), (part.to, outer));
+            // SAFETY: this part's rows were just written.
+            unsafe { Product { start: Start::Output, ..added }.add(windows, out, outer) };
         }
-        let (down, up) = (Values::of(&inputs[part.input + 1])?, Values::of(&inputs[part.input + 2])?);
-        if op.is_worth_merging(part) {
-            project(&merged(part, &weight, &down, &up));
-            continue;
-        }
-        project(&weight);
-        let reduced = reduce(op, part, x, &down);
-        let rank = down.len() / inner;
-        let (reduced, up) = (View::rows(&reduced, rank), View::rows(&up, rank).transposed());
-        let added = product((windows.rows, rank, outer), reduced, up, part.scale as f32);
-        let windows = op.windows((Linear::alone(part), rank), (part.to, outer));
-        // SAFETY: this part's rows were just written.
-        unsafe { Product { start: Start::Output, ..added }.add(windows, out, outer) };
+        // SAFETY: the parts' windows are all tokens of every batch entry.
+        unsafe { y.set_len(length) };
+        Ok((Tensor::from_vec(y, &self.shape[..], &Device::Cpu)?, vec![]))
     }
-    // SAFETY: the parts' windows are all tokens of every batch entry.
-    unsafe { y.set_len(length) };
-    Tensor::from_vec(y, &op.shape[..], &Device::Cpu)
+
+    fn backward_cpu(&self, saved: &Saved, gradient: Tensor, gradients: &mut Gradients) -> Result<()> {
+        let gradient = Values::of(&gradient)?;
+        for part in &self.parts {
+            let (outer, inner) = (part.outer(), part.inner());
+            let weight = part.weight.to_dtype(DType::F32)?.contiguous()?;
+            let weight = Values::of(&weight)?;
+            let gradient = rows(&gradient, part.to, outer);
+            let windows = self.windows((part.to, outer), (part.from, inner));
+            let through = |weight: &[f32], gradients: &mut Gradients| {
+                let dx = product((windows.rows, outer, inner), gradient, View::rows(weight, inner), 1.0);
+                add_windows(gradients, dx, windows, part, saved.shape(part.input))
+            };
+            let Some([x, down, up]) = part.adapted(saved)? else {
+                through(&weight, gradients)?;
+                continue;
+            };
+            let (x, down, up) = (Values::of(x)?, Values::of(down)?, Values::of(up)?);
+            let rank = down.len() / inner;
+            // The gradient of x·Aᵀ.
+            let alone = self.windows((part.to, outer), (part.alone(), rank));
+            let reduced = product((alone.rows, outer, rank), gradient, View::rows(&up, rank), part.scale as f32);
+            let reduced = reduced.windows(alone);
+            if gradients.needs(part.input) && self.is_worth_merging(part) {
+                through(&merged(part, &weight, &down, &up), gradients)?;
+            } else {
+                through(&weight, gradients)?;
+                let windows = self.windows((part.alone(), rank), (part.from, inner));
+                let shape = (windows.rows, rank, inner);
+                let added = product(shape, View::rows(&reduced, rank), View::rows(&down, inner), 1.0);
+                add_windows(gradients, added, windows, part, saved.shape(part.input))?;
+            }
+            let x = rows(&x, part.from, inner);
+            add_part(gradients, part.input + 1, (rank, inner), |d_down| {
+                d_down.fill(0.0);
+                self.add_transposed_product(&reduced, (x, part.from), (d_down, inner), 1.0);
+            })?;
+            add_part(gradients, part.input + 2, (outer, rank), |out| {
+                // The transposed product reads the gradient where it lies.
+                let low = reduce(self, part, x, &down);
+                let mut d_up = vec![0f32; rank * outer];
+                self.add_transposed_product(&low, (gradient, part.to), (&mut d_up, outer), part.scale as f32);
+                for (o, row) in out.chunks_exact_mut(rank).enumerate() {
+                    row.iter_mut().enumerate().for_each(|(r, value)| *value = d_up[r * outer + o]);
+                }
+            })?;
+        }
+        Ok(())
+    }
 }
 
 /// `x·Aᵀ`, `[batch·tokens, rank]`.
 fn reduce(op: &Linear, part: &Part, x: View, down: &[f32]) -> Vec<f32> {
     let inner = part.inner();
     let rank = down.len() / inner;
-    let windows = op.windows((part.from, inner), (Linear::alone(part), rank));
+    let windows = op.windows((part.from, inner), (part.alone(), rank));
     product((windows.rows, inner, rank), x, View::rows(down, inner).transposed(), 1.0).windows(windows)
 }
 
-/// Adds the gradients of the inputs.
-pub fn backward(op: &Linear, saved: &Saved, gradient: &Tensor, gradients: &mut Gradients) -> Result<()> {
-    let gradient = Values::of(gradient)?;
-    for part in &op.parts {
-        let (outer, inner) = (part.outer(), part.inner());
-        let weight = part.weight.to_dtype(DType::F32)?.contiguous()?;
-        let weight = Values::of(&weight)?;
-        let gradient = rows(&gradient, part.to, outer);
-        let windows = op.windows((part.to, outer), (part.from, inner));
-        let through = |weight: &[f32], slot: &mut Slot| {
-            let dx = product((windows.rows, outer, inner), gradient, View::rows(weight, inner), 1.0);
-            add_windows(slot, dx, windows, part, &saved.shapes[part.input])
-        };
-        let Some((down, up)) = part.low_rank(&saved.tensors) else {
-            gradients.accumulate(part.input, |slot| through(&weight, slot))?;
-            continue;
-        };
-        let (down, up) = (Values::of(down)?, Values::of(up)?);
-        let rank = down.len() / inner;
-        // The gradient of x·Aᵀ.
-        let alone = op.windows((part.to, outer), (Linear::alone(part), rank));
-        let reduced = product((alone.rows, outer, rank), gradient, View::rows(&up, rank), part.scale as f32);
-        let reduced = reduced.windows(alone);
-        gradients.accumulate(part.input, |slot| {
-            if op.is_worth_merging(part) {
-                return through(&merged(part, &weight, &down, &up), slot);
-            }
-            through(&weight, slot)?;
-            let windows = op.windows((Linear::alone(part), rank), (part.from, inner));
-            let added = product((windows.rows, rank, inner), View::rows(&reduced, rank), View::rows(&down, inner), 1.0);
-            add_windows(slot, added, windows, part, &saved.shapes[part.input])
-        })?;
-        let Some(x) = &saved.tensors[part.input] else { continue };
-        let x = Values::of(x)?;
-        let x = rows(&x, part.from, inner);
-        if gradients.needs(part.input + 1) {
-            let whole = (op, part.from, inner);
-            let d_down = transposed_product(&reduced, rank, (x, whole), 1.0);
-            gradients.add(part.input + 1, Tensor::from_vec(d_down, (rank, inner), &Device::Cpu)?)?;
-        }
-        if gradients.needs(part.input + 2) {
-            // The transposed product reads the gradient where it lies.
-            let low = reduce(op, part, x, &down);
-            let d_up = transposed_product(&low, rank, (gradient, (op, part.to, outer)), part.scale as f32);
-            let d_up = (0..outer).flat_map(|o| (0..rank).map(move |r| (o, r))).map(|(o, r)| d_up[r * outer + o]);
-            gradients.add(part.input + 2, Tensor::from_vec(d_up.collect::<Vec<_>>(), (outer, rank), &Device::Cpu)?)?;
-        }
-    }
-    Ok(())
-}
-
 /// Adds a product to the gradient of a part's x, of this shape: to the part's window of it.
-fn add_windows(slot: &mut Slot, product: Product, windows: Windows, part: &Part, shape: &Shape) -> Result<()> {
+fn add_windows(
+    gradients: &mut Gradients,
+    product: Product,
+    windows: Windows,
+    part: &Part,
+    shape: &Shape,
+) -> Result<()> {
     let (first, inner) = (part.from.start * part.inner(), part.inner());
-    let is_whole = part.from.is_whole();
-    slot.accumulate(|destination| match destination {
+    gradients.accumulate(part.input, |destination| match destination {
         Destination::AddTo(memory) => {
             with_values_mut(memory, |sum| {
                 Product { start: Start::Output, ..product }.into_windows(windows, &mut sum[first..], inner)
             })?;
             Ok(None)
         }
-        _ if is_whole => {
-            let mut out: Vec<f32> = Vec::with_capacity(shape.elem_count());
-            product.fill(windows, &mut out.spare_capacity_mut()[..shape.elem_count()], inner);
-            // SAFETY: the windows are all of it.
-            unsafe { out.set_len(shape.elem_count()) };
-            Tensor::from_vec(out, shape, &Device::Cpu).map(Some)
-        }
+        _ if part.from.is_whole() => Tensor::from_vec(product.windows(windows), shape, &Device::Cpu).map(Some),
         _ => {
             let mut out = vec![0f32; shape.elem_count()];
             product.into_windows(windows, &mut out[first..], inner);
@@ -165,22 +185,23 @@ fn add_windows(slot: &mut Slot, product: Product, windows: Windows, part: &Part,
     })
 }
 
-/// `scale·leftᵀ·right`, `[rank, width]`: left `[batch·tokens, rank]`, and right the rows of a window that are `width` wide.
-fn transposed_product(
-    left: &[f32],
-    rank: usize,
-    (right, (op, window, width)): (View, (&Linear, Window, usize)),
-    scale: f32,
-) -> Vec<f32> {
-    let mut out = vec![0f32; rank * width];
-    let (blocks, rows, step) = match window.is_whole() {
-        true => (1, op.batch * window.tokens, 0),
-        false => (op.batch, window.tokens, window.all),
-    };
-    for block in 0..blocks {
-        let left = View::rows(&left[block * rows * rank..], rank).transposed();
-        let part = product((rank, rows, width), left, right.skip_rows(block * step), scale);
-        Product { start: Start::Output, ..part }.into(&mut out, width);
-    }
-    out
+/// Adds a part of an adapter's gradient, of which `write` writes every value.
+fn add_part(
+    gradients: &mut Gradients,
+    input: usize,
+    shape: (usize, usize),
+    write: impl FnOnce(&mut [f32]) + Send,
+) -> Result<()> {
+    gradients.accumulate(input, |destination| {
+        if let Destination::Overwrite(memory) = destination {
+            return with_values_mut(memory, write).map(|()| None);
+        }
+        let mut part = vec![0f32; shape.0 * shape.1];
+        write(&mut part);
+        let part = Tensor::from_vec(part, shape, &Device::Cpu)?;
+        match destination {
+            Destination::AddTo(memory) => add_in_place(memory, part),
+            _ => Ok(Some(part)),
+        }
+    })
 }

@@ -5,8 +5,8 @@ mod cpu;
 mod cuda;
 mod reference;
 
-use super::backend::{Backend, reference_backward};
-use crate::autograd::{Gradients, Op, Variable, apply};
+use super::backend::Saved;
+use crate::autograd::{Variable, apply};
 use candle_core::{D, Result, Tensor, bail};
 use std::ops::Range;
 
@@ -106,15 +106,19 @@ impl Part {
         self.weight.to_dtype(like.dtype())?.contiguous()
     }
 
-    /// The adapter among tensors in the inputs' order.
-    fn low_rank<'a>(&self, tensors: &'a [Option<Tensor>]) -> Option<(&'a Tensor, &'a Tensor)> {
-        match &tensors[self.input + 1..] {
-            [Some(down), Some(up), ..] if self.is_adapted => Some((down, up)),
-            _ => None,
-        }
+    /// Its x and its adapter, if it has one.
+    fn adapted<'a>(&self, saved: &'a Saved) -> Result<Option<[&'a Tensor; 3]>> {
+        let input = |number: usize| saved.input(self.input + number);
+        if self.is_adapted { Ok(Some([input(0)?, input(1)?, input(2)?])) } else { Ok(None) }
+    }
+
+    /// Its tokens, and nothing else.
+    fn alone(&self) -> Window {
+        Window { start: 0, tokens: self.from.tokens, all: self.from.tokens }
     }
 }
 
+/// Inputs: of every part x, and its adapter's down and up.
 struct Linear {
     batch: usize,
     parts: Vec<Part>,
@@ -169,77 +173,10 @@ impl Linear {
         if parts.iter().any(|part| part.outer() != outer) {
             bail!("linear: layers of different widths are joined");
         }
-        let mut shape = first.dims().to_vec();
-        if let [.., tokens, width] = &mut shape[..]
-            && first.dims().len() == 3
-        {
-            (*tokens, *width) = (all, outer);
-        } else if let Some(width) = shape.last_mut() {
-            *width = outer;
-        }
-        apply(Self { batch, parts, shape }, &inputs)
-    }
-
-    /// Whether a wide enough adapter, or few enough values, make `W + scale·B·A` fewer operations than `x·Aᵀ` and what follows.
-    fn is_worth_merging(&self, part: &Part) -> bool {
-        part.inner() * part.outer() < self.batch * part.from.tokens * (part.inner() + part.outer())
-    }
-
-    /// x and the output as the inputs of the reference are: every part's x, then its adapter's two matrices.
-    fn reference(&self, inputs: &[Tensor]) -> Result<Tensor> {
-        reference::forward(self, inputs)
-    }
-}
-
-/// What the backward pass needs: in the inputs' order, x where an adapter needs it, and adapters in x's type.
-struct Saved {
-    tensors: Vec<Option<Tensor>>,
-    /// `scale·x·downᵀ` of every part, where the forward pass had it on a GPU.
-    #[cfg_attr(not(feature = "cuda"), expect(dead_code))]
-    reduced: Vec<Option<Tensor>>,
-    dtype: candle_core::DType,
-    shapes: Vec<candle_core::Shape>,
-}
-
-impl Op for Linear {
-    const NAME: &'static str = "linear";
-    type Saved = Saved;
-
-    fn forward(&self, inputs: &[&Tensor], needs: &[bool]) -> Result<(Tensor, Option<Saved>)> {
-        let dtype = inputs[0].dtype();
-        let of = inputs.iter().map(|input| input.to_dtype(dtype)?.contiguous()).collect::<Result<Vec<_>>>()?;
-        let (y, reduced) = match Backend::of(&of.iter().collect::<Vec<_>>()) {
-            Backend::Cpu => (cpu::forward(self, &of)?, vec![]),
-            #[cfg(feature = "cuda")]
-            Backend::Cuda => cuda::forward(self, &of)?,
-            Backend::Reference => (self.reference(&of)?, vec![]),
+        let shape = match first.dims() {
+            &[batch, _, _] => vec![batch, all, outer],
+            dims => [&dims[..dims.len() - 1], &[outer]].concat(),
         };
-        if !needs.contains(&true) {
-            return Ok((y, None));
-        }
-        let shapes = of.iter().map(|tensor| tensor.shape().clone()).collect();
-        let mut tensors: Vec<Option<Tensor>> = of.into_iter().map(Some).collect();
-        for part in self.parts.iter().filter(|part| !part.is_adapted) {
-            tensors[part.input] = None;
-        }
-        Ok((y, Some(Saved { tensors, reduced, dtype, shapes })))
-    }
-
-    fn backward(&self, saved: Saved, gradient: Tensor, gradients: &mut Gradients) -> Result<()> {
-        let gradient = gradient.to_dtype(saved.dtype)?.contiguous()?;
-        match Backend::of(&[&gradient]) {
-            Backend::Cpu => cpu::backward(self, &saved, &gradient, gradients),
-            #[cfg(feature = "cuda")]
-            Backend::Cuda => cuda::backward(self, &saved, &gradient, gradients),
-            Backend::Reference => {
-                // A frozen layer's x does not matter to its gradient.
-                let inputs = saved.tensors.iter().zip(&saved.shapes).map(|(tensor, shape)| match tensor {
-                    Some(tensor) => Ok(tensor.clone()),
-                    None => Tensor::zeros(shape, saved.dtype, gradient.device()),
-                });
-                let inputs = inputs.collect::<Result<Vec<_>>>()?;
-                reference_backward(|inputs| self.reference(inputs), &inputs, &gradient, gradients)
-            }
-        }
+        apply(Self { batch, parts, shape }, &inputs)
     }
 }

@@ -1,8 +1,10 @@
 //! Focal and dice loss in f32 in the host's memory, a row of the enlarged map at a time.
 use super::{ALPHA, MaskLoss, Target};
+use crate::autograd::Gradients;
+use crate::kernels::cpu::{exp, sums, vectorised};
+use crate::kernels::memory::Values;
+use crate::ops::backend::{Cpu, Forward, Saved};
 use crate::ops::enlarge::{Enlarge, Rows, RowsBackward};
-use crate::ops::kernels::cpu::{exp, sums, vectorised};
-use crate::ops::kernels::memory::Values;
 use candle_core::{Device, Result, Tensor};
 use rayon::prelude::*;
 
@@ -88,63 +90,58 @@ impl MaskLoss {
         let [focal, overlap, probability, target] = total.map(|v| v as f32);
         Sums { focal, overlap, probability, target }
     }
+}
 
-    fn enlarge(&self, maps: &Tensor) -> Result<(Enlarge, Enlarge)> {
-        let (_, h, w) = maps.dims3()?;
-        Ok((Enlarge::new(h, self.size.0), Enlarge::new(w, self.size.1)))
+impl Cpu for MaskLoss {
+    fn forward_cpu(&self, inputs: &[Tensor], _: &[bool]) -> Result<Forward> {
+        let maps = Values::of(&inputs[0])?;
+        let (vertical, horizontal) = Enlarge::of_maps(&inputs[0], self.size)?;
+        let pixels = (self.size.0 * self.size.1) as f32;
+        let (focal, dice): (Vec<f32>, Vec<f32>) = maps
+            .par_chunks(maps.len() / self.targets.len())
+            .zip(&self.targets)
+            .map(|(map, target)| {
+                let sums = self.sums(map, (&vertical, &horizontal), &**target);
+                let dice = 1.0 - (2.0 * sums.overlap + 1.0) / (sums.probability + sums.target + 1.0);
+                (sums.focal / pixels, dice)
+            })
+            .unzip();
+        Ok((Tensor::from_vec([focal, dice].concat(), (2, self.targets.len()), &Device::Cpu)?, vec![]))
     }
-}
 
-/// maps `[pairs, h, w]`; out `[2, pairs]`: focal, dice.
-pub fn forward(of: &MaskLoss, map_tensor: &Tensor) -> Result<Tensor> {
-    let maps = Values::of(map_tensor)?;
-    let (vertical, horizontal) = of.enlarge(map_tensor)?;
-    let pixels = (of.size.0 * of.size.1) as f32;
-    let (focal, dice): (Vec<f32>, Vec<f32>) = maps
-        .par_chunks(maps.len() / of.targets.len())
-        .zip(&of.targets)
-        .map(|(map, target)| {
-            let sums = of.sums(map, (&vertical, &horizontal), &**target);
-            let dice = 1.0 - (2.0 * sums.overlap + 1.0) / (sums.probability + sums.target + 1.0);
-            (sums.focal / pixels, dice)
-        })
-        .unzip();
-    Tensor::from_vec([focal, dice].concat(), (2, of.targets.len()), &Device::Cpu)
-}
-
-/// The gradient of the maps.
-pub fn backward(of: &MaskLoss, map_tensor: &Tensor, gradient: &Tensor) -> Result<Tensor> {
-    let (maps, gradient) = (Values::of(map_tensor)?, Values::of(gradient)?);
-    let (maps, gradient): (&[f32], &[f32]) = (&maps, &gradient);
-    let (vertical, horizontal) = of.enlarge(map_tensor)?;
-    let (pairs, pixels) = (of.targets.len(), (of.size.0 * of.size.1) as f32);
-    let size = maps.len() / pairs;
-    let mut d_maps = vec![0f32; maps.len()];
-    d_maps.par_chunks_mut(size).zip(maps.par_chunks(size)).enumerate().for_each(|(pair, (d_map, map))| {
-        let target = &*of.targets[pair];
-        let sums = of.sums(map, (&vertical, &horizontal), target);
-        let below = sums.probability + sums.target + 1.0;
-        let (d_focal, d_dice) = (gradient[pair] / pixels, gradient[pairs + pair]);
-        // d dice / dp = −2t/below + above/below²
-        let inside = -2.0 / below * d_dice;
-        let everywhere = (2.0 * sums.overlap + 1.0) / (below * below) * d_dice;
-        let mut d_row = vec![0f32; of.size.1];
-        let mut gather = RowsBackward::new(d_map, &vertical, &horizontal);
-        of.for_each_row(map, (&vertical, &horizontal), target, |y, logits, wanted| {
-            let width = d_row.len();
-            let (logits, wanted) = (&logits[..width], &wanted[..width]);
-            vectorised!({
-                for i in 0..width {
-                    let (logit, t) = (logits[i], wanted[i]);
-                    let Pixel { probability: p, cross_entropy, wrong, alpha } = pixel(logit, t, of.raw_logit);
-                    let slope = p * (1.0 - p);
-                    let d_right = (2.0 * t - 1.0) * if of.raw_logit { 1.0 } else { slope };
-                    let d_loss = wrong * (wrong * (p - t) - 2.0 * d_right * cross_entropy);
-                    d_row[i] = d_focal * alpha * d_loss + slope * (inside * t + everywhere);
-                }
+    fn backward_cpu(&self, saved: &Saved, gradient: Tensor, gradients: &mut Gradients) -> Result<()> {
+        let map_tensor = saved.input(0)?;
+        let (maps, gradient) = (Values::of(map_tensor)?, Values::of(&gradient)?);
+        let (vertical, horizontal) = Enlarge::of_maps(map_tensor, self.size)?;
+        let (pairs, pixels) = (self.targets.len(), (self.size.0 * self.size.1) as f32);
+        let size = maps.len() / pairs;
+        let mut d_maps = vec![0f32; maps.len()];
+        d_maps.par_chunks_mut(size).zip(maps.par_chunks(size)).enumerate().for_each(|(pair, (d_map, map))| {
+            let target = &*self.targets[pair];
+            let sums = self.sums(map, (&vertical, &horizontal), target);
+            let below = sums.probability + sums.target + 1.0;
+            let (d_focal, d_dice) = (gradient[pair] / pixels, gradient[pairs + pair]);
+            // d dice / dp = −2t/below + above/below²
+            let inside = -2.0 / below * d_dice;
+            let everywhere = (2.0 * sums.overlap + 1.0) / (below * below) * d_dice;
+            let mut d_row = vec![0f32; self.size.1];
+            let mut gather = RowsBackward::new(d_map, &vertical, &horizontal);
+            self.for_each_row(map, (&vertical, &horizontal), target, |y, logits, wanted| {
+                let width = d_row.len();
+                let (logits, wanted) = (&logits[..width], &wanted[..width]);
+                vectorised!({
+                    for i in 0..width {
+                        let (logit, t) = (logits[i], wanted[i]);
+                        let Pixel { probability: p, cross_entropy, wrong, alpha } = pixel(logit, t, self.raw_logit);
+                        let slope = p * (1.0 - p);
+                        let d_right = (2.0 * t - 1.0) * if self.raw_logit { 1.0 } else { slope };
+                        let d_loss = wrong * (wrong * (p - t) - 2.0 * d_right * cross_entropy);
+                        d_row[i] = d_focal * alpha * d_loss + slope * (inside * t + everywhere);
+                    }
+                });
+                gather.row(y, &d_row);
             });
-            gather.row(y, &d_row);
         });
-    });
-    Tensor::from_vec(d_maps, map_tensor.shape(), &Device::Cpu)
+        gradients.add(0, Tensor::from_vec(d_maps, map_tensor.shape(), &Device::Cpu)?)
+    }
 }

@@ -1,7 +1,9 @@
 //! Focal and dice loss of maps against masks of a larger size, which go to the GPU as bits.
 use super::{MaskLoss, Target};
-use crate::ops::kernels::cuda::transfer::upload;
-use crate::ops::kernels::cuda::{Arg, Module, WARP, address, device_of, int, module, output, type_name};
+use crate::autograd::Gradients;
+use crate::kernels::cuda::transfer::upload;
+use crate::kernels::cuda::{Arg, Module, WARP, address, device_of, int, module, output, type_name};
+use crate::ops::backend::{Cuda, Forward, Saved};
 use candle_core::{DType, Result, Tensor};
 use rayon::prelude::*;
 use std::sync::Arc;
@@ -33,36 +35,39 @@ fn sizes(of: &MaskLoss, maps: &Tensor) -> Result<[Arg; 5]> {
     Ok([int(h)?, int(w)?, int(of.size.0)?, int(of.size.1)?, int(usize::from(of.raw_logit))?])
 }
 
-/// maps `[pairs, h, w]`; out `[2, pairs]`: focal, dice. With the bits of the masks and the sums over them.
-pub fn forward(of: &MaskLoss, maps: &Tensor) -> Result<Option<(Tensor, [Tensor; 2])>> {
-    if type_name(&[maps]) != Some("f32") {
-        return Ok(None);
+impl Cuda for MaskLoss {
+    fn forward_cuda(&self, inputs: &[Tensor]) -> Result<Option<Forward>> {
+        let maps = &inputs[0];
+        if type_name(&[maps]) != Some("f32") {
+            return Ok(None);
+        }
+        let (pairs, blocks) = (self.targets.len(), self.size.0.div_ceil(ROWS));
+        let targets = bits(&self.targets, self.size, maps)?;
+        let parts = output((pairs, blocks, 4), DType::F32, maps)?;
+        let sums = output((pairs, 4), DType::F32, maps)?;
+        let losses = output((2, pairs), DType::F32, maps)?;
+        let device = device_of(maps)?;
+        let mut args = vec![address(maps)?, address(&targets)?, address(&parts)?];
+        args.extend(sizes(self, maps)?);
+        // SAFETY: a block writes the four parts of its rows.
+        unsafe { KERNELS.launch(device, "mask_loss_sums", [blocks, pairs, 1], THREADS, &args)? }
+        let pixels = Arg::Float((self.size.0 * self.size.1) as f32);
+        let args = [address(&parts)?, address(&sums)?, address(&losses)?, int(blocks)?, pixels];
+        // SAFETY: a block reads the parts of its pair, and writes its four sums and two losses.
+        unsafe { KERNELS.launch(device, "mask_loss_finish", [pairs, 1, 1], WARP, &args)? }
+        Ok(Some((losses, vec![targets, sums])))
     }
-    let (pairs, blocks) = (of.targets.len(), of.size.0.div_ceil(ROWS));
-    let targets = bits(&of.targets, of.size, maps)?;
-    let parts = output((pairs, blocks, 4), DType::F32, maps)?;
-    let sums = output((pairs, 4), DType::F32, maps)?;
-    let losses = output((2, pairs), DType::F32, maps)?;
-    let device = device_of(maps)?;
-    let mut args = vec![address(maps)?, address(&targets)?, address(&parts)?];
-    args.extend(sizes(of, maps)?);
-    // SAFETY: a block writes the four parts of its rows.
-    unsafe { KERNELS.launch(device, "mask_loss_sums", [blocks, pairs, 1], THREADS, &args)? }
-    let pixels = Arg::Float((of.size.0 * of.size.1) as f32);
-    let args = [address(&parts)?, address(&sums)?, address(&losses)?, int(blocks)?, pixels];
-    // SAFETY: a block reads the parts of its pair, and writes its four sums and two losses.
-    unsafe { KERNELS.launch(device, "mask_loss_finish", [pairs, 1, 1], WARP, &args)? }
-    Ok(Some((losses, [targets, sums])))
-}
 
-/// The gradient of the maps, from what [`forward`] left.
-pub fn backward(of: &MaskLoss, maps: &Tensor, [targets, sums]: &[Tensor; 2], gradient: &Tensor) -> Result<Tensor> {
-    let d_maps = output(maps.shape(), DType::F32, maps)?;
-    let mut args = [maps, targets, sums, gradient, &d_maps].map(address).into_iter().collect::<Result<Vec<_>>>()?;
-    args.push(int(maps.dim(0)?)?);
-    args.extend(sizes(of, maps)?);
-    let grid = [maps.elem_count().div_ceil(THREADS / WARP), 1, 1];
-    // SAFETY: the tensors are those of the forward pass; a warp writes one value of the maps' gradient.
-    unsafe { KERNELS.launch(device_of(maps)?, "mask_loss_backward", grid, THREADS, &args)? }
-    Ok(d_maps)
+    fn backward_cuda(&self, saved: &Saved, gradient: Tensor, gradients: &mut Gradients) -> Result<()> {
+        let (maps, [targets, sums]) = (saved.input(0)?, saved.kept()?);
+        let d_maps = output(maps.shape(), DType::F32, maps)?;
+        let mut args =
+            [maps, targets, sums, &gradient, &d_maps].map(address).into_iter().collect::<Result<Vec<_>>>()?;
+        args.push(int(maps.dim(0)?)?);
+        args.extend(sizes(self, maps)?);
+        let grid = [maps.elem_count().div_ceil(THREADS / WARP), 1, 1];
+        // SAFETY: the tensors are those of the forward pass; a warp writes one value of the maps' gradient.
+        unsafe { KERNELS.launch(device_of(maps)?, "mask_loss_backward", grid, THREADS, &args)? }
+        gradients.add(0, d_maps)
+    }
 }

@@ -2,11 +2,10 @@
 mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
-pub(super) mod reference;
+mod reference;
 
-use super::backend::{Backend, reference_backward};
-use crate::autograd::{Gradients, Op, Variable, apply};
-use candle_core::{Result, Tensor, bail};
+use crate::autograd::{Variable, apply};
+use candle_core::{Result, bail};
 pub(super) use cpu::soft;
 use std::sync::Arc;
 
@@ -39,47 +38,9 @@ pub fn mask_loss(maps: &Variable, targets: Vec<Arc<dyn Target>>, raw_logit: bool
     apply(MaskLoss { targets, size, raw_logit }, &[maps])
 }
 
+/// Input: maps.
 pub(super) struct MaskLoss {
-    pub(super) targets: Vec<Arc<dyn Target>>,
-    pub(super) size: (usize, usize),
-    pub(super) raw_logit: bool,
-}
-
-/// The maps, and what kernels left.
-pub(super) struct Saved {
-    maps: Tensor,
-    /// The bits of the masks and the sums over them.
-    #[cfg_attr(not(feature = "cuda"), expect(dead_code))]
-    of_kernels: Option<[Tensor; 2]>,
-}
-
-impl Op for MaskLoss {
-    const NAME: &'static str = "mask-loss";
-    type Saved = Saved;
-
-    fn forward(&self, inputs: &[&Tensor], needs: &[bool]) -> Result<(Tensor, Option<Saved>)> {
-        let maps = inputs[0].contiguous()?;
-        let (losses, of_kernels) = match Backend::of(&[&maps]) {
-            Backend::Cpu => (cpu::forward(self, &maps)?, None),
-            #[cfg(feature = "cuda")]
-            Backend::Cuda => match cuda::forward(self, &maps)? {
-                Some((losses, kept)) => (losses, Some(kept)),
-                None => (reference::forward(self, std::slice::from_ref(&maps))?, None),
-            },
-            Backend::Reference => (reference::forward(self, std::slice::from_ref(&maps))?, None),
-        };
-        Ok((losses, needs[0].then_some(Saved { maps, of_kernels })))
-    }
-
-    fn backward(&self, saved: Saved, gradient: Tensor, gradients: &mut Gradients) -> Result<()> {
-        let (maps, gradient) = (saved.maps, gradient.contiguous()?);
-        #[cfg(feature = "cuda")]
-        if let Some(kept) = &saved.of_kernels {
-            return gradients.add(0, cuda::backward(self, &maps, kept, &gradient)?);
-        }
-        match Backend::of(&[&maps, &gradient]) {
-            Backend::Cpu => gradients.add(0, cpu::backward(self, &maps, &gradient)?),
-            _ => reference_backward(|inputs| reference::forward(self, inputs), &[maps], &gradient, gradients),
-        }
-    }
+    pub targets: Vec<Arc<dyn Target>>,
+    pub size: (usize, usize),
+    pub raw_logit: bool,
 }

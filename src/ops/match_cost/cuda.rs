@@ -1,6 +1,6 @@
 //! The cost of taking a map for a mask, for every pair: only the costs go back to the host.
-use crate::ops::kernels::cuda::transfer::{Download, upload};
-use crate::ops::kernels::cuda::{Arg, Module, address, device_of, int, module, output};
+use crate::kernels::cuda::transfer::{Download, upload};
+use crate::kernels::cuda::{Arg, Module, address, device_of, int, module, output};
 use candle_core::{DType, Result, Tensor};
 
 static KERNELS: Module = module!("match_cost");

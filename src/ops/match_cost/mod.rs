@@ -2,9 +2,10 @@
 #[cfg(feature = "cuda")]
 mod cuda;
 
-use super::kernels::memory::Values;
 use super::mask_loss::{ALPHA, soft};
-use crate::ops::kernels::cpu::{Product, Start, Threads, View, sigmoid, sum, vectorised};
+use crate::kernels::cpu::{sigmoid, sum, vectorised};
+use crate::kernels::matrix::{Product, View};
+use crate::kernels::memory::Values;
 use candle_core::{DType, Device, Result, Tensor};
 use rayon::prelude::*;
 
@@ -16,7 +17,7 @@ pub enum Costs {
     #[cfg(feature = "cuda")]
     Coming {
         /// `[maps·masks]`
-        costs: super::kernels::cuda::transfer::Download,
+        costs: crate::kernels::cuda::transfer::Download,
         /// Masks of a map.
         masks: usize,
     },
@@ -77,15 +78,8 @@ pub fn match_cost(
                     *sums = (sum(positions, |i| negative[i]), sum(positions, |i| probability[i]));
                 }
             });
-            let product = |a: &[f32]| {
-                let mut out = vec![0f32; rows * masks_count];
-                let b = View::rows(&masks, positions).transposed();
-                let a = View::rows(a, positions);
-                let shape = (rows, positions, masks_count);
-                Product { shape, a, b, scale: 1.0, start: Start::Zero, threads: Threads::One }
-                    .into(&mut out, masks_count);
-                out
-            };
+            let masks = View::rows(&masks, positions).transposed();
+            let product = |a| Product::new((rows, positions, masks_count), View::rows(a, positions), masks).values();
             let (focal, overlap) = (product(&focal), product(&probability));
             (0..rows)
                 .map(|row| {

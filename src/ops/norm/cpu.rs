@@ -1,8 +1,10 @@
 //! Both norms in f32 in the host's memory, a row at a time.
-use super::EPSILON;
-use crate::autograd::Slot;
-use crate::ops::kernels::cpu::{new_rows, sum};
-use crate::ops::kernels::memory::{Values, add_rows};
+use super::{EPSILON, LayerNormModulate, RmsNorm};
+use crate::autograd::Gradients;
+use crate::kernels::cpu::{new_rows, sum};
+use crate::kernels::memory::Values;
+use crate::ops::accumulate::add_rows;
+use crate::ops::backend::{Cpu, Forward, Saved};
 use candle_core::{Device, Result, Tensor};
 
 /// Mean and inverse standard deviation of a row.
@@ -35,26 +37,25 @@ pub fn add_norm_row_backward(x: &[f32], dy: &[f32], scale: &[f32], dx: &mut [f32
     }
 }
 
-/// x `[batch, tokens, width]`, shift and scale `[batch, width]`.
-pub fn layer_norm_modulate(x: &Tensor, shift: &Tensor, scale: &Tensor) -> Result<Tensor> {
-    let (_, tokens, width) = x.dims3()?;
-    let (values, shift, scale) = (Values::of(x)?, Values::of(shift)?, Values::of(scale)?);
-    let y = new_rows!(values.len(), width, |r, out| {
-        let entry = r / tokens * width;
-        modulate_row(&values[r * width..][..width], &shift[entry..][..width], &scale[entry..][..width], out);
-    });
-    Tensor::from_vec(y, x.shape(), &Device::Cpu)
-}
+impl Cpu for LayerNormModulate {
+    fn forward_cpu(&self, inputs: &[Tensor], _: &[bool]) -> Result<Forward> {
+        let (_, tokens, width) = inputs[0].dims3()?;
+        let (x, shift, scale) = (Values::of(&inputs[0])?, Values::of(&inputs[1])?, Values::of(&inputs[2])?);
+        let y = new_rows!(x.len(), width, |r, out| {
+            let entry = r / tokens * width;
+            modulate_row(&x[r * width..][..width], &shift[entry..][..width], &scale[entry..][..width], out);
+        });
+        Ok((Tensor::from_vec(y, inputs[0].shape(), &Device::Cpu)?, vec![]))
+    }
 
-/// Adds the gradient of x.
-pub fn layer_norm_backward(x: &Tensor, scale: &Tensor, gradient: &Tensor, slot: &mut Slot) -> Result<()> {
-    let (_, tokens, width) = x.dims3()?;
-    let (values, scale, gradient) = (Values::of(x)?, Values::of(scale)?, Values::of(gradient)?);
-    let (values, scale, gradient): (&[f32], &[f32], &[f32]) = (&values, &scale, &gradient);
-    add_rows!(slot, x.shape(), width, |r, dx| {
-        let scale = &scale[r / tokens * width..][..width];
-        add_norm_row_backward(&values[r * width..][..width], &gradient[r * width..][..width], scale, dx);
-    })
+    fn backward_cpu(&self, saved: &Saved, gradient: Tensor, gradients: &mut Gradients) -> Result<()> {
+        let (_, tokens, width) = gradient.dims3()?;
+        let (x, scale, dy) = (Values::of(saved.input(0)?)?, Values::of(saved.input(2)?)?, Values::of(&gradient)?);
+        add_rows!(gradients, 0, gradient.shape(), width, |r, dx| {
+            let scale = &scale[r / tokens * width..][..width];
+            add_norm_row_backward(&x[r * width..][..width], &dy[r * width..][..width], scale, dx);
+        })
+    }
 }
 
 #[inline(always)]
@@ -91,33 +92,32 @@ impl<'a> Weights<'a> {
     }
 }
 
-/// x `[batch, tokens, heads·head_dim]`; `weights` of parts of the tokens, each `[head_dim]`.
-pub fn rms_norm(x: &Tensor, weights: &[(usize, Tensor)]) -> Result<Tensor> {
-    let weights = Weights::of(x, weights)?;
-    let width = weights.head_dim;
-    let values = Values::of(x)?;
-    let y = new_rows!(values.len(), width, |r, out| {
-        let (row, weight) = (&values[r * width..][..width], weights.row(r));
-        let inverse = inverse_rms(row);
-        for i in 0..width {
-            out[i] = row[i] * inverse * weight[i];
-        }
-    });
-    Tensor::from_vec(y, x.shape(), &Device::Cpu)
-}
+impl Cpu for RmsNorm {
+    fn forward_cpu(&self, inputs: &[Tensor], _: &[bool]) -> Result<Forward> {
+        let weights = Weights::of(&inputs[0], &self.weights)?;
+        let width = weights.head_dim;
+        let x = Values::of(&inputs[0])?;
+        let y = new_rows!(x.len(), width, |r, out| {
+            let (row, weight) = (&x[r * width..][..width], weights.row(r));
+            let inverse = inverse_rms(row);
+            for i in 0..width {
+                out[i] = row[i] * inverse * weight[i];
+            }
+        });
+        Ok((Tensor::from_vec(y, inputs[0].shape(), &Device::Cpu)?, vec![]))
+    }
 
-/// Adds the gradient of x.
-pub fn rms_norm_backward(x: &Tensor, weights: &[(usize, Tensor)], gradient: &Tensor, slot: &mut Slot) -> Result<()> {
-    let weights = &Weights::of(x, weights)?;
-    let width = weights.head_dim;
-    let (values, gradient) = (Values::of(x)?, Values::of(gradient)?);
-    let (values, gradient): (&[f32], &[f32]) = (&values, &gradient);
-    add_rows!(slot, x.shape(), width, |r, dx| {
-        let (row, dy, weight) = (&values[r * width..][..width], &gradient[r * width..][..width], weights.row(r));
-        let inverse = inverse_rms(row);
-        let projection = sum(width, |i| dy[i] * weight[i] * row[i]) / width as f32 * inverse * inverse;
-        for i in 0..width {
-            dx[i] += inverse * (dy[i] * weight[i] - row[i] * projection);
-        }
-    })
+    fn backward_cpu(&self, saved: &Saved, gradient: Tensor, gradients: &mut Gradients) -> Result<()> {
+        let weights = &Weights::of(saved.input(0)?, &self.weights)?;
+        let width = weights.head_dim;
+        let (x, dy) = (Values::of(saved.input(0)?)?, Values::of(&gradient)?);
+        add_rows!(gradients, 0, gradient.shape(), width, |r, dx| {
+            let (row, dy, weight) = (&x[r * width..][..width], &dy[r * width..][..width], weights.row(r));
+            let inverse = inverse_rms(row);
+            let projection = sum(width, |i| dy[i] * weight[i] * row[i]) / width as f32 * inverse * inverse;
+            for i in 0..width {
+                dx[i] += inverse * (dy[i] * weight[i] - row[i] * projection);
+            }
+        })
+    }
 }

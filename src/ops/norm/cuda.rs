@@ -1,8 +1,11 @@
 //! Layer norm with modulation and RMS norm, forward and backward.
-use crate::autograd::Slot;
-use crate::ops::kernels::cuda::{
-    Arg, Module, NULL, WARP, accumulate, address, device_of, int, module, output, type_name, vector_width, widest,
+use super::{LayerNormModulate, RmsNorm};
+use crate::autograd::Gradients;
+use crate::kernels::cuda::{
+    Arg, Module, NULL, WARP, address, device_of, int, module, output, type_name, vector_width, widest,
 };
+use crate::ops::accumulate::accumulate;
+use crate::ops::backend::{Cuda, Forward, Saved};
 use candle_core::{D, Result, Tensor, bail};
 
 static KERNELS: Module = module!("norm");
@@ -39,9 +42,17 @@ pub fn layer_norm_forward(x: &Tensor, shift: &Tensor, scale: &Tensor) -> Result<
     Ok(y)
 }
 
-/// Adds the gradient of x to `slot`.
-pub fn layer_norm_backward(x: &Tensor, scale: &Tensor, gradient: &Tensor, slot: &mut Slot) -> Result<()> {
-    accumulate(slot, (x.shape(), x.dtype(), x), |dx, adds| layer_norm_backward_into(x, scale, gradient, dx, adds))
+impl Cuda for LayerNormModulate {
+    fn forward_cuda(&self, inputs: &[Tensor]) -> Result<Option<Forward>> {
+        Ok(Some((layer_norm_forward(&inputs[0], &inputs[1], &inputs[2])?, vec![])))
+    }
+
+    fn backward_cuda(&self, saved: &Saved, gradient: Tensor, gradients: &mut Gradients) -> Result<()> {
+        let (x, scale) = (saved.input(0)?, saved.input(2)?);
+        accumulate(gradients, 0, (x.shape(), x.dtype(), x), |dx, adds| {
+            layer_norm_backward_into(x, scale, &gradient, dx, adds)
+        })
+    }
 }
 
 /// Writes the gradient of x over `dx`, or adds it to what is there. Nobody else may hold `dx`.
@@ -69,18 +80,20 @@ fn launch_parts<'a>(
     Ok(())
 }
 
-/// x `[batch, tokens, heads·head_dim]`; `weights` are of parts of the tokens one after the other, each `[head_dim]`.
-pub fn rms_norm_forward(x: &Tensor, weights: &[(usize, Tensor)]) -> Result<Tensor> {
-    let y = output(x.shape(), x.dtype(), x)?;
-    launch_parts("rms_norm_forward", x, weights, |weight| vec![Some(x), Some(weight), Some(&y)])?;
-    Ok(y)
-}
+impl Cuda for RmsNorm {
+    fn forward_cuda(&self, inputs: &[Tensor]) -> Result<Option<Forward>> {
+        let x = &inputs[0];
+        let y = output(x.shape(), x.dtype(), x)?;
+        launch_parts("rms_norm_forward", x, &self.weights, |weight| vec![Some(x), Some(weight), Some(&y)])?;
+        Ok(Some((y, vec![])))
+    }
 
-/// Adds the gradient of x to `slot`.
-pub fn rms_norm_backward(x: &Tensor, weights: &[(usize, Tensor)], gradient: &Tensor, slot: &mut Slot) -> Result<()> {
-    accumulate(slot, (x.shape(), x.dtype(), x), |dx, adds| {
-        launch_parts("rms_norm_backward", x, weights, |weight| {
-            vec![Some(x), Some(weight), Some(gradient), adds.then_some(dx), Some(dx)]
+    fn backward_cuda(&self, saved: &Saved, gradient: Tensor, gradients: &mut Gradients) -> Result<()> {
+        let x = saved.input(0)?;
+        accumulate(gradients, 0, (x.shape(), x.dtype(), x), |dx, adds| {
+            launch_parts("rms_norm_backward", x, &self.weights, |weight| {
+                vec![Some(x), Some(weight), Some(&gradient), adds.then_some(dx), Some(dx)]
+            })
         })
-    })
+    }
 }

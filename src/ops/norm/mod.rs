@@ -2,10 +2,9 @@
 mod cpu;
 #[cfg(feature = "cuda")]
 pub(super) mod cuda;
-pub(super) mod reference;
+mod reference;
 
-use super::backend::{Backend, reference_backward};
-use crate::autograd::{Gradients, Op, Variable, apply};
+use crate::autograd::{Variable, apply};
 use candle_core::{Result, Tensor, bail};
 
 pub(super) use cpu::{add_norm_row_backward, modulate_row};
@@ -39,77 +38,11 @@ pub fn rms_norm(x: &Variable, weights: Vec<(usize, Tensor)>) -> Result<Variable>
     apply(RmsNorm { weights: weights.collect::<Result<_>>()? }, &[x])
 }
 
-struct LayerNormModulate;
+/// Inputs: x, shift, scale.
+pub(super) struct LayerNormModulate;
 
-impl Op for LayerNormModulate {
-    const NAME: &'static str = "layer-norm-modulate";
-    /// x, shift, scale; no shift where it needs no gradient.
-    type Saved = Vec<Tensor>;
-
-    fn forward(&self, inputs: &[&Tensor], needs: &[bool]) -> Result<(Tensor, Option<Self::Saved>)> {
-        let of = inputs.iter().map(|input| input.contiguous()).collect::<Result<Vec<_>>>()?;
-        let y = match Backend::of(inputs) {
-            Backend::Cpu => cpu::layer_norm_modulate(&of[0], &of[1], &of[2])?,
-            #[cfg(feature = "cuda")]
-            Backend::Cuda => cuda::layer_norm_forward(&of[0], &of[1], &of[2])?,
-            Backend::Reference => reference::layer_norm_modulate(&of)?,
-        };
-        Ok((y, needs.contains(&true).then_some(of)))
-    }
-
-    fn backward(&self, saved: Self::Saved, gradient: Tensor, gradients: &mut Gradients) -> Result<()> {
-        let [x, _, scale] = &saved[..] else { bail!("{}: {} tensors were saved", Self::NAME, saved.len()) };
-        if gradients.needs(1) || gradients.needs(2) {
-            // Only where an adapter sits on the modulation itself; too rare to have a loop of its own.
-            return reference_backward(reference::layer_norm_modulate, &saved, &gradient, gradients);
-        }
-        match Backend::of(&[x, &gradient]) {
-            Backend::Cpu => {
-                let gradient = gradient.contiguous()?;
-                gradients.accumulate(0, |slot| cpu::layer_norm_backward(x, scale, &gradient, slot))
-            }
-            #[cfg(feature = "cuda")]
-            Backend::Cuda => {
-                let gradient = gradient.contiguous()?;
-                gradients.accumulate(0, |slot| cuda::layer_norm_backward(x, scale, &gradient, slot))
-            }
-            Backend::Reference => reference_backward(reference::layer_norm_modulate, &saved, &gradient, gradients),
-        }
-    }
-}
-
-struct RmsNorm {
-    weights: Vec<(usize, Tensor)>,
-}
-
-impl Op for RmsNorm {
-    const NAME: &'static str = "rms-norm";
-    /// x
-    type Saved = Tensor;
-
-    fn forward(&self, inputs: &[&Tensor], needs: &[bool]) -> Result<(Tensor, Option<Self::Saved>)> {
-        let x = inputs[0].contiguous()?;
-        let y = match Backend::of(&[&x]) {
-            Backend::Cpu => cpu::rms_norm(&x, &self.weights)?,
-            #[cfg(feature = "cuda")]
-            Backend::Cuda => cuda::rms_norm_forward(&x, &self.weights)?,
-            Backend::Reference => reference::rms_norm(&x, &self.weights)?,
-        };
-        Ok((y, needs[0].then_some(x)))
-    }
-
-    fn backward(&self, x: Tensor, gradient: Tensor, gradients: &mut Gradients) -> Result<()> {
-        let gradient = gradient.contiguous()?;
-        match Backend::of(&[&x, &gradient]) {
-            Backend::Cpu => gradients.accumulate(0, |slot| cpu::rms_norm_backward(&x, &self.weights, &gradient, slot)),
-            #[cfg(feature = "cuda")]
-            Backend::Cuda => {
-                gradients.accumulate(0, |slot| cuda::rms_norm_backward(&x, &self.weights, &gradient, slot))
-            }
-            Backend::Reference => {
-                let forward = |inputs: &[Tensor]| reference::rms_norm(&inputs[0], &self.weights);
-                reference_backward(forward, &[x], &gradient, gradients)
-            }
-        }
-    }
+/// Input: x.
+pub(super) struct RmsNorm {
+    /// Of parts of the tokens, one after the other: how many, and their weight.
+    pub weights: Vec<(usize, Tensor)>,
 }

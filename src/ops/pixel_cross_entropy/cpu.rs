@@ -1,8 +1,10 @@
 //! The cross-entropy in f32 in the host's memory, a row of the label map at a time.
 use super::{NO_CLASS, PixelCrossEntropy};
+use crate::autograd::Gradients;
+use crate::kernels::cpu::{exp, vectorised};
+use crate::kernels::memory::Values;
+use crate::ops::backend::{Cpu, Forward, Saved};
 use crate::ops::enlarge::{Enlarge, Rows, RowsBackward};
-use crate::ops::kernels::cpu::{exp, vectorised};
-use crate::ops::kernels::memory::Values;
 use candle_core::{Device, Result, Tensor};
 use rayon::prelude::*;
 
@@ -10,11 +12,6 @@ use rayon::prelude::*;
 const ROWS_A_TASK: usize = 32;
 
 impl PixelCrossEntropy {
-    fn enlarge(&self, maps: &Tensor) -> Result<(Enlarge, Enlarge)> {
-        let (_, h, w) = maps.dims3()?;
-        Ok((Enlarge::new(h, self.size.0), Enlarge::new(w, self.size.1)))
-    }
-
     /// Calls `work(y, class rows [classes, width], labels)` for the rows of one task.
     fn for_each_row(
         &self,
@@ -65,59 +62,58 @@ impl PixelCrossEntropy {
     }
 }
 
-/// maps `[classes, h, w]`; out `[1]`.
-pub fn forward(of: &PixelCrossEntropy, map_tensor: &Tensor) -> Result<Tensor> {
-    let maps = Values::of(map_tensor)?;
-    let maps: &[f32] = &maps;
-    let (vertical, horizontal) = of.enlarge(map_tensor)?;
-    let width = of.size.1;
-    let sums: Vec<f64> = (0..of.tasks())
-        .into_par_iter()
-        .map(|task| {
-            let mut loss = 0f64;
-            of.for_each_row(maps, (&vertical, &horizontal), task, |_, values, labels| {
-                let before = values.to_vec();
-                let log_total = of.softmax(values);
-                for (x, label) in labels.iter().enumerate().filter(|(_, label)| **label != NO_CLASS) {
-                    let class = usize::from(*label);
-                    loss += f64::from(of.weights[class] * (log_total[x] - before[class * width + x]));
-                }
-            });
-            loss
-        })
-        .collect();
-    Tensor::from_vec(vec![(sums.iter().sum::<f64>() / of.total) as f32], 1, &Device::Cpu)
-}
-
-/// The gradient of the maps.
-pub fn backward(of: &PixelCrossEntropy, map_tensor: &Tensor, gradient: &Tensor) -> Result<Tensor> {
-    let (maps, gradient) = (Values::of(map_tensor)?, Values::of(gradient)?[0]);
-    let maps: &[f32] = &maps;
-    let (vertical, horizontal) = of.enlarge(map_tensor)?;
-    let (width, size) = (of.size.1, maps.len() / of.weights.len());
-    let parts: Vec<Vec<f32>> = (0..of.tasks())
-        .into_par_iter()
-        .map(|task| {
-            let mut d_maps = vec![0f32; maps.len()];
-            of.for_each_row(maps, (&vertical, &horizontal), task, |y, values, labels| {
-                of.softmax(values);
-                for (class, row) in values.chunks_exact_mut(width).enumerate() {
-                    for (value, label) in row.iter_mut().zip(labels) {
-                        let (hit, weight) = match of.weights.get(usize::from(*label)) {
-                            Some(weight) => (usize::from(*label) == class, *weight),
-                            None => (false, 0.0),
-                        };
-                        *value = (*value - f32::from(hit)) * (f64::from(weight * gradient) / of.total) as f32;
+impl Cpu for PixelCrossEntropy {
+    fn forward_cpu(&self, inputs: &[Tensor], _: &[bool]) -> Result<Forward> {
+        let maps = Values::of(&inputs[0])?;
+        let (vertical, horizontal) = Enlarge::of_maps(&inputs[0], self.size)?;
+        let width = self.size.1;
+        let sums: Vec<f64> = (0..self.tasks())
+            .into_par_iter()
+            .map(|task| {
+                let mut loss = 0f64;
+                self.for_each_row(&maps, (&vertical, &horizontal), task, |_, values, labels| {
+                    let before = values.to_vec();
+                    let log_total = self.softmax(values);
+                    for (x, label) in labels.iter().enumerate().filter(|(_, label)| **label != NO_CLASS) {
+                        let class = usize::from(*label);
+                        loss += f64::from(self.weights[class] * (log_total[x] - before[class * width + x]));
                     }
-                    RowsBackward::new(&mut d_maps[class * size..][..size], &vertical, &horizontal).row(y, row);
-                }
-            });
-            d_maps
-        })
-        .collect();
-    let mut d_maps = vec![0f32; maps.len()];
-    for part in parts {
-        d_maps.iter_mut().zip(part).for_each(|(sum, value)| *sum += value);
+                });
+                loss
+            })
+            .collect();
+        Ok((Tensor::from_vec(vec![(sums.iter().sum::<f64>() / self.total) as f32], 1, &Device::Cpu)?, vec![]))
     }
-    Tensor::from_vec(d_maps, map_tensor.shape(), &Device::Cpu)
+
+    fn backward_cpu(&self, saved: &Saved, gradient: Tensor, gradients: &mut Gradients) -> Result<()> {
+        let map_tensor = saved.input(0)?;
+        let (maps, gradient) = (Values::of(map_tensor)?, Values::of(&gradient)?[0]);
+        let (vertical, horizontal) = Enlarge::of_maps(map_tensor, self.size)?;
+        let (width, size) = (self.size.1, maps.len() / self.weights.len());
+        let parts: Vec<Vec<f32>> = (0..self.tasks())
+            .into_par_iter()
+            .map(|task| {
+                let mut d_maps = vec![0f32; maps.len()];
+                self.for_each_row(&maps, (&vertical, &horizontal), task, |y, values, labels| {
+                    self.softmax(values);
+                    for (class, row) in values.chunks_exact_mut(width).enumerate() {
+                        for (value, label) in row.iter_mut().zip(labels) {
+                            let (hit, weight) = match self.weights.get(usize::from(*label)) {
+                                Some(weight) => (usize::from(*label) == class, *weight),
+                                None => (false, 0.0),
+                            };
+                            *value = (*value - f32::from(hit)) * (f64::from(weight * gradient) / self.total) as f32;
+                        }
+                        RowsBackward::new(&mut d_maps[class * size..][..size], &vertical, &horizontal).row(y, row);
+                    }
+                });
+                d_maps
+            })
+            .collect();
+        let mut d_maps = vec![0f32; maps.len()];
+        for part in parts {
+            d_maps.iter_mut().zip(part).for_each(|(sum, value)| *sum += value);
+        }
+        gradients.add(0, Tensor::from_vec(d_maps, map_tensor.shape(), &Device::Cpu)?)
+    }
 }

@@ -2,11 +2,10 @@
 mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
-pub(super) mod reference;
+mod reference;
 
-use super::backend::{Backend, reference_backward};
-use crate::autograd::{Gradients, Op, Variable, apply};
-use candle_core::{Result, Tensor, bail};
+use crate::autograd::{Variable, apply};
+use candle_core::{Result, bail};
 
 /// Label of pixels that do not count.
 pub const NO_CLASS: u8 = u8::MAX;
@@ -36,49 +35,11 @@ pub fn pixel_cross_entropy(
     apply(PixelCrossEntropy { labels, size: (height, width), weights, total }, &[maps])
 }
 
+/// Input: maps.
 pub(super) struct PixelCrossEntropy {
-    pub(super) labels: Vec<u8>,
-    pub(super) size: (usize, usize),
-    pub(super) weights: Vec<f32>,
+    pub labels: Vec<u8>,
+    pub size: (usize, usize),
+    pub weights: Vec<f32>,
     /// Sum of the weights of all pixels that count.
-    pub(super) total: f64,
-}
-
-/// The maps, and what kernels left.
-pub(super) struct Saved {
-    maps: Tensor,
-    /// Labels, weights and every pixel's log-sum-exp.
-    #[cfg_attr(not(feature = "cuda"), expect(dead_code))]
-    of_kernels: Option<[Tensor; 3]>,
-}
-
-impl Op for PixelCrossEntropy {
-    const NAME: &'static str = "pixel-cross-entropy";
-    type Saved = Saved;
-
-    fn forward(&self, inputs: &[&Tensor], needs: &[bool]) -> Result<(Tensor, Option<Saved>)> {
-        let maps = inputs[0].contiguous()?;
-        let (loss, of_kernels) = match Backend::of(&[&maps]) {
-            Backend::Cpu => (cpu::forward(self, &maps)?, None),
-            #[cfg(feature = "cuda")]
-            Backend::Cuda => match cuda::forward(self, &maps)? {
-                Some((loss, kept)) => (loss, Some(kept)),
-                None => (reference::forward(self, std::slice::from_ref(&maps))?, None),
-            },
-            Backend::Reference => (reference::forward(self, std::slice::from_ref(&maps))?, None),
-        };
-        Ok((loss, needs[0].then_some(Saved { maps, of_kernels })))
-    }
-
-    fn backward(&self, saved: Saved, gradient: Tensor, gradients: &mut Gradients) -> Result<()> {
-        let (maps, gradient) = (saved.maps, gradient.contiguous()?);
-        #[cfg(feature = "cuda")]
-        if let Some(kept) = &saved.of_kernels {
-            return gradients.add(0, cuda::backward(self, &maps, kept, &gradient)?);
-        }
-        match Backend::of(&[&maps, &gradient]) {
-            Backend::Cpu => gradients.add(0, cpu::backward(self, &maps, &gradient)?),
-            _ => reference_backward(|inputs| reference::forward(self, inputs), &[maps], &gradient, gradients),
-        }
-    }
+    pub total: f64,
 }

@@ -1,7 +1,10 @@
 //! GELU and the gated residual in f32 in the host's memory.
-use crate::autograd::Slot;
-use crate::ops::kernels::cpu::{new_rows, sigmoid};
-use crate::ops::kernels::memory::{Values, add_rows};
+use super::{GatedResidual, Gelu};
+use crate::autograd::Gradients;
+use crate::kernels::cpu::{new_rows, sigmoid};
+use crate::kernels::memory::Values;
+use crate::ops::accumulate::add_rows;
+use crate::ops::backend::{Cpu, Forward, Saved};
 use candle_core::{Device, Result, Tensor};
 
 const SQRT_2_OVER_PI: f32 = 0.797_884_6;
@@ -27,49 +30,48 @@ pub fn gelu_derivative(x: f32) -> f32 {
     (x * inner * (1.0 - share)).mul_add(share, share)
 }
 
-/// x of any shape.
-pub fn gelu(x: &Tensor) -> Result<Tensor> {
-    let values = Values::of(x)?;
-    let y = new_rows!(values.len(), ROW, |r, out| {
-        out.iter_mut().zip(&values[r * ROW..]).for_each(|(y, x)| *y = gelu_value(*x));
-    });
-    Tensor::from_vec(y, x.shape(), &Device::Cpu)
+impl Cpu for Gelu {
+    fn forward_cpu(&self, inputs: &[Tensor], _: &[bool]) -> Result<Forward> {
+        let x = Values::of(&inputs[0])?;
+        let y = new_rows!(x.len(), ROW, |r, out| {
+            out.iter_mut().zip(&x[r * ROW..]).for_each(|(y, x)| *y = gelu_value(*x));
+        });
+        Ok((Tensor::from_vec(y, inputs[0].shape(), &Device::Cpu)?, vec![]))
+    }
+
+    fn backward_cpu(&self, saved: &Saved, gradient: Tensor, gradients: &mut Gradients) -> Result<()> {
+        let (x, dy) = (Values::of(saved.input(0)?)?, Values::of(&gradient)?);
+        add_rows!(gradients, 0, gradient.shape(), ROW, |r, dx| {
+            let pairs = x[r * ROW..].iter().zip(&dy[r * ROW..]);
+            dx.iter_mut().zip(pairs).for_each(|(dx, (x, dy))| *dx += dy * gelu_derivative(*x));
+        })
+    }
 }
 
-/// Adds the gradient of x.
-pub fn gelu_backward(x: &Tensor, gradient: &Tensor, slot: &mut Slot) -> Result<()> {
-    let (values, gradient) = (Values::of(x)?, Values::of(gradient)?);
-    let (values, gradient): (&[f32], &[f32]) = (&values, &gradient);
-    add_rows!(slot, x.shape(), ROW, |r, dx| {
-        let pairs = values[r * ROW..].iter().zip(&gradient[r * ROW..]);
-        dx.iter_mut().zip(pairs).for_each(|(d, (x, gradient))| *d += gradient * gelu_derivative(*x));
-    })
-}
+impl Cpu for GatedResidual {
+    fn forward_cpu(&self, inputs: &[Tensor], _: &[bool]) -> Result<Forward> {
+        let (_, tokens, width) = inputs[0].dims3()?;
+        let (x, y, gate) = (Values::of(&inputs[0])?, Values::of(&inputs[1])?, Values::of(&inputs[2])?);
+        let out = new_rows!(x.len(), width, |r, out| {
+            let (x, y) = (&x[r * width..][..width], &y[r * width..][..width]);
+            let gate = &gate[r / tokens * width..][..width];
+            for i in 0..width {
+                out[i] = x[i] + gate[i] * y[i];
+            }
+        });
+        Ok((Tensor::from_vec(out, inputs[0].shape(), &Device::Cpu)?, vec![]))
+    }
 
-/// x and y `[batch, tokens, width]`, gate `[batch, width]`.
-pub fn gated_residual(x: &Tensor, y: &Tensor, gate: &Tensor) -> Result<Tensor> {
-    let (_, tokens, width) = x.dims3()?;
-    let (x_values, y, gate) = (Values::of(x)?, Values::of(y)?, Values::of(gate)?);
-    let out = new_rows!(x_values.len(), width, |r, out| {
-        let (x, y) = (&x_values[r * width..][..width], &y[r * width..][..width]);
-        let gate = &gate[r / tokens * width..][..width];
-        for i in 0..width {
-            out[i] = x[i] + gate[i] * y[i];
-        }
-    });
-    Tensor::from_vec(out, x.shape(), &Device::Cpu)
-}
-
-/// Adds the gradient of y.
-pub fn gated_residual_backward(gate: &Tensor, gradient: &Tensor, slot: &mut Slot) -> Result<()> {
-    let (_, tokens, width) = gradient.dims3()?;
-    let shape = gradient.shape();
-    let (gate, gradient) = (Values::of(gate)?, Values::of(gradient)?);
-    let (gate, gradient): (&[f32], &[f32]) = (&gate, &gradient);
-    add_rows!(slot, shape, width, |r, dy| {
-        let (gradient, gate) = (&gradient[r * width..][..width], &gate[r / tokens * width..][..width]);
-        for i in 0..width {
-            dy[i] += gradient[i] * gate[i];
-        }
-    })
+    fn backward_cpu(&self, saved: &Saved, gradient: Tensor, gradients: &mut Gradients) -> Result<()> {
+        let (_, tokens, width) = gradient.dims3()?;
+        let (gate, dz) = (Values::of(saved.input(2)?)?, Values::of(&gradient)?);
+        add_rows!(gradients, 1, gradient.shape(), width, |r, dy| {
+            let (dz, gate) = (&dz[r * width..][..width], &gate[r / tokens * width..][..width]);
+            for i in 0..width {
+                dy[i] += dz[i] * gate[i];
+            }
+        })?;
+        drop(dz);
+        gradients.add(0, gradient)
+    }
 }

@@ -1,7 +1,10 @@
 //! GELU, the gated residual, and rows that begin as a bias.
-use crate::ops::kernels::cuda::{
+use super::{GatedResidual, Gelu};
+use crate::autograd::Gradients;
+use crate::kernels::cuda::{
     Arg, Module, NULL, address, device_of, int, long, module, output, type_name, vector_width, widest,
 };
+use crate::ops::backend::{Cuda, Forward, Saved};
 use candle_core::{D, Result, Tensor, bail};
 use std::ops::Range;
 
@@ -66,4 +69,28 @@ pub fn fill_rows(y: &Tensor, bias: &Tensor, (batch, rows, all): (usize, Range<us
     }
     let count = batch * rows.len() * width;
     launch("fill_rows", &[Some(y), Some(bias)], count, width, &[width, rows.len(), rows.start, all])
+}
+
+impl Cuda for Gelu {
+    fn forward_cuda(&self, inputs: &[Tensor]) -> Result<Option<Forward>> {
+        Ok(Some((gelu_forward(&inputs[0], None)?, vec![])))
+    }
+
+    fn backward_cuda(&self, saved: &Saved, gradient: Tensor, gradients: &mut Gradients) -> Result<()> {
+        gelu_backward(saved.input(0)?, None, &gradient)?;
+        gradients.add(0, gradient)
+    }
+}
+
+impl Cuda for GatedResidual {
+    fn forward_cuda(&self, inputs: &[Tensor]) -> Result<Option<Forward>> {
+        Ok(Some((gated_forward(&inputs[0], &inputs[1], None, &inputs[2])?, vec![])))
+    }
+
+    fn backward_cuda(&self, saved: &Saved, gradient: Tensor, gradients: &mut Gradients) -> Result<()> {
+        if gradients.needs(1) {
+            gradients.add(1, gated_backward(&gradient, saved.input(2)?)?)?;
+        }
+        gradients.add(0, gradient)
+    }
 }

@@ -2,10 +2,13 @@
 //! stay in cache, and nothing of them is stored: the backward pass forms them again. The middle layer is nearly all of the
 //! work and runs by Winograd's filtering. Gradients, which few maps have, take a 3×3 convolution of channel-last maps with a
 //! border of zeros as three matrix products, one a kernel row: three neighbouring pixels are one row of 3·channels numbers.
-use super::{CHANNELS, PARAMETERS, split};
-use crate::ops::kernels::cpu::{Product, Start, Threads, View, sum, vectorised};
-use crate::ops::kernels::memory::Values;
-use crate::ops::kernels::winograd::{self, Kernels, Outputs, Place, Stack, TILE};
+use super::{CHANNELS, PARAMETERS, Precision, ScoreHead, split};
+use crate::autograd::Gradients;
+use crate::kernels::cpu::{sum, vectorised};
+use crate::kernels::matrix::{Product, Start, View};
+use crate::kernels::memory::Values;
+use crate::kernels::winograd::{self, Kernels, Outputs, Place, Stack, TILE};
+use crate::ops::backend::{Cpu, Forward, Reference, Saved};
 use candle_core::{Device, Result, Tensor};
 use rayon::prelude::*;
 
@@ -194,31 +197,18 @@ impl Bordered {
     /// `output += input * kernel` at every pixel, borders included.
     fn convolve(&self, input: &[f32], inner: usize, kernel: &[Vec<f32>; 3], output: &mut [f32], outer: usize) {
         for (ky, rows) in kernel.iter().enumerate() {
-            Product {
-                shape: (self.pixels(), 3 * inner, outer),
-                a: self.seen(input, inner, ky),
-                b: View::rows(rows, outer),
-                scale: 1.0,
-                start: Start::Output,
-                threads: Threads::One,
-            }
-            .into(&mut output[self.margin() * outer..], outer);
+            let shape = (self.pixels(), 3 * inner, outer);
+            let product = Product::new(shape, self.seen(input, inner, ky), View::rows(rows, outer));
+            Product { start: Start::Output, ..product }.into(&mut output[self.margin() * outer..], outer);
         }
     }
 
     /// The gradient of a kernel, added in torch's layout `[out, in, 3, 3]`.
     fn kernel_gradient(&self, input: &[f32], inner: usize, grad: &[f32], outer: usize, out: &mut [f32]) {
-        let mut rows = vec![0f32; 3 * inner * outer];
         for ky in 0..3 {
-            Product {
-                shape: (3 * inner, self.pixels(), outer),
-                a: self.seen(input, inner, ky).transposed(),
-                b: View::rows(&grad[self.margin() * outer..], outer),
-                scale: 1.0,
-                start: Start::Zero,
-                threads: Threads::One,
-            }
-            .into(&mut rows, outer);
+            let (seen, grad) =
+                (self.seen(input, inner, ky).transposed(), View::rows(&grad[self.margin() * outer..], outer));
+            let rows = Product::new((3 * inner, self.pixels(), outer), seen, grad).values();
             for (o, i, kx) in indices(outer, inner) {
                 out[(o * inner + i) * 9 + ky * 3 + kx] += rows[(kx * inner + i) * outer + o];
             }
@@ -346,36 +336,41 @@ fn maps_a_task(pixels: usize, height: usize, width: usize) -> usize {
     (pixels / ((height + 2) * (width + 2))).max(1)
 }
 
-/// `maps + head(maps)`: maps `[maps, h, w]`, parameters flat.
-pub fn forward(maps: &Tensor, parameters: &Tensor) -> Result<Tensor> {
-    let (_, height, width) = maps.dims3()?;
-    let layers = Layers::new(&Values::of(parameters)?);
-    let mut out = Values::of(maps)?.to_vec();
-    let size = maps_a_task(PIXELS_A_TASK, height, width) * height * width;
-    let hidden = || Hidden::new(&Bordered::new(size, height, width));
-    out.par_chunks_mut(size)
-        .for_each_init(hidden, |hidden, maps| Bordered::new(maps.len(), height, width).forward(maps, &layers, hidden));
-    Tensor::from_vec(out, maps.shape(), &Device::Cpu)
-}
-
-/// Gradients of maps and parameters.
-pub fn backward(maps: &Tensor, parameters: &Tensor, gradient: &Tensor) -> Result<(Tensor, Tensor)> {
-    let (_, height, width) = maps.dims3()?;
-    let layers = Layers::new(&Values::of(parameters)?);
-    let values = Values::of(maps)?;
-    let mut d_maps = Values::of(gradient)?.to_vec();
-    let size = maps_a_task(PIXELS_A_TASK_BACKWARD, height, width) * height * width;
-    let parts: Vec<Vec<f32>> = d_maps
-        .par_chunks_mut(size)
-        .zip(values.par_chunks(size))
-        .map(|(d_maps, maps)| Bordered::new(maps.len(), height, width).backward(maps, d_maps, &layers))
-        .collect();
-    let mut d_parameters = vec![0f32; parameters.elem_count()];
-    for part in &parts {
-        d_parameters.iter_mut().zip(part).for_each(|(sum, value)| *sum += value);
+impl Cpu for ScoreHead {
+    fn forward_cpu(&self, inputs: &[Tensor], _: &[bool]) -> Result<Forward> {
+        let (maps, parameters) = (&inputs[0], &inputs[1]);
+        // Where the CPU is to do what a GPU does: there no run is in bf16.
+        if self.0 == Precision::Bf16 {
+            return Ok((self.reference(inputs)?, vec![]));
+        }
+        let (_, height, width) = maps.dims3()?;
+        let layers = Layers::new(&Values::of(parameters)?);
+        let mut out = Values::of(maps)?.to_vec();
+        let size = maps_a_task(PIXELS_A_TASK, height, width) * height * width;
+        let hidden = || Hidden::new(&Bordered::new(size, height, width));
+        out.par_chunks_mut(size).for_each_init(hidden, |hidden, maps| {
+            Bordered::new(maps.len(), height, width).forward(maps, &layers, hidden)
+        });
+        Ok((Tensor::from_vec(out, maps.shape(), &Device::Cpu)?, vec![]))
     }
-    Ok((
-        Tensor::from_vec(d_maps, maps.shape(), &Device::Cpu)?,
-        Tensor::from_vec(d_parameters, parameters.shape(), &Device::Cpu)?,
-    ))
+
+    fn backward_cpu(&self, saved: &Saved, gradient: Tensor, gradients: &mut Gradients) -> Result<()> {
+        let (maps, parameters) = (saved.input(0)?, saved.input(1)?);
+        let (_, height, width) = maps.dims3()?;
+        let layers = Layers::new(&Values::of(parameters)?);
+        let values = Values::of(maps)?;
+        let mut d_maps = Values::of(&gradient)?.to_vec();
+        let size = maps_a_task(PIXELS_A_TASK_BACKWARD, height, width) * height * width;
+        let parts: Vec<Vec<f32>> = d_maps
+            .par_chunks_mut(size)
+            .zip(values.par_chunks(size))
+            .map(|(d_maps, maps)| Bordered::new(maps.len(), height, width).backward(maps, d_maps, &layers))
+            .collect();
+        let mut d_parameters = vec![0f32; parameters.elem_count()];
+        for part in &parts {
+            d_parameters.iter_mut().zip(part).for_each(|(sum, value)| *sum += value);
+        }
+        gradients.add(0, Tensor::from_vec(d_maps, maps.shape(), &Device::Cpu)?)?;
+        gradients.add(1, Tensor::from_vec(d_parameters, parameters.shape(), &Device::Cpu)?)
+    }
 }

@@ -3,11 +3,10 @@ mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
 pub(super) mod products;
-pub(super) mod reference;
+mod reference;
 
-use super::backend::Backend;
 use super::elementary::cat;
-use crate::autograd::{Gradients, Op, Variable, apply};
+use crate::autograd::{Variable, apply};
 use candle_core::{DType, Result, Tensor};
 pub use products::backward_bytes;
 
@@ -57,36 +56,16 @@ fn split<T>(mut take: impl FnMut(usize) -> T) -> [T; 6] {
     PARAMETERS.map(|(_, shape)| take(shape.iter().product()))
 }
 
-struct ScoreHead(Precision);
-
-impl Op for ScoreHead {
-    const NAME: &'static str = "score-head";
-    /// Maps and parameters.
-    type Saved = [Tensor; 2];
-
-    fn forward(&self, inputs: &[&Tensor], needs: &[bool]) -> Result<(Tensor, Option<Self::Saved>)> {
-        let of = [inputs[0].contiguous()?, inputs[1].contiguous()?];
-        let out = match Backend::of(inputs) {
-            // Where the CPU is to do what a GPU does: there no run is in bf16.
-            Backend::Cpu if self.0 == Precision::Bf16 => reference::forward(&of, self.0)?,
-            Backend::Cpu => cpu::forward(&of[0], &of[1])?,
-            #[cfg(feature = "cuda")]
-            Backend::Cuda => match cuda::forward(&of[0], &of[1], self.0)? {
-                Some(out) => out,
-                None => reference::forward(&of, self.0)?,
-            },
-            Backend::Reference => reference::forward(&of, self.0)?,
-        };
-        Ok((out, needs.contains(&true).then_some(of)))
-    }
-
-    fn backward(&self, [maps, parameters]: [Tensor; 2], gradient: Tensor, gradients: &mut Gradients) -> Result<()> {
-        let gradient = gradient.contiguous()?;
-        let (d_maps, d_parameters) = match Backend::of(&[&maps, &gradient]) {
-            Backend::Cpu => cpu::backward(&maps, &parameters, &gradient)?,
-            _ => products::backward(&maps, &parameters, &gradient)?,
-        };
-        gradients.add(0, d_maps)?;
-        gradients.add(1, d_parameters)
-    }
+/// The parameters from one flat tensor, each in its shape.
+fn tensors(flat: &Tensor) -> Result<[Tensor; 6]> {
+    let mut start = 0;
+    let [a, b, c, d, e, f] = PARAMETERS.map(|(_, shape)| {
+        let first = start;
+        start += shape.iter().product::<usize>();
+        flat.narrow(0, first, start - first)?.reshape(shape)
+    });
+    Ok([a?, b?, c?, d?, e?, f?])
 }
+
+/// Inputs: maps, and the parameters flat.
+pub(super) struct ScoreHead(pub Precision);

@@ -2,7 +2,7 @@
 //!
 //! As on the CPU: maps lie channel-last in one long row of pixels, each with a border of zeros around it, so that a 3×3
 //! convolution is three products, one a kernel row, of three neighbouring pixels' channels.
-use super::{CHANNELS, split};
+use super::{CHANNELS, tensors};
 use candle_core::{Result, Tensor};
 
 /// Values of unfolded pixels that are held at a time.
@@ -40,32 +40,24 @@ pub fn backward(maps: &Tensor, parameters: &Tensor, grad: &Tensor) -> Result<(Te
 fn of_chunk(maps: &Tensor, parameters: &Tensor, grad: &Tensor) -> Result<(Tensor, Tensor)> {
     let (count, h, w) = maps.dims3()?;
     let pixels = Pixels { count, height: h + 2, width: w + 2 };
-    let mut start = 0;
-    let [w1, b1, w2, b2, w3, _] = split(|n| {
-        start += n;
-        parameters.narrow(0, start - n, n)
-    });
-    let w1 = w1?.reshape((CHANNELS, 1, 3, 3))?;
-    let w2 = w2?.reshape((CHANNELS, CHANNELS, 3, 3))?;
-    let w3 = w3?.reshape((1, CHANNELS, 3, 3))?;
-
+    let [w1, b1, w2, b2, w3, _] = &tensors(parameters)?;
     let inside = pixels.bordered(&maps.ones_like()?)?;
-    let hidden = |seen: &Tensor, weight: &Tensor, bias: Tensor| {
-        pixels.convolve(seen, weight)?.broadcast_add(&bias)?.relu()?.broadcast_mul(&inside)
+    let hidden = |seen: &Tensor, weight: &Tensor, bias: &Tensor| {
+        pixels.convolve(seen, weight)?.broadcast_add(bias)?.relu()?.broadcast_mul(&inside)
     };
     let seen_maps = pixels.unfold(&pixels.bordered(maps)?)?;
-    let first = hidden(&seen_maps, &w1, b1?)?;
+    let first = hidden(&seen_maps, w1, b1)?;
     let seen_first = pixels.unfold(&first)?;
-    let second = hidden(&seen_first, &w2, b2?)?;
+    let second = hidden(&seen_first, w2, b2)?;
 
     // Where a hidden value is 0, as it is on every border, no gradient passes.
     let through = |d_out: &Tensor, weight: &Tensor, hidden: &Tensor| {
         pixels.convolve(&pixels.unfold(d_out)?, &flipped(weight)?)? * hidden.gt(0.0)?.to_dtype(hidden.dtype())?
     };
     let d_last = pixels.bordered(grad)?;
-    let d_second = through(&d_last, &w3, &second)?;
-    let d_first = through(&d_second, &w2, &first)?;
-    let d_maps = pixels.convolve(&pixels.unfold(&d_first)?, &flipped(&w1)?)?;
+    let d_second = through(&d_last, w3, &second)?;
+    let d_first = through(&d_second, w2, &first)?;
+    let d_maps = pixels.convolve(&pixels.unfold(&d_first)?, &flipped(w1)?)?;
     let d_maps = (pixels.within(&d_maps)? + grad)?;
     let ones = Tensor::ones((1, pixels.number()), grad.dtype(), grad.device())?;
     let bias = |d_out: &Tensor| ones.matmul(d_out)?.flatten_all();

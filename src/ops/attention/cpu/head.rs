@@ -1,9 +1,10 @@
 //! Attention of one head on the CPU: the scores of some queries at a time, or in the backward pass of some keys, are made,
 //! used and forgotten. What the forward pass keeps is a number a query, the logarithm of its exponentials' sum. Scores are
 //! in units of log 2, as a power of two takes fewer steps than one of e.
-use super::HeadRows;
-use crate::ops::kernels::cpu::{Product, Start, Threads, View, exp2, powers_of_two, sum, vectorised};
-use crate::ops::kernels::packed::{self, PackedA, PackedB, room};
+use super::by_head::HeadRows;
+use crate::kernels::cpu::{exp2, powers_of_two, sum, vectorised};
+use crate::kernels::matrix::{Product, Start, Threads, View};
+use crate::kernels::packed::{self, PackedA, PackedB, room};
 use std::f32::consts::LOG2_E;
 
 /// Queries whose matrices the backward pass prepares at a time.
@@ -59,9 +60,9 @@ pub struct Scratch(Vec<Matrices>);
 struct Matrices {
     head_dim: usize,
     tokens: usize,
-    /// PackedA of `head_dim` values.
+    /// Rows of `head_dim` values.
     narrow: [PackedA; 2],
-    /// PackedA of `tokens` values.
+    /// Rows of `tokens` values.
     wide: [PackedA; 2],
     scaled: Vec<f32>,
     /// `[rows, room(tokens)]`
@@ -222,15 +223,9 @@ impl Head<'_> {
             let end = start + count;
             if end % KEYS == 0 || end == keys {
                 let first = (end - 1) / KEYS * KEYS;
-                Product {
-                    shape: (queries, end - first, head_dim),
-                    a: View::rows(d_scores, room(queries)).transposed(),
-                    b: rows_from(self.k, first),
-                    scale: self.scale,
-                    start: Start::Output,
-                    threads: Threads::One,
-                }
-                .into(dq, head_dim);
+                let d_scores = View::rows(d_scores, room(queries)).transposed();
+                let product = Product::new((queries, end - first, head_dim), d_scores, rows_from(self.k, first));
+                Product { scale: self.scale, start: Start::Output, ..product }.into(dq, head_dim);
             }
         }
     }

@@ -1,12 +1,14 @@
 //! The attention probability of a range of keys, a block of queries at a time.
-use super::super::Sizes;
-use super::ByHead;
-use crate::ops::kernels::cpu::{Product, Start, Threads, View, softmax, sum, vectorised};
-use crate::ops::kernels::memory::Values;
+use super::super::{Probability, Sizes};
+use super::by_head::ByHead;
+use crate::autograd::Gradients;
+use crate::kernels::cpu::{softmax, sum, vectorised};
+use crate::kernels::matrix::{Product, Start, View};
+use crate::kernels::memory::Values;
+use crate::ops::backend::{Cpu, Forward, Saved};
 use candle_core::{Device, Result, Tensor};
 use rayon::prelude::*;
 use std::f32::consts::LOG2_E;
-use std::ops::Range;
 
 /// Queries whose scores are held at a time.
 const BLOCK: usize = 128;
@@ -21,15 +23,9 @@ impl Sizes {
         pair: (usize, usize),
         (start, rows): (usize, usize),
     ) {
-        Product {
-            shape: (rows, self.head_dim(), self.keys),
-            a: self.head(q, self.queries, pair, start),
-            b: self.head(k, self.keys, pair, 0).transposed(),
-            scale: self.scale() * LOG2_E,
-            start: Start::Zero,
-            threads: Threads::One,
-        }
-        .into(scores, self.keys);
+        let (q, k) = (self.head(q, self.queries, pair, start), self.head(k, self.keys, pair, 0).transposed());
+        let product = Product::new((rows, self.head_dim(), self.keys), q, k);
+        Product { scale: self.scale() * LOG2_E, ..product }.into(scores, self.keys);
         vectorised!({
             for row in scores[..rows * self.keys].chunks_exact_mut(self.keys) {
                 row[self.keys - 1] += self.last_key_bias();
@@ -48,85 +44,75 @@ impl Sizes {
         (start, rows): (usize, usize),
     ) {
         let d = self.head_dim();
-        let product = |shape, a, b, start| Product { shape, a, b, scale: self.scale(), start, threads: Threads::One };
+        let product = |shape, a, b, start| Product { scale: self.scale(), start, ..Product::new(shape, a, b) };
         let d_scores = View::rows(d_scores, self.keys);
         product((rows, self.keys, d), d_scores, self.head(k, self.keys, pair, 0), Start::Zero)
             .into(&mut dq[start * d..], d);
         let queries = self.head(q, self.queries, pair, start);
         product((self.keys, rows, d), d_scores.transposed(), queries, Start::Output).into(dk, d);
     }
+}
 
-    /// Query blocks as (start, rows).
-    fn blocks(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
-        let queries = self.queries;
-        (0..queries).step_by(BLOCK).map(move |start| (start, BLOCK.min(queries - start)))
-    }
-
-    /// Calls `work(batch, start, rows of out)` for every block of queries; out is `[batch, queries, columns]`.
-    fn for_each_block(&self, out: &mut [f32], columns: usize, work: impl Fn(usize, usize, &mut [f32]) + Sync) {
-        out.par_chunks_mut(self.queries * columns).enumerate().for_each(|(batch, out)| {
-            out.par_chunks_mut(BLOCK * columns).enumerate().for_each(|(block, out)| work(batch, block * BLOCK, out));
+impl Cpu for Probability {
+    fn forward_cpu(&self, inputs: &[Tensor], _: &[bool]) -> Result<Forward> {
+        let sizes = self.sizes;
+        let (q, k) = (Values::of(&inputs[0])?, Values::of(&inputs[1])?);
+        let columns = self.range.len();
+        let mut out = vec![0f32; sizes.batch * sizes.queries * columns];
+        let entries = out.par_chunks_mut(sizes.queries * columns).enumerate();
+        let blocks = entries.flat_map(|(batch, out)| {
+            out.par_chunks_mut(BLOCK * columns).enumerate().map(move |(block, out)| (batch, block * BLOCK, out))
         });
+        blocks.for_each(|(batch, start, out)| {
+            let rows = out.len() / columns;
+            let mut scores = vec![0f32; rows * sizes.keys];
+            for head in 0..sizes.heads {
+                sizes.probabilities(&mut scores, &q, &k, (batch, head), (start, rows));
+                for (out, scores) in out.chunks_exact_mut(columns).zip(scores.chunks_exact(sizes.keys)) {
+                    for (out, p) in out.iter_mut().zip(&scores[self.range.clone()]) {
+                        *out += p / sizes.heads as f32;
+                    }
+                }
+            }
+        });
+        Ok((Tensor::from_vec(out, (sizes.batch, sizes.queries, columns), &Device::Cpu)?, vec![]))
     }
-}
 
-/// `[batch, queries, range]`.
-pub fn probability(sizes: Sizes, range: &Range<usize>, [q, k]: [&Tensor; 2]) -> Result<Tensor> {
-    let (q, k) = (Values::of(q)?, Values::of(k)?);
-    let columns = range.len();
-    let mut out = vec![0f32; sizes.batch * sizes.queries * columns];
-    sizes.for_each_block(&mut out, columns, |batch, start, out| {
-        let rows = out.len() / columns;
-        let mut scores = vec![0f32; rows * sizes.keys];
-        for head in 0..sizes.heads {
-            sizes.probabilities(&mut scores, &q, &k, (batch, head), (start, rows));
-            for (out, scores) in out.chunks_exact_mut(columns).zip(scores.chunks_exact(sizes.keys)) {
-                for (out, p) in out.iter_mut().zip(&scores[range.clone()]) {
-                    *out += p / sizes.heads as f32;
+    fn backward_cpu(&self, saved: &Saved, gradient: Tensor, gradients: &mut Gradients) -> Result<()> {
+        let sizes = self.sizes;
+        let (q, k, gradient) = (Values::of(saved.input(0)?)?, Values::of(saved.input(1)?)?, Values::of(&gradient)?);
+        let (d, keys, columns) = (sizes.head_dim(), sizes.keys, self.range.len());
+        let (mut all_dq, mut all_dk) = (ByHead::new(sizes, sizes.queries), ByHead::new(sizes, keys));
+        let (dq_rows, dk_rows) = (all_dq.rows(), all_dk.rows());
+        sizes.pairs().into_par_iter().for_each(|pair| {
+            let (mut dq, mut dk) = (vec![0.0; sizes.queries * d], vec![0.0; keys * d]);
+            let mut scores = vec![0f32; BLOCK * keys];
+            for start in (0..sizes.queries).step_by(BLOCK) {
+                let rows = BLOCK.min(sizes.queries - start);
+                sizes.probabilities(&mut scores, &q, &k, pair, (start, rows));
+                let gradient = &gradient[(pair.0 * sizes.queries + start) * columns..];
+                for (p, g) in scores.chunks_exact_mut(keys).zip(gradient.chunks_exact(columns)).take(rows) {
+                    let before: Vec<f32> = p[self.range.clone()].to_vec();
+                    let delta = sum(columns, |i| before[i] * g[i]);
+                    for value in p.iter_mut() {
+                        *value *= -delta / sizes.heads as f32;
+                    }
+                    for (i, value) in p[self.range.clone()].iter_mut().enumerate() {
+                        *value += before[i] * g[i] / sizes.heads as f32;
+                    }
+                }
+                sizes.score_gradients(&scores, (&q, &k), (&mut dq, &mut dk), pair, (start, rows));
+            }
+            for (part, rows) in [(dq, dq_rows(pair, 0)), (dk, dk_rows(pair, 0))] {
+                for (r, part) in part.chunks_exact(d).enumerate() {
+                    // SAFETY: the head is this task's.
+                    unsafe { rows.row(r) }.copy_from_slice(part);
                 }
             }
-        }
-    });
-    Tensor::from_vec(out, (sizes.batch, sizes.queries, columns), &Device::Cpu)
-}
-
-/// Gradients of q and k.
-pub fn probability_backward(
-    sizes: Sizes,
-    range: &Range<usize>,
-    [q, k]: [&Tensor; 2],
-    gradient: &Tensor,
-) -> Result<Vec<Tensor>> {
-    let (q, k, gradient) = (Values::of(q)?, Values::of(k)?, Values::of(gradient)?);
-    let (q, k, gradient): (&[f32], &[f32], &[f32]) = (&q, &k, &gradient);
-    let (d, keys, columns) = (sizes.head_dim(), sizes.keys, range.len());
-    let (mut all_dq, mut all_dk) = (ByHead::new(sizes, sizes.queries), ByHead::new(sizes, keys));
-    let (dq_rows, dk_rows) = (all_dq.rows(), all_dk.rows());
-    sizes.pairs().into_par_iter().for_each(|pair| {
-        let (mut dq, mut dk) = (vec![0.0; sizes.queries * d], vec![0.0; keys * d]);
-        let mut scores = vec![0f32; BLOCK * keys];
-        for (start, rows) in sizes.blocks() {
-            sizes.probabilities(&mut scores, q, k, pair, (start, rows));
-            let gradient = &gradient[(pair.0 * sizes.queries + start) * columns..];
-            for (p, g) in scores.chunks_exact_mut(keys).zip(gradient.chunks_exact(columns)).take(rows) {
-                let before: Vec<f32> = p[range.clone()].to_vec();
-                let delta = sum(columns, |i| before[i] * g[i]);
-                for value in p.iter_mut() {
-                    *value *= -delta / sizes.heads as f32;
-                }
-                for (i, value) in p[range.clone()].iter_mut().enumerate() {
-                    *value += before[i] * g[i] / sizes.heads as f32;
-                }
-            }
-            sizes.score_gradients(&scores, (q, k), (&mut dq, &mut dk), pair, (start, rows));
-        }
-        for (part, rows) in [(dq, dq_rows(pair, 0)), (dk, dk_rows(pair, 0))] {
-            for (r, part) in part.chunks_exact(d).enumerate() {
-                // SAFETY: the head is this task's.
-                unsafe { rows.row(r) }.copy_from_slice(part);
-            }
-        }
-    });
-    // SAFETY: the tasks are all heads.
-    unsafe { Ok(vec![all_dq.into_tensor()?, all_dk.into_tensor()?]) }
+        });
+        // SAFETY: the tasks are all heads.
+        let (dq, dk) = unsafe { (all_dq.into_tensor()?, all_dk.into_tensor()?) };
+        gradients.add(0, dq)?;
+        gradients.add(1, dk)
+    }
 }

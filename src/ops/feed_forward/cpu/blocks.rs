@@ -1,14 +1,15 @@
 //! The feed-forward a block of rows at a time, for weights that stay in cache: what a row becomes is written as the next
 //! product takes it.
-use super::Arguments;
-use crate::ops::kernels::amx;
-use crate::ops::kernels::cpu::{Threads, View, vectorised, zeros};
-use crate::ops::kernels::packed::{PackedA, PackedB, is_as_product, room};
+use super::arguments::Arguments;
+use crate::kernels::amx;
+use crate::kernels::cpu::{vectorised, zeros};
+use crate::kernels::matrix::{Threads, View};
+use crate::kernels::packed::{PackedA, PackedB, is_as_product, room};
 use crate::ops::norm::{add_norm_row_backward, modulate_row};
 use crate::ops::pointwise::{gelu_derivative, gelu_value};
 use rayon::prelude::*;
 
-/// PackedA of a block: more where the units need few instructions for them.
+/// Rows of a block: more where the units need few instructions for them.
 fn block_rows() -> usize {
     if amx::are_available() { 128 } else { 64 }
 }
@@ -77,7 +78,7 @@ pub fn forward(of: &Arguments, x: &[f32], keep: bool) -> (Vec<f32>, Vec<f32>) {
             }
         });
     };
-    // PackedA of memory are first touched by the task that fills them.
+    // Rows of memory are first touched by the task that fills them.
     let (mut out, mut kept) = (Vec::with_capacity(x.len()), Vec::new());
     let blocks = out.spare_capacity_mut()[..x.len()].par_chunks_mut(block_rows() * width).enumerate();
     let scratch = || Scratch::new(of);

@@ -1,6 +1,7 @@
 //! The feed-forward all rows at a time, for weights that would have to be prepared anew for every block.
-use super::Arguments;
-use crate::ops::kernels::cpu::{Product, Start, Threads, View, for_each_row, new_rows};
+use super::arguments::Arguments;
+use crate::kernels::cpu::{for_each_row, new_rows};
+use crate::kernels::matrix::{Product, Start, Threads, View};
 use crate::ops::norm::{add_norm_row_backward, modulate_row};
 use crate::ops::pointwise::{gelu_derivative, gelu_value};
 
@@ -11,29 +12,16 @@ const APART: usize = 16;
 /// `x·weightᵀ + bias`, weight `[outer, inner]`; the rows of x are `stride` apart.
 fn layer((x, stride): (&[f32], usize), weight: &[f32], bias: &[f32]) -> Vec<f32> {
     let (outer, inner) = (bias.len(), weight.len() / bias.len());
-    Product {
-        shape: (x.len() / stride, inner, outer),
-        a: View::rows(x, stride),
-        b: View::rows(weight, inner).transposed(),
-        scale: 1.0,
-        start: Start::Row(bias),
-        threads: Threads::All,
-    }
-    .values()
+    let (x, weight, rows) = (View::rows(x, stride), View::rows(weight, inner).transposed(), x.len() / stride);
+    let product = Product::new((rows, inner, outer), x, weight);
+    Product { start: Start::Row(bias), threads: Threads::All, ..product }.values()
 }
 
 /// `grad·weight`, weight `[outer, inner]`.
 fn layer_backward(grad: &[f32], weight: &[f32], inner: usize) -> Vec<f32> {
     let outer = weight.len() / inner;
-    Product {
-        shape: (grad.len() / outer, outer, inner),
-        a: View::rows(grad, outer),
-        b: View::rows(weight, inner),
-        scale: 1.0,
-        start: Start::Zero,
-        threads: Threads::All,
-    }
-    .values()
+    let product = Product::new((grad.len() / outer, outer, inner), View::rows(grad, outer), View::rows(weight, inner));
+    Product { threads: Threads::All, ..product }.values()
 }
 
 /// The output, and what goes into the GELU.

@@ -1,5 +1,5 @@
 //! What `amx` and `avx512` are on machines that cannot have them.
-use crate::ops::kernels::cpu::{Product, Threads, View, Windows};
+use crate::kernels::matrix::{Product, Threads, View, Windows};
 
 pub struct PackedA;
 

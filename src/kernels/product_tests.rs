@@ -1,5 +1,5 @@
 //! Products on the units that a machine may have.
-use super::cpu::{Product, Start, Threads, View};
+use super::matrix::{Product, Start, Threads, View};
 use super::{amx, avx512};
 use rand::{Rng, SeedableRng};
 
@@ -42,7 +42,7 @@ fn check(&(name, takes, multiply): &Units) {
                     "output" => Start::Output,
                     _ => Start::Zero,
                 };
-                let product = Product { shape: (m, k, n), a, b, scale, start, threads };
+                let product = Product { scale, start, threads, ..Product::new((m, k, n), a, b) };
                 if !takes(&product) {
                     println!("{m}×{k}×{n}: not tested on {name}, which this machine lacks or which does not take it");
                     return None;
@@ -86,8 +86,7 @@ fn what_is_not_finite_stays_so() {
             a[5 * 128 + 7] = bad;
             let view = |data| View::rows(data, 128);
             for (a, b) in [(view(&a), view(&b)), (view(&b), view(&a))] {
-                let product =
-                    Product { shape: (128, 128, 128), a, b, scale: 1.0, start: Start::Zero, threads: Threads::One };
+                let product = Product::new((128, 128, 128), a, b);
                 if !takes(&product) {
                     continue;
                 }

@@ -1,6 +1,6 @@
 //! Pooling over windows of 3×3 that leave out what lies beyond the image (torch's `max_pool2d` and `avg_pool2d` with
 //! `count_include_pad=False`), forward only.
-use crate::ops::kernels::memory::Values;
+use crate::kernels::memory::Values;
 use candle_core::{DType, Result, Tensor, bail};
 use rayon::prelude::*;
 

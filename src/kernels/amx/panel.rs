@@ -2,7 +2,7 @@
 use super::memory::MicroPanels;
 use super::pack::{DEPTH, MICRO_PANEL, Operand, Packing, Tiles, write_row};
 use super::registers::Registers;
-use crate::ops::kernels::cpu::{Threads, View};
+use crate::kernels::matrix::{Threads, View};
 use rayon::prelude::*;
 
 /// A left matrix as tiles. A row that was not set has any values.

@@ -8,17 +8,13 @@ pub mod memory;
 pub mod product;
 pub mod transfer;
 
-#[cfg(test)]
-pub mod tests;
-
-use crate::autograd::{Destination, Slot};
 use candle_core::cuda_backend::cudarc::driver::result::memset_d8_async;
 use candle_core::cuda_backend::cudarc::driver::sys::{CUdevice_attribute, CUfunction_attribute};
 use candle_core::cuda_backend::cudarc::driver::{
     CudaModule, CudaSlice, CudaStream, DevicePtr, LaunchConfig, PushKernelArg,
 };
 use candle_core::cuda_backend::{CudaStorageSlice, WrapErr};
-use candle_core::{CudaDevice, DType, Device, Result, Shape, Storage, Tensor, bail};
+use candle_core::{CudaDevice, DType, Device, Result, Storage, Tensor, bail};
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
@@ -34,7 +30,7 @@ pub struct Module {
 /// The kernels of `NAME.cu`.
 macro_rules! module {
     ($name:literal) => {
-        $crate::ops::kernels::cuda::Module {
+        $crate::kernels::cuda::Module {
             name: $name,
             image: include_bytes!(concat!(env!("OUT_DIR"), "/", $name, ".fatbin")),
         }
@@ -180,10 +176,10 @@ pub fn largest_shared_memory(device: &CudaDevice) -> Result<usize> {
 }
 
 /// The type of all tensors, as kernels are named after it; none if they differ or there are no kernels for it.
-pub fn type_name(tensors: &[&Tensor]) -> Option<&'static str> {
-    let dtype = tensors.first()?.dtype();
+pub fn type_name(tensors: &[impl AsRef<Tensor>]) -> Option<&'static str> {
+    let dtype = tensors.first()?.as_ref().dtype();
     match dtype {
-        _ if tensors.iter().any(|tensor| tensor.dtype() != dtype) => None,
+        _ if tensors.iter().any(|tensor| tensor.as_ref().dtype() != dtype) => None,
         DType::F32 => Some("f32"),
         DType::BF16 => Some("bf16"),
         _ => None,
@@ -218,28 +214,6 @@ pub fn aligned(tensor: &Tensor) -> Result<Tensor> {
 pub fn output(shape: impl Into<candle_core::Shape>, dtype: DType, like: &Tensor) -> Result<Tensor> {
     // SAFETY: the kernel that it is made for writes every value before anything can read it.
     unsafe { Tensor::empty(shape, dtype, like.device()) }
-}
-
-/// Adds a part of a gradient, of this shape and type, to `slot`. `write` gets memory on the GPU of `like` and whether its
-/// part is to be added to what is there; else it writes every value.
-pub fn accumulate(
-    slot: &mut Slot,
-    (shape, dtype, like): (&Shape, DType, &Tensor),
-    write: impl FnOnce(&Tensor, bool) -> Result<()>,
-) -> Result<()> {
-    let can_be_written = |memory: &Tensor| memory.dtype() == dtype && memory.is_contiguous();
-    slot.accumulate(|destination| match destination {
-        Destination::AddTo(memory) if can_be_written(memory) => write(memory, true).map(|()| None),
-        Destination::Overwrite(memory) if can_be_written(memory) => write(memory, false).map(|()| None),
-        destination => {
-            let part = output(shape, dtype, like)?;
-            write(&part, false)?;
-            match destination {
-                Destination::AddTo(memory) => (memory + part.to_dtype(memory.dtype())?).map(Some),
-                _ => Ok(Some(part)),
-            }
-        }
-    })
 }
 
 /// Fills a contiguous tensor with zeros.

@@ -1,6 +1,7 @@
 //! Writing matrices out in the order in which the micro-kernel reads them.
 use super::micro_kernel::{LANES, Left, MR, NR, Panel};
-use crate::ops::kernels::cpu::{Threads, View};
+use super::transpose;
+use crate::kernels::matrix::{Threads, View};
 use rayon::prelude::*;
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
@@ -137,34 +138,6 @@ impl Unwritten<'_> {
 /// The first `count` lanes.
 fn mask(count: usize) -> __mmask16 {
     (1u32 << count.min(LANES)).wrapping_sub(1) as __mmask16
-}
-
-/// Sixteen rows of sixteen as columns.
-#[target_feature(enable = "avx512f")]
-fn transpose(rows: [__m512; LANES]) -> [__m512; LANES] {
-    let pairs = |x: __m512| _mm512_castps_pd(x);
-    let mut out = [_mm512_setzero_ps(); LANES];
-    // In every quarter of a register: a square of four rows, transposed.
-    for (rows, out) in rows.chunks_exact(4).zip(out.chunks_exact_mut(4)) {
-        let low = [_mm512_unpacklo_ps(rows[0], rows[1]), _mm512_unpacklo_ps(rows[2], rows[3])].map(pairs);
-        let high = [_mm512_unpackhi_ps(rows[0], rows[1]), _mm512_unpackhi_ps(rows[2], rows[3])].map(pairs);
-        out[0] = _mm512_castpd_ps(_mm512_unpacklo_pd(low[0], low[1]));
-        out[1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low[0], low[1]));
-        out[2] = _mm512_castpd_ps(_mm512_unpacklo_pd(high[0], high[1]));
-        out[3] = _mm512_castpd_ps(_mm512_unpackhi_pd(high[0], high[1]));
-    }
-    // Then the quarters as a square of four.
-    for i in 0..4 {
-        let even = |a, b| _mm512_shuffle_f32x4::<0b10_00_10_00>(a, b);
-        let odd = |a, b| _mm512_shuffle_f32x4::<0b11_01_11_01>(a, b);
-        let [a, b, c, d] = [out[i], out[4 + i], out[8 + i], out[12 + i]];
-        let (first, second) = ([even(a, b), even(c, d)], [odd(a, b), odd(c, d)]);
-        out[i] = even(first[0], first[1]);
-        out[4 + i] = even(second[0], second[1]);
-        out[8 + i] = odd(first[0], first[1]);
-        out[12 + i] = odd(second[0], second[1]);
-    }
-    out
 }
 
 /// Lines from row to row for `inner` values: an odd number, so that rows of a group lie in different sets of the cache.

@@ -3,7 +3,7 @@ use super::micro_kernel::{MR, NR, Target, tile};
 pub use super::pack::LeftRows as PackedA;
 use super::pack::Panels;
 use super::{inner_parts, parts};
-use crate::ops::kernels::cpu::{Threads, View};
+use crate::kernels::matrix::{Threads, View};
 
 /// A right matrix in micro-panels.
 pub struct PackedB {

@@ -1,22 +1,21 @@
 //! Every operation's own loops against its reference implementation: values and gradients, odd shapes and strides, and the same
 //! bits on one thread as on several.
+#[cfg(feature = "cuda")]
+pub(crate) mod cuda;
+mod helpers;
+
+use super::attention::{Attention, Probability, Sizes};
+use super::backend::Reference as _;
+use super::mask_loss::MaskLoss;
+use super::norm::{LayerNormModulate, RmsNorm};
+use super::pixel_cross_entropy::PixelCrossEntropy;
+use super::pointwise::GatedResidual;
+use super::score_head::{ScoreHead, products};
 use super::*;
-use crate::autograd::{Variable, backward};
+use crate::autograd::Variable;
 use candle_core::{Device, Result, Tensor, Var};
-use rand::SeedableRng;
-use rand_distr::Distribution;
+use helpers::{Reference, Run, adapted, differentiate, layer, normal, some_feed_forward, values};
 use std::sync::Arc;
-
-pub(super) fn normal(seed: u64, shape: &[usize]) -> Tensor {
-    let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(seed);
-    let n = shape.iter().product();
-    let values: Vec<f32> = (0..n).map(|_| rand_distr::StandardNormal.sample(&mut rng)).collect();
-    Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
-}
-
-pub(super) fn values(t: &Tensor) -> Vec<f32> {
-    t.flatten_all().unwrap().to_vec1().unwrap()
-}
 
 fn assert_close(what: &str, got: &Tensor, wanted: &Tensor) {
     assert_eq!(got.dims(), wanted.dims(), "{what}");
@@ -26,31 +25,8 @@ fn assert_close(what: &str, got: &Tensor, wanted: &Tensor) {
     assert!(worst <= 1e-5 * largest, "{what}: off by {worst}, largest value {largest}");
 }
 
-/// An operation on inputs that lie on the device that it is given.
-pub(super) type Run<'a> = &'a (dyn Fn(&Device, &[Variable]) -> Result<Variable> + Sync);
-/// Its reference on the CPU.
-pub(super) type Reference<'a> = &'a dyn Fn(&[Tensor]) -> Result<Tensor>;
-
-/// The output and the gradients of the inputs that `needs` names, the output's being `gradient`.
-pub(super) fn differentiate(
-    run: impl Fn(&[Variable]) -> Result<Variable>,
-    inputs: &[Tensor],
-    needs: &[bool],
-    gradient: impl Fn(&Tensor) -> Tensor,
-) -> (Tensor, Vec<Option<Tensor>>) {
-    let variables: Vec<Variable> = inputs
-        .iter()
-        .zip(needs)
-        .map(|(input, need)| if *need { Variable::leaf(input.clone()) } else { input.clone().into() })
-        .collect();
-    let output = run(&variables).unwrap();
-    let gradient = gradient(output.tensor());
-    backward([(output.clone(), gradient)]).unwrap();
-    (output.into_tensor(), variables.iter().map(Variable::take_gradient).collect())
-}
-
 /// Gradients of the reference by candle.
-pub(super) fn reference_gradients(
+fn reference_gradients(
     reference: Reference,
     inputs: &[Tensor],
     needs: &[bool],
@@ -71,7 +47,7 @@ pub(super) fn reference_gradients(
 /// Values and gradients of an operation against its reference on the CPU, for the inputs that `needs` names.
 fn check(what: &str, run: Run, reference: Reference, inputs: &[Tensor], needs: &[bool]) {
     #[cfg(feature = "cuda")]
-    super::cuda::tests::check_f32(what, run, inputs, needs);
+    cuda::check_f32(what, run, inputs, needs);
     let on_cpu = || differentiate(|i| run(&Device::Cpu, i), inputs, needs, |output| normal(99, output.dims()));
     let (output, gradients) = on_cpu();
     assert_close(what, &output, &reference(inputs).unwrap());
@@ -89,23 +65,6 @@ fn check(what: &str, run: Run, reference: Reference, inputs: &[Tensor], needs: &
     for (a, b) in a.1.iter().zip(&b.1) {
         assert_eq!(a.as_ref().map(values), b.as_ref().map(values), "{what}: threads change a gradient");
     }
-}
-
-/// A layer of normal weights on a device.
-pub(super) fn layer(device: &Device, seed: u64, outer: usize, inner: usize) -> FrozenLayer {
-    FrozenLayer {
-        weight: normal(seed, &[outer, inner]).to_device(device).unwrap(),
-        bias: Some(normal(seed + 1, &[outer]).to_device(device).unwrap()),
-    }
-}
-
-/// [`linear`] with the adapter that follows x among the inputs, if there is one.
-pub(super) fn adapted(inputs: &[Variable], frozen: &FrozenLayer, scale: f64) -> Result<Variable> {
-    let low_rank = match inputs {
-        [_, down, up] => Some(LowRank { down: down.clone(), up: up.clone(), scale }),
-        _ => None,
-    };
-    linear(&inputs[0], Layer { frozen, low_rank: low_rank.as_ref() })
 }
 
 /// [`adapted`] in candle's operations.
@@ -191,7 +150,7 @@ fn norms() {
     for (batch, tokens, width) in [(1, 1, 4), (2, 3, 37), (3, 50, 64)] {
         let x = (normal(1, &[batch, tokens, width]) * 3.0).unwrap();
         let inputs = [x.clone(), normal(2, &[batch, width]), normal(3, &[batch, width])];
-        let reference: Reference = &norm::reference::layer_norm_modulate;
+        let reference: Reference = &|i| LayerNormModulate.reference(i);
         check("layer norm", layer_norm, reference, &inputs, &[true, false, false]);
         check("layer norm", layer_norm, reference, &inputs, &[true, true, true]);
         for heads in [1, 3] {
@@ -201,7 +160,7 @@ fn norms() {
                 vec![(tokens, weight(4)), (2, weight(6))]
             };
             let run: Run = &|device, i| rms_norm(&i[0], weights(device));
-            check("rms norm", run, &|i| norm::reference::rms_norm(&i[0], &weights(&Device::Cpu)), &[x], &[true]);
+            check("rms norm", run, &|i| RmsNorm { weights: weights(&Device::Cpu) }.reference(i), &[x], &[true]);
         }
     }
 }
@@ -214,26 +173,9 @@ fn pointwise_operations() {
         let inputs = [x.clone(), y, normal(3, &[shape[0], shape[2]])];
         check("gelu", &|_, i| gelu(&i[0]), &|i| i[0].gelu(), &[x], &[true]);
         for needs in [[true, true, false], [false, true, false], [true, true, true]] {
-            check("gated residual", gated, &pointwise::reference::gated_residual, &inputs, &needs);
+            check("gated residual", gated, &|i| GatedResidual.reference(i), &inputs, &needs);
         }
     }
-}
-
-/// A feed-forward of these sizes on a device, `values(seed, shape)` times `scale(inputs)` being the weights of a layer.
-pub(super) fn some_feed_forward(
-    x: &Variable,
-    (batch, width, hidden): (usize, usize, usize),
-    bias: bool,
-    values: impl Fn(u64, &[usize]) -> Tensor,
-    scale: impl Fn(usize) -> f64,
-) -> Result<Variable> {
-    let layer = |seed, outer: usize, inner: usize| FrozenLayer {
-        weight: (values(seed, &[outer, inner]) * scale(inner)).unwrap(),
-        bias: bias.then(|| values(seed + 1, &[outer])),
-    };
-    let [shift, scale_of, gate] = [1, 2, 3].map(|seed| values(seed, &[batch, width]));
-    let modulation = Modulation { shift: &shift, scale: &scale_of, gate: &gate };
-    feed_forward(x, modulation, layer(4, hidden, width), layer(6, width, hidden))
 }
 
 #[test]
@@ -253,9 +195,9 @@ fn feed_forward_with_and_without_bias() {
                     if bias { y.broadcast_add(&normal(seed + 1, &[outer])) } else { Ok(y) }
                 };
                 let [shift, scale, gate] = [1, 2, 3].map(|seed| normal(seed, &[batch, width]));
-                let normed = norm::reference::layer_norm_modulate(&[i[0].clone(), shift, scale])?;
+                let normed = LayerNormModulate.reference(&[i[0].clone(), shift, scale])?;
                 let update = layer(6, width, hidden, &layer(4, hidden, width, &normed)?.gelu()?)?;
-                pointwise::reference::gated_residual(&[i[0].clone(), update, gate])
+                GatedResidual.reference(&[i[0].clone(), update, gate])
             };
             check("feed-forward", run, reference, &[normal(8, &[batch, tokens, width])], &[true]);
         }
@@ -275,13 +217,13 @@ fn attention_forms() {
     for (batch, queries, keys, heads, d, count) in sizes {
         let (q, k) = (normal(1, &[batch, queries, heads * d]), normal(2, &[batch, keys, heads * d]));
         let v = normal(3, &[batch, keys, heads * d]);
-        let sizes = attention::Sizes::of(&q, &k, heads, count).unwrap();
+        let sizes = Sizes::of(&q, &k, heads, count).unwrap();
         let run: Run = &|_, i| attention(&i[0], &i[1], &i[2], heads, count);
-        let reference: Reference = &|i| attention::reference::attention(sizes, [&i[0], &i[1], &i[2]]);
+        let reference: Reference = &|i| Attention { sizes }.reference(i);
         check("attention", run, reference, &[q.clone(), k.clone(), v], &[true; 3]);
         let range = keys / 3..keys - keys / 5;
         let run: Run = &|_, i| attention_probability(&i[0], &i[1], heads, range.clone(), count);
-        let reference: Reference = &|i| attention::reference::probability(sizes, &range, [&i[0], &i[1]]);
+        let reference: Reference = &|i| Probability { sizes, range: range.clone() }.reference(i);
         check("attention probability", run, reference, &[q, k], &[true; 2]);
     }
 }
@@ -334,13 +276,13 @@ fn score_head_layers() {
             let flat = i[1..].iter().map(Tensor::flatten_all).collect::<Result<Vec<_>>>()?;
             Ok::<_, candle_core::Error>([i[0].clone(), Tensor::cat(&flat, 0)?])
         };
-        let reference: Reference = &|i| score_head::reference::forward(&flat(i)?, Precision::F32);
+        let reference: Reference = &|i| ScoreHead(Precision::F32).reference(&flat(i)?);
         check("score head", run, reference, &inputs, &[true; 7]);
         let inputs = flat(&inputs).unwrap();
         let gradient = normal(10, &[maps, h, w]);
-        let reference: Reference = &|i| score_head::reference::forward(i, Precision::F32);
+        let reference: Reference = &|i| ScoreHead(Precision::F32).reference(i);
         let wanted = reference_gradients(reference, &inputs, &[true, true], &gradient);
-        let (d_maps, d_parameters) = score_head::products::backward(&inputs[0], &inputs[1], &gradient).unwrap();
+        let (d_maps, d_parameters) = products::backward(&inputs[0], &inputs[1], &gradient).unwrap();
         let wanted: Vec<Tensor> = wanted.into_iter().flatten().collect();
         assert_close("maps by products", &d_maps, &wanted[0]);
         assert_close("parameters by products", &d_parameters, &wanted[1]);
@@ -370,8 +312,8 @@ fn mask_losses() {
         for raw_logit in [false, true] {
             let targets: Vec<Arc<dyn Target>> = (0..pairs).map(|_| Arc::new(Disc(height, width)) as _).collect();
             let run: Run = &|_, i| mask_loss(&i[0], targets.clone(), raw_logit);
-            let of = mask_loss::MaskLoss { targets: targets.clone(), size: (height, width), raw_logit };
-            let reference: Reference = &|i| mask_loss::reference::forward(&of, i);
+            let of = MaskLoss { targets: targets.clone(), size: (height, width), raw_logit };
+            let reference: Reference = &|i| of.reference(i);
             check("mask loss", run, reference, &[(normal(1, &[pairs, h, w]) * 2.0).unwrap()], &[true]);
         }
     }
@@ -386,9 +328,8 @@ fn class_cross_entropy() {
         let total = labels.iter().filter(|l| **l != NO_CLASS).map(|l| f64::from(weights[usize::from(*l)])).sum();
         let size = (height, width);
         let run: Run = &|_, i| pixel_cross_entropy(&i[0], labels.clone(), size, weights.clone());
-        let of =
-            pixel_cross_entropy::PixelCrossEntropy { labels: labels.clone(), size, weights: weights.clone(), total };
-        let reference: Reference = &|i| pixel_cross_entropy::reference::forward(&of, i);
+        let of = PixelCrossEntropy { labels: labels.clone(), size, weights: weights.clone(), total };
+        let reference: Reference = &|i| of.reference(i);
         check("pixel cross-entropy", run, reference, &[(normal(1, &[classes, h, w]) * 3.0).unwrap()], &[true]);
     }
 }

@@ -7,14 +7,16 @@
 mod micro_kernel;
 mod pack;
 mod panel;
+mod transpose;
 
-use super::cpu::{Product, Start, Threads, View, Windows};
+use super::matrix::{Memory, Product, Start, Threads, View, Windows};
 use crate::system::vectors::Vectors;
 use micro_kernel::{LANES, MR, NR, Panel, Target, tile};
 use pack::{Panels, RowGroup};
 pub use panel::{PackedA, PackedB};
 use rayon::prelude::*;
 use std::ops::Range;
+pub use transpose::transpose;
 
 /// Steps of K that are summed before results go to memory.
 const KC: usize = 512;
@@ -50,16 +52,15 @@ fn inner_parts(inner: usize) -> impl Iterator<Item = Range<usize>> + Clone {
     parts(inner, KC, 1)
 }
 
-/// PackedA that a task takes: all, where blocks of columns are enough to keep all workers at work, else their share.
+/// Rows that a task takes: all, where blocks of columns are enough to keep all workers at work, else their share.
 fn task_rows(m: usize, blocks: usize, workers: usize) -> usize {
     let are_enough = blocks.is_multiple_of(workers) || blocks >= 4 * workers;
     if are_enough { m } else { m.div_ceil(workers).max(2 * MR) }
 }
 
-/// Where results go. Tasks write to different places of it.
-#[derive(Clone, Copy)]
+/// Where results go.
 struct Output {
-    data: *mut f32,
+    memory: Memory,
     stride: usize,
     windows: Windows,
 }
@@ -77,18 +78,14 @@ impl Output {
     }
 }
 
-// SAFETY: every task writes rows and columns of its own.
-unsafe impl Sync for Output {}
-
 /// Computes `product`, which [`takes`] took, into `out`.
 ///
 /// # Safety
 /// The product's views lie inside their slices, a starting row has its columns, and `out` points to its rows, `out_stride`
 /// apart, that no one else uses.
 pub unsafe fn multiply(product: &Product, out: *mut f32, out_stride: usize) {
-    let windows = Windows { count: 1, rows: product.shape.0, a: 0, out: 0 };
     // SAFETY: the caller's promise.
-    unsafe { multiply_windows(product, windows, out, out_stride) }
+    unsafe { multiply_windows(product, Windows::one(product.shape.0), out, out_stride) }
 }
 
 /// [`multiply`] for every block of rows; the right matrix is packed once for all.
@@ -100,7 +97,7 @@ pub unsafe fn multiply(product: &Product, out: *mut f32, out_stride: usize) {
     reason = "all rest on the section above; `takes` asked for the instructions"
 )]
 pub unsafe fn multiply_windows(product: &Product, windows: Windows, out: *mut f32, out_stride: usize) {
-    let out = &Output { data: out, stride: out_stride, windows };
+    let out = &Output { memory: Memory(out), stride: out_stride, windows };
     let (_, k, n) = product.shape;
     let m = windows.count * windows.rows;
     let is_one = windows.count == 1;
@@ -200,13 +197,9 @@ unsafe fn block(
             let left = unsafe { group.of(a, rows.clone(), inner.clone()) };
             for (number, panel) in panels.clone().enumerate() {
                 let first = columns.start + number * NR;
-                let data = out.data.wrapping_add(out_start + rows.start * out.stride + first);
-                let start = match product.start {
-                    _ if inner.start > 0 => Some((data.cast_const(), out.stride)),
-                    Start::Zero => None,
-                    Start::Output => Some((data.cast_const(), out.stride)),
-                    Start::Row(row) => Some((row[first..].as_ptr(), 0)),
-                };
+                let data = out.memory.from(out_start + rows.start * out.stride + first);
+                let start = if inner.start > 0 { Start::Output } else { product.start };
+                let start = start.below(data, out.stride, first);
                 let columns = NR.min(columns.end - first);
                 let target = Target { data, stride: out.stride, columns, start, scale: product.scale };
                 // SAFETY: the rows and the panel are as long as `inner`; the rows and columns are inside `out`.
@@ -241,14 +234,7 @@ unsafe fn few_rows(product: &Product, panels: &Panels, columns: Range<usize>, ou
         for (column, results) in columns.zip(&results) {
             for (row, result) in results.iter().enumerate().take(m) {
                 // SAFETY: the row and column are inside `out`.
-                unsafe {
-                    let place = out.data.add(row * out.stride + column);
-                    *place = match product.start {
-                        Start::Zero => *result,
-                        Start::Output => *place + result,
-                        Start::Row(start) => start[column] + result,
-                    };
-                }
+                unsafe { product.start.write(*result, out.memory.from(row * out.stride + column), column) };
             }
         }
     }

@@ -12,7 +12,7 @@ mod pack;
 mod panel;
 mod registers;
 
-use super::cpu::{Product, Start, Threads, View};
+use super::matrix::{Memory, Product, Start, Threads, View};
 use crate::system::vectors::Vectors;
 use memory::MicroPanels;
 use pack::{DEPTH, MICRO_PANEL, Operand, Packing};
@@ -96,14 +96,11 @@ impl<'a> Plan<'a> {
     }
 }
 
-/// Where results go. Tasks write to different places of it.
+/// Where results go.
 struct Output {
-    data: *mut f32,
+    memory: Memory,
     stride: usize,
 }
-
-// SAFETY: every task writes rows and columns of its own, see `block`.
-unsafe impl Sync for Output {}
 
 /// Computes `product`, which [`takes`] took, into `out`.
 ///
@@ -111,7 +108,7 @@ unsafe impl Sync for Output {}
 /// The product's views lie inside their slices, a starting row has its columns, and `out` points to its rows, `out_stride`
 /// apart, that no one else uses.
 pub unsafe fn multiply(product: &Product, out: *mut f32, out_stride: usize) {
-    let out = &Output { data: out, stride: out_stride };
+    let out = &Output { memory: Memory(out), stride: out_stride };
     let workers = match product.threads {
         Threads::One => 1,
         Threads::All => rayon::current_num_threads(),
@@ -177,13 +174,9 @@ unsafe fn block(
                 false => ((stationary_tiles.as_ptr(), present.as_ptr()), of_stationary, of_streamed),
             };
             let (height, width) = (MICRO_PANEL.min(rows.1 - rows.0), MICRO_PANEL.min(columns.1 - columns.0));
-            let target = out.data.wrapping_add(rows.0 * out.stride + columns.0);
+            let target = out.memory.from(rows.0 * out.stride + columns.0);
             if (height, width) == (MICRO_PANEL, MICRO_PANEL) {
-                let start = match start {
-                    Start::Zero => None,
-                    Start::Output => Some((target.cast_const(), out.stride)),
-                    Start::Row(row) => Some((row[columns.0..].as_ptr(), 0)),
-                };
+                let start = start.below(target, out.stride, columns.0);
                 // SAFETY: these 32 rows of 32 are inside the output, and 32 values in the row; both micro-panels have as many
                 // steps.
                 unsafe { registers.multiply(operands, steps, (target, out.stride), start, Some(&mut packing)) };
@@ -195,14 +188,7 @@ unsafe fn block(
             for (y, values) in edge.chunks_exact(MICRO_PANEL).enumerate().take(height) {
                 for (x, value) in values.iter().enumerate().take(width) {
                     // SAFETY: `height` rows of `width` values are inside the output.
-                    unsafe {
-                        let target = target.add(y * out.stride + x);
-                        *target = match start {
-                            Start::Zero => *value,
-                            Start::Output => *target + value,
-                            Start::Row(row) => row[columns.0 + x] + value,
-                        };
-                    }
+                    unsafe { start.write(*value, target.add(y * out.stride + x), columns.0 + x) };
                 }
             }
         }

@@ -1,9 +1,9 @@
 //! GEMM with a pre-packed right matrix B; rows of the left matrix A are packed as they are produced: what attention and the
 //! score head consist of.
-use super::cpu::{Product, Start, Threads, View};
+use super::matrix::{Product, Start, Threads, View};
 use super::{amx, avx512};
 
-/// PackedA and columns of results come in multiples of this.
+/// Rows and columns of results come in multiples of this.
 const MICRO_PANEL: usize = 32;
 
 /// The rows to take at a time where they and what becomes of them are better small: a micro-panel on AMX, two where panels are
@@ -94,18 +94,15 @@ impl PackedB {
         match (self, rows) {
             (Self::Tiles(right), PackedA::Tiles(rows)) => right.multiply(rows, count, start, out),
             (Self::Panels(right), PackedA::Lines(rows)) => right.multiply(rows, count, start, out),
-            (Self::Values { data, inner, columns, is_transposed }, PackedA::Values { data: rows, .. }) => Product {
-                shape: (count, *inner, *columns),
-                a: View::rows(rows, *inner),
-                b: match is_transposed {
+            (Self::Values { data, inner, columns, is_transposed }, PackedA::Values { data: rows, .. }) => {
+                let b = match is_transposed {
                     true => View::rows(data, *inner).transposed(),
                     false => View::rows(data, *columns),
-                },
-                scale: 1.0,
-                start: start.map_or(Start::Zero, |start| Start::Row(&start[..*columns])),
-                threads: Threads::One,
+                };
+                let start = start.map_or(Start::Zero, |start| Start::Row(&start[..*columns]));
+                let product = Product::new((count, *inner, *columns), View::rows(rows, *inner), b);
+                Product { start, ..product }.into(out, room(*columns));
             }
-            .into(out, room(*columns)),
             _ => unreachable!("both are of the machine's kind"),
         }
     }

@@ -86,7 +86,6 @@ pub fn add_in_place(memory: &Tensor, part: Tensor) -> Result<Option<Tensor>> {
     }
     let part = part.contiguous()?;
     let part = Values::of(&part)?;
-    let part: &[f32] = &part;
     with_values_mut(memory, |sum| {
         for_each_row!(sum, ROW, |r, sum| {
             sum.iter_mut().zip(&part[r * ROW..]).for_each(|(sum, part)| *sum += part);
@@ -94,25 +93,3 @@ pub fn add_in_place(memory: &Tensor, part: Tensor) -> Result<Option<Tensor>> {
     })?;
     Ok(None)
 }
-
-/// `add_rows!(slot, shape, width, |r, row| work)`: adds a part of a gradient of this shape, in f32 in the host's memory, to
-/// `slot`. `work` adds to row `r` of `width` values.
-macro_rules! add_rows {
-    ($slot:expr, $shape:expr, $width:expr, |$r:pat_param, $row:pat_param| $work:expr) => {{
-        use $crate::autograd::Destination;
-        let (slot, shape, width): (&mut $crate::autograd::Slot, &candle_core::Shape, usize) = ($slot, $shape, $width);
-        slot.accumulate(|destination| match destination {
-            Destination::AddTo(memory) => {
-                $crate::ops::kernels::memory::with_values_mut(memory, |sum| {
-                    $crate::ops::kernels::cpu::for_each_row!(sum, width, |$r, $row| $work)
-                })?;
-                Ok(None)
-            }
-            Destination::New | Destination::Overwrite(_) => {
-                let part = $crate::ops::kernels::cpu::new_rows!(shape.elem_count(), width, |$r, $row| $work);
-                Tensor::from_vec(part, shape, &Device::Cpu).map(Some)
-            }
-        })
-    }};
-}
-pub(crate) use add_rows;

@@ -4,11 +4,12 @@
 //! Tiles of 6×6 inputs, four apart, and the kernels are taken to where the convolution is a product a position: 36 matrix
 //! products of `[tiles, channels]` with `[channels, channels]`. Rounding is about ten times that of a direct convolution,
 //! a few millionths of the largest value; cuDNN does the same.
-use super::cpu::{Threads, View, vectorised};
+use super::cpu::vectorised;
+use super::matrix::{Threads, View};
 use super::packed::{PackedA, PackedB, room, rows_at_once};
 
 /// Outputs of a tile, a side; the tile reads two more.
-pub(in crate::ops) const TILE: usize = 4;
+pub(crate) const TILE: usize = 4;
 /// Inputs of a tile, a side.
 const SIDE: usize = TILE + 2;
 /// Positions of a transformed tile.
@@ -19,7 +20,7 @@ fn tiles_at_once() -> usize {
 }
 
 /// Transformed tiles and their products, `[position][tile, channel]`; made once for many convolutions.
-pub(in crate::ops) struct Scratch<const C: usize> {
+pub(crate) struct Scratch<const C: usize> {
     transformed: Vec<PackedA>,
     products: Vec<Vec<[f32; C]>>,
 }
@@ -35,11 +36,11 @@ impl<const C: usize> Default for Scratch<C> {
 }
 
 /// Kernels of a convolution from C to C channels in Winograd's form: `[position][in, out]`.
-pub(in crate::ops) struct Kernels<const C: usize>(Vec<PackedB>);
+pub(crate) struct Kernels<const C: usize>(Vec<PackedB>);
 
 /// Sizes of a stack of channel-last maps, `[maps, height, width, channels]`.
 #[derive(Clone, Copy)]
-pub(in crate::ops) struct Stack {
+pub(crate) struct Stack {
     pub maps: usize,
     pub height: usize,
     pub width: usize,
@@ -47,21 +48,21 @@ pub(in crate::ops) struct Stack {
 
 /// Where a tile's outputs begin, counted without the outermost pixels of its map.
 #[derive(Clone, Copy)]
-pub(in crate::ops) struct Place {
+pub(crate) struct Place {
     pub map: usize,
     pub y: usize,
     pub x: usize,
 }
 
 /// Where outputs go. (A closure would not be inlined into the loops of every width of vectors.)
-pub(in crate::ops) trait Outputs<const C: usize> {
+pub(crate) trait Outputs<const C: usize> {
     /// A tile's outputs, row by row.
     fn put(&mut self, place: Place, values: &[[f32; C]; TILE * TILE]);
 }
 
 impl<const C: usize> Kernels<C> {
     /// From torch's `[out, in, 3, 3]`: `G·g·Gᵀ`.
-    pub(in crate::ops) fn new(weight: &[f32]) -> Self {
+    pub(crate) fn new(weight: &[f32]) -> Self {
         let mut transformed = vec![[0f32; C]; POSITIONS * C];
         let line = |a: f32, b: f32, c: f32| {
             let (outer, far) = (a + c, a + 4.0 * c);
@@ -83,7 +84,7 @@ impl<const C: usize> Kernels<C> {
 
     /// The convolution of `input`, of a `stack` whose height and width are two more than whole tiles, at all but the
     /// outermost pixels, tile by tile.
-    pub(in crate::ops) fn convolve(
+    pub(crate) fn convolve(
         &self,
         input: &[[f32; C]],
         stack: Stack,

@@ -1,5 +1,6 @@
 //! Writing matrices out as tiles, an f32 as three bfloat16 numbers.
-use crate::ops::kernels::cpu::View;
+use crate::kernels::avx512;
+use crate::kernels::matrix::View;
 use std::arch::x86_64::*;
 
 /// Rows of a tile; also the numbers of a vector.
@@ -154,7 +155,7 @@ impl Operand<'_> {
     unsafe fn transpose(&self, line: usize, place: usize) -> [__m512; SIDE] {
         let (lines, places) = (self.lines_from(line), self.places_from(place));
         // SAFETY: counts end where the matrix does.
-        transpose(std::array::from_fn(|i| unsafe {
+        avx512::transpose(std::array::from_fn(|i| unsafe {
             match self.view.column_stride == 1 {
                 true => self.load(line + i, place, if i < lines { places } else { 0 }),
                 false => self.load(line, place + i, if i < places { lines } else { 0 }),
@@ -275,29 +276,4 @@ fn split(a: __m512, b: __m512, order: __m512i) -> [__m512i; PARTS] {
     let third = (without(a, second.0), without(b, second.1));
     let third = (_mm512_castps_si512(third.0), _mm512_castps_si512(third.1));
     [first, second, third].map(|(a, b)| _mm512_permutex2var_epi16(a, order, b))
-}
-
-/// Rows as columns.
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn transpose(rows: [__m512; SIDE]) -> [__m512; SIDE] {
-    let low = |a, b| _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(a), _mm512_castps_pd(b)));
-    let high = |a, b| _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(a), _mm512_castps_pd(b)));
-    let even = |a, b| _mm512_shuffle_f32x4::<0x88>(a, b);
-    let odd = |a, b| _mm512_shuffle_f32x4::<0xdd>(a, b);
-    let (mut a, mut b) = (rows, rows);
-    for i in (0..SIDE).step_by(2) {
-        (a[i], a[i + 1]) = (_mm512_unpacklo_ps(rows[i], rows[i + 1]), _mm512_unpackhi_ps(rows[i], rows[i + 1]));
-    }
-    for i in (0..SIDE).step_by(4) {
-        (b[i], b[i + 1]) = (low(a[i], a[i + 2]), high(a[i], a[i + 2]));
-        (b[i + 2], b[i + 3]) = (low(a[i + 1], a[i + 3]), high(a[i + 1], a[i + 3]));
-    }
-    for i in [0, 1, 2, 3, 8, 9, 10, 11] {
-        (a[i], a[i + 4]) = (even(b[i], b[i + 4]), odd(b[i], b[i + 4]));
-    }
-    for i in 0..8 {
-        (b[i], b[i + 8]) = (even(a[i], a[i + 8]), odd(a[i], a[i + 8]));
-    }
-    b
 }
