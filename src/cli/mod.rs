@@ -32,6 +32,9 @@ pub(crate) struct ModelArgs {
     /// Folder of a diffusers pipeline, or hf:ORG/NAME@REVISION
     #[arg(long, value_name = "DIR")]
     pub model: String,
+    /// Which weights are taken where there are several: fp16 for *.fp16.safetensors
+    #[arg(long, value_name = "NAME")]
+    pub variant: Option<String>,
     /// LoRA to put on the model: a .safetensors file
     #[arg(long, value_name = "F")]
     pub lora: Option<PathBuf>,
@@ -102,7 +105,7 @@ impl ModelArgs {
             Some(file) => Some((formats::read(file)?, file.as_path())),
             None => None,
         };
-        let files = ModelFiles::open(&self.model)?;
+        let files = self.files()?;
         let options = PipelineOptions {
             text_encoders: self.text_encoders(files.folder())?,
             max_sequence_length: self.max_sequence_length,
@@ -113,9 +116,14 @@ impl ModelArgs {
         Ok(NamedModel { files, options, adapters })
     }
 
+    /// The model's files.
+    pub fn files(&self) -> Result<ModelFiles> {
+        ModelFiles::open_variant(&self.model, self.variant.as_deref())
+    }
+
     /// Whether the model has a block `layer`, as its config says: found before gigabytes are read.
     pub fn check_layer(&self, flag: &str, layer: usize) -> Result<()> {
-        let files = ModelFiles::open(&self.model)?;
+        let files = self.files()?;
         families::of(&files)?.config(&files)?.check_block(flag, layer)
     }
 

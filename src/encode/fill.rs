@@ -78,7 +78,7 @@ impl fmt::Display for Filled {
 /// The data or the model cannot be read; the folder holds a damaged cache, or one of another model or other settings;
 /// another process is filling it; there is too little space; writing fails. Shards written before stay valid.
 pub fn fill(config: &RunConfig, device: &Device, folder: &Path, shard_bytes: u64) -> Result<Filled> {
-    let files = ModelFiles::open(&config.model.path)?;
+    let files = ModelFiles::of(&config.model)?;
     let (latents, text) = (recipes::latents(&files, &config.data)?, recipes::text(&files, &config.model, device)?);
     let _held = OutputFolder::hold_or(folder, "another process fills this cache")?;
     let mut text = Writer::open(folder, text, shard_bytes)?;

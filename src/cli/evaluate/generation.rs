@@ -74,7 +74,7 @@ pub fn run(args: &GenerationArgs) -> Result<()> {
     let adapter = args.lora.as_deref().map(formats::read).transpose()?;
     let device = config.device.open()?;
     let networks = load_networks(eval.inception.as_deref(), eval.features.as_deref(), &device)?;
-    let files = ModelFiles::open(&config.model.path)?;
+    let files = ModelFiles::of(&config.model)?;
     let mut pipeline = Pipeline::load(&files, &PipelineOptions::of(&config.model, &device))?;
     if let (Some(adapter), Some(file)) = (&adapter, &args.lora) {
         pipeline.transformer.attach(adapter).map_err(|e| Error::file(file, e))?;

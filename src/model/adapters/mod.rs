@@ -5,6 +5,7 @@
 pub(crate) mod adapter;
 pub mod formats;
 pub mod lora;
+mod lora_config;
 pub mod stored;
 
 pub use adapter::{Adapter, AdapterFiles, AdapterSettings, Adapters, Attached, TrainedAdapters};

@@ -8,6 +8,7 @@ use crate::system::error::{Error, Result};
 use crate::system::limits::MODEL_JSON;
 use crate::system::whole_file;
 use candle_core::Tensor;
+use serde_json::value::RawValue;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -119,10 +120,12 @@ fn peft_config(file: &Path) -> Result<PeftConfig> {
 /// The transformer's part of diffusers' metadata: a JSON object with keys such as `transformer.lora_alpha`.
 fn diffusers_config(file: &Path, text: &str) -> Result<PeftConfig> {
     let place = format!("metadata {DIFFUSERS_CONFIG}: ");
-    let all: BTreeMap<String, serde_json::Value> =
+    // Raw, because the order of patterns counts.
+    let all: BTreeMap<String, Box<RawValue>> =
         serde_json::from_str(text).map_err(|e| Error::file(file, format!("{place}{e}")))?;
-    let own = all.into_iter().filter_map(|(k, v)| Some((k.strip_prefix(DIFFUSERS_PREFIX)?.to_string(), v))).collect();
-    Ok(PeftConfig { text: serde_json::Value::Object(own).to_string(), file: file.to_path_buf(), place })
+    let own = all.iter().filter_map(|(key, value)| Some(format!("{:?}: {value}", key.strip_prefix(DIFFUSERS_PREFIX)?)));
+    let text = format!("{{{}}}", own.collect::<Vec<_>>().join(", "));
+    Ok(PeftConfig { text, file: file.to_path_buf(), place })
 }
 
 /// The error for a key that no format has a place for.
