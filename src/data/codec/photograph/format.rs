@@ -53,8 +53,8 @@ pub(super) fn recognise(bytes: &[u8]) -> Result<Format, String> {
 /// The name of a known format that is not read.
 fn unread(bytes: &[u8]) -> Option<&'static str> {
     // ISO media: the major brand, a version, the compatible brands.
-    if bytes.get(4..8)? == b"ftyp" {
-        let length = u32::from_be_bytes(*bytes.first_chunk()?) as usize;
+    if let [a, b, c, d, b'f', b't', b'y', b'p', ..] = *bytes {
+        let length = u32::from_be_bytes([a, b, c, d]) as usize;
         let brands = || bytes.get(8..length.min(bytes.len())).unwrap_or_default().chunks_exact(4);
         let has = |names: &[&[u8]]| brands().any(|brand| names.contains(&brand));
         return match () {

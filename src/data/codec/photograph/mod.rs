@@ -88,7 +88,7 @@ pub fn decode_over(bytes: &[u8], background: Rgb<u8>) -> Result<RgbImage, String
     guarded(|| {
         let format = format::recognise(bytes)?;
         let pixels = pixels(bytes, format)?;
-        if pixels.is_transparent() {
+        if !SAID.is_completed() && pixels.is_transparent() {
             SAID.call_once(|| {
                 let Rgb([red, green, blue]) = background;
                 tracing::info!("transparent pixels of pictures lie over #{red:02x}{green:02x}{blue:02x}");

@@ -144,11 +144,13 @@ fn in_exif(mut exif: &[u8]) -> Option<u64> {
 }
 
 /// An entry of a TIFF's first directory.
-struct Entry {
+pub(super) struct Entry {
     kind: u16,
     count: u64,
     /// A number that stands in the entry itself, or where the values begin.
-    value: u64,
+    pub value: u64,
+    /// Where that stands.
+    pub at: usize,
 }
 
 impl Entry {
@@ -161,7 +163,7 @@ impl Entry {
 }
 
 /// The last entry with this tag: for Pillow, later ones replace earlier ones.
-fn entry(tiff: &[u8], tag: u16) -> Option<Entry> {
+pub(super) fn entry(tiff: &[u8], tag: u16) -> Option<Entry> {
     let (is_little, is_big_tiff) = match tiff.first_chunk()? {
         b"II*\0" => (true, false),
         b"MM\0*" => (false, false),
@@ -188,7 +190,8 @@ fn entry(tiff: &[u8], tag: u16) -> Option<Entry> {
             4 | 9 if count == 1 => 4,
             _ => place,
         };
-        Some((found, Entry { kind, count, value: number(at + 4 + place, inside)? }))
+        let at = at + 4 + place;
+        Some((found, Entry { kind, count, value: number(at, inside)?, at }))
     };
     (0..count).map_while(read).filter(|(found, _)| *found == tag).map(|(_, entry)| entry).last()
 }

@@ -1,22 +1,31 @@
 //! TIFF: the first picture of a file, by the crate `tiff`; what its samples mean is Pillow's reading
 //! (`TiffImagePlugin.py`).
+use super::orientation::{Entry, entry};
 use super::rgb::{Pixels, from_cmyk};
 use crate::system::limits::{self, PHOTOGRAPH};
 use image::{RgbImage, RgbaImage};
+use std::borrow::Cow;
 use std::fmt::Display;
 use std::io::Cursor;
 use tiff::ColorType;
 use tiff::decoder::{Decoder, DecodingResult, Limits};
 use tiff::tags::Tag;
 
+/// Tag `PhotometricInterpretation`, and its values for indices into a palette and for grey.
+const PHOTOMETRIC: u16 = 262;
+const PALETTE: u64 = 3;
+const GREY: u8 = 1;
+
 /// Value of the tag `ExtraSamples` for colours that were multiplied with alpha.
 const MULTIPLIED: u16 = 1;
 
 /// A TIFF whose header was read.
 pub(super) struct Tiff<'a> {
-    decoder: Decoder<Cursor<&'a [u8]>>,
+    decoder: Decoder<Cursor<Cow<'a, [u8]>>>,
     pub size: (u32, u32),
     samples: Samples,
+    /// Tag `ColorMap`: all reds, all greens, all blues, of 16 bits.
+    palette: Option<Vec<u16>>,
     /// Tag `ExtraSamples`: what stands behind the colours.
     extra: Vec<u16>,
 }
@@ -24,8 +33,8 @@ pub(super) struct Tiff<'a> {
 /// What the samples of a pixel are.
 #[derive(Clone, Copy, PartialEq)]
 enum Samples {
-    /// Rows of bits, eight in a byte.
-    Bits,
+    /// One sample of so many bits, several in a byte; rows begin with a byte.
+    Packed(u8),
     Grey,
     GreyAlpha,
     Rgb,
@@ -37,7 +46,7 @@ enum Samples {
 impl Samples {
     fn count(self) -> usize {
         match self {
-            Self::Bits | Self::Grey => 1,
+            Self::Packed(_) | Self::Grey => 1,
             Self::GreyAlpha => 2,
             Self::Rgb => 3,
             Self::Rgba | Self::Cmyk => 4,
@@ -49,13 +58,25 @@ impl<'a> Tiff<'a> {
     /// # Errors
     /// The header is damaged, or says a kind of picture that is not read.
     pub fn open(bytes: &'a [u8]) -> Result<Self, String> {
-        let mut decoder = Decoder::new(Cursor::new(bytes)).map_err(failed)?;
+        // The crate has no palettes: their indices are read as grey.
+        let indices = entry(bytes, PHOTOMETRIC).filter(|photometric| photometric.value == PALETTE);
+        let mut file = Cow::Borrowed(bytes);
+        if let Some(Entry { at, .. }) = indices {
+            let value = file.to_mut().get_mut(at..at + 2).ok_or("no readable image: the header is cut short")?;
+            value.copy_from_slice(&if bytes.starts_with(b"II") { [GREY, 0] } else { [0, GREY] });
+        }
+        let mut decoder = Decoder::new(Cursor::new(file)).map_err(failed)?;
+        let palette = match indices {
+            Some(_) => Some(decoder.get_tag_u16_vec(Tag::ColorMap).map_err(failed)?),
+            None => None,
+        };
         let size = decoder.dimensions().map_err(failed)?;
         let extra = decoder.find_tag_unsigned_vec(Tag::ExtraSamples).map_err(failed)?.unwrap_or_default();
         let kind = decoder.colortype();
         let samples = match &kind {
-            Ok(ColorType::Gray(1)) => Samples::Bits,
-            Ok(ColorType::Gray(8 | 16)) => Samples::Grey,
+            Ok(ColorType::Gray(bits @ (1 | 2 | 4))) => Samples::Packed(*bits),
+            Ok(ColorType::Gray(8)) => Samples::Grey,
+            Ok(ColorType::Gray(16)) if palette.is_none() => Samples::Grey,
             Ok(ColorType::GrayA(8 | 16) | ColorType::Multiband { bit_depth: 8 | 16, num_samples: 2 }) => {
                 Samples::GreyAlpha
             }
@@ -67,7 +88,7 @@ impl<'a> Tiff<'a> {
                 return Err(format!("a TIFF of this kind is not read ({what}): convert it to PNG"));
             }
         };
-        Ok(Self { decoder, size, samples, extra })
+        Ok(Self { decoder, size, samples, palette, extra })
     }
 
     pub fn has_alpha(&self) -> bool {
@@ -115,12 +136,20 @@ impl<'a> Tiff<'a> {
         };
         let (quads, pairs) = (samples.as_chunks::<4>().0, samples.as_chunks::<2>().0);
         match self.samples {
-            Samples::Bits => {
-                let rows = samples.chunks_exact(width.div_ceil(8) as usize);
-                let row = |row: &[u8]| (0..width as usize).map(|x| row[x / 8] >> (7 - x % 8) & 1).collect::<Vec<_>>();
-                opaque(rows.flat_map(row).flat_map(|bit| [255 * bit; 3]).collect())
+            Samples::Packed(bits) => {
+                let (width, bits, most) = (width as usize, usize::from(bits), (1u8 << bits) - 1);
+                let rows = samples.chunks_exact((width * bits).div_ceil(8));
+                let sample = |row: &[u8], x: usize| row[x * bits / 8] >> (8 - bits - x * bits % 8) & most;
+                let values = rows.flat_map(|row| (0..width).map(move |x| sample(row, x)));
+                match &self.palette {
+                    Some(palette) => opaque(coloured(values, palette)?),
+                    None => opaque(values.flat_map(|value| [value * (255 / most); 3]).collect()),
+                }
             }
-            Samples::Grey => opaque(samples.iter().flat_map(|grey| [*grey; 3]).collect()),
+            Samples::Grey => match &self.palette {
+                Some(palette) => opaque(coloured(samples.into_iter(), palette)?),
+                None => opaque(samples.iter().flat_map(|grey| [*grey; 3]).collect()),
+            },
             Samples::Rgb => opaque(samples),
             Samples::Cmyk => opaque(quads.iter().flat_map(|ink| from_cmyk(*ink)).collect()),
             Samples::Rgba if !has_alpha => opaque(quads.iter().flat_map(|&[r, g, b, _]| [r, g, b]).collect()),
@@ -135,6 +164,18 @@ impl<'a> Tiff<'a> {
             }
         }
     }
+}
+
+/// The colours of indices; `None` for one beyond the palette.
+fn coloured(indices: impl Iterator<Item = u8>, palette: &[u16]) -> Option<Vec<u8>> {
+    let count = palette.len() / 3;
+    let mut values = Vec::new();
+    for index in indices.map(usize::from) {
+        let colour = [index, count + index, 2 * count + index].map(|at| palette.get(at));
+        let [Some(red), Some(green), Some(blue)] = colour else { return None };
+        values.extend([red, green, blue].map(|value| (value >> 8) as u8));
+    }
+    Some(values)
 }
 
 /// Colours that were multiplied with alpha, as they were before.
