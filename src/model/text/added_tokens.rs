@@ -19,6 +19,11 @@ pub(super) struct AddedTokens {
     extra: Vec<AddedToken>,
 }
 
+/// `additional_special_tokens` of a file that also has the new name for them count where the new name has none; those of
+/// `special_tokens_map.json`, where no file has the new name.
+const EXTRA: &str = "extra_special_tokens";
+const ADDITIONAL: &str = "additional_special_tokens";
+
 impl AddedTokens {
     /// Reads `tokenizer_config.json`, whose `added_tokens_decoder` says everything; where that is missing, also
     /// `special_tokens_map.json`, `added_tokens.json` and the `added_tokens` of `tokenizer.json`, of which the later count.
@@ -29,7 +34,11 @@ impl AddedTokens {
         let mut tokens = Self { named: BTreeMap::new(), numbered: BTreeMap::new(), extra: Vec::new() };
         let config = folder.join("tokenizer_config.json");
         let config_map = object(&config)?;
-        tokens.take(&config, &config_map)?;
+        tokens.take_named(&config_map);
+        tokens.take_extra(&config, config_map.get(EXTRA))?;
+        if tokens.extra.is_empty() {
+            tokens.take_extra(&config, config_map.get(ADDITIONAL))?;
+        }
         if let Some(decoder) = config_map.get("added_tokens_decoder") {
             let wrong = |id: &str| Error::file(&config, format!("added_tokens_decoder: {id:?} is no token by its id"));
             for (id, value) in decoder.as_object().ok_or_else(|| wrong("added_tokens_decoder"))? {
@@ -38,8 +47,13 @@ impl AddedTokens {
             }
         } else {
             let map = folder.join("special_tokens_map.json");
-            tokens.take(&map, &object(&map)?)?;
+            let special = object(&map)?;
+            tokens.take_named(&special);
+            tokens.take_extra(&map, special.get(EXTRA))?;
             tokens.take_added(&folder.join("added_tokens.json"))?;
+            if [&config_map, &special].iter().all(|map| !map.contains_key(EXTRA)) && tokens.extra.is_empty() {
+                tokens.take_extra(&map, special.get(ADDITIONAL))?;
+            }
             tokens.take_serialised(&folder.join("tokenizer.json"))?;
         }
         for token in tokens.named.values_mut() {
@@ -49,16 +63,16 @@ impl AddedTokens {
         Ok(tokens)
     }
 
-    /// Tokens with names, and the extra ones.
-    fn take(&mut self, file: &Path, map: &Map<String, Value>) -> Result<()> {
+    fn take_named(&mut self, map: &Map<String, Value>) {
         let named = map.iter().filter(|(key, _)| key.ends_with("_token"));
         self.named.extend(named.filter_map(|(key, value)| Some((key.clone(), added_token(value, true)?))));
-        let Some(extra) = map.get("extra_special_tokens").or_else(|| map.get("additional_special_tokens")) else {
-            return Ok(());
-        };
+    }
+
+    /// A list of special tokens, or an object of them.
+    fn take_extra(&mut self, file: &Path, extra: Option<&Value>) -> Result<()> {
         let values: Vec<&Value> = match extra {
-            Value::Array(values) => values.iter().collect(),
-            Value::Object(values) => values.values().collect(),
+            Some(Value::Array(values)) => values.iter().collect(),
+            Some(Value::Object(values)) => values.values().collect(),
             _ => vec![],
         };
         for value in values {

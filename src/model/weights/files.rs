@@ -226,10 +226,10 @@ impl ModelFiles {
             MODEL_JSON.read_text(file).is_ok_and(|text| text.contains(&format!("\"{key}\"")))
         };
         if !config.as_ref().is_some_and(|file| says(file, "pad_token")) {
-            self.optional(&format!("{name}/special_tokens_map.json"))?;
+            self.optional_extra(&format!("{name}/special_tokens_map.json"))?;
         }
         if !config.as_ref().is_some_and(|file| says(file, "added_tokens_decoder")) {
-            self.optional(&format!("{name}/added_tokens.json"))?;
+            self.optional_extra(&format!("{name}/added_tokens.json"))?;
         }
         if !is_folder(&folder)? {
             return Err(Error::file(folder, "no such folder: the pipeline lacks this tokenizer"));
@@ -264,6 +264,11 @@ impl ModelFiles {
             return Ok(Some(path));
         }
         self.hub.as_ref().map_or(Ok(None), |hub| hub.fetch(file))
+    }
+
+    /// [`Self::optional`], of a file that few models have: without network, one that the cache lacks is taken for absent.
+    fn optional_extra(&self, file: &str) -> Result<Option<PathBuf>> {
+        if is_offline() && !is_file(&self.folder.join(file))? { Ok(None) } else { self.optional(file) }
     }
 }
 
@@ -325,11 +330,10 @@ impl Hub {
 
     /// Downloads a file unless the cache holds it; `None` if the repository has no such file.
     fn fetch(&self, file: &str) -> Result<Option<PathBuf>> {
-        let offline = std::env::var("HF_HUB_OFFLINE").is_ok_and(|v| !matches!(v.as_str(), "" | "0"));
         tracing::info!("fetching {file} of {} ({})", self.name, self.revision);
         let download = || {
             let request = self.repository.download_file().filename(file).revision(self.revision.as_str());
-            Ok(request.local_files_only(offline).send())
+            Ok(request.local_files_only(is_offline()).send())
         };
         let got = guarded(download).map_err(|problem: String| {
             Error::Failed(format!("{}: cannot download {file}: the hub's answer is {problem}", self.name))
@@ -340,6 +344,11 @@ impl Hub {
             Err(error) => Err(Error::Failed(format!("{}: cannot download {file}: {}", self.name, reason(&error)))),
         }
     }
+}
+
+/// Whether only what the hub's cache holds may be used.
+fn is_offline() -> bool {
+    std::env::var("HF_HUB_OFFLINE").is_ok_and(|v| !matches!(v.as_str(), "" | "0"))
 }
 
 /// An error of the hub client in one line, with what lies beneath it and what to do.

@@ -97,7 +97,8 @@ fn variants(folder: &Path, stem: &str) -> BTreeSet<String> {
             Some(index) => index.strip_prefix(".index.").or_else(|| index.strip_prefix('.')?.strip_suffix(".index")),
             None => rest.strip_suffix(EXTENSION),
         };
-        variant.filter(|variant| !variant.is_empty() && !variant.contains('.')).map(str::to_owned)
+        // `fp16-00001-of-00002` is a shard.
+        variant.filter(|variant| !variant.is_empty() && !variant.contains(['.', '-'])).map(str::to_owned)
     };
     names.filter_map(|name| variant_of(&name)).collect()
 }
