@@ -185,9 +185,9 @@ impl AdapterFiles for LoraFiles {
     fn suffixes(&self, format: Format) -> &'static [&'static [&'static str]] {
         match format {
             Format::Diffusers | Format::Peft => &[
-                &["lora_A.weight", "lora_B.weight"],
-                &["lora.down.weight", "lora.up.weight"],
-                &["lora_A.default.weight", "lora_B.default.weight"],
+                &["lora_A.weight", "lora_B.weight", "alpha"],
+                &["lora.down.weight", "lora.up.weight", "alpha"],
+                &["lora_A.default.weight", "lora_B.default.weight", "alpha"],
             ],
             Format::Comfyui => &[&["lora_down.weight", "lora_up.weight", "alpha"]],
         }
@@ -255,6 +255,21 @@ impl AdapterFiles for LoraFiles {
         largest.map_or(vec![], |largest| {
             vec![("ss_network_dim", largest.rank().to_string()), ("ss_network_alpha", largest.alpha.to_string())]
         })
+    }
+
+    /// A's stacked, B's side by side with their scales.
+    fn sum(&self, parts: &[(&dyn Adapter, f64)]) -> Result<Box<dyn Adapter>> {
+        let other = || Error::Usage("a LoRA and an adapter of another kind cannot be added up".into());
+        let parts: Vec<(&Lora, f64)> =
+            parts.iter().map(|(part, weight)| Ok((lora(*part).ok_or_else(other)?, *weight))).collect::<Result<_>>()?;
+        if let [(only, weight)] = parts[..] {
+            return Ok(Box::new(Lora { alpha: only.alpha * weight, ..only.clone() }));
+        }
+        let downs: Vec<&Tensor> = parts.iter().map(|(lora, _)| &lora.down).collect();
+        let ups = parts.iter().map(|(lora, weight)| &lora.up * (lora.scale() * weight));
+        let (down, up) = (Tensor::cat(&downs, 0)?, Tensor::cat(&ups.collect::<TensorResult<Vec<_>>>()?, 1)?);
+        let alpha = down.dims()[0] as f64;
+        Ok(Box::new(Lora { down, up, alpha }))
     }
 
     /// A's stacked, B's on the diagonal, zero rows for a part that has none.

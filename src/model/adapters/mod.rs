@@ -7,6 +7,7 @@ pub mod formats;
 pub mod lora;
 mod lora_config;
 pub mod stored;
+pub mod weighted;
 
 pub use adapter::{Adapter, AdapterFiles, AdapterSettings, Adapters, Attached, TrainedAdapters};
 
