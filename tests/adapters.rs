@@ -374,9 +374,9 @@ fn a_wrong_file_is_refused_by_name_of_what_is_wrong() {
     let (fused_down, fused_up) = (format!("{fused}.lora_down.weight"), format!("{fused}.lora_up.weight"));
     type Tensors<'a> = Vec<(&'a str, usize, usize)>;
     let cases: Vec<(Tensors, &str)> = vec![
-        (vec![(a, 2, 8), (b, 8, 2), ("text_encoder.text_model.x.lora_A.weight", 2, 8)], "text encoder"),
+        (vec![("text_encoder.text_model.x.lora_A.weight", 2, 8)], "only keys of text encoders: 1 of text_encoder"),
         (vec![("lora_te1_text_model_x.lora_down.weight", 2, 8)], "lora_te1_text_model_x"),
-        (vec![(a, 2, 8), (b, 8, 2), ("transformer.transformer_blocks.0.attn.to_q.alpha", 1, 1)], "attn.to_q.alpha"),
+        (vec![(a, 2, 8), (b, 8, 2), ("transformer.transformer_blocks.0.attn.to_q.alpha", 2, 1)], "attn.to_q.alpha"),
         (vec![("transformer_blocks.0.attn.to_q.weight", 8, 8)], "transformer_blocks.0.attn.to_q.weight"),
         (vec![(a, 2, 8)], "transformer_blocks.0.attn.to_q has no up (B)"),
         (vec![(b, 8, 2)], "transformer_blocks.0.attn.to_q has no down (A)"),
@@ -388,7 +388,13 @@ fn a_wrong_file_is_refused_by_name_of_what_is_wrong() {
         (vec![(&fused_down, 6, 8)], "has no up (B)"),
         (vec![("lora_unet_joint_blocks_x_x_block_attn_qkv.lora_up.weight", 2, 8)], "joint_blocks_x_x_block"),
         (vec![("lora_unet_joint_blocks_0_x_block_attn_ln_q.lora_up.weight", 2, 8)], "ln_q"),
-        (vec![("lora_unet_joint_blocks_0_x_block_attn_qkv.dora_scale", 2, 8)], "dora_scale"),
+        (vec![("lora_unet_joint_blocks_0_x_block_attn_qkv.dora_scale", 2, 8)], "dora_scale is of a DoRA adapter"),
+        (
+            vec![(a, 2, 8), (b, 8, 2), ("transformer.transformer_blocks.0.attn.to_q.lora_magnitude_vector", 8, 1)],
+            "DoRA",
+        ),
+        (vec![("lycoris_transformer_blocks_0_attn_to_q.hada_w1_a", 8, 2)], "LoHa"),
+        (vec![("diffusion_model.double_blocks.0.img_attn.qkv.lora_A.weight", 2, 8)], "is not a key of an SD3 adapter"),
         (vec![], "no tensors"),
     ];
     for (tensors, expected) in cases {

@@ -1,6 +1,7 @@
 //! A folder of drawn images: 000000.png, 000001.png, …, captions.json with their prompts, and a record of the settings,
 //! so that images of different settings are never mixed.
 use super::evaluate::write_json;
+use crate::model::adapters::weighted::WeightedFile;
 use crate::model::weights::fingerprint::sha256;
 use crate::system::error::{Error, Result};
 use crate::system::limits::STATE;
@@ -18,6 +19,15 @@ pub fn key(index: usize) -> String {
 
 /// Whether the folder has images of more prompts than these; the additional ones stay.
 ///
+/// Identifies the LoRAs that images were drawn with: one of the weight 1 by its content, others with their weights.
+pub fn lora_content(files: &[WeightedFile]) -> Result<Value> {
+    match files {
+        [] => Ok(Value::Null),
+        [WeightedFile { path, weight: 1.0 }] => Ok(content(path)?.into()),
+        files => files.iter().map(|file| Ok(json!([content(&file.path)?, file.weight]))).collect(),
+    }
+}
+
 /// # Errors
 /// The images were drawn with other settings, or there is no record of them.
 pub fn check(folder: &Path, wanted: &Value) -> Result<bool> {

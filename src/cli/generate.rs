@@ -1,5 +1,5 @@
 //! `generate`: draws images from prompts.
-use super::drawings::{self, content, key};
+use super::drawings::{self, content, key, lora_content};
 use super::{ModelArgs, NamedModel, mention, parse_not_negative, parse_number, parse_positive, parse_size};
 use crate::config::BLUR;
 use crate::model::families::{self, Blur};
@@ -231,7 +231,7 @@ fn record(args: &GenerateArgs) -> Result<Value> {
     let ModelArgs { model, lora, dtype, text_encoders, max_sequence_length, .. } = &args.model;
     Ok(json!({
         "model": model,
-        "lora": lora.as_deref().map(content).transpose()?,
+        "lora": lora_content(lora)?,
         "dtype": dtype,
         "text_encoders": text_encoders,
         "max_sequence_length": max_sequence_length,

@@ -4,7 +4,6 @@ use crate::config::{AttentionForm, Choice, MapHeads, MapNormalize};
 use crate::eval::maps::{MapSettings, check_heads};
 use crate::eval::score_head::{ScoreHeadForm, TrainedScoreHead};
 use crate::model::families;
-use crate::model::weights::files::ModelFiles;
 use crate::system::error::Result;
 use candle_core::Device;
 use clap::Args;
@@ -73,7 +72,7 @@ impl MapArgs {
     /// Checks, before gigabytes of weights are read, that the model has these blocks and heads, and that the score head
     /// can be read.
     pub fn check(&self, model: &ModelArgs, layers: &[usize]) -> Result<()> {
-        let files = ModelFiles::open(&model.model)?;
+        let files = model.files()?;
         let config = families::of(&files)?.config(&files)?;
         layers.iter().try_for_each(|layer| config.check_block("--layer", *layer))?;
         check_heads(self.heads, config.num_attention_heads)?;

@@ -15,7 +15,7 @@ pub mod train;
 
 use crate::config::{Choice, DeviceChoice, TextEncoderKind, WeightType};
 use crate::model::adapters::Adapters;
-use crate::model::adapters::formats;
+use crate::model::adapters::weighted::{self, WeightedFile};
 use crate::model::families;
 use crate::model::pipeline::{Pipeline, PipelineOptions};
 use crate::model::weights::files::ModelFiles;
@@ -24,7 +24,7 @@ use crate::system::error::{Error, Result};
 pub(crate) use crate::system::terminal::{mention, say};
 use clap::Args;
 pub use command::{Cli, finish};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// The model that a command works on, and where.
 #[derive(Args, Clone, Debug)]
@@ -32,9 +32,13 @@ pub(crate) struct ModelArgs {
     /// Folder of a diffusers pipeline, or hf:ORG/NAME@REVISION
     #[arg(long, value_name = "DIR")]
     pub model: String,
-    /// LoRA to put on the model: a .safetensors file
-    #[arg(long, value_name = "F")]
-    pub lora: Option<PathBuf>,
+    /// Which weights are taken where there are several: fp16 for *.fp16.safetensors
+    #[arg(long, value_name = "NAME")]
+    pub variant: Option<String>,
+    /// LoRA to put on the model: a .safetensors file of diffusers, PEFT, kohya, ComfyUI or OneTrainer, with a weight if
+    /// it is not to count as 1; many may be given, which add up
+    #[arg(long, value_name = "F[:WEIGHT]")]
+    pub lora: Vec<WeightedFile>,
     /// auto (CUDA if there is one, else the CPU), cpu or cuda:N
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub device: DeviceChoice,
@@ -60,8 +64,8 @@ pub(crate) struct LoadedModel {
 pub(crate) struct NamedModel<'a> {
     pub files: ModelFiles,
     pub options: PipelineOptions,
-    /// With the file that it is from.
-    adapters: Option<(Adapters, &'a Path)>,
+    /// With the files that they are from.
+    adapters: Option<(Adapters, &'a [WeightedFile])>,
 }
 
 impl NamedModel<'_> {
@@ -70,11 +74,20 @@ impl NamedModel<'_> {
     /// # Errors
     /// The LoRA is of another model.
     pub fn adapted(&self, mut pipeline: Pipeline) -> Result<Pipeline> {
-        if let Some((adapters, file)) = &self.adapters {
-            pipeline.transformer.attach(adapters).map_err(|e| Error::file(file, e))?;
+        if let Some((adapters, files)) = &self.adapters {
+            attach(&mut pipeline, adapters, files)?;
         }
         Ok(pipeline)
     }
+}
+
+/// Puts adapters on a pipeline's transformer.
+///
+/// # Errors
+/// They are of another model; the files that they are from are named.
+pub(crate) fn attach(pipeline: &mut Pipeline, adapters: &Adapters, files: &[WeightedFile]) -> Result<()> {
+    let names: Vec<String> = files.iter().map(|file| file.path.display().to_string()).collect();
+    pipeline.transformer.attach(adapters).map_err(|e| Error::file(names.join(", "), e))
 }
 
 impl ModelArgs {
@@ -98,11 +111,11 @@ impl ModelArgs {
     /// Finds what the arguments name, and reads the LoRA: one that cannot be read is found before gigabytes are.
     pub fn open(&self) -> Result<NamedModel<'_>> {
         let device = self.device.open()?;
-        let adapters = match &self.lora {
-            Some(file) => Some((formats::read(file)?, file.as_path())),
-            None => None,
+        let adapters = match self.lora.as_slice() {
+            [] => None,
+            files => Some((weighted::read_all(files)?, files)),
         };
-        let files = ModelFiles::open(&self.model)?;
+        let files = self.files()?;
         let options = PipelineOptions {
             text_encoders: self.text_encoders(files.folder())?,
             max_sequence_length: self.max_sequence_length,
@@ -113,9 +126,14 @@ impl ModelArgs {
         Ok(NamedModel { files, options, adapters })
     }
 
+    /// The model's files.
+    pub fn files(&self) -> Result<ModelFiles> {
+        ModelFiles::open_variant(&self.model, self.variant.as_deref())
+    }
+
     /// Whether the model has a block `layer`, as its config says: found before gigabytes are read.
     pub fn check_layer(&self, flag: &str, layer: usize) -> Result<()> {
-        let files = ModelFiles::open(&self.model)?;
+        let files = self.files()?;
         families::of(&files)?.config(&files)?.check_block(flag, layer)
     }
 

@@ -3,7 +3,9 @@ use super::document::TomlValue;
 use super::keys::{choices, keys};
 use super::problems::nearest;
 use super::rule::{optional, required, usual};
-use super::setting::{Blocks, Check, Setting, check, distinct, is_distinct, is_not_empty, positive, within};
+use super::setting::{
+    Blocks, Check, Setting, check, distinct, if_given, is_distinct, is_not_empty, not_empty, positive, within,
+};
 use crate::model::families::targets::{adapter_targets, default_targets};
 use crate::model::text::tokenizer::TRAINING_SEQUENCE_LENGTH;
 use serde::Serialize;
@@ -15,6 +17,9 @@ keys! {
         /// A folder in the diffusers layout, or `hf:ORG/NAME` or `hf:ORG/NAME@REVISION` of the Hugging Face hub
         /// (Stability AI's need an accepted licence).
         path: String = required("\"models/stable-diffusion-3-medium-diffusers\""), model_path();
+        /// Which files of weights are taken where there are several: `"fp16"` for `*.fp16.safetensors`, as diffusers'
+        /// `variant`. Parts that lack it have their plain files.
+        variant: Option<String> = optional("\"fp16\""), if_given(not_empty());
         /// Type of the frozen weights in memory. What is trained is always f32.
         dtype: WeightType = usual(WeightType::Bf16);
         /// Text encoders that prompts go through.

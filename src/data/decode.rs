@@ -3,7 +3,7 @@ use super::codec::{
     crop::{Grid, Placement},
     labels::{Classes, LabelMap},
     mask::Mask,
-    photograph,
+    photograph::{self, Header},
     rle::StoredRunLengths,
 };
 use super::sources::{
@@ -14,7 +14,7 @@ use super::sources::{
 };
 use super::{
     Sample,
-    cache::{Cache, Encoded},
+    cache::{Cache, Digest, Encoded},
     keyed_temp_store, order,
 };
 use crate::{
@@ -22,7 +22,7 @@ use crate::{
     config::{DataConfig, DataFormat},
     system::limits::{ANNOTATIONS, CAPTION, IMAGE_FILE},
 };
-use image::RgbImage;
+use image::{Rgb, RgbImage};
 use serde::Deserialize;
 use std::{collections::HashMap, io, path::PathBuf};
 
@@ -101,15 +101,16 @@ impl SampleDecoder {
     /// The sample is broken (with the reason), or the cache is damaged or has no entry for it.
     pub fn decode(&self, reference: &SampleReference, epoch: u64) -> Result<DecodedSample, Unusable> {
         let file = reference.image.read(&reference.shard, IMAGE_FILE)?;
+        let header = photograph::header(&file)?;
         let photograph = match self.cache {
-            None => Some(photograph::decode(&file)?),
+            None => Some(photograph::decode_over(&file, self.background())?),
             Some(_) => None,
         };
-        let size = photograph.as_ref().map_or_else(|| photograph::size(&file), |image| Ok(size_of(image)))?;
+        let size = photograph.as_ref().map_or(header.size, size_of);
         photograph::check_shape(size)?;
         let draws = order::augmentation(self.seed, epoch, keyed_temp_store::hash(&reference.key));
         let placement = Placement::new(size, self.config.resolution, self.config.crop, self.config.flip, &draws);
-        let (prompt, masks, classes) = self.prompt_and_masks(reference, size, &placement.grid())?;
+        let (prompt, masks, classes) = self.prompt_and_masks(reference, &header, &placement.grid())?;
         let image = photograph.map_or_else(|| Ok(Vec::new()), |photograph| placement.apply(&photograph))?;
         let has_mask = !masks.is_empty();
         let mut sample = Sample { key: reference.key.clone(), image, encoded: None, prompt, classes, masks };
@@ -119,7 +120,9 @@ impl SampleDecoder {
             sample.masks.clear();
         }
         if let Some(cache) = &self.cache {
-            sample.encoded = Some(encoded(cache, reference, &file, placement.is_mirrored(), &sample.prompt)?);
+            let picture = Digest::of_picture(&file, &header, self.background());
+            sample.encoded =
+                Some(encoded(cache, reference, (&file, &picture), placement.is_mirrored(), &sample.prompt)?);
         }
         Ok(DecodedSample { sample, has_mask })
     }
@@ -132,10 +135,15 @@ impl SampleDecoder {
         if let Some(caption) = self.caption(reference)? {
             return Ok(caption);
         }
-        let size = photograph::size(&reference.image.read(&reference.shard, IMAGE_FILE)?)?;
-        photograph::check_shape(size)?;
-        let grid = Placement::fixed(size, self.config.resolution, self.config.crop, false).grid();
-        Ok(self.prompt_and_masks(reference, size, &grid)?.0)
+        let header = photograph::header(&reference.image.read(&reference.shard, IMAGE_FILE)?)?;
+        photograph::check_shape(header.size)?;
+        let grid = Placement::fixed(header.size, self.config.resolution, self.config.crop, false).grid();
+        Ok(self.prompt_and_masks(reference, &header, &grid)?.0)
+    }
+
+    /// The colour behind transparent pixels.
+    pub fn background(&self) -> Rgb<u8> {
+        self.config.background.into()
     }
 
     /// Crops of an image file, one for each flag of `mirrored`; equal to the image of [`Self::decode`] unless the crop
@@ -144,7 +152,7 @@ impl SampleDecoder {
     /// # Errors
     /// The image is broken (with the reason).
     pub fn crops(&self, file: &[u8], mirrored: &[bool]) -> Result<Vec<Vec<u8>>, String> {
-        let photograph = photograph::decode(file)?;
+        let photograph = photograph::decode_over(file, self.background())?;
         let size = size_of(&photograph);
         photograph::check_shape(size)?;
         let (side, crop) = (self.config.resolution, self.config.crop);
@@ -155,11 +163,11 @@ impl SampleDecoder {
     fn prompt_and_masks(
         &self,
         reference: &SampleReference,
-        size: (usize, usize),
+        header: &Header,
         grid: &Grid,
     ) -> Result<(String, Vec<Mask>, Vec<String>), Unusable> {
         let caption = self.caption(reference)?;
-        let (masks, names) = self.masks(reference, size, grid, caption.is_none())?;
+        let (masks, names) = self.masks(reference, header, grid, caption.is_none())?;
         let prompt = match caption {
             Some(caption) => caption,
             None if names.is_empty() && self.classes.is_none() => return Err("there is no caption".into()),
@@ -193,18 +201,17 @@ impl SampleDecoder {
     fn masks(
         &self,
         reference: &SampleReference,
-        size: (usize, usize),
+        header: &Header,
         grid: &Grid,
         named: bool,
     ) -> Result<(Vec<Mask>, Vec<String>), Unusable> {
         match (self.config.format, &reference.annotation) {
-            (DataFormat::Coco, _) => self.coco_masks(reference, size, grid),
+            (DataFormat::Coco, _) => self.coco_masks(reference, header, grid),
             (DataFormat::Sa1b, Some(member)) => {
-                Ok((self.run_length_masks(&member.read(&reference.shard, ANNOTATIONS)?, size, grid)?, Vec::new()))
+                Ok((self.run_length_masks(&member.read(&reference.shard, ANNOTATIONS)?, header, grid)?, Vec::new()))
             }
             (DataFormat::Folder, Some(member)) => {
-                let map = LabelMap::decode(&member.read(&reference.shard, IMAGE_FILE)?)?;
-                check_size("label map", (map.width, map.height), size)?;
+                let map = upright_map(LabelMap::decode(&member.read(&reference.shard, IMAGE_FILE)?)?, header)?;
                 let classes = self.classes.as_ref();
                 let label = |value| match classes {
                     _ if value == self.config.ignore => None,
@@ -218,15 +225,19 @@ impl SampleDecoder {
     }
 
     /// sa1b: the annotated masks, by descending area.
-    fn run_length_masks(&self, json: &[u8], size: (usize, usize), grid: &Grid) -> Result<Vec<Mask>, String> {
+    fn run_length_masks(&self, json: &[u8], header: &Header, grid: &Grid) -> Result<Vec<Mask>, String> {
         let read: Sa1bAnnotations = serde_json::from_slice(json).map_err(|problem| format!("JSON: {problem}"))?;
         if let Some(image) = read.image {
-            check_size("JSON", (image.width, image.height), size)?;
+            turns("JSON", (image.width, image.height), header)?;
         }
         let mut found = Vec::new();
         for (index, Sa1bAnnotation { segmentation }) in read.annotations.into_iter().enumerate() {
             let runs = segmentation.check().map_err(|problem| format!("annotation {index}: {problem}"))?;
-            check_size(&format!("mask of annotation {index}"), (runs.width(), runs.height()), size)?;
+            let what = format!("mask of annotation {index}");
+            let runs = match turns(&what, (runs.width(), runs.height()), header)? {
+                true => runs.upright(header.orientation)?,
+                false => runs,
+            };
             found.push((runs.area_on(grid), runs));
         }
         Ok(self.largest(found, grid).into_iter().map(|runs| runs.sample(grid)).collect())
@@ -236,13 +247,13 @@ impl SampleDecoder {
     fn coco_masks(
         &self,
         reference: &SampleReference,
-        size: (usize, usize),
+        header: &Header,
         grid: &Grid,
     ) -> Result<(Vec<Mask>, Vec<String>), Unusable> {
         let folder = self.config.labels.as_deref().ok_or("data.labels is missing")?;
         let (path, bytes) = first_of(reference.labels.iter().map(|path| folder.join(path)))?;
         let map = LabelMap::decode(&bytes).map_err(|problem| format!("{}: {problem}", path.display()))?;
-        check_size("label map", (map.width, map.height), size)?;
+        let map = upright_map(map, header)?;
         let known = |label: u32| {
             let named = self.classes.as_ref().is_some_and(|classes| classes.name(label).is_some());
             (label != self.config.ignore && named).then_some(label)
@@ -329,11 +340,11 @@ fn first_of(paths: impl Iterator<Item = PathBuf>) -> Result<(PathBuf, Vec<u8>), 
 fn encoded(
     cache: &Cache,
     reference: &SampleReference,
-    file: &[u8],
+    (file, picture): (&[u8], &Digest),
     mirrored: bool,
     prompt: &str,
 ) -> Result<Encoded, Unusable> {
-    let Some(latents) = cache.latents(file, mirrored)? else {
+    let Some(latents) = cache.latents(picture, mirrored)? else {
         // An image that does not decode is a broken sample with a cache too.
         photograph::decode(file)?;
         let what = if mirrored { "the latents of this image, mirrored" } else { "the latents of this image" };
@@ -349,9 +360,17 @@ fn size_of(photograph: &RgbImage) -> (usize, usize) {
     (photograph.width() as usize, photograph.height() as usize)
 }
 
-fn check_size(what: &str, (width, height): (usize, usize), image: (usize, usize)) -> Result<(), String> {
-    if (width, height) == image {
-        return Ok(());
-    }
-    Err(format!("the {what} says {width}×{height} pixels, the image has {}×{}", image.0, image.1))
+/// The label map as it lies over the upright picture.
+fn upright_map(map: LabelMap, header: &Header) -> Result<LabelMap, String> {
+    let turned = turns("label map", (map.width, map.height), header)?;
+    Ok(if turned { map.upright(header.orientation) } else { map })
+}
+
+/// Whether something of this size is turned as the picture is ([`Header::turns_mask`]).
+fn turns(what: &str, size: (usize, usize), header: &Header) -> Result<bool, String> {
+    let mismatch = || {
+        let ((width, height), (across, down)) = (size, header.size);
+        format!("the {what} says {width}×{height} pixels, the image has {across}×{down}")
+    };
+    header.turns_mask(size).ok_or_else(mismatch)
 }

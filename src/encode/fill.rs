@@ -3,6 +3,7 @@ use super::recipes;
 use crate::config::{ModelConfig, RunConfig};
 use crate::data::Listing;
 use crate::data::cache::{Digest, Key, Writer};
+use crate::data::codec::photograph;
 use crate::data::decode::SampleDecoder;
 use crate::data::sources::shards::{Broken, SampleReference};
 use crate::data::sources::unusable::Unusable;
@@ -77,7 +78,7 @@ impl fmt::Display for Filled {
 /// The data or the model cannot be read; the folder holds a damaged cache, or one of another model or other settings;
 /// another process is filling it; there is too little space; writing fails. Shards written before stay valid.
 pub fn fill(config: &RunConfig, device: &Device, folder: &Path, shard_bytes: u64) -> Result<Filled> {
-    let files = ModelFiles::open(&config.model.path)?;
+    let files = ModelFiles::of(&config.model)?;
     let (latents, text) = (recipes::latents(&files, &config.data)?, recipes::text(&files, &config.model, device)?);
     let _held = OutputFolder::hold_or(folder, "another process fills this cache")?;
     let mut text = Writer::open(folder, text, shard_bytes)?;
@@ -217,7 +218,7 @@ impl<'a> CacheFiller<'a> {
     /// The crops of an image whose latents are missing; the image is decoded only if there are any.
     fn missing_crops(&self, reference: &SampleReference, writer: &Writer) -> Result<Vec<(Key, Vec<u8>)>, Unusable> {
         let file = reference.image.read(&reference.shard, IMAGE_FILE)?;
-        let digest = Digest::of(&file);
+        let digest = Digest::of_picture(&file, &photograph::header(&file)?, self.decoder.background());
         let keys = self.mirrored().iter().map(|mirrored| (writer.recipe().latents_key(&digest, *mirrored), *mirrored));
         let (keys, mirrored): (Vec<Key>, Vec<bool>) = keys.filter(|(key, _)| !writer.contains(key)).unzip();
         if keys.is_empty() {

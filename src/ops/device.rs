@@ -76,7 +76,10 @@ pub struct GpuMemory {
 pub fn gpu_memory(device: &Device) -> Option<GpuMemory> {
     match device {
         #[cfg(feature = "cuda")]
-        Device::Cuda(device) => crate::kernels::cuda::memory::usage(device).ok(),
+        Device::Cuda(device) => {
+            let [total, free, kept] = crate::kernels::cuda::memory::usage(device).ok()?;
+            Some(GpuMemory { total, free, kept })
+        }
         _ => None,
     }
 }

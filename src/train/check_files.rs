@@ -92,7 +92,7 @@ impl RunConfig {
             let problem = "is a file; expected the folder of a diffusers pipeline";
             return problems.push(format!("model.path: {} {problem}", folder.display()));
         }
-        match RequiredFiles::find(folder, &self.model.text_encoders) {
+        match RequiredFiles::find(folder, &self.model) {
             Ok(files) => {
                 problems.extend(files.missing.iter().map(|file| format!("model.path: {} is missing", file.display())));
             }

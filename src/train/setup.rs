@@ -34,7 +34,7 @@ impl<'a> Trainer<'a> {
         measures: bool,
         components: &'a Components<'a>,
     ) -> Result<Self> {
-        let files = ModelFiles::open(&config.model.path)?;
+        let files = ModelFiles::of(&config.model)?;
         families::of(&files)?;
         let model = fingerprint(&base_files(&files, config)?)?;
         let checkpoint = folder.load(config, &model, force)?;
@@ -184,5 +184,5 @@ fn base_files(files: &ModelFiles, config: &RunConfig) -> Result<Vec<PathBuf>> {
         }
     }
     files.scheduler_config()?;
-    Ok(RequiredFiles::find(files.folder(), &config.model.text_encoders)?.present)
+    Ok(RequiredFiles::find(files.folder(), &config.model)?.present)
 }

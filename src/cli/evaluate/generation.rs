@@ -1,11 +1,11 @@
 //! `evaluate generation`: feature distances between a model's images and real ones.
 use super::{say_distances, write_scores};
-use crate::cli::drawings::{self, content, key};
-use crate::cli::say;
+use crate::cli::drawings::{self, key, lora_content};
+use crate::cli::{attach, say};
 use crate::config::{EvalConfig, RunConfig};
 use crate::data::sources::captions::{Columns, first_by_key};
 use crate::eval::generation::{DrawnImage, GenerationOptions, Reference, evaluate, load_networks};
-use crate::model::adapters::formats;
+use crate::model::adapters::weighted::{self, WeightedFile};
 use crate::model::pipeline::{Pipeline, PipelineOptions};
 use crate::model::weights::files::ModelFiles;
 use crate::sample::image::write_png;
@@ -31,9 +31,10 @@ pub struct GenerationArgs {
     /// Config file (TOML); of its sections, `[model]` and `[eval]` count
     #[arg(long, value_name = "F")]
     pub config: PathBuf,
-    /// LoRA to put on the model: a .safetensors file
-    #[arg(long, value_name = "F")]
-    pub lora: Option<PathBuf>,
+    /// LoRA to put on the model: a .safetensors file of diffusers, PEFT, kohya, ComfyUI or OneTrainer, with a weight if
+    /// it is not to count as 1; many may be given, which add up
+    #[arg(long, value_name = "F[:WEIGHT]")]
+    pub lora: Vec<WeightedFile>,
     /// Set one value over the config file, such as eval.generation_images=5000; may be given many times
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
@@ -71,14 +72,12 @@ pub fn run(args: &GenerationArgs) -> Result<()> {
         }
         None => None,
     };
-    let adapter = args.lora.as_deref().map(formats::read).transpose()?;
+    let adapters = weighted::read_all(&args.lora)?;
     let device = config.device.open()?;
     let networks = load_networks(eval.inception.as_deref(), eval.features.as_deref(), &device)?;
-    let files = ModelFiles::open(&config.model.path)?;
+    let files = ModelFiles::of(&config.model)?;
     let mut pipeline = Pipeline::load(&files, &PipelineOptions::of(&config.model, &device))?;
-    if let (Some(adapter), Some(file)) = (&adapter, &args.lora) {
-        pipeline.transformer.attach(adapter).map_err(|e| Error::file(file, e))?;
-    }
+    attach(&mut pipeline, &adapters, &args.lora)?;
     let options = GenerationOptions::of(eval);
     pipeline.latent_shape(options.size)?;
     let reference = Reference::of_folder(networks, eval.real_images(), options.batch)?;
@@ -112,7 +111,7 @@ fn record<'a>(
 ) -> Result<Value> {
     Ok(json!({
         "model": config.model.path,
-        "lora": args.lora.as_deref().map(content).transpose()?,
+        "lora": lora_content(&args.lora)?,
         "dtype": config.model.dtype,
         "text_encoders": config.model.text_encoders,
         "max_sequence_length": config.model.max_sequence_length,

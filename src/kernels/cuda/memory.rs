@@ -1,5 +1,4 @@
 //! The driver's pool of memory, which candle's tensors come from.
-use crate::ops::device::GpuMemory;
 use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::driver::result::{device, mem_get_info, mem_pool};
 use candle_core::cuda_backend::cudarc::driver::sys::{CUmemPool_attribute as Attribute, CUmemoryPool};
@@ -28,12 +27,12 @@ pub fn keep_freed(of: &CudaDevice) -> Result<()> {
         .w()
 }
 
-/// What the GPU has, what is free, and what the pool keeps and nobody uses.
-pub fn usage(of: &CudaDevice) -> Result<GpuMemory> {
+/// Bytes in all, bytes that the driver has free, and bytes that the pool keeps and nobody uses.
+pub fn usage(of: &CudaDevice) -> Result<[u64; 3]> {
     let reserved = attribute(of, Attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT)?;
     let kept = reserved.saturating_sub(attribute(of, Attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT)?);
     let (free, total) = mem_get_info().w()?;
-    Ok(GpuMemory { total: total as u64, free: free as u64, kept })
+    Ok([total as u64, free as u64, kept])
 }
 
 /// The most that was in use at a time: what PyTorch calls `max_memory_allocated`. The context, the kernels and cuBLAS's

@@ -2,7 +2,7 @@
 use super::stored::{Format, Parts, PeftConfig};
 use crate::autograd::Variable;
 use crate::ops::{FrozenLayer, LowRank};
-use crate::system::error::Result;
+use crate::system::error::{Error, Result};
 use candle_core::{Device, Result as TensorResult, Tensor};
 use rand_chacha::ChaCha8Rng;
 use std::any::Any;
@@ -118,4 +118,12 @@ pub trait AdapterFiles: Sync {
     /// # Errors
     /// There is none with the same effect.
     fn fuse(&self, parts: &[(usize, Option<&dyn Adapter>)]) -> Result<Box<dyn Adapter>>;
+
+    /// One adapter of a layer with the effect of several of this kind, each times its weight.
+    ///
+    /// # Errors
+    /// There is none.
+    fn sum(&self, _parts: &[(&dyn Adapter, f64)]) -> Result<Box<dyn Adapter>> {
+        Err(Error::Usage("adapters of this kind cannot be weighted or added up".into()))
+    }
 }

@@ -1,5 +1,6 @@
 //! Low-rank adapters: `y = Wx + b + (alpha/rank)·B(Ax)`.
 use super::adapter::{Adapter, AdapterFiles, AdapterSettings, Adapters, Attached};
+use super::lora_config::{LoraConfig, Patterns};
 use super::stored::{Format, Parts, PeftConfig};
 use crate::autograd::Variable;
 use crate::ops::LowRank;
@@ -7,7 +8,6 @@ use crate::system::error::{Error, Result};
 use candle_core::{DType, Device, Result as TensorResult, Tensor};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
-use serde::{Deserialize, Serialize};
 use std::any::Any;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -185,9 +185,9 @@ impl AdapterFiles for LoraFiles {
     fn suffixes(&self, format: Format) -> &'static [&'static [&'static str]] {
         match format {
             Format::Diffusers | Format::Peft => &[
-                &["lora_A.weight", "lora_B.weight"],
-                &["lora.down.weight", "lora.up.weight"],
-                &["lora_A.default.weight", "lora_B.default.weight"],
+                &["lora_A.weight", "lora_B.weight", "alpha"],
+                &["lora.down.weight", "lora.up.weight", "alpha"],
+                &["lora_A.default.weight", "lora_B.default.weight", "alpha"],
             ],
             Format::Comfyui => &[&["lora_down.weight", "lora_up.weight", "alpha"]],
         }
@@ -195,7 +195,7 @@ impl AdapterFiles for LoraFiles {
 
     /// The scale is that of kohya's `alpha`, or as PEFT's configuration says, or 1.
     fn read(&self, file: &Path, layers: BTreeMap<String, Parts>, config: Option<&PeftConfig>) -> Result<Adapters> {
-        let config = config.map(LoraConfig::parse).transpose()?;
+        let config = config.map(|config| Ok::<_, Error>((LoraConfig::parse(config)?, config))).transpose()?;
         let read = |(layer, mut parts): (String, Parts)| {
             let (down, up) = pair(file, &layer, parts.take(0), parts.take(1))?;
             let rank = down.dims()[0] as f64;
@@ -212,8 +212,7 @@ impl AdapterFiles for LoraFiles {
             let alpha = match (own, &config) {
                 (Some(alpha), _) => alpha,
                 (None, None) => rank,
-                (None, Some(config)) if config.use_rslora => config.alpha(&layer) * rank.sqrt(),
-                (None, Some(config)) => config.alpha(&layer),
+                (None, Some((config, place))) => config.alpha(place, &layer, down.dims()[0])?,
             };
             let lora = Lora { down, up, alpha };
             if !(lora.scale() as f32).is_finite() {
@@ -238,13 +237,13 @@ impl AdapterFiles for LoraFiles {
             inference_mode: true,
             r: first.rank(),
             lora_alpha: first.alpha,
-            rank_pattern: other_rank.map(|(layer, l)| (layer.to_string(), l.rank())).collect(),
-            alpha_pattern: other_alpha.map(|(layer, l)| (layer.to_string(), l.alpha)).collect(),
+            rank_pattern: Patterns(other_rank.map(|(layer, l)| (layer.to_string(), l.rank())).collect()),
+            alpha_pattern: Patterns(other_alpha.map(|(layer, l)| (layer.to_string(), l.alpha)).collect()),
             // whole names, so that a choice of layers holds
             target_modules: loras.keys().map(|name| name.to_string()).collect(),
             lora_dropout: 0.0,
             fan_in_fan_out: false,
-            bias: no_bias(),
+            bias: "none".into(),
             use_rslora: false,
             use_dora: false,
         };
@@ -256,6 +255,21 @@ impl AdapterFiles for LoraFiles {
         largest.map_or(vec![], |largest| {
             vec![("ss_network_dim", largest.rank().to_string()), ("ss_network_alpha", largest.alpha.to_string())]
         })
+    }
+
+    /// A's stacked, B's side by side with their scales.
+    fn sum(&self, parts: &[(&dyn Adapter, f64)]) -> Result<Box<dyn Adapter>> {
+        let other = || Error::Usage("a LoRA and an adapter of another kind cannot be added up".into());
+        let parts: Vec<(&Lora, f64)> =
+            parts.iter().map(|(part, weight)| Ok((lora(*part).ok_or_else(other)?, *weight))).collect::<Result<_>>()?;
+        if let [(only, weight)] = parts[..] {
+            return Ok(Box::new(Lora { alpha: only.alpha * weight, ..only.clone() }));
+        }
+        let downs: Vec<&Tensor> = parts.iter().map(|(lora, _)| &lora.down).collect();
+        let ups = parts.iter().map(|(lora, weight)| &lora.up * (lora.scale() * weight));
+        let (down, up) = (Tensor::cat(&downs, 0)?, Tensor::cat(&ups.collect::<TensorResult<Vec<_>>>()?, 1)?);
+        let alpha = down.dims()[0] as f64;
+        Ok(Box::new(Lora { down, up, alpha }))
     }
 
     /// A's stacked, B's on the diagonal, zero rows for a part that has none.
@@ -303,72 +317,5 @@ fn pair(file: &Path, layer: &str, down: Option<Tensor>, up: Option<Tensor>) -> R
             let problem = format!("module {layer}: A has shape {a:?} and B {b:?}, expected [rank, in] and [out, rank]");
             Err(Error::file(file, problem))
         }
-    }
-}
-
-/// What PEFT's `LoraConfig` says about scales, and what it needs to build the adapter.
-#[derive(Serialize, Deserialize)]
-struct LoraConfig {
-    #[serde(default)]
-    peft_type: Option<String>,
-    #[serde(default)]
-    base_model_name_or_path: Option<String>,
-    #[serde(default)]
-    task_type: Option<String>,
-    #[serde(default)]
-    inference_mode: bool,
-    r: usize,
-    lora_alpha: f64,
-    /// Rank and alpha of the modules that have others, by a pattern of their names.
-    #[serde(default)]
-    rank_pattern: BTreeMap<String, usize>,
-    #[serde(default)]
-    alpha_pattern: BTreeMap<String, f64>,
-    /// A list, or one pattern. Which modules are adapted is read from the tensors.
-    #[serde(default)]
-    target_modules: serde_json::Value,
-    #[serde(default)]
-    lora_dropout: f64,
-    #[serde(default)]
-    fan_in_fan_out: bool,
-    #[serde(default = "no_bias")]
-    bias: String,
-    #[serde(default)]
-    use_rslora: bool,
-    #[serde(default)]
-    use_dora: bool,
-}
-
-fn no_bias() -> String {
-    "none".into()
-}
-
-impl LoraConfig {
-    /// # Errors
-    /// It is none, or that of another kind of adapter.
-    fn parse(config: &PeftConfig) -> Result<Self> {
-        let parsed = serde_json::from_str::<Self>(&config.text);
-        let parsed = parsed.map_err(|e| config.error(format!("not a LoRA configuration of PEFT: {e}")))?;
-        let Self { use_dora, fan_in_fan_out, bias, .. } = &parsed;
-        let kind = parsed.peft_type.as_deref().unwrap_or("LORA");
-        if kind != "LORA" || *use_dora || *fan_in_fan_out || bias != "none" {
-            return Err(config.error(format!(
-                "only plain LoRA is supported, this has peft_type {kind}, use_dora {use_dora}, \
-                 fan_in_fan_out {fan_in_fan_out}, bias {bias}"
-            )));
-        }
-        Ok(parsed)
-    }
-
-    /// Alpha of a layer: of the first pattern that its name ends with, else the common one.
-    ///
-    /// PEFT takes patterns for regular expressions; those that tools write are names or ends of names.
-    fn alpha(&self, layer: &str) -> f64 {
-        let applies = |pattern: &str| {
-            let name = pattern.trim_start_matches('^').trim_end_matches('$').replace("\\.", ".");
-            layer == name || layer.ends_with(&format!(".{name}"))
-        };
-        let own = self.alpha_pattern.iter().find(|(pattern, _)| applies(pattern));
-        own.map_or(self.lora_alpha, |(_, alpha)| *alpha)
     }
 }

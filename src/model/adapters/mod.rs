@@ -5,7 +5,9 @@
 pub(crate) mod adapter;
 pub mod formats;
 pub mod lora;
+mod lora_config;
 pub mod stored;
+pub mod weighted;
 
 pub use adapter::{Adapter, AdapterFiles, AdapterSettings, Adapters, Attached, TrainedAdapters};
 

@@ -1,4 +1,5 @@
 //! Text encoders: prompts to the MM-DiT's conditioning (diffusers: `StableDiffusion3Pipeline.encode_prompt`).
+mod added_tokens;
 pub(crate) mod clip;
 pub(crate) mod clip_layer;
 pub mod prompt_file;

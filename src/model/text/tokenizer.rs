@@ -1,10 +1,10 @@
 //! Prompts to token ids, equal to transformers' `CLIPTokenizer` and `T5TokenizerFast`.
+use super::added_tokens::AddedTokens;
 use crate::system::error::{Error, Result};
 use crate::system::guard::guarded;
 use crate::system::json::read_json;
 use crate::system::limits::MODEL_JSON;
 use crate::system::paths::is_file;
-use serde_json::Value;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
@@ -16,7 +16,7 @@ use tokenizers::pre_tokenizers::metaspace::{Metaspace, PrependScheme};
 use tokenizers::pre_tokenizers::sequence::Sequence as PreTokenizers;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::pre_tokenizers::whitespace::WhitespaceSplit;
-use tokenizers::{AddedToken, SplitDelimiterBehavior, Tokenizer};
+use tokenizers::{SplitDelimiterBehavior, Tokenizer};
 
 /// Length of a CLIP prompt: start token, at most 75 tokens of text, end token, padding.
 pub const CLIP_TOKENS: usize = 77;
@@ -25,6 +25,14 @@ pub const CLIP_TOKENS: usize = 77;
 pub const TRAINING_SEQUENCE_LENGTH: usize = 77;
 
 const CLIP_WORDS: &str = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
+
+/// The special tokens of CLIP where its files name none.
+const CLIP_SPECIAL: [(&str, &str); 4] = [
+    ("bos_token", "<|startoftext|>"),
+    ("eos_token", "<|endoftext|>"),
+    ("unk_token", "<|endoftext|>"),
+    ("pad_token", "<|endoftext|>"),
+];
 
 /// A CLIP tokenizer: prompts to [`CLIP_TOKENS`] ids.
 pub struct ClipTokenizer {
@@ -35,10 +43,10 @@ pub struct ClipTokenizer {
 }
 
 impl ClipTokenizer {
-    /// Opens a tokenizer's folder: `vocab.json` and `merges.txt`, otherwise `tokenizer.json`; special tokens from
-    /// `tokenizer_config.json` or `special_tokens_map.json`.
+    /// Opens a tokenizer's folder: `vocab.json` and `merges.txt`, otherwise `tokenizer.json`; with the tokens that its other
+    /// files add.
     pub fn open(folder: &Path) -> Result<Self> {
-        let special = SpecialTokens::read(folder)?;
+        let special = AddedTokens::read(folder)?;
         let vocabulary = folder.join("vocab.json");
         let mut tokenizer = if is_file(&vocabulary)? {
             byte_level_bpe(&vocabulary, &folder.join("merges.txt"), special.content("unk_token", "<|endoftext|>"))?
@@ -47,10 +55,8 @@ impl ClipTokenizer {
         };
         guarded(|| set_clip_rules(&mut tokenizer).map_err(|e| e.to_string()))
             .map_err(|e: String| Error::file(folder, e))?;
-        // Special tokens are split off the text first, including the padding token "!" of the released CLIP-G.
-        let added = special.added(&["bos_token", "eos_token", "unk_token", "pad_token"], "<|endoftext|>");
-        guarded(|| tokenizer.add_special_tokens(added).map_err(|e| e.to_string()))
-            .map_err(|e: String| Error::file(folder, e))?;
+        // They are split off the text first, including the padding token "!" of the released CLIP-G.
+        special.add_to(&mut tokenizer, &CLIP_SPECIAL, folder)?;
         let id = |key: &str, default: &str| special.id(key, default, &tokenizer, folder);
         let start = id("bos_token", "<|startoftext|>")?;
         let (end, pad) = (id("eos_token", "<|endoftext|>")?, id("pad_token", "<|endoftext|>")?);
@@ -95,12 +101,13 @@ pub struct T5Tokenizer {
 }
 
 impl T5Tokenizer {
-    /// Opens a tokenizer's folder: `tokenizer.json`, and special tokens from `tokenizer_config.json`.
+    /// Opens a tokenizer's folder: `tokenizer.json`, and the tokens that its other files add.
     pub fn open(folder: &Path) -> Result<Self> {
         let mut tokenizer = open_json(folder, "tokenizer.json (spiece.model alone is not supported)")?;
         guarded(|| set_t5_rules(&mut tokenizer).map_err(|e| e.to_string()))
             .map_err(|e: String| Error::file(folder, e))?;
-        let special = SpecialTokens::read(folder)?;
+        let special = AddedTokens::read(folder)?;
+        special.add_to(&mut tokenizer, &[], folder)?;
         let id = |key: &str, default: &str| special.id(key, default, &tokenizer, folder);
         let (end, pad) = (id("eos_token", "</s>")?, id("pad_token", "<pad>")?);
         Ok(Self { tokenizer, end, pad })
@@ -197,76 +204,4 @@ fn read_merges(file: &Path, vocab: &BTreeMap<String, u32>) -> Result<Vec<(String
         pairs.push((left.to_string(), right.to_string()));
     }
     Ok(pairs)
-}
-
-/// The special tokens of a tokenizer's folder: `bos_token`, `pad_token` and so on, and the `added_tokens_decoder`.
-struct SpecialTokens {
-    named: BTreeMap<String, AddedToken>,
-    decoder: Vec<AddedToken>,
-}
-
-impl SpecialTokens {
-    fn read(folder: &Path) -> Result<Self> {
-        let mut named = BTreeMap::new();
-        let mut decoder = Vec::new();
-        // If both files define a token, the later one counts, as in transformers.
-        for file in ["special_tokens_map.json", "tokenizer_config.json"] {
-            let path = folder.join(file);
-            if !is_file(&path)? {
-                continue;
-            }
-            let map: BTreeMap<String, Value> = read_json(&path, MODEL_JSON)?;
-            for (key, value) in &map {
-                if key.ends_with("_token")
-                    && let Some(token) = added_token(value)
-                {
-                    // A plain string in one file does not override the matching flags of the other.
-                    named.entry(key.clone()).and_modify(|t: &mut AddedToken| t.content.clone_from(&token.content));
-                    named.entry(key.clone()).or_insert(token);
-                }
-            }
-            if let Some(Value::Object(tokens)) = map.get("added_tokens_decoder") {
-                decoder.extend(tokens.values().filter_map(added_token));
-            }
-        }
-        Ok(Self { named, decoder })
-    }
-
-    fn content<'a>(&'a self, key: &str, default: &'a str) -> &'a str {
-        self.named.get(key).map_or(default, |token| &token.content)
-    }
-
-    /// Id of the special token `key`.
-    fn id(&self, key: &str, default: &str, tokenizer: &Tokenizer, folder: &Path) -> Result<u32> {
-        let token = self.content(key, default);
-        let id = tokenizer.token_to_id(token);
-        id.ok_or_else(|| Error::file(folder, format!("{key} {token:?} is not in the vocabulary")))
-    }
-
-    /// The tokens to split off the text: those of `added_tokens_decoder`, and those of `keys` missing there.
-    fn added(&self, keys: &[&str], default: &str) -> Vec<AddedToken> {
-        let mut tokens = self.decoder.clone();
-        for key in keys {
-            let fallback = if *key == "bos_token" { "<|startoftext|>" } else { default };
-            let token = self.named.get(*key).cloned().unwrap_or_else(|| AddedToken::from(fallback, true));
-            if tokens.iter().all(|other| other.content != token.content) {
-                tokens.push(token);
-            }
-        }
-        tokens
-    }
-}
-
-/// A special token in JSON: a string, or an object with `content` and matching flags.
-fn added_token(value: &Value) -> Option<AddedToken> {
-    match value {
-        Value::String(content) => Some(AddedToken::from(content.as_str(), true)),
-        Value::Object(fields) => {
-            let flag = |key: &str| fields.get(key).and_then(Value::as_bool).unwrap_or(false);
-            let token = AddedToken::from(fields.get("content")?.as_str()?, true);
-            let token = token.normalized(flag("normalized")).single_word(flag("single_word"));
-            Some(token.lstrip(flag("lstrip")).rstrip(flag("rstrip")))
-        }
-        _ => None,
-    }
 }

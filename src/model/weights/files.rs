@@ -1,5 +1,7 @@
 //! The files of a base model: a diffusers folder, or a repository of the Hugging Face hub in its usual cache.
+use super::located::{Located, WeightNames, require};
 use super::shard_index::ShardIndex;
+use crate::config::ModelConfig;
 use crate::model::families::names::{PIPELINE_CLASSES, is_of_class};
 use crate::model::weights::Weights;
 use crate::system::error::{Error, Result};
@@ -15,8 +17,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Files that a tokenizer may be made of.
-const TOKENIZER_FILES: [&str; 5] =
-    ["vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"];
+const TOKENIZER_FILES: [&str; 6] = [
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+];
 
 /// A network of the pipeline, each with a folder of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -68,6 +76,8 @@ impl Part {
 pub struct ModelFiles {
     folder: PathBuf,
     hub: Option<Hub>,
+    /// Which variant of the weights is taken, of parts that have it.
+    variant: Option<String>,
 }
 
 impl ModelFiles {
@@ -86,11 +96,27 @@ impl ModelFiles {
                 if !is_folder(&folder)? {
                     return Err(Error::file(&folder, "no such folder (a model of the hub is written hf:org/name)"));
                 }
-                Self { folder, hub: None }
+                Self { folder, hub: None, variant: None }
             }
         };
         files.pipeline_class()?;
         Ok(files)
+    }
+
+    /// [`Self::open`], with this variant of the weights, of parts that have it.
+    ///
+    /// # Errors
+    /// Those of [`Self::open`].
+    pub fn open_variant(path_or_hub: &str, variant: Option<&str>) -> Result<Self> {
+        Ok(Self { variant: variant.map(str::to_owned), ..Self::open(path_or_hub)? })
+    }
+
+    /// Opens the model of a run.
+    ///
+    /// # Errors
+    /// Those of [`Self::open`].
+    pub fn of(config: &ModelConfig) -> Result<Self> {
+        Self::open_variant(&config.path, config.variant.as_deref())
     }
 
     /// [`Self::pipeline_class`], of a known family.
@@ -134,30 +160,51 @@ impl ModelFiles {
 
     /// Opens a part's weights, which come out as `dtype` on `device`.
     pub fn weights(&self, part: Part, dtype: DType, device: &Device) -> Result<Weights> {
-        self.weight_files(part)?;
-        Weights::open_part(&self.folder.join(part.folder()), part.stem(), dtype, device)
+        Weights::open_located(&self.located(part)?, dtype, device)
     }
 
     /// The files that hold a part's weights: one file, or the index and its shards in name order.
     pub fn weight_files(&self, part: Part) -> Result<Vec<PathBuf>> {
-        let (folder, stem) = (part.folder(), part.stem());
-        let single = format!("{folder}/{stem}.safetensors");
-        let index = format!("{single}.index.json");
-        // With shards in the cache, asking for the single file would need the network.
-        if !is_file(&self.folder.join(&index))?
-            && let Some(file) = self.optional(&single)?
-        {
-            return Ok(vec![file]);
+        let Located { index, files } = self.located(part)?;
+        Ok(index.into_iter().chain(files).collect())
+    }
+
+    fn located(&self, part: Part) -> Result<Located> {
+        let (folder, variant) = (self.folder.join(part.folder()), self.variant.as_deref());
+        if self.hub.is_some() && !(variant.is_some() && self.fetch_weights(part, variant)?) {
+            self.fetch_weights(part, None)?;
         }
-        let Some(index) = self.optional(&index)? else {
-            return Err(Error::file(
-                self.folder.join(folder),
-                format!("no weights: expected {stem}.safetensors or {stem}.safetensors.index.json"),
-            ));
-        };
-        let parsed = ShardIndex::read(&index)?;
-        let shards = parsed.shards().into_iter().map(|shard| self.required(&format!("{folder}/{shard}")));
-        std::iter::once(Ok(index)).chain(shards).collect()
+        let located = require(&folder, part.stem(), variant)?;
+        for file in &located.files {
+            if !is_file(file)? {
+                return Err(Error::file(file, "no such file"));
+            }
+        }
+        Ok(located)
+    }
+
+    /// Fetches a part's weights, plain or of a variant; whether there are any.
+    fn fetch_weights(&self, part: Part, variant: Option<&str>) -> Result<bool> {
+        let folder = part.folder();
+        let WeightNames { single, indexes } = WeightNames::of(part.stem(), variant);
+        let indexes: Vec<String> = indexes.into_iter().map(|index| format!("{folder}/{index}")).collect();
+        // With shards in the cache, asking for the single file would need the network.
+        let mut has_index = false;
+        for index in &indexes {
+            has_index |= is_file(&self.folder.join(index))?;
+        }
+        if !has_index && self.optional(&format!("{folder}/{single}"))?.is_some() {
+            return Ok(true);
+        }
+        for index in &indexes {
+            if let Some(index) = self.optional(index)? {
+                for shard in ShardIndex::read(&index)?.shards() {
+                    self.required(&format!("{folder}/{shard}"))?;
+                }
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// The folder of a text encoder's tokenizer, with the files in it that there are.
@@ -175,9 +222,14 @@ impl ModelFiles {
             };
         }
         let config = self.optional(&format!("{name}/tokenizer_config.json"))?;
-        let says_pad = |file: &PathBuf| MODEL_JSON.read_text(file).is_ok_and(|text| text.contains("\"pad_token\""));
-        if !config.as_ref().is_some_and(says_pad) {
-            self.optional(&format!("{name}/special_tokens_map.json"))?;
+        let says = |file: &PathBuf, key: &str| {
+            MODEL_JSON.read_text(file).is_ok_and(|text| text.contains(&format!("\"{key}\"")))
+        };
+        if !config.as_ref().is_some_and(|file| says(file, "pad_token")) {
+            self.optional_extra(&format!("{name}/special_tokens_map.json"))?;
+        }
+        if !config.as_ref().is_some_and(|file| says(file, "added_tokens_decoder")) {
+            self.optional_extra(&format!("{name}/added_tokens.json"))?;
         }
         if !is_folder(&folder)? {
             return Err(Error::file(folder, "no such folder: the pipeline lacks this tokenizer"));
@@ -212,6 +264,11 @@ impl ModelFiles {
             return Ok(Some(path));
         }
         self.hub.as_ref().map_or(Ok(None), |hub| hub.fetch(file))
+    }
+
+    /// [`Self::optional`], of a file that few models have: without network, one that the cache lacks is taken for absent.
+    fn optional_extra(&self, file: &str) -> Result<Option<PathBuf>> {
+        if is_offline() && !is_file(&self.folder.join(file))? { Ok(None) } else { self.optional(file) }
     }
 }
 
@@ -251,7 +308,7 @@ impl Hub {
         if let Some(commit) = folder.file_name().and_then(|name| name.to_str()) {
             hub.revision = commit.to_string();
         }
-        Ok(ModelFiles { folder, hub: Some(hub) })
+        Ok(ModelFiles { folder, hub: Some(hub), variant: None })
     }
 
     /// Fetches a small file, and gives up on a hub that does not answer: the client itself would wait for ever.
@@ -273,11 +330,10 @@ impl Hub {
 
     /// Downloads a file unless the cache holds it; `None` if the repository has no such file.
     fn fetch(&self, file: &str) -> Result<Option<PathBuf>> {
-        let offline = std::env::var("HF_HUB_OFFLINE").is_ok_and(|v| !matches!(v.as_str(), "" | "0"));
         tracing::info!("fetching {file} of {} ({})", self.name, self.revision);
         let download = || {
             let request = self.repository.download_file().filename(file).revision(self.revision.as_str());
-            Ok(request.local_files_only(offline).send())
+            Ok(request.local_files_only(is_offline()).send())
         };
         let got = guarded(download).map_err(|problem: String| {
             Error::Failed(format!("{}: cannot download {file}: the hub's answer is {problem}", self.name))
@@ -288,6 +344,11 @@ impl Hub {
             Err(error) => Err(Error::Failed(format!("{}: cannot download {file}: {}", self.name, reason(&error)))),
         }
     }
+}
+
+/// Whether only what the hub's cache holds may be used.
+fn is_offline() -> bool {
+    std::env::var("HF_HUB_OFFLINE").is_ok_and(|v| !matches!(v.as_str(), "" | "0"))
 }
 
 /// An error of the hub client in one line, with what lies beneath it and what to do.

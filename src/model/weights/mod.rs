@@ -6,16 +6,17 @@ pub(crate) mod bounds;
 pub mod files;
 pub(crate) mod fingerprint;
 mod finite;
+pub(crate) mod located;
 pub(crate) mod required_files;
 pub(crate) mod shard_index;
 pub(crate) mod sizes;
 
 use crate::model::weights::finite::first_not_finite;
+use crate::model::weights::located::{Located, require};
 use crate::model::weights::shard_index::ShardIndex;
 use crate::system::error::{Error, Result};
 use crate::system::guard::guarded;
 use crate::system::limits;
-use crate::system::paths::is_file;
 use crate::system::patience::{self, Patient, patiently};
 use crate::system::platform::read_exact_at;
 use crate::system::tensor_file;
@@ -95,27 +96,25 @@ struct Stored {
 }
 
 impl Weights {
-    /// Opens `FOLDER/STEM.safetensors`, or the shards that `FOLDER/STEM.safetensors.index.json` lists.
+    /// Opens `FOLDER/STEM.safetensors`, or the shards that `FOLDER/STEM.safetensors.index.json` lists, or where neither is
+    /// there, the only variant (`STEM.fp16.safetensors`).
     ///
     /// Tensors come out as `dtype` on `device`.
     pub fn open_part(folder: &Path, stem: &str, dtype: DType, device: &Device) -> Result<Self> {
-        let single = folder.join(format!("{stem}.safetensors"));
-        if is_file(&single)? {
-            return Self::open(&single, std::slice::from_ref(&single), dtype, device);
-        }
-        let index = folder.join(format!("{stem}.safetensors.index.json"));
-        if !is_file(&index)? {
-            return Err(Error::file(
-                folder,
-                format!("no weights: expected {stem}.safetensors or {stem}.safetensors.index.json"),
-            ));
-        }
-        let parsed = ShardIndex::read(&index)?;
-        let shards: Vec<PathBuf> = parsed.shards().into_iter().map(|name| folder.join(name)).collect();
-        let weights = Self::open(&index, &shards, dtype, device)?;
-        for (name, shard) in &parsed.weight_map {
-            if weights.shard_of(name).is_none_or(|found| found.path != folder.join(shard)) {
-                return Err(Error::file(&index, format!("tensor {name} is not in {shard}, where the index puts it")));
+        Self::open_located(&require(folder, stem, None)?, dtype, device)
+    }
+
+    /// Opens the files that were found.
+    pub(crate) fn open_located(located: &Located, dtype: DType, device: &Device) -> Result<Self> {
+        let Located { index, files } = located;
+        let Some(index) = index else {
+            let path = files.first().cloned().unwrap_or_default();
+            return Self::open(&path, files, dtype, device);
+        };
+        let weights = Self::open(index, files, dtype, device)?;
+        for (name, shard) in &ShardIndex::read(index)?.weight_map {
+            if weights.shard_of(name).is_none_or(|found| found.path != index.with_file_name(shard)) {
+                return Err(Error::file(index, format!("tensor {name} is not in {shard}, where the index puts it")));
             }
         }
         Ok(weights)

@@ -1,6 +1,6 @@
 //! Which files a diffusers folder must hold for a run, and which of them are missing.
-use super::shard_index::ShardIndex;
-use crate::config::TextEncoderKind;
+use super::located::{WeightNames, locate};
+use crate::config::{ModelConfig, TextEncoderKind};
 use crate::system::error::{Error, Result};
 use crate::system::limits::MODEL_JSON;
 use crate::system::paths::is_file;
@@ -16,31 +16,36 @@ pub struct RequiredFiles {
 }
 
 impl RequiredFiles {
-    /// Looks through the diffusers folder `folder`.
+    /// Looks through the diffusers folder of `model`.
     ///
     /// # Errors
     /// An index of shards that cannot be read, or a file of which the system does not say whether it is there.
-    pub fn find(folder: &Path, text_encoders: &[TextEncoderKind]) -> Result<Self> {
+    pub fn find(folder: &Path, model: &ModelConfig) -> Result<Self> {
         let mut files = Self::default();
+        let variant = model.variant.as_deref();
         files.need(folder.join("model_index.json"))?;
         files.need(folder.join("scheduler/scheduler_config.json"))?;
         for part in ["transformer", "vae"] {
             files.need(folder.join(part).join("config.json"))?;
-            files.need_weights(&folder.join(part), "diffusion_pytorch_model")?;
+            files.need_weights(&folder.join(part), "diffusion_pytorch_model", variant)?;
         }
         for kind in [TextEncoderKind::ClipL, TextEncoderKind::ClipG, TextEncoderKind::T5] {
-            if !text_encoders.contains(&kind) {
+            if !model.text_encoders.contains(&kind) {
                 continue;
             }
             let (encoder, tokenizer) = folders(kind);
             files.need(folder.join(encoder).join("config.json"))?;
-            files.need_weights(&folder.join(encoder), "model")?;
+            files.need_weights(&folder.join(encoder), "model", variant)?;
             let whole = folder.join(tokenizer).join("tokenizer.json");
             if is_file(&whole)? || kind == TextEncoderKind::T5 {
                 files.need(whole)?;
             } else {
                 files.need(folder.join(tokenizer).join("vocab.json"))?;
                 files.need(folder.join(tokenizer).join("merges.txt"))?;
+            }
+            let added = folder.join(tokenizer).join("added_tokens.json");
+            if is_file(&added)? {
+                files.present.push(added);
             }
         }
         Ok(files)
@@ -55,15 +60,12 @@ impl RequiredFiles {
         Ok(())
     }
 
-    /// One file of weights, or an index and the shards that it lists.
-    fn need_weights(&mut self, folder: &Path, stem: &str) -> Result<()> {
-        let single = folder.join(format!("{stem}.safetensors"));
-        let index = folder.join(format!("{stem}.safetensors.index.json"));
-        if is_file(&single)? || !is_file(&index)? {
-            return self.need(single);
+    /// One file of weights, or the shards that an index lists.
+    fn need_weights(&mut self, folder: &Path, stem: &str, variant: Option<&str>) -> Result<()> {
+        match locate(folder, stem, variant)? {
+            Some(located) => located.files.into_iter().try_for_each(|file| self.need(file)),
+            None => self.need(folder.join(WeightNames::of(stem, variant).single)),
         }
-        let parsed = ShardIndex::read(&index)?;
-        parsed.shards().into_iter().try_for_each(|shard| self.need(folder.join(shard)))
     }
 }
 

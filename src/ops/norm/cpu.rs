@@ -30,10 +30,10 @@ pub fn modulate_row(x: &[f32], shift: &[f32], scale: &[f32], out: &mut [f32]) {
 pub fn add_norm_row_backward(x: &[f32], dy: &[f32], scale: &[f32], dx: &mut [f32]) {
     let (width, n) = (x.len(), x.len() as f32);
     let (mean, inverse) = moments(x);
-    let mean_g = sum(width, |i| dy[i] * (1.0 + scale[i])) / n;
-    let mean_gx = sum(width, |i| dy[i] * (1.0 + scale[i]) * (x[i] - mean) * inverse) / n;
+    let dnorm_mean = sum(width, |i| dy[i] * (1.0 + scale[i])) / n;
+    let dnorm_norm_mean = sum(width, |i| dy[i] * (1.0 + scale[i]) * (x[i] - mean) * inverse) / n;
     for i in 0..dx.len() {
-        dx[i] += inverse * (dy[i] * (1.0 + scale[i]) - mean_g - (x[i] - mean) * inverse * mean_gx);
+        dx[i] += inverse * (dy[i] * (1.0 + scale[i]) - dnorm_mean - (x[i] - mean) * inverse * dnorm_norm_mean);
     }
 }
 

@@ -1,7 +1,7 @@
 //! The names of kohya's trainer, which ComfyUI takes too: those of the original checkpoint, where some layers are one.
-use super::dotted::{Tensors, unknown_key};
-use crate::model::adapters::adapter::{Adapter, AdapterFiles, Adapters};
-use crate::model::adapters::stored::{Format, Origin, Parts};
+use super::reader::{Tensors, unknown_key};
+use crate::model::adapters::adapter::{Adapter, Adapters};
+use crate::model::adapters::stored::{Format, Origin};
 use crate::model::families::{FAMILIES, KohyaBlocks, KohyaNames};
 use crate::model::weights;
 use crate::system::error::{Error, Result};
@@ -9,7 +9,8 @@ use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::path::Path;
 
-pub(super) const PREFIX: &str = "lora_";
+/// Before the names of the transformer's layers.
+const PREFIX: &str = "lora_unet_";
 
 /// A layer of the original checkpoint: those of diffusers that are its outputs, each with its share of them.
 type Shares = &'static [(&'static str, usize)];
@@ -106,8 +107,10 @@ fn original(layer: &str) -> Option<(String, &'static KohyaNames, Shares, usize)>
     })
 }
 
-/// Of an original stem: the names of the block in diffusers, with a dot, and the parts of the layer.
-fn parts_of(stem: &str) -> Option<(String, &'static KohyaNames, Shares)> {
+/// Of a layer's name in the original checkpoint: the name of the block in diffusers, with a dot, and the parts of the
+/// layer.
+fn parts_of(layer: &str) -> Option<(String, &'static KohyaNames, Shares)> {
+    let stem = format!("{PREFIX}{}", layer.replace('.', "_"));
     lists().find_map(|(names, blocks)| {
         let (block, within) = stem.strip_prefix(blocks.stem)?.split_once('_')?;
         let (_, shares) = blocks.layers.iter().find(|(stem, _)| *stem == within)?;
@@ -139,47 +142,46 @@ fn hashes(file: &Path) -> Result<(String, String)> {
     Ok((hash(bytes.get(8 + header..).unwrap_or_default()), legacy))
 }
 
-/// Reads a file of kohya's names; a fused layer comes apart into those of diffusers that it changes.
-pub(super) fn read(file: &Path, tensors: Tensors, kinds: &[&'static dyn AdapterFiles]) -> Result<Adapters> {
-    let stems: Vec<&str> = lists().map(|(_, blocks)| blocks.stem).collect();
-    let expected = format!("({}… with lora_down, lora_up and alpha)", stems.join("… or "));
-    let keys: Vec<&String> = tensors.keys().collect();
-    let of_kind = |suffixes: &[&str]| {
-        let ends = |key: &&String| key.split_once('.').is_some_and(|(_, what)| suffixes.contains(&what));
-        keys.iter().filter(|key| ends(key)).count()
-    };
-    let all = kinds.iter().flat_map(|kind| kind.suffixes(Format::Comfyui).iter().map(move |s| (*kind, *s)));
-    let Some((kind, suffixes)) = all.max_by_key(|(_, suffixes)| of_kind(suffixes)) else {
-        return Err(Error::Failed("there is no kind of adapter".into()));
-    };
-    let mut layers: BTreeMap<String, Parts> = BTreeMap::new();
-    for (key, tensor) in tensors {
-        let unknown = || unknown_key(file, &key, &expected);
-        let (stem, what) = key.split_once('.').ok_or_else(unknown)?;
-        let at = suffixes.iter().position(|suffix| *suffix == what).ok_or_else(unknown)?;
-        parts_of(stem).ok_or_else(unknown)?;
-        layers.entry(stem.to_string()).or_default().set(at, tensor);
+/// Whether diffusers or the original checkpoint has a layer of this name, with dots or underscores.
+pub(super) fn is_known(layer: &str) -> bool {
+    of_diffusers(layer).is_some() || parts_of(layer).is_some()
+}
+
+/// The adapters, by diffusers' names, of a layer of either name: a fused one of the original checkpoint comes apart into
+/// those that it changes.
+pub(super) fn split(file: &Path, layer: &str, adapter: Box<dyn Adapter>) -> Result<Adapters> {
+    if let Some(name) = of_diffusers(layer) {
+        return Ok(Adapters::from([(name, adapter)]));
     }
-    let mut adapters = Adapters::new();
-    for (stem, fused) in kind.read(file, layers, None)? {
-        let (block, names, shares) = parts_of(&stem).ok_or_else(|| unknown_key(file, &stem, &expected))?;
-        if let [(within, _)] = shares {
-            let swaps = (names.swaps_halves)(within, fused.sizes());
-            adapters.insert(format!("{block}{within}"), if swaps { swapped(fused.as_ref())? } else { fused });
-            continue;
-        }
-        let (rows, all) = (fused.sizes().1, shares.iter().map(|(_, share)| share).sum::<usize>());
-        if !rows.is_multiple_of(all) {
-            return Err(Error::file(file, format!("{stem}: {rows} rows do not divide into its {all} parts")));
-        }
-        let mut first = 0;
-        for (within, share) in shares {
-            let range = first..first + rows / all * share;
-            first = range.end;
-            if let Some(adapter) = fused.outputs(&[range])?.pruned()? {
-                adapters.insert(format!("{block}{within}"), adapter);
-            }
+    let (block, names, shares) = parts_of(layer).ok_or_else(|| unknown_key(file, layer))?;
+    if let [(within, _)] = shares {
+        let swaps = (names.swaps_halves)(within, adapter.sizes());
+        let adapter = if swaps { swapped(adapter.as_ref())? } else { adapter };
+        return Ok(Adapters::from([(format!("{block}{within}"), adapter)]));
+    }
+    let (rows, all) = (adapter.sizes().1, shares.iter().map(|(_, share)| share).sum::<usize>());
+    if !rows.is_multiple_of(all) {
+        return Err(Error::file(file, format!("{layer}: {rows} rows do not divide into its {all} parts")));
+    }
+    let (mut first, mut parts) = (0, Adapters::new());
+    for (within, share) in shares {
+        let range = first..first + rows / all * share;
+        first = range.end;
+        if let Some(part) = adapter.outputs(&[range])?.pruned()? {
+            parts.insert(format!("{block}{within}"), part);
         }
     }
-    Ok(adapters)
+    Ok(parts)
+}
+
+/// diffusers' name of a layer that is named so but for underscores.
+fn of_diffusers(layer: &str) -> Option<String> {
+    let with_underscores = |name: &str| name.replace('.', "_");
+    let layer = with_underscores(layer);
+    lists().find_map(|(_, blocks)| {
+        let (block, within) = layer.strip_prefix(&with_underscores(blocks.diffusers))?.split_once('_')?;
+        let layers = blocks.layers.iter().flat_map(|(_, shares)| shares.iter().map(|(part, _)| *part));
+        let part = { layers }.find(|part| with_underscores(part) == within)?;
+        Some(format!("{}{}.{part}", blocks.diffusers, block.parse::<usize>().ok()?))
+    })
 }

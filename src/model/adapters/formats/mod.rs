@@ -4,6 +4,7 @@
 //! kohya-ss/sd-scripts (`networks/lora_sd3.py`), whose fused names ComfyUI takes too.
 mod dotted;
 mod kohya;
+mod reader;
 
 pub use crate::model::adapters::stored::{Format, Origin};
 use crate::model::adapters::{AdapterFiles, Adapters, KINDS};
@@ -89,11 +90,12 @@ fn is_finite(values: &Tensor) -> Result<bool> {
     Ok(values.iter().all(|value| value.is_finite()))
 }
 
-/// Reads an adapter of any of the formats, or of the paper's released code: a file, or a folder that holds one.
+/// Reads an adapter of any tool whose names are known ([`reader`]): a file, or a folder that holds one. What adapts text
+/// encoders is left out, with a warning.
 ///
 /// # Errors
-/// No such file; keys of none or of more than one of the formats, or that adapt something else than the
-/// transformer, by name; a pair that lacks one side; shapes that do not fit each other.
+/// No such file; keys of no known or of more than one style; another kind of adapter, by name; nothing for the
+/// transformer; a pair that lacks one side; shapes that do not fit each other.
 pub fn read(path: &Path) -> Result<Adapters> {
     read_kinds(path, &KINDS)
 }
@@ -103,13 +105,10 @@ pub fn read_kinds(path: &Path, kinds: &[&'static dyn AdapterFiles]) -> Result<Ad
     let file = tensors_of(path)?;
     let metadata = weights::header(&file).map_err(|problem| no_pickle(&file, problem))?.metadata;
     let tensors = weights::read_all(&file)?;
-    let Some(first) = tensors.keys().next() else {
+    if tensors.is_empty() {
         return Err(Error::file(&file, "holds no tensors"));
-    };
-    match first.starts_with(kohya::PREFIX) {
-        true => kohya::read(&file, tensors, kinds),
-        false => dotted::read(&file, tensors, &metadata, kinds),
     }
+    reader::read(&file, tensors, |prefix| dotted::config(&file, prefix, &metadata), kinds)
 }
 
 /// The file that holds the tensors of the adapter that `path`, a file or folder, is.

@@ -1,0 +1,198 @@
+//! Adapter files of any tool: which layer and which tensor of its adapter a key names.
+//!
+//! A key is a layer's name behind a prefix, and the end that says which tensor it is. Layers are named as in diffusers or
+//! as in the original checkpoint, with dots or underscores; the ends are those of PEFT, diffusers or kohya. All
+//! combinations are read, as ComfyUI does (`comfy/lora.py`), but a file has one of them.
+use super::kohya;
+use crate::model::adapters::adapter::{AdapterFiles, Adapters};
+use crate::model::adapters::stored::{Format, Parts, PeftConfig};
+use crate::model::families;
+use crate::system::error::{Error, Result};
+use candle_core::Tensor;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// Tensors by name.
+pub(super) type Tensors = BTreeMap<String, Tensor>;
+
+/// How layers are named behind a prefix.
+#[derive(Clone, Copy, PartialEq)]
+enum Names {
+    /// As here: `transformer_blocks.0.attn.to_q`.
+    Diffusers,
+    /// So, or as in the original checkpoint, `joint_blocks.0.x_block.attn.qkv`; with dots or underscores.
+    Any,
+}
+
+pub(super) const DIFFUSERS_PREFIX: &str = "transformer.";
+pub(super) const PEFT_PREFIX: &str = "base_model.model.";
+
+/// The prefixes of a transformer's layers: diffusers, PEFT, the whole model of the paper's released code (alpha is the
+/// rank there), OneTrainer, SimpleTuner with LyCORIS, kohya, ComfyUI and others.
+const PREFIXES: [(&str, Names); 8] = [
+    (DIFFUSERS_PREFIX, Names::Diffusers),
+    (PEFT_PREFIX, Names::Diffusers),
+    ("backbone.transformer.", Names::Diffusers),
+    ("lora_transformer_", Names::Any),
+    ("lycoris_", Names::Any),
+    ("lora_unet_", Names::Any),
+    ("diffusion_model.", Names::Any),
+    ("model.diffusion_model.", Names::Any),
+];
+
+/// The score head that lies beside the adapter in the files of the released code; it serves maps, not the model.
+const SCORE_HEAD: &str = "attn_mlp.";
+
+/// Prefixes of what belongs to the text encoders, which are not adapted: diffusers, kohya, ComfyUI; and the embeddings
+/// that OneTrainer bundles with an adapter.
+const TEXT_PREFIXES: [&str; 13] = [
+    "text_encoder.",
+    "text_encoder_2.",
+    "text_encoder_3.",
+    "lora_te_",
+    "lora_te1_",
+    "lora_te2_",
+    "lora_te3_",
+    "clip_l.",
+    "clip_g.",
+    "t5xxl.",
+    "text_encoders.",
+    "cond_stage_model.",
+    "bundle_emb.",
+];
+
+/// Parts of keys by which other kinds of adapters are known.
+const OTHER_KINDS: [(&str, &str); 6] = [
+    ("dora_scale", "DoRA"),
+    ("lora_magnitude_vector", "DoRA"),
+    ("hada_w", "LoHa"),
+    ("lokr_w", "LoKr"),
+    ("oft_", "OFT"),
+    ("lora_mid", "LoCon with Tucker decomposition"),
+];
+
+/// A kind of adapter, and one of the ways that its tensors' names end.
+type Suffixes = (&'static dyn AdapterFiles, &'static [&'static str]);
+
+/// The prefix of a key, and how layers are named behind it.
+fn prefix_of(key: &str) -> Option<(&'static str, Names)> {
+    PREFIXES.into_iter().find(|(prefix, _)| key.starts_with(prefix))
+}
+
+/// Which of the tensors of a layer `key` is, and the layer's name with its prefix.
+fn place<'a>(key: &'a str, suffixes: &[&str]) -> Option<(usize, &'a str)> {
+    let part = |(index, suffix): (usize, &&str)| Some((index, key.strip_suffix(suffix)?.strip_suffix('.')?));
+    suffixes.iter().enumerate().find_map(part)
+}
+
+/// What all `keys` end in, or, where there is no such kind, what the first does.
+fn suffixes_of(keys: &[&String], kinds: &[&'static dyn AdapterFiles]) -> Option<Suffixes> {
+    let all = || {
+        let formats =
+            |kind: &&'static dyn AdapterFiles| [Format::Diffusers, Format::Comfyui].map(|format| (*kind, format));
+        let ends =
+            |(kind, format): (&'static dyn AdapterFiles, Format)| kind.suffixes(format).iter().map(move |s| (kind, *s));
+        kinds.iter().flat_map(formats).flat_map(ends)
+    };
+    let fits = |keys: &[&String]| all().find(|(_, suffixes)| keys.iter().all(|key| place(key, suffixes).is_some()));
+    fits(keys).or_else(|| fits(keys.get(..1)?))
+}
+
+/// Reads a file of any of these names. `config` gives what is not among the tensors: PEFT's configuration beside the file,
+/// or that in its metadata, by the file's prefix.
+pub(super) fn read(
+    file: &Path,
+    tensors: Tensors,
+    config: impl FnOnce(&str) -> Result<Option<PeftConfig>>,
+    kinds: &[&'static dyn AdapterFiles],
+) -> Result<Adapters> {
+    let (of_text, tensors): (Tensors, Tensors) = tensors
+        .into_iter()
+        .filter(|(key, _)| !key.starts_with(SCORE_HEAD))
+        .partition(|(key, _)| TEXT_PREFIXES.iter().any(|prefix| key.starts_with(prefix)));
+    let keys: Vec<&String> = tensors.keys().collect();
+    let Some(first) = keys.first().copied() else { return Err(without_transformer(file, &of_text)) };
+    for key in &keys {
+        if let Some((_, kind)) = OTHER_KINDS.iter().find(|(mark, _)| key.contains(mark)) {
+            return Err(Error::file(
+                file,
+                format!("key {key} is of a {kind} adapter, which is not read: only plain LoRA"),
+            ));
+        }
+    }
+    // The first key decides: a file has one style of names.
+    let (Some((prefix, names)), Some((kind, suffixes))) = (prefix_of(first), suffixes_of(&keys, kinds)) else {
+        return Err(unknown_key(file, first));
+    };
+    let mut layers: BTreeMap<String, Parts> = BTreeMap::new();
+    let first = first.clone();
+    for (key, tensor) in tensors {
+        match (key.strip_prefix(prefix), place(&key, suffixes)) {
+            (Some(_), Some((index, layer))) => {
+                let layer = layer.get(prefix.len()..).ok_or_else(|| unknown_key(file, &key))?;
+                if names == Names::Any && !kohya::is_known(layer) {
+                    return Err(unknown_key(file, &key));
+                }
+                layers.entry(layer.to_string()).or_default().set(index, tensor);
+            }
+            _ if prefix_of(&key).is_some() && suffixes_of(&[&key], kinds).is_some() => {
+                return Err(Error::file(file, format!("mixes two styles of names: {first} and {key}")));
+            }
+            _ => return Err(unknown_key(file, &key)),
+        }
+    }
+    warn_of_text(file, &of_text);
+    let adapters = kind.read(file, layers, config(prefix)?.as_ref())?;
+    let mut named = Adapters::new();
+    for (layer, adapter) in adapters {
+        match names {
+            Names::Diffusers => drop(named.insert(layer, adapter)),
+            Names::Any => named.extend(kohya::split(file, &layer, adapter)?),
+        }
+    }
+    Ok(named)
+}
+
+/// The numbers of keys by what they belong to, each with an example.
+fn text_keys(of_text: &Tensors) -> String {
+    let mut groups: BTreeMap<&str, (usize, &str)> = BTreeMap::new();
+    for key in of_text.keys() {
+        let prefix = TEXT_PREFIXES.iter().find(|prefix| key.starts_with(**prefix)).map_or("", |prefix| prefix);
+        groups.entry(prefix).or_insert((0, key)).0 += 1;
+    }
+    let group = |(prefix, (count, key)): (&str, (usize, &str))| {
+        format!("{count} of {} (such as {key})", prefix.trim_end_matches(['.', '_']))
+    };
+    groups.into_iter().map(group).collect::<Vec<_>>().join(", ")
+}
+
+fn warn_of_text(file: &Path, of_text: &Tensors) {
+    if !of_text.is_empty() {
+        let (count, names) = (of_text.len(), text_keys(of_text));
+        tracing::warn!(
+            "{}: {count} keys belong to text encoders, which are not adapted, and are ignored: {names}",
+            file.display()
+        );
+    }
+}
+
+fn without_transformer(file: &Path, of_text: &Tensors) -> Error {
+    if of_text.is_empty() {
+        return Error::file(file, "holds a score head, but no adapter");
+    }
+    let problem = format!("holds no adapter of the transformer, only keys of text encoders: {}", text_keys(of_text));
+    Error::file(file, problem)
+}
+
+/// The error for a key that names nothing known.
+pub(super) fn unknown_key(file: &Path, key: &str) -> Error {
+    let why = if key.starts_with("backbone.") {
+        "is no part of an adapter: the file holds the whole model of the released code; convert it as the README says \
+         under \"The published adapters\", which keeps the adapter and the score head"
+            .to_string()
+    } else {
+        let prefixes: Vec<String> = PREFIXES.iter().map(|(prefix, _)| format!("{prefix}…")).collect();
+        format!("is not a key of an {} adapter (expected {})", families::names(), prefixes.join(", "))
+    };
+    Error::file(file, format!("key {key} {why}"))
+}
