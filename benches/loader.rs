@@ -22,6 +22,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         caption_column: "caption".into(),
         labels: None,
         panoptic: None,
+        instances: None,
         classes: None,
         ignore: 255,
         resolution,
@@ -35,6 +36,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         cache: None,
         workers,
         max_broken: 0.0,
+        allow: vec![],
         has_prompts: true,
     };
     let mut loader = Loader::new(&config, 0, None, true)?;

@@ -19,6 +19,7 @@ fn config(shard: &Path, shuffle_buffer: usize, max_broken: f64) -> DataConfig {
         caption_column: "caption".into(),
         labels: None,
         panoptic: None,
+        instances: None,
         classes: None,
         ignore: 255,
         resolution: 16,
@@ -32,6 +33,7 @@ fn config(shard: &Path, shuffle_buffer: usize, max_broken: f64) -> DataConfig {
         cache: None,
         workers: 2,
         max_broken,
+        allow: vec![],
         has_prompts: true,
     }
 }

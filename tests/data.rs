@@ -19,6 +19,7 @@ fn config(format: DataFormat, source: &[&str]) -> DataConfig {
         caption_column: "caption".into(),
         labels: None,
         panoptic: None,
+        instances: None,
         classes: None,
         ignore: 255,
         resolution: 16,
@@ -32,6 +33,7 @@ fn config(format: DataFormat, source: &[&str]) -> DataConfig {
         cache: None,
         workers: 2,
         max_broken: 0.5,
+        allow: vec![],
         has_prompts: true,
     }
 }

@@ -36,7 +36,10 @@ keys! {
         labels: Option<PathBuf> = optional("\"data/coco/annotations/panoptic_train2017\"");
         /// coco: panoptic JSON, where `labels` are panoptic PNGs.
         panoptic: Option<PathBuf> = optional("\"data/coco/annotations/panoptic_train2017.json\"");
-        /// coco and folder: names of the classes, a JSON list or an object from label to name.
+        /// coco: instances or stuff JSON (polygons or run lengths) in place of `labels`.
+        instances: Option<PathBuf> = optional("\"data/coco/annotations/instances_train2017.json\"");
+        /// coco and folder: names of the classes, a JSON list or an object from label to name. `panoptic` and `instances` name
+        /// their own.
         classes: Option<PathBuf> = optional("\"data/coco/classes.json\"");
         /// Label that is no class (label maps only).
         ignore: u32 = usual(255);
@@ -51,6 +54,8 @@ keys! {
         workers: usize = usual(8), within(1, 1024);
         /// Share of unreadable samples above which the run stops.
         max_broken: f64 = usual(0.01), within(0.0, 1.0);
+        /// What may be wrong with the data without stopping the run.
+        allow: Vec<Allowed> = usual(Vec::new());
     } with {
         /// Whether the model sees captions and names; no key: a learnable prompt takes their place.
         #[serde(skip)]
@@ -75,12 +80,22 @@ impl DataConfig {
                 .problem(&["data.cache", "data.crop"], format!("is for crop = \"center\" or \"stretch\" only: {why}"));
         }
         if is_coco {
-            for (key, what) in [
-                ("data.labels", "the folder of label-map or panoptic PNGs"),
-                ("data.classes", "the JSON file of class names"),
+            let named = self.panoptic.is_some() || self.instances.is_some();
+            for (key, is_needed, what) in [
+                (
+                    "data.labels",
+                    self.instances.is_none(),
+                    "the folder of label-map or panoptic PNGs, or data.instances",
+                ),
+                ("data.classes", !named, "the JSON file of class names"),
             ] {
-                if !reader.given(key) {
+                if is_needed && !reader.given(key) {
                     reader.problem(&[key, "data.format"], format!("is missing; format = \"coco\" needs {what}"));
+                }
+            }
+            for key in ["data.labels", "data.panoptic"] {
+                if self.instances.is_some() && reader.given(key) {
+                    reader.problem(&[key, "data.instances"], "and data.instances are two kinds of masks; choose one");
                 }
             }
         }
@@ -92,6 +107,7 @@ impl DataConfig {
         if !is_coco {
             refuse("data.labels", "\"coco\"");
             refuse("data.panoptic", "\"coco\"");
+            refuse("data.instances", "\"coco\"");
         }
         if self.format == DataFormat::Sa1b {
             refuse("data.classes", "\"coco\" or \"folder\"");
@@ -122,6 +138,20 @@ choices! {
         Coco = "coco",
         /// A folder of images with masks and captions beside them.
         Folder = "folder",
+    }
+}
+
+choices! {
+    /// What may be wrong with the data without stopping the run.
+    pub enum Allowed: Copy {
+        /// All captions are empty.
+        CaptionsEmpty = "captions_empty",
+        /// Labels without a name are no class.
+        LabelsUnnamed = "labels_unnamed",
+        /// `classes` has other names, or other classes, than the annotations.
+        ClassNames = "class_names",
+        /// None of the first masks has an effect.
+        MasksUnused = "masks_unused",
     }
 }
 

@@ -168,7 +168,7 @@ impl Loader {
             match self.next_decoded(&mut waited)? {
                 Decoded::Sample(decoded, position) => {
                     self.advance(position);
-                    self.count(&decoded.sample, decoded.has_mask);
+                    self.count(&decoded.sample, decoded.fates.has_mask());
                     if samples.is_empty() {
                         epoch = position.epoch;
                     }

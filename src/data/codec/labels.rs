@@ -4,7 +4,8 @@ use crate::system::json::read_json;
 use crate::system::limits::{self, CLASSES, LABEL_MAP};
 use crate::{Error, Result};
 use serde_json::Value;
-use std::{collections::BTreeMap, io::Cursor, path::Path};
+use std::collections::{BTreeMap, BTreeSet};
+use std::{io::Cursor, path::Path};
 
 /// A decoded label map with packed samples as in the file.
 pub struct LabelMap {
@@ -71,6 +72,17 @@ impl LabelMap {
     }
 }
 
+/// The segment id of pixels without a segment.
+pub const VOID: u32 = 0;
+
+/// What is wrong with another segment id that the annotations do not have.
+pub const NO_SEGMENT: &str = "is no segment of its image";
+
+/// What is wrong with a label that has no name in the class list `file`.
+pub fn no_name(file: &Path) -> String {
+    format!("has no name in {} and is not ignored (data.ignore, --ignore)", file.display())
+}
+
 /// The names of labels.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Classes(BTreeMap<u32, String>);
@@ -110,6 +122,36 @@ impl Classes {
     /// The name of the class `label`; none where the list has no such label.
     pub fn name(&self, label: u32) -> Option<&str> {
         self.0.get(&label).map(String::as_str)
+    }
+
+    /// # Errors
+    /// Two labels have one name.
+    pub fn check_names(&self) -> Result<(), String> {
+        let mut seen = BTreeMap::new();
+        for (label, name) in self.iter() {
+            if let Some(other) = seen.insert(name, label) {
+                return Err(format!(
+                    "labels {other} and {label} are both named {name:?}: no prompt can tell them apart"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// # Errors
+    /// These names are not those of the `categories` of an annotations file; the first difference.
+    pub fn check_equal(&self, categories: &Self) -> Result<(), String> {
+        let labels: BTreeSet<u32> = self.0.keys().chain(categories.0.keys()).copied().collect();
+        let Some(label) = labels.into_iter().find(|label| self.name(*label) != categories.name(*label)) else {
+            return Ok(());
+        };
+        let name = |classes: &Self| classes.name(label).map_or("no class".into(), |name| format!("{name:?}"));
+        Err(format!(
+            "label {label} is {}, but the annotations' categories say {}; leave data.classes out to take their names, or \
+             set data.allow = [\"class_names\"]",
+            name(self),
+            name(categories)
+        ))
     }
 
     /// All pairs (label, name), by ascending label.
