@@ -31,6 +31,8 @@ pub struct SampleDecoder {
     masks: MaskReader,
     /// Cached latents and embeddings, which replace the pixels.
     cache: Option<Cache>,
+    /// Whether pictures are decoded.
+    pictures: bool,
 }
 
 /// A sample, and what became of its masks before caption dropout removed them.
@@ -52,12 +54,24 @@ impl SampleDecoder {
             }
             _ => None,
         };
-        Ok(Self { config: config.clone(), seed, captions, masks: MaskReader::new(config)?, cache: None })
+        Ok(Self {
+            config: config.clone(),
+            seed,
+            captions,
+            masks: MaskReader::new(config)?,
+            cache: None,
+            pictures: true,
+        })
     }
 
     /// Takes latents and embeddings from `cache`, so that image files are hashed but not decoded.
     pub fn with_cache(self, cache: Option<Cache>) -> Self {
         Self { cache, ..self }
+    }
+
+    /// Leaves pictures empty: only prompts and masks are read.
+    pub fn without_pictures(self) -> Self {
+        Self { pictures: false, ..self }
     }
 
     /// Decodes the sample of `reference` with the random draws of `epoch`.
@@ -66,9 +80,9 @@ impl SampleDecoder {
     /// The sample is broken (with the reason), or the cache is damaged or has no entry for it.
     pub fn decode(&self, reference: &SampleReference, epoch: u64) -> Result<DecodedSample, Unusable> {
         let file = reference.image.read(&reference.shard, IMAGE_FILE)?;
-        let photograph = match self.cache {
-            None => Some(photograph::decode(&file)?),
-            Some(_) => None,
+        let photograph = match self.cache.is_none() && self.pictures {
+            true => Some(photograph::decode(&file)?),
+            false => None,
         };
         let size = photograph.as_ref().map_or_else(|| photograph::size(&file), |image| Ok(size_of(image)))?;
         photograph::check_shape(size)?;
