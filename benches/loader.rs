@@ -2,7 +2,7 @@
 //!
 //! `cargo bench --bench loader -- SHARDS CAPTIONS [RESOLUTION] [WORKERS]`; `loader.py` does the same with Pillow and
 //! pycocotools.
-use seg4diff::config::{Crop, DataConfig, DataFormat};
+use seg4diff::config::{Colour, Crop, DataConfig, DataFormat};
 use seg4diff::data::Loader;
 use std::time::{Duration, Instant};
 
@@ -27,6 +27,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         ignore: 255,
         resolution,
         crop: Crop::Center,
+        background: Colour([255; 3]),
         caption_sentences: 2,
         caption_dropout: 0.0,
         min_mask_area: 0.005,

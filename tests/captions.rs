@@ -1,6 +1,6 @@
 //! Captions: every form of file with every trap, and which caption goes to which picture.
 use image::{ExtendedColorType, ImageEncoder, codecs::png::PngEncoder};
-use seg4diff::config::{Crop, DataConfig, DataFormat};
+use seg4diff::config::{Colour, Crop, DataConfig, DataFormat};
 use seg4diff::data::sources::captions::{Columns, first_by_key};
 use seg4diff::data::{Captions, Loader};
 use std::fs;
@@ -99,7 +99,7 @@ fn other_encodings_are_named() {
         }
         let latin: Vec<u8> = text.replace("bee", "bé").chars().map(|character| character as u8).collect();
         let error = usual(&write(folder.path(), name, latin)).err().unwrap();
-        let place = ["record 2", "line 3", "line 4", "line 1", "column"];
+        let place = ["record 2", "line 4", "line 1", "record 1"];
         assert!(error.contains(name) && place.iter().any(|place| error.contains(place)), "{error}");
     }
     let latin = archive(&[("a.txt", b"An ay."), ("b.txt", b"A b\xe9e.")]);
@@ -145,9 +145,9 @@ fn what_is_no_file_of_captions_says_so() {
         error
     };
     assert!(error("a.csv", b"file,text\na,b").contains("no column `key`, only: file, text"));
-    assert!(error("b.csv", b"key,caption\na,b,c").contains("line 2: 3 columns, expected the 2"));
+    assert!(error("b.csv", b"key,caption\na,b,c").contains("record 1: 3 columns, expected the 2"));
     assert!(error("c.csv", b"key,key,caption\na,b,c").contains("two columns `key`"));
-    assert!(error("d.csv", b"key,caption\n,x").contains("line 2: a key is empty"));
+    assert!(error("d.csv", b"key,caption\n,x").contains("record 1: a key is empty"));
     assert!(error("e.csv", b"").contains("no column `key`"));
     assert!(error("f.csv", b"key,caption\n").contains("no caption"));
     assert!(error("g.json", COCO.replace("\"caption\"", "\"text\"").as_bytes()).contains("has no `caption`"));
@@ -256,6 +256,7 @@ fn config(sources: &[&Path], captions: Option<PathBuf>) -> DataConfig {
         cache: None,
         workers: 2,
         max_broken: 0.0,
+        background: Colour([255; 3]),
         allow: vec![],
         has_prompts: true,
     }

@@ -1,6 +1,6 @@
 //! COCO's annotations: instances as pycocotools draws them, panoptic PNGs by image id, names and ids from the JSON.
 use image::{ExtendedColorType, ImageEncoder, codecs::png::PngEncoder};
-use seg4diff::config::{Allowed, Crop, DataConfig, DataFormat};
+use seg4diff::config::{Allowed, Colour, Crop, DataConfig, DataFormat};
 use seg4diff::data::{Loader, Sample};
 use serde_json::{Value, json};
 use std::fs;
@@ -52,6 +52,7 @@ fn config(source: &Path) -> DataConfig {
         cache: None,
         workers: 2,
         max_broken: 0.0,
+        background: Colour([255; 3]),
         allow: vec![],
         has_prompts: true,
     }
@@ -144,7 +145,7 @@ fn contradictions_of_annotations_are_refused() {
     let said = refused(&|document| document["images"][1]["file_name"] = json!("deep/c.jpg"));
     assert!(said.contains("b.png: the panoptic JSON has no annotation of this image"), "{said}");
     let said = refused(&|document| document["images"][1]["file_name"] = json!("a.jpg"));
-    assert!(said.contains("name one image, with the ids 263 and b"), "{said}");
+    assert!(said.contains("name one image, which is"), "{said}");
     let said = refused(&|document| document["categories"][1]["id"] = json!(1));
     assert!(said.contains("category 1 is both \"cat\" and \"dog\""), "{said}");
     let said = refused(&|document| document["categories"][1]["name"] = json!("cat"));

@@ -243,7 +243,7 @@ fn colours_of_16_bits_keep_their_upper_byte() {
     let image = ImageBuffer::<Rgb<u16>, _>::from_fn(9, 5, |x, y| Rgb([x as u16 * 7000, y as u16 * 10007, 0x12ff]));
     let alpha = ImageBuffer::<Rgba<u16>, _>::from_fn(9, 5, |x, y| {
         let Rgb([red, green, blue]) = *image.get_pixel(x, y);
-        Rgba([red, green, blue, x as u16])
+        Rgba([red, green, blue, 0xff00 + x as u16])
     });
     for image in [DynamicImage::from(image), DynamicImage::from(alpha)] {
         let mut file = Cursor::new(Vec::new());

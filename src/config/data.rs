@@ -1,8 +1,11 @@
 //! The sections `[data]` and `[scenes]`: what is trained on.
+use super::document::Value;
 use super::keys::{choices, follows, keys, optional, required, usual};
 use super::model::ModelConfig;
 use super::reader::Reader;
-use super::setting::{Check, at_least, check, is_distinct, is_not_empty, not_empty, within};
+use super::setting::{Check, Setting, at_least, check, is_distinct, is_not_empty, not_empty, within};
+use image::Rgb;
+use serde::{Serialize, Serializer};
 use std::path::PathBuf;
 
 keys! {
@@ -24,6 +27,8 @@ keys! {
         /// How a photograph becomes a square. (The released code also pads a batch to its largest photograph with black
         /// before it squeezes.)
         crop: Crop = usual(Crop::Stretch);
+        /// Colour behind transparent pixels: "white", "black" or "#rrggbb".
+        background: Colour = usual(Colour([255; 3]));
         /// sa1b: sentences of a caption that are kept; 0 keeps all.
         caption_sentences: usize = usual(2);
         /// Share of captions that are left empty.
@@ -125,6 +130,49 @@ impl DataConfig {
                 "no caption is used: model.learnable_prompt stands in their place",
             );
         }
+    }
+}
+
+/// A colour of 8 bits a channel, `[red, green, blue]`; in TOML "#rrggbb" or a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Colour(pub [u8; 3]);
+
+impl Setting for Colour {
+    fn expected() -> String {
+        "\"white\", \"black\" or a colour such as \"#ff8000\"".into()
+    }
+
+    fn convert(value: &Value) -> Option<Self> {
+        match value {
+            Value::Text(name) if name == "white" => Some(Self([255; 3])),
+            Value::Text(name) if name == "black" => Some(Self([0; 3])),
+            Value::Text(text) => {
+                let digits = text
+                    .strip_prefix('#')
+                    .filter(|digits| digits.len() == 6 && digits.bytes().all(|digit| digit.is_ascii_hexdigit()))?;
+                let number = u32::from_str_radix(digits, 16).ok()?;
+                let [_, channels @ ..] = number.to_be_bytes();
+                Some(Self(channels))
+            }
+            _ => None,
+        }
+    }
+}
+
+impl Serialize for Colour {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Self([red, green, blue]) = self;
+        match self.0 {
+            [255, 255, 255] => serializer.serialize_str("white"),
+            [0, 0, 0] => serializer.serialize_str("black"),
+            _ => serializer.serialize_str(&format!("#{red:02x}{green:02x}{blue:02x}")),
+        }
+    }
+}
+
+impl From<Colour> for Rgb<u8> {
+    fn from(Colour(channels): Colour) -> Self {
+        Self(channels)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Decodes one sample: reads and checks its files, scales, crops and mirrors them, chooses the masks.
 use super::codec::{
     crop::{Grid, Placement},
-    photograph,
+    photograph::{self, Header},
 };
 use super::masks::{Fates, MaskReader, Masks};
 use super::sources::{
@@ -11,7 +11,7 @@ use super::sources::{
 };
 use super::{
     Sample,
-    cache::{Cache, Encoded},
+    cache::{Cache, Digest, Encoded},
     keyed_temp_store, order,
 };
 use crate::{
@@ -20,7 +20,7 @@ use crate::{
     system::limits::{CAPTION, IMAGE_FILE},
     system::utf8,
 };
-use image::RgbImage;
+use image::{Rgb, RgbImage};
 use std::borrow::Cow;
 
 /// Turns references into samples; shared by all workers.
@@ -80,16 +80,17 @@ impl SampleDecoder {
     /// The sample is broken (with the reason), or the cache is damaged or has no entry for it.
     pub fn decode(&self, reference: &SampleReference, epoch: u64) -> Result<DecodedSample, Unusable> {
         let file = reference.image.read(&reference.shard, IMAGE_FILE)?;
+        let header = photograph::header(&file)?;
         let photograph = match self.cache.is_none() && self.pictures {
-            true => Some(photograph::decode(&file)?),
+            true => Some(photograph::decode_over(&file, self.background())?),
             false => None,
         };
-        let size = photograph.as_ref().map_or_else(|| photograph::size(&file), |image| Ok(size_of(image)))?;
+        let size = photograph.as_ref().map_or(header.size, size_of);
         photograph::check_shape(size)?;
         let draws = order::augmentation(self.seed, epoch, keyed_temp_store::hash(&reference.key));
         let placement = Placement::new(size, self.config.resolution, self.config.crop, self.config.flip, &draws);
         let (prompt, Masks { masks, names: classes, fates }) =
-            self.prompt_and_masks(reference, size, &placement.grid())?;
+            self.prompt_and_masks(reference, &header, &placement.grid())?;
         let image = photograph.map_or_else(|| Ok(Vec::new()), |photograph| placement.apply(&photograph))?;
         let mut sample = Sample { key: reference.key.clone(), image, encoded: None, prompt, classes, masks };
         if draws.drop_caption < self.config.caption_dropout {
@@ -98,7 +99,9 @@ impl SampleDecoder {
             sample.masks.clear();
         }
         if let Some(cache) = &self.cache {
-            sample.encoded = Some(encoded(cache, reference, &file, placement.is_mirrored(), &sample.prompt)?);
+            let picture = Digest::of_picture(&file, &header, self.background());
+            sample.encoded =
+                Some(encoded(cache, reference, (&file, &picture), placement.is_mirrored(), &sample.prompt)?);
         }
         Ok(DecodedSample { sample, fates })
     }
@@ -111,10 +114,15 @@ impl SampleDecoder {
         if let Some(caption) = self.caption(reference)? {
             return Ok(caption);
         }
-        let size = photograph::size(&reference.image.read(&reference.shard, IMAGE_FILE)?)?;
-        photograph::check_shape(size)?;
-        let grid = Placement::fixed(size, self.config.resolution, self.config.crop, false).grid();
-        Ok(self.prompt_and_masks(reference, size, &grid)?.0)
+        let header = photograph::header(&reference.image.read(&reference.shard, IMAGE_FILE)?)?;
+        photograph::check_shape(header.size)?;
+        let grid = Placement::fixed(header.size, self.config.resolution, self.config.crop, false).grid();
+        Ok(self.prompt_and_masks(reference, &header, &grid)?.0)
+    }
+
+    /// The colour behind transparent pixels.
+    pub fn background(&self) -> Rgb<u8> {
+        self.config.background.into()
     }
 
     /// Crops of an image file, one for each flag of `mirrored`; equal to the image of [`Self::decode`] unless the crop
@@ -123,7 +131,7 @@ impl SampleDecoder {
     /// # Errors
     /// The image is broken (with the reason).
     pub fn crops(&self, file: &[u8], mirrored: &[bool]) -> Result<Vec<Vec<u8>>, String> {
-        let photograph = photograph::decode(file)?;
+        let photograph = photograph::decode_over(file, self.background())?;
         let size = size_of(&photograph);
         photograph::check_shape(size)?;
         let (side, crop) = (self.config.resolution, self.config.crop);
@@ -134,11 +142,11 @@ impl SampleDecoder {
     fn prompt_and_masks(
         &self,
         reference: &SampleReference,
-        size: (usize, usize),
+        header: &Header,
         grid: &Grid,
     ) -> Result<(String, Masks), Unusable> {
         let caption = self.caption(reference)?;
-        let masks = self.masks.read(reference, &self.key(reference), size, grid, caption.is_none())?;
+        let masks = self.masks.read(reference, &self.key(reference), header, grid, caption.is_none())?;
         let prompt = match caption {
             Some(caption) => caption,
             None if masks.names.is_empty() && !self.masks.has_names() => return Err("there is no caption".into()),
@@ -185,11 +193,11 @@ impl SampleDecoder {
 fn encoded(
     cache: &Cache,
     reference: &SampleReference,
-    file: &[u8],
+    (file, picture): (&[u8], &Digest),
     mirrored: bool,
     prompt: &str,
 ) -> Result<Encoded, Unusable> {
-    let Some(latents) = cache.latents(file, mirrored)? else {
+    let Some(latents) = cache.latents(picture, mirrored)? else {
         // An image that does not decode is a broken sample with a cache too.
         photograph::decode(file)?;
         let what = if mirrored { "the latents of this image, mirrored" } else { "the latents of this image" };

@@ -3,6 +3,7 @@
 //! Keys are paths. Two of them mean one picture if the shorter, in normal form (`normalise`), is the end of the longer:
 //! `cats/1.jpg` and `img/cats/1` do, `1` and `cats/1` do, `dogs/1` and `cats/1` do not. Of several entries that a key
 //! means, the one with the most components in common is taken.
+use crate::data::codec::photograph;
 use crate::data::sources::unusable::Unusable;
 use crate::system::patience::patiently;
 use crate::system::platform::read_exact_at;
@@ -11,9 +12,6 @@ use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::sync::Mutex;
 use unicode_normalization::{IsNormalized, UnicodeNormalization, is_nfc_quick};
-
-/// File name extensions that are no part of a key.
-const PICTURES: [&str; 12] = ["jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif", "pnm", "ppm", "pgm", "pbm"];
 
 /// Where an entry is: hashes of its last component and of its whole key, and its offset in the file. Sorted by all three.
 type Place = (u32, u32, u64);
@@ -231,7 +229,7 @@ pub fn normalise(key: &str) -> String {
     }
     let start = normal.rfind('/').map_or(0, |slash| slash + 1);
     if let Some((stem, extension)) = normal[start..].rsplit_once('.')
-        && PICTURES.iter().any(|known| extension.eq_ignore_ascii_case(known))
+        && photograph::EXTENSIONS.iter().any(|known| extension.eq_ignore_ascii_case(known))
     {
         normal.truncate(start + stem.len());
     }

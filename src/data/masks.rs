@@ -2,8 +2,9 @@
 use super::Mask;
 use super::codec::crop::Grid;
 use super::codec::labels::{self, Classes, LabelMap};
+use super::codec::photograph::Header;
 use super::codec::stored_mask::{Parts, StoredMask};
-use super::sources::annotations::{Instance, Instances, Panoptic};
+use super::sources::annotations::{Instance, Instances, OfPicture, Panoptic};
 use super::sources::shards::{Member, SampleReference};
 use super::sources::unusable::Unusable;
 use crate::config::{Allowed, DataConfig, DataFormat};
@@ -130,8 +131,8 @@ impl MaskReader {
         self.classes.is_some()
     }
 
-    /// The masks of the sample of `reference`, of a picture of `size`, at the points of `grid`. `key` is the picture's in
-    /// the annotations. With `named`, labels that have names give them to their masks.
+    /// The masks of the sample of `reference`, of a picture with `header`, at the points of `grid`. `key` is the picture's
+    /// in the annotations. With `named`, labels that have names give them to their masks.
     ///
     /// # Errors
     /// The annotation is broken, or says what no sample can mean.
@@ -139,24 +140,22 @@ impl MaskReader {
         &self,
         reference: &SampleReference,
         key: &str,
-        size: (usize, usize),
+        header: &Header,
         grid: &Grid,
         named: bool,
     ) -> Result<Masks, Unusable> {
         match (self.config.format, &reference.annotation) {
-            (DataFormat::Coco, _) => self.coco(reference, key, size, grid),
+            (DataFormat::Coco, _) => self.coco(reference, key, header, grid),
             (DataFormat::Sa1b, Some(member)) => {
                 let json = utf8::text(member.read(&reference.shard, ANNOTATIONS)?)?;
-                Ok(self.sa1b(&json, size, grid)?)
+                Ok(self.sa1b(&json, header, grid)?)
             }
             (DataFormat::Folder, Some(member)) => {
                 let path = match member {
                     Member::File(path) => path,
                     Member::Part { .. } => &*reference.shard,
                 };
-                let map = LabelMap::decode(&member.read(&reference.shard, IMAGE_FILE)?)
-                    .map_err(|problem| format!("{}: {problem}", path.display()))?;
-                check_size("label map", (map.width, map.height), size)?;
+                let map = label_map(path, &member.read(&reference.shard, IMAGE_FILE)?, header)?;
                 self.label_masks(path, &map, grid, |value| Ok(self.meaning(value)), named)
             }
             (_, None) => Ok(Masks { fates: Fates { absent: 1, ..Fates::default() }, ..Masks::default() }),
@@ -175,15 +174,14 @@ impl MaskReader {
     }
 
     /// sa1b: the annotated masks, by descending area.
-    fn sa1b(&self, json: &str, size: (usize, usize), grid: &Grid) -> Result<Masks, String> {
+    fn sa1b(&self, json: &str, header: &Header, grid: &Grid) -> Result<Masks, String> {
         let read: Sa1bAnnotations = serde_json::from_str(json).map_err(|problem| format!("JSON: {problem}"))?;
-        if let Some(image) = read.image {
-            check_size("JSON", (image.width, image.height), size)?;
-        }
+        let size = read.image.map_or(header.size, |image| (image.width, image.height));
+        turns("JSON", size, header)?;
         let mut fates = Fates::default();
         let mut found = Vec::new();
         for (index, Sa1bAnnotation { segmentation }) in read.annotations.into_iter().enumerate() {
-            let parts = parts(&segmentation, index, size)?;
+            let parts = parts(&segmentation, index, size, header)?;
             found.push((parts.area_on(grid), parts));
         }
         fates.absent += u64::from(found.is_empty());
@@ -192,26 +190,20 @@ impl MaskReader {
     }
 
     /// coco: one mask for each class in the picture and the class names, both by ascending label.
-    fn coco(
-        &self,
-        reference: &SampleReference,
-        key: &str,
-        size: (usize, usize),
-        grid: &Grid,
-    ) -> Result<Masks, Unusable> {
+    fn coco(&self, reference: &SampleReference, key: &str, header: &Header, grid: &Grid) -> Result<Masks, Unusable> {
         if let Some(instances) = &self.instances {
             let found = instances.of(key)?.ok_or("the instances JSON does not have this image")?;
-            return self.instance_masks(&found, size, grid);
+            return self.instance_masks(&found, header, grid);
         }
         let folder = self.config.labels.as_deref().ok_or("data.labels is missing")?;
         let Some(panoptic) = &self.panoptic else {
-            let (path, map) = label_map(reference.labels.iter().map(|path| folder.join(path)), size)?;
+            let (path, map) = first_map(reference.labels.iter().map(|path| folder.join(path)), header)?;
             return self.label_masks(&path, &map, grid, |label| Ok(self.meaning(label)), true);
         };
         let picture = panoptic.segments(key)?.ok_or("the panoptic JSON has no annotation of this image")?;
         let beside = reference.labels.iter().filter_map(|path| path.parent());
         let paths = beside.map(|parent| folder.join(parent).join(&picture.file_name));
-        let (path, map) = label_map(paths, size)?;
+        let (path, map) = first_map(paths, header)?;
         let categories = picture.categories();
         let meaning = |segment: u32| match categories.get(&segment) {
             Some(&category) => Ok(self.meaning(category)),
@@ -222,11 +214,13 @@ impl MaskReader {
     }
 
     /// One mask for each class of the instances: their union, crowds included, as pycocotools' `annToMask` draws them.
-    fn instance_masks(&self, instances: &[Instance], size: (usize, usize), grid: &Grid) -> Result<Masks, Unusable> {
+    fn instance_masks(&self, found: &OfPicture<Instance>, header: &Header, grid: &Grid) -> Result<Masks, Unusable> {
+        let size = found.size.unwrap_or(header.size);
+        turns("instances JSON", size, header)?;
         let mut fates = Fates::default();
         let mut of_class: BTreeMap<u32, Mask> = BTreeMap::new();
-        for (index, Instance { category, mask }) in instances.iter().enumerate() {
-            let parts = parts(mask, index, size)?;
+        for (index, Instance { category, mask }) in found.annotations.iter().enumerate() {
+            let parts = parts(mask, index, size, header)?;
             match self.meaning(*category) {
                 Meaning::Label(label) => {
                     let mask = of_class.entry(label).or_insert_with(|| Mask::new(grid.width(), grid.height()));
@@ -357,21 +351,23 @@ fn annotations_file(config: &DataConfig) -> &Path {
     config.panoptic.as_deref().or(config.instances.as_deref()).unwrap_or(Path::new(""))
 }
 
-/// The checked parts of annotation `index` of a picture of `size`.
-fn parts(mask: &StoredMask, index: usize, size: (usize, usize)) -> Result<Parts, String> {
-    let parts = mask.parts(size).map_err(|problem| format!("annotation {index}: {problem}"))?;
-    check_size(&format!("mask of annotation {index}"), parts.size().unwrap_or(size), size)?;
-    Ok(parts)
+/// The checked parts of annotation `index` of a picture that the annotations give this `size`.
+fn parts(mask: &StoredMask, index: usize, size: (usize, usize), header: &Header) -> Result<Parts, String> {
+    let failed = |problem: String| format!("annotation {index}: {problem}");
+    let parts = mask.parts(size).map_err(failed)?;
+    match turns(&format!("mask of annotation {index}"), parts.size().unwrap_or(size), header)? {
+        true => parts.upright(header.orientation).map_err(failed),
+        false => Ok(parts),
+    }
 }
 
-/// The label map at the first of `paths` that exists, of a picture of `size`.
-fn label_map(paths: impl Iterator<Item = PathBuf>, size: (usize, usize)) -> Result<(PathBuf, LabelMap), Unusable> {
+/// The label map at the first of `paths` that exists.
+fn first_map(paths: impl Iterator<Item = PathBuf>, header: &Header) -> Result<(PathBuf, LabelMap), Unusable> {
     let mut absent = Unusable::from("there is no label map");
     for path in paths {
         match IMAGE_FILE.read(&path) {
             Ok(bytes) => {
-                let map = LabelMap::decode(&bytes).map_err(|problem| format!("{}: {problem}", path.display()))?;
-                check_size("label map", (map.width, map.height), size)?;
+                let map = label_map(&path, &bytes, header)?;
                 return Ok((path, map));
             }
             Err(problem) if problem.kind() == io::ErrorKind::NotFound => absent = Unusable::reading(&path, problem),
@@ -381,9 +377,18 @@ fn label_map(paths: impl Iterator<Item = PathBuf>, size: (usize, usize)) -> Resu
     Err(absent)
 }
 
-fn check_size(what: &str, (width, height): (usize, usize), image: (usize, usize)) -> Result<(), String> {
-    if (width, height) == image {
-        return Ok(());
-    }
-    Err(format!("the {what} says {width}×{height} pixels, the image has {}×{}", image.0, image.1))
+/// The label map `file` of these bytes, as it lies over the upright picture.
+fn label_map(file: &Path, bytes: &[u8], header: &Header) -> Result<LabelMap, String> {
+    let map = LabelMap::decode(bytes).map_err(|problem| format!("{}: {problem}", file.display()))?;
+    let turned = turns("label map", (map.width, map.height), header)?;
+    Ok(if turned { map.upright(header.orientation) } else { map })
+}
+
+/// Whether something of this size is turned as the picture is ([`Header::turns_mask`]).
+fn turns(what: &str, size: (usize, usize), header: &Header) -> Result<bool, String> {
+    let mismatch = || {
+        let ((width, height), (across, down)) = (size, header.size);
+        format!("the {what} says {width}×{height} pixels, the image has {across}×{down}")
+    };
+    header.turns_mask(size).ok_or_else(mismatch)
 }

@@ -1,4 +1,5 @@
 //! Label maps: PNG files whose pixel values are labels, and the class lists that name them.
+use super::photograph::{Orientation, exchanges_sides, upright};
 use crate::system::guard::guarded;
 use crate::system::json::read_json;
 use crate::system::limits::{self, CLASSES, LABEL_MAP};
@@ -49,6 +50,21 @@ impl LabelMap {
         }
         let (width, height) = (info.width as usize, info.height as usize);
         Ok(Self { width, height, bytes, bytes_per_row: info.line_size, bits, channels })
+    }
+
+    /// The map turned as a picture of this orientation is.
+    pub fn upright(&self, orientation: Orientation) -> Self {
+        // Samples of less than a byte are unpacked.
+        let bytes_per_pixel = self.channels * self.bits.div_ceil(8);
+        let pixel = |(x, y): (usize, usize)| match self.bits {
+            ..8 => vec![self.get(x, y) as u8],
+            _ => self.bytes[y * self.bytes_per_row + x * bytes_per_pixel..][..bytes_per_pixel].to_vec(),
+        };
+        let places: Vec<_> = (0..self.height).flat_map(|y| (0..self.width).map(move |x| (x, y))).collect();
+        let bytes = upright(orientation, (self.width, self.height), &places).into_iter().flat_map(pixel).collect();
+        let exchanged = exchanges_sides(orientation);
+        let (width, height) = if exchanged { (self.height, self.width) } else { (self.width, self.height) };
+        Self { width, height, bytes, bytes_per_row: width * bytes_per_pixel, bits: self.bits.max(8), ..*self }
     }
 
     /// Samples of a pixel: 1 for grey or palette, 3 for RGB, one more with alpha.

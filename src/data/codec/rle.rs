@@ -2,6 +2,7 @@
 //!
 //! Run lengths come as a list, or as pycocotools' compressed text (`maskApi.c`: `rleToString`, `rleFrString`). Masks
 //! are sampled from the runs directly, without the full-size bitmap.
+use super::photograph::{Orientation, exchanges_sides, upright};
 use super::{crop::Grid, mask::Mask};
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
@@ -134,6 +135,17 @@ impl RunLengths {
         }
         counts.push(run);
         Ok(Self { height: rows, width: columns, counts })
+    }
+
+    /// The mask turned as a picture of this orientation is.
+    ///
+    /// # Errors
+    /// Those of [`Self::encode`].
+    pub fn upright(&self, orientation: Orientation) -> Result<Self, String> {
+        let (width, height) = (self.width(), self.height());
+        let bitmap = upright(orientation, (width, height), &self.bitmap());
+        let (width, height) = if exchanges_sides(orientation) { (height, width) } else { (width, height) };
+        Self::encode(height, width, &bitmap)
     }
 
     /// The mask as a row-major bitmap `[height, width]` (pycocotools: `decode`).

@@ -1,4 +1,5 @@
 //! A mask as COCO's JSON stores it: run lengths or polygons.
+use super::photograph::Orientation;
 use super::{crop::Grid, mask::Mask, polygon, rle::RunLengths, rle::StoredRunLengths};
 use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde::{Serialize, de::value::MapAccessDeserializer};
@@ -37,6 +38,14 @@ impl Parts {
     /// Width and height, of a mask with parts.
     pub fn size(&self) -> Option<(usize, usize)> {
         self.0.first().map(|part| (part.width(), part.height()))
+    }
+
+    /// The mask turned as a picture of this orientation is.
+    ///
+    /// # Errors
+    /// Those of [`RunLengths::encode`].
+    pub fn upright(&self, orientation: Orientation) -> Result<Self, String> {
+        self.0.iter().map(|part| part.upright(orientation)).collect::<Result<_, _>>().map(Self)
     }
 
     /// Number of pixels among the points of `grid`.

@@ -18,13 +18,28 @@ pub type Instances = Annotations<Instance>;
 /// What each picture's annotations say. Memory: 40 bytes a picture and 16 an annotation; what they say is in temporary
 /// files.
 pub struct Annotations<T> {
-    /// File name of a picture to its id.
+    /// File name of a picture to its id and size, as JSON.
     pictures: KeyedTempStore,
     /// Id of a picture to its annotations, as JSON.
     annotations: KeyedTempStore,
     /// The JSON's `categories`.
     pub categories: Classes,
     of: PhantomData<T>,
+}
+
+/// What is said of a picture.
+#[derive(Deserialize, Serialize)]
+struct Picture {
+    id: String,
+    /// Width and height.
+    size: Option<(usize, usize)>,
+}
+
+/// The annotations of a picture, in their order.
+pub struct OfPicture<T> {
+    /// Width and height that the annotations are for, where the JSON says them.
+    pub size: Option<(usize, usize)>,
+    pub annotations: Vec<T>,
 }
 
 /// What is read of an annotation.
@@ -93,17 +108,18 @@ impl<T: Kind> Annotations<T> {
         coco::read(path, &mut |item| match item {
             Item::Image(image) => {
                 ids.push(hash(&image.id));
-                listed.insert(&image.file_name, image.id.as_bytes())
+                let size = image.width.zip(image.height);
+                insert(&mut listed, &image.file_name, &Picture { id: image.id, size })
             }
             Item::Annotation(annotation) => {
                 let name = annotation.file_name.clone();
                 let id = annotation.image_id.clone().or(name.clone()).ok_or("an annotation has no `image_id`")?;
                 annotated.push(hash(&id));
                 if let Some(name) = name {
-                    named.insert(&name, id.as_bytes())?;
+                    insert(&mut named, &name, &Picture { id: id.clone(), size: None })?;
                 }
                 let kind = T::of(annotation).map_err(|problem| format!("image {id}: {problem}"))?;
-                annotations.insert(&id, &serde_json::to_vec(&kind).map_err(|problem| problem.to_string())?)
+                insert(&mut annotations, &id, &kind)
             }
             Item::Category(category) => add(&mut categories, category),
         })?;
@@ -134,16 +150,16 @@ impl<T: Kind> Annotations<T> {
         })
     }
 
-    /// The annotations of the picture `key`, in their order; `None` where the JSON does not have the picture.
+    /// The annotations of the picture `key`; `None` where the JSON does not have the picture.
     ///
     /// # Errors
     /// The key matches several pictures equally well, or a temporary file cannot be read.
-    pub fn of(&self, key: &str) -> Result<Option<Vec<T>>, Unusable> {
+    pub fn of(&self, key: &str) -> Result<Option<OfPicture<T>>, Unusable> {
         let Some(picture) = self.pictures.get(key)? else { return Ok(None) };
-        let id = String::from_utf8(picture.value).map_err(|problem| problem.to_string())?;
-        let annotations = self.annotations.all(&id)?.into_iter();
-        let read = annotations.map(|json| serde_json::from_slice(&json).map_err(|problem| problem.to_string()));
-        Ok(Some(read.collect::<Result<_, _>>()?))
+        let Picture { id, size } = read(&picture.value)?;
+        let annotations = self.annotations.all(&id)?;
+        let annotations = annotations.iter().map(|json| read(json)).collect::<Result<_, _>>()?;
+        Ok(Some(OfPicture { size, annotations }))
     }
 }
 
@@ -153,13 +169,21 @@ impl Panoptic {
     /// # Errors
     /// Those of [`of`](Self::of); the picture has several.
     pub fn segments(&self, key: &str) -> Result<Option<PanopticSegments>, Unusable> {
-        let Some(mut found) = self.of(key)? else { return Ok(None) };
+        let Some(OfPicture { annotations: mut found, .. }) = self.of(key)? else { return Ok(None) };
         let Some(first) = found.pop() else { return Ok(None) };
         if found.iter().any(|other| *other != first) {
             return Err(format!("the panoptic JSON has {} annotations of this image", found.len() + 1).into());
         }
         Ok(Some(first))
     }
+}
+
+fn insert(table: &mut KeyedTempStoreWriter, key: &str, value: &impl Serialize) -> Result<(), String> {
+    table.insert(key, &serde_json::to_vec(value).map_err(|problem| problem.to_string())?)
+}
+
+fn read<T: DeserializeOwned>(json: &[u8]) -> Result<T, String> {
+    serde_json::from_slice(json).map_err(|problem| problem.to_string())
 }
 
 fn add(categories: &mut BTreeMap<u32, String>, Category { id, name }: Category) -> Result<(), String> {

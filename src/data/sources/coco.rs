@@ -22,6 +22,8 @@ pub struct Image {
     #[serde(deserialize_with = "number_or_text")]
     pub id: String,
     pub file_name: String,
+    pub width: Option<usize>,
+    pub height: Option<usize>,
 }
 
 /// What is said of a picture: of several kinds of annotation, each has some of the fields.

@@ -3,7 +3,7 @@ use super::data_set::{DataSet, Files};
 use crate::config::{EvalConfig, RunConfig};
 use crate::data::codec::labels::{self, Classes, LabelMap};
 use crate::data::sources::annotations::Panoptic;
-use crate::sample::image::read_rgb8;
+use crate::sample::image::read_with_header;
 use crate::system::error::{Error, Result};
 use crate::system::limits::{IMAGE_FILE, LIST};
 use crate::system::paths::is_file;
@@ -84,7 +84,7 @@ pub struct LabelledFolder {
 }
 
 impl LabelledFolder {
-    /// Pairs the JPEGs and PNGs below `images` with the PNG label maps below `labels` by relative path without
+    /// Pairs the pictures below `images` with the PNG label maps below `labels` by relative path without
     /// extension. Labels in `ignore` do not count, and their names are not classes.
     ///
     /// # Errors
@@ -187,14 +187,18 @@ impl LabelledFolder {
     /// One of them cannot be read, their sizes differ, or a label is neither a class nor ignored.
     pub fn read(&self, index: usize) -> Result<LabelledImage> {
         let Pair { key, image: image_file, labels: labels_file } = &self.pairs[index];
-        let image = read_rgb8(image_file)?;
+        let (image, header) = read_with_header(image_file)?;
         let failed = |problem: String| Error::file(labels_file, problem);
         let bytes = IMAGE_FILE.read(labels_file).map_err(|e| failed(e.to_string()))?;
-        let labels = LabelMap::decode(&bytes).map_err(failed)?;
+        let mut labels = LabelMap::decode(&bytes).map_err(failed)?;
         let (width, height) = (labels.width, labels.height);
-        if (width, height) != (image.width() as usize, image.height() as usize) {
-            let (of_image, path) = (format!("{}×{}", image.width(), image.height()), image_file.display());
-            return Err(failed(format!("{width}×{height} pixels, but its image {path} has {of_image}")));
+        match header.turns_mask((width, height)) {
+            Some(false) => (),
+            Some(true) => labels = labels.upright(header.orientation),
+            None => {
+                let (of_image, path) = (format!("{}×{}", image.width(), image.height()), image_file.display());
+                return Err(failed(format!("{width}×{height} pixels, but its image {path} has {of_image}")));
+            }
         }
         let segments = match &self.panoptic {
             Some(panoptic) => {

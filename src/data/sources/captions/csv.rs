@@ -27,8 +27,8 @@ pub fn read(file: Patient<File>, delimiter: u8, columns: Columns, insert: &mut I
     let mut row = StringRecord::new();
     while reader.read_record(&mut row).map_err(problem)? {
         let cell = |place| row.get(place).unwrap_or_default();
-        let line = row.position().map_or(0, csv::Position::line);
-        insert(cell(key), cell(caption)).map_err(|problem| format!("line {line}: {problem}"))?;
+        let number = row.position().map_or(0, csv::Position::record);
+        insert(cell(key), cell(caption)).map_err(|problem| format!("record {number}: {problem}"))?;
         meter.reset();
     }
     Ok(())
@@ -36,12 +36,13 @@ pub fn read(file: Patient<File>, delimiter: u8, columns: Columns, insert: &mut I
 
 /// The crate's error, its place first.
 fn problem(problem: csv::Error) -> String {
-    let line = problem.position().map_or(1, csv::Position::line);
+    // Lines would be wrong by one where they end in CRLF.
+    let number = problem.position().map_or(0, csv::Position::record);
     match problem.kind() {
-        ErrorKind::Utf8 { .. } => format!("line {line}: the text is no UTF-8"),
+        ErrorKind::Utf8 { .. } => format!("record {number}: the text is no UTF-8"),
         ErrorKind::UnequalLengths { expected_len, len, .. } => {
             format!(
-                "line {line}: {len} columns, expected the {expected_len} of the header; quote cells with separators"
+                "record {number}: {len} columns, expected the {expected_len} of the header; quote cells with separators"
             )
         }
         _ => problem.to_string(),
