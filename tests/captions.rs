@@ -1,6 +1,6 @@
 //! Captions: every form of file with every trap, and which caption goes to which picture.
 use image::{ExtendedColorType, ImageEncoder, codecs::png::PngEncoder};
-use seg4diff::config::{Colour, Crop, DataConfig, DataFormat};
+use seg4diff::config::{Colour, Crop, DataConfig, DataFormat, MaskForm};
 use seg4diff::data::sources::captions::{Columns, first_by_key};
 use seg4diff::data::{Captions, Loader};
 use std::fs;
@@ -244,6 +244,8 @@ fn config(sources: &[&Path], captions: Option<PathBuf>) -> DataConfig {
         panoptic: None,
         instances: None,
         classes: None,
+        masks: MaskForm::Auto,
+        palette: None,
         ignore: 255,
         resolution: 16,
         crop: Crop::Center,

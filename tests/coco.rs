@@ -1,6 +1,6 @@
 //! COCO's annotations: instances as pycocotools draws them, panoptic PNGs by image id, names and ids from the JSON.
 use image::{ExtendedColorType, ImageEncoder, codecs::png::PngEncoder};
-use seg4diff::config::{Allowed, Colour, Crop, DataConfig, DataFormat};
+use seg4diff::config::{Allowed, Colour, Crop, DataConfig, DataFormat, MaskForm};
 use seg4diff::data::{Loader, Sample};
 use serde_json::{Value, json};
 use std::fs;
@@ -40,6 +40,8 @@ fn config(source: &Path) -> DataConfig {
         panoptic: None,
         instances: None,
         classes: None,
+        masks: MaskForm::Auto,
+        palette: None,
         ignore: 255,
         resolution: 16,
         crop: Crop::Center,

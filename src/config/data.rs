@@ -6,7 +6,7 @@ use super::reader::Reader;
 use super::setting::{Check, Setting, at_least, check, is_distinct, is_not_empty, not_empty, within};
 use image::Rgb;
 use serde::{Serialize, Serializer};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 keys! {
     /// Images, captions and masks.
@@ -46,6 +46,10 @@ keys! {
         /// coco and folder: names of the classes, a JSON list or an object from label to name. `panoptic` and `instances` name
         /// their own.
         classes: Option<PathBuf> = optional("\"data/coco/classes.json\"");
+        /// How the masks of `format = "folder"` are read.
+        masks: MaskForm = usual(MaskForm::Auto);
+        /// coco and folder: which labels the colours of RGB label maps stand for.
+        palette: Option<Palette> = optional("\"voc\"");
         /// Label that is no class (label maps only).
         ignore: u32 = usual(255);
         /// Whether half of the images are mirrored.
@@ -73,6 +77,13 @@ fn sources() -> Check<Vec<String>> {
         sources.iter().try_for_each(is_not_empty)?;
         is_distinct(sources)
     })
+}
+
+impl Palette {
+    /// Its file, if it is one's.
+    pub fn file(&self) -> Option<&Path> {
+        if let Self::File(file) = self { Some(file) } else { None }
+    }
 }
 
 impl DataConfig {
@@ -116,6 +127,24 @@ impl DataConfig {
         }
         if self.format == DataFormat::Sa1b {
             refuse("data.classes", "\"coco\" or \"folder\"");
+            refuse("data.palette", "\"coco\" or \"folder\"");
+        }
+        if self.format != DataFormat::Folder {
+            refuse("data.masks", "\"folder\"");
+        }
+        for key in ["data.classes", "data.palette"] {
+            if self.masks == MaskForm::Binary && reader.given(key) {
+                reader.problem(
+                    &["data.masks", key],
+                    format!("is \"binary\": such masks have no labels, which {key} is for"),
+                );
+            }
+        }
+        for key in ["data.panoptic", "data.instances"] {
+            if self.palette.is_some() && reader.given(key) {
+                reader
+                    .problem(&["data.palette", key], format!("is for label maps of colours, which {key} has none of"));
+            }
         }
         if model.learnable_prompt && is_coco {
             reader.problem(
@@ -186,6 +215,32 @@ choices! {
         Coco = "coco",
         /// A folder of images with masks and captions beside them.
         Folder = "folder",
+    }
+}
+
+choices! {
+    /// How masks beside pictures are read.
+    pub enum MaskForm: Copy {
+        /// As labels with `classes` or `palette`, otherwise as the first sixteen maps look: black and white, with soft edges
+        /// or without, or labels.
+        Auto = "auto",
+        /// One mask a picture, where a map is at least half as bright as white.
+        Binary = "binary",
+        /// One mask for each value but 0 and `ignore`.
+        Labels = "labels",
+    }
+}
+
+choices! {
+    /// Which labels colours stand for.
+    pub enum Palette {
+        /// PASCAL VOC's colours, for the labels 0 to 20.
+        Voc = "voc",
+        /// Cityscapes' colours, for the training labels 0 to 18.
+        Cityscapes = "cityscapes",
+    } or {
+        /// A JSON object from colour to label, such as `{"#8000ff": 1}`.
+        File(PathBuf): "the path of a JSON file"
     }
 }
 

@@ -69,6 +69,11 @@ impl SampleDecoder {
         Self { cache, ..self }
     }
 
+    /// Reads masks beside pictures as black and white, or as labels.
+    pub fn with_mask_form(self, is_binary: bool) -> Self {
+        Self { masks: self.masks.with_form(is_binary), ..self }
+    }
+
     /// Leaves pictures empty: only prompts and masks are read.
     pub fn without_pictures(self) -> Self {
         Self { pictures: false, ..self }

@@ -11,7 +11,7 @@ use super::sources::{
 use super::{
     Cache, Sample,
     decode::{DecodedSample, SampleDecoder},
-    keyed_temp_store,
+    keyed_temp_store, masks,
     order::Cursor,
     plan::{DecodeTask, Decoded, Planner, Position, Results},
 };
@@ -63,6 +63,7 @@ pub struct Loader {
     cursor: Cursor,
     max_broken: f64,
     require_masks: bool,
+    is_binary: bool,
     /// `data.source`, for error messages.
     source: String,
     /// The first broken sample, for the error that ends the run.
@@ -134,7 +135,8 @@ impl Loader {
             return Err(Error::Usage(format!("{hint} ({})", shards.len())));
         }
         cursor.sources = sources;
-        let decoder = Arc::new(decoder()?);
+        let is_binary = masks::are_binary(config, &shards, pairing)?;
+        let decoder = Arc::new(decoder()?.with_mask_form(is_binary));
 
         let workers = config.workers.max(1);
         let (permit_sender, permits) = mpsc::channel();
@@ -150,6 +152,7 @@ impl Loader {
             cursor,
             max_broken: config.max_broken,
             require_masks,
+            is_binary,
             source,
             first_broken: None,
             next: 0,
@@ -221,6 +224,11 @@ impl Loader {
                 Decoded::EpochEnd => return Ok(None),
             }
         }
+    }
+
+    /// Whether masks are black and white, one a picture.
+    pub(crate) fn has_binary_masks(&self) -> bool {
+        self.is_binary
     }
 
     /// Mask statistics of the current epoch.

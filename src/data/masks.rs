@@ -1,19 +1,21 @@
 //! The masks of a sample: from run lengths, label maps, panoptic segments or instances to the square of training.
 use super::Mask;
 use super::codec::crop::Grid;
-use super::codec::labels::{self, Classes, LabelMap};
+use super::codec::labels::{self, Appearance, Classes, LabelMap};
+use super::codec::palette::Colours;
 use super::codec::photograph::Header;
 use super::codec::stored_mask::{Parts, StoredMask};
 use super::sources::annotations::{Instance, Instances, OfPicture, Panoptic};
-use super::sources::shards::{Member, SampleReference};
+use super::sources::shards::{Member, Pairing, SampleReference, SampleShard};
 use super::sources::unusable::Unusable;
-use crate::config::{Allowed, DataConfig, DataFormat};
+use crate::config::{Allowed, DataConfig, DataFormat, MaskForm};
 use crate::system::limits::{ANNOTATIONS, IMAGE_FILE};
 use crate::system::utf8;
 use crate::{Error, Result};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::io;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 /// What a sample's annotation says: the usable masks and the class names that [`Mask::class`] indexes.
@@ -60,6 +62,9 @@ pub struct MaskReader {
     panoptic: Option<Panoptic>,
     instances: Option<Instances>,
     classes: Option<Classes>,
+    colours: Option<Colours>,
+    /// Whether the label maps of folders are black and white.
+    is_binary: bool,
 }
 
 #[derive(Deserialize)]
@@ -87,6 +92,51 @@ enum Meaning {
     Unnamed,
     /// No mask, and nothing to say about it.
     Background,
+}
+
+/// A value of a label map that stands for nothing.
+enum Meaningless {
+    Segment,
+    Colour,
+}
+
+/// The brightness from which on a pixel of a black-and-white map is in the mask.
+const WHITE: u32 = 128;
+
+/// Maps by which it is decided whether they are black and white.
+const LOOKED_AT: usize = 16;
+
+/// Whether the masks of `shards` are black and white: as the configuration says, or as the first maps look.
+///
+/// # Errors
+/// The machine cannot read them.
+pub fn are_binary(config: &DataConfig, shards: &[SampleShard], pairing: Pairing) -> Result<bool> {
+    let has_labels = config.format != DataFormat::Folder || config.classes.is_some() || config.palette.is_some();
+    if has_labels || config.masks != MaskForm::Auto {
+        return Ok(config.masks == MaskForm::Binary);
+    }
+    let mut looks = Vec::new();
+    let mut failed = Ok(());
+    for shard in shards {
+        let flow = shard.scan(pairing, &mut |item| {
+            let Ok(SampleReference { annotation: Some(member), shard, .. }) = &item else {
+                return ControlFlow::Continue(());
+            };
+            match member.read(shard, IMAGE_FILE) {
+                // What cannot be decoded is said where the sample is read.
+                Ok(bytes) => looks.extend(LabelMap::decode(&bytes).map(|map| map.appearance())),
+                Err(Unusable::Broken(_)) => {}
+                Err(Unusable::Fatal(error)) => failed = Err(error),
+            }
+            let goes_on = failed.is_ok() && looks.len() < LOOKED_AT;
+            if goes_on { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        });
+        if flow.is_break() {
+            break;
+        }
+    }
+    failed?;
+    Ok(looks.contains(&Appearance::BlackAndWhite) && !looks.contains(&Appearance::Labels))
 }
 
 impl MaskReader {
@@ -123,7 +173,14 @@ impl MaskReader {
         if let Some(classes) = &classes {
             classes.check_names().map_err(|problem| Error::file(names_file(config), problem))?;
         }
-        Ok(Self { config: config.clone(), panoptic, instances, classes })
+        let colours = config.palette.as_ref().map(|palette| Colours::of(palette, config.ignore)).transpose()?;
+        let is_binary = config.masks == MaskForm::Binary;
+        Ok(Self { config: config.clone(), panoptic, instances, classes, colours, is_binary })
+    }
+
+    /// Reads the label maps of folders as black and white, or as labels.
+    pub fn with_form(self, is_binary: bool) -> Self {
+        Self { is_binary, ..self }
     }
 
     /// Whether labels have names.
@@ -156,7 +213,7 @@ impl MaskReader {
                     Member::Part { .. } => &*reference.shard,
                 };
                 let map = label_map(path, &member.read(&reference.shard, IMAGE_FILE)?, header)?;
-                self.label_masks(path, &map, grid, |value| Ok(self.meaning(value)), named)
+                self.label_masks(path, &map, grid, |value| self.meaning_in(&map, value), named)
             }
             (_, None) => Ok(Masks { fates: Fates { absent: 1, ..Fates::default() }, ..Masks::default() }),
         }
@@ -171,6 +228,31 @@ impl MaskReader {
             Some(_) if label != 0 => Meaning::Unnamed,
             _ => Meaning::Background,
         }
+    }
+
+    /// What a value of a label map means.
+    fn meaning_in(&self, map: &LabelMap, value: u32) -> Result<Meaning, Meaningless> {
+        if self.is_binary {
+            return Ok(if map.brightness(value) >= WHITE { Meaning::Label(1) } else { Meaning::Background });
+        }
+        let [red, green, blue, _] = value.to_le_bytes();
+        match &self.colours {
+            _ if map.channels() < 3 => Ok(self.meaning(value)),
+            Some(colours) => Ok(self.meaning(colours.label(value).ok_or(Meaningless::Colour)?)),
+            None if red == green && green == blue => Ok(self.meaning(u32::from(red))),
+            None => Err(Meaningless::Colour),
+        }
+    }
+
+    /// What is wrong with a colour that stands for no label.
+    fn no_label(&self, colour: u32, place: &str) -> String {
+        let [red, green, blue, _] = colour.to_le_bytes();
+        let place = place.split_once(" at ").map_or("", |(_, place)| place);
+        let table = match self.colours.is_some() {
+            true => "has no label in data.palette",
+            false => "is no label: data.palette says which labels the colours of RGB maps stand for",
+        };
+        format!("the colour #{red:02x}{green:02x}{blue:02x} at {place} {table}")
     }
 
     /// sa1b: the annotated masks, by descending area.
@@ -198,7 +280,7 @@ impl MaskReader {
         let folder = self.config.labels.as_deref().ok_or("data.labels is missing")?;
         let Some(panoptic) = &self.panoptic else {
             let (path, map) = first_map(reference.labels.iter().map(|path| folder.join(path)), header)?;
-            return self.label_masks(&path, &map, grid, |label| Ok(self.meaning(label)), true);
+            return self.label_masks(&path, &map, grid, |value| self.meaning_in(&map, value), true);
         };
         let picture = panoptic.segments(key)?.ok_or("the panoptic JSON has no annotation of this image")?;
         let beside = reference.labels.iter().filter_map(|path| path.parent());
@@ -208,7 +290,7 @@ impl MaskReader {
         let meaning = |segment: u32| match categories.get(&segment) {
             Some(&category) => Ok(self.meaning(category)),
             None if segment == labels::VOID => Ok(Meaning::Background),
-            None => Err(labels::NO_SEGMENT),
+            None => Err(Meaningless::Segment),
         };
         self.label_masks(&path, &map, grid, meaning, true)
     }
@@ -247,7 +329,7 @@ impl MaskReader {
         file: &Path,
         map: &LabelMap,
         grid: &Grid,
-        meaning: impl Fn(u32) -> Result<Meaning, &'static str>,
+        meaning: impl Fn(u32) -> Result<Meaning, Meaningless>,
         named: bool,
     ) -> Result<Masks, Unusable> {
         let mut pixels = Vec::with_capacity(grid.width() * grid.height());
@@ -262,8 +344,12 @@ impl MaskReader {
                     Some((known, means)) if known == value => means,
                     _ => {
                         let place = format!("label {value} at x {source_x}, y {source_y}");
-                        let means =
-                            meaning(value).map_err(|problem| format!("{}: {place} {problem}", file.display()))?;
+                        let means = meaning(value).map_err(|problem| match problem {
+                            Meaningless::Segment => {
+                                format!("{}: {place} {}", file.display(), labels::NO_SEGMENT).into()
+                            }
+                            Meaningless::Colour => Unusable::Fatal(Error::file(file, self.no_label(value, &place))),
+                        })?;
                         if means == Meaning::Unnamed {
                             self.refuse_unnamed(file, &place)?;
                         }

@@ -1,5 +1,5 @@
 //! The second stage of checking a configuration: against the files that it names.
-use crate::config::{HeadMaps, LayerChoice, RunConfig};
+use crate::config::{HeadMaps, LayerChoice, Palette, RunConfig};
 use crate::model::weights::bounds::Bounds;
 use crate::model::weights::required_files::RequiredFiles;
 use crate::system::error::{Error, Result};
@@ -47,6 +47,7 @@ impl RunConfig {
             ("data.panoptic", data.panoptic.as_deref(), false),
             ("data.instances", data.instances.as_deref(), false),
             ("data.classes", data.classes.as_deref(), false),
+            ("data.palette", data.palette.as_ref().and_then(Palette::file), false),
             ("loss.score_head_init", self.loss.score_head_init.as_deref(), true),
         ]
     }

@@ -54,6 +54,9 @@ pub fn examine(config: &RunConfig, encoders: &TextEncoders, trained: u64, is_mai
     }
     match census.problem(JUDGED, data) {
         Some(problem) if !data.allow.contains(&Allowed::MasksUnused) => Err(Error::Failed(problem)),
-        _ => Ok(census.line()),
+        _ => Ok(census.line(match loader.has_binary_masks() {
+            true => " black-and-white",
+            false => "",
+        })),
     }
 }
