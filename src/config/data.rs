@@ -15,10 +15,10 @@ keys! {
         format: DataFormat = usual(DataFormat::Sa1b);
         /// Tar shards or folders of images; each entry may be a pattern.
         source: Vec<String> = required("[\"data/sa1b/sa_*.tar\"]"), sources();
-        /// Captions file: a JSON object or JSON lines of image key to caption, or Parquet. Leave it out where captions lie
+        /// Captions file: JSON, JSON lines, CSV, Parquet, COCO captions or an archive of texts. Leave it out where captions lie
         /// beside the images as `KEY.txt`.
         captions: Option<PathBuf> = optional("\"data/sa1b/captions.json\"");
-        /// Column of a Parquet file, or key of JSON lines, that holds the image's key.
+        /// Column of a table, or key of a JSON record, that holds the image's key.
         caption_key_column: String = usual("key".into()), not_empty();
         /// Column or key that holds the caption.
         caption_column: String = usual("caption".into()), not_empty();

@@ -11,7 +11,7 @@ use super::sources::{
 use super::{
     Cache, Sample,
     decode::{DecodedSample, SampleDecoder},
-    keyed_temp_store, masks,
+    keyed_temp_store, mask_form,
     order::Cursor,
     plan::{DecodeTask, Decoded, Planner, Position, Results},
 };
@@ -135,7 +135,7 @@ impl Loader {
             return Err(Error::Usage(format!("{hint} ({})", shards.len())));
         }
         cursor.sources = sources;
-        let is_binary = masks::are_binary(config, &shards, pairing)?;
+        let is_binary = mask_form::are_binary(config, &shards, pairing)?;
         let decoder = Arc::new(decoder()?.with_mask_form(is_binary));
 
         let workers = config.workers.max(1);

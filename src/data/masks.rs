@@ -1,12 +1,12 @@
 //! The masks of a sample: from run lengths, label maps, panoptic segments or instances to the square of training.
 use super::Mask;
 use super::codec::crop::Grid;
-use super::codec::labels::{self, Appearance, Classes, LabelMap};
+use super::codec::labels::{self, Classes, LabelMap};
 use super::codec::palette::Colours;
 use super::codec::photograph::Header;
 use super::codec::stored_mask::{Parts, StoredMask};
 use super::sources::annotations::{Instance, Instances, OfPicture, Panoptic};
-use super::sources::shards::{Member, Pairing, SampleReference, SampleShard};
+use super::sources::shards::{Member, SampleReference};
 use super::sources::unusable::Unusable;
 use crate::config::{Allowed, DataConfig, DataFormat, MaskForm};
 use crate::system::limits::{ANNOTATIONS, IMAGE_FILE};
@@ -15,7 +15,6 @@ use crate::{Error, Result};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::io;
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 /// What a sample's annotation says: the usable masks and the class names that [`Mask::class`] indexes.
@@ -102,42 +101,6 @@ enum Meaningless {
 
 /// The brightness from which on a pixel of a black-and-white map is in the mask.
 const WHITE: u32 = 128;
-
-/// Maps by which it is decided whether they are black and white.
-const LOOKED_AT: usize = 16;
-
-/// Whether the masks of `shards` are black and white: as the configuration says, or as the first maps look.
-///
-/// # Errors
-/// The machine cannot read them.
-pub fn are_binary(config: &DataConfig, shards: &[SampleShard], pairing: Pairing) -> Result<bool> {
-    let has_labels = config.format != DataFormat::Folder || config.classes.is_some() || config.palette.is_some();
-    if has_labels || config.masks != MaskForm::Auto {
-        return Ok(config.masks == MaskForm::Binary);
-    }
-    let mut looks = Vec::new();
-    let mut failed = Ok(());
-    for shard in shards {
-        let flow = shard.scan(pairing, &mut |item| {
-            let Ok(SampleReference { annotation: Some(member), shard, .. }) = &item else {
-                return ControlFlow::Continue(());
-            };
-            match member.read(shard, IMAGE_FILE) {
-                // What cannot be decoded is said where the sample is read.
-                Ok(bytes) => looks.extend(LabelMap::decode(&bytes).map(|map| map.appearance())),
-                Err(Unusable::Broken(_)) => {}
-                Err(Unusable::Fatal(error)) => failed = Err(error),
-            }
-            let goes_on = failed.is_ok() && looks.len() < LOOKED_AT;
-            if goes_on { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-        });
-        if flow.is_break() {
-            break;
-        }
-    }
-    failed?;
-    Ok(looks.contains(&Appearance::BlackAndWhite) && !looks.contains(&Appearance::Labels))
-}
 
 impl MaskReader {
     /// Reads the class list and the annotations that `config` names.
@@ -245,14 +208,13 @@ impl MaskReader {
     }
 
     /// What is wrong with a colour that stands for no label.
-    fn no_label(&self, colour: u32, place: &str) -> String {
+    fn no_label(&self, colour: u32, (x, y): (usize, usize)) -> String {
         let [red, green, blue, _] = colour.to_le_bytes();
-        let place = place.split_once(" at ").map_or("", |(_, place)| place);
         let table = match self.colours.is_some() {
             true => "has no label in data.palette",
             false => "is no label: data.palette says which labels the colours of RGB maps stand for",
         };
-        format!("the colour #{red:02x}{green:02x}{blue:02x} at {place} {table}")
+        format!("the colour #{red:02x}{green:02x}{blue:02x} at x {x}, y {y} {table}")
     }
 
     /// sa1b: the annotated masks, by descending area.
@@ -332,50 +294,23 @@ impl MaskReader {
         meaning: impl Fn(u32) -> Result<Meaning, Meaningless>,
         named: bool,
     ) -> Result<Masks, Unusable> {
-        let mut pixels = Vec::with_capacity(grid.width() * grid.height());
+        let pixels = self.meanings(file, map, grid, meaning)?;
         let mut areas: BTreeMap<u32, usize> = BTreeMap::new();
-        let (mut ignored, mut unnamed) = (false, false);
-        let mut last = None;
-        for y in 0..grid.height() {
-            for x in 0..grid.width() {
-                let (source_x, source_y) = grid.source(x, y);
-                let value = map.get(source_x, source_y);
-                let means = match last {
-                    Some((known, means)) if known == value => means,
-                    _ => {
-                        let place = format!("label {value} at x {source_x}, y {source_y}");
-                        let means = meaning(value).map_err(|problem| match problem {
-                            Meaningless::Segment => {
-                                format!("{}: {place} {}", file.display(), labels::NO_SEGMENT).into()
-                            }
-                            Meaningless::Colour => Unusable::Fatal(Error::file(file, self.no_label(value, &place))),
-                        })?;
-                        if means == Meaning::Unnamed {
-                            self.refuse_unnamed(file, &place)?;
-                        }
-                        means
-                    }
-                };
-                last = Some((value, means));
-                ignored |= means == Meaning::Ignored;
-                unnamed |= means == Meaning::Unnamed;
-                let label = if let Meaning::Label(label) = means { Some(label) } else { None };
-                if let Some(label) = label {
-                    *areas.entry(label).or_default() += 1;
-                }
-                pixels.push(label);
+        for pixel in &pixels {
+            if let Meaning::Label(label) = pixel {
+                *areas.entry(*label).or_default() += 1;
             }
         }
         let mut fates = Fates::default();
-        let found: Vec<(usize, u32)> = areas.into_iter().map(|(label, area)| (area, label)).collect();
-        if found.is_empty() {
-            match (ignored, unnamed) {
+        if areas.is_empty() {
+            match (pixels.contains(&Meaning::Ignored), pixels.contains(&Meaning::Unnamed)) {
                 (true, _) => fates.ignored += 1,
                 (false, true) => fates.unnamed += 1,
                 (false, false) => fates.absent += 1,
             }
         }
-        let mut kept = self.largest(found, grid, &mut fates);
+        let found = areas.into_iter().map(|(label, area)| (area, label)).collect();
+        let mut kept: Vec<u32> = self.largest(found, grid, &mut fates);
         let mut names = Vec::new();
         if named && self.classes.is_some() {
             kept.sort_unstable();
@@ -383,15 +318,53 @@ impl MaskReader {
         }
         let mut masks = vec![Mask::new(grid.width(), grid.height()); kept.len()];
         let places: BTreeMap<u32, usize> = kept.into_iter().enumerate().map(|(place, label)| (label, place)).collect();
-        for (pixel, label) in pixels.into_iter().enumerate() {
-            if let Some(&place) = label.and_then(|label| places.get(&label)) {
-                masks[place].set(pixel % grid.width(), pixel / grid.width());
+        for (number, pixel) in pixels.into_iter().enumerate() {
+            if let Meaning::Label(label) = pixel
+                && let Some(&place) = places.get(&label)
+            {
+                masks[place].set(number % grid.width(), number / grid.width());
             }
         }
         if !names.is_empty() {
             masks.iter_mut().enumerate().for_each(|(place, mask)| mask.class = Some(place));
         }
         Ok(Masks { masks, names, fates })
+    }
+
+    /// What the map says at each point of `grid`, `[height, width]`.
+    fn meanings(
+        &self,
+        file: &Path,
+        map: &LabelMap,
+        grid: &Grid,
+        meaning: impl Fn(u32) -> Result<Meaning, Meaningless>,
+    ) -> Result<Vec<Meaning>, Unusable> {
+        let mut pixels = Vec::with_capacity(grid.width() * grid.height());
+        // Neighbouring pixels are mostly equal.
+        let mut last: Option<(u32, Meaning)> = None;
+        for (y, x) in (0..grid.height()).flat_map(|y| (0..grid.width()).map(move |x| (y, x))) {
+            let (x, y) = grid.source(x, y);
+            let value = map.get(x, y);
+            let means = match last {
+                Some((known, means)) if known == value => means,
+                _ => {
+                    let place = || format!("label {value} at x {x}, y {y}");
+                    let means = meaning(value).map_err(|problem| match problem {
+                        Meaningless::Segment => {
+                            format!("{}: {} {}", file.display(), place(), labels::NO_SEGMENT).into()
+                        }
+                        Meaningless::Colour => Unusable::Fatal(Error::file(file, self.no_label(value, (x, y)))),
+                    })?;
+                    if means == Meaning::Unnamed {
+                        self.refuse_unnamed(file, &place())?;
+                    }
+                    means
+                }
+            };
+            last = Some((value, means));
+            pixels.push(means);
+        }
+        Ok(pixels)
     }
 
     fn name(&self, label: u32) -> Option<String> {
