@@ -1,7 +1,7 @@
 //! Masks and label maps lie over the upright picture, whichever way they and the picture are stored.
 use image::codecs::png::PngEncoder;
 use image::{ExtendedColorType, ImageEncoder};
-use seg4diff::config::{Colour, Crop, DataConfig, DataFormat};
+use seg4diff::config::{Colour, Crop, DataConfig, DataFormat, MaskForm};
 use seg4diff::data::codec::labels::encode_labels;
 use seg4diff::data::codec::photograph::{Orientation, exchanges_sides, upright};
 use seg4diff::data::codec::rle::RunLengths;
@@ -24,7 +24,10 @@ fn config(format: DataFormat, folder: &Path) -> DataConfig {
         caption_column: "caption".into(),
         labels: coco.then(|| at("labels")),
         panoptic: None,
+        instances: None,
         classes: coco.then(|| at("classes.json")),
+        masks: MaskForm::Auto,
+        palette: None,
         ignore: 255,
         resolution: 16,
         crop: Crop::Center,
@@ -38,6 +41,7 @@ fn config(format: DataFormat, folder: &Path) -> DataConfig {
         cache: None,
         workers: 1,
         max_broken: 0.0,
+        allow: vec![],
         has_prompts: true,
     }
 }

@@ -7,7 +7,7 @@ use super::rule::{follows, optional, required, usual};
 use super::setting::{Check, Setting, at_least, check, is_distinct, is_not_empty, not_empty, within};
 use image::Rgb;
 use serde::{Serialize, Serializer};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 keys! {
     /// Images, captions and masks.
@@ -16,10 +16,10 @@ keys! {
         format: DataFormat = usual(DataFormat::Sa1b);
         /// Tar shards or folders of images; each entry may be a pattern.
         source: Vec<String> = required("[\"data/sa1b/sa_*.tar\"]"), sources();
-        /// Captions file: a JSON object or JSON lines of image key to caption, or Parquet. Leave it out where captions lie
+        /// Captions file: JSON, JSON lines, CSV, Parquet, COCO captions or an archive of texts. Leave it out where captions lie
         /// beside the images as `KEY.txt`.
         captions: Option<PathBuf> = optional("\"data/sa1b/captions.json\"");
-        /// Column of a Parquet file, or key of JSON lines, that holds the image's key.
+        /// Column of a table, or key of a JSON record, that holds the image's key.
         caption_key_column: String = usual("key".into()), not_empty();
         /// Column or key that holds the caption.
         caption_column: String = usual("caption".into()), not_empty();
@@ -42,8 +42,15 @@ keys! {
         labels: Option<PathBuf> = optional("\"data/coco/annotations/panoptic_train2017\"");
         /// coco: panoptic JSON, where `labels` are panoptic PNGs.
         panoptic: Option<PathBuf> = optional("\"data/coco/annotations/panoptic_train2017.json\"");
-        /// coco and folder: names of the classes, a JSON list or an object from label to name.
+        /// coco: instances or stuff JSON (polygons or run lengths) in place of `labels`.
+        instances: Option<PathBuf> = optional("\"data/coco/annotations/instances_train2017.json\"");
+        /// coco and folder: names of the classes, a JSON list or an object from label to name. `panoptic` and `instances` name
+        /// their own.
         classes: Option<PathBuf> = optional("\"data/coco/classes.json\"");
+        /// How the masks of `format = "folder"` are read.
+        masks: MaskForm = usual(MaskForm::Auto);
+        /// coco and folder: which labels the colours of RGB label maps stand for.
+        palette: Option<Palette> = optional("\"voc\"");
         /// Label that is no class (label maps only).
         ignore: u32 = usual(255);
         /// Whether half of the images are mirrored.
@@ -57,6 +64,8 @@ keys! {
         workers: usize = usual(8), within(1, 1024);
         /// Share of unreadable samples above which the run stops.
         max_broken: f64 = usual(0.01), within(0.0, 1.0);
+        /// What may be wrong with the data without stopping the run.
+        allow: Vec<Allowed> = usual(Vec::new());
     } with {
         /// Whether the model sees captions and names; no key: a learnable prompt takes their place.
         #[serde(skip)]
@@ -71,6 +80,13 @@ fn sources() -> Check<Vec<String>> {
     })
 }
 
+impl Palette {
+    /// Its file, if it is one's.
+    pub fn file(&self) -> Option<&Path> {
+        if let Self::File(file) = self { Some(file) } else { None }
+    }
+}
+
 impl DataConfig {
     /// What no key can say alone.
     pub(super) fn check(&self, model: &ModelConfig, reader: &mut Reader) {
@@ -81,12 +97,22 @@ impl DataConfig {
                 .problem(&["data.cache", "data.crop"], format!("is for crop = \"center\" or \"stretch\" only: {why}"));
         }
         if is_coco {
-            for (key, what) in [
-                ("data.labels", "the folder of label-map or panoptic PNGs"),
-                ("data.classes", "the JSON file of class names"),
+            let named = self.panoptic.is_some() || self.instances.is_some();
+            for (key, is_needed, what) in [
+                (
+                    "data.labels",
+                    self.instances.is_none(),
+                    "the folder of label-map or panoptic PNGs, or data.instances",
+                ),
+                ("data.classes", !named, "the JSON file of class names"),
             ] {
-                if !reader.given(key) {
+                if is_needed && !reader.given(key) {
                     reader.problem(&[key, "data.format"], format!("is missing; format = \"coco\" needs {what}"));
+                }
+            }
+            for key in ["data.labels", "data.panoptic"] {
+                if self.instances.is_some() && reader.given(key) {
+                    reader.problem(&[key, "data.instances"], "and data.instances are two kinds of masks; choose one");
                 }
             }
         }
@@ -98,9 +124,28 @@ impl DataConfig {
         if !is_coco {
             refuse("data.labels", "\"coco\"");
             refuse("data.panoptic", "\"coco\"");
+            refuse("data.instances", "\"coco\"");
         }
         if self.format == DataFormat::Sa1b {
             refuse("data.classes", "\"coco\" or \"folder\"");
+            refuse("data.palette", "\"coco\" or \"folder\"");
+        }
+        if self.format != DataFormat::Folder {
+            refuse("data.masks", "\"folder\"");
+        }
+        for key in ["data.classes", "data.palette"] {
+            if self.masks == MaskForm::Binary && reader.given(key) {
+                reader.problem(
+                    &["data.masks", key],
+                    format!("is \"binary\": such masks have no labels, which {key} is for"),
+                );
+            }
+        }
+        for key in ["data.panoptic", "data.instances"] {
+            if self.palette.is_some() && reader.given(key) {
+                reader
+                    .problem(&["data.palette", key], format!("is for label maps of colours, which {key} has none of"));
+            }
         }
         if model.learnable_prompt && is_coco {
             reader.problem(
@@ -171,6 +216,46 @@ choices! {
         Coco = "coco",
         /// A folder of images with masks and captions beside them.
         Folder = "folder",
+    }
+}
+
+choices! {
+    /// How masks beside pictures are read.
+    pub enum MaskForm: Copy {
+        /// As labels with `classes` or `palette`, otherwise as the first sixteen maps look: black and white, with soft edges
+        /// or without, or labels.
+        Auto = "auto",
+        /// One mask a picture, where a map is at least half as bright as white.
+        Binary = "binary",
+        /// One mask for each value but 0 and `ignore`.
+        Labels = "labels",
+    }
+}
+
+choices! {
+    /// Which labels colours stand for.
+    pub enum Palette {
+        /// PASCAL VOC's colours, for the labels 0 to 20.
+        Voc = "voc",
+        /// Cityscapes' colours, for the training labels 0 to 18.
+        Cityscapes = "cityscapes",
+    } or {
+        /// A JSON object from colour to label, such as `{"#8000ff": 1}`.
+        File(PathBuf): "the path of a JSON file"
+    }
+}
+
+choices! {
+    /// What may be wrong with the data without stopping the run.
+    pub enum Allowed: Copy {
+        /// All captions are empty.
+        CaptionsEmpty = "captions_empty",
+        /// Labels without a name are no class.
+        LabelsUnnamed = "labels_unnamed",
+        /// `classes` has other names, or other classes, than the annotations.
+        ClassNames = "class_names",
+        /// None of the first masks has an effect.
+        MasksUnused = "masks_unused",
     }
 }
 

@@ -17,7 +17,7 @@ mod run;
 mod setting;
 mod train;
 
-pub use data::{Colour, Crop, DataConfig, DataFormat, SceneSet, ScenesConfig};
+pub use data::{Allowed, Colour, Crop, DataConfig, DataFormat, MaskForm, Palette, SceneSet, ScenesConfig};
 pub use eval::{BLUR, BestBy, EvalConfig, MapHeads, MapNormalize, SegmentationProtocol};
 pub use help::{explain, markdown, sections, template};
 pub use loss::{Alignment, AttentionForm, FocalProbability, HeadMaps, LossConfig};

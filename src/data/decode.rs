@@ -1,15 +1,12 @@
 //! Decodes one sample: reads and checks its files, scales, crops and mirrors them, chooses the masks.
 use super::codec::{
     crop::{Grid, Placement},
-    labels::{Classes, LabelMap},
-    mask::Mask,
     photograph::{self, Header},
-    rle::StoredRunLengths,
 };
+use super::masks::{Fates, MaskReader, Masks};
 use super::sources::{
     captions::{Captions, Columns, first_sentences},
-    panoptic::Panoptic,
-    shards::SampleReference,
+    shards::{Member, SampleReference},
     unusable::Unusable,
 };
 use super::{
@@ -18,46 +15,30 @@ use super::{
     keyed_temp_store, order,
 };
 use crate::{
-    Error, Result,
+    Result,
     config::{DataConfig, DataFormat},
-    system::limits::{ANNOTATIONS, CAPTION, IMAGE_FILE},
+    system::limits::{CAPTION, IMAGE_FILE},
+    system::utf8,
 };
 use image::{Rgb, RgbImage};
-use serde::Deserialize;
-use std::{collections::HashMap, io, path::PathBuf};
+use std::borrow::Cow;
 
 /// Turns references into samples; shared by all workers.
 pub struct SampleDecoder {
     config: DataConfig,
     seed: u64,
     captions: Option<Captions>,
-    panoptic: Option<Panoptic>,
-    classes: Option<Classes>,
+    masks: MaskReader,
     /// Cached latents and embeddings, which replace the pixels.
     cache: Option<Cache>,
+    /// Whether pictures are decoded.
+    pictures: bool,
 }
 
-/// A sample, and whether it had a usable mask before caption dropout removed its masks.
+/// A sample, and what became of its masks before caption dropout removed them.
 pub struct DecodedSample {
     pub sample: Sample,
-    pub has_mask: bool,
-}
-
-#[derive(Deserialize)]
-struct Sa1bAnnotations {
-    image: Option<ImageSize>,
-    annotations: Vec<Sa1bAnnotation>,
-}
-
-#[derive(Deserialize)]
-struct ImageSize {
-    width: usize,
-    height: usize,
-}
-
-#[derive(Deserialize)]
-struct Sa1bAnnotation {
-    segmentation: StoredRunLengths,
+    pub fates: Fates,
 }
 
 impl SampleDecoder {
@@ -73,26 +54,29 @@ impl SampleDecoder {
             }
             _ => None,
         };
-        let is_coco = config.format == DataFormat::Coco;
-        let panoptic = config.panoptic.as_deref().filter(|_| is_coco).map(Panoptic::read).transpose()?;
-        let classes = match (&config.classes, &panoptic) {
-            (Some(path), _) => Some(Classes::read(path)?),
-            (None, Some(panoptic)) => Some(panoptic.categories.clone()),
-            (None, None) => None,
-        };
-        if is_coco && config.labels.is_none() {
-            return Err(Error::Usage("data.labels is missing: the coco format needs the folder of label maps".into()));
-        }
-        if is_coco && classes.is_none() {
-            let hint = "data.classes is missing: label maps need the names of their labels";
-            return Err(Error::Usage(format!("{hint} (panoptic PNGs: data.panoptic)")));
-        }
-        Ok(Self { config: config.clone(), seed, captions, panoptic, classes, cache: None })
+        Ok(Self {
+            config: config.clone(),
+            seed,
+            captions,
+            masks: MaskReader::new(config)?,
+            cache: None,
+            pictures: true,
+        })
     }
 
     /// Takes latents and embeddings from `cache`, so that image files are hashed but not decoded.
     pub fn with_cache(self, cache: Option<Cache>) -> Self {
         Self { cache, ..self }
+    }
+
+    /// Reads masks beside pictures as black and white, or as labels.
+    pub fn with_mask_form(self, is_binary: bool) -> Self {
+        Self { masks: self.masks.with_form(is_binary), ..self }
+    }
+
+    /// Leaves pictures empty: only prompts and masks are read.
+    pub fn without_pictures(self) -> Self {
+        Self { pictures: false, ..self }
     }
 
     /// Decodes the sample of `reference` with the random draws of `epoch`.
@@ -102,17 +86,17 @@ impl SampleDecoder {
     pub fn decode(&self, reference: &SampleReference, epoch: u64) -> Result<DecodedSample, Unusable> {
         let file = reference.image.read(&reference.shard, IMAGE_FILE)?;
         let header = photograph::header(&file)?;
-        let photograph = match self.cache {
-            None => Some(photograph::decode_over(&file, self.background())?),
-            Some(_) => None,
+        let photograph = match self.cache.is_none() && self.pictures {
+            true => Some(photograph::decode_over(&file, self.background())?),
+            false => None,
         };
         let size = photograph.as_ref().map_or(header.size, size_of);
         photograph::check_shape(size)?;
         let draws = order::augmentation(self.seed, epoch, keyed_temp_store::hash(&reference.key));
         let placement = Placement::new(size, self.config.resolution, self.config.crop, self.config.flip, &draws);
-        let (prompt, masks, classes) = self.prompt_and_masks(reference, &header, &placement.grid())?;
+        let (prompt, Masks { masks, names: classes, fates }) =
+            self.prompt_and_masks(reference, &header, &placement.grid())?;
         let image = photograph.map_or_else(|| Ok(Vec::new()), |photograph| placement.apply(&photograph))?;
-        let has_mask = !masks.is_empty();
         let mut sample = Sample { key: reference.key.clone(), image, encoded: None, prompt, classes, masks };
         if draws.drop_caption < self.config.caption_dropout {
             sample.prompt.clear();
@@ -124,7 +108,7 @@ impl SampleDecoder {
             sample.encoded =
                 Some(encoded(cache, reference, (&file, &picture), placement.is_mirrored(), &sample.prompt)?);
         }
-        Ok(DecodedSample { sample, has_mask })
+        Ok(DecodedSample { sample, fates })
     }
 
     /// The prompt of a sample; it does not depend on the epoch.
@@ -159,21 +143,21 @@ impl SampleDecoder {
         mirrored.iter().map(|mirror| Placement::fixed(size, side, crop, *mirror).apply(&photograph)).collect()
     }
 
-    /// Prompt, usable masks, and the class names of the prompt (empty if it is a caption).
+    /// Prompt, usable masks, and the class names of the prompt (none if it is a caption).
     fn prompt_and_masks(
         &self,
         reference: &SampleReference,
         header: &Header,
         grid: &Grid,
-    ) -> Result<(String, Vec<Mask>, Vec<String>), Unusable> {
+    ) -> Result<(String, Masks), Unusable> {
         let caption = self.caption(reference)?;
-        let (masks, names) = self.masks(reference, header, grid, caption.is_none())?;
+        let masks = self.masks.read(reference, &self.key(reference), header, grid, caption.is_none())?;
         let prompt = match caption {
             Some(caption) => caption,
-            None if names.is_empty() && self.classes.is_none() => return Err("there is no caption".into()),
-            None => names.join(" "),
+            None if masks.names.is_empty() && !self.masks.has_names() => return Err("there is no caption".into()),
+            None => masks.names.join(" "),
         };
-        Ok((prompt, masks, names))
+        Ok((prompt, masks))
     }
 
     /// The sample's caption: empty if the model takes no prompts, `None` if class names make the prompt.
@@ -183,11 +167,12 @@ impl SampleDecoder {
         }
         let caption = match (&self.captions, &reference.caption) {
             (Some(captions), _) => {
-                Some(captions.get(&reference.key)?.ok_or("the captions file has no caption of this key")?)
+                let caption = captions.take(&self.key(reference))?;
+                Some(caption.ok_or("the captions file has no caption of this key")?)
             }
             (None, Some(member)) => {
-                let text = String::from_utf8(member.read(&reference.shard, CAPTION)?);
-                Some(text.map_err(|_| "the caption is no UTF-8 text")?)
+                let text = utf8::text(member.read(&reference.shard, CAPTION)?);
+                Some(text.map_err(|problem| format!("the caption: {problem}"))?)
             }
             (None, None) => None,
         };
@@ -197,143 +182,16 @@ impl SampleDecoder {
         }))
     }
 
-    /// The usable masks, and the class names that [`Mask::class`] indexes.
-    fn masks(
-        &self,
-        reference: &SampleReference,
-        header: &Header,
-        grid: &Grid,
-        named: bool,
-    ) -> Result<(Vec<Mask>, Vec<String>), Unusable> {
-        match (self.config.format, &reference.annotation) {
-            (DataFormat::Coco, _) => self.coco_masks(reference, header, grid),
-            (DataFormat::Sa1b, Some(member)) => {
-                Ok((self.run_length_masks(&member.read(&reference.shard, ANNOTATIONS)?, header, grid)?, Vec::new()))
+    /// What files of captions and annotations may call a picture: its path, so that what they say of another folder's is not
+    /// taken for its own. SA-1B's names are unique.
+    fn key<'a>(&self, reference: &'a SampleReference) -> Cow<'a, str> {
+        match &reference.image {
+            Member::File(path) if self.config.format != DataFormat::Sa1b => {
+                Cow::Owned(path.with_extension("").to_string_lossy().into_owned())
             }
-            (DataFormat::Folder, Some(member)) => {
-                let map = upright_map(LabelMap::decode(&member.read(&reference.shard, IMAGE_FILE)?)?, header)?;
-                let classes = self.classes.as_ref();
-                let label = |value| match classes {
-                    _ if value == self.config.ignore => None,
-                    Some(classes) => classes.name(value).map(|_| value),
-                    None => Some(value).filter(|&value| value != 0),
-                };
-                Ok(self.label_masks(&map, grid, label, named))
-            }
-            (_, None) => Ok((Vec::new(), Vec::new())),
+            _ => Cow::Borrowed(&reference.key),
         }
     }
-
-    /// sa1b: the annotated masks, by descending area.
-    fn run_length_masks(&self, json: &[u8], header: &Header, grid: &Grid) -> Result<Vec<Mask>, String> {
-        let read: Sa1bAnnotations = serde_json::from_slice(json).map_err(|problem| format!("JSON: {problem}"))?;
-        if let Some(image) = read.image {
-            turns("JSON", (image.width, image.height), header)?;
-        }
-        let mut found = Vec::new();
-        for (index, Sa1bAnnotation { segmentation }) in read.annotations.into_iter().enumerate() {
-            let runs = segmentation.check().map_err(|problem| format!("annotation {index}: {problem}"))?;
-            let what = format!("mask of annotation {index}");
-            let runs = match turns(&what, (runs.width(), runs.height()), header)? {
-                true => runs.upright(header.orientation)?,
-                false => runs,
-            };
-            found.push((runs.area_on(grid), runs));
-        }
-        Ok(self.largest(found, grid).into_iter().map(|runs| runs.sample(grid)).collect())
-    }
-
-    /// coco: one mask for each class in the image and the class names, both by ascending label.
-    fn coco_masks(
-        &self,
-        reference: &SampleReference,
-        header: &Header,
-        grid: &Grid,
-    ) -> Result<(Vec<Mask>, Vec<String>), Unusable> {
-        let folder = self.config.labels.as_deref().ok_or("data.labels is missing")?;
-        let (path, bytes) = first_of(reference.labels.iter().map(|path| folder.join(path)))?;
-        let map = LabelMap::decode(&bytes).map_err(|problem| format!("{}: {problem}", path.display()))?;
-        let map = upright_map(map, header)?;
-        let known = |label: u32| {
-            let named = self.classes.as_ref().is_some_and(|classes| classes.name(label).is_some());
-            (label != self.config.ignore && named).then_some(label)
-        };
-        let Some(panoptic) = &self.panoptic else {
-            return Ok(self.label_masks(&map, grid, known, true));
-        };
-        let segments = panoptic.segments(&reference.key)?.ok_or("the panoptic JSON has no annotation of this image")?;
-        let categories: HashMap<u32, u32> = segments.into_iter().collect();
-        Ok(self.label_masks(&map, grid, |value| categories.get(&value).copied().and_then(known), true))
-    }
-
-    /// One mask for each label that `label` maps the pixels' values to. If `named`, masks are sorted by label and come
-    /// with their class names, which [`Mask::class`] indexes; otherwise they are sorted by descending area.
-    fn label_masks(
-        &self,
-        map: &LabelMap,
-        grid: &Grid,
-        label: impl Fn(u32) -> Option<u32>,
-        named: bool,
-    ) -> (Vec<Mask>, Vec<String>) {
-        let mut labels = Vec::with_capacity(grid.width() * grid.height());
-        let mut areas: HashMap<u32, usize> = HashMap::new();
-        let mut last = (None, None);
-        for y in 0..grid.height() {
-            for x in 0..grid.width() {
-                let (source_x, source_y) = grid.source(x, y);
-                let value = map.get(source_x, source_y);
-                if last.0 != Some(value) {
-                    last = (Some(value), label(value));
-                }
-                if let Some(label) = last.1 {
-                    *areas.entry(label).or_default() += 1;
-                }
-                labels.push(last.1);
-            }
-        }
-        let mut found: Vec<(usize, u32)> = areas.into_iter().map(|(label, area)| (area, label)).collect();
-        found.sort_unstable_by_key(|&(_, label)| label);
-        let mut kept = self.largest(found, grid);
-        let name = |label: u32| self.classes.as_ref().and_then(|classes| classes.name(label));
-        let names: Vec<String> = if named && self.classes.is_some() {
-            kept.sort_unstable();
-            kept.iter().filter_map(|&label| name(label)).map(str::to_owned).collect()
-        } else {
-            Vec::new()
-        };
-        let mut masks = vec![Mask::new(grid.width(), grid.height()); kept.len()];
-        let places: HashMap<u32, usize> = kept.into_iter().enumerate().map(|(place, label)| (label, place)).collect();
-        for (pixel, label) in labels.into_iter().enumerate() {
-            if let Some(&place) = label.and_then(|label| places.get(&label)) {
-                masks[place].set(pixel % grid.width(), pixel / grid.width());
-            }
-        }
-        if !names.is_empty() {
-            masks.iter_mut().enumerate().for_each(|(place, mask)| mask.class = Some(place));
-        }
-        (masks, names)
-    }
-
-    /// Keeps at most `max_masks` (area, mask) pairs above the minimum area, by descending area; the sort is stable.
-    fn largest<T>(&self, mut found: Vec<(usize, T)>, grid: &Grid) -> Vec<T> {
-        let least = self.config.min_mask_area * (grid.width() * grid.height()) as f64;
-        found.retain(|&(area, _)| area > 0 && area as f64 >= least);
-        found.sort_by_key(|&(area, _)| std::cmp::Reverse(area));
-        found.into_iter().take(self.config.max_masks).map(|(_, mask)| mask).collect()
-    }
-}
-
-/// The first of `paths` that exists, and its bytes.
-fn first_of(paths: impl Iterator<Item = PathBuf>) -> Result<(PathBuf, Vec<u8>), Unusable> {
-    let mut absent = Unusable::from("there is no label map");
-    for path in paths {
-        match IMAGE_FILE.read(&path) {
-            Ok(bytes) => return Ok((path, bytes)),
-            Err(problem) if problem.kind() == io::ErrorKind::NotFound => absent = Unusable::reading(&path, problem),
-            Err(problem) => return Err(Unusable::reading(&path, problem)),
-        }
-    }
-    Err(absent)
 }
 
 /// The cached latents and text embedding of a sample.
@@ -358,19 +216,4 @@ fn encoded(
 
 fn size_of(photograph: &RgbImage) -> (usize, usize) {
     (photograph.width() as usize, photograph.height() as usize)
-}
-
-/// The label map as it lies over the upright picture.
-fn upright_map(map: LabelMap, header: &Header) -> Result<LabelMap, String> {
-    let turned = turns("label map", (map.width, map.height), header)?;
-    Ok(if turned { map.upright(header.orientation) } else { map })
-}
-
-/// Whether something of this size is turned as the picture is ([`Header::turns_mask`]).
-fn turns(what: &str, size: (usize, usize), header: &Header) -> Result<bool, String> {
-    let mismatch = || {
-        let ((width, height), (across, down)) = (size, header.size);
-        format!("the {what} says {width}×{height} pixels, the image has {across}×{down}")
-    };
-    header.turns_mask(size).ok_or_else(mismatch)
 }

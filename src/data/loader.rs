@@ -10,8 +10,8 @@ use super::sources::{
 };
 use super::{
     Cache, Sample,
-    decode::SampleDecoder,
-    keyed_temp_store,
+    decode::{DecodedSample, SampleDecoder},
+    keyed_temp_store, mask_form,
     order::Cursor,
     plan::{DecodeTask, Decoded, Planner, Position, Results},
 };
@@ -63,6 +63,7 @@ pub struct Loader {
     cursor: Cursor,
     max_broken: f64,
     require_masks: bool,
+    is_binary: bool,
     /// `data.source`, for error messages.
     source: String,
     /// The first broken sample, for the error that ends the run.
@@ -98,6 +99,28 @@ impl Loader {
         require_masks: bool,
         cache: Option<Cache>,
     ) -> Result<Self> {
+        let decoder = || Ok(SampleDecoder::new(config, seed)?.with_cache(cache));
+        Self::with_decoder(config, seed, start, require_masks, decoder)
+    }
+
+    /// [`Self::new`] from the beginning, for [`Self::next_of_epoch`]: prompts and masks without pictures, flips and caption
+    /// dropout.
+    ///
+    /// # Errors
+    /// Those of [`Self::new`].
+    pub(crate) fn of_annotations(config: &DataConfig, seed: u64) -> Result<Self> {
+        let config = DataConfig { caption_dropout: 0.0, flip: false, ..config.clone() };
+        let decoder = || Ok(SampleDecoder::new(&config, seed)?.without_pictures());
+        Self::with_decoder(&config, seed, None, false, decoder)
+    }
+
+    fn with_decoder(
+        config: &DataConfig,
+        seed: u64,
+        start: Option<&Cursor>,
+        require_masks: bool,
+        decoder: impl FnOnce() -> Result<SampleDecoder>,
+    ) -> Result<Self> {
         let shards = shards::find(config)?;
         let pairing = Pairing::of(config);
         shards::check_captions(&shards, pairing)?;
@@ -112,7 +135,8 @@ impl Loader {
             return Err(Error::Usage(format!("{hint} ({})", shards.len())));
         }
         cursor.sources = sources;
-        let decoder = Arc::new(SampleDecoder::new(config, seed)?.with_cache(cache));
+        let is_binary = mask_form::are_binary(config, &shards, pairing)?;
+        let decoder = Arc::new(decoder()?.with_mask_form(is_binary));
 
         let workers = config.workers.max(1);
         let (permit_sender, permits) = mpsc::channel();
@@ -128,6 +152,7 @@ impl Loader {
             cursor,
             max_broken: config.max_broken,
             require_masks,
+            is_binary,
             source,
             first_broken: None,
             next: 0,
@@ -168,7 +193,7 @@ impl Loader {
             match self.next_decoded(&mut waited)? {
                 Decoded::Sample(decoded, position) => {
                     self.advance(position);
-                    self.count(&decoded.sample, decoded.has_mask);
+                    self.count(&decoded.sample, decoded.fates.has_mask());
                     if samples.is_empty() {
                         epoch = position.epoch;
                     }
@@ -183,6 +208,27 @@ impl Loader {
             }
         }
         Ok(Batch { samples, epoch, cursor: self.cursor.clone(), waited, broken: self.cursor.broken })
+    }
+
+    /// The next sample with what became of its masks; `None` at the epoch's end. Broken samples are passed over.
+    ///
+    /// # Errors
+    /// Those that end a run.
+    pub(crate) fn next_of_epoch(&mut self) -> Result<Option<DecodedSample>> {
+        let mut waited = Duration::ZERO;
+        loop {
+            match self.next_decoded(&mut waited)? {
+                Decoded::Sample(decoded, _) => return Ok(Some(*decoded)),
+                Decoded::Broken(..) => {}
+                Decoded::Failed(error) => return Err(error),
+                Decoded::EpochEnd => return Ok(None),
+            }
+        }
+    }
+
+    /// Whether masks are black and white, one a picture.
+    pub(crate) fn has_binary_masks(&self) -> bool {
+        self.is_binary
     }
 
     /// Mask statistics of the current epoch.

@@ -8,6 +8,8 @@ pub mod codec;
 pub(crate) mod decode;
 pub(crate) mod keyed_temp_store;
 pub(crate) mod loader;
+mod mask_form;
+pub(crate) mod masks;
 pub(crate) mod order;
 mod plan;
 pub mod sources;

@@ -18,5 +18,6 @@ pub(crate) mod progress;
 pub mod tensor_file;
 pub mod terminal;
 pub(crate) mod units;
+pub(crate) mod utf8;
 pub(crate) mod vectors;
 pub mod whole_file;

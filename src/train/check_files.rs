@@ -1,5 +1,5 @@
 //! The second stage of checking a configuration: against the files that it names.
-use crate::config::{HeadMaps, LayerChoice, RunConfig};
+use crate::config::{HeadMaps, LayerChoice, Palette, RunConfig};
 use crate::model::weights::bounds::Bounds;
 use crate::model::weights::required_files::RequiredFiles;
 use crate::system::error::{Error, Result};
@@ -45,7 +45,9 @@ impl RunConfig {
             ("data.captions", data.captions.as_deref(), false),
             ("data.labels", data.labels.as_deref(), true),
             ("data.panoptic", data.panoptic.as_deref(), false),
+            ("data.instances", data.instances.as_deref(), false),
             ("data.classes", data.classes.as_deref(), false),
+            ("data.palette", data.palette.as_ref().and_then(Palette::file), false),
             ("loss.score_head_init", self.loss.score_head_init.as_deref(), true),
         ]
     }

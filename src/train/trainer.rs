@@ -2,6 +2,7 @@
 use super::accumulated::Accumulated;
 use super::checkpoint::{Checkpoint, State};
 use super::components::Components;
+use super::cut_prompts::CutPrompts;
 use super::effect::InitialValues;
 use super::evaluation::Evaluation;
 use super::gradients::{LossTerms, StepInputs, StepPlan, gradients};
@@ -43,6 +44,8 @@ pub struct Trainer<'a> {
     pub(super) loader: Loader,
     pub(super) plan: StepPlan<'a>,
     pub(super) state: State,
+    /// The epoch that is drawn, and its prompts so far.
+    pub(super) prompts: (u64, CutPrompts),
     /// The next micro-batch where it is prepared already, or the error that prevents it.
     pub(super) ahead: Option<Result<MicroBatch>>,
 }
@@ -124,9 +127,9 @@ impl<'a> Trainer<'a> {
     /// is known only when they are decoded.
     fn next_batch(&mut self) -> Result<MicroBatch> {
         let (size, rank) = (self.config.train.batch, self.components.collective.rank());
-        let Batch { mut samples, epoch, mut cursor, mut waited, .. } = self.loader.next_batch(size)?;
+        let Batch { mut samples, epoch, mut cursor, mut waited, .. } = self.draw(size)?;
         for other in 1..self.components.collective.size() {
-            let batch = self.loader.next_batch(size)?;
+            let batch = self.draw(size)?;
             cursor = batch.cursor;
             waited += batch.waited;
             if other == rank {
@@ -135,6 +138,24 @@ impl<'a> Trainer<'a> {
         }
         let inputs = self.input_maker().make(&samples, self.state.samples + (rank * size) as u64)?;
         Ok(MicroBatch { inputs, epoch, cursor, waited })
+    }
+
+    /// The next `size` samples of all processes' order. Prompts that are cut are told at the end of an epoch.
+    fn draw(&mut self, size: usize) -> Result<Batch> {
+        let batch = self.loader.next_batch(size)?;
+        if self.config.data.has_prompts {
+            let (epoch, prompts) = &mut self.prompts;
+            if batch.epoch != *epoch {
+                if self.components.collective.is_main() {
+                    prompts.warn(&format!("{} of epoch {epoch}", prompts.count()));
+                }
+                (*epoch, *prompts) = (batch.epoch, CutPrompts::default());
+            }
+            for sample in &batch.samples {
+                prompts.add(&sample.key, &sample.prompt, &self.pipeline.text_encoders)?;
+            }
+        }
+        Ok(batch)
     }
 
     fn input_maker(&self) -> InputMaker<'_> {

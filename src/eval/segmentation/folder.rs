@@ -1,8 +1,8 @@
 //! A segmentation data set: images, label maps, class names.
 use super::data_set::{DataSet, Files};
 use crate::config::{EvalConfig, RunConfig};
-use crate::data::codec::labels::{Classes, LabelMap};
-use crate::data::sources::panoptic::Panoptic;
+use crate::data::codec::labels::{self, Classes, LabelMap};
+use crate::data::sources::annotations::Panoptic;
 use crate::sample::image::read_with_header;
 use crate::system::error::{Error, Result};
 use crate::system::limits::{IMAGE_FILE, LIST};
@@ -145,8 +145,17 @@ impl LabelledFolder {
             let problem = || Error::file(&classes_file, format!("has no label {into}, which {label} is merged into"));
             class_of.insert(*label, *by_label.get(into).ok_or_else(problem)?);
         }
+        let images = images.find_as(data_set, "images")?;
+        let mut maps = labels.find_as(data_set, "label maps")?;
+        if let Some(panoptic) = &panoptic {
+            // The JSON says which PNG belongs to which image.
+            for key in images.keys() {
+                let found = panoptic.segments(key).map_err(|problem| Error::Failed(problem.to_string()))?;
+                maps.extend(found.map(|segments| (key.clone(), labels.folder.join(segments.file_name))));
+            }
+        }
         Ok(Self {
-            pairs: pairs(data_set, images.find_as(data_set, "images")?, labels.find_as(data_set, "label maps")?)?,
+            pairs: pairs(data_set, images, maps)?,
             classes_file,
             classes: named,
             class_of,
@@ -204,7 +213,7 @@ impl LabelledFolder {
             Some(panoptic) => {
                 let found = panoptic.segments(key).map_err(|problem| failed(problem.to_string()))?;
                 let found = found.ok_or_else(|| failed("the panoptic annotations do not have its image".into()))?;
-                Some(found.into_iter().collect::<BTreeMap<u32, u32>>())
+                Some(found.categories())
             }
             None => None,
         };
@@ -234,12 +243,11 @@ impl LabelledFolder {
     /// The class of a label, or, with `segments`, of a segment id.
     fn class(&self, label: u32, segments: Option<&BTreeMap<u32, u32>>) -> Result<u16, String> {
         let label = match segments {
-            // Segment id 0 marks pixels without segment.
-            Some(segments) if label != 0 => *segments.get(&label).ok_or("is no segment of its image")?,
+            Some(segments) if label != labels::VOID => *segments.get(&label).ok_or(labels::NO_SEGMENT)?,
             _ => label,
         };
         let known = self.class_of.get(&label).copied().or(self.class_of_others);
-        known.ok_or_else(|| format!("has no name in {} and is not ignored (--ignore)", self.classes_file.display()))
+        known.ok_or_else(|| labels::no_name(&self.classes_file))
     }
 }
 
@@ -303,11 +311,5 @@ fn check_classes(classes: &[Class]) -> Result<(), String> {
     if classes.len() >= usize::from(NO_CLASS) {
         return Err(format!("{} classes, expected fewer than {NO_CLASS}", classes.len()));
     }
-    let mut seen = BTreeMap::new();
-    for Class { label, name } in classes {
-        if let Some(other) = seen.insert(name, label) {
-            return Err(format!("labels {other} and {label} are both named {name:?}: no prompt can tell them apart"));
-        }
-    }
-    Ok(())
+    Classes::new(classes.iter().map(|class| (class.label, class.name.clone()))).check_names()
 }
