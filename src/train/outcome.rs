@@ -2,6 +2,7 @@
 use super::checkpoint::State;
 use super::effect::counted;
 use crate::config::{RunConfig, named_blocks};
+use crate::data::sources::remote;
 use crate::report::metrics::{self, StepMetrics};
 use crate::report::units::{duration, rate};
 use crate::report::{Measured, RunReport, TrainedLayers, ValidationPictures, byte_size, shown};
@@ -62,7 +63,7 @@ impl Outcome<'_> {
         let seconds: f64 = metrics.iter().map(|step| step.seconds).filter(|seconds| seconds.is_finite()).sum();
         let mut facts = vec![
             ("Base model", config.model.path.clone()),
-            ("Data", config.data.source.join(", ")),
+            ("Data", config.data.source.iter().map(|source| remote::shown(source)).collect::<Vec<_>>().join(", ")),
             ("Resolution", format!("{0} × {0} pixels", config.data.resolution)),
             ("Steps", format!("{}, of {size} images each", self.state.step)),
             ("Images seen", self.state.samples.to_string()),
