@@ -154,7 +154,7 @@ fn urls_that_cannot_be_read_are_refused_before_any_request() {
         ("https://user:secret@example.org/sa_*.tar", vec![], "web servers list no files"),
         ("s3://", vec![], "name of a bucket"),
         ("s3://key:secret@bucket/a.tar", vec![], "credentials are taken from the environment"),
-        ("s3://bucket//a.tar", vec![], "empty path segment"),
+        ("s3://bucket/a//a.tar", vec![], "empty path segment"),
         ("s3://bucket/[", vec![], "pattern"),
         ("https://", vec![], "empty host"),
         ("s3://bucket/sa_{0..9999999}.tar", vec![], "more than 1000000 names"),

@@ -115,7 +115,7 @@ fn read(reader: &mut BufReader<TcpStream>, state: &State) -> Option<Request> {
     reader.read_exact(&mut vec![0; length]).ok()?;
     let mut requests = state.requests.lock().expect("requests");
     let number = requests.len();
-    let request = Request { number, path: path.to_owned(), query: query.to_owned(), range, head };
+    let request = Request { number, path: decoded(path), query: query.to_owned(), range, head };
     requests.push(request.clone());
     Some(request)
 }
@@ -165,7 +165,7 @@ fn answer(state: &State, request: &Request, stream: &mut TcpStream) -> Option<()
 fn listing(state: &State, request: &Request) -> String {
     let prefix = request.query.split('&').find_map(|field| field.strip_prefix("prefix=")).unwrap_or_default();
     let bucket = format!("{}/", request.path.trim_end_matches('/'));
-    let prefix = prefix.replace("%2F", "/");
+    let prefix = decoded(prefix);
     let names = state.files.iter().filter_map(|(path, bytes)| Some((path.strip_prefix(&bucket)?, bytes.len())));
     let names = names.filter(|(name, _)| name.starts_with(&prefix)).map(|(name, length)| {
         format!(
@@ -175,4 +175,16 @@ fn listing(state: &State, request: &Request) -> String {
     });
     let names: String = names.collect();
     format!("<ListBucketResult><IsTruncated>false</IsTruncated>{names}</ListBucketResult>")
+}
+
+/// Without percent signs: Google's names come with all but letters and digits encoded.
+fn decoded(text: &str) -> String {
+    let mut parts = text.split('%');
+    let mut decoded = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let (code, rest) = part.split_at(2);
+        decoded.push(u8::from_str_radix(code, 16).expect("a code") as char);
+        decoded.push_str(rest);
+    }
+    decoded
 }
