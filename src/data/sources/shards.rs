@@ -29,7 +29,7 @@ use std::{
 pub struct SampleShard {
     /// As messages name it; a URL without secrets for an object.
     pub path: Arc<Path>,
-    source: ByteSource,
+    pub source: ByteSource,
     is_folder: bool,
     /// Path below the source, with a trailing slash; empty for the source itself.
     below: String,

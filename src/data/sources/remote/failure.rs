@@ -128,7 +128,7 @@ impl Tries {
         if since.elapsed() + pause <= self.patience {
             return Ok(pause);
         }
-        let tried = format!("tried {} times in {:.0?}, see data.retry_seconds", self.count, since.elapsed());
+        let tried = format!("{} tries in {} s; see data.retry_seconds", self.count, since.elapsed().as_secs());
         Err(Failure::lasting(format!("{} ({tried})", failure.reason)))
     }
 }

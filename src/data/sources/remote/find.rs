@@ -95,6 +95,9 @@ impl<'a> Finder<'a> {
         if is_plain && !self.config.plain_http && !is_this_machine(address) {
             return Err(wrong(url, "http:// is not encrypted; take https://, or set data.plain_http = true"));
         }
+        if address.split('/').next().is_some_and(|host| host.contains('@')) {
+            return Err(wrong(url, "a user and a password in a URL are not sent; leave them out"));
+        }
         if address.contains('*') {
             return Err(wrong(url, "web servers list no files; name the shards, such as sa_{000000..000999}.tar"));
         }

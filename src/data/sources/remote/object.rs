@@ -5,6 +5,7 @@ use futures_util::StreamExt;
 use object_store::{GetOptions, ObjectMeta, ObjectStore, path};
 use std::{
     collections::VecDeque,
+    future::pending,
     io,
     ops::Range,
     path::{Path, PathBuf},
@@ -12,9 +13,10 @@ use std::{
         Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    thread,
     time::Duration,
 };
-use tokio::{runtime::Runtime, task::JoinHandle, time::sleep};
+use tokio::{runtime::Handle, task::JoinHandle, time::sleep};
 
 /// Bytes that a scan asks for at a time.
 pub const BLOCK: u64 = 4 << 20;
@@ -25,15 +27,19 @@ const GLANCE: Duration = Duration::from_millis(100);
 /// Failures in a row that are not worth a warning.
 const SILENT: u32 = 3;
 
-/// One thread drives all connections; those that read wait for it.
-static RUNTIME: LazyLock<io::Result<Runtime>> =
-    LazyLock::new(|| tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build());
+/// What one thread of the runtime drives: all connections and pauses. Those that read wait for it.
+static RUNTIME: LazyLock<io::Result<Handle>> = LazyLock::new(|| {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let handle = runtime.handle().clone();
+    thread::Builder::new().name("object-store".into()).spawn(move || runtime.block_on(pending::<()>()))?;
+    Ok(handle)
+});
 
 /// The runtime of all reads.
 ///
 /// # Errors
 /// The system refuses a thread.
-pub fn runtime() -> io::Result<&'static Runtime> {
+pub fn runtime() -> io::Result<&'static Handle> {
     RUNTIME.as_ref().map_err(|problem| io::Error::new(problem.kind(), problem.to_string()))
 }
 
@@ -193,12 +199,14 @@ impl Version {
     }
 }
 
+type Fetching = JoinHandle<Result<Vec<u8>, Failure>>;
+
 /// Reads an object from front to back by blocks, some of them ahead: twice as many with each, for many a scan ends soon.
 /// What it leaves out, because nobody reads there, is not fetched.
 pub struct Scan {
     object: Arc<Object>,
     block: Option<(u64, Vec<u8>)>,
-    coming: VecDeque<(u64, JoinHandle<Result<Vec<u8>, Failure>>)>,
+    coming: VecDeque<(u64, Fetching)>,
     ahead: u64,
 }
 
