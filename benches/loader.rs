@@ -17,6 +17,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let config = DataConfig {
         format: DataFormat::Sa1b,
         source: vec![source.clone()],
+        retry_seconds: 0,
+        plain_http: false,
         captions: Some(captions.into()),
         caption_key_column: "image".into(),
         caption_column: "caption".into(),

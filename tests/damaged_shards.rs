@@ -14,6 +14,8 @@ fn config(shard: &Path, shuffle_buffer: usize, max_broken: f64) -> DataConfig {
     DataConfig {
         format: DataFormat::Sa1b,
         source: vec![shard.to_str().unwrap().to_owned()],
+        retry_seconds: 0,
+        plain_http: false,
         captions: None,
         caption_key_column: "key".into(),
         caption_column: "caption".into(),

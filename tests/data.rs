@@ -14,6 +14,8 @@ fn config(format: DataFormat, source: &[&str]) -> DataConfig {
     DataConfig {
         format,
         source: source.iter().map(|&source| source.to_owned()).collect(),
+        retry_seconds: 0,
+        plain_http: false,
         captions: None,
         caption_key_column: "image".into(),
         caption_column: "caption".into(),

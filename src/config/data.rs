@@ -14,8 +14,12 @@ keys! {
     [data] pub struct DataConfig(reader, model: &ModelConfig) {
         /// Form of the data.
         format: DataFormat = usual(DataFormat::Sa1b);
-        /// Tar shards or folders of images; each entry may be a pattern.
+        /// Tar shards or folders of images; each entry may be a pattern. sa1b: also `s3://`, `gs://` and `https://`.
         source: Vec<String> = required("[\"data/sa1b/sa_*.tar\"]"), sources();
+        /// Seconds for which object storage that fails is tried again before the run stops.
+        retry_seconds: u64 = usual(180), within(0, 86_400);
+        /// Whether `http://` sources on other machines are read; they are not encrypted.
+        plain_http: bool = usual(false);
         /// Captions file: JSON, JSON lines, CSV, Parquet, COCO captions or an archive of texts. Leave it out where captions lie
         /// beside the images as `KEY.txt`.
         captions: Option<PathBuf> = optional("\"data/sa1b/captions.json\"");

@@ -173,7 +173,7 @@ impl MaskReader {
             (DataFormat::Folder, Some(member)) => {
                 let path = match member {
                     Member::File(path) => path,
-                    Member::Part { .. } => &*reference.shard,
+                    Member::Part { .. } => reference.shard.path(),
                 };
                 let map = label_map(path, &member.read(&reference.shard, IMAGE_FILE)?, header)?;
                 self.label_masks(path, &map, grid, |value| self.meaning_in(&map, value), named)

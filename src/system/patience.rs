@@ -25,7 +25,14 @@ pub fn is_of_the_machine(problem: &io::Error) -> bool {
         Kind::UnexpectedEof,
         Kind::FileTooLarge,
     ];
-    let waiting = [Kind::Interrupted, Kind::TimedOut, Kind::WouldBlock, Kind::OutOfMemory, Kind::StorageFull];
+    let waiting = [
+        Kind::Interrupted,
+        Kind::TimedOut,
+        Kind::WouldBlock,
+        Kind::OutOfMemory,
+        Kind::StorageFull,
+        Kind::NetworkDown, // object storage, for good
+    ];
     match problem.raw_os_error() {
         Some(number) => !is_link_loop(number) && !own.contains(&problem.kind()),
         None => waiting.contains(&problem.kind()),

@@ -1,5 +1,6 @@
 //! The second stage of checking a configuration: against the files that it names.
 use crate::config::{HeadMaps, LayerChoice, Palette, RunConfig};
+use crate::data::sources::remote;
 use crate::model::weights::bounds::Bounds;
 use crate::model::weights::required_files::RequiredFiles;
 use crate::system::error::{Error, Result};
@@ -36,7 +37,11 @@ impl RunConfig {
         }
         self.check_named(self.training_files(), &mut problems);
         self.check_named(self.evaluation_files(), &mut problems);
-        if problems.is_empty() { Ok(()) } else { Err(Error::Usage(problems.join("\n"))) }
+        if !problems.is_empty() {
+            return Err(Error::Usage(problems.join("\n")));
+        }
+        // Last, for it may take minutes.
+        remote::find(&self.data.source, &self.data).map(drop)
     }
 
     fn training_files(&self) -> Vec<Named<'_>> {
@@ -149,7 +154,7 @@ impl RunConfig {
 
     fn check_sources(&self, problems: &mut Vec<String>) {
         for source in &self.data.source {
-            if self.will_be_drawn(Path::new(source)) {
+            if self.will_be_drawn(Path::new(source)) || remote::is_url(source) {
                 continue;
             }
             match problem_of_source(source) {

@@ -30,13 +30,15 @@ const STATE: &str = "state.json";
 /// model is recognised by its fingerprint, what a cache holds by what it was made of), on what and with how many threads
 /// it runs, what is kept, when it gives up; and all of `[eval]`. The files of `lora.init` and `loss.score_head_init` are
 /// recognised by their content.
-const RESUME_MAY_CHANGE: [&str; 13] = [
+const RESUME_MAY_CHANGE: [&str; 15] = [
     "output",
     "device",
     "model.path",
     "model.variant",
     "lora.init",
     "loss.score_head_init",
+    "data.retry_seconds",
+    "data.plain_http",
     "data.cache",
     "data.workers",
     "data.max_broken",

@@ -2,6 +2,7 @@
 use super::checkpoint::State;
 use super::effect::counted;
 use crate::config::{RunConfig, named_blocks};
+use crate::data::sources::remote;
 use crate::report::metrics::{self, StepMetrics};
 use crate::report::{Measured, RunReport, TrainedLayers, ValidationPictures, byte_size, shown};
 use crate::system::error::Result;
@@ -35,7 +36,7 @@ impl Outcome<'_> {
             steps: (self.state.step, config.train.steps),
             facts: self.facts(&metrics),
             trained: self.layers.clone(),
-            config_toml: config.to_toml(),
+            config_toml: without_secrets(config).to_toml(),
             validations: ValidationPictures::read(&config.output, shown(&validated))?,
             metrics,
             measured: measured.clone(),
@@ -62,7 +63,7 @@ impl Outcome<'_> {
         let seconds: f64 = metrics.iter().map(|step| step.seconds).filter(|seconds| seconds.is_finite()).sum();
         let mut facts = vec![
             ("Base model", config.model.path.clone()),
-            ("Data", config.data.source.join(", ")),
+            ("Data", without_secrets(config).data.source.join(", ")),
             ("Resolution", format!("{0} × {0} pixels", config.data.resolution)),
             ("Steps", format!("{}, of {size} images each", self.state.step)),
             ("Images seen", self.state.samples.to_string()),
@@ -83,4 +84,11 @@ impl Outcome<'_> {
         }
         facts
     }
+}
+
+/// The settings for a page that is passed on: signatures in URLs are left out.
+fn without_secrets(config: &RunConfig) -> RunConfig {
+    let mut config = config.clone();
+    config.data.source.iter_mut().for_each(|source| *source = remote::shown(source));
+    config
 }

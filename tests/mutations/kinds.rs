@@ -122,6 +122,7 @@ pub const NUMBERS: &[&str] = &[
     "data.shuffle_buffer",
     "data.workers",
     "data.max_broken",
+    "data.retry_seconds",
     "optim.lr",
     "optim.lora_lr_scale",
     "optim.warmup_steps",

@@ -1,9 +1,12 @@
 //! Where samples come from: shards, folders, captions, and the annotations of known data sets.
 pub(crate) mod ade20k;
 pub(crate) mod annotations;
+pub(crate) mod braces;
+pub mod byte_source;
 pub mod captions;
 pub(super) mod coco;
 pub(super) mod listing;
+pub mod remote;
 pub(crate) mod shards;
 pub mod tar_members;
 pub(crate) mod unusable;

@@ -1,14 +1,15 @@
 //! Shards: tar files and folders, listed as references to samples without reading the samples' data.
 //!
 //! Memory: the references of one shard (about 200 bytes a sample); for a folder, its file names.
+use super::byte_source::ByteSource;
+use super::remote::{self, Object};
 use super::tar_members::{Members, TarPart};
 use super::unusable::Unusable;
 use crate::system::{
     guard::guarded,
     limits::{self, Limit},
     paths::{exists, fixed_part, is_folder, may_be_file},
-    patience::{self, Patient, patiently},
-    platform::read_exact_at,
+    patience::patiently,
 };
 use crate::{
     Error, Result,
@@ -24,9 +25,11 @@ use std::{
 };
 
 /// A tar file, or a folder without its subfolders, which are shards of their own.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct SampleShard {
+    /// As messages name it; a URL without secrets for an object.
     pub path: Arc<Path>,
+    pub source: ByteSource,
     is_folder: bool,
     /// Path below the source, with a trailing slash; empty for the source itself.
     below: String,
@@ -46,7 +49,7 @@ pub enum Member {
 /// Where the files of a sample are stored.
 #[derive(Clone, Debug)]
 pub struct SampleReference {
-    pub shard: Arc<Path>,
+    pub shard: ByteSource,
     /// Path within the source, without extension.
     pub key: String,
     pub image: Member,
@@ -102,7 +105,7 @@ impl SampleReference {
     pub fn name(&self) -> String {
         match &self.image {
             Member::File(path) => path.display().to_string(),
-            Member::Part { .. } => format!("{}/{}", self.shard.display(), self.key),
+            Member::Part { .. } => format!("{}/{}", self.shard.path().display(), self.key),
         }
     }
 }
@@ -123,17 +126,16 @@ impl Member {
     ///
     /// # Errors
     /// The file does not exist or is too long (broken); the machine cannot read it (fatal).
-    pub fn read(&self, shard: &Path, limit: Limit) -> Result<Vec<u8>, Unusable> {
+    pub fn read(&self, shard: &ByteSource, limit: Limit) -> Result<Vec<u8>, Unusable> {
         match self {
             Self::File(path) => limit.read(path).map_err(|problem| Unusable::reading(path, problem)),
             Self::Part { offset, length } => {
                 limit.check(*length)?;
-                let mut bytes =
-                    limits::buffer(*length as usize).map_err(|problem| Unusable::reading(shard, problem))?;
-                let Patient(file) = patience::open(shard).map_err(|problem| Unusable::reading(shard, problem))?;
-                let read = patiently(|| read_exact_at(&file, &mut bytes, *offset));
-                read.map_err(|problem| Unusable::reading(shard, problem))?;
-                Ok(bytes)
+                let read = limits::buffer(*length as usize).and_then(|mut bytes| {
+                    shard.read_exact_at(&mut bytes, *offset)?;
+                    Ok(bytes)
+                });
+                read.map_err(|problem| Unusable::reading(shard.path(), problem))
             }
         }
     }
@@ -146,19 +148,19 @@ impl Member {
 /// An entry matches nothing, or the format cannot read what it matches.
 pub fn find(config: &DataConfig) -> Result<Vec<SampleShard>> {
     let mut shards: Vec<SampleShard> = Vec::new();
+    let mut objects = remote::find(&config.source, config)?;
     for source in &config.source {
+        if let Some(objects) = objects.remove(source) {
+            shards.extend(objects.into_iter().map(SampleShard::object));
+            continue;
+        }
         let before = shards.len();
         for path in expand(source)? {
             let name = path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
             if is_folder(&path)? {
                 folders(&path, config.format, "", &name, &mut shards)?;
             } else if config.format == DataFormat::Sa1b {
-                shards.push(SampleShard {
-                    path: path.into(),
-                    is_folder: false,
-                    below: String::new(),
-                    source_name: name,
-                });
+                shards.push(SampleShard::new(path, false, "", &name));
             } else {
                 return Err(Error::Usage(format!("data.source: {} is no folder", path.display())));
             }
@@ -171,7 +173,8 @@ pub fn find(config: &DataConfig) -> Result<Vec<SampleShard>> {
         }
     }
     let mut seen = HashSet::new();
-    shards.retain(|shard| seen.insert(shard.path.clone()));
+    // Objects are distinct, and two may be shown by the same path.
+    shards.retain(|shard| matches!(shard.source, ByteSource::Object(_)) || seen.insert(shard.path.clone()));
     if shards.is_empty() {
         return Err(Error::Usage("data.source is empty".into()));
     }
@@ -244,12 +247,7 @@ fn folders(
     }
     inner.sort();
     tars.sort();
-    let shard = |path: PathBuf, is_folder| SampleShard {
-        path: path.into(),
-        is_folder,
-        below: below.to_owned(),
-        source_name: source_name.to_owned(),
-    };
+    let shard = |path, is_folder| SampleShard::new(path, is_folder, below, source_name);
     if tars.is_empty() && has_files {
         shards.push(shard(folder.to_path_buf(), true));
     }
@@ -261,6 +259,17 @@ fn folders(
 }
 
 impl SampleShard {
+    fn new(path: PathBuf, is_folder: bool, below: &str, source_name: &str) -> Self {
+        let path: Arc<Path> = path.into();
+        let source = ByteSource::File(path.clone());
+        Self { path, source, is_folder, below: below.to_owned(), source_name: source_name.to_owned() }
+    }
+
+    fn object(object: Arc<Object>) -> Self {
+        let name = object.path().file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+        Self { source: ByteSource::Object(object.clone()), ..Self::new(object.path().to_owned(), false, "", &name) }
+    }
+
     /// Calls `visit` with each sample of the shard until it breaks. A damaged shard is an item too.
     pub fn scan(&self, pairing: Pairing, visit: &mut dyn FnMut(Scanned) -> ControlFlow<()>) -> ControlFlow<()> {
         if self.is_folder { self.scan_folder(pairing, visit) } else { self.scan_tar(pairing, visit) }
@@ -283,7 +292,7 @@ impl SampleShard {
     /// Reads header after header and yields each sample at its last member. Samples whose image is a PNG, incomplete
     /// samples, and the samples lost to damage are yielded at the end.
     fn scan_tar(&self, pairing: Pairing, visit: &mut dyn FnMut(Scanned) -> ControlFlow<()>) -> ControlFlow<()> {
-        let mut members = match patience::open(&self.path).and_then(Members::new) {
+        let mut members = match self.source.open().map(Members::new) {
             Ok(members) => members,
             Err(problem) => return visit(self.unreadable(problem)),
         };
@@ -400,7 +409,7 @@ impl SampleShard {
             Vec::new()
         };
         let caption = parts.text.filter(|_| pairing.text);
-        Ok(SampleReference { shard: self.path.clone(), key: key.to_owned(), image, annotation, caption, labels })
+        Ok(SampleReference { shard: self.source.clone(), key: key.to_owned(), image, annotation, caption, labels })
     }
 }
 

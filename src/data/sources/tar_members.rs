@@ -1,9 +1,7 @@
 //! Lists the members of a tar file from their headers, without reading their data. After a damaged header, the next
 //! readable one is searched for.
+use super::byte_source::ByteReader;
 use crate::system::limits::{TAR_EXTENSION, TAR_SEARCH};
-use crate::system::patience::{Patient, patiently};
-use crate::system::platform::read_exact_at;
-use std::fs::File;
 use std::io;
 use tar::{EntryType, Header, PaxExtensions};
 
@@ -38,7 +36,7 @@ pub enum TarPart {
 
 /// Iterates over the headers.
 pub struct Members {
-    file: File,
+    reader: ByteReader,
     size: u64,
     position: u64,
 }
@@ -59,11 +57,10 @@ enum Found {
 }
 
 impl Members {
-    /// # Errors
-    /// The file's length cannot be read.
-    pub fn new(Patient(file): Patient<File>) -> io::Result<Self> {
-        let size = patiently(|| file.metadata())?.len();
-        Ok(Self { file, size, position: 0 })
+    /// The members of what `reader` reads.
+    pub fn new(reader: ByteReader) -> Self {
+        let size = reader.length();
+        Self { reader, size, position: 0 }
     }
 
     /// The next member or damaged part; `None` at the end.
@@ -96,7 +93,7 @@ impl Members {
     }
 
     /// Reads the block at the current position; `None` at the end of the file.
-    fn header(&self) -> io::Result<Option<Found>> {
+    fn header(&mut self) -> io::Result<Option<Found>> {
         let left = self.size.saturating_sub(self.position).min(BLOCK);
         let mut block = [0; BLOCK as usize];
         self.read(&mut block[..left as usize], self.position)?;
@@ -150,7 +147,7 @@ impl Members {
     }
 
     /// Skips the blocks that list the parts of a sparse file.
-    fn behind_sparse(&self, mut offset: u64) -> io::Result<u64> {
+    fn behind_sparse(&mut self, mut offset: u64) -> io::Result<u64> {
         /// Offset of the flag that says whether another block follows.
         const MORE: usize = 504;
         loop {
@@ -167,7 +164,7 @@ impl Members {
     }
 
     /// The first block at or after `start` with a magic number and a valid checksum.
-    fn search(&self, start: u64) -> io::Result<Option<u64>> {
+    fn search(&mut self, start: u64) -> io::Result<Option<u64>> {
         let end = self.size.min(start.saturating_add(TAR_SEARCH));
         let mut chunk = vec![0; CHUNK];
         let mut at = start;
@@ -184,8 +181,8 @@ impl Members {
         Ok(None)
     }
 
-    fn read(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
-        patiently(|| read_exact_at(&self.file, bytes, offset))
+    fn read(&mut self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+        self.reader.read_exact_at(bytes, offset)
     }
 }
 
