@@ -35,6 +35,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         cache: None,
         workers,
         max_broken: 0.0,
+        allow: vec![],
+        sources: vec![],
         has_prompts: true,
     };
     let mut loader = Loader::new(&config, 0, None, true)?;

@@ -32,6 +32,8 @@ fn config(shard: &Path, shuffle_buffer: usize, max_broken: f64) -> DataConfig {
         cache: None,
         workers: 2,
         max_broken,
+        allow: vec![],
+        sources: vec![],
         has_prompts: true,
     }
 }

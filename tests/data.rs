@@ -32,6 +32,8 @@ fn config(format: DataFormat, source: &[&str]) -> DataConfig {
         cache: None,
         workers: 2,
         max_broken: 0.5,
+        allow: vec![],
+        sources: vec![],
         has_prompts: true,
     }
 }

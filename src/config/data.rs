@@ -3,6 +3,7 @@ use super::keys::{choices, follows, keys, optional, required, usual};
 use super::model::ModelConfig;
 use super::reader::Reader;
 use super::setting::{Check, at_least, check, is_distinct, is_not_empty, not_empty, within};
+use super::sources::SourceConfig;
 use std::path::PathBuf;
 
 keys! {
@@ -11,7 +12,12 @@ keys! {
         /// Form of the data.
         format: DataFormat = usual(DataFormat::Sa1b);
         /// Tar shards or folders of images; each entry may be a pattern.
-        source: Vec<String> = required("[\"data/sa1b/sa_*.tar\"]"), sources();
+        source: Vec<String> = if reader.given("data.sources") { usual(Vec::new()) } else { required(SOURCE_EXAMPLE) },
+            sources(reader.given("data.sources"));
+        /// Sources with settings of their own, as tables: `[[data.sources]]` with `path` and, where wanted, `repeats` (how
+        /// often its samples come in an epoch), `weight` (the share of them that an epoch takes, other ones in every epoch;
+        /// above 1 some come again), `format`, `captions`, `labels`, `panoptic` and `classes`.
+        sources: Vec<SourceConfig> = usual(Vec::new());
         /// Captions file: a JSON object or JSON lines of image key to caption, or Parquet. Leave it out where captions lie
         /// beside the images as `KEY.txt`.
         captions: Option<PathBuf> = optional("\"data/sa1b/captions.json\"");
@@ -51,6 +57,8 @@ keys! {
         workers: usize = usual(8), within(1, 1024);
         /// Share of unreadable samples above which the run stops.
         max_broken: f64 = usual(0.01), within(0.0, 1.0);
+        /// What may be wrong with the data without stopping the run.
+        allow: Vec<Allowed> = usual(Vec::new());
     } with {
         /// Whether the model sees captions and names; no key: a learnable prompt takes their place.
         #[serde(skip)]
@@ -58,14 +66,24 @@ keys! {
     }
 }
 
-fn sources() -> Check<Vec<String>> {
-    check("at least one, none twice", |sources: &Vec<String>| {
+const SOURCE_EXAMPLE: &str = "[\"data/sa1b/sa_*.tar\"]";
+
+fn sources(may_be_empty: bool) -> Check<Vec<String>> {
+    check("at least one, none twice", move |sources: &Vec<String>| {
         sources.iter().try_for_each(is_not_empty)?;
-        is_distinct(sources)
+        if may_be_empty && sources.is_empty() { Ok(()) } else { is_distinct(sources) }
     })
 }
 
 impl DataConfig {
+    /// The settings of each source: those of `data.source` together, then each of `data.sources`, with how often its
+    /// samples come in an epoch.
+    pub fn per_source(&self) -> Vec<(Self, f64)> {
+        let own = Self { sources: Vec::new(), ..self.clone() };
+        let tables = self.sources.iter().map(|source| (source.over(self), f64::from(source.repeats) * source.weight));
+        Some((own, 1.0)).filter(|_| !self.source.is_empty()).into_iter().chain(tables).collect()
+    }
+
     /// What no key can say alone.
     pub(super) fn check(&self, model: &ModelConfig, reader: &mut Reader) {
         let is_coco = self.format == DataFormat::Coco;
@@ -74,7 +92,7 @@ impl DataConfig {
             reader
                 .problem(&["data.cache", "data.crop"], format!("is for crop = \"center\" or \"stretch\" only: {why}"));
         }
-        if is_coco {
+        if is_coco && (reader.given("data.source") || self.sources.is_empty()) {
             for (key, what) in [
                 ("data.labels", "the folder of label-map or panoptic PNGs"),
                 ("data.classes", "the JSON file of class names"),
@@ -82,6 +100,14 @@ impl DataConfig {
                 if !reader.given(key) {
                     reader.problem(&[key, "data.format"], format!("is missing; format = \"coco\" needs {what}"));
                 }
+            }
+        }
+        for (number, source) in (1..).zip(&self.sources) {
+            let settings = source.over(self);
+            let needs = [("labels", settings.labels.is_some()), ("classes", settings.classes.is_some())];
+            for (key, _) in needs.iter().filter(|(_, given)| settings.format == DataFormat::Coco && !given) {
+                let problem = format!("item {number}: {key} is missing, which format = \"coco\" needs");
+                reader.problem(&["data.sources"], problem);
             }
         }
         let mut refuse = |key: &str, formats: &str| {
@@ -122,6 +148,20 @@ choices! {
         Coco = "coco",
         /// A folder of images with masks and captions beside them.
         Folder = "folder",
+    }
+}
+
+choices! {
+    /// What may be wrong with the data without stopping the run.
+    pub enum Allowed: Copy {
+        /// Photographs without a caption are left out.
+        CaptionsMissing = "captions_missing",
+        /// Photographs without annotations or a label map are left out.
+        MasksMissing = "masks_missing",
+        /// Captions, masks and annotations without their photograph are left out.
+        PicturesMissing = "pictures_missing",
+        /// Files that look like data and are not read are left out.
+        FilesUnread = "files_unread",
     }
 }
 

@@ -15,8 +15,8 @@ pub(super) enum Value {
     Text(String),
     Date(String),
     List(Vec<Value>),
-    /// A table inside a list: no setting takes one.
-    Table,
+    /// A table inside a list.
+    Table(BTreeMap<String, Value>),
 }
 
 impl std::fmt::Display for Value {
@@ -29,7 +29,7 @@ impl std::fmt::Display for Value {
             Self::Date(value) => write!(f, "the date {value}"),
             Self::List(values) if values.is_empty() => f.write_str("an empty list"),
             Self::List(values) => write!(f, "a list of {} items", values.len()),
-            Self::Table => f.write_str("a table"),
+            Self::Table(_) => f.write_str("a table"),
         }
     }
 }
@@ -150,7 +150,13 @@ fn convert(value: &DeValue<'_>) -> Result<Value, String> {
         DeValue::Array(values) => {
             Value::List(values.iter().map(|v| convert(v.get_ref())).collect::<Result<Vec<_>, _>>()?)
         }
-        DeValue::Table(_) => Value::Table,
+        DeValue::Table(table) => {
+            let mut entries = BTreeMap::new();
+            for (key, value) in table {
+                entries.insert(path("", key.get_ref()), convert(value.get_ref())?);
+            }
+            Value::Table(entries)
+        }
     })
 }
 

@@ -6,6 +6,7 @@ use super::codec::{
     photograph,
     rle::StoredRunLengths,
 };
+use super::separate_masks::separate_masks;
 use super::sources::{
     captions::{Captions, Columns, first_sentences},
     panoptic::Panoptic,
@@ -24,7 +25,7 @@ use crate::{
 };
 use image::RgbImage;
 use serde::Deserialize;
-use std::{collections::HashMap, io, path::PathBuf};
+use std::{collections::HashMap, io, path::PathBuf, sync::Arc};
 
 /// Turns references into samples; shared by all workers.
 pub struct SampleDecoder {
@@ -34,7 +35,7 @@ pub struct SampleDecoder {
     panoptic: Option<Panoptic>,
     classes: Option<Classes>,
     /// Cached latents and embeddings, which replace the pixels.
-    cache: Option<Cache>,
+    cache: Option<Arc<Cache>>,
 }
 
 /// A sample, and whether it had a usable mask before caption dropout removed its masks.
@@ -91,7 +92,7 @@ impl SampleDecoder {
     }
 
     /// Takes latents and embeddings from `cache`, so that image files are hashed but not decoded.
-    pub fn with_cache(self, cache: Option<Cache>) -> Self {
+    pub fn with_cache(self, cache: Option<Arc<Cache>>) -> Self {
         Self { cache, ..self }
     }
 
@@ -107,7 +108,7 @@ impl SampleDecoder {
         };
         let size = photograph.as_ref().map_or_else(|| photograph::size(&file), |image| Ok(size_of(image)))?;
         photograph::check_shape(size)?;
-        let draws = order::augmentation(self.seed, epoch, keyed_temp_store::hash(&reference.key));
+        let draws = order::augmentation(self.seed, epoch, keyed_temp_store::hash(&reference.key) ^ reference.repeat);
         let placement = Placement::new(size, self.config.resolution, self.config.crop, self.config.flip, &draws);
         let (prompt, masks, classes) = self.prompt_and_masks(reference, size, &placement.grid())?;
         let image = photograph.map_or_else(|| Ok(Vec::new()), |photograph| placement.apply(&photograph))?;
@@ -212,6 +213,11 @@ impl SampleDecoder {
                     None => Some(value).filter(|&value| value != 0),
                 };
                 Ok(self.label_masks(&map, grid, label, named))
+            }
+            (DataFormat::Folder, None) if !reference.masks.is_empty() => {
+                let masks = separate_masks(&reference.masks, &reference.shard, size, grid)?;
+                let found = masks.into_iter().map(|mask| (mask.area(), mask)).collect();
+                Ok((self.largest(found, grid), Vec::new()))
             }
             (_, None) => Ok((Vec::new(), Vec::new())),
         }

@@ -5,15 +5,16 @@
 //! `3·resolution²` bytes and up to `max_masks · resolution²/8` (7 MiB at 1024 pixels with 32 masks), and each worker
 //! holds one full-size photograph. A cached sample holds latents and text embedding instead of pixels.
 use super::sources::{
-    shards::{self, Broken, Pairing, SampleShard},
+    shards::{self, Broken},
     unusable::Unusable,
+    walk::{FoundSource, Sources},
 };
 use super::{
     Cache, Sample,
     decode::SampleDecoder,
     keyed_temp_store,
     order::Cursor,
-    plan::{DecodeTask, Decoded, Planner, Position, Results},
+    plan::{DecodeTask, Decoded, PlannedShard, Planner, Position, Results},
 };
 use crate::system::{guard::guarded, process::refused};
 use crate::{Error, Result, config::DataConfig};
@@ -98,13 +99,17 @@ impl Loader {
         require_masks: bool,
         cache: Option<Cache>,
     ) -> Result<Self> {
-        let shards = shards::find(config)?;
-        let pairing = Pairing::of(config);
-        shards::check_captions(&shards, pairing)?;
+        let found = Sources::open(config)?;
+        shards::check_captions(found.shards())?;
+        let of_source = |source: &FoundSource| {
+            let repeated = |shard| PlannedShard::repeated(shard, source.repeats);
+            source.shards.iter().flat_map(repeated).collect::<Vec<_>>()
+        };
+        let shards: Vec<PlannedShard> = found.found.iter().flat_map(of_source).collect();
         let sources = fingerprint(&shards);
         let source = match shards.as_slice() {
-            [first, .., _] => format!("{} and {} more", first.path.display(), shards.len() - 1),
-            one => one.iter().map(|shard| shard.path.display().to_string()).collect(),
+            [first, .., _] => format!("{} and {} more", first.shard.path.display(), shards.len() - 1),
+            one => one.iter().map(|planned| planned.shard.path.display().to_string()).collect(),
         };
         let mut cursor = start.cloned().unwrap_or_default();
         if cursor.sources != 0 && cursor.sources != sources {
@@ -112,7 +117,9 @@ impl Loader {
             return Err(Error::Usage(format!("{hint} ({})", shards.len())));
         }
         cursor.sources = sources;
-        let decoder = Arc::new(SampleDecoder::new(config, seed)?.with_cache(cache));
+        let cache = cache.map(Arc::new);
+        let decoder = |settings| Ok(SampleDecoder::new(settings, seed)?.with_cache(cache.clone()));
+        let decoders: Arc<Vec<SampleDecoder>> = Arc::new(found.settings.iter().map(decoder).collect::<Result<_>>()?);
 
         let workers = config.workers.max(1);
         let (permit_sender, permits) = mpsc::channel();
@@ -138,12 +145,12 @@ impl Loader {
             threads: Vec::new(),
         };
         for number in 0..workers {
-            let (decoder, tasks, results) = (decoder.clone(), task_queue.clone(), results.clone());
+            let (decoders, tasks, results) = (decoders.clone(), task_queue.clone(), results.clone());
             let stop = stop.clone();
-            loader.spawn(format!("decode-{number}"), move || work(&decoder, &tasks, &results, &stop))?;
+            loader.spawn(format!("decode-{number}"), move || work(&decoders, &tasks, &results, &stop))?;
         }
         let shuffle_buffer = config.shuffle_buffer.max(1);
-        let planner = Planner { shards, pairing, seed, shuffle_buffer, permits, tasks, results, stop };
+        let planner = Planner { shards, seed, shuffle_buffer, permits, tasks, results, stop };
         let start = loader.cursor.clone();
         loader.spawn("plan".into(), move || planner.run(&start))?;
         Ok(loader)
@@ -298,7 +305,7 @@ pub fn held_bytes(config: &DataConfig, encoded: Option<u64>) -> u64 {
 }
 
 /// A worker thread: decodes tasks until the channel closes.
-fn work(decoder: &SampleDecoder, tasks: &Mutex<Receiver<DecodeTask>>, results: &Results, stop: &AtomicBool) {
+fn work(decoders: &[SampleDecoder], tasks: &Mutex<Receiver<DecodeTask>>, results: &Results, stop: &AtomicBool) {
     loop {
         let task = tasks.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(DecodeTask { number, epoch, reference, after }) = task else { return };
@@ -306,7 +313,7 @@ fn work(decoder: &SampleDecoder, tasks: &Mutex<Receiver<DecodeTask>>, results: &
             return;
         }
         let broken = |reason| Decoded::Broken(Broken { name: reference.name(), reason }, after);
-        let result = match guarded(|| decoder.decode(&reference, epoch)) {
+        let result = match guarded(|| decoders[reference.settings].decode(&reference, epoch)) {
             Ok(decoded) => Decoded::Sample(Box::new(decoded), after),
             Err(Unusable::Broken(reason)) => broken(reason),
             Err(Unusable::Fatal(error)) => Decoded::Failed(error),
@@ -318,9 +325,9 @@ fn work(decoder: &SampleDecoder, tasks: &Mutex<Receiver<DecodeTask>>, results: &
 }
 
 /// A non-zero hash of the shards' file names in order. Their folder may move.
-fn fingerprint(shards: &[SampleShard]) -> u64 {
+fn fingerprint(shards: &[PlannedShard]) -> u64 {
     let names: Vec<_> =
-        shards.iter().filter_map(|shard| shard.path.file_name()).map(|name| name.to_string_lossy()).collect();
+        shards.iter().filter_map(|planned| planned.shard.path.file_name()).map(|name| name.to_string_lossy()).collect();
     keyed_temp_store::hash(&names.join("/")).max(1)
 }
 

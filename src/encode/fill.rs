@@ -119,7 +119,8 @@ pub fn fill(config: &RunConfig, device: &Device, folder: &Path, shard_bytes: u64
 struct CacheFiller<'a> {
     config: &'a RunConfig,
     listing: Listing,
-    decoder: SampleDecoder,
+    /// One for each of the listing's settings.
+    decoders: Vec<SampleDecoder>,
     samples: u64,
     /// Names of the broken samples.
     broken: BTreeSet<String>,
@@ -129,8 +130,9 @@ impl<'a> CacheFiller<'a> {
     /// Opens the data set, counts its samples and logs those that are broken.
     fn open(config: &'a RunConfig) -> Result<Self> {
         let listing = Listing::open(&config.data)?;
-        let decoder = SampleDecoder::new(&config.data, config.seed)?;
-        let mut filler = Self { config, listing, decoder, samples: 0, broken: BTreeSet::new() };
+        let decoders = listing.settings().iter().map(|settings| SampleDecoder::new(settings, config.seed));
+        let decoders = decoders.collect::<Result<_>>()?;
+        let mut filler = Self { config, listing, decoders, samples: 0, broken: BTreeSet::new() };
         let (mut samples, mut broken) = (0, vec![]);
         filler.listing.for_each_chunk(CHUNK, |items| {
             samples += items.len() as u64;
@@ -168,7 +170,9 @@ impl<'a> CacheFiller<'a> {
             }
         };
         add(writer, "")?;
-        let prompt = |filler: &Self, reference: &SampleReference, _: &Writer| filler.decoder.prompt(reference);
+        let prompt = |filler: &Self, reference: &SampleReference, _: &Writer| {
+            filler.decoders[reference.settings].prompt(reference)
+        };
         self.add(("caption", "embeddings"), writer, prompt, |writer, _, prompt| add(writer, &prompt))
     }
 
@@ -223,7 +227,7 @@ impl<'a> CacheFiller<'a> {
         if keys.is_empty() {
             return Ok(vec![]);
         }
-        Ok(keys.into_iter().zip(self.decoder.crops(&file, &mirrored)?).collect())
+        Ok(keys.into_iter().zip(self.decoders[reference.settings].crops(&file, &mirrored)?).collect())
     }
 }
 

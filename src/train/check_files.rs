@@ -158,6 +158,11 @@ impl RunConfig {
         }
     }
 
+    /// Whether some of the training data belongs to scenes that are drawn first.
+    pub fn draws_sources(&self) -> bool {
+        self.data.source.iter().any(|source| self.will_be_drawn(Path::new(source)))
+    }
+
     /// Whether this belongs to the scenes, which the run draws first where they are missing.
     fn will_be_drawn(&self, path: &Path) -> bool {
         let sets = self.scenes.iter().flat_map(|scenes| scenes.sets().map(|set| set.folder));

@@ -6,6 +6,17 @@ use image::codecs::{jpeg::JpegDecoder, png::PngDecoder};
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, RgbImage};
 use std::io::Cursor;
 
+/// Ends of the names of picture files that are read, in lower case.
+pub const EXTENSIONS: [&str; 15] =
+    ["jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "dib", "tif", "tiff", "pnm", "ppm", "pgm", "pbm", "gif"];
+
+/// Ends of the names of pictures in formats that are not read, in lower case: such a file is data that somebody meant to
+/// be used.
+pub const UNREAD_EXTENSIONS: [&str; 20] = [
+    "heic", "heif", "hif", "avif", "jxl", "jp2", "j2k", "psd", "svg", "exr", "hdr", "tga", "qoi", "ico", "dng", "cr2",
+    "cr3", "nef", "arw", "raf",
+];
+
 /// Greatest ratio of the longer to the shorter side; scaled by the shorter side, larger ratios would take gigabytes.
 const LONGEST_SHAPE: usize = 32;
 

@@ -1,9 +1,14 @@
 //! Where samples come from: shards, folders, captions, and the annotations of known data sets.
 pub(crate) mod ade20k;
 pub mod captions;
+pub(crate) mod findings;
+pub(crate) mod folder;
 pub(super) mod listing;
+pub(crate) mod names;
 pub(crate) mod panoptic;
 mod parquet_bounds;
 pub(crate) mod shards;
 pub mod tar_members;
+mod tar_samples;
 pub(crate) mod unusable;
+pub(crate) mod walk;

@@ -1,0 +1,3 @@
+//! The data front door: whatever a folder holds, it gives the right samples or one error, and nothing is silently unused.
+mod folders;
+mod world;
