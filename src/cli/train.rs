@@ -64,10 +64,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     if let Some(scenes) = &config.scenes {
         crate::demo::draw_missing(scenes)?;
     }
-    let inventory = Inventory::take(&config.data)?;
-    tracing::info!("{inventory}");
-    inventory.check(&config.data.allow)?;
-    inventory.write(&folder.path().join("data.json"))?;
+    Inventory::of_run(&config.data)?.write(&folder.path().join("data.json"))?;
     if let Some(table) = crate::train::run(&config, &device, &folder, args.force)? {
         mention(&table);
     }

@@ -2,7 +2,7 @@
 use super::keys::{choices, follows, keys, optional, required, usual};
 use super::model::ModelConfig;
 use super::reader::Reader;
-use super::setting::{Check, at_least, check, is_distinct, is_not_empty, not_empty, within};
+use super::setting::{Check, at_least, check, is_distinct, is_not_empty, is_path, not_empty, within};
 use super::sources::SourceConfig;
 use std::path::PathBuf;
 
@@ -71,6 +71,7 @@ const SOURCE_EXAMPLE: &str = "[\"data/sa1b/sa_*.tar\"]";
 fn sources(may_be_empty: bool) -> Check<Vec<String>> {
     check("at least one, none twice", move |sources: &Vec<String>| {
         sources.iter().try_for_each(is_not_empty)?;
+        sources.iter().try_for_each(|source| is_path(source))?;
         if may_be_empty && sources.is_empty() { Ok(()) } else { is_distinct(sources) }
     })
 }

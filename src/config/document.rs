@@ -34,6 +34,10 @@ impl std::fmt::Display for Value {
     }
 }
 
+/// The cure for backslashes that TOML takes for the start of something else.
+pub(super) const WINDOWS_PATHS: &str =
+    "in double quotes a backslash begins an escape: write Windows paths in single quotes, as in 'C:\\data'";
+
 /// Former names of settings, which older configs and checkpoints have, and the names of today.
 const RENAMED: [(&str, &str); 1] = [("model.expert_layer", "model.expert_layers")];
 
@@ -56,7 +60,9 @@ impl Document {
         };
         for error in errors {
             let place = Origin::in_text(text, error.span().map_or(0, |span| span.start));
-            problems.add(place, format!("TOML syntax: {}", error.message().replace('\n', " ")));
+            let message = error.message().replace('\n', " ");
+            let hint = if message.contains("escape") { format!("; {WINDOWS_PATHS}") } else { String::new() };
+            problems.add(place, format!("TOML syntax: {message}{hint}"));
         }
         let mut document = Self::default();
         for (key, value) in root.get_ref() {

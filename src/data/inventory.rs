@@ -3,7 +3,7 @@
 //! Folders are listed once and one at a time, so memory grows with the largest folder: 16 bytes and the name for each of
 //! its files. Tar shards are not listed beforehand; they are counted as they are read.
 use super::sources::captions::{Captions, Columns};
-use super::sources::findings::{Count, Finding, Findings};
+use super::sources::findings::{Finding, Findings, thousands};
 use super::sources::folder::{Folder, Paired, for_each_mask};
 use super::sources::shards::{Pairing, SampleShard};
 use super::sources::unusable::Unusable;
@@ -70,6 +70,17 @@ impl Inventory {
             sources.extend(counted);
         }
         Ok(Self { sources })
+    }
+
+    /// Lists the sources before they are read, and says what they hold.
+    ///
+    /// # Errors
+    /// Those of [`take`](Self::take) and [`check`](Self::check).
+    pub fn of_run(config: &DataConfig) -> Result<Self> {
+        let inventory = Self::take(config)?;
+        tracing::info!("data\n{inventory}");
+        inventory.check(&config.allow)?;
+        Ok(inventory)
     }
 
     /// # Errors
@@ -202,17 +213,8 @@ fn is_blank(file: &Path) -> Result<bool> {
 impl SourceCounts {
     fn problems(&self, allow: &[Allowed]) -> Vec<String> {
         let source = &self.source;
-        let problem = |(finding, count): (Finding, &Count)| {
-            let allowed = finding.allowed().filter(|allowed| !allow.contains(allowed))?;
-            let text = finding.text(count.count, &thousands(count.count));
-            let examples = count.examples();
-            Some(format!(
-                "{source}: {text}: {examples}; {}, or accept it with data.allow = [{:?}]",
-                finding.help(),
-                allowed.name()
-            ))
-        };
-        let mut problems: Vec<String> = self.findings.iter().filter_map(problem).collect();
+        let mut problems: Vec<String> =
+            self.findings.iter().filter_map(|(finding, count)| finding.problem(count, source, allow)).collect();
         let blank = self.findings.count(Finding::BlankCaption);
         if blank > 0 && blank == self.captions {
             problems.push(format!("{source}: all of its {} captions are empty", thousands(blank)));
@@ -277,26 +279,5 @@ impl fmt::Display for Inventory {
             names.zip(source.lines()).map(|(name, line)| format!("{name:width$}{line}"))
         });
         f.write_str(&lines.collect::<Vec<_>>().join("\n"))
-    }
-}
-
-/// A number with a space before every three digits.
-fn thousands(number: u64) -> String {
-    let digits = number.to_string();
-    let group = |(place, digit): (usize, char)| {
-        let is_start = place > 0 && (digits.len() - place).is_multiple_of(3);
-        is_start.then_some(' ').into_iter().chain([digit])
-    };
-    digits.chars().enumerate().flat_map(group).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::thousands;
-
-    #[test]
-    fn digits_stand_in_threes() {
-        let shown = [0, 12, 999, 1000, 1204, 1_000_000].map(thousands);
-        assert_eq!(shown, ["0", "12", "999", "1 000", "1 204", "1 000 000"]);
     }
 }

@@ -5,6 +5,7 @@
 //! `3·resolution²` bytes and up to `max_masks · resolution²/8` (7 MiB at 1024 pixels with 32 masks), and each worker
 //! holds one full-size photograph. A cached sample holds latents and text embedding instead of pixels.
 use super::sources::{
+    findings::{Findings, thousands},
     shards::{self, Broken},
     unusable::Unusable,
     walk::{FoundSource, Sources},
@@ -17,7 +18,10 @@ use super::{
     plan::{DecodeTask, Decoded, PlannedShard, Planner, Position, Results},
 };
 use crate::system::{guard::guarded, process::refused};
-use crate::{Error, Result, config::DataConfig};
+use crate::{
+    Error, Result,
+    config::{Allowed, DataConfig},
+};
 use std::{
     collections::BTreeMap,
     sync::{
@@ -66,8 +70,14 @@ pub struct Loader {
     require_masks: bool,
     /// `data.source`, for error messages.
     source: String,
+    allow: Vec<Allowed>,
+    /// What the tar shards read since the start hold beside samples, and the number of those.
+    findings: Findings,
+    listed: u64,
     /// The first broken sample, for the error that ends the run.
     first_broken: Option<String>,
+    /// Samples since the start.
+    samples: u64,
     /// Number of the next entry in draw order.
     next: u64,
     ready: BTreeMap<u64, Decoded>,
@@ -136,7 +146,11 @@ impl Loader {
             max_broken: config.max_broken,
             require_masks,
             source,
+            allow: config.allow.clone(),
+            findings: Findings::default(),
+            listed: 0,
             first_broken: None,
+            samples: 0,
             next: 0,
             ready: BTreeMap::new(),
             results: received,
@@ -185,6 +199,11 @@ impl Loader {
                     self.advance(position);
                     self.count_broken(&broken)?;
                 }
+                Decoded::Counted(findings, listed) => {
+                    self.findings.merge(*findings);
+                    self.listed += listed;
+                    self.check_findings(FIRST_SEEN)?;
+                }
                 Decoded::Failed(error) => return Err(error),
                 Decoded::EpochEnd => self.end_epoch()?,
             }
@@ -195,6 +214,14 @@ impl Loader {
     /// Mask statistics of the current epoch.
     pub fn coverage(&self) -> Coverage {
         Coverage { samples: self.cursor.epoch_samples, with_masks: self.cursor.epoch_with_masks }
+    }
+
+    /// Says what the tar shards hold beside samples, as far as they were read since the start.
+    pub fn say_findings(&self) {
+        for (finding, count) in self.findings.iter() {
+            let text = finding.text(count.count, &thousands(count.count));
+            tracing::warn!("{}: {text}: {}", self.source, count.examples());
+        }
     }
 
     /// The next entry in draw order.
@@ -228,6 +255,10 @@ impl Loader {
             tracing::warn!("{} brings no usable mask; others like it are counted at the end of the epoch", sample.key);
         }
         self.cursor.epoch_samples += 1;
+        self.samples += 1;
+        if self.samples == FIRST_SEEN {
+            self.say_findings();
+        }
         self.cursor.epoch_with_masks += u64::from(has_mask);
     }
 
@@ -254,12 +285,26 @@ impl Loader {
         )))
     }
 
+    /// Fails if there are more than `max_broken` of the samples of something that is not accepted. What is a broken
+    /// sample besides is counted there.
+    fn check_findings(&self, least: u64) -> Result<()> {
+        let most = self.max_broken * self.listed.max(least) as f64;
+        let others = self.findings.iter().filter(|(finding, _)| !finding.is_broken_sample());
+        let mut many = others.filter(|(_, count)| count.count as f64 > most);
+        match many.find_map(|(finding, count)| finding.problem(count, &self.source, &self.allow)) {
+            Some(problem) => Err(Error::Failed(problem)),
+            None => Ok(()),
+        }
+    }
+
     fn example(&self) -> String {
         self.first_broken.as_ref().map_or_else(String::new, |first| format!("; for example {first}"))
     }
 
     fn end_epoch(&mut self) -> Result<()> {
+        self.say_findings();
         self.check_broken(0)?;
+        self.check_findings(0)?;
         let Cursor { epoch, epoch_samples, epoch_with_masks, .. } = self.cursor;
         if epoch_samples == 0 {
             let source = &self.source;

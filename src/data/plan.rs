@@ -1,4 +1,5 @@
 //! The planner: iterates over epochs, shards and windows, and sends the drawn samples to the workers in order.
+use super::sources::findings::Findings;
 use super::sources::shards::{Broken, Listed, SampleReference, SampleShard, listed};
 use super::{
     decode::DecodedSample,
@@ -38,6 +39,8 @@ pub struct Position {
 pub enum Decoded {
     Sample(Box<DecodedSample>, Position),
     Broken(Broken, Position),
+    /// What a tar shard holds beside its samples, and the number of those.
+    Counted(Box<Findings>, u64),
     /// An error that ends the run.
     Failed(Error),
     EpochEnd,
@@ -110,8 +113,8 @@ impl Planner {
         let order = shard_order(self.seed, start.epoch, self.shards.len(), shuffle);
         for (place, &shard) in (0..).zip(&order).skip(start.shard as usize) {
             let Some(planned) = self.shards.get(shard) else { continue };
-            let mut member = 0;
-            planned.shard.scan(&mut |item| {
+            let (mut member, mut findings) = (0, Findings::default());
+            planned.shard.scan(&mut findings, &mut |item| {
                 if self.stop.load(Ordering::Relaxed) {
                     return ControlFlow::Break(());
                 }
@@ -136,6 +139,9 @@ impl Planner {
                 }
                 ControlFlow::Continue(())
             })?;
+            if !planned.shard.is_folder() {
+                self.send(Decoded::Counted(Box::new(findings), member), number)?;
+            }
         }
         self.draw(at, &mut window, number)?;
         self.send(Decoded::EpochEnd, number)

@@ -199,7 +199,7 @@ fn what_looks_like_data_and_is_not_read_is_refused() {
         },
         Case {
             name: "archives",
-            files: "a.jpg a.txt more.tar more.zip=x",
+            files: "a.jpg a.txt more.7z=x more.zip=x",
             change: plain,
             right: Error(&["2 archives that are not read"]),
         },

@@ -3,6 +3,7 @@ use image::{ExtendedColorType, ImageEncoder, codecs::png::PngEncoder};
 use seg4diff::config::{Allowed, Crop, DataConfig, DataFormat};
 use seg4diff::data::{Inventory, Loader};
 use std::fs;
+use std::io::Write;
 use std::path::Path;
 
 pub const WIDTH: u32 = 16;
@@ -150,4 +151,26 @@ pub fn check(cases: &[Case]) {
         }
     }
     assert!(wrong.is_empty(), "{} of {} cases:\n{}", wrong.len(), cases.len(), wrong.join("\n"));
+}
+
+/// A tar file of what lies in `folder`, which is removed; the members stand in the order of `files`.
+pub fn pack(folder: &Path, files: &str, tar: &Path, compressed: bool) {
+    let mut archive = tar::Builder::new(Vec::new());
+    for path in files.split_whitespace().map(|entry| entry.split_once('=').map_or(entry, |(path, _)| path)) {
+        let bytes = fs::read(folder.join(path)).expect("read");
+        let mut header = tar::Header::new_gnu();
+        header.set_size(bytes.len() as u64);
+        header.set_mode(0o644);
+        archive.append_data(&mut header, path, bytes.as_slice()).expect("member");
+    }
+    let bytes = archive.into_inner().expect("tar");
+    fs::remove_dir_all(folder).expect("remove");
+    fs::create_dir_all(tar.parent().expect("folder")).expect("folder");
+    if compressed {
+        let mut encoder = flate2::write::GzEncoder::new(fs::File::create(tar).expect("tar"), Default::default());
+        encoder.write_all(&bytes).expect("gzip");
+        encoder.finish().expect("gzip");
+    } else {
+        fs::write(tar, bytes).expect("tar");
+    }
 }

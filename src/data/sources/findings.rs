@@ -1,6 +1,6 @@
 //! What was found in a source beside whole samples, counted by kind.
 use super::names::shown_extension;
-use crate::config::Allowed;
+use crate::config::{Allowed, Choice};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -176,6 +176,20 @@ impl Finding {
         self.description().help
     }
 
+    /// Whether a tar file yields each of these as a broken sample.
+    pub fn is_broken_sample(self) -> bool {
+        use Finding::{AnnotationAlone, AnnotationMissing, CaptionMissing, MaskAlone, UnreadPicture};
+        matches!(self, CaptionMissing | AnnotationMissing | AnnotationAlone | MaskAlone | UnreadPicture)
+    }
+
+    /// What is wrong with so many of these in `source`, unless it is nothing or accepted.
+    pub fn problem(self, count: &Count, source: &str, allow: &[Allowed]) -> Option<String> {
+        let allowed = self.allowed().filter(|allowed| !allow.contains(allowed))?;
+        let (text, examples, help) = (self.text(count.count, &thousands(count.count)), count.examples(), self.help());
+        let accept = allowed.name();
+        Some(format!("{source}: {text}: {examples}; {help}, or accept it with data.allow = [{accept:?}]"))
+    }
+
     /// `1 photograph without a caption`, with the number as `shown`.
     pub fn text(self, count: u64, shown: &str) -> String {
         let [one, more] = self.description().text;
@@ -193,6 +207,15 @@ pub struct Count {
 }
 
 impl Count {
+    /// Folders are not listed in order: the first by name are shown.
+    fn show(&mut self, name: String) {
+        let place = self.first.partition_point(|other| *other <= name);
+        if place < EXAMPLES {
+            self.first.insert(place, name);
+            self.first.truncate(EXAMPLES);
+        }
+    }
+
     /// `a.jpg, b.jpg, c.jpg, …`
     pub fn examples(&self) -> String {
         let more = if self.count > self.first.len() as u64 { ", …" } else { "" };
@@ -210,9 +233,7 @@ impl Findings {
     pub fn add(&mut self, finding: Finding, name: &str) {
         let found = self.0.entry(finding).or_default();
         found.count += 1;
-        if found.first.len() < EXAMPLES {
-            found.first.push(name.to_owned());
-        }
+        found.show(name.to_owned());
         let extension = shown_extension(name.rsplit('/').next().unwrap_or(name));
         // Names are many, extensions few; where they are not, as in `x.001`, the rest is left uncounted.
         if found.extensions.len() < 50 || found.extensions.contains_key(&extension) {
@@ -232,8 +253,7 @@ impl Findings {
         for (finding, more) in other.0 {
             let found = self.0.entry(finding).or_default();
             found.count += more.count;
-            let room = EXAMPLES - found.first.len();
-            found.first.extend(more.first.into_iter().take(room));
+            more.first.into_iter().for_each(|name| found.show(name));
             more.extensions
                 .into_iter()
                 .for_each(|(extension, count)| *found.extensions.entry(extension).or_default() += count);
@@ -246,5 +266,26 @@ impl Findings {
 
     pub fn count(&self, finding: Finding) -> u64 {
         self.0.get(&finding).map_or(0, |found| found.count)
+    }
+}
+
+/// A number with a space before every three digits.
+pub fn thousands(number: u64) -> String {
+    let digits = number.to_string();
+    let group = |(place, digit): (usize, char)| {
+        let is_start = place > 0 && (digits.len() - place).is_multiple_of(3);
+        is_start.then_some(' ').into_iter().chain([digit])
+    };
+    digits.chars().enumerate().flat_map(group).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::thousands;
+
+    #[test]
+    fn digits_stand_in_threes() {
+        let shown = [0, 12, 999, 1000, 1204, 1_000_000].map(thousands);
+        assert_eq!(shown, ["0", "12", "999", "1 000", "1 204", "1 000 000"]);
     }
 }

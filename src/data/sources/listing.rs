@@ -1,4 +1,5 @@
 //! All samples of a data set, each once, in source order.
+use super::findings::Findings;
 use super::shards::{self, Listed, listed};
 use super::walk::Sources;
 use crate::config::DataConfig;
@@ -29,7 +30,7 @@ impl Listing {
         let mut outcome = Ok(());
         let mut chunk = Vec::with_capacity(count);
         for shard in self.sources.shards() {
-            let flow = shard.scan(&mut |item| {
+            let flow = shard.scan(&mut Findings::default(), &mut |item| {
                 match listed(item) {
                     Ok(item) => chunk.push(item),
                     Err(error) => {

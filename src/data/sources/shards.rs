@@ -3,6 +3,7 @@
 //! Memory: the references of one shard (about 200 bytes a sample); for a folder, its file names.
 use super::findings::{Finding, Findings};
 use super::folder::{Folder, Paired};
+use super::gzip_shards::GzipShards;
 use super::unusable::Unusable;
 use crate::system::{
     limits::{self, Limit},
@@ -14,6 +15,7 @@ use crate::{
     config::{Allowed, DataConfig, DataFormat},
 };
 use std::{
+    fs::File,
     io,
     ops::ControlFlow,
     path::{Path, PathBuf},
@@ -21,7 +23,7 @@ use std::{
 };
 
 /// A tar file, or a folder without its subfolders, which are shards of their own.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct SampleShard {
     pub path: Arc<Path>,
     pub(super) is_folder: bool,
@@ -36,13 +38,17 @@ pub struct SampleShard {
     pub(super) pairing: Pairing,
     /// Index of its source's settings.
     pub(super) settings: usize,
+    /// The content of compressed shards.
+    pub(super) unpacked: Arc<GzipShards>,
 }
 
 /// Where one file of a sample is stored.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum Member {
     /// A range of bytes of the shard's tar file.
     Part { offset: u64, length: u64 },
+    /// A range of bytes of the tar file that was in a compressed shard.
+    Unpacked { file: Arc<File>, offset: u64, length: u64 },
     /// A file in a folder.
     File(PathBuf),
 }
@@ -111,6 +117,10 @@ pub struct Pairing {
     pub leaves_out_uncaptioned: bool,
     /// Whether photographs without annotations or a label map are left out.
     pub leaves_out_unmasked: bool,
+    /// Whether captions, masks and annotations without their photograph are left out.
+    pub leaves_out_unpictured: bool,
+    /// Whether pictures in formats that are not read are left out.
+    pub leaves_out_unread: bool,
 }
 
 impl Pairing {
@@ -124,6 +134,8 @@ impl Pairing {
             panoptic: config.panoptic.is_some() || config.labels.is_none(),
             leaves_out_uncaptioned: config.allow.contains(&Allowed::CaptionsMissing),
             leaves_out_unmasked: config.allow.contains(&Allowed::MasksMissing),
+            leaves_out_unpictured: config.allow.contains(&Allowed::PicturesMissing),
+            leaves_out_unread: config.allow.contains(&Allowed::FilesUnread),
         }
     }
 
@@ -139,11 +151,14 @@ impl Pairing {
         }
     }
 
-    /// Whether the user accepts that a photograph which lacks this is left out.
+    /// Whether the user accepts that this is left out.
     pub fn leaves_out(self, lacked: Finding) -> bool {
-        match lacked {
-            Finding::CaptionMissing => self.leaves_out_uncaptioned,
-            _ => self.leaves_out_unmasked,
+        match lacked.allowed() {
+            Some(Allowed::CaptionsMissing) => self.leaves_out_uncaptioned,
+            Some(Allowed::MasksMissing) => self.leaves_out_unmasked,
+            Some(Allowed::PicturesMissing) => self.leaves_out_unpictured,
+            Some(Allowed::FilesUnread) => self.leaves_out_unread,
+            None => true,
         }
     }
 }
@@ -153,7 +168,7 @@ impl SampleReference {
     pub fn name(&self) -> String {
         match &self.image {
             Member::File(path) => path.display().to_string(),
-            Member::Part { .. } => format!("{}/{}", self.shard.display(), self.key),
+            Member::Part { .. } | Member::Unpacked { .. } => format!("{}/{}", self.shard.display(), self.key),
         }
     }
 }
@@ -168,15 +183,21 @@ impl Member {
             Self::File(path) => limit.read(path).map_err(|problem| Unusable::reading(path, problem)),
             Self::Part { offset, length } => {
                 limit.check(*length)?;
-                let mut bytes =
-                    limits::buffer(*length as usize).map_err(|problem| Unusable::reading(shard, problem))?;
                 let Patient(file) = patience::open(shard).map_err(|problem| Unusable::reading(shard, problem))?;
-                let read = patiently(|| read_exact_at(&file, &mut bytes, *offset));
-                read.map_err(|problem| Unusable::reading(shard, problem))?;
-                Ok(bytes)
+                read_part(&file, *offset, *length).map_err(|problem| Unusable::reading(shard, problem))
+            }
+            Self::Unpacked { file, offset, length } => {
+                limit.check(*length)?;
+                read_part(file, *offset, *length).map_err(Unusable::temporary)
             }
         }
     }
+}
+
+fn read_part(file: &File, offset: u64, length: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = limits::buffer(length as usize)?;
+    patiently(|| read_exact_at(file, &mut bytes, offset))?;
+    Ok(bytes)
 }
 
 /// sa1b without captions file: checks that some image of the first shard has a `.txt`.
@@ -186,7 +207,7 @@ pub fn check_captions<'a>(mut shards: impl Iterator<Item = &'a SampleShard>) -> 
     let (mut has_caption, mut lacks_caption) = (false, false);
     // Samples without caption are yielded last, so a sound shard's scan stops at its first sample.
     let mut failed = None;
-    let _ = shard.scan(&mut |item| {
+    let _ = shard.scan(&mut Findings::default(), &mut |item| {
         match item {
             Ok(_) => has_caption = true,
             Err(Unusable::Broken(broken)) => lacks_caption |= broken.reason == NO_CAPTION,
@@ -206,9 +227,10 @@ pub fn check_captions<'a>(mut shards: impl Iterator<Item = &'a SampleShard>) -> 
 }
 
 impl SampleShard {
-    /// Calls `visit` with each sample of the shard until it breaks. A damaged shard is an item too.
-    pub fn scan(&self, visit: &mut dyn FnMut(Scanned) -> ControlFlow<()>) -> ControlFlow<()> {
-        if self.is_folder { self.scan_folder(visit) } else { self.scan_tar(visit) }
+    /// Calls `visit` with each sample of the shard until it breaks. A damaged shard is an item too. What belongs to no
+    /// sample of a tar file is counted; folders have their inventory.
+    pub fn scan(&self, findings: &mut Findings, visit: &mut dyn FnMut(Scanned) -> ControlFlow<()>) -> ControlFlow<()> {
+        if self.is_folder { self.scan_folder(visit) } else { self.scan_tar(findings, visit) }
     }
 
     pub(super) fn broken(&self, key: &str, reason: impl ToString) -> Scanned {

@@ -1,14 +1,17 @@
 //! From `data.source` to shards: patterns are expanded, folders walked.
 use super::findings::{Finding, Findings};
+use super::gzip_shards::GzipShards;
 use super::names::{Role, is_mask_folder, is_passed_over, is_picture_folder, role};
+use super::patterns::{Expanded, expand};
 use super::shards::{Pairing, SampleShard};
 use crate::config::{DataConfig, DataFormat};
-use crate::system::paths::{exists, find, fixed_part, is_folder};
+use crate::system::paths::{find, is_folder};
 use crate::system::patience::patiently;
 use crate::{Error, Result};
 use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// What an entry of `data.source`, or a table of `data.sources`, leads to.
 pub struct FoundSource {
@@ -36,17 +39,18 @@ pub struct Sources {
 
 impl Sources {
     /// Lists folders and patterns; each shard of one group comes once. Patterns are expanded in alphabetical order, folders
-    /// recursively (sa1b: a folder with tar files yields those).
+    /// recursively (a folder with tar files yields those).
     ///
     /// # Errors
     /// A path matches nothing, or the format cannot read what it matches.
     pub fn open(config: &DataConfig) -> Result<Self> {
+        let unpacked = Arc::new(GzipShards::default());
         let mut sources = Self { settings: Vec::new(), found: Vec::new() };
         for (mut settings, repeats) in config.per_source() {
             let mut seen = HashSet::new();
             let mut group = Vec::new();
             for name in &settings.source {
-                let mut source = walk(&settings, name)?;
+                let mut source = walk(&settings, name, &unpacked)?;
                 (source.settings, source.repeats) = (sources.settings.len(), repeats);
                 source.shards.retain(|shard| seen.insert(shard.path.clone()));
                 group.push(source);
@@ -86,14 +90,18 @@ fn metadata(sources: &[FoundSource]) -> Result<Option<PathBuf>> {
     }
 }
 
-fn walk(config: &DataConfig, source: &str) -> Result<FoundSource> {
-    let mut walk = Walk::new(config, source)?;
-    for path in expand(source)? {
+fn walk(config: &DataConfig, source: &str, unpacked: &Arc<GzipShards>) -> Result<FoundSource> {
+    let mut walk = Walk::new(config, source, unpacked)?;
+    let paths = match expand(source)? {
+        Expanded::Paths(paths) => paths,
+        Expanded::Missing(part) => return Err(Error::Usage(format!("data.source: nothing matches `{part}`"))),
+    };
+    for path in paths {
         walk.source_name = path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
         if is_folder(&path)? {
             walk.folder(&path, "", None)?;
             walk.masks_beside(&path)?;
-        } else if config.format == DataFormat::Sa1b {
+        } else if config.format != DataFormat::Coco {
             walk.push(path, "", false);
         } else {
             return Err(Error::Usage(format!("data.source: {} is no folder", path.display())));
@@ -101,27 +109,9 @@ fn walk(config: &DataConfig, source: &str) -> Result<FoundSource> {
         walk.join_masks();
     }
     if walk.found.shards.is_empty() {
-        return Err(Error::Usage(match is_folder(Path::new(source))? {
-            true => format!("data.source: {source} holds no files"),
-            false => format!("data.source: nothing matches `{source}`"),
-        }));
+        return Err(Error::Usage(format!("data.source: {source} holds no files")));
     }
     Ok(walk.found)
-}
-
-/// The paths of a source entry: itself if it exists, otherwise its matches as a glob.
-fn expand(source: &str) -> Result<Vec<PathBuf>> {
-    if exists(Path::new(source))? {
-        return Ok(vec![PathBuf::from(source)]);
-    }
-    let paths = glob::glob(source).map_err(|problem| Error::Usage(format!("data.source: `{source}`: {problem}")))?;
-    let paths = paths.map(|path| path.map_err(|problem| Error::file(problem.path(), problem.error())));
-    let paths = paths.collect::<Result<Vec<_>>>()?;
-    if paths.is_empty() {
-        // If the system reports a reason, return it instead of "matches nothing".
-        exists(fixed_part(source))?;
-    }
-    Ok(paths)
 }
 
 struct Walk<'a> {
@@ -134,11 +124,13 @@ struct Walk<'a> {
     masks: BTreeMap<String, Vec<PathBuf>>,
     /// Shards that have been given their masks.
     joined: usize,
+    /// The compressed shards of all sources.
+    unpacked: Arc<GzipShards>,
     found: FoundSource,
 }
 
 impl<'a> Walk<'a> {
-    fn new(config: &'a DataConfig, source: &str) -> Result<Self> {
+    fn new(config: &'a DataConfig, source: &str, unpacked: &Arc<GzipShards>) -> Result<Self> {
         let labels = config.labels.as_ref().map(std::fs::canonicalize);
         Ok(Self {
             config,
@@ -147,6 +139,7 @@ impl<'a> Walk<'a> {
             labels: labels.and_then(|path| path.ok()),
             masks: BTreeMap::new(),
             joined: 0,
+            unpacked: unpacked.clone(),
             found: FoundSource {
                 name: source.to_owned(),
                 settings: 0,
@@ -169,10 +162,11 @@ impl<'a> Walk<'a> {
             mask_folders: Vec::new(),
             pairing: Pairing::of(self.config),
             settings: 0,
+            unpacked: self.unpacked.clone(),
         });
     }
 
-    /// Adds `folder` (sa1b: its tar files, if any) and its subfolders that hold files. It holds the masks of the pictures
+    /// Adds `folder` (or its tar files, if any) and its subfolders that hold files. It holds the masks of the pictures
     /// in `masks_of`, if that is given.
     fn folder(&mut self, folder: &Path, below: &str, masks_of: Option<&str>) -> Result<()> {
         let failed = |problem: io::Error| Error::file(folder, problem);
@@ -190,7 +184,7 @@ impl<'a> Walk<'a> {
                 Some(Ok(Some(found))) if found.is_dir() => self.found.findings.add(Finding::LinkedFolder, &shown),
                 Some(Ok(None)) => self.found.findings.add(Finding::DeadLink, &shown),
                 _ if kind.is_dir() => inner.push(name),
-                _ if self.config.format == DataFormat::Sa1b && role(&name).1 == Role::Tar => tars.push(name),
+                _ if self.config.format != DataFormat::Coco && role(&name).1 == Role::Tar => tars.push(name),
                 _ => {
                     has_files = true;
                     if role(&name).1 == Role::Metadata && masks_of.is_none() && self.config.format != DataFormat::Coco {
@@ -271,7 +265,7 @@ impl<'a> Walk<'a> {
 }
 
 /// `below`, and `below` without a component such as `images`.
-fn without_picture_folders(below: &str) -> Vec<String> {
+pub(super) fn without_picture_folders(below: &str) -> Vec<String> {
     let components: Vec<&str> = below.split_terminator('/').collect();
     let without = |left_out: usize| {
         let kept = components.iter().enumerate().filter(|(place, _)| *place != left_out);
