@@ -237,6 +237,7 @@ fn config(sources: &[&Path], captions: Option<PathBuf>) -> DataConfig {
     DataConfig {
         format: DataFormat::Folder,
         source: sources.iter().map(|source| source.to_str().unwrap().to_owned()).collect(),
+        sources: vec![],
         captions,
         caption_key_column: "key".into(),
         caption_column: "caption".into(),

@@ -33,6 +33,7 @@ fn config(source: &Path) -> DataConfig {
     DataConfig {
         format: DataFormat::Coco,
         source: vec![source.to_str().unwrap().to_owned()],
+        sources: vec![],
         captions: None,
         caption_key_column: "key".into(),
         caption_column: "caption".into(),

@@ -64,6 +64,7 @@ fn config(source: &Path) -> DataConfig {
     DataConfig {
         format: DataFormat::Folder,
         source: vec![source.to_str().unwrap().to_owned()],
+        sources: vec![],
         captions: None,
         caption_key_column: "key".into(),
         caption_column: "caption".into(),

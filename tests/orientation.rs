@@ -19,6 +19,7 @@ fn config(format: DataFormat, folder: &Path) -> DataConfig {
     DataConfig {
         format,
         source: vec![at("images").display().to_string()],
+        sources: vec![],
         captions: None,
         caption_key_column: "image".into(),
         caption_column: "caption".into(),
