@@ -262,7 +262,7 @@ impl MaskReader {
             return self.label_masks(&path, &map, grid, self.meaning_in(&map), true);
         };
         let picture = panoptic.segments(key)?.ok_or("the panoptic JSON has no annotation of this image")?;
-        let beside = reference.labels.iter().filter_map(|path| path.parent());
+        let beside = reference.labels.iter().filter_map(|path| path.parent()).chain([Path::new("")]);
         let paths = beside.map(|parent| folder.join(parent).join(&picture.file_name));
         let (path, map) = first_map(paths, header)?;
         let categories = picture.categories();

@@ -1,6 +1,6 @@
 //! Made folders, and what became of them.
 use image::{ExtendedColorType, ImageEncoder, codecs::png::PngEncoder};
-use seg4diff::config::{Allowed, Crop, DataConfig, DataFormat};
+use seg4diff::config::{Allowed, Colour, Crop, DataConfig, DataFormat, MaskForm};
 use seg4diff::data::{Inventory, Loader};
 use std::fs;
 use std::io::Write;
@@ -85,7 +85,11 @@ pub fn config(folder: &Path) -> DataConfig {
         caption_column: "caption".into(),
         labels: None,
         panoptic: None,
+        instances: None,
         classes: None,
+        masks: MaskForm::Auto,
+        palette: None,
+        background: Colour([255; 3]),
         ignore: 255,
         resolution: 16,
         crop: Crop::Center,

@@ -159,6 +159,8 @@ impl Pairing {
             Some(Allowed::MasksMissing) => self.leaves_out_unmasked,
             Some(Allowed::PicturesMissing) => self.leaves_out_unpictured,
             Some(Allowed::FilesUnread) => self.leaves_out_unread,
+            // What others allow leaves no photograph out.
+            Some(_) => false,
             None => true,
         }
     }
