@@ -42,6 +42,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         workers,
         max_broken: 0.0,
         allow: vec![],
+        sources: vec![],
         has_prompts: true,
     };
     let mut loader = Loader::new(&config, 0, None, true)?;

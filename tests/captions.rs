@@ -99,7 +99,7 @@ fn other_encodings_are_named() {
         }
         let latin: Vec<u8> = text.replace("bee", "bé").chars().map(|character| character as u8).collect();
         let error = usual(&write(folder.path(), name, latin)).err().unwrap();
-        let place = ["record 2", "line 4", "line 1", "record 1"];
+        let place = ["record 2", "line 4", "line 1", "line 3", "record 1"];
         assert!(error.contains(name) && place.iter().any(|place| error.contains(place)), "{error}");
     }
     let latin = archive(&[("a.txt", b"An ay."), ("b.txt", b"A b\xe9e.")]);
@@ -235,8 +235,11 @@ fn picture(shade: u8) -> Vec<u8> {
 
 fn config(sources: &[&Path], captions: Option<PathBuf>) -> DataConfig {
     DataConfig {
+        plain_http: false,
+        retry_seconds: 0,
         format: DataFormat::Folder,
         source: sources.iter().map(|source| source.to_str().unwrap().to_owned()).collect(),
+        sources: vec![],
         captions,
         caption_key_column: "key".into(),
         caption_column: "caption".into(),

@@ -31,8 +31,11 @@ fn segments(ids: [u32; 4]) -> Vec<u8> {
 
 fn config(source: &Path) -> DataConfig {
     DataConfig {
+        plain_http: false,
+        retry_seconds: 0,
         format: DataFormat::Coco,
         source: vec![source.to_str().unwrap().to_owned()],
+        sources: vec![],
         captions: None,
         caption_key_column: "key".into(),
         caption_column: "caption".into(),

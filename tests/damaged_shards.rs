@@ -39,6 +39,7 @@ fn config(shard: &Path, shuffle_buffer: usize, max_broken: f64) -> DataConfig {
         workers: 2,
         max_broken,
         allow: vec![],
+        sources: vec![],
         has_prompts: true,
     }
 }

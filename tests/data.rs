@@ -39,6 +39,7 @@ fn config(format: DataFormat, source: &[&str]) -> DataConfig {
         workers: 2,
         max_broken: 0.5,
         allow: vec![],
+        sources: vec![],
         has_prompts: true,
     }
 }

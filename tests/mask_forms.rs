@@ -62,8 +62,11 @@ fn indexed(bits: png::BitDepth, palette: Option<&[u8]>) -> Vec<u8> {
 
 fn config(source: &Path) -> DataConfig {
     DataConfig {
+        plain_http: false,
+        retry_seconds: 0,
         format: DataFormat::Folder,
         source: vec![source.to_str().unwrap().to_owned()],
+        sources: vec![],
         captions: None,
         caption_key_column: "key".into(),
         caption_column: "caption".into(),

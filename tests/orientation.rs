@@ -17,8 +17,11 @@ fn config(format: DataFormat, folder: &Path) -> DataConfig {
     let coco = format == DataFormat::Coco;
     let at = |name: &str| folder.join(name);
     DataConfig {
+        retry_seconds: 0,
+        plain_http: false,
         format,
         source: vec![at("images").display().to_string()],
+        sources: vec![],
         captions: None,
         caption_key_column: "image".into(),
         caption_column: "caption".into(),

@@ -4,7 +4,8 @@ use super::keys::{choices, keys};
 use super::model::ModelConfig;
 use super::reader::Reader;
 use super::rule::{follows, optional, required, usual};
-use super::setting::{Check, Setting, at_least, check, is_distinct, is_not_empty, not_empty, within};
+use super::setting::{Check, Setting, at_least, check, is_distinct, is_not_empty, is_path, not_empty, within};
+use super::sources::SourceConfig;
 use image::Rgb;
 use serde::{Serialize, Serializer};
 use std::path::{Path, PathBuf};
@@ -15,7 +16,12 @@ keys! {
         /// Form of the data.
         format: DataFormat = usual(DataFormat::Sa1b);
         /// Tar shards or folders of images; each entry may be a pattern. sa1b: also `s3://`, `gs://` and `https://`.
-        source: Vec<String> = required("[\"data/sa1b/sa_*.tar\"]"), sources();
+        source: Vec<String> = if reader.given("data.sources") { usual(Vec::new()) } else { required(SOURCE_EXAMPLE) },
+            sources(reader.given("data.sources"));
+        /// Sources with settings of their own, as tables: `[[data.sources]]` with `path` and, where wanted, `repeats` (how
+        /// often its samples come in an epoch), `weight` (the share of them that an epoch takes, other ones in every epoch;
+        /// above 1 some come again), `format`, `captions`, `labels`, `panoptic` and `classes`.
+        sources: Vec<SourceConfig> = usual(Vec::new());
         /// Seconds for which object storage that fails is tried again before the run stops.
         retry_seconds: u64 = usual(180), within(0, 86_400);
         /// Whether `http://` sources on other machines are read; they are not encrypted.
@@ -77,10 +83,13 @@ keys! {
     }
 }
 
-fn sources() -> Check<Vec<String>> {
-    check("at least one, none twice", |sources: &Vec<String>| {
+const SOURCE_EXAMPLE: &str = "[\"data/sa1b/sa_*.tar\"]";
+
+fn sources(may_be_empty: bool) -> Check<Vec<String>> {
+    check("at least one, none twice", move |sources: &Vec<String>| {
         sources.iter().try_for_each(is_not_empty)?;
-        is_distinct(sources)
+        sources.iter().try_for_each(|source| is_path(source))?;
+        if may_be_empty && sources.is_empty() { Ok(()) } else { is_distinct(sources) }
     })
 }
 
@@ -92,6 +101,14 @@ impl Palette {
 }
 
 impl DataConfig {
+    /// The settings of each source: those of `data.source` together, then each of `data.sources`, with how often its
+    /// samples come in an epoch.
+    pub fn per_source(&self) -> Vec<(Self, f64)> {
+        let own = Self { sources: Vec::new(), ..self.clone() };
+        let tables = self.sources.iter().map(|source| (source.over(self), f64::from(source.repeats) * source.weight));
+        Some((own, 1.0)).filter(|_| !self.source.is_empty()).into_iter().chain(tables).collect()
+    }
+
     /// What no key can say alone.
     pub(super) fn check(&self, model: &ModelConfig, reader: &mut Reader) {
         let is_coco = self.format == DataFormat::Coco;
@@ -100,7 +117,7 @@ impl DataConfig {
             reader
                 .problem(&["data.cache", "data.crop"], format!("is for crop = \"center\" or \"stretch\" only: {why}"));
         }
-        if is_coco {
+        if is_coco && (reader.given("data.source") || self.sources.is_empty()) {
             let named = self.panoptic.is_some() || self.instances.is_some();
             for (key, is_needed, what) in [
                 (
@@ -118,6 +135,15 @@ impl DataConfig {
                 if self.instances.is_some() && reader.given(key) {
                     reader.problem(&[key, "data.instances"], "and data.instances are two kinds of masks; choose one");
                 }
+            }
+        }
+        for (number, source) in (1..).zip(&self.sources) {
+            let settings = source.over(self);
+            let named = settings.classes.is_some() || settings.panoptic.is_some() || settings.instances.is_some();
+            let needs = [("labels", settings.labels.is_some() || settings.instances.is_some()), ("classes", named)];
+            for (key, _) in needs.iter().filter(|(_, given)| settings.format == DataFormat::Coco && !given) {
+                let problem = format!("item {number}: {key} is missing, which format = \"coco\" needs");
+                reader.problem(&["data.sources"], problem);
             }
         }
         let mut refuse = |key: &str, formats: &str| {
@@ -252,6 +278,14 @@ choices! {
 choices! {
     /// What may be wrong with the data without stopping the run.
     pub enum Allowed: Copy {
+        /// Photographs without a caption are left out.
+        CaptionsMissing = "captions_missing",
+        /// Photographs without annotations or a label map are left out.
+        MasksMissing = "masks_missing",
+        /// Captions, masks and annotations without their photograph are left out.
+        PicturesMissing = "pictures_missing",
+        /// Files that look like data and are not read are left out.
+        FilesUnread = "files_unread",
         /// All captions are empty.
         CaptionsEmpty = "captions_empty",
         /// Labels without a name are no class.

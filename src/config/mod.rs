@@ -15,6 +15,7 @@ mod reader;
 mod rule;
 mod run;
 mod setting;
+mod sources;
 mod train;
 
 pub use data::{Allowed, Colour, Crop, DataConfig, DataFormat, MaskForm, Palette, SceneSet, ScenesConfig};
@@ -25,4 +26,5 @@ pub use model::{DeviceChoice, LayerChoice, LoraConfig, ModelConfig, TextEncoderK
 pub use rule::{DefaultKind, KeyDoc, SectionDoc};
 pub use run::RunConfig;
 pub use setting::Choice;
+pub use sources::SourceConfig;
 pub use train::{CheckpointConfig, GradientCheckpointing, NoiseConfig, OptimConfig, TrainConfig};

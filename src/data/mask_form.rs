@@ -1,6 +1,7 @@
 //! Whether masks beside pictures are black and white or labels.
 use super::codec::labels::{Appearance, LabelMap};
-use super::sources::shards::{Pairing, SampleReference, SampleShard};
+use super::sources::findings::Findings;
+use super::sources::shards::{SampleReference, SampleShard};
 use super::sources::unusable::Unusable;
 use crate::Result;
 use crate::config::{DataConfig, DataFormat, MaskForm};
@@ -10,11 +11,11 @@ use std::ops::ControlFlow;
 /// Maps by which it is decided whether they are black and white.
 const LOOKED_AT: usize = 16;
 
-/// Whether the masks of `shards` are black and white: as the configuration says, or as the first maps look.
+/// Whether the masks of `shards`, which `config` is for, are black and white: as the configuration says, or as the first maps look.
 ///
 /// # Errors
 /// The machine cannot read them.
-pub fn are_binary(config: &DataConfig, shards: &[SampleShard], pairing: Pairing) -> Result<bool> {
+pub fn are_binary<'a>(config: &DataConfig, shards: impl Iterator<Item = &'a SampleShard>) -> Result<bool> {
     let has_labels = config.format != DataFormat::Folder || config.classes.is_some() || config.palette.is_some();
     if has_labels || config.masks != MaskForm::Auto {
         return Ok(config.masks == MaskForm::Binary);
@@ -22,7 +23,7 @@ pub fn are_binary(config: &DataConfig, shards: &[SampleShard], pairing: Pairing)
     let mut looks = Vec::new();
     let mut failed = Ok(());
     for shard in shards {
-        let flow = shard.scan(pairing, &mut |item| {
+        let flow = shard.scan(&mut Findings::default(), &mut |item| {
             let Ok(SampleReference { annotation: Some(member), shard, .. }) = &item else {
                 return ControlFlow::Continue(());
             };

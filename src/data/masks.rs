@@ -6,7 +6,7 @@ use super::codec::palette::Colours;
 use super::codec::photograph::Header;
 use super::codec::stored_mask::{Parts, StoredMask};
 use super::sources::annotations::{Instance, Instances, OfPicture, Panoptic};
-use super::sources::shards::{Member, SampleReference};
+use super::sources::shards::SampleReference;
 use super::sources::unusable::Unusable;
 use crate::config::{Allowed, DataConfig, DataFormat, MaskForm};
 use crate::system::limits::{ANNOTATIONS, IMAGE_FILE};
@@ -99,9 +99,6 @@ enum Meaningless {
     Colour,
 }
 
-/// The brightness from which on a pixel of a black-and-white map is in the mask.
-const WHITE: u32 = 128;
-
 impl MaskReader {
     /// Reads the class list and the annotations that `config` names.
     ///
@@ -171,13 +168,11 @@ impl MaskReader {
                 Ok(self.sa1b(&json, header, grid)?)
             }
             (DataFormat::Folder, Some(member)) => {
-                let path = match member {
-                    Member::File(path) => path,
-                    Member::Part { .. } => reference.shard.path(),
-                };
+                let path = member.path().unwrap_or(reference.shard.path());
                 let map = label_map(path, &member.read(&reference.shard, IMAGE_FILE)?, header)?;
-                self.label_masks(path, &map, grid, |value| self.meaning_in(&map, value), named)
+                self.label_masks(path, &map, grid, self.meaning_in(&map), named)
             }
+            (DataFormat::Folder, None) if !reference.masks.is_empty() => self.separate(reference, header, grid),
             (_, None) => Ok(Masks { fates: Fates { absent: 1, ..Fates::default() }, ..Masks::default() }),
         }
     }
@@ -193,17 +188,18 @@ impl MaskReader {
         }
     }
 
-    /// What a value of a label map means.
-    fn meaning_in(&self, map: &LabelMap, value: u32) -> Result<Meaning, Meaningless> {
-        if self.is_binary {
-            return Ok(if map.brightness(value) >= WHITE { Meaning::Label(1) } else { Meaning::Background });
-        }
-        let [red, green, blue, _] = value.to_le_bytes();
-        match &self.colours {
-            _ if map.channels() < 3 => Ok(self.meaning(value)),
-            Some(colours) => Ok(self.meaning(colours.label(value).ok_or(Meaningless::Colour)?)),
-            None if red == green && green == blue => Ok(self.meaning(u32::from(red))),
-            None => Err(Meaningless::Colour),
+    /// What the values of a label map mean.
+    fn meaning_in<'a>(&'a self, map: &'a LabelMap) -> impl Fn(u32) -> Result<Meaning, Meaningless> + 'a {
+        let is_white = self.is_binary.then(|| map.is_white());
+        move |value| {
+            let [red, green, blue, _] = value.to_le_bytes();
+            match (&is_white, &self.colours) {
+                (Some(is_white), _) => Ok(if is_white(value) { Meaning::Label(1) } else { Meaning::Background }),
+                _ if map.channels() < 3 => Ok(self.meaning(value)),
+                (None, Some(colours)) => Ok(self.meaning(colours.label(value).ok_or(Meaningless::Colour)?)),
+                (None, None) if red == green && green == blue => Ok(self.meaning(u32::from(red))),
+                (None, None) => Err(Meaningless::Colour),
+            }
         }
     }
 
@@ -215,6 +211,27 @@ impl MaskReader {
             false => "is no label: data.palette says which labels the colours of RGB maps stand for",
         };
         format!("the colour #{red:02x}{green:02x}{blue:02x} at x {x}, y {y} {table}")
+    }
+
+    /// folder: black-and-white masks in files of their own, by descending area.
+    fn separate(&self, reference: &SampleReference, header: &Header, grid: &Grid) -> Result<Masks, Unusable> {
+        let mut found = Vec::new();
+        for member in &reference.masks {
+            let bytes = member.read(&reference.shard, IMAGE_FILE)?;
+            let map = label_map(member.path().unwrap_or(reference.shard.path()), &bytes, header)?;
+            let is_white = map.is_white();
+            let mut mask = Mask::new(grid.width(), grid.height());
+            for (y, x) in (0..grid.height()).flat_map(|y| (0..grid.width()).map(move |x| (y, x))) {
+                let (source_x, source_y) = grid.source(x, y);
+                if is_white(map.get(source_x, source_y)) {
+                    mask.set(x, y);
+                }
+            }
+            found.push((mask.area(), mask));
+        }
+        let mut fates = Fates::default();
+        let masks = self.largest(found, grid, &mut fates);
+        Ok(Masks { masks, names: Vec::new(), fates })
     }
 
     /// sa1b: the annotated masks, by descending area.
@@ -242,10 +259,10 @@ impl MaskReader {
         let folder = self.config.labels.as_deref().ok_or("data.labels is missing")?;
         let Some(panoptic) = &self.panoptic else {
             let (path, map) = first_map(reference.labels.iter().map(|path| folder.join(path)), header)?;
-            return self.label_masks(&path, &map, grid, |value| self.meaning_in(&map, value), true);
+            return self.label_masks(&path, &map, grid, self.meaning_in(&map), true);
         };
         let picture = panoptic.segments(key)?.ok_or("the panoptic JSON has no annotation of this image")?;
-        let beside = reference.labels.iter().filter_map(|path| path.parent());
+        let beside = reference.labels.iter().filter_map(|path| path.parent()).chain([Path::new("")]);
         let paths = beside.map(|parent| folder.join(parent).join(&picture.file_name));
         let (path, map) = first_map(paths, header)?;
         let categories = picture.categories();

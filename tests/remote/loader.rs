@@ -13,6 +13,12 @@ const BLOCK: usize = 4 << 20;
 
 fn config(source: &str) -> DataConfig {
     DataConfig {
+        background: seg4diff::config::Colour([255; 3]),
+        sources: vec![],
+        instances: None,
+        allow: vec![],
+        masks: seg4diff::config::MaskForm::Auto,
+        palette: None,
         format: DataFormat::Sa1b,
         source: vec![source.to_owned()],
         retry_seconds: 5,

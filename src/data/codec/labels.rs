@@ -34,6 +34,9 @@ pub enum Appearance {
     Either,
 }
 
+/// The brightness from which on a pixel of a black-and-white map is in the mask.
+const WHITE: u32 = 128;
+
 /// A soft edge has more grey levels than this, and a label map of one picture in general fewer labels.
 const SOFT_LEVELS: usize = 8;
 
@@ -127,6 +130,14 @@ impl LabelMap {
             None if self.channels > 2 => of_colour([red, green, blue]),
             None => label * 255 / ((1 << self.bits) - 1),
         }
+    }
+
+    /// Whether values are white in this map: at least half as bright as white, or 1 where there are but 0 and 1.
+    pub fn is_white(&self) -> impl Fn(u32) -> bool {
+        let pixels = (0..self.height).flat_map(|y| (0..self.width).map(move |x| (x, y)));
+        let largest = pixels.map(|(x, y)| self.get(x, y)).max().unwrap_or(0);
+        let has_ones = self.colours.is_empty() && matches!(largest, 1 | 0x01_01_01);
+        move |value| if has_ones { value != 0 } else { self.brightness(value) >= WHITE }
     }
 
     /// What the map looks like.

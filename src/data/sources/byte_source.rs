@@ -18,7 +18,7 @@ pub enum ByteSource {
 /// Reads a [`ByteSource`] from front to back.
 pub enum ByteReader {
     /// An open file and its length.
-    File(File, u64),
+    File(Arc<File>, u64),
     /// Reads ahead, a few blocks at a time.
     Object(Scan),
 }
@@ -64,6 +64,14 @@ impl ByteReader {
     /// # Errors
     /// Its length cannot be read.
     pub fn file(Patient(file): Patient<File>) -> io::Result<Self> {
+        Self::shared(Arc::new(file))
+    }
+
+    /// A reader of a file that others read, too.
+    ///
+    /// # Errors
+    /// Its length cannot be read.
+    pub fn shared(file: Arc<File>) -> io::Result<Self> {
         let length = patiently(|| file.metadata())?.len();
         Ok(Self::File(file, length))
     }

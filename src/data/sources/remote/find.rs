@@ -3,7 +3,7 @@ use super::answers::Connector;
 use super::failure::{Failure, Tries};
 use super::object::{Object, Shared, runtime};
 use super::{is_url, shown};
-use crate::data::sources::braces::expand_braces;
+use crate::data::sources::patterns::without_braces;
 use crate::{
     Error, Result,
     config::{DataConfig, DataFormat},
@@ -43,7 +43,7 @@ pub fn find(sources: &[String], config: &DataConfig) -> Result<BTreeMap<String, 
             return Err(wrong(source, "object storage holds tar shards; expected data.format = \"sa1b\""));
         }
         let mut objects = Vec::new();
-        for url in expand_braces(source)? {
+        for url in without_braces(source).map_err(|problem| wrong(source, &problem))? {
             objects.extend(finder.objects(&url)?.into_iter().map(Arc::new));
         }
         found.insert(source.clone(), objects);
