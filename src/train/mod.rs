@@ -6,6 +6,7 @@ pub mod collective;
 mod components;
 mod effect;
 mod evaluation;
+mod first_samples;
 pub mod gradient_buffer;
 pub mod gradients;
 mod initial;

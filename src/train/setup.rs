@@ -2,6 +2,7 @@
 use super::checkpoint::{self, Checkpoint, State};
 use super::components::Components;
 use super::effect::Start;
+use super::first_samples::FirstSamples;
 use super::gradients::StepPlan;
 use super::initial;
 use super::memory::{self, Estimate, Needs, StepSize};
@@ -54,6 +55,10 @@ impl<'a> Trainer<'a> {
         let require_masks = config.loss.uses_masks();
         let loader = Loader::with_cache(&config.data, config.seed, Some(&state.cursor), require_masks, cache)?;
         let scheduler = Scheduler::open(&files)?;
+        let first_samples = match components.collective.is_main() {
+            true => Some(FirstSamples::open(config, &files, folder.path(), state.samples)?),
+            false => None,
+        };
         let trainer = Self {
             config,
             device,
@@ -65,6 +70,7 @@ impl<'a> Trainer<'a> {
             empty_prompt,
             optimizer,
             loader,
+            first_samples,
             plan,
             state,
             ahead: None,

@@ -4,6 +4,7 @@ use super::checkpoint::{Checkpoint, State};
 use super::components::Components;
 use super::effect::Start;
 use super::evaluation::Evaluation;
+use super::first_samples::FirstSamples;
 use super::gradients::{LossTerms, StepInputs, StepPlan, gradients};
 use super::inputs::InputMaker;
 use super::optimizers::Optimizer;
@@ -13,7 +14,7 @@ use super::run_log::RunLog;
 use super::trained::origin_of;
 use super::validation::Validation;
 use crate::config::RunConfig;
-use crate::data::{Batch, Cursor, Loader};
+use crate::data::{Batch, Cursor, Loader, Sample};
 use crate::model::adapters::formats::{self, Format};
 use crate::model::pipeline::Pipeline;
 use crate::model::text::{TextEmbedding, prompt_file};
@@ -41,6 +42,8 @@ pub struct Trainer<'a> {
     pub(super) empty_prompt: Option<TextEmbedding>,
     pub(super) optimizer: Box<dyn Optimizer>,
     pub(super) loader: Loader,
+    /// What the run's page shows of the data; absent in processes that write nothing.
+    pub(super) first_samples: Option<FirstSamples>,
     pub(super) plan: StepPlan<'a>,
     pub(super) state: State,
     /// The next micro-batch where it is prepared already, or the error that prevents it.
@@ -125,8 +128,10 @@ impl<'a> Trainer<'a> {
     fn next_batch(&mut self) -> Result<MicroBatch> {
         let (size, rank) = (self.config.train.batch, self.components.collective.rank());
         let Batch { mut samples, epoch, mut cursor, mut waited, .. } = self.loader.next_batch(size)?;
+        self.show(&samples, 0)?;
         for other in 1..self.components.collective.size() {
             let batch = self.loader.next_batch(size)?;
+            self.show(&batch.samples, other)?;
             cursor = batch.cursor;
             waited += batch.waited;
             if other == rank {
@@ -135,6 +140,12 @@ impl<'a> Trainer<'a> {
         }
         let inputs = self.input_maker().make(&samples, self.state.samples + (rank * size) as u64)?;
         Ok(MicroBatch { inputs, epoch, cursor, waited })
+    }
+
+    /// Adds the samples of a process to what the run's page shows.
+    fn show(&mut self, samples: &[Sample], rank: usize) -> Result<()> {
+        let first = self.state.samples + (rank * self.config.train.batch) as u64;
+        self.first_samples.as_mut().map_or(Ok(()), |shown| shown.add(samples, first))
     }
 
     fn input_maker(&self) -> InputMaker<'_> {

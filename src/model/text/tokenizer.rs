@@ -69,6 +69,11 @@ impl ClipTokenizer {
         encode(&self.tokenizer, text)
     }
 
+    /// The bytes of a text that each of its tokens stands for, special tokens left out and none truncated.
+    pub fn token_ranges(&self, text: &str) -> Result<Vec<Range<usize>>> {
+        ranges(&self.tokenizer, text)
+    }
+
     /// The range of each name's tokens in the prompt of all names joined by spaces; the start token has index 0. `None`
     /// for names without tokens, for the first name that does not fit whole, and for all names after it.
     pub fn token_spans(&self, names: &[&str]) -> Result<Vec<Option<Range<usize>>>> {
@@ -111,6 +116,11 @@ impl T5Tokenizer {
         ids.resize(tokens, self.pad);
         Ok(ids)
     }
+
+    /// The bytes of a text that each of its tokens stands for, the end token left out and none truncated.
+    pub fn token_ranges(&self, text: &str) -> Result<Vec<Range<usize>>> {
+        ranges(&self.tokenizer, text)
+    }
 }
 
 /// Ids of a text; fails if the tokenizer's file describes one that cannot encode it.
@@ -118,6 +128,13 @@ fn encode(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
     let encoded = guarded(|| tokenizer.encode_fast(text, false).map_err(|e| e.to_string()));
     let encoding = encoded.map_err(|e: String| Error::Failed(format!("{text:?}: the tokenizer: {e}")))?;
     Ok(encoding.get_ids().to_vec())
+}
+
+/// The bytes of a text that each of its tokens stands for.
+fn ranges(tokenizer: &Tokenizer, text: &str) -> Result<Vec<Range<usize>>> {
+    let encoded = guarded(|| tokenizer.encode(text, false).map_err(|e| e.to_string()));
+    let encoding = encoded.map_err(|e: String| Error::Failed(format!("{text:?}: the tokenizer: {e}")))?;
+    Ok(encoding.get_offsets().iter().map(|&(start, end)| start..end).collect())
 }
 
 /// Opens `tokenizer.json` without its truncation and padding; `expected` is for the error message.
