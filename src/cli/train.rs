@@ -3,6 +3,7 @@ use super::{mention, say};
 use crate::config::RunConfig;
 use crate::system::error::Result;
 use crate::system::terminal::printable_path;
+use crate::train::resume::Override;
 use crate::train::run_folder::{Resume, RunFolder};
 use clap::Args;
 use std::path::PathBuf;
@@ -28,9 +29,10 @@ pub struct TrainArgs {
     /// Only check the config and the files that it names
     #[arg(long)]
     pub check: bool,
-    /// Resume even if the checkpoint is from another config or model
-    #[arg(long, requires = "resume")]
-    pub force: bool,
+    /// Resume although the checkpoint is from other settings; with WHAT, a list, also from another model or other data
+    #[arg(long, value_name = "WHAT", requires = "resume", num_args = 0..=1, value_delimiter = ',')]
+    #[arg(default_missing_value = "settings")]
+    pub force: Vec<Override>,
 }
 
 impl TrainArgs {
@@ -51,14 +53,16 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     let config = RunConfig::load(&args.config, &args.set)?;
     config.check_files()?;
     if args.check {
-        return say(&format!("{}: ok", printable_path(&args.config)));
+        let file = printable_path(&args.config);
+        let next = format!("seg4diff inspect --config {file} draws the first samples as training will see them");
+        return say(&format!("{file}: ok\n{next}"));
     }
     let device = config.device.open()?;
     let folder = RunFolder::open(&config.output, &args.resume())?;
     if let Some(scenes) = &config.scenes {
         crate::demo::draw_missing(scenes)?;
     }
-    if let Some(table) = crate::train::run(&config, &device, &folder, args.force)? {
+    if let Some(table) = crate::train::run(&config, &device, &folder, &args.force)? {
         mention(&table);
     }
     Ok(())

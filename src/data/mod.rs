@@ -10,6 +10,7 @@ pub(crate) mod keyed_temp_store;
 pub(crate) mod loader;
 pub(crate) mod order;
 mod plan;
+mod record;
 pub mod sources;
 
 pub use cache::{Cache, Encoded};
@@ -17,6 +18,7 @@ pub use codec::labels::{Classes, LabelMap};
 pub use codec::mask::Mask;
 pub use loader::{Batch, Coverage, Loader};
 pub use order::Cursor;
+pub use record::{DataFingerprint, DataRecord};
 pub use sources::captions::Captions;
 pub use sources::listing::Listing;
 

@@ -15,6 +15,7 @@ pub mod memory;
 pub mod optimizers;
 mod outcome;
 pub mod parameters;
+pub mod resume;
 mod run;
 pub mod run_folder;
 mod run_log;

@@ -1,5 +1,5 @@
 //! Sets a run up: networks, parameters, how many blocks are recomputed, optimizer, data.
-use super::checkpoint::{self, Checkpoint, State};
+use super::checkpoint::{Checkpoint, State};
 use super::components::Components;
 use super::effect::Start;
 use super::first_samples::FirstSamples;
@@ -8,11 +8,12 @@ use super::initial;
 use super::memory::{self, Estimate, Needs, StepSize};
 use super::optimizers::Optimizer;
 use super::parameters::Parameters;
+use super::resume::{Conditions, Override, init_fingerprints};
 use super::run_folder::RunFolder;
 use super::source::Source;
 use super::trainer::Trainer;
 use crate::config::{HeadMaps, RunConfig, TextEncoderKind};
-use crate::data::{Cache, Loader, loader};
+use crate::data::{Cache, DataRecord, Loader, loader};
 use crate::eval::segmentation::SegmentationOptions;
 use crate::model::families::{self, Transformer};
 use crate::model::pipeline::Pipeline;
@@ -31,15 +32,17 @@ impl<'a> Trainer<'a> {
         config: &'a RunConfig,
         device: &'a Device,
         folder: &RunFolder,
-        force: bool,
+        force: &[Override],
         measures: bool,
         components: &'a Components<'a>,
     ) -> Result<Self> {
         let files = ModelFiles::open(&config.model.path)?;
         families::of(&files)?;
         let model = fingerprint(&base_files(&files, config)?)?;
-        let checkpoint = folder.load(config, &model, force)?;
-        let state = setup_state(checkpoint.as_ref(), model, config)?;
+        let record = DataRecord::take(&config.data)?;
+        let conditions = Conditions { config, model: &model, data: &record, schedule: components.schedule };
+        let checkpoint = folder.load(&conditions, force)?;
+        let state = setup_state(checkpoint.as_ref(), &conditions)?;
 
         let source = Source::open(config, device, &files, measures)?;
         let encoders = source.describe(config);
@@ -71,6 +74,7 @@ impl<'a> Trainer<'a> {
             optimizer,
             loader,
             first_samples,
+            record: Some(record),
             plan,
             state,
             ahead: None,
@@ -95,10 +99,15 @@ impl<'a> Trainer<'a> {
     }
 }
 
-/// The state of the checkpoint, or of a run's beginning, on the base model of fingerprint `model`.
-fn setup_state(saved: Option<&Checkpoint>, model: String, config: &RunConfig) -> Result<State> {
-    let saved = saved.map(|checkpoint| checkpoint.state.clone()).unwrap_or_default();
-    Ok(State { model, init: checkpoint::init_fingerprints(config)?, ..saved })
+/// The state of the checkpoint, or of a run's beginning, under these conditions.
+fn setup_state(saved: Option<&Checkpoint>, conditions: &Conditions) -> Result<State> {
+    let mut saved = saved.map(|checkpoint| checkpoint.state.clone()).unwrap_or_default();
+    if saved.data.is_some() {
+        // The data were compared, by more than the names that the position has.
+        saved.cursor.sources = 0;
+    }
+    let (model, data) = (conditions.model.to_string(), Some(conditions.data.fingerprint()));
+    Ok(State { model, data, init: init_fingerprints(conditions.config)?, ..saved })
 }
 
 /// The optimizer; it and the parameters take the checkpoint's values, if there is one.

@@ -10,11 +10,13 @@ use super::inputs::InputMaker;
 use super::optimizers::Optimizer;
 use super::outcome::Outcome;
 use super::parameters::{Group, Parameters};
+use super::resume::write_record;
+use super::run_folder::RunFolder;
 use super::run_log::RunLog;
 use super::trained::origin_of;
 use super::validation::Validation;
 use crate::config::RunConfig;
-use crate::data::{Batch, Cursor, Loader, Sample};
+use crate::data::{Batch, Cursor, DataRecord, Loader, Sample};
 use crate::model::adapters::formats::{self, Format};
 use crate::model::pipeline::Pipeline;
 use crate::model::text::{TextEmbedding, prompt_file};
@@ -44,6 +46,8 @@ pub struct Trainer<'a> {
     pub(super) loader: Loader,
     /// What the run's page shows of the data; absent in processes that write nothing.
     pub(super) first_samples: Option<FirstSamples>,
+    /// What there is to train on, until it is written.
+    pub(super) record: Option<DataRecord>,
     pub(super) plan: StepPlan<'a>,
     pub(super) state: State,
     /// The next micro-batch where it is prepared already, or the error that prevents it.
@@ -62,6 +66,11 @@ impl<'a> Trainer<'a> {
     /// Steps done.
     pub fn step(&self) -> u64 {
         self.state.step
+    }
+
+    /// Writes into the run's folder what there is to train on.
+    pub fn write_record(&mut self, folder: &RunFolder) -> Result<()> {
+        self.record.take().map_or(Ok(()), |record| write_record(folder.path(), &record))
     }
 
     /// Runs to the last step, or until asked to stop; returns whether the run is complete. The process that writes has a

@@ -19,30 +19,30 @@ impl Listing {
         Ok(Self { shards, pairing })
     }
 
+    /// The tar files and folders, in the order of the sources.
+    pub(crate) fn shards(&self) -> &[SampleShard] {
+        &self.shards
+    }
+
+    /// Calls `visit` with each sample of `shard`, broken ones included, until it fails.
+    pub(crate) fn for_each_of(&self, shard: &SampleShard, mut visit: impl FnMut(Listed) -> Result<()>) -> Result<()> {
+        let mut outcome = Ok(());
+        let _ = shard.scan(self.pairing, &mut |item| {
+            outcome = listed(item).and_then(&mut visit);
+            if outcome.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        });
+        outcome
+    }
+
     /// Calls `visit` with chunks of at most `count` samples, broken ones included, until it fails.
     pub fn for_each_chunk(&self, count: usize, mut visit: impl FnMut(Vec<Listed>) -> Result<()>) -> Result<()> {
-        let mut outcome = Ok(());
         let mut chunk = Vec::with_capacity(count);
         for shard in &self.shards {
-            let flow = shard.scan(self.pairing, &mut |item| {
-                match listed(item) {
-                    Ok(item) => chunk.push(item),
-                    Err(error) => {
-                        outcome = Err(error);
-                        return ControlFlow::Break(());
-                    }
-                }
-                if chunk.len() < count {
-                    return ControlFlow::Continue(());
-                }
-                outcome = visit(std::mem::take(&mut chunk));
-                if outcome.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-            });
-            if flow.is_break() {
-                break;
-            }
+            self.for_each_of(shard, |item| {
+                chunk.push(item);
+                if chunk.len() < count { Ok(()) } else { visit(std::mem::take(&mut chunk)) }
+            })?;
         }
-        outcome?;
         if chunk.is_empty() { Ok(()) } else { visit(chunk) }
     }
 }
