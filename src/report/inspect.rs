@@ -1,6 +1,6 @@
 //! The page and the contact sheet of `seg4diff inspect`: the first samples of a training.
 use super::page::document;
-use super::picture::{resized, sheet_of_rows};
+use super::picture::sheet_of_rows;
 use super::training_sample::{DrawnSample, SampleFigure};
 use crate::sample::image::write_png;
 use crate::system::error::Result;
@@ -33,7 +33,7 @@ impl Inspection {
 
     /// Adds the next sample.
     pub fn add(&mut self, sample: DrawnSample) {
-        self.cells.push([resized(&sample.picture, CELL), resized(&sample.masked, CELL)]);
+        self.cells.push(sample.at(CELL));
         self.figures.push(sample.figure);
     }
 

@@ -32,10 +32,8 @@ pub struct SampleDrawer {
 /// A training sample, drawn.
 #[derive(Clone, Debug)]
 pub struct DrawnSample {
-    /// The picture as cropped.
-    pub picture: RgbImage,
-    /// The masks over the grey picture, each in a colour of its own with its outline.
-    pub masked: RgbImage,
+    picture: RgbImage,
+    masks: Vec<Mask>,
     /// What a page shows.
     pub figure: SampleFigure,
 }
@@ -119,8 +117,7 @@ impl SampleDrawer {
             false => Some(RgbImage::from_pixel(*side, *side, NO_PICTURE)),
         };
         let picture = picture.ok_or_else(|| Error::Failed(format!("{}: not {side}×{side} pixels", sample.key)))?;
-        let picture = resized(&picture, SIDE);
-        let masked = paint(&picture, &sample.masks);
+        let [shown, masked] = at(&picture, &sample.masks, SIDE);
 
         let tokens = tokenizers.tokens(&sample.prompt)?;
         let names: Vec<&str> = sample.classes.iter().map(String::as_str).collect();
@@ -153,13 +150,13 @@ impl SampleDrawer {
             number,
             epoch: sample.epoch,
             key: sample.key.clone(),
-            picture: data_uri(&picture)?,
+            picture: data_uri(&shown)?,
             masked: data_uri(&masked)?,
             prompts: prompts.collect(),
             masks: sample.masks.iter().map(entry).collect(),
             notes,
         };
-        Ok(DrawnSample { picture, masked, figure })
+        Ok(DrawnSample { picture, masks: sample.masks.clone(), figure })
     }
 
     /// What a reader should know of a sample.
@@ -210,6 +207,19 @@ impl PromptLine {
     fn tokens(&self) -> usize {
         self.pieces.iter().filter(|piece| piece.is_token).count()
     }
+}
+
+impl DrawnSample {
+    /// The picture as cropped, of at most `side` pixels, and its masks over it.
+    pub(super) fn at(&self, side: u32) -> [RgbImage; 2] {
+        at(&self.picture, &self.masks, side)
+    }
+}
+
+fn at(picture: &RgbImage, masks: &[Mask], side: u32) -> [RgbImage; 2] {
+    let picture = resized(picture, side);
+    let masked = paint(&picture, masks);
+    [picture, masked]
 }
 
 /// The masks over the grey picture, large ones first, so that a small one within a large one is seen.
