@@ -1,7 +1,7 @@
 //! The outcome of a run, as its page shows it.
 use super::checkpoint::State;
 use super::effect::counted;
-use super::first_samples;
+use super::shown_samples;
 use crate::config::{RunConfig, named_blocks};
 use crate::report::metrics::{self, StepMetrics};
 use crate::report::units::{duration, rate};
@@ -40,7 +40,7 @@ impl Outcome<'_> {
             validations: ValidationPictures::read(&config.output, shown(&validated))?,
             metrics,
             measured: measured.clone(),
-            data: first_samples::read(&config.output)?,
+            data: shown_samples::read(&config.output)?,
         };
         report.write(&config.output)
     }

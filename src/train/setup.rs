@@ -2,7 +2,6 @@
 use super::checkpoint::{Checkpoint, State};
 use super::components::Components;
 use super::effect::Start;
-use super::first_samples::FirstSamples;
 use super::gradients::StepPlan;
 use super::initial;
 use super::memory::{self, Estimate, Needs, StepSize};
@@ -10,6 +9,7 @@ use super::optimizers::Optimizer;
 use super::parameters::Parameters;
 use super::resume::{Conditions, Override, init_fingerprints};
 use super::run_folder::RunFolder;
+use super::shown_samples::ShownSamples;
 use super::source::Source;
 use super::trainer::Trainer;
 use crate::config::{HeadMaps, RunConfig, TextEncoderKind};
@@ -58,8 +58,8 @@ impl<'a> Trainer<'a> {
         let require_masks = config.loss.uses_masks();
         let loader = Loader::with_cache(&config.data, config.seed, Some(&state.cursor), require_masks, cache)?;
         let scheduler = Scheduler::open(&files)?;
-        let first_samples = match components.collective.is_main() {
-            true => Some(FirstSamples::open(config, &files, folder.path(), state.samples)?),
+        let shown_samples = match components.collective.is_main() {
+            true => Some(ShownSamples::open(config, &files, folder.path(), state.samples)?),
             false => None,
         };
         let trainer = Self {
@@ -73,7 +73,7 @@ impl<'a> Trainer<'a> {
             empty_prompt,
             optimizer,
             loader,
-            first_samples,
+            shown_samples,
             record: Some(record),
             plan,
             state,

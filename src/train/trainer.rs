@@ -4,7 +4,6 @@ use super::checkpoint::{Checkpoint, State};
 use super::components::Components;
 use super::effect::Start;
 use super::evaluation::Evaluation;
-use super::first_samples::FirstSamples;
 use super::gradients::{LossTerms, StepInputs, StepPlan, gradients};
 use super::inputs::InputMaker;
 use super::optimizers::Optimizer;
@@ -13,6 +12,7 @@ use super::parameters::{Group, Parameters};
 use super::resume::write_record;
 use super::run_folder::RunFolder;
 use super::run_log::RunLog;
+use super::shown_samples::ShownSamples;
 use super::trained::origin_of;
 use super::validation::Validation;
 use crate::config::RunConfig;
@@ -45,7 +45,7 @@ pub struct Trainer<'a> {
     pub(super) optimizer: Box<dyn Optimizer>,
     pub(super) loader: Loader,
     /// What the run's page shows of the data; absent in processes that write nothing.
-    pub(super) first_samples: Option<FirstSamples>,
+    pub(super) shown_samples: Option<ShownSamples>,
     /// What there is to train on, until it is written.
     pub(super) record: Option<DataRecord>,
     pub(super) plan: StepPlan<'a>,
@@ -154,7 +154,7 @@ impl<'a> Trainer<'a> {
     /// Adds the samples of a process to what the run's page shows.
     fn show(&mut self, samples: &[Sample], rank: usize) -> Result<()> {
         let first = self.state.samples + (rank * self.config.train.batch) as u64;
-        self.first_samples.as_mut().map_or(Ok(()), |shown| shown.add(samples, first))
+        self.shown_samples.as_mut().map_or(Ok(()), |shown| shown.add(samples, first))
     }
 
     fn input_maker(&self) -> InputMaker<'_> {

@@ -13,13 +13,13 @@ use std::path::{Path, PathBuf};
 const COUNT: u64 = 8;
 
 /// The samples shown so far, in a file of the run's folder: a resumed run shows those of its beginning.
-pub struct FirstSamples {
+pub struct ShownSamples {
     drawer: SampleDrawer,
     file: PathBuf,
     figures: Vec<SampleFigure>,
 }
 
-impl FirstSamples {
+impl ShownSamples {
     /// Those of the run in `output`, of which `seen` samples have been trained on.
     ///
     /// # Errors
