@@ -2,7 +2,7 @@
 //!
 //! `cargo bench --bench loader -- SHARDS CAPTIONS [RESOLUTION] [WORKERS]`; `loader.py` does the same with Pillow and
 //! pycocotools.
-use seg4diff::config::{Crop, DataConfig, DataFormat};
+use seg4diff::config::{Colour, Crop, DataConfig, DataFormat};
 use seg4diff::data::Loader;
 use std::time::{Duration, Instant};
 
@@ -22,10 +22,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         caption_column: "caption".into(),
         labels: None,
         panoptic: None,
+        instances: None,
         classes: None,
         ignore: 255,
         resolution,
         crop: Crop::Center,
+        background: Colour([255; 3]),
         caption_sentences: 2,
         caption_dropout: 0.0,
         min_mask_area: 0.005,
@@ -35,6 +37,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         cache: None,
         workers,
         max_broken: 0.0,
+        allow: vec![],
         has_prompts: true,
     };
     let mut loader = Loader::new(&config, 0, None, true)?;

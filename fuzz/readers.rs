@@ -16,10 +16,11 @@ use std::path::Path;
 /// A reader by the name of its target; it says whether the bytes are what it reads.
 pub type Reader = fn(&[u8]) -> bool;
 
-pub const READERS: [(&str, Reader); 8] = [
+pub const READERS: [(&str, Reader); 9] = [
     ("safetensors_header", safetensors_header),
     ("run_lengths", run_lengths),
-    ("jpeg", jpeg),
+    ("jpeg", picture),
+    ("picture", picture),
     ("label_map", label_map),
     ("npz", npz),
     ("matlab", matlab),
@@ -49,9 +50,12 @@ pub fn run_lengths(bytes: &[u8]) -> bool {
     true
 }
 
-pub fn jpeg(bytes: &[u8]) -> bool {
+/// A picture of any format: `jpeg` starts from JPEGs, `picture` from all others.
+pub fn picture(bytes: &[u8]) -> bool {
+    let header = photograph::header(bytes);
     let Ok(picture) = photograph::decode(bytes) else { return false };
-    assert!(picture.width() > 0 && picture.height() > 0);
+    let size = (picture.width() as usize, picture.height() as usize);
+    assert!(size.0 > 0 && size.1 > 0 && header.is_ok_and(|header| header.size == size));
     true
 }
 

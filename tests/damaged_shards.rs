@@ -1,7 +1,7 @@
 //! Tar shards with damaged headers or truncated: readable samples are read, lost ones are counted, and the order stays
 //! resumable.
 use image::{ExtendedColorType, ImageEncoder, codecs::png::PngEncoder};
-use seg4diff::config::{Crop, DataConfig, DataFormat};
+use seg4diff::config::{Colour, Crop, DataConfig, DataFormat};
 use seg4diff::data::{Cursor, Loader};
 use std::fs;
 use std::path::Path;
@@ -19,10 +19,12 @@ fn config(shard: &Path, shuffle_buffer: usize, max_broken: f64) -> DataConfig {
         caption_column: "caption".into(),
         labels: None,
         panoptic: None,
+        instances: None,
         classes: None,
         ignore: 255,
         resolution: 16,
         crop: Crop::Center,
+        background: Colour([255; 3]),
         caption_sentences: 0,
         caption_dropout: 0.0,
         min_mask_area: 0.0,
@@ -32,6 +34,7 @@ fn config(shard: &Path, shuffle_buffer: usize, max_broken: f64) -> DataConfig {
         cache: None,
         workers: 2,
         max_broken,
+        allow: vec![],
         has_prompts: true,
     }
 }

@@ -3,7 +3,7 @@ use image::{DynamicImage, ImageBuffer, ImageFormat, Rgb, RgbImage, Rgba};
 use seg4diff::config::Crop;
 use seg4diff::data::codec::crop::{Draws, Placement};
 use seg4diff::data::codec::rle::RunLengths;
-use seg4diff::data::codec::{photograph, resize};
+use seg4diff::data::codec::{photograph, polygon, resize};
 use seg4diff::data::{LabelMap, Mask};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
@@ -31,6 +31,36 @@ fn pixels(mask: &Mask) -> Vec<bool> {
 
 const NO_DRAWS: Draws = Draws { mirror: 0.9, left: 0.0, top: 0.0, drop_caption: 0.9 };
 const MIRRORED: Draws = Draws { mirror: 0.1, ..NO_DRAWS };
+
+#[derive(Deserialize)]
+struct PolygonCase {
+    size: [u64; 2],
+    polygon: Vec<f64>,
+    text: String,
+}
+
+#[test]
+fn polygons_are_drawn_as_by_pycocotools() {
+    let cases: Vec<PolygonCase> = read_json("polygons.json");
+    assert!(cases.len() > 280);
+    for PolygonCase { size: [height, width], polygon: points, text } in cases {
+        let drawn = polygon::draw(height, width, &points).unwrap();
+        assert_eq!(drawn.to_text(), text, "{height}×{width}: {points:?}");
+    }
+}
+
+#[test]
+fn absurd_polygons_are_refused() {
+    let refused = |points: &[f64]| polygon::draw(20, 30, points).unwrap_err();
+    assert!(refused(&[1.0, 1.0, 5.0, 5.0]).contains("4 numbers, expected x and y of at least three points"));
+    assert!(refused(&[1.0, 1.0, 5.0, 5.0, 3.0, 2.0, 1.0]).contains("7 numbers"));
+    for wrong in [1e9, -1e300, f64::NAN, f64::INFINITY] {
+        assert!(refused(&[1.0, 1.0, 5.0, wrong, 3.0, 2.0]).contains("far outside"));
+    }
+    let zigzag: Vec<f64> = (0..100).flat_map(|point| [f64::from(point % 2) * 1e6, 3.0]).collect();
+    assert!(refused(&zigzag).contains("too long"));
+    assert!(polygon::draw(0, 30, &[1.0; 6]).is_err() && polygon::draw(1 << 20, 1 << 20, &[1.0; 6]).is_err());
+}
 
 #[derive(Deserialize)]
 struct RunLengthCase {
@@ -213,7 +243,7 @@ fn colours_of_16_bits_keep_their_upper_byte() {
     let image = ImageBuffer::<Rgb<u16>, _>::from_fn(9, 5, |x, y| Rgb([x as u16 * 7000, y as u16 * 10007, 0x12ff]));
     let alpha = ImageBuffer::<Rgba<u16>, _>::from_fn(9, 5, |x, y| {
         let Rgb([red, green, blue]) = *image.get_pixel(x, y);
-        Rgba([red, green, blue, x as u16])
+        Rgba([red, green, blue, 0xff00 + x as u16])
     });
     for image in [DynamicImage::from(image), DynamicImage::from(alpha)] {
         let mut file = Cursor::new(Vec::new());

@@ -139,7 +139,7 @@ fn what_cannot_be_compared_gets_one_clear_error() {
     let world = World::new();
     let line = |real: &str| format!("evaluate fid --real {real} --generated made --features features");
     std::fs::create_dir(world.path("empty")).unwrap();
-    assert!(world.error(&line("empty"), 1).contains("empty: there is no PNG or JPEG file"));
+    assert!(world.error(&line("empty"), 1).contains("empty: there is no picture (jpg, jpeg,"));
     assert!(world.error(&line("nowhere"), 1).contains("nowhere: No such file"));
     std::fs::create_dir(world.path("single")).unwrap();
     std::fs::copy(world.path("real/0.png"), world.path("single/0.png")).unwrap();

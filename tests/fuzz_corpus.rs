@@ -85,6 +85,26 @@ fn seeds() -> Vec<Seeds> {
         &["420-4x2.jpg", "422-progressive.jpg", "440.jpg", "grey.jpg", "restart.jpg", "rgb.jpg"],
     );
     let picture = files("tests/fixtures/jpeg", &["444-1x1.png"]);
+    let pictures = files(
+        "tests/fixtures/pictures",
+        &[
+            "lossless-alpha.webp",
+            "lossy-40.webp",
+            "animated.webp",
+            "palette.bmp",
+            "rgba.bmp",
+            "plain.ppm",
+            "bits.pbm",
+            "transparent.gif",
+            "rgb-lzw.tiff",
+            "bits-group4.tiff",
+            "cmyk.tiff",
+            "palette-transparent.png",
+            "raw-profile.png",
+            "cmyk-420.jpg",
+            "xmp.jpg",
+        ],
+    );
     let map = encode_labels(6, 4, &(0..24).collect::<Vec<_>>()).unwrap();
     let wide = encode_labels(6, 4, &(0..24).map(|label| label * 40).collect::<Vec<_>>()).unwrap();
     let matrices = files("tests/fixtures/matlab", &["u16.mat", "u8.mat", "f64.mat"]);
@@ -124,6 +144,18 @@ fn seeds() -> Vec<Seeds> {
             "jpeg",
             [jpegs.clone(), picture].concat(),
             vec![vec![], cut(&jpegs[0], 2), cut(&jpegs[1], 400), b"\xff\xd8\xff\xd9".to_vec()],
+        ),
+        plain(
+            "picture",
+            pictures.clone(),
+            vec![
+                cut(&pictures[0], 40),
+                cut(&pictures[3], 40),
+                cut(&pictures[7], 100),
+                cut(&pictures[8], 400),
+                b"P5 70000 70000 255\n".to_vec(),
+                b"\0\0\0\x1cftypheic\0\0\0\0mif1heic".to_vec(),
+            ],
         ),
         Seeds {
             checksums: Checksums::Png,

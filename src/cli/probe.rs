@@ -40,7 +40,7 @@ const EXAMPLE: &str = "Examples:
 pub struct ProbeArgs {
     #[command(flatten)]
     pub model: ModelArgs,
-    /// Photograph (JPEG or PNG)
+    /// Photograph (JPEG, PNG, WebP, TIFF, BMP, PNM or GIF)
     #[arg(long, value_name = "F", required_unless_present = "images")]
     pub image: Option<PathBuf>,
     /// Instead: a folder of photographs, its subfolders too
@@ -150,7 +150,7 @@ fn looks(args: &ProbeArgs) -> Result<Vec<Look>> {
         (None, Some(folder)) => folder,
         (None, None) => return Err(Error::Usage("expected --image or --images".into())),
     };
-    let found = Files { folder: folder.clone(), suffixes: [".jpg", ".jpeg", ".png"].map(str::to_owned).into() };
+    let found = Files::pictures(folder);
     let files = found.find()?;
     if files.is_empty() {
         return Err(Error::file(folder, format!("holds no image ({})", found.pattern())));

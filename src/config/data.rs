@@ -1,8 +1,11 @@
 //! The sections `[data]` and `[scenes]`: what is trained on.
+use super::document::Value;
 use super::keys::{choices, follows, keys, optional, required, usual};
 use super::model::ModelConfig;
 use super::reader::Reader;
-use super::setting::{Check, at_least, check, is_distinct, is_not_empty, not_empty, within};
+use super::setting::{Check, Setting, at_least, check, is_distinct, is_not_empty, not_empty, within};
+use image::Rgb;
+use serde::{Serialize, Serializer};
 use std::path::PathBuf;
 
 keys! {
@@ -24,6 +27,8 @@ keys! {
         /// How a photograph becomes a square. (The released code also pads a batch to its largest photograph with black
         /// before it squeezes.)
         crop: Crop = usual(Crop::Stretch);
+        /// Colour behind transparent pixels: "white", "black" or "#rrggbb".
+        background: Colour = usual(Colour([255; 3]));
         /// sa1b: sentences of a caption that are kept; 0 keeps all.
         caption_sentences: usize = usual(2);
         /// Share of captions that are left empty.
@@ -36,7 +41,10 @@ keys! {
         labels: Option<PathBuf> = optional("\"data/coco/annotations/panoptic_train2017\"");
         /// coco: panoptic JSON, where `labels` are panoptic PNGs.
         panoptic: Option<PathBuf> = optional("\"data/coco/annotations/panoptic_train2017.json\"");
-        /// coco and folder: names of the classes, a JSON list or an object from label to name.
+        /// coco: instances or stuff JSON (polygons or run lengths) in place of `labels`.
+        instances: Option<PathBuf> = optional("\"data/coco/annotations/instances_train2017.json\"");
+        /// coco and folder: names of the classes, a JSON list or an object from label to name. `panoptic` and `instances` name
+        /// their own.
         classes: Option<PathBuf> = optional("\"data/coco/classes.json\"");
         /// Label that is no class (label maps only).
         ignore: u32 = usual(255);
@@ -51,6 +59,8 @@ keys! {
         workers: usize = usual(8), within(1, 1024);
         /// Share of unreadable samples above which the run stops.
         max_broken: f64 = usual(0.01), within(0.0, 1.0);
+        /// What may be wrong with the data without stopping the run.
+        allow: Vec<Allowed> = usual(Vec::new());
     } with {
         /// Whether the model sees captions and names; no key: a learnable prompt takes their place.
         #[serde(skip)]
@@ -75,12 +85,22 @@ impl DataConfig {
                 .problem(&["data.cache", "data.crop"], format!("is for crop = \"center\" or \"stretch\" only: {why}"));
         }
         if is_coco {
-            for (key, what) in [
-                ("data.labels", "the folder of label-map or panoptic PNGs"),
-                ("data.classes", "the JSON file of class names"),
+            let named = self.panoptic.is_some() || self.instances.is_some();
+            for (key, is_needed, what) in [
+                (
+                    "data.labels",
+                    self.instances.is_none(),
+                    "the folder of label-map or panoptic PNGs, or data.instances",
+                ),
+                ("data.classes", !named, "the JSON file of class names"),
             ] {
-                if !reader.given(key) {
+                if is_needed && !reader.given(key) {
                     reader.problem(&[key, "data.format"], format!("is missing; format = \"coco\" needs {what}"));
+                }
+            }
+            for key in ["data.labels", "data.panoptic"] {
+                if self.instances.is_some() && reader.given(key) {
+                    reader.problem(&[key, "data.instances"], "and data.instances are two kinds of masks; choose one");
                 }
             }
         }
@@ -92,6 +112,7 @@ impl DataConfig {
         if !is_coco {
             refuse("data.labels", "\"coco\"");
             refuse("data.panoptic", "\"coco\"");
+            refuse("data.instances", "\"coco\"");
         }
         if self.format == DataFormat::Sa1b {
             refuse("data.classes", "\"coco\" or \"folder\"");
@@ -112,6 +133,49 @@ impl DataConfig {
     }
 }
 
+/// A colour of 8 bits a channel, `[red, green, blue]`; in TOML "#rrggbb" or a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Colour(pub [u8; 3]);
+
+impl Setting for Colour {
+    fn expected() -> String {
+        "\"white\", \"black\" or a colour such as \"#ff8000\"".into()
+    }
+
+    fn convert(value: &Value) -> Option<Self> {
+        match value {
+            Value::Text(name) if name == "white" => Some(Self([255; 3])),
+            Value::Text(name) if name == "black" => Some(Self([0; 3])),
+            Value::Text(text) => {
+                let digits = text
+                    .strip_prefix('#')
+                    .filter(|digits| digits.len() == 6 && digits.bytes().all(|digit| digit.is_ascii_hexdigit()))?;
+                let number = u32::from_str_radix(digits, 16).ok()?;
+                let [_, channels @ ..] = number.to_be_bytes();
+                Some(Self(channels))
+            }
+            _ => None,
+        }
+    }
+}
+
+impl Serialize for Colour {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Self([red, green, blue]) = self;
+        match self.0 {
+            [255, 255, 255] => serializer.serialize_str("white"),
+            [0, 0, 0] => serializer.serialize_str("black"),
+            _ => serializer.serialize_str(&format!("#{red:02x}{green:02x}{blue:02x}")),
+        }
+    }
+}
+
+impl From<Colour> for Rgb<u8> {
+    fn from(Colour(channels): Colour) -> Self {
+        Self(channels)
+    }
+}
+
 choices! {
     /// Form of the training data.
     pub enum DataFormat: Copy {
@@ -122,6 +186,20 @@ choices! {
         Coco = "coco",
         /// A folder of images with masks and captions beside them.
         Folder = "folder",
+    }
+}
+
+choices! {
+    /// What may be wrong with the data without stopping the run.
+    pub enum Allowed: Copy {
+        /// All captions are empty.
+        CaptionsEmpty = "captions_empty",
+        /// Labels without a name are no class.
+        LabelsUnnamed = "labels_unnamed",
+        /// `classes` has other names, or other classes, than the annotations.
+        ClassNames = "class_names",
+        /// None of the first masks has an effect.
+        MasksUnused = "masks_unused",
     }
 }
 

@@ -16,7 +16,7 @@ mod run;
 mod setting;
 mod train;
 
-pub use data::{Crop, DataConfig, DataFormat, SceneSet, ScenesConfig};
+pub use data::{Allowed, Colour, Crop, DataConfig, DataFormat, SceneSet, ScenesConfig};
 pub use eval::{BLUR, BestBy, EvalConfig, MapHeads, MapNormalize, SegmentationProtocol};
 pub use help::{explain, markdown, sections, template};
 pub use keys::{DefaultKind, KeyDoc, SectionDoc};

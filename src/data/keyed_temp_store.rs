@@ -1,25 +1,41 @@
 //! A table from image keys to bytes, stored in an anonymous temporary file; memory holds 16 bytes an entry.
 //!
-//! Keys are paths. They are looked up by the last component of their normal form (`normalise`); among entries that
-//! share it, the one with the most trailing components in common is taken.
+//! Keys are paths. Two of them mean one picture if the shorter, in normal form (`normalise`), is the end of the longer:
+//! `cats/1.jpg` and `img/cats/1` do, `1` and `cats/1` do, `dogs/1` and `cats/1` do not. Of several entries that a key
+//! means, the one with the most components in common is taken.
+use crate::data::codec::photograph;
 use crate::data::sources::unusable::Unusable;
 use crate::system::patience::patiently;
 use crate::system::platform::read_exact_at;
+use std::borrow::Cow;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
+use std::sync::Mutex;
+use unicode_normalization::{IsNormalized, UnicodeNormalization, is_nfc_quick};
+
+/// Where an entry is: hashes of its last component and of its whole key, and its offset in the file. Sorted by all three.
+type Place = (u32, u32, u64);
 
 /// Collects the entries of a [`KeyedTempStore`].
 pub struct KeyedTempStoreWriter {
     file: BufWriter<File>,
     position: u64,
-    index: Vec<(u64, u64)>,
+    index: Vec<Place>,
 }
 
 /// A finished, read-only table.
 pub struct KeyedTempStore {
     file: File,
-    /// (hash of the key's last component, offset of the entry), sorted.
-    index: Vec<(u64, u64)>,
+    index: Vec<Place>,
+}
+
+/// An entry of a table.
+pub struct Entry {
+    /// Its key, as it was written.
+    pub key: String,
+    pub value: Vec<u8>,
+    /// Its place among all entries.
+    place: usize,
 }
 
 impl KeyedTempStoreWriter {
@@ -34,8 +50,8 @@ impl KeyedTempStoreWriter {
     }
 
     fn write(&mut self, key: &str, value: &[u8]) -> io::Result<()> {
-        let key = normalise(key);
-        self.index.push((hash(last_component(&key)), self.position));
+        let normal = normalise(key);
+        self.index.push((short_hash(last_component(&normal)), short_hash(&normal), self.position));
         for part in [key.as_bytes(), value] {
             let length = u32::try_from(part.len()).map_err(io::Error::other)?;
             self.file.write_all(&length.to_le_bytes())?;
@@ -46,12 +62,49 @@ impl KeyedTempStoreWriter {
         Ok(())
     }
 
+    /// A table in which a key may have several entries, for [`KeyedTempStore::all`].
     pub fn finish(self) -> Result<KeyedTempStore, String> {
         let file = self.file.into_inner().map_err(|problem| temporary(problem.into_error()))?;
         let mut index = self.index;
         index.sort_unstable();
         index.shrink_to_fit();
         Ok(KeyedTempStore { file, index })
+    }
+
+    /// A table in which a key has one entry; of equal entries the first is kept.
+    ///
+    /// # Errors
+    /// What `differ` says of two entries of one key with different values.
+    pub fn finish_distinct(self, differ: impl Fn(&Entry, &Entry) -> String) -> Result<KeyedTempStore, String> {
+        let mut table = self.finish()?;
+        let mut repeated = Vec::new();
+        // Entries of one key stand side by side, and so do the few whose hashes are equal by chance.
+        let mut first: usize = 0;
+        for place in 1..table.index.len() {
+            let hashes = |place: usize| (table.index[place].0, table.index[place].1);
+            if hashes(first) != hashes(place) {
+                first = place;
+                continue;
+            }
+            let later = table.entry(place).map_err(temporary)?;
+            for earlier in first..place {
+                let earlier = table.entry(earlier).map_err(temporary)?;
+                if normalise(&earlier.key) != normalise(&later.key) {
+                    continue;
+                }
+                if earlier.value != later.value {
+                    return Err(differ(&earlier, &later));
+                }
+                repeated.push(place);
+                break;
+            }
+        }
+        let mut place = 0;
+        table.index.retain(|_| {
+            place += 1;
+            repeated.binary_search(&(place - 1)).is_err()
+        });
+        Ok(table)
     }
 }
 
@@ -64,67 +117,131 @@ impl KeyedTempStore {
         self.index.is_empty()
     }
 
-    /// The bytes of `key`, `None` if the table lacks it. Of entries with identical keys the first counts.
+    /// The entry that `key` means, `None` if the table lacks it.
     ///
     /// # Errors
-    /// Several different entries match equally well, or the file cannot be read.
-    pub fn get(&self, key: &str) -> Result<Option<Vec<u8>>, Unusable> {
+    /// Several entries with different values match equally well, or the file cannot be read.
+    pub fn get(&self, key: &str) -> Result<Option<Entry>, Unusable> {
         let key = normalise(key);
-        let wanted = hash(last_component(&key));
-        let first = self.index.partition_point(|&(hash, _)| hash < wanted);
-        let mut best: Option<(usize, String, Vec<u8>)> = None;
-        let mut rival = None;
-        for &(_, position) in self.index[first..].iter().take_while(|&&(hash, _)| hash == wanted) {
-            let (found, value) = self.entry(position).map_err(Unusable::temporary)?;
-            let score = key.rsplit('/').zip(found.rsplit('/')).take_while(|(a, b)| a == b).count();
-            match &best {
-                _ if score == 0 => {}
-                Some((most, _, _)) if score < *most => {}
-                Some((most, held, bytes)) if score == *most => {
-                    if *held != found && *bytes != value {
-                        rival = Some(found);
-                    }
+        if let Some(entry) = self.shorter(&key).map_err(Unusable::temporary)? {
+            return Ok(Some(entry));
+        }
+        // None is a part of the key, so the key must be a part of one alone.
+        let mut found: Option<Entry> = None;
+        for place in self.places(short_hash(last_component(&key)), None) {
+            let entry = self.entry(place).map_err(Unusable::temporary)?;
+            if !normalise(&entry.key).strip_suffix(&*key).is_some_and(|rest| rest.ends_with('/')) {
+                continue;
+            }
+            match &found {
+                Some(other) if other.value != entry.value => {
+                    return Err(format!("`{}` and `{}` both fit `{key}`", other.key, entry.key).into());
                 }
-                _ => (best, rival) = (Some((score, found, value)), None),
+                Some(_) => {}
+                None => found = Some(entry),
             }
         }
-        match (best, rival) {
-            (Some((_, held, _)), Some(other)) => Err(format!("`{held}` and `{other}` both fit `{key}`").into()),
-            (best, _) => Ok(best.map(|(_, _, value)| value)),
-        }
+        Ok(found)
     }
 
-    fn entry(&self, position: u64) -> io::Result<(String, Vec<u8>)> {
+    /// The values of all entries with this very key, in the order in which they were written.
+    pub fn all(&self, key: &str) -> Result<Vec<Vec<u8>>, Unusable> {
+        let normal = normalise(key);
+        let mut values = Vec::new();
+        for place in self.places(short_hash(last_component(&normal)), Some(short_hash(&normal))) {
+            let entry = self.entry(place).map_err(Unusable::temporary)?;
+            if entry.key == key {
+                values.push(entry.value);
+            }
+        }
+        Ok(values)
+    }
+
+    /// The longest entry that is `key` (in normal form) or its end.
+    fn shorter(&self, key: &str) -> io::Result<Option<Entry>> {
+        let last = short_hash(last_component(key));
+        let starts = std::iter::once(0).chain(key.match_indices('/').map(|(slash, _)| slash + 1));
+        for end in starts.map(|start| &key[start..]) {
+            for place in self.places(last, Some(short_hash(end))) {
+                let entry = self.entry(place)?;
+                if normalise(&entry.key) == end {
+                    return Ok(Some(entry));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// The places of entries with these hashes of the last component and of the whole key.
+    fn places(&self, last: u32, whole: Option<u32>) -> std::ops::Range<usize> {
+        let before = |&(a, b, _): &Place| (a, whole.map_or(0, |_| b)) < (last, whole.unwrap_or(0));
+        let upto = |&(a, b, _): &Place| (a, whole.map_or(0, |_| b)) <= (last, whole.unwrap_or(0));
+        self.index.partition_point(before)..self.index.partition_point(upto)
+    }
+
+    fn entry(&self, place: usize) -> io::Result<Entry> {
+        let position = self.index[place].2;
         let mut lengths = [0; 8];
         patiently(|| read_exact_at(&self.file, &mut lengths, position))?;
         let [a, b, c, d, e, f, g, h] = lengths;
         let key_length = u32::from_le_bytes([a, b, c, d]) as usize;
-        let mut value = vec![0; key_length + u32::from_le_bytes([e, f, g, h]) as usize];
-        patiently(|| read_exact_at(&self.file, &mut value, position + 8))?;
-        let rest = value.split_off(key_length);
-        Ok((String::from_utf8(value).map_err(io::Error::other)?, rest))
+        let mut key = vec![0; key_length + u32::from_le_bytes([e, f, g, h]) as usize];
+        patiently(|| read_exact_at(&self.file, &mut key, position + 8))?;
+        let value = key.split_off(key_length);
+        Ok(Entry { key: String::from_utf8(key).map_err(io::Error::other)?, value, place })
     }
 }
 
-/// The normal form in which keys are compared: no leading `./` or `/`, no image extension, and in the last component
-/// neither `sa_` before a number nor leading zeros of a number. `sa_9`, `9`, `sa_9.jpg` and `000009` are equal.
+/// Which picture takes which entry of a table, so that no entry goes to two pictures. Memory: 4 bytes an entry.
+pub struct Claims(Mutex<Vec<u32>>);
+
+impl Claims {
+    pub fn on(table: &KeyedTempStore) -> Self {
+        Self(Mutex::new(vec![0; table.len()]))
+    }
+
+    /// Whether `entry` is taken by no other picture than `key`.
+    pub fn claim(&self, entry: &Entry, key: &str) -> bool {
+        let hash = short_hash(&normalise(key)).max(1);
+        let mut claims = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        claims.get_mut(entry.place).is_none_or(|claimed| {
+            let is_free = *claimed == 0 || *claimed == hash;
+            *claimed = hash;
+            is_free
+        })
+    }
+}
+
+/// The normal form in which keys are compared: composed Unicode (NFC), `/` between components, none of them `.` or empty,
+/// no image extension, and `sa_` before a number stripped with the number's leading zeros: `sa_9`, `9`, `sa_9.jpg` and
+/// `sa_000009` are equal, `000009` is another.
 pub fn normalise(key: &str) -> String {
-    let key = key.trim_start_matches("./").trim_start_matches('/');
-    let (folder, mut name) = key.rfind('/').map_or(("", key), |slash| key.split_at(slash + 1));
-    if let Some((stem, extension)) = name.rsplit_once('.')
-        && ["jpg", "jpeg", "png"].iter().any(|known| extension.eq_ignore_ascii_case(known))
+    let composed = match is_nfc_quick(key.chars()) {
+        IsNormalized::Yes => Cow::Borrowed(key),
+        _ => key.nfc().collect(),
+    };
+    let mut normal = String::with_capacity(composed.len());
+    for component in composed.trim().split(['/', '\\']).filter(|component| !matches!(*component, "" | ".")) {
+        if !normal.is_empty() {
+            normal.push('/');
+        }
+        normal.push_str(component);
+    }
+    let start = normal.rfind('/').map_or(0, |slash| slash + 1);
+    if let Some((stem, extension)) = normal[start..].rsplit_once('.')
+        && photograph::EXTENSIONS.iter().any(|known| extension.eq_ignore_ascii_case(known))
     {
-        name = stem;
+        normal.truncate(start + stem.len());
     }
-    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    if let Some(number) = name.strip_prefix("sa_").filter(|rest| is_number(rest)) {
-        name = number;
+    let number = normal[start..].strip_prefix("sa_").filter(|rest| rest.bytes().all(|byte| byte.is_ascii_digit()));
+    if let Some(digits) = number.filter(|digits| !digits.is_empty()) {
+        let digits = match digits.trim_start_matches('0') {
+            "" => "0".to_owned(),
+            digits => digits.to_owned(),
+        };
+        normal.replace_range(start.., &digits);
     }
-    if is_number(name) {
-        let digits = name.trim_start_matches('0');
-        name = if digits.is_empty() { "0" } else { digits };
-    }
-    format!("{folder}{name}")
+    normal
 }
 
 fn temporary(problem: io::Error) -> String {
@@ -133,6 +250,11 @@ fn temporary(problem: io::Error) -> String {
 
 fn last_component(key: &str) -> &str {
     key.rsplit('/').next().unwrap_or(key)
+}
+
+fn short_hash(text: &str) -> u32 {
+    let hash = hash(text);
+    (hash ^ hash >> 32) as u32
 }
 
 /// FNV-1a, 64 bits: equal on every machine and in every version.

@@ -10,7 +10,7 @@ use super::sources::{
 };
 use super::{
     Cache, Sample,
-    decode::SampleDecoder,
+    decode::{DecodedSample, SampleDecoder},
     keyed_temp_store,
     order::Cursor,
     plan::{DecodeTask, Decoded, Planner, Position, Results},
@@ -98,6 +98,28 @@ impl Loader {
         require_masks: bool,
         cache: Option<Cache>,
     ) -> Result<Self> {
+        let decoder = || Ok(SampleDecoder::new(config, seed)?.with_cache(cache));
+        Self::with_decoder(config, seed, start, require_masks, decoder)
+    }
+
+    /// [`Self::new`] from the beginning, for [`Self::next_of_epoch`]: prompts and masks without pictures, flips and caption
+    /// dropout.
+    ///
+    /// # Errors
+    /// Those of [`Self::new`].
+    pub(crate) fn of_annotations(config: &DataConfig, seed: u64) -> Result<Self> {
+        let config = DataConfig { caption_dropout: 0.0, flip: false, ..config.clone() };
+        let decoder = || Ok(SampleDecoder::new(&config, seed)?.without_pictures());
+        Self::with_decoder(&config, seed, None, false, decoder)
+    }
+
+    fn with_decoder(
+        config: &DataConfig,
+        seed: u64,
+        start: Option<&Cursor>,
+        require_masks: bool,
+        decoder: impl FnOnce() -> Result<SampleDecoder>,
+    ) -> Result<Self> {
         let shards = shards::find(config)?;
         let pairing = Pairing::of(config);
         shards::check_captions(&shards, pairing)?;
@@ -112,7 +134,7 @@ impl Loader {
             return Err(Error::Usage(format!("{hint} ({})", shards.len())));
         }
         cursor.sources = sources;
-        let decoder = Arc::new(SampleDecoder::new(config, seed)?.with_cache(cache));
+        let decoder = Arc::new(decoder()?);
 
         let workers = config.workers.max(1);
         let (permit_sender, permits) = mpsc::channel();
@@ -168,7 +190,7 @@ impl Loader {
             match self.next_decoded(&mut waited)? {
                 Decoded::Sample(decoded, position) => {
                     self.advance(position);
-                    self.count(&decoded.sample, decoded.has_mask);
+                    self.count(&decoded.sample, decoded.fates.has_mask());
                     if samples.is_empty() {
                         epoch = position.epoch;
                     }
@@ -183,6 +205,22 @@ impl Loader {
             }
         }
         Ok(Batch { samples, epoch, cursor: self.cursor.clone(), waited, broken: self.cursor.broken })
+    }
+
+    /// The next sample with what became of its masks; `None` at the epoch's end. Broken samples are passed over.
+    ///
+    /// # Errors
+    /// Those that end a run.
+    pub(crate) fn next_of_epoch(&mut self) -> Result<Option<DecodedSample>> {
+        let mut waited = Duration::ZERO;
+        loop {
+            match self.next_decoded(&mut waited)? {
+                Decoded::Sample(decoded, _) => return Ok(Some(*decoded)),
+                Decoded::Broken(..) => {}
+                Decoded::Failed(error) => return Err(error),
+                Decoded::EpochEnd => return Ok(None),
+            }
+        }
     }
 
     /// Mask statistics of the current epoch.

@@ -8,6 +8,7 @@ pub mod codec;
 pub(crate) mod decode;
 pub(crate) mod keyed_temp_store;
 pub(crate) mod loader;
+pub(crate) mod masks;
 pub(crate) mod order;
 mod plan;
 mod record;

@@ -3,6 +3,7 @@ use super::recipes;
 use crate::config::{ModelConfig, RunConfig};
 use crate::data::Listing;
 use crate::data::cache::{Digest, Key, Writer};
+use crate::data::codec::photograph;
 use crate::data::decode::SampleDecoder;
 use crate::data::sources::shards::{Broken, SampleReference};
 use crate::data::sources::unusable::Unusable;
@@ -217,7 +218,7 @@ impl<'a> CacheFiller<'a> {
     /// The crops of an image whose latents are missing; the image is decoded only if there are any.
     fn missing_crops(&self, reference: &SampleReference, writer: &Writer) -> Result<Vec<(Key, Vec<u8>)>, Unusable> {
         let file = reference.image.read(&reference.shard, IMAGE_FILE)?;
-        let digest = Digest::of(&file);
+        let digest = Digest::of_picture(&file, &photograph::header(&file)?, self.decoder.background());
         let keys = self.mirrored().iter().map(|mirrored| (writer.recipe().latents_key(&digest, *mirrored), *mirrored));
         let (keys, mirrored): (Vec<Key>, Vec<bool>) = keys.filter(|(key, _)| !writer.contains(key)).unzip();
         if keys.is_empty() {

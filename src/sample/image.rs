@@ -1,5 +1,5 @@
 //! Images as files and tensors, equal to diffusers' `VaeImageProcessor` and Pillow.
-use crate::data::codec::photograph;
+use crate::data::codec::photograph::{self, Header};
 use crate::data::codec::resize::bilinear;
 use crate::system::error::{Error, Result};
 use crate::system::limits::IMAGE_FILE;
@@ -41,10 +41,16 @@ pub fn write_png(file: &Path, image: &RgbImage) -> Result<()> {
     write_atomically(file, |out| out.write_all(&bytes))
 }
 
-/// Reads a PNG or JPEG as 8-bit RGB.
+/// Reads a picture of any format as 8-bit RGB, upright, over white.
 pub fn read_rgb8(file: &Path) -> Result<RgbImage> {
+    Ok(read_with_header(file)?.0)
+}
+
+/// [`read_rgb8`], and what the header says of how it was turned, for its masks.
+pub fn read_with_header(file: &Path) -> Result<(RgbImage, Header)> {
     let bytes = IMAGE_FILE.read(file).map_err(|e| Error::file(file, e))?;
-    photograph::decode(&bytes).map_err(|e| Error::file(file, e))
+    let read = photograph::decode(&bytes).and_then(|image| Ok((image, photograph::header(&bytes)?)));
+    read.map_err(|e| Error::file(file, e))
 }
 
 /// An image in [−1, 1]: `[1, 3, height, width]`, f32.
@@ -55,7 +61,7 @@ pub fn to_tensor(image: &RgbImage, device: &Device) -> Result<Tensor> {
     Ok(pixels.permute((0, 3, 1, 2))?.contiguous()?)
 }
 
-/// Reads a PNG or JPEG and resizes it bilinearly to a square, in [−1, 1]: `[1, 3, size, size]`, f32.
+/// Reads a picture and resizes it bilinearly to a square, in [−1, 1]: `[1, 3, size, size]`, f32.
 pub fn read_square(file: &Path, size: usize, device: &Device) -> Result<Tensor> {
     let side = u32::try_from(size).map_err(|_| Error::Usage(format!("size {size} is too large")))?;
     to_tensor(&bilinear(&read_rgb8(file)?, side, side), device)

@@ -2,6 +2,7 @@
 use crate::system::error::{Error, Result};
 use crate::system::guard::guarded;
 use crate::system::limits::Limit;
+use crate::system::utf8;
 use serde::de::DeserializeOwned;
 use std::path::Path;
 
@@ -18,6 +19,7 @@ pub fn read_json<T: DeserializeOwned>(file: &Path, limit: Limit) -> Result<T> {
 /// # Errors
 /// What the system says, or `wrong` of key and place.
 pub fn parse_json<T: DeserializeOwned>(file: &Path, limit: Limit, wrong: impl Fn(String) -> Error) -> Result<T> {
-    let text = limit.read_text(file).map_err(|e| Error::file(file, e))?;
+    let bytes = limit.read(file).map_err(|e| Error::file(file, e))?;
+    let text = utf8::text(bytes).map_err(|problem| Error::file(file, problem))?;
     guarded(|| serde_json::from_str(&text).map_err(|e| e.to_string())).map_err(wrong)
 }

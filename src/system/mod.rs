@@ -15,5 +15,6 @@ pub(crate) mod platform;
 pub mod process;
 pub mod tensor_file;
 pub mod terminal;
+pub(crate) mod utf8;
 pub(crate) mod vectors;
 pub mod whole_file;

@@ -45,6 +45,7 @@ impl RunConfig {
             ("data.captions", data.captions.as_deref(), false),
             ("data.labels", data.labels.as_deref(), true),
             ("data.panoptic", data.panoptic.as_deref(), false),
+            ("data.instances", data.instances.as_deref(), false),
             ("data.classes", data.classes.as_deref(), false),
             ("loss.score_head_init", self.loss.score_head_init.as_deref(), true),
         ]

@@ -1,7 +1,9 @@
 //! Sets a run up: networks, parameters, how many blocks are recomputed, optimizer, data.
 use super::checkpoint::{Checkpoint, State};
 use super::components::Components;
+use super::cut_prompts::CutPrompts;
 use super::effect::Start;
+use super::first_samples;
 use super::gradients::StepPlan;
 use super::initial;
 use super::memory::{self, Estimate, Needs, StepSize};
@@ -57,6 +59,9 @@ impl<'a> Trainer<'a> {
 
         let require_masks = config.loss.uses_masks();
         let loader = Loader::with_cache(&config.data, config.seed, Some(&state.cursor), require_masks, cache)?;
+        let trained =
+            config.train.steps * (config.train.batch * config.train.accumulate * components.collective.size()) as u64;
+        let masks = first_samples::examine(config, &pipeline.text_encoders, trained, components.collective.is_main())?;
         let scheduler = Scheduler::open(&files)?;
         let shown_samples = match components.collective.is_main() {
             true => Some(ShownSamples::open(config, &files, folder.path(), state.samples)?),
@@ -76,11 +81,13 @@ impl<'a> Trainer<'a> {
             shown_samples,
             record: Some(record),
             plan,
+            prompts: (state.cursor.epoch, CutPrompts::default()),
             state,
             ahead: None,
         };
         if components.collective.is_main() {
-            tracing::info!("{}{encoders}{}", trainer.summary(&estimate), initial::describe(config));
+            let masks = masks.map_or_else(String::new, |line| format!("\n{line}"));
+            tracing::info!("{}{encoders}{}{masks}", trainer.summary(&estimate), initial::describe(config));
         }
         Ok(trainer)
     }

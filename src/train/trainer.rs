@@ -2,6 +2,7 @@
 use super::accumulated::Accumulated;
 use super::checkpoint::{Checkpoint, State};
 use super::components::Components;
+use super::cut_prompts::CutPrompts;
 use super::effect::Start;
 use super::evaluation::Evaluation;
 use super::gradients::{LossTerms, StepInputs, StepPlan, gradients};
@@ -16,7 +17,7 @@ use super::shown_samples::ShownSamples;
 use super::trained::origin_of;
 use super::validation::Validation;
 use crate::config::RunConfig;
-use crate::data::{Batch, Cursor, DataRecord, Loader, Sample};
+use crate::data::{Batch, Cursor, DataRecord, Loader};
 use crate::model::adapters::formats::{self, Format};
 use crate::model::pipeline::Pipeline;
 use crate::model::text::{TextEmbedding, prompt_file};
@@ -50,6 +51,8 @@ pub struct Trainer<'a> {
     pub(super) record: Option<DataRecord>,
     pub(super) plan: StepPlan<'a>,
     pub(super) state: State,
+    /// The epoch that is drawn, and its prompts so far.
+    pub(super) prompts: (u64, CutPrompts),
     /// The next micro-batch where it is prepared already, or the error that prevents it.
     pub(super) ahead: Option<Result<MicroBatch>>,
 }
@@ -136,11 +139,9 @@ impl<'a> Trainer<'a> {
     /// is known only when they are decoded.
     fn next_batch(&mut self) -> Result<MicroBatch> {
         let (size, rank) = (self.config.train.batch, self.components.collective.rank());
-        let Batch { mut samples, epoch, mut cursor, mut waited, .. } = self.loader.next_batch(size)?;
-        self.show(&samples, 0)?;
+        let Batch { mut samples, epoch, mut cursor, mut waited, .. } = self.draw(0)?;
         for other in 1..self.components.collective.size() {
-            let batch = self.loader.next_batch(size)?;
-            self.show(&batch.samples, other)?;
+            let batch = self.draw(other)?;
             cursor = batch.cursor;
             waited += batch.waited;
             if other == rank {
@@ -151,10 +152,26 @@ impl<'a> Trainer<'a> {
         Ok(MicroBatch { inputs, epoch, cursor, waited })
     }
 
-    /// Adds the samples of a process to what the run's page shows.
-    fn show(&mut self, samples: &[Sample], rank: usize) -> Result<()> {
-        let first = self.state.samples + (rank * self.config.train.batch) as u64;
-        self.shown_samples.as_mut().map_or(Ok(()), |shown| shown.add(samples, first))
+    /// The next samples of all processes' order, those of process `rank`. Prompts that are cut are told at the end of an epoch.
+    fn draw(&mut self, rank: usize) -> Result<Batch> {
+        let size = self.config.train.batch;
+        let batch = self.loader.next_batch(size)?;
+        if let Some(shown) = &mut self.shown_samples {
+            shown.add(&batch.samples, self.state.samples + (rank * size) as u64)?;
+        }
+        if self.config.data.has_prompts {
+            let (epoch, prompts) = &mut self.prompts;
+            if batch.epoch != *epoch {
+                if self.components.collective.is_main() {
+                    prompts.warn(&format!("{} of epoch {epoch}", prompts.count()));
+                }
+                (*epoch, *prompts) = (batch.epoch, CutPrompts::default());
+            }
+            for sample in &batch.samples {
+                prompts.add(&sample.key, &sample.prompt, &self.pipeline.text_encoders)?;
+            }
+        }
+        Ok(batch)
     }
 
     fn input_maker(&self) -> InputMaker<'_> {

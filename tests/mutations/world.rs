@@ -126,6 +126,16 @@ fn pictures(write: &dyn Fn(&str, &[u8])) {
     }
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/jpeg");
     write("jpegs/b.jpg", &std::fs::read(fixtures.join("420-progressive.jpg")).expect("JPEG"));
+    let fixtures = fixtures.with_file_name("pictures");
+    for (name, fixture) in [
+        ("d.webp", "lossy-80.webp"),
+        ("e.tif", "rgb-lzw.tiff"),
+        ("f.gif", "transparent.gif"),
+        ("g.bmp", "palette.bmp"),
+        ("h.jpg", "orientation-6.jpg"),
+    ] {
+        write(&format!("jpegs/{name}"), &std::fs::read(fixtures.join(fixture)).expect("picture"));
+    }
     for name in ["labels/a.png", "labels/b.png", "labels/c.png", "folder/a.png"] {
         write(name, &map);
     }

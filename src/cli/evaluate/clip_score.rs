@@ -25,7 +25,7 @@ pub struct ClipScoreArgs {
     /// Folder of a CLIP model in the layout of transformers, with its tokenizer
     #[arg(long, value_name = "DIR")]
     pub clip: PathBuf,
-    /// Folder of images (PNG or JPEG)
+    /// Folder of images (JPEG, PNG, WebP, TIFF, BMP, PNM or GIF)
     #[arg(long, value_name = "DIR")]
     pub images: PathBuf,
     /// Captions by image name: a JSON object, or JSON lines or Parquet with two columns; `generate` writes

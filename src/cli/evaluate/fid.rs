@@ -22,7 +22,7 @@ Example:
 #[derive(Args, Clone, Debug)]
 #[command(after_help = HELP)]
 pub struct FidArgs {
-    /// Real images: a folder of JPEGs and PNGs of any sizes, or a .npz of pytorch-fid
+    /// Real images: a folder of images of any sizes and formats, or a .npz of pytorch-fid
     #[arg(long, value_name = "DIR")]
     pub real: PathBuf,
     /// Generated images, likewise

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 /// A data set for segmentation: folders, or one of those that `configs/eval` describes.
 #[derive(Args, Clone, Debug)]
 pub struct LabelledArgs {
-    /// Folder of images (JPEG or PNG)
+    /// Folder of images (JPEG, PNG, WebP, TIFF, BMP, PNM or GIF)
     #[arg(long, value_name = "DIR", required_unless_present = "data_set")]
     pub images: Option<PathBuf>,
     /// Folder of label maps: PNG, of the images' names and sizes

@@ -1,7 +1,8 @@
 //! The cache of precomputed latents and text embeddings.
 //!
 //! A cache is a folder of safetensors shards, `latents-000000.safetensors` … and `text-000000.safetensors` …. Entries
-//! are keyed by their inputs, never by a sample's name: latents by the SHA-256 of the image file's bytes, the flip, and
+//! are keyed by their inputs, never by a sample's name: latents by the SHA-256 of the image file's bytes (of a picture with
+//! transparency, with the colour behind it), the flip, and
 //! the recipe (autoencoder, resolution, crop); a text embedding by the prompt's text and the recipe (encoders,
 //! tokenizers, number of tokens, dtype). A changed image, caption or model has another key, so that a stale entry is
 //! never found, and entries do not name the samples that use them.
@@ -58,9 +59,9 @@ impl Cache {
         self.latents.recipe().bytes() + self.text.recipe().bytes()
     }
 
-    /// The latents of the image file with the bytes `image`, `None` if the cache lacks them.
-    pub fn latents(&self, image: &[u8], mirrored: bool) -> Result<Option<Vec<f32>>> {
-        self.latents.get(&self.latents.recipe().latents_key(&Digest::of(image), mirrored))
+    /// The latents of an image, `None` if the cache lacks them.
+    pub fn latents(&self, image: &Digest, mirrored: bool) -> Result<Option<Vec<f32>>> {
+        self.latents.get(&self.latents.recipe().latents_key(image, mirrored))
     }
 
     /// The embedding of a prompt, `None` if the cache lacks it.

@@ -1,4 +1,6 @@
 //! Recipes: what a cached value depends on, and the keys derived from it.
+use crate::data::codec::photograph::{Header, Orientation};
+use image::Rgb;
 use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
 
@@ -71,12 +73,28 @@ impl Recipe {
     }
 }
 
-/// SHA-256 of an image file's bytes.
+/// SHA-256 of what the pixels of an image depend on.
 pub struct Digest([u8; 32]);
 
 impl Digest {
+    /// Of a file's bytes.
     pub fn of(bytes: &[u8]) -> Self {
         Self(Sha256::digest(bytes).into())
+    }
+
+    /// Of an image file: of its bytes alone, but for pictures that were once decoded otherwise. Those that are turned, have
+    /// alpha or are of inks have keys of their own, so that an older cache is not taken for what they are now.
+    pub fn of_picture(bytes: &[u8], header: &Header, background: Rgb<u8>) -> Self {
+        let file = Self::of(bytes);
+        let Header { orientation, has_alpha, is_cmyk, .. } = *header;
+        if orientation == Orientation::NoTransforms && !has_alpha && !is_cmyk {
+            return file;
+        }
+        let mut hash = Sha256::new();
+        hash.update(file.0);
+        hash.update([orientation.to_exif(), u8::from(is_cmyk)]);
+        hash.update(if has_alpha { &background.0[..] } else { &[] });
+        Self(hash.finalize().into())
     }
 }
 
@@ -137,6 +155,26 @@ mod tests {
         assert_eq!(distinct.len(), keys.len());
         assert!(keys.iter().all(|key| Key::parse(&key.name()) == Some(*key)));
         assert_eq!(usual.latents_key(&Digest::of(b"an image"), false), keys[0]);
+        let header = |exif, has_alpha, is_cmyk| Header {
+            size: (1, 1),
+            orientation: Orientation::from_exif(exif).unwrap(),
+            has_alpha,
+            is_cmyk,
+        };
+        let key = |header: Header, grey: u8| {
+            usual.latents_key(&Digest::of_picture(b"an image", &header, Rgb([grey; 3])), false)
+        };
+        assert_eq!(key(header(1, false, false), 255), keys[0]);
+        let pictures = [
+            keys[0],
+            key(header(6, false, false), 255),
+            key(header(8, false, false), 255),
+            key(header(1, true, false), 255),
+            key(header(1, true, false), 0),
+            key(header(1, false, true), 255),
+        ];
+        assert_eq!(pictures.iter().collect::<std::collections::BTreeSet<_>>().len(), pictures.len());
+        assert_eq!(key(header(6, false, false), 0), pictures[1]);
         assert_eq!(Key::parse(&keys[0].name().to_uppercase()), None);
         assert_eq!(Key::parse("+f"), None);
         assert_eq!(format!("{:032x}", keys[0].short()), keys[0].name()[..32]);

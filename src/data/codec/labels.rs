@@ -1,10 +1,12 @@
 //! Label maps: PNG files whose pixel values are labels, and the class lists that name them.
+use super::photograph::{Orientation, exchanges_sides, upright};
 use crate::system::guard::guarded;
 use crate::system::json::read_json;
 use crate::system::limits::{self, CLASSES, LABEL_MAP};
 use crate::{Error, Result};
 use serde_json::Value;
-use std::{collections::BTreeMap, io::Cursor, path::Path};
+use std::collections::{BTreeMap, BTreeSet};
+use std::{io::Cursor, path::Path};
 
 /// A decoded label map with packed samples as in the file.
 pub struct LabelMap {
@@ -50,6 +52,21 @@ impl LabelMap {
         Ok(Self { width, height, bytes, bytes_per_row: info.line_size, bits, channels })
     }
 
+    /// The map turned as a picture of this orientation is.
+    pub fn upright(&self, orientation: Orientation) -> Self {
+        // Samples of less than a byte are unpacked.
+        let bytes_per_pixel = self.channels * self.bits.div_ceil(8);
+        let pixel = |(x, y): (usize, usize)| match self.bits {
+            ..8 => vec![self.get(x, y) as u8],
+            _ => self.bytes[y * self.bytes_per_row + x * bytes_per_pixel..][..bytes_per_pixel].to_vec(),
+        };
+        let places: Vec<_> = (0..self.height).flat_map(|y| (0..self.width).map(move |x| (x, y))).collect();
+        let bytes = upright(orientation, (self.width, self.height), &places).into_iter().flat_map(pixel).collect();
+        let exchanged = exchanges_sides(orientation);
+        let (width, height) = if exchanged { (self.height, self.width) } else { (self.width, self.height) };
+        Self { width, height, bytes, bytes_per_row: width * bytes_per_pixel, bits: self.bits.max(8), ..*self }
+    }
+
     /// Samples of a pixel: 1 for grey or palette, 3 for RGB, one more with alpha.
     pub fn channels(&self) -> usize {
         self.channels
@@ -69,6 +86,17 @@ impl LabelMap {
             }
         }
     }
+}
+
+/// The segment id of pixels without a segment.
+pub const VOID: u32 = 0;
+
+/// What is wrong with another segment id that the annotations do not have.
+pub const NO_SEGMENT: &str = "is no segment of its image";
+
+/// What is wrong with a label that has no name in the class list `file`.
+pub fn no_name(file: &Path) -> String {
+    format!("has no name in {} and is not ignored (data.ignore, --ignore)", file.display())
 }
 
 /// The names of labels.
@@ -110,6 +138,36 @@ impl Classes {
     /// The name of the class `label`; none where the list has no such label.
     pub fn name(&self, label: u32) -> Option<&str> {
         self.0.get(&label).map(String::as_str)
+    }
+
+    /// # Errors
+    /// Two labels have one name.
+    pub fn check_names(&self) -> Result<(), String> {
+        let mut seen = BTreeMap::new();
+        for (label, name) in self.iter() {
+            if let Some(other) = seen.insert(name, label) {
+                return Err(format!(
+                    "labels {other} and {label} are both named {name:?}: no prompt can tell them apart"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// # Errors
+    /// These names are not those of the `categories` of an annotations file; the first difference.
+    pub fn check_equal(&self, categories: &Self) -> Result<(), String> {
+        let labels: BTreeSet<u32> = self.0.keys().chain(categories.0.keys()).copied().collect();
+        let Some(label) = labels.into_iter().find(|label| self.name(*label) != categories.name(*label)) else {
+            return Ok(());
+        };
+        let name = |classes: &Self| classes.name(label).map_or("no class".into(), |name| format!("{name:?}"));
+        Err(format!(
+            "label {label} is {}, but the annotations' categories say {}; leave data.classes out to take their names, or \
+             set data.allow = [\"class_names\"]",
+            name(self),
+            name(categories)
+        ))
     }
 
     /// All pairs (label, name), by ascending label.

@@ -5,5 +5,7 @@ pub mod labels;
 pub(crate) mod mask;
 pub mod matlab;
 pub mod photograph;
+pub mod polygon;
 pub mod resize;
 pub mod rle;
+pub(crate) mod stored_mask;

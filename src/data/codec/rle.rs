@@ -2,19 +2,20 @@
 //!
 //! Run lengths come as a list, or as pycocotools' compressed text (`maskApi.c`: `rleToString`, `rleFrString`). Masks
 //! are sampled from the runs directly, without the full-size bitmap.
+use super::photograph::{Orientation, exchanges_sides, upright};
 use super::{crop::Grid, mask::Mask};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
 /// Unchecked run lengths as in JSON files.
-#[derive(Deserialize)]
+#[derive(Deserialize, Serialize)]
 pub struct StoredRunLengths {
     /// Height and width.
     size: [u64; 2],
     counts: Counts,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, Serialize)]
 #[serde(untagged)]
 enum Counts {
     Text(String),
@@ -136,6 +137,17 @@ impl RunLengths {
         Ok(Self { height: rows, width: columns, counts })
     }
 
+    /// The mask turned as a picture of this orientation is.
+    ///
+    /// # Errors
+    /// Those of [`Self::encode`].
+    pub fn upright(&self, orientation: Orientation) -> Result<Self, String> {
+        let (width, height) = (self.width(), self.height());
+        let bitmap = upright(orientation, (width, height), &self.bitmap());
+        let (width, height) = if exchanges_sides(orientation) { (height, width) } else { (width, height) };
+        Self::encode(height, width, &bitmap)
+    }
+
     /// The mask as a row-major bitmap `[height, width]` (pycocotools: `decode`).
     pub fn bitmap(&self) -> Vec<bool> {
         let (height, width) = (self.height(), self.width());
@@ -205,8 +217,13 @@ impl RunLengths {
     /// Samples the mask at the points of `grid`, which must be for this mask's size.
     pub fn sample(&self, grid: &Grid) -> Mask {
         let mut mask = Mask::new(grid.width(), grid.height());
-        self.spans_on(grid, |columns, rows| mask.fill(columns, rows));
+        self.add_to(&mut mask, grid);
         mask
+    }
+
+    /// Adds the mask, sampled at the points of `grid`, to another on that grid.
+    pub fn add_to(&self, mask: &mut Mask, grid: &Grid) {
+        self.spans_on(grid, |columns, rows| mask.fill(columns, rows));
     }
 
     /// Calls `visit` with the output columns and rows that each foreground run covers in each of its source columns.
@@ -234,7 +251,7 @@ impl RunLengths {
 }
 
 /// Height and width as `u32`, and the number of pixels, which must fit into `u32` too.
-fn checked_size(height: u64, width: u64) -> Result<(u32, u32, u64), String> {
+pub(super) fn checked_size(height: u64, width: u64) -> Result<(u32, u32, u64), String> {
     match height.checked_mul(width) {
         Some(total) if total > 0 && total <= u64::from(u32::MAX) => Ok((height as u32, width as u32, total)),
         _ => Err(format!("a mask cannot be {height}×{width}")),

@@ -4,6 +4,7 @@ use super::kernel::{Sample, kernel_distance};
 use super::moments::{Gaussian, Moments};
 use super::npz;
 use super::{FeatureNetwork, FrechetMetric};
+use crate::data::codec::photograph::{EXTENSIONS, UNREAD_EXTENSIONS};
 use crate::report::progress::Progress;
 use crate::sample::image::read_rgb8;
 use crate::system::error::{Error, Result};
@@ -142,7 +143,7 @@ pub fn gather(networks: &[Box<dyn FeatureNetwork>], prepared: Prepared, statisti
 /// Images are decoded on all threads some batches ahead, and taken in the order of their names.
 ///
 /// # Errors
-/// A folder without PNG or JPEG files, or an image that cannot be read, by name.
+/// A folder without image files, or an image that cannot be read, by name.
 pub fn of_folder(
     networks: &[Box<dyn FeatureNetwork>],
     folder: &Path,
@@ -175,7 +176,7 @@ pub fn of_folder(
     Ok(statistics)
 }
 
-/// The PNG and JPEG files of a folder by name; folders in it are left out, as are hidden files.
+/// The picture files of a folder by name; folders in it are left out, as are hidden files.
 ///
 /// # Errors
 /// When it cannot be read, or has no such file.
@@ -189,16 +190,17 @@ pub fn image_files(folder: &Path) -> Result<Vec<PathBuf>> {
         let extension = path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase()).unwrap_or_default();
         match extension.as_str() {
             _ if hidden || path.is_dir() => {}
-            "png" | "jpg" | "jpeg" => files.push(path),
-            "bmp" | "gif" | "pgm" | "ppm" | "tif" | "tiff" | "webp" => others += 1,
+            extension if EXTENSIONS.contains(&extension) => files.push(path),
+            extension if UNREAD_EXTENSIONS.contains(&extension) => others += 1,
             _ => {}
         }
     }
     if files.is_empty() {
-        return Err(Error::file(folder, "there is no PNG or JPEG file"));
+        return Err(Error::file(folder, format!("there is no picture ({})", EXTENSIONS.join(", "))));
     }
     if others > 0 {
-        tracing::warn!("{}: {others} images are neither PNG nor JPEG and are left out", folder.display());
+        let unread = UNREAD_EXTENSIONS.join(", ");
+        tracing::warn!("{}: {others} images are of formats that are not read ({unread})", folder.display());
     }
     files.sort();
     Ok(files)

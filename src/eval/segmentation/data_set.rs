@@ -1,4 +1,5 @@
 //! The layout of a segmentation data set: images, label maps, and the meaning of labels.
+use crate::data::codec::photograph::EXTENSIONS;
 use crate::system::error::{Error, Result};
 use crate::system::guard::guarded;
 use crate::system::limits::CONFIG;
@@ -75,16 +76,12 @@ struct Merge {
 }
 
 impl DataSet {
-    /// JPEGs and PNGs below `images`, PNG label maps of the same relative paths below `labels`.
+    /// Pictures of any format below `images`, PNG label maps of the same relative paths below `labels`.
     pub fn folders(images: &Path, labels: &Path, classes: &Path, ignore: &[u32]) -> Self {
-        let files = |folder: &Path, suffixes: &[&str]| Files {
-            folder: folder.to_owned(),
-            suffixes: suffixes.iter().map(|&suffix| suffix.to_owned()).collect(),
-        };
         Self {
             name: None,
-            images: files(images, &[".jpg", ".jpeg", ".png"]),
-            labels: files(labels, &[".png"]),
+            images: Files::pictures(images),
+            labels: Files { folder: labels.to_owned(), suffixes: vec![".png".into()] },
             list: None,
             classes: Some(classes.to_owned()),
             panoptic: None,
@@ -176,6 +173,12 @@ impl Files {
             }
         }
         Ok(found)
+    }
+
+    /// Pictures of any format.
+    pub fn pictures(folder: &Path) -> Self {
+        let suffixes = EXTENSIONS.iter().map(|extension| format!(".{extension}")).collect();
+        Self { folder: folder.to_owned(), suffixes }
     }
 
     /// The suffixes as a pattern, for error messages.

@@ -1,9 +1,9 @@
 //! A segmentation data set: images, label maps, class names.
 use super::data_set::{DataSet, Files};
 use crate::config::{EvalConfig, RunConfig};
-use crate::data::codec::labels::{Classes, LabelMap};
-use crate::data::sources::panoptic::Panoptic;
-use crate::sample::image::read_rgb8;
+use crate::data::codec::labels::{self, Classes, LabelMap};
+use crate::data::sources::annotations::Panoptic;
+use crate::sample::image::read_with_header;
 use crate::system::error::{Error, Result};
 use crate::system::limits::{IMAGE_FILE, LIST};
 use crate::system::paths::is_file;
@@ -84,7 +84,7 @@ pub struct LabelledFolder {
 }
 
 impl LabelledFolder {
-    /// Pairs the JPEGs and PNGs below `images` with the PNG label maps below `labels` by relative path without
+    /// Pairs the pictures below `images` with the PNG label maps below `labels` by relative path without
     /// extension. Labels in `ignore` do not count, and their names are not classes.
     ///
     /// # Errors
@@ -187,20 +187,24 @@ impl LabelledFolder {
     /// One of them cannot be read, their sizes differ, or a label is neither a class nor ignored.
     pub fn read(&self, index: usize) -> Result<LabelledImage> {
         let Pair { key, image: image_file, labels: labels_file } = &self.pairs[index];
-        let image = read_rgb8(image_file)?;
+        let (image, header) = read_with_header(image_file)?;
         let failed = |problem: String| Error::file(labels_file, problem);
         let bytes = IMAGE_FILE.read(labels_file).map_err(|e| failed(e.to_string()))?;
-        let labels = LabelMap::decode(&bytes).map_err(failed)?;
+        let mut labels = LabelMap::decode(&bytes).map_err(failed)?;
         let (width, height) = (labels.width, labels.height);
-        if (width, height) != (image.width() as usize, image.height() as usize) {
-            let (of_image, path) = (format!("{}×{}", image.width(), image.height()), image_file.display());
-            return Err(failed(format!("{width}×{height} pixels, but its image {path} has {of_image}")));
+        match header.turns_mask((width, height)) {
+            Some(false) => (),
+            Some(true) => labels = labels.upright(header.orientation),
+            None => {
+                let (of_image, path) = (format!("{}×{}", image.width(), image.height()), image_file.display());
+                return Err(failed(format!("{width}×{height} pixels, but its image {path} has {of_image}")));
+            }
         }
         let segments = match &self.panoptic {
             Some(panoptic) => {
                 let found = panoptic.segments(key).map_err(|problem| failed(problem.to_string()))?;
                 let found = found.ok_or_else(|| failed("the panoptic annotations do not have its image".into()))?;
-                Some(found.into_iter().collect::<BTreeMap<u32, u32>>())
+                Some(found.categories())
             }
             None => None,
         };
@@ -230,12 +234,11 @@ impl LabelledFolder {
     /// The class of a label, or, with `segments`, of a segment id.
     fn class(&self, label: u32, segments: Option<&BTreeMap<u32, u32>>) -> Result<u16, String> {
         let label = match segments {
-            // Segment id 0 marks pixels without segment.
-            Some(segments) if label != 0 => *segments.get(&label).ok_or("is no segment of its image")?,
+            Some(segments) if label != labels::VOID => *segments.get(&label).ok_or(labels::NO_SEGMENT)?,
             _ => label,
         };
         let known = self.class_of.get(&label).copied().or(self.class_of_others);
-        known.ok_or_else(|| format!("has no name in {} and is not ignored (--ignore)", self.classes_file.display()))
+        known.ok_or_else(|| labels::no_name(&self.classes_file))
     }
 }
 
@@ -299,11 +302,5 @@ fn check_classes(classes: &[Class]) -> Result<(), String> {
     if classes.len() >= usize::from(NO_CLASS) {
         return Err(format!("{} classes, expected fewer than {NO_CLASS}", classes.len()));
     }
-    let mut seen = BTreeMap::new();
-    for Class { label, name } in classes {
-        if let Some(other) = seen.insert(name, label) {
-            return Err(format!("labels {other} and {label} are both named {name:?}: no prompt can tell them apart"));
-        }
-    }
-    Ok(())
+    Classes::new(classes.iter().map(|class| (class.label, class.name.clone()))).check_names()
 }

@@ -10,7 +10,7 @@ use crate::data::codec::rle::{RunLengths, StoredRunLengths};
 use crate::model::pipeline::Pipeline;
 use crate::model::text::TextEncoders;
 use crate::ops::{Enlarge, Rows};
-use crate::sample::image::read_rgb8;
+use crate::sample::image::read_with_header;
 use crate::sample::scheduler::Scheduler;
 use crate::system::error::{Error, Result};
 use crate::system::limits::{Meter, Metered, RECORD};
@@ -103,11 +103,11 @@ pub fn evaluate_referring(
     let mut counts = [0u64; 2];
     let mut groups = PhraseReader::open(file, images, options.limit)?;
     loop {
-        let batch = groups.by_ref().take(options.batch.max(1)).collect::<Result<Vec<ImagePhrases>>>()?;
+        let mut batch = groups.by_ref().take(options.batch.max(1)).collect::<Result<Vec<ImagePhrases>>>()?;
         if batch.is_empty() {
             break;
         }
-        let pictures = batch.par_iter().map(|group| group.read(file)).collect::<Result<Vec<RgbImage>>>()?;
+        let pictures = batch.par_iter_mut().map(|group| group.read(file)).collect::<Result<Vec<RgbImage>>>()?;
         let numbered: Vec<_> = batch.iter().map(|group| group.image).zip(&pictures).collect();
         let prompts =
             batch.iter().map(|group| group.prompts(&pipeline.text_encoders, file)).collect::<Result<Vec<_>>>()?;
@@ -279,18 +279,22 @@ impl Iterator for PhraseReader {
 }
 
 impl ImagePhrases {
-    /// Reads the image and checks that its masks have its size.
-    fn read(&self, file: &Path) -> Result<RgbImage> {
-        let image = read_rgb8(&self.path)?;
-        let size = (image.width() as usize, image.height() as usize);
-        match self.phrases.iter().find(|phrase| (phrase.mask.width(), phrase.mask.height()) != size) {
-            None => Ok(image),
-            Some(Phrase { line, mask, .. }) => {
-                let (found, path) = (format!("{}×{}", mask.width(), mask.height()), self.path.display());
-                let problem = format!("line {line}: the mask is {found}, but {path} has {}×{}", size.0, size.1);
-                Err(Error::file(file, problem))
+    /// Reads the image; its masks must have its size, and are turned with it where they have that of the stored pixels.
+    fn read(&mut self, file: &Path) -> Result<RgbImage> {
+        let (image, header) = read_with_header(&self.path)?;
+        for Phrase { line, mask, .. } in &mut self.phrases {
+            match header.turns_mask((mask.width(), mask.height())) {
+                Some(false) => (),
+                Some(true) => *mask = mask.upright(header.orientation).map_err(|e| Error::file(file, e))?,
+                None => {
+                    let (found, path) = (format!("{}×{}", mask.width(), mask.height()), self.path.display());
+                    let (width, height) = header.size;
+                    let problem = format!("line {line}: the mask is {found}, but {path} has {width}×{height}");
+                    return Err(Error::file(file, problem));
+                }
             }
         }
+        Ok(image)
     }
 
     fn prompts(&self, encoders: &TextEncoders, file: &Path) -> Result<Vec<Prompt>> {

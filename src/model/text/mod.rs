@@ -15,6 +15,7 @@ use clip::{ClipConfig, ClipTextModel};
 pub use shape::TextShape;
 use std::ops::Range;
 use t5::T5Encoder;
+pub use tokenizer::CutPrompt;
 use tokenizer::{CLIP_TOKENS, ClipTokenizer, T5Tokenizer};
 pub use tokens::{PromptTokenizers, PromptTokens};
 
@@ -199,6 +200,14 @@ impl TextEncoders {
     /// [`ClipTokenizer::token_spans`].
     pub fn token_spans(&self, names: &[&str]) -> Result<Vec<Option<Range<usize>>>> {
         self.word_tokenizer().token_spans(names)
+    }
+
+    /// What the encoders leave out of a prompt, since it is longer than the tokens that one of them reads.
+    pub fn cut(&self, prompt: &str) -> Result<Option<CutPrompt>> {
+        match (self.word_tokenizer().cut(prompt)?, &self.t5) {
+            (None, Some((tokenizer, _))) => tokenizer.cut(prompt, self.shape.tokens - CLIP_TOKENS),
+            (cut, _) => Ok(cut),
+        }
     }
 
     /// The places of a prompt's text among the word tokens, without start and end token.

@@ -74,6 +74,11 @@ impl ClipTokenizer {
         ranges(&self.tokenizer, text)
     }
 
+    /// What [`encode`](Self::encode) leaves out of a prompt.
+    pub fn cut(&self, prompt: &str) -> Result<Option<CutPrompt>> {
+        cut(&self.tokenizer, "CLIP", prompt, CLIP_TOKENS - 2)
+    }
+
     /// The range of each name's tokens in the prompt of all names joined by spaces; the start token has index 0. `None`
     /// for names without tokens, for the first name that does not fit whole, and for all names after it.
     pub fn token_spans(&self, names: &[&str]) -> Result<Vec<Option<Range<usize>>>> {
@@ -108,6 +113,11 @@ impl T5Tokenizer {
         Ok(Self { tokenizer, end, pad })
     }
 
+    /// What [`encode`](Self::encode) leaves out of a prompt.
+    pub fn cut(&self, prompt: &str, tokens: usize) -> Result<Option<CutPrompt>> {
+        cut(&self.tokenizer, "T5", prompt, tokens.saturating_sub(1))
+    }
+
     /// Ids of a prompt: text truncated to `tokens − 1`, end, padding; `tokens` in total.
     pub fn encode(&self, prompt: &str, tokens: usize) -> Result<Vec<u32>> {
         let mut ids = encode(&self.tokenizer, prompt)?;
@@ -121,6 +131,30 @@ impl T5Tokenizer {
     pub fn token_ranges(&self, text: &str) -> Result<Vec<Range<usize>>> {
         ranges(&self.tokenizer, text)
     }
+}
+
+/// A prompt that is longer than what an encoder reads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CutPrompt {
+    /// The encoder, for people.
+    pub encoder: &'static str,
+    /// Tokens of the prompt, without special ones.
+    pub tokens: usize,
+    /// The most that the encoder reads.
+    pub read: usize,
+    /// The text behind those.
+    pub rest: String,
+}
+
+/// What an encoder that reads `read` tokens leaves out of a prompt.
+fn cut(tokenizer: &Tokenizer, encoder: &'static str, prompt: &str, read: usize) -> Result<Option<CutPrompt>> {
+    let tokens = encode(tokenizer, prompt)?.len();
+    if tokens <= read {
+        return Ok(None);
+    }
+    let end = ranges(tokenizer, prompt)?.get(read.saturating_sub(1)).map_or(0, |range| range.end);
+    let rest = prompt.get(end..).unwrap_or_default().trim().to_owned();
+    Ok(Some(CutPrompt { encoder, tokens, read, rest }))
 }
 
 /// Ids of a text; fails if the tokenizer's file describes one that cannot encode it.

@@ -1,8 +1,8 @@
 //! The marker segments of a JPEG file.
 use super::huffman::Huffman;
 
-/// Larger pictures are left to the crate `image` and its limits; Pillow warns from this size on. Decoding takes up to
-/// 12 bytes a pixel.
+/// Larger pictures of three channels are left to the crate `image` and its limits; Pillow warns from this size on.
+/// Decoding takes up to 12 bytes a pixel; of four channels, up to 15.
 const MAX_PIXELS: usize = 89_478_485;
 
 /// Natural index of each zigzag index.
@@ -91,13 +91,14 @@ pub struct Frame {
 }
 
 impl Frame {
-    /// Parses a frame header followed by `length` bytes. `None` unless it is a picture of 8 bits and one or three
-    /// components, small enough for `length` bytes.
+    /// Parses a frame header followed by `length` bytes. `None` unless it is a picture of 8 bits and one, three or
+    /// four components, small enough for `length` bytes.
     pub fn read(segment: &[u8], progressive: bool, length: usize) -> Option<Self> {
         let precision = *segment.first()?;
         let (height, width) = (usize::from(big_endian(segment, 1)?), usize::from(big_endian(segment, 3)?));
         let listed = segment.get(6..6 + 3 * usize::from(*segment.get(5)?))?;
-        if precision != 8 || width * height == 0 || width * height > MAX_PIXELS || !matches!(listed.len(), 3 | 9) {
+        let most = if listed.len() == 12 { MAX_PIXELS / 4 * 3 } else { MAX_PIXELS };
+        if precision != 8 || width * height == 0 || width * height > most || !matches!(listed.len(), 3 | 9 | 12) {
             return None;
         }
         let factors = |entry: &[u8]| (usize::from(entry[1] >> 4), usize::from(entry[1] & 15));
@@ -140,7 +141,7 @@ pub struct Tables {
     pub dc: [Option<Huffman>; 4],
     pub ac: [Option<Huffman>; 4],
     pub restart_interval: usize,
-    /// Adobe's colour transform: 0 none, 1 YCbCr.
+    /// Adobe's colour transform: 0 none, 1 YCbCr, 2 YCCK.
     pub adobe: Option<u8>,
     pub jfif: bool,
 }

@@ -1,6 +1,7 @@
 //! JPEG coefficients to pixels, in the integer arithmetic of libjpeg-turbo (`jdsample.c`, `jdcolor.c`).
 use super::header::{Component, Frame, Tables};
 use super::inverse_dct::{LANES, inverse_dct};
+use crate::data::codec::photograph::rgb::from_cmyk;
 use crate::system::vectors::vectorised;
 use image::RgbImage;
 
@@ -38,6 +39,16 @@ fn every_row(frame: &Frame, tables: &Tables) -> Option<RgbImage> {
                     pixel.copy_from_slice(&if is_rgb { values } else { rgb(values) });
                 }
             }
+            [first, second, third, black] => {
+                let values = first.line.iter().zip(&second.line).zip(&third.line).zip(&black.line);
+                for (pixel, (((&first, &second), &third), &black)) in pixels.chunks_exact_mut(3).zip(values) {
+                    // Adobe's files hold what is left of the light, not the ink, and Pillow takes all for Adobe's. YCCK
+                    // is the YCbCr of the ink.
+                    let values = [first, second, third];
+                    let ink = if is_ycck(tables) { rgb(values) } else { values.map(|value| 255 - value) };
+                    pixel.copy_from_slice(&from_cmyk([ink[0], ink[1], ink[2], 255 - black]));
+                }
+            }
             _ => return None,
         }
     }
@@ -52,6 +63,11 @@ fn is_rgb(frame: &Frame, tables: &Tables) -> bool {
         Some(transform) => transform == 0,
         None => ids == *b"RGB",
     }
+}
+
+/// Whether four components are YCbCr and black rather than CMYK.
+fn is_ycck(tables: &Tables) -> bool {
+    tables.adobe.is_some_and(|transform| transform != 0)
 }
 
 #[inline(always)]

@@ -1,0 +1,394 @@
+//! The masks of a sample: from run lengths, label maps, panoptic segments or instances to the square of training.
+use super::Mask;
+use super::codec::crop::Grid;
+use super::codec::labels::{self, Classes, LabelMap};
+use super::codec::photograph::Header;
+use super::codec::stored_mask::{Parts, StoredMask};
+use super::sources::annotations::{Instance, Instances, OfPicture, Panoptic};
+use super::sources::shards::{Member, SampleReference};
+use super::sources::unusable::Unusable;
+use crate::config::{Allowed, DataConfig, DataFormat};
+use crate::system::limits::{ANNOTATIONS, IMAGE_FILE};
+use crate::system::utf8;
+use crate::{Error, Result};
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// What a sample's annotation says: the usable masks and the class names that [`Mask::class`] indexes.
+#[derive(Default)]
+pub struct Masks {
+    /// By ascending label if they have names, otherwise by descending area.
+    pub masks: Vec<Mask>,
+    /// One name for each mask, or none.
+    pub names: Vec<String>,
+    pub fates: Fates,
+}
+
+/// What became of masks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Fates {
+    /// Usable ones that do not cover the whole picture.
+    pub used: u64,
+    /// Usable ones that cover the whole picture.
+    pub full: u64,
+    /// Those without a pixel in the square of training.
+    pub empty: u64,
+    /// Those below `data.min_mask_area`.
+    pub small: u64,
+    /// Those behind the largest `data.max_masks`.
+    pub beyond: u64,
+    /// Label maps of which nothing is left but pixels of `data.ignore`, and background.
+    pub ignored: u64,
+    /// Label maps of which nothing is left but labels without a name.
+    pub unnamed: u64,
+    /// Pictures without an annotation, or with one that has no mask.
+    pub absent: u64,
+}
+
+impl Fates {
+    /// Whether a mask is usable.
+    pub fn has_mask(&self) -> bool {
+        self.used + self.full > 0
+    }
+}
+
+/// Reads masks; shared by all workers.
+pub struct MaskReader {
+    config: DataConfig,
+    panoptic: Option<Panoptic>,
+    instances: Option<Instances>,
+    classes: Option<Classes>,
+}
+
+#[derive(Deserialize)]
+struct Sa1bAnnotations {
+    image: Option<ImageSize>,
+    annotations: Vec<Sa1bAnnotation>,
+}
+
+#[derive(Deserialize)]
+struct ImageSize {
+    width: usize,
+    height: usize,
+}
+
+#[derive(Deserialize)]
+struct Sa1bAnnotation {
+    segmentation: StoredMask,
+}
+
+/// What a value of a label map stands for.
+#[derive(Clone, Copy, PartialEq)]
+enum Meaning {
+    Label(u32),
+    Ignored,
+    Unnamed,
+    /// No mask, and nothing to say about it.
+    Background,
+}
+
+impl MaskReader {
+    /// Reads the class list and the annotations that `config` names.
+    ///
+    /// # Errors
+    /// A file cannot be read; the format needs one that is not configured; the class list contradicts the annotations.
+    pub fn new(config: &DataConfig) -> Result<Self> {
+        let is_coco = config.format == DataFormat::Coco;
+        let panoptic = config.panoptic.as_deref().filter(|_| is_coco).map(Panoptic::read).transpose()?;
+        let instances = config.instances.as_deref().filter(|_| is_coco).map(Instances::read).transpose()?;
+        let categories = panoptic.as_ref().map(|panoptic| &panoptic.categories);
+        let categories = categories.or(instances.as_ref().map(|instances| &instances.categories));
+        let classes = match (&config.classes, categories) {
+            (Some(path), None) => Some(Classes::read(path)?),
+            (Some(path), Some(categories)) => {
+                let classes = Classes::read(path)?;
+                if !config.allow.contains(&Allowed::ClassNames) {
+                    let differ =
+                        |problem| Error::file(path, format!("{problem} ({})", annotations_file(config).display()));
+                    classes.check_equal(categories).map_err(differ)?;
+                }
+                Some(classes)
+            }
+            (None, categories) => categories.cloned(),
+        };
+        if is_coco && instances.is_none() && config.labels.is_none() {
+            return Err(Error::Usage("data.labels is missing: the coco format needs the folder of label maps".into()));
+        }
+        if is_coco && classes.is_none() {
+            let hint = "data.classes is missing: label maps need the names of their labels";
+            return Err(Error::Usage(format!("{hint} (panoptic PNGs: data.panoptic)")));
+        }
+        if let Some(classes) = &classes {
+            classes.check_names().map_err(|problem| Error::file(names_file(config), problem))?;
+        }
+        Ok(Self { config: config.clone(), panoptic, instances, classes })
+    }
+
+    /// Whether labels have names.
+    pub fn has_names(&self) -> bool {
+        self.classes.is_some()
+    }
+
+    /// The masks of the sample of `reference`, of a picture with `header`, at the points of `grid`. `key` is the picture's
+    /// in the annotations. With `named`, labels that have names give them to their masks.
+    ///
+    /// # Errors
+    /// The annotation is broken, or says what no sample can mean.
+    pub fn read(
+        &self,
+        reference: &SampleReference,
+        key: &str,
+        header: &Header,
+        grid: &Grid,
+        named: bool,
+    ) -> Result<Masks, Unusable> {
+        match (self.config.format, &reference.annotation) {
+            (DataFormat::Coco, _) => self.coco(reference, key, header, grid),
+            (DataFormat::Sa1b, Some(member)) => {
+                let json = utf8::text(member.read(&reference.shard, ANNOTATIONS)?)?;
+                Ok(self.sa1b(&json, header, grid)?)
+            }
+            (DataFormat::Folder, Some(member)) => {
+                let path = match member {
+                    Member::File(path) => path,
+                    Member::Part { .. } => &*reference.shard,
+                };
+                let map = label_map(path, &member.read(&reference.shard, IMAGE_FILE)?, header)?;
+                self.label_masks(path, &map, grid, |value| Ok(self.meaning(value)), named)
+            }
+            (_, None) => Ok(Masks { fates: Fates { absent: 1, ..Fates::default() }, ..Masks::default() }),
+        }
+    }
+
+    /// What a label means, which is background where it is 0 and has no name.
+    fn meaning(&self, label: u32) -> Meaning {
+        match &self.classes {
+            _ if label == self.config.ignore => Meaning::Ignored,
+            Some(classes) if classes.name(label).is_some() => Meaning::Label(label),
+            None if label != 0 => Meaning::Label(label),
+            Some(_) if label != 0 => Meaning::Unnamed,
+            _ => Meaning::Background,
+        }
+    }
+
+    /// sa1b: the annotated masks, by descending area.
+    fn sa1b(&self, json: &str, header: &Header, grid: &Grid) -> Result<Masks, String> {
+        let read: Sa1bAnnotations = serde_json::from_str(json).map_err(|problem| format!("JSON: {problem}"))?;
+        let size = read.image.map_or(header.size, |image| (image.width, image.height));
+        turns("JSON", size, header)?;
+        let mut fates = Fates::default();
+        let mut found = Vec::new();
+        for (index, Sa1bAnnotation { segmentation }) in read.annotations.into_iter().enumerate() {
+            let parts = parts(&segmentation, index, size, header)?;
+            found.push((parts.area_on(grid), parts));
+        }
+        fates.absent += u64::from(found.is_empty());
+        let masks = self.largest(found, grid, &mut fates).into_iter().map(|parts| parts.sample(grid)).collect();
+        Ok(Masks { masks, names: Vec::new(), fates })
+    }
+
+    /// coco: one mask for each class in the picture and the class names, both by ascending label.
+    fn coco(&self, reference: &SampleReference, key: &str, header: &Header, grid: &Grid) -> Result<Masks, Unusable> {
+        if let Some(instances) = &self.instances {
+            let found = instances.of(key)?.ok_or("the instances JSON does not have this image")?;
+            return self.instance_masks(&found, header, grid);
+        }
+        let folder = self.config.labels.as_deref().ok_or("data.labels is missing")?;
+        let Some(panoptic) = &self.panoptic else {
+            let (path, map) = first_map(reference.labels.iter().map(|path| folder.join(path)), header)?;
+            return self.label_masks(&path, &map, grid, |label| Ok(self.meaning(label)), true);
+        };
+        let picture = panoptic.segments(key)?.ok_or("the panoptic JSON has no annotation of this image")?;
+        let beside = reference.labels.iter().filter_map(|path| path.parent());
+        let paths = beside.map(|parent| folder.join(parent).join(&picture.file_name));
+        let (path, map) = first_map(paths, header)?;
+        let categories = picture.categories();
+        let meaning = |segment: u32| match categories.get(&segment) {
+            Some(&category) => Ok(self.meaning(category)),
+            None if segment == labels::VOID => Ok(Meaning::Background),
+            None => Err(labels::NO_SEGMENT),
+        };
+        self.label_masks(&path, &map, grid, meaning, true)
+    }
+
+    /// One mask for each class of the instances: their union, crowds included, as pycocotools' `annToMask` draws them.
+    fn instance_masks(&self, found: &OfPicture<Instance>, header: &Header, grid: &Grid) -> Result<Masks, Unusable> {
+        let size = found.size.unwrap_or(header.size);
+        turns("instances JSON", size, header)?;
+        let mut fates = Fates::default();
+        let mut of_class: BTreeMap<u32, Mask> = BTreeMap::new();
+        for (index, Instance { category, mask }) in found.annotations.iter().enumerate() {
+            let parts = parts(mask, index, size, header)?;
+            match self.meaning(*category) {
+                Meaning::Label(label) => {
+                    let mask = of_class.entry(label).or_insert_with(|| Mask::new(grid.width(), grid.height()));
+                    parts.add_to(mask, grid);
+                }
+                Meaning::Unnamed => self.refuse_unnamed(names_file(&self.config), &format!("category {category}"))?,
+                Meaning::Ignored | Meaning::Background => {}
+            }
+        }
+        let found = of_class.into_iter().map(|(label, mask)| (mask.area(), (label, mask))).collect::<Vec<_>>();
+        fates.absent += u64::from(found.is_empty());
+        let mut kept = self.largest(found, grid, &mut fates);
+        kept.sort_unstable_by_key(|(label, _)| *label);
+        let names = kept.iter().filter_map(|(label, _)| self.name(*label)).collect();
+        let mut masks: Vec<Mask> = kept.into_iter().map(|(_, mask)| mask).collect();
+        masks.iter_mut().enumerate().for_each(|(place, mask)| mask.class = Some(place));
+        Ok(Masks { masks, names, fates })
+    }
+
+    /// One mask for each label that the pixels' values mean. If `named`, masks are sorted by label and come with their
+    /// class names, which [`Mask::class`] indexes; otherwise they are sorted by descending area.
+    fn label_masks(
+        &self,
+        file: &Path,
+        map: &LabelMap,
+        grid: &Grid,
+        meaning: impl Fn(u32) -> Result<Meaning, &'static str>,
+        named: bool,
+    ) -> Result<Masks, Unusable> {
+        let mut pixels = Vec::with_capacity(grid.width() * grid.height());
+        let mut areas: BTreeMap<u32, usize> = BTreeMap::new();
+        let (mut ignored, mut unnamed) = (false, false);
+        let mut last = None;
+        for y in 0..grid.height() {
+            for x in 0..grid.width() {
+                let (source_x, source_y) = grid.source(x, y);
+                let value = map.get(source_x, source_y);
+                let means = match last {
+                    Some((known, means)) if known == value => means,
+                    _ => {
+                        let place = format!("label {value} at x {source_x}, y {source_y}");
+                        let means =
+                            meaning(value).map_err(|problem| format!("{}: {place} {problem}", file.display()))?;
+                        if means == Meaning::Unnamed {
+                            self.refuse_unnamed(file, &place)?;
+                        }
+                        means
+                    }
+                };
+                last = Some((value, means));
+                ignored |= means == Meaning::Ignored;
+                unnamed |= means == Meaning::Unnamed;
+                let label = if let Meaning::Label(label) = means { Some(label) } else { None };
+                if let Some(label) = label {
+                    *areas.entry(label).or_default() += 1;
+                }
+                pixels.push(label);
+            }
+        }
+        let mut fates = Fates::default();
+        let found: Vec<(usize, u32)> = areas.into_iter().map(|(label, area)| (area, label)).collect();
+        if found.is_empty() {
+            match (ignored, unnamed) {
+                (true, _) => fates.ignored += 1,
+                (false, true) => fates.unnamed += 1,
+                (false, false) => fates.absent += 1,
+            }
+        }
+        let mut kept = self.largest(found, grid, &mut fates);
+        let mut names = Vec::new();
+        if named && self.classes.is_some() {
+            kept.sort_unstable();
+            names = kept.iter().filter_map(|&label| self.name(label)).collect();
+        }
+        let mut masks = vec![Mask::new(grid.width(), grid.height()); kept.len()];
+        let places: BTreeMap<u32, usize> = kept.into_iter().enumerate().map(|(place, label)| (label, place)).collect();
+        for (pixel, label) in pixels.into_iter().enumerate() {
+            if let Some(&place) = label.and_then(|label| places.get(&label)) {
+                masks[place].set(pixel % grid.width(), pixel / grid.width());
+            }
+        }
+        if !names.is_empty() {
+            masks.iter_mut().enumerate().for_each(|(place, mask)| mask.class = Some(place));
+        }
+        Ok(Masks { masks, names, fates })
+    }
+
+    fn name(&self, label: u32) -> Option<String> {
+        self.classes.as_ref().and_then(|classes| classes.name(label)).map(str::to_owned)
+    }
+
+    /// # Errors
+    /// Ends the run, unless it allows labels without names.
+    fn refuse_unnamed(&self, file: &Path, what: &str) -> Result<()> {
+        match self.config.allow.contains(&Allowed::LabelsUnnamed) {
+            true => Ok(()),
+            false => Err(Error::file(file, format!("{what} {}", labels::no_name(names_file(&self.config))))),
+        }
+    }
+
+    /// Keeps at most `max_masks` (area, mask) pairs above the minimum area, by descending area; the sort is stable.
+    fn largest<T>(&self, mut found: Vec<(usize, T)>, grid: &Grid, fates: &mut Fates) -> Vec<T> {
+        let whole = grid.width() * grid.height();
+        let least = self.config.min_mask_area * whole as f64;
+        let drop = |found: &mut Vec<(usize, T)>, keep: &dyn Fn(usize) -> bool| {
+            let before = found.len();
+            found.retain(|(area, _)| keep(*area));
+            (before - found.len()) as u64
+        };
+        fates.empty += drop(&mut found, &|area| area > 0);
+        fates.small += drop(&mut found, &|area| area as f64 >= least);
+        found.sort_by_key(|&(area, _)| std::cmp::Reverse(area));
+        fates.beyond += found.len().saturating_sub(self.config.max_masks) as u64;
+        found.truncate(self.config.max_masks);
+        fates.full += found.iter().filter(|(area, _)| *area == whole).count() as u64;
+        fates.used += found.iter().filter(|(area, _)| *area < whole).count() as u64;
+        found.into_iter().map(|(_, mask)| mask).collect()
+    }
+}
+
+/// The file that names the classes.
+fn names_file(config: &DataConfig) -> &Path {
+    config.classes.as_deref().unwrap_or_else(|| annotations_file(config))
+}
+
+/// The JSON of annotations.
+fn annotations_file(config: &DataConfig) -> &Path {
+    config.panoptic.as_deref().or(config.instances.as_deref()).unwrap_or(Path::new(""))
+}
+
+/// The checked parts of annotation `index` of a picture that the annotations give this `size`.
+fn parts(mask: &StoredMask, index: usize, size: (usize, usize), header: &Header) -> Result<Parts, String> {
+    let failed = |problem: String| format!("annotation {index}: {problem}");
+    let parts = mask.parts(size).map_err(failed)?;
+    match turns(&format!("mask of annotation {index}"), parts.size().unwrap_or(size), header)? {
+        true => parts.upright(header.orientation).map_err(failed),
+        false => Ok(parts),
+    }
+}
+
+/// The label map at the first of `paths` that exists.
+fn first_map(paths: impl Iterator<Item = PathBuf>, header: &Header) -> Result<(PathBuf, LabelMap), Unusable> {
+    let mut absent = Unusable::from("there is no label map");
+    for path in paths {
+        match IMAGE_FILE.read(&path) {
+            Ok(bytes) => {
+                let map = label_map(&path, &bytes, header)?;
+                return Ok((path, map));
+            }
+            Err(problem) if problem.kind() == io::ErrorKind::NotFound => absent = Unusable::reading(&path, problem),
+            Err(problem) => return Err(Unusable::reading(&path, problem)),
+        }
+    }
+    Err(absent)
+}
+
+/// The label map `file` of these bytes, as it lies over the upright picture.
+fn label_map(file: &Path, bytes: &[u8], header: &Header) -> Result<LabelMap, String> {
+    let map = LabelMap::decode(bytes).map_err(|problem| format!("{}: {problem}", file.display()))?;
+    let turned = turns("label map", (map.width, map.height), header)?;
+    Ok(if turned { map.upright(header.orientation) } else { map })
+}
+
+/// Whether something of this size is turned as the picture is ([`Header::turns_mask`]).
+fn turns(what: &str, size: (usize, usize), header: &Header) -> Result<bool, String> {
+    let mismatch = || {
+        let ((width, height), (across, down)) = (size, header.size);
+        format!("the {what} says {width}×{height} pixels, the image has {across}×{down}")
+    };
+    header.turns_mask(size).ok_or_else(mismatch)
+}

@@ -1,0 +1,198 @@
+//! COCO's annotations by picture: panoptic segments and instances, in [`KeyedTempStore`]s.
+use super::coco::{self, Annotation, Category, Item, Segment};
+use super::unusable::Unusable;
+use crate::data::codec::labels::Classes;
+use crate::data::codec::stored_mask::StoredMask;
+use crate::data::keyed_temp_store::{Entry, KeyedTempStore, KeyedTempStoreWriter, hash};
+use crate::{Error, Result};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use std::collections::BTreeMap;
+use std::{marker::PhantomData, path::Path};
+
+/// Panoptic annotations: a PNG of segment ids for each picture, and the segments' categories.
+pub type Panoptic = Annotations<PanopticSegments>;
+
+/// Instances or stuff: masks with categories.
+pub type Instances = Annotations<Instance>;
+
+/// What each picture's annotations say. Memory: 40 bytes a picture and 16 an annotation; what they say is in temporary
+/// files.
+pub struct Annotations<T> {
+    /// File name of a picture to its id and size, as JSON.
+    pictures: KeyedTempStore,
+    /// Id of a picture to its annotations, as JSON.
+    annotations: KeyedTempStore,
+    /// The JSON's `categories`.
+    pub categories: Classes,
+    of: PhantomData<T>,
+}
+
+/// What is said of a picture.
+#[derive(Deserialize, Serialize)]
+struct Picture {
+    id: String,
+    /// Width and height.
+    size: Option<(usize, usize)>,
+}
+
+/// The annotations of a picture, in their order.
+pub struct OfPicture<T> {
+    /// Width and height that the annotations are for, where the JSON says them.
+    pub size: Option<(usize, usize)>,
+    pub annotations: Vec<T>,
+}
+
+/// What is read of an annotation.
+pub trait Kind: Serialize + DeserializeOwned {
+    /// # Errors
+    /// The annotation is of another kind.
+    fn of(annotation: Annotation) -> Result<Self, String>;
+}
+
+/// The panoptic annotation of a picture.
+#[derive(Deserialize, Serialize, PartialEq)]
+pub struct PanopticSegments {
+    /// The PNG, below the folder of PNGs.
+    pub file_name: String,
+    segments: Vec<Segment>,
+}
+
+/// A mask and its class.
+#[derive(Deserialize, Serialize)]
+pub struct Instance {
+    pub category: u32,
+    pub mask: StoredMask,
+}
+
+impl PanopticSegments {
+    /// Segment id to category.
+    pub fn categories(&self) -> BTreeMap<u32, u32> {
+        self.segments.iter().map(|segment| (segment.id, segment.category_id)).collect()
+    }
+}
+
+impl Kind for PanopticSegments {
+    fn of(annotation: Annotation) -> Result<Self, String> {
+        let Some(segments) = annotation.segments_info else {
+            return Err(match annotation.segmentation {
+                Some(_) => "an annotation has a mask of its own: the file is for data.instances".into(),
+                None => "an annotation has no `segments_info`: the file is not COCO's panoptic".into(),
+            });
+        };
+        Ok(Self { file_name: annotation.file_name.ok_or("an annotation has no `file_name`")?, segments })
+    }
+}
+
+impl Kind for Instance {
+    fn of(annotation: Annotation) -> Result<Self, String> {
+        let mask = annotation.segmentation.ok_or_else(|| match annotation.segments_info {
+            Some(_) => "an annotation has `segments_info`: the file is for data.panoptic",
+            None => "an annotation has no `segmentation`",
+        })?;
+        Ok(Self { category: annotation.category_id.ok_or("an annotation has no `category_id`")?, mask })
+    }
+}
+
+impl<T: Kind> Annotations<T> {
+    /// Streams the JSON at `path`. Where it has no `images`, the annotations' own `file_name` names the picture.
+    ///
+    /// # Errors
+    /// The file cannot be read, is of another kind, lacks `annotations` or `categories`, or has an annotation of an image
+    /// that it does not list.
+    pub fn read(path: &Path) -> Result<Self> {
+        let failed = |problem: String| Error::file(path, problem);
+        let writer = || KeyedTempStoreWriter::new().map_err(failed);
+        let (mut listed, mut named, mut annotations) = (writer()?, writer()?, writer()?);
+        let (mut ids, mut annotated): (Vec<u64>, Vec<u64>) = (Vec::new(), Vec::new());
+        let mut categories = BTreeMap::new();
+        coco::read(path, &mut |item| match item {
+            Item::Image(image) => {
+                ids.push(hash(&image.id));
+                let size = image.width.zip(image.height);
+                insert(&mut listed, &image.file_name, &Picture { id: image.id, size })
+            }
+            Item::Annotation(annotation) => {
+                let name = annotation.file_name.clone();
+                let id = annotation.image_id.clone().or(name.clone()).ok_or("an annotation has no `image_id`")?;
+                annotated.push(hash(&id));
+                if let Some(name) = name {
+                    insert(&mut named, &name, &Picture { id: id.clone(), size: None })?;
+                }
+                let kind = T::of(annotation).map_err(|problem| format!("image {id}: {problem}"))?;
+                insert(&mut annotations, &id, &kind)
+            }
+            Item::Category(category) => add(&mut categories, category),
+        })?;
+        if annotated.is_empty() || categories.is_empty() {
+            return Err(failed("there are no `annotations` or no `categories`".into()));
+        }
+        ids.sort_unstable();
+        let unknown = annotated.iter().position(|id| ids.binary_search(id).is_err());
+        if let Some(place) = unknown.filter(|_| !ids.is_empty()) {
+            return Err(failed(format!("annotation {} is of an image that is not in `images`", place + 1)));
+        }
+        let pictures = if ids.is_empty() { named } else { listed };
+        let differ = |first: &Entry, second: &Entry| {
+            let id = |entry: &Entry| String::from_utf8_lossy(&entry.value).into_owned();
+            format!(
+                "`{}` and `{}` name one image, with the ids {} and {}",
+                first.key,
+                second.key,
+                id(first),
+                id(second)
+            )
+        };
+        Ok(Self {
+            pictures: pictures.finish_distinct(differ).map_err(failed)?,
+            annotations: annotations.finish().map_err(failed)?,
+            categories: Classes::new(categories),
+            of: PhantomData,
+        })
+    }
+
+    /// The annotations of the picture `key`; `None` where the JSON does not have the picture.
+    ///
+    /// # Errors
+    /// The key matches several pictures equally well, or a temporary file cannot be read.
+    pub fn of(&self, key: &str) -> Result<Option<OfPicture<T>>, Unusable> {
+        let Some(picture) = self.pictures.get(key)? else { return Ok(None) };
+        let Picture { id, size } = read(&picture.value)?;
+        let annotations = self.annotations.all(&id)?;
+        let annotations = annotations.iter().map(|json| read(json)).collect::<Result<_, _>>()?;
+        Ok(Some(OfPicture { size, annotations }))
+    }
+}
+
+impl Panoptic {
+    /// The panoptic annotation of the picture `key`.
+    ///
+    /// # Errors
+    /// Those of [`of`](Self::of); the picture has several.
+    pub fn segments(&self, key: &str) -> Result<Option<PanopticSegments>, Unusable> {
+        let Some(OfPicture { annotations: mut found, .. }) = self.of(key)? else { return Ok(None) };
+        let Some(first) = found.pop() else { return Ok(None) };
+        if found.iter().any(|other| *other != first) {
+            return Err(format!("the panoptic JSON has {} annotations of this image", found.len() + 1).into());
+        }
+        Ok(Some(first))
+    }
+}
+
+fn insert(table: &mut KeyedTempStoreWriter, key: &str, value: &impl Serialize) -> Result<(), String> {
+    table.insert(key, &serde_json::to_vec(value).map_err(|problem| problem.to_string())?)
+}
+
+fn read<T: DeserializeOwned>(json: &[u8]) -> Result<T, String> {
+    serde_json::from_slice(json).map_err(|problem| problem.to_string())
+}
+
+fn add(categories: &mut BTreeMap<u32, String>, Category { id, name }: Category) -> Result<(), String> {
+    let name = name.trim().to_owned();
+    if name.is_empty() {
+        return Err(format!("category {id} has no name"));
+    }
+    match categories.insert(id, name.clone()) {
+        Some(other) if other != name => Err(format!("category {id} is both {other:?} and {name:?}")),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,59 @@
+//! What the first samples of a run show, before its first step: masks without an effect and captions without a word end
+//! the run, and prompts that the text encoders cut are counted.
+//!
+//! The samples are those of the run's beginning at every resume, too, so that it finds the same.
+use super::cut_prompts::CutPrompts;
+use super::mask_census::MaskCensus;
+use crate::config::{Allowed, DataFormat, RunConfig};
+use crate::data::Loader;
+use crate::model::text::TextEncoders;
+use crate::system::error::{Error, Result};
+
+/// Samples that the masks are judged by.
+const JUDGED: u64 = 64;
+/// Samples whose prompts are read.
+const READ: u64 = 100;
+
+/// Reads the first samples of a run of `trained` samples, within its first epoch, and warns of what the encoders cut
+/// of their prompts in the process that `is_main`. Returns a line about their masks, where the run uses masks.
+///
+/// # Errors
+/// No mask has an effect, or no caption a word, and `data.allow` does not accept that; what the data cannot be read for.
+pub fn examine(config: &RunConfig, encoders: &TextEncoders, trained: u64, is_main: bool) -> Result<Option<String>> {
+    let data = &config.data;
+    let mut loader = Loader::of_annotations(data, config.seed)?;
+    let mut census = MaskCensus::default();
+    let mut prompts = CutPrompts::default();
+    // Prompts of class names have none where their masks are missing, which the census says.
+    let mut is_silent = data.has_prompts && data.format != DataFormat::Coco && trained > 0;
+    for number in 0..trained.min(READ) {
+        let Some(decoded) = loader.next_of_epoch()? else {
+            // Without a sample, the run itself says why.
+            is_silent &= number > 0;
+            break;
+        };
+        let sample = &decoded.sample;
+        is_silent &= sample.prompt.is_empty();
+        if data.has_prompts {
+            prompts.add(&sample.key, &sample.prompt, encoders)?;
+        }
+        if number < JUDGED && config.loss.uses_masks() {
+            let spans = match sample.classes.is_empty() || !data.has_prompts {
+                true => vec![],
+                false => encoders.token_spans(&sample.classes.iter().map(String::as_str).collect::<Vec<_>>())?,
+            };
+            census.add(&decoded, &spans, data.has_prompts);
+        }
+    }
+    if is_silent && !data.allow.contains(&Allowed::CaptionsEmpty) {
+        let problem = "the captions of the first samples are all empty";
+        return Err(Error::Failed(format!("{problem}; data.allow = [\"captions_empty\"] trains without words")));
+    }
+    if is_main {
+        prompts.warn(&format!("first {}", prompts.count()));
+    }
+    match census.problem(JUDGED, data) {
+        Some(problem) if !data.allow.contains(&Allowed::MasksUnused) => Err(Error::Failed(problem)),
+        _ => Ok(census.line()),
+    }
+}
