@@ -1,5 +1,6 @@
 //! `seg4diff inspect`: its page and its sheet show the samples that the loader gives to training.
 mod browser;
+mod smoke_run;
 
 use image::RgbImage;
 use image::imageops::{FilterType, resize};
@@ -8,6 +9,7 @@ use seg4diff::data::{Loader, Sample};
 use seg4diff::model::text::PromptTokenizers;
 use seg4diff::model::weights::files::ModelFiles;
 use seg4diff::sample::image::read_rgb8;
+use smoke_run::Run;
 use std::path::Path;
 use std::process::Command;
 
@@ -85,6 +87,21 @@ fn samples_are_those_of_the_loader() {
     }
     let other = tempfile::tempdir().expect("folder");
     assert_eq!(inspect("configs/smoke.toml", &SETTINGS, 16, other.path()), page, "the same bytes each time");
+}
+
+/// The page of a run, of a resumed one too, has the figures that `inspect` drew before it.
+#[test]
+fn the_page_of_a_run_shows_its_first_samples() {
+    let folder = tempfile::tempdir().expect("folder");
+    let looked_at = inspect("configs/smoke.toml", &SETTINGS, 8, folder.path());
+    let run = Run::new(&[&SETTINGS[..], &["train.batch=2", "optim.warmup_steps=9"]].concat());
+    for (more, shown) in [(&["--set", "train.steps=2"][..], 4), (&["--resume", "--set", "train.steps=6"], 8)] {
+        run.finish(more);
+        let page = std::fs::read_to_string(run.path("report.html")).expect("page");
+        let data =
+            page.split("<section id=\"data\">").nth(1).expect("a section").split("</section>").next().expect("end");
+        assert!(figures(data) == figures(&looked_at)[..shown], "{shown}");
+    }
 }
 
 /// Names of classes stand in their masks' colours, and what the encoder has no room for is struck through and counted.

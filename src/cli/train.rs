@@ -29,9 +29,9 @@ pub struct TrainArgs {
     /// Only check the config and the files that it names
     #[arg(long)]
     pub check: bool,
-    /// Resume although the checkpoint is from other settings; with WHAT, a list, also from another model or other data
+    /// Resume although settings differ from the checkpoint's; a list of settings, model and data names what may
     #[arg(long, value_name = "WHAT", requires = "resume", num_args = 0..=1, value_delimiter = ',')]
-    #[arg(default_missing_value = "settings")]
+    #[arg(default_missing_value = "settings", hide_possible_values = true)]
     pub force: Vec<Override>,
 }
 

@@ -48,6 +48,7 @@ impl DataRecord {
         let named = [
             ("data.captions", &config.captions),
             ("data.panoptic", &config.panoptic),
+            ("data.instances", &config.instances),
             ("data.classes", &config.classes),
         ];
         for (key, file) in named {

@@ -1,11 +1,10 @@
 //! The outcome of a run, as its page shows it.
 use super::checkpoint::State;
 use super::effect::counted;
-use super::shown_samples;
 use crate::config::{RunConfig, named_blocks};
 use crate::report::metrics::{self, StepMetrics};
 use crate::report::units::{duration, rate};
-use crate::report::{Measured, RunReport, TrainedLayers, ValidationPictures, byte_size, shown};
+use crate::report::{Measured, RunReport, SampleFigure, TrainedLayers, ValidationPictures, byte_size, shown};
 use crate::system::error::Result;
 use crate::system::memory::peak_bytes;
 use candle_core::{Device, DeviceLocation};
@@ -16,6 +15,8 @@ pub struct Outcome<'a> {
     pub state: State,
     pub device: &'a Device,
     pub layers: Vec<TrainedLayers>,
+    /// The first samples that were trained on.
+    pub data: Vec<SampleFigure>,
 }
 
 impl Outcome<'_> {
@@ -40,7 +41,7 @@ impl Outcome<'_> {
             validations: ValidationPictures::read(&config.output, shown(&validated))?,
             metrics,
             measured: measured.clone(),
-            data: shown_samples::read(&config.output)?,
+            data: self.data.clone(),
         };
         report.write(&config.output)
     }

@@ -29,7 +29,8 @@ const RESUME_MAY_CHANGE: [&str; 12] = [
 ];
 
 /// Where the data lie, which are recognised by their fingerprint.
-const DATA_PATHS: [&str; 5] = ["data.source", "data.captions", "data.labels", "data.panoptic", "data.classes"];
+const DATA_PATHS: [&str; 6] =
+    ["data.source", "data.captions", "data.labels", "data.panoptic", "data.instances", "data.classes"];
 
 /// The record of a run's data in its folder.
 const RECORD: &str = "data-files.txt";

@@ -95,14 +95,7 @@ impl Run<'_> {
         let mut trainer = Trainer::setup(config, self.device, folder, self.force, measures, self.components)?;
         // All have read the checkpoint before newer ones are set aside.
         collective.barrier()?;
-        let metrics = match collective.is_main() {
-            true => {
-                let metrics = folder.begin(config, trainer.step())?;
-                trainer.write_record(folder)?;
-                Some(metrics)
-            }
-            false => None,
-        };
+        let metrics = collective.is_main().then(|| folder.begin(config, trainer.step())).transpose()?;
         if config.eval.as_ref().is_some_and(|eval| eval.before) && !trainer.measure_base(evaluation, measured)? {
             if collective.is_main() {
                 tracing::info!("stopped before training; start again with the same command");

@@ -17,6 +17,8 @@ pub struct ShownSamples {
     drawer: SampleDrawer,
     file: PathBuf,
     figures: Vec<SampleFigure>,
+    /// How many of them the file holds.
+    written: usize,
 }
 
 impl ShownSamples {
@@ -25,39 +27,49 @@ impl ShownSamples {
     /// # Errors
     /// A tokenizer or the file cannot be read.
     pub fn open(config: &RunConfig, files: &ModelFiles, output: &Path, seen: u64) -> Result<Self> {
-        let mut figures = if seen == 0 { vec![] } else { read(output)? };
+        let mut figures = if seen == 0 { vec![] } else { read(&file(output))? };
         figures.retain(|figure| figure.number < seen);
-        Ok(Self { drawer: SampleDrawer::open(config, files)?, file: file(output), figures })
+        let written = figures.len();
+        Ok(Self { drawer: SampleDrawer::open(config, files)?, file: file(output), figures, written })
     }
 
     /// Adds samples, the first of which is number `first` of the run, as far as they are to be shown.
     ///
     /// # Errors
-    /// A sample cannot be drawn, or the file cannot be written.
+    /// A sample cannot be drawn.
     pub fn add(&mut self, samples: &[Sample], first: u64) -> Result<()> {
-        if first >= COUNT {
-            return Ok(());
-        }
         for (number, sample) in (first..COUNT).zip(samples) {
             self.figures.push(self.drawer.draw(sample, number)?.figure);
         }
+        Ok(())
+    }
+
+    /// The samples so far.
+    pub fn figures(&self) -> &[SampleFigure] {
+        &self.figures
+    }
+
+    /// Writes the file where samples came since it was written.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn write(&mut self) -> Result<()> {
+        if self.written == self.figures.len() {
+            return Ok(());
+        }
         let text = serde_json::to_vec(&self.figures).map_err(|e| Error::file(&self.file, e))?;
+        self.written = self.figures.len();
         write_atomically(&self.file, |out| out.write_all(&text))
     }
 }
 
-/// The samples that the run in `output` has shown.
-///
-/// # Errors
-/// There is a file of them, but it cannot be read.
-pub fn read(output: &Path) -> Result<Vec<SampleFigure>> {
-    let file = file(output);
-    if !is_file(&file)? {
+fn read(file: &Path) -> Result<Vec<SampleFigure>> {
+    if !is_file(file)? {
         return Ok(vec![]);
     }
-    let text = STATE.read(&file).map_err(|e| Error::file(&file, e))?;
+    let text = STATE.read(file).map_err(|e| Error::file(file, e))?;
     serde_json::from_slice(&text)
-        .map_err(|e| Error::file(&file, format!("damaged: {e}; the run goes on without it if it is removed")))
+        .map_err(|e| Error::file(file, format!("damaged: {e}; the run goes on without it if it is removed")))
 }
 
 fn file(output: &Path) -> PathBuf {

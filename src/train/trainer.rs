@@ -11,7 +11,6 @@ use super::optimizers::Optimizer;
 use super::outcome::Outcome;
 use super::parameters::{Group, Parameters};
 use super::resume::write_record;
-use super::run_folder::RunFolder;
 use super::run_log::RunLog;
 use super::shown_samples::ShownSamples;
 use super::trained::origin_of;
@@ -47,7 +46,7 @@ pub struct Trainer<'a> {
     pub(super) loader: Loader,
     /// What the run's page shows of the data; absent in processes that write nothing.
     pub(super) shown_samples: Option<ShownSamples>,
-    /// What there is to train on, until it is written.
+    /// What there is to train on, until the first checkpoint is written.
     pub(super) record: Option<DataRecord>,
     pub(super) plan: StepPlan<'a>,
     pub(super) state: State,
@@ -69,11 +68,6 @@ impl<'a> Trainer<'a> {
     /// Steps done.
     pub fn step(&self) -> u64 {
         self.state.step
-    }
-
-    /// Writes into the run's folder what there is to train on.
-    pub fn write_record(&mut self, folder: &RunFolder) -> Result<()> {
-        self.record.take().map_or(Ok(()), |record| write_record(folder.path(), &record))
     }
 
     /// Runs to the last step, or until asked to stop; returns whether the run is complete. The process that writes has a
@@ -252,8 +246,9 @@ impl<'a> Trainer<'a> {
         log.write(&metrics)
     }
 
-    /// Saves a checkpoint where one is due, or where the run is `stopping`, when all processes have reached it.
-    fn save_if_due(&self, log: Option<&mut RunLog>, stopping: bool) -> Result<()> {
+    /// Saves a checkpoint where one is due, or where the run is `stopping`, when all processes have reached it; and what
+    /// resuming from it shows and compares.
+    fn save_if_due(&mut self, log: Option<&mut RunLog>, stopping: bool) -> Result<()> {
         let (step, every) = (self.state.step, self.config.checkpoint.every);
         if step < self.config.train.steps && !stopping && (every == 0 || !step.is_multiple_of(every)) {
             return Ok(());
@@ -262,6 +257,12 @@ impl<'a> Trainer<'a> {
         if let Some(log) = log {
             log.metrics.sync()?;
             self.checkpoint()?.save(&log.output, self.config)?;
+            if let Some(record) = self.record.take() {
+                write_record(&log.output, &record)?;
+            }
+            if let Some(shown) = &mut self.shown_samples {
+                shown.write()?;
+            }
         }
         Ok(())
     }
@@ -364,6 +365,7 @@ impl<'a> Trainer<'a> {
             config: self.config,
             state: self.state.clone(),
             device: self.device,
+            data: self.shown_samples.as_ref().map_or_else(Vec::new, |shown| shown.figures().to_vec()),
             layers: self.parameters.layers(self.pipeline.transformer.config.num_layers()),
         }
     }
