@@ -2,7 +2,7 @@
 //!
 //! `cargo bench --bench loader -- SHARDS CAPTIONS [RESOLUTION] [WORKERS]`; `loader.py` does the same with Pillow and
 //! pycocotools.
-use seg4diff::config::{Colour, Crop, DataConfig, DataFormat};
+use seg4diff::config::{Colour, Crop, DataConfig, DataFormat, MaskForm};
 use seg4diff::data::Loader;
 use std::time::{Duration, Instant};
 
@@ -24,6 +24,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         panoptic: None,
         instances: None,
         classes: None,
+        masks: MaskForm::Auto,
+        palette: None,
         ignore: 255,
         resolution,
         crop: Crop::Center,
@@ -38,6 +40,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         workers,
         max_broken: 0.0,
         allow: vec![],
+        sources: vec![],
         has_prompts: true,
     };
     let mut loader = Loader::new(&config, 0, None, true)?;

@@ -1,6 +1,6 @@
 //! Captions: every form of file with every trap, and which caption goes to which picture.
 use image::{ExtendedColorType, ImageEncoder, codecs::png::PngEncoder};
-use seg4diff::config::{Colour, Crop, DataConfig, DataFormat};
+use seg4diff::config::{Colour, Crop, DataConfig, DataFormat, MaskForm};
 use seg4diff::data::sources::captions::{Columns, first_by_key};
 use seg4diff::data::{Captions, Loader};
 use std::fs;
@@ -99,7 +99,7 @@ fn other_encodings_are_named() {
         }
         let latin: Vec<u8> = text.replace("bee", "bé").chars().map(|character| character as u8).collect();
         let error = usual(&write(folder.path(), name, latin)).err().unwrap();
-        let place = ["record 2", "line 4", "line 1", "record 1"];
+        let place = ["record 2", "line 4", "line 1", "line 3", "record 1"];
         assert!(error.contains(name) && place.iter().any(|place| error.contains(place)), "{error}");
     }
     let latin = archive(&[("a.txt", b"An ay."), ("b.txt", b"A b\xe9e.")]);
@@ -237,6 +237,7 @@ fn config(sources: &[&Path], captions: Option<PathBuf>) -> DataConfig {
     DataConfig {
         format: DataFormat::Folder,
         source: sources.iter().map(|source| source.to_str().unwrap().to_owned()).collect(),
+        sources: vec![],
         captions,
         caption_key_column: "key".into(),
         caption_column: "caption".into(),
@@ -244,6 +245,8 @@ fn config(sources: &[&Path], captions: Option<PathBuf>) -> DataConfig {
         panoptic: None,
         instances: None,
         classes: None,
+        masks: MaskForm::Auto,
+        palette: None,
         ignore: 255,
         resolution: 16,
         crop: Crop::Center,

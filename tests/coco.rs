@@ -1,6 +1,6 @@
 //! COCO's annotations: instances as pycocotools draws them, panoptic PNGs by image id, names and ids from the JSON.
 use image::{ExtendedColorType, ImageEncoder, codecs::png::PngEncoder};
-use seg4diff::config::{Allowed, Colour, Crop, DataConfig, DataFormat};
+use seg4diff::config::{Allowed, Colour, Crop, DataConfig, DataFormat, MaskForm};
 use seg4diff::data::{Loader, Sample};
 use serde_json::{Value, json};
 use std::fs;
@@ -33,6 +33,7 @@ fn config(source: &Path) -> DataConfig {
     DataConfig {
         format: DataFormat::Coco,
         source: vec![source.to_str().unwrap().to_owned()],
+        sources: vec![],
         captions: None,
         caption_key_column: "key".into(),
         caption_column: "caption".into(),
@@ -40,6 +41,8 @@ fn config(source: &Path) -> DataConfig {
         panoptic: None,
         instances: None,
         classes: None,
+        masks: MaskForm::Auto,
+        palette: None,
         ignore: 255,
         resolution: 16,
         crop: Crop::Center,

@@ -1,7 +1,7 @@
 //! Tar shards with damaged headers or truncated: readable samples are read, lost ones are counted, and the order stays
 //! resumable.
 use image::{ExtendedColorType, ImageEncoder, codecs::png::PngEncoder};
-use seg4diff::config::{Colour, Crop, DataConfig, DataFormat};
+use seg4diff::config::{Colour, Crop, DataConfig, DataFormat, MaskForm};
 use seg4diff::data::{Cursor, Loader};
 use std::fs;
 use std::path::Path;
@@ -21,6 +21,8 @@ fn config(shard: &Path, shuffle_buffer: usize, max_broken: f64) -> DataConfig {
         panoptic: None,
         instances: None,
         classes: None,
+        masks: MaskForm::Auto,
+        palette: None,
         ignore: 255,
         resolution: 16,
         crop: Crop::Center,
@@ -35,6 +37,7 @@ fn config(shard: &Path, shuffle_buffer: usize, max_broken: f64) -> DataConfig {
         workers: 2,
         max_broken,
         allow: vec![],
+        sources: vec![],
         has_prompts: true,
     }
 }

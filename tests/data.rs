@@ -1,6 +1,6 @@
 //! The data stream: equal order on any number of threads, resumable anywhere, robust against broken files.
 use image::{ExtendedColorType, ImageEncoder, codecs::jpeg::JpegEncoder, codecs::png::PngEncoder};
-use seg4diff::config::{Allowed, Colour, Crop, DataConfig, DataFormat};
+use seg4diff::config::{Allowed, Colour, Crop, DataConfig, DataFormat, MaskForm};
 use seg4diff::data::codec::rle::RunLengths;
 use seg4diff::data::sources::captions::{Columns, first_sentences};
 use seg4diff::data::{Captions, Cursor, Loader, Sample};
@@ -21,6 +21,8 @@ fn config(format: DataFormat, source: &[&str]) -> DataConfig {
         panoptic: None,
         instances: None,
         classes: None,
+        masks: MaskForm::Auto,
+        palette: None,
         ignore: 255,
         resolution: 16,
         crop: Crop::Center,
@@ -35,6 +37,7 @@ fn config(format: DataFormat, source: &[&str]) -> DataConfig {
         workers: 2,
         max_broken: 0.5,
         allow: vec![],
+        sources: vec![],
         has_prompts: true,
     }
 }

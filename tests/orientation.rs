@@ -1,7 +1,7 @@
 //! Masks and label maps lie over the upright picture, whichever way they and the picture are stored.
 use image::codecs::png::PngEncoder;
 use image::{ExtendedColorType, ImageEncoder};
-use seg4diff::config::{Colour, Crop, DataConfig, DataFormat};
+use seg4diff::config::{Colour, Crop, DataConfig, DataFormat, MaskForm};
 use seg4diff::data::codec::labels::encode_labels;
 use seg4diff::data::codec::photograph::{Orientation, exchanges_sides, upright};
 use seg4diff::data::codec::rle::RunLengths;
@@ -19,6 +19,7 @@ fn config(format: DataFormat, folder: &Path) -> DataConfig {
     DataConfig {
         format,
         source: vec![at("images").display().to_string()],
+        sources: vec![],
         captions: None,
         caption_key_column: "image".into(),
         caption_column: "caption".into(),
@@ -26,6 +27,8 @@ fn config(format: DataFormat, folder: &Path) -> DataConfig {
         panoptic: None,
         instances: None,
         classes: coco.then(|| at("classes.json")),
+        masks: MaskForm::Auto,
+        palette: None,
         ignore: 255,
         resolution: 16,
         crop: Crop::Center,

@@ -1,6 +1,7 @@
 //! `train`: the main job.
 use super::{mention, say};
 use crate::config::RunConfig;
+use crate::data::Inventory;
 use crate::system::error::Result;
 use crate::system::terminal::printable_path;
 use crate::train::resume::Override;
@@ -53,6 +54,11 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     let config = RunConfig::load(&args.config, &args.set)?;
     config.check_files()?;
     if args.check {
+        if !config.draws_sources() {
+            let inventory = Inventory::take(&config.data)?;
+            say(&inventory.to_string())?;
+            inventory.check(&config.data.allow)?;
+        }
         let file = printable_path(&args.config);
         let next = format!("seg4diff inspect --config {file} draws the first samples as training will see them");
         return say(&format!("{file}: ok\n{next}"));
@@ -62,6 +68,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     if let Some(scenes) = &config.scenes {
         crate::demo::draw_missing(scenes)?;
     }
+    Inventory::of_run(&config.data)?.write(&folder.path().join("data.json"))?;
     if let Some(table) = crate::train::run(&config, &device, &folder, &args.force)? {
         mention(&table);
     }

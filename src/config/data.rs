@@ -3,10 +3,11 @@ use super::document::Value;
 use super::keys::{choices, follows, keys, optional, required, usual};
 use super::model::ModelConfig;
 use super::reader::Reader;
-use super::setting::{Check, Setting, at_least, check, is_distinct, is_not_empty, not_empty, within};
+use super::setting::{Check, Setting, at_least, check, is_distinct, is_not_empty, is_path, not_empty, within};
+use super::sources::SourceConfig;
 use image::Rgb;
 use serde::{Serialize, Serializer};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 keys! {
     /// Images, captions and masks.
@@ -14,11 +15,16 @@ keys! {
         /// Form of the data.
         format: DataFormat = usual(DataFormat::Sa1b);
         /// Tar shards or folders of images; each entry may be a pattern.
-        source: Vec<String> = required("[\"data/sa1b/sa_*.tar\"]"), sources();
-        /// Captions file: a JSON object or JSON lines of image key to caption, or Parquet. Leave it out where captions lie
+        source: Vec<String> = if reader.given("data.sources") { usual(Vec::new()) } else { required(SOURCE_EXAMPLE) },
+            sources(reader.given("data.sources"));
+        /// Sources with settings of their own, as tables: `[[data.sources]]` with `path` and, where wanted, `repeats` (how
+        /// often its samples come in an epoch), `weight` (the share of them that an epoch takes, other ones in every epoch;
+        /// above 1 some come again), `format`, `captions`, `labels`, `panoptic` and `classes`.
+        sources: Vec<SourceConfig> = usual(Vec::new());
+        /// Captions file: JSON, JSON lines, CSV, Parquet, COCO captions or an archive of texts. Leave it out where captions lie
         /// beside the images as `KEY.txt`.
         captions: Option<PathBuf> = optional("\"data/sa1b/captions.json\"");
-        /// Column of a Parquet file, or key of JSON lines, that holds the image's key.
+        /// Column of a table, or key of a JSON record, that holds the image's key.
         caption_key_column: String = usual("key".into()), not_empty();
         /// Column or key that holds the caption.
         caption_column: String = usual("caption".into()), not_empty();
@@ -46,6 +52,10 @@ keys! {
         /// coco and folder: names of the classes, a JSON list or an object from label to name. `panoptic` and `instances` name
         /// their own.
         classes: Option<PathBuf> = optional("\"data/coco/classes.json\"");
+        /// How the masks of `format = "folder"` are read.
+        masks: MaskForm = usual(MaskForm::Auto);
+        /// coco and folder: which labels the colours of RGB label maps stand for.
+        palette: Option<Palette> = optional("\"voc\"");
         /// Label that is no class (label maps only).
         ignore: u32 = usual(255);
         /// Whether half of the images are mirrored.
@@ -68,14 +78,32 @@ keys! {
     }
 }
 
-fn sources() -> Check<Vec<String>> {
-    check("at least one, none twice", |sources: &Vec<String>| {
+const SOURCE_EXAMPLE: &str = "[\"data/sa1b/sa_*.tar\"]";
+
+fn sources(may_be_empty: bool) -> Check<Vec<String>> {
+    check("at least one, none twice", move |sources: &Vec<String>| {
         sources.iter().try_for_each(is_not_empty)?;
-        is_distinct(sources)
+        sources.iter().try_for_each(|source| is_path(source))?;
+        if may_be_empty && sources.is_empty() { Ok(()) } else { is_distinct(sources) }
     })
 }
 
+impl Palette {
+    /// Its file, if it is one's.
+    pub fn file(&self) -> Option<&Path> {
+        if let Self::File(file) = self { Some(file) } else { None }
+    }
+}
+
 impl DataConfig {
+    /// The settings of each source: those of `data.source` together, then each of `data.sources`, with how often its
+    /// samples come in an epoch.
+    pub fn per_source(&self) -> Vec<(Self, f64)> {
+        let own = Self { sources: Vec::new(), ..self.clone() };
+        let tables = self.sources.iter().map(|source| (source.over(self), f64::from(source.repeats) * source.weight));
+        Some((own, 1.0)).filter(|_| !self.source.is_empty()).into_iter().chain(tables).collect()
+    }
+
     /// What no key can say alone.
     pub(super) fn check(&self, model: &ModelConfig, reader: &mut Reader) {
         let is_coco = self.format == DataFormat::Coco;
@@ -84,7 +112,7 @@ impl DataConfig {
             reader
                 .problem(&["data.cache", "data.crop"], format!("is for crop = \"center\" or \"stretch\" only: {why}"));
         }
-        if is_coco {
+        if is_coco && (reader.given("data.source") || self.sources.is_empty()) {
             let named = self.panoptic.is_some() || self.instances.is_some();
             for (key, is_needed, what) in [
                 (
@@ -104,6 +132,15 @@ impl DataConfig {
                 }
             }
         }
+        for (number, source) in (1..).zip(&self.sources) {
+            let settings = source.over(self);
+            let named = settings.classes.is_some() || settings.panoptic.is_some() || settings.instances.is_some();
+            let needs = [("labels", settings.labels.is_some() || settings.instances.is_some()), ("classes", named)];
+            for (key, _) in needs.iter().filter(|(_, given)| settings.format == DataFormat::Coco && !given) {
+                let problem = format!("item {number}: {key} is missing, which format = \"coco\" needs");
+                reader.problem(&["data.sources"], problem);
+            }
+        }
         let mut refuse = |key: &str, formats: &str| {
             if reader.given(key) {
                 reader.problem(&[key, "data.format"], format!("is for format = {formats} only"));
@@ -116,6 +153,24 @@ impl DataConfig {
         }
         if self.format == DataFormat::Sa1b {
             refuse("data.classes", "\"coco\" or \"folder\"");
+            refuse("data.palette", "\"coco\" or \"folder\"");
+        }
+        if self.format != DataFormat::Folder {
+            refuse("data.masks", "\"folder\"");
+        }
+        for key in ["data.classes", "data.palette"] {
+            if self.masks == MaskForm::Binary && reader.given(key) {
+                reader.problem(
+                    &["data.masks", key],
+                    format!("is \"binary\": such masks have no labels, which {key} is for"),
+                );
+            }
+        }
+        for key in ["data.panoptic", "data.instances"] {
+            if self.palette.is_some() && reader.given(key) {
+                reader
+                    .problem(&["data.palette", key], format!("is for label maps of colours, which {key} has none of"));
+            }
         }
         if model.learnable_prompt && is_coco {
             reader.problem(
@@ -190,8 +245,42 @@ choices! {
 }
 
 choices! {
+    /// How masks beside pictures are read.
+    pub enum MaskForm: Copy {
+        /// As labels with `classes` or `palette`, otherwise as the first sixteen maps look: black and white, with soft edges
+        /// or without, or labels.
+        Auto = "auto",
+        /// One mask a picture, where a map is at least half as bright as white.
+        Binary = "binary",
+        /// One mask for each value but 0 and `ignore`.
+        Labels = "labels",
+    }
+}
+
+choices! {
+    /// Which labels colours stand for.
+    pub enum Palette {
+        /// PASCAL VOC's colours, for the labels 0 to 20.
+        Voc = "voc",
+        /// Cityscapes' colours, for the training labels 0 to 18.
+        Cityscapes = "cityscapes",
+    } or {
+        /// A JSON object from colour to label, such as `{"#8000ff": 1}`.
+        File(PathBuf): "the path of a JSON file"
+    }
+}
+
+choices! {
     /// What may be wrong with the data without stopping the run.
     pub enum Allowed: Copy {
+        /// Photographs without a caption are left out.
+        CaptionsMissing = "captions_missing",
+        /// Photographs without annotations or a label map are left out.
+        MasksMissing = "masks_missing",
+        /// Captions, masks and annotations without their photograph are left out.
+        PicturesMissing = "pictures_missing",
+        /// Files that look like data and are not read are left out.
+        FilesUnread = "files_unread",
         /// All captions are empty.
         CaptionsEmpty = "captions_empty",
         /// Labels without a name are no class.

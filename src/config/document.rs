@@ -15,8 +15,8 @@ pub(super) enum Value {
     Text(String),
     Date(String),
     List(Vec<Value>),
-    /// A table inside a list: no setting takes one.
-    Table,
+    /// A table inside a list.
+    Table(BTreeMap<String, Value>),
 }
 
 impl std::fmt::Display for Value {
@@ -29,10 +29,14 @@ impl std::fmt::Display for Value {
             Self::Date(value) => write!(f, "the date {value}"),
             Self::List(values) if values.is_empty() => f.write_str("an empty list"),
             Self::List(values) => write!(f, "a list of {} items", values.len()),
-            Self::Table => f.write_str("a table"),
+            Self::Table(_) => f.write_str("a table"),
         }
     }
 }
+
+/// The cure for backslashes that TOML takes for the start of something else.
+pub(super) const WINDOWS_PATHS: &str =
+    "in double quotes a backslash begins an escape: write Windows paths in single quotes, as in 'C:\\data'";
 
 /// Former names of settings, which older configs and checkpoints have, and the names of today.
 const RENAMED: [(&str, &str); 1] = [("model.expert_layer", "model.expert_layers")];
@@ -56,7 +60,9 @@ impl Document {
         };
         for error in errors {
             let place = Origin::in_text(text, error.span().map_or(0, |span| span.start));
-            problems.add(place, format!("TOML syntax: {}", error.message().replace('\n', " ")));
+            let message = error.message().replace('\n', " ");
+            let hint = if message.contains("escape") { format!("; {WINDOWS_PATHS}") } else { String::new() };
+            problems.add(place, format!("TOML syntax: {message}{hint}"));
         }
         let mut document = Self::default();
         for (key, value) in root.get_ref() {
@@ -150,7 +156,13 @@ fn convert(value: &DeValue<'_>) -> Result<Value, String> {
         DeValue::Array(values) => {
             Value::List(values.iter().map(|v| convert(v.get_ref())).collect::<Result<Vec<_>, _>>()?)
         }
-        DeValue::Table(_) => Value::Table,
+        DeValue::Table(table) => {
+            let mut entries = BTreeMap::new();
+            for (key, value) in table {
+                entries.insert(path("", key.get_ref()), convert(value.get_ref())?);
+            }
+            Value::Table(entries)
+        }
     })
 }
 

@@ -14,9 +14,10 @@ mod problems;
 mod reader;
 mod run;
 mod setting;
+mod sources;
 mod train;
 
-pub use data::{Allowed, Colour, Crop, DataConfig, DataFormat, SceneSet, ScenesConfig};
+pub use data::{Allowed, Colour, Crop, DataConfig, DataFormat, MaskForm, Palette, SceneSet, ScenesConfig};
 pub use eval::{BLUR, BestBy, EvalConfig, MapHeads, MapNormalize, SegmentationProtocol};
 pub use help::{explain, markdown, sections, template};
 pub use keys::{DefaultKind, KeyDoc, SectionDoc};
@@ -24,4 +25,5 @@ pub use loss::{Alignment, AttentionForm, FocalProbability, HeadMaps, LossConfig}
 pub use model::{DeviceChoice, LayerChoice, LoraConfig, ModelConfig, TextEncoderKind, WeightType, named_blocks};
 pub use run::RunConfig;
 pub use setting::Choice;
+pub use sources::SourceConfig;
 pub use train::{CheckpointConfig, GradientCheckpointing, NoiseConfig, OptimConfig, TrainConfig};

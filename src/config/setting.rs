@@ -1,5 +1,5 @@
 //! How each type of setting is read from a TOML value, and the checks that values must pass.
-use super::document::Value;
+use super::document::{Value, WINDOWS_PATHS};
 use super::problems::nearest;
 use serde::Serialize;
 use std::ffi::OsStr;
@@ -88,8 +88,33 @@ simple_setting!(usize, "a whole number, 0 or more", Value::Integer(integer) => S
 simple_setting!(f64, "a number", Value::Float(number) => Some(*number), Value::Integer(integer) => Some(*integer as f64));
 simple_setting!(bool, "true or false", Value::Bool(truth) => Some(*truth));
 simple_setting!(String, "a string", Value::Text(text) => Some(text.clone()));
-simple_setting!(PathBuf, "a path (a string)", Value::Text(text) => Some(text.into()));
 simple_setting!([f64; 2], "a list of two numbers", list @ Value::List(_) => Vec::convert(list)?.try_into().ok());
+
+impl Setting for PathBuf {
+    fn expected() -> String {
+        "a path (a string)".into()
+    }
+
+    fn convert(value: &Value) -> Option<Self> {
+        Self::read(value).ok()
+    }
+
+    fn read(value: &Value) -> Result<Self, String> {
+        match value {
+            Value::Text(text) => is_path(text).map(|()| text.into()),
+            _ => Err(format!("expected {}, found {value}", Self::expected())),
+        }
+    }
+}
+
+/// # Errors
+/// The text has control characters, which `\t` and its like in a Windows path stand for.
+pub(super) fn is_path(text: &str) -> Result<(), String> {
+    match text.contains(char::is_control) {
+        true => Err(format!("{text:?} has a control character; {WINDOWS_PATHS}")),
+        false => Ok(()),
+    }
+}
 
 /// A setting that may be absent: where it is there, a `T`.
 impl<T: Setting> Setting for Option<T> {
@@ -99,6 +124,10 @@ impl<T: Setting> Setting for Option<T> {
 
     fn convert(value: &Value) -> Option<Self> {
         T::convert(value).map(Some)
+    }
+
+    fn read(value: &Value) -> Result<Self, String> {
+        T::read(value).map(Some)
     }
 
     fn nearest(text: &str) -> Option<&'static str> {

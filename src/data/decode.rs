@@ -22,6 +22,7 @@ use crate::{
 };
 use image::{Rgb, RgbImage};
 use std::borrow::Cow;
+use std::sync::Arc;
 
 /// Turns references into samples; shared by all workers.
 pub struct SampleDecoder {
@@ -30,7 +31,7 @@ pub struct SampleDecoder {
     captions: Option<Captions>,
     masks: MaskReader,
     /// Cached latents and embeddings, which replace the pixels.
-    cache: Option<Cache>,
+    cache: Option<Arc<Cache>>,
     /// Whether pictures are decoded.
     pictures: bool,
 }
@@ -65,8 +66,13 @@ impl SampleDecoder {
     }
 
     /// Takes latents and embeddings from `cache`, so that image files are hashed but not decoded.
-    pub fn with_cache(self, cache: Option<Cache>) -> Self {
+    pub fn with_cache(self, cache: Option<Arc<Cache>>) -> Self {
         Self { cache, ..self }
+    }
+
+    /// Reads masks beside pictures as black and white, or as labels.
+    pub fn with_mask_form(self, is_binary: bool) -> Self {
+        Self { masks: self.masks.with_form(is_binary), ..self }
     }
 
     /// Leaves pictures empty: only prompts and masks are read.
@@ -87,7 +93,7 @@ impl SampleDecoder {
         };
         let size = photograph.as_ref().map_or(header.size, size_of);
         photograph::check_shape(size)?;
-        let draws = order::augmentation(self.seed, epoch, keyed_temp_store::hash(&reference.key));
+        let draws = order::augmentation(self.seed, epoch, keyed_temp_store::hash(&reference.key) ^ reference.repeat);
         let placement = Placement::new(size, self.config.resolution, self.config.crop, self.config.flip, &draws);
         let (prompt, Masks { masks, names: classes, fates }) =
             self.prompt_and_masks(reference, &header, &placement.grid())?;

@@ -5,18 +5,23 @@
 //! `3·resolution²` bytes and up to `max_masks · resolution²/8` (7 MiB at 1024 pixels with 32 masks), and each worker
 //! holds one full-size photograph. A cached sample holds latents and text embedding instead of pixels.
 use super::sources::{
-    shards::{self, Broken, Pairing, SampleShard},
+    findings::{Findings, thousands},
+    shards::{self, Broken},
     unusable::Unusable,
+    walk::{FoundSource, Sources},
 };
 use super::{
     Cache, Sample,
     decode::{DecodedSample, SampleDecoder},
-    keyed_temp_store,
+    keyed_temp_store, mask_form,
     order::Cursor,
-    plan::{DecodeTask, Decoded, Planner, Position, Results},
+    plan::{DecodeTask, Decoded, PlannedShard, Planner, Position, Results},
 };
 use crate::system::{guard::guarded, process::refused};
-use crate::{Error, Result, config::DataConfig};
+use crate::{
+    Error, Result,
+    config::{Allowed, DataConfig},
+};
 use std::{
     collections::BTreeMap,
     sync::{
@@ -63,10 +68,17 @@ pub struct Loader {
     cursor: Cursor,
     max_broken: f64,
     require_masks: bool,
+    is_binary: bool,
     /// `data.source`, for error messages.
     source: String,
+    allow: Vec<Allowed>,
+    /// What the tar shards read since the start hold beside samples, and the number of those.
+    findings: Findings,
+    listed: u64,
     /// The first broken sample, for the error that ends the run.
     first_broken: Option<String>,
+    /// Samples since the start.
+    samples: u64,
     /// Number of the next entry in draw order.
     next: u64,
     ready: BTreeMap<u64, Decoded>,
@@ -98,8 +110,9 @@ impl Loader {
         require_masks: bool,
         cache: Option<Cache>,
     ) -> Result<Self> {
-        let decoder = || Ok(SampleDecoder::new(config, seed)?.with_cache(cache));
-        Self::with_decoder(config, seed, start, require_masks, decoder)
+        let cache = cache.map(Arc::new);
+        let decoder = |settings: &DataConfig| Ok(SampleDecoder::new(settings, seed)?.with_cache(cache.clone()));
+        Self::with_decoders(config, seed, start, require_masks, decoder)
     }
 
     /// [`Self::new`] from the beginning, for [`Self::next_of_epoch`]: prompts and masks without pictures, flips and caption
@@ -109,24 +122,29 @@ impl Loader {
     /// Those of [`Self::new`].
     pub(crate) fn of_annotations(config: &DataConfig, seed: u64) -> Result<Self> {
         let config = DataConfig { caption_dropout: 0.0, flip: false, ..config.clone() };
-        let decoder = || Ok(SampleDecoder::new(&config, seed)?.without_pictures());
-        Self::with_decoder(&config, seed, None, false, decoder)
+        let decoder = |settings: &DataConfig| Ok(SampleDecoder::new(settings, seed)?.without_pictures());
+        Self::with_decoders(&config, seed, None, false, decoder)
     }
 
-    fn with_decoder(
+    /// `decoder` makes one of a source's settings.
+    fn with_decoders(
         config: &DataConfig,
         seed: u64,
         start: Option<&Cursor>,
         require_masks: bool,
-        decoder: impl FnOnce() -> Result<SampleDecoder>,
+        decoder: impl Fn(&DataConfig) -> Result<SampleDecoder>,
     ) -> Result<Self> {
-        let shards = shards::find(config)?;
-        let pairing = Pairing::of(config);
-        shards::check_captions(&shards, pairing)?;
+        let found = Sources::open(config)?;
+        shards::check_captions(found.shards())?;
+        let of_source = |source: &FoundSource| {
+            let repeated = |shard| PlannedShard::repeated(shard, source.repeats);
+            source.shards.iter().flat_map(repeated).collect::<Vec<_>>()
+        };
+        let shards: Vec<PlannedShard> = found.found.iter().flat_map(of_source).collect();
         let sources = fingerprint(&shards);
         let source = match shards.as_slice() {
-            [first, .., _] => format!("{} and {} more", first.path.display(), shards.len() - 1),
-            one => one.iter().map(|shard| shard.path.display().to_string()).collect(),
+            [first, .., _] => format!("{} and {} more", first.shard.path.display(), shards.len() - 1),
+            one => one.iter().map(|planned| planned.shard.path.display().to_string()).collect(),
         };
         let mut cursor = start.cloned().unwrap_or_default();
         if cursor.sources != 0 && cursor.sources != sources {
@@ -134,7 +152,14 @@ impl Loader {
             return Err(Error::Usage(format!("{hint} ({})", shards.len())));
         }
         cursor.sources = sources;
-        let decoder = Arc::new(decoder()?);
+        let (mut decoders, mut is_binary) = (Vec::new(), false);
+        for (number, settings) in found.settings.iter().enumerate() {
+            let own = found.shards().filter(|shard| shard.settings() == number);
+            let binary = mask_form::are_binary(settings, own)?;
+            decoders.push(decoder(settings)?.with_mask_form(binary));
+            is_binary |= binary;
+        }
+        let decoders = Arc::new(decoders);
 
         let workers = config.workers.max(1);
         let (permit_sender, permits) = mpsc::channel();
@@ -150,8 +175,13 @@ impl Loader {
             cursor,
             max_broken: config.max_broken,
             require_masks,
+            is_binary,
             source,
+            allow: config.allow.clone(),
+            findings: Findings::default(),
+            listed: 0,
             first_broken: None,
+            samples: 0,
             next: 0,
             ready: BTreeMap::new(),
             results: received,
@@ -160,12 +190,12 @@ impl Loader {
             threads: Vec::new(),
         };
         for number in 0..workers {
-            let (decoder, tasks, results) = (decoder.clone(), task_queue.clone(), results.clone());
+            let (decoders, tasks, results) = (decoders.clone(), task_queue.clone(), results.clone());
             let stop = stop.clone();
-            loader.spawn(format!("decode-{number}"), move || work(&decoder, &tasks, &results, &stop))?;
+            loader.spawn(format!("decode-{number}"), move || work(&decoders, &tasks, &results, &stop))?;
         }
         let shuffle_buffer = config.shuffle_buffer.max(1);
-        let planner = Planner { shards, pairing, seed, shuffle_buffer, permits, tasks, results, stop };
+        let planner = Planner { shards, seed, shuffle_buffer, permits, tasks, results, stop };
         let start = loader.cursor.clone();
         loader.spawn("plan".into(), move || planner.run(&start))?;
         Ok(loader)
@@ -200,6 +230,11 @@ impl Loader {
                     self.advance(position);
                     self.count_broken(&broken)?;
                 }
+                Decoded::Counted(findings, listed) => {
+                    self.findings.merge(*findings);
+                    self.listed += listed;
+                    self.check_findings(FIRST_SEEN)?;
+                }
                 Decoded::Failed(error) => return Err(error),
                 Decoded::EpochEnd => self.end_epoch()?,
             }
@@ -216,16 +251,29 @@ impl Loader {
         loop {
             match self.next_decoded(&mut waited)? {
                 Decoded::Sample(decoded, _) => return Ok(Some(*decoded)),
-                Decoded::Broken(..) => {}
+                Decoded::Broken(..) | Decoded::Counted(..) => {}
                 Decoded::Failed(error) => return Err(error),
                 Decoded::EpochEnd => return Ok(None),
             }
         }
     }
 
+    /// Whether some masks are black and white, one a picture.
+    pub(crate) fn has_binary_masks(&self) -> bool {
+        self.is_binary
+    }
+
     /// Mask statistics of the current epoch.
     pub fn coverage(&self) -> Coverage {
         Coverage { samples: self.cursor.epoch_samples, with_masks: self.cursor.epoch_with_masks }
+    }
+
+    /// Says what the tar shards hold beside samples, as far as they were read since the start.
+    pub fn say_findings(&self) {
+        for (finding, count) in self.findings.iter() {
+            let text = finding.text(count.count, &thousands(count.count));
+            tracing::warn!("{}: {text}: {}", self.source, count.examples());
+        }
     }
 
     /// The next entry in draw order.
@@ -259,6 +307,10 @@ impl Loader {
             tracing::warn!("{} brings no usable mask; others like it are counted at the end of the epoch", sample.key);
         }
         self.cursor.epoch_samples += 1;
+        self.samples += 1;
+        if self.samples == FIRST_SEEN {
+            self.say_findings();
+        }
         self.cursor.epoch_with_masks += u64::from(has_mask);
     }
 
@@ -285,12 +337,26 @@ impl Loader {
         )))
     }
 
+    /// Fails if there are more than `max_broken` of the samples of something that is not accepted. What is a broken
+    /// sample besides is counted there.
+    fn check_findings(&self, least: u64) -> Result<()> {
+        let most = self.max_broken * self.listed.max(least) as f64;
+        let others = self.findings.iter().filter(|(finding, _)| !finding.is_broken_sample());
+        let mut many = others.filter(|(_, count)| count.count as f64 > most);
+        match many.find_map(|(finding, count)| finding.problem(count, &self.source, &self.allow)) {
+            Some(problem) => Err(Error::Failed(problem)),
+            None => Ok(()),
+        }
+    }
+
     fn example(&self) -> String {
         self.first_broken.as_ref().map_or_else(String::new, |first| format!("; for example {first}"))
     }
 
     fn end_epoch(&mut self) -> Result<()> {
+        self.say_findings();
         self.check_broken(0)?;
+        self.check_findings(0)?;
         let Cursor { epoch, epoch_samples, epoch_with_masks, .. } = self.cursor;
         if epoch_samples == 0 {
             let source = &self.source;
@@ -336,7 +402,7 @@ pub fn held_bytes(config: &DataConfig, encoded: Option<u64>) -> u64 {
 }
 
 /// A worker thread: decodes tasks until the channel closes.
-fn work(decoder: &SampleDecoder, tasks: &Mutex<Receiver<DecodeTask>>, results: &Results, stop: &AtomicBool) {
+fn work(decoders: &[SampleDecoder], tasks: &Mutex<Receiver<DecodeTask>>, results: &Results, stop: &AtomicBool) {
     loop {
         let task = tasks.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(DecodeTask { number, epoch, reference, after }) = task else { return };
@@ -344,7 +410,7 @@ fn work(decoder: &SampleDecoder, tasks: &Mutex<Receiver<DecodeTask>>, results: &
             return;
         }
         let broken = |reason| Decoded::Broken(Broken { name: reference.name(), reason }, after);
-        let result = match guarded(|| decoder.decode(&reference, epoch)) {
+        let result = match guarded(|| decoders[reference.settings].decode(&reference, epoch)) {
             Ok(decoded) => Decoded::Sample(Box::new(decoded), after),
             Err(Unusable::Broken(reason)) => broken(reason),
             Err(Unusable::Fatal(error)) => Decoded::Failed(error),
@@ -356,9 +422,9 @@ fn work(decoder: &SampleDecoder, tasks: &Mutex<Receiver<DecodeTask>>, results: &
 }
 
 /// A non-zero hash of the shards' file names in order. Their folder may move.
-fn fingerprint(shards: &[SampleShard]) -> u64 {
+fn fingerprint(shards: &[PlannedShard]) -> u64 {
     let names: Vec<_> =
-        shards.iter().filter_map(|shard| shard.path.file_name()).map(|name| name.to_string_lossy()).collect();
+        shards.iter().filter_map(|planned| planned.shard.path.file_name()).map(|name| name.to_string_lossy()).collect();
     keyed_temp_store::hash(&names.join("/")).max(1)
 }
 

@@ -2,12 +2,13 @@
 use super::Mask;
 use super::codec::crop::Grid;
 use super::codec::labels::{self, Classes, LabelMap};
+use super::codec::palette::Colours;
 use super::codec::photograph::Header;
 use super::codec::stored_mask::{Parts, StoredMask};
 use super::sources::annotations::{Instance, Instances, OfPicture, Panoptic};
-use super::sources::shards::{Member, SampleReference};
+use super::sources::shards::SampleReference;
 use super::sources::unusable::Unusable;
-use crate::config::{Allowed, DataConfig, DataFormat};
+use crate::config::{Allowed, DataConfig, DataFormat, MaskForm};
 use crate::system::limits::{ANNOTATIONS, IMAGE_FILE};
 use crate::system::utf8;
 use crate::{Error, Result};
@@ -60,6 +61,9 @@ pub struct MaskReader {
     panoptic: Option<Panoptic>,
     instances: Option<Instances>,
     classes: Option<Classes>,
+    colours: Option<Colours>,
+    /// Whether the label maps of folders are black and white.
+    is_binary: bool,
 }
 
 #[derive(Deserialize)]
@@ -87,6 +91,12 @@ enum Meaning {
     Unnamed,
     /// No mask, and nothing to say about it.
     Background,
+}
+
+/// A value of a label map that stands for nothing.
+enum Meaningless {
+    Segment,
+    Colour,
 }
 
 impl MaskReader {
@@ -123,7 +133,14 @@ impl MaskReader {
         if let Some(classes) = &classes {
             classes.check_names().map_err(|problem| Error::file(names_file(config), problem))?;
         }
-        Ok(Self { config: config.clone(), panoptic, instances, classes })
+        let colours = config.palette.as_ref().map(|palette| Colours::of(palette, config.ignore)).transpose()?;
+        let is_binary = config.masks == MaskForm::Binary;
+        Ok(Self { config: config.clone(), panoptic, instances, classes, colours, is_binary })
+    }
+
+    /// Reads the label maps of folders as black and white, or as labels.
+    pub fn with_form(self, is_binary: bool) -> Self {
+        Self { is_binary, ..self }
     }
 
     /// Whether labels have names.
@@ -151,13 +168,11 @@ impl MaskReader {
                 Ok(self.sa1b(&json, header, grid)?)
             }
             (DataFormat::Folder, Some(member)) => {
-                let path = match member {
-                    Member::File(path) => path,
-                    Member::Part { .. } => &*reference.shard,
-                };
+                let path = member.path().unwrap_or(&reference.shard);
                 let map = label_map(path, &member.read(&reference.shard, IMAGE_FILE)?, header)?;
-                self.label_masks(path, &map, grid, |value| Ok(self.meaning(value)), named)
+                self.label_masks(path, &map, grid, self.meaning_in(&map), named)
             }
+            (DataFormat::Folder, None) if !reference.masks.is_empty() => self.separate(reference, header, grid),
             (_, None) => Ok(Masks { fates: Fates { absent: 1, ..Fates::default() }, ..Masks::default() }),
         }
     }
@@ -171,6 +186,52 @@ impl MaskReader {
             Some(_) if label != 0 => Meaning::Unnamed,
             _ => Meaning::Background,
         }
+    }
+
+    /// What the values of a label map mean.
+    fn meaning_in<'a>(&'a self, map: &'a LabelMap) -> impl Fn(u32) -> Result<Meaning, Meaningless> + 'a {
+        let is_white = self.is_binary.then(|| map.is_white());
+        move |value| {
+            let [red, green, blue, _] = value.to_le_bytes();
+            match (&is_white, &self.colours) {
+                (Some(is_white), _) => Ok(if is_white(value) { Meaning::Label(1) } else { Meaning::Background }),
+                _ if map.channels() < 3 => Ok(self.meaning(value)),
+                (None, Some(colours)) => Ok(self.meaning(colours.label(value).ok_or(Meaningless::Colour)?)),
+                (None, None) if red == green && green == blue => Ok(self.meaning(u32::from(red))),
+                (None, None) => Err(Meaningless::Colour),
+            }
+        }
+    }
+
+    /// What is wrong with a colour that stands for no label.
+    fn no_label(&self, colour: u32, (x, y): (usize, usize)) -> String {
+        let [red, green, blue, _] = colour.to_le_bytes();
+        let table = match self.colours.is_some() {
+            true => "has no label in data.palette",
+            false => "is no label: data.palette says which labels the colours of RGB maps stand for",
+        };
+        format!("the colour #{red:02x}{green:02x}{blue:02x} at x {x}, y {y} {table}")
+    }
+
+    /// folder: black-and-white masks in files of their own, by descending area.
+    fn separate(&self, reference: &SampleReference, header: &Header, grid: &Grid) -> Result<Masks, Unusable> {
+        let mut found = Vec::new();
+        for member in &reference.masks {
+            let bytes = member.read(&reference.shard, IMAGE_FILE)?;
+            let map = label_map(member.path().unwrap_or(&reference.shard), &bytes, header)?;
+            let is_white = map.is_white();
+            let mut mask = Mask::new(grid.width(), grid.height());
+            for (y, x) in (0..grid.height()).flat_map(|y| (0..grid.width()).map(move |x| (y, x))) {
+                let (source_x, source_y) = grid.source(x, y);
+                if is_white(map.get(source_x, source_y)) {
+                    mask.set(x, y);
+                }
+            }
+            found.push((mask.area(), mask));
+        }
+        let mut fates = Fates::default();
+        let masks = self.largest(found, grid, &mut fates);
+        Ok(Masks { masks, names: Vec::new(), fates })
     }
 
     /// sa1b: the annotated masks, by descending area.
@@ -198,17 +259,17 @@ impl MaskReader {
         let folder = self.config.labels.as_deref().ok_or("data.labels is missing")?;
         let Some(panoptic) = &self.panoptic else {
             let (path, map) = first_map(reference.labels.iter().map(|path| folder.join(path)), header)?;
-            return self.label_masks(&path, &map, grid, |label| Ok(self.meaning(label)), true);
+            return self.label_masks(&path, &map, grid, self.meaning_in(&map), true);
         };
         let picture = panoptic.segments(key)?.ok_or("the panoptic JSON has no annotation of this image")?;
-        let beside = reference.labels.iter().filter_map(|path| path.parent());
+        let beside = reference.labels.iter().filter_map(|path| path.parent()).chain([Path::new("")]);
         let paths = beside.map(|parent| folder.join(parent).join(&picture.file_name));
         let (path, map) = first_map(paths, header)?;
         let categories = picture.categories();
         let meaning = |segment: u32| match categories.get(&segment) {
             Some(&category) => Ok(self.meaning(category)),
             None if segment == labels::VOID => Ok(Meaning::Background),
-            None => Err(labels::NO_SEGMENT),
+            None => Err(Meaningless::Segment),
         };
         self.label_masks(&path, &map, grid, meaning, true)
     }
@@ -247,49 +308,26 @@ impl MaskReader {
         file: &Path,
         map: &LabelMap,
         grid: &Grid,
-        meaning: impl Fn(u32) -> Result<Meaning, &'static str>,
+        meaning: impl Fn(u32) -> Result<Meaning, Meaningless>,
         named: bool,
     ) -> Result<Masks, Unusable> {
-        let mut pixels = Vec::with_capacity(grid.width() * grid.height());
+        let pixels = self.meanings(file, map, grid, meaning)?;
         let mut areas: BTreeMap<u32, usize> = BTreeMap::new();
-        let (mut ignored, mut unnamed) = (false, false);
-        let mut last = None;
-        for y in 0..grid.height() {
-            for x in 0..grid.width() {
-                let (source_x, source_y) = grid.source(x, y);
-                let value = map.get(source_x, source_y);
-                let means = match last {
-                    Some((known, means)) if known == value => means,
-                    _ => {
-                        let place = format!("label {value} at x {source_x}, y {source_y}");
-                        let means =
-                            meaning(value).map_err(|problem| format!("{}: {place} {problem}", file.display()))?;
-                        if means == Meaning::Unnamed {
-                            self.refuse_unnamed(file, &place)?;
-                        }
-                        means
-                    }
-                };
-                last = Some((value, means));
-                ignored |= means == Meaning::Ignored;
-                unnamed |= means == Meaning::Unnamed;
-                let label = if let Meaning::Label(label) = means { Some(label) } else { None };
-                if let Some(label) = label {
-                    *areas.entry(label).or_default() += 1;
-                }
-                pixels.push(label);
+        for pixel in &pixels {
+            if let Meaning::Label(label) = pixel {
+                *areas.entry(*label).or_default() += 1;
             }
         }
         let mut fates = Fates::default();
-        let found: Vec<(usize, u32)> = areas.into_iter().map(|(label, area)| (area, label)).collect();
-        if found.is_empty() {
-            match (ignored, unnamed) {
+        if areas.is_empty() {
+            match (pixels.contains(&Meaning::Ignored), pixels.contains(&Meaning::Unnamed)) {
                 (true, _) => fates.ignored += 1,
                 (false, true) => fates.unnamed += 1,
                 (false, false) => fates.absent += 1,
             }
         }
-        let mut kept = self.largest(found, grid, &mut fates);
+        let found = areas.into_iter().map(|(label, area)| (area, label)).collect();
+        let mut kept: Vec<u32> = self.largest(found, grid, &mut fates);
         let mut names = Vec::new();
         if named && self.classes.is_some() {
             kept.sort_unstable();
@@ -297,15 +335,53 @@ impl MaskReader {
         }
         let mut masks = vec![Mask::new(grid.width(), grid.height()); kept.len()];
         let places: BTreeMap<u32, usize> = kept.into_iter().enumerate().map(|(place, label)| (label, place)).collect();
-        for (pixel, label) in pixels.into_iter().enumerate() {
-            if let Some(&place) = label.and_then(|label| places.get(&label)) {
-                masks[place].set(pixel % grid.width(), pixel / grid.width());
+        for (number, pixel) in pixels.into_iter().enumerate() {
+            if let Meaning::Label(label) = pixel
+                && let Some(&place) = places.get(&label)
+            {
+                masks[place].set(number % grid.width(), number / grid.width());
             }
         }
         if !names.is_empty() {
             masks.iter_mut().enumerate().for_each(|(place, mask)| mask.class = Some(place));
         }
         Ok(Masks { masks, names, fates })
+    }
+
+    /// What the map says at each point of `grid`, `[height, width]`.
+    fn meanings(
+        &self,
+        file: &Path,
+        map: &LabelMap,
+        grid: &Grid,
+        meaning: impl Fn(u32) -> Result<Meaning, Meaningless>,
+    ) -> Result<Vec<Meaning>, Unusable> {
+        let mut pixels = Vec::with_capacity(grid.width() * grid.height());
+        // Neighbouring pixels are mostly equal.
+        let mut last: Option<(u32, Meaning)> = None;
+        for (y, x) in (0..grid.height()).flat_map(|y| (0..grid.width()).map(move |x| (y, x))) {
+            let (x, y) = grid.source(x, y);
+            let value = map.get(x, y);
+            let means = match last {
+                Some((known, means)) if known == value => means,
+                _ => {
+                    let place = || format!("label {value} at x {x}, y {y}");
+                    let means = meaning(value).map_err(|problem| match problem {
+                        Meaningless::Segment => {
+                            format!("{}: {} {}", file.display(), place(), labels::NO_SEGMENT).into()
+                        }
+                        Meaningless::Colour => Unusable::Fatal(Error::file(file, self.no_label(value, (x, y)))),
+                    })?;
+                    if means == Meaning::Unnamed {
+                        self.refuse_unnamed(file, &place())?;
+                    }
+                    means
+                }
+            };
+            last = Some((value, means));
+            pixels.push(means);
+        }
+        Ok(pixels)
     }
 
     fn name(&self, label: u32) -> Option<String> {

@@ -6,8 +6,10 @@
 pub(crate) mod cache;
 pub mod codec;
 pub(crate) mod decode;
+pub mod inventory;
 pub(crate) mod keyed_temp_store;
 pub(crate) mod loader;
+mod mask_form;
 pub(crate) mod masks;
 pub(crate) mod order;
 mod plan;
@@ -17,6 +19,7 @@ pub mod sources;
 pub use cache::{Cache, Encoded};
 pub use codec::labels::{Classes, LabelMap};
 pub use codec::mask::Mask;
+pub use inventory::Inventory;
 pub use loader::{Batch, Coverage, Loader};
 pub use order::Cursor;
 pub use record::{DataFingerprint, DataRecord};

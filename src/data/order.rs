@@ -41,6 +41,7 @@ pub(crate) enum Purpose {
     Window = 2,
     Augmentation = 3,
     Scene = 4,
+    Share = 5,
 }
 
 pub(crate) fn keyed(seed: u64, purpose: Purpose, epoch: u64, number: u64) -> ChaCha8Rng {
@@ -59,6 +60,11 @@ pub fn shard_order(seed: u64, epoch: u64, count: usize, shuffle: bool) -> Vec<us
 /// The permutation in which the `count` samples of a window are drawn.
 pub fn window_order(seed: u64, epoch: u64, window: u64, count: usize, shuffle: bool) -> Vec<usize> {
     permutation(keyed(seed, Purpose::Window, epoch, window), count, shuffle)
+}
+
+/// Whether a share of the samples holds this one in this epoch.
+pub fn is_in_share(seed: u64, epoch: u64, key: u64, share: f64) -> bool {
+    share >= 1.0 || keyed(seed, Purpose::Share, epoch, key).random::<f64>() < share
 }
 
 fn permutation(mut random: ChaCha8Rng, count: usize, shuffle: bool) -> Vec<usize> {

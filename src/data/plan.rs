@@ -1,8 +1,10 @@
 //! The planner: iterates over epochs, shards and windows, and sends the drawn samples to the workers in order.
-use super::sources::shards::{Broken, Listed, Pairing, SampleReference, SampleShard, listed};
+use super::sources::findings::Findings;
+use super::sources::shards::{Broken, Listed, SampleReference, SampleShard, listed};
 use super::{
     decode::DecodedSample,
-    order::{Cursor, shard_order, window_order},
+    keyed_temp_store::hash,
+    order::{Cursor, is_in_share, shard_order, window_order},
 };
 use crate::Error;
 use std::{
@@ -37,9 +39,39 @@ pub struct Position {
 pub enum Decoded {
     Sample(Box<DecodedSample>, Position),
     Broken(Broken, Position),
+    /// What a tar shard holds beside its samples, and the number of those.
+    Counted(Box<Findings>, u64),
     /// An error that ends the run.
     Failed(Error),
     EpochEnd,
+}
+
+/// A shard as an epoch reads it.
+pub struct PlannedShard {
+    pub shard: SampleShard,
+    /// How many times the epoch has the shard besides.
+    pub repeat: u64,
+    /// The share of its samples that the epoch takes.
+    pub share: f64,
+}
+
+impl PlannedShard {
+    /// The shard as often as `repeats` says: a fraction is a share of its samples.
+    pub fn repeated(shard: &SampleShard, repeats: f64) -> impl Iterator<Item = Self> {
+        let whole = repeats as u64;
+        let rest = repeats - whole as f64;
+        let shares = std::iter::repeat_n(1.0, whole as usize).chain(Some(rest).filter(|&rest| rest > 0.0));
+        (0..).zip(shares).map(|(repeat, share)| Self { shard: shard.clone(), repeat, share })
+    }
+
+    /// Whether the epoch takes this sample.
+    fn takes(&self, item: &Listed, seed: u64, epoch: u64) -> bool {
+        let key = match item {
+            Ok(reference) => &reference.key,
+            Err(broken) => &broken.name,
+        };
+        self.share >= 1.0 || is_in_share(seed, epoch, hash(key), self.share)
+    }
 }
 
 /// Receives entries of the stream with their numbers, in any order.
@@ -47,8 +79,7 @@ pub type Results = Sender<(u64, Decoded)>;
 
 /// Runs in its own thread. Memory: the references of one window (about 200 bytes each).
 pub struct Planner {
-    pub shards: Vec<SampleShard>,
-    pub pairing: Pairing,
+    pub shards: Vec<PlannedShard>,
     pub seed: u64,
     pub shuffle_buffer: usize,
     /// Permits: one for each sample in flight.
@@ -81,9 +112,9 @@ impl Planner {
         let mut window: Vec<Listed> = Vec::new();
         let order = shard_order(self.seed, start.epoch, self.shards.len(), shuffle);
         for (place, &shard) in (0..).zip(&order).skip(start.shard as usize) {
-            let Some(shard) = self.shards.get(shard) else { continue };
-            let mut member = 0;
-            shard.scan(self.pairing, &mut |item| {
+            let Some(planned) = self.shards.get(shard) else { continue };
+            let (mut member, mut findings) = (0, Findings::default());
+            planned.shard.scan(&mut findings, &mut |item| {
                 if self.stop.load(Ordering::Relaxed) {
                     return ControlFlow::Break(());
                 }
@@ -98,13 +129,19 @@ impl Planner {
                 if place == start.shard && member <= start.member {
                     return ControlFlow::Continue(());
                 }
-                window.push(item);
+                if !planned.takes(&item, self.seed, at.epoch) {
+                    return ControlFlow::Continue(());
+                }
+                window.push(item.map(|reference| SampleReference { repeat: planned.repeat, ..reference }));
                 if window.len() >= self.shuffle_buffer {
                     self.draw(at, &mut window, number)?;
                     at = Position { epoch: at.epoch, shard: place, member, window: at.window + 1, drawn: 0 };
                 }
                 ControlFlow::Continue(())
             })?;
+            if !planned.shard.is_folder() {
+                self.send(Decoded::Counted(Box::new(findings), member), number)?;
+            }
         }
         self.draw(at, &mut window, number)?;
         self.send(Decoded::EpochEnd, number)

@@ -9,7 +9,7 @@ use crate::config::DataConfig;
 use crate::model::weights::fingerprint::{sha256, sha256_of};
 use crate::system::error::{Error, Result};
 use crate::system::limits::DATA_RECORD;
-use crate::system::paths::{find, is_file, is_folder};
+use crate::system::paths::{find, is_file};
 use crate::system::whole_file::write_atomically;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -45,25 +45,28 @@ impl DataRecord {
     /// A source matches nothing, or cannot be read; a file that `config` names cannot be read.
     pub fn take(config: &DataConfig) -> Result<Self> {
         let mut record = Self::default();
-        let named = [
-            ("data.captions", &config.captions),
-            ("data.panoptic", &config.panoptic),
-            ("data.instances", &config.instances),
-            ("data.classes", &config.classes),
-        ];
-        for (key, file) in named {
-            if let Some(file) = file {
-                record.add(FILE, &sha256(file)?.0, key);
+        let listing = Listing::open(config)?;
+        for (number, settings) in listing.settings().iter().enumerate() {
+            let section = if number == 0 { "data".to_string() } else { format!("data.sources {number}") };
+            for (key, file) in [
+                ("captions", &settings.captions),
+                ("panoptic", &settings.panoptic),
+                ("instances", &settings.instances),
+                ("classes", &settings.classes),
+            ] {
+                if let Some(file) = file {
+                    record.add(FILE, &sha256(file)?.0, &format!("{section}.{key}"));
+                }
             }
         }
-        let listing = Listing::open(config)?;
         let mut broken = 0;
         for shard in listing.shards() {
-            if is_folder(&shard.path)? {
+            if shard.is_folder() {
                 listing.for_each_of(shard, |item| {
                     match item {
                         Ok(reference) => {
-                            let sizes = sizes(&reference, config.labels.as_deref())?;
+                            let labels = listing.settings()[reference.settings].labels.as_deref();
+                            let sizes = sizes(&reference, labels)?;
                             record.add(SAMPLE, &sizes, &reference.key);
                         }
                         Err(_) => broken += 1,
@@ -168,22 +171,21 @@ fn kind_and_name(line: &str) -> (&str, &str) {
     (parts.next().unwrap_or_default(), parts.nth(1).unwrap_or_default())
 }
 
-/// The sizes of a sample's files: image, annotation or label map, caption.
+/// The sizes of a sample's files: image, caption, then annotation, label map or masks.
 fn sizes(reference: &SampleReference, labels: Option<&Path>) -> Result<String> {
-    let of = |member: &Member| match member {
-        Member::File(path) => size(path),
-        Member::Part { length, .. } => Ok(*length),
-    };
-    let label_map = match labels {
-        Some(folder) => {
-            let found = reference.labels.iter().map(|path| size(&folder.join(path))).collect::<Result<Vec<_>>>()?;
-            found.into_iter().find(|bytes| *bytes > 0)
+    // Members of tar files are not listed one by one.
+    let of = |member: &Member| if let Member::File(path) = member { size(path) } else { Ok(0) };
+    let caption = reference.caption.as_ref().map_or(Ok(0), of)?;
+    let mut sizes = vec![of(&reference.image)?, caption];
+    for member in reference.annotation.iter().chain(&reference.masks) {
+        sizes.push(of(member)?);
+    }
+    if let Some(folder) = labels {
+        for path in &reference.labels {
+            sizes.push(size(&folder.join(path))?);
         }
-        None => None,
-    };
-    let annotation = reference.annotation.as_ref().map(of).transpose()?.or(label_map).unwrap_or(0);
-    let caption = reference.caption.as_ref().map(of).transpose()?.unwrap_or(0);
-    Ok(format!("{},{annotation},{caption}", of(&reference.image)?))
+    }
+    Ok(sizes.iter().map(u64::to_string).collect::<Vec<_>>().join(","))
 }
 
 /// Bytes of a file; 0 where there is none.

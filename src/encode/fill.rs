@@ -120,7 +120,8 @@ pub fn fill(config: &RunConfig, device: &Device, folder: &Path, shard_bytes: u64
 struct CacheFiller<'a> {
     config: &'a RunConfig,
     listing: Listing,
-    decoder: SampleDecoder,
+    /// One for each of the listing's settings.
+    decoders: Vec<SampleDecoder>,
     samples: u64,
     /// Names of the broken samples.
     broken: BTreeSet<String>,
@@ -130,8 +131,9 @@ impl<'a> CacheFiller<'a> {
     /// Opens the data set, counts its samples and logs those that are broken.
     fn open(config: &'a RunConfig) -> Result<Self> {
         let listing = Listing::open(&config.data)?;
-        let decoder = SampleDecoder::new(&config.data, config.seed)?;
-        let mut filler = Self { config, listing, decoder, samples: 0, broken: BTreeSet::new() };
+        let decoders = listing.settings().iter().map(|settings| SampleDecoder::new(settings, config.seed));
+        let decoders = decoders.collect::<Result<_>>()?;
+        let mut filler = Self { config, listing, decoders, samples: 0, broken: BTreeSet::new() };
         let (mut samples, mut broken) = (0, vec![]);
         filler.listing.for_each_chunk(CHUNK, |items| {
             samples += items.len() as u64;
@@ -169,7 +171,9 @@ impl<'a> CacheFiller<'a> {
             }
         };
         add(writer, "")?;
-        let prompt = |filler: &Self, reference: &SampleReference, _: &Writer| filler.decoder.prompt(reference);
+        let prompt = |filler: &Self, reference: &SampleReference, _: &Writer| {
+            filler.decoders[reference.settings].prompt(reference)
+        };
         self.add(("caption", "embeddings"), writer, prompt, |writer, _, prompt| add(writer, &prompt))
     }
 
@@ -218,13 +222,14 @@ impl<'a> CacheFiller<'a> {
     /// The crops of an image whose latents are missing; the image is decoded only if there are any.
     fn missing_crops(&self, reference: &SampleReference, writer: &Writer) -> Result<Vec<(Key, Vec<u8>)>, Unusable> {
         let file = reference.image.read(&reference.shard, IMAGE_FILE)?;
-        let digest = Digest::of_picture(&file, &photograph::header(&file)?, self.decoder.background());
+        let digest =
+            Digest::of_picture(&file, &photograph::header(&file)?, self.decoders[reference.settings].background());
         let keys = self.mirrored().iter().map(|mirrored| (writer.recipe().latents_key(&digest, *mirrored), *mirrored));
         let (keys, mirrored): (Vec<Key>, Vec<bool>) = keys.filter(|(key, _)| !writer.contains(key)).unzip();
         if keys.is_empty() {
             return Ok(vec![]);
         }
-        Ok(keys.into_iter().zip(self.decoder.crops(&file, &mirrored)?).collect())
+        Ok(keys.into_iter().zip(self.decoders[reference.settings].crops(&file, &mirrored)?).collect())
     }
 }
 

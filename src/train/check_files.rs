@@ -1,9 +1,10 @@
 //! The second stage of checking a configuration: against the files that it names.
-use crate::config::{HeadMaps, LayerChoice, RunConfig};
+use crate::config::{HeadMaps, LayerChoice, Palette, RunConfig};
+use crate::data::sources::patterns::{Expanded, expand};
 use crate::model::weights::bounds::Bounds;
 use crate::model::weights::required_files::RequiredFiles;
 use crate::system::error::{Error, Result};
-use crate::system::paths::{exists, fixed_part, is_file, is_folder};
+use crate::system::paths::{exists, is_file, is_folder};
 use std::io::ErrorKind;
 use std::path::Path;
 
@@ -41,14 +42,24 @@ impl RunConfig {
 
     fn training_files(&self) -> Vec<Named<'_>> {
         let data = &self.data;
-        vec![
+        let of_sources = self.data.sources.iter().flat_map(|source| {
+            [
+                ("data.sources: captions", source.captions.as_deref(), false),
+                ("data.sources: labels", source.labels.as_deref(), true),
+                ("data.sources: panoptic", source.panoptic.as_deref(), false),
+                ("data.sources: classes", source.classes.as_deref(), false),
+            ]
+        });
+        let of_run = [
             ("data.captions", data.captions.as_deref(), false),
             ("data.labels", data.labels.as_deref(), true),
             ("data.panoptic", data.panoptic.as_deref(), false),
             ("data.instances", data.instances.as_deref(), false),
             ("data.classes", data.classes.as_deref(), false),
+            ("data.palette", data.palette.as_ref().and_then(Palette::file), false),
             ("loss.score_head_init", self.loss.score_head_init.as_deref(), true),
-        ]
+        ];
+        of_run.into_iter().chain(of_sources).collect()
     }
 
     fn evaluation_files(&self) -> Vec<Named<'_>> {
@@ -147,7 +158,7 @@ impl RunConfig {
     }
 
     fn check_sources(&self, problems: &mut Vec<String>) {
-        for source in &self.data.source {
+        for source in self.data.source.iter().chain(self.data.sources.iter().map(|source| &source.path)) {
             if self.will_be_drawn(Path::new(source)) {
                 continue;
             }
@@ -157,6 +168,12 @@ impl RunConfig {
                 Err(e) => problems.push(format!("data.source: {e}")),
             }
         }
+    }
+
+    /// Whether some of the training data belongs to scenes that are drawn first.
+    pub fn draws_sources(&self) -> bool {
+        let sources = self.data.source.iter().chain(self.data.sources.iter().map(|source| &source.path));
+        sources.into_iter().any(|source| self.will_be_drawn(Path::new(source)))
     }
 
     /// Whether this belongs to the scenes, which the run draws first where they are missing.
@@ -180,27 +197,18 @@ impl RunConfig {
     }
 }
 
-/// What is wrong with an entry of `data.source`, if anything is.
+/// What is wrong with the path of a source, if anything is.
 ///
 /// # Errors
 /// The system's reason why nothing is found there.
 fn problem_of_source(source: &str) -> Result<Option<String>> {
-    if exists(Path::new(source))? {
-        return Ok(None);
-    }
-    let first = match glob::glob(source) {
-        Err(e) => return Ok(Some(format!("{source}: not a pattern: {}", e.msg))),
-        Ok(mut matches) => matches.next(),
-    };
-    match first {
-        Some(Ok(_)) => Ok(None),
-        Some(Err(e)) => Err(Error::file(e.path(), e.error())),
-        None => {
-            exists(fixed_part(source))?;
-            let what = if source.contains(['*', '?', '[']) { "matches nothing" } else { "is missing" };
-            Ok(Some(format!("{source} {what}")))
+    Ok(match expand(source)? {
+        Expanded::Paths(_) => None,
+        Expanded::Missing(part) => {
+            let what = if part.contains(['*', '?', '[']) { "matches nothing" } else { "is missing" };
+            Some(format!("{part} {what}"))
         }
-    }
+    })
 }
 
 /// A key, the path that it gives, and whether a folder belongs there.

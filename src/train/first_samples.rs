@@ -25,7 +25,8 @@ pub fn examine(config: &RunConfig, encoders: &TextEncoders, trained: u64, is_mai
     let mut census = MaskCensus::default();
     let mut prompts = CutPrompts::default();
     // Prompts of class names have none where their masks are missing, which the census says.
-    let mut is_silent = data.has_prompts && data.format != DataFormat::Coco && trained > 0;
+    let has_captions = data.per_source().iter().all(|(settings, _)| settings.format != DataFormat::Coco);
+    let mut is_silent = data.has_prompts && has_captions && trained > 0;
     for number in 0..trained.min(READ) {
         let Some(decoded) = loader.next_of_epoch()? else {
             // Without a sample, the run itself says why.
@@ -54,6 +55,9 @@ pub fn examine(config: &RunConfig, encoders: &TextEncoders, trained: u64, is_mai
     }
     match census.problem(JUDGED, data) {
         Some(problem) if !data.allow.contains(&Allowed::MasksUnused) => Err(Error::Failed(problem)),
-        _ => Ok(census.line()),
+        _ => Ok(census.line(match loader.has_binary_masks() {
+            true => " black-and-white",
+            false => "",
+        })),
     }
 }

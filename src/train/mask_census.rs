@@ -65,7 +65,11 @@ impl MaskCensus {
         let accept =
             "mend them, train without masks (loss weights of 0), or accept it by data.allow = [\"masks_unused\"]";
         if self.used == 0 {
-            let ignore = if self.unused[3].0 > 0 { format!(" (data.ignore = {})", data.ignore) } else { String::new() };
+            let ignore = if self.unused[3].0 > 0 {
+                format!(" (data.ignore = {}; black-and-white masks: data.masks = \"binary\")", data.ignore)
+            } else {
+                String::new()
+            };
             let reasons = self.reasons();
             return Some(format!("no mask of the first {samples} samples has an effect: {reasons}{ignore}; {accept}"));
         }
@@ -73,11 +77,11 @@ impl MaskCensus {
         is_equal.then(|| format!("the masks of the first {samples} samples are all equal; {accept}"))
     }
 
-    /// A line for people; `None` without samples.
-    pub fn line(&self) -> Option<String> {
+    /// A line for people on masks of a `kind`; `None` without samples.
+    pub fn line(&self, kind: &str) -> Option<String> {
         let reasons = self.reasons();
         let reasons = if reasons.is_empty() { reasons } else { format!("; {reasons}") };
-        (self.samples > 0).then(|| format!("first {} samples: {} masks used{reasons}", self.samples, self.used))
+        (self.samples > 0).then(|| format!("first {} samples: {}{kind} masks used{reasons}", self.samples, self.used))
     }
 
     fn reasons(&self) -> String {

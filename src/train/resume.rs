@@ -122,7 +122,11 @@ impl Conditions<'_> {
             let is_free = RESUME_MAY_CHANGE.contains(&key.as_str())
                 || key.starts_with("eval.")
                 || (state.data.is_some() && DATA_PATHS.contains(&key.as_str()));
-            if is_free || was.get(key) == now.get(key) {
+            let is_equal = was.get(key) == now.get(key)
+                || (state.data.is_some()
+                    && key == "data.sources"
+                    && was.get(key).map(without_paths) == now.get(key).map(without_paths));
+            if is_free || is_equal {
                 continue;
             }
             let mut text = format!("{key}: {} in the checkpoint, {} now", show(was.get(key)), show(now.get(key)));
@@ -216,6 +220,17 @@ pub fn init_fingerprints(config: &RunConfig) -> Result<BTreeMap<String, String>>
         found.insert("loss.score_head_init".to_string(), sum(Checkpoint::tensors_of(folder))?);
     }
     Ok(found)
+}
+
+/// `data.sources` without what says where the data lie.
+fn without_paths(sources: &toml::Value) -> Vec<toml::Table> {
+    let tables = sources.as_array().into_iter().flatten().filter_map(toml::Value::as_table).cloned();
+    tables
+        .map(|mut source| {
+            source.retain(|key, _| !["path", "captions", "labels", "panoptic", "classes"].contains(&key));
+            source
+        })
+        .collect()
 }
 
 /// Settings of a TOML text by dotted key.

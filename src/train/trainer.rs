@@ -371,6 +371,7 @@ impl<'a> Trainer<'a> {
     }
 
     fn say_totals(&self) {
+        self.loader.say_findings();
         let (coverage, counters) = (self.loader.coverage(), &self.state.counters);
         tracing::info!(
             "{} samples, {} broken ones passed over, {} of this epoch's {} with masks, {} steps without a finite loss",

@@ -4,6 +4,7 @@ use crate::system::guard::guarded;
 use crate::system::json::read_json;
 use crate::system::limits::{self, CLASSES, LABEL_MAP};
 use crate::{Error, Result};
+use image::DynamicImage;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::{io::Cursor, path::Path};
@@ -18,19 +19,50 @@ pub struct LabelMap {
     bytes_per_row: usize,
     bits: usize,
     channels: usize,
+    /// Of a palette.
+    colours: Vec<[u8; 3]>,
 }
+
+/// What a map looks like, to somebody who does not know what its values mean.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Appearance {
+    /// Black and white, with soft edges or without.
+    BlackAndWhite,
+    /// Several values.
+    Labels,
+    /// One value, or 0 and 1, which both kinds of map may have.
+    Either,
+}
+
+/// The brightness from which on a pixel of a black-and-white map is in the mask.
+const WHITE: u32 = 128;
+
+/// A soft edge has more grey levels than this, and a label map of one picture in general fewer labels.
+const SOFT_LEVELS: usize = 8;
 
 impl LabelMap {
     /// Decodes a PNG: grey or palette of 1 to 16 bits, whose samples (palette indices) are the labels, or 8-bit RGB,
-    /// whose label is `R + 256·G + 65536·B` (COCO panoptic). Alpha is ignored.
+    /// whose label is `R + 256·G + 65536·B` (COCO panoptic). Alpha is ignored. Other lossless formats are read, too.
     ///
     /// # Errors
-    /// The PNG is damaged, too large, or of another kind (with the reason).
-    pub fn decode(png: &[u8]) -> Result<Self, String> {
-        guarded(|| Self::decode_unguarded(png)).map_err(|problem| format!("no readable PNG: {problem}"))
+    /// The file is damaged, too large, or of another kind (with the reason).
+    pub fn decode(bytes: &[u8]) -> Result<Self, String> {
+        let is_lossy = bytes.starts_with(&[0xff, 0xd8, 0xff])
+            || bytes.starts_with(b"RIFF") && !bytes.windows(4).take(64).any(|four| four == b"VP8L");
+        if is_lossy {
+            return Err(
+                "a label map in a lossy format (JPEG, WebP) has other labels than were drawn; save it as PNG".into()
+            );
+        }
+        match bytes.starts_with(b"\x89PNG") || image::guess_format(bytes).is_err() {
+            true => guarded(|| Self::decode_png(bytes)).map_err(|problem| format!("no readable PNG: {problem}")),
+            false => {
+                guarded(|| Self::decode_other(bytes)).map_err(|problem| format!("no readable label map: {problem}"))
+            }
+        }
     }
 
-    fn decode_unguarded(png: &[u8]) -> Result<Self, String> {
+    fn decode_png(png: &[u8]) -> Result<Self, String> {
         let problem = |problem: png::DecodingError| problem.to_string();
         let limits = png::Limits { bytes: limits::PNG_EXTRAS };
         let mut decoder = png::Decoder::new_with_limits(Cursor::new(png), limits);
@@ -41,6 +73,12 @@ impl LabelMap {
         let (size, info) = (reader.output_buffer_size(), reader.info());
         let pixels = (u64::from(info.width), u64::from(info.height));
         limits::check_picture(pixels, size.map(|size| size as u64), LABEL_MAP)?;
+        let colours: Vec<[u8; 3]> = match (info.color_type, &info.palette) {
+            (png::ColorType::Indexed, Some(colours)) => {
+                colours.chunks_exact(3).map(|rgb| [rgb[0], rgb[1], rgb[2]]).collect()
+            }
+            _ => Vec::new(),
+        };
         let mut bytes = limits::buffer(size.unwrap_or_default()).map_err(|problem| problem.to_string())?;
         let info = reader.next_frame(&mut bytes).map_err(problem)?;
         let channels = info.color_type.samples();
@@ -49,7 +87,78 @@ impl LabelMap {
             return Err(format!("a label map of {channels} channels needs 8 bits each, not {bits}"));
         }
         let (width, height) = (info.width as usize, info.height as usize);
-        Ok(Self { width, height, bytes, bytes_per_row: info.line_size, bits, channels })
+        Ok(Self { width, height, bytes, bytes_per_row: info.line_size, bits, channels, colours })
+    }
+
+    /// A map in another lossless format that the crate `image` reads.
+    fn decode_other(bytes: &[u8]) -> Result<Self, String> {
+        let problem = |problem: image::ImageError| problem.to_string();
+        let format = image::guess_format(bytes).map_err(problem)?;
+        let reader = || image::ImageReader::with_format(Cursor::new(bytes), format);
+        let (width, height) = reader().into_dimensions().map_err(problem)?;
+        let pixels = u64::from(width) * u64::from(height);
+        limits::check_picture((u64::from(width), u64::from(height)), pixels.checked_mul(8), LABEL_MAP)?;
+        let map = reader().decode().map_err(problem)?;
+        let (width, height) = (width as usize, height as usize);
+        let (bytes, bits, channels) = match map {
+            DynamicImage::ImageLuma8(map) => (map.into_raw(), 8, 1),
+            DynamicImage::ImageLuma16(map) => (map.into_raw().into_iter().flat_map(u16::to_be_bytes).collect(), 16, 1),
+            DynamicImage::ImageRgb8(_) | DynamicImage::ImageRgba8(_) => (map.into_rgb8().into_raw(), 8, 3),
+            other => {
+                return Err(format!("its pixels are {:?}, expected grey of 8 or 16 bits or RGB of 8", other.color()));
+            }
+        };
+        Ok(Self {
+            width,
+            height,
+            bytes,
+            bytes_per_row: width * channels * bits / 8,
+            bits,
+            channels,
+            colours: Vec::new(),
+        })
+    }
+
+    /// How bright the value `label` looks, from 0 to 255.
+    pub fn brightness(&self, label: u32) -> u32 {
+        let of_colour = |[red, green, blue]: [u8; 3]| {
+            (299 * u32::from(red) + 587 * u32::from(green) + 114 * u32::from(blue)) / 1000
+        };
+        let [red, green, blue, _] = label.to_le_bytes();
+        match self.colours.get(label as usize) {
+            Some(colour) => of_colour(*colour),
+            None if self.channels > 2 => of_colour([red, green, blue]),
+            None => label * 255 / ((1 << self.bits) - 1),
+        }
+    }
+
+    /// Whether values are white in this map: at least half as bright as white, or 1 where there are but 0 and 1.
+    pub fn is_white(&self) -> impl Fn(u32) -> bool {
+        let pixels = (0..self.height).flat_map(|y| (0..self.width).map(move |x| (x, y)));
+        let largest = pixels.map(|(x, y)| self.get(x, y)).max().unwrap_or(0);
+        let has_ones = self.colours.is_empty() && matches!(largest, 1 | 0x01_01_01);
+        move |value| if has_ones { value != 0 } else { self.brightness(value) >= WHITE }
+    }
+
+    /// What the map looks like.
+    pub fn appearance(&self) -> Appearance {
+        let mut counts: BTreeMap<u32, usize> = BTreeMap::new();
+        for (y, x) in (0..self.height).flat_map(|y| (0..self.width).map(move |x| (y, x))) {
+            *counts.entry(self.get(x, y)).or_default() += 1;
+        }
+        let is_plain = self.colours.is_empty() && self.bits > 1;
+        if counts.len() < 2 && !counts.keys().any(|value| self.brightness(*value) == 255)
+            || is_plain && counts.keys().all(|value| *value < 2)
+        {
+            return Appearance::Either;
+        }
+        let between = counts.iter().filter(|(value, _)| !matches!(self.brightness(**value), 0 | 255));
+        let (levels, pixels) = between.fold((0, 0), |(levels, pixels), (_, count)| (levels + 1, pixels + count));
+        let is_soft = is_plain && levels > SOFT_LEVELS && pixels * 5 < self.width * self.height;
+        match levels == 0 || is_soft {
+            true => Appearance::BlackAndWhite,
+            false => Appearance::Labels,
+        }
     }
 
     /// The map turned as a picture of this orientation is.
@@ -64,7 +173,15 @@ impl LabelMap {
         let bytes = upright(orientation, (self.width, self.height), &places).into_iter().flat_map(pixel).collect();
         let exchanged = exchanges_sides(orientation);
         let (width, height) = if exchanged { (self.height, self.width) } else { (self.width, self.height) };
-        Self { width, height, bytes, bytes_per_row: width * bytes_per_pixel, bits: self.bits.max(8), ..*self }
+        Self {
+            width,
+            height,
+            bytes,
+            bytes_per_row: width * bytes_per_pixel,
+            bits: self.bits.max(8),
+            colours: self.colours.clone(),
+            ..*self
+        }
     }
 
     /// Samples of a pixel: 1 for grey or palette, 3 for RGB, one more with alpha.

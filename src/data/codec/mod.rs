@@ -4,6 +4,7 @@ pub mod jpeg;
 pub mod labels;
 pub(crate) mod mask;
 pub mod matlab;
+pub mod palette;
 pub mod photograph;
 pub mod polygon;
 pub mod resize;

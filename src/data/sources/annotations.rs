@@ -133,13 +133,13 @@ impl<T: Kind> Annotations<T> {
         }
         let pictures = if ids.is_empty() { named } else { listed };
         let differ = |first: &Entry, second: &Entry| {
-            let id = |entry: &Entry| String::from_utf8_lossy(&entry.value).into_owned();
+            let said = |entry: &Entry| String::from_utf8_lossy(&entry.value).into_owned();
             format!(
-                "`{}` and `{}` name one image, with the ids {} and {}",
+                "`{}` and `{}` name one image, which is {} and {}",
                 first.key,
                 second.key,
-                id(first),
-                id(second)
+                said(first),
+                said(second)
             )
         };
         Ok(Self {

@@ -1,44 +1,54 @@
 //! Shards: tar files and folders, listed as references to samples without reading the samples' data.
 //!
 //! Memory: the references of one shard (about 200 bytes a sample); for a folder, its file names.
-use super::tar_members::{Members, TarPart};
+use super::findings::{Finding, Findings};
+use super::folder::{Folder, Paired};
+use super::gzip_shards::GzipShards;
 use super::unusable::Unusable;
 use crate::system::{
-    guard::guarded,
     limits::{self, Limit},
-    paths::{exists, fixed_part, is_folder, may_be_file},
     patience::{self, Patient, patiently},
     platform::read_exact_at,
 };
 use crate::{
     Error, Result,
-    config::{DataConfig, DataFormat},
+    config::{Allowed, DataConfig, DataFormat},
 };
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
-    fs::ReadDir,
+    fs::File,
     io,
-    ops::{ControlFlow, Range},
+    ops::ControlFlow,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 /// A tar file, or a folder without its subfolders, which are shards of their own.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct SampleShard {
     pub path: Arc<Path>,
-    is_folder: bool,
+    pub(super) is_folder: bool,
     /// Path below the source, with a trailing slash; empty for the source itself.
-    below: String,
+    pub(super) below: String,
     /// Last component of the source.
-    source_name: String,
+    pub(super) source_name: String,
+    /// `data.labels`, or empty.
+    pub(super) labels: PathBuf,
+    /// The folders that may hold its pictures' masks; coco: their label maps.
+    pub(super) mask_folders: Vec<PathBuf>,
+    pub(super) pairing: Pairing,
+    /// Index of its source's settings.
+    pub(super) settings: usize,
+    /// The content of compressed shards.
+    pub(super) unpacked: Arc<GzipShards>,
 }
 
 /// Where one file of a sample is stored.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum Member {
     /// A range of bytes of the shard's tar file.
     Part { offset: u64, length: u64 },
+    /// A range of bytes of the tar file that was in a compressed shard.
+    Unpacked { file: Arc<File>, offset: u64, length: u64 },
     /// A file in a folder.
     File(PathBuf),
 }
@@ -47,11 +57,17 @@ pub enum Member {
 #[derive(Clone, Debug)]
 pub struct SampleReference {
     pub shard: Arc<Path>,
+    /// Index of its source's settings.
+    pub settings: usize,
+    /// How many times the sample came in its epoch before.
+    pub repeat: u64,
     /// Path within the source, without extension.
     pub key: String,
     pub image: Member,
-    /// sa1b: the JSON; folder: the label map; coco: `None`, see `labels`.
+    /// sa1b: the JSON; folder: the label map, if there is one file; coco: `None`, see `labels`.
     pub annotation: Option<Member>,
+    /// folder: the masks, where each is a file of its own.
+    pub masks: Vec<Member>,
     /// `KEY.txt`.
     pub caption: Option<Member>,
     /// coco: possible paths of the label map below the label folder.
@@ -68,6 +84,9 @@ pub struct Broken {
 /// Reason for a sample without `KEY.txt` where one is needed.
 pub const NO_CAPTION: &str = "there is no caption: neither data.captions nor a .txt beside the image";
 
+/// Reason for a sample without annotations where they are needed.
+pub const NO_JSON: &str = "there is no JSON beside the image";
+
 /// An item of a scan; the order depends on the shard alone.
 pub type Scanned = Result<SampleReference, Unusable<Broken>>;
 /// A sample's reference, or why it is broken.
@@ -83,17 +102,67 @@ pub fn listed(item: Scanned) -> Result<Listed> {
 }
 
 /// Which files make up a sample.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pairing {
     pub format: DataFormat,
-    /// Whether `KEY.txt` is needed: the model takes prompts, and there is no captions file.
+    /// Whether the model takes prompts.
+    pub prompts: bool,
+    /// Whether captions stand beside the pictures: the model takes prompts, and there is no captions file.
     pub text: bool,
+    /// Whether class names can stand in a caption's place.
+    pub names: bool,
+    /// coco: whether a JSON says which label map belongs to a picture.
+    pub panoptic: bool,
+    /// Whether photographs without a caption are left out.
+    pub leaves_out_uncaptioned: bool,
+    /// Whether photographs without annotations or a label map are left out.
+    pub leaves_out_unmasked: bool,
+    /// Whether captions, masks and annotations without their photograph are left out.
+    pub leaves_out_unpictured: bool,
+    /// Whether pictures in formats that are not read are left out.
+    pub leaves_out_unread: bool,
 }
 
 impl Pairing {
     /// The rules for `config`.
     pub fn of(config: &DataConfig) -> Self {
-        Self { format: config.format, text: config.has_prompts && config.captions.is_none() }
+        Self {
+            format: config.format,
+            prompts: config.has_prompts,
+            text: config.has_prompts && config.captions.is_none(),
+            names: config.classes.is_some(),
+            // Masks of `instances` have no label maps.
+            panoptic: config.panoptic.is_some() || config.labels.is_none(),
+            leaves_out_uncaptioned: config.allow.contains(&Allowed::CaptionsMissing),
+            leaves_out_unmasked: config.allow.contains(&Allowed::MasksMissing),
+            leaves_out_unpictured: config.allow.contains(&Allowed::PicturesMissing),
+            leaves_out_unread: config.allow.contains(&Allowed::FilesUnread),
+        }
+    }
+
+    /// What a photograph lacks to be a sample, if anything.
+    pub fn lacks(self, has_caption: bool, has_annotation: bool) -> Option<Finding> {
+        let is_folder = self.format == DataFormat::Folder;
+        match self.format {
+            DataFormat::Sa1b if !has_annotation => Some(Finding::AnnotationMissing),
+            DataFormat::Coco if !has_annotation && !self.panoptic => Some(Finding::LabelMapMissing),
+            DataFormat::Coco => None,
+            _ if self.text && !has_caption && !(is_folder && self.names) => Some(Finding::CaptionMissing),
+            _ => None,
+        }
+    }
+
+    /// Whether the user accepts that this is left out.
+    pub fn leaves_out(self, lacked: Finding) -> bool {
+        match lacked.allowed() {
+            Some(Allowed::CaptionsMissing) => self.leaves_out_uncaptioned,
+            Some(Allowed::MasksMissing) => self.leaves_out_unmasked,
+            Some(Allowed::PicturesMissing) => self.leaves_out_unpictured,
+            Some(Allowed::FilesUnread) => self.leaves_out_unread,
+            // What others allow leaves no photograph out.
+            Some(_) => false,
+            None => true,
+        }
     }
 }
 
@@ -102,23 +171,17 @@ impl SampleReference {
     pub fn name(&self) -> String {
         match &self.image {
             Member::File(path) => path.display().to_string(),
-            Member::Part { .. } => format!("{}/{}", self.shard.display(), self.key),
+            Member::Part { .. } | Member::Unpacked { .. } => format!("{}/{}", self.shard.display(), self.key),
         }
     }
 }
 
-#[derive(Default)]
-struct SampleFiles {
-    image: Option<Member>,
-    /// A label map if there is another image, otherwise the image.
-    png: Option<Member>,
-    json: Option<Member>,
-    text: Option<Member>,
-    /// Index of the first member in the shard.
-    place: usize,
-}
-
 impl Member {
+    /// Its file, where it has one of its own.
+    pub fn path(&self) -> Option<&Path> {
+        if let Self::File(path) = self { Some(path) } else { None }
+    }
+
     /// Reads the member, at most `limit` bytes.
     ///
     /// # Errors
@@ -128,78 +191,31 @@ impl Member {
             Self::File(path) => limit.read(path).map_err(|problem| Unusable::reading(path, problem)),
             Self::Part { offset, length } => {
                 limit.check(*length)?;
-                let mut bytes =
-                    limits::buffer(*length as usize).map_err(|problem| Unusable::reading(shard, problem))?;
                 let Patient(file) = patience::open(shard).map_err(|problem| Unusable::reading(shard, problem))?;
-                let read = patiently(|| read_exact_at(&file, &mut bytes, *offset));
-                read.map_err(|problem| Unusable::reading(shard, problem))?;
-                Ok(bytes)
+                read_part(&file, *offset, *length).map_err(|problem| Unusable::reading(shard, problem))
+            }
+            Self::Unpacked { file, offset, length } => {
+                limit.check(*length)?;
+                read_part(file, *offset, *length).map_err(Unusable::temporary)
             }
         }
     }
 }
 
-/// The shards of `data.source`, each once: globs are expanded in alphabetical order, folders recursively (sa1b:
-/// a folder with tar files yields those).
-///
-/// # Errors
-/// An entry matches nothing, or the format cannot read what it matches.
-pub fn find(config: &DataConfig) -> Result<Vec<SampleShard>> {
-    let mut shards: Vec<SampleShard> = Vec::new();
-    for source in &config.source {
-        let before = shards.len();
-        for path in expand(source)? {
-            let name = path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-            if is_folder(&path)? {
-                folders(&path, config.format, "", &name, &mut shards)?;
-            } else if config.format == DataFormat::Sa1b {
-                shards.push(SampleShard {
-                    path: path.into(),
-                    is_folder: false,
-                    below: String::new(),
-                    source_name: name,
-                });
-            } else {
-                return Err(Error::Usage(format!("data.source: {} is no folder", path.display())));
-            }
-        }
-        if shards.len() == before {
-            return Err(Error::Usage(match is_folder(Path::new(source))? {
-                true => format!("data.source: {source} holds no files"),
-                false => format!("data.source: nothing matches `{source}`"),
-            }));
-        }
-    }
-    let mut seen = HashSet::new();
-    shards.retain(|shard| seen.insert(shard.path.clone()));
-    if shards.is_empty() {
-        return Err(Error::Usage("data.source is empty".into()));
-    }
-    Ok(shards)
-}
-
-/// The paths of a source entry: itself if it exists, otherwise its matches as a glob.
-fn expand(source: &str) -> Result<Vec<PathBuf>> {
-    if exists(Path::new(source))? {
-        return Ok(vec![PathBuf::from(source)]);
-    }
-    let paths = glob::glob(source).map_err(|problem| Error::Usage(format!("data.source: `{source}`: {problem}")))?;
-    let paths = paths.map(|path| path.map_err(|problem| Error::file(problem.path(), problem.error())));
-    let paths = paths.collect::<Result<Vec<_>>>()?;
-    if paths.is_empty() {
-        // If the system reports a reason, return it instead of "matches nothing".
-        exists(fixed_part(source))?;
-    }
-    Ok(paths)
+fn read_part(file: &File, offset: u64, length: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = limits::buffer(length as usize)?;
+    patiently(|| read_exact_at(file, &mut bytes, offset))?;
+    Ok(bytes)
 }
 
 /// sa1b without captions file: checks that some image of the first shard has a `.txt`.
-pub fn check_captions(shards: &[SampleShard], pairing: Pairing) -> Result<()> {
-    let (DataFormat::Sa1b, true, Some(shard)) = (pairing.format, pairing.text, shards.first()) else { return Ok(()) };
+pub fn check_captions<'a>(mut shards: impl Iterator<Item = &'a SampleShard>) -> Result<()> {
+    let needs_text = |shard: &&SampleShard| shard.pairing.format == DataFormat::Sa1b && shard.pairing.text;
+    let Some(shard) = shards.find(needs_text) else { return Ok(()) };
     let (mut has_caption, mut lacks_caption) = (false, false);
     // Samples without caption are yielded last, so a sound shard's scan stops at its first sample.
     let mut failed = None;
-    let _ = shard.scan(pairing, &mut |item| {
+    let _ = shard.scan(&mut Findings::default(), &mut |item| {
         match item {
             Ok(_) => has_caption = true,
             Err(Unusable::Broken(broken)) => lacks_caption |= broken.reason == NO_CAPTION,
@@ -218,266 +234,108 @@ pub fn check_captions(shards: &[SampleShard], pairing: Pairing) -> Result<()> {
     Ok(())
 }
 
-/// Adds `folder` (sa1b: its tar files, if any) and its subfolders that hold files.
-fn folders(
-    folder: &Path,
-    format: DataFormat,
-    below: &str,
-    source_name: &str,
-    shards: &mut Vec<SampleShard>,
-) -> Result<()> {
-    let failed = |problem: io::Error| Error::file(folder, problem);
-    let (mut inner, mut tars, mut has_files) = (Vec::new(), Vec::new(), false);
-    for entry in patiently(|| std::fs::read_dir(folder)).map_err(failed)? {
-        let entry = entry.map_err(failed)?;
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if name.starts_with('.') {
-            continue;
-        }
-        if entry.file_type().map_err(failed)?.is_dir() {
-            inner.push(name);
-        } else if format == DataFormat::Sa1b && name.ends_with(".tar") {
-            tars.push(name);
-        } else {
-            has_files = true;
-        }
-    }
-    inner.sort();
-    tars.sort();
-    let shard = |path: PathBuf, is_folder| SampleShard {
-        path: path.into(),
-        is_folder,
-        below: below.to_owned(),
-        source_name: source_name.to_owned(),
-    };
-    if tars.is_empty() && has_files {
-        shards.push(shard(folder.to_path_buf(), true));
-    }
-    shards.extend(tars.iter().map(|name| shard(folder.join(name), false)));
-    for name in inner {
-        folders(&folder.join(&name), format, &format!("{below}{name}/"), source_name, shards)?;
-    }
-    Ok(())
-}
-
 impl SampleShard {
-    /// Calls `visit` with each sample of the shard until it breaks. A damaged shard is an item too.
-    pub fn scan(&self, pairing: Pairing, visit: &mut dyn FnMut(Scanned) -> ControlFlow<()>) -> ControlFlow<()> {
-        if self.is_folder { self.scan_folder(pairing, visit) } else { self.scan_tar(pairing, visit) }
+    /// Index of its source's settings.
+    pub fn settings(&self) -> usize {
+        self.settings
     }
 
-    fn broken(&self, key: &str, reason: impl ToString) -> Scanned {
+    /// Calls `visit` with each sample of the shard until it breaks. A damaged shard is an item too. What belongs to no
+    /// sample of a tar file is counted; folders have their inventory.
+    pub fn scan(&self, findings: &mut Findings, visit: &mut dyn FnMut(Scanned) -> ControlFlow<()>) -> ControlFlow<()> {
+        if self.is_folder { self.scan_folder(visit) } else { self.scan_tar(findings, visit) }
+    }
+
+    pub(super) fn broken(&self, key: &str, reason: impl ToString) -> Scanned {
         let name =
             if key.is_empty() { self.path.display().to_string() } else { format!("{}/{key}", self.path.display()) };
         Err(Unusable::Broken(Broken { name, reason: reason.to_string() }))
     }
 
     /// A shard that cannot be read: broken, or fatal if the machine is at fault.
-    fn unreadable(&self, problem: io::Error) -> Scanned {
+    pub(super) fn unreadable(&self, problem: io::Error) -> Scanned {
         match Unusable::reading(&self.path, problem) {
             Unusable::Broken(reason) => self.broken("", reason),
             Unusable::Fatal(error) => Err(Unusable::Fatal(error)),
         }
     }
 
-    /// Reads header after header and yields each sample at its last member. Samples whose image is a PNG, incomplete
-    /// samples, and the samples lost to damage are yielded at the end.
-    fn scan_tar(&self, pairing: Pairing, visit: &mut dyn FnMut(Scanned) -> ControlFlow<()>) -> ControlFlow<()> {
-        let mut members = match patience::open(&self.path).and_then(Members::new) {
-            Ok(members) => members,
+    /// Whether this is a folder, and no tar file.
+    pub fn is_folder(&self) -> bool {
+        self.is_folder
+    }
+
+    /// The folders that may hold its pictures' masks.
+    pub fn mask_folders(&self) -> &[PathBuf] {
+        &self.mask_folders
+    }
+
+    /// The names of a folder's files and of the folders with their masks.
+    ///
+    /// # Errors
+    /// One of them cannot be read.
+    pub fn folder(&self, findings: &mut Findings) -> io::Result<Folder> {
+        Folder::read(&self.path, &self.below, &self.mask_folders, self.pairing, findings)
+    }
+
+    /// Yields the photographs of a folder, sorted by name.
+    fn scan_folder(&self, visit: &mut dyn FnMut(Scanned) -> ControlFlow<()>) -> ControlFlow<()> {
+        let folder = match self.folder(&mut Findings::default()) {
+            Ok(folder) => folder,
             Err(problem) => return visit(self.unreadable(problem)),
         };
-        let mut pending: HashMap<String, SampleFiles> = HashMap::new();
-        let mut yielded: HashSet<String> = HashSet::new();
-        let mut damage = Damage::default();
-        for place in 0.. {
-            let part = match guarded(|| Ok::<_, String>(members.step())) {
-                Ok(Ok(Some(part))) => part,
-                Ok(Ok(None)) => break,
-                Ok(Err(problem)) => return visit(self.unreadable(problem)),
-                Err(problem) => return visit(self.broken("", problem)),
-            };
-            let (name, offset, length) = match part {
-                TarPart::Member { name, offset, length, is_file: true } => (name, offset, length),
-                TarPart::Member { .. } => continue,
-                TarPart::Damage { start, end, problem } => {
-                    damage.add(place, start..end, &problem);
-                    continue;
-                }
-            };
-            let Some((key, extension)) = split_name(&name) else { continue };
-            if extension == "png" && yielded.contains(key) {
-                continue; // beside the JPEG it would not have been the image
+        let mut flow = ControlFlow::Continue(());
+        folder.pair(&mut Findings::default(), |paired, _| {
+            if let Some(item) = self.item_of_files(&folder, paired) {
+                flow = visit(item);
             }
-            damage.sample_until(key, offset + length);
-            let parts =
-                pending.entry(key.to_owned()).or_insert_with(|| SampleFiles { place, ..SampleFiles::default() });
-            if parts.add(&extension, Member::Part { offset, length }) {
-                visit(self.broken(key, format!("{name} occurs twice")))?;
-            }
-            if parts.is_whole(pairing)
-                && let Some(parts) = pending.remove(key)
-            {
-                visit(self.item(key, parts, pairing))?;
-                yielded.insert(key.to_owned());
-            }
-        }
-        let mut rest: Vec<(String, SampleFiles)> = pending.into_iter().collect();
-        rest.sort_by_key(|(_, parts)| parts.place);
-        let mut halves = 0;
-        for (key, parts) in rest {
-            if parts.image.is_some() || parts.png.is_some() || parts.json.is_some() {
-                let mut item = self.item(&key, parts, pairing);
-                if let Err(Unusable::Broken(Broken { reason, .. })) = &mut item {
-                    halves += 1;
-                    *reason = damage.explain(std::mem::take(reason));
-                }
-                visit(item)?;
-            }
-        }
-        let lost = damage.samples().saturating_sub(halves);
-        (0..lost).try_for_each(|_| visit(self.broken("", &damage.first)))
+            flow.is_continue()
+        });
+        flow
     }
 
-    /// Yields the images of a folder, sorted by name.
-    fn scan_folder(&self, pairing: Pairing, visit: &mut dyn FnMut(Scanned) -> ControlFlow<()>) -> ControlFlow<()> {
-        let mut stems: BTreeMap<String, SampleFiles> = BTreeMap::new();
-        let entries = patiently(|| std::fs::read_dir(&self.path).and_then(ReadDir::collect::<io::Result<Vec<_>>>));
-        let entries = match entries {
-            Ok(entries) => entries,
-            Err(problem) => return visit(self.unreadable(problem)),
+    /// The sample of these files, or which of them it lacks; `None` if it is left out.
+    fn item_of_files(&self, folder: &Folder, paired: Paired) -> Option<Scanned> {
+        let pairing = self.pairing;
+        let key = format!("{}{}", folder.below(), paired.stem);
+        let has_annotation = paired.json.is_some() || !paired.masks.is_empty();
+        let lacked = pairing.lacks(paired.text.is_some(), has_annotation);
+        match lacked {
+            Some(lacked) if pairing.leaves_out(lacked) => return None,
+            Some(Finding::CaptionMissing) => return Some(self.broken(&key, NO_CAPTION)),
+            Some(Finding::AnnotationMissing) => return Some(self.broken(&key, NO_JSON)),
+            _ => {}
+        }
+        let file = |folder: Option<&Path>, name: &str| folder.unwrap_or(&self.path).join(name);
+        let member = |name| Member::File(file(None, name));
+        let mut masks: Vec<PathBuf> = paired.masks.iter().map(|&(folder, name)| file(folder, name)).collect();
+        let labels = match pairing.format {
+            // Paths below data.labels.
+            DataFormat::Coco if pairing.panoptic || masks.is_empty() => {
+                let name = PathBuf::from(format!("{key}.png"));
+                vec![Path::new(&self.source_name).join(&name), name]
+            }
+            DataFormat::Coco => {
+                let below = |path: PathBuf| path.strip_prefix(&self.labels).map(Path::to_owned).unwrap_or(path);
+                std::mem::take(&mut masks).into_iter().map(below).collect()
+            }
+            _ => Vec::new(),
         };
-        for entry in entries {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            if let Some((stem, extension)) = split_name(&name)
-                && may_be_file(&entry.path())
-            {
-                stems.entry(stem.to_owned()).or_default().add(&extension, Member::File(entry.path()));
-            }
-        }
-        let mask_of: HashMap<String, Member> = if pairing.format == DataFormat::Folder {
-            let masks: Vec<String> = stems.keys().filter(|stem| is_mask_of_another(stem, &stems)).cloned().collect();
-            let taken = masks.into_iter().filter_map(|stem| Some((stem.clone(), stems.remove(&stem)?.png?)));
-            taken.collect()
-        } else {
-            HashMap::new()
+        let annotation = match (paired.json, masks.as_slice()) {
+            (Some(json), _) => Some(member(json)),
+            (None, [_]) if !paired.are_numbered => masks.pop().map(Member::File),
+            (None, _) => None,
         };
-        for (stem, mut parts) in stems {
-            if parts.image.is_none() && parts.png.is_none() {
-                continue;
-            }
-            if let Some(mask) = mask_of.get(&format!("{stem}_mask")) {
-                parts.image = parts.image.or(parts.png.take());
-                parts.png = Some(mask.clone());
-            }
-            visit(self.item(&format!("{}{stem}", self.below), parts, pairing))?;
-        }
-        ControlFlow::Continue(())
+        Some(Ok(SampleReference {
+            shard: self.path.clone(),
+            settings: self.settings,
+            repeat: 0,
+            key,
+            image: member(paired.picture),
+            annotation,
+            masks: masks.into_iter().map(Member::File).collect(),
+            caption: paired.text.map(member),
+            labels,
+        }))
     }
-
-    /// The sample made of `parts`, or which file it lacks.
-    fn item(&self, key: &str, parts: SampleFiles, pairing: Pairing) -> Scanned {
-        let (image, label_map) = match (parts.image, parts.png) {
-            (Some(image), png) => (image, png),
-            (None, Some(png)) => (png, None),
-            (None, None) => return self.broken(key, "there is no image beside the JSON"),
-        };
-        let annotation = match pairing.format {
-            DataFormat::Sa1b => match parts.json {
-                None => return self.broken(key, "there is no JSON beside the image"),
-                json => json,
-            },
-            DataFormat::Coco => None,
-            DataFormat::Folder => label_map,
-        };
-        if pairing.format == DataFormat::Sa1b && pairing.text && parts.text.is_none() {
-            return self.broken(key, NO_CAPTION);
-        }
-        let labels = if pairing.format == DataFormat::Coco {
-            let name = PathBuf::from(format!("{key}.png"));
-            vec![Path::new(&self.source_name).join(&name), name]
-        } else {
-            Vec::new()
-        };
-        let caption = parts.text.filter(|_| pairing.text);
-        Ok(SampleReference { shard: self.path.clone(), key: key.to_owned(), image, annotation, caption, labels })
-    }
-}
-
-/// The unreadable parts of a tar file, and an estimate of the samples lost.
-#[derive(Default)]
-struct Damage {
-    /// Bytes of each unreadable part.
-    parts: Vec<u64>,
-    /// Description of the first part.
-    first: String,
-    /// Samples seen, the last one, and the readable bytes up to its end, which give a sample's mean size.
-    samples: u64,
-    last: Option<String>,
-    readable: u64,
-}
-
-impl Damage {
-    fn add(&mut self, place: usize, part: Range<u64>, problem: &str) {
-        if self.parts.is_empty() {
-            self.first = format!("no readable tar file from member {place} on: {problem}");
-        }
-        self.parts.push(part.end - part.start);
-    }
-
-    /// Records a member of the sample `key` that ends at byte `end`.
-    fn sample_until(&mut self, key: &str, end: u64) {
-        if self.last.as_deref() != Some(key) {
-            self.samples += 1;
-            self.last = Some(key.to_owned());
-        }
-        self.readable = end.saturating_sub(self.parts.iter().sum());
-    }
-
-    /// Estimated number of lost samples: the parts' bytes over the mean size, at least one for each part.
-    fn samples(&self) -> u64 {
-        let mean = (self.readable / self.samples.max(1)).max(1);
-        let lost = |bytes: &u64| if self.samples == 0 { 1 } else { ((bytes + mean / 2) / mean).max(1) };
-        self.parts.iter().map(lost).sum()
-    }
-
-    /// Adds the damage to the reason why a sample is incomplete.
-    fn explain(&self, reason: String) -> String {
-        if self.parts.is_empty() { reason } else { format!("{reason} ({})", self.first) }
-    }
-}
-
-impl SampleFiles {
-    /// Stores a member by its extension; true if there was one already.
-    fn add(&mut self, extension: &str, member: Member) -> bool {
-        let slot = match extension {
-            "jpg" | "jpeg" => &mut self.image,
-            "png" => &mut self.png,
-            "json" => &mut self.json,
-            "txt" => &mut self.text,
-            _ => return false,
-        };
-        slot.replace(member).is_some()
-    }
-
-    /// Whether no further member is needed. A JPEG may still follow a PNG.
-    fn is_whole(&self, pairing: Pairing) -> bool {
-        self.image.is_some() && self.json.is_some() && (self.text.is_some() || !pairing.text)
-    }
-}
-
-/// Splits a path into stem and lower-case extension, without leading `./`; `None` for hidden files and files without
-/// extension.
-pub(crate) fn split_name(path: &str) -> Option<(&str, String)> {
-    let path = path.trim_start_matches("./");
-    let name = path.rsplit('/').next().filter(|name| !name.starts_with('.'))?;
-    let (_, extension) = name.rsplit_once('.')?;
-    Some((path.get(..path.len() - extension.len() - 1)?, extension.to_ascii_lowercase()))
-}
-
-/// Whether `stem` is `x_mask`, has a PNG, and there is an image `x`.
-fn is_mask_of_another(stem: &str, stems: &BTreeMap<String, SampleFiles>) -> bool {
-    let has_png = stems.get(stem).is_some_and(|parts| parts.png.is_some() && parts.image.is_none());
-    let image = stem.strip_suffix("_mask").and_then(|image| stems.get(image));
-    has_png && image.is_some_and(|parts| parts.image.is_some() || parts.png.is_some())
 }

@@ -5,6 +5,7 @@ use crate::system::patience::{Patient, patiently};
 use crate::system::platform::read_exact_at;
 use std::fs::File;
 use std::io;
+use std::sync::Arc;
 use tar::{EntryType, Header, PaxExtensions};
 
 const BLOCK: u64 = 512;
@@ -38,7 +39,7 @@ pub enum TarPart {
 
 /// Iterates over the headers.
 pub struct Members {
-    file: File,
+    file: Arc<File>,
     size: u64,
     position: u64,
 }
@@ -62,6 +63,14 @@ impl Members {
     /// # Errors
     /// The file's length cannot be read.
     pub fn new(Patient(file): Patient<File>) -> io::Result<Self> {
+        Self::of(Arc::new(file))
+    }
+
+    /// As [`new`](Self::new), of a file that others read, too.
+    ///
+    /// # Errors
+    /// The file's length cannot be read.
+    pub fn of(file: Arc<File>) -> io::Result<Self> {
         let size = patiently(|| file.metadata())?.len();
         Ok(Self { file, size, position: 0 })
     }

@@ -145,8 +145,17 @@ impl LabelledFolder {
             let problem = || Error::file(&classes_file, format!("has no label {into}, which {label} is merged into"));
             class_of.insert(*label, *by_label.get(into).ok_or_else(problem)?);
         }
+        let images = images.find_as(data_set, "images")?;
+        let mut maps = labels.find_as(data_set, "label maps")?;
+        if let Some(panoptic) = &panoptic {
+            // The JSON says which PNG belongs to which image.
+            for key in images.keys() {
+                let found = panoptic.segments(key).map_err(|problem| Error::Failed(problem.to_string()))?;
+                maps.extend(found.map(|segments| (key.clone(), labels.folder.join(segments.file_name))));
+            }
+        }
         Ok(Self {
-            pairs: pairs(data_set, images.find_as(data_set, "images")?, labels.find_as(data_set, "label maps")?)?,
+            pairs: pairs(data_set, images, maps)?,
             classes_file,
             classes: named,
             class_of,

@@ -1,6 +1,6 @@
 //! Captions in a tar archive of text files, such as PixArt's SAM-LLaVA-Captions10M: read once, as a stream.
 use super::Insert;
-use crate::data::sources::shards::split_name;
+use crate::data::sources::names::{Role, is_passed_over, role};
 use crate::system::limits::{CAPTION, RECORD};
 use crate::system::patience::Patient;
 use crate::system::utf8;
@@ -25,19 +25,18 @@ pub fn read(archive: impl Read, insert: &mut Insert) -> Result<(), String> {
         let path = String::from_utf8(member.path_bytes().into_owned());
         let path = path.map_err(|problem| format!("the name {:?} is no UTF-8", problem.to_string()))?;
         let is_file = member.header().entry_type().is_file();
-        match split_name(&path).filter(|_| is_file) {
-            Some((key, extension)) if matches!(extension.as_str(), "txt" | "caption") => {
-                let problem = |problem: String| format!("{path}: {problem}");
-                CAPTION.check(member.size()).map_err(problem)?;
-                let mut text = Vec::new();
-                member.read_to_end(&mut text).map_err(failed)?;
-                insert(key, &utf8::text(text).map_err(problem)?).map_err(problem)?;
-                meter.reset();
-            }
-            name => {
-                others += u64::from(is_file && name.is_some());
-                meter.unmetered(|| io::copy(&mut member, &mut io::sink())).map_err(failed)?;
-            }
+        let name = path.rsplit('/').next().unwrap_or(&path);
+        if is_file && !is_passed_over(name) && matches!(role(name).1, Role::Text | Role::Caption) {
+            let problem = |problem: String| format!("{path}: {problem}");
+            CAPTION.check(member.size()).map_err(problem)?;
+            let mut text = Vec::new();
+            member.read_to_end(&mut text).map_err(failed)?;
+            let key = path.rsplit_once('.').map_or(path.as_str(), |(key, _)| key);
+            insert(key, &utf8::text(text).map_err(problem)?).map_err(problem)?;
+            meter.reset();
+        } else {
+            others += u64::from(is_file && !is_passed_over(name));
+            meter.unmetered(|| io::copy(&mut member, &mut io::sink())).map_err(failed)?;
         }
     }
     if others > 0 {

@@ -1,0 +1,100 @@
+//! The tables `[[data.sources]]`: sources with settings of their own.
+use super::data::{DataConfig, DataFormat};
+use super::document::Value;
+use super::problems::nearest;
+use super::setting::Setting;
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// A source with settings of its own; what it does not give is that of `[data]`.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct SourceConfig {
+    /// Tar shards or a folder; may be a pattern.
+    pub path: String,
+    /// How often its samples come in an epoch.
+    pub repeats: u32,
+    /// The share of its samples that an epoch takes, other ones in every epoch; above 1 some come again.
+    pub weight: f64,
+    /// As `data.format`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub format: Option<DataFormat>,
+    /// As `data.captions`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub captions: Option<PathBuf>,
+    /// As `data.labels`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub labels: Option<PathBuf>,
+    /// As `data.panoptic`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub panoptic: Option<PathBuf>,
+    /// As `data.classes`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub classes: Option<PathBuf>,
+}
+
+const KEYS: [&str; 8] = ["path", "repeats", "weight", "format", "captions", "labels", "panoptic", "classes"];
+/// Samples come at most so often in an epoch.
+const MOST_REPEATS: u32 = 10_000;
+
+impl Setting for SourceConfig {
+    fn expected() -> String {
+        "a table [[data.sources]] with path and, where wanted, repeats, weight, format, captions, labels, panoptic, classes"
+            .into()
+    }
+
+    fn convert(value: &Value) -> Option<Self> {
+        Self::read(value).ok()
+    }
+
+    fn read(value: &Value) -> Result<Self, String> {
+        let Value::Table(table) = value else {
+            return Err(format!("expected {}, found {value}", Self::expected()));
+        };
+        if let Some(unknown) = table.keys().find(|key| !KEYS.contains(&key.as_str())) {
+            return Err(format!(
+                "unknown key {unknown}; the nearest is {}",
+                nearest(unknown, KEYS).unwrap_or_default()
+            ));
+        }
+        let source = Self {
+            path: get(table, "path")?.filter(|path: &String| !path.is_empty()).ok_or("path is missing")?,
+            repeats: get(table, "repeats")?.unwrap_or(1),
+            weight: get(table, "weight")?.unwrap_or(1.0),
+            format: get(table, "format")?,
+            captions: get(table, "captions")?,
+            labels: get(table, "labels")?,
+            panoptic: get(table, "panoptic")?,
+            classes: get(table, "classes")?,
+        };
+        if !(1..=MOST_REPEATS).contains(&source.repeats) {
+            return Err(format!("repeats must be from 1 to {MOST_REPEATS}, is {}", source.repeats));
+        }
+        if !(source.weight > 0.0 && source.weight <= f64::from(MOST_REPEATS)) {
+            return Err(format!("weight must be above 0 and at most {MOST_REPEATS}, is {:?}", source.weight));
+        }
+        Ok(source)
+    }
+}
+
+/// The value of a key, if the table has it.
+fn get<T: Setting>(table: &BTreeMap<String, Value>, key: &str) -> Result<Option<T>, String> {
+    table.get(key).map(|value| T::read(value).map_err(|problem| format!("{key}: {problem}"))).transpose()
+}
+
+impl SourceConfig {
+    /// The settings of `data` with this source's in their place.
+    pub fn over(&self, data: &DataConfig) -> DataConfig {
+        let or = |own: &Option<PathBuf>, of_data: &Option<PathBuf>| own.clone().or_else(|| of_data.clone());
+        let mut settings = data.clone();
+        settings.sources = Vec::new();
+        settings.source = vec![self.path.clone()];
+        settings.format = self.format.unwrap_or(data.format);
+        settings.captions = or(&self.captions, &data.captions);
+        let is_coco = settings.format == DataFormat::Coco;
+        settings.labels = or(&self.labels, &data.labels).filter(|_| is_coco);
+        settings.panoptic = or(&self.panoptic, &data.panoptic).filter(|_| is_coco);
+        settings.classes = or(&self.classes, &data.classes).filter(|_| settings.format != DataFormat::Sa1b);
+        settings
+    }
+}

@@ -1,0 +1,283 @@
+//! The inventory: every file of the sources is accounted for before the first step.
+//!
+//! Folders are listed once and one at a time, so memory grows with the largest folder: 16 bytes and the name for each of
+//! its files. Tar shards are not listed beforehand; they are counted as they are read.
+use super::sources::captions::{Captions, Columns};
+use super::sources::findings::{Finding, Findings, thousands};
+use super::sources::folder::{Folder, Paired, for_each_mask};
+use super::sources::shards::{Pairing, SampleShard};
+use super::sources::unusable::Unusable;
+use super::sources::walk::{FoundSource, Sources};
+use crate::config::{Allowed, Choice, DataConfig, DataFormat};
+use crate::system::limits::CAPTION;
+use crate::system::whole_file::write_atomically;
+use crate::{Error, Result};
+use serde::Serialize;
+use std::fmt;
+use std::path::Path;
+
+/// What the sources of a run hold.
+#[derive(Clone, Debug, Serialize)]
+pub struct Inventory {
+    sources: Vec<SourceCounts>,
+}
+
+/// What one source holds.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct SourceCounts {
+    /// The path or pattern.
+    pub source: String,
+    /// `data.format`.
+    pub format: &'static str,
+    /// How often its samples come in an epoch.
+    pub repeats: f64,
+    /// Tar files, whose members are not counted here.
+    pub shards: u64,
+    /// Photographs in folders, those included that lack something.
+    pub photographs: u64,
+    /// Files of masks, label maps or annotations that belong to them.
+    pub masks: u64,
+    /// Captions that belong to them.
+    pub captions: u64,
+    /// Everything else.
+    findings: Findings,
+}
+
+impl Inventory {
+    /// Lists the sources of `config`.
+    ///
+    /// # Errors
+    /// A source matches nothing or cannot be read, or the captions cannot.
+    pub fn take(config: &DataConfig) -> Result<Self> {
+        let Sources { settings, found } = Sources::open(config)?;
+        let mut sources = Vec::new();
+        for (index, settings) in settings.iter().enumerate() {
+            let group = || found.iter().filter(|source| source.settings == index);
+            let is_folder = |source: &FoundSource| source.shards.iter().any(SampleShard::is_folder);
+            let captions = match &settings.captions {
+                Some(file) if settings.has_prompts && settings.format != DataFormat::Coco && group().any(is_folder) => {
+                    Some(Captions::read(file, Columns::of(settings))?)
+                }
+                _ => None,
+            };
+            let counter = Counter { pairing: Pairing::of(settings), captions: captions.as_ref() };
+            let mut counted = group().map(|source| counter.count(source)).collect::<Result<Vec<_>>>()?;
+            let used: u64 = counted.iter().map(|source| source.captions).sum();
+            let is_all_counted = counted.iter().all(|source| source.shards == 0);
+            if let (Some(captions), Some(last), true) = (&captions, counted.last_mut(), is_all_counted) {
+                last.findings.add_unnamed(Finding::CaptionOfOthers, (captions.len() as u64).saturating_sub(used));
+            }
+            sources.extend(counted);
+        }
+        Ok(Self { sources })
+    }
+
+    /// Lists the sources before they are read, and says what they hold.
+    ///
+    /// # Errors
+    /// Those of [`take`](Self::take) and [`check`](Self::check).
+    pub fn of_run(config: &DataConfig) -> Result<Self> {
+        let inventory = Self::take(config)?;
+        tracing::info!("data\n{inventory}");
+        inventory.check(&config.allow)?;
+        Ok(inventory)
+    }
+
+    /// # Errors
+    /// `Error::Usage` with a line for everything that `allow` does not accept.
+    pub fn check(&self, allow: &[Allowed]) -> Result<()> {
+        let problems: Vec<String> = self.sources.iter().flat_map(|source| source.problems(allow)).collect();
+        if problems.is_empty() { Ok(()) } else { Err(Error::Usage(problems.join("\n"))) }
+    }
+
+    /// Writes it as JSON, whole or not at all.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn write(&self, file: &Path) -> Result<()> {
+        let text = serde_json::to_string_pretty(self).map_err(|problem| Error::file(file, problem))?;
+        write_atomically(file, |out| out.write_all(text.as_bytes()))
+    }
+}
+
+struct Counter<'a> {
+    pairing: Pairing,
+    /// The captions file.
+    captions: Option<&'a Captions>,
+}
+
+impl Counter<'_> {
+    fn count(&self, source: &FoundSource) -> Result<SourceCounts> {
+        let mut counts = SourceCounts {
+            source: source.name.clone(),
+            format: self.pairing.format.name(),
+            repeats: source.repeats,
+            findings: source.findings.clone(),
+            ..SourceCounts::default()
+        };
+        let mut with_masks = 0;
+        for shard in &source.shards {
+            if !shard.is_folder() {
+                counts.shards += 1;
+                continue;
+            }
+            let failed = |problem| Error::file(&shard.path, problem);
+            let mut findings = Findings::default();
+            let folder = shard.folder(&mut findings).map_err(failed)?;
+            let mut fatal = None;
+            folder.pair(&mut findings, |paired, findings| {
+                with_masks += u64::from(!paired.masks.is_empty());
+                match self.count_sample(&folder, &shard.path, &paired, &mut counts, findings) {
+                    Ok(()) => true,
+                    Err(problem) => {
+                        fatal = Some(problem);
+                        false
+                    }
+                }
+            });
+            fatal.map_or(Ok(()), Err)?;
+            counts.findings.merge(findings);
+        }
+        if self.pairing.format == DataFormat::Folder && with_masks > 0 {
+            counts.findings.add_unnamed(Finding::MaskMissing, counts.photographs - with_masks);
+        }
+        self.count_lone_masks(source, &mut counts.findings)?;
+        Ok(counts)
+    }
+
+    fn count_sample(
+        &self,
+        folder: &Folder,
+        path: &Path,
+        paired: &Paired,
+        counts: &mut SourceCounts,
+        findings: &mut Findings,
+    ) -> Result<()> {
+        let shown = format!("{}{}", folder.below(), paired.picture);
+        counts.photographs += 1;
+        counts.masks += paired.masks.len() as u64 + u64::from(paired.json.is_some());
+        counts.captions += u64::from(paired.text.is_some());
+        if let Some(text) = paired.text
+            && is_blank(&path.join(text))?
+        {
+            findings.add(Finding::BlankCaption, &format!("{}{text}", folder.below()));
+        }
+        let has_annotation = paired.json.is_some() || !paired.masks.is_empty();
+        if let Some(lacked) = self.pairing.lacks(paired.text.is_some(), has_annotation) {
+            findings.add(lacked, &shown);
+        } else if let Some(captions) = self.captions {
+            match captions.get(&path.join(paired.stem).to_string_lossy()) {
+                Ok(Some(_)) => counts.captions += 1,
+                Ok(None) => findings.add(Finding::CaptionMissing, &shown),
+                Err(Unusable::Broken(_)) => findings.add(Finding::CaptionUnclear, &shown),
+                Err(Unusable::Fatal(error)) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Counts the masks, in folders of their own, of pictures that are not there.
+    fn count_lone_masks(&self, source: &FoundSource, findings: &mut Findings) -> Result<()> {
+        for masks in &source.mask_folders {
+            let failed = |problem| Error::file(masks, problem);
+            let served = source.shards.iter().filter(|shard| shard.mask_folders().contains(masks));
+            let folders = served.map(|shard| shard.folder(&mut Findings::default()));
+            let folders = folders.collect::<std::io::Result<Vec<Folder>>>().map_err(failed)?;
+            let mut alone = Findings::default();
+            for_each_mask(masks, findings, |stem, name| {
+                if !folders.iter().any(|folder| folder.has_picture_of(stem)) {
+                    alone.add(Finding::MaskAlone, &masks.join(name).display().to_string());
+                }
+            })
+            .map_err(failed)?;
+            findings.merge(alone);
+        }
+        Ok(())
+    }
+}
+
+/// Whether a caption's file holds nothing but white space.
+fn is_blank(file: &Path) -> Result<bool> {
+    /// Files longer than this are not looked into.
+    const SHORT: u64 = 64;
+    match std::fs::metadata(file) {
+        Ok(found) if found.len() <= SHORT => {
+            let text = CAPTION.read(file).map_err(|problem| Error::file(file, problem))?;
+            Ok(String::from_utf8_lossy(&text).trim_start_matches('\u{feff}').trim().is_empty())
+        }
+        Ok(_) => Ok(false),
+        Err(problem) => Err(Error::file(file, problem)),
+    }
+}
+
+impl SourceCounts {
+    fn problems(&self, allow: &[Allowed]) -> Vec<String> {
+        let source = &self.source;
+        let mut problems: Vec<String> =
+            self.findings.iter().filter_map(|(finding, count)| finding.problem(count, source, allow)).collect();
+        let blank = self.findings.count(Finding::BlankCaption);
+        if blank > 0 && blank == self.captions {
+            problems.push(format!("{source}: all of its {} captions are empty", thousands(blank)));
+        }
+        if self.shards == 0 && self.photographs == 0 {
+            problems.push(format!("{source}: there is no photograph that can be read"));
+        }
+        problems
+    }
+
+    /// A line of totals and a line for each kind of finding.
+    fn lines(&self) -> Vec<String> {
+        let counted = |count: u64, [one, more]: [&str; 2]| {
+            format!("{} {}", thousands(count), if count == 1 { one } else { more })
+        };
+        let masks = match self.format {
+            "coco" => ["label map", "label maps"],
+            "sa1b" => ["annotation file", "annotation files"],
+            _ => ["mask", "masks"],
+        };
+        let mut totals = Vec::new();
+        if self.shards > 0 {
+            let shards = counted(self.shards, ["tar shard", "tar shards"]);
+            totals.push(format!("{shards}, counted as they are read"));
+        }
+        if self.photographs > 0 || self.shards == 0 {
+            totals.push(counted(self.photographs, ["photograph", "photographs"]));
+            totals.push(counted(self.masks, masks));
+            if self.format != DataFormat::Coco.name() {
+                totals.push(counted(self.captions, ["caption", "captions"]));
+            }
+        }
+        if self.repeats != 1.0 {
+            totals.push(format!("{} times an epoch", self.repeats));
+        }
+        let mut lines = vec![totals.join(", ")];
+        let (mut unread, mut unread_parts) = (0, Vec::new());
+        for (finding, count) in self.findings.iter() {
+            if matches!(finding, Finding::UnreadPicture | Finding::Archive | Finding::Other) {
+                unread += count.count;
+                let kinds =
+                    count.extensions.iter().map(|(extension, count)| format!("{} {extension}", thousands(*count)));
+                let reason = if finding.help().is_empty() { String::new() } else { format!(" ({})", finding.help()) };
+                unread_parts.push(kinds.collect::<Vec<_>>().join(", ") + &reason);
+            } else {
+                let examples = if count.first.is_empty() { String::new() } else { format!(": {}", count.examples()) };
+                lines.push(finding.text(count.count, &thousands(count.count)) + &examples);
+            }
+        }
+        if unread > 0 {
+            lines.push(format!("{} not read: {}", counted(unread, ["file", "files"]), unread_parts.join(", ")));
+        }
+        lines
+    }
+}
+
+impl fmt::Display for Inventory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let width = self.sources.iter().map(|source| source.source.chars().count()).max().unwrap_or(0) + 2;
+        let lines = self.sources.iter().flat_map(|source| {
+            let names = std::iter::once(source.source.as_str()).chain(std::iter::repeat(""));
+            names.zip(source.lines()).map(|(name, line)| format!("{name:width$}{line}"))
+        });
+        f.write_str(&lines.collect::<Vec<_>>().join("\n"))
+    }
+}

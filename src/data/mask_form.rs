@@ -1,0 +1,45 @@
+//! Whether masks beside pictures are black and white or labels.
+use super::codec::labels::{Appearance, LabelMap};
+use super::sources::findings::Findings;
+use super::sources::shards::{SampleReference, SampleShard};
+use super::sources::unusable::Unusable;
+use crate::Result;
+use crate::config::{DataConfig, DataFormat, MaskForm};
+use crate::system::limits::IMAGE_FILE;
+use std::ops::ControlFlow;
+
+/// Maps by which it is decided whether they are black and white.
+const LOOKED_AT: usize = 16;
+
+/// Whether the masks of `shards`, which `config` is for, are black and white: as the configuration says, or as the first maps look.
+///
+/// # Errors
+/// The machine cannot read them.
+pub fn are_binary<'a>(config: &DataConfig, shards: impl Iterator<Item = &'a SampleShard>) -> Result<bool> {
+    let has_labels = config.format != DataFormat::Folder || config.classes.is_some() || config.palette.is_some();
+    if has_labels || config.masks != MaskForm::Auto {
+        return Ok(config.masks == MaskForm::Binary);
+    }
+    let mut looks = Vec::new();
+    let mut failed = Ok(());
+    for shard in shards {
+        let flow = shard.scan(&mut Findings::default(), &mut |item| {
+            let Ok(SampleReference { annotation: Some(member), shard, .. }) = &item else {
+                return ControlFlow::Continue(());
+            };
+            match member.read(shard, IMAGE_FILE) {
+                // What cannot be decoded is said where the sample is read.
+                Ok(bytes) => looks.extend(LabelMap::decode(&bytes).map(|map| map.appearance())),
+                Err(Unusable::Broken(_)) => {}
+                Err(Unusable::Fatal(error)) => failed = Err(error),
+            }
+            let goes_on = failed.is_ok() && looks.len() < LOOKED_AT;
+            if goes_on { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        });
+        if flow.is_break() {
+            break;
+        }
+    }
+    failed?;
+    Ok(looks.contains(&Appearance::BlackAndWhite) && !looks.contains(&Appearance::Labels))
+}

@@ -1,0 +1,276 @@
+//! From `data.source` to shards: patterns are expanded, folders walked.
+use super::findings::{Finding, Findings};
+use super::gzip_shards::GzipShards;
+use super::names::{Role, is_mask_folder, is_passed_over, is_picture_folder, role};
+use super::patterns::{Expanded, expand};
+use super::shards::{Pairing, SampleShard};
+use crate::config::{DataConfig, DataFormat};
+use crate::system::paths::{find, is_folder};
+use crate::system::patience::patiently;
+use crate::{Error, Result};
+use std::collections::{BTreeMap, HashSet};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// What an entry of `data.source`, or a table of `data.sources`, leads to.
+pub struct FoundSource {
+    /// The path or pattern.
+    pub name: String,
+    /// Index of its settings in [`Sources::settings`].
+    pub settings: usize,
+    /// How often its samples come in an epoch.
+    pub repeats: f64,
+    pub shards: Vec<SampleShard>,
+    /// The folders with masks of the pictures in `shards`.
+    pub mask_folders: Vec<PathBuf>,
+    /// Files with the captions of a whole folder.
+    metadata: Vec<PathBuf>,
+    /// What was met on the way and is not entered or read.
+    pub findings: Findings,
+}
+
+/// All sources of a run.
+pub struct Sources {
+    /// The settings of each group of sources: one for `data.source`, one for each table of `data.sources`.
+    pub settings: Vec<DataConfig>,
+    pub found: Vec<FoundSource>,
+}
+
+impl Sources {
+    /// Lists folders and patterns; each shard of one group comes once. Patterns are expanded in alphabetical order, folders
+    /// recursively (a folder with tar files yields those).
+    ///
+    /// # Errors
+    /// A path matches nothing, or the format cannot read what it matches.
+    pub fn open(config: &DataConfig) -> Result<Self> {
+        let unpacked = Arc::new(GzipShards::default());
+        let mut sources = Self { settings: Vec::new(), found: Vec::new() };
+        for (mut settings, repeats) in config.per_source() {
+            let mut seen = HashSet::new();
+            let mut group = Vec::new();
+            for name in &settings.source {
+                let mut source = walk(&settings, name, &unpacked)?;
+                (source.settings, source.repeats) = (sources.settings.len(), repeats);
+                source.shards.retain(|shard| seen.insert(shard.path.clone()));
+                group.push(source);
+            }
+            if settings.captions.is_none() && settings.has_prompts {
+                settings.captions = metadata(&group)?;
+            }
+            let pairing = Pairing::of(&settings);
+            for shard in group.iter_mut().flat_map(|source| &mut source.shards) {
+                (shard.pairing, shard.settings) = (pairing, sources.settings.len());
+            }
+            sources.found.extend(group);
+            sources.settings.push(settings);
+        }
+        match sources.found.is_empty() {
+            true => Err(Error::Usage("data.source is empty".into())),
+            false => Ok(sources),
+        }
+    }
+
+    pub fn shards(&self) -> impl Iterator<Item = &SampleShard> {
+        self.found.iter().flat_map(|source| &source.shards)
+    }
+}
+
+/// The file with the captions of these sources, if they have one.
+fn metadata(sources: &[FoundSource]) -> Result<Option<PathBuf>> {
+    match sources.iter().flat_map(|source| &source.metadata).collect::<Vec<_>>().as_slice() {
+        [] => Ok(None),
+        [file] => Ok(Some((*file).clone())),
+        [first, second, ..] => Err(Error::Usage(format!(
+            "data.source: {} and {} both hold captions; give each folder a table [[data.sources]] of its own, or name one \
+             file of captions in data.captions",
+            first.display(),
+            second.display()
+        ))),
+    }
+}
+
+fn walk(config: &DataConfig, source: &str, unpacked: &Arc<GzipShards>) -> Result<FoundSource> {
+    let mut walk = Walk::new(config, source, unpacked)?;
+    let paths = match expand(source)? {
+        Expanded::Paths(paths) => paths,
+        Expanded::Missing(part) => return Err(Error::Usage(format!("data.source: nothing matches `{part}`"))),
+    };
+    for path in paths {
+        walk.source_name = path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+        if is_folder(&path)? {
+            walk.folder(&path, "", None)?;
+            walk.masks_beside(&path)?;
+        } else if config.format != DataFormat::Coco {
+            walk.push(path, "", false);
+        } else {
+            return Err(Error::Usage(format!("data.source: {} is no folder", path.display())));
+        }
+        walk.join_masks();
+    }
+    if walk.found.shards.is_empty() {
+        return Err(Error::Usage(format!("data.source: {source} holds no files")));
+    }
+    Ok(walk.found)
+}
+
+struct Walk<'a> {
+    config: &'a DataConfig,
+    /// Last component of the path that is walked.
+    source_name: String,
+    /// coco: the folder of label maps, which holds no photographs.
+    labels: Option<PathBuf>,
+    /// The folders with masks for the pictures of a folder, by that folder's path below the source.
+    masks: BTreeMap<String, Vec<PathBuf>>,
+    /// Shards that have been given their masks.
+    joined: usize,
+    /// The compressed shards of all sources.
+    unpacked: Arc<GzipShards>,
+    found: FoundSource,
+}
+
+impl<'a> Walk<'a> {
+    fn new(config: &'a DataConfig, source: &str, unpacked: &Arc<GzipShards>) -> Result<Self> {
+        let labels = config.labels.as_ref().map(std::fs::canonicalize);
+        Ok(Self {
+            config,
+            source_name: String::new(),
+            // One that is not there is reported by what reads it.
+            labels: labels.and_then(|path| path.ok()),
+            masks: BTreeMap::new(),
+            joined: 0,
+            unpacked: unpacked.clone(),
+            found: FoundSource {
+                name: source.to_owned(),
+                settings: 0,
+                repeats: 1.0,
+                shards: Vec::new(),
+                mask_folders: Vec::new(),
+                metadata: Vec::new(),
+                findings: Findings::default(),
+            },
+        })
+    }
+
+    fn push(&mut self, path: PathBuf, below: &str, is_folder: bool) {
+        self.found.shards.push(SampleShard {
+            path: path.into(),
+            is_folder,
+            below: below.to_owned(),
+            source_name: self.source_name.clone(),
+            labels: self.config.labels.clone().unwrap_or_default(),
+            mask_folders: Vec::new(),
+            pairing: Pairing::of(self.config),
+            settings: 0,
+            unpacked: self.unpacked.clone(),
+        });
+    }
+
+    /// Adds `folder` (or its tar files, if any) and its subfolders that hold files. It holds the masks of the pictures
+    /// in `masks_of`, if that is given.
+    fn folder(&mut self, folder: &Path, below: &str, masks_of: Option<&str>) -> Result<()> {
+        let failed = |problem: io::Error| Error::file(folder, problem);
+        let (mut inner, mut tars, mut has_files) = (Vec::new(), Vec::new(), false);
+        let mut files = Findings::default();
+        for entry in patiently(|| std::fs::read_dir(folder)).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if is_passed_over(&name) {
+                continue;
+            }
+            let kind = entry.file_type().map_err(failed)?;
+            let shown = format!("{below}{name}");
+            match kind.is_symlink().then(|| find(&entry.path())) {
+                Some(Ok(Some(found))) if found.is_dir() => self.found.findings.add(Finding::LinkedFolder, &shown),
+                Some(Ok(None)) => self.found.findings.add(Finding::DeadLink, &shown),
+                _ if kind.is_dir() => inner.push(name),
+                _ if self.config.format != DataFormat::Coco && role(&name).1 == Role::Tar => tars.push(name),
+                _ => {
+                    has_files = true;
+                    if role(&name).1 == Role::Metadata && masks_of.is_none() && self.config.format != DataFormat::Coco {
+                        self.found.metadata.push(entry.path());
+                    }
+                    let is_data = !matches!(role(&name).1, Role::Other | Role::Metadata);
+                    files.add(if is_data { Finding::BesideShards } else { Finding::Other }, &shown);
+                }
+            }
+        }
+        inner.sort();
+        tars.sort();
+        if let Some(pictures) = masks_of {
+            self.masks.entry(pictures.to_owned()).or_default().push(folder.to_path_buf());
+            self.found.mask_folders.push(folder.to_path_buf());
+        } else if !tars.is_empty() {
+            self.found.findings.merge(files);
+            tars.iter().for_each(|name| self.push(folder.join(name), below, false));
+        } else if has_files {
+            self.push(folder.to_path_buf(), below, true);
+        }
+        for name in inner {
+            let path = folder.join(&name);
+            let masks_of = match masks_of {
+                Some(pictures) => Some(format!("{pictures}{name}/")),
+                None if self.config.format == DataFormat::Folder && is_mask_folder(&name) => Some(below.to_owned()),
+                None if self.is_labels(&path) => continue,
+                None => None,
+            };
+            self.folder(&path, &format!("{below}{name}/"), masks_of.as_deref())?;
+        }
+        Ok(())
+    }
+
+    fn is_labels(&self, path: &Path) -> bool {
+        let is_labels = |labels: &PathBuf| std::fs::canonicalize(path).is_ok_and(|path| path == *labels);
+        self.labels.as_ref().is_some_and(is_labels)
+    }
+
+    /// `masks` beside a source that is called `images`.
+    fn masks_beside(&mut self, source: &Path) -> Result<()> {
+        if self.config.format == DataFormat::Folder && is_picture_folder(&self.source_name) {
+            for name in ["masks", "mask"] {
+                let beside = source.with_file_name(name);
+                if is_folder(&beside)? {
+                    self.folder(&beside, &format!("../{name}/"), Some(""))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives each new shard the folders that may hold its pictures' masks.
+    fn join_masks(&mut self) {
+        let labels = self.config.labels.as_deref().filter(|_| self.config.format == DataFormat::Coco);
+        for shard in &mut self.found.shards[self.joined..] {
+            let places = without_picture_folders(&shard.below);
+            shard.mask_folders = match labels {
+                // The annotations say which label map is whose.
+                Some(_) if shard.pairing.panoptic => Vec::new(),
+                Some(labels) => {
+                    let named = labels.join(&shard.source_name).join(&shard.below);
+                    std::iter::once(named).chain(places.iter().map(|below| labels.join(below))).collect()
+                }
+                None => places.iter().flat_map(|below| self.masks.get(below).cloned().unwrap_or_default()).collect(),
+            };
+        }
+        if labels.is_some() {
+            for folder in self.found.shards[self.joined..].iter().flat_map(|shard| &shard.mask_folders) {
+                if !self.found.mask_folders.contains(folder) && is_folder(folder).unwrap_or(false) {
+                    self.found.mask_folders.push(folder.clone());
+                }
+            }
+        }
+        self.joined = self.found.shards.len();
+        self.masks.clear();
+    }
+}
+
+/// `below`, and `below` without a component such as `images`.
+pub(super) fn without_picture_folders(below: &str) -> Vec<String> {
+    let components: Vec<&str> = below.split_terminator('/').collect();
+    let without = |left_out: usize| {
+        let kept = components.iter().enumerate().filter(|(place, _)| *place != left_out);
+        kept.map(|(_, name)| format!("{name}/")).collect::<String>()
+    };
+    let shorter = (0..components.len()).filter(|&place| is_picture_folder(components[place])).map(without);
+    std::iter::once(below.to_owned()).chain(shorter).collect()
+}

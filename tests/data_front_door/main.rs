@@ -1,0 +1,5 @@
+//! The data front door: whatever a folder holds, it gives the right samples or one error, and nothing is silently unused.
+mod folders;
+mod shards;
+mod sources;
+mod world;
