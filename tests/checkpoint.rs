@@ -1,11 +1,13 @@
 //! Checkpoints are written atomically, found again, and refused where they do not belong.
 use candle_core::{Device, Tensor};
 use seg4diff::config::RunConfig;
-use seg4diff::data::Cursor;
+use seg4diff::data::{Cursor, DataRecord};
 use seg4diff::train::checkpoint::{
     Checkpoint, Counters, State, config_of, list, newest_whole, remove_leftovers, verify,
 };
+use seg4diff::train::resume::{Conditions, Override};
 use seg4diff::train::run_folder::{Resume, RunFolder};
+use seg4diff::train::schedule::warmup_cosine;
 use seg4diff::{Error, report::metrics::StepMetrics};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -37,6 +39,19 @@ fn checkpoint(step: u64) -> Checkpoint {
     }
 }
 
+/// Loads a checkpoint for a run with this config on the model of this fingerprint.
+fn load(folder: &Path, config: &RunConfig, model: &str, force: &[Override]) -> Result<Checkpoint, Error> {
+    let data = DataRecord::default();
+    Conditions { config, model, data: &data, schedule: warmup_cosine }.load(folder, force)
+}
+
+fn load_newest(run: &RunFolder) -> Result<Option<Checkpoint>, Error> {
+    let (config, data) = (config(&[]), DataRecord::default());
+    run.load(&Conditions { config: &config, model: "fingerprint", data: &data, schedule: warmup_cosine }, &[])
+}
+
+const ALL: &[Override] = &[Override::Settings, Override::Model, Override::Data];
+
 fn values(tensors: &BTreeMap<String, Tensor>) -> Vec<(String, Vec<Vec<f32>>)> {
     tensors.iter().map(|(name, t)| (name.clone(), t.to_vec2().expect("values"))).collect()
 }
@@ -51,7 +66,7 @@ fn what_is_saved_is_loaded_bit_for_bit() {
     let saved = checkpoint(250);
     let path = saved.save(folder.path(), &config(&[])).expect("save");
     assert_eq!(path, folder.path().join("checkpoints/step-000250"));
-    let loaded = Checkpoint::load(&path, &config(&[]), "fingerprint", false).expect("load");
+    let loaded = load(&path, &config(&[]), "fingerprint", &[]).expect("load");
     assert_eq!(loaded.state, saved.state);
     assert_eq!(values(&loaded.adapter), values(&saved.adapter));
     assert_eq!(values(&loaded.optimizer), values(&saved.optimizer));
@@ -132,7 +147,7 @@ fn damage_is_seen_and_the_one_before_is_taken() {
         damage(&second);
         let message = verify(&second).expect_err("damaged").to_string();
         assert!(message.contains(named) && message.contains("step-000002"), "{message}");
-        assert!(Checkpoint::load(&second, &config(&[]), "fingerprint", true).is_err());
+        assert!(load(&second, &config(&[]), "fingerprint", ALL).is_err());
         assert_eq!(newest_whole(folder.path()).expect("newest"), Some(first.clone()));
         damage(&first);
         let message = newest_whole(folder.path()).expect_err("none is whole").to_string();
@@ -145,7 +160,7 @@ fn another_config_or_model_is_refused_by_name_unless_forced() {
     let folder = tempfile::tempdir().expect("folder");
     let path = checkpoint(1).save(folder.path(), &config(&[])).expect("save");
     let now = config(&["optim.lr=1e-3", "data.captions=x.json", "data.source=[\"b.tar\"]", "data.workers=3"]);
-    let message = match Checkpoint::load(&path, &now, "another", false) {
+    let message = match load(&path, &now, "another", &[]) {
         Err(Error::Usage(message)) => message,
         other => panic!("expected a usage error, got {other:?}"),
     };
@@ -159,7 +174,7 @@ fn another_config_or_model_is_refused_by_name_unless_forced() {
             "model.path: the model in m is not the one that the checkpoint was trained on",
         ]
     );
-    assert_eq!(Checkpoint::load(&path, &now, "another", true).expect("forced").state.step, 1);
+    assert_eq!(load(&path, &now, "another", ALL).expect("forced").state.step, 1);
     // Settings that cannot change the result may differ.
     let free = [
         "output=elsewhere",
@@ -172,8 +187,56 @@ fn another_config_or_model_is_refused_by_name_unless_forced() {
         "checkpoint.every=7",
         "checkpoint.keep=0",
     ];
-    Checkpoint::load(&path, &config(&free), "fingerprint", false).expect("only free settings differ");
-    assert!(Checkpoint::load(&path, &config(&["train.steps=999"]), "fingerprint", false).is_err());
+    load(&path, &config(&free), "fingerprint", &[]).expect("only free settings differ");
+    // With the warm-up over, the learning rates of the steps done depend on the run's length.
+    let path = checkpoint(1000).save(folder.path(), &config(&[])).expect("save");
+    assert!(load(&path, &config(&["train.steps=1999"]), "fingerprint", &[]).is_err());
+}
+
+/// Each override accepts what it names and nothing else.
+#[test]
+fn force_accepts_what_it_names() {
+    let folder = tempfile::tempdir().expect("folder");
+    let path = checkpoint(1).save(folder.path(), &config(&[])).expect("save");
+    let now = config(&["optim.lr=1e-3"]);
+    for (force, left) in [
+        (&[][..], "another configuration and another model; --force=settings,model takes"),
+        (&[Override::Settings], "another model; --force=model takes"),
+        (&[Override::Model, Override::Data], "another configuration; --force takes"),
+    ] {
+        let message = load(&path, &now, "another", force).expect_err("refused").to_string();
+        assert!(message.contains(left), "{message}");
+    }
+    load(&path, &now, "another", &[Override::Model, Override::Settings]).expect("forced");
+}
+
+/// Steps may be added as long as the learning rates of the steps done stay what they were.
+#[test]
+fn a_run_may_grow_where_its_past_does_not_depend_on_its_length() {
+    let folder = tempfile::tempdir().expect("folder");
+    let (short, long) = (config(&["optim.warmup_steps=300"]), config(&["optim.warmup_steps=300", "train.steps=4000"]));
+    for (step, rates) in [(300, None), (302, Some("step 302 had 1.000e-4, and would have had 1.000e-4"))] {
+        let path = checkpoint(step).save(folder.path(), &short).expect("save");
+        let loaded = load(&path, &long, "fingerprint", &[]);
+        match rates {
+            None => assert_eq!(loaded.expect("within the warm-up").state.step, step),
+            Some(rates) => {
+                let message = loaded.expect_err("refused").to_string();
+                assert!(message.contains("train.steps: 1000 in the checkpoint, 4000 now"), "{message}");
+                assert!(message.contains(rates) && message.contains("--force takes"), "{message}");
+            }
+        }
+    }
+    // A schedule that does not follow the length.
+    let path = checkpoint(999).save(folder.path(), &short).expect("save");
+    let data = DataRecord::default();
+    let conditions = Conditions {
+        config: &long,
+        model: "fingerprint",
+        data: &data,
+        schedule: |config, step, _| config.lr / (step + 1) as f64,
+    };
+    assert_eq!(conditions.load(&path, &[]).expect("grown").state.step, 999);
 }
 
 #[test]
@@ -205,7 +268,7 @@ fn a_folder_with_a_run_is_resumed_or_left_alone() {
     // --resume before the first checkpoint starts from step 0, so that restarted jobs can always pass --resume.
     for resume in [Resume::No, Resume::Newest] {
         let run = RunFolder::open(&output, &resume).expect("open");
-        assert!(run.load(&config(&[]), "fingerprint", false).expect("load").is_none());
+        assert!(load_newest(&run).expect("load").is_none());
         let mut metrics = run.begin(&config(&[]), 0).expect("begin");
         for step in 1..=4 {
             metrics.write(&StepMetrics { step, ..Default::default() }).expect("write");
@@ -220,7 +283,7 @@ fn a_folder_with_a_run_is_resumed_or_left_alone() {
     }
     let earlier = output.join("checkpoints/step-000002");
     let run = RunFolder::open(&output, &Resume::From(earlier)).expect("open");
-    let state = run.load(&config(&[]), "fingerprint", false).expect("load").expect("a checkpoint").state;
+    let state = load_newest(&run).expect("load").expect("a checkpoint").state;
     run.begin(&config(&[]), state.step).expect("begin");
     assert_eq!(steps(&output), [2]);
     verify(&output.join("checkpoints/step-000004.superseded")).expect("set aside, whole");

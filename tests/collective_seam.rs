@@ -8,6 +8,7 @@ use seg4diff::train::collective::{Collective, SingleProcess};
 use seg4diff::train::gradient_buffer::GradientBuffer;
 use seg4diff::train::optimizers::Optimizer;
 use seg4diff::train::parameters::{Group, Parameters};
+use seg4diff::train::resume::Override;
 use seg4diff::train::run_folder::{Resume, RunFolder};
 use seg4diff::train::{Components, run_with};
 use seg4diff::{Error, Result};
@@ -97,7 +98,7 @@ fn train(config: &RunConfig, size: usize, resume: &Resume, make: fn(usize) -> Ma
         let folder = open(&config.output, resume).expect("folder");
         // Another configuration is one with another `accumulate`.
         let components = Components { optimizer: make(rank), collective: &collective, ..Components::default() };
-        run_with(config, &Device::Cpu, &folder, true, &components)
+        run_with(config, &Device::Cpu, &folder, &[Override::Settings], &components)
     };
     std::thread::scope(|scope| {
         let threads: Vec<_> = (0..size).map(|rank| scope.spawn(move || thread(rank))).collect();
@@ -146,7 +147,7 @@ impl Left {
 
 fn one_process(config: &RunConfig) -> Left {
     let folder = RunFolder::open(&config.output, &Resume::No).expect("folder");
-    run_with(config, &Device::Cpu, &folder, false, &Components { collective: &SingleProcess, ..Components::default() })
+    run_with(config, &Device::Cpu, &folder, &[], &Components { collective: &SingleProcess, ..Components::default() })
         .expect("run");
     Left::of(&config.output)
 }

@@ -53,7 +53,7 @@ fn a_run_in_which_no_step_counted_fails() {
     fails(&run, &["--set", "train.max_nonfinite=9", "--resume"], &parts[..2]);
     // One finite step makes a run, with or without the neighbouring checkpoints.
     let sound = format!("model.path={ROOT}/checkpoints/smoke-base");
-    run.finish(&["--resume", &from, "--force", "--set", &sound]);
+    run.finish(&["--resume", &from, "--force=model", "--set", &sound]);
 }
 
 #[test]

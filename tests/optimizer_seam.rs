@@ -30,7 +30,7 @@ fn config(output: &Path, settings: &[&str]) -> RunConfig {
 
 fn train(config: &RunConfig, resume: &Resume, components: &Components) {
     let folder = RunFolder::open(&config.output, resume).expect("folder");
-    run_with(config, &Device::Cpu, &folder, false, components).expect("run");
+    run_with(config, &Device::Cpu, &folder, &[], components).expect("run");
 }
 
 /// What a run's newest checkpoint has of its adapter and its optimizer.

@@ -3,11 +3,14 @@ mod browser;
 
 use candle_core::{Device, Tensor};
 use image::{Rgb, RgbImage};
+use seg4diff::config::RunConfig;
+use seg4diff::data::{Mask, Sample};
 use seg4diff::eval::analysis::{Analysis, BlockAnalysis};
+use seg4diff::model::weights::files::ModelFiles;
 use seg4diff::report::metrics::{StepMetrics, ValidationScores};
 use seg4diff::report::segmentation::{SegmentationExample, Segmented};
 use seg4diff::report::summary::{Scores, Stage, Summary};
-use seg4diff::report::{Measured, RunReport, Samples, TrainedLayers, ValidationPictures};
+use seg4diff::report::{Measured, RunReport, SampleDrawer, SampleFigure, Samples, TrainedLayers, ValidationPictures};
 use seg4diff::sample::image::read_rgb8;
 use std::path::{Path, PathBuf};
 
@@ -148,7 +151,34 @@ fn report(output: &Path) -> RunReport {
             },
             blocks: vec![(Stage::Before, analysis(0.3)), (Stage::After, analysis(0.5))],
         },
+        data: vec![trained_on("train/000007"), trained_on(NASTY)],
     }
+}
+
+/// A sample of the scene, whose masks are paired with words.
+fn trained_on(key: &str) -> SampleFigure {
+    let config = RunConfig::load(Path::new("configs/smoke.toml"), &["data.resolution=64".into()]).expect("config");
+    let drawer =
+        SampleDrawer::open(&config, &ModelFiles::open(&config.model.path).expect("model")).expect("tokenizers");
+    let (image, labels) = scene(30);
+    let mask = |class: usize, label: u32| {
+        let mut mask = Mask::new(64, 64);
+        let inside = (0..64 * 64).filter(|pixel| labels[*pixel] == label);
+        inside.for_each(|pixel| mask.set(pixel % 64, pixel / 64));
+        mask.class = Some(class);
+        mask
+    };
+    let sample = Sample {
+        key: key.into(),
+        epoch: 1,
+        image: image.into_raw(),
+        encoded: None,
+        prompt: format!("sun {NASTY}"),
+        classes: vec!["sun".into(), NASTY.into()],
+        masks: vec![mask(0, 9), mask(1, 7)],
+        is_dropped: false,
+    };
+    drawer.draw(&sample, 6).expect("drawn").figure
 }
 
 /// Writes the report into a new folder; `KEEP_REPORT=DIR` keeps it for viewing.
@@ -221,8 +251,8 @@ fn the_page_says_what_was_measured_and_nothing_in_it_is_taken_for_markup() {
     assert!(!page.contains("@import"));
     let pictures = page.matches("<img ").count();
     // Two examples of picture, truth, and two rows of prediction and three classes; four samples of two models; two
-    // validations of attention and samples.
-    assert_eq!(pictures, 2 * (2 + 2 * 4) + 4 * 2 + 2 * 2);
+    // validations of attention and samples; two pictures that were trained on and their masks.
+    assert_eq!(pictures, 2 * (2 + 2 * 4) + 4 * 2 + 2 * 2 + 2 * 2);
     assert!(page.contains("All blocks") && page.matches("<svg class=\"blocks\"").count() == 2);
     assert!(page.contains("block 1: 0.5"), "the drawing names its values");
     assert!(page.contains("While it was trained") && page.contains("Step 400: mIoU 80.0 %, held-out flow loss 0.4321"));

@@ -17,7 +17,7 @@ use smoke_run::{Run, read, run as run_to_end, succeed};
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::path::Path;
-use std::process::{Child, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
@@ -322,11 +322,113 @@ fn steps_that_are_not_finite() {
     let adapter = read_all(&run_on_broken.checkpoint(3, "adapter.safetensors")).expect("tensors");
     assert_eq!(values(&adapter), fresh_adapter(&base, &settings));
     let model = format!("model.path={}", base.display());
-    let said = run_on_broken.finish(&["--resume", "--force", "--set", &model]);
+    let said = run_on_broken.finish(&["--resume", "--force=model", "--set", &model]);
     assert!(said.contains("3 steps without a finite loss") && said.contains("as --force says"), "{said}");
     assert_eq!(state(&run_on_broken, 6)["counters"]["nonfinite"], 3);
     assert_eq!(state(&run_on_broken, 6)["counters"]["nonfinite_in_a_row"], 0);
     assert!(steps(&run_on_broken)[3..].iter().all(|line| line["loss"].is_number()));
+}
+
+/// A run of 12 steps that goes on to 24 ends with the bytes of one of 24, where the schedule's past is the same; where it
+/// is not, the message says which number is another.
+#[test]
+fn a_run_grows() {
+    let warming = [SETTINGS, &["optim.warmup_steps=24"]].concat();
+    let (whole, grown) = (Run::new(&warming), Run::new(&warming));
+    whole.finish(&[]);
+    grown.finish(&["--set", "train.steps=12"]);
+    let said = grown.finish(&["--resume"]);
+    assert!(!said.contains("--force"), "{said}");
+    Outcome::of(&grown, STEPS).check(&Outcome::of(&whole, STEPS), "grown");
+
+    let cosine = Run::new(SETTINGS);
+    cosine.finish(&["--set", "train.steps=12"]);
+    let (output, said) = run_to_end(&mut cosine.train(&["--resume"]));
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    for part in ["train.steps: 12 in the checkpoint, 24 now", "the learning rate", "step 12 had ", "--force takes"] {
+        assert!(said.contains(part), "{part} in {said}");
+    }
+    let said = cosine.finish(&["--resume", "--force"]);
+    assert!(said.contains("as --force says") && said.contains("train.steps: 12 in the checkpoint"), "{said}");
+}
+
+/// Pictures of two colours with captions, in folders.
+fn pictures(folder: &Path, names: std::ops::Range<u8>) {
+    std::fs::create_dir_all(folder).expect("folder");
+    for number in names {
+        let picture = image::RgbImage::from_fn(64, 64, |x, _| image::Rgb([4 * x as u8, 9 * number, 200]));
+        picture.save(folder.join(format!("{number}.png"))).expect("picture");
+        std::fs::write(folder.join(format!("{number}.txt")), format!("picture number {number}")).expect("caption");
+    }
+}
+
+/// Data that moved are recognised; of data that changed, what was added, removed or changed is named.
+#[test]
+fn data_may_move_but_not_change() {
+    let folder = tempfile::tempdir().expect("folder");
+    let at = |name: &str| folder.path().join(name);
+    let source = |name: &str| format!("data.source=[{:?}]", at(name).display().to_string());
+    let settings = [
+        "data.format=folder",
+        "train.batch=2",
+        "checkpoint.every=2",
+        "data.resolution=64",
+        "loss.focal_weight=0",
+        "loss.dice_weight=0",
+    ];
+    pictures(&at("first"), 0..10);
+    let mut config =
+        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/smoke.toml")).expect("config");
+    config = config.lines().filter(|line| !line.starts_with("captions")).collect::<Vec<_>>().join("\n");
+    std::fs::write(at("c.toml"), config).expect("config");
+    let start = |name: &str, steps: &str, more: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_train"));
+        command.current_dir(env!("CARGO_MANIFEST_DIR")).env_remove("RUST_LOG").arg("--config").arg(at("c.toml"));
+        let output = format!("output={}", at("run").display());
+        for setting in settings.iter().copied().chain([
+            output.as_str(),
+            &source(name),
+            &format!("train.steps={steps}"),
+            "optim.warmup_steps=8",
+        ]) {
+            command.args(["--set", setting]);
+        }
+        run_to_end(command.args(more))
+    };
+    let lora = || {
+        let lora = read(at("run/lora.safetensors"));
+        std::fs::remove_dir_all(at("run")).expect("removed");
+        lora
+    };
+    assert!(start("first", "8", &[]).0.status.success());
+    let whole = lora();
+    assert!(start("first", "4", &[]).0.status.success());
+    std::fs::rename(at("first"), at("moved")).expect("moved");
+    let (output, said) = start("moved", "8", &["--resume"]);
+    assert!(output.status.success() && !said.contains("--force"), "{said}");
+    assert_eq!(lora(), whole, "on data that moved");
+
+    assert!(start("moved", "4", &[]).0.status.success());
+    pictures(&at("moved"), 10..12);
+    std::fs::write(at("moved/3.txt"), "another caption").expect("caption");
+    for name in ["7.png", "7.txt"] {
+        std::fs::remove_file(at("moved").join(name)).expect("removed");
+    }
+    for more in [&["--resume"][..], &["--resume", "--force"], &["--resume", "--force=settings,model"]] {
+        let (output, said) = start("moved", "8", more);
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        for part in [
+            "2 pictures added since: 10, 11",
+            "1 picture removed since: 7",
+            "1 picture changed since: 3",
+            "--force=data",
+        ] {
+            assert!(said.contains(part), "{part} in {said}");
+        }
+    }
+    let (output, said) = start("moved", "8", &["--resume", "--force=data"]);
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains("as --force says") && said.contains("2 pictures added since: 10, 11"), "{said}");
 }
 
 fn values(tensors: &BTreeMap<String, Tensor>) -> Vec<(String, Vec<f32>)> {

@@ -402,7 +402,7 @@ fn smoke_run(settings: &[String]) -> Vec<[f64; 2]> {
     all.extend_from_slice(settings);
     let config = RunConfig::load(Path::new("configs/smoke.toml"), &all).unwrap();
     let device = config.device.open().unwrap();
-    train::run(&config, &device, &RunFolder::open(&output, &Resume::No).unwrap(), false).unwrap();
+    train::run(&config, &device, &RunFolder::open(&output, &Resume::No).unwrap(), &[]).unwrap();
     let lines = std::fs::read_to_string(output.join("metrics.jsonl")).unwrap();
     let step = |line: &str| {
         let line: Value = serde_json::from_str(line).unwrap();

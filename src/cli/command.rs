@@ -1,5 +1,5 @@
 //! The commands of `seg4diff`, and how they start and end.
-use super::{analyze, config, evaluate, export, generate, prepare, probe, train};
+use super::{analyze, config, evaluate, export, generate, inspect, prepare, probe, train};
 use crate::system::error::{Error, Result};
 use crate::system::log;
 use crate::system::{process, terminal::complain};
@@ -17,6 +17,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Train(train::TrainArgs),
+    Inspect(inspect::InspectArgs),
     Generate(generate::GenerateArgs),
     Probe(probe::ProbeArgs),
     Export(export::ExportArgs),
@@ -36,6 +37,7 @@ impl Cli {
     pub fn run(&self) -> Result<()> {
         match &self.command {
             Command::Train(args) => train::run(args),
+            Command::Inspect(args) => inspect::run(args),
             Command::Generate(args) => generate::run(args),
             Command::Probe(args) => probe::run(args),
             Command::Export(args) => export::run(args),
@@ -101,6 +103,7 @@ mod tests {
     fn examples_are_true() {
         for command in [
             train::TrainArgs::augment_args(clap::Command::new("train")),
+            inspect::InspectArgs::augment_args(clap::Command::new("inspect")),
             generate::GenerateArgs::augment_args(clap::Command::new("generate")),
             probe::ProbeArgs::augment_args(clap::Command::new("probe")),
             export::ExportArgs::augment_args(clap::Command::new("export")),

@@ -8,6 +8,7 @@ mod drawings;
 pub(crate) mod evaluate;
 pub(crate) mod export;
 pub(crate) mod generate;
+pub(crate) mod inspect;
 pub(crate) mod maps;
 pub(crate) mod prepare;
 pub(crate) mod probe;

@@ -4,6 +4,7 @@ use crate::config::RunConfig;
 use crate::data::Inventory;
 use crate::system::error::Result;
 use crate::system::printable::printable_path;
+use crate::train::resume::Override;
 use crate::train::run_folder::{Resume, RunFolder};
 use clap::Args;
 use std::path::PathBuf;
@@ -29,9 +30,10 @@ pub struct TrainArgs {
     /// Only check the config and the files that it names
     #[arg(long)]
     pub check: bool,
-    /// Resume even if the checkpoint is from another config or model
-    #[arg(long, requires = "resume")]
-    pub force: bool,
+    /// Resume although settings differ from the checkpoint's; a list of settings, model and data names what may
+    #[arg(long, value_name = "WHAT", requires = "resume", num_args = 0..=1, value_delimiter = ',')]
+    #[arg(default_missing_value = "settings", hide_possible_values = true)]
+    pub force: Vec<Override>,
 }
 
 impl TrainArgs {
@@ -57,7 +59,9 @@ pub fn run(args: &TrainArgs) -> Result<()> {
             say(&inventory.to_string())?;
             inventory.check(&config.data.allow)?;
         }
-        return say(&format!("{}: ok", printable_path(&args.config)));
+        let file = printable_path(&args.config);
+        let next = format!("seg4diff inspect --config {file} draws the first samples as training will see them");
+        return say(&format!("{file}: ok\n{next}"));
     }
     let device = config.device.open()?;
     let folder = RunFolder::open(&config.output, &args.resume())?;
@@ -65,7 +69,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
         crate::demo::draw_missing(scenes)?;
     }
     Inventory::of_run(&config.data)?.write(&folder.path().join("data.json"))?;
-    if let Some(table) = crate::train::run(&config, &device, &folder, args.force)? {
+    if let Some(table) = crate::train::run(&config, &device, &folder, &args.force)? {
         mention(&table);
     }
     Ok(())

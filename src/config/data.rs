@@ -160,7 +160,7 @@ impl DataConfig {
             refuse("data.classes", "\"coco\" or \"folder\"");
             refuse("data.palette", "\"coco\" or \"folder\"");
         }
-        if self.format != DataFormat::Folder {
+        if self.format != DataFormat::Folder && self.masks != MaskForm::Auto {
             refuse("data.masks", "\"folder\"");
         }
         for key in ["data.classes", "data.palette"] {

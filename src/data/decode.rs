@@ -98,8 +98,10 @@ impl SampleDecoder {
         let (prompt, Masks { masks, names: classes, fates }) =
             self.prompt_and_masks(reference, &header, &placement.grid())?;
         let image = photograph.map_or_else(|| Ok(Vec::new()), |photograph| placement.apply(&photograph))?;
-        let mut sample = Sample { key: reference.key.clone(), image, encoded: None, prompt, classes, masks };
-        if draws.drop_caption < self.config.caption_dropout {
+        let is_dropped = draws.drop_caption < self.config.caption_dropout;
+        let key = reference.key.clone();
+        let mut sample = Sample { key, epoch, image, encoded: None, prompt, classes, masks, is_dropped };
+        if is_dropped {
             sample.prompt.clear();
             sample.classes.clear();
             sample.masks.clear();

@@ -167,7 +167,12 @@ impl Counter<'_> {
             findings.add(lacked, &shown);
         } else if let Some(captions) = self.captions {
             match captions.get(&path.join(paired.stem).to_string_lossy()) {
-                Ok(Some(_)) => counts.captions += 1,
+                Ok(Some(caption)) => {
+                    counts.captions += 1;
+                    if caption.is_empty() {
+                        findings.add(Finding::BlankCaption, &shown);
+                    }
+                }
                 Ok(None) => findings.add(Finding::CaptionMissing, &shown),
                 Err(Unusable::Broken(_)) => findings.add(Finding::CaptionUnclear, &shown),
                 Err(Unusable::Fatal(error)) => return Err(error),
@@ -216,8 +221,9 @@ impl SourceCounts {
         let mut problems: Vec<String> =
             self.findings.iter().filter_map(|(finding, count)| finding.problem(count, source, allow)).collect();
         let blank = self.findings.count(Finding::BlankCaption);
-        if blank > 0 && blank == self.captions {
-            problems.push(format!("{source}: all of its {} captions are empty", thousands(blank)));
+        if blank > 0 && blank == self.captions && !allow.contains(&Allowed::CaptionsEmpty) {
+            let accept = "data.allow = [\"captions_empty\"] trains without words";
+            problems.push(format!("{source}: all of its {} captions are empty; {accept}", thousands(blank)));
         }
         if self.shards == 0 && self.photographs == 0 {
             problems.push(format!("{source}: there is no photograph that can be read"));

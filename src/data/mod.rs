@@ -13,6 +13,7 @@ mod mask_form;
 pub(crate) mod masks;
 pub(crate) mod order;
 mod plan;
+mod record;
 pub mod sources;
 
 pub use cache::{Cache, Encoded};
@@ -21,6 +22,7 @@ pub use codec::mask::Mask;
 pub use inventory::Inventory;
 pub use loader::{Batch, Coverage, Loader};
 pub use order::Cursor;
+pub use record::{DataFingerprint, DataRecord};
 pub use sources::captions::Captions;
 pub use sources::listing::Listing;
 
@@ -29,6 +31,8 @@ pub use sources::listing::Listing;
 pub struct Sample {
     /// Path within the source, without extension.
     pub key: String,
+    /// Number of the pass over the data set, from 0.
+    pub epoch: u64,
     /// RGB, `[resolution, resolution, 3]`; empty if `encoded` is set.
     pub image: Vec<u8>,
     /// Cached latents and text embedding.
@@ -40,4 +44,6 @@ pub struct Sample {
     /// The usable masks: one for each of `classes`, in their order, or by descending area if there are no classes.
     /// Empty after caption dropout, since masks belong to words of the prompt.
     pub masks: Vec<Mask>,
+    /// Whether caption dropout left prompt and masks out.
+    pub is_dropped: bool,
 }

@@ -2,6 +2,7 @@
 pub(crate) mod blocks;
 mod curves;
 pub mod heatmap;
+mod inspect;
 pub mod metrics;
 mod page;
 pub mod pca;
@@ -11,9 +12,12 @@ pub mod segmentation;
 pub mod summary;
 pub(crate) mod tensorboard;
 mod trained_layers;
+mod training_sample;
 mod validation;
 
+pub use inspect::Inspection;
 pub use page::{Measured, RunReport, byte_size};
 pub use samples::Samples;
 pub use trained_layers::TrainedLayers;
+pub use training_sample::{DrawnSample, SampleDrawer, SampleFigure};
 pub use validation::{KeptPictures, ValidationPictures, sample_sheet, shown};

@@ -1,11 +1,13 @@
 //! `report.html`: a run's results on one self-contained page.
 use super::blocks;
 use super::curves::{panels, smoothed_steps, validation_panels};
+use super::inspect::how_to_read;
 use super::metrics::StepMetrics;
 use super::samples::Samples;
 use super::segmentation::{SegmentationExample, sheet_of};
 use super::summary::{Metric, Stage, Summary, percent};
 use super::trained_layers::TrainedLayers;
+use super::training_sample::SampleFigure;
 use super::validation::{self, ValidationPictures};
 use crate::eval::analysis::Analysis;
 use crate::sample::image::write_png;
@@ -73,6 +75,8 @@ pub struct RunReport {
     pub validations: BTreeMap<u64, ValidationPictures>,
     /// What was measured.
     pub measured: Measured,
+    /// The first samples that were trained on.
+    pub data: Vec<SampleFigure>,
 }
 
 impl RunReport {
@@ -100,41 +104,27 @@ impl RunReport {
 
     fn page(&self, folder: &Path) -> Result<Markup> {
         let name = self.output.file_name().unwrap_or(self.output.as_os_str()).to_string_lossy();
-        Ok(html! {
-            (DOCTYPE)
-            html lang="en" {
-                head {
-                    meta charset="utf-8";
-                    meta http-equiv="Content-Security-Policy" content=(POLICY);
-                    meta name="viewport" content="width=device-width, initial-scale=1";
-                    meta name="color-scheme" content="light dark";
-                    title { (name) " · seg4diff" }
-                    link rel="icon" href="data:,";
-                    style { (PreEscaped(STYLE)) }
-                }
-                body {
-                    header {
-                        p.kind { "seg4diff run" }
-                        h1 { (name) }
-                        p.state { (self.state()) }
-                    }
-                    main {
-                        (self.results())
-                        (self.segmentation()?)
-                        (self.samples()?)
-                        (self.blocks())
-                        (self.training())
-                        (self.validation()?)
-                        @if self.is_complete() { (self.usage()) }
-                        (files(folder))
-                        section #config {
-                            h2 { "Config" }
-                            pre tabindex="0" { code { (self.config_toml) } }
-                        }
-                    }
-                }
+        let header = html! {
+            p.kind { "seg4diff run" }
+            h1 { (name) }
+            p.state { (self.state()) }
+        };
+        let sections = html! {
+            (self.results())
+            (self.segmentation()?)
+            (self.samples()?)
+            (self.blocks())
+            (self.training())
+            (self.validation()?)
+            (self.data())
+            @if self.is_complete() { (self.usage()) }
+            (files(folder))
+            section #config {
+                h2 { "Config" }
+                pre tabindex="0" { code { (self.config_toml) } }
             }
-        })
+        };
+        Ok(document(&name, header, sections))
     }
 
     fn state(&self) -> Markup {
@@ -290,6 +280,18 @@ impl RunReport {
         })
     }
 
+    fn data(&self) -> Markup {
+        html! {
+            @if !self.data.is_empty() {
+                section #data {
+                    h2 { "Data" }
+                    (how_to_read())
+                    @for figure in &self.data { (figure.markup()) }
+                }
+            }
+        }
+    }
+
     fn usage(&self) -> Markup {
         let folder = self.output.to_string_lossy();
         let (model, revision) = match self.model.strip_prefix("hf:") {
@@ -326,6 +328,28 @@ impl RunReport {
                 pre tabindex="0" { code { (python) } }
                 p.note { "Here: draw pictures, or look at the attention to each word in one of yours:" }
                 pre tabindex="0" { code { (commands) } }
+            }
+        }
+    }
+}
+
+/// A self-contained page.
+pub(super) fn document(title: &str, header: Markup, sections: Markup) -> Markup {
+    html! {
+        (DOCTYPE)
+        html lang="en" {
+            head {
+                meta charset="utf-8";
+                meta http-equiv="Content-Security-Policy" content=(POLICY);
+                meta name="viewport" content="width=device-width, initial-scale=1";
+                meta name="color-scheme" content="light dark";
+                title { (title) " · seg4diff" }
+                link rel="icon" href="data:,";
+                style { (PreEscaped(STYLE)) }
+            }
+            body {
+                header { (header) }
+                main { (sections) }
             }
         }
     }

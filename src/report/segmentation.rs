@@ -226,13 +226,13 @@ impl SegmentationExample {
 }
 
 /// The `place`-th colour.
-fn color(place: usize) -> [u8; 3] {
+pub(super) fn color(place: usize) -> [u8; 3] {
     let darker = 1.0 - 0.35 * (place / PALETTE.len()).min(2) as f32;
     PALETTE[place % PALETTE.len()].map(|channel| (f32::from(channel) * darker) as u8)
 }
 
 /// A colour swatch of a class.
-fn chip(color: Option<&[u8; 3]>) -> Markup {
+pub(super) fn chip(color: Option<&[u8; 3]>) -> Markup {
     let [red, green, blue] = color.unwrap_or(&OTHER);
     html! { span.chip style=(format!("background:rgb({red},{green},{blue})")) {} }
 }

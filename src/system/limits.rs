@@ -56,6 +56,8 @@ pub const CONFIG: Limit = limit("a configuration", 4 << 20);
 pub const MODEL_JSON: Limit = limit("a model's JSON or text file", 32 << 20);
 /// A run's or a folder's own record of what it holds (`state.json`, `generation.json`).
 pub const STATE: Limit = limit("a record of a run", 32 << 20);
+/// A run's list of the files that it is trained on: 40 bytes each, so 25 million.
+pub const DATA_RECORD: Limit = limit("a list of a run's data", 1 << 30);
 /// The header of a safetensors file: 130 bytes a tensor, so half a million tensors, each of which takes ten times that
 /// in memory. Models have two thousand; a cache's shards have most.
 pub const TENSOR_HEADER: Limit = limit("a safetensors header", 64 << 20);

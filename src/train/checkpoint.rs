@@ -4,8 +4,8 @@
 //! `config.toml` and `state.json`. It is written as a hidden sibling, every file synced, and then renamed; `state.json`
 //! has length and SHA-256 of the other files, so that damage is found before anything is read.
 use crate::config::RunConfig;
-use crate::data::Cursor;
-use crate::model::adapters::formats::{self, CHECKPOINT_FILE};
+use crate::data::{Cursor, DataFingerprint};
+use crate::model::adapters::formats::CHECKPOINT_FILE;
 use crate::model::weights::fingerprint::sha256;
 use crate::model::weights::{read_all, write};
 use crate::report::summary::Stage;
@@ -17,7 +17,7 @@ use crate::system::whole_file::{
 };
 use candle_core::{DType, Tensor};
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Version of the layout; any other is refused.
@@ -25,28 +25,6 @@ const FORMAT: u32 = 1;
 const OPTIMIZER: &str = "optimizer.safetensors";
 const CONFIG: &str = "config.toml";
 const STATE: &str = "state.json";
-
-/// Settings that a resumed run may change, because no trained value depends on them: where things lie (the base
-/// model is recognised by its fingerprint, what a cache holds by what it was made of), on what and with how many threads
-/// it runs, what is kept, when it gives up; and all of `[eval]`. The files of `lora.init` and `loss.score_head_init` are
-/// recognised by their content.
-const RESUME_MAY_CHANGE: [&str; 15] = [
-    "output",
-    "device",
-    "model.path",
-    "model.variant",
-    "lora.init",
-    "loss.score_head_init",
-    "data.retry_seconds",
-    "data.plain_http",
-    "data.cache",
-    "data.workers",
-    "data.max_broken",
-    "train.gradient_checkpointing",
-    "train.max_nonfinite",
-    "checkpoint.every",
-    "checkpoint.keep",
-];
 
 /// The state of a run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -64,6 +42,9 @@ pub struct State {
     pub counters: Counters,
     /// Fingerprint of the base model.
     pub model: String,
+    /// What identifies the data; absent in checkpoints of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data: Option<DataFingerprint>,
     /// SHA-256 of what training started from in place of fresh values, by the setting that names it.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub init: BTreeMap<String, String>,
@@ -160,74 +141,35 @@ impl Checkpoint {
         write_atomically(&path, |out| out.write_all(&text))
     }
 
-    /// Reads the checkpoint in `folder` for a run with `config` on the base model of this `fingerprint`.
-    ///
-    /// # Errors
-    /// The checkpoint is damaged; or (`Error::Usage`, unless `force`) it is from another configuration or model:
-    /// the message names every setting that differs.
-    pub fn load(folder: &Path, config: &RunConfig, fingerprint: &str, force: bool) -> Result<Self> {
-        let state = verify(folder)?;
-        let mut differences = differing_settings(&folder.join(CONFIG), config)?;
-        if state.model != fingerprint {
-            differences.push(format!(
-                "model.path: the model in {} is not the one that the checkpoint was trained on",
-                config.model.path
-            ));
-        }
-        let init = init_fingerprints(config)?;
-        for key in init.keys().chain(state.init.keys()).collect::<BTreeSet<_>>() {
-            if init.get(key) != state.init.get(key) {
-                differences.push(format!("{key}: not the file, or none, that the run started from"));
-            }
-        }
-        if !differences.is_empty() {
-            let differences = differences.join("\n  ");
-            let folder = folder.display();
-            if !force {
-                return Err(Error::Usage(format!(
-                    "{folder}: the checkpoint is from another configuration; --force takes it all the same\n  {differences}"
-                )));
-            }
-            tracing::warn!("{folder}: resuming from another configuration, as --force says\n  {differences}");
-        }
-        Self::with_tensors(state, folder)
-    }
-
     /// Reads the checkpoint in `folder` for whatever config and model it is.
     ///
     /// # Errors
     /// The checkpoint is damaged.
     pub fn read(folder: &Path) -> Result<Self> {
-        Self::with_tensors(verify(folder)?, folder)
-    }
-
-    fn with_tensors(state: State, folder: &Path) -> Result<Self> {
+        let state = verify(folder)?;
         Ok(Self {
             state,
             adapter: read_f32(&folder.join(CHECKPOINT_FILE))?,
             optimizer: read_f32(&folder.join(OPTIMIZER))?,
         })
     }
-}
 
-/// SHA-256 of the files that the run starts from, by the setting that names them: what a resumed run must share.
-///
-/// # Errors
-/// One of them cannot be read.
-pub fn init_fingerprints(config: &RunConfig) -> Result<BTreeMap<String, String>> {
-    let mut found = BTreeMap::new();
-    if let Some(path) = &config.lora.init {
-        found.insert("lora.init".to_string(), sha256(&formats::tensors_of(path)?)?.0);
+    /// The file of a checkpoint that holds LoRA and score head.
+    pub fn tensors_of(folder: &Path) -> PathBuf {
+        folder.join(CHECKPOINT_FILE)
     }
-    if let Some(folder) = &config.loss.score_head_init {
-        found.insert("loss.score_head_init".to_string(), sha256(&folder.join(CHECKPOINT_FILE))?.0);
-    }
-    Ok(found)
 }
 
 /// The configuration that the checkpoint in `folder` was trained with.
 pub fn config_of(folder: &Path) -> Result<RunConfig> {
     RunConfig::load(&folder.join(CONFIG), &[])
+}
+
+/// The same as text, and the file that it is from.
+pub fn config_text_of(folder: &Path) -> Result<(PathBuf, String)> {
+    let file = folder.join(CONFIG);
+    let text = std::fs::read_to_string(&file).map_err(|e| Error::file(&file, e))?;
+    Ok((file, text))
 }
 
 /// The checkpoints under `output`, oldest first, whole or not.
@@ -320,39 +262,6 @@ pub fn remove_leftovers(output: &Path) -> Result<()> {
     let folders = ["", "checkpoints", "validation", "samples"].into_iter().map(|folder| output.join(folder));
     let samples = Stage::ALL.into_iter().map(|stage| output.join("samples").join(stage.key()));
     folders.chain(samples).try_for_each(|folder| sweep(&folder))
-}
-
-/// The settings of the checkpoint's config that differ from `config` and matter, one line each.
-fn differing_settings(file: &Path, config: &RunConfig) -> Result<Vec<String>> {
-    let text = std::fs::read_to_string(file).map_err(|e| Error::file(file, e))?;
-    // Read as any config, so that one of an older version has the settings that came since, at their defaults. What is
-    // no config of today is compared as it stands.
-    let was = RunConfig::parse(&text, file, &[]).map_or(text, |was| was.to_toml());
-    let (was, now) = (flat(&was), flat(&config.to_toml()));
-    let (was, now) = (was.map_err(|e| Error::file(file, e))?, now.map_err(|e| Error::file(file, e))?);
-    let keys: BTreeSet<&String> = was.keys().chain(now.keys()).collect();
-    let show = |value: Option<&toml::Value>| value.map_or("nothing".to_string(), |value| value.to_string());
-    Ok(keys
-        .into_iter()
-        .filter(|key| {
-            was.get(*key) != now.get(*key) && !RESUME_MAY_CHANGE.contains(&key.as_str()) && !key.starts_with("eval.")
-        })
-        .map(|key| format!("{key}: {} in the checkpoint, {} now", show(was.get(key)), show(now.get(key))))
-        .collect())
-}
-
-/// Settings of a TOML text by dotted key.
-fn flat(text: &str) -> Result<BTreeMap<String, toml::Value>, toml::de::Error> {
-    let mut settings = BTreeMap::new();
-    for (key, value) in text.parse::<toml::Table>()? {
-        match value {
-            toml::Value::Table(section) => {
-                settings.extend(section.into_iter().map(|(name, value)| (format!("{key}.{name}"), value)))
-            }
-            value => drop(settings.insert(key, value)),
-        }
-    }
-    Ok(settings)
 }
 
 fn read_f32(file: &Path) -> Result<BTreeMap<String, Tensor>> {

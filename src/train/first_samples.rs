@@ -4,7 +4,7 @@
 //! The samples are those of the run's beginning at every resume, too, so that it finds the same.
 use super::cut_prompts::CutPrompts;
 use super::mask_census::MaskCensus;
-use crate::config::{Allowed, DataFormat, RunConfig};
+use crate::config::{Allowed, DataConfig, DataFormat, RunConfig};
 use crate::data::Loader;
 use crate::model::text::TextEncoders;
 use crate::system::error::{Error, Result};
@@ -25,7 +25,8 @@ pub fn examine(config: &RunConfig, encoders: &TextEncoders, trained: u64, is_mai
     let mut census = MaskCensus::default();
     let mut prompts = CutPrompts::default();
     // Prompts of class names have none where their masks are missing, which the census says.
-    let has_captions = data.per_source().iter().all(|(settings, _)| settings.format != DataFormat::Coco);
+    let is_captioned = |settings: &DataConfig| settings.format != DataFormat::Coco && settings.classes.is_none();
+    let has_captions = data.per_source().iter().all(|(settings, _)| is_captioned(settings));
     let mut is_silent = data.has_prompts && has_captions && trained > 0;
     for number in 0..trained.min(READ) {
         let Some(decoded) = loader.next_of_epoch()? else {

@@ -71,7 +71,7 @@ impl MaskCensus {
                 String::new()
             };
             let reasons = self.reasons();
-            return Some(format!("no mask of the first {samples} samples has an effect: {reasons}{ignore}; {accept}"));
+            return Some(format!("none of the first {samples} samples has a usable mask: {reasons}{ignore}; {accept}"));
         }
         let is_equal = self.equal.is_some() && self.keys.len() as u64 >= enough;
         is_equal.then(|| format!("the masks of the first {samples} samples are all equal; {accept}"))

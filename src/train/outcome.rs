@@ -4,7 +4,7 @@ use super::effect::counted;
 use crate::config::{RunConfig, named_blocks};
 use crate::data::sources::remote;
 use crate::report::metrics::{self, StepMetrics};
-use crate::report::{Measured, RunReport, TrainedLayers, ValidationPictures, byte_size, shown};
+use crate::report::{Measured, RunReport, SampleFigure, TrainedLayers, ValidationPictures, byte_size, shown};
 use crate::system::error::Result;
 use crate::system::memory::peak_bytes;
 use crate::system::units::{duration, rate};
@@ -16,6 +16,8 @@ pub struct Outcome<'a> {
     pub state: State,
     pub device: &'a Device,
     pub layers: Vec<TrainedLayers>,
+    /// The first samples that were trained on.
+    pub data: Vec<SampleFigure>,
 }
 
 impl Outcome<'_> {
@@ -40,6 +42,7 @@ impl Outcome<'_> {
             validations: ValidationPictures::read(&config.output, shown(&validated))?,
             metrics,
             measured: measured.clone(),
+            data: self.data.clone(),
         };
         report.write(&config.output)
     }

@@ -2,6 +2,7 @@
 use super::components::Components;
 use super::evaluation::Evaluation;
 use super::outcome::Outcome;
+use super::resume::Override;
 use super::run_folder::{Resume, RunFolder};
 use super::run_log::RunLog;
 use super::trainer::Trainer;
@@ -16,7 +17,7 @@ use std::sync::atomic::AtomicBool;
 
 /// Trains as `config` says, into `folder`, from its checkpoint if there is one, and measures the model before and after
 /// where the config asks for it. Returns what was measured, as a table.
-pub fn run(config: &RunConfig, device: &Device, folder: &RunFolder, force: bool) -> Result<Option<String>> {
+pub fn run(config: &RunConfig, device: &Device, folder: &RunFolder, force: &[Override]) -> Result<Option<String>> {
     run_with(config, device, folder, force, &Components::default())
 }
 
@@ -26,7 +27,7 @@ pub fn run_with(
     config: &RunConfig,
     device: &Device,
     folder: &RunFolder,
-    force: bool,
+    force: &[Override],
     components: &Components,
 ) -> Result<Option<String>> {
     let run = || {
@@ -43,7 +44,7 @@ pub fn run_with(
 /// What the trainings of a run share.
 struct Run<'a> {
     device: &'a Device,
-    force: bool,
+    force: &'a [Override],
     components: &'a Components<'a>,
     evaluation: Option<Evaluation<'a>>,
     validation: Option<Validation<'a>>,

@@ -1,5 +1,6 @@
 //! The folder that a run writes into: who may write there, and which checkpoint the run resumes from.
 use super::checkpoint::{self, Checkpoint};
+use super::resume::{Conditions, Override};
 use crate::config::RunConfig;
 use crate::report::metrics::MetricsFile;
 use crate::report::{KeptPictures, ValidationPictures};
@@ -80,10 +81,10 @@ impl RunFolder {
         &self.path
     }
 
-    /// Reads the checkpoint to go on from, if there is one; see `Checkpoint::load`.
-    pub fn load(&self, config: &RunConfig, fingerprint: &str, force: bool) -> Result<Option<Checkpoint>> {
+    /// Reads the checkpoint to go on from, if there is one; see [`Conditions::load`].
+    pub fn load(&self, conditions: &Conditions, force: &[Override]) -> Result<Option<Checkpoint>> {
         let Some(folder) = &self.checkpoint else { return Ok(None) };
-        let checkpoint = Checkpoint::load(folder, config, fingerprint, force)?;
+        let checkpoint = conditions.load(folder, force)?;
         if self.held.is_some() {
             tracing::info!("resuming from {} (step {})", folder.display(), checkpoint.state.step);
         }

@@ -1,5 +1,5 @@
 //! Sets a run up: networks, parameters, how many blocks are recomputed, optimizer, data.
-use super::checkpoint::{self, Checkpoint, State};
+use super::checkpoint::{Checkpoint, State};
 use super::components::Components;
 use super::cut_prompts::CutPrompts;
 use super::effect::InitialValues;
@@ -9,11 +9,13 @@ use super::initial;
 use super::memory::{self, Estimate, Needs, StepSize, Usage};
 use super::optimizers::Optimizer;
 use super::parameters::Parameters;
+use super::resume::{Conditions, Override, init_fingerprints};
 use super::run_folder::RunFolder;
+use super::shown_samples::ShownSamples;
 use super::source::Source;
 use super::trainer::Trainer;
 use crate::config::{HeadMaps, RunConfig, TextEncoderKind};
-use crate::data::{Cache, Loader, loader};
+use crate::data::{Cache, DataRecord, Loader, loader};
 use crate::eval::segmentation::SegmentationOptions;
 use crate::model::families::{self, Transformer};
 use crate::model::pipeline::Pipeline;
@@ -32,15 +34,17 @@ impl<'a> Trainer<'a> {
         config: &'a RunConfig,
         device: &'a Device,
         folder: &RunFolder,
-        force: bool,
+        force: &[Override],
         measures: bool,
         components: &'a Components<'a>,
     ) -> Result<Self> {
         let files = ModelFiles::of(&config.model)?;
         families::of(&files)?;
         let model = fingerprint(&base_files(&files, config)?)?;
-        let checkpoint = folder.load(config, &model, force)?;
-        let state = setup_state(checkpoint.as_ref(), model, config)?;
+        let record = DataRecord::take(&config.data)?;
+        let conditions = Conditions { config, model: &model, data: &record, schedule: components.schedule };
+        let checkpoint = folder.load(&conditions, force)?;
+        let state = setup_state(checkpoint.as_ref(), &conditions)?;
 
         let source = Source::open(config, device, &files, measures)?;
         let encoders = source.describe(config);
@@ -59,6 +63,10 @@ impl<'a> Trainer<'a> {
             config.train.steps * (config.train.batch * config.train.accumulate * components.collective.size()) as u64;
         let masks = first_samples::examine(config, &pipeline.text_encoders, trained, components.collective.is_main())?;
         let scheduler = Scheduler::open(&files)?;
+        let shown_samples = match components.collective.is_main() {
+            true => Some(ShownSamples::open(config, &files, folder.path(), state.samples)?),
+            false => None,
+        };
         let trainer = Self {
             config,
             device,
@@ -70,6 +78,8 @@ impl<'a> Trainer<'a> {
             empty_prompt,
             optimizer,
             loader,
+            shown_samples,
+            record: Some(record),
             plan,
             prompts: (state.cursor.epoch, CutPrompts::default()),
             state,
@@ -96,10 +106,15 @@ impl<'a> Trainer<'a> {
     }
 }
 
-/// The state of the checkpoint, or of a run's beginning, on the base model of fingerprint `model`.
-fn setup_state(saved: Option<&Checkpoint>, model: String, config: &RunConfig) -> Result<State> {
-    let saved = saved.map(|checkpoint| checkpoint.state.clone()).unwrap_or_default();
-    Ok(State { model, init: checkpoint::init_fingerprints(config)?, ..saved })
+/// The state of the checkpoint, or of a run's beginning, under these conditions.
+fn setup_state(saved: Option<&Checkpoint>, conditions: &Conditions) -> Result<State> {
+    let mut saved = saved.map(|checkpoint| checkpoint.state.clone()).unwrap_or_default();
+    if saved.data.is_some() {
+        // The data were compared, by more than the names that the position has.
+        saved.cursor.sources = 0;
+    }
+    let (model, data) = (conditions.model.to_string(), Some(conditions.data.fingerprint()));
+    Ok(State { model, data, init: init_fingerprints(conditions.config)?, ..saved })
 }
 
 /// The optimizer; it and the parameters take the checkpoint's values, if there is one.

@@ -10,11 +10,13 @@ use super::inputs::InputMaker;
 use super::optimizers::Optimizer;
 use super::outcome::Outcome;
 use super::parameters::{Group, Parameters};
+use super::resume::write_record;
 use super::run_log::RunLog;
+use super::shown_samples::ShownSamples;
 use super::trained::origin_of;
 use super::validation::Validation;
 use crate::config::RunConfig;
-use crate::data::{Batch, Cursor, Loader};
+use crate::data::{Batch, Cursor, DataRecord, Loader};
 use crate::model::adapters::formats::{self, Format};
 use crate::model::pipeline::Pipeline;
 use crate::model::text::{TextEmbedding, prompt_file};
@@ -42,6 +44,10 @@ pub struct Trainer<'a> {
     pub(super) empty_prompt: Option<TextEmbedding>,
     pub(super) optimizer: Box<dyn Optimizer>,
     pub(super) loader: Loader,
+    /// What the run's page shows of the data; absent in processes that write nothing.
+    pub(super) shown_samples: Option<ShownSamples>,
+    /// What there is to train on, until the first checkpoint is written.
+    pub(super) record: Option<DataRecord>,
     pub(super) plan: StepPlan<'a>,
     pub(super) state: State,
     /// The epoch that is drawn, and its prompts so far.
@@ -127,9 +133,9 @@ impl<'a> Trainer<'a> {
     /// is known only when they are decoded.
     fn next_batch(&mut self) -> Result<MicroBatch> {
         let (size, rank) = (self.config.train.batch, self.components.collective.rank());
-        let Batch { mut samples, epoch, mut cursor, mut waited, .. } = self.draw(size)?;
+        let Batch { mut samples, epoch, mut cursor, mut waited, .. } = self.draw(0)?;
         for other in 1..self.components.collective.size() {
-            let batch = self.draw(size)?;
+            let batch = self.draw(other)?;
             cursor = batch.cursor;
             waited += batch.waited;
             if other == rank {
@@ -140,9 +146,13 @@ impl<'a> Trainer<'a> {
         Ok(MicroBatch { inputs, epoch, cursor, waited })
     }
 
-    /// The next `size` samples of all processes' order. Prompts that are cut are told at the end of an epoch.
-    fn draw(&mut self, size: usize) -> Result<Batch> {
+    /// The next samples of all processes' order, those of process `rank`. Prompts that are cut are told at the end of an epoch.
+    fn draw(&mut self, rank: usize) -> Result<Batch> {
+        let size = self.config.train.batch;
         let batch = self.loader.next_batch(size)?;
+        if let Some(shown) = &mut self.shown_samples {
+            shown.add(&batch.samples, self.state.samples + (rank * size) as u64)?;
+        }
         if self.config.data.has_prompts {
             let (epoch, prompts) = &mut self.prompts;
             if batch.epoch != *epoch {
@@ -236,8 +246,9 @@ impl<'a> Trainer<'a> {
         log.write(&metrics)
     }
 
-    /// Saves a checkpoint where one is due, or where the run is `stopping`, when all processes have reached it.
-    fn save_if_due(&self, log: Option<&mut RunLog>, stopping: bool) -> Result<()> {
+    /// Saves a checkpoint where one is due, or where the run is `stopping`, when all processes have reached it; and what
+    /// resuming from it shows and compares.
+    fn save_if_due(&mut self, log: Option<&mut RunLog>, stopping: bool) -> Result<()> {
         let (step, every) = (self.state.step, self.config.checkpoint.every);
         if step < self.config.train.steps && !stopping && (every == 0 || !step.is_multiple_of(every)) {
             return Ok(());
@@ -246,6 +257,12 @@ impl<'a> Trainer<'a> {
         if let Some(log) = log {
             log.metrics.sync()?;
             self.checkpoint()?.save(&log.output, self.config)?;
+            if let Some(record) = self.record.take() {
+                write_record(&log.output, &record)?;
+            }
+            if let Some(shown) = &mut self.shown_samples {
+                shown.write()?;
+            }
         }
         Ok(())
     }
@@ -348,6 +365,7 @@ impl<'a> Trainer<'a> {
             config: self.config,
             state: self.state.clone(),
             device: self.device,
+            data: self.shown_samples.as_ref().map_or_else(Vec::new, |shown| shown.figures().to_vec()),
             layers: self.parameters.layers(self.pipeline.transformer.config.num_layers()),
         }
     }

@@ -381,6 +381,9 @@ fn a_good_config_passes_the_check() {
     let output = Command::new(env!("CARGO_BIN_EXE_seg4diff")).args(CHECK).current_dir(world.path("")).output();
     let output = output.expect("seg4diff");
     assert_eq!(String::from_utf8_lossy(&output.stderr), "");
-    assert_eq!(String::from_utf8_lossy(&output.stdout), "c.toml: ok\n");
+    let next = "seg4diff inspect --config c.toml draws the first samples as training will see them";
+    // The inventory of the data stands above.
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(said.ends_with(&format!("\nc.toml: ok\n{next}\n")), "{said}");
     assert!(output.status.success() && !world.path("run").exists());
 }

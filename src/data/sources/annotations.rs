@@ -85,7 +85,7 @@ impl Kind for PanopticSegments {
 
 impl Kind for Instance {
     fn of(annotation: Annotation) -> Result<Self, String> {
-        let mask = annotation.segmentation.ok_or_else(|| match annotation.segments_info {
+        let mask = annotation.segmentation.ok_or(match annotation.segments_info {
             Some(_) => "an annotation has `segments_info`: the file is for data.panoptic",
             None => "an annotation has no `segmentation`",
         })?;

@@ -319,10 +319,10 @@ impl Folder {
         }
         let photograph = photograph?;
         let own = own_mask.map(|file| (None, names.name(file)));
-        let of_others = masks.iter().filter_map(|mask| {
+        let of_others = masks.iter().map(|mask| {
             let folder = (mask.folder as usize).checked_sub(1).and_then(|index| self.masks.get(index));
             let name = folder.map_or(names, |(_, names)| names).name(mask.file as usize);
-            Some((mask.number, folder.map(|(folder, _)| folder.as_path()), name))
+            (mask.number, folder.map(|(folder, _)| folder.as_path()), name)
         });
         let mut used: Vec<(Option<&Path>, &str)> = own.into_iter().collect();
         let mut is_single = own_mask.is_some();

@@ -6,6 +6,7 @@ pub mod prompt_file;
 mod shape;
 pub(crate) mod t5;
 pub mod tokenizer;
+mod tokens;
 
 use crate::config::TextEncoderKind;
 use crate::model::weights::files::{ModelFiles, Part};
@@ -17,6 +18,7 @@ use std::ops::Range;
 use t5::T5Encoder;
 pub use tokenizer::CutPrompt;
 use tokenizer::{CLIP_TOKENS, ClipTokenizer, T5Tokenizer};
+pub use tokens::{PromptTokenizers, PromptTokens};
 
 /// The MM-DiT's conditioning for a batch of prompts, f32.
 #[derive(Clone, Debug)]

@@ -78,6 +78,11 @@ impl ClipTokenizer {
         encode(&self.tokenizer, text)
     }
 
+    /// The bytes of a text that each of its tokens stands for, special tokens left out and none truncated.
+    pub fn token_ranges(&self, text: &str) -> Result<Vec<Range<usize>>> {
+        ranges(&self.tokenizer, text)
+    }
+
     /// What [`encode`](Self::encode) leaves out of a prompt.
     pub fn cut(&self, prompt: &str) -> Result<Option<CutPrompt>> {
         cut(&self.tokenizer, "CLIP", prompt, CLIP_TOKENS - 2)
@@ -131,6 +136,11 @@ impl T5Tokenizer {
         ids.resize(tokens, self.pad);
         Ok(ids)
     }
+
+    /// The bytes of a text that each of its tokens stands for, the end token left out and none truncated.
+    pub fn token_ranges(&self, text: &str) -> Result<Vec<Range<usize>>> {
+        ranges(&self.tokenizer, text)
+    }
 }
 
 /// A prompt that is longer than what an encoder reads.
@@ -152,9 +162,7 @@ fn cut(tokenizer: &Tokenizer, encoder: &'static str, prompt: &str, read: usize) 
     if tokens <= read {
         return Ok(None);
     }
-    let encoding = guarded(|| tokenizer.encode(prompt, false).map_err(|e| e.to_string()));
-    let encoding = encoding.map_err(|e: String| Error::Failed(format!("{prompt:?}: the tokenizer: {e}")))?;
-    let end = encoding.get_offsets().get(read.saturating_sub(1)).map_or(0, |(_, end)| *end);
+    let end = ranges(tokenizer, prompt)?.get(read.saturating_sub(1)).map_or(0, |range| range.end);
     let rest = prompt.get(end..).unwrap_or_default().trim().to_owned();
     Ok(Some(CutPrompt { encoder, tokens, read, rest }))
 }
@@ -164,6 +172,13 @@ fn encode(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
     let encoded = guarded(|| tokenizer.encode_fast(text, false).map_err(|e| e.to_string()));
     let encoding = encoded.map_err(|e: String| Error::Failed(format!("{text:?}: the tokenizer: {e}")))?;
     Ok(encoding.get_ids().to_vec())
+}
+
+/// The bytes of a text that each of its tokens stands for.
+fn ranges(tokenizer: &Tokenizer, text: &str) -> Result<Vec<Range<usize>>> {
+    let encoded = guarded(|| tokenizer.encode(text, false).map_err(|e| e.to_string()));
+    let encoding = encoded.map_err(|e: String| Error::Failed(format!("{text:?}: the tokenizer: {e}")))?;
+    Ok(encoding.get_offsets().iter().map(|&(start, end)| start..end).collect())
 }
 
 /// Opens `tokenizer.json` without its truncation and padding; `expected` is for the error message.

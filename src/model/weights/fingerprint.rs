@@ -19,6 +19,11 @@ pub fn sha256(file: &Path) -> Result<(String, u64)> {
     Ok((hex(hash), bytes))
 }
 
+/// SHA-256 of bytes, in hexadecimal.
+pub fn sha256_of(bytes: &[u8]) -> String {
+    hex(Sha256::new_with_prefix(bytes))
+}
+
 /// A base model's identity: SHA-256 over its files in the given order, whatever they are called.
 ///
 /// Of a `.safetensors` file go in: its length, its header (every tensor's name, type, shape and place), and 16 blocks

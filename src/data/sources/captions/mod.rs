@@ -17,7 +17,6 @@ use std::{collections::BTreeMap, path::Path};
 pub struct Captions {
     table: KeyedTempStore,
     claims: Claims,
-    empty: u64,
 }
 
 /// Which columns (keys of JSON records) hold an image's key and its caption.
@@ -70,16 +69,12 @@ impl Captions {
     pub fn read(path: &Path, columns: Columns) -> Result<Self> {
         let failed = |problem: String| Error::file(path, problem);
         let mut writer = KeyedTempStoreWriter::new().map_err(failed)?;
-        let mut empty = 0;
-        for_each(path, columns, &mut |key, caption| {
-            empty += u64::from(caption.is_empty());
-            writer.insert(key, caption.as_bytes())
-        })?;
+        for_each(path, columns, &mut |key, caption| writer.insert(key, caption.as_bytes()))?;
         let table = writer.finish_distinct(differ).map_err(failed)?;
         if table.is_empty() {
             return Err(failed("there is no caption".into()));
         }
-        Ok(Self { claims: Claims::on(&table), table, empty })
+        Ok(Self { claims: Claims::on(&table), table })
     }
 
     /// How many images have a caption.
@@ -90,11 +85,6 @@ impl Captions {
     /// Whether no image has a caption.
     pub fn is_empty(&self) -> bool {
         self.table.is_empty()
-    }
-
-    /// How many captions are empty.
-    pub fn empty(&self) -> u64 {
-        self.empty
     }
 
     /// The caption of the image `key`.

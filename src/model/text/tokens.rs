@@ -1,0 +1,77 @@
+//! Prompts as the tokenizers of a model's text encoders cut them, for people to see.
+use super::tokenizer::{CLIP_TOKENS, ClipTokenizer, T5Tokenizer};
+use crate::config::{ModelConfig, TextEncoderKind};
+use crate::model::weights::files::{ModelFiles, Part};
+use crate::system::error::{Error, Result};
+use std::ops::Range;
+
+/// A prompt's tokens for one text encoder, or for several that cut it equally.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PromptTokens {
+    /// The encoders, such as `CLIP-L, CLIP-G`.
+    pub encoders: String,
+    /// The bytes of the prompt that each token stands for, special tokens left out.
+    pub ranges: Vec<Range<usize>>,
+    /// Tokens that the encoder has room for; those after them are truncated.
+    pub limit: usize,
+}
+
+/// The tokenizers of a model's text encoders.
+pub struct PromptTokenizers {
+    /// CLIP-L's, which locates the names of classes in a prompt.
+    words: ClipTokenizer,
+    clip_g: Option<ClipTokenizer>,
+    /// With the length of its sequence.
+    t5: Option<(T5Tokenizer, usize)>,
+}
+
+impl PromptTokenizers {
+    /// Reads the tokenizers of the encoders that `config` names.
+    ///
+    /// # Errors
+    /// A tokenizer is missing, or damaged.
+    pub fn open(files: &ModelFiles, config: &ModelConfig) -> Result<Self> {
+        let has = |kind| config.text_encoders.contains(&kind);
+        let clip = |part| ClipTokenizer::open(&files.tokenizer(part)?);
+        let t5 = || Ok::<_, Error>((T5Tokenizer::open(&files.tokenizer(Part::T5)?)?, config.max_sequence_length));
+        Ok(Self {
+            words: clip(Part::ClipL)?,
+            clip_g: has(TextEncoderKind::ClipG).then(|| clip(Part::ClipG)).transpose()?,
+            t5: has(TextEncoderKind::T5).then(t5).transpose()?,
+        })
+    }
+
+    /// A prompt as each encoder gets it, CLIP-L first.
+    ///
+    /// # Errors
+    /// A tokenizer cannot encode it.
+    pub fn tokens(&self, prompt: &str) -> Result<Vec<PromptTokens>> {
+        // Start and end token take two places of CLIP's, the end token one of T5's.
+        let clip = CLIP_TOKENS - 2;
+        let mut all = vec![("CLIP-L", self.words.token_ranges(prompt)?, clip)];
+        if let Some(tokenizer) = &self.clip_g {
+            all.push(("CLIP-G", tokenizer.token_ranges(prompt)?, clip));
+        }
+        if let Some((tokenizer, tokens)) = &self.t5 {
+            all.push(("T5", tokenizer.token_ranges(prompt)?, tokens.saturating_sub(1)));
+        }
+        let mut found: Vec<PromptTokens> = vec![];
+        for (encoder, ranges, limit) in all {
+            match found.last_mut().filter(|last| last.ranges == ranges && last.limit == limit) {
+                Some(last) => last.encoders += &format!(", {encoder}"),
+                None => found.push(PromptTokens { encoders: encoder.into(), ranges, limit }),
+            }
+        }
+        Ok(found)
+    }
+
+    /// The range of each name's tokens among CLIP-L's [`PromptTokens::ranges`] of the prompt of all names joined by
+    /// spaces; `None` for names that do not fit.
+    ///
+    /// # Errors
+    /// The tokenizer cannot encode a name.
+    pub fn spans(&self, names: &[&str]) -> Result<Vec<Option<Range<usize>>>> {
+        let spans = self.words.token_spans(names)?;
+        Ok(spans.into_iter().map(|span| span.map(|span| span.start - 1..span.end - 1)).collect())
+    }
+}

@@ -1,0 +1,251 @@
+//! What a resumed run must share with its checkpoint: settings, base model and data.
+use super::checkpoint::{Checkpoint, State, config_text_of, verify};
+use super::schedule::LearningRateSchedule;
+use crate::config::RunConfig;
+use crate::data::DataRecord;
+use crate::model::adapters::formats;
+use crate::model::weights::fingerprint::sha256;
+use crate::system::error::{Error, Result};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+/// Settings that a resumed run may change, because no trained value depends on them: where things lie (the base
+/// model is recognised by its fingerprint, what a cache holds by what it was made of), on what and with how many threads
+/// it runs, what is kept, when it gives up; and all of `[eval]`. The files of `lora.init` and `loss.score_head_init` are
+/// recognised by their content.
+const RESUME_MAY_CHANGE: [&str; 15] = [
+    "output",
+    "device",
+    "model.path",
+    "model.variant",
+    "lora.init",
+    "loss.score_head_init",
+    "data.retry_seconds",
+    "data.plain_http",
+    "data.cache",
+    "data.workers",
+    "data.max_broken",
+    "train.gradient_checkpointing",
+    "train.max_nonfinite",
+    "checkpoint.every",
+    "checkpoint.keep",
+];
+
+/// Where the data lie, which are recognised by their fingerprint.
+const DATA_PATHS: [&str; 6] =
+    ["data.source", "data.captions", "data.labels", "data.panoptic", "data.instances", "data.classes"];
+
+/// The record of a run's data in its folder.
+const RECORD: &str = "data-files.txt";
+
+/// What a checkpoint may have another of where `--force` names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
+pub enum Override {
+    /// Other settings
+    Settings,
+    /// Another base model
+    Model,
+    /// Pictures, captions or masks that were added, removed or changed
+    Data,
+}
+
+impl Override {
+    /// Its name on the command line.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Settings => "settings",
+            Self::Model => "model",
+            Self::Data => "data",
+        }
+    }
+}
+
+/// What a run has now, to be compared with its checkpoint.
+pub struct Conditions<'a> {
+    /// Its settings.
+    pub config: &'a RunConfig,
+    /// The fingerprint of its base model.
+    pub model: &'a str,
+    /// Its data.
+    pub data: &'a DataRecord,
+    /// Its schedule.
+    pub schedule: LearningRateSchedule,
+}
+
+impl Conditions<'_> {
+    /// Reads the checkpoint in `folder` for a run under these conditions.
+    ///
+    /// # Errors
+    /// The checkpoint is damaged; or (`Error::Usage`) something differs that `force` does not name: the message has a line
+    /// for everything that does.
+    pub fn load(&self, folder: &Path, force: &[Override]) -> Result<Checkpoint> {
+        let differences = self.differences(folder, &verify(folder)?)?;
+        let refused: Vec<&Difference> = differences.iter().filter(|(kind, _)| !force.contains(kind)).collect();
+        let folder_name = folder.display();
+        if !refused.is_empty() {
+            return Err(Error::Usage(format!("{folder_name}: {}\n  {}", advice(&refused), lines(refused))));
+        }
+        if !differences.is_empty() {
+            let lines = lines(&differences);
+            tracing::warn!("{folder_name}: resuming all the same, as --force says\n  {lines}");
+        }
+        Checkpoint::read(folder)
+    }
+
+    /// What differs from the checkpoint in `folder`, whose state is `state`.
+    fn differences(&self, folder: &Path, state: &State) -> Result<Vec<Difference>> {
+        let mut found = self.settings(folder, state)?;
+        if state.model != self.model {
+            let path = &self.config.model.path;
+            let text = format!("model.path: the model in {path} is not the one that the checkpoint was trained on");
+            found.push((Override::Model, text));
+        }
+        let init = init_fingerprints(self.config)?;
+        for key in init.keys().chain(state.init.keys()).collect::<BTreeSet<_>>() {
+            if init.get(key) != state.init.get(key) {
+                let text = format!("{key}: not the file, or none, that the run started from");
+                found.push((Override::Settings, text));
+            }
+        }
+        found.extend(self.data(folder, state)?.into_iter().map(|text| (Override::Data, text)));
+        Ok(found)
+    }
+
+    /// The settings of the checkpoint's config that differ and matter.
+    fn settings(&self, folder: &Path, state: &State) -> Result<Vec<Difference>> {
+        let (file, text) = config_text_of(folder)?;
+        // Read as any config, so that one of an older version has the settings that came since, at their defaults. What is
+        // no config of today is compared as it stands.
+        let parsed = RunConfig::parse(&text, &file, &[]).ok();
+        let was = flat(&parsed.as_ref().map_or(text, RunConfig::to_toml)).map_err(|e| Error::file(&file, e))?;
+        let now = flat(&self.config.to_toml()).map_err(|e| Error::file(&file, e))?;
+        let show = |value: Option<&toml::Value>| value.map_or("nothing".to_string(), |value| value.to_string());
+        let mut found = vec![];
+        for key in was.keys().chain(now.keys()).collect::<BTreeSet<_>>() {
+            let is_free = RESUME_MAY_CHANGE.contains(&key.as_str())
+                || key.starts_with("eval.")
+                || (state.data.is_some() && DATA_PATHS.contains(&key.as_str()));
+            let is_equal = was.get(key) == now.get(key)
+                || (state.data.is_some()
+                    && key == "data.sources"
+                    && was.get(key).map(without_paths) == now.get(key).map(without_paths));
+            if is_free || is_equal {
+                continue;
+            }
+            let mut text = format!("{key}: {} in the checkpoint, {} now", show(was.get(key)), show(now.get(key)));
+            if key == "train.steps"
+                && let Some(was) = &parsed
+            {
+                match self.changed_rate(was.train.steps, state.step) {
+                    Some((step, [was, now])) => {
+                        text += &format!(
+                            ": the learning rate follows the run's length (step {step} had {was:.3e}, and would have had {now:.3e})"
+                        );
+                    }
+                    None => continue,
+                }
+            }
+            found.push((Override::Settings, text));
+        }
+        Ok(found)
+    }
+
+    /// The last of the `done` steps that would have had another learning rate in a run of this length, not of `steps`, and
+    /// both rates.
+    fn changed_rate(&self, steps: u64, done: u64) -> Option<(u64, [f64; 2])> {
+        let RunConfig { optim, train, .. } = self.config;
+        let rates = |step: u64| [steps, train.steps].map(|steps| (self.schedule)(optim, step, steps));
+        let mut steps = (0..done).rev().map(|step| (step + 1, rates(step)));
+        steps.find(|(_, [was, now])| was != now)
+    }
+
+    /// What was added to the data, removed or changed since the checkpoint in `folder`.
+    fn data(&self, folder: &Path, state: &State) -> Result<Vec<String>> {
+        let (Some(was), now) = (&state.data, self.data.fingerprint()) else { return Ok(vec![]) };
+        if *was == now {
+            return Ok(vec![]);
+        }
+        // The checkpoint lies in the run's folder, or in a folder in that.
+        for run in folder.ancestors().skip(1).take(2) {
+            if let Some(record) = DataRecord::read(&run.join(RECORD))?.filter(|record| record.fingerprint() == *was) {
+                return Ok(record.differences(self.data));
+            }
+        }
+        let (was, now) = (was.entries, now.entries);
+        Ok(vec![format!("data.source: other files, {was} in the checkpoint and {now} now")])
+    }
+}
+
+/// A difference, and the override that accepts it.
+type Difference = (Override, String);
+
+fn lines<'a>(differences: impl IntoIterator<Item = &'a Difference>) -> String {
+    differences.into_iter().map(|(_, text)| text.as_str()).collect::<Vec<_>>().join("\n  ")
+}
+
+/// What a user can do about differences.
+fn advice(differences: &[&Difference]) -> String {
+    let kinds: BTreeSet<Override> = differences.iter().map(|(kind, _)| *kind).collect();
+    let what = kinds.iter().map(|kind| match kind {
+        Override::Settings => "another configuration",
+        Override::Model => "another model",
+        Override::Data => "other data",
+    });
+    let what = what.collect::<Vec<_>>().join(" and ");
+    let names = kinds.iter().map(|kind| kind.name()).collect::<Vec<_>>().join(",");
+    let flag = if names == Override::Settings.name() { "--force".into() } else { format!("--force={names}") };
+    let order = match kinds.contains(&Override::Data) {
+        true => "; samples then come in another order: within this epoch some come twice, others not at all",
+        false => "",
+    };
+    format!("the checkpoint is from {what}; {flag} takes it all the same{order}")
+}
+
+/// Writes the record of the run in `output`.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn write_record(output: &Path, record: &DataRecord) -> Result<()> {
+    record.write(&output.join(RECORD))
+}
+
+/// SHA-256 of the files that the run starts from, by the setting that names them: what a resumed run must share.
+///
+/// # Errors
+/// One of them cannot be read.
+pub fn init_fingerprints(config: &RunConfig) -> Result<BTreeMap<String, String>> {
+    let sum = |file: PathBuf| Ok::<_, Error>(sha256(&file)?.0);
+    let mut found = BTreeMap::new();
+    if let Some(path) = &config.lora.init {
+        found.insert("lora.init".to_string(), sum(formats::tensors_of(path)?)?);
+    }
+    if let Some(folder) = &config.loss.score_head_init {
+        found.insert("loss.score_head_init".to_string(), sum(Checkpoint::tensors_of(folder))?);
+    }
+    Ok(found)
+}
+
+/// `data.sources` without what says where the data lie.
+fn without_paths(sources: &toml::Value) -> Vec<toml::Table> {
+    let tables = sources.as_array().into_iter().flatten().filter_map(toml::Value::as_table).cloned();
+    tables
+        .map(|mut source| {
+            source.retain(|key, _| !["path", "captions", "labels", "panoptic", "classes"].contains(&key));
+            source
+        })
+        .collect()
+}
+
+/// Settings of a TOML text by dotted key.
+fn flat(text: &str) -> Result<BTreeMap<String, toml::Value>, toml::de::Error> {
+    let mut settings = BTreeMap::new();
+    for (key, value) in text.parse::<toml::Table>()? {
+        match value {
+            toml::Value::Table(section) => {
+                settings.extend(section.into_iter().map(|(name, value)| (format!("{key}.{name}"), value)))
+            }
+            value => drop(settings.insert(key, value)),
+        }
+    }
+    Ok(settings)
+}
