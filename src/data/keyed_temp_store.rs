@@ -2,7 +2,6 @@
 //!
 //! Keys are paths. They are looked up by the last component of their normal form (`normalise`); among entries that
 //! share it, the one with the most trailing components in common is taken.
-use super::codec::photograph::EXTENSIONS;
 use crate::data::sources::unusable::Unusable;
 use crate::system::patience::patiently;
 use crate::system::platform::read_exact_at;
@@ -113,7 +112,7 @@ pub fn normalise(key: &str) -> String {
     let key = key.trim_start_matches("./").trim_start_matches('/');
     let (folder, mut name) = key.rfind('/').map_or(("", key), |slash| key.split_at(slash + 1));
     if let Some((stem, extension)) = name.rsplit_once('.')
-        && EXTENSIONS.iter().any(|known| extension.eq_ignore_ascii_case(known))
+        && ["jpg", "jpeg", "png"].iter().any(|known| extension.eq_ignore_ascii_case(known))
     {
         name = stem;
     }
