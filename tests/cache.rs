@@ -216,6 +216,35 @@ fn names_mean_nothing_to_a_cache() {
     Outcome::of(&plain, STEPS).check(&Outcome::of(&cached, STEPS), "images swapped after the cache was filled");
 }
 
+/// A turned photograph and one over a background: cached latents are of what training sees, and another background has no
+/// entry.
+#[test]
+fn turned_and_transparent_images_are_cached_as_they_are_seen() {
+    let (data, folder) = (Data::new(), tempfile::tempdir().expect("folder"));
+    let mut settings = data.settings();
+    settings.extend(SETTINGS.iter().map(|setting| setting.to_string()));
+    settings.push("data.background=#204060".into());
+    let settings = strs(&settings);
+    let images = data.images();
+    let jpeg = images.iter().find(|image| read(image).starts_with(&[0xff, 0xd8])).expect("a JPEG");
+    let (said, plain) = (b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0", read(jpeg));
+    let segment = [&[0xff, 0xe1, 0, said.len() as u8 + 2][..], said].concat();
+    std::fs::write(jpeg, [&plain[..2], &segment, &plain[2..]].concat()).expect("write");
+    let other = images.iter().find(|image| *image != jpeg).expect("another image");
+    let mut pixels = image::open(other).expect("image").into_rgba8();
+    pixels.pixels_mut().for_each(|pixel| pixel.0[3] = pixel.0[0]);
+    pixels.save_with_format(other, image::ImageFormat::Png).expect("save");
+
+    fill(folder.path(), &settings);
+    let cache = cache_setting(folder.path());
+    let (plain, cached) = (Run::new(&settings), Run::new(&[&settings[..], &[&cache]].concat()));
+    plain.finish(&[]);
+    cached.finish(&[]);
+    Outcome::of(&plain, STEPS).check(&Outcome::of(&cached, STEPS), "turned and transparent images");
+    let said = refused(&mut Run::new(&[&settings[..], &[&cache, "data.background=white"]].concat()).train(&[]));
+    assert!(said.contains("lacks the latents of this image"), "{said}");
+}
+
 /// A changed image or caption has no entry: training says which and what to do, and that helps. Broken images are
 /// skipped with and without a cache.
 #[test]

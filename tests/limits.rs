@@ -133,7 +133,37 @@ fn pictures() {
     // A profile and a text that inflate to gigabytes are skipped, or refused.
     let profile = [b"p\0\0".to_vec(), zeros(1 << 27)].concat();
     let text = [b"t\0\0".to_vec(), zeros(1 << 27)].concat();
-    let bomb = png(64, 64, 2, 8, &[(b"iCCP", profile), (b"zTXt", text)]);
+    // Other formats, with another size in their headers.
+    let fixture = |name: &str| {
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/pictures");
+        fs::read(fixtures.join(name)).expect("fixture")
+    };
+    let patched = |name: &str, patches: &[(usize, &[u8])]| {
+        let mut bytes = fixture(name);
+        patches.iter().for_each(|(at, patch)| bytes[*at..*at + patch.len()].copy_from_slice(patch));
+        bytes
+    };
+    // The value of a tag in the little-endian directory of a TIFF.
+    let tag = |name: &str, tag: u8| {
+        let bytes = fixture(name);
+        8 + bytes.windows(4).position(|window| window == [tag, 1, 3, 0] || window == [tag, 1, 4, 0]).expect("a tag")
+    };
+    let [width, height, rows] = [0, 1, 0x16].map(|number| tag("rgb-raw.tiff", number));
+    let side = 60_000u16.to_le_bytes();
+    for (name, content, problem) in [
+        ("a.bmp", patched("rgb.bmp", &[(18, &60_000u32.to_le_bytes()), (22, &60_000u32.to_le_bytes())]), "60000×60000"),
+        ("a.gif", patched("palette.gif", &[(6, &side), (8, &side)]), "60000×60000"),
+        ("b.gif", patched("palette.gif", &[(6, &13_000u16.to_le_bytes()), (8, &13_000u16.to_le_bytes())]), "1.2 GB"),
+        ("a.tiff", patched("rgb-raw.tiff", &[(width, &side), (height, &side), (rows, &side)]), "60000×60000"),
+        ("a.ppm", b"P6 60000 60000 255\n".to_vec(), "60000×60000"),
+        ("a.webp", patched("lossless.webp", &[(21, &[0xaf, 0xf6, 0xab, 0x0d])]), "14000×14000"),
+    ] {
+        world.write(&format!("real/{name}"), &content);
+        world.refused(FID, &[&format!("real/{name}"), problem]);
+        fs::remove_file(world.path(&format!("real/{name}"))).expect("remove");
+    }
+    let hexadecimal: Vec<u8> = [&b"Raw profile type exif\0\0"[..], &zeros(1 << 30)].concat();
+    let bomb = png(64, 64, 2, 8, &[(b"iCCP", profile), (b"zTXt", text), (b"zTXt", hexadecimal)]);
     for name in ["a", "b"] {
         world.write(&format!("real/{name}.png"), &bomb);
     }

@@ -4,10 +4,12 @@ use super::format::Format;
 use crate::data::codec::jpeg::application_segments;
 use flate2::read::ZlibDecoder;
 pub use image::metadata::Orientation;
+use std::borrow::Cow;
 use std::io::Read;
 
-/// EXIF's tag of the orientation.
+/// TIFF's and EXIF's tag of the orientation, and TIFF's of XMP.
 const ORIENTATION: u16 = 0x112;
+const XMP_TAG: u16 = 700;
 /// What begins EXIF in a JPEG; other formats may repeat it.
 const EXIF: &[u8] = b"Exif\0\0";
 /// What begins XMP in a JPEG.
@@ -44,7 +46,7 @@ pub(super) fn of(bytes: &[u8], format: Format) -> Orientation {
         Format::Png => of_png(bytes),
         Format::WebP => of_webp(bytes),
         // A TIFF is what EXIF is stored as.
-        Format::Tiff => (Some(bytes.to_vec()), entry(bytes, 700).and_then(|entry| entry.bytes(bytes))),
+        Format::Tiff => (Some(bytes.into()), entry(bytes, XMP_TAG).and_then(|entry| entry.bytes(bytes)).map(Cow::from)),
         Format::Bmp | Format::Pnm | Format::Gif => (None, None),
     };
     let said = exif.and_then(|exif| in_exif(&exif)).or_else(|| in_xmp(&xmp?));
@@ -52,33 +54,33 @@ pub(super) fn of(bytes: &[u8], format: Format) -> Orientation {
 }
 
 /// EXIF and XMP of a file, as far as it has them.
-type Metadata = (Option<Vec<u8>>, Option<Vec<u8>>);
+type Metadata<'a> = (Option<Cow<'a, [u8]>>, Option<Cow<'a, [u8]>>);
 
 /// Pillow joins the EXIF of several segments, and takes the last XMP.
-fn of_jpeg(bytes: &[u8]) -> Metadata {
+fn of_jpeg(bytes: &[u8]) -> Metadata<'_> {
     let (mut exif, mut xmp) = (None::<Vec<u8>>, None);
     for (_, segment) in application_segments(bytes).filter(|(marker, _)| *marker == 0xe1) {
         if let Some(part) = segment.strip_prefix(EXIF) {
             exif.get_or_insert_default().extend(part);
         } else if let Some(packet) = segment.strip_prefix(XMP) {
-            xmp = Some(packet.to_vec());
+            xmp = Some(packet.into());
         }
     }
-    (exif, xmp)
+    (exif.map(Cow::from), xmp)
 }
 
 /// The chunk `eXIf`, wherever it stands, or ImageMagick's text with hexadecimal EXIF; XMP is a text, too.
-fn of_png(bytes: &[u8]) -> Metadata {
+fn of_png(bytes: &[u8]) -> Metadata<'_> {
     let (mut exif, mut raw, mut xmp) = (None, None, None);
     let mut rest = bytes.get(8..).unwrap_or_default();
     while let Some((length, behind)) = rest.split_first_chunk() {
         let length = u32::from_be_bytes(*length) as usize;
         let (Some(kind), Some(data)) = (behind.get(..4), behind.get(4..4 + length)) else { break };
         match kind {
-            b"eXIf" => exif = Some(data.to_vec()),
+            b"eXIf" => exif = Some(data.into()),
             b"tEXt" | b"zTXt" | b"iTXt" => match text(kind, data) {
-                Some((b"Raw profile type exif", text)) => raw = from_hexadecimal(&text),
-                Some((b"XML:com.adobe.xmp", text)) => xmp = Some(text),
+                Some((b"Raw profile type exif", text)) => raw = from_hexadecimal(&text).map(Cow::from),
+                Some((b"XML:com.adobe.xmp", text)) => xmp = Some(text.into()),
                 _ => (),
             },
             _ => (),
@@ -117,15 +119,15 @@ fn from_hexadecimal(text: &[u8]) -> Option<Vec<u8>> {
     (0..digits.len()).step_by(2).map(byte).collect()
 }
 
-fn of_webp(bytes: &[u8]) -> Metadata {
+fn of_webp(bytes: &[u8]) -> Metadata<'_> {
     let (mut exif, mut xmp) = (None, None);
     let mut rest = bytes.get(12..).unwrap_or_default();
     while let (Some(kind), Some(length)) = (rest.get(..4), rest.get(4..8).and_then(|length| length.first_chunk())) {
         let length = u32::from_le_bytes(*length) as usize;
         let data = rest.get(8..8 + length);
         match kind {
-            b"EXIF" => exif = exif.or(data.map(<[u8]>::to_vec)),
-            b"XMP " => xmp = xmp.or(data.map(<[u8]>::to_vec)),
+            b"EXIF" => exif = exif.or(data.map(Cow::from)),
+            b"XMP " => xmp = xmp.or(data.map(Cow::from)),
             _ => (),
         }
         rest = rest.get(8 + length.next_multiple_of(2)..).unwrap_or_default();
@@ -155,10 +157,10 @@ pub(super) struct Entry {
 
 impl Entry {
     /// Values of one byte each that stand elsewhere.
-    fn bytes(&self, tiff: &[u8]) -> Option<Vec<u8>> {
+    fn bytes<'a>(&self, tiff: &'a [u8]) -> Option<&'a [u8]> {
         let start = usize::try_from(self.value).ok()?;
         let end = start.checked_add(usize::try_from(self.count).ok()?)?;
-        matches!(self.kind, 1 | 7).then(|| tiff.get(start..end).map(<[u8]>::to_vec))?
+        tiff.get(start..end).filter(|_| matches!(self.kind, 1 | 7))
     }
 }
 

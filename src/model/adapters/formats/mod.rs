@@ -90,7 +90,7 @@ fn is_finite(values: &Tensor) -> Result<bool> {
     Ok(values.iter().all(|value| value.is_finite()))
 }
 
-/// Reads an adapter of any tool whose names are known ([`reader`]): a file, or a folder that holds one. What adapts text
+/// Reads an adapter of any tool whose names are known (`reader.rs` lists them): a file, or a folder that holds one. What adapts text
 /// encoders is left out, with a warning.
 ///
 /// # Errors
