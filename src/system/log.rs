@@ -19,7 +19,7 @@ pub fn init() -> Result<()> {
         Ok(text) if !text.is_empty() => {
             EnvFilter::try_new(&text).map_err(|e| Error::Usage(format!("RUST_LOG={text}: {e}")))?
         }
-        _ => EnvFilter::new("warn,hf_hub=off,seg4diff=info"),
+        _ => EnvFilter::new("warn,hf_hub=off,rustls_platform_verifier=off,seg4diff=info"),
     };
     let logger = tracing_subscriber::fmt()
         .with_env_filter(filter)

@@ -67,16 +67,16 @@ impl From<object_store::Error> for Failure {
         }
         // The outer errors repeat URLs; the innermost is the system's or the protocol's.
         let reason = chain().last().map_or_else(String::new, ToString::to_string);
-        if !chain().any(|error| error.is::<HttpError>()) {
-            return Self::lasting(reason);
-        }
         let text = error.to_string();
-        match LENDERS.iter().any(|lender| text.contains(lender)) {
-            true => {
-                Self::passing(format!("no credentials in the environment, and none from the machine's cloud: {reason}"))
-            }
-            false => Self::passing(reason),
-        }
+        let lends = LENDERS.iter().any(|lender| text.contains(lender));
+        let reason = match reason.split_once("status code: ").map(|(_, status)| status.split(':').next()) {
+            // Of an answer that is no `Refusal`, a body may follow.
+            Some(status) => format!("asked for credentials, a server answers {}", status.unwrap_or_default()),
+            None if lends => format!("no credentials in the environment, and none from the machine's cloud: {reason}"),
+            None => reason,
+        };
+        let is_transport = chain().any(|error| error.is::<HttpError>());
+        Self { passes: is_transport && !reason.contains("peer certificate"), reason, wait: Duration::ZERO }
     }
 }
 
