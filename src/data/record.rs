@@ -3,6 +3,7 @@
 //!
 //! Of a folder it lists each sample's files, of a tar file its name and size. Absolute paths are not in it: a data set that
 //! has moved has the record that it had.
+use super::sources::byte_source::ByteSource;
 use super::sources::listing::Listing;
 use super::sources::shards::{Member, SampleReference, SampleShard};
 use crate::config::DataConfig;
@@ -90,7 +91,11 @@ impl DataRecord {
 
     fn add_shard(&mut self, shard: &SampleShard) -> Result<()> {
         let name = shard.path.file_name().unwrap_or(shard.path.as_os_str()).to_string_lossy();
-        self.add(SHARD, &size(&shard.path)?.to_string(), &name);
+        let bytes = match &shard.source {
+            ByteSource::File(path) => size(path)?,
+            ByteSource::Object(object) => object.scan().length(),
+        };
+        self.add(SHARD, &bytes.to_string(), &name);
         Ok(())
     }
 
