@@ -194,7 +194,7 @@ fn colours_need_a_table() {
 #[test]
 fn lossy_masks_are_refused() {
     let error = areas(&encoded(grey([0, 255]), ImageFormat::Jpeg), |_| ()).unwrap_err();
-    assert!(error.contains("lossy format (JPEG, WebP)") && error.contains("save it as PNG"), "{error}");
+    assert!(error.contains("lossy format (JPEG, WebP)") && error.contains("save the map as PNG"), "{error}");
 }
 
 /// A run of two steps.

@@ -51,7 +51,8 @@ impl LabelMap {
             || bytes.starts_with(b"RIFF") && !bytes.windows(4).take(64).any(|four| four == b"VP8L");
         if is_lossy {
             return Err(
-                "a label map in a lossy format (JPEG, WebP) has other labels than were drawn; save it as PNG".into()
+                "no readable PNG: a lossy format (JPEG, WebP) has other labels than were drawn; save the map as PNG"
+                    .into(),
             );
         }
         match bytes.starts_with(b"\x89PNG") || image::guess_format(bytes).is_err() {
