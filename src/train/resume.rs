@@ -3,6 +3,7 @@ use super::checkpoint::{Checkpoint, State, config_text_of, verify};
 use super::schedule::LearningRateSchedule;
 use crate::config::RunConfig;
 use crate::data::DataRecord;
+use crate::data::sources::remote;
 use crate::model::adapters::formats;
 use crate::model::weights::fingerprint::sha256;
 use crate::system::error::{Error, Result};
@@ -119,7 +120,9 @@ impl Conditions<'_> {
         let parsed = RunConfig::parse(&text, &file, &[]).ok();
         let was = flat(&parsed.as_ref().map_or(text, RunConfig::to_toml)).map_err(|e| Error::file(&file, e))?;
         let now = flat(&self.config.to_toml()).map_err(|e| Error::file(&file, e))?;
-        let show = |value: Option<&toml::Value>| value.map_or("nothing".to_string(), |value| value.to_string());
+        let show = |value: Option<&toml::Value>| {
+            value.map_or("nothing".to_string(), |value| remote::shown(&value.to_string()))
+        };
         let mut found = vec![];
         for key in was.keys().chain(now.keys()).collect::<BTreeSet<_>>() {
             let is_free = RESUME_MAY_CHANGE.contains(&key.as_str())
