@@ -31,7 +31,7 @@ impl World {
 
     /// With the model and data of the smoke run: unspoilt, it works.
     pub fn whole() -> Self {
-        let may_leave = &["run", "run/config.toml", "run/metrics.jsonl"];
+        let may_leave = &["run", "run/config.toml", "run/data.json", "run/metrics.jsonl"];
         let world = Self { folder: tempfile::tempdir().expect("folder"), may_leave };
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         model_folder::copy(&root.join("checkpoints/smoke-base"), &world.path("model"));
