@@ -5,7 +5,7 @@ use super::model::ModelConfig;
 use super::reader::Reader;
 use super::rule::{follows, optional, required, usual};
 use super::setting::{Check, Setting, at_least, check, is_distinct, is_not_empty, is_path, not_empty, within};
-use super::sources::SourceConfig;
+use super::sources::{DataFormat, SourceConfig};
 use image::Rgb;
 use serde::{Serialize, Serializer};
 use std::path::{Path, PathBuf};
@@ -105,8 +105,25 @@ impl DataConfig {
     /// samples come in an epoch.
     pub fn per_source(&self) -> Vec<(Self, f64)> {
         let own = Self { sources: Vec::new(), ..self.clone() };
-        let tables = self.sources.iter().map(|source| (source.over(self), f64::from(source.repeats) * source.weight));
+        let tables = self.sources.iter().map(|source| (self.with(source), f64::from(source.repeats) * source.weight));
         Some((own, 1.0)).filter(|_| !self.source.is_empty()).into_iter().chain(tables).collect()
+    }
+
+    /// These settings with those of `source` in their place.
+    fn with(&self, source: &SourceConfig) -> Self {
+        let or = |own: &Option<PathBuf>, of_data: &Option<PathBuf>| own.clone().or_else(|| of_data.clone());
+        let format = source.format.unwrap_or(self.format);
+        let is_coco = format == DataFormat::Coco;
+        Self {
+            sources: Vec::new(),
+            source: vec![source.path.clone()],
+            format,
+            captions: or(&source.captions, &self.captions),
+            labels: or(&source.labels, &self.labels).filter(|_| is_coco),
+            panoptic: or(&source.panoptic, &self.panoptic).filter(|_| is_coco),
+            classes: or(&source.classes, &self.classes).filter(|_| format != DataFormat::Sa1b),
+            ..self.clone()
+        }
     }
 
     /// What no key can say alone.
@@ -138,7 +155,7 @@ impl DataConfig {
             }
         }
         for (number, source) in (1..).zip(&self.sources) {
-            let settings = source.over(self);
+            let settings = self.with(source);
             let named = settings.classes.is_some() || settings.panoptic.is_some() || settings.instances.is_some();
             let needs = [("labels", settings.labels.is_some() || settings.instances.is_some()), ("classes", named)];
             for (key, _) in needs.iter().filter(|(_, given)| settings.format == DataFormat::Coco && !given) {
@@ -233,19 +250,6 @@ impl Serialize for Colour {
 impl From<Colour> for Rgb<u8> {
     fn from(Colour(channels): Colour) -> Self {
         Self(channels)
-    }
-}
-
-choices! {
-    /// Form of the training data.
-    pub enum DataFormat: Copy {
-        /// Tar shards as Meta ships SA-1B, with masks as run lengths; masks are matched to tokens of the caption.
-        Sa1b = "sa1b",
-        /// Photographs with label maps or panoptic annotations; prompts are the names of the classes, each paired with its
-        /// mask.
-        Coco = "coco",
-        /// A folder of images with masks and captions beside them.
-        Folder = "folder",
     }
 }
 

@@ -18,7 +18,7 @@ mod setting;
 mod sources;
 mod train;
 
-pub use data::{Allowed, Colour, Crop, DataConfig, DataFormat, MaskForm, Palette, SceneSet, ScenesConfig};
+pub use data::{Allowed, Colour, Crop, DataConfig, MaskForm, Palette, SceneSet, ScenesConfig};
 pub use eval::{BLUR, BestBy, EvalConfig, MapHeads, MapNormalize, SegmentationProtocol};
 pub use help::{explain, markdown, sections, template};
 pub use loss::{Alignment, AttentionForm, FocalProbability, HeadMaps, LossConfig};
@@ -26,5 +26,5 @@ pub use model::{DeviceChoice, LayerChoice, LoraConfig, ModelConfig, TextEncoderK
 pub use rule::{DefaultKind, KeyDoc, SectionDoc};
 pub use run::RunConfig;
 pub use setting::Choice;
-pub use sources::SourceConfig;
+pub use sources::{DataFormat, SourceConfig};
 pub use train::{CheckpointConfig, GradientCheckpointing, NoiseConfig, OptimConfig, TrainConfig};

@@ -1,6 +1,6 @@
 //! The tables `[[data.sources]]`: sources with settings of their own.
-use super::data::{DataConfig, DataFormat};
 use super::document::TomlValue;
+use super::keys::choices;
 use super::problems::nearest;
 use super::setting::Setting;
 use serde::Serialize;
@@ -82,19 +82,15 @@ fn get<T: Setting>(table: &BTreeMap<String, TomlValue>, key: &str) -> Result<Opt
     table.get(key).map(|value| T::read(value).map_err(|problem| format!("{key}: {problem}"))).transpose()
 }
 
-impl SourceConfig {
-    /// The settings of `data` with this source's in their place.
-    pub fn over(&self, data: &DataConfig) -> DataConfig {
-        let or = |own: &Option<PathBuf>, of_data: &Option<PathBuf>| own.clone().or_else(|| of_data.clone());
-        let mut settings = data.clone();
-        settings.sources = Vec::new();
-        settings.source = vec![self.path.clone()];
-        settings.format = self.format.unwrap_or(data.format);
-        settings.captions = or(&self.captions, &data.captions);
-        let is_coco = settings.format == DataFormat::Coco;
-        settings.labels = or(&self.labels, &data.labels).filter(|_| is_coco);
-        settings.panoptic = or(&self.panoptic, &data.panoptic).filter(|_| is_coco);
-        settings.classes = or(&self.classes, &data.classes).filter(|_| settings.format != DataFormat::Sa1b);
-        settings
+choices! {
+    /// Form of the training data.
+    pub enum DataFormat: Copy {
+        /// Tar shards as Meta ships SA-1B, with masks as run lengths; masks are matched to tokens of the caption.
+        Sa1b = "sa1b",
+        /// Photographs with label maps or panoptic annotations; prompts are the names of the classes, each paired with its
+        /// mask.
+        Coco = "coco",
+        /// A folder of images with masks and captions beside them.
+        Folder = "folder",
     }
 }

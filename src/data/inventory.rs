@@ -5,7 +5,8 @@
 use super::sources::captions::{Captions, Columns};
 use super::sources::findings::{Finding, Findings, thousands};
 use super::sources::folder::{Folder, Paired, for_each_mask};
-use super::sources::shards::{Pairing, SampleShard};
+use super::sources::pairing::Pairing;
+use super::sources::shards::SampleShard;
 use super::sources::unusable::Unusable;
 use super::sources::walk::{FoundSource, Sources};
 use crate::config::{Allowed, Choice, DataConfig, DataFormat};

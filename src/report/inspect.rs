@@ -1,7 +1,7 @@
 //! The page and the contact sheet of `seg4diff inspect`: the first samples of a training.
 use super::page::document;
 use super::picture::sheet_of_rows;
-use super::training_sample::{DrawnSample, SampleFigure};
+use super::training_sample::{DrawnSample, SampleFigure, how_to_read};
 use crate::sample::image::write_png;
 use crate::system::error::Result;
 use crate::system::whole_file::write_atomically;
@@ -86,17 +86,5 @@ impl Inspection {
                 }
             },
         )
-    }
-}
-
-/// What the marks in figures of samples mean.
-pub(super) fn how_to_read() -> Markup {
-    html! {
-        p.note {
-            "Pictures as they are cropped and mirrored, the masks over them, and the prompt as the tokenizer cuts it: a \
-             token underlined, in a mask's colour where it is paired with that mask, "
-            s { "struck through" }
-            " beyond the encoder's length."
-        }
     }
 }

@@ -1,13 +1,13 @@
 //! `report.html`: a run's results on one self-contained page.
 use super::blocks;
 use super::curves::{panels, smoothed_steps, validation_panels};
-use super::inspect::how_to_read;
 use super::metrics::StepMetrics;
 use super::samples::Samples;
 use super::segmentation::{SegmentationExample, sheet_of};
 use super::summary::{Metric, Stage, Summary, percent};
 use super::trained_layers::TrainedLayers;
 use super::training_sample::SampleFigure;
+use super::training_sample::how_to_read;
 use super::validation::{self, ValidationPictures};
 use crate::eval::analysis::Analysis;
 use crate::sample::image::write_png;

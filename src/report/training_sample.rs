@@ -302,3 +302,15 @@ impl PromptLine {
         }
     }
 }
+
+/// What the marks in figures of samples mean.
+pub(super) fn how_to_read() -> Markup {
+    html! {
+        p.note {
+            "Pictures as they are cropped and mirrored, the masks over them, and the prompt as the tokenizer cuts it: a \
+             token underlined, in a mask's colour where it is paired with that mask, "
+            s { "struck through" }
+            " beyond the encoder's length."
+        }
+    }
+}

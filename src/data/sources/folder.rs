@@ -3,7 +3,7 @@
 //! Memory: 16 bytes and the name for each file; a million names take 40 MB.
 use super::findings::{Finding, Findings};
 use super::names::{Role, composed, is_passed_over, mask_name, role};
-use super::shards::Pairing;
+use super::pairing::Pairing;
 use crate::config::DataFormat;
 use crate::system::paths::may_be_file;
 use crate::system::patience::patiently;

@@ -9,6 +9,7 @@ pub(crate) mod folder;
 pub(crate) mod gzip_shards;
 pub(super) mod listing;
 pub(crate) mod names;
+pub(crate) mod pairing;
 pub(crate) mod patterns;
 pub mod remote;
 pub(crate) mod shards;

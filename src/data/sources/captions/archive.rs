@@ -1,5 +1,5 @@
 //! Captions in a tar archive of text files, such as PixArt's SAM-LLaVA-Captions10M: read once, as a stream.
-use super::Insert;
+use super::columns::Insert;
 use crate::data::sources::names::{Role, is_passed_over, role};
 use crate::system::limits::{CAPTION, RECORD};
 use crate::system::patience::Patient;

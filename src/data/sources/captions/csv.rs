@@ -1,5 +1,5 @@
 //! Captions in a table with a header, its columns separated by commas or tabs.
-use super::{Columns, Insert};
+use super::columns::{Columns, Insert};
 use crate::system::limits::RECORD;
 use crate::system::patience::Patient;
 use crate::system::utf8;

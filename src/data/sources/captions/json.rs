@@ -1,5 +1,5 @@
 //! Captions in JSON: lines of records, a list of records, an object from key to caption, or COCO's captions.
-use super::{Columns, Insert};
+use super::columns::{Columns, Insert};
 use crate::data::sources::coco::{self, Item};
 use crate::system::limits::{Meter, RECORD};
 use crate::system::patience::Patient;

@@ -1,51 +1,25 @@
 //! Captions by image key, read once from a file of any of the usual forms into a `KeyedTempStore`.
 mod archive;
+mod columns;
 mod csv;
 mod json;
 mod parquet;
 mod parquet_bounds;
 
 use super::unusable::Unusable;
-use crate::config::DataConfig;
 use crate::data::keyed_temp_store::{Claims, Entry, KeyedTempStore, KeyedTempStoreWriter};
 use crate::system::guard::guarded;
 use crate::system::{patience, utf8};
 use crate::{Error, Result};
+use columns::Insert;
 use std::{collections::BTreeMap, path::Path};
+
+pub use columns::Columns;
 
 /// The captions of a data set. Memory: 20 bytes a caption; the text is in a temporary file.
 pub struct Captions {
     table: KeyedTempStore,
     claims: Claims,
-}
-
-/// Which columns (keys of JSON records) hold an image's key and its caption.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Columns<'a> {
-    /// Column of the image key.
-    pub key: &'a str,
-    /// Column of the caption.
-    pub caption: &'a str,
-}
-
-impl<'a> Columns<'a> {
-    /// The columns where none are named.
-    pub const USUAL: Columns<'static> = Columns { key: "key", caption: "caption" };
-
-    /// The columns of `data.caption_key_column` and `data.caption_column`.
-    pub fn of(config: &'a DataConfig) -> Self {
-        Self { key: &config.caption_key_column, caption: &config.caption_column }
-    }
-
-    /// These, or where none are named those of Hugging Face's image folders if `path` is their `metadata` file.
-    fn in_file(self, path: &Path) -> Self {
-        let is_metadata = path.file_stem().is_some_and(|stem| stem == "metadata");
-        let other = |named, usual, of_metadata| if is_metadata && named == usual { of_metadata } else { named };
-        Self {
-            key: other(self.key, Columns::USUAL.key, "file_name"),
-            caption: other(self.caption, Columns::USUAL.caption, "text"),
-        }
-    }
 }
 
 impl Captions {
@@ -149,9 +123,6 @@ pub fn first_by_key(path: &Path, columns: Columns, count: usize) -> Result<Vec<S
     }
     Ok(first.into_values().collect())
 }
-
-/// Receives a key and its caption.
-type Insert<'a> = dyn FnMut(&str, &str) -> Result<(), String> + 'a;
 
 /// Calls `insert` for every caption of a file, in file order.
 fn for_each(path: &Path, columns: Columns, insert: &mut Insert) -> Result<()> {

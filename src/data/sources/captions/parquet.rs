@@ -1,5 +1,6 @@
 //! Captions in two columns of a Parquet file.
-use super::{Columns, Insert, parquet_bounds};
+use super::columns::{Columns, Insert};
+use super::parquet_bounds;
 use crate::system::limits::PARQUET_COLUMN;
 use ::parquet::{errors::ParquetError, file::reader::FileReader, file::reader::SerializedFileReader};
 use ::parquet::{record::Field, schema::types::Type};

@@ -1,6 +1,6 @@
 //! An object in a store, read by ranges: front to back by a [`Scan`], and here and there for the samples that are drawn.
 use super::failure::{Failure, Tries};
-use super::recent_blocks::RecentBlocks;
+use super::recent_blocks::{BLOCK, RecentBlocks};
 use futures_util::StreamExt;
 use object_store::{GetOptions, ObjectMeta, ObjectStore, path};
 use std::{
@@ -18,8 +18,6 @@ use std::{
 };
 use tokio::{runtime::Handle, task::JoinHandle, time::sleep};
 
-/// Bytes that a scan asks for at a time.
-pub const BLOCK: u64 = 4 << 20;
 /// Blocks that a scan asks for ahead: with the one in hand, 36 MiB of memory.
 const AHEAD: u64 = 8;
 /// How often a pause looks whether the run has failed elsewhere.

@@ -1,6 +1,5 @@
 //! The blocks that scans read last, in a temporary file: the samples that are drawn from the window behind a scan need not
 //! be fetched again.
-use super::object::BLOCK;
 use crate::system::platform::read_exact_at;
 use std::{
     collections::HashMap,
@@ -8,6 +7,8 @@ use std::{
     io::{self, Seek, SeekFrom, Write},
 };
 
+/// Bytes that a scan asks for at a time.
+pub const BLOCK: u64 = 4 << 20;
 /// Blocks in the file; 1 GiB holds the usual window of a thousand samples of SA-1B three times.
 const SLOTS: usize = (1 << 30) / BLOCK as usize;
 

@@ -1,6 +1,6 @@
 //! The formats that name layers as diffusers does, written: diffusers' own, and PEFT's with its configuration beside it;
 //! and the configurations that such files come with, read.
-use super::reader::{DIFFUSERS_PREFIX, PEFT_PREFIX, Tensors};
+use super::prefixes::{DIFFUSERS_PREFIX, PEFT_PREFIX, Tensors};
 use crate::model::adapters::adapter::Adapters;
 use crate::model::adapters::stored::{Format, PeftConfig};
 use crate::model::weights;

@@ -1,5 +1,5 @@
 //! The names of kohya's trainer, which ComfyUI takes too: those of the original checkpoint, where some layers are one.
-use super::reader::{Tensors, unknown_key};
+use super::prefixes::{Tensors, unknown_key};
 use crate::model::adapters::adapter::{Adapter, Adapters};
 use crate::model::adapters::stored::{Format, Origin};
 use crate::model::families::{FAMILIES, KohyaBlocks, KohyaNames};

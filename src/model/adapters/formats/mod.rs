@@ -4,6 +4,7 @@
 //! kohya-ss/sd-scripts (`networks/lora_sd3.py`), whose fused names ComfyUI takes too.
 mod dotted;
 mod kohya;
+mod prefixes;
 mod reader;
 
 pub use crate::model::adapters::stored::{Format, Origin};

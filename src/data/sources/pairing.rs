@@ -1,0 +1,68 @@
+//! Which files a sample needs, and what is left out without them.
+use super::findings::Finding;
+use crate::config::{Allowed, DataConfig, DataFormat};
+
+/// Which files make up a sample.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pairing {
+    pub format: DataFormat,
+    /// Whether the model takes prompts.
+    pub prompts: bool,
+    /// Whether captions stand beside the pictures: the model takes prompts, and there is no captions file.
+    pub text: bool,
+    /// Whether class names can stand in a caption's place.
+    pub names: bool,
+    /// coco: whether a JSON says which label map belongs to a picture.
+    pub panoptic: bool,
+    /// Whether photographs without a caption are left out.
+    pub leaves_out_uncaptioned: bool,
+    /// Whether photographs without annotations or a label map are left out.
+    pub leaves_out_unmasked: bool,
+    /// Whether captions, masks and annotations without their photograph are left out.
+    pub leaves_out_unpictured: bool,
+    /// Whether pictures in formats that are not read are left out.
+    pub leaves_out_unread: bool,
+}
+
+impl Pairing {
+    /// The rules for `config`.
+    pub fn of(config: &DataConfig) -> Self {
+        Self {
+            format: config.format,
+            prompts: config.has_prompts,
+            text: config.has_prompts && config.captions.is_none(),
+            names: config.classes.is_some(),
+            // Masks of `instances` have no label maps.
+            panoptic: config.panoptic.is_some() || config.labels.is_none(),
+            leaves_out_uncaptioned: config.allow.contains(&Allowed::CaptionsMissing),
+            leaves_out_unmasked: config.allow.contains(&Allowed::MasksMissing),
+            leaves_out_unpictured: config.allow.contains(&Allowed::PicturesMissing),
+            leaves_out_unread: config.allow.contains(&Allowed::FilesUnread),
+        }
+    }
+
+    /// What a photograph lacks to be a sample, if anything.
+    pub fn lacks(self, has_caption: bool, has_annotation: bool) -> Option<Finding> {
+        let is_folder = self.format == DataFormat::Folder;
+        match self.format {
+            DataFormat::Sa1b if !has_annotation => Some(Finding::AnnotationMissing),
+            DataFormat::Coco if !has_annotation && !self.panoptic => Some(Finding::LabelMapMissing),
+            DataFormat::Coco => None,
+            _ if self.text && !has_caption && !(is_folder && self.names) => Some(Finding::CaptionMissing),
+            _ => None,
+        }
+    }
+
+    /// Whether the user accepts that this is left out.
+    pub fn leaves_out(self, lacked: Finding) -> bool {
+        match lacked.allowed() {
+            Some(Allowed::CaptionsMissing) => self.leaves_out_uncaptioned,
+            Some(Allowed::MasksMissing) => self.leaves_out_unmasked,
+            Some(Allowed::PicturesMissing) => self.leaves_out_unpictured,
+            Some(Allowed::FilesUnread) => self.leaves_out_unread,
+            // What others allow leaves no photograph out.
+            Some(_) => false,
+            None => true,
+        }
+    }
+}

@@ -1,0 +1,47 @@
+//! What keys of adapter files begin with.
+use crate::model::families;
+use crate::system::error::Error;
+use candle_core::Tensor;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// Tensors by name.
+pub(super) type Tensors = BTreeMap<String, Tensor>;
+
+/// How layers are named behind a prefix.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Names {
+    /// As here: `transformer_blocks.0.attn.to_q`.
+    Diffusers,
+    /// So, or as in the original checkpoint, `joint_blocks.0.x_block.attn.qkv`; with dots or underscores.
+    Any,
+}
+
+pub(super) const DIFFUSERS_PREFIX: &str = "transformer.";
+pub(super) const PEFT_PREFIX: &str = "base_model.model.";
+
+/// The prefixes of a transformer's layers: diffusers, PEFT, the whole model of the paper's released code (alpha is the
+/// rank there), OneTrainer, SimpleTuner with LyCORIS, kohya, ComfyUI and others.
+pub(super) const PREFIXES: [(&str, Names); 8] = [
+    (DIFFUSERS_PREFIX, Names::Diffusers),
+    (PEFT_PREFIX, Names::Diffusers),
+    ("backbone.transformer.", Names::Diffusers),
+    ("lora_transformer_", Names::Any),
+    ("lycoris_", Names::Any),
+    ("lora_unet_", Names::Any),
+    ("diffusion_model.", Names::Any),
+    ("model.diffusion_model.", Names::Any),
+];
+
+/// The error for a key that names nothing known.
+pub(super) fn unknown_key(file: &Path, key: &str) -> Error {
+    let why = if key.starts_with("backbone.") {
+        "is no part of an adapter: the file holds the whole model of the released code; convert it as the README says \
+         under \"The published adapters\", which keeps the adapter and the score head"
+            .to_string()
+    } else {
+        let prefixes: Vec<String> = PREFIXES.iter().map(|(prefix, _)| format!("{prefix}…")).collect();
+        format!("is not a key of an {} adapter (expected {})", families::names(), prefixes.join(", "))
+    };
+    Error::file(file, format!("key {key} {why}"))
+}
