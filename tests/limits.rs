@@ -359,6 +359,7 @@ fn what_a_decoder_panics_over_is_an_error() {
         }
         world.write("data/sa_000000.tar", shard);
         world.write("data/captions.json", "{\"sa_1\": \"A cat.\"}");
+        world.replace("c.toml", "[data]\n", "[data]\nallow = [\"masks_unused\"]\n");
         world.refused(TRAIN, &["data/sa_000000.tar/sa_1"]);
         // A cache is filled with the sound samples.
         let cache = run(seg4diff(world.0.path()).args("prepare cache --config c.toml --out cache".split(' ')), 60);

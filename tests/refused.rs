@@ -55,6 +55,8 @@ fn too_little_memory_is_an_error_and_no_abort() {
             let what = format!("{megabytes} MB: {command:?}: {said}");
             match output.status.code() {
                 Some(0) => {}
+                // The system has no room for the program itself.
+                Some(127) if said.contains("error while loading shared libraries") => {}
                 Some(1) => {
                     let errors: Vec<&str> = said.lines().filter(|line| line.starts_with("error: ")).collect();
                     assert_eq!(errors.len(), 1, "{what}");

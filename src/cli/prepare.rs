@@ -1,7 +1,6 @@
 //! `prepare`: makes data sets, and caches of latents and text embeddings.
 use super::mention;
 use crate::config::RunConfig;
-use crate::data::Inventory;
 use crate::data::cache::SHARD_BYTES;
 use crate::data::codec::labels::encode_labels;
 use crate::data::codec::matlab::LabelMatrix;
@@ -210,7 +209,6 @@ fn cache(args: &CacheArgs) -> Result<()> {
     if let Some(scenes) = &config.scenes {
         crate::demo::draw_missing(scenes)?;
     }
-    Inventory::of_run(&config.data)?;
     let filled = fill(&config, &device, &folder, args.shard_size << 20)?;
     mention(&format!("{}\n{filled}", printable_path(&folder)));
     Ok(())

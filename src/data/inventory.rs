@@ -85,8 +85,13 @@ impl Inventory {
     }
 
     /// # Errors
-    /// `Error::Usage` with a line for everything that `allow` does not accept.
+    /// `Error::Usage` with a line for everything that `allow` does not accept; there is no photograph at all.
     pub fn check(&self, allow: &[Allowed]) -> Result<()> {
+        if self.sources.iter().all(SourceCounts::is_empty) {
+            let names: Vec<&str> = self.sources.iter().map(|source| source.source.as_str()).collect();
+            let problem = "no usable sample: there is no photograph that can be read";
+            return Err(Error::Failed(format!("{}: {problem}", names.join(", "))));
+        }
         let problems: Vec<String> = self.sources.iter().flat_map(|source| source.problems(allow)).collect();
         if problems.is_empty() { Ok(()) } else { Err(Error::Usage(problems.join("\n"))) }
     }
@@ -217,6 +222,10 @@ fn is_blank(file: &Path) -> Result<bool> {
 }
 
 impl SourceCounts {
+    fn is_empty(&self) -> bool {
+        self.shards == 0 && self.photographs == 0
+    }
+
     fn problems(&self, allow: &[Allowed]) -> Vec<String> {
         let source = &self.source;
         let mut problems: Vec<String> =
@@ -226,7 +235,7 @@ impl SourceCounts {
             let accept = "data.allow = [\"captions_empty\"] trains without words";
             problems.push(format!("{source}: all of its {} captions are empty; {accept}", thousands(blank)));
         }
-        if self.shards == 0 && self.photographs == 0 {
+        if self.is_empty() {
             problems.push(format!("{source}: there is no photograph that can be read"));
         }
         problems

@@ -50,7 +50,7 @@ impl DataRecord {
         for (number, settings) in listing.settings().iter().enumerate() {
             let section = if number == 0 { "data".to_string() } else { format!("data.sources {number}") };
             for (key, file) in [
-                ("captions", &settings.captions),
+                ("captions", &settings.captions.clone().filter(|_| settings.has_prompts)),
                 ("panoptic", &settings.panoptic),
                 ("instances", &settings.instances),
                 ("classes", &settings.classes),

@@ -1,12 +1,12 @@
 //! Fills a cache: first all prompts, then all images, so that one encoder is in memory at a time.
 use super::recipes;
 use crate::config::{ModelConfig, RunConfig};
-use crate::data::Listing;
 use crate::data::cache::{Digest, Key, Writer};
 use crate::data::codec::photograph;
 use crate::data::decode::SampleDecoder;
 use crate::data::sources::shards::{Broken, SampleReference};
 use crate::data::sources::unusable::Unusable;
+use crate::data::{Inventory, Listing};
 use crate::model::text::TextEncoders;
 use crate::model::vae::{Vae, from_rgb8};
 use crate::model::weights::files::ModelFiles;
@@ -81,6 +81,7 @@ pub fn fill(config: &RunConfig, device: &Device, folder: &Path, shard_bytes: u64
     let files = ModelFiles::of(&config.model)?;
     let (latents, text) = (recipes::latents(&files, &config.data)?, recipes::text(&files, &config.model, device)?);
     let _held = OutputFolder::hold_or(folder, "another process fills this cache")?;
+    Inventory::of_run(&config.data)?;
     let mut text = Writer::open(folder, text, shard_bytes)?;
     let mut latents = Writer::open(folder, latents, shard_bytes)?;
 

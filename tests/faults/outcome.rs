@@ -98,6 +98,11 @@ fn damage(case: &Case, name: &str) -> Option<String> {
         "safetensors" => read_all(&path).err(),
         "png" => read_rgb8(&path).err(),
         "jsonl" | "html" => None,
+        // It grows with the first steps.
+        "json" if name.ends_with("samples/training.json") => {
+            let text = std::fs::read(&path).expect("the file");
+            return serde_json::from_slice::<Value>(&text).err().map(|problem| format!("{name}: {problem}"));
+        }
         _ => return Some(format!("{name} is half written")),
     };
     problem.map(|problem| format!("{name}: {problem}"))

@@ -94,7 +94,7 @@ impl Kind for Instance {
 }
 
 impl<T: Kind> Annotations<T> {
-    /// Streams the JSON at `path`. Where it has no `images`, the annotations' own `file_name` names the picture.
+    /// Streams the JSON at `path`. Where its `images` have no `file_name`, the annotations' own `file_name` names the picture.
     ///
     /// # Errors
     /// The file cannot be read, is of another kind, lacks `annotations` or `categories`, or has an annotation of an image
@@ -107,9 +107,10 @@ impl<T: Kind> Annotations<T> {
         let mut categories = BTreeMap::new();
         coco::read(path, &mut |item| match item {
             Item::Image(image) => {
+                let Some(file_name) = &image.file_name else { return Ok(()) };
                 ids.push(hash(&image.id));
                 let size = image.width.zip(image.height);
-                insert(&mut listed, &image.file_name, &Picture { id: image.id, size })
+                insert(&mut listed, file_name, &Picture { id: image.id, size })
             }
             Item::Annotation(annotation) => {
                 let name = annotation.file_name.clone();

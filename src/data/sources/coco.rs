@@ -21,7 +21,8 @@ pub enum Item {
 pub struct Image {
     #[serde(deserialize_with = "number_or_text")]
     pub id: String,
-    pub file_name: String,
+    /// Of a panoptic JSON the annotations may name the picture instead.
+    pub file_name: Option<String>,
     pub width: Option<usize>,
     pub height: Option<usize>,
 }

@@ -119,11 +119,11 @@ impl Finding {
                 "masks must not be JPEG, which blurs their edges into other values: save them as PNG",
                 FilesUnread,
             ),
-            Self::UnusedCaption => error(
-                ["caption file beside a picture", "caption files beside pictures"],
-                "not read, since captions come from the file that data.captions or the folder's metadata names",
-                FilesUnread,
-            ),
+            // Naming a file of captions is the user's choice.
+            Self::UnusedCaption => remark([
+                "caption file beside a picture, not read: captions come from the file of captions",
+                "caption files beside pictures, not read: captions come from the file of captions",
+            ]),
             Self::UnusedAnnotation => error(
                 ["JSON file beside a picture", "JSON files beside pictures"],
                 "not read: masks are PNG files here; SA-1B's annotations need format = \"sa1b\"",

@@ -215,10 +215,13 @@ impl Coco {
     fn add(&mut self, item: Item, insert: &mut Insert) -> Result<(), String> {
         match item {
             Item::Image(image) => {
-                if let Some(other) = self.names.insert(image.id.clone(), image.file_name.clone())
-                    && other != image.file_name
+                let Some(name) = image.file_name else {
+                    return Err(format!("the image {} has no `file_name`", image.id));
+                };
+                if let Some(other) = self.names.insert(image.id.clone(), name.clone())
+                    && other != name
                 {
-                    return Err(format!("the image {} is both {other} and {}", image.id, image.file_name));
+                    return Err(format!("the image {} is both {other} and {name}", image.id));
                 }
                 Ok(())
             }

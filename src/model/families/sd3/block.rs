@@ -209,11 +209,12 @@ impl MmDitBlock {
         };
         Ok(Self {
             heads: config.num_attention_heads,
+            // First what not every block has: its absence says best which block a file is wrong about.
+            second_attention: dual.then(second_attention).transpose()?,
+            text_output: (!last).then(|| output("to_add_out", "ff_context")).transpose()?,
             image: input("norm1", if dual { 9 } else { 6 }, image_names)?,
             image_output: output("to_out.0", "ff")?,
             text: input("norm1_context", if last { 2 } else { 6 }, text_names)?,
-            text_output: (!last).then(|| output("to_add_out", "ff_context")).transpose()?,
-            second_attention: dual.then(second_attention).transpose()?,
         })
     }
 
