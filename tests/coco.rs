@@ -172,6 +172,7 @@ fn a_class_list_must_be_that_of_the_annotations() {
     let (folder, mut config) = panoptic_folder(&panoptic());
     for (classes, difference) in [
         (r#"{"1": "cat", "2": "dog"}"#, ""),
+        (r#"["nothing", "cat", "dog"]"#, ""),
         (r#"["cat", "dog"]"#, "label 0 is \"cat\", but the annotations' categories say no class"),
         (r#"{"1": "dog", "2": "cat"}"#, "label 1 is \"dog\", but the annotations' categories say \"cat\""),
         (r#"{"1": "cat"}"#, "label 2 is no class, but the annotations' categories say \"dog\""),

@@ -273,12 +273,17 @@ impl Classes {
     }
 
     /// # Errors
-    /// These names are not those of the `categories` of an annotations file; the first difference.
+    /// These names are not those of the `categories` of an annotations file, but for a name of label 0; the first
+    /// difference.
     pub fn check_equal(&self, categories: &Self) -> Result<(), String> {
         let labels: BTreeSet<u32> = self.0.keys().chain(categories.0.keys()).copied().collect();
-        let Some(label) = labels.into_iter().find(|label| self.name(*label) != categories.name(*label)) else {
+        let differing: Vec<u32> =
+            labels.into_iter().filter(|label| self.name(*label) != categories.name(*label)).collect();
+        let Some(&label) = differing.first() else { return Ok(()) };
+        if differing == [0] && categories.name(0).is_none() {
+            // A list has to name label 0, which annotations that count from 1 have no use for.
             return Ok(());
-        };
+        }
         let name = |classes: &Self| classes.name(label).map_or("no class".into(), |name| format!("{name:?}"));
         Err(format!(
             "label {label} is {}, but the annotations' categories say {}; leave data.classes out to take their names, or \
