@@ -189,13 +189,15 @@ impl Loader {
             stop: stop.clone(),
             threads: Vec::new(),
         };
+        let shuffle_buffer = config.shuffle_buffer.max(1);
+        // Made before the threads: where one cannot start, the planner goes first, and with it the tasks that workers wait for.
+        let planner =
+            Planner { shards, seed, shuffle_buffer, permits, tasks, results: results.clone(), stop: stop.clone() };
         for number in 0..workers {
             let (decoders, tasks, results) = (decoders.clone(), task_queue.clone(), results.clone());
             let stop = stop.clone();
             loader.spawn(format!("decode-{number}"), move || work(&decoders, &tasks, &results, &stop))?;
         }
-        let shuffle_buffer = config.shuffle_buffer.max(1);
-        let planner = Planner { shards, seed, shuffle_buffer, permits, tasks, results, stop };
         let start = loader.cursor.clone();
         loader.spawn("plan".into(), move || planner.run(&start))?;
         Ok(loader)

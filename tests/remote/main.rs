@@ -8,7 +8,9 @@ mod smoke_run;
 
 use server::{Answer, Server};
 use smoke_run::{Run, read, run, succeed};
+use std::path::PathBuf;
 use std::process::Command;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 /// Keys that no output may hold.
@@ -89,13 +91,16 @@ fn training_over_an_unsteady_connection_gives_the_bytes_of_a_local_run() {
 
 #[test]
 fn a_server_that_stays_away_ends_the_run_and_its_checkpoints_stay() {
-    let server = serve("", |request| match request.number {
-        // Each shard is asked for by the inventory, the record, the first look and the training, and read by the last two.
-        0..12 => Answer::Good,
-        _ => Answer::Status("503 Service Unavailable", "Retry-After: 1\r\n", "secret"),
+    let saved: Arc<OnceLock<PathBuf>> = Arc::default();
+    let is_saved = saved.clone();
+    let server = serve("", move |_| match is_saved.get().is_some_and(|checkpoint| checkpoint.is_file()) {
+        false => Answer::Good,
+        true => Answer::Status("503 Service Unavailable", "Retry-After: 1\r\n", "secret"),
     });
     let url = server.url("/sa_{000000,000001}.tar");
-    let remote = Run::new(&[&source(&url), "data.retry_seconds=2", "checkpoint.every=2", "data.shuffle_buffer=1"]);
+    let remote = Run::new(&[&source(&url), "data.retry_seconds=2", "checkpoint.every=2", "checkpoint.keep=100"]);
+    let checkpoint = remote.checkpoint(2, "state.json");
+    saved.set(checkpoint).expect("the first");
     let started = Instant::now();
     let (output, said) = run(&mut remote.train(&[]));
     assert!(started.elapsed() < Duration::from_secs(120), "{:?}", started.elapsed());
@@ -105,7 +110,8 @@ fn a_server_that_stays_away_ends_the_run_and_its_checkpoints_stay() {
     for part in [&server.url("/sa_00000"), "503 Service Unavailable", "data.retry_seconds"] {
         assert!(error[0].contains(part), "{said}");
     }
-    assert!(remote.checkpoint(8, "state.json").is_file(), "{said}");
+    let kept = std::fs::read_dir(remote.path("checkpoints")).expect("checkpoints").count();
+    assert!(kept > 0, "{said}");
     assert_no_secrets(&[&said]);
 }
 
