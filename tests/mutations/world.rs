@@ -35,12 +35,15 @@ pub fn make(folder: &Path) {
                 workers = 1\nshuffle_buffer = 4\nmax_broken = 0.5\n";
     write("c.toml", format!("seed = 3\n{TRAINING}{data}").as_bytes());
     let coco = "[data]\nformat = \"coco\"\nresolution = 32\nsource = [\"coco\"]\nlabels = \"segments\"\n\
-                panoptic = \"panoptic.json\"\nclasses = \"classes.json\"\nworkers = 1\n";
+                panoptic = \"panoptic.json\"\nclasses = \"classes.json\"\nworkers = 1\n\
+                allow = [\"class_names\"]\n";
     write("coco.toml", format!("{TRAINING}{coco}").as_bytes());
     let plain = "[data]\nformat = \"folder\"\nresolution = 32\nsource = [\"folder\"]\nworkers = 1\n";
     write("folder.toml", format!("{TRAINING}{plain}").as_bytes());
-    let parquet =
-        plain.replace("[\"folder\"]", "[\"parquet\"]\ncaptions = \"captions.parquet\"\ncaption_key_column = \"image\"");
+    let parquet = plain.replace(
+        "[\"folder\"]",
+        "[\"parquet\"]\ncaptions = \"captions.parquet\"\ncaption_key_column = \"image\"\nallow = [\"masks_unused\"]",
+    );
     write("parquet.toml", format!("{TRAINING}{parquet}").as_bytes());
     let t5 = TRAINING
         .replace("path = \"model\"", "path = \"t5\"\ntext_encoders = [\"clip_l\", \"t5\"]\nmax_sequence_length = 16");
