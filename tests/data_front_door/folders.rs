@@ -207,7 +207,7 @@ fn what_looks_like_data_and_is_not_read_is_refused() {
             name: "captions beside pictures and in a file",
             files: "a.jpg a.txt ../captions.json={\"a\":\"x\"}",
             change: captions,
-            right: Error(&["1 caption file beside a picture: a.txt"]),
+            right: Said("a[x]0", &["1 caption file beside a picture, not read"]),
         },
         Case {
             name: "what lies around everywhere",
