@@ -20,7 +20,7 @@ impl Listing {
         Ok(Self { sources })
     }
 
-    /// The settings that samples name by [`SampleReference::settings`](super::shards::SampleReference).
+    /// The settings that samples name by `SampleReference::settings`.
     pub fn settings(&self) -> &[DataConfig] {
         &self.sources.settings
     }

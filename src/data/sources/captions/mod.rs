@@ -34,7 +34,7 @@ impl Captions {
     /// | other | a JSON document: an object from key to caption, a list of records, or COCO's captions |
     ///
     /// In `metadata.*` the columns are `file_name` and `text` where none are named. Of COCO's several captions of an
-    /// image the first in the file counts. Keys match as [`KeyedTempStore`] says. A byte-order mark and white space
+    /// image the first in the file counts. Keys match as `KeyedTempStore` says. A byte-order mark and white space
     /// around a caption are dropped.
     ///
     /// # Errors
