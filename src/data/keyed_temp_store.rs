@@ -205,9 +205,11 @@ impl Claims {
         let hash = short_hash(&normalise(key)).max(1);
         let mut claims = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         claims.get_mut(entry.place).is_none_or(|claimed| {
-            let is_free = *claimed == 0 || *claimed == hash;
-            *claimed = hash;
-            is_free
+            if *claimed == 0 {
+                // The first keeps it: the other picture must be refused whenever it comes, in whatever order workers ask.
+                *claimed = hash;
+            }
+            *claimed == hash
         })
     }
 }
