@@ -68,7 +68,6 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     if let Some(scenes) = &config.scenes {
         crate::demo::draw_missing(scenes)?;
     }
-    let folder = folder.with_inventory(Inventory::of_run(&config.data)?);
     if let Some(table) = crate::train::run(&config, &device, &folder, &args.force)? {
         mention(&table);
     }

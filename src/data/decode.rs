@@ -1,39 +1,24 @@
 //! Decodes one sample: reads and checks its files, scales, crops and mirrors them, chooses the masks.
-use super::codec::{
-    crop::{Grid, Placement},
-    photograph::{self, Header},
-};
-use super::masks::{Fates, MaskReader, Masks};
-use super::sources::{
-    captions::{Captions, Columns, first_sentences},
-    shards::{Member, SampleReference},
-    unusable::Unusable,
-};
-use super::{
-    Sample,
-    cache::{Cache, Digest, Encoded},
-    keyed_temp_store, order,
-};
-use crate::{
-    Result,
-    config::{DataConfig, DataFormat},
-    system::limits::{CAPTION, IMAGE_FILE},
-    system::utf8,
-};
-use image::{Rgb, RgbImage};
-use std::borrow::Cow;
+use super::cache::{Cache, Digest, Encoded};
+use super::codec::crop::Placement;
+use super::codec::photograph;
+use super::masks::{Fates, Masks};
+use super::sample_reader::{SampleReader, size_of};
+use super::sources::shards::SampleReference;
+use super::sources::unusable::Unusable;
+use super::{Sample, keyed_temp_store, order};
+use crate::Result;
+use crate::system::limits::IMAGE_FILE;
 use std::sync::Arc;
 
 /// Turns references into samples; shared by all workers.
 pub struct SampleDecoder {
-    config: DataConfig,
+    reader: Arc<SampleReader>,
     seed: u64,
-    captions: Option<Captions>,
-    masks: MaskReader,
     /// Cached latents and embeddings, which replace the pixels.
     cache: Option<Arc<Cache>>,
-    /// Whether pictures are decoded.
-    pictures: bool,
+    /// Whether prompts and masks alone are read: no picture, no flip, no caption dropout.
+    annotations_alone: bool,
 }
 
 /// A sample, and what became of its masks before caption dropout removed them.
@@ -43,41 +28,14 @@ pub struct DecodedSample {
 }
 
 impl SampleDecoder {
-    /// Reads the captions, classes and panoptic annotations that `config` names.
-    ///
-    /// # Errors
-    /// A file cannot be read, or the format needs one that is not configured.
-    pub fn new(config: &DataConfig, seed: u64) -> Result<Self> {
-        let columns = Columns::of(config);
-        let captions = match (&config.captions, config.format) {
-            (Some(path), DataFormat::Sa1b | DataFormat::Folder) if config.has_prompts => {
-                Some(Captions::read(path, columns)?)
-            }
-            _ => None,
-        };
-        Ok(Self {
-            config: config.clone(),
-            seed,
-            captions,
-            masks: MaskReader::new(config)?,
-            cache: None,
-            pictures: true,
-        })
+    /// Of the sources of `reader`; with `cache` image files are hashed but not decoded.
+    pub fn new(reader: Arc<SampleReader>, seed: u64, cache: Option<Arc<Cache>>) -> Self {
+        Self { reader, seed, cache, annotations_alone: false }
     }
 
-    /// Takes latents and embeddings from `cache`, so that image files are hashed but not decoded.
-    pub fn with_cache(self, cache: Option<Arc<Cache>>) -> Self {
-        Self { cache, ..self }
-    }
-
-    /// Reads masks beside pictures as black and white, or as labels.
-    pub fn with_mask_form(self, is_binary: bool) -> Self {
-        Self { masks: self.masks.with_form(is_binary), ..self }
-    }
-
-    /// Leaves pictures empty: only prompts and masks are read.
-    pub fn without_pictures(self) -> Self {
-        Self { pictures: false, ..self }
+    /// Reads prompts and masks alone, without flips and caption dropout.
+    pub fn of_annotations(reader: Arc<SampleReader>, seed: u64) -> Self {
+        Self { annotations_alone: true, ..Self::new(reader, seed, None) }
     }
 
     /// Decodes the sample of `reference` with the random draws of `epoch`.
@@ -87,18 +45,20 @@ impl SampleDecoder {
     pub fn decode(&self, reference: &SampleReference, epoch: u64) -> Result<DecodedSample, Unusable> {
         let file = reference.image.read(&reference.shard, IMAGE_FILE)?;
         let header = photograph::header(&file)?;
-        let photograph = match self.cache.is_none() && self.pictures {
-            true => Some(photograph::decode_over(&file, self.background())?),
+        let (reader, config) = (&self.reader, self.reader.config());
+        let photograph = match self.cache.is_none() && !self.annotations_alone {
+            true => Some(photograph::decode_over(&file, reader.background())?),
             false => None,
         };
         let size = photograph.as_ref().map_or(header.size, size_of);
         photograph::check_shape(size)?;
         let draws = order::augmentation(self.seed, epoch, keyed_temp_store::hash(&reference.key) ^ reference.repeat);
-        let placement = Placement::new(size, self.config.resolution, self.config.crop, self.config.flip, &draws);
+        let placement =
+            Placement::new(size, config.resolution, config.crop, config.flip && !self.annotations_alone, &draws);
         let (prompt, Masks { masks, names: classes, fates }) =
-            self.prompt_and_masks(reference, &header, &placement.grid())?;
+            reader.prompt_and_masks(reference, &header, &placement.grid())?;
         let image = photograph.map_or_else(|| Ok(Vec::new()), |photograph| placement.apply(&photograph))?;
-        let is_dropped = draws.drop_caption < self.config.caption_dropout;
+        let is_dropped = !self.annotations_alone && draws.drop_caption < config.caption_dropout;
         let key = reference.key.clone();
         let mut sample = Sample { key, epoch, image, encoded: None, prompt, classes, masks, is_dropped };
         if is_dropped {
@@ -107,93 +67,11 @@ impl SampleDecoder {
             sample.masks.clear();
         }
         if let Some(cache) = &self.cache {
-            let picture = Digest::of_picture(&file, &header, self.background());
+            let picture = Digest::of_picture(&file, &header, reader.background());
             sample.encoded =
                 Some(encoded(cache, reference, (&file, &picture), placement.is_mirrored(), &sample.prompt)?);
         }
         Ok(DecodedSample { sample, fates })
-    }
-
-    /// The prompt of a sample; it does not depend on the epoch.
-    ///
-    /// # Errors
-    /// The sample is broken (with the reason).
-    pub fn prompt(&self, reference: &SampleReference) -> Result<String, Unusable> {
-        if let Some(caption) = self.caption(reference)? {
-            return Ok(caption);
-        }
-        let header = photograph::header(&reference.image.read(&reference.shard, IMAGE_FILE)?)?;
-        photograph::check_shape(header.size)?;
-        let grid = Placement::fixed(header.size, self.config.resolution, self.config.crop, false).grid();
-        Ok(self.prompt_and_masks(reference, &header, &grid)?.0)
-    }
-
-    /// The colour behind transparent pixels.
-    pub fn background(&self) -> Rgb<u8> {
-        self.config.background.into()
-    }
-
-    /// Crops of an image file, one for each flag of `mirrored`; equal to the image of [`Self::decode`] unless the crop
-    /// is random.
-    ///
-    /// # Errors
-    /// The image is broken (with the reason).
-    pub fn crops(&self, file: &[u8], mirrored: &[bool]) -> Result<Vec<Vec<u8>>, String> {
-        let photograph = photograph::decode_over(file, self.background())?;
-        let size = size_of(&photograph);
-        photograph::check_shape(size)?;
-        let (side, crop) = (self.config.resolution, self.config.crop);
-        mirrored.iter().map(|mirror| Placement::fixed(size, side, crop, *mirror).apply(&photograph)).collect()
-    }
-
-    /// Prompt, usable masks, and the class names of the prompt (none if it is a caption).
-    fn prompt_and_masks(
-        &self,
-        reference: &SampleReference,
-        header: &Header,
-        grid: &Grid,
-    ) -> Result<(String, Masks), Unusable> {
-        let caption = self.caption(reference)?;
-        let masks = self.masks.read(reference, &self.key(reference), header, grid, caption.is_none())?;
-        let prompt = match caption {
-            Some(caption) => caption,
-            None if masks.names.is_empty() && !self.masks.has_names() => return Err("there is no caption".into()),
-            None => masks.names.join(" "),
-        };
-        Ok((prompt, masks))
-    }
-
-    /// The sample's caption: empty if the model takes no prompts, `None` if class names make the prompt.
-    fn caption(&self, reference: &SampleReference) -> Result<Option<String>, Unusable> {
-        if !self.config.has_prompts {
-            return Ok(Some(String::new()));
-        }
-        let caption = match (&self.captions, &reference.caption) {
-            (Some(captions), _) => {
-                let caption = captions.take(&self.key(reference))?;
-                Some(caption.ok_or("the captions file has no caption of this key")?)
-            }
-            (None, Some(member)) => {
-                let text = utf8::text(member.read(&reference.shard, CAPTION)?);
-                Some(text.map_err(|problem| format!("the caption: {problem}"))?)
-            }
-            (None, None) => None,
-        };
-        Ok(caption.map(|caption| match self.config.format {
-            DataFormat::Sa1b => first_sentences(&caption, self.config.caption_sentences),
-            _ => first_sentences(&caption, 0),
-        }))
-    }
-
-    /// What files of captions and annotations may call a picture: its path, so that what they say of another folder's is not
-    /// taken for its own. SA-1B's names are unique.
-    fn key<'a>(&self, reference: &'a SampleReference) -> Cow<'a, str> {
-        match &reference.image {
-            Member::File(path) if self.config.format != DataFormat::Sa1b => {
-                Cow::Owned(path.with_extension("").to_string_lossy().into_owned())
-            }
-            _ => Cow::Borrowed(&reference.key),
-        }
     }
 }
 
@@ -215,8 +93,4 @@ fn encoded(
         Some(text) => Ok(Encoded { latents, text }),
         None => Err(cache.lacks(&format!("the text embedding of {prompt:?}"), &reference.name()).into()),
     }
-}
-
-fn size_of(photograph: &RgbImage) -> (usize, usize) {
-    (photograph.width() as usize, photograph.height() as usize)
 }

@@ -2,13 +2,13 @@
 //!
 //! Folders are listed once and one at a time, so memory grows with the largest folder: 16 bytes and the name for each of
 //! its files. Tar shards are not listed beforehand; they are counted as they are read.
-use super::sources::captions::{Captions, Columns};
+use super::data_set::DataSet;
+use super::sources::captions::Captions;
 use super::sources::findings::{Finding, Findings, thousands};
 use super::sources::folder::{Folder, Paired, for_each_mask};
 use super::sources::pairing::Pairing;
-use super::sources::shards::SampleShard;
 use super::sources::unusable::Unusable;
-use super::sources::walk::{FoundSource, Sources};
+use super::sources::walk::FoundSource;
 use crate::config::{Allowed, Choice, DataConfig, DataFormat};
 use crate::system::limits::CAPTION;
 use crate::system::whole_file::write_atomically;
@@ -50,22 +50,23 @@ impl Inventory {
     /// # Errors
     /// A source matches nothing or cannot be read, or the captions cannot.
     pub fn take(config: &DataConfig) -> Result<Self> {
-        let Sources { settings, found } = Sources::open(config)?;
+        Self::of(&DataSet::open(config)?)
+    }
+
+    /// Lists the sources of an open data set.
+    ///
+    /// # Errors
+    /// A folder cannot be read.
+    pub fn of(data: &DataSet) -> Result<Self> {
         let mut sources = Vec::new();
-        for (index, settings) in settings.iter().enumerate() {
-            let group = || found.iter().filter(|source| source.settings == index);
-            let is_folder = |source: &FoundSource| source.shards.iter().any(SampleShard::is_folder);
-            let captions = match &settings.captions {
-                Some(file) if settings.has_prompts && settings.format != DataFormat::Coco && group().any(is_folder) => {
-                    Some(Captions::read(file, Columns::of(settings))?)
-                }
-                _ => None,
-            };
-            let counter = Counter { pairing: Pairing::of(settings), captions: captions.as_ref() };
-            let mut counted = group().map(|source| counter.count(source)).collect::<Result<Vec<_>>>()?;
+        for (index, reader) in data.readers().iter().enumerate() {
+            let group = data.sources().iter().filter(|source| source.settings == index);
+            let captions = reader.captions();
+            let counter = Counter { pairing: Pairing::of(reader.config()), captions };
+            let mut counted = group.map(|source| counter.count(source)).collect::<Result<Vec<_>>>()?;
             let used: u64 = counted.iter().map(|source| source.captions).sum();
             let is_all_counted = counted.iter().all(|source| source.shards == 0);
-            if let (Some(captions), Some(last), true) = (&captions, counted.last_mut(), is_all_counted) {
+            if let (Some(captions), Some(last), true) = (captions, counted.last_mut(), is_all_counted) {
                 last.findings.add_unnamed(Finding::CaptionOfOthers, (captions.len() as u64).saturating_sub(used));
             }
             sources.extend(counted);
@@ -76,11 +77,11 @@ impl Inventory {
     /// Lists the sources before they are read, and says what they hold.
     ///
     /// # Errors
-    /// Those of [`take`](Self::take) and [`check`](Self::check).
-    pub fn of_run(config: &DataConfig) -> Result<Self> {
-        let inventory = Self::take(config)?;
+    /// Those of [`of`](Self::of) and [`check`](Self::check).
+    pub fn of_run(data: &DataSet) -> Result<Self> {
+        let inventory = Self::of(data)?;
         tracing::info!("data\n{inventory}");
-        inventory.check(&config.allow)?;
+        inventory.check(&data.config().allow)?;
         Ok(inventory)
     }
 

@@ -6,16 +6,18 @@
 //! holds one full-size photograph. A cached sample holds latents and text embedding instead of pixels.
 use super::sources::{
     findings::{Findings, thousands},
-    shards::{self, Broken},
+    shards::Broken,
     unusable::Unusable,
-    walk::{FoundSource, Sources},
+    walk::FoundSource,
 };
 use super::{
     Cache, Sample,
+    data_set::DataSet,
     decode::{DecodedSample, SampleDecoder},
-    keyed_temp_store, mask_form,
+    keyed_temp_store,
     order::Cursor,
     plan::{DecodeTask, Decoded, PlannedShard, Planner, Position, Results},
+    sample_reader::SampleReader,
 };
 use crate::system::{guard::guarded, process::refused};
 use crate::{
@@ -68,7 +70,6 @@ pub struct Loader {
     cursor: Cursor,
     max_broken: f64,
     require_masks: bool,
-    is_binary: bool,
     /// `data.source`, for error messages.
     source: String,
     allow: Vec<Allowed>,
@@ -96,23 +97,23 @@ impl Loader {
     /// A source matches nothing; captions, classes or annotations are missing or cannot be read; `start` was saved for
     /// other shards.
     pub fn new(config: &DataConfig, seed: u64, start: Option<&Cursor>, require_masks: bool) -> Result<Self> {
-        Self::with_cache(config, seed, start, require_masks, None)
+        Self::of(&DataSet::open(config)?, seed, start, require_masks, None)
     }
 
-    /// [`Self::new`], with latents and text embeddings from `cache` instead of pixels.
+    /// [`Self::new`] on an open data set; with `cache`, latents and text embeddings from it instead of pixels.
     ///
     /// # Errors
     /// Those of [`Self::new`]. `next_batch` fails if the cache is damaged or has no entry for a sample.
-    pub fn with_cache(
-        config: &DataConfig,
+    pub fn of(
+        data: &DataSet,
         seed: u64,
         start: Option<&Cursor>,
         require_masks: bool,
         cache: Option<Cache>,
     ) -> Result<Self> {
         let cache = cache.map(Arc::new);
-        let decoder = |settings: &DataConfig| Ok(SampleDecoder::new(settings, seed)?.with_cache(cache.clone()));
-        Self::with_decoders(config, seed, start, require_masks, decoder)
+        let decoder = |reader: &Arc<SampleReader>| SampleDecoder::new(reader.clone(), seed, cache.clone());
+        Self::with_decoders(data, seed, start, require_masks, decoder)
     }
 
     /// [`Self::new`] from the beginning, for [`Self::next_of_epoch`]: prompts and masks without pictures, flips and caption
@@ -120,27 +121,25 @@ impl Loader {
     ///
     /// # Errors
     /// Those of [`Self::new`].
-    pub(crate) fn of_annotations(config: &DataConfig, seed: u64) -> Result<Self> {
-        let config = DataConfig { caption_dropout: 0.0, flip: false, ..config.clone() };
-        let decoder = |settings: &DataConfig| Ok(SampleDecoder::new(settings, seed)?.without_pictures());
-        Self::with_decoders(&config, seed, None, false, decoder)
+    pub(crate) fn of_annotations(data: &DataSet, seed: u64) -> Result<Self> {
+        let decoder = |reader: &Arc<SampleReader>| SampleDecoder::of_annotations(reader.clone(), seed);
+        Self::with_decoders(data, seed, None, false, decoder)
     }
 
-    /// `decoder` makes one of a source's settings.
     fn with_decoders(
-        config: &DataConfig,
+        data: &DataSet,
         seed: u64,
         start: Option<&Cursor>,
         require_masks: bool,
-        decoder: impl Fn(&DataConfig) -> Result<SampleDecoder>,
+        decoder: impl Fn(&Arc<SampleReader>) -> SampleDecoder,
     ) -> Result<Self> {
-        let found = Sources::open(config)?;
-        shards::check_captions(found.shards())?;
+        data.check_captions()?;
+        let config = data.config();
         let of_source = |source: &FoundSource| {
             let repeated = |shard| PlannedShard::repeated(shard, source.repeats);
             source.shards.iter().flat_map(repeated).collect::<Vec<_>>()
         };
-        let shards: Vec<PlannedShard> = found.found.iter().flat_map(of_source).collect();
+        let shards: Vec<PlannedShard> = data.sources().iter().flat_map(of_source).collect();
         let sources = fingerprint(&shards);
         let source = match shards.as_slice() {
             [first, .., _] => format!("{} and {} more", first.shard.path.display(), shards.len() - 1),
@@ -152,14 +151,7 @@ impl Loader {
             return Err(Error::Usage(format!("{hint} ({})", shards.len())));
         }
         cursor.sources = sources;
-        let (mut decoders, mut is_binary) = (Vec::new(), false);
-        for (number, settings) in found.settings.iter().enumerate() {
-            let own = found.shards().filter(|shard| shard.settings() == number);
-            let binary = mask_form::are_binary(settings, own)?;
-            decoders.push(decoder(settings)?.with_mask_form(binary));
-            is_binary |= binary;
-        }
-        let decoders = Arc::new(decoders);
+        let decoders = Arc::new(data.readers().iter().map(decoder).collect::<Vec<_>>());
 
         let workers = config.workers.max(1);
         let (permit_sender, permits) = mpsc::channel();
@@ -175,7 +167,6 @@ impl Loader {
             cursor,
             max_broken: config.max_broken,
             require_masks,
-            is_binary,
             source,
             allow: config.allow.clone(),
             findings: Findings::default(),
@@ -258,11 +249,6 @@ impl Loader {
                 Decoded::EpochEnd => return Ok(None),
             }
         }
-    }
-
-    /// Whether some masks are black and white, one a picture.
-    pub(crate) fn has_binary_masks(&self) -> bool {
-        self.is_binary
     }
 
     /// Mask statistics of the current epoch.

@@ -8,7 +8,7 @@ use super::codec::stored_mask::{Parts, StoredMask};
 use super::sources::annotations::{Instance, Instances, OfPicture, Panoptic};
 use super::sources::shards::SampleReference;
 use super::sources::unusable::Unusable;
-use crate::config::{Allowed, DataConfig, DataFormat, MaskForm};
+use crate::config::{Allowed, DataConfig, DataFormat};
 use crate::system::limits::{ANNOTATIONS, IMAGE_FILE};
 use crate::system::utf8;
 use crate::{Error, Result};
@@ -100,11 +100,11 @@ enum Meaningless {
 }
 
 impl MaskReader {
-    /// Reads the class list and the annotations that `config` names.
+    /// Reads the class list and the annotations that `config` names. Label maps of folders are black and white, or labels.
     ///
     /// # Errors
     /// A file cannot be read; the format needs one that is not configured; the class list contradicts the annotations.
-    pub fn new(config: &DataConfig) -> Result<Self> {
+    pub fn open(config: &DataConfig, is_binary: bool) -> Result<Self> {
         let is_coco = config.format == DataFormat::Coco;
         let panoptic = config.panoptic.as_deref().filter(|_| is_coco).map(Panoptic::read).transpose()?;
         let instances = config.instances.as_deref().filter(|_| is_coco).map(Instances::read).transpose()?;
@@ -134,13 +134,12 @@ impl MaskReader {
             classes.check_names().map_err(|problem| Error::file(names_file(config), problem))?;
         }
         let colours = config.palette.as_ref().map(|palette| Colours::of(palette, config.ignore)).transpose()?;
-        let is_binary = config.masks == MaskForm::Binary;
         Ok(Self { config: config.clone(), panoptic, instances, classes, colours, is_binary })
     }
 
-    /// Reads the label maps of folders as black and white, or as labels.
-    pub fn with_form(self, is_binary: bool) -> Self {
-        Self { is_binary, ..self }
+    /// Whether the label maps of folders are black and white.
+    pub fn is_binary(&self) -> bool {
+        self.is_binary
     }
 
     /// Whether labels have names.

@@ -5,6 +5,7 @@
 //! (beside `x.jpg`) or `x_mask.png`. `Loader` streams batches of `Sample`.
 pub(crate) mod cache;
 pub mod codec;
+mod data_set;
 pub(crate) mod decode;
 pub mod inventory;
 pub(crate) mod keyed_temp_store;
@@ -14,17 +15,18 @@ pub(crate) mod masks;
 pub(crate) mod order;
 mod plan;
 mod record;
+pub(crate) mod sample_reader;
 pub mod sources;
 
 pub use cache::{Cache, Encoded};
 pub use codec::labels::{Classes, LabelMap};
 pub use codec::mask::Mask;
+pub use data_set::DataSet;
 pub use inventory::Inventory;
 pub use loader::{Batch, Coverage, Loader};
 pub use order::Cursor;
 pub use record::{DataFingerprint, DataRecord};
 pub use sources::captions::Captions;
-pub use sources::listing::Listing;
 
 /// A training image with its prompt and masks.
 #[derive(Clone, Debug, PartialEq)]

@@ -3,10 +3,9 @@
 //!
 //! Of a folder it lists each sample's files, of a tar file its name and size. Absolute paths are not in it: a data set that
 //! has moved has the record that it had.
+use super::data_set::DataSet;
 use super::sources::byte_source::ByteSource;
-use super::sources::listing::Listing;
 use super::sources::shards::{Member, SampleReference, SampleShard};
-use crate::config::DataConfig;
 use crate::model::weights::fingerprint::{sha256, sha256_of};
 use crate::system::error::{Error, Result};
 use crate::system::limits::DATA_RECORD;
@@ -40,14 +39,15 @@ pub struct DataFingerprint {
 }
 
 impl DataRecord {
-    /// Lists the data of `config`.
+    /// Lists the data set.
     ///
     /// # Errors
-    /// A source matches nothing, or cannot be read; a file that `config` names cannot be read.
-    pub fn take(config: &DataConfig) -> Result<Self> {
+    /// There are no captions where they are needed; a source or a file that the settings name cannot be read.
+    pub fn of(data: &DataSet) -> Result<Self> {
+        data.check_captions()?;
         let mut record = Self::default();
-        let listing = Listing::open(config)?;
-        for (number, settings) in listing.settings().iter().enumerate() {
+        for (number, reader) in data.readers().iter().enumerate() {
+            let settings = reader.config();
             let section = if number == 0 { "data".to_string() } else { format!("data.sources {number}") };
             for (key, file) in [
                 ("captions", &settings.captions.clone().filter(|_| settings.has_prompts)),
@@ -61,12 +61,12 @@ impl DataRecord {
             }
         }
         let mut broken = 0;
-        for shard in listing.shards() {
+        for shard in data.shards() {
             if shard.is_folder() {
-                listing.for_each_of(shard, |item| {
+                data.for_each_of(shard, |item| {
                     match item {
                         Ok(reference) => {
-                            let labels = listing.settings()[reference.settings].labels.as_deref();
+                            let labels = data.readers()[reference.settings].config().labels.as_deref();
                             let sizes = sizes(&reference, labels)?;
                             record.add(SAMPLE, &sizes, &reference.key);
                         }

@@ -3,10 +3,10 @@ use super::recipes;
 use crate::config::{ModelConfig, RunConfig};
 use crate::data::cache::{Digest, Key, Writer};
 use crate::data::codec::photograph;
-use crate::data::decode::SampleDecoder;
+use crate::data::sample_reader::SampleReader;
 use crate::data::sources::shards::{Broken, SampleReference};
 use crate::data::sources::unusable::Unusable;
-use crate::data::{Inventory, Listing};
+use crate::data::{DataSet, Inventory};
 use crate::model::text::TextEncoders;
 use crate::model::vae::{Vae, from_rgb8};
 use crate::model::weights::files::ModelFiles;
@@ -81,11 +81,12 @@ pub fn fill(config: &RunConfig, device: &Device, folder: &Path, shard_bytes: u64
     let files = ModelFiles::of(&config.model)?;
     let (latents, text) = (recipes::latents(&files, &config.data)?, recipes::text(&files, &config.model, device)?);
     let _held = OutputFolder::hold_or(folder, "another process fills this cache")?;
-    Inventory::of_run(&config.data)?;
+    let data = DataSet::open(&config.data)?;
+    Inventory::of_run(&data)?;
     let mut text = Writer::open(folder, text, shard_bytes)?;
     let mut latents = Writer::open(folder, latents, shard_bytes)?;
 
-    let mut filler = CacheFiller::open(config)?;
+    let mut filler = CacheFiller::open(config, data)?;
     let flips = filler.mirrored().len() as u64;
     let missing = (filler.samples * flips).saturating_sub(latents.found() as u64);
     check_space(folder, missing * latents.recipe().bytes())?;
@@ -120,23 +121,19 @@ pub fn fill(config: &RunConfig, device: &Device, folder: &Path, shard_bytes: u64
 /// Fills a cache with the latents and text embeddings of a data set.
 struct CacheFiller<'a> {
     config: &'a RunConfig,
-    listing: Listing,
-    /// One for each of the listing's settings.
-    decoders: Vec<SampleDecoder>,
+    data: DataSet,
     samples: u64,
     /// Names of the broken samples.
     broken: BTreeSet<String>,
 }
 
 impl<'a> CacheFiller<'a> {
-    /// Opens the data set, counts its samples and logs those that are broken.
-    fn open(config: &'a RunConfig) -> Result<Self> {
-        let listing = Listing::open(&config.data)?;
-        let decoders = listing.settings().iter().map(|settings| SampleDecoder::new(settings, config.seed));
-        let decoders = decoders.collect::<Result<_>>()?;
-        let mut filler = Self { config, listing, decoders, samples: 0, broken: BTreeSet::new() };
+    /// Counts the samples and logs those that are broken.
+    fn open(config: &'a RunConfig, data: DataSet) -> Result<Self> {
+        data.check_captions()?;
+        let mut filler = Self { config, data, samples: 0, broken: BTreeSet::new() };
         let (mut samples, mut broken) = (0, vec![]);
-        filler.listing.for_each_chunk(CHUNK, |items| {
+        filler.data.for_each_chunk(CHUNK, |items| {
             samples += items.len() as u64;
             broken.extend(items.into_iter().filter_map(|item| item.err()));
             Ok(())
@@ -147,6 +144,10 @@ impl<'a> CacheFiller<'a> {
             0 => Err(Error::Usage("data.source: there is no sample".into())),
             _ => Ok(filler),
         }
+    }
+
+    fn reader(&self, reference: &SampleReference) -> &SampleReader {
+        &self.data.readers()[reference.settings]
     }
 
     /// The flips of an image that training may draw.
@@ -172,9 +173,8 @@ impl<'a> CacheFiller<'a> {
             }
         };
         add(writer, "")?;
-        let prompt = |filler: &Self, reference: &SampleReference, _: &Writer| {
-            filler.decoders[reference.settings].prompt(reference)
-        };
+        let prompt =
+            |filler: &Self, reference: &SampleReference, _: &Writer| filler.reader(reference).prompt(reference);
         self.add(("caption", "embeddings"), writer, prompt, |writer, _, prompt| add(writer, &prompt))
     }
 
@@ -201,7 +201,7 @@ impl<'a> CacheFiller<'a> {
     ) -> Result<()> {
         let mut progress = Progress::new(unit, 0, self.samples);
         let (mut done, mut broken) = (0, vec![]);
-        self.listing.for_each_chunk(CHUNK, |items| {
+        self.data.for_each_chunk(CHUNK, |items| {
             done += items.len() as u64;
             let references: Vec<SampleReference> = items.into_iter().flatten().collect();
             let samples: Vec<_> =
@@ -223,14 +223,14 @@ impl<'a> CacheFiller<'a> {
     /// The crops of an image whose latents are missing; the image is decoded only if there are any.
     fn missing_crops(&self, reference: &SampleReference, writer: &Writer) -> Result<Vec<(Key, Vec<u8>)>, Unusable> {
         let file = reference.image.read(&reference.shard, IMAGE_FILE)?;
-        let digest =
-            Digest::of_picture(&file, &photograph::header(&file)?, self.decoders[reference.settings].background());
+        let reader = self.reader(reference);
+        let digest = Digest::of_picture(&file, &photograph::header(&file)?, reader.background());
         let keys = self.mirrored().iter().map(|mirrored| (writer.recipe().latents_key(&digest, *mirrored), *mirrored));
         let (keys, mirrored): (Vec<Key>, Vec<bool>) = keys.filter(|(key, _)| !writer.contains(key)).unzip();
         if keys.is_empty() {
             return Ok(vec![]);
         }
-        Ok(keys.into_iter().zip(self.decoders[reference.settings].crops(&file, &mirrored)?).collect())
+        Ok(keys.into_iter().zip(reader.crops(&file, &mirrored)?).collect())
     }
 }
 

@@ -5,7 +5,7 @@
 use super::cut_prompts::CutPrompts;
 use super::mask_census::MaskCensus;
 use crate::config::{Allowed, DataConfig, DataFormat, RunConfig};
-use crate::data::Loader;
+use crate::data::{DataSet, Loader};
 use crate::model::text::TextEncoders;
 use crate::system::error::{Error, Result};
 
@@ -14,19 +14,26 @@ const JUDGED: u64 = 64;
 /// Samples whose prompts are read.
 const READ: u64 = 100;
 
-/// Reads the first samples of a run of `trained` samples, within its first epoch, and warns of what the encoders cut
+/// Reads the first samples of `data` in a run of `trained` samples, within its first epoch, and warns of what the encoders cut
 /// of their prompts in the process that `is_main`. Returns a line about their masks, where the run uses masks.
 ///
 /// # Errors
 /// No mask has an effect, or no caption a word, and `data.allow` does not accept that; what the data cannot be read for.
-pub fn examine(config: &RunConfig, encoders: &TextEncoders, trained: u64, is_main: bool) -> Result<Option<String>> {
-    let data = &config.data;
+pub fn examine(
+    config: &RunConfig,
+    data: &DataSet,
+    encoders: &TextEncoders,
+    trained: u64,
+    is_main: bool,
+) -> Result<Option<String>> {
     let mut loader = Loader::of_annotations(data, config.seed)?;
     let mut census = MaskCensus::default();
     let mut prompts = CutPrompts::default();
     // Prompts of class names have none where their masks are missing, which the census says.
     let is_captioned = |settings: &DataConfig| settings.format != DataFormat::Coco && settings.classes.is_none();
-    let has_captions = data.per_source().iter().all(|(settings, _)| is_captioned(settings));
+    let has_captions = data.readers().iter().all(|reader| is_captioned(reader.config()));
+    let has_binary_masks = data.has_binary_masks();
+    let data = data.config();
     let mut is_silent = data.has_prompts && has_captions && trained > 0;
     for number in 0..trained.min(READ) {
         let Some(decoded) = loader.next_of_epoch()? else {
@@ -56,7 +63,7 @@ pub fn examine(config: &RunConfig, encoders: &TextEncoders, trained: u64, is_mai
     }
     match census.problem(JUDGED, data) {
         Some(problem) if !data.allow.contains(&Allowed::MasksUnused) => Err(Error::Failed(problem)),
-        _ => Ok(census.line(match loader.has_binary_masks() {
+        _ => Ok(census.line(match has_binary_masks {
             true => " black-and-white",
             false => "",
         })),

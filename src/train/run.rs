@@ -96,6 +96,9 @@ impl Run<'_> {
         // All have read the checkpoint before newer ones are set aside.
         collective.barrier()?;
         let metrics = collective.is_main().then(|| folder.begin(config, trainer.step())).transpose()?;
+        if let Some(inventory) = trainer.inventory() {
+            inventory.write(&folder.path().join("data.json"))?;
+        }
         if config.eval.as_ref().is_some_and(|eval| eval.before) && !trainer.measure_base(evaluation, measured)? {
             if collective.is_main() {
                 tracing::info!("stopped before training; start again with the same command");

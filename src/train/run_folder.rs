@@ -2,7 +2,6 @@
 use super::checkpoint::{self, Checkpoint};
 use super::resume::{Conditions, Override};
 use crate::config::RunConfig;
-use crate::data::Inventory;
 use crate::report::metrics::MetricsFile;
 use crate::report::{KeptPictures, ValidationPictures};
 use crate::system::error::{Error, Result};
@@ -32,8 +31,6 @@ pub struct RunFolder {
     held: Option<OutputFolder>,
     /// The checkpoint to go on from.
     checkpoint: Option<PathBuf>,
-    /// What the run's sources hold.
-    inventory: Option<Inventory>,
 }
 
 impl RunFolder {
@@ -76,7 +73,7 @@ impl RunFolder {
             Resume::From(folder) => Some(folder.clone()),
             Resume::Newest => checkpoint::newest_whole(output)?,
         };
-        Ok(Self { path: output.to_path_buf(), held: None, checkpoint, inventory: None })
+        Ok(Self { path: output.to_path_buf(), held: None, checkpoint })
     }
 
     /// Where the run writes.
@@ -94,19 +91,11 @@ impl RunFolder {
         Ok(Some(checkpoint))
     }
 
-    /// The folder of a run whose sources hold this, to be written when it begins.
-    pub fn with_inventory(self, inventory: Inventory) -> Self {
-        Self { inventory: Some(inventory), ..self }
-    }
-
-    /// Begins to write, after `step`: the resolved config, the inventory, the metrics cut to that step, newer checkpoints set aside,
-    /// and older ones removed that a killed run had yet to remove.
+    /// Begins to write, after `step`: the resolved config, the metrics cut to that step, newer checkpoints set aside, and older
+    /// ones removed that a killed run had yet to remove.
     pub fn begin(&self, config: &RunConfig, step: u64) -> Result<MetricsFile> {
         let path = self.path();
         write_atomically(&path.join("config.toml"), |out| out.write_all(config.to_toml().as_bytes()))?;
-        if let Some(inventory) = &self.inventory {
-            inventory.write(&path.join("data.json"))?;
-        }
         checkpoint::supersede_after(path, step)?;
         checkpoint::remove_old(path, config.checkpoint.keep)?;
         ValidationPictures::remove_after(path, step)?;

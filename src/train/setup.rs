@@ -15,7 +15,7 @@ use super::shown_samples::ShownSamples;
 use super::source::Source;
 use super::trainer::Trainer;
 use crate::config::{HeadMaps, RunConfig, TextEncoderKind};
-use crate::data::{Cache, DataRecord, Loader, loader};
+use crate::data::{Cache, DataRecord, DataSet, Inventory, Loader, loader};
 use crate::eval::segmentation::SegmentationOptions;
 use crate::model::families::{self, Transformer};
 use crate::model::pipeline::Pipeline;
@@ -38,10 +38,13 @@ impl<'a> Trainer<'a> {
         measures: bool,
         components: &'a Components<'a>,
     ) -> Result<Self> {
+        let data = DataSet::open(&config.data)?;
+        let is_main = components.collective.is_main();
+        let inventory = is_main.then(|| Inventory::of_run(&data)).transpose()?;
         let files = ModelFiles::of(&config.model)?;
         families::of(&files)?;
         let model = fingerprint(&base_files(&files, config)?)?;
-        let record = DataRecord::take(&config.data)?;
+        let record = DataRecord::of(&data)?;
         let conditions = Conditions { config, model: &model, data: &record, schedule: components.schedule };
         let checkpoint = folder.load(&conditions, force)?;
         let state = setup_state(checkpoint.as_ref(), &conditions)?;
@@ -58,12 +61,12 @@ impl<'a> Trainer<'a> {
         let optimizer = setup_optimizer(config, &parameters, checkpoint.as_ref(), components)?;
 
         let require_masks = config.loss.uses_masks();
-        let loader = Loader::with_cache(&config.data, config.seed, Some(&state.cursor), require_masks, cache)?;
+        let loader = Loader::of(&data, config.seed, Some(&state.cursor), require_masks, cache)?;
         let trained =
             config.train.steps * (config.train.batch * config.train.accumulate * components.collective.size()) as u64;
-        let masks = first_samples::examine(config, &pipeline.text_encoders, trained, components.collective.is_main())?;
+        let masks = first_samples::examine(config, &data, &pipeline.text_encoders, trained, is_main)?;
         let scheduler = Scheduler::open(&files)?;
-        let shown_samples = match components.collective.is_main() {
+        let shown_samples = match is_main {
             true => Some(ShownSamples::open(config, &files, folder.path(), state.samples)?),
             false => None,
         };
@@ -79,13 +82,14 @@ impl<'a> Trainer<'a> {
             optimizer,
             loader,
             shown_samples,
+            inventory,
             record: Some(record),
             plan,
             prompts: (state.cursor.epoch, CutPrompts::default()),
             state,
             ahead: None,
         };
-        if components.collective.is_main() {
+        if is_main {
             let masks = masks.map_or_else(String::new, |line| format!("\n{line}"));
             tracing::info!("{}{encoders}{}{masks}", trainer.summary(&estimate), initial::describe(config));
         }

@@ -16,7 +16,7 @@ use super::shown_samples::ShownSamples;
 use super::trained::origin_of;
 use super::validation::Validation;
 use crate::config::RunConfig;
-use crate::data::{Batch, Cursor, DataRecord, Loader};
+use crate::data::{Batch, Cursor, DataRecord, Inventory, Loader};
 use crate::model::adapters::formats::{self, Format};
 use crate::model::pipeline::Pipeline;
 use crate::model::text::{TextEmbedding, prompt_file};
@@ -46,6 +46,8 @@ pub struct Trainer<'a> {
     pub(super) loader: Loader,
     /// What the run's page shows of the data; absent in processes that write nothing.
     pub(super) shown_samples: Option<ShownSamples>,
+    /// What the sources hold; in the process that writes.
+    pub(super) inventory: Option<Inventory>,
     /// What there is to train on, until the first checkpoint is written.
     pub(super) record: Option<DataRecord>,
     pub(super) plan: StepPlan<'a>,
@@ -65,6 +67,11 @@ pub(super) struct MicroBatch {
 }
 
 impl<'a> Trainer<'a> {
+    /// What the sources hold, in the process that writes.
+    pub fn inventory(&self) -> Option<&Inventory> {
+        self.inventory.as_ref()
+    }
+
     /// Steps done.
     pub fn step(&self) -> u64 {
         self.state.step

@@ -7,7 +7,6 @@ pub(super) mod coco;
 pub(crate) mod findings;
 pub(crate) mod folder;
 pub(crate) mod gzip_shards;
-pub(super) mod listing;
 pub(crate) mod names;
 pub(crate) mod pairing;
 pub(crate) mod patterns;

@@ -79,10 +79,6 @@ impl Sources {
             false => Ok(sources),
         }
     }
-
-    pub fn shards(&self) -> impl Iterator<Item = &SampleShard> {
-        self.found.iter().flat_map(|source| &source.shards)
-    }
 }
 
 /// The file with the captions of these sources, if they have one.

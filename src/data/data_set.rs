@@ -1,0 +1,88 @@
+//! The data set of a run, opened once for all that reads it.
+use super::mask_form;
+use super::sample_reader::SampleReader;
+use super::sources::findings::Findings;
+use super::sources::shards::{self, Listed, SampleShard, listed};
+use super::sources::walk::{FoundSource, Sources};
+use crate::config::DataConfig;
+use crate::system::error::Result;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+/// All sources with their captions, classes and annotations. Memory: what the captions and annotations take.
+pub struct DataSet {
+    config: DataConfig,
+    sources: Vec<FoundSource>,
+    /// One for each group of sources with settings of their own.
+    readers: Vec<Arc<SampleReader>>,
+}
+
+impl DataSet {
+    /// Finds the sources of `config`, and reads the files of captions, classes and annotations that it names.
+    ///
+    /// # Errors
+    /// A source matches nothing; a file cannot be read.
+    pub fn open(config: &DataConfig) -> Result<Self> {
+        let Sources { settings, found: sources } = Sources::open(config)?;
+        let readers = settings.into_iter().enumerate().map(|(number, settings)| {
+            let own = sources.iter().flat_map(|source| &source.shards).filter(|shard| shard.settings() == number);
+            let is_binary = mask_form::are_binary(&settings, own)?;
+            SampleReader::open(settings, is_binary).map(Arc::new)
+        });
+        let readers = readers.collect::<Result<_>>()?;
+        Ok(Self { config: config.clone(), sources, readers })
+    }
+
+    /// The settings that it was opened with.
+    pub fn config(&self) -> &DataConfig {
+        &self.config
+    }
+
+    pub(super) fn sources(&self) -> &[FoundSource] {
+        &self.sources
+    }
+
+    /// What samples name by `SampleReference::settings`.
+    pub(crate) fn readers(&self) -> &[Arc<SampleReader>] {
+        &self.readers
+    }
+
+    /// Whether some masks are black and white, one a picture.
+    pub(crate) fn has_binary_masks(&self) -> bool {
+        self.readers.iter().any(|reader| reader.has_binary_masks())
+    }
+
+    /// The tar files and folders, in the order of the sources.
+    pub(crate) fn shards(&self) -> impl Iterator<Item = &SampleShard> {
+        self.sources.iter().flat_map(|source| &source.shards)
+    }
+
+    /// # Errors
+    /// There are no captions where they are needed.
+    pub(crate) fn check_captions(&self) -> Result<()> {
+        shards::check_captions(self.shards())
+    }
+
+    /// Calls `visit` with each sample of `shard`, broken ones included, until it fails.
+    pub(crate) fn for_each_of(&self, shard: &SampleShard, mut visit: impl FnMut(Listed) -> Result<()>) -> Result<()> {
+        let mut outcome = Ok(());
+        let _ = shard.scan(&mut Findings::default(), &mut |item| {
+            outcome = listed(item).and_then(&mut visit);
+            if outcome.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        });
+        outcome
+    }
+
+    /// Calls `visit` with chunks of at most `count` samples, each once and in source order, broken ones included, until it
+    /// fails.
+    pub(crate) fn for_each_chunk(&self, count: usize, mut visit: impl FnMut(Vec<Listed>) -> Result<()>) -> Result<()> {
+        let mut chunk = Vec::with_capacity(count);
+        for shard in self.shards() {
+            self.for_each_of(shard, |item| {
+                chunk.push(item);
+                if chunk.len() < count { Ok(()) } else { visit(std::mem::take(&mut chunk)) }
+            })?;
+        }
+        if chunk.is_empty() { Ok(()) } else { visit(chunk) }
+    }
+}
