@@ -1,6 +1,9 @@
 //! Captions: every form of file with every trap, and which caption goes to which picture.
+mod data_config;
+
+use data_config::plain;
 use image::{ExtendedColorType, ImageEncoder, codecs::png::PngEncoder};
-use seg4diff::config::{Colour, Crop, DataConfig, DataFormat, MaskForm};
+use seg4diff::config::{DataConfig, DataFormat};
 use seg4diff::data::sources::captions::{Columns, first_by_key};
 use seg4diff::data::{Captions, Loader};
 use std::fs;
@@ -234,37 +237,7 @@ fn picture(shade: u8) -> Vec<u8> {
 }
 
 fn config(sources: &[&Path], captions: Option<PathBuf>) -> DataConfig {
-    DataConfig {
-        plain_http: false,
-        retry_seconds: 0,
-        format: DataFormat::Folder,
-        source: sources.iter().map(|source| source.to_str().unwrap().to_owned()).collect(),
-        sources: vec![],
-        captions,
-        caption_key_column: "key".into(),
-        caption_column: "caption".into(),
-        labels: None,
-        panoptic: None,
-        instances: None,
-        classes: None,
-        masks: MaskForm::Auto,
-        palette: None,
-        ignore: 255,
-        resolution: 16,
-        crop: Crop::Center,
-        caption_sentences: 0,
-        caption_dropout: 0.0,
-        min_mask_area: 0.0,
-        max_masks: 4,
-        flip: false,
-        shuffle_buffer: 1,
-        cache: None,
-        workers: 2,
-        max_broken: 0.0,
-        background: Colour([255; 3]),
-        allow: vec![],
-        has_prompts: true,
-    }
+    DataConfig { captions, max_masks: 4, ..plain(DataFormat::Folder, sources) }
 }
 
 /// The captions in the order of the pictures, or the error.

@@ -1,6 +1,9 @@
 //! COCO's annotations: instances as pycocotools draws them, panoptic PNGs by image id, names and ids from the JSON.
+mod data_config;
+
+use data_config::plain;
 use image::{ExtendedColorType, ImageEncoder, codecs::png::PngEncoder};
-use seg4diff::config::{Allowed, Colour, Crop, DataConfig, DataFormat, MaskForm};
+use seg4diff::config::{Allowed, DataConfig, DataFormat};
 use seg4diff::data::{Loader, Sample};
 use serde_json::{Value, json};
 use std::fs;
@@ -30,37 +33,7 @@ fn segments(ids: [u32; 4]) -> Vec<u8> {
 }
 
 fn config(source: &Path) -> DataConfig {
-    DataConfig {
-        plain_http: false,
-        retry_seconds: 0,
-        format: DataFormat::Coco,
-        source: vec![source.to_str().unwrap().to_owned()],
-        sources: vec![],
-        captions: None,
-        caption_key_column: "key".into(),
-        caption_column: "caption".into(),
-        labels: None,
-        panoptic: None,
-        instances: None,
-        classes: None,
-        masks: MaskForm::Auto,
-        palette: None,
-        ignore: 255,
-        resolution: 16,
-        crop: Crop::Center,
-        caption_sentences: 0,
-        caption_dropout: 0.0,
-        min_mask_area: 0.0,
-        max_masks: 32,
-        flip: false,
-        shuffle_buffer: 1,
-        cache: None,
-        workers: 2,
-        max_broken: 0.0,
-        background: Colour([255; 3]),
-        allow: vec![],
-        has_prompts: true,
-    }
+    plain(DataFormat::Coco, &[source])
 }
 
 fn samples(config: &DataConfig, count: usize) -> Result<Vec<Sample>, String> {

@@ -1,7 +1,10 @@
 //! Tar shards with damaged headers or truncated: readable samples are read, lost ones are counted, and the order stays
 //! resumable.
+mod data_config;
+
+use data_config::plain;
 use image::{ExtendedColorType, ImageEncoder, codecs::png::PngEncoder};
-use seg4diff::config::{Colour, Crop, DataConfig, DataFormat, MaskForm};
+use seg4diff::config::{DataConfig, DataFormat};
 use seg4diff::data::{Cursor, Loader};
 use std::fs;
 use std::path::Path;
@@ -11,37 +14,7 @@ const SAMPLES: usize = 150;
 const SAMPLE: usize = 3 * 1024;
 
 fn config(shard: &Path, shuffle_buffer: usize, max_broken: f64) -> DataConfig {
-    DataConfig {
-        format: DataFormat::Sa1b,
-        source: vec![shard.to_str().unwrap().to_owned()],
-        retry_seconds: 0,
-        plain_http: false,
-        captions: None,
-        caption_key_column: "key".into(),
-        caption_column: "caption".into(),
-        labels: None,
-        panoptic: None,
-        instances: None,
-        classes: None,
-        masks: MaskForm::Auto,
-        palette: None,
-        ignore: 255,
-        resolution: 16,
-        crop: Crop::Center,
-        background: Colour([255; 3]),
-        caption_sentences: 0,
-        caption_dropout: 0.0,
-        min_mask_area: 0.0,
-        max_masks: 4,
-        flip: false,
-        shuffle_buffer,
-        cache: None,
-        workers: 2,
-        max_broken,
-        allow: vec![],
-        sources: vec![],
-        has_prompts: true,
-    }
+    DataConfig { max_masks: 4, shuffle_buffer, max_broken, ..plain(DataFormat::Sa1b, &[shard]) }
 }
 
 /// A shard of [`SAMPLES`] samples.

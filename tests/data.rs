@@ -1,6 +1,9 @@
 //! The data stream: equal order on any number of threads, resumable anywhere, robust against broken files.
+mod data_config;
+
+use data_config::plain;
 use image::{ExtendedColorType, ImageEncoder, codecs::jpeg::JpegEncoder, codecs::png::PngEncoder};
-use seg4diff::config::{Allowed, Colour, Crop, DataConfig, DataFormat, MaskForm};
+use seg4diff::config::{Allowed, Crop, DataConfig, DataFormat};
 use seg4diff::data::codec::rle::RunLengths;
 use seg4diff::data::sources::captions::{Columns, first_sentences};
 use seg4diff::data::{Captions, Cursor, Loader, Sample};
@@ -12,35 +15,11 @@ const SHARED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../shared/data/coco12
 
 fn config(format: DataFormat, source: &[&str]) -> DataConfig {
     DataConfig {
-        format,
-        source: source.iter().map(|&source| source.to_owned()).collect(),
-        retry_seconds: 0,
-        plain_http: false,
-        captions: None,
         caption_key_column: "image".into(),
-        caption_column: "caption".into(),
-        labels: None,
-        panoptic: None,
-        instances: None,
-        classes: None,
-        masks: MaskForm::Auto,
-        palette: None,
-        ignore: 255,
-        resolution: 16,
-        crop: Crop::Center,
-        background: Colour([255; 3]),
         caption_sentences: 2,
-        caption_dropout: 0.0,
         min_mask_area: 0.005,
-        max_masks: 32,
-        flip: false,
-        shuffle_buffer: 1,
-        cache: None,
-        workers: 2,
         max_broken: 0.5,
-        allow: vec![],
-        sources: vec![],
-        has_prompts: true,
+        ..plain(format, source)
     }
 }
 

@@ -1,6 +1,9 @@
 //! Masks beside pictures: black and white, labels, colours, in every lossless format; and runs whose masks do nothing.
+mod data_config;
+
+use data_config::plain;
 use image::{DynamicImage, GrayImage, ImageFormat, Luma, LumaA, Rgb, RgbImage, Rgba};
-use seg4diff::config::{Colour, Crop, DataConfig, DataFormat, MaskForm, Palette};
+use seg4diff::config::{DataConfig, DataFormat, MaskForm, Palette};
 use seg4diff::data::Loader;
 use std::fs;
 use std::io::Cursor;
@@ -61,37 +64,7 @@ fn indexed(bits: png::BitDepth, palette: Option<&[u8]>) -> Vec<u8> {
 }
 
 fn config(source: &Path) -> DataConfig {
-    DataConfig {
-        plain_http: false,
-        retry_seconds: 0,
-        format: DataFormat::Folder,
-        source: vec![source.to_str().unwrap().to_owned()],
-        sources: vec![],
-        captions: None,
-        caption_key_column: "key".into(),
-        caption_column: "caption".into(),
-        labels: None,
-        panoptic: None,
-        instances: None,
-        classes: None,
-        masks: MaskForm::Auto,
-        palette: None,
-        ignore: 255,
-        resolution: SIDE as usize,
-        crop: Crop::Center,
-        caption_sentences: 0,
-        caption_dropout: 0.0,
-        min_mask_area: 0.0,
-        max_masks: 32,
-        flip: false,
-        shuffle_buffer: 1,
-        cache: None,
-        workers: 1,
-        max_broken: 0.0,
-        background: Colour([255; 3]),
-        allow: vec![],
-        has_prompts: true,
-    }
+    DataConfig { resolution: SIDE as usize, workers: 1, ..plain(DataFormat::Folder, &[source]) }
 }
 
 /// The areas of the masks of one picture with this map, or the error.

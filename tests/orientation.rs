@@ -1,7 +1,10 @@
 //! Masks and label maps lie over the upright picture, whichever way they and the picture are stored.
+mod data_config;
+
+use data_config::plain;
 use image::codecs::png::PngEncoder;
 use image::{ExtendedColorType, ImageEncoder};
-use seg4diff::config::{Colour, Crop, DataConfig, DataFormat, MaskForm};
+use seg4diff::config::{DataConfig, DataFormat};
 use seg4diff::data::codec::labels::encode_labels;
 use seg4diff::data::codec::photograph::{Orientation, exchanges_sides, upright};
 use seg4diff::data::codec::rle::RunLengths;
@@ -17,35 +20,12 @@ fn config(format: DataFormat, folder: &Path) -> DataConfig {
     let coco = format == DataFormat::Coco;
     let at = |name: &str| folder.join(name);
     DataConfig {
-        retry_seconds: 0,
-        plain_http: false,
-        format,
-        source: vec![at("images").display().to_string()],
-        sources: vec![],
-        captions: None,
         caption_key_column: "image".into(),
-        caption_column: "caption".into(),
         labels: coco.then(|| at("labels")),
-        panoptic: None,
-        instances: None,
         classes: coco.then(|| at("classes.json")),
-        masks: MaskForm::Auto,
-        palette: None,
-        ignore: 255,
-        resolution: 16,
-        crop: Crop::Center,
-        background: Colour([255; 3]),
-        caption_sentences: 0,
-        caption_dropout: 0.0,
-        min_mask_area: 0.0,
         max_masks: 8,
-        flip: false,
-        shuffle_buffer: 1,
-        cache: None,
         workers: 1,
-        max_broken: 0.0,
-        allow: vec![],
-        has_prompts: true,
+        ..plain(format, &[at("images")])
     }
 }
 

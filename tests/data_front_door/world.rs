@@ -1,6 +1,7 @@
 //! Made folders, and what became of them.
+use crate::data_config::plain;
 use image::{ExtendedColorType, ImageEncoder, codecs::png::PngEncoder};
-use seg4diff::config::{Allowed, Colour, Crop, DataConfig, DataFormat, MaskForm};
+use seg4diff::config::{Allowed, DataConfig, DataFormat};
 use seg4diff::data::{Inventory, Loader};
 use std::fs;
 use std::io::Write;
@@ -77,37 +78,7 @@ pub fn write(folder: &Path, files: &str) {
 }
 
 pub fn config(folder: &Path) -> DataConfig {
-    DataConfig {
-        plain_http: false,
-        retry_seconds: 0,
-        format: DataFormat::Folder,
-        source: vec![folder.to_str().expect("path").to_owned()],
-        captions: None,
-        caption_key_column: "key".into(),
-        caption_column: "caption".into(),
-        labels: None,
-        panoptic: None,
-        instances: None,
-        classes: None,
-        masks: MaskForm::Auto,
-        palette: None,
-        background: Colour([255; 3]),
-        ignore: 255,
-        resolution: 16,
-        crop: Crop::Center,
-        caption_sentences: 2,
-        caption_dropout: 0.0,
-        min_mask_area: 0.005,
-        max_masks: 32,
-        flip: false,
-        shuffle_buffer: 1,
-        cache: None,
-        workers: 1,
-        max_broken: 0.0,
-        allow: vec![],
-        sources: vec![],
-        has_prompts: true,
-    }
+    DataConfig { caption_sentences: 2, min_mask_area: 0.005, workers: 1, ..plain(DataFormat::Folder, &[folder]) }
 }
 
 /// Accepts everything that can be accepted.

@@ -1,7 +1,8 @@
 //! The loader over HTTP: order, resumption and errors are those of local shards, and a shard is fetched once.
+use super::data_config::plain;
 use super::server::{Answer, Request, Server};
 use image::{ExtendedColorType, ImageEncoder, codecs::png::PngEncoder};
-use seg4diff::config::{Crop, DataConfig, DataFormat};
+use seg4diff::config::{DataConfig, DataFormat};
 use seg4diff::data::{Cursor, Loader};
 use std::fs;
 
@@ -12,37 +13,7 @@ const PADDING: usize = 400_000;
 const BLOCK: usize = 4 << 20;
 
 fn config(source: &str) -> DataConfig {
-    DataConfig {
-        background: seg4diff::config::Colour([255; 3]),
-        sources: vec![],
-        instances: None,
-        allow: vec![],
-        masks: seg4diff::config::MaskForm::Auto,
-        palette: None,
-        format: DataFormat::Sa1b,
-        source: vec![source.to_owned()],
-        retry_seconds: 5,
-        plain_http: false,
-        captions: None,
-        caption_key_column: "key".into(),
-        caption_column: "caption".into(),
-        labels: None,
-        panoptic: None,
-        classes: None,
-        ignore: 255,
-        resolution: 16,
-        crop: Crop::Center,
-        caption_sentences: 0,
-        caption_dropout: 0.0,
-        min_mask_area: 0.0,
-        max_masks: 4,
-        flip: false,
-        shuffle_buffer: 16,
-        cache: None,
-        workers: 2,
-        max_broken: 0.0,
-        has_prompts: true,
-    }
+    DataConfig { retry_seconds: 5, max_masks: 4, shuffle_buffer: 16, ..plain(DataFormat::Sa1b, &[source]) }
 }
 
 /// A shard whose JSON are long, and one member of 20 MB between the samples that belongs to none.

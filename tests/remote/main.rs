@@ -1,6 +1,8 @@
 //! Shards in object storage, from a server on the loopback address: the bytes of a local run whatever the connection does,
 //! one clear error where it does not get better, and no secrets in any output.
 #![cfg(feature = "object-store")]
+#[path = "../data_config/mod.rs"]
+mod data_config;
 mod loader;
 mod server;
 #[path = "../smoke_run/mod.rs"]
