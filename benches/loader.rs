@@ -2,8 +2,10 @@
 //!
 //! `cargo bench --bench loader -- SHARDS CAPTIONS [RESOLUTION] [WORKERS]`; `loader.py` does the same with Pillow and
 //! pycocotools.
-use seg4diff::config::{Colour, Crop, DataConfig, DataFormat, MaskForm};
+use seg4diff::config::RunConfig;
 use seg4diff::data::Loader;
+use seg4diff::system::memory::peak_bytes;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -14,38 +16,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
     let number = |index: usize, default: usize| rest.get(index).map_or(Ok(default), |text| text.parse());
     let (resolution, workers) = (number(0, 1024)?, number(1, 2)?);
-    let config = DataConfig {
-        format: DataFormat::Sa1b,
-        source: vec![source.clone()],
-        retry_seconds: 0,
-        plain_http: false,
-        captions: Some(captions.into()),
-        caption_key_column: "image".into(),
-        caption_column: "caption".into(),
-        labels: None,
-        panoptic: None,
-        instances: None,
-        classes: None,
-        masks: MaskForm::Auto,
-        palette: None,
-        ignore: 255,
-        resolution,
-        crop: Crop::Center,
-        background: Colour([255; 3]),
-        caption_sentences: 2,
-        caption_dropout: 0.0,
-        min_mask_area: 0.005,
-        max_masks: 32,
-        flip: true,
-        shuffle_buffer: 1000,
-        cache: None,
-        workers,
-        max_broken: 0.0,
-        allow: vec![],
-        sources: vec![],
-        has_prompts: true,
-    };
-    let mut loader = Loader::new(&config, 0, None, true)?;
+    let text = format!(
+        "output = \"out\"\n[model]\npath = \"model\"\n[data]\nsource = [{source:?}]\ncaptions = {captions:?}\n\
+         caption_key_column = \"image\"\nresolution = {resolution}\ncrop = \"center\"\nworkers = {workers}\n\
+         max_broken = 0.0\nretry_seconds = 0\n"
+    );
+    let config = RunConfig::parse(&text, Path::new("bench"), &[])?;
+    let mut loader = Loader::new(&config.data, 0, None, true)?;
     loader.next_batch(4)?;
     let (started, mut images, mut waited, mut masks) = (Instant::now(), 0, Duration::ZERO, 0);
     while started.elapsed() < Duration::from_secs(15) {
