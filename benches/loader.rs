@@ -4,7 +4,6 @@
 //! pycocotools.
 use seg4diff::config::RunConfig;
 use seg4diff::data::Loader;
-use seg4diff::system::memory::peak_bytes;
 use std::path::Path;
 use std::time::{Duration, Instant};
 

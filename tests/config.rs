@@ -3,7 +3,7 @@ mod fake_model;
 
 use fake_model::fake_model;
 use seg4diff::config::*;
-use seg4diff::eval::segmentation::DataSet;
+use seg4diff::eval::segmentation::SegmentationDataSet;
 use seg4diff::{Error, Result};
 use std::path::{Path, PathBuf};
 
@@ -51,7 +51,7 @@ fn every_shipped_config_parses_and_survives_being_written() {
         assert_eq!(parse(&config.to_toml(), &[]).unwrap_or_else(|e| panic!("{e}")), config, "{}", file.display());
     }
     for file in data_sets {
-        DataSet::read(&file, Path::new("root")).unwrap_or_else(|e| panic!("{e}"));
+        SegmentationDataSet::read(&file, Path::new("root")).unwrap_or_else(|e| panic!("{e}"));
     }
 }
 

@@ -1,7 +1,7 @@
 //! The data sets described in `configs/eval`, on small generated files of their layouts.
 use image::{ImageFormat, RgbImage};
 use seg4diff::data::codec::labels::encode_labels;
-use seg4diff::eval::segmentation::{DataSet, LabelledFolder, NO_CLASS};
+use seg4diff::eval::segmentation::{LabelledFolder, NO_CLASS, SegmentationDataSet};
 use std::path::{Path, PathBuf};
 
 const WIDTH: usize = 4;
@@ -158,7 +158,7 @@ impl Unpacked {
     }
 
     fn open(&self, root: &Path) -> seg4diff::system::error::Result<LabelledFolder> {
-        LabelledFolder::of(&DataSet::read(&config(self.config), root)?)
+        LabelledFolder::of(&SegmentationDataSet::read(&config(self.config), root)?)
     }
 }
 
@@ -203,7 +203,7 @@ fn coco_panoptic_is_read_through_its_annotations() {
         })
     };
     let write = |last| put(&at("annotations/panoptic_val2017.json"), annotations(last).to_string().as_bytes());
-    let open = || LabelledFolder::of(&DataSet::read(&config("coco-panoptic"), folder.path()).unwrap());
+    let open = || LabelledFolder::of(&SegmentationDataSet::read(&config("coco-panoptic"), folder.path()).unwrap());
     write(1);
     let expected = [None, Some("tv"), Some("rug-merged"), Some("person")];
     assert_eq!(names(&open().unwrap()), expected.map(|name| name.map(str::to_owned)));
@@ -271,7 +271,7 @@ fn a_description_with_a_mistake_names_the_line() {
         ),
     ] {
         std::fs::write(&file, text).unwrap();
-        let problem = DataSet::read(&file, folder.path()).unwrap_err().to_string();
+        let problem = SegmentationDataSet::read(&file, folder.path()).unwrap_err().to_string();
         assert!(problem.contains("set.toml") && problem.contains(expected), "{problem}");
     }
 }

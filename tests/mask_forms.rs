@@ -200,12 +200,25 @@ fn run_steps(
          shuffle_buffer = 4\nworkers = 1\nflip = true\n{more}\n[train]\nsteps = {steps}\nbatch = 2\naccumulate = 1\n"
     );
     write(folder.path(), "c.toml", text);
-    let mut command = Command::new(env!("CARGO_BIN_EXE_train"));
-    let output =
-        command.current_dir(folder.path()).env_remove("RUST_LOG").args(["--config", "c.toml"]).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(!said.contains("panicked"), "{said}");
-    (output.status.code(), said, folder)
+    let train = |more: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_train"));
+        command.current_dir(folder.path()).env_remove("RUST_LOG").args(["--config", "c.toml"]).args(more);
+        let output = command.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!said.contains("panicked"), "{said}");
+        (output.status.code(), said, String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    // What a run refuses `--check` refuses, in the same words, and it sees the masks that the run sees.
+    let (checked, refused, printed) = train(&["--check"]);
+    let (status, said, _) = train(&[]);
+    assert_eq!(checked, status, "{refused}\n{said}");
+    let errors =
+        |said: &str| said.lines().filter(|line| line.contains("error: ")).map(str::to_owned).collect::<Vec<_>>();
+    assert_eq!(errors(&refused), errors(&said));
+    for line in said.lines().filter(|line| line.starts_with("first ")) {
+        assert!(printed.contains(line), "{line} is not in\n{printed}");
+    }
+    (status, said, folder)
 }
 
 /// The map and the caption of a folder's picture.

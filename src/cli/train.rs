@@ -1,9 +1,10 @@
 //! `train`: the main job.
 use super::{mention, say};
 use crate::config::RunConfig;
-use crate::data::Inventory;
+use crate::data::{DataSet, Inventory};
 use crate::system::error::Result;
 use crate::system::printable::printable_path;
+use crate::train::first_samples;
 use crate::train::resume::Override;
 use crate::train::run_folder::{Resume, RunFolder};
 use clap::Args;
@@ -55,9 +56,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     config.check_files()?;
     if args.check {
         if !config.draws_sources() {
-            let inventory = Inventory::take(&config.data)?;
-            say(&inventory.to_string())?;
-            inventory.check(&config.data.allow)?;
+            check_data(&config)?;
         }
         let file = printable_path(&args.config);
         let next = format!("seg4diff inspect --config {file} draws the first samples as training will see them");
@@ -72,4 +71,22 @@ pub fn run(args: &TrainArgs) -> Result<()> {
         mention(&table);
     }
     Ok(())
+}
+
+/// Prints what the sources hold and what the first samples show.
+///
+/// # Errors
+/// What a run would refuse.
+fn check_data(config: &RunConfig) -> Result<()> {
+    let data = DataSet::open(&config.data)?;
+    let inventory = Inventory::of(&data)?;
+    say(&inventory.to_string())?;
+    inventory.check(&config.data.allow)?;
+    if config.model.is_on_hub() {
+        return say("the first samples are not looked at: the tokenizers of a model on the hub come with it");
+    }
+    match first_samples::check(config, &data)? {
+        Some(line) => say(&line),
+        None => Ok(()),
+    }
 }

@@ -1,14 +1,15 @@
 //! The sections `[data]` and `[scenes]`: what is trained on.
+use super::data_choices::{Allowed, Crop, DataFormat, MaskForm, Palette};
 use super::document::TomlValue;
-use super::keys::{choices, keys};
+use super::keys::keys;
 use super::model::ModelConfig;
 use super::reader::Reader;
 use super::rule::{follows, optional, required, usual};
 use super::setting::{Check, Setting, at_least, check, is_distinct, is_not_empty, is_path, not_empty, within};
-use super::sources::{DataFormat, SourceConfig};
+use super::sources::SourceConfig;
 use image::Rgb;
 use serde::{Serialize, Serializer};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 keys! {
     /// Images, captions and masks.
@@ -20,7 +21,8 @@ keys! {
             sources(reader.given("data.sources"));
         /// Sources with settings of their own, as tables: `[[data.sources]]` with `path` and, where wanted, `repeats` (how
         /// often its samples come in an epoch), `weight` (the share of them that an epoch takes, other ones in every epoch;
-        /// above 1 some come again), `format`, `captions`, `labels`, `panoptic` and `classes`.
+        /// above 1 some come again), `format`, `captions`, `labels`, `panoptic`, `instances`, `classes`, `masks`, `palette` and
+        /// `ignore`.
         sources: Vec<SourceConfig> = usual(Vec::new());
         /// Seconds for which object storage that fails is tried again before the run stops.
         retry_seconds: u64 = usual(180), within(0, 86_400);
@@ -93,39 +95,7 @@ fn sources(may_be_empty: bool) -> Check<Vec<String>> {
     })
 }
 
-impl Palette {
-    /// Its file, if it is one's.
-    pub fn file(&self) -> Option<&Path> {
-        if let Self::File(file) = self { Some(file) } else { None }
-    }
-}
-
 impl DataConfig {
-    /// The settings of each source: those of `data.source` together, then each of `data.sources`, with how often its
-    /// samples come in an epoch.
-    pub fn per_source(&self) -> Vec<(Self, f64)> {
-        let own = Self { sources: Vec::new(), ..self.clone() };
-        let tables = self.sources.iter().map(|source| (self.with(source), f64::from(source.repeats) * source.weight));
-        Some((own, 1.0)).filter(|_| !self.source.is_empty()).into_iter().chain(tables).collect()
-    }
-
-    /// These settings with those of `source` in their place.
-    fn with(&self, source: &SourceConfig) -> Self {
-        let or = |own: &Option<PathBuf>, of_data: &Option<PathBuf>| own.clone().or_else(|| of_data.clone());
-        let format = source.format.unwrap_or(self.format);
-        let is_coco = format == DataFormat::Coco;
-        Self {
-            sources: Vec::new(),
-            source: vec![source.path.clone()],
-            format,
-            captions: or(&source.captions, &self.captions),
-            labels: or(&source.labels, &self.labels).filter(|_| is_coco),
-            panoptic: or(&source.panoptic, &self.panoptic).filter(|_| is_coco),
-            classes: or(&source.classes, &self.classes).filter(|_| format != DataFormat::Sa1b),
-            ..self.clone()
-        }
-    }
-
     /// What no key can say alone.
     pub(super) fn check(&self, model: &ModelConfig, reader: &mut Reader) {
         let is_coco = self.format == DataFormat::Coco;
@@ -154,14 +124,12 @@ impl DataConfig {
                 }
             }
         }
-        for (number, source) in (1..).zip(&self.sources) {
-            let settings = self.with(source);
-            let named = settings.classes.is_some() || settings.panoptic.is_some() || settings.instances.is_some();
-            let needs = [("labels", settings.labels.is_some() || settings.instances.is_some()), ("classes", named)];
-            for (key, _) in needs.iter().filter(|(_, given)| settings.format == DataFormat::Coco && !given) {
-                let problem = format!("item {number}: {key} is missing, which format = \"coco\" needs");
-                reader.problem(&["data.sources"], problem);
-            }
+        let of_source = |(number, source): (usize, &SourceConfig)| {
+            source.problems(self).into_iter().map(move |problem| format!("item {number}: {problem}"))
+        };
+        let of_sources: Vec<String> = (1..).zip(&self.sources).flat_map(of_source).collect();
+        if !of_sources.is_empty() {
+            reader.problem(&["data.sources"], of_sources.join("; "));
         }
         let mut refuse = |key: &str, formats: &str| {
             if reader.given(key) {
@@ -250,66 +218,6 @@ impl Serialize for Colour {
 impl From<Colour> for Rgb<u8> {
     fn from(Colour(channels): Colour) -> Self {
         Self(channels)
-    }
-}
-
-choices! {
-    /// How masks beside pictures are read.
-    pub enum MaskForm: Copy {
-        /// As labels with `classes` or `palette`, otherwise as the first sixteen maps look: black and white, with soft edges
-        /// or without, or labels.
-        Auto = "auto",
-        /// One mask a picture, where a map is at least half as bright as white.
-        Binary = "binary",
-        /// One mask for each value but 0 and `ignore`.
-        Labels = "labels",
-    }
-}
-
-choices! {
-    /// Which labels colours stand for.
-    pub enum Palette {
-        /// PASCAL VOC's colours, for the labels 0 to 20.
-        Voc = "voc",
-        /// Cityscapes' colours, for the training labels 0 to 18.
-        Cityscapes = "cityscapes",
-    } or {
-        /// A JSON object from colour to label, such as `{"#8000ff": 1}`.
-        File(PathBuf): "the path of a JSON file"
-    }
-}
-
-choices! {
-    /// What may be wrong with the data without stopping the run.
-    pub enum Allowed: Copy {
-        /// Photographs without a caption are left out.
-        CaptionsMissing = "captions_missing",
-        /// Photographs without annotations or a label map are left out.
-        MasksMissing = "masks_missing",
-        /// Captions, masks and annotations without their photograph are left out.
-        PicturesMissing = "pictures_missing",
-        /// Files that look like data and are not read are left out.
-        FilesUnread = "files_unread",
-        /// All captions are empty.
-        CaptionsEmpty = "captions_empty",
-        /// Labels without a name are no class.
-        LabelsUnnamed = "labels_unnamed",
-        /// `classes` has other names, or other classes, than the annotations.
-        ClassNames = "class_names",
-        /// None of the first masks has an effect.
-        MasksUnused = "masks_unused",
-    }
-}
-
-choices! {
-    /// How a photograph becomes a square.
-    pub enum Crop: Copy {
-        /// The shorter side is scaled to the resolution, and the middle taken.
-        Center = "center",
-        /// The shorter side is scaled to the resolution, and any window taken with the same probability.
-        Random = "random",
-        /// The whole photograph is squeezed to a square.
-        Stretch = "stretch",
     }
 }
 

@@ -4,12 +4,14 @@
 //! Each key is declared once (`keys!` in `run`, `model`, `data`, `loss`, `train` and `eval`): from that come the
 //! field, the reader with its errors, `seg4diff config`, `docs/config.md` and `configs/sa1b.toml`.
 mod data;
+mod data_choices;
 mod document;
 mod eval;
 mod help;
 mod keys;
 mod loss;
 mod model;
+mod per_source;
 mod problems;
 mod reader;
 mod rule;
@@ -18,7 +20,8 @@ mod setting;
 mod sources;
 mod train;
 
-pub use data::{Allowed, Colour, Crop, DataConfig, MaskForm, Palette, SceneSet, ScenesConfig};
+pub use data::{Colour, DataConfig, SceneSet, ScenesConfig};
+pub use data_choices::{Allowed, Crop, DataFormat, MaskForm, Palette};
 pub use eval::{BLUR, BestBy, EvalConfig, MapHeads, MapNormalize, SegmentationProtocol};
 pub use help::{explain, markdown, sections, template};
 pub use loss::{Alignment, AttentionForm, FocalProbability, HeadMaps, LossConfig};
@@ -26,5 +29,5 @@ pub use model::{DeviceChoice, LayerChoice, LoraConfig, ModelConfig, TextEncoderK
 pub use rule::{DefaultKind, KeyDoc, SectionDoc};
 pub use run::RunConfig;
 pub use setting::Choice;
-pub use sources::{DataFormat, SourceConfig};
+pub use sources::SourceConfig;
 pub use train::{CheckpointConfig, GradientCheckpointing, NoiseConfig, OptimConfig, TrainConfig};

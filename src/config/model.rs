@@ -37,6 +37,11 @@ keys! {
 }
 
 impl ModelConfig {
+    /// Whether the base model is a repository on the hub, `hf:org/name`.
+    pub fn is_on_hub(&self) -> bool {
+        self.path.starts_with("hf:")
+    }
+
     /// The highest expert: the mask loss reaches no further.
     pub fn last_expert(&self) -> usize {
         self.expert_layers.last().copied().unwrap_or(0)

@@ -1,6 +1,6 @@
 //! The tables `[[data.sources]]`: sources with settings of their own.
+use super::data_choices::{DataFormat, MaskForm, Palette};
 use super::document::TomlValue;
-use super::keys::choices;
 use super::problems::nearest;
 use super::setting::Setting;
 use serde::Serialize;
@@ -28,19 +28,43 @@ pub struct SourceConfig {
     /// As `data.panoptic`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub panoptic: Option<PathBuf>,
+    /// As `data.instances`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub instances: Option<PathBuf>,
     /// As `data.classes`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub classes: Option<PathBuf>,
+    /// As `data.masks`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub masks: Option<MaskForm>,
+    /// As `data.palette`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub palette: Option<Palette>,
+    /// As `data.ignore`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ignore: Option<u32>,
 }
 
-const KEYS: [&str; 8] = ["path", "repeats", "weight", "format", "captions", "labels", "panoptic", "classes"];
+const KEYS: [&str; 12] = [
+    "path",
+    "repeats",
+    "weight",
+    "format",
+    "captions",
+    "labels",
+    "panoptic",
+    "instances",
+    "classes",
+    "masks",
+    "palette",
+    "ignore",
+];
 /// Samples come at most so often in an epoch.
 const MOST_REPEATS: u32 = 10_000;
 
 impl Setting for SourceConfig {
     fn expected() -> String {
-        "a table [[data.sources]] with path and, where wanted, repeats, weight, format, captions, labels, panoptic, classes"
-            .into()
+        format!("a table [[data.sources]] with path and, where wanted, {}", KEYS[1..].join(", "))
     }
 
     fn convert(value: &TomlValue) -> Option<Self> {
@@ -65,7 +89,11 @@ impl Setting for SourceConfig {
             captions: get(table, "captions")?,
             labels: get(table, "labels")?,
             panoptic: get(table, "panoptic")?,
+            instances: get(table, "instances")?,
             classes: get(table, "classes")?,
+            masks: get(table, "masks")?,
+            palette: get(table, "palette")?,
+            ignore: get(table, "ignore")?,
         };
         if !(1..=MOST_REPEATS).contains(&source.repeats) {
             return Err(format!("repeats must be from 1 to {MOST_REPEATS}, is {}", source.repeats));
@@ -80,17 +108,4 @@ impl Setting for SourceConfig {
 /// The value of a key, if the table has it.
 fn get<T: Setting>(table: &BTreeMap<String, TomlValue>, key: &str) -> Result<Option<T>, String> {
     table.get(key).map(|value| T::read(value).map_err(|problem| format!("{key}: {problem}"))).transpose()
-}
-
-choices! {
-    /// Form of the training data.
-    pub enum DataFormat: Copy {
-        /// Tar shards as Meta ships SA-1B, with masks as run lengths; masks are matched to tokens of the caption.
-        Sa1b = "sa1b",
-        /// Photographs with label maps or panoptic annotations; prompts are the names of the classes, each paired with its
-        /// mask.
-        Coco = "coco",
-        /// A folder of images with masks and captions beside them.
-        Folder = "folder",
-    }
 }

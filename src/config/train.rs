@@ -102,6 +102,13 @@ keys! {
     }
 }
 
+impl TrainConfig {
+    /// Samples that so many processes train on.
+    pub fn samples(&self, processes: usize) -> u64 {
+        self.steps * (self.batch * self.accumulate * processes) as u64
+    }
+}
+
 /// Which blocks are computed again in the backward pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GradientCheckpointing {

@@ -48,6 +48,8 @@ impl RunConfig {
                 ("data.sources: captions", source.captions.as_deref(), false),
                 ("data.sources: labels", source.labels.as_deref(), true),
                 ("data.sources: panoptic", source.panoptic.as_deref(), false),
+                ("data.sources: instances", source.instances.as_deref(), false),
+                ("data.sources: palette", source.palette.as_ref().and_then(Palette::file), false),
                 ("data.sources: classes", source.classes.as_deref(), false),
             ]
         });
@@ -97,7 +99,7 @@ impl RunConfig {
     }
 
     fn check_model(&self, problems: &mut Vec<String>) {
-        if self.model.path.starts_with("hf:") {
+        if self.model.is_on_hub() {
             return;
         }
         let folder = Path::new(&self.model.path);

@@ -4,15 +4,28 @@
 //! The samples are those of the run's beginning at every resume, too, so that it finds the same.
 use super::cut_prompts::CutPrompts;
 use super::mask_census::MaskCensus;
-use crate::config::{Allowed, DataConfig, DataFormat, RunConfig};
+use crate::config::{Allowed, DataConfig, DataFormat, ModelConfig, RunConfig};
 use crate::data::{DataSet, Loader};
 use crate::model::text::TextEncoders;
+use crate::model::weights::files::ModelFiles;
 use crate::system::error::{Error, Result};
+use candle_core::Device;
 
 /// Samples that the masks are judged by.
 const JUDGED: u64 = 64;
 /// Samples whose prompts are read.
 const READ: u64 = 100;
+
+/// [`examine`] without a run: of the model only the tokenizers are read.
+///
+/// # Errors
+/// Those of [`examine`]; a tokenizer cannot be read.
+pub fn check(config: &RunConfig, data: &DataSet) -> Result<Option<String>> {
+    let ModelConfig { text_encoders, max_sequence_length, .. } = &config.model;
+    let files = ModelFiles::of(&config.model)?;
+    let encoders = TextEncoders::without_weights(&files, text_encoders, *max_sequence_length, &Device::Cpu)?;
+    examine(config, data, &encoders, config.train.samples(1), true)
+}
 
 /// Reads the first samples of `data` in a run of `trained` samples, within its first epoch, and warns of what the encoders cut
 /// of their prompts in the process that `is_main`. Returns a line about their masks, where the run uses masks.

@@ -7,7 +7,7 @@ mod components;
 mod cut_prompts;
 mod effect;
 mod evaluation;
-mod first_samples;
+pub mod first_samples;
 pub mod gradient_buffer;
 pub mod gradients;
 mod initial;

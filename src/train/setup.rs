@@ -62,8 +62,7 @@ impl<'a> Trainer<'a> {
 
         let require_masks = config.loss.uses_masks();
         let loader = Loader::of(&data, config.seed, Some(&state.cursor), require_masks, cache)?;
-        let trained =
-            config.train.steps * (config.train.batch * config.train.accumulate * components.collective.size()) as u64;
+        let trained = config.train.samples(components.collective.size());
         let masks = first_samples::examine(config, &data, &pipeline.text_encoders, trained, is_main)?;
         let scheduler = Scheduler::open(&files)?;
         let shown_samples = match is_main {

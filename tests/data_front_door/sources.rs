@@ -1,6 +1,6 @@
 //! Several sources: settings of their own, repeats and weights, the same order on every run and across a resume.
 use crate::world::{config, outcome, write};
-use seg4diff::config::{DataConfig, DataFormat, SourceConfig};
+use seg4diff::config::{DataConfig, DataFormat, MaskForm, RunConfig, SourceConfig};
 use seg4diff::data::{Cursor, Loader};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -14,7 +14,11 @@ fn source(path: &Path) -> SourceConfig {
         captions: None,
         labels: None,
         panoptic: None,
+        instances: None,
         classes: None,
+        masks: None,
+        palette: None,
+        ignore: None,
     }
 }
 
@@ -114,4 +118,65 @@ fn each_source_has_its_own_captions_and_format() {
     config.sources.truncate(1);
     let error = outcome(&config).expect_err("no captions of their own");
     assert!(error.contains("1 photograph without a caption: 1.jpg"), "{error}");
+}
+
+#[test]
+fn each_source_has_its_own_kind_of_masks() {
+    let folder = tempfile::tempdir().expect("folder");
+    write(
+        folder.path(),
+        "grey/1.jpg grey/1.txt grey/1.png other/1.jpg other/1.txt other/1.png coco/x.jpg instances.json={}",
+    );
+    let path = |name: &str| folder.path().join(name);
+    let instances = r#"{"images": [{"id": 1, "file_name": "x.jpg", "width": 16, "height": 16}],
+        "categories": [{"id": 3, "name": "cow"}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 3, "iscrowd": 0, "area": 64, "bbox": [0, 0, 8, 8],
+                         "segmentation": [[0, 0, 8, 0, 8, 8, 0, 8]]}]}"#;
+    std::fs::write(path("instances.json"), instances).expect("instances");
+    let mut config = config(folder.path());
+    config.source = vec![];
+    config.sources = vec![
+        // of the labels 5 and 7
+        SourceConfig { masks: Some(MaskForm::Labels), ignore: Some(7), ..source(&path("grey")) },
+        // neither of which is half as bright as white
+        SourceConfig { masks: Some(MaskForm::Binary), ..source(&path("other")) },
+        SourceConfig {
+            format: Some(DataFormat::Coco),
+            instances: Some(path("instances.json")),
+            ..source(&path("coco"))
+        },
+    ];
+    let (_, samples) = outcome(&config).expect("samples");
+    assert_eq!(samples, "1[1]1 1[1]0 x[cow]1");
+}
+
+#[test]
+fn what_does_not_suit_a_source_is_said_with_its_number() {
+    for (tables, parts) in [
+        ("path = \"a\"\nlabels = \"l\"", &["item 1: labels is for format = \"coco\" only"][..]),
+        ("path = \"a\"\npalette = \"voc\"", &["item 1: palette is for format = \"coco\" or \"folder\" only"]),
+        ("path = \"a\"\nmasks = \"binary\"", &["item 1: masks is for format = \"folder\" only"]),
+        (
+            "path = \"a\"\n[[data.sources]]\npath = \"b\"\nformat = \"coco\"",
+            &["item 2: labels is missing", "item 2: classes"],
+        ),
+        (
+            "path = \"a\"\nformat = \"coco\"\nlabels = \"l\"\ninstances = \"i.json\"",
+            &["item 1: labels and instances are two kinds of masks; choose one"],
+        ),
+        (
+            "path = \"a\"\nformat = \"coco\"\ninstances = \"i.json\"\npalette = \"voc\"",
+            &["item 1: palette is for label maps of colours"],
+        ),
+        (
+            "path = \"a\"\nformat = \"folder\"\nmasks = \"binary\"\nclasses = \"c.json\"",
+            &["item 1: masks = \"binary\" has no labels"],
+        ),
+        ("path = \"a\"\nignore = \"x\"", &["ignore: ", "\"x\""]),
+        ("path = \"a\"\npalete = \"voc\"", &["unknown key palete; the nearest is palette"]),
+    ] {
+        let text = format!("output = \"o\"\n[model]\npath = \"m\"\n[data]\n[[data.sources]]\n{tables}\n");
+        let problem = RunConfig::parse(&text, Path::new("c.toml"), &[]).expect_err("wrong").to_string();
+        assert!(parts.iter().all(|part| problem.contains(part)), "{tables}\n{problem}");
+    }
 }

@@ -2,7 +2,7 @@
 //! level, seed).
 use crate::cli::{parse_sigma, parse_size};
 use crate::eval::maps::MapSettings;
-use crate::eval::segmentation::{DataSet, LabelledFolder, NoiseLevel, SegmentationOptions};
+use crate::eval::segmentation::{LabelledFolder, NoiseLevel, SegmentationDataSet, SegmentationOptions};
 use crate::eval::usual_batch;
 use crate::model::pipeline::Pipeline;
 use crate::model::text::tokenizer::TRAINING_SEQUENCE_LENGTH;
@@ -40,7 +40,7 @@ pub struct LabelledArgs {
 impl LabelledArgs {
     pub fn open(&self) -> Result<LabelledFolder> {
         if let (Some(data_set), Some(root)) = (&self.data_set, &self.root) {
-            return LabelledFolder::of(&DataSet::read(data_set, root)?);
+            return LabelledFolder::of(&SegmentationDataSet::read(data_set, root)?);
         }
         let (Some(images), Some(labels), Some(classes)) = (&self.images, &self.labels, &self.classes) else {
             return Err(Error::Usage("expected --images, --labels and --classes, or --data-set and --root".into()));

@@ -19,7 +19,7 @@ pub struct Files {
 
 /// The layout of a data set for segmentation.
 #[derive(Clone, Debug)]
-pub struct DataSet {
+pub struct SegmentationDataSet {
     /// Name for people.
     pub name: Option<String>,
     /// Where the images lie.
@@ -75,7 +75,7 @@ struct Merge {
     into: u32,
 }
 
-impl DataSet {
+impl SegmentationDataSet {
     /// Pictures of any format below `images`, PNG label maps of the same relative paths below `labels`.
     pub fn folders(images: &Path, labels: &Path, classes: &Path, ignore: &[u32]) -> Self {
         Self {

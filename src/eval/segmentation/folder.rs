@@ -1,5 +1,5 @@
 //! A segmentation data set: images, label maps, class names.
-use super::data_set::{DataSet, Files};
+use super::data_set::{Files, SegmentationDataSet};
 use crate::config::{EvalConfig, RunConfig};
 use crate::data::codec::labels::{self, Classes, LabelMap};
 use crate::data::sources::annotations::Panoptic;
@@ -90,7 +90,7 @@ impl LabelledFolder {
     /// # Errors
     /// Those of [`of`](Self::of).
     pub fn open(images: &Path, labels: &Path, classes: &Path, ignore: &[u32]) -> Result<Self> {
-        Self::of(&DataSet::folders(images, labels, classes, ignore))
+        Self::of(&SegmentationDataSet::folders(images, labels, classes, ignore))
     }
 
     /// The labelled images of a run's `[eval]`, if configured.
@@ -107,8 +107,8 @@ impl LabelledFolder {
     /// # Errors
     /// A folder, the list or the classes cannot be read; two classes have the same name; an image has no label map; a
     /// listed image is missing; there is no image.
-    pub fn of(data_set: &DataSet) -> Result<Self> {
-        let DataSet { images, labels, ignore, merge, .. } = data_set;
+    pub fn of(data_set: &SegmentationDataSet) -> Result<Self> {
+        let SegmentationDataSet { images, labels, ignore, merge, .. } = data_set;
         let panoptic = match &data_set.panoptic {
             Some(file) if !is_file(file)? => {
                 return Err(data_set.missing(file, "its panoptic annotations", "no such file"));
@@ -253,11 +253,11 @@ impl LabelledFolder {
 
 /// Pairs images with their label maps.
 fn pairs(
-    data_set: &DataSet,
+    data_set: &SegmentationDataSet,
     mut images: BTreeMap<String, PathBuf>,
     mut maps: BTreeMap<String, PathBuf>,
 ) -> Result<Vec<Pair>> {
-    let DataSet { labels, list, .. } = data_set;
+    let SegmentationDataSet { labels, list, .. } = data_set;
     let mut pair = |key: String, image: PathBuf| match maps.remove(&key) {
         Some(labels) => Ok(Pair { key, image, labels }),
         None => {
@@ -290,7 +290,7 @@ fn pairs(
 
 impl Files {
     /// The files, of which there must be at least one.
-    fn find_as(&self, data_set: &DataSet, what: &str) -> Result<BTreeMap<String, PathBuf>> {
+    fn find_as(&self, data_set: &SegmentationDataSet, what: &str) -> Result<BTreeMap<String, PathBuf>> {
         let expected = format!("{what} ({})", self.pattern());
         if let Err(problem) = std::fs::read_dir(&self.folder) {
             return Err(data_set.missing(&self.folder, &expected, problem));

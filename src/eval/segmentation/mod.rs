@@ -13,7 +13,7 @@ mod unsupervised;
 
 pub(super) use class_maps::on_host;
 pub use class_maps::{ClassMaps, Segmenter};
-pub use data_set::{DataSet, Files};
+pub use data_set::{Files, SegmentationDataSet};
 pub use folder::{Class, LabelledFolder, LabelledImage, NO_CLASS, SegmentationMap};
 pub use options::{NoiseLevel, SegmentationOptions};
 pub use prompts::{Prompt, Vocabulary};
