@@ -21,6 +21,10 @@ const READ: u64 = 100;
 /// # Errors
 /// Those of [`examine`]; a tokenizer cannot be read.
 pub fn check(config: &RunConfig, data: &DataSet) -> Result<Option<String>> {
+    // Where there is no sample, nothing is asked of the tokenizers.
+    if Loader::of_annotations(data, config.seed)?.next_of_epoch()?.is_none() {
+        return Ok(None);
+    }
     let ModelConfig { text_encoders, max_sequence_length, .. } = &config.model;
     let files = ModelFiles::of(&config.model)?;
     let encoders = TextEncoders::without_weights(&files, text_encoders, *max_sequence_length, &Device::Cpu)?;

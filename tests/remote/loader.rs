@@ -1,10 +1,12 @@
 //! The loader over HTTP: order, resumption and errors are those of local shards, and a shard is fetched once.
 use super::data_config::plain;
 use super::server::{Answer, Request, Server};
+use flate2::{Compression, write::GzEncoder};
 use image::{ExtendedColorType, ImageEncoder, codecs::png::PngEncoder};
 use seg4diff::config::{DataConfig, DataFormat};
 use seg4diff::data::{Cursor, Loader};
 use std::fs;
+use std::io::Write;
 
 const SAMPLES: usize = 60;
 /// Bytes of each sample's padding; 60 samples are 24 MB.
@@ -113,4 +115,33 @@ fn answers_of_half_a_range_and_servers_without_ranges_end_the_run() {
         let problem = epoch(&config(&server.url("/a.tar")), None).unwrap_err();
         assert!(problem.starts_with(&server.url("/a.tar: ")) && problem.contains(expected), "{problem}");
     }
+}
+
+/// A compressed shard, cut and dropped on its way, has the samples of the plain one, in their order and at every resumption.
+#[test]
+fn compressed_shards_are_unpacked() {
+    let shard = shard();
+    let local = epoch(&config(serve(&shard, |_| Answer::Good).url("/a.tar").as_str()), None).unwrap();
+    // Positions hold the names of the shards.
+    let prompts = |seen: &[(String, Cursor)]| seen.iter().map(|(prompt, _)| prompt.clone()).collect::<Vec<_>>();
+    let mut compressed = GzEncoder::new(Vec::new(), Compression::fast());
+    compressed.write_all(&shard).unwrap();
+    let compressed = compressed.finish().unwrap();
+    let script = |request: &Request| match request.number % 3 {
+        1 => Answer::Cut(1000),
+        2 => Answer::Dropped,
+        _ => Answer::Good,
+    };
+    for name in ["/a.tar.gz", "/a.tgz", "/A.TAR.GZ"] {
+        let server = Server::new(&[(name, &compressed)], script);
+        let remote = config(&server.url(name));
+        let seen = epoch(&remote, None).unwrap();
+        assert_eq!(prompts(&seen), prompts(&local), "{name}");
+        assert!(epoch(&remote, Some(&seen[31].1)).unwrap() == seen[32..]);
+    }
+    // What stands before damage counts, and the damage is a broken sample.
+    let cut = &compressed[..compressed.len() / 2];
+    let server = Server::new(&[("/a.tar.gz", cut)], |_| Answer::Good);
+    let problem = epoch(&config(&server.url("/a.tar.gz")), None).unwrap_err();
+    assert!(problem.contains("/a.tar.gz: ") && problem.contains("cut short within other.bin"), "{problem}");
 }

@@ -32,6 +32,15 @@ impl ByteSource {
         }
     }
 
+    /// Whether both are the same file or object.
+    pub fn is(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::File(path), Self::File(other)) => path == other,
+            (Self::Object(object), Self::Object(other)) => Arc::ptr_eq(object, other),
+            _ => false,
+        }
+    }
+
     /// A reader from the front.
     ///
     /// # Errors

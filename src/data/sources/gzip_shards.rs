@@ -1,10 +1,10 @@
 //! Compressed tar files, unpacked into temporary files, so that members can be read at their places.
+use super::byte_source::{ByteReader, ByteSource};
 use crate::system::patience;
 use flate2::read::MultiGzDecoder;
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, BufReader, Read, Write};
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Bytes unpacked at a time.
@@ -15,7 +15,7 @@ const KEPT: usize = 64;
 
 /// The shards that are unpacked, those that were unpacked last at the end.
 #[derive(Debug, Default)]
-pub struct GzipShards(Mutex<VecDeque<(PathBuf, Unpacked)>>);
+pub struct GzipShards(Mutex<VecDeque<(ByteSource, Unpacked)>>);
 
 /// The tar file that was in a compressed one.
 #[derive(Clone, Debug)]
@@ -27,26 +27,27 @@ pub struct Unpacked {
 }
 
 impl GzipShards {
-    /// The content of the compressed file `path`. What comes before damage is kept.
+    /// The content of a compressed file or object. What comes before damage is kept.
     ///
     /// # Errors
-    /// The file cannot be read, or the temporary file cannot be written.
-    pub fn unpacked(&self, path: &Path) -> io::Result<Unpacked> {
+    /// It cannot be read, or the temporary file cannot be written.
+    pub fn unpacked(&self, source: &ByteSource) -> io::Result<Unpacked> {
         let mut shards = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, unpacked)) = shards.iter().find(|(known, _)| known == path) {
+        if let Some((_, unpacked)) = shards.iter().find(|(known, _)| known.is(source)) {
             return Ok(unpacked.clone());
         }
-        let unpacked = unpack(path)?;
+        let unpacked = unpack(source)?;
         if shards.len() == KEPT {
             shards.pop_front();
         }
-        shards.push_back((path.to_path_buf(), unpacked.clone()));
+        shards.push_back((source.clone(), unpacked.clone()));
         Ok(unpacked)
     }
 }
 
-fn unpack(path: &Path) -> io::Result<Unpacked> {
-    let mut reader = MultiGzDecoder::new(BufReader::with_capacity(CHUNK, patience::open(path)?));
+fn unpack(source: &ByteSource) -> io::Result<Unpacked> {
+    let compressed = FrontToBack { source: source.open()?, at: 0 };
+    let mut reader = MultiGzDecoder::new(BufReader::with_capacity(CHUNK, compressed));
     let mut file = tempfile::tempfile()?;
     let mut chunk = vec![0; CHUNK];
     let damage = loop {
@@ -59,4 +60,19 @@ fn unpack(path: &Path) -> io::Result<Unpacked> {
         }
     };
     Ok(Unpacked { file: Arc::new(file), damage })
+}
+
+/// Reads a source as a stream.
+struct FrontToBack {
+    source: ByteReader,
+    at: u64,
+}
+
+impl Read for FrontToBack {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let count = (self.source.length() - self.at).min(bytes.len() as u64) as usize;
+        self.source.read_exact_at(&mut bytes[..count], self.at)?;
+        self.at += count as u64;
+        Ok(count)
+    }
 }

@@ -153,7 +153,7 @@ impl SampleShard {
     fn members(&self) -> io::Result<(ShardMembers, Option<String>)> {
         let name = self.path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         if is_compressed(&name) {
-            let Unpacked { file, damage } = self.unpacked.unpacked(&self.path)?;
+            let Unpacked { file, damage } = self.unpacked.unpacked(&self.source)?;
             let members = Members::new(ByteReader::shared(file.clone())?);
             return Ok((ShardMembers { members, unpacked: Some(file) }, damage));
         }

@@ -2,7 +2,7 @@
 use super::byte_source::ByteSource;
 use super::findings::{Finding, Findings};
 use super::gzip_shards::GzipShards;
-use super::names::{Role, is_compressed, is_mask_folder, is_passed_over, is_picture_folder, role};
+use super::names::{Role, is_mask_folder, is_passed_over, is_picture_folder, role};
 use super::pairing::Pairing;
 use super::patterns::{Expanded, expand};
 use super::remote::{self, Object};
@@ -106,10 +106,6 @@ fn of_objects(
     for object in objects {
         let path = object.path().to_owned();
         walk.source_name = path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-        if is_compressed(&walk.source_name) {
-            let problem = "compressed shards are read from local disks only; expected a .tar";
-            return Err(Error::Usage(format!("data.source: {}: {problem}", path.display())));
-        }
         walk.push(path, "", false);
         if let Some(shard) = walk.found.shards.last_mut() {
             shard.source = ByteSource::Object(object);

@@ -3,10 +3,11 @@ use super::answers::Connector;
 use super::failure::{Failure, Tries};
 use super::object::{Object, Shared, runtime};
 use super::{is_url, shown};
+use crate::data::sources::names::{Role, role};
 use crate::data::sources::patterns::without_braces;
 use crate::{
     Error, Result,
-    config::{DataConfig, DataFormat},
+    config::{Allowed, DataConfig, DataFormat},
 };
 use futures_util::{StreamExt, TryStreamExt, stream};
 use glob::{MatchOptions, Pattern};
@@ -31,7 +32,7 @@ const LIMITS: [(ClientConfigKey, &str); 2] =
     [(ClientConfigKey::ReadTimeout, "30 seconds"), (ClientConfigKey::Timeout, "1 hour")];
 
 /// The objects of each URL in `sources`, each asked for once. `{000..010}` and `{a,b}` are expanded; in buckets `*`, `?` and
-/// `[…]` match names, and a URL that ends with `/` stands for all `.tar` below it.
+/// `[…]` match names, and a URL that ends with `/` stands for all shards below it.
 ///
 /// # Errors
 /// A URL is none, or names what is not there or cannot be read.
@@ -130,10 +131,18 @@ impl<'a> Finder<'a> {
         let locations = match wild.is_some() || key.is_empty() || key.ends_with('/') {
             false => vec![Path::parse(key).map_err(|problem| wrong(url, &problem.to_string()))?],
             true => {
-                let pattern = if wild.is_some() { key.to_owned() } else { format!("{key}**/*.tar") };
-                let pattern = Pattern::new(&pattern).map_err(|problem| wrong(url, &problem.to_string()))?;
+                let pattern = wild.map(|_| Pattern::new(key)).transpose();
+                let pattern = pattern.map_err(|problem| wrong(url, &problem.to_string()))?;
                 let folder = key[..wild.unwrap_or(key.len())].rsplit_once('/').map(|(folder, _)| Path::from(folder));
-                self.matches(url, &store, folder.as_ref(), &pattern)?
+                let names = self.list(url, &store, folder.as_ref())?;
+                let names = match pattern {
+                    Some(pattern) => matching(names, &pattern),
+                    None => self.shards(names, url)?,
+                };
+                if names.is_empty() {
+                    return Err(wrong(url, "matches no object"));
+                }
+                names
             }
         };
         let object = |location: Path| {
@@ -169,14 +178,8 @@ impl<'a> Finder<'a> {
         Ok(store)
     }
 
-    /// The names below `folder` that match.
-    fn matches(
-        &self,
-        url: &str,
-        store: &Arc<dyn ObjectStore>,
-        folder: Option<&Path>,
-        pattern: &Pattern,
-    ) -> Result<Vec<Path>> {
+    /// The names below `folder`, in alphabetical order.
+    fn list(&self, url: &str, store: &Arc<dyn ObjectStore>, folder: Option<&Path>) -> Result<Vec<Path>> {
         let failed = |problem: &dyn std::fmt::Display| Error::file(shown(url), problem);
         let list = async || {
             let mut tries = Tries::new(self.shared.patience);
@@ -190,13 +193,22 @@ impl<'a> Finder<'a> {
         };
         let names: Result<Vec<Path>, Failure> = runtime().map_err(|problem| failed(&problem))?.block_on(list());
         let mut names = names.map_err(|failure| failed(&failure.reason()))?;
-        let options = MatchOptions { require_literal_separator: true, ..MatchOptions::default() };
-        names.retain(|name| pattern.matches_with(name.as_ref(), options));
         names.sort();
-        match names.is_empty() {
-            true => Err(wrong(url, "matches no object")),
-            false => Ok(names),
+        Ok(names)
+    }
+
+    /// The shards among `names`. Archives of other kinds are refused, unless `data.allow` accepts unread files.
+    fn shards(&self, names: Vec<Path>, url: &str) -> Result<Vec<Path>> {
+        let is = |name: &Path, wanted: Role| role(name.filename().unwrap_or_default()).1 == wanted;
+        if let Some(archive) = names.iter().find(|name| is(name, Role::Archive))
+            && !self.config.allow.contains(&Allowed::FilesUnread)
+        {
+            let problem = format!(
+                "{archive} is not read, only .tar, .tar.gz and .tgz; data.allow = [\"files_unread\"] leaves it out"
+            );
+            return Err(wrong(url, &problem));
         }
+        Ok(names.into_iter().filter(|name| is(name, Role::Tar)).collect())
     }
 }
 
@@ -214,6 +226,13 @@ fn is_this_machine(address: &str) -> bool {
         None => host.split(':').next().unwrap_or_default(),
     };
     host.eq_ignore_ascii_case("localhost") || host.parse().is_ok_and(|address: IpAddr| address.is_loopback())
+}
+
+/// Those of `names` that match.
+fn matching(mut names: Vec<Path>, pattern: &Pattern) -> Vec<Path> {
+    let options = MatchOptions { require_literal_separator: true, ..MatchOptions::default() };
+    names.retain(|name| pattern.matches_with(name.as_ref(), options));
+    names
 }
 
 #[cfg(test)]
