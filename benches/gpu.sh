@@ -5,23 +5,23 @@
 #
 # check      driver, libraries, Python's packages, and a step of demo; what follows needs it
 # tests      every operation's kernels against its loops for the CPU, and a whole step against torch's numbers
-# sanitizer  memcheck and racecheck of attention and the score head
+# sanitizer  memcheck and racecheck of attention, projections and the score head
 # peak       the matrix product and the copy that a step's share of the peak is counted against
 # attention  its kernels by themselves, and PyTorch's under cuDNN and FlashAttention-2
-# step       steps of sd3-medium, batch 4, 1024 pixels, bf16: as it is, blocks recomputed, flow loss alone, batch 1; and
-#            PyTorch's, eager, also with the expert's scores stored (attention=all)
+# step       steps of sd3-medium, batch 4, 1024 pixels, bf16: as it is, without cuBLASLt's epilogues, blocks recomputed, flow
+#            loss alone, batch 1; and PyTorch's, eager, also with the expert's scores stored (attention=all)
 # compile    a step of ours and PyTorch's with --compile, minutes of compiling
 # profile    the kernels of one step, by ncu, beside what was expected
 #
 # check and tests end everything where they fail. Each part has a time after which it is stopped, and all together have
 # LIMIT seconds (570), as a machine may be lent for minutes: what does not fit any more is left out, and said. ROUNDS (1)
-# of step and compile, STEPS (10) of each of VARIANTS ("plain checkpointing masks=0 batch=1"). TORCH_DEVICE=none leaves
-# PyTorch out. benches/gpu_dry_run.sh sets the other variables.
+# of step and compile, STEPS (10) of each of VARIANTS ("plain epilogue=0 checkpointing masks=0 batch=1").
+# TORCH_DEVICE=none leaves PyTorch out. benches/gpu_dry_run.sh sets the other variables.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 OUT=${OUT:-target/gpu/results} ROUNDS=${ROUNDS:-1} STEPS=${STEPS:-10} LIMIT=${LIMIT:-570} PYTHON=${PYTHON:-python3}
 CHECK_PRESET=${CHECK_PRESET:-demo} PRESET=${PRESET:-sd3-medium} BATCH=${BATCH:-4}
-VARIANTS=${VARIANTS:-plain checkpointing masks=0 batch=1}
+VARIANTS=${VARIANTS:-plain epilogue=0 checkpointing masks=0 batch=1}
 TORCH_PRESET=${TORCH_PRESET:-$PRESET} TORCH_DEVICE=${TORCH_DEVICE:-cuda}
 TESTS=${TESTS:-ops::} STEP_TESTS=${STEP_TESTS:-} STEP_FLAGS=${STEP_FLAGS:-} PEAK_FLAGS=${PEAK_FLAGS:-}
 ATTENTION_FLAGS=${ATTENTION_FLAGS:-} PATIENCE=${PATIENCE:-1}
@@ -169,7 +169,8 @@ for part in $parts; do
       if ! command -v compute-sanitizer; then echo "no compute-sanitizer here"; continue; fi
       for tool in memcheck racecheck; do
         limited 150 "${with[@]}" compute-sanitizer --tool "$tool" --error-exitcode 1 \
-          "$work/seg4diff" --test-threads 1 tests::cuda::attention tests::cuda::linear tests::cuda::norms score_head 2>&1 |
+          "$work/seg4diff" --test-threads 1 tests::cuda::attention tests::cuda::linear tests::cuda::epilogues \
+          tests::cuda::norms score_head 2>&1 |
           tee "$OUT/$tool.txt" | tail -n 15 || failed=1
       done ;;
     peak) limited 60 "${with[@]}" "$work/gpu_peak" $PEAK_FLAGS | record || failed=1 ;;
@@ -179,7 +180,7 @@ for part in $parts; do
     step)
       for _ in $(seq "$ROUNDS"); do
         ours $(printf -- '--variant %s ' $VARIANTS)
-        torch_steps 240 $(printf -- '--variant %s ' $VARIANTS attention=all)
+        torch_steps 240 $(printf '%s\n' $VARIANTS attention=all | sed '/epilogue/d; s/^/--variant /')
       done ;;
     compile)
       if [[ $has_torch = no ]]; then echo "no PyTorch to compare with"; continue; fi

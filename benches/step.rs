@@ -19,7 +19,7 @@ use seg4diff::model::families::{Transformer, sd3};
 use seg4diff::model::text::TextEmbedding;
 use seg4diff::model::weights::Weights;
 use seg4diff::ops::Target;
-use seg4diff::ops::device::{forget_gpu_peak, peak_gpu_bytes, upload};
+use seg4diff::ops::device::{forget_gpu_peak, peak_gpu_bytes, take_epilogues, upload};
 use seg4diff::sample::noise::{generator, normal};
 use seg4diff::system::memory::peak_bytes;
 use seg4diff::train::gradients::{StepInputs, StepPlan, gradients};
@@ -46,7 +46,7 @@ struct Args {
     warm_up: Option<usize>,
     #[command(flatten)]
     work: Work,
-    /// What differs from the other flags: `plain`, or of `batch=N`, `masks=N`, `checkpointing`, some with commas.
+    /// What differs from the other flags: `plain`, or of `batch=N`, `masks=N`, `checkpointing`, `epilogue=0`, some with commas.
     #[arg(long = "variant", value_name = "CHANGES")]
     variants: Vec<String>,
     /// On a GPU, one more step of each variant between cuProfilerStart and cuProfilerStop.
@@ -66,6 +66,9 @@ struct Work {
     masks: usize,
     #[arg(long)]
     checkpointing: bool,
+    /// Whether a GPU's products take bias and GELU along, or leave them to kernels of their own.
+    #[arg(skip = true)]
+    epilogue: bool,
 }
 
 impl Work {
@@ -76,9 +79,10 @@ impl Work {
                 None if change == "checkpointing" => self.checkpointing = true,
                 Some(("batch", number)) => self.batch = number.parse()?,
                 Some(("masks", number)) => self.masks = number.parse()?,
+                Some(("epilogue", "0")) => self.epilogue = false,
                 _ => {
                     return Err(format!(
-                        "--variant {variant}: no {change}; there are plain, batch=N, masks=N, checkpointing"
+                        "--variant {variant}: no {change}; there are plain, batch=N, masks=N, checkpointing, epilogue=0"
                     )
                     .into());
                 }
@@ -166,7 +170,8 @@ impl<'a> Trainer<'a> {
     fn measure(&self, work: Work) -> Result<serde_json::Value> {
         let Self { args, preset, device, config, model, parameters, .. } = self;
         let sizes = &preset.config;
-        let Work { batch, masks, checkpointing } = work;
+        let Work { batch, masks, checkpointing, epilogue } = work;
+        take_epilogues(epilogue);
         let (side, grid) = (preset.side, preset.side / sizes.patch_size);
         forget_gpu_peak(device)?;
         let mut optimizer = AdamW::new(&config.optim, parameters)?;
@@ -258,7 +263,7 @@ impl<'a> Trainer<'a> {
             let mut line = json!({
                 "what": "seg4diff", "preset": self.args.preset, "device": self.args.device.to_string(),
                 "dtype": self.args.dtype, "batch": work.batch, "steps": self.args.steps, "masks": work.masks,
-                "checkpointing": work.checkpointing,
+                "checkpointing": work.checkpointing, "epilogue": work.epilogue,
             });
             if let (Some(line), serde_json::Value::Object(found)) = (line.as_object_mut(), found) {
                 line.extend(found);

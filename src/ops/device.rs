@@ -93,6 +93,13 @@ pub fn peak_gpu_bytes(device: &Device) -> Option<u64> {
     }
 }
 
+/// Whether matrix products on a GPU take bias and GELU along from now on, or leave them to kernels of their own: for
+/// comparisons of the two. With `SEG4DIFF_NO_EPILOGUE` set they never do.
+pub fn take_epilogues(_are_taken: bool) {
+    #[cfg(feature = "cuda")]
+    crate::kernels::cuda::epilogue::take_epilogues(_are_taken);
+}
+
 /// Makes [`peak_gpu_bytes`] begin anew, from what tensors have now.
 pub fn forget_gpu_peak(device: &Device) -> candle_core::Result<()> {
     match device {

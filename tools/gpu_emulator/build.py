@@ -17,7 +17,7 @@ OUT = os.path.join(ROOT, "target/gpu_emulator")
 LIBRARIES = [
     ("cuda", "libcuda.so.1", "driver", r"cu[A-Z]", "driver.cpp"),
     ("cublas", "libcublas.so.13", "cublas", r"cublas[^L]", "cublas.cpp"),
-    ("cublasLt", "libcublasLt.so.13", "cublaslt", r"cublasLt", None),
+    ("cublasLt", "libcublasLt.so.13", "cublaslt", r"cublasLt", "cublaslt.cpp"),
     ("curand", "libcurand.so.10", "curand", r"curand", None),
     ("nvrtc", "libnvrtc.so.13", "nvrtc", r"nvrtc", None),
 ]

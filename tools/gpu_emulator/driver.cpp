@@ -21,7 +21,7 @@
 namespace {
 
 enum Result { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_DEVICE = 101, NOT_FOUND = 500, NOT_READY = 600 };
-enum Attribute { LARGEST_SHARED_MEMORY = 97, USED_MEMORY = 7, HIGHEST_USED_MEMORY = 8 };
+enum Attribute { COMPUTE_CAPABILITY_MAJOR = 75, LARGEST_SHARED_MEMORY = 97, USED_MEMORY = 7, HIGHEST_USED_MEMORY = 8 };
 constexpr size_t GUARD = 512;
 constexpr unsigned char GUARD_BYTE = 0xa5;
 
@@ -167,7 +167,8 @@ int cuCtxSetCurrent(void*) { return SUCCESS; }
 int cuCtxGetCurrent(void** context) { return *context = &streams, SUCCESS; }
 int cuCtxGetDevice(int* device) { return *device = 0, SUCCESS; }
 int cuDeviceGetAttribute(int* value, int attribute, int) {
-    return *value = attribute == LARGEST_SHARED_MEMORY ? 227 * 1024 : 1, SUCCESS;
+    // As the H100.
+    return *value = attribute == LARGEST_SHARED_MEMORY ? 227 * 1024 : attribute == COMPUTE_CAPABILITY_MAJOR ? 9 : 1, SUCCESS;
 }
 int cuCtxSynchronize() {
     LOCKED;

@@ -4,6 +4,7 @@
 //! every value that it writes and sums in a fixed order, so that training gives the same bits on the same GPU.
 pub mod adamw;
 pub mod add;
+pub mod epilogue;
 pub mod memory;
 pub mod product;
 pub mod transfer;

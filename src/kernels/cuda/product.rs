@@ -7,14 +7,14 @@ use candle_core::{D, DType, Result, Tensor, bail};
 /// A matrix by rows for each batch entry, in a contiguous tensor in f32 or bf16.
 #[derive(Clone, Copy)]
 pub struct Matrix<'a> {
-    tensor: &'a Tensor,
+    pub(super) tensor: &'a Tensor,
     /// The first value of the first entry.
     first: usize,
     /// Values from a row to the next: its width, in memory.
-    width: usize,
+    pub(super) width: usize,
     /// Values from an entry to the next.
-    entry: usize,
-    is_transposed: bool,
+    pub(super) entry: usize,
+    pub(super) is_transposed: bool,
 }
 
 impl<'a> Matrix<'a> {
@@ -34,7 +34,8 @@ impl<'a> Matrix<'a> {
         Self { is_transposed: !self.is_transposed, ..self }
     }
 
-    fn start(&self) -> Result<u64> {
+    /// Where it begins.
+    pub(super) fn start(&self) -> Result<u64> {
         Ok(start(self.tensor)? + (self.first * self.tensor.dtype().size_in_bytes()) as u64)
     }
 
@@ -75,13 +76,8 @@ impl Product<'_> {
     /// `out` do not overlap, and nobody else may hold it.
     pub fn write(&self, out: Matrix, adds: bool) -> Result<()> {
         let Self { shape: (rows, inner, columns), entries, a, b, scale } = *self;
-        if [entries, rows, columns].contains(&0) {
+        if !self.writes_to(out)? {
             return Ok(());
-        }
-        let fits =
-            a.has(entries, (rows, inner)) && b.has(entries, (inner, columns)) && out.has(entries, (rows, columns));
-        if !fits || out.is_transposed || a.tensor.dtype() != b.tensor.dtype() {
-            bail!("{entries} products {:?}: {:?} · {:?} into {:?}", self.shape, a.tensor, b.tensor, out.tensor);
         }
         let device = device_of(out.tensor)?;
         device.cuda_stream().context().bind_to_thread().w()?;
@@ -122,9 +118,23 @@ impl Product<'_> {
         }
         .w()
     }
+
+    /// Whether there is anything to be written to `out`, into which it must fit.
+    pub(super) fn writes_to(&self, out: Matrix) -> Result<bool> {
+        let Self { shape: (rows, inner, columns), entries, a, b, .. } = *self;
+        if [entries, rows, columns].contains(&0) {
+            return Ok(false);
+        }
+        let fits =
+            a.has(entries, (rows, inner)) && b.has(entries, (inner, columns)) && out.has(entries, (rows, columns));
+        if !fits || out.is_transposed || a.tensor.dtype() != b.tensor.dtype() {
+            bail!("{entries} products {:?}: {:?} · {:?} into {:?}", self.shape, a.tensor, b.tensor, out.tensor);
+        }
+        Ok(true)
+    }
 }
 
 /// A size as cuBLAS takes it.
-fn size(value: usize) -> Result<i32> {
+pub(super) fn size(value: usize) -> Result<i32> {
     i32::try_from(value).map_err(|_| candle_core::Error::msg(format!("{value} is too large for cuBLAS")))
 }

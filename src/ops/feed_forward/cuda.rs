@@ -1,42 +1,67 @@
-//! The second half of a block's stream: products by cuBLAS; norm, GELU and gate take the biases and the residual along.
-use super::{FeedForward, FrozenLayer};
+//! The second half of a block's stream: products by cuBLASLt, which takes the first bias, GELU and its derivative along, or
+//! by cuBLAS, after which kernels do; norm and gate take the modulation, the second bias and the residual along.
+use super::FeedForward;
 use crate::autograd::Gradients;
+use crate::kernels::cuda::epilogue::Epilogue;
+use crate::kernels::cuda::output;
+use crate::kernels::cuda::product::{Matrix, Product};
 use crate::ops::backend::{Cuda, Forward, Saved};
 use crate::ops::norm::cuda::{layer_norm_backward_into, layer_norm_forward};
 use crate::ops::pointwise::cuda::{gated_backward, gated_forward, gelu_backward, gelu_forward};
-use candle_core::{Result, Tensor};
+use candle_core::{Result, Tensor, bail};
 
-/// x `[batch, tokens, inner]` times a matrix `[inner, outer]`.
-fn project(x: &Tensor, matrix: &Tensor) -> Result<Tensor> {
+/// x `[batch, tokens, inner]` times a matrix `[inner, columns]`, and a tensor for the result.
+fn project<'a>(x: &'a Tensor, b: Matrix<'a>, columns: usize) -> Result<(Product<'a>, Tensor)> {
     let (batch, tokens, inner) = x.dims3()?;
-    x.reshape((batch * tokens, inner))?.matmul(matrix)?.reshape((batch, tokens, matrix.dim(1)?))
+    let product = Product { shape: (batch * tokens, inner, columns), entries: 1, a: Matrix::of(x)?, b, scale: 1.0 };
+    Ok((product, output((batch, tokens, columns), x.dtype(), x)?))
 }
 
-/// `x·Wᵀ`, without the bias.
-fn project_forward(x: &Tensor, layer: &FrozenLayer) -> Result<Tensor> {
-    project(x, &layer.weight.t()?)
+/// x times a weight `[columns, inner]`, transposed.
+fn project_forward<'a>(x: &'a Tensor, weight: &'a Tensor) -> Result<(Product<'a>, Tensor)> {
+    project(x, Matrix::of(weight)?.transposed(), weight.dim(0)?)
+}
+
+/// x times a weight `[inner, columns]`.
+fn project_backward<'a>(x: &'a Tensor, weight: &'a Tensor) -> Result<(Product<'a>, Tensor)> {
+    project(x, Matrix::of(weight)?, weight.dim(1)?)
 }
 
 impl Cuda for FeedForward {
-    /// Leaves what goes into the GELU, before its bias: `[batch, tokens, hidden]`.
+    /// Leaves what goes into the GELU, `[batch, tokens, hidden]`, and the bias that has to be added to it first, if any.
     fn forward_cuda(&self, inputs: &[Tensor]) -> Result<Option<Forward>> {
         let (x, of) = (&inputs[0], self.in_type(inputs[0].dtype())?);
+        let bias = of.up.bias.as_ref();
         let normed = layer_norm_forward(x, &of.shift, &of.scale)?;
-        let before = project_forward(&normed, &of.up)?;
+        let (product, before) = project_forward(&normed, &of.up.weight)?;
+        let hidden = output(before.shape(), x.dtype(), x)?;
+        let (hidden, left) = if product.write_with(Matrix::of(&hidden)?, Epilogue::Gelu { bias, kept: &before })? {
+            (hidden, vec![before])
+        } else {
+            drop(hidden);
+            product.write(Matrix::of(&before)?, false)?;
+            (gelu_forward(&before, bias)?, [before].into_iter().chain(bias.cloned()).collect())
+        };
         drop(normed);
-        let hidden = gelu_forward(&before, of.up.bias.as_ref())?;
-        let update = project_forward(&hidden, &of.down)?;
-        Ok(Some((gated_forward(x, &update, of.down.bias.as_ref(), &of.gate)?, vec![before])))
+        let (product, update) = project_forward(&hidden, &of.down.weight)?;
+        product.write(Matrix::of(&update)?, false)?;
+        Ok(Some((gated_forward(x, &update, of.down.bias.as_ref(), &of.gate)?, left)))
     }
 
     fn backward_cuda(&self, saved: &Saved, gradient: Tensor, gradients: &mut Gradients) -> Result<()> {
-        let (x, [before]) = (saved.input(0)?, saved.kept()?);
+        let x = saved.input(0)?;
+        let [before, bias @ ..] = saved.all_kept() else { bail!("feed-forward: the forward pass left nothing") };
         let of = self.in_type(x.dtype())?;
         let d_update = gated_backward(&gradient, &of.gate)?;
-        let d_hidden = project(&d_update, &of.down.weight)?;
+        let (product, d_hidden) = project_backward(&d_update, &of.down.weight)?;
+        let to = Matrix::of(&d_hidden)?;
+        if !bias.is_empty() || !product.write_with(to, Epilogue::GeluBackward { kept: before })? {
+            product.write(to, false)?;
+            gelu_backward(before, bias.first(), &d_hidden)?;
+        }
         drop(d_update);
-        gelu_backward(before, of.up.bias.as_ref(), &d_hidden)?;
-        let d_normed = project(&d_hidden, &of.up.weight)?;
+        let (product, d_normed) = project_backward(&d_hidden, &of.up.weight)?;
+        product.write(Matrix::of(&d_normed)?, false)?;
         layer_norm_backward_into(x, &of.scale, &d_normed, &gradient, true)?;
         gradients.add(0, gradient)
     }

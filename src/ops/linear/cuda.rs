@@ -1,7 +1,9 @@
-//! Projections on a GPU: products by cuBLAS, which read x's rows and write the output's where they lie.
+//! Projections on a GPU: products by cuBLAS, which read x's rows and write the output's where they lie, and by cuBLASLt where
+//! it takes the bias along.
 use super::{Linear, Window};
 use crate::autograd::Gradients;
 use crate::kernels::cuda::add::sum_entries;
+use crate::kernels::cuda::epilogue::Epilogue;
 use crate::kernels::cuda::product::{Matrix, Product};
 use crate::kernels::cuda::{output, zero};
 use crate::ops::accumulate::accumulate;
@@ -61,12 +63,17 @@ impl Cuda for Linear {
         for part in &self.parts {
             let (x, outer, inner) = (&inputs[part.input], part.outer(), part.inner());
             let (weight, to) = (part.weight(x)?, rows(&y, part.to)?);
+            let transposed = Matrix::of(&weight)?.transposed();
+            let product = self.product((x, part.from, part.to), transposed, (inner, outer), 1.0)?;
             if let Some(bias) = &part.bias {
                 let bias = bias.to_dtype(x.dtype())?.contiguous()?;
-                fill_rows(&y, &bias, (self.batch, part.to.start..part.to.start + part.to.tokens, part.to.all))?;
+                if !product.write_with(to, Epilogue::Bias(&bias))? {
+                    fill_rows(&y, &bias, (self.batch, part.to.start..part.to.start + part.to.tokens, part.to.all))?;
+                    product.write(to, true)?;
+                }
+            } else {
+                product.write(to, false)?;
             }
-            let transposed = Matrix::of(&weight)?.transposed();
-            self.product((x, part.from, part.to), transposed, (inner, outer), 1.0)?.write(to, part.bias.is_some())?;
             if part.is_adapted {
                 let (down, up) = (&inputs[part.input + 1], &inputs[part.input + 2]);
                 let (rank, alone) = (down.dims()[0], part.alone());

@@ -4,6 +4,9 @@ use super::helpers::{Run, adapted, differentiate, normal, some_feed_forward, val
 use crate::autograd::{Variable, backward};
 use crate::kernels::cuda::adamw::{Settings, Update, step};
 use crate::kernels::cuda::add::add_in_place;
+use crate::kernels::cuda::epilogue::{Epilogue, gains_by_gelu, take_epilogues};
+use crate::kernels::cuda::product::{Matrix, Product};
+use crate::kernels::cuda::zero;
 use crate::ops;
 use crate::ops::backend::Reference;
 use candle_core::{DType, Device, Result, Tensor};
@@ -241,7 +244,8 @@ fn sums_in_place() {
 
 #[test]
 fn feed_forward() {
-    for (batch, tokens, width, hidden) in [(2, 3, 5, 7), (1, 40, 64, 256)] {
+    // The first has no epilogue, being no multiple of eight wide.
+    for (batch, tokens, width, hidden) in [(2, 3, 5, 7), (1, 40, 64, 256), (2, 20, 64, 256)] {
         for bias in [false, true] {
             let run: Run = &|device, i| {
                 let on = |seed, shape: &[usize]| rounded(&normal(seed, shape)).to_device(device).unwrap();
@@ -252,6 +256,100 @@ fn feed_forward() {
             for kind in LINEAR_TOLERANCE {
                 compare("feed-forward", run, &[normal(8, &[batch, tokens, width])], &[true], kind);
             }
+        }
+    }
+}
+
+/// Products with their epilogues, against candle's operations on the CPU; and that cuBLASLt does take bf16's on a GPU that
+/// gains by it.
+#[test]
+fn epilogues() {
+    let Some(device) = device("epilogues") else { return };
+    let gains = gains_by_gelu(device.as_cuda_device().unwrap()).unwrap();
+    // The last but one shape is no multiple of eight wide, the last has a sum in parts on the emulated GPU.
+    for (rows, inner, columns) in [(1, 64, 16), (129, 64, 208), (40, 24, 12), (17, 1040, 48)] {
+        for (dtype, tolerance) in TOLERANCE {
+            let place = |t: &Tensor| t.to_device(&device).unwrap().to_dtype(dtype).unwrap();
+            let host = |seed, shape: &[usize]| rounded(&normal(seed, shape));
+            let scale = 1.0 / (inner as f64).sqrt();
+            let (a, b, bias) = (host(1, &[rows, inner]), host(2, &[inner, columns]), host(3, &[columns]));
+            let before = host(4, &[rows, columns]);
+            let product = (a.matmul(&b).unwrap() * scale).unwrap();
+            let sum = product.broadcast_add(&bias).unwrap();
+            let derivative = {
+                let (_, gradients) = differentiate(
+                    |inputs| ops::gelu(&inputs[0]),
+                    std::slice::from_ref(&before),
+                    &[true],
+                    |_| before.ones_like().unwrap(),
+                );
+                gradients[0].clone().unwrap()
+            };
+            let [a, b, bias, given] = [&a, &b, &bias, &before].map(place);
+            let kept = given.zeros_like().unwrap();
+            let cases = [
+                ("a bias", Epilogue::Bias(&bias), sum.clone()),
+                ("GELU", Epilogue::Gelu { bias: None, kept: &kept }, product.gelu().unwrap()),
+                ("a bias and GELU", Epilogue::Gelu { bias: Some(&bias), kept: &kept }, sum.gelu().unwrap()),
+                ("GELU's derivative", Epilogue::GeluBackward { kept: &given }, (&product * derivative).unwrap()),
+            ];
+            for is_transposed in [false, true] {
+                let transposed = b.t().unwrap().contiguous().unwrap();
+                let b = if is_transposed { Matrix::of(&transposed).map(Matrix::transposed) } else { Matrix::of(&b) };
+                let (a, b) = (Matrix::of(&a).unwrap(), b.unwrap());
+                let of = Product { shape: (rows, inner, columns), entries: 1, a, b, scale };
+                for (what, epilogue, wanted) in &cases {
+                    let what = format!("a product {:?} {dtype:?}, transposed: {is_transposed}, with {what}", of.shape);
+                    let out = given.zeros_like().unwrap();
+                    zero(&kept).unwrap();
+                    if !of.write_with(Matrix::of(&out).unwrap(), *epilogue).unwrap() {
+                        let must = gains && dtype == DType::BF16 && rows > 1 && columns % 8 == 0;
+                        assert!(!must, "cuBLASLt does not take {what}");
+                        assert!(
+                            values(&out.to_device(&Device::Cpu).unwrap().to_dtype(DType::F32).unwrap())
+                                .iter()
+                                .all(|value| *value == 0.0),
+                            "{what}"
+                        );
+                        println!("{what}: two kernels");
+                        continue;
+                    }
+                    assert_near(&what, &out, wanted, tolerance);
+                    if let Epilogue::Gelu { bias, .. } = epilogue {
+                        assert_near(&what, &kept, if bias.is_some() { &sum } else { &product }, tolerance);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A GELU's input left by one path and taken by the other.
+#[test]
+fn feed_forward_without_epilogues() {
+    let Some(device) = device("feed-forward without epilogues") else { return };
+    let x = rounded(&normal(8, &[2, 20, 64]));
+    let run = |device: &Device, dtype: DType, [forward, backward]: [bool; 2]| {
+        let x = [x.to_device(device).unwrap().to_dtype(dtype).unwrap()];
+        let run = |inputs: &[Variable]| {
+            take_epilogues(forward);
+            let on = |seed, shape: &[usize]| rounded(&normal(seed, shape)).to_device(device).unwrap();
+            some_feed_forward(&inputs[0], (2, 64, 256), true, on, |_| 0.125)
+        };
+        let gradient = |output: &Tensor| {
+            take_epilogues(backward);
+            rounded(&normal(9, output.dims())).to_device(device).unwrap().to_dtype(dtype).unwrap()
+        };
+        let (output, gradients) = differentiate(run, &x, &[true], gradient);
+        take_epilogues(true);
+        (output, gradients[0].clone().unwrap())
+    };
+    let (wanted, wanted_gradient) = run(&Device::Cpu, DType::F32, [true; 2]);
+    for (dtype, tolerance) in LINEAR_TOLERANCE {
+        for taken in [[true, false], [false, true], [false, false], [true, true]] {
+            let (output, gradient) = run(&device, dtype, taken);
+            assert_near(&format!("feed-forward {dtype:?} {taken:?}"), &output, &wanted, tolerance);
+            assert_near(&format!("feed-forward {dtype:?} {taken:?} gradient"), &gradient, &wanted_gradient, tolerance);
         }
     }
 }
@@ -279,15 +377,21 @@ fn any_strides_and_offsets() {
 fn gradients_are_reproducible() {
     let Some(device) = device("reproducibility") else { return };
     let inputs: Vec<Tensor> = (0..3).map(|seed| normal(seed, &[2, 300, 128])).collect();
-    let run = || {
-        let attention: Run = &|_, i| ops::attention(&i[0], &i[1], &i[2], 2, 5);
-        let (output, gradients) = run_on(attention, &inputs, &[true; 3], &device, DType::BF16);
-        let host = |t: &Tensor| values(&t.to_device(&Device::Cpu).unwrap().to_dtype(DType::F32).unwrap());
-        (host(&output), gradients.iter().flatten().map(host).collect::<Vec<_>>())
+    let attention: Run = &|_, i| ops::attention(&i[0], &i[1], &i[2], 2, 5);
+    let feed_forward: Run = &|device, i| {
+        let on = |seed, shape: &[usize]| rounded(&normal(seed, shape)).to_device(device).unwrap();
+        some_feed_forward(&i[0], (2, 128, 512), true, on, |_| 0.125)
     };
-    let first = run();
-    for _ in 0..5 {
-        assert!(run() == first, "attention gives other bits");
+    for (what, run, inputs) in [("attention", attention, &inputs[..]), ("feed-forward", feed_forward, &inputs[..1])] {
+        let run = || {
+            let (output, gradients) = run_on(run, inputs, &vec![true; inputs.len()], &device, DType::BF16);
+            let host = |t: &Tensor| values(&t.to_device(&Device::Cpu).unwrap().to_dtype(DType::F32).unwrap());
+            (host(&output), gradients.iter().flatten().map(host).collect::<Vec<_>>())
+        };
+        let first = run();
+        for _ in 0..5 {
+            assert!(run() == first, "{what} gives other bits");
+        }
     }
 }
 
