@@ -115,23 +115,22 @@ impl Product<'_> {
         }
         let workspace = gpu.workspace.as_ref().map_or(0, |workspace| workspace.device_ptr(&stream).0);
         let (scale, keep) = (self.scale as f32, 0f32);
-        let of = &described;
         // SAFETY: matrices of these sizes within their tensors, on the GPU whose stream this is; memory is freed in its
         // order, and so the workspace is used by one product after the other.
         let done = unsafe {
             result::matmul(
                 handle,
-                of.product.0,
+                described.product.0,
                 (&raw const scale).cast(),
                 (&raw const keep).cast(),
                 self.b.start()? as *const _,
-                of.b.0,
+                described.b.0,
                 self.a.start()? as *const _,
-                of.a.0,
+                described.a.0,
                 out.start()? as *const _,
-                of.out.0,
+                described.out.0,
                 out.start()? as *mut _,
-                of.out.0,
+                described.out.0,
                 &raw const algo,
                 workspace as *mut _,
                 if workspace == 0 { 0 } else { WORKSPACE },
@@ -158,7 +157,7 @@ impl Product<'_> {
         {
             bail!("{entries} products {:?} with a bias {bias:?}, keeping {kept:?}", self.shape);
         }
-        // cuBLASLt's tanh has an error near 2⁻¹¹, which is less than bf16's but too much for f32.
+        // Its tanh is the GPU's approximation, with an error of 2⁻¹¹: less than bf16's, but too much for f32.
         if kept.is_some() && (dtype != DType::BF16 || !gains_by_gelu(device_of(out.tensor)?)?) {
             return Ok(false);
         }
