@@ -169,7 +169,7 @@ for part in $parts; do
       if ! command -v compute-sanitizer; then echo "no compute-sanitizer here"; continue; fi
       for tool in memcheck racecheck; do
         limited 150 "${with[@]}" compute-sanitizer --tool "$tool" --error-exitcode 1 \
-          "$work/seg4diff" --test-threads 1 tests::cuda::attention tests::cuda::linear tests::cuda::epilogues \
+          "$work/seg4diff" --test-threads 1 tests::cuda::attention tests::cuda::linear tests::epilogue \
           tests::cuda::norms score_head 2>&1 |
           tee "$OUT/$tool.txt" | tail -n 15 || failed=1
       done ;;

@@ -2,6 +2,8 @@
 //! bits on one thread as on several.
 #[cfg(feature = "cuda")]
 pub(crate) mod cuda;
+#[cfg(feature = "cuda")]
+mod epilogue;
 mod helpers;
 
 use super::attention::{Attention, Probability, Sizes};
