@@ -31,7 +31,7 @@ run TORCH_DEVICE=cpu BATCH=1 VARIANTS="plain epilogue=0 masks=1 checkpointing ba
   STEP_TESTS=output_and_attention PEAK_FLAGS="--shrink 128" \
   ATTENTION_FLAGS="--sizes 1x2x70,2x1x33 --rounds 1 --repeats 1 --peak-side 64" "$folder/tree/benches/gpu.sh"
 # Memory for a few images and not for all: a line that says so, and one with fewer.
-run TORCH_DEVICE=none BATCH=64 VARIANTS=plain GPU_EMULATOR_MEMORY=12000000 "$folder/tree/benches/gpu.sh" step
+run TORCH_DEVICE=none BATCH=64 VARIANTS=plain GPU_EMULATOR_MEMORY=8000000 "$folder/tree/benches/gpu.sh" step
 
 echo
 echo "== results"

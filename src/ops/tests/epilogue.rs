@@ -13,7 +13,8 @@ use candle_core::{DType, Device, Tensor};
 #[test]
 fn products_with_epilogues() {
     let Some(device) = device("epilogues") else { return };
-    let gains = gains_by_gelu(device.as_cuda_device().unwrap()).unwrap();
+    let may_be = std::env::var_os("SEG4DIFF_NO_EPILOGUE").is_none();
+    let gains = may_be && gains_by_gelu(device.as_cuda_device().unwrap()).unwrap();
     // The emulated cuBLASLt has no algorithm for the first shape and sums the last in parts; the third is not aligned.
     for (rows, inner, columns) in [(1, 64, 16), (129, 64, 208), (40, 24, 12), (17, 1040, 48)] {
         for (dtype, tolerance) in TOLERANCE {
@@ -53,12 +54,8 @@ fn products_with_epilogues() {
                     if !of.write_with(Matrix::of(&out).unwrap(), *epilogue).unwrap() {
                         let must = gains && dtype == DType::BF16 && rows > 1 && columns % 8 == 0;
                         assert!(!must, "cuBLASLt does not take {what}");
-                        assert!(
-                            values(&out.to_device(&Device::Cpu).unwrap().to_dtype(DType::F32).unwrap())
-                                .iter()
-                                .all(|value| *value == 0.0),
-                            "{what}"
-                        );
+                        let left = values(&out.to_device(&Device::Cpu).unwrap().to_dtype(DType::F32).unwrap());
+                        assert!(left.iter().all(|value| *value == 0.0), "{what}: something was written");
                         println!("{what}: two kernels");
                         continue;
                     }
