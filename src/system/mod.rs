@@ -1,6 +1,7 @@
 //! The machine and its operating system: memory, files that are whole or not there, limits, errors, the terminal, log and progress.
 pub mod allocator;
 pub mod error;
+pub(crate) mod file_kind;
 pub(crate) mod guard;
 pub(crate) mod interrupt;
 pub mod json;

@@ -1,4 +1,5 @@
 //! Text from outside is UTF-8: a byte-order mark is dropped, and UTF-16 is refused by its name.
+use super::file_kind;
 use std::io::{self, Cursor, Read};
 
 /// The byte-order mark, which Windows editors put before a text. It is no part of it.
@@ -11,6 +12,9 @@ const UTF_16: &str = "the text is UTF-16 or UTF-32, expected UTF-8: save it as U
 /// # Errors
 /// It is not UTF-8, and where it stops being that.
 pub fn text(bytes: Vec<u8>) -> Result<String, String> {
+    if let Some(kind) = file_kind::of(&bytes) {
+        return Err(kind.into());
+    }
     if is_utf_16(&bytes) || bytes.contains(&0) {
         return Err(UTF_16.into());
     }
@@ -25,9 +29,10 @@ pub fn text(bytes: Vec<u8>) -> Result<String, String> {
 /// The file cannot be read, or begins as UTF-16 does.
 pub fn without_mark<R: Read>(mut reader: R) -> io::Result<impl Read> {
     let mut start = Vec::new();
-    reader.by_ref().take(4).read_to_end(&mut start)?;
-    if is_utf_16(&start) {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, UTF_16));
+    // As long as what tells a file of another kind.
+    reader.by_ref().take(64).read_to_end(&mut start)?;
+    if let Some(problem) = file_kind::of(&start).or(is_utf_16(&start).then_some(UTF_16)) {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, problem));
     }
     if start.starts_with("\u{feff}".as_bytes()) {
         start.drain(..3);

@@ -1,5 +1,7 @@
 //! Formats of picture files, told by their first bytes: what a file is called does not matter.
 
+use crate::system::file_kind;
+
 /// Ends of the names of picture files that are read, in lower case.
 pub const EXTENSIONS: [&str; 15] =
     ["jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "dib", "tif", "tiff", "pnm", "ppm", "pgm", "pbm", "gif"];
@@ -42,9 +44,10 @@ pub(super) fn recognise(bytes: &[u8]) -> Result<Format, String> {
         }
         () if bytes.is_empty() => return Err("no readable image: the file is empty".into()),
         () => {
-            return Err(match unread(bytes) {
-                Some(name) => format!("{name} is not read: convert it to JPEG, PNG or WebP"),
-                None => "no readable image: The image format could not be determined".into(),
+            return Err(match (unread(bytes), file_kind::of(bytes)) {
+                (Some(name), _) => format!("{name} is not read: convert it to JPEG, PNG or WebP"),
+                (None, Some(kind)) => format!("no readable image: {kind}"),
+                (None, None) => "no readable image: The image format could not be determined".into(),
             });
         }
     })
