@@ -127,6 +127,63 @@ fn black_and_white_means_one_mask_in_every_form() {
 }
 
 #[test]
+fn transparent_pixels_are_background() {
+    let rgba = |inner: [u8; 4], outer: [u8; 4]| {
+        image::RgbaImage::from_fn(SIDE, SIDE, |x, y| Rgba(if inside(x, y) { inner } else { outer }))
+    };
+    let grey_alpha = |inner: [u8; 2], outer: [u8; 2]| {
+        image::GrayAlphaImage::from_fn(SIDE, SIDE, |x, y| LumaA(if inside(x, y) { inner } else { outer }))
+    };
+    let deep: image::ImageBuffer<LumaA<u16>, Vec<u16>> =
+        image::ImageBuffer::from_fn(SIDE, SIDE, |x, y| LumaA([65535, if inside(x, y) { 65535 } else { 0 }]));
+    let white = rgba([255; 4], [255, 255, 255, 0]);
+    for (name, map) in [
+        ("white on a white layer", encoded(white.clone(), ImageFormat::Png)),
+        ("the same as WebP", encoded(white.clone(), ImageFormat::WebP)),
+        ("the same as TIFF", encoded(white, ImageFormat::Tiff)),
+        ("a soft edge", encoded(rgba([255, 255, 255, 140], [255, 255, 255, 110]), ImageFormat::Png)),
+        ("colours where nothing is seen", encoded(rgba([255; 4], [12, 200, 99, 0]), ImageFormat::Png)),
+        ("grey", encoded(grey_alpha([255; 2], [255, 0]), ImageFormat::Png)),
+        ("grey of 16 bits", encoded(DynamicImage::ImageLumaA16(deep), ImageFormat::Png)),
+        ("labels", encoded(grey_alpha([7, 255], [9, 0]), ImageFormat::Png)),
+    ] {
+        assert_eq!(areas(&map, |_| ()).as_deref(), Ok(&[AREA][..]), "{name}");
+    }
+    // Black on nothing is as black as the nothing around it.
+    let black = encoded(rgba([0, 0, 0, 255], [0, 0, 0, 0]), ImageFormat::Png);
+    assert_eq!(areas(&black, |_| ()).unwrap(), [0; 0]);
+}
+
+#[test]
+fn wide_soft_edges_are_no_labels() {
+    // White in the middle, which fades over `width` pixels to every side.
+    let faded = |width: f32| {
+        GrayImage::from_fn(SIDE, SIDE, |x, y| {
+            let away = (x as f32 - 31.5).abs().max((y as f32 - 31.5).abs()) - 10.0;
+            Luma([(255.0 * (1.0 - away / width)).clamp(0.0, 255.0) as u8])
+        })
+    };
+    for width in [10.0, 11.5, 13.0] {
+        let map = encoded(faded(width), ImageFormat::Png);
+        assert_eq!(areas(&map, |_| ()).unwrap().len(), 1, "{width}");
+    }
+    // A picture cut out of its background is none.
+    let cut_out = image::RgbaImage::from_fn(SIDE, SIDE, |x, y| {
+        let colour = [(x * 4) as u8, (y * 4) as u8, (255 - x * 4) as u8];
+        if (24..40).contains(&x) && (24..40).contains(&y) {
+            Rgba([colour[0], colour[1], colour[2], 255])
+        } else {
+            Rgba([0; 4])
+        }
+    });
+    let error = areas(&encoded(cut_out, ImageFormat::Png), |_| ()).unwrap_err();
+    assert!(error.contains("is no label: data.palette"), "{error}");
+    // Twelve numbered things, dark as numbers are.
+    let things = GrayImage::from_fn(SIDE, SIDE, |x, y| Luma([if y < 24 { 1 + (x / 6) as u8 } else { 0 }]));
+    assert_eq!(areas(&encoded(things, ImageFormat::Png), |_| ()).unwrap().len(), 11);
+}
+
+#[test]
 fn grey_levels_and_palettes_are_labels() {
     let three = |values: [u8; 3]| {
         GrayImage::from_fn(SIDE, SIDE, |x, y| Luma([if y < 8 { values[2] } else { values[usize::from(inside(x, y))] }]))
@@ -316,4 +373,25 @@ fn names_behind_the_last_token_are_said() {
         "{said}"
     );
     assert_eq!(said.matches("the text encoders cut").count(), 1, "{said}");
+}
+
+#[test]
+fn captions_that_are_cut_are_counted_and_the_first_is_shown() {
+    let map = encoded(grey([0, 255]), ImageFormat::Png);
+    let long = format!("{}an umbrella behind all that", "a red giraffe beside a blue umbrella ".repeat(20));
+    // None, one, all; a caption of exactly what is read is whole.
+    let words = |count: usize| vec!["a"; count].join(" ");
+    for (captions, cut) in [
+        ([words(3), words(75), words(1), words(2)], None),
+        ([words(3), words(76), words(1), words(2)], Some("1 of the first 4; p01 has 76 tokens, CLIP reads 75")),
+        ([long.clone(), words(1), long.clone(), words(2)], Some("2 of the first 4; p0")),
+    ] {
+        let (status, said, _) =
+            run(4, "format = \"folder\"", |number| beside(number, map.clone(), &captions[number as usize]));
+        assert_eq!(status, Some(0), "{said}");
+        match cut {
+            Some(cut) => assert!(said.contains(&format!("the text encoders cut prompts: {cut}")), "{said}"),
+            None => assert!(!said.contains("the text encoders cut"), "{said}"),
+        }
+    }
 }

@@ -3,9 +3,9 @@ use super::codec::labels::{Appearance, LabelMap};
 use super::sources::findings::Findings;
 use super::sources::shards::{SampleReference, SampleShard};
 use super::sources::unusable::Unusable;
-use crate::Result;
 use crate::config::{DataConfig, DataFormat, MaskForm};
 use crate::system::limits::IMAGE_FILE;
+use crate::{Error, Result};
 use std::ops::ControlFlow;
 
 /// Maps by which it is decided whether they are black and white.
@@ -14,13 +14,13 @@ const LOOKED_AT: usize = 16;
 /// Whether the masks of `shards`, which `config` is for, are black and white: as the configuration says, or as the first maps look.
 ///
 /// # Errors
-/// The machine cannot read them.
+/// Some are black and white and others have labels; the machine cannot read them.
 pub fn are_binary<'a>(config: &DataConfig, shards: impl Iterator<Item = &'a SampleShard>) -> Result<bool> {
     let has_labels = config.format != DataFormat::Folder || config.classes.is_some() || config.palette.is_some();
     if has_labels || config.masks != MaskForm::Auto {
         return Ok(config.masks == MaskForm::Binary);
     }
-    let mut looks = Vec::new();
+    let (mut looks, mut looked_at) = (Vec::new(), 0);
     let mut failed = Ok(());
     for shard in shards {
         let flow = shard.scan(&mut Findings::default(), &mut |item| {
@@ -29,11 +29,15 @@ pub fn are_binary<'a>(config: &DataConfig, shards: impl Iterator<Item = &'a Samp
             };
             match member.read(shard, IMAGE_FILE) {
                 // What cannot be decoded is said where the sample is read.
-                Ok(bytes) => looks.extend(LabelMap::decode(&bytes).map(|map| map.appearance())),
+                Ok(bytes) => {
+                    looked_at += 1;
+                    let file = member.path().unwrap_or(shard.path()).to_path_buf();
+                    looks.extend(LabelMap::decode(&bytes).map(|map| (map.appearance(), file)));
+                }
                 Err(Unusable::Broken(_)) => {}
                 Err(Unusable::Fatal(error)) => failed = Err(error),
             }
-            let goes_on = failed.is_ok() && looks.len() < LOOKED_AT;
+            let goes_on = failed.is_ok() && looked_at < LOOKED_AT;
             if goes_on { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         });
         if flow.is_break() {
@@ -41,5 +45,12 @@ pub fn are_binary<'a>(config: &DataConfig, shards: impl Iterator<Item = &'a Samp
         }
     }
     failed?;
-    Ok(looks.contains(&Appearance::BlackAndWhite) && !looks.contains(&Appearance::Labels))
+    let first = |wanted| looks.iter().find(|(look, _)| *look == wanted).map(|(_, file)| file.display());
+    match (first(Appearance::BlackAndWhite), first(Appearance::Labels)) {
+        (Some(white), Some(labels)) => Err(Error::Usage(format!(
+            "data.masks: {white} is black and white, and {labels} has other levels; set \"binary\" if white is what counts \
+             in both, or \"labels\""
+        ))),
+        (white, _) => Ok(white.is_some()),
+    }
 }

@@ -1,13 +1,15 @@
 //! Label maps: PNG files whose pixel values are labels, and the class lists that name them.
 use super::photograph::{Orientation, exchanges_sides, upright};
+use crate::system::file_kind;
 use crate::system::guard::guarded;
 use crate::system::json::read_json;
 use crate::system::limits::{self, CLASSES, LABEL_MAP};
 use crate::{Error, Result};
 use image::DynamicImage;
+use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
-use std::{io::Cursor, path::Path};
+use std::{fmt, io::Cursor, path::Path};
 
 /// A decoded label map with packed samples as in the file.
 pub struct LabelMap {
@@ -37,12 +39,15 @@ pub enum Appearance {
 /// The brightness from which on a pixel of a black-and-white map is in the mask.
 const WHITE: u32 = 128;
 
+/// Colours that differ by no more are grey, but for how they were converted.
+const GREY_SPREAD: u8 = 24;
+
 /// A soft edge has more grey levels than this, and a label map of one picture in general fewer labels.
 const SOFT_LEVELS: usize = 8;
 
 impl LabelMap {
     /// Decodes a PNG: grey or palette of 1 to 16 bits, whose samples (palette indices) are the labels, or 8-bit RGB,
-    /// whose label is `R + 256·G + 65536·B` (COCO panoptic). Alpha is ignored. Other lossless formats are read, too.
+    /// whose label is `R + 256·G + 65536·B` (COCO panoptic). Transparent pixels are 0. Other lossless formats are read, too.
     ///
     /// # Errors
     /// The file is damaged, too large, or of another kind (with the reason).
@@ -54,6 +59,9 @@ impl LabelMap {
                 "no readable PNG: a lossy format (JPEG, WebP) has other labels than were drawn; save the map as PNG"
                     .into(),
             );
+        }
+        if let Some(kind) = file_kind::of(bytes) {
+            return Err(format!("no readable PNG: {kind}"));
         }
         match bytes.starts_with(b"\x89PNG") || image::guess_format(bytes).is_err() {
             true => guarded(|| Self::decode_png(bytes)).map_err(|problem| format!("no readable PNG: {problem}")),
@@ -88,6 +96,9 @@ impl LabelMap {
             return Err(format!("a label map of {channels} channels needs 8 bits each, not {bits}"));
         }
         let (width, height) = (info.width as usize, info.height as usize);
+        if channels == 2 || channels == 4 {
+            clear_transparent(&mut bytes, channels, bits / 8);
+        }
         Ok(Self { width, height, bytes, bytes_per_row: info.line_size, bits, channels, colours })
     }
 
@@ -104,7 +115,13 @@ impl LabelMap {
         let (bytes, bits, channels) = match map {
             DynamicImage::ImageLuma8(map) => (map.into_raw(), 8, 1),
             DynamicImage::ImageLuma16(map) => (map.into_raw().into_iter().flat_map(u16::to_be_bytes).collect(), 16, 1),
-            DynamicImage::ImageRgb8(_) | DynamicImage::ImageRgba8(_) => (map.into_rgb8().into_raw(), 8, 3),
+            DynamicImage::ImageRgb8(map) => (map.into_raw(), 8, 3),
+            DynamicImage::ImageRgba8(_) | DynamicImage::ImageLumaA8(_) => {
+                let channels = usize::from(map.color().channel_count());
+                let mut bytes = map.into_bytes();
+                clear_transparent(&mut bytes, channels, 1);
+                (bytes, 8, channels)
+            }
             other => {
                 return Err(format!("its pixels are {:?}, expected grey of 8 or 16 bits or RGB of 8", other.color()));
             }
@@ -153,9 +170,18 @@ impl LabelMap {
         {
             return Appearance::Either;
         }
-        let between = counts.iter().filter(|(value, _)| !matches!(self.brightness(**value), 0 | 255));
+        let looks: Vec<(u32, usize)> = counts.iter().map(|(value, count)| (self.brightness(*value), *count)).collect();
+        let has = |wanted: &dyn Fn(u32) -> bool| looks.iter().any(|(level, _)| wanted(*level));
+        let between = looks.iter().filter(|(level, _)| !matches!(level, 0 | 255));
         let (levels, pixels) = between.fold((0, 0), |(levels, pixels), (_, count)| (levels + 1, pixels + count));
-        let is_soft = is_plain && levels > SOFT_LEVELS && pixels * 5 < self.width * self.height;
+        let is_grey = self.channels < 3 || counts.keys().all(|value| is_nearly_grey(*value));
+        // Wide edges go all the way from black to white; numbers of things are few or dark.
+        let is_wide = has(&|level| level == 0)
+            && has(&|level| (1..WHITE).contains(&level))
+            && has(&|level| (WHITE..255).contains(&level))
+            && has(&|level| level == 255);
+        let share = if is_wide { 2 } else { 5 };
+        let is_soft = is_plain && is_grey && levels > SOFT_LEVELS && pixels * share < self.width * self.height;
         match levels == 0 || is_soft {
             true => Appearance::BlackAndWhite,
             false => Appearance::Labels,
@@ -206,6 +232,22 @@ impl LabelMap {
     }
 }
 
+/// Whether the three colours of a pixel are all but equal.
+fn is_nearly_grey(pixel: u32) -> bool {
+    let [red, green, blue, _] = pixel.to_le_bytes();
+    red.max(green).max(blue) - red.min(green).min(blue) <= GREY_SPREAD
+}
+
+/// Sets pixels to 0 whose last channel, alpha, is less than half: a mask that was drawn on a transparent layer keeps the
+/// layer's colour there. Channels have `depth` bytes, the highest first.
+fn clear_transparent(bytes: &mut [u8], channels: usize, depth: usize) {
+    for pixel in bytes.chunks_exact_mut(channels * depth) {
+        if pixel[(channels - 1) * depth] < 128 {
+            pixel.fill(0);
+        }
+    }
+}
+
 /// The segment id of pixels without a segment.
 pub const VOID: u32 = 0;
 
@@ -215,6 +257,34 @@ pub const NO_SEGMENT: &str = "is no segment of its image";
 /// What is wrong with a label that has no name in the class list `file`.
 pub fn no_name(file: &Path) -> String {
     format!("has no name in {} and is not ignored (data.ignore, --ignore)", file.display())
+}
+
+/// Labels and their names as a file of classes has them, with those that come twice.
+struct Names(Vec<(String, Value)>);
+
+impl<'de> Deserialize<'de> for Names {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(NamesVisitor).map(Self)
+    }
+}
+
+struct NamesVisitor;
+
+impl<'de> Visitor<'de> for NamesVisitor {
+    type Value = Vec<(String, Value)>;
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("classes: a JSON list of names or an object from label to name")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        std::iter::from_fn(|| map.next_entry().transpose()).collect()
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+        let names = std::iter::from_fn(|| list.next_element().transpose());
+        names.enumerate().map(|(label, name)| Ok((label.to_string(), name?))).collect()
+    }
 }
 
 /// The names of labels.
@@ -232,20 +302,18 @@ impl Classes {
     /// # Errors
     /// The file cannot be read, is neither, is empty, or has a label that is not a number or a name that is empty.
     pub fn read(path: &Path) -> Result<Self> {
-        let value: Value = read_json(path, CLASSES)?;
-        let pairs: Vec<(String, Value)> = match value {
-            Value::Array(names) => {
-                names.into_iter().enumerate().map(|(label, name)| (label.to_string(), name)).collect()
-            }
-            Value::Object(names) => names.into_iter().collect(),
-            _ => return Err(Error::file(path, "classes are a JSON list of names or an object from label to name")),
-        };
-        let mut classes = BTreeMap::new();
+        let Names(pairs) = read_json(path, CLASSES)?;
+        let mut classes: BTreeMap<u32, String> = BTreeMap::new();
         for (label, name) in pairs {
-            let number = label.parse().map_err(|_| Error::file(path, format!("the label `{label}` is no number")))?;
+            let number =
+                label.trim().parse().map_err(|_| Error::file(path, format!("the label `{label}` is no number")))?;
             let name = name.as_str().map(str::trim).filter(|name| !name.is_empty());
             let name = name.ok_or_else(|| Error::file(path, format!("the name of label {label} is no text")))?;
-            classes.insert(number, name.to_owned());
+            if let Some(other) = classes.insert(number, name.to_owned())
+                && other != name
+            {
+                return Err(Error::file(path, format!("label {number} is both {other:?} and {name:?}")));
+            }
         }
         if classes.is_empty() {
             return Err(Error::file(path, "there is no class"));
