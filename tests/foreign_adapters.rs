@@ -74,6 +74,69 @@ fn a_pattern_that_is_none_and_a_rank_that_is_not_there_are_errors() {
 }
 
 #[test]
+fn configurations_with_another_effect_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = fixture("patterns/ends");
+    std::fs::copy(source.join("adapter_model.safetensors"), folder.path().join("adapter_model.safetensors")).unwrap();
+    let config: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(source.join("adapter_config.json")).unwrap()).unwrap();
+    let with = |key: &str, value: serde_json::Value| {
+        let mut config = config.clone();
+        config[key] = value;
+        std::fs::write(folder.path().join("adapter_config.json"), config.to_string()).unwrap();
+        read(folder.path()).map(|found| found.len()).map_err(|e| e.to_string())
+    };
+    // PEFT takes the first product off the base weights when it loads these.
+    for init in ["pissa", "pissa_niter_16", "olora", "OLoRA", "corda", "loftq", "lora_ga"] {
+        let error = with("init_lora_weights", init.into()).unwrap_err();
+        assert!(error.contains("adapter_config.json") && error.contains("init_lora_weights is"), "{error}");
+    }
+    for (key, value) in [
+        ("use_dora", true.into()),
+        ("use_qalora", true.into()),
+        ("lora_bias", true.into()),
+        ("bias", "all".into()),
+        ("layer_replication", serde_json::json!([[0, 2], [1, 3]])),
+        ("alora_invocation_tokens", serde_json::json!([7])),
+    ] {
+        let error = with(key, value).unwrap_err();
+        assert!(error.contains("only plain LoRA is supported") && error.contains(key), "{error}");
+    }
+    for (key, value) in [
+        ("init_lora_weights", "gaussian".into()),
+        ("init_lora_weights", true.into()),
+        ("init_lora_weights", "eva".into()),
+        ("lora_bias", false.into()),
+        ("layer_replication", serde_json::Value::Null),
+        ("megatron_core", "megatron.core".into()),
+    ] {
+        assert_eq!(with(key, value), Ok(72), "{key}");
+    }
+}
+
+#[test]
+fn keys_that_change_a_layer_otherwise_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("x.safetensors");
+    for (tool, layer) in [
+        ("kohya", "lora_unet_joint_blocks_0_x_block_attn_proj"),
+        ("comfyui", "diffusion_model.joint_blocks.0.x_block.attn.proj"),
+        ("diffusers", "transformer.transformer_blocks.0.attn.to_q"),
+    ] {
+        for end in
+            ["diff", "diff_b", "set_weight", "w_norm", "lora_B.bias", "lora_up.bias", "hada_w1_a", "dora_scale", "else"]
+        {
+            let mut tensors = weights::read_all(&fixture(&format!("names/{tool}.safetensors"))).unwrap();
+            let key = format!("{layer}.{end}");
+            tensors.insert(key.clone(), Tensor::zeros((2, 2), candle_core::DType::F32, &Device::Cpu).unwrap());
+            weights::write(&file, &tensors, &BTreeMap::new()).unwrap();
+            let error = read(&file).map(|_| ()).unwrap_err().to_string();
+            assert!(error.contains(&format!("key {key} is ")), "{error}");
+        }
+    }
+}
+
+#[test]
 fn weights_of_several_files_add_up() {
     let file = |name: &str, weight: f64| WeightedFile { path: fixture(&format!("names/{name}.safetensors")), weight };
     let (a, b) = (read(&file("diffusers", 1.0).path).unwrap(), read(&file("kohya", 1.0).path).unwrap());

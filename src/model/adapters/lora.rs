@@ -246,6 +246,8 @@ impl AdapterFiles for LoraFiles {
             bias: "none".into(),
             use_rslora: false,
             use_dora: false,
+            init_lora_weights: serde_json::Value::Null,
+            others: BTreeMap::new(),
         };
         serde_json::to_string_pretty(&config).map_err(|e| Error::Failed(e.to_string()))
     }

@@ -4,6 +4,7 @@ use crate::system::error::Result;
 use fancy_regex::Regex;
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::marker::PhantomData;
 
@@ -38,7 +39,28 @@ pub(super) struct LoraConfig {
     pub use_rslora: bool,
     #[serde(default)]
     pub use_dora: bool,
+    /// How the matrices began; some ways change the base model's weights, too.
+    #[serde(default, skip_serializing)]
+    pub init_lora_weights: serde_json::Value,
+    /// All other settings.
+    #[serde(flatten, skip_serializing)]
+    pub others: BTreeMap<String, serde_json::Value>,
 }
+
+/// Ways to begin with which PEFT takes the first product off the base model's weights, and adapts what is left.
+const OF_OTHER_WEIGHTS: [&str; 5] = ["pissa", "corda", "olora", "loftq", "lora_ga"];
+
+/// Settings with which an adapter's effect is another than that of its two matrices.
+const OTHER_EFFECTS: [&str; 8] = [
+    "lora_bias",
+    "use_qalora",
+    "use_bdlora",
+    "layer_replication",
+    "alora_invocation_tokens",
+    "arrow_config",
+    "kasa_config",
+    "monteclora_config",
+];
 
 fn no_bias() -> String {
     "none".into()
@@ -56,6 +78,20 @@ impl LoraConfig {
             return Err(config.error(format!(
                 "only plain LoRA is supported, this has peft_type {kind}, use_dora {use_dora}, \
                  fan_in_fan_out {fan_in_fan_out}, bias {bias}"
+            )));
+        }
+        let is_set =
+            |value: &serde_json::Value| !matches!(value, serde_json::Value::Null | serde_json::Value::Bool(false));
+        if let Some((key, value)) =
+            parsed.others.iter().find(|(key, value)| OTHER_EFFECTS.contains(&key.as_str()) && is_set(value))
+        {
+            return Err(config.error(format!("only plain LoRA is supported, this has {key} {value}")));
+        }
+        let init = parsed.init_lora_weights.as_str().unwrap_or_default().to_lowercase();
+        if OF_OTHER_WEIGHTS.iter().any(|way| init.starts_with(way)) {
+            return Err(config.error(format!(
+                "init_lora_weights is {init:?}: the adapter belongs to base weights that PEFT changed with it; convert it to \
+                 plain LoRA with save_pretrained(…, path_initial_model_for_weight_conversion = …)"
             )));
         }
         Ok(parsed)

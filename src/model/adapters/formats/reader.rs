@@ -42,6 +42,17 @@ const OTHER_KINDS: [(&str, &str); 6] = [
     ("lora_mid", "LoCon with Tucker decomposition"),
 ];
 
+/// Ends of keys that stand beside those of a LoRA, and change a layer in another way.
+const OTHER_ENDS: [(&str, &str); 7] = [
+    (".diff", "a whole difference of weights"),
+    (".diff_b", "a difference of biases"),
+    (".set_weight", "weights in the place of the model's"),
+    (".w_norm", "weights of norms"),
+    (".b_norm", "biases of norms"),
+    (".reshape_weight", "another shape of weights"),
+    (".bias", "a bias of the adapter"),
+];
+
 /// A kind of adapter, and one of the ways that its tensors' names end.
 type Suffixes = (&'static dyn AdapterFiles, &'static [&'static str]);
 
@@ -56,7 +67,7 @@ fn place<'a>(key: &'a str, suffixes: &[&str]) -> Option<(usize, &'a str)> {
     suffixes.iter().enumerate().find_map(part)
 }
 
-/// What all `keys` end in, or, where there is no such kind, what the first does.
+/// What most of `keys` end in, if any do.
 fn suffixes_of(keys: &[&String], kinds: &[&'static dyn AdapterFiles]) -> Option<Suffixes> {
     let all = || {
         let formats =
@@ -65,8 +76,11 @@ fn suffixes_of(keys: &[&String], kinds: &[&'static dyn AdapterFiles]) -> Option<
             |(kind, format): (&'static dyn AdapterFiles, Format)| kind.suffixes(format).iter().map(move |s| (kind, *s));
         kinds.iter().flat_map(formats).flat_map(ends)
     };
-    let fits = |keys: &[&String]| all().find(|(_, suffixes)| keys.iter().all(|key| place(key, suffixes).is_some()));
-    fits(keys).or_else(|| fits(keys.get(..1)?))
+    let fitting = |suffixes: &[&str]| keys.iter().filter(|key| place(key, suffixes).is_some()).count();
+    // Of equals the first.
+    let best =
+        all().map(|found| (fitting(found.1), found)).reduce(|best, other| if other.0 > best.0 { other } else { best });
+    best.filter(|(count, _)| *count > 0).map(|(_, found)| found)
 }
 
 /// Reads a file of any of these names. `config` gives what is not among the tensors: PEFT's configuration beside the file,
@@ -91,7 +105,7 @@ pub(super) fn read(
             ));
         }
     }
-    // The first key decides: a file has one style of names.
+    // A file has one style of names.
     let (Some((prefix, names)), Some((kind, suffixes))) = (prefix_of(first), suffixes_of(&keys, kinds)) else {
         return Err(unknown_key(file, first));
     };
@@ -105,6 +119,10 @@ pub(super) fn read(
                     return Err(unknown_key(file, &key));
                 }
                 layers.entry(layer.to_string()).or_default().set(index, tensor);
+            }
+            (_, None) if OTHER_ENDS.iter().any(|(end, _)| key.ends_with(end)) => {
+                let what = OTHER_ENDS.iter().find(|(end, _)| key.ends_with(end)).map_or("", |(_, what)| what);
+                return Err(Error::file(file, format!("key {key} is {what}, which is not read: only plain LoRA")));
             }
             _ if prefix_of(&key).is_some() && suffixes_of(&[&key], kinds).is_some() => {
                 return Err(Error::file(file, format!("mixes two styles of names: {first} and {key}")));
