@@ -158,7 +158,7 @@ fn what_is_no_file_of_captions_says_so() {
         error("h.json", COCO.replace("\"image_id\": 8", "\"image_id\": 80").as_bytes())
             .contains("image 80, which is not in")
     );
-    assert!(error("i.json", br#"{"a": ["x"]}"#).contains("`a` is no text"));
+    assert!(error("i.json", br#"{"a": ["x"]}"#).contains("`a` is neither text nor a record with `caption`"));
     assert!(error("j.tar", &[7; 2000]).contains("tar"));
     assert!(error("k.tar.gz", b"no gzip").contains("tar"));
     let whole = gzip(&archive(&[("a.txt", &[b'x'; 5000]), ("b.txt", b"y")]));

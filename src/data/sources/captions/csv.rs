@@ -19,7 +19,11 @@ pub fn read(file: Patient<File>, delimiter: u8, columns: Columns, insert: &mut I
             (Some(_), Some(_)) => Err(format!("the header has two columns `{name}`")),
             (None, _) => {
                 let names: Vec<&str> = header.iter().collect();
-                Err(format!("the header has no column `{name}`, only: {}", names.join(", ")))
+                let other = [';', '\t', ','].into_iter().find(|other| names.iter().all(|name| name.contains(*other)));
+                let hint = other.map_or_else(String::new, |other| {
+                    format!("; its columns seem to be separated by {other:?}, expected {:?}", char::from(delimiter))
+                });
+                Err(format!("the header has no column `{name}`, only: {}{hint}", names.join(", ")))
             }
         }
     };

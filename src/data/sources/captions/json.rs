@@ -40,7 +40,7 @@ pub fn read_document(file: Patient<File>, columns: Columns, insert: &mut Insert)
     let document = Document { columns, insert: &mut *insert, meter: &meter, coco: &mut coco };
     let read = reader.deserialize_any(document).and_then(|()| reader.end());
     read.map_err(|problem| {
-        let hint = "an object from key to caption or a list of records; JSON lines are called `.jsonl`";
+        let hint = "an object from key to caption or to a record with it, or a list of records; JSON lines are called `.jsonl`";
         format!("{problem} (wanted: {hint})")
     })?;
     coco.finish(insert)
@@ -120,10 +120,10 @@ impl<'de> Visitor<'de> for Document<'_, '_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        let Self { insert, meter, coco, .. } = self;
+        let Self { insert, meter, coco, columns } = self;
         let (mut is_coco, mut other) = (false, None);
         while let Some(key) = map.next_key::<String>()? {
-            match map.next_value_seed(EntryOf { key: &key, insert: &mut *insert, meter, coco: &mut *coco })? {
+            match map.next_value_seed(EntryOf { key: &key, columns, insert: &mut *insert, meter, coco: &mut *coco })? {
                 Entry::Caption(caption) => insert(&key, &caption).map_err(de::Error::custom)?,
                 Entry::Coco => is_coco = true,
                 Entry::Other => other = other.or(Some(key)),
@@ -132,7 +132,10 @@ impl<'de> Visitor<'de> for Document<'_, '_> {
         }
         // COCO's documents have an `info` besides, and `licenses`.
         match other.filter(|_| !is_coco) {
-            Some(key) => Err(de::Error::custom(format!("`{key}` is no text"))),
+            Some(key) => {
+                let problem = format!("`{key}` is neither text nor a record with `{}`", columns.caption);
+                Err(de::Error::custom(problem))
+            }
             None => Ok(()),
         }
     }
@@ -159,6 +162,7 @@ enum Entry {
 /// Reads what stands under a key.
 struct EntryOf<'a, 'i> {
     key: &'a str,
+    columns: Columns<'a>,
     insert: &'a mut Insert<'i>,
     meter: &'a Meter,
     coco: &'a mut Coco,
@@ -184,8 +188,14 @@ impl<'de> Visitor<'de> for EntryOf<'_, '_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Entry, A::Error> {
-        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
-        Ok(Entry::Other)
+        let mut found = Entry::Other;
+        while let Some(name) = map.next_key::<String>()? {
+            match name == self.columns.caption {
+                true => found = Entry::Caption(map.next_value_seed(Text(&name))?),
+                false => drop(map.next_value::<IgnoredAny>()?),
+            }
+        }
+        Ok(found)
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Entry, A::Error> {
