@@ -129,7 +129,7 @@ fn contradictions_of_annotations_are_refused() {
     let said = refused(&|document| document["categories"][1]["name"] = json!("cat"));
     assert!(said.contains("labels 1 and 2 are both named \"cat\""), "{said}");
     let said = refused(&|document| document["annotations"][0]["segments_info"][1]["category_id"] = json!(5));
-    assert!(said.contains("label 8 at x 4, y 0 has no name in"), "{said}");
+    assert!(said.contains("category 5, of image 263, has no name in"), "{said}");
     let said = refused(&|document| document["annotations"][0]["segments_info"][1]["id"] = json!(5));
     assert!(said.contains("label 8 at x 4, y 0 is no segment of its image"), "{said}");
     let said = refused(&|document| {
@@ -180,7 +180,7 @@ fn instances_that_say_nothing_are_refused() {
         annotation[key] = value;
         read(annotation).unwrap_err()
     };
-    assert!(changed("category_id", json!(4)).contains("category 4 has no name in"));
+    assert!(changed("category_id", json!(4)).contains("category 4, of image 1, has no name in"));
     assert!(changed("segmentation", json!([[1, 2, 3, 4]])).contains("4 numbers"));
     assert!(changed("segmentation", json!([1, 2, 3, 4])).contains("instances.json"));
     assert!(changed("segmentation", json!("x")).contains("run lengths (`size` and `counts`) or a list of polygons"));

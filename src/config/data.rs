@@ -64,7 +64,7 @@ keys! {
         /// coco and folder: which labels the colours of RGB label maps stand for.
         palette: Option<Palette> = optional("\"voc\"");
         /// Label that is no class (label maps only).
-        ignore: u32 = usual(255);
+        ignore: u32 = usual(USUAL_IGNORE);
         /// Whether half of the images are mirrored.
         flip: bool = usual(true);
         /// Samples in memory whose order is mixed; 1 keeps the order of the source.
@@ -84,6 +84,9 @@ keys! {
         has_prompts: bool = !model.learnable_prompt;
     }
 }
+
+/// The label that most data sets leave out.
+pub(super) const USUAL_IGNORE: u32 = 255;
 
 const SOURCE_EXAMPLE: &str = "[\"data/sa1b/sa_*.tar\"]";
 
@@ -160,6 +163,13 @@ impl DataConfig {
             if self.palette.is_some() && reader.given(key) {
                 reader
                     .problem(&["data.palette", key], format!("is for label maps of colours, which {key} has none of"));
+            }
+        }
+        for key in ["data.panoptic", "data.instances"] {
+            // 255 is what recorded settings say.
+            if self.sources.is_empty() && self.ignore != USUAL_IGNORE && reader.given(key) {
+                let why = "is for label maps: the categories of this file are classes, all of them";
+                reader.problem(&["data.ignore", key], why);
             }
         }
         if model.learnable_prompt && is_coco {

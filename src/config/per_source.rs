@@ -1,5 +1,5 @@
 //! The settings of each source: those of `[data]`, and over them those of its table in `[[data.sources]]`.
-use super::data::DataConfig;
+use super::data::{DataConfig, USUAL_IGNORE};
 use super::data_choices::{DataFormat, MaskForm};
 use super::sources::SourceConfig;
 use std::path::PathBuf;
@@ -69,6 +69,10 @@ impl SourceConfig {
         }
         if self.palette.is_some() && (settings.panoptic.is_some() || settings.instances.is_some()) {
             problems.push("palette is for label maps of colours, which panoptic and instances have none of".into());
+        }
+        let is_named = settings.panoptic.is_some() || settings.instances.is_some();
+        if is_named && self.ignore.is_some_and(|label| label != USUAL_IGNORE) {
+            problems.push("ignore is for label maps: the categories of panoptic and instances are classes".into());
         }
         if settings.masks == MaskForm::Binary && (self.classes.is_some() || self.palette.is_some()) {
             problems.push("masks = \"binary\" has no labels, which classes and palette are for".into());

@@ -63,11 +63,15 @@ impl DataSet {
         shards::check_captions(self.shards())
     }
 
-    /// Calls `visit` with each sample of `shard`, broken ones included, until it fails.
+    /// Calls `visit` with each sample of `shard`, broken ones included and those left out that the user accepts, until it
+    /// fails.
     pub(crate) fn for_each_of(&self, shard: &SampleShard, mut visit: impl FnMut(Listed) -> Result<()>) -> Result<()> {
         let mut outcome = Ok(());
         let _ = shard.scan(&mut Findings::default(), &mut |item| {
-            outcome = listed(item).and_then(&mut visit);
+            outcome = listed(item).and_then(|item| match &item {
+                Ok(reference) if self.readers[reference.settings].leaves_out(reference)? => Ok(()),
+                _ => visit(item),
+            });
             if outcome.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         });
         outcome

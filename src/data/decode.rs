@@ -38,11 +38,14 @@ impl SampleDecoder {
         Self { annotations_alone: true, ..Self::new(reader, seed, None) }
     }
 
-    /// Decodes the sample of `reference` with the random draws of `epoch`.
+    /// Decodes the sample of `reference` with the random draws of `epoch`; `None` if it is left out, as the user accepts.
     ///
     /// # Errors
     /// The sample is broken (with the reason), or the cache is damaged or has no entry for it.
-    pub fn decode(&self, reference: &SampleReference, epoch: u64) -> Result<DecodedSample, Unusable> {
+    pub fn decode(&self, reference: &SampleReference, epoch: u64) -> Result<Option<DecodedSample>, Unusable> {
+        if self.reader.leaves_out(reference)? {
+            return Ok(None);
+        }
         let file = reference.image.read(&reference.shard, IMAGE_FILE)?;
         let header = photograph::header(&file)?;
         let (reader, config) = (&self.reader, self.reader.config());
@@ -71,7 +74,7 @@ impl SampleDecoder {
             sample.encoded =
                 Some(encoded(cache, reference, (&file, &picture), placement.is_mirrored(), &sample.prompt)?);
         }
-        Ok(DecodedSample { sample, fates })
+        Ok(Some(DecodedSample { sample, fates }))
     }
 }
 

@@ -3,8 +3,8 @@
 //! Folders are listed once and one at a time, so memory grows with the largest folder: 16 bytes and the name for each of
 //! its files. Tar shards are not listed beforehand; they are counted as they are read.
 use super::data_set::DataSet;
-use super::sources::captions::Captions;
-use super::sources::findings::{Finding, Findings, thousands};
+use super::sample_reader::SampleReader;
+use super::sources::findings::{EXAMPLES, Finding, Findings, thousands};
 use super::sources::folder::{Folder, Paired, for_each_mask};
 use super::sources::pairing::Pairing;
 use super::sources::unusable::Unusable;
@@ -36,8 +36,11 @@ pub struct SourceCounts {
     pub shards: u64,
     /// Photographs in folders, those included that lack something.
     pub photographs: u64,
-    /// Files of masks, label maps or annotations that belong to them.
+    /// What belongs to them: files of masks, label maps or annotations, or annotations of one JSON.
     pub masks: u64,
+    /// What `masks` are called, one and several.
+    #[serde(skip)]
+    masks_are: [&'static str; 2],
     /// Captions that belong to them.
     pub captions: u64,
     /// Everything else.
@@ -61,13 +64,14 @@ impl Inventory {
         let mut sources = Vec::new();
         for (index, reader) in data.readers().iter().enumerate() {
             let group = data.sources().iter().filter(|source| source.settings == index);
-            let captions = reader.captions();
-            let counter = Counter { pairing: Pairing::of(reader.config()), captions };
+            let counter = Counter { pairing: Pairing::of(reader.config()), reader };
             let mut counted = group.map(|source| counter.count(source)).collect::<Result<Vec<_>>>()?;
-            let used: u64 = counted.iter().map(|source| source.captions).sum();
             let is_all_counted = counted.iter().all(|source| source.shards == 0);
-            if let (Some(captions), Some(last), true) = (captions, counted.last_mut(), is_all_counted) {
-                last.findings.add_unnamed(Finding::CaptionOfOthers, (captions.len() as u64).saturating_sub(used));
+            if let (Some(last), true) = (counted.last_mut(), is_all_counted) {
+                if let Some(captions) = reader.captions() {
+                    last.findings.add_many(Finding::CaptionOfOthers, fatal(captions.left(EXAMPLES))?);
+                }
+                last.findings.add_many(Finding::AnnotationOfOthers, fatal(reader.left(EXAMPLES))?);
             }
             sources.extend(counted);
         }
@@ -109,8 +113,8 @@ impl Inventory {
 
 struct Counter<'a> {
     pairing: Pairing,
-    /// The captions file.
-    captions: Option<&'a Captions>,
+    /// The files of captions and annotations.
+    reader: &'a SampleReader,
 }
 
 impl Counter<'_> {
@@ -119,6 +123,12 @@ impl Counter<'_> {
             source: source.name.clone(),
             format: self.pairing.format.name(),
             repeats: source.repeats,
+            masks_are: match self.pairing.format {
+                DataFormat::Coco if self.pairing.panoptic => ["annotation", "annotations"],
+                DataFormat::Coco => ["label map", "label maps"],
+                DataFormat::Sa1b => ["annotation file", "annotation files"],
+                DataFormat::Folder => ["mask", "masks"],
+            },
             findings: source.findings.clone(),
             ..SourceCounts::default()
         };
@@ -146,7 +156,7 @@ impl Counter<'_> {
             counts.findings.merge(findings);
         }
         if self.pairing.format == DataFormat::Folder && with_masks > 0 {
-            counts.findings.add_unnamed(Finding::MaskMissing, counts.photographs - with_masks);
+            counts.findings.add_many(Finding::MaskMissing, (counts.photographs - with_masks, Vec::new()));
         }
         self.count_lone_masks(source, &mut counts.findings)?;
         Ok(counts)
@@ -172,18 +182,31 @@ impl Counter<'_> {
         let has_annotation = paired.json.is_some() || !paired.masks.is_empty();
         if let Some(lacked) = self.pairing.lacks(paired.text.is_some(), has_annotation) {
             findings.add(lacked, &shown);
-        } else if let Some(captions) = self.captions {
-            match captions.get(&path.join(paired.stem).to_string_lossy()) {
-                Ok(Some(caption)) => {
-                    counts.captions += 1;
-                    if caption.is_empty() {
-                        findings.add(Finding::BlankCaption, &shown);
-                    }
+            return Ok(());
+        }
+        let key = match self.pairing.format {
+            DataFormat::Sa1b => format!("{}{}", folder.below(), paired.stem),
+            _ => path.join(paired.stem).to_string_lossy().into_owned(),
+        };
+        match self.reader.captions().map(|captions| captions.take(&key)) {
+            Some(Ok(Some(caption))) => {
+                counts.captions += 1;
+                if caption.is_empty() {
+                    findings.add(Finding::BlankCaption, &shown);
                 }
-                Ok(None) => findings.add(Finding::CaptionMissing, &shown),
-                Err(Unusable::Broken(_)) => findings.add(Finding::CaptionUnclear, &shown),
-                Err(Unusable::Fatal(error)) => return Err(error),
             }
+            Some(Ok(None)) => findings.add(Finding::CaptionMissing, &shown),
+            Some(Err(Unusable::Broken(_))) => findings.add(Finding::CaptionUnclear, &shown),
+            Some(Err(Unusable::Fatal(error))) => return Err(error),
+            None => {}
+        }
+        match self.reader.annotations(&key) {
+            Some(Ok(Some(0))) => findings.add(Finding::MaskMissing, &shown),
+            Some(Ok(Some(count))) => counts.masks += count as u64,
+            Some(Ok(None)) => findings.add(Finding::NotAnnotated, &shown),
+            Some(Err(Unusable::Broken(_))) => findings.add(Finding::AnnotationUnclear, &shown),
+            Some(Err(Unusable::Fatal(error))) => return Err(error),
+            None => {}
         }
         Ok(())
     }
@@ -206,6 +229,14 @@ impl Counter<'_> {
         }
         Ok(())
     }
+}
+
+/// What does not depend on a sample.
+fn fatal<T>(found: std::result::Result<T, Unusable>) -> Result<T> {
+    found.map_err(|problem| match problem {
+        Unusable::Fatal(error) => error,
+        Unusable::Broken(problem) => Error::Failed(problem),
+    })
 }
 
 /// Whether a caption's file holds nothing but white space.
@@ -247,11 +278,6 @@ impl SourceCounts {
         let counted = |count: u64, [one, more]: [&str; 2]| {
             format!("{} {}", thousands(count), if count == 1 { one } else { more })
         };
-        let masks = match self.format {
-            "coco" => ["label map", "label maps"],
-            "sa1b" => ["annotation file", "annotation files"],
-            _ => ["mask", "masks"],
-        };
         let mut totals = Vec::new();
         if self.shards > 0 {
             let shards = counted(self.shards, ["tar shard", "tar shards"]);
@@ -259,7 +285,7 @@ impl SourceCounts {
         }
         if self.photographs > 0 || self.shards == 0 {
             totals.push(counted(self.photographs, ["photograph", "photographs"]));
-            totals.push(counted(self.masks, masks));
+            totals.push(counted(self.masks, self.masks_are));
             if self.format != DataFormat::Coco.name() {
                 totals.push(counted(self.captions, ["caption", "captions"]));
             }

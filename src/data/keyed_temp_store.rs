@@ -45,6 +45,10 @@ impl KeyedTempStoreWriter {
         Ok(Self { file: BufWriter::new(file), position: 0, index: Vec::new() })
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.index.is_empty()
+    }
+
     pub fn insert(&mut self, key: &str, value: &[u8]) -> Result<(), String> {
         self.write(key, value).map_err(temporary)
     }
@@ -198,6 +202,17 @@ pub struct Claims(Mutex<Vec<u32>>);
 impl Claims {
     pub fn on(table: &KeyedTempStore) -> Self {
         Self(Mutex::new(vec![0; table.len()]))
+    }
+
+    /// How many entries of `table` no picture has taken, and the keys of `count` of them.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn left(&self, table: &KeyedTempStore, count: usize) -> Result<(u64, Vec<String>), Unusable> {
+        let claims = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let left = || claims.iter().enumerate().filter(|(_, claimed)| **claimed == 0);
+        let keys = left().take(count).map(|(place, _)| table.entry(place).map(|entry| entry.key));
+        Ok((left().count() as u64, keys.collect::<io::Result<_>>().map_err(Unusable::temporary)?))
     }
 
     /// Whether `entry` is taken by no other picture than `key`.

@@ -73,7 +73,7 @@ pub struct Loader {
     /// `data.source`, for error messages.
     source: String,
     allow: Vec<Allowed>,
-    /// What the tar shards read since the start hold beside samples, and the number of those.
+    /// What the tar shards of this epoch hold beside samples, as far as they were read, and the number of those.
     findings: Findings,
     listed: u64,
     /// The first broken sample, for the error that ends the run.
@@ -223,11 +223,8 @@ impl Loader {
                     self.advance(position);
                     self.count_broken(&broken)?;
                 }
-                Decoded::Counted(findings, listed) => {
-                    self.findings.merge(*findings);
-                    self.listed += listed;
-                    self.check_findings(FIRST_SEEN)?;
-                }
+                Decoded::LeftOut(position) => self.advance(position),
+                Decoded::Counted(findings, listed) => self.count_findings(*findings, listed)?,
                 Decoded::Failed(error) => return Err(error),
                 Decoded::EpochEnd => self.end_epoch()?,
             }
@@ -235,7 +232,7 @@ impl Loader {
         Ok(Batch { samples, epoch, cursor: self.cursor.clone(), waited, broken: self.cursor.broken })
     }
 
-    /// The next sample with what became of its masks; `None` at the epoch's end. Broken samples are passed over.
+    /// The next sample with what became of its masks; `None` at the epoch's end. Broken samples are counted without a word.
     ///
     /// # Errors
     /// Those that end a run.
@@ -243,12 +240,33 @@ impl Loader {
         let mut waited = Duration::ZERO;
         loop {
             match self.next_decoded(&mut waited)? {
-                Decoded::Sample(decoded, _) => return Ok(Some(*decoded)),
-                Decoded::Broken(..) | Decoded::Counted(..) => {}
+                Decoded::Sample(decoded, position) => {
+                    self.advance(position);
+                    self.cursor.epoch_samples += 1;
+                    return Ok(Some(*decoded));
+                }
+                Decoded::Broken(broken, position) => {
+                    self.advance(position);
+                    self.cursor.broken += 1;
+                    self.keep_first(&broken);
+                    self.check_broken(FIRST_SEEN)?;
+                }
+                Decoded::LeftOut(position) => self.advance(position),
+                Decoded::Counted(findings, listed) => self.count_findings(*findings, listed)?,
                 Decoded::Failed(error) => return Err(error),
-                Decoded::EpochEnd => return Ok(None),
+                Decoded::EpochEnd => {
+                    self.check_epoch()?;
+                    return Ok(None);
+                }
             }
         }
+    }
+
+    /// How many samples were broken until now of how many, and the first; `None` where none was.
+    pub(crate) fn broken(&self) -> Option<String> {
+        let Cursor { seen, broken, .. } = self.cursor;
+        let first = self.first_broken.as_ref()?;
+        Some(format!("{broken} of the first {seen} samples cannot be used, such as {first}"))
     }
 
     /// Mask statistics of the current epoch.
@@ -256,7 +274,7 @@ impl Loader {
         Coverage { samples: self.cursor.epoch_samples, with_masks: self.cursor.epoch_with_masks }
     }
 
-    /// Says what the tar shards hold beside samples, as far as they were read since the start.
+    /// Says what the tar shards hold beside samples, as far as this epoch has read them.
     pub fn say_findings(&self) {
         for (finding, count) in self.findings.iter() {
             let text = finding.text(count.count, &thousands(count.count));
@@ -308,8 +326,18 @@ impl Loader {
         if count <= NAMED || count.is_multiple_of(100) {
             tracing::warn!("skipped {}: {} ({count} broken of {seen})", broken.name, broken.reason);
         }
-        self.first_broken.get_or_insert_with(|| format!("{}: {}", broken.name, broken.reason));
+        self.keep_first(broken);
         self.check_broken(FIRST_SEEN)
+    }
+
+    fn keep_first(&mut self, broken: &Broken) {
+        self.first_broken.get_or_insert_with(|| format!("{}: {}", broken.name, broken.reason));
+    }
+
+    fn count_findings(&mut self, findings: Findings, listed: u64) -> Result<()> {
+        self.findings.merge(findings);
+        self.listed += listed;
+        self.check_findings(FIRST_SEEN)
     }
 
     /// Fails if more than `max_broken` of the samples seen (counted as at least `least`) are broken.
@@ -341,15 +369,21 @@ impl Loader {
         self.first_broken.as_ref().map_or_else(String::new, |first| format!("; for example {first}"))
     }
 
-    fn end_epoch(&mut self) -> Result<()> {
-        self.say_findings();
+    /// Fails if too much of the epoch, which has ended, is broken or unread, or all.
+    fn check_epoch(&self) -> Result<()> {
         self.check_broken(0)?;
         self.check_findings(0)?;
-        let Cursor { epoch, epoch_samples, epoch_with_masks, .. } = self.cursor;
-        if epoch_samples == 0 {
-            let source = &self.source;
-            return Err(Error::Failed(format!("epoch {epoch} had no usable sample in {source}{}", self.example())));
+        let Cursor { epoch, epoch_samples, .. } = self.cursor;
+        match epoch_samples {
+            0 => Err(Error::Failed(format!("epoch {epoch} had no usable sample in {}{}", self.source, self.example()))),
+            _ => Ok(()),
         }
+    }
+
+    fn end_epoch(&mut self) -> Result<()> {
+        self.say_findings();
+        self.check_epoch()?;
+        let Cursor { epoch, epoch_samples, epoch_with_masks, .. } = self.cursor;
         if self.require_masks && epoch_with_masks == 0 {
             let hint = "nothing was learnt from masks; see data.min_mask_area, data.max_masks and data.ignore";
             return Err(Error::Failed(format!(
@@ -361,6 +395,7 @@ impl Loader {
             tracing::warn!("{without} of {epoch_samples} images of epoch {epoch} brought no usable mask");
         }
         (self.cursor.epoch_samples, self.cursor.epoch_with_masks) = (0, 0);
+        (self.findings, self.listed) = (Findings::default(), 0);
         Ok(())
     }
 }
@@ -399,7 +434,8 @@ fn work(decoders: &[SampleDecoder], tasks: &Mutex<Receiver<DecodeTask>>, results
         }
         let broken = |reason| Decoded::Broken(Broken { name: reference.name(), reason }, after);
         let result = match guarded(|| decoders[reference.settings].decode(&reference, epoch)) {
-            Ok(decoded) => Decoded::Sample(Box::new(decoded), after),
+            Ok(Some(decoded)) => Decoded::Sample(Box::new(decoded), after),
+            Ok(None) => Decoded::LeftOut(after),
             Err(Unusable::Broken(reason)) => broken(reason),
             Err(Unusable::Fatal(error)) => Decoded::Failed(error),
         };

@@ -130,6 +130,16 @@ impl MaskReader {
             let hint = "data.classes is missing: label maps need the names of their labels";
             return Err(Error::Usage(format!("{hint} (panoptic PNGs: data.panoptic)")));
         }
+        let used = panoptic.as_ref().map(|panoptic| &panoptic.used);
+        let used = used.or(instances.as_ref().map(|instances| &instances.used));
+        if let (Some(used), Some(classes), false) = (used, &classes, config.allow.contains(&Allowed::LabelsUnnamed))
+            && let Some((category, image)) = used.iter().find(|(category, _)| classes.name(**category).is_none())
+        {
+            let accept = "data.allow = [\"labels_unnamed\"] leaves such masks out";
+            let problem =
+                format!("category {category}, of image {image}, has no name in {}", names_file(config).display());
+            return Err(Error::file(annotations_file(config), format!("{problem}; {accept}")));
+        }
         if let Some(classes) = &classes {
             classes.check_names().map_err(|problem| Error::file(names_file(config), problem))?;
         }
@@ -140,6 +150,28 @@ impl MaskReader {
     /// Whether the label maps of folders are black and white.
     pub fn is_binary(&self) -> bool {
         self.is_binary
+    }
+
+    /// How many annotations a JSON of them has of the picture `key`, `Some(None)` where it does not have the picture;
+    /// `None` without a JSON.
+    pub fn annotations(&self, key: &str) -> Option<Result<Option<usize>, Unusable>> {
+        match (&self.panoptic, &self.instances) {
+            (Some(panoptic), _) => Some(panoptic.of(key).map(|found| Some(found?.annotations.len()))),
+            (None, Some(instances)) => Some(instances.of(key).map(|found| Some(found?.annotations.len()))),
+            (None, None) => None,
+        }
+    }
+
+    /// How many pictures of a JSON of annotations have not been asked for, and the names of `count` of them.
+    ///
+    /// # Errors
+    /// A temporary file cannot be read.
+    pub fn left(&self, count: usize) -> Result<(u64, Vec<String>), Unusable> {
+        match (&self.panoptic, &self.instances) {
+            (Some(panoptic), _) => panoptic.left(count),
+            (None, Some(instances)) => instances.left(count),
+            (None, None) => Ok((0, Vec::new())),
+        }
     }
 
     /// Whether labels have names.
@@ -176,10 +208,17 @@ impl MaskReader {
         }
     }
 
-    /// What a label means, which is background where it is 0 and has no name.
+    /// What a label of a map means, which is background where it is 0 and has no name.
     fn meaning(&self, label: u32) -> Meaning {
+        match label == self.config.ignore {
+            true => Meaning::Ignored,
+            false => self.class(label),
+        }
+    }
+
+    /// What a label means that is not ignored: `data.ignore` is a number of label maps, and some lists of categories have it.
+    fn class(&self, label: u32) -> Meaning {
         match &self.classes {
-            _ if label == self.config.ignore => Meaning::Ignored,
             Some(classes) if classes.name(label).is_some() => Meaning::Label(label),
             None if label != 0 => Meaning::Label(label),
             Some(_) if label != 0 => Meaning::Unnamed,
@@ -266,7 +305,7 @@ impl MaskReader {
         let (path, map) = first_map(paths, header)?;
         let categories = picture.categories();
         let meaning = |segment: u32| match categories.get(&segment) {
-            Some(&category) => Ok(self.meaning(category)),
+            Some(&category) => Ok(self.class(category)),
             None if segment == labels::VOID => Ok(Meaning::Background),
             None => Err(Meaningless::Segment),
         };
@@ -281,7 +320,7 @@ impl MaskReader {
         let mut of_class: BTreeMap<u32, Mask> = BTreeMap::new();
         for (index, Instance { category, mask }) in found.annotations.iter().enumerate() {
             let parts = parts(mask, index, size, header)?;
-            match self.meaning(*category) {
+            match self.class(*category) {
                 Meaning::Label(label) => {
                     let mask = of_class.entry(label).or_insert_with(|| Mask::new(grid.width(), grid.height()));
                     parts.add_to(mask, grid);

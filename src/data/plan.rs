@@ -39,6 +39,8 @@ pub struct Position {
 pub enum Decoded {
     Sample(Box<DecodedSample>, Position),
     Broken(Broken, Position),
+    /// A sample that the user accepts to be left out.
+    LeftOut(Position),
     /// What a tar shard holds beside its samples, and the number of those.
     Counted(Box<Findings>, u64),
     /// An error that ends the run.

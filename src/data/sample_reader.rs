@@ -6,7 +6,7 @@ use super::sources::captions::{Captions, Columns, first_sentences};
 use super::sources::shards::{Member, SampleReference};
 use super::sources::unusable::Unusable;
 use crate::Result;
-use crate::config::{DataConfig, DataFormat};
+use crate::config::{Allowed, DataConfig, DataFormat};
 use crate::system::limits::{CAPTION, IMAGE_FILE};
 use crate::system::utf8;
 use image::{Rgb, RgbImage};
@@ -44,6 +44,47 @@ impl SampleReader {
     /// The file of captions, where that has them.
     pub fn captions(&self) -> Option<&Captions> {
         self.captions.as_ref()
+    }
+
+    /// How many annotations a JSON of them has of the picture `key`; see [`MaskReader::annotations`].
+    pub fn annotations(&self, key: &str) -> Option<Result<Option<usize>, Unusable>> {
+        self.masks.annotations(key)
+    }
+
+    /// The pictures of a JSON of annotations that have not been asked for; see [`MaskReader::left`].
+    ///
+    /// # Errors
+    /// A temporary file cannot be read.
+    pub fn left(&self, count: usize) -> Result<(u64, Vec<String>), Unusable> {
+        self.masks.left(count)
+    }
+
+    /// Whether the user accepts that a sample is left out because the file of captions, or the JSON of annotations, does not
+    /// have it. What lies beside pictures is left out where they are listed.
+    ///
+    /// # Errors
+    /// The run or the machine is at fault.
+    pub fn leaves_out(&self, reference: &SampleReference) -> Result<bool> {
+        let allows = |what| self.config.allow.contains(&what);
+        let captions = self.captions.as_ref().filter(|_| allows(Allowed::CaptionsMissing));
+        if captions.is_none() && !allows(Allowed::MasksMissing) {
+            return Ok(false);
+        }
+        let key = self.key(reference);
+        let lacks = |found: Result<bool, Unusable>| match found {
+            Ok(found) => Ok(!found),
+            Err(Unusable::Broken(_)) => Ok(true),
+            Err(Unusable::Fatal(error)) => Err(error),
+        };
+        if let Some(captions) = captions
+            && lacks(captions.get(&key).map(|caption| caption.is_some()))?
+        {
+            return Ok(true);
+        }
+        match self.masks.annotations(&key).filter(|_| allows(Allowed::MasksMissing)) {
+            Some(found) => lacks(found.map(|count| count.is_some())),
+            None => Ok(false),
+        }
     }
 
     /// Whether masks beside pictures are black and white.

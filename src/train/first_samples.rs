@@ -21,21 +21,24 @@ const READ: u64 = 100;
 /// # Errors
 /// Those of [`examine`]; a tokenizer cannot be read.
 pub fn check(config: &RunConfig, data: &DataSet) -> Result<Option<String>> {
-    // Where there is no sample, nothing is asked of the tokenizers.
-    if Loader::of_annotations(data, config.seed)?.next_of_epoch()?.is_none() {
-        return Ok(None);
-    }
+    // Without a sample that can be read, nothing is asked of the tokenizers.
+    Loader::of_annotations(data, config.seed)?.next_of_epoch()?;
     let ModelConfig { text_encoders, max_sequence_length, .. } = &config.model;
     let files = ModelFiles::of(&config.model)?;
     let encoders = TextEncoders::without_weights(&files, text_encoders, *max_sequence_length, &Device::Cpu)?;
-    examine(config, data, &encoders, config.train.samples(1), true)
+    let (line, broken) = look(config, data, &encoders, config.train.samples(1), true)?;
+    if let Some(broken) = broken {
+        tracing::warn!("{broken}");
+    }
+    Ok(line)
 }
 
 /// Reads the first samples of `data` in a run of `trained` samples, within its first epoch, and warns of what the encoders cut
 /// of their prompts in the process that `is_main`. Returns a line about their masks, where the run uses masks.
 ///
 /// # Errors
-/// No mask has an effect, or no caption a word, and `data.allow` does not accept that; what the data cannot be read for.
+/// No mask has an effect, or no caption a word, and `data.allow` does not accept that; so many samples are broken that they
+/// would end the run; what the data cannot be read for.
 pub fn examine(
     config: &RunConfig,
     data: &DataSet,
@@ -43,6 +46,18 @@ pub fn examine(
     trained: u64,
     is_main: bool,
 ) -> Result<Option<String>> {
+    // The run names broken samples as it comes to them.
+    look(config, data, encoders, trained, is_main).map(|(line, _)| line)
+}
+
+/// [`examine`], with a line about broken samples.
+fn look(
+    config: &RunConfig,
+    data: &DataSet,
+    encoders: &TextEncoders,
+    trained: u64,
+    is_main: bool,
+) -> Result<(Option<String>, Option<String>)> {
     let mut loader = Loader::of_annotations(data, config.seed)?;
     let mut census = MaskCensus::default();
     let mut prompts = CutPrompts::default();
@@ -53,11 +68,7 @@ pub fn examine(
     let data = data.config();
     let mut is_silent = data.has_prompts && has_captions && trained > 0;
     for number in 0..trained.min(READ) {
-        let Some(decoded) = loader.next_of_epoch()? else {
-            // Without a sample, the run itself says why.
-            is_silent &= number > 0;
-            break;
-        };
+        let Some(decoded) = loader.next_of_epoch()? else { break };
         let sample = &decoded.sample;
         is_silent &= sample.prompt.is_empty();
         if data.has_prompts {
@@ -80,9 +91,9 @@ pub fn examine(
     }
     match census.problem(JUDGED, data) {
         Some(problem) if !data.allow.contains(&Allowed::MasksUnused) => Err(Error::Failed(problem)),
-        _ => Ok(census.line(match has_binary_masks {
-            true => " black-and-white",
-            false => "",
-        })),
+        _ => {
+            let kind = if has_binary_masks { " black-and-white" } else { "" };
+            Ok((census.line(kind), loader.broken()))
+        }
     }
 }

@@ -377,7 +377,7 @@ fn check_of_a_real_config_says_what_is_missing() {
 /// The config that the cases above spoil works.
 #[test]
 fn a_good_config_passes_the_check() {
-    let world = World::small();
+    let world = World::whole();
     let output = Command::new(env!("CARGO_BIN_EXE_seg4diff")).args(CHECK).current_dir(world.path("")).output();
     let output = output.expect("seg4diff");
     assert_eq!(String::from_utf8_lossy(&output.stderr), "");

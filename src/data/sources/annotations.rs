@@ -3,7 +3,7 @@ use super::coco::{self, Annotation, Category, Item, Segment};
 use super::unusable::Unusable;
 use crate::data::codec::labels::Classes;
 use crate::data::codec::stored_mask::StoredMask;
-use crate::data::keyed_temp_store::{Entry, KeyedTempStore, KeyedTempStoreWriter, hash};
+use crate::data::keyed_temp_store::{Claims, Entry, KeyedTempStore, KeyedTempStoreWriter, hash};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::collections::BTreeMap;
@@ -15,15 +15,18 @@ pub type Panoptic = Annotations<PanopticSegments>;
 /// Instances or stuff: masks with categories.
 pub type Instances = Annotations<Instance>;
 
-/// What each picture's annotations say. Memory: 40 bytes a picture and 16 an annotation; what they say is in temporary
+/// What each picture's annotations say. Memory: 44 bytes a picture and 16 an annotation; what they say is in temporary
 /// files.
 pub struct Annotations<T> {
     /// File name of a picture to its id and size, as JSON.
     pictures: KeyedTempStore,
+    claims: Claims,
     /// Id of a picture to its annotations, as JSON.
     annotations: KeyedTempStore,
     /// The JSON's `categories`.
     pub categories: Classes,
+    /// The categories that annotations have, each with the first image's id.
+    pub used: BTreeMap<u32, String>,
     of: PhantomData<T>,
 }
 
@@ -44,9 +47,15 @@ pub struct OfPicture<T> {
 
 /// What is read of an annotation.
 pub trait Kind: Serialize + DeserializeOwned {
+    /// The setting that names the file.
+    const KEY: &'static str;
+
     /// # Errors
     /// The annotation is of another kind.
     fn of(annotation: Annotation) -> Result<Self, String>;
+
+    /// The categories that it names.
+    fn categories(&self) -> impl Iterator<Item = u32>;
 }
 
 /// The panoptic annotation of a picture.
@@ -72,6 +81,8 @@ impl PanopticSegments {
 }
 
 impl Kind for PanopticSegments {
+    const KEY: &'static str = "data.panoptic";
+
     fn of(annotation: Annotation) -> Result<Self, String> {
         let Some(segments) = annotation.segments_info else {
             return Err(match annotation.segmentation {
@@ -81,9 +92,15 @@ impl Kind for PanopticSegments {
         };
         Ok(Self { file_name: annotation.file_name.ok_or("an annotation has no `file_name`")?, segments })
     }
+
+    fn categories(&self) -> impl Iterator<Item = u32> {
+        self.segments.iter().map(|segment| segment.category_id)
+    }
 }
 
 impl Kind for Instance {
+    const KEY: &'static str = "data.instances";
+
     fn of(annotation: Annotation) -> Result<Self, String> {
         let mask = annotation.segmentation.ok_or(match annotation.segments_info {
             Some(_) => "an annotation has `segments_info`: the file is for data.panoptic",
@@ -91,24 +108,33 @@ impl Kind for Instance {
         })?;
         Ok(Self { category: annotation.category_id.ok_or("an annotation has no `category_id`")?, mask })
     }
+
+    fn categories(&self) -> impl Iterator<Item = u32> {
+        std::iter::once(self.category)
+    }
 }
 
 impl<T: Kind> Annotations<T> {
     /// Streams the JSON at `path`. Where its `images` have no `file_name`, the annotations' own `file_name` names the picture.
     ///
     /// # Errors
-    /// The file cannot be read, is of another kind, lacks `annotations` or `categories`, or has an annotation of an image
-    /// that it does not list.
+    /// The file cannot be read, is of another kind, lacks `annotations`, `categories` or the pictures' names, has an
+    /// annotation of an image that it does not list, or one id for two images.
     pub fn read(path: &Path) -> Result<Self> {
         let failed = |problem: String| Error::file(path, problem);
         let writer = || KeyedTempStoreWriter::new().map_err(failed);
         let (mut listed, mut named, mut annotations) = (writer()?, writer()?, writer()?);
-        let (mut ids, mut annotated): (Vec<u64>, Vec<u64>) = (Vec::new(), Vec::new());
-        let mut categories = BTreeMap::new();
+        // Of each image its id, its name and its place in the list.
+        let (mut ids, mut annotated): (Vec<(u64, u64, u32)>, Vec<u64>) = (Vec::new(), Vec::new());
+        let (mut categories, mut used) = (BTreeMap::new(), BTreeMap::new());
+        let mut nameless = None;
         coco::read(path, &mut |item| match item {
             Item::Image(image) => {
-                let Some(file_name) = &image.file_name else { return Ok(()) };
-                ids.push(hash(&image.id));
+                let Some(file_name) = &image.file_name else {
+                    nameless.get_or_insert(image.id);
+                    return Ok(());
+                };
+                ids.push((hash(&image.id), hash(file_name), ids.len() as u32 + 1));
                 let size = image.width.zip(image.height);
                 insert(&mut listed, file_name, &Picture { id: image.id, size })
             }
@@ -120,6 +146,9 @@ impl<T: Kind> Annotations<T> {
                     insert(&mut named, &name, &Picture { id: id.clone(), size: None })?;
                 }
                 let kind = T::of(annotation).map_err(|problem| format!("image {id}: {problem}"))?;
+                for category in kind.categories() {
+                    used.entry(category).or_insert_with(|| id.clone());
+                }
                 insert(&mut annotations, &id, &kind)
             }
             Item::Category(category) => add(&mut categories, category),
@@ -127,8 +156,25 @@ impl<T: Kind> Annotations<T> {
         if annotated.is_empty() || categories.is_empty() {
             return Err(failed("there are no `annotations` or no `categories`".into()));
         }
+        match nameless {
+            // A panoptic JSON's annotations have names of their own.
+            Some(id) if !ids.is_empty() || named.is_empty() => {
+                return Err(failed(format!("image {id} has no `file_name`, so that no picture can be found for it")));
+            }
+            None if ids.is_empty() && named.is_empty() => {
+                return Err(failed("there are no `images`, so that nothing says whose the annotations are".into()));
+            }
+            _ => {}
+        }
         ids.sort_unstable();
-        let unknown = annotated.iter().position(|id| ids.binary_search(id).is_err());
+        if let Some([first, second]) =
+            ids.array_windows().find(|[first, second]| first.0 == second.0 && first.1 != second.1)
+        {
+            let [first, second] = [first.2.min(second.2), first.2.max(second.2)];
+            return Err(failed(format!("images {first} and {second} have one id and two names")));
+        }
+        let is_listed = |id: &u64| ids.binary_search_by_key(id, |(id, ..)| *id).is_ok();
+        let unknown = annotated.iter().position(|id| !is_listed(id));
         if let Some(place) = unknown.filter(|_| !ids.is_empty()) {
             return Err(failed(format!("annotation {} is of an image that is not in `images`", place + 1)));
         }
@@ -143,10 +189,13 @@ impl<T: Kind> Annotations<T> {
                 said(second)
             )
         };
+        let pictures = pictures.finish_distinct(differ).map_err(failed)?;
         Ok(Self {
-            pictures: pictures.finish_distinct(differ).map_err(failed)?,
+            claims: Claims::on(&pictures),
+            pictures,
             annotations: annotations.finish().map_err(failed)?,
             categories: Classes::new(categories),
+            used,
             of: PhantomData,
         })
     }
@@ -154,13 +203,28 @@ impl<T: Kind> Annotations<T> {
     /// The annotations of the picture `key`; `None` where the JSON does not have the picture.
     ///
     /// # Errors
-    /// The key matches several pictures equally well, or a temporary file cannot be read.
+    /// The key matches several pictures equally well, another picture has taken the entry that it fits, or a temporary
+    /// file cannot be read.
     pub fn of(&self, key: &str) -> Result<Option<OfPicture<T>>, Unusable> {
         let Some(picture) = self.pictures.get(key)? else { return Ok(None) };
+        if !self.claims.claim(&picture, key) {
+            let problem = format!("`{}` fits {key} and another image of that name", picture.key);
+            return Err(Error::Usage(format!("{}: {problem}; write their folders in its `file_name`", T::KEY)).into());
+        }
         let Picture { id, size } = read(&picture.value)?;
         let annotations = self.annotations.all(&id)?;
         let annotations = annotations.iter().map(|json| read(json)).collect::<Result<_, _>>()?;
         Ok(Some(OfPicture { size, annotations }))
+    }
+}
+
+impl<T> Annotations<T> {
+    /// How many of its pictures have not been asked for, and the names of `count` of them.
+    ///
+    /// # Errors
+    /// The temporary file cannot be read.
+    pub fn left(&self, count: usize) -> Result<(u64, Vec<String>), Unusable> {
+        self.claims.left(&self.pictures, count)
     }
 }
 

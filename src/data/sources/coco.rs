@@ -39,6 +39,7 @@ pub struct Annotation {
     /// Panoptic.
     pub segments_info: Option<Vec<Segment>>,
     /// Instances and stuff.
+    #[serde(default, deserialize_with = "some_label")]
     pub category_id: Option<u32>,
     /// Instances and stuff.
     pub segmentation: Option<StoredMask>,
@@ -47,13 +48,16 @@ pub struct Annotation {
 /// A panoptic segment.
 #[derive(Deserialize, Serialize, PartialEq)]
 pub struct Segment {
+    #[serde(deserialize_with = "label")]
     pub id: u32,
+    #[serde(deserialize_with = "label")]
     pub category_id: u32,
 }
 
 /// A class.
 #[derive(Deserialize)]
 pub struct Category {
+    #[serde(deserialize_with = "label")]
     pub id: u32,
     pub name: String,
 }
@@ -148,18 +152,40 @@ impl<'de> Visitor<'de> for List<'_> {
     }
 }
 
+/// Whole numbers up to which a floating-point number is exact.
+const EXACT: f64 = 9_007_199_254_740_992.0;
+
 #[derive(Deserialize)]
 #[serde(untagged, expecting = "expected a whole number or text")]
 enum NumberOrText {
-    Number(i64),
+    Whole(i64),
+    Large(u64),
+    /// As tables write whole numbers where some are missing: `7.0`.
+    Float(f64),
     Text(String),
 }
 
 fn number_or_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     Ok(match NumberOrText::deserialize(deserializer)? {
-        NumberOrText::Number(number) => number.to_string(),
+        NumberOrText::Whole(number) => number.to_string(),
+        NumberOrText::Large(number) => number.to_string(),
+        NumberOrText::Float(number) if number.fract() == 0.0 && number.abs() < EXACT => format!("{number:.0}"),
+        NumberOrText::Float(number) => {
+            return Err(de::Error::custom(format!("{number:?} is no whole number of at most 64 bits")));
+        }
         NumberOrText::Text(text) => text,
     })
+}
+
+/// The number of a category or a segment.
+fn label<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    let text = number_or_text(deserializer)?;
+    let problem = |_| de::Error::custom(format!("`{text}` is no whole number from 0 to {}", u32::MAX));
+    text.trim().parse().map_err(problem)
+}
+
+fn some_label<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {
+    label(deserializer).map(Some)
 }
 
 fn some_number_or_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {

@@ -5,7 +5,7 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 
 /// Names of files that are shown for a kind.
-const EXAMPLES: usize = 3;
+pub const EXAMPLES: usize = 3;
 
 /// A kind of file, or of gap, that training does not use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -15,6 +15,8 @@ pub enum Finding {
     CaptionUnclear,
     AnnotationMissing,
     LabelMapMissing,
+    NotAnnotated,
+    AnnotationUnclear,
     CaptionAlone,
     MaskAlone,
     AnnotationAlone,
@@ -23,10 +25,12 @@ pub enum Finding {
     SecondMask,
     JpegMask,
     UnusedCaption,
+    CaptionBesideMetadata,
     UnusedAnnotation,
     UnreadPicture,
     Archive,
     BesideShards,
+    NoPlainFile,
     LinkedFolder,
     DeadLink,
     NoUnicode,
@@ -36,6 +40,11 @@ pub enum Finding {
     BlankCaption,
     /// Nothing is wrong with it: these captions are for other pictures.
     CaptionOfOthers,
+    /// Nothing is wrong with it: these annotations are of other pictures.
+    AnnotationOfOthers,
+    /// Perhaps nothing is wrong with it.
+    Unended,
+    RepeatsInName,
     /// Nothing that looks like data.
     Other,
 }
@@ -82,6 +91,19 @@ impl Finding {
                 "it belongs into data.labels under the picture's name",
                 MasksMissing,
             ),
+            Self::NotAnnotated => error(
+                ["photograph that the annotations do not have", "photographs that the annotations do not have"],
+                "the `file_name` in its `images` is the picture's path, or the end of it",
+                MasksMissing,
+            ),
+            Self::AnnotationUnclear => error(
+                [
+                    "photograph that several images of the annotations fit",
+                    "photographs that several images of the annotations fit",
+                ],
+                "write their folders in `file_name`",
+                MasksMissing,
+            ),
             Self::CaptionAlone => error(
                 ["caption without its photograph", "captions without their photographs"],
                 "a caption has the name of its picture, but for the extension",
@@ -124,6 +146,11 @@ impl Finding {
                 "caption file beside a picture, not read: captions come from the file of captions",
                 "caption files beside pictures, not read: captions come from the file of captions",
             ]),
+            Self::CaptionBesideMetadata => error(
+                ["caption file beside a picture", "caption files beside pictures"],
+                "not read, since a file metadata.* has the captions: keep one of the two, or name the file in data.captions",
+                FilesUnread,
+            ),
             Self::UnusedAnnotation => error(
                 ["JSON file beside a picture", "JSON files beside pictures"],
                 "not read: masks are PNG files here; SA-1B's annotations need format = \"sa1b\"",
@@ -144,6 +171,11 @@ impl Finding {
                 "in a folder with tar files only those are read: move the others to a folder of their own",
                 FilesUnread,
             ),
+            Self::NoPlainFile => error(
+                ["link or sparse file in a tar file", "links or sparse files in tar files"],
+                "only plain files are read: pack them with tar --dereference --hard-dereference",
+                FilesUnread,
+            ),
             Self::LinkedFolder => error(
                 ["link to a folder", "links to folders"],
                 "folders behind links are not entered: list them in data.source themselves",
@@ -162,6 +194,17 @@ impl Finding {
             Self::CaptionOfOthers => {
                 remark(["caption of a picture that is not here", "captions of pictures that are not here"])
             }
+            Self::AnnotationOfOthers => {
+                remark(["annotated picture that is not here", "annotated pictures that are not here"])
+            }
+            Self::Unended => remark([
+                "tar file without the mark of its end, perhaps cut short",
+                "tar files without the mark of their end, perhaps cut short",
+            ]),
+            Self::RepeatsInName => remark([
+                "folder with a number before its name; if that says repeats, give them in [[data.sources]]",
+                "folders with numbers before their names; if those say repeats, give them in [[data.sources]]",
+            ]),
             Self::Other => remark(["other file", "other files"]),
         }
     }
@@ -209,8 +252,8 @@ pub struct Count {
 impl Count {
     /// Folders are not listed in order: the first by name are shown.
     fn show(&mut self, name: String) {
-        let place = self.first.partition_point(|other| *other <= name);
-        if place < EXAMPLES {
+        let place = self.first.partition_point(|other| *other < name);
+        if place < EXAMPLES && self.first.get(place) != Some(&name) {
             self.first.insert(place, name);
             self.first.truncate(EXAMPLES);
         }
@@ -241,10 +284,12 @@ impl Findings {
         }
     }
 
-    /// Counts so many that have no names of their own.
-    pub fn add_unnamed(&mut self, finding: Finding, count: u64) {
+    /// Counts so many, some of which have these names.
+    pub fn add_many(&mut self, finding: Finding, (count, names): (u64, Vec<String>)) {
         if count > 0 {
-            self.0.entry(finding).or_default().count += count;
+            let found = self.0.entry(finding).or_default();
+            found.count += count;
+            names.into_iter().for_each(|name| found.show(name));
         }
     }
 

@@ -81,6 +81,14 @@ impl Captions {
         }
         text(entry).map(Some)
     }
+
+    /// How many captions no image has [taken](Self::take), and the keys of `count` of them.
+    ///
+    /// # Errors
+    /// The temporary file cannot be read.
+    pub fn left(&self, count: usize) -> Result<(u64, Vec<String>), Unusable> {
+        self.claims.left(&self.table, count)
+    }
 }
 
 fn text(entry: Entry) -> Result<String, Unusable> {
