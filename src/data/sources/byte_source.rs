@@ -41,6 +41,17 @@ impl ByteSource {
         }
     }
 
+    /// Whether a file begins as gzip does, whatever it is called. Objects are told by their names.
+    ///
+    /// # Errors
+    /// The file cannot be opened.
+    pub fn is_gzip(&self) -> io::Result<bool> {
+        let Self::File(path) = self else { return Ok(false) };
+        let Patient(file) = patience::open(path)?;
+        let mut start = [0; 2];
+        Ok(read_exact_at(&file, &mut start, 0).is_ok() && start == [0x1f, 0x8b])
+    }
+
     /// A reader from the front.
     ///
     /// # Errors

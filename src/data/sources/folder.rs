@@ -257,24 +257,28 @@ impl Folder {
         self.picture_of(stem).is_some()
     }
 
-    /// Whether the files of `group` are masks, with or without a picture, and no photograph.
+    /// Whether the files of `group` are masks, with or without a picture, and no photograph. What is no mask of a picture is
+    /// counted.
     fn is_aside(&self, group: Range<usize>, findings: &mut Findings) -> bool {
         let names = &self.names;
         let is_mask = names.is_group_of_masks(group.clone());
         let has = |wanted: fn(Role) -> bool| names.of_role(group.clone(), wanted).next();
-        let text = has(|role| matches!(role, Role::Text | Role::Caption));
-        let lossless = has(|role| matches!(role, Role::Picture(_)) && !role.is_jpeg());
-        let jpeg = has(Role::is_jpeg);
+        let has_text = has(|role| matches!(role, Role::Text | Role::Caption)).is_some();
+        let has_lossless = has(|role| matches!(role, Role::Picture(_)) && !role.is_jpeg()).is_some();
+        let has_jpeg = has(Role::is_jpeg).is_some();
         let says_mask = mask_name(names.stem(group.start)).is_some_and(|found| found.says_mask);
-        match lossless {
-            _ if is_mask => {}
-            Some(mask) if says_mask && text.is_none() && jpeg.is_none() => {
-                findings.add(Finding::MaskAlone, &format!("{}{}", self.below, names.name(mask)));
-            }
-            _ => return false,
+        let is_alone = has_lossless && says_mask && !has_text && !has_jpeg;
+        if !is_mask && !is_alone {
+            return false;
         }
-        if let Some(text) = text {
-            findings.add(Finding::CaptionAlone, &format!("{}{}", self.below, names.name(text)));
+        for file in group {
+            let finding = match names.files[file].role {
+                // Masks of a picture are counted with it.
+                Role::Picture(_) if is_mask => continue,
+                Role::Picture(_) => Finding::MaskAlone,
+                role => beside_masks(role),
+            };
+            findings.add(finding, &format!("{}{}", self.below, names.name(file)));
         }
         true
     }
@@ -299,12 +303,12 @@ impl Folder {
                 Role::Picture(_) if has_png_mask && role.is_png() && own_mask.is_none() => own_mask = Some(file),
                 Role::Picture(_) => add(Finding::SecondPicture, file),
                 Role::Text | Role::Caption if pairing.format == DataFormat::Coco => add(Finding::Other, file),
-                Role::Text | Role::Caption if photograph.is_none() => match is_unread {
-                    true => {}
-                    false => add(Finding::CaptionAlone, file),
-                },
+                Role::Text | Role::Caption if photograph.is_none() => {
+                    // What is to be done is said of the picture.
+                    add(if is_unread { Finding::Other } else { Finding::CaptionAlone }, file);
+                }
                 Role::Text | Role::Caption if !pairing.text => {
-                    add(if pairing.prompts { Finding::UnusedCaption } else { Finding::Other }, file);
+                    add(pairing.unused_caption(), file);
                 }
                 Role::Text | Role::Caption if text.is_some() => add(Finding::SecondCaption, file),
                 Role::Text | Role::Caption => text = Some(file),
@@ -363,17 +367,20 @@ pub fn for_each_mask(folder: &Path, findings: &mut Findings, mut visit: impl FnM
     let shown = format!("{}/", folder.display());
     let names = Names::read(folder, &shown, findings)?;
     for file in 0..names.files.len() {
-        let finding = match names.files[file].role {
-            Role::Picture(_) => {
-                visit(names.stem(file), names.name(file));
-                continue;
-            }
-            Role::UnreadPicture => Finding::UnreadPicture,
-            Role::Archive | Role::Tar => Finding::Archive,
-            Role::Text | Role::Caption => Finding::CaptionAlone,
-            _ => Finding::Other,
-        };
-        findings.add(finding, &format!("{shown}{}", names.name(file)));
+        match names.files[file].role {
+            Role::Picture(_) => visit(names.stem(file), names.name(file)),
+            role => findings.add(beside_masks(role), &format!("{shown}{}", names.name(file))),
+        }
     }
     Ok(())
+}
+
+/// What a file among masks is that is none.
+fn beside_masks(role: Role) -> Finding {
+    match role {
+        Role::UnreadPicture => Finding::UnreadPicture,
+        Role::Archive | Role::Tar => Finding::Archive,
+        Role::Text | Role::Caption => Finding::CaptionAlone,
+        _ => Finding::Other,
+    }
 }

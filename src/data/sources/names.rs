@@ -14,7 +14,7 @@ pub enum Role {
     Caption,
     /// Annotations: `.json`.
     Json,
-    /// Captions of a whole folder: `metadata.jsonl` or `metadata.csv`, as the Hugging Face hub has them.
+    /// Captions of a whole folder: `metadata.jsonl`, `.csv` or `.parquet`, as the Hugging Face hub has them.
     Metadata,
     /// A shard, perhaps compressed.
     Tar,
@@ -26,7 +26,7 @@ pub enum Role {
 }
 
 /// Folders that hold masks of the pictures beside them.
-const MASK_FOLDERS: [&str; 10] = [
+const MASK_FOLDERS: [&str; 13] = [
     "masks",
     "mask",
     "labels",
@@ -34,6 +34,9 @@ const MASK_FOLDERS: [&str; 10] = [
     "annotations",
     "segmentation",
     "segmentations",
+    "segmentationclass",
+    "segmentationobject",
+    "groundtruth",
     "masklabels",
     "label_maps",
     "ground_truth",
@@ -61,6 +64,12 @@ pub fn is_picture_folder(name: &str) -> bool {
     PICTURE_FOLDERS.iter().any(|known| known.eq_ignore_ascii_case(name))
 }
 
+/// Whether a folder is called as kohya's trainer reads repeats from its name: `10_cats`. A year is none.
+pub fn says_repeats(name: &str) -> bool {
+    let number = name.split_once('_').and_then(|(number, _)| number.parse().ok());
+    number.is_some_and(|number: u32| (2..1000).contains(&number))
+}
+
 /// Stem and role of a file.
 pub fn role(name: &str) -> (&str, Role) {
     let (stem, extension) = match name.rsplit_once('.') {
@@ -72,7 +81,7 @@ pub fn role(name: &str) -> (&str, Role) {
         "txt" if is_about_the_folder(stem) => Role::Other,
         "txt" => Role::Text,
         "caption" => Role::Caption,
-        "jsonl" | "csv" if stem.eq_ignore_ascii_case("metadata") => Role::Metadata,
+        "jsonl" | "csv" | "parquet" if stem.eq_ignore_ascii_case("metadata") => Role::Metadata,
         "json" => Role::Json,
         "tar" | "tgz" => Role::Tar,
         "gz" if has_extension(stem, "tar") => Role::Tar,
@@ -165,7 +174,7 @@ mod tests {
         assert_eq!(roles(&["a.tar", "a.TAR", "a.tar.gz", "a.TGZ", "a.gz"])[..4], [Role::Tar; 4]);
         assert_eq!(roles(&["a.gz", "a.zip", "a.tar.zst"]), [Role::Archive; 3]);
         assert_eq!(roles(&["a.HEIC", "a.avif", "a.jxl"]), [Role::UnreadPicture; 3]);
-        assert_eq!(roles(&["metadata.jsonl", "metadata.csv"]), [Role::Metadata; 2]);
+        assert_eq!(roles(&["metadata.jsonl", "Metadata.CSV", "metadata.parquet"]), [Role::Metadata; 3]);
         assert_eq!(roles(&["README.txt", "a", "a.md", "captions.csv"]), [Role::Other; 4]);
         assert_eq!((role("a.b.txt").0, role("noext").0), ("a.b", "noext"));
         assert!(role("a.JPG").1.is_jpeg() && role("a.jfif").1.is_jpeg() && !role("a.png").1.is_jpeg());

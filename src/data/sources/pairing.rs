@@ -10,6 +10,8 @@ pub struct Pairing {
     pub prompts: bool,
     /// Whether captions stand beside the pictures: the model takes prompts, and there is no captions file.
     pub text: bool,
+    /// Whether that file is a `metadata` file that was found among the pictures, and not named.
+    pub metadata: bool,
     /// Whether class names can stand in a caption's place.
     pub names: bool,
     /// coco: whether a JSON says which label map belongs to a picture.
@@ -31,6 +33,7 @@ impl Pairing {
             format: config.format,
             prompts: config.has_prompts,
             text: config.has_prompts && config.captions.is_none(),
+            metadata: false,
             names: config.classes.is_some(),
             // Masks of `instances` have no label maps.
             panoptic: config.panoptic.is_some() || config.labels.is_none(),
@@ -41,6 +44,15 @@ impl Pairing {
         }
     }
 
+    /// What a caption beside a picture is that is not read.
+    pub fn unused_caption(self) -> Finding {
+        match self.prompts {
+            true if self.metadata => Finding::CaptionBesideMetadata,
+            true => Finding::UnusedCaption,
+            false => Finding::Other,
+        }
+    }
+
     /// What a photograph lacks to be a sample, if anything.
     pub fn lacks(self, has_caption: bool, has_annotation: bool) -> Option<Finding> {
         let is_folder = self.format == DataFormat::Folder;
@@ -48,7 +60,10 @@ impl Pairing {
             DataFormat::Sa1b if !has_annotation => Some(Finding::AnnotationMissing),
             DataFormat::Coco if !has_annotation && !self.panoptic => Some(Finding::LabelMapMissing),
             DataFormat::Coco => None,
-            _ if self.text && !has_caption && !(is_folder && self.names) => Some(Finding::CaptionMissing),
+            // Without masks there are no names either.
+            _ if self.text && !has_caption && !(is_folder && self.names && has_annotation) => {
+                Some(Finding::CaptionMissing)
+            }
             _ => None,
         }
     }

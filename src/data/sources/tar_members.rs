@@ -1,6 +1,7 @@
 //! Lists the members of a tar file from their headers, without reading their data. After a damaged header, the next
 //! readable one is searched for.
 use super::byte_source::ByteReader;
+use crate::system::file_kind;
 use crate::system::limits::{TAR_EXTENSION, TAR_SEARCH};
 use std::io;
 use tar::{EntryType, Header, PaxExtensions};
@@ -39,6 +40,8 @@ pub struct Members {
     reader: ByteReader,
     size: u64,
     position: u64,
+    /// Whether the blocks of zeros that end an archive are missing.
+    is_unended: bool,
 }
 
 /// The fields of extension headers that apply to the next member.
@@ -60,7 +63,7 @@ impl Members {
     /// The members of what `reader` reads.
     pub fn new(reader: ByteReader) -> Self {
         let size = reader.length();
-        Self { reader, size, position: 0 }
+        Self { reader, size, position: 0, is_unended: false }
     }
 
     /// The next member or damaged part; `None` at the end.
@@ -72,7 +75,10 @@ impl Members {
         let mut extensions = Extensions::default();
         loop {
             let problem = match self.header()? {
-                None if self.position == start => return Ok(None),
+                None if self.position == start => {
+                    self.is_unended = self.size > 0;
+                    return Ok(None);
+                }
                 None => "the member that an extension header describes is missing".to_string(),
                 Some(Found::Header(header)) => match self.member(&header, &mut extensions)? {
                     Ok(Some(member)) => return Ok(Some(member)),
@@ -92,6 +98,12 @@ impl Members {
         }
     }
 
+    /// Whether the file ended, without damage, before the mark of the archive's end: it may have been cut between two
+    /// members.
+    pub fn is_unended(&self) -> bool {
+        self.is_unended
+    }
+
     /// Reads the block at the current position; `None` at the end of the file.
     fn header(&mut self) -> io::Result<Option<Found>> {
         let left = self.size.saturating_sub(self.position).min(BLOCK);
@@ -99,6 +111,9 @@ impl Members {
         self.read(&mut block[..left as usize], self.position)?;
         Ok(match left {
             0 => None,
+            _ if self.position == 0 && file_kind::of(&block).is_some() => {
+                Some(Found::Damage(file_kind::of(&block).unwrap_or_default().into()))
+            }
             _ if block.iter().all(|byte| *byte == 0) => Some(Found::Nothing),
             BLOCK if has_checksum(&block) => Some(Found::Header(Box::new(Header::from_byte_slice(&block).clone()))),
             BLOCK => Some(Found::Damage("no header of a file".into())),
@@ -210,4 +225,34 @@ fn has_checksum(block: &[u8]) -> bool {
     let byte = |(at, &byte)| if (148..156).contains(&at) { 32 } else { u32::from(byte) };
     let sum: u32 = block.iter().enumerate().map(byte).sum();
     Header::from_byte_slice(block).cksum().is_ok_and(|stored| stored == sum)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use std::sync::Arc;
+
+    #[test]
+    fn an_archive_without_the_mark_of_its_end_is_noticed() {
+        let mut archive = tar::Builder::new(Vec::new());
+        for name in ["a", "b"] {
+            let mut header = Header::new_gnu();
+            header.set_size(700);
+            archive.append_data(&mut header, name, [7; 700].as_slice()).expect("member");
+        }
+        let bytes = archive.into_inner().expect("archive");
+        let (whole, second) = (bytes.len(), 3 * BLOCK as usize);
+        // Whole; without its mark; within the zeros behind the last member; between two members.
+        for (length, is_unended, count) in
+            [(whole, false, 2), (whole - 1024, true, 2), (whole - 1100, true, 2), (second, true, 1)]
+        {
+            let mut file = tempfile::tempfile().expect("file");
+            file.write_all(&bytes[..length]).expect("write");
+            let mut members = Members::new(ByteReader::shared(Arc::new(file)).expect("reader"));
+            let parts: Vec<TarPart> = std::iter::from_fn(|| members.step().expect("part")).collect();
+            assert!(parts.iter().all(|part| matches!(part, TarPart::Member { .. })), "{parts:?}");
+            assert_eq!((members.is_unended(), parts.len()), (is_unended, count), "{length}");
+        }
+    }
 }

@@ -62,7 +62,13 @@ impl SampleShard {
             };
             let (name, offset, length) = match part {
                 TarPart::Member { name, offset, length, is_file: true } => (name, offset, length),
-                TarPart::Member { .. } => continue,
+                TarPart::Member { name, .. } => {
+                    let is_data = key_and_role(&name).is_some_and(|(_, role)| role != Role::Other);
+                    if is_data && !name.ends_with('/') {
+                        findings.add(Finding::NoPlainFile, &name);
+                    }
+                    continue;
+                }
                 TarPart::Damage { start, end, problem } => {
                     damage.add(place, start..end, &problem);
                     continue;
@@ -85,6 +91,9 @@ impl SampleShard {
                 visit(self.item(key, parts))?;
                 yielded.insert(key.to_owned());
             }
+        }
+        if members.members.is_unended() && damage.parts.is_empty() {
+            findings.add(Finding::Unended, &self.path.display().to_string());
         }
         if pairing.format == DataFormat::Folder {
             join_masks(&mut pending, findings);
@@ -152,7 +161,7 @@ impl SampleShard {
     /// The members, and why a compressed file ends early, if it does.
     fn members(&self) -> io::Result<(ShardMembers, Option<String>)> {
         let name = self.path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        if is_compressed(&name) {
+        if is_compressed(&name) || self.source.is_gzip()? {
             let Unpacked { file, damage } = self.unpacked.unpacked(&self.source)?;
             let members = Members::new(ByteReader::shared(file.clone())?);
             return Ok((ShardMembers { members, unpacked: Some(file) }, damage));
@@ -188,9 +197,7 @@ fn unused(role: Role, pairing: Pairing, is_late: bool) -> Option<Finding> {
         Role::Archive | Role::Tar => Some(Finding::Archive),
         // Beside the JPEG it would not have been the image.
         Role::Picture(_) if is_late => Some(Finding::SecondPicture),
-        Role::Text | Role::Caption if !pairing.text => {
-            Some(if pairing.prompts { Finding::UnusedCaption } else { Finding::Other })
-        }
+        Role::Text | Role::Caption if !pairing.text => Some(pairing.unused_caption()),
         Role::Json if pairing.format == DataFormat::Folder => Some(Finding::UnusedAnnotation),
         _ => None,
     }
@@ -335,7 +342,11 @@ impl SampleFiles {
             (None, None) if self.json.is_some() => Some(Finding::AnnotationAlone),
             (None, None) => Some(Finding::CaptionAlone),
             _ if self.is_lone_mask => Some(Finding::MaskAlone),
-            _ => pairing.lacks(self.text.is_some(), self.json.is_some()),
+            (image, png) => {
+                let has_mask = !self.masks.is_empty() || image.is_some() && png.is_some();
+                let has_annotation = self.json.is_some() || pairing.format == DataFormat::Folder && has_mask;
+                pairing.lacks(self.text.is_some(), has_annotation)
+            }
         }
     }
 }

@@ -2,7 +2,7 @@
 use super::byte_source::ByteSource;
 use super::findings::{Finding, Findings};
 use super::gzip_shards::GzipShards;
-use super::names::{Role, is_mask_folder, is_passed_over, is_picture_folder, role};
+use super::names::{Role, is_mask_folder, is_passed_over, is_picture_folder, role, says_repeats};
 use super::pairing::Pairing;
 use super::patterns::{Expanded, expand};
 use super::remote::{self, Object};
@@ -64,10 +64,12 @@ impl Sources {
                 source.shards.retain(|shard| is_object(shard) || seen.insert(shard.path.clone()));
                 group.push(source);
             }
-            if settings.captions.is_none() && settings.has_prompts {
+            let is_named = settings.captions.is_some();
+            if !is_named && settings.has_prompts {
                 settings.captions = metadata(&group)?;
             }
-            let pairing = Pairing::of(&settings);
+            let mut pairing = Pairing::of(&settings);
+            pairing.metadata = !is_named && settings.captions.is_some();
             for shard in group.iter_mut().flat_map(|source| &mut source.shards) {
                 (shard.pairing, shard.settings) = (pairing, sources.settings.len());
             }
@@ -123,12 +125,14 @@ fn walk(config: &DataConfig, source: &str, unpacked: &Arc<GzipShards>) -> Result
     for path in paths {
         walk.source_name = path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
         if is_folder(&path)? {
+            if says_repeats(&walk.source_name) {
+                walk.found.findings.add(Finding::RepeatsInName, &walk.source_name);
+            }
             walk.folder(&path, "", None)?;
             walk.masks_beside(&path)?;
-        } else if config.format != DataFormat::Coco {
-            walk.push(path, "", false);
         } else {
-            return Err(Error::Usage(format!("data.source: {} is no folder", path.display())));
+            check_file(&path, &walk.source_name, config.format)?;
+            walk.push(path, "", false);
         }
         walk.join_masks();
     }
@@ -136,6 +140,19 @@ fn walk(config: &DataConfig, source: &str, unpacked: &Arc<GzipShards>) -> Result
         return Err(Error::Usage(format!("data.source: {source} holds no files")));
     }
     Ok(walk.found)
+}
+
+/// # Errors
+/// The file is no shard of this format, by its name.
+fn check_file(path: &Path, name: &str, format: DataFormat) -> Result<()> {
+    let problem = match (format, role(name).1) {
+        (DataFormat::Coco, _) => "is no folder",
+        (_, Role::Tar) => return Ok(()),
+        (_, Role::Picture(_) | Role::UnreadPicture) => "is a picture: name the folder that it is in",
+        (_, Role::Json | Role::Metadata) => "is no folder and no shard: captions belong into data.captions",
+        _ => "is neither a folder nor a .tar, .tar.gz or .tgz",
+    };
+    Err(Error::Usage(format!("data.source: {} {problem}", path.display())))
 }
 
 struct Walk<'a> {
@@ -234,6 +251,9 @@ impl<'a> Walk<'a> {
         }
         for name in inner {
             let path = folder.join(&name);
+            if below.is_empty() && masks_of.is_none() && says_repeats(&name) {
+                self.found.findings.add(Finding::RepeatsInName, &name);
+            }
             let masks_of = match masks_of {
                 Some(pictures) => Some(format!("{pictures}{name}/")),
                 None if self.config.format == DataFormat::Folder && is_mask_folder(&name) => Some(below.to_owned()),

@@ -22,7 +22,7 @@ impl<'a> Columns<'a> {
 
     /// These, or where none are named those of Hugging Face's image folders if `path` is their `metadata` file.
     pub(super) fn in_file(self, path: &Path) -> Self {
-        let is_metadata = path.file_stem().is_some_and(|stem| stem == "metadata");
+        let is_metadata = path.file_stem().is_some_and(|stem| stem.eq_ignore_ascii_case("metadata"));
         let other = |named, usual, of_metadata| if is_metadata && named == usual { of_metadata } else { named };
         Self {
             key: other(self.key, Columns::USUAL.key, "file_name"),
