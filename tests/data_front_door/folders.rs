@@ -1,6 +1,7 @@
 //! `format = "folder"` and `"coco"`: layouts and their traps.
 use crate::world::{Case, Right, allow_all, check, config, outcome, write};
 use seg4diff::config::{Allowed, DataConfig, DataFormat};
+use seg4diff::data::Inventory;
 use std::fs;
 use std::path::Path;
 
@@ -8,6 +9,10 @@ fn plain(_: &mut DataConfig, _: &Path) {}
 
 fn captions(config: &mut DataConfig, root: &Path) {
     config.captions = Some(root.with_file_name("captions.json"));
+}
+
+fn classes(config: &mut DataConfig, root: &Path) {
+    config.classes = Some(root.with_file_name("classes.json"));
 }
 
 #[test]
@@ -82,6 +87,60 @@ fn layouts_pair_by_name() {
             right: Error(&["1 mask without its photograph", "a_0.png"]),
         },
         Case {
+            name: "the folders of PASCAL VOC",
+            files: "JPEGImages/a.jpg JPEGImages/a.txt JPEGImages/b.jpg JPEGImages/b.txt SegmentationClass/a.png \
+                    Annotations/a.xml",
+            change: plain,
+            right: Said("JPEGImages/a[a]2 JPEGImages/b[b]0", &["2 photographs, 1 mask", "1 file not read: 1 .xml"]),
+        },
+        Case {
+            name: "two folders of masks",
+            files: "JPEGImages/a.jpg JPEGImages/a.txt SegmentationClass/a.png SegmentationObject/a.png",
+            change: plain,
+            right: Error(&["1 further mask of one picture", "SegmentationObject/a.png"]),
+        },
+        Case {
+            name: "repeats in folders' names",
+            files: "10_cats/a.jpg 10_cats/a.txt 2024_june/b.jpg 2024_june/b.txt 3/c.jpg 3/c.txt",
+            change: plain,
+            right: Said(
+                "10_cats/a[a]0 2024_june/b[b]0 3/c[c]0",
+                &[
+                    "1 folder with a number before its name; if that says repeats, give them in [[data.sources]]: 10_cats",
+                ],
+            ),
+        },
+        Case {
+            name: "latents beside pictures",
+            files: "a.jpg a.caption=one_girl,_solo a.npz=x b.png b.caption=two b_sd3.npz=x",
+            change: plain,
+            right: Said("a[one_girl,_solo]0 b[two]0", &["2 files not read: 2 .npz"]),
+        },
+        Case {
+            name: "names in the place of captions",
+            files: "a.jpg a_mask.png b.jpg b.txt=two ../classes.json={\"5\":\"cat\",\"7\":\"dog\"}",
+            change: classes,
+            right: Samples("a[cat_dog]2 b[two]0"),
+        },
+        Case {
+            name: "neither a caption nor a mask, whose names would be the prompt",
+            files: "a.jpg a_mask.png b.jpg ../classes.json={\"5\":\"cat\",\"7\":\"dog\"}",
+            change: classes,
+            right: Error(&["1 photograph without a caption: b.jpg"]),
+        },
+        Case {
+            name: "classes that name a label twice",
+            files: "a.jpg a_mask.png ../classes.json={\"5\":\"cat\",\"7\":\"dog\",\"5\":\"cow\"}",
+            change: classes,
+            right: Error(&["classes.json: label 5 is both \"cat\" and \"cow\""]),
+        },
+        Case {
+            name: "classes that name a label twice, with zeros before it",
+            files: "a.jpg a_mask.png ../classes.json={\"05\":\"cat\",\"7\":\"dog\",\"5\":\"cow\"}",
+            change: classes,
+            right: Error(&["classes.json: label 5 is both \"cat\" and \"cow\""]),
+        },
+        Case {
             name: "captions in .caption",
             files: "a.jpg a.caption=one b.jpg b.txt=two",
             change: plain,
@@ -120,7 +179,7 @@ fn what_looks_like_data_and_is_not_read_is_refused() {
             name: "the same, accepted",
             files: "a.jpg a.txt b.heic b.txt c.AVIF",
             change: allow_all,
-            right: Said("a[a]0", &["2 files not read: 1 .avif, 1 .heic (convert to JPEG, PNG or WebP)"]),
+            right: Said("a[a]0", &["3 files not read: 1 .avif, 1 .heic (convert to JPEG, PNG or WebP), 1 .txt"]),
         },
         Case {
             name: "a second picture of one name",
@@ -337,4 +396,64 @@ fn coco_pairs_pictures_with_label_maps() {
 fn allow_all_coco(config: &mut DataConfig, root: &Path) {
     coco(config, root);
     config.allow = vec![Allowed::MasksMissing];
+}
+
+/// How many files an inventory has, by what they are: gaps and entries of other files are none.
+fn counted(config: &DataConfig) -> u64 {
+    const NO_FILES: [&str; 7] = [
+        "caption_missing",
+        "caption_unclear",
+        "annotation_missing",
+        "label_map_missing",
+        "mask_missing",
+        "blank_caption",
+        "repeats_in_name",
+    ];
+    let inventory = serde_json::to_value(Inventory::take(config).expect("inventory")).expect("JSON");
+    let sources = inventory["sources"].as_array().expect("sources");
+    let number = |value: &serde_json::Value| value.as_u64().expect("a number");
+    let of_source = |source: &serde_json::Value| {
+        let findings = source["findings"].as_object().expect("findings");
+        let others = findings.iter().filter(|(kind, _)| !NO_FILES.contains(&kind.as_str()));
+        let used = ["photographs", "masks", "captions"].iter().map(|kind| number(&source[kind]));
+        used.sum::<u64>() + others.map(|(_, found)| number(&found["count"])).sum::<u64>()
+    };
+    sources.iter().map(of_source).sum()
+}
+
+#[test]
+fn every_file_is_counted_once() {
+    for (format, files) in [
+        (
+            DataFormat::Folder,
+            "a.jpg a.png a.txt a.json a.npz b.jpg b.webp b.caption b.txt c.txt README.md notes.csv x.7z",
+        ),
+        (DataFormat::Folder, "a.jpg a_mask.png a_mask.tif a_mask.json a_mask.txt a_mask.heic a_mask.npz a.txt"),
+        (DataFormat::Folder, "b_mask.png b_mask.tif b_mask.json b_mask.heic a.jpg a.txt"),
+        (DataFormat::Folder, "a.jpg a.0.png a.1.png a.1.txt a.1.jpg a.txt b.0.png b.0.txt"),
+        (DataFormat::Folder, "b.heic b.txt b.json c.avif c.caption a.jpg a.txt a.jxl"),
+        (
+            DataFormat::Folder,
+            "images/a.jpg images/a.txt masks/a.png masks/a_mask.png masks/a.txt masks/b.png masks/b.heic masks/c.xml",
+        ),
+        (
+            DataFormat::Folder,
+            "images/in/a.jpg images/in/a.txt masks/in/a.jpg masks/in/a.png masks/a.png masks/in/s.tar",
+        ),
+        (
+            DataFormat::Folder,
+            "JPEGImages/a.jpg JPEGImages/a.txt SegmentationClass/a.png SegmentationObject/a.png Annotations/a.xml",
+        ),
+        (DataFormat::Sa1b, "a.jpg a.json a.txt b.jpg b.png b.json c.json d.heic d.json d.txt e.txt"),
+        (DataFormat::Sa1b, "s.tar a.jpg a.json b.7z README.md"),
+    ] {
+        let folder = tempfile::tempdir().expect("folder");
+        let root = folder.path().join("data");
+        write(&root, files);
+        let mut config = config(&root);
+        config.format = format;
+        let shards =
+            files.split_whitespace().filter(|file| format == DataFormat::Sa1b && file.ends_with(".tar")).count();
+        assert_eq!(counted(&config) as usize + shards, files.split_whitespace().count(), "{files}");
+    }
 }

@@ -30,6 +30,7 @@ fn webdataset_shards_pair_by_name_in_any_order() {
             ("a_mask.png a.jpg a.txt b.1.png b.0.png b.jpg b.txt", "a[a]2 b[b]2"),
             ("masks/x.png images/x.jpg images/x.txt", "images/x[x]2"),
             ("a.png a.caption=one b.PNG b.txt", "a[one]0 b[b]0"),
+            ("./x/a.JPG x/./a.txt y/a.jpg y/a.txt=other", "x/a[a]0 y/a[other]0"),
         ] {
             assert_eq!(samples(name, files).as_deref(), Ok(right), "{name} of {files}");
         }
@@ -79,6 +80,71 @@ fn folders_with_shards_hold_no_other_samples() {
     config.labels = Some(folder.path().join("data/lab"));
     let error = outcome(&config).expect_err("coco reads no shards");
     assert!(error.contains("1 archive that is not read: nested/s.tar"), "{error}");
+}
+
+#[test]
+fn compressed_shards_are_told_by_their_bytes() {
+    let (folder, config) = packed("s.tar.gz", "a.jpg a.txt b.jpg b.txt");
+    let root = folder.path().join("data");
+    std::fs::rename(root.join("s.tar.gz"), root.join("s.tar")).expect("rename");
+    assert_eq!(outcome(&config).expect("samples").1, "a[a]0 b[b]0");
+    let (folder, config) = packed("s.tar", "a.jpg a.txt");
+    let root = folder.path().join("data");
+    std::fs::rename(root.join("s.tar"), root.join("s.tar.gz")).expect("rename");
+    let error = outcome(&config).expect_err("no gzip");
+    assert!(error.contains("s.tar.gz") && error.contains("gzip: "), "{error}");
+}
+
+#[test]
+fn links_in_shards_are_no_samples_and_said() {
+    for kind in [tar::EntryType::Symlink, tar::EntryType::Link, tar::EntryType::GNUSparse] {
+        let (folder, mut config) = packed("s.tar", "a.jpg a.txt");
+        let file = folder.path().join("data/s.tar");
+        let mut bytes = std::fs::read(&file).expect("read");
+        // Behind the members, before the mark of the end.
+        bytes.truncate(bytes.len() - 1024);
+        let mut archive = tar::Builder::new(bytes);
+        for (link, to) in [("b.jpg", "a.jpg"), ("b.txt", "a.txt")] {
+            let mut header = tar::Header::new_gnu();
+            header.set_entry_type(kind);
+            header.set_size(0);
+            archive.append_link(&mut header, link, to).expect("link");
+        }
+        std::fs::write(&file, archive.into_inner().expect("tar")).expect("write");
+        config.max_broken = 0.0;
+        let error = outcome(&config).expect_err("links");
+        assert!(error.contains("2 links or sparse files in tar files: b.jpg, b.txt; only plain files"), "{error}");
+        config.allow = vec![Allowed::FilesUnread];
+        assert_eq!(outcome(&config).expect("accepted").1, "a[a]0");
+    }
+}
+
+#[test]
+fn what_is_no_shard_is_named() {
+    for (content, kind) in [
+        (&b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"[..], "git lfs pull"),
+        (b"<html><body>404", "a web page"),
+        (b"PK\x03\x04more", "a zip archive"),
+        (b"no archive at all", "cut short within a header"),
+    ] {
+        let (folder, mut config) = packed("s.tar", "a.jpg a.txt");
+        std::fs::write(folder.path().join("data/s.tar"), content).expect("write");
+        config.max_broken = 0.0;
+        let error = outcome(&config).expect_err("no shard");
+        assert!(error.contains("s.tar") && error.contains(kind), "{error}");
+    }
+}
+
+#[test]
+fn captions_of_a_file_may_lack_samples_of_shards_where_that_is_accepted() {
+    let (folder, mut config) = packed("s.tar", "a.jpg b.jpg x/c.jpg");
+    let file = folder.path().join("captions.json");
+    std::fs::write(&file, r#"{"a": "one", "x/c": "three"}"#).expect("write");
+    (config.captions, config.max_broken) = (Some(file), 0.0);
+    let error = outcome(&config).expect_err("one lacks");
+    assert!(error.contains("s.tar/b: the captions file has no caption of this key"), "{error}");
+    config.allow = vec![Allowed::CaptionsMissing];
+    assert_eq!(outcome(&config).expect("accepted").1, "a[one]0 x/c[three]0");
 }
 
 #[test]

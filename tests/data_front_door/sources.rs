@@ -172,6 +172,7 @@ fn what_does_not_suit_a_source_is_said_with_its_number() {
             "path = \"a\"\nformat = \"folder\"\nmasks = \"binary\"\nclasses = \"c.json\"",
             &["item 1: masks = \"binary\" has no labels"],
         ),
+        ("path = \"a\"\nformat = \"coco\"\ninstances = \"i.json\"\nignore = 3", &["item 1: ignore is for label maps"]),
         ("path = \"a\"\nignore = \"x\"", &["ignore: ", "\"x\""]),
         ("path = \"a\"\npalete = \"voc\"", &["unknown key palete; the nearest is palette"]),
     ] {

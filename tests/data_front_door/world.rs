@@ -12,7 +12,7 @@ pub const WIDTH: u32 = 16;
 /// A case: what lies in the folder, how it is configured, and what must come of it.
 pub struct Case {
     pub name: &'static str,
-    /// Files by path, separated by spaces; see [`World::write`].
+    /// Files by path, separated by spaces; see [`write`].
     pub files: &'static str,
     pub change: fn(&mut DataConfig, &Path),
     pub right: Right,
@@ -52,7 +52,7 @@ pub fn mask() -> Vec<u8> {
 }
 
 /// Writes files: what is called like a mask is a label map (with a number in its name a mask), other pictures are
-/// photographs, captions hold their stem; `name=text` holds the text.
+/// photographs, captions hold their stem; `name=text` holds the text with spaces for underscores, `name==text` this text.
 pub fn write(folder: &Path, files: &str) {
     for entry in files.split_whitespace() {
         let (path, text) = entry.split_once('=').map_or((entry, None), |(path, text)| (path, Some(text)));
@@ -61,8 +61,13 @@ pub fn write(folder: &Path, files: &str) {
         let name = file.file_name().expect("name").to_string_lossy().into_owned();
         let (stem, extension) = name.rsplit_once('.').unwrap_or((&name, ""));
         let is_numbered = stem.rsplit(['.', '_', 'k']).next().is_some_and(|end| end.parse::<u32>().is_ok());
-        let is_mask = path.to_lowercase().contains("mask") || path.starts_with("lab") || path.contains("/labels/");
+        let named = path.to_lowercase();
+        let is_mask =
+            ["mask", "/labels/", "segmentation"].iter().any(|name| named.contains(name)) || path.starts_with("lab");
         let bytes = match (text, extension.to_lowercase().as_str()) {
+            (Some(text), _) if text.starts_with('=') => {
+                text[1..].replace("\\r", "\r").replace("\\n", "\n").into_bytes()
+            }
             (Some(text), _) => text.replace('_', " ").replace("\\n", "\n").into_bytes(),
             (None, "txt" | "caption") => stem.as_bytes().to_vec(),
             (None, "json") => b"{}".to_vec(),
