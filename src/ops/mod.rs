@@ -18,6 +18,7 @@ mod match_cost;
 mod norm;
 mod pixel_cross_entropy;
 mod pointwise;
+mod rotary;
 mod score_head;
 
 pub use adamw::{AdamWBuffers, AdamWRange, AdamWSettings, adamw, sum_of_squares};
@@ -33,6 +34,7 @@ pub use match_cost::{Costs, match_cost};
 pub use norm::{layer_norm_modulate, rms_norm};
 pub use pixel_cross_entropy::{NO_CLASS, pixel_cross_entropy};
 pub use pointwise::{gated_residual, gelu};
+pub use rotary::{RotaryTable, rotary};
 pub use score_head::{CHANNELS, PARAMETERS, Precision, backward_bytes as score_head_backward_bytes, score_head};
 
 #[cfg(test)]

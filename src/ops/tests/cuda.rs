@@ -112,6 +112,16 @@ fn attention_probability() {
 }
 
 #[test]
+fn rotary_positions() {
+    for (batch, grid, text, heads, axes) in [(2, (3, 5), 4, 3, [2, 4, 4]), (1, (8, 7), 9, 2, [16, 56, 56])] {
+        let width = heads * axes.iter().sum::<usize>();
+        let x = normal(1, &[batch, grid.0 * grid.1 + text, width]);
+        let run: Run = &|device, i| ops::rotary(&i[0], &ops::RotaryTable::of_grid(grid, axes, 10_000.0, device)?);
+        check("rotary", run, &[x], &[true]);
+    }
+}
+
+#[test]
 fn norms() {
     for (batch, tokens, width) in [(2, 3, 37), (3, 50, 64), (2, 9, 1536), (1, 5, 96)] {
         let x = (normal(1, &[batch, tokens, width]) * 3.0).unwrap();

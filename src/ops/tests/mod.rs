@@ -12,6 +12,7 @@ use super::mask_loss::MaskLoss;
 use super::norm::{LayerNormModulate, RmsNorm};
 use super::pixel_cross_entropy::PixelCrossEntropy;
 use super::pointwise::GatedResidual;
+use super::rotary::Rotary;
 use super::score_head::{ScoreHead, products};
 use super::*;
 use crate::autograd::Variable;
@@ -164,6 +165,20 @@ fn norms() {
             let run: Run = &|device, i| rms_norm(&i[0], weights(device));
             check("rms norm", run, &|i| RmsNorm { weights: weights(&Device::Cpu) }.reference(i), &[x], &[true]);
         }
+    }
+}
+
+#[test]
+fn rotary_positions() {
+    // Text tokens behind the grid stay; without any, all are turned.
+    for (batch, grid, text, heads, axes) in
+        [(1, (1, 1), 0, 1, [2, 0, 2]), (2, (3, 5), 4, 3, [2, 4, 4]), (3, (8, 7), 9, 2, [16, 56, 56])]
+    {
+        let table = |device: &Device| RotaryTable::of_grid(grid, axes, 10_000.0, device).unwrap();
+        let width = heads * axes.iter().sum::<usize>();
+        let x = normal(1, &[batch, grid.0 * grid.1 + text, width]);
+        let run: Run = &|device, i| rotary(&i[0], &table(device));
+        check("rotary", run, &|i| Rotary { table: table(&Device::Cpu) }.reference(i), &[x], &[true]);
     }
 }
 

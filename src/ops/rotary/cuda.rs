@@ -1,0 +1,48 @@
+//! Rotary positions on a GPU.
+use super::Rotary;
+use crate::autograd::Gradients;
+use crate::kernels::cuda::{Module, address, device_of, int, long, module, output, type_name};
+use crate::ops::backend::{Cuda, Forward, Saved};
+use candle_core::{Result, Tensor, bail};
+
+static KERNELS: Module = module!("rotary");
+const THREADS: usize = 256;
+
+impl Rotary {
+    /// Turns x into y, which may be its memory, or, with `back`, the other way round.
+    fn launch(&self, x: &Tensor, y: &Tensor, back: bool) -> Result<()> {
+        let ((_, tokens, width), (turned, pairs)) = (x.dims3()?, self.table.cosines.dims2()?);
+        let Some(type_name) = type_name(&[x, y]) else { bail!("rotary positions on {:?}", x.dtype()) };
+        let count = x.elem_count() / 2;
+        let args = [
+            address(x)?,
+            address(&self.table.cosines)?,
+            address(&self.table.sines)?,
+            address(y)?,
+            long(count),
+            int(width)?,
+            int(tokens)?,
+            int(turned)?,
+            int(pairs)?,
+            int(usize::from(!back))?,
+        ];
+        let name = format!("rotary_{type_name}");
+        // SAFETY: the kernel takes tensors of these sizes, and tables of `turned` tokens.
+        unsafe { KERNELS.launch(device_of(x)?, &name, [count.div_ceil(THREADS), 1, 1], THREADS, &args) }
+    }
+}
+
+impl Cuda for Rotary {
+    fn forward_cuda(&self, inputs: &[Tensor]) -> Result<Option<Forward>> {
+        let x = &inputs[0];
+        let y = output(x.shape(), x.dtype(), x)?;
+        self.launch(x, &y, false)?;
+        Ok(Some((y, vec![])))
+    }
+
+    /// Over the gradient of the output, which is nobody else's.
+    fn backward_cuda(&self, _: &Saved, gradient: Tensor, gradients: &mut Gradients) -> Result<()> {
+        self.launch(&gradient, &gradient, true)?;
+        gradients.add(0, gradient)
+    }
+}
