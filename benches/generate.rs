@@ -66,9 +66,13 @@ fn main() -> Result<()> {
     let draw = || -> Result<f64> {
         let started = Instant::now();
         let conditions = Conditions { positive: &positive, negative: &negative };
-        options.run(&scheduler, &noise, &conditions, |latents, timestep, text, blur| {
-            model.forward(latents, timestep, text, blur)
-        })?;
+        options.run(
+            &scheduler,
+            &noise,
+            model.config.image_tokens((16, side, side)),
+            &conditions,
+            |latents, timestep, text, blur| model.forward(latents, timestep, text, blur),
+        )?;
         device.synchronize()?;
         Ok(started.elapsed().as_secs_f64())
     };

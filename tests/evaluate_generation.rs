@@ -265,7 +265,7 @@ fn the_section_has_defaults_and_is_written_back() {
         analysis_images: 0,
         generation_images: 500,
         steps: 28,
-        guidance: 7.0,
+        guidance: None,
         perturb_scale: 0.0,
         perturb_layer: 9,
         perturb_sigma: BLUR,

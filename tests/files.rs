@@ -47,8 +47,8 @@ fn damage_is_named() {
     let cases: [(Damage, &[&str]); 19] = [
         (|f| std::fs::remove_file(f.join("model_index.json")).unwrap(), &["model_index.json", "no such file"]),
         (
-            |f| edit(&f.join("model_index.json"), "StableDiffusion3Pipeline", "FluxPipeline"),
-            &["model_index.json", "_class_name", "FluxPipeline"],
+            |f| edit(&f.join("model_index.json"), "StableDiffusion3Pipeline", "PixArtAlphaPipeline"),
+            &["model_index.json", "_class_name", "PixArtAlphaPipeline"],
         ),
         (|f| std::fs::write(f.join("model_index.json"), "{").unwrap(), &["model_index.json", "line 1"]),
         (

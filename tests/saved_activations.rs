@@ -4,8 +4,9 @@
 use candle_core::{DType, Device, Tensor};
 use seg4diff::autograd::Variable;
 use seg4diff::config::RunConfig;
+use seg4diff::model::families::flux1::{self, FluxConfig};
 use seg4diff::model::families::sd3::{self, MmDitConfig};
-use seg4diff::model::families::{SavedActivations, Streams, Transformer};
+use seg4diff::model::families::{Conditioning, SavedActivations, Streams, Transformer};
 use seg4diff::model::weights::Weights;
 use seg4diff::sample::noise::normal;
 use seg4diff::train::parameters::Parameters;
@@ -17,7 +18,7 @@ const BATCH: usize = 2;
 const IMAGE_TOKENS: usize = 512;
 const TEXT_TOKENS: usize = 256;
 /// Bytes of the nodes, and of tensors that do not grow with the tokens.
-const SMALL: usize = 32 << 10;
+const SMALL: usize = 40 << 10;
 
 /// Counts the bytes in use.
 struct Counting;
@@ -44,9 +45,13 @@ static ALLOCATOR: Counting = Counting;
 
 fn model(name: &str) -> Transformer {
     let folder = Path::new("tests/fixtures/train_step").join(name).join("transformer");
-    let config = std::fs::read_to_string(folder.join("config.json")).unwrap();
-    let config: MmDitConfig = serde_json::from_str(&config).unwrap();
+    let text = std::fs::read_to_string(folder.join("config.json")).unwrap();
     let weights = Weights::open_part(&folder, "diffusion_pytorch_model", DType::F32, &Device::Cpu).unwrap();
+    if name.starts_with("flux") {
+        let config: FluxConfig = serde_json::from_str(&text).unwrap();
+        return flux1::from_weights(config, None, &weights, DType::F32, &Device::Cpu).unwrap();
+    }
+    let config: MmDitConfig = serde_json::from_str(&text).unwrap();
     sd3::from_weights(config, None, &weights, DType::F32, &Device::Cpu).unwrap()
 }
 
@@ -54,7 +59,7 @@ fn model(name: &str) -> Transformer {
 fn left_in_use(model: &Transformer, layer: usize) -> isize {
     let width = model.config.width();
     let stream = |number, tokens| Variable::leaf(normal(0, &[number], &[BATCH, tokens, width], &Device::Cpu).unwrap());
-    let conditioning = Tensor::ones((BATCH, width), DType::F32, &Device::Cpu).unwrap();
+    let conditioning = Conditioning::of(Tensor::ones((BATCH, width), DType::F32, &Device::Cpu).unwrap());
     let before = IN_USE.load(Ordering::Relaxed);
     let streams = Streams { image: stream(1, IMAGE_TOKENS), text: stream(2, TEXT_TOKENS), last_text_count: 1 };
     let (output, inputs) = model.blocks[layer].forward(&streams, &conditioning).unwrap();
@@ -62,7 +67,7 @@ fn left_in_use(model: &Transformer, layer: usize) -> isize {
     let all = IN_USE.load(Ordering::Relaxed) - before;
     let of_output = |variable: &Variable| (variable.tensor().elem_count() * size_of::<f32>()) as isize;
     // The last block's text is its input.
-    let has_text = layer + 1 < model.config.num_layers();
+    let has_text = model.config.block_lists.len() > 1 || layer + 1 < model.config.num_layers();
     all - of_output(&output.image) - if has_text { of_output(&output.text) } else { 0 }
 }
 
@@ -78,6 +83,10 @@ fn a_block_saves_what_it_says() {
         ("sd3", "ff.net.2,attn.add_k_proj"),
         ("sd3.5-medium", "norm1.linear"),
         ("sd3.5-medium", "norm1_context.linear,attn.to_add_out"),
+        ("flux-dev", "attn.to_q,attn.to_k,attn.to_v,attn.to_out.0"),
+        ("flux-schnell", "norm1.linear,norm.linear"),
+        ("flux-dev", "proj_out,ff.net.2"),
+        ("flux-dev", "proj_mlp,norm1_context.linear"),
     ] {
         let mut model = model(name);
         let targets = format!("lora.targets={:?}", targets.split(',').collect::<Vec<_>>());

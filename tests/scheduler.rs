@@ -4,7 +4,7 @@ mod pipeline;
 
 use candle_core::{Device, Tensor};
 use pipeline::Expected;
-use seg4diff::model::families::Blur;
+use seg4diff::model::families::{Blur, SigmaSpacing};
 use seg4diff::model::text::TextEmbedding;
 use seg4diff::sample::generate::{Conditions, PerturbedGuidance, SamplingOptions, initial_latents, read_latents};
 use seg4diff::sample::image;
@@ -22,7 +22,7 @@ fn noise_levels_are_those_of_diffusers_to_the_bit() {
         let key = format!("{train}_{shift:?}");
         assert_eq!(scheduler.train_sigmas(), expected.values(&format!("sigmas_{key}")), "training, {key}");
         for n in &steps {
-            let schedule = scheduler.set_timesteps(*n);
+            let schedule = scheduler.set_timesteps(*n, 1);
             assert_eq!(schedule.sigmas, expected.values(&format!("sigmas_{key}_{n}")), "{n} steps, {key}");
             assert_eq!(schedule.timesteps, expected.values(&format!("timesteps_{key}_{n}")), "{n} steps, {key}");
         }
@@ -33,7 +33,7 @@ fn noise_levels_are_those_of_diffusers_to_the_bit() {
 fn scheduler_settings_come_from_its_config() {
     let folder = pipeline::copy();
     let file = folder.path().join("scheduler/scheduler_config.json");
-    assert_eq!(Scheduler::from_config(&file).unwrap(), Scheduler::new(1000, 3.0));
+    assert_eq!(Scheduler::from_config(&file, SigmaSpacing::Trained).unwrap(), Scheduler::new(1000, 3.0));
     let cases = [
         (r#"{"shift": 3.0, "use_dynamic_shifting": true}"#, "use_dynamic_shifting"),
         (r#"{"shift": 3.0, "use_karras_sigmas": true}"#, "use_karras_sigmas"),
@@ -44,7 +44,42 @@ fn scheduler_settings_come_from_its_config() {
     ];
     for (text, named) in cases {
         std::fs::write(&file, text).unwrap();
-        let message = Scheduler::from_config(&file).unwrap_err().to_string();
+        let message = Scheduler::from_config(&file, SigmaSpacing::Trained).unwrap_err().to_string();
+        assert!(message.contains("scheduler_config.json") && message.contains(named), "{text}: {message}");
+    }
+}
+
+/// Those of FLUX.1, dev and schnell, whose pipeline gives its scheduler the levels; made by train_step/flux.py.
+#[test]
+fn evenly_spaced_levels_are_those_of_diffusers_to_the_bit() {
+    let text = std::fs::read_to_string("tests/fixtures/train_step/flux_schedules.json").unwrap();
+    let all: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("scheduler_config.json");
+    let numbers = |value: &serde_json::Value| -> Vec<f32> {
+        value.as_array().unwrap().iter().map(|number| number.as_f64().unwrap() as f32).collect()
+    };
+    let schedules = all["schedules"].as_array().unwrap();
+    assert!(schedules.len() >= 60);
+    for wanted in schedules {
+        let name = wanted["scheduler"].as_str().unwrap();
+        std::fs::write(&file, all["configs"][name].to_string()).unwrap();
+        let scheduler = Scheduler::from_config(&file, SigmaSpacing::Even).unwrap();
+        let train = scheduler.train_sigmas();
+        assert_eq!(vec![train[0], train[499], train[999]], numbers(&wanted["train_checks"]), "{name}");
+        let (steps, tokens) = (wanted["steps"].as_u64().unwrap() as usize, wanted["tokens"].as_u64().unwrap() as usize);
+        let schedule = scheduler.set_timesteps(steps, tokens);
+        assert_eq!(schedule.sigmas, numbers(&wanted["sigmas"]), "{name}, {steps} steps, {tokens} tokens");
+        assert_eq!(schedule.timesteps, numbers(&wanted["timesteps"]), "{name}, {steps} steps, {tokens} tokens");
+    }
+    let refused = [
+        (r#"{"use_dynamic_shifting": true, "time_shift_type": "linear"}"#, "time_shift_type"),
+        (r#"{"use_dynamic_shifting": true, "base_shift": 1e9}"#, "base_shift"),
+        (r#"{"use_dynamic_shifting": true, "base_image_seq_len": 4096}"#, "base_image_seq_len"),
+    ];
+    for (text, named) in refused {
+        std::fs::write(&file, text).unwrap();
+        let message = Scheduler::from_config(&file, SigmaSpacing::Even).unwrap_err().to_string();
         assert!(message.contains("scheduler_config.json") && message.contains(named), "{text}: {message}");
     }
 }
@@ -69,7 +104,7 @@ fn sampling_follows_diffusers_with_and_without_guidance() {
         let conditions = Conditions { positive: &positive, negative: &negative };
         let mut calls = 0;
         let found = options
-            .run(&Scheduler::new(1000, 3.0), expected.get("noise"), &conditions, |x, timestep, text, _| {
+            .run(&Scheduler::new(1000, 3.0), expected.get("noise"), 1, &conditions, |x, timestep, text, _| {
                 calls += 1;
                 assert_eq!((x.dim(0)?, timestep.dims1()?, text.context.dim(0)?), (batch, batch, batch));
                 stand_in(x, timestep, text, None)
@@ -96,7 +131,7 @@ fn perturbed_guidance_leads_away_from_the_blurred_model() {
         let conditions = Conditions { positive: &positive, negative: &negative };
         let noise = Tensor::zeros((1, 1, 1, 1), candle_core::DType::F32, &cpu).unwrap();
         let found = options
-            .run(&Scheduler::new(1000, 3.0), &noise, &conditions, |x, timestep, text, blurred| {
+            .run(&Scheduler::new(1000, 3.0), &noise, 1, &conditions, |x, timestep, text, blurred| {
                 assert_eq!((x.dim(0)?, timestep.dims1()?), (text.context.dim(0)?, text.context.dim(0)?));
                 match blurred {
                     None => Ok(text.context.reshape(((), 1, 1, 1))?),
@@ -117,7 +152,7 @@ fn no_steps_are_a_usage_error() {
     let text = TextEmbedding::new(expected.get("context").clone(), expected.get("pooled").clone()).unwrap();
     let options = SamplingOptions { steps: 0, guidance: 1.0, perturbed: None, progress: false };
     let conditions = Conditions { positive: &text, negative: &text };
-    let result = options.run(&Scheduler::new(1000, 3.0), expected.get("noise"), &conditions, stand_in);
+    let result = options.run(&Scheduler::new(1000, 3.0), expected.get("noise"), 1, &conditions, stand_in);
     assert!(matches!(result, Err(seg4diff::Error::Usage(_))));
 }
 

@@ -11,8 +11,8 @@ use seg4diff::model::adapters::stored::{Format, Parts, PeftConfig};
 use seg4diff::model::adapters::{Adapter, AdapterFiles, AdapterSettings, Adapters, Attached};
 use seg4diff::model::families::sd3::{self, MmDitConfig};
 use seg4diff::model::families::{
-    Block, Blur, Embedded, Embedding, Family, JointInputs, KohyaNames, Probe, SavedActivations, Streams, Transformer,
-    TransformerConfig,
+    Block, Blur, Conditioning, Embedded, Embedding, Family, Guidance, JointInputs, KohyaNames, PipelineNames, Probe,
+    SavedActivations, SigmaSpacing, Streams, TextForm, Transformer, TransformerConfig,
 };
 use seg4diff::model::projection::Projection;
 use seg4diff::model::text::TextEmbedding;
@@ -51,8 +51,18 @@ impl Family for Toy {
         "ToyTransformer"
     }
 
-    fn pipeline_class(&self) -> &'static str {
-        "ToyPipeline"
+    fn pipeline(&self) -> &'static PipelineNames {
+        static NAMES: PipelineNames = PipelineNames {
+            class: "ToyPipeline",
+            encoders: &[],
+            usual_encoders: &[],
+            max_sequence_length: WORDS + 1,
+            text: TextForm::T5,
+            words: WORDS,
+            block_counts: &["depth"],
+            packed_side: 1,
+        };
+        &NAMES
     }
 
     fn config(&self, files: &ModelFiles) -> Result<TransformerConfig> {
@@ -69,6 +79,7 @@ impl Family for Toy {
             max_grid: usize::MAX,
             joint_attention_dim: CONTEXT,
             pooled_projection_dim: 0,
+            guidance: Guidance::TwoPasses,
             release: None,
         })
     }
@@ -94,8 +105,18 @@ impl Family for Toy {
         Ok(Transformer { config, embedding: Box::new(embedding), blocks })
     }
 
+    fn sigma_spacing(&self) -> SigmaSpacing {
+        SigmaSpacing::Trained
+    }
+
     fn kohya(&self) -> &'static KohyaNames {
-        static NAMES: KohyaNames = KohyaNames { network_module: "toy", blocks: &[], swaps_halves: |_, _| false };
+        static NAMES: KohyaNames = KohyaNames {
+            architecture: "toy",
+            implementation: "toy",
+            network_module: "toy",
+            blocks: &[],
+            swaps_halves: |_, _| false,
+        };
         &NAMES
     }
 }
@@ -113,6 +134,7 @@ impl Embedding for ToyEmbedding {
         timestep: &Tensor,
         text: &TextEmbedding,
         _: Option<&Variable>,
+        _: Option<f64>,
     ) -> TensorResult<Embedded> {
         let (batch, channels, rows, columns) = latents.dims4()?;
         let tokens = latents.reshape((batch, channels, rows * columns))?.transpose(1, 2)?.contiguous()?;
@@ -122,12 +144,12 @@ impl Embedding for ToyEmbedding {
                 text: self.text.forward(&text.context.clone().into())?,
                 last_text_count: 1,
             },
-            conditioning: (timestep.reshape((batch, 1))? / 1000.0)?,
+            conditioning: Conditioning::of((timestep.reshape((batch, 1))? / 1000.0)?),
             grid: (rows, columns),
         })
     }
 
-    fn finish(&self, image: &Variable, _: &Tensor, (rows, columns): (usize, usize)) -> TensorResult<Variable> {
+    fn finish(&self, image: &Variable, _: &Conditioning, (rows, columns): (usize, usize)) -> TensorResult<Variable> {
         let (batch, ..) = image.dims3()?;
         self.velocity.forward(image)?.permute(&[0, 2, 1])?.reshape((batch, CHANNELS, rows, columns))
     }
@@ -148,10 +170,11 @@ fn rotated(x: &Variable, first: usize) -> TensorResult<Variable> {
 
 impl ToyBlock {
     /// The joint sequence, text first, and what goes into its attention, image first.
-    fn inputs(&self, streams: &Streams, conditioning: &Tensor) -> TensorResult<(Variable, JointInputs)> {
+    fn inputs(&self, streams: &Streams, conditioning: &Conditioning) -> TensorResult<(Variable, JointInputs)> {
         let ((batch, text, _), (_, image_tokens, _)) = (streams.text.dims3()?, streams.image.dims3()?);
         let joint = ops::cat(&[streams.text.clone(), streams.image.clone()], 1)?;
-        let shift = conditioning.unsqueeze(1)?.broadcast_as((batch, text + image_tokens, WIDTH))?.contiguous()?;
+        let shift =
+            conditioning.vector.unsqueeze(1)?.broadcast_as((batch, text + image_tokens, WIDTH))?.contiguous()?;
         let conditioned = ops::add(&joint, &shift.into())?;
         let inputs = JointInputs {
             queries: rotated(&self.query.forward(&conditioned)?, text)?,
@@ -171,14 +194,14 @@ impl Block for ToyBlock {
         LAYERS.into_iter().zip([&mut self.query, &mut self.key, &mut self.value, &mut self.out]).collect()
     }
 
-    fn probe(&self, streams: &Streams, conditioning: &Tensor) -> TensorResult<Probe> {
+    fn probe(&self, streams: &Streams, conditioning: &Conditioning) -> TensorResult<Probe> {
         self.inputs(streams, conditioning)?.1.probe()
     }
 
     fn forward_with(
         &self,
         streams: &Streams,
-        conditioning: &Tensor,
+        conditioning: &Conditioning,
         attend: &mut dyn FnMut(&JointInputs) -> TensorResult<Variable>,
     ) -> TensorResult<(Streams, JointInputs)> {
         let (joint, inputs) = self.inputs(streams, conditioning)?;

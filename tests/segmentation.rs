@@ -200,7 +200,7 @@ fn names_are_spread_over_prompts_whole_and_in_order() {
 fn the_protocol_is_that_of_diffusers() {
     let (expected, tensors) = expected();
     let (pipeline, scheduler) = load();
-    let schedule = scheduler.set_timesteps(28);
+    let schedule = scheduler.set_timesteps(28, 1);
     assert_eq!((schedule.sigmas[20], schedule.timesteps[20]), expected.noise_level);
     for (number, run) in expected.runs.iter().enumerate() {
         let data = data(&run.ignore);

@@ -5,6 +5,7 @@
 use candle_core::{DType, Device, Tensor};
 use seg4diff::config::RunConfig;
 use seg4diff::loss::{MaskTarget, SampleTargets};
+use seg4diff::model::families::flux1::{self, FluxConfig};
 use seg4diff::model::families::sd3::{self, MmDitConfig};
 use seg4diff::model::families::{Transformer, image_to_text_logits};
 use seg4diff::model::text::TextEmbedding;
@@ -89,6 +90,18 @@ struct Fixture {
     inputs: Tensors,
 }
 
+/// A transformer of either family.
+fn load(folder: &Path) -> Transformer {
+    let config = json(&folder.join("config.json"));
+    let weights = Weights::open_part(folder, "diffusion_pytorch_model", DType::F32, &device()).unwrap();
+    if config["_class_name"] == "FluxTransformer2DModel" {
+        let config: FluxConfig = serde_json::from_value(config).unwrap();
+        return flux1::from_weights(config, None, &weights, DType::F32, &device()).unwrap();
+    }
+    let config: MmDitConfig = serde_json::from_value(config).unwrap();
+    sd3::from_weights(config, None, &weights, DType::F32, &device()).unwrap()
+}
+
 impl Fixture {
     fn open(variant: &str) -> Self {
         let folder = fixtures().join(variant);
@@ -130,10 +143,7 @@ impl Fixture {
     }
 
     fn model(&self) -> Transformer {
-        let folder = self.folder.join("transformer");
-        let config: MmDitConfig = serde_json::from_value(json(&folder.join("config.json"))).unwrap();
-        let weights = Weights::open_part(&folder, "diffusion_pytorch_model", DType::F32, &device()).unwrap();
-        sd3::from_weights(config, None, &weights, DType::F32, &device()).unwrap()
+        load(&self.folder.join("transformer"))
     }
 
     /// The LoRA of the fixture and the score head, under the names of our parameters.
@@ -237,29 +247,39 @@ impl Fixture {
     }
 }
 
-const VARIANTS: [&str; 3] = ["sd3", "sd3.5-medium", "sd3.5-large"];
+const VARIANTS: [&str; 5] = ["sd3", "sd3.5-medium", "sd3.5-large", "flux-dev", "flux-schnell"];
 
 #[test]
 fn output_and_attention() {
     for variant in VARIANTS {
         let fixture = Fixture::open(variant);
-        let case = &fixture.cases["cases"]["flow"];
-        let (model, _) = fixture.trained(&fixture.config(case), false);
-        let expected = read_all(&fixture.folder.join("expected_forward.safetensors")).unwrap();
-        let get = |name: &str| &fixture.inputs[name];
-        let noised = fixture.noised();
-        let v = model.forward(&noised, get("timestep"), &fixture.text(case), None).unwrap();
-        assert!(relative(&v, &expected["v"]) < 1e-4, "{variant}: v is off by {}", relative(&v, &expected["v"]));
-
-        let embedded = model.embedding.embed(&noised, get("timestep"), &fixture.text(case)).unwrap();
-        let layer = fixture.cases["expert_layer"].as_u64().unwrap() as usize;
-        let probe = model.probe(&embedded, layer).unwrap();
-        let heads = model.config.num_attention_heads;
-        let logits = image_to_text_logits(&probe, heads).unwrap().into_tensor().transpose(2, 3).unwrap();
-        assert!(relative(&logits, &expected["logits"]) < 1e-4, "{variant}: logits");
-        let probability = probe.probability(heads).unwrap();
-        assert!(relative(probability.tensor(), &expected["probability"]) < 1e-4, "{variant}: probability");
+        // Of FLUX.1 also another block, of the other kind.
+        for name in ["flow", "align"].into_iter().take(if variant.starts_with("flux") { 2 } else { 1 }) {
+            one_output_and_attention(&fixture, name);
+        }
     }
+}
+
+fn one_output_and_attention(fixture: &Fixture, name: &str) {
+    let case = &fixture.cases["cases"][name];
+    let (model, _) = fixture.trained(&fixture.config(case), false);
+    let variant = format!("{} {name}", fixture.folder.display());
+    let of_case = fixture.folder.join(format!("forward_{name}.safetensors"));
+    let of_all = fixture.folder.join("expected_forward.safetensors");
+    let expected = read_all(if of_case.exists() { &of_case } else { &of_all }).unwrap();
+    let get = |name: &str| &fixture.inputs[name];
+    let noised = fixture.noised();
+    let v = model.forward(&noised, get("timestep"), &fixture.text(case), None).unwrap();
+    assert!(relative(&v, &expected["v"]) < 1e-4, "{variant}: v is off by {}", relative(&v, &expected["v"]));
+
+    let embedded = model.embedding.embed(&noised, get("timestep"), &fixture.text(case)).unwrap();
+    let layer = case["layers"][0].as_u64().or(fixture.cases["expert_layer"].as_u64()).unwrap() as usize;
+    let probe = model.probe(&embedded, layer).unwrap();
+    let heads = model.config.num_attention_heads;
+    let logits = image_to_text_logits(&probe, heads).unwrap().into_tensor().transpose(2, 3).unwrap();
+    assert!(relative(&logits, &expected["logits"]) < 1e-4, "{variant}: logits");
+    let probability = probe.probability(heads).unwrap();
+    assert!(relative(probability.tensor(), &expected["probability"]) < 1e-4, "{variant}: probability");
 }
 
 fn run(fixture: &Fixture, case: &Value, wide: bool, recomputed_blocks: usize) -> (StepGradients, Parameters) {

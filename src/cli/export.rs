@@ -6,6 +6,7 @@ use crate::model::adapters::lora::LoraSettings;
 use crate::model::families;
 use crate::model::weights::files::ModelFiles;
 use crate::system::error::{Error, Result};
+use crate::system::paths::is_file;
 use crate::system::printable::printable_path;
 use crate::train::checkpoint::{Checkpoint, config_of};
 use crate::train::trained::{adapters_of, origin_of};
@@ -48,7 +49,13 @@ fn of_checkpoint(folder: &Path) -> Result<(Adapters, Origin)> {
     let config = config_of(folder)?;
     let settings = LoraSettings { rank: config.lora.rank, alpha: config.lora.alpha };
     let adapters = adapters_of(&checkpoint.adapter, &settings, folder)?;
-    // The release only goes into kohya's metadata: an export must work where the base model is not at hand.
-    let transformer = ModelFiles::open(&config.model.path).and_then(|files| families::of(&files)?.config(&files)).ok();
+    // The release only goes into kohya's metadata, and says whose names its layers have where several families could: an
+    // export must work where the base model is not at hand.
+    let path = &config.model.path;
+    let transformer = || ModelFiles::open(path).and_then(|files| families::of(&files)?.config(&files));
+    let transformer = match path.starts_with("hf:") {
+        true => transformer().ok(),
+        false => is_file(&Path::new(path).join("transformer/config.json"))?.then(transformer).transpose()?,
+    };
     Ok((adapters, origin_of(&config, checkpoint.state.step, transformer.as_ref())))
 }

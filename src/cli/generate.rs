@@ -2,7 +2,7 @@
 use super::drawings::{self, content, key, lora_content};
 use super::{ModelArgs, NamedModel, mention, parse_not_negative, parse_number, parse_positive, parse_size};
 use crate::config::BLUR;
-use crate::model::families::{self, Blur};
+use crate::model::families::{self, Blur, TransformerConfig};
 use crate::model::pipeline::{Pipeline, PipelineOptions};
 use crate::model::text::{TextEmbedding, TextEncoders, TextShape, prompt_file};
 use crate::model::vae::VaeConfig;
@@ -50,9 +50,10 @@ pub struct GenerateArgs {
     /// Denoising steps
     #[arg(long, value_name = "N", default_value_t = 28, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub steps: u32,
-    /// Guidance scale; 1 or less turns guidance off
-    #[arg(long, value_name = "SCALE", default_value = "7", value_parser = parse_number)]
-    pub guidance: f64,
+    /// Guidance scale; 1 or less turns guidance off. FLUX.1-dev is told it and runs once, FLUX.1-schnell has none
+    /// [default: 7, FLUX.1 3.5]
+    #[arg(long, value_name = "SCALE", value_parser = parse_number)]
+    pub guidance: Option<f64>,
     /// Scale of guidance away from what is drawn with one block's attention to the text blurred; 0 turns it off
     #[arg(long, value_name = "SCALE", default_value = "0", value_parser = parse_not_negative)]
     pub perturb_scale: f64,
@@ -143,6 +144,8 @@ struct Sampler<'a> {
     model: &'a NamedModel<'a>,
     scheduler: Scheduler,
     options: SamplingOptions,
+    /// What the model is told, if it embeds its guidance scale.
+    guidance_scale: Option<f64>,
     /// Shape of one image's latents.
     shape: (usize, usize, usize),
     text_shape: TextShape,
@@ -163,7 +166,9 @@ impl<'a> Sampler<'a> {
     fn open(args: &'a GenerateArgs, model: &'a NamedModel) -> Result<Self> {
         let NamedModel { files, options: PipelineOptions { text_encoders, max_sequence_length, device, .. }, .. } =
             model;
-        let shape = families::of(files)?.config(files)?.latent_shape(&VaeConfig::open(files)?, args.size)?;
+        let config = families::of(files)?.config(files)?;
+        let shape = config.latent_shape(&VaeConfig::open(files)?, args.size)?;
+        let (passes, guidance_scale) = config.guidance.scales(guidance(args, &config));
         let text_shape = TextShape::open(files, text_encoders, *max_sequence_length)?;
         let blur = Blur { layer: args.perturb_layer, sigma: args.perturb_sigma };
         let given = |file: &PathBuf| read_latents(file, "latents", Some(args.prompt.len()), shape, device);
@@ -174,10 +179,11 @@ impl<'a> Sampler<'a> {
             scheduler: Scheduler::open(files)?,
             options: SamplingOptions {
                 steps: args.steps as usize,
-                guidance: args.guidance,
+                guidance: passes,
                 perturbed: PerturbedGuidance::new(args.perturb_scale, blur),
                 progress: std::io::stderr().is_terminal(),
             },
+            guidance_scale,
             shape,
             text_shape,
             given: args.latents.as_ref().map(given).transpose()?,
@@ -220,25 +226,32 @@ impl<'a> Sampler<'a> {
             None => initial_latents(self.args.seed, image, 1, self.shape, device)?,
         };
         let conditions = Conditions { positive: &positive, negative: &negative };
-        self.options.run(&self.scheduler, &noise, &conditions, |latents, timestep, text, blur| {
-            pipeline.velocity(latents, timestep, text, blur)
+        let image_tokens = pipeline.transformer.config.image_tokens(self.shape);
+        self.options.run(&self.scheduler, &noise, image_tokens, &conditions, |latents, timestep, text, blur| {
+            pipeline.velocity(latents, timestep, text, blur, self.guidance_scale)
         })
     }
 }
 
+/// The guidance scale that was asked for, or the model's usual one.
+fn guidance(args: &GenerateArgs, config: &TransformerConfig) -> f64 {
+    args.guidance.unwrap_or(config.guidance.usual_scale())
+}
+
 /// Everything that an image depends on, except the device and where the model is stored.
 fn record(args: &GenerateArgs) -> Result<Value> {
-    let ModelArgs { model, lora, dtype, text_encoders, max_sequence_length, .. } = &args.model;
+    let ModelArgs { model, lora, dtype, text_encoders, .. } = &args.model;
+    let files = args.model.files()?;
     Ok(json!({
         "model": model,
         "lora": lora_content(lora)?,
         "dtype": dtype,
         "text_encoders": text_encoders,
-        "max_sequence_length": max_sequence_length,
+        "max_sequence_length": args.model.sequence_length(&files)?,
         "negative": args.negative,
         "size": args.size,
         "steps": args.steps,
-        "guidance": args.guidance,
+        "guidance": guidance(args, &families::of(&files)?.config(&files)?),
         "perturb": (args.perturb_scale > 0.0).then_some([args.perturb_scale, args.perturb_layer as f64, args.perturb_sigma]),
         "seed": args.seed,
         "latents": args.latents.as_deref().map(content).transpose()?,

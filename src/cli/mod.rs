@@ -46,12 +46,14 @@ pub(crate) struct ModelArgs {
     /// Type of the weights: f32, bf16 or f16 [default: f32 on the CPU, bf16 on CUDA]
     #[arg(long, value_name = "TYPE", value_parser = WeightType::from_name)]
     pub dtype: Option<WeightType>,
-    /// Text encoders: clip_l, clip_g, t5, separated by commas [default: those the model has, t5 left out]
+    /// Text encoders: clip_l, clip_g, t5, separated by commas [default: those the model has, Stable Diffusion 3's t5 left
+    /// out]
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = TextEncoderKind::from_name)]
     pub text_encoders: Vec<TextEncoderKind>,
     /// Tokens of T5, or of the zeros in its place, as in diffusers' pipeline call; training takes model.max_sequence_length
-    #[arg(long, value_name = "N", default_value_t = 256, value_parser = parse_sequence_length)]
-    pub max_sequence_length: usize,
+    /// [default: 256, FLUX.1 512]
+    #[arg(long, value_name = "N", value_parser = parse_sequence_length)]
+    pub max_sequence_length: Option<usize>,
 }
 
 /// A base model with its LoRA, ready to run.
@@ -119,7 +121,7 @@ impl ModelArgs {
         let files = self.files()?;
         let options = PipelineOptions {
             text_encoders: self.text_encoders(files.folder())?,
-            max_sequence_length: self.max_sequence_length,
+            max_sequence_length: self.sequence_length(&files)?,
             dtype: self.weight_type(&device).dtype(),
             device,
             depth: None,
@@ -130,6 +132,14 @@ impl ModelArgs {
     /// The model's files.
     pub fn files(&self) -> Result<ModelFiles> {
         ModelFiles::open_variant(&self.model, self.variant.as_deref())
+    }
+
+    /// T5's tokens that were asked for, or those of diffusers' pipeline call.
+    ///
+    /// # Errors
+    /// The pipeline is that of no known family.
+    pub fn sequence_length(&self, files: &ModelFiles) -> Result<usize> {
+        self.max_sequence_length.map_or_else(|| Ok(files.known_pipeline()?.max_sequence_length), Ok)
     }
 
     /// Whether the model has a block `layer`, as its config says: found before gigabytes are read.

@@ -22,13 +22,13 @@ keys! {
         variant: Option<String> = optional("\"fp16\""), if_given(not_empty());
         /// Type of the frozen weights in memory. What is trained is always f32.
         dtype: WeightType = usual(WeightType::Bf16);
-        /// Text encoders that prompts go through.
+        /// Text encoders that prompts go through; FLUX.1 needs `["clip_l", "t5"]`.
         text_encoders: Vec<TextEncoderKind> = usual(vec![TextEncoderKind::ClipL, TextEncoderKind::ClipG]), distinct();
-        /// Tokens that T5's sequence is padded or cut to, or zeros in its place; they follow CLIP's tokens. The
-        /// default is that of diffusers' training script.
+        /// Tokens that T5's sequence is padded or cut to; in Stable Diffusion 3 they follow CLIP's tokens, and are zeros
+        /// without T5. The default is that of diffusers' training script for it; that for FLUX.1 has 512.
         max_sequence_length: usize = usual(TRAINING_SEQUENCE_LENGTH), within(1, 512);
         /// The semantic grounding experts: blocks, from 0, whose attention, averaged, learns the masks
-        /// (`ATTENTION_LAYERS`).
+        /// (`ATTENTION_LAYERS`). FLUX.1's are numbered through, double-stream blocks first.
         expert_layers: Vec<usize> = usual(vec![9]).written_as::<Blocks>(), distinct();
         /// Whether all images have one prompt, whose token embeddings are trained from the empty one's, in place of
         /// captions (`USE_LEARNABLE_TOKENS`). It is written as `prompt.safetensors` beside the adapter.
@@ -134,7 +134,7 @@ impl WeightType {
 }
 
 choices! {
-    /// A text encoder of Stable Diffusion 3.
+    /// A text encoder.
     pub enum TextEncoderKind: Copy {
         /// CLIP ViT-L/14.
         ClipL = "clip_l",

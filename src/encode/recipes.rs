@@ -43,16 +43,16 @@ pub fn latents(files: &ModelFiles, data: &DataConfig) -> Result<Recipe> {
 /// The recipe of text embeddings: encoders with their tokenizers, dtypes, and number of tokens.
 pub fn text(files: &ModelFiles, model: &ModelConfig, device: &Device) -> Result<Recipe> {
     let shape = TextShape::open(files, &model.text_encoders, model.max_sequence_length)?;
-    let encoder = |part, kind| match model.text_encoders.contains(&kind) {
-        true => fingerprint(&files.part_files(part)?),
+    let encoder = |kind| match model.text_encoders.contains(&kind) {
+        true => fingerprint(&files.part_files(Part::Text(kind))?),
         false => Ok("not used".to_string()),
     };
     let name = |dtype: DType| dtype.as_str();
     let weights = model.dtype.dtype();
     let facts = [
-        ("clip_l", encoder(Part::ClipL, TextEncoderKind::ClipL)?),
-        ("clip_g", encoder(Part::ClipG, TextEncoderKind::ClipG)?),
-        ("t5", encoder(Part::T5, TextEncoderKind::T5)?),
+        ("clip_l", encoder(TextEncoderKind::ClipL)?),
+        ("clip_g", encoder(TextEncoderKind::ClipG)?),
+        ("t5", encoder(TextEncoderKind::T5)?),
         ("weights", name(weights).into()),
         ("arithmetic", name(TextEncoders::arithmetic(weights, device)).into()),
         ("tokens", format!("{} of width {}", shape.tokens, shape.width)),

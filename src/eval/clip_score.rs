@@ -2,7 +2,7 @@
 use crate::data::codec::photograph::check_shape;
 use crate::data::codec::resize::bicubic;
 use crate::model::clip_image::{ClipImageConfig, ClipImageModel};
-use crate::model::text::clip::{ClipConfig, ClipTextModel};
+use crate::model::text::clip::{ClipConfig, ClipTextModel, Pooling};
 use crate::model::text::tokenizer::{CLIP_TOKENS, ClipTokenizer};
 use crate::model::weights::Weights;
 use crate::system::error::{Error, Result};
@@ -118,7 +118,7 @@ impl ClipScorer {
         let text = config.text().map_err(|problem| Error::file(&file, format!("text_config: {problem}")))?;
         let weights = Weights::open_part(folder, "model", DType::F32, device)?;
         weights.ignore("logit_scale");
-        let text = ClipTextModel::from_weights(text, file.clone(), &weights, DType::F32)?;
+        let text = ClipTextModel::from_weights(text, file.clone(), Pooling::Projected, &weights, DType::F32)?;
         let image = ClipImageModel::from_weights(config.vision_config, config.projection_dim, &file, &weights)?;
         weights.finish()?;
         let file = folder.join("preprocessor_config.json");

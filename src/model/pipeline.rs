@@ -95,15 +95,17 @@ impl Pipeline {
     }
 
     /// The velocity `[batch, channels, h, w]` of latents of that shape at time steps `[batch]`, which are best on the
-    /// host; one block's attention to the text blurred where that is asked for.
+    /// host; one block's attention to the text blurred where that is asked for. A model that embeds its guidance scale is
+    /// told `guidance_scale`.
     pub fn velocity(
         &self,
         latents: &Tensor,
         timestep: &Tensor,
         text: &TextEmbedding,
         blur: Option<Blur>,
+        guidance_scale: Option<f64>,
     ) -> Result<Tensor> {
-        self.transformer.forward(latents, timestep, text, blur)
+        self.transformer.forward_guided(latents, timestep, text, blur, guidance_scale)
     }
 
     /// The autoencoder; the other networks are dropped.

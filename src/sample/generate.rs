@@ -57,7 +57,7 @@ impl SamplingOptions {
         self.guidance > 1.0
     }
 
-    /// Denoises initial noise `[batch, channels, height, width]` to latents of equal shape, f32.
+    /// Denoises initial noise `[batch, channels, height, width]`, of so many image tokens, to latents of equal shape, f32.
     ///
     /// `velocity` is the model: it maps latents, timesteps `[batch]`, text and an optional blur to velocities. With
     /// guidance its batch is doubled, negative prompts first; calls with a blur are never doubled.
@@ -65,6 +65,7 @@ impl SamplingOptions {
         &self,
         scheduler: &Scheduler,
         noise: &Tensor,
+        image_tokens: usize,
         text: &Conditions,
         mut velocity: impl FnMut(&Tensor, &Tensor, &TextEmbedding, Option<Blur>) -> Result<Tensor>,
     ) -> Result<Tensor> {
@@ -79,7 +80,7 @@ impl SamplingOptions {
             }
             false => text.positive,
         };
-        let schedule = scheduler.set_timesteps(self.steps);
+        let schedule = scheduler.set_timesteps(self.steps, image_tokens);
         let bar =
             if self.progress { bar("{bar:30} step {pos}/{len} {elapsed} < {eta}", self.steps as u64) } else { None };
         let mut latents = noise.to_dtype(DType::F32)?;

@@ -2,6 +2,7 @@
 //! `FlowMatchEulerDiscreteScheduler`).
 use super::noise::generator;
 use crate::config::NoiseConfig;
+use crate::model::families::{self, SigmaSpacing};
 use crate::model::weights::files::ModelFiles;
 use crate::system::error::{Error, Result};
 use crate::system::json::read_json;
@@ -25,6 +26,16 @@ struct SchedulerConfig {
     #[serde(default)]
     use_dynamic_shifting: bool,
     #[serde(default)]
+    time_shift_type: Option<String>,
+    #[serde(default = "default_base_shift")]
+    base_shift: f64,
+    #[serde(default = "default_max_shift")]
+    max_shift: f64,
+    #[serde(default = "default_base_image_seq_len")]
+    base_image_seq_len: usize,
+    #[serde(default = "default_max_image_seq_len")]
+    max_image_seq_len: usize,
+    #[serde(default)]
     invert_sigmas: bool,
     #[serde(default)]
     stochastic_sampling: bool,
@@ -38,6 +49,58 @@ struct SchedulerConfig {
     shift_terminal: Option<f64>,
     #[serde(default, rename = "_class_name")]
     class_name: Option<String>,
+}
+
+/// A shift that grows with the number of image tokens; the fields are keys of `scheduler_config.json`.
+#[derive(Clone, Debug, PartialEq)]
+struct DynamicShift {
+    /// Logarithm of the shift at `base_image_seq_len` tokens.
+    base_shift: f64,
+    /// That at `max_image_seq_len` tokens.
+    max_shift: f64,
+    /// See `base_shift`.
+    base_image_seq_len: usize,
+    /// See `max_shift`.
+    max_image_seq_len: usize,
+}
+
+impl DynamicShift {
+    /// What is wrong with the settings, `time_shift_type` among them.
+    fn problem(&self, time_shift_type: Option<&str>) -> Option<String> {
+        let Self { base_shift, max_shift, base_image_seq_len: base, max_image_seq_len: most } = *self;
+        if time_shift_type.is_some_and(|kind| kind != "exponential") {
+            return Some(format!("time_shift_type is {time_shift_type:?}, expected \"exponential\""));
+        }
+        for (name, shift) in [("base_shift", base_shift), ("max_shift", max_shift)] {
+            if shift.is_nan() || shift.abs() > LARGEST_SHIFT.ln() {
+                return Some(format!("{name} is {shift}, expected a number of at most {:.1}", LARGEST_SHIFT.ln()));
+            }
+        }
+        (base >= most).then(|| format!("base_image_seq_len is {base}, expected less than max_image_seq_len, {most}"))
+    }
+
+    /// The shift at so many image tokens, whose logarithm is a straight line (diffusers: `calculate_shift`).
+    fn shift(&self, image_tokens: usize) -> f64 {
+        let (base, most) = (self.base_image_seq_len as f64, self.max_image_seq_len as f64);
+        let slope = (self.max_shift - self.base_shift) / (most - base);
+        (image_tokens as f64 * slope + (self.base_shift - slope * base)).exp()
+    }
+}
+
+fn default_base_shift() -> f64 {
+    0.5
+}
+
+fn default_max_shift() -> f64 {
+    1.15
+}
+
+fn default_base_image_seq_len() -> usize {
+    256
+}
+
+fn default_max_image_seq_len() -> usize {
+    4096
 }
 
 fn default_train_timesteps() -> usize {
@@ -55,6 +118,9 @@ pub struct Scheduler {
     pub num_train_timesteps: usize,
     /// Shift of the noise levels: σ' = shift·σ / (1 + (shift − 1)·σ).
     pub shift: f64,
+    /// In sampling, in the place of `shift`; in training levels are then not shifted.
+    dynamic: Option<DynamicShift>,
+    spacing: SigmaSpacing,
     /// σ of each training timestep, descending.
     sigmas: Vec<f32>,
 }
@@ -74,18 +140,21 @@ impl Scheduler {
     /// # Errors
     /// The file cannot be read or names another kind of scheduler.
     pub fn open(files: &ModelFiles) -> Result<Self> {
-        Self::from_config(&files.scheduler_config()?)
+        Self::from_config(&files.scheduler_config()?, families::of(files)?.sigma_spacing())
     }
 
-    /// Reads `scheduler_config.json`; unsupported settings are errors.
-    pub fn from_config(file: &Path) -> Result<Self> {
+    /// Reads `scheduler_config.json`, of a family that spaces its levels so; unsupported settings are errors.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn from_config(file: &Path, spacing: SigmaSpacing) -> Result<Self> {
         let config: SchedulerConfig = read_json(file, MODEL_JSON)?;
         if let Some(name) = config.class_name.filter(|name| name != "FlowMatchEulerDiscreteScheduler") {
             let problem = format!("_class_name is {name:?}, expected \"FlowMatchEulerDiscreteScheduler\"");
             return Err(Error::file(file, problem));
         }
         let unsupported = [
-            ("use_dynamic_shifting", config.use_dynamic_shifting),
+            ("use_dynamic_shifting", config.use_dynamic_shifting && spacing == SigmaSpacing::Trained),
             ("invert_sigmas", config.invert_sigmas),
             ("stochastic_sampling", config.stochastic_sampling),
             ("use_karras_sigmas", config.use_karras_sigmas == Some(true)),
@@ -94,7 +163,16 @@ impl Scheduler {
             ("shift_terminal", config.shift_terminal.is_some_and(|v| v != 0.0)),
         ];
         if let Some((key, _)) = unsupported.iter().find(|(_, set)| *set) {
-            return Err(Error::file(file, format!("{key} is set, which is not supported for Stable Diffusion 3")));
+            return Err(Error::file(file, format!("{key} is set, which is not supported for this model")));
+        }
+        let dynamic = config.use_dynamic_shifting.then_some(DynamicShift {
+            base_shift: config.base_shift,
+            max_shift: config.max_shift,
+            base_image_seq_len: config.base_image_seq_len,
+            max_image_seq_len: config.max_image_seq_len,
+        });
+        if let Some(problem) = dynamic.as_ref().and_then(|dynamic| dynamic.problem(config.time_shift_type.as_deref())) {
+            return Err(Error::file(file, problem));
         }
         if !(config.shift > 0.0 && config.shift <= LARGEST_SHIFT) {
             let problem = format!("shift is {}, expected a number above 0 and at most {LARGEST_SHIFT}", config.shift);
@@ -105,10 +183,11 @@ impl Scheduler {
             let problem = format!("num_train_timesteps is {}, expected 1 to 16777216", config.num_train_timesteps);
             return Err(Error::file(file, problem));
         }
-        Ok(Self::new(config.num_train_timesteps, config.shift))
+        let trained_shift = if dynamic.is_some() { 1.0 } else { config.shift };
+        Ok(Self { dynamic, spacing, ..Self::new(config.num_train_timesteps, trained_shift) })
     }
 
-    /// A scheduler of these settings.
+    /// A scheduler of these settings, whose sampling levels are spaced as those of training.
     pub fn new(num_train_timesteps: usize, shift: f64) -> Self {
         // diffusers computes in torch f32 with Python scalars rounded to f32.
         let shift32 = shift as f32;
@@ -117,7 +196,7 @@ impl Scheduler {
             let sigma = step as f32 / num_train_timesteps as f32;
             shift32 * sigma / (1.0 + less_one * sigma)
         });
-        Self { num_train_timesteps, shift, sigmas: sigmas.collect() }
+        Self { num_train_timesteps, shift, dynamic: None, spacing: SigmaSpacing::Trained, sigmas: sigmas.collect() }
     }
 
     /// σ of each training timestep, descending.
@@ -140,11 +219,33 @@ impl Scheduler {
         sigma * self.num_train_timesteps as f32
     }
 
-    /// The noise levels for sampling in `steps` steps (diffusers: `set_timesteps`).
-    ///
+    /// The noise levels for sampling an image of so many tokens in `steps` steps (diffusers: `set_timesteps`).
+    pub fn set_timesteps(&self, steps: usize, image_tokens: usize) -> SigmaSchedule {
+        let mut sigmas = match self.spacing {
+            SigmaSpacing::Trained => self.spaced_as_trained(steps),
+            SigmaSpacing::Even => self.spaced_evenly(steps, image_tokens),
+        };
+        let timesteps = sigmas.iter().map(|&sigma| self.timestep(sigma)).collect();
+        sigmas.push(0.0);
+        SigmaSchedule { sigmas, timesteps }
+    }
+
+    /// From 1 to 1/`steps`, then shifted; in f32, as diffusers' scheduler takes levels that it is given.
+    fn spaced_evenly(&self, steps: usize, image_tokens: usize) -> Vec<f32> {
+        let shift = self.dynamic.as_ref().map_or(self.shift, |dynamic| dynamic.shift(image_tokens)) as f32;
+        let last = 1.0 / steps.max(1) as f64;
+        let step = (last - 1.0) / steps.saturating_sub(1).max(1) as f64;
+        let level = |i: usize| if i > 0 && i + 1 == steps { last } else { i as f64 * step + 1.0 };
+        let shifted = |sigma: f32| match self.dynamic {
+            Some(_) => shift / (shift + (1.0 / sigma - 1.0)),
+            None => shift * sigma / (1.0 + (shift - 1.0) * sigma),
+        };
+        (0..steps).map(|i| shifted(level(i) as f32)).collect()
+    }
+
     /// As in diffusers, the smallest σ is shifted twice, so that the last step starts from a higher noise level than an
     /// even division would give.
-    pub fn set_timesteps(&self, steps: usize) -> SigmaSchedule {
+    fn spaced_as_trained(&self, steps: usize) -> Vec<f32> {
         let train = self.num_train_timesteps as f64;
         let (first, last) = match (self.sigmas.first(), self.sigmas.last()) {
             (Some(first), Some(last)) => (f64::from(*first) * train, f64::from(*last) * train),
@@ -157,10 +258,7 @@ impl Scheduler {
             let sigma = timestep / train;
             (self.shift * sigma / (1.0 + (self.shift - 1.0) * sigma)) as f32
         });
-        let mut sigmas: Vec<f32> = levels.collect();
-        let timesteps = sigmas.iter().map(|&sigma| self.timestep(sigma)).collect();
-        sigmas.push(0.0);
-        SigmaSchedule { sigmas, timesteps }
+        levels.collect()
     }
 }
 

@@ -3,7 +3,7 @@ use crate::config::{HeadMaps, LayerChoice, Palette, RunConfig};
 use crate::data::sources::patterns::{Expanded, expand};
 use crate::data::sources::remote;
 use crate::model::weights::bounds::Bounds;
-use crate::model::weights::required_files::RequiredFiles;
+use crate::model::weights::required_files::{RequiredFiles, pipeline_of};
 use crate::system::error::{Error, Result};
 use crate::system::paths::{exists, is_file, is_folder};
 use std::io::ErrorKind;
@@ -112,6 +112,9 @@ impl RunConfig {
                 problems.extend(files.missing.iter().map(|file| format!("model.path: {} is missing", file.display())));
             }
             Err(e) => problems.push(format!("model.path: {e}")),
+        }
+        if let Err(problem) = pipeline_of(folder).check_encoders(&self.model.text_encoders) {
+            problems.push(format!("model.text_encoders: {problem}"));
         }
         match Bounds::read(folder) {
             Ok(Some(bounds)) => self.check_bounds(&bounds, problems),

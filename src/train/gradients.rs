@@ -4,7 +4,7 @@ use super::parameters::Parameters;
 use crate::autograd::{Variable, backward};
 use crate::config::LossConfig;
 use crate::loss::{AlignmentLoss, MaskAlignment, Matching, SampleTargets, flow_loss};
-use crate::model::families::{Probe, Streams, Transformer};
+use crate::model::families::{Conditioning, Probe, Streams, Transformer};
 use crate::model::text::TextEmbedding;
 use candle_core::{Result, Tensor};
 
@@ -101,7 +101,7 @@ pub fn gradients(
 ) -> Result<StepGradients> {
     let sigma = inputs.sigma.reshape(((), 1, 1, 1))?;
     let noised = (inputs.latents.broadcast_mul(&(1.0 - &sigma)?)? + inputs.noise.broadcast_mul(&sigma)?)?;
-    let embedded = model.embedding.embed_prompt(&noised, &inputs.timestep, &inputs.text, parameters.prompt())?;
+    let embedded = model.embedding.embed_prompt(&noised, &inputs.timestep, &inputs.text, parameters.prompt(), None)?;
     let mut step = Step {
         model,
         first_trained: parameters.first_block(),
@@ -127,7 +127,7 @@ struct Step<'a> {
     score_head: Option<Vec<Variable>>,
     config: &'a LossConfig,
     inputs: &'a StepInputs,
-    conditioning: Tensor,
+    conditioning: Conditioning,
     grid: (usize, usize),
     expert_layers: &'a [usize],
     /// The experts' queries and keys as leaves of the mask loss, of those experts that have run.

@@ -14,7 +14,7 @@ use super::run_folder::RunFolder;
 use super::shown_samples::ShownSamples;
 use super::source::Source;
 use super::trainer::Trainer;
-use crate::config::{HeadMaps, RunConfig, TextEncoderKind};
+use crate::config::{HeadMaps, RunConfig};
 use crate::data::{Cache, DataRecord, DataSet, Inventory, Loader, loader};
 use crate::eval::segmentation::SegmentationOptions;
 use crate::model::families::{self, Transformer};
@@ -196,11 +196,7 @@ fn check_experts(config: &RunConfig, model: &Transformer) -> Result<()> {
 
 /// The files that the base model's fingerprint is of; those of a hub repository are fetched.
 fn base_files(files: &ModelFiles, config: &RunConfig) -> Result<Vec<PathBuf>> {
-    let encoders = config.model.text_encoders.iter().map(|kind| match kind {
-        TextEncoderKind::ClipL => Part::ClipL,
-        TextEncoderKind::ClipG => Part::ClipG,
-        TextEncoderKind::T5 => Part::T5,
-    });
+    let encoders = config.model.text_encoders.iter().map(|kind| Part::Text(*kind));
     for part in [Part::Transformer, Part::Vae].into_iter().chain(encoders) {
         files.config::<serde_json::Value>(part)?;
         files.weight_files(part)?;

@@ -222,10 +222,10 @@ const MODEL: &[Case] = &[
     ),
     (
         "pipeline of another kind",
-        |w| w.replace("model/model_index.json", "StableDiffusion3Pipeline", "FluxPipeline"),
+        |w| w.replace("model/model_index.json", "StableDiffusion3Pipeline", "PixArtAlphaPipeline"),
         TRAIN,
         1,
-        &["model/model_index.json", "FluxPipeline", "StableDiffusion3"],
+        &["model/model_index.json", "PixArtAlphaPipeline", "StableDiffusion3"],
     ),
     (
         "no tokenizer",
@@ -381,7 +381,7 @@ const ADAPTERS: &[Case] = &[
         |w| w.write("l.safetensors", std::fs::read(w.path(MMDIT)).expect("read")),
         WITH_LORA,
         1,
-        &["l.safetensors", "not a key of an SD3 adapter"],
+        &["l.safetensors", "not a key of an SD3 or FLUX.1 adapter"],
     ),
     (
         "adapter cut short",

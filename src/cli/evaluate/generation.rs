@@ -6,6 +6,7 @@ use crate::config::{EvalConfig, RunConfig};
 use crate::data::sources::captions::{Columns, first_by_key};
 use crate::eval::generation::{DrawnImage, GenerationOptions, Reference, evaluate, load_networks};
 use crate::model::adapters::weighted::{self, WeightedFile};
+use crate::model::families;
 use crate::model::pipeline::{Pipeline, PipelineOptions};
 use crate::model::weights::files::ModelFiles;
 use crate::sample::image::write_png;
@@ -66,7 +67,9 @@ pub fn run(args: &GenerationArgs) -> Result<()> {
     let prompts = || captions.iter().cycle().take(eval.generation_images).map(String::as_str);
     let described = match &args.out {
         Some(folder) => {
-            let record = record(args, &config, eval, prompts())?;
+            let files = ModelFiles::of(&config.model)?;
+            let usual = families::of(&files)?.config(&files)?.guidance.usual_scale();
+            let record = record(args, &config, (eval, usual), prompts())?;
             // A record of more images than these stays as it is.
             (!drawings::check(folder, &record)?).then_some((folder, record))
         }
@@ -106,7 +109,7 @@ pub fn run(args: &GenerationArgs) -> Result<()> {
 fn record<'a>(
     args: &GenerationArgs,
     config: &RunConfig,
-    eval: &EvalConfig,
+    (eval, usual_guidance): (&EvalConfig, f64),
     prompts: impl Iterator<Item = &'a str>,
 ) -> Result<Value> {
     Ok(json!({
@@ -117,7 +120,7 @@ fn record<'a>(
         "max_sequence_length": config.model.max_sequence_length,
         "size": eval.size,
         "steps": eval.steps,
-        "guidance": eval.guidance,
+        "guidance": eval.guidance.unwrap_or(usual_guidance),
         "perturb": (eval.perturb_scale > 0.0).then_some([eval.perturb_scale, eval.perturb_layer as f64, eval.perturb_sigma]),
         "seed": eval.seed,
         "prompts": prompts.collect::<Vec<_>>(),

@@ -25,8 +25,8 @@ pub struct GenerationOptions {
     pub size: usize,
     /// Denoising steps.
     pub steps: usize,
-    /// Guidance scale; 1 or less turns guidance off.
-    pub guidance: f64,
+    /// Guidance scale; 1 or less turns guidance off. Without it the model's usual one.
+    pub guidance: Option<f64>,
     /// Perturbed guidance, where it is asked for.
     pub perturbed: Option<PerturbedGuidance>,
     /// Images generated together.
@@ -99,6 +99,8 @@ pub struct Painter<'a> {
     pipeline: &'a Pipeline,
     scheduler: &'a Scheduler,
     sampling: SamplingOptions,
+    /// What the model is told, if it embeds its guidance scale.
+    guidance_scale: Option<f64>,
     seed: u64,
     batch: usize,
     /// Shape of one image's latents.
@@ -110,18 +112,22 @@ impl<'a> Painter<'a> {
     /// # Errors
     /// `Error::Usage` if the size does not suit the model.
     pub fn new(pipeline: &'a Pipeline, scheduler: &'a Scheduler, options: &GenerationOptions) -> Result<Self> {
+        let shape = pipeline.latent_shape(options.size)?;
+        let guidance = pipeline.transformer.config.guidance;
+        let (passes, guidance_scale) = guidance.scales(options.guidance.unwrap_or(guidance.usual_scale()));
         Ok(Self {
+            guidance_scale,
             pipeline,
             scheduler,
             sampling: SamplingOptions {
                 steps: options.steps,
-                guidance: options.guidance,
+                guidance: passes,
                 perturbed: options.perturbed,
                 progress: false,
             },
             seed: options.seed,
             batch: options.batch.max(1),
-            shape: pipeline.latent_shape(options.size)?,
+            shape,
             text: EncodedText { encoders: &pipeline.text_encoders, kept: BTreeMap::new(), bytes: 0 },
         })
     }
@@ -154,9 +160,11 @@ impl<'a> Painter<'a> {
         let positive = self.text.encode(captions)?;
         let negative = self.text.encode(&vec![""; captions.len()])?;
         let conditions = Conditions { positive: &positive, negative: &negative };
-        let latents = self.sampling.run(self.scheduler, &noise, &conditions, |latents, timestep, text, guiding| {
-            self.pipeline.velocity(latents, timestep, text, blur.or(guiding))
-        })?;
+        let image_tokens = self.pipeline.transformer.config.image_tokens(self.shape);
+        let velocity = |latents: &_, timestep: &_, text: &_, guiding: Option<Blur>| {
+            self.pipeline.velocity(latents, timestep, text, blur.or(guiding), self.guidance_scale)
+        };
+        let latents = self.sampling.run(self.scheduler, &noise, image_tokens, &conditions, velocity)?;
         if !latents.sqr()?.sum_all()?.to_scalar::<f32>()?.is_finite() {
             let last = first + captions.len() - 1;
             return Err(Error::Failed(format!(

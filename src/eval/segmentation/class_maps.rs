@@ -70,7 +70,7 @@ impl<'a> Segmenter<'a> {
     /// `Error::Usage` if the options do not suit the model.
     pub fn new(pipeline: &'a Pipeline, scheduler: &Scheduler, options: &'a SegmentationOptions) -> Result<Self> {
         let shape = pipeline.latent_shape(options.size)?;
-        let (sigma, timestep) = options.noise_level.of(scheduler)?;
+        let (sigma, timestep) = options.noise_level.of(scheduler, pipeline.transformer.config.image_tokens(shape))?;
         let expected = [1, shape.0, shape.1, shape.2];
         if let Some(noise) = options.noise.as_ref().filter(|noise| noise.dims() != expected) {
             return Err(Error::Usage(format!("the noise has shape {:?}, expected {expected:?}", noise.dims())));

@@ -22,12 +22,12 @@ pub enum NoiseLevel {
 }
 
 impl NoiseLevel {
-    /// σ and the model's timestep.
-    pub(super) fn of(self, scheduler: &Scheduler) -> Result<(f32, f32)> {
+    /// σ and the model's timestep, for images of so many tokens.
+    pub(super) fn of(self, scheduler: &Scheduler, image_tokens: usize) -> Result<(f32, f32)> {
         match self {
             Self::Sigma(sigma) => Ok((sigma as f32, scheduler.timestep(sigma as f32))),
             Self::Step { steps, timestep } => {
-                let schedule = scheduler.set_timesteps(steps);
+                let schedule = scheduler.set_timesteps(steps, image_tokens);
                 let index =
                     if timestep < 0 { steps.checked_add_signed(timestep) } else { usize::try_from(timestep).ok() };
                 let found =

@@ -1,5 +1,6 @@
 //! What a family is to the rest of the program.
 use super::names::KohyaNames;
+use super::pipelines::PipelineNames;
 use super::transformer::{Transformer, TransformerConfig};
 use crate::model::weights::files::ModelFiles;
 use crate::system::error::Result;
@@ -14,8 +15,8 @@ pub trait Family: fmt::Debug + Sync {
     /// `_class_name` in `transformer/config.json`, as diffusers writes it.
     fn transformer_class(&self) -> &'static str;
 
-    /// `_class_name` in `model_index.json`; that of a pipeline for another task may go on after the name less `Pipeline`.
-    fn pipeline_class(&self) -> &'static str;
+    /// The pipeline in the diffusers layout.
+    fn pipeline(&self) -> &'static PipelineNames;
 
     /// Reads and checks a model's sizes.
     ///
@@ -32,6 +33,19 @@ pub trait Family: fmt::Debug + Sync {
     /// As [`Self::config`]; the weights are not those of such a model and nothing else.
     fn load(&self, files: &ModelFiles, depth: Option<usize>, dtype: DType, device: &Device) -> Result<Transformer>;
 
+    /// How a sampler's noise levels are spaced before they are shifted.
+    fn sigma_spacing(&self) -> SigmaSpacing;
+
     /// Names of the layers in the original checkpoint, as kohya's trainer and ComfyUI have them.
     fn kohya(&self) -> &'static KohyaNames;
+}
+
+/// How a sampler's noise levels are spaced before they are shifted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SigmaSpacing {
+    /// Evenly between the first and last of training's levels, shifted as these are, and then shifted again. The shift is
+    /// one number.
+    Trained,
+    /// Evenly from 1 to one over the number of steps. The shift may depend on the size of the image.
+    Even,
 }

@@ -1,16 +1,38 @@
 //! What passes between the blocks of a denoiser, and into their joint attention.
 use crate::autograd::Variable;
-use crate::ops;
+use crate::ops::{self, RotaryTable};
 use candle_core::{Result as TensorResult, Tensor};
 
 /// The network's inputs after embedding.
 pub struct Embedded {
     /// Image and text tokens, the input of the first block.
     pub streams: Streams,
-    /// `silu` of the time and pooled text embedding, `[batch, width]`: what every modulation is made from.
-    pub conditioning: Tensor,
+    /// What every block is told besides its streams.
+    pub conditioning: Conditioning,
     /// Rows and columns of image tokens.
     pub grid: (usize, usize),
+}
+
+/// What every block is told besides its streams.
+#[derive(Clone)]
+pub struct Conditioning {
+    /// `silu` of the time and pooled text embedding, `[batch, width]`: what every modulation is made from.
+    pub vector: Tensor,
+    /// Where the image tokens are, by which their queries and keys are turned; none where positions are added to the
+    /// tokens themselves.
+    pub rotary: Option<RotaryTable>,
+}
+
+impl Conditioning {
+    /// `vector` alone.
+    pub fn of(vector: Tensor) -> Self {
+        Self { vector, rotary: None }
+    }
+
+    /// Queries or keys whose first tokens are the image's, `[batch, tokens, width]`, turned by where these are.
+    pub fn turned(&self, x: &Variable) -> TensorResult<Variable> {
+        self.rotary.as_ref().map_or_else(|| Ok(x.clone()), |table| ops::rotary(x, table))
+    }
 }
 
 /// The two token streams between blocks.

@@ -2,8 +2,8 @@
 //!
 //! A family implements [`Embedding`] (latents, time, guidance and text into tokens, and tokens into the velocity),
 //! [`Block`] for every kind of block that it has, and [`Family`], which reads both from a model's files and has the
-//! family's names in other tools' files. It is then listed in [`FAMILIES`], its adapter targets in `targets`; nothing else
-//! knows it.
+//! family's names in other tools' files. It is then listed in [`FAMILIES`], its pipeline in [`pipelines`], its adapter targets
+//! in `targets`; nothing else knows it. Layers that several families have are in `stream_layers` and `time_embedding`.
 //!
 //! Blocks of all kinds are numbered through. Between blocks image and text tokens are two tensors ([`Streams`]): a block
 //! that works on the joint sequence, as FLUX's single-stream blocks do, joins them itself, in whatever order its family
@@ -11,26 +11,32 @@
 mod block;
 mod blur;
 mod family;
+pub mod flux1;
 mod joint;
 pub mod names;
+mod patches;
+pub mod pipelines;
 mod probe;
 pub mod sd3;
+mod stream_layers;
 pub(crate) mod targets;
+mod time_embedding;
 mod transformer;
 
 pub use block::{Block, Embedding, SavedActivations};
 pub use blur::Blur;
-pub use family::Family;
-pub use joint::{Embedded, JointInputs, Probe, Streams};
+pub use family::{Family, SigmaSpacing};
+pub use joint::{Conditioning, Embedded, JointInputs, Probe, Streams};
 pub use names::{KohyaBlocks, KohyaNames, Release};
+pub use pipelines::{EncoderFolders, PipelineNames, TextForm};
 pub use probe::{image_to_text_logits, mean, mean_logits, mean_probability};
-pub use transformer::{AdaptableLayer, Transformer, TransformerConfig};
+pub use transformer::{AdaptableLayer, Guidance, Transformer, TransformerConfig};
 
 use crate::model::weights::files::{ModelFiles, Part};
 use crate::system::error::{Error, Result};
 
 /// The families that there are.
-pub const FAMILIES: [&dyn Family; 1] = [&sd3::Sd3];
+pub const FAMILIES: [&dyn Family; 2] = [&sd3::Sd3, &flux1::Flux1];
 
 /// What errors that concern no one family call them: the names of all.
 pub fn names() -> String {
@@ -43,7 +49,7 @@ pub fn names() -> String {
 /// It is none of [`FAMILIES`]: lists what they are called.
 pub fn of(files: &ModelFiles) -> Result<&'static dyn Family> {
     let pipeline = files.known_pipeline()?;
-    let has_pipeline = |family: &&dyn Family| names::is_of_class(&pipeline, family.pipeline_class());
+    let has_pipeline = |family: &&dyn Family| family.pipeline().class == pipeline.class;
     let of_pipeline: Vec<&dyn Family> = FAMILIES.into_iter().filter(has_pipeline).collect();
     #[derive(serde::Deserialize)]
     struct TransformerClass {

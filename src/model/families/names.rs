@@ -1,14 +1,5 @@
 //! A family's names in the files of other tools.
 
-/// `_class_name` in `model_index.json` of the families in `FAMILIES`; a pipeline for another task, such as
-/// `StableDiffusion3Img2ImgPipeline`, may follow the name less `Pipeline`.
-pub const PIPELINE_CLASSES: [&str; 1] = ["StableDiffusion3Pipeline"];
-
-/// Whether a pipeline is of the family whose pipeline class is `class`.
-pub fn is_of_class(pipeline: &str, class: &str) -> bool {
-    pipeline.starts_with(class.trim_end_matches("Pipeline"))
-}
-
 /// What kohya's metadata calls a released model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Release {
@@ -20,6 +11,10 @@ pub struct Release {
 
 /// A family's layers in the original checkpoint, where some that are several in diffusers are one.
 pub struct KohyaNames {
+    /// What `modelspec.architecture` of the family's models begins with.
+    pub architecture: &'static str,
+    /// `modelspec.implementation`: where the model's original code is.
+    pub implementation: &'static str,
     /// `ss_network_module`: the module of kohya's trainer that makes such adapters.
     pub network_module: &'static str,
     /// One entry for each kind of block.

@@ -31,8 +31,40 @@ pub struct TransformerConfig {
     pub joint_attention_dim: usize,
     /// Features of the pooled text; 0 where the model takes none.
     pub pooled_projection_dim: usize,
+    /// How the model is guided.
+    pub guidance: Guidance,
     /// Which released model this is by its sizes, for kohya's metadata.
     pub release: Option<Release>,
+}
+
+/// How a model is guided by a prompt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Guidance {
+    /// Away from what it makes of a negative prompt.
+    TwoPasses,
+    /// It is told the guidance scale, and runs once.
+    Embedded,
+    /// Not at all: it runs once, whatever the scale.
+    None,
+}
+
+impl Guidance {
+    /// The scale that two passes are guided by, 1 where there is one pass; and the scale that the model is told.
+    pub fn scales(self, scale: f64) -> (f64, Option<f64>) {
+        match self {
+            Self::TwoPasses => (scale, None),
+            Self::Embedded => (1.0, Some(scale)),
+            Self::None => (1.0, None),
+        }
+    }
+
+    /// diffusers' usual scale.
+    pub fn usual_scale(self) -> f64 {
+        match self {
+            Self::TwoPasses => 7.0,
+            Self::Embedded | Self::None => 3.5,
+        }
+    }
 }
 
 impl TransformerConfig {
@@ -76,12 +108,19 @@ impl TransformerConfig {
         let token = vae.pixels_per_latent() * self.patch_size;
         let largest = token.saturating_mul(self.max_grid);
         if size == 0 || !size.is_multiple_of(token) || size > largest {
+            let most = if self.max_grid == usize::MAX { String::new() } else { format!(", at most {largest}") };
             return Err(Error::Usage(format!(
-                "{size} pixels do not suit the model: expected a multiple of {token}, at most {largest}"
+                "{size} pixels do not suit the model: expected a multiple of {token}{most}"
             )));
         }
         let side = size / vae.pixels_per_latent();
         Ok((self.in_channels, side, side))
+    }
+
+    /// Image tokens of latents of this shape, (channels, height, width).
+    pub fn image_tokens(&self, (_, height, width): (usize, usize, usize)) -> usize {
+        let (rows, columns) = self.grid(height, width);
+        rows * columns
     }
 
     /// Rows and columns of the image tokens of latents of so many rows and columns.
@@ -190,12 +229,28 @@ impl Transformer {
         text: &TextEmbedding,
         blur: Option<Blur>,
     ) -> Result<Tensor> {
+        self.forward_guided(latents, timestep, text, blur, None)
+    }
+
+    /// [`Self::forward`] with another guidance scale than that of training, for a model that embeds it.
+    ///
+    /// # Errors
+    /// As [`Self::forward`].
+    pub fn forward_guided(
+        &self,
+        latents: &Tensor,
+        timestep: &Tensor,
+        text: &TextEmbedding,
+        blur: Option<Blur>,
+        guidance_scale: Option<f64>,
+    ) -> Result<Tensor> {
         blur.map_or(Ok(()), |blur| self.check_block(blur.layer))?;
         let (loaded, blocks) = (self.blocks.len(), self.config.num_layers());
         if loaded < blocks {
             return Err(Error::Failed(format!("only {loaded} of the model's {blocks} blocks are loaded")));
         }
-        let Embedded { mut streams, conditioning, grid } = self.embedding.embed(latents, timestep, text)?;
+        let Embedded { mut streams, conditioning, grid } =
+            self.embedding.embed_prompt(latents, timestep, text, None, guidance_scale)?;
         for (layer, block) in self.blocks.iter().enumerate() {
             let mut attend = |inputs: &JointInputs| match blur {
                 Some(blur) if blur.layer == layer => inputs.attend_blurred(grid, blur.sigma).map(Variable::from),

@@ -1,4 +1,4 @@
-//! The text model of CLIP with its projection (transformers: `CLIPTextModelWithProjection`).
+//! The text model of CLIP, with its projection or without (transformers: `CLIPTextModelWithProjection`, `CLIPTextModel`).
 //!
 //! candle-transformers has a text model without the projection, of sizes from a list instead of `config.json`.
 use super::clip_layer::{ClipActivation, ClipLayer, LayerSizes};
@@ -51,6 +51,15 @@ impl ClipConfig {
     }
 }
 
+/// What becomes of the state of the end-of-text token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pooling {
+    /// It is normed and projected (transformers: `CLIPTextModelWithProjection`).
+    Projected,
+    /// It is normed (`CLIPTextModel`).
+    Normed,
+}
+
 /// A CLIP text model that computes in `compute`, whatever the dtype of its weights.
 pub struct ClipTextModel {
     config: ClipConfig,
@@ -60,7 +69,8 @@ pub struct ClipTextModel {
     positions: Tensor,
     layers: Vec<ClipLayer>,
     final_norm: LayerNorm,
-    projection: Linear,
+    /// None where the pooled state is not projected.
+    projection: Option<Linear>,
     compute: DType,
     /// The source of the sizes, for error messages.
     path: PathBuf,
@@ -70,20 +80,34 @@ pub struct ClipTextModel {
 pub struct ClipOutput {
     /// The second last layer's hidden states: `[batch, tokens, hidden]`.
     pub hidden: Tensor,
-    /// The projected state of the end-of-text token: `[batch, projection]`.
+    /// The state of the end-of-text token, normed and with a projection projected: `[batch, projection]`, without one
+    /// `[batch, hidden]`.
     pub pooled: Tensor,
 }
 
 impl ClipTextModel {
-    pub fn load(files: &ModelFiles, part: Part, dtype: DType, compute: DType, device: &Device) -> Result<Self> {
+    pub fn load(
+        files: &ModelFiles,
+        part: Part,
+        pooling: Pooling,
+        dtype: DType,
+        compute: DType,
+        device: &Device,
+    ) -> Result<Self> {
         let weights = files.weights(part, dtype, device)?;
-        let model = Self::from_weights(files.config(part)?, files.config_path(part), &weights, compute)?;
+        let model = Self::from_weights(files.config(part)?, files.config_path(part), pooling, &weights, compute)?;
         weights.finish()?;
         Ok(model)
     }
 
     /// Takes the text model's tensors from `weights`; the sizes come from the file `path`.
-    pub fn from_weights(config: ClipConfig, path: PathBuf, weights: &Weights, compute: DType) -> Result<Self> {
+    pub fn from_weights(
+        config: ClipConfig,
+        path: PathBuf,
+        pooling: Pooling,
+        weights: &Weights,
+        compute: DType,
+    ) -> Result<Self> {
         config.check(&path)?;
         if config.num_attention_heads == 0 || !config.hidden_size.is_multiple_of(config.num_attention_heads) {
             let problem = format!(
@@ -92,10 +116,13 @@ impl ClipTextModel {
             );
             return Err(Error::file(path, problem));
         }
+        // transformers writes a model that has no projection without the prefix since version 5.
+        let bare = pooling == Pooling::Normed && weights.contains("embeddings.token_embedding.weight");
+        let prefix = if bare { "" } else { "text_model." };
         // Older files store the position indices 0..77 as a tensor.
-        weights.ignore("text_model.embeddings.position_ids");
+        weights.ignore(&format!("{prefix}embeddings.position_ids"));
         let (hidden, eps) = (config.hidden_size, config.layer_norm_eps);
-        let embedding = |name: &str, rows: usize| weights.get(&format!("text_model.embeddings.{name}"), (rows, hidden));
+        let embedding = |name: &str, rows: usize| weights.get(&format!("{prefix}embeddings.{name}"), (rows, hidden));
         let sizes = LayerSizes {
             hidden,
             intermediate: config.intermediate_size,
@@ -103,13 +130,21 @@ impl ClipTextModel {
             activation: config.hidden_act,
             eps,
         };
-        let layer = |index: usize| ClipLayer::load(weights, &format!("text_model.encoder.layers.{index}"), sizes);
+        let layer = |index: usize| ClipLayer::load(weights, &format!("{prefix}encoder.layers.{index}"), sizes);
         Ok(Self {
             tokens: embedding("token_embedding.weight", config.vocab_size)?,
             positions: embedding("position_embedding.weight", config.max_position_embeddings)?,
             layers: (0..config.num_hidden_layers).map(layer).collect::<Result<_>>()?,
-            final_norm: LayerNorm::load(weights, "text_model.final_layer_norm", hidden, eps)?,
-            projection: Linear::load_no_bias(weights, "text_projection", hidden, config.projection_dim)?,
+            final_norm: LayerNorm::load(weights, &format!("{prefix}final_layer_norm"), hidden, eps)?,
+            projection: match pooling {
+                Pooling::Projected => {
+                    Some(Linear::load_no_bias(weights, "text_projection", hidden, config.projection_dim)?)
+                }
+                Pooling::Normed => {
+                    weights.ignore("text_projection.weight");
+                    None
+                }
+            },
             compute,
             path,
             config,
@@ -142,7 +177,8 @@ impl ClipTextModel {
         let ends: Vec<u32> = (0..).zip(ids).map(|(row, ids)| row * length as u32 + self.end_position(ids)).collect();
         let ends = Tensor::from_vec(ends, batch, device)?;
         let states = x.reshape((batch * length, self.config.hidden_size))?.index_select(&ends, 0)?;
-        let pooled = self.projection.forward(&self.final_norm.forward(&states)?)?;
+        let pooled = self.final_norm.forward(&states)?;
+        let pooled = self.projection.as_ref().map_or_else(|| Ok(pooled.clone()), |layer| layer.forward(&pooled))?;
         Ok(ClipOutput { hidden: hidden.to_dtype(DType::F32)?, pooled: pooled.to_dtype(DType::F32)? })
     }
 

@@ -1,4 +1,4 @@
-//! Text encoders: prompts to the MM-DiT's conditioning (diffusers: `StableDiffusion3Pipeline.encode_prompt`).
+//! Text encoders: prompts to the denoiser's conditioning (diffusers: `encode_prompt` of the pipelines).
 mod added_tokens;
 pub(crate) mod clip;
 pub(crate) mod clip_layer;
@@ -9,23 +9,24 @@ pub mod tokenizer;
 mod tokens;
 
 use crate::config::TextEncoderKind;
+use crate::model::families::pipelines::TextForm;
 use crate::model::weights::files::{ModelFiles, Part};
 use crate::system::error::{Error, Result};
 use candle_core::{DType, Device, Tensor};
-use clip::{ClipConfig, ClipTextModel};
+use clip::{ClipConfig, ClipTextModel, Pooling};
 pub use shape::TextShape;
 use std::ops::Range;
 use t5::T5Encoder;
 pub use tokenizer::CutPrompt;
-use tokenizer::{CLIP_TOKENS, ClipTokenizer, T5Tokenizer};
+use tokenizer::{CLIP_TEXT, CLIP_TOKENS, ClipTokenizer, T5Tokenizer};
 pub use tokens::{PromptTokenizers, PromptTokens};
 
-/// The MM-DiT's conditioning for a batch of prompts, f32.
+/// The denoiser's conditioning for a batch of prompts, f32.
 #[derive(Clone, Debug)]
 pub struct TextEmbedding {
-    /// CLIP's 77 tokens, then T5's tokens or zeros: `[batch, tokens, joint_attention_dim]`.
+    /// `[batch, tokens, joint_attention_dim]`: CLIP's 77 tokens, where the family has such, then T5's tokens or zeros.
     pub context: Tensor,
-    /// Both CLIPs' pooled projections, concatenated: `[batch, pooled_projection_dim]`.
+    /// The CLIPs' pooled embeddings, concatenated: `[batch, pooled_projection_dim]`.
     pub pooled: Tensor,
     /// Number of trailing tokens that are known to be zero; all of T5's without T5.
     pub zeros: usize,
@@ -59,8 +60,9 @@ impl TextEmbedding {
     }
 }
 
-/// One of the two CLIPs; zeros replace the output of an unused one.
+/// A CLIP; zeros replace the output of an unused one.
 struct Clip {
+    kind: TextEncoderKind,
     tokenizer: ClipTokenizer,
     config: ClipConfig,
     model: Option<ClipTextModel>,
@@ -68,8 +70,10 @@ struct Clip {
 
 /// The text encoders of a pipeline with their tokenizers.
 pub struct TextEncoders {
-    clips: [Clip; 2],
-    t5: Option<(T5Tokenizer, T5Encoder)>,
+    clips: Vec<Clip>,
+    t5: Option<T5Encoder>,
+    /// Where T5 is loaded or has the words.
+    t5_tokenizer: Option<T5Tokenizer>,
     shape: TextShape,
     device: Device,
     /// False if only the tokenizers are loaded.
@@ -88,42 +92,51 @@ impl TextEncoders {
         dtype: DType,
         device: &Device,
     ) -> Result<Self> {
-        files.known_pipeline()?;
         let mut encoders = Self::without_weights(files, kinds, max_sequence_length, device)?;
         let compute = Self::arithmetic(dtype, device);
-        let parts = [(Part::ClipL, TextEncoderKind::ClipL), (Part::ClipG, TextEncoderKind::ClipG)];
-        for (clip, (part, kind)) in encoders.clips.iter_mut().zip(parts) {
-            if kinds.contains(&kind) {
-                clip.model = Some(ClipTextModel::load(files, part, dtype, compute, device)?);
-            }
+        let pooling = match files.known_pipeline()?.text {
+            TextForm::ClipsThenT5 => Pooling::Projected,
+            TextForm::T5 => Pooling::Normed,
+        };
+        for clip in encoders.clips.iter_mut().filter(|clip| kinds.contains(&clip.kind)) {
+            let part = Part::Text(clip.kind);
+            clip.model = Some(ClipTextModel::load(files, part, pooling, dtype, compute, device)?);
         }
         if encoders.shape.has_t5 {
-            let tokenizer = T5Tokenizer::open(&files.tokenizer(Part::T5)?)?;
+            if encoders.t5_tokenizer.is_none() {
+                encoders.t5_tokenizer = Some(open_t5_tokenizer(files)?);
+            }
             let encoder = T5Encoder::load(files, dtype, compute, device)?;
             let (expected, found) = (encoders.shape.width, encoder.hidden_size);
             if found != expected {
                 let problem = format!("joint_attention_dim is {expected}, but T5's d_model is {found}");
                 return Err(Error::file(files.config_path(Part::Transformer), problem));
             }
-            encoders.t5 = Some((tokenizer, encoder));
+            encoders.t5 = Some(encoder);
         }
         Ok(Self { can_encode: true, ..encoders })
     }
 
-    /// Loads only sizes and CLIP's tokenizers: [`Self::encode`] fails.
+    /// Loads only sizes and the tokenizers of CLIP and of the encoder that has the words: [`Self::encode`] fails.
     pub fn without_weights(
         files: &ModelFiles,
         kinds: &[TextEncoderKind],
         max_sequence_length: usize,
         device: &Device,
     ) -> Result<Self> {
-        let clip = |part: Part| {
+        let clip = |kind: TextEncoderKind| {
+            let part = Part::Text(kind);
             let tokenizer = ClipTokenizer::open(&files.tokenizer(part)?)?;
-            Ok::<_, Error>(Clip { tokenizer, config: files.config(part)?, model: None })
+            Ok::<_, Error>(Clip { kind, tokenizer, config: files.config(part)?, model: None })
         };
+        let pipeline = files.known_pipeline()?;
+        let clips =
+            { pipeline.encoders.iter() }.map(|folders| folders.kind).filter(|kind| *kind != TextEncoderKind::T5);
+        let t5_tokenizer = (pipeline.text == TextForm::T5).then(|| open_t5_tokenizer(files)).transpose();
         Ok(Self {
-            clips: [clip(Part::ClipL)?, clip(Part::ClipG)?],
+            clips: clips.map(clip).collect::<Result<_>>()?,
             t5: None,
+            t5_tokenizer: t5_tokenizer?,
             shape: TextShape::open(files, kinds, max_sequence_length)?,
             device: device.clone(),
             can_encode: false,
@@ -160,7 +173,7 @@ impl TextEncoders {
         if !self.can_encode {
             return Err(Error::Failed("the text encoders are not loaded".into()));
         }
-        let batch = prompts.len();
+        let (batch, TextShape { clip_tokens, width, clip_width, .. }) = (prompts.len(), self.shape);
         let zeros = |shape: &[usize]| Tensor::zeros(shape, DType::F32, &self.device);
         let (mut features, mut pooled) = (Vec::new(), Vec::new());
         for clip in &self.clips {
@@ -177,52 +190,88 @@ impl TextEncoders {
                 }
             }
         }
-        features.push(zeros(&[batch, CLIP_TOKENS, self.shape.width - self.shape.clip_width])?);
-        let clip = Tensor::cat(&features, 2)?;
-        let t5_tokens = self.shape.tokens - CLIP_TOKENS;
-        let t5 = match &self.t5 {
-            Some((tokenizer, encoder)) => {
+        let t5_tokens = self.shape.t5_tokens();
+        let t5 = match (&self.t5, &self.t5_tokenizer) {
+            (Some(encoder), Some(tokenizer)) => {
                 let ids = prompts.iter().map(|prompt| tokenizer.encode(prompt, t5_tokens));
                 encoder.forward(&ids.collect::<Result<Vec<_>>>()?)?
             }
-            None => zeros(&[batch, t5_tokens, self.shape.width])?,
+            _ => zeros(&[batch, t5_tokens, width])?,
         };
-        let (context, pooled) = (Tensor::cat(&[clip, t5], 1)?, Tensor::cat(&pooled, 1)?);
-        Ok(TextEmbedding { context, pooled, zeros: self.shape.zeros() })
+        let context = if clip_tokens == 0 {
+            t5
+        } else {
+            features.push(zeros(&[batch, clip_tokens, width - clip_width])?);
+            Tensor::cat(&[Tensor::cat(&features, 2)?, t5], 1)?
+        };
+        Ok(TextEmbedding { context, pooled: Tensor::cat(&pooled, 1)?, zeros: self.shape.zeros() })
     }
 
-    /// Text tokens that the MM-DiT computes: CLIP's 77 and T5's, or a single one for the zeros that replace T5's.
+    /// Text tokens that the model computes: CLIP's and T5's, or a single one for the zeros that replace T5's.
     pub fn tokens(&self) -> usize {
-        let t5_tokens = self.shape.tokens - CLIP_TOKENS;
-        CLIP_TOKENS + if self.shape.has_t5 { t5_tokens } else { t5_tokens.min(1) }
+        let t5_tokens = self.shape.t5_tokens();
+        self.shape.clip_tokens + if self.shape.has_t5 { t5_tokens } else { t5_tokens.min(1) }
     }
 
-    /// The ranges of each name's CLIP tokens in the prompt of all names joined by spaces; see
-    /// [`ClipTokenizer::token_spans`].
+    /// The ranges of each name's word tokens in the prompt of all names joined by spaces; `None` for names without tokens,
+    /// for the first name that does not fit whole, and for all names after it.
     pub fn token_spans(&self, names: &[&str]) -> Result<Vec<Option<Range<usize>>>> {
-        self.word_tokenizer().token_spans(names)
+        match self.words() {
+            Words::Clip(tokenizer) => tokenizer.token_spans(names),
+            Words::T5(tokenizer) => tokenizer.token_spans(names, self.text_places()),
+        }
     }
 
     /// What the encoders leave out of a prompt, since it is longer than the tokens that one of them reads.
     pub fn cut(&self, prompt: &str) -> Result<Option<CutPrompt>> {
-        match (self.word_tokenizer().cut(prompt)?, &self.t5) {
-            (None, Some((tokenizer, _))) => tokenizer.cut(prompt, self.shape.tokens - CLIP_TOKENS),
-            (cut, _) => Ok(cut),
+        let of_clip = match self.words() {
+            Words::Clip(tokenizer) => tokenizer.cut(prompt)?,
+            // The pooled embedding alone is CLIP's, of a prompt's beginning whenever that is long.
+            Words::T5(_) => None,
+        };
+        match (of_clip, &self.t5, &self.t5_tokenizer) {
+            (None, Some(_), Some(tokenizer)) => tokenizer.cut(prompt, self.shape.t5_tokens()),
+            (cut, ..) => Ok(cut),
         }
     }
 
     /// The places of a prompt's text among the word tokens, without start and end token.
     pub fn text_places(&self) -> Range<usize> {
-        1..CLIP_TOKENS - 1
+        match self.words() {
+            Words::Clip(_) => CLIP_TEXT,
+            Words::T5(_) => t5_text(&self.shape),
+        }
     }
 
     /// The number of word tokens of a text, whether they fit in a prompt or not.
     pub fn count_tokens(&self, text: &str) -> Result<usize> {
-        Ok(self.word_tokenizer().encode_text(text)?.len())
+        let ids = match self.words() {
+            Words::Clip(tokenizer) => tokenizer.encode_text(text)?,
+            Words::T5(tokenizer) => tokenizer.encode_text(text)?,
+        };
+        Ok(ids.len())
     }
 
-    /// The tokenizer that locates names and words in a prompt: CLIP-L's.
-    fn word_tokenizer(&self) -> &ClipTokenizer {
-        &self.clips[0].tokenizer
+    /// The tokenizer that locates names and words in a prompt.
+    fn words(&self) -> Words<'_> {
+        match &self.t5_tokenizer {
+            Some(tokenizer) if self.shape.clip_tokens == 0 => Words::T5(tokenizer),
+            _ => Words::Clip(&self.clips[0].tokenizer),
+        }
     }
+}
+
+/// The tokenizer whose tokens are the word tokens.
+enum Words<'a> {
+    Clip(&'a ClipTokenizer),
+    T5(&'a T5Tokenizer),
+}
+
+/// The places of a prompt's text among T5's tokens that can be words: the end token comes last.
+fn t5_text(shape: &TextShape) -> Range<usize> {
+    0..shape.words.min(shape.tokens.saturating_sub(1))
+}
+
+fn open_t5_tokenizer(files: &ModelFiles) -> Result<T5Tokenizer> {
+    T5Tokenizer::open(&files.tokenizer(Part::Text(TextEncoderKind::T5))?)
 }

@@ -2,6 +2,7 @@
 use super::TextEmbedding;
 use super::tokenizer::CLIP_TOKENS;
 use crate::config::TextEncoderKind;
+use crate::model::families::pipelines::TextForm;
 use crate::model::weights::files::{ModelFiles, Part};
 use crate::model::weights::sizes;
 use crate::ops::device::upload;
@@ -11,13 +12,17 @@ use candle_core::Device;
 /// Sizes of a prompt's embedding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TextShape {
-    /// CLIP's 77 tokens plus T5's tokens or zeros.
+    /// All tokens: CLIP's 77, where there are such, and T5's or zeros in their place.
     pub tokens: usize,
+    /// CLIP's tokens: 77, or none where CLIP is used for the pooled embedding alone.
+    pub clip_tokens: usize,
+    /// The most of the leading tokens that can be word tokens.
+    pub words: usize,
     /// Width of a token.
     pub width: usize,
     /// Width of the pooled embedding.
     pub pooled: usize,
-    /// Sum of the CLIPs' hidden sizes; the rest of a CLIP token's width is zero.
+    /// Sum of the hidden sizes of the CLIPs whose tokens there are; the rest of such a token's width is zero.
     pub clip_width: usize,
     /// Whether T5's tokens are computed, rather than zero.
     pub has_t5: bool,
@@ -43,14 +48,26 @@ impl TextShape {
     pub fn open(files: &ModelFiles, kinds: &[TextEncoderKind], max_sequence_length: usize) -> Result<Self> {
         let TransformerSizes { joint_attention_dim: width, pooled_projection_dim: pooled } =
             files.config(Part::Transformer)?;
+        let pipeline = files.known_pipeline()?;
+        pipeline.check_encoders(kinds).map_err(|problem| Error::file(files.folder(), problem))?;
         let named = [("joint_attention_dim", width), ("pooled_projection_dim", pooled)];
         sizes::check(&files.config_path(Part::Transformer), &named)?;
-        let clip = |part: Part| {
+        let clip = |kind: TextEncoderKind| {
+            let part = Part::Text(kind);
             let found: ClipSizes = files.config(part)?;
             let named = [("hidden_size", found.hidden_size), ("projection_dim", found.projection_dim)];
             sizes::check(&files.config_path(part), &named).map(|()| found)
         };
-        let clips = [clip(Part::ClipL)?, clip(Part::ClipG)?];
+        if pipeline.text == TextForm::T5 {
+            let ClipSizes { hidden_size: found, .. } = clip(TextEncoderKind::ClipL)?;
+            if found != pooled {
+                let problem = format!("pooled_projection_dim is {pooled}, but CLIP-L's hidden_size is {found}");
+                return Err(Error::file(files.config_path(Part::Transformer), problem));
+            }
+            let (tokens, words) = (max_sequence_length, pipeline.words);
+            return Ok(Self { tokens, clip_tokens: 0, words, width, pooled, clip_width: 0, has_t5: true });
+        }
+        let clips = [clip(TextEncoderKind::ClipL)?, clip(TextEncoderKind::ClipG)?];
         let misfit = |key: &str, expected: usize, what: &str, found: usize| {
             let problem = format!("{key} is {expected}, but {what} {found}");
             Error::file(files.config_path(Part::Transformer), problem)
@@ -66,12 +83,18 @@ impl TextShape {
             return Err(misfit("pooled_projection_dim", pooled, what, found));
         }
         let has_t5 = kinds.contains(&TextEncoderKind::T5);
-        Ok(Self { tokens: CLIP_TOKENS + max_sequence_length, width, pooled, clip_width, has_t5 })
+        let (tokens, words) = (CLIP_TOKENS + max_sequence_length, pipeline.words);
+        Ok(Self { tokens, clip_tokens: CLIP_TOKENS, words, width, pooled, clip_width, has_t5 })
     }
 
     /// Rows and columns of the context's leading part that may be non-zero: without T5, only CLIP's.
     pub fn filled(&self) -> (usize, usize) {
-        if self.has_t5 { (self.tokens, self.width) } else { (CLIP_TOKENS, self.clip_width) }
+        if self.has_t5 { (self.tokens, self.width) } else { (self.clip_tokens, self.clip_width) }
+    }
+
+    /// T5's tokens, or zeros in their place.
+    pub fn t5_tokens(&self) -> usize {
+        self.tokens - self.clip_tokens
     }
 
     /// Trailing tokens of the context that are always zero.

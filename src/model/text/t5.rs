@@ -1,4 +1,5 @@
 //! The T5 encoder, run as in diffusers: on all tokens including padding, without attention mask.
+use crate::config::TextEncoderKind;
 use crate::model::weights::Weights;
 use crate::model::weights::files::{ModelFiles, Part};
 use crate::model::weights::sizes;
@@ -25,10 +26,10 @@ pub struct T5Encoder {
 
 impl T5Encoder {
     pub fn load(files: &ModelFiles, dtype: DType, compute: DType, device: &Device) -> Result<Self> {
-        let mut config: Config = files.config(Part::T5)?;
+        let mut config: Config = files.config(Part::Text(TextEncoderKind::T5))?;
         config.use_cache = false;
         config.is_decoder = false;
-        let path = files.config_path(Part::T5);
+        let path = files.config_path(Part::Text(TextEncoderKind::T5));
         let named = [
             ("vocab_size", config.vocab_size),
             ("d_model", config.d_model),
@@ -45,7 +46,7 @@ impl T5Encoder {
             let problem = "num_heads must be at least 1 and relative_attention_num_buckets at least 4";
             return Err(Error::file(path, problem));
         }
-        let weights = files.weights(Part::T5, dtype, device)?;
+        let weights = files.weights(Part::Text(TextEncoderKind::T5), dtype, device)?;
         // The embedding table has two names; transformers writes either or both.
         if weights.contains("shared.weight") {
             weights.ignore("encoder.embed_tokens.weight");

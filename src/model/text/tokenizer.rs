@@ -21,6 +21,9 @@ use tokenizers::{SplitDelimiterBehavior, Tokenizer};
 /// Length of a CLIP prompt: start token, at most 75 tokens of text, end token, padding.
 pub const CLIP_TOKENS: usize = 77;
 
+/// The places of a prompt's text between start and end token.
+pub const CLIP_TEXT: Range<usize> = 1..CLIP_TOKENS - 1;
+
 /// Tokens of T5, or of the zeros in its place, in diffusers' training script (`--max_sequence_length`).
 pub const TRAINING_SEQUENCE_LENGTH: usize = 77;
 
@@ -91,15 +94,7 @@ impl ClipTokenizer {
     /// The range of each name's tokens in the prompt of all names joined by spaces; the start token has index 0. `None`
     /// for names without tokens, for the first name that does not fit whole, and for all names after it.
     pub fn token_spans(&self, names: &[&str]) -> Result<Vec<Option<Range<usize>>>> {
-        let mut next = 1;
-        let mut spans = Vec::with_capacity(names.len());
-        for name in names {
-            let tokens = self.encode_text(name)?.len();
-            let span = next..next + tokens;
-            next = span.end;
-            spans.push((!span.is_empty() && span.end < CLIP_TOKENS).then_some(span));
-        }
-        Ok(spans)
+        token_spans(&self.tokenizer, names, CLIP_TEXT)
     }
 }
 
@@ -137,6 +132,17 @@ impl T5Tokenizer {
         Ok(ids)
     }
 
+    /// Ids of a text without the end token, not truncated.
+    pub fn encode_text(&self, text: &str) -> Result<Vec<u32>> {
+        encode(&self.tokenizer, text)
+    }
+
+    /// The range of each name's tokens in the prompt of all names joined by spaces, which are at `places`. `None` for names
+    /// without tokens, for the first name that does not fit whole, and for all names after it.
+    pub fn token_spans(&self, names: &[&str], places: Range<usize>) -> Result<Vec<Option<Range<usize>>>> {
+        token_spans(&self.tokenizer, names, places)
+    }
+
     /// The bytes of a text that each of its tokens stands for, the end token left out and none truncated.
     pub fn token_ranges(&self, text: &str) -> Result<Vec<Range<usize>>> {
         ranges(&self.tokenizer, text)
@@ -165,6 +171,19 @@ fn cut(tokenizer: &Tokenizer, encoder: &'static str, prompt: &str, read: usize) 
     let end = ranges(tokenizer, prompt)?.get(read.saturating_sub(1)).map_or(0, |range| range.end);
     let rest = prompt.get(end..).unwrap_or_default().trim().to_owned();
     Ok(Some(CutPrompt { encoder, tokens, read, rest }))
+}
+
+/// The range of each name's tokens where those of all names, one after the other, are at `places`.
+fn token_spans(tokenizer: &Tokenizer, names: &[&str], places: Range<usize>) -> Result<Vec<Option<Range<usize>>>> {
+    let mut next = places.start;
+    let mut spans = Vec::with_capacity(names.len());
+    for name in names {
+        let tokens = encode(tokenizer, name)?.len();
+        let span = next..next + tokens;
+        next = span.end;
+        spans.push((!span.is_empty() && span.end <= places.end).then_some(span));
+    }
+    Ok(spans)
 }
 
 /// Ids of a text; fails if the tokenizer's file describes one that cannot encode it.

@@ -1,6 +1,7 @@
 //! Prompts as the tokenizers of a model's text encoders cut them, for people to see.
 use super::tokenizer::{CLIP_TOKENS, ClipTokenizer, T5Tokenizer};
 use crate::config::{ModelConfig, TextEncoderKind};
+use crate::model::families::pipelines::TextForm;
 use crate::model::weights::files::{ModelFiles, Part};
 use crate::system::error::{Error, Result};
 use std::ops::Range;
@@ -18,11 +19,12 @@ pub struct PromptTokens {
 
 /// The tokenizers of a model's text encoders.
 pub struct PromptTokenizers {
-    /// CLIP-L's, which locates the names of classes in a prompt.
-    words: ClipTokenizer,
+    clip_l: ClipTokenizer,
     clip_g: Option<ClipTokenizer>,
     /// With the length of its sequence.
     t5: Option<(T5Tokenizer, usize)>,
+    /// Places of T5's tokens among which the names of classes are located in a prompt; none where CLIP-L has them.
+    t5_words: Option<Range<usize>>,
 }
 
 impl PromptTokenizers {
@@ -32,28 +34,33 @@ impl PromptTokenizers {
     /// A tokenizer is missing, or damaged.
     pub fn open(files: &ModelFiles, config: &ModelConfig) -> Result<Self> {
         let has = |kind| config.text_encoders.contains(&kind);
-        let clip = |part| ClipTokenizer::open(&files.tokenizer(part)?);
-        let t5 = || Ok::<_, Error>((T5Tokenizer::open(&files.tokenizer(Part::T5)?)?, config.max_sequence_length));
+        let tokenizer = |kind| files.tokenizer(Part::Text(kind));
+        let clip = |kind| ClipTokenizer::open(&tokenizer(kind)?);
+        let pipeline = files.known_pipeline()?;
+        let t5 = || Ok::<_, Error>((T5Tokenizer::open(&tokenizer(TextEncoderKind::T5)?)?, config.max_sequence_length));
         Ok(Self {
-            words: clip(Part::ClipL)?,
-            clip_g: has(TextEncoderKind::ClipG).then(|| clip(Part::ClipG)).transpose()?,
+            clip_l: clip(TextEncoderKind::ClipL)?,
+            clip_g: has(TextEncoderKind::ClipG).then(|| clip(TextEncoderKind::ClipG)).transpose()?,
             t5: has(TextEncoderKind::T5).then(t5).transpose()?,
+            t5_words: (pipeline.text == TextForm::T5)
+                .then(|| 0..pipeline.words.min(config.max_sequence_length.saturating_sub(1))),
         })
     }
 
-    /// A prompt as each encoder gets it, CLIP-L first.
+    /// A prompt as each encoder gets it, first that by which words are located.
     ///
     /// # Errors
     /// A tokenizer cannot encode it.
     pub fn tokens(&self, prompt: &str) -> Result<Vec<PromptTokens>> {
         // Start and end token take two places of CLIP's, the end token one of T5's.
         let clip = CLIP_TOKENS - 2;
-        let mut all = vec![("CLIP-L", self.words.token_ranges(prompt)?, clip)];
+        let mut all = vec![("CLIP-L", self.clip_l.token_ranges(prompt)?, clip)];
         if let Some(tokenizer) = &self.clip_g {
             all.push(("CLIP-G", tokenizer.token_ranges(prompt)?, clip));
         }
         if let Some((tokenizer, tokens)) = &self.t5 {
-            all.push(("T5", tokenizer.token_ranges(prompt)?, tokens.saturating_sub(1)));
+            let place = if self.t5_words.is_some() { 0 } else { all.len() };
+            all.insert(place, ("T5", tokenizer.token_ranges(prompt)?, tokens.saturating_sub(1)));
         }
         let mut found: Vec<PromptTokens> = vec![];
         for (encoder, ranges, limit) in all {
@@ -65,13 +72,16 @@ impl PromptTokenizers {
         Ok(found)
     }
 
-    /// The range of each name's tokens among CLIP-L's [`PromptTokens::ranges`] of the prompt of all names joined by
+    /// The range of each name's tokens among the first [`PromptTokens::ranges`] of the prompt of all names joined by
     /// spaces; `None` for names that do not fit.
     ///
     /// # Errors
     /// The tokenizer cannot encode a name.
     pub fn spans(&self, names: &[&str]) -> Result<Vec<Option<Range<usize>>>> {
-        let spans = self.words.token_spans(names)?;
+        if let (Some(places), Some((tokenizer, _))) = (&self.t5_words, &self.t5) {
+            return tokenizer.token_spans(names, places.clone());
+        }
+        let spans = self.clip_l.token_spans(names)?;
         Ok(spans.into_iter().map(|span| span.map(|span| span.start - 1..span.end - 1)).collect())
     }
 }

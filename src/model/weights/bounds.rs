@@ -1,4 +1,5 @@
 //! What a model's configuration files allow of the settings, before any weights are read.
+use super::required_files::pipeline_of;
 use crate::system::error::{Error, Result};
 use crate::system::limits::MODEL_JSON;
 use crate::system::paths::may_be_file;
@@ -28,16 +29,19 @@ impl Bounds {
         if !may_be_file(&file) {
             return Ok(None);
         }
-        let config = json(&file)?;
+        let (config, pipeline) = (json(&file)?, pipeline_of(folder));
         let size = |key: &str| config.get(key).and_then(|size| size.as_u64()).map(|size| size as usize);
         let vae = json(&folder.join("vae/config.json")).ok();
         let stages = vae.as_ref().and_then(|vae| vae.get("block_out_channels")?.as_array()).map(Vec::len);
         let token_pixels = match (size("patch_size").filter(|patch| *patch > 0), stages) {
             // Each stage of the autoencoder but the last halves the image.
-            (Some(patch), Some(stages @ 1..32)) => Some(patch.saturating_mul(1 << (stages - 1))),
+            (Some(patch), Some(stages @ 1..32)) => {
+                Some(patch.saturating_mul(pipeline.packed_side).saturating_mul(1 << (stages - 1)))
+            }
             _ => None,
         };
-        let blocks = size("num_layers").filter(|blocks| *blocks > 0);
+        let counts = pipeline.block_counts.iter().map(|key| size(key));
+        let blocks = counts.sum::<Option<usize>>().filter(|blocks| *blocks > 0);
         Ok(Some(Self { blocks, heads: size("num_attention_heads"), token_pixels, file }))
     }
 }

@@ -1,8 +1,8 @@
 //! The files of a base model: a diffusers folder, or a repository of the Hugging Face hub in its usual cache.
 use super::located::{Located, WeightNames, require};
 use super::shard_index::ShardIndex;
-use crate::config::ModelConfig;
-use crate::model::families::names::{PIPELINE_CLASSES, is_of_class};
+use crate::config::{Choice, ModelConfig, TextEncoderKind};
+use crate::model::families::pipelines::{PIPELINES, PipelineNames};
 use crate::model::weights::Weights;
 use crate::system::error::{Error, Result};
 use crate::system::guard::guarded;
@@ -27,47 +27,22 @@ const TOKENIZER_FILES: [&str; 6] = [
 ];
 
 /// A network of the pipeline, each with a folder of its own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
     /// The denoiser, in `transformer/`.
     Transformer,
     /// The autoencoder, in `vae/`.
     Vae,
-    /// CLIP-L, in `text_encoder/`.
-    ClipL,
-    /// CLIP-G, in `text_encoder_2/`.
-    ClipG,
-    /// T5, in `text_encoder_3/`.
-    T5,
+    /// A text encoder; its pipeline says where that lies.
+    Text(TextEncoderKind),
 }
 
 impl Part {
-    /// Its folder's name in the diffusers layout.
-    pub fn folder(self) -> &'static str {
-        match self {
-            Self::Transformer => "transformer",
-            Self::Vae => "vae",
-            Self::ClipL => "text_encoder",
-            Self::ClipG => "text_encoder_2",
-            Self::T5 => "text_encoder_3",
-        }
-    }
-
     /// What its weights file is called: `STEM.safetensors` or `STEM.safetensors.index.json`.
     fn stem(self) -> &'static str {
         match self {
             Self::Transformer | Self::Vae => "diffusion_pytorch_model",
-            Self::ClipL | Self::ClipG | Self::T5 => "model",
-        }
-    }
-
-    /// The tokenizer's folder, of a text encoder.
-    fn tokenizer(self) -> Option<&'static str> {
-        match self {
-            Self::ClipL => Some("tokenizer"),
-            Self::ClipG => Some("tokenizer_2"),
-            Self::T5 => Some("tokenizer_3"),
-            Self::Transformer | Self::Vae => None,
+            Self::Text(_) => "model",
         }
     }
 }
@@ -76,6 +51,8 @@ impl Part {
 pub struct ModelFiles {
     folder: PathBuf,
     hub: Option<Hub>,
+    /// What is known of its pipeline; none where no family has such.
+    pipeline: Option<&'static PipelineNames>,
     /// Which variant of the weights is taken, of parts that have it.
     variant: Option<String>,
 }
@@ -96,11 +73,11 @@ impl ModelFiles {
                 if !is_folder(&folder)? {
                     return Err(Error::file(&folder, "no such folder (a model of the hub is written hf:org/name)"));
                 }
-                Self { folder, hub: None, variant: None }
+                Self { folder, hub: None, pipeline: None, variant: None }
             }
         };
-        files.pipeline_class()?;
-        Ok(files)
+        let pipeline = PipelineNames::of_class(&files.pipeline_class()?);
+        Ok(Self { pipeline, ..files })
     }
 
     /// [`Self::open`], with this variant of the weights, of parts that have it.
@@ -119,18 +96,38 @@ impl ModelFiles {
         Self::open_variant(&config.path, config.variant.as_deref())
     }
 
-    /// [`Self::pipeline_class`], of a known family.
+    /// What is known of its pipeline.
     ///
     /// # Errors
-    /// It is the pipeline of none.
-    pub fn known_pipeline(&self) -> Result<String> {
-        let pipeline = self.pipeline_class()?;
-        if PIPELINE_CLASSES.iter().any(|class| is_of_class(&pipeline, class)) {
+    /// No family has such a pipeline.
+    pub fn known_pipeline(&self) -> Result<&'static PipelineNames> {
+        if let Some(pipeline) = self.pipeline {
             return Ok(pipeline);
         }
-        let known = PIPELINE_CLASSES.map(|class| format!("{class:?}")).join(" or ");
-        let problem = format!("_class_name is {pipeline:?}, expected {known}");
+        let known = PIPELINES.map(|names| format!("{:?}", names.class)).join(" or ");
+        let problem = format!("_class_name is {:?}, expected {known}", self.pipeline_class()?);
         Err(Error::file(self.folder.join("model_index.json"), problem))
+    }
+
+    /// Name of a part's folder in the diffusers layout; that of a text encoder which the pipeline lacks is made up, and
+    /// not there.
+    fn part_folder(&self, part: Part) -> &'static str {
+        match part {
+            Part::Transformer => "transformer",
+            Part::Vae => "vae",
+            Part::Text(kind) => {
+                let folders = self.pipeline.and_then(|pipeline| pipeline.folders(kind));
+                folders.map_or(kind.name(), |folders| folders.encoder)
+            }
+        }
+    }
+
+    /// Name of the folder of a text encoder's tokenizer.
+    fn tokenizer_folder(&self, part: Part) -> Option<&'static str> {
+        match part {
+            Part::Transformer | Part::Vae => None,
+            Part::Text(kind) => Some(self.pipeline?.folders(kind)?.tokenizer),
+        }
     }
 
     /// `_class_name` in `model_index.json`, such as `StableDiffusion3Pipeline`.
@@ -150,12 +147,12 @@ impl ModelFiles {
 
     /// Reads a part's `config.json`; a missing or wrong key is an error that names it and the file.
     pub fn config<C: DeserializeOwned>(&self, part: Part) -> Result<C> {
-        read_json(&self.required(&format!("{}/config.json", part.folder()))?, MODEL_JSON)
+        read_json(&self.required(&format!("{}/config.json", self.part_folder(part)))?, MODEL_JSON)
     }
 
     /// Path of a part's `config.json`, for errors about what it says.
     pub fn config_path(&self, part: Part) -> PathBuf {
-        self.folder.join(part.folder()).join("config.json")
+        self.folder.join(self.part_folder(part)).join("config.json")
     }
 
     /// Opens a part's weights, which come out as `dtype` on `device`.
@@ -170,7 +167,7 @@ impl ModelFiles {
     }
 
     fn located(&self, part: Part) -> Result<Located> {
-        let (folder, variant) = (self.folder.join(part.folder()), self.variant.as_deref());
+        let (folder, variant) = (self.folder.join(self.part_folder(part)), self.variant.as_deref());
         if self.hub.is_some() && !(variant.is_some() && self.fetch_weights(part, variant)?) {
             self.fetch_weights(part, None)?;
         }
@@ -185,7 +182,7 @@ impl ModelFiles {
 
     /// Fetches a part's weights, plain or of a variant; whether there are any.
     fn fetch_weights(&self, part: Part, variant: Option<&str>) -> Result<bool> {
-        let folder = part.folder();
+        let folder = self.part_folder(part);
         let WeightNames { single, indexes } = WeightNames::of(part.stem(), variant);
         let indexes: Vec<String> = indexes.into_iter().map(|index| format!("{folder}/{index}")).collect();
         // With shards in the cache, asking for the single file would need the network.
@@ -209,8 +206,8 @@ impl ModelFiles {
 
     /// The folder of a text encoder's tokenizer, with the files in it that there are.
     pub fn tokenizer(&self, part: Part) -> Result<PathBuf> {
-        let Some(name) = part.tokenizer() else {
-            return Err(Error::Failed(format!("{} has no tokenizer", part.folder())));
+        let Some(name) = self.tokenizer_folder(part) else {
+            return Err(Error::Failed(format!("{} has no tokenizer", self.part_folder(part))));
         };
         let folder = self.folder.join(name);
         let at_hand = |file: &str| is_file(&folder.join(file));
@@ -239,9 +236,9 @@ impl ModelFiles {
 
     /// All files that make a part what it is: its configuration, its weights, and those of its tokenizer if it has one.
     pub fn part_files(&self, part: Part) -> Result<Vec<PathBuf>> {
-        let mut files = vec![self.required(&format!("{}/config.json", part.folder()))?];
+        let mut files = vec![self.required(&format!("{}/config.json", self.part_folder(part)))?];
         files.extend(self.weight_files(part)?);
-        if part.tokenizer().is_some() {
+        if self.tokenizer_folder(part).is_some() {
             let folder = self.tokenizer(part)?;
             files.extend(TOKENIZER_FILES.iter().map(|name| folder.join(name)).filter(|file| may_be_file(file)));
         }
@@ -308,7 +305,7 @@ impl Hub {
         if let Some(commit) = folder.file_name().and_then(|name| name.to_str()) {
             hub.revision = commit.to_string();
         }
-        Ok(ModelFiles { folder, hub: Some(hub), variant: None })
+        Ok(ModelFiles { folder, hub: Some(hub), pipeline: None, variant: None })
     }
 
     /// Fetches a small file, and gives up on a hub that does not answer: the client itself would wait for ever.

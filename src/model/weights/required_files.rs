@@ -1,6 +1,7 @@
 //! Which files a diffusers folder must hold for a run, and which of them are missing.
 use super::located::{WeightNames, locate};
 use crate::config::{ModelConfig, TextEncoderKind};
+use crate::model::families::pipelines::{EncoderFolders, PIPELINES, PipelineNames};
 use crate::system::error::{Error, Result};
 use crate::system::limits::MODEL_JSON;
 use crate::system::paths::is_file;
@@ -29,15 +30,14 @@ impl RequiredFiles {
             files.need(folder.join(part).join("config.json"))?;
             files.need_weights(&folder.join(part), "diffusion_pytorch_model", variant)?;
         }
-        for kind in [TextEncoderKind::ClipL, TextEncoderKind::ClipG, TextEncoderKind::T5] {
-            if !model.text_encoders.contains(&kind) {
+        for EncoderFolders { kind, encoder, tokenizer } in pipeline_of(folder).encoders {
+            if !model.text_encoders.contains(kind) {
                 continue;
             }
-            let (encoder, tokenizer) = folders(kind);
             files.need(folder.join(encoder).join("config.json"))?;
             files.need_weights(&folder.join(encoder), "model", variant)?;
             let whole = folder.join(tokenizer).join("tokenizer.json");
-            if is_file(&whole)? || kind == TextEncoderKind::T5 {
+            if is_file(&whole)? || *kind == TextEncoderKind::T5 {
                 files.need(whole)?;
             } else {
                 files.need(folder.join(tokenizer).join("vocab.json"))?;
@@ -69,25 +69,27 @@ impl RequiredFiles {
     }
 }
 
-/// Folders of a text encoder and its tokenizer.
-fn folders(kind: TextEncoderKind) -> (&'static str, &'static str) {
-    match kind {
-        TextEncoderKind::ClipL => ("text_encoder", "tokenizer"),
-        TextEncoderKind::ClipG => ("text_encoder_2", "tokenizer_2"),
-        TextEncoderKind::T5 => ("text_encoder_3", "tokenizer_3"),
-    }
+/// The pipeline of a diffusers folder; the first there is, where the folder does not say.
+pub fn pipeline_of(folder: &Path) -> &'static PipelineNames {
+    let index = MODEL_JSON.read(&folder.join("model_index.json")).ok();
+    let index: Option<serde_json::Value> = index.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    let of_class = |index: serde_json::Value| PipelineNames::of_class(index.get("_class_name")?.as_str()?);
+    index.and_then(of_class).unwrap_or(PIPELINES[0])
 }
 
-/// The text encoders that the `model_index.json` of a diffusers folder lists. T5 is left out: it is large, and used
-/// only when asked for.
+/// The text encoders that the `model_index.json` of a diffusers folder lists, of those that its pipeline usually uses.
+///
+/// # Errors
+/// The file cannot be read.
 pub fn text_encoders_in(folder: &Path) -> Result<Vec<TextEncoderKind>> {
     let path = folder.join("model_index.json");
     let bytes = MODEL_JSON.read(&path).map_err(|e| Error::file(&path, e))?;
     let index: serde_json::Value =
         serde_json::from_slice(&bytes).map_err(|e| Error::file(&path, format!("not JSON: {e}")))?;
     // ["transformers", "CLIPTextModelWithProjection"], or [null, null] for a part that is left out.
-    let class = |kind| index.get(folders(kind).0)?.get(1)?.as_str();
-    Ok([TextEncoderKind::ClipL, TextEncoderKind::ClipG].into_iter().filter(|kind| class(*kind).is_some()).collect())
+    let pipeline = pipeline_of(folder);
+    let class = |kind: &TextEncoderKind| index.get(pipeline.folders(*kind)?.encoder)?.get(1)?.as_str();
+    Ok(pipeline.usual_encoders.iter().copied().filter(|kind| class(kind).is_some()).collect())
 }
 
 #[cfg(test)]

@@ -55,17 +55,18 @@ fn swapped(adapter: &dyn Adapter) -> Result<Box<dyn Adapter>> {
 
 /// Writes `lora_unet_…` with `.lora_down.weight`, `.lora_up.weight` and `.alpha`, or what else the adapters' kind has.
 pub(super) fn write(adapters: &Adapters, file: &Path, origin: &Origin) -> Result<()> {
+    let names = names_of(adapters, origin)?;
     let mut stems: BTreeMap<String, Fused> = BTreeMap::new();
     for (layer, adapter) in adapters {
-        let (stem, names, shares, at) = original(layer).ok_or_else(|| no_name(layer))?;
+        let (stem, shares, at) = original(names, layer).ok_or_else(|| no_name(layer))?;
         let fused = stems.entry(stem).or_insert_with(|| Fused { names, shares, parts: vec![None; shares.len()] });
         fused.parts[at] = Some(adapter.as_ref());
     }
     let mut metadata =
         BTreeMap::from([("ss_v2".to_string(), "False".to_string()), ("ss_network_args".into(), "{}".into())]);
     let mut tensors = Tensors::new();
+    metadata.insert("ss_network_module".into(), names.network_module.into());
     for (stem, fused) in stems {
-        metadata.insert("ss_network_module".into(), fused.names.network_module.into());
         let stored = fused.adapter()?.stored(Format::Comfyui)?.into_iter();
         tensors.extend(stored.map(|(suffix, tensor)| (format!("{stem}.{suffix}"), tensor)));
     }
@@ -81,7 +82,7 @@ pub(super) fn write(adapters: &Adapters, file: &Path, origin: &Origin) -> Result
     }
     let fixed = [
         ("modelspec.sai_model_spec", "1.0.1".to_string()),
-        ("modelspec.implementation", "https://github.com/Stability-AI/generative-models".to_string()),
+        ("modelspec.implementation", names.implementation.to_string()),
         ("modelspec.title", origin.title.clone().unwrap_or_else(|| "seg4diff LoRA".to_string())),
         ("modelspec.hash_sha256", format!("0x{model}")),
         ("sshs_model_hash", model),
@@ -95,14 +96,32 @@ fn no_name(layer: &str) -> Error {
     Error::Failed(format!("cannot export {layer}: kohya and ComfyUI have no name for an adapter of this module"))
 }
 
+/// The names of the family that has all these layers: of several that have, that of the base model where it is known, else
+/// the first.
+fn names_of(adapters: &Adapters, origin: &Origin) -> Result<&'static KohyaNames> {
+    let is_origin = |names: &&KohyaNames| {
+        origin.release.is_some_and(|release| release.architecture.starts_with(names.architecture))
+    };
+    let missing = |names: &KohyaNames| adapters.keys().find(|layer| original(names, layer).is_none());
+    let all = || FAMILIES.into_iter().map(|family| family.kohya());
+    let having_all = || all().filter(|names| missing(names).is_none());
+    let found = having_all().find(is_origin).or_else(|| having_all().next());
+    found.ok_or_else(|| {
+        let nearest = all().find(is_origin).or_else(|| all().next());
+        nearest
+            .and_then(missing)
+            .map_or_else(|| Error::Failed("an adapter without layers".into()), |layer| no_name(layer))
+    })
+}
+
 /// Of a layer in diffusers' names: the stem of the original one, that one's parts, and its place among them.
-fn original(layer: &str) -> Option<(String, &'static KohyaNames, Shares, usize)> {
-    lists().find_map(|(names, blocks)| {
+fn original(names: &KohyaNames, layer: &str) -> Option<(String, Shares, usize)> {
+    names.blocks.iter().find_map(|blocks| {
         let (block, within) = layer.strip_prefix(blocks.diffusers)?.split_once('.')?;
         block.parse::<usize>().ok()?;
         blocks.layers.iter().find_map(|(stem, shares)| {
             let at = shares.iter().position(|(part, _)| *part == within)?;
-            Some((format!("{}{block}_{stem}", blocks.stem), names, *shares, at))
+            Some((format!("{}{block}_{stem}", blocks.stem), *shares, at))
         })
     })
 }

@@ -2,14 +2,14 @@
 use super::config::MmDitConfig;
 use crate::autograd::Variable;
 use crate::model::families::block::{Block, SavedActivations};
-use crate::model::families::joint::{JointInputs, Probe, Streams};
+use crate::model::families::joint::{Conditioning, JointInputs, Probe, Streams};
+use crate::model::families::stream_layers::{Qkv, StreamInput, StreamOutput};
 use crate::model::projection::Projection;
 use crate::model::text::tokenizer::CLIP_TOKENS;
 use crate::model::weights::Weights;
 use crate::ops;
 use crate::system::error::{Error, Result};
-use candle_core::{Result as TensorResult, Tensor};
-use std::ops::Range;
+use candle_core::Result as TensorResult;
 
 /// Weights of a block: both streams, and the image's second attention where the block has one.
 pub struct MmDitBlock {
@@ -22,160 +22,9 @@ pub struct MmDitBlock {
     second_attention: Option<SelfAttention>,
 }
 
-/// From a stream into the joint attention.
-struct StreamInput {
-    norm1: Projection,
-    qkv: Qkv,
-}
-
-/// From the joint attention back into a stream.
-struct StreamOutput {
-    attention_out: Projection,
-    feed_forward: FeedForwardLayers,
-}
-
 struct SelfAttention {
     qkv: Qkv,
     out: Projection,
-}
-
-struct Qkv {
-    q: Projection,
-    k: Projection,
-    v: Projection,
-    norm_q: Option<Tensor>,
-    norm_k: Option<Tensor>,
-}
-
-struct FeedForwardLayers {
-    up: Projection,
-    down: Projection,
-}
-
-impl FeedForwardLayers {
-    fn load(weights: &Weights, name: &str, width: usize) -> Result<Self> {
-        Ok(Self {
-            up: Projection::load(weights, &format!("{name}.net.0.proj"), width, 4 * width)?,
-            down: Projection::load(weights, &format!("{name}.net.2"), 4 * width, width)?,
-        })
-    }
-
-    /// `x` plus what the layers make of it, normed and modulated.
-    fn forward(&self, x: &Variable, [shift, scale, gate]: [&Variable; 3]) -> TensorResult<Variable> {
-        let is_constant = [shift, scale, gate].iter().all(|modulation| !modulation.needs_gradient());
-        if let (Some(up), Some(down)) = (self.up.frozen(), self.down.frozen())
-            && is_constant
-            && ops::has_kernels(x.tensor())
-        {
-            let modulation = ops::Modulation { shift: shift.tensor(), scale: scale.tensor(), gate: gate.tensor() };
-            return ops::feed_forward(x, modulation, up, down);
-        }
-        let normed = ops::layer_norm_modulate(x, shift, scale)?;
-        ops::gated_residual(x, &self.down.forward(&ops::gelu(&self.up.forward(&normed)?)?)?, gate)
-    }
-
-    /// Saved activations, where the modulation has an adapter or not.
-    fn saved(&self, is_modulation_adapted: bool) -> usize {
-        let (inner, outer) = self.up.sizes();
-        let (input, before_gelu) = (1, outer / inner);
-        // Arithmetic is in f32 on the CPU, and in the weights' type on a GPU.
-        let has_kernels = self.up.weight().device().is_cpu() || ops::has_kernels(self.up.weight());
-        if has_kernels && !is_modulation_adapted && !self.up.is_adapted() && !self.down.is_adapted() {
-            return input + before_gelu;
-        }
-        // The inputs of layers with an adapter, and what an adapted gate is multiplied with.
-        let normed = usize::from(self.up.is_adapted());
-        let after_gelu = usize::from(self.down.is_adapted()) * before_gelu;
-        input + normed + before_gelu + after_gelu + usize::from(is_modulation_adapted)
-    }
-}
-
-impl Qkv {
-    /// `names` of q, k, v and of the norms of q and k.
-    fn load(weights: &Weights, config: &MmDitConfig, prefix: &str, names: [&str; 5]) -> Result<Self> {
-        let width = config.width();
-        let projection = |name: &str| Projection::load(weights, &format!("{prefix}.{name}"), width, width);
-        let norm = |name: &str| match config.qk_norm {
-            Some(_) => weights.get(&format!("{prefix}.{name}.weight"), config.attention_head_dim).map(Some),
-            None => Ok(None),
-        };
-        let [q, k, v, norm_q, norm_k] = names;
-        Ok(Self {
-            q: projection(q)?,
-            k: projection(k)?,
-            v: projection(v)?,
-            norm_q: norm(norm_q)?,
-            norm_k: norm(norm_k)?,
-        })
-    }
-
-    /// Queries of one stream.
-    fn queries(&self, x: &Variable) -> TensorResult<Variable> {
-        normed(self.q.forward(x)?, &[(x, &self.norm_q)])
-    }
-
-    /// Keys of one stream.
-    fn keys(&self, x: &Variable) -> TensorResult<Variable> {
-        normed(self.k.forward(x)?, &[(x, &self.norm_k)])
-    }
-
-    /// Activations that are saved up to the attention's result, which there is none of without queries.
-    fn saved(&self, has_queries: bool) -> usize {
-        let input = usize::from([&self.q, &self.k, &self.v].iter().any(|layer| layer.is_adapted()));
-        let (queries_and_result, keys_and_values) = (2 * usize::from(has_queries), 2);
-        let before_norms = if self.norm_q.is_some() { 1 + usize::from(has_queries) } else { 0 };
-        input + before_norms + queries_and_result + keys_and_values
-    }
-}
-
-/// RMS norm of every head of `x`, which is made of some streams one after the other, each with its weight.
-fn normed(x: Variable, streams: &[(&Variable, &Option<Tensor>)]) -> TensorResult<Variable> {
-    let mut weights = vec![];
-    for (stream, weight) in streams {
-        let Some(weight) = weight else { return Ok(x) };
-        weights.push((stream.dims3()?.1, weight.clone()));
-    }
-    ops::rms_norm(&x, weights)
-}
-
-impl StreamInput {
-    /// AdaLN's modulation of the stream; `conditioning` is `silu` of the time and pooled text embedding.
-    fn modulation(&self, conditioning: &Tensor) -> TensorResult<StreamModulation> {
-        let (width, outer) = self.norm1.sizes();
-        let all = self.norm1.forward(&Variable::constant(conditioning.clone()))?;
-        let parts = (0..outer / width).map(|part| all.window(1, part * width..(part + 1) * width));
-        let mut parts = parts.collect::<TensorResult<Vec<_>>>()?;
-        if let [scale_msa, shift_msa] = &mut parts[..] {
-            // diffusers' AdaLayerNormContinuous, in the last block's text, has scale before shift.
-            std::mem::swap(scale_msa, shift_msa);
-        }
-        Ok(StreamModulation(parts))
-    }
-}
-
-impl StreamOutput {
-    fn load(weights: &Weights, width: usize, attention_out: &str, feed_forward: &str) -> Result<Self> {
-        Ok(Self {
-            attention_out: Projection::load(weights, attention_out, width, width)?,
-            feed_forward: FeedForwardLayers::load(weights, feed_forward, width)?,
-        })
-    }
-
-    /// Adds `tokens` of the joint attention's result to their stream `x`.
-    fn add_attention(
-        &self,
-        x: &Variable,
-        attended: &Variable,
-        tokens: Range<usize>,
-        modulation: &StreamModulation,
-    ) -> TensorResult<Variable> {
-        ops::gated_residual(x, &self.attention_out.forward_window(attended, tokens)?, modulation.gate_msa())
-    }
-
-    /// Saved activations: an adapted gate saves what it is multiplied with.
-    fn saved(&self, is_modulation_adapted: bool) -> usize {
-        usize::from(is_modulation_adapted) + self.feed_forward.saved(is_modulation_adapted)
-    }
 }
 
 impl MmDitBlock {
@@ -187,6 +36,7 @@ impl MmDitBlock {
         let prefix = format!("transformer_blocks.{layer}");
         let attn = format!("{prefix}.attn");
         let width = config.width();
+        let normed = config.qk_norm.is_some().then_some(config.attention_head_dim);
         let last = config.is_last(layer);
         let dual = config.dual_attention_layers.contains(&layer);
         let image_names = ["to_q", "to_k", "to_v", "norm_q", "norm_k"];
@@ -194,7 +44,7 @@ impl MmDitBlock {
         let input = |norm1: &str, parts: usize, names| {
             Ok::<_, Error>(StreamInput {
                 norm1: Projection::load(weights, &format!("{prefix}.{norm1}.linear"), width, parts * width)?,
-                qkv: Qkv::load(weights, config, &attn, names)?,
+                qkv: Qkv::load(weights, &attn, names, width, normed)?,
             })
         };
         let output = |attention_out: &str, feed_forward: &str| {
@@ -203,7 +53,7 @@ impl MmDitBlock {
         let second_attention = || {
             let attn2 = format!("{prefix}.attn2");
             Ok::<_, Error>(SelfAttention {
-                qkv: Qkv::load(weights, config, &attn2, image_names)?,
+                qkv: Qkv::load(weights, &attn2, image_names, width, normed)?,
                 out: Projection::load(weights, &format!("{attn2}.to_out.0"), width, width)?,
             })
         };
@@ -218,23 +68,9 @@ impl MmDitBlock {
         })
     }
 
-    /// Queries of both streams, joined.
-    fn queries(&self, image: &Variable, text: &Variable) -> TensorResult<Variable> {
-        let (of_image, of_text) = (&self.image.qkv, &self.text.qkv);
-        let joined = Projection::join(&[(image, &of_image.q), (text, &of_text.q)])?;
-        normed(joined, &[(image, &of_image.norm_q), (text, &of_text.norm_q)])
-    }
-
-    /// Keys of both streams, joined.
-    fn keys(&self, image: &Variable, text: &Variable) -> TensorResult<Variable> {
-        let (of_image, of_text) = (&self.image.qkv, &self.text.qkv);
-        let joined = Projection::join(&[(image, &of_image.k), (text, &of_text.k)])?;
-        normed(joined, &[(image, &of_image.norm_k), (text, &of_text.norm_k)])
-    }
-
-    /// Values of both streams, joined.
-    fn values(&self, image: &Variable, text: &Variable) -> TensorResult<Variable> {
-        Projection::join(&[(image, &self.image.qkv.v), (text, &self.text.qkv.v)])
+    /// The streams' inputs of the joint attention, each with its layers.
+    fn joined<'a>(&'a self, image: &'a Variable, text: &'a Variable) -> [(&'a Variable, &'a Qkv); 2] {
+        [(image, &self.image.qkv), (text, &self.text.qkv)]
     }
 }
 
@@ -267,12 +103,12 @@ impl Block for MmDitBlock {
         all
     }
 
-    fn probe(&self, streams: &Streams, conditioning: &Tensor) -> TensorResult<Probe> {
+    fn probe(&self, streams: &Streams, conditioning: &Conditioning) -> TensorResult<Probe> {
         let image = self.image.modulation(conditioning)?.norm_msa(&streams.image)?;
         let text = self.text.modulation(conditioning)?.norm_msa(&streams.text)?;
         Ok(Probe {
             queries: self.image.qkv.queries(&image)?,
-            keys: self.keys(&image, &text)?,
+            keys: Qkv::joint_keys(self.joined(&image, &text))?,
             last_key_count: streams.last_text_count,
             words: CLIP_TOKENS,
         })
@@ -281,7 +117,7 @@ impl Block for MmDitBlock {
     fn forward_with(
         &self,
         streams: &Streams,
-        conditioning: &Tensor,
+        conditioning: &Conditioning,
         attend: &mut dyn FnMut(&JointInputs) -> TensorResult<Variable>,
     ) -> TensorResult<(Streams, JointInputs)> {
         let (for_image, for_text) = (self.image.modulation(conditioning)?, self.text.modulation(conditioning)?);
@@ -289,11 +125,11 @@ impl Block for MmDitBlock {
         let ((_, image_tokens, _), (_, text_tokens, _)) = (image.dims3()?, text.dims3()?);
         let inputs = JointInputs {
             queries: match &self.text_output {
-                Some(_) => self.queries(&image, &text)?,
+                Some(_) => Qkv::joint_queries(self.joined(&image, &text))?,
                 None => self.image.qkv.queries(&image)?,
             },
-            keys: self.keys(&image, &text)?,
-            values: self.values(&image, &text)?,
+            keys: Qkv::joint_keys(self.joined(&image, &text))?,
+            values: Qkv::joint_values(self.joined(&image, &text))?,
             image_tokens,
             heads: self.heads,
             last_key_count: streams.last_text_count,
@@ -343,34 +179,5 @@ impl Block for MmDitBlock {
             image: 1 + image + self.image_output.saved(norm),
             text: 1 + text + self.text_output.as_ref().map_or(0, |output| output.saved(norm_context)),
         }
-    }
-}
-
-/// AdaLN's modulation of one stream, each `[batch, width]`, in diffusers' order: shift, scale and gate of the attention, of the
-/// MLP and, in a block with a second attention, of that. The last block's text has the first two.
-struct StreamModulation(Vec<Variable>);
-
-impl StreamModulation {
-    /// The norm before the joint attention.
-    fn norm_msa(&self, x: &Variable) -> TensorResult<Variable> {
-        ops::layer_norm_modulate(x, &self.0[0], &self.0[1])
-    }
-
-    fn gate_msa(&self) -> &Variable {
-        &self.0[2]
-    }
-
-    /// `shift_mlp, scale_mlp, gate_mlp`
-    fn mlp(&self) -> [&Variable; 3] {
-        [&self.0[3], &self.0[4], &self.0[5]]
-    }
-
-    /// The norm before the second attention.
-    fn norm_msa2(&self, x: &Variable) -> TensorResult<Variable> {
-        ops::layer_norm_modulate(x, &self.0[6], &self.0[7])
-    }
-
-    fn gate_msa2(&self) -> &Variable {
-        &self.0[8]
     }
 }

@@ -1,7 +1,7 @@
 //! Sizes of an MM-DiT, from `transformer/config.json` (diffusers' `SD3Transformer2DModel`).
 use super::names::BLOCKS;
 use crate::model::families::names::Release;
-use crate::model::families::transformer::TransformerConfig;
+use crate::model::families::transformer::{Guidance, TransformerConfig};
 use crate::model::weights::files::{ModelFiles, Part};
 use crate::system::error::{Error, Result};
 use serde::Deserialize;
@@ -105,6 +105,7 @@ impl MmDitConfig {
             max_grid: self.pos_embed_max_size,
             joint_attention_dim: self.joint_attention_dim,
             pooled_projection_dim: self.pooled_projection_dim,
+            guidance: Guidance::TwoPasses,
             release: Some(release(self.qk_norm.is_some(), !self.dual_attention_layers.is_empty())),
         }
     }

@@ -3,12 +3,14 @@ mod block;
 mod config;
 mod embed;
 pub mod names;
+pub mod pipeline;
 
 pub use config::{MmDitConfig, release};
 
 use crate::model::families::block as families;
-use crate::model::families::family::Family;
-use crate::model::families::names::{KohyaNames, PIPELINE_CLASSES};
+use crate::model::families::family::{Family, SigmaSpacing};
+use crate::model::families::names::KohyaNames;
+use crate::model::families::pipelines::PipelineNames;
 use crate::model::families::transformer::{Transformer, TransformerConfig};
 use crate::model::weights::Weights;
 use crate::model::weights::files::{ModelFiles, Part};
@@ -17,6 +19,7 @@ use block::MmDitBlock;
 use candle_core::{DType, Device};
 use embed::MmDitEmbedding;
 use names::{BLOCKS, KOHYA};
+use pipeline::PIPELINE;
 
 /// The family.
 #[derive(Debug)]
@@ -31,8 +34,8 @@ impl Family for Sd3 {
         "SD3Transformer2DModel"
     }
 
-    fn pipeline_class(&self) -> &'static str {
-        PIPELINE_CLASSES[0]
+    fn pipeline(&self) -> &'static PipelineNames {
+        &PIPELINE
     }
 
     fn config(&self, files: &ModelFiles) -> Result<TransformerConfig> {
@@ -42,6 +45,10 @@ impl Family for Sd3 {
     fn load(&self, files: &ModelFiles, depth: Option<usize>, dtype: DType, device: &Device) -> Result<Transformer> {
         let config = MmDitConfig::open(files)?;
         from_weights(config, depth, &files.weights(Part::Transformer, dtype, device)?, dtype, device)
+    }
+
+    fn sigma_spacing(&self) -> SigmaSpacing {
+        SigmaSpacing::Trained
     }
 
     fn kohya(&self) -> &'static KohyaNames {

@@ -33,6 +33,8 @@ const CONTEXT_NORM: &str = "norm1_context.linear";
 
 /// Names of kohya-ss/sd-scripts (`networks/lora_sd3.py`).
 pub static KOHYA: KohyaNames = KohyaNames {
+    architecture: "stable-diffusion-3",
+    implementation: "https://github.com/Stability-AI/generative-models",
     network_module: "networks.lora_sd3",
     blocks: &[KohyaBlocks {
         stem: "lora_unet_joint_blocks_",

@@ -1,0 +1,117 @@
+//! Into FLUX.1's tokens and out of them: packed latents, places, time, guidance, text; the final norm and projection.
+use super::config::{FluxConfig, PACKED_SIDE};
+use crate::autograd::Variable;
+use crate::model::families::block as families;
+use crate::model::families::joint::{Conditioning, Embedded, Streams};
+use crate::model::families::patches;
+use crate::model::families::time_embedding::{EmbeddingLayers, FEATURES, features};
+use crate::model::projection::Projection;
+use crate::model::text::TextEmbedding;
+use crate::model::weights::Weights;
+use crate::ops::{self, RotaryTable};
+use crate::system::error::Result;
+use candle_core::{DType, Device, Result as TensorResult, Tensor};
+
+/// The guidance scale that dev is told in training (`--guidance_scale` of diffusers' `train_dreambooth_lora_flux.py`).
+const TRAINING_GUIDANCE: f64 = 3.5;
+
+/// Times and guidance scales are given to the sinusoidal embedding times this (`FluxTransformer2DModel.forward`).
+const EMBEDDED_UNIT: f64 = 1000.0;
+
+/// Base of the angles of rotary positions (`FluxPosEmbed`).
+const THETA: f64 = 10_000.0;
+
+/// Weights of everything around the blocks.
+pub struct FluxEmbedding {
+    x_embedder: Projection,
+    context_embedder: Projection,
+    time: EmbeddingLayers,
+    /// In dev alone.
+    guidance: Option<EmbeddingLayers>,
+    pooled: EmbeddingLayers,
+    norm_out: Projection,
+    proj_out: Projection,
+    axes: [usize; 3],
+    dtype: DType,
+}
+
+impl FluxEmbedding {
+    /// Takes the weights around the blocks from `weights`.
+    ///
+    /// # Errors
+    /// A tensor is missing or has another shape.
+    pub fn load(weights: &Weights, config: &FluxConfig, dtype: DType) -> Result<Self> {
+        let (width, channels) = (config.width(), config.in_channels);
+        let guidance = || EmbeddingLayers::load(weights, "guidance_embedder", FEATURES, width);
+        Ok(Self {
+            x_embedder: Projection::load(weights, "x_embedder", channels, width)?,
+            context_embedder: Projection::load(weights, "context_embedder", config.joint_attention_dim, width)?,
+            time: EmbeddingLayers::load(weights, "timestep_embedder", FEATURES, width)?,
+            guidance: config.guidance_embeds.then(guidance).transpose()?,
+            pooled: EmbeddingLayers::load(weights, "text_embedder", config.pooled_projection_dim, width)?,
+            norm_out: Projection::load(weights, "norm_out.linear", width, 2 * width)?,
+            proj_out: Projection::load(weights, "proj_out", width, channels)?,
+            axes: config.axes_dims_rope,
+            dtype,
+        })
+    }
+}
+
+impl families::Embedding for FluxEmbedding {
+    fn embed_prompt(
+        &self,
+        latents: &Tensor,
+        timestep: &Tensor,
+        text: &TextEmbedding,
+        prompt: Option<&Variable>,
+        guidance_scale: Option<f64>,
+    ) -> TensorResult<Embedded> {
+        let (packed, grid) = patches::cut(&latents.to_dtype(self.dtype)?, PACKED_SIDE)?;
+        let ((batch, ..), device) = (packed.dims3()?, latents.device());
+        let embedded = |layers: &EmbeddingLayers, numbers: &Tensor| {
+            layers.forward(features(numbers, device)?.to_dtype(self.dtype)?)
+        };
+        let mut vector = embedded(&self.time, timestep)?;
+        if let Some(layers) = &self.guidance {
+            let told = guidance_scale.unwrap_or(TRAINING_GUIDANCE) * EMBEDDED_UNIT;
+            vector = (vector + embedded(layers, &Tensor::full(told as f32, batch, &Device::Cpu)?)?)?;
+        }
+        let pooled = self.pooled.forward(text.pooled.to_dtype(self.dtype)?)?;
+        let context = match prompt {
+            Some(tokens) => tokens.broadcast_left(batch)?,
+            None => text.context.clone().into(),
+        };
+        Ok(Embedded {
+            streams: Streams {
+                image: self.x_embedder.forward(&packed.into())?,
+                text: self.context_embedder.forward(&context.to_dtype(self.dtype)?)?,
+                last_text_count: 1,
+            },
+            conditioning: Conditioning {
+                vector: (vector + pooled)?.silu()?,
+                rotary: Some(RotaryTable::of_grid(grid, self.axes, THETA, device)?),
+            },
+            grid,
+        })
+    }
+
+    fn finish(
+        &self,
+        image: &Variable,
+        conditioning: &Conditioning,
+        (rows, columns): (usize, usize),
+    ) -> TensorResult<Variable> {
+        // diffusers' AdaLayerNormContinuous has scale before shift.
+        let modulation = self.norm_out.forward(&conditioning.vector.clone().into())?.tensor().chunk(2, 1)?;
+        let (scale, shift) = (modulation[0].clone().into(), modulation[1].clone().into());
+        let normed = ops::layer_norm_modulate(image, &shift, &scale)?;
+        let ((batch, ..), side) = (image.dims3()?, PACKED_SIDE);
+        let channels = self.proj_out.sizes().1 / (side * side);
+        self.proj_out
+            .forward(&normed)?
+            .to_dtype(DType::F32)?
+            .reshape(&[batch, rows, columns, channels, side, side][..])?
+            .permute(&[0, 3, 1, 4, 2, 5])?
+            .reshape((batch, channels, rows * side, columns * side))
+    }
+}

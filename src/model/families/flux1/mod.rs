@@ -1,0 +1,96 @@
+//! FLUX.1, dev and schnell (diffusers' `FluxTransformer2DModel`).
+mod config;
+mod double;
+mod embed;
+pub mod names;
+pub mod pipeline;
+mod single;
+
+pub use config::FluxConfig;
+
+use crate::model::families::block as families;
+use crate::model::families::family::{Family, SigmaSpacing};
+use crate::model::families::names::KohyaNames;
+use crate::model::families::pipelines::PipelineNames;
+use crate::model::families::transformer::{Transformer, TransformerConfig};
+use crate::model::weights::Weights;
+use crate::model::weights::files::{ModelFiles, Part};
+use crate::system::error::Result;
+use candle_core::{DType, Device};
+use double::DoubleBlock;
+use embed::FluxEmbedding;
+use names::{DOUBLE_BLOCKS, KOHYA, SINGLE_BLOCKS};
+use pipeline::PIPELINE;
+use single::SingleBlock;
+
+/// The family.
+#[derive(Debug)]
+pub struct Flux1;
+
+impl Family for Flux1 {
+    fn name(&self) -> &'static str {
+        "FLUX.1"
+    }
+
+    fn transformer_class(&self) -> &'static str {
+        "FluxTransformer2DModel"
+    }
+
+    fn pipeline(&self) -> &'static PipelineNames {
+        &PIPELINE
+    }
+
+    fn config(&self, files: &ModelFiles) -> Result<TransformerConfig> {
+        Ok(FluxConfig::open(files)?.general())
+    }
+
+    fn load(&self, files: &ModelFiles, depth: Option<usize>, dtype: DType, device: &Device) -> Result<Transformer> {
+        let config = FluxConfig::open(files)?;
+        from_weights(config, depth, &files.weights(Part::Transformer, dtype, device)?, dtype, device)
+    }
+
+    /// diffusers' `FluxPipeline.__call__` gives its scheduler the levels.
+    fn sigma_spacing(&self) -> SigmaSpacing {
+        SigmaSpacing::Even
+    }
+
+    fn kohya(&self) -> &'static KohyaNames {
+        &KOHYA
+    }
+}
+
+/// Takes a model of these sizes from `weights`, which must hold it and nothing else; its first `depth` blocks alone where
+/// that is given.
+///
+/// Arithmetic is in f32 on the CPU, and in `dtype`, the weights', on CUDA.
+///
+/// # Errors
+/// A tensor is missing, superfluous or of another shape.
+pub fn from_weights(
+    config: FluxConfig,
+    depth: Option<usize>,
+    weights: &Weights,
+    dtype: DType,
+    device: &Device,
+) -> Result<Transformer> {
+    let compute = if device.is_cpu() { DType::F32 } else { dtype };
+    let embedding = Box::new(FluxEmbedding::load(weights, &config, compute)?);
+    let general = config.general();
+    let depth = depth.map_or(general.num_layers(), |depth| depth.min(general.num_layers()));
+    let mut blocks: Vec<Box<dyn families::Block>> = Vec::with_capacity(depth);
+    for layer in 0..general.num_layers() {
+        let (list, number) = match layer.checked_sub(config.num_layers) {
+            None => (DOUBLE_BLOCKS, layer),
+            Some(number) => (SINGLE_BLOCKS, number),
+        };
+        if layer >= depth {
+            weights.ignore_all(&format!("{list}.{number}."));
+        } else if list == DOUBLE_BLOCKS {
+            blocks.push(Box::new(DoubleBlock::load(weights, &config, number)?));
+        } else {
+            blocks.push(Box::new(SingleBlock::load(weights, &config, number)?));
+        }
+    }
+    weights.finish()?;
+    Ok(Transformer { config: general, embedding, blocks })
+}

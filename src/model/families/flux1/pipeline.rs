@@ -1,0 +1,27 @@
+//! FLUX.1's pipeline in the diffusers layout.
+use super::config::PACKED_SIDE;
+use crate::config::TextEncoderKind;
+use crate::model::families::joint::Streams;
+use crate::model::families::pipelines::{EncoderFolders, PipelineNames, TextForm};
+use candle_core::Result;
+
+/// The pipeline in the diffusers layout.
+pub static PIPELINE: PipelineNames = PipelineNames {
+    class: "FluxPipeline",
+    encoders: &[
+        EncoderFolders { kind: TextEncoderKind::ClipL, encoder: "text_encoder", tokenizer: "tokenizer" },
+        EncoderFolders { kind: TextEncoderKind::T5, encoder: "text_encoder_2", tokenizer: "tokenizer_2" },
+    ],
+    usual_encoders: &[TextEncoderKind::ClipL, TextEncoderKind::T5],
+    max_sequence_length: 512,
+    text: TextForm::T5,
+    // As many of T5's as the method's released code takes.
+    words: 77,
+    block_counts: &["num_layers", "num_single_layers"],
+    packed_side: PACKED_SIDE,
+};
+
+/// Word tokens among these streams' text tokens.
+pub(super) fn words(streams: &Streams) -> Result<usize> {
+    Ok(streams.text.dims3()?.1.min(PIPELINE.words))
+}

@@ -1,0 +1,90 @@
+//! The families' pipelines in the diffusers layout.
+use super::flux1::pipeline as flux1;
+use super::sd3::pipeline as sd3;
+use crate::config::{Choice, TextEncoderKind};
+
+/// The pipelines of the families in `FAMILIES`.
+pub const PIPELINES: [&PipelineNames; 2] = [&sd3::PIPELINE, &flux1::PIPELINE];
+
+/// A family's pipeline in the diffusers layout: what is known of it before any of its networks is.
+#[derive(Debug)]
+pub struct PipelineNames {
+    /// `_class_name` in `model_index.json`.
+    pub class: &'static str,
+    /// Its text encoders.
+    pub encoders: &'static [EncoderFolders],
+    /// Those of them that are used where none are named.
+    pub usual_encoders: &'static [TextEncoderKind],
+    /// Tokens of T5 in diffusers' pipeline call, where no number is given.
+    pub max_sequence_length: usize,
+    /// What the text encoders' outputs become.
+    pub text: TextForm,
+    /// The most of the leading text tokens that can be word tokens.
+    pub words: usize,
+    /// Keys of `transformer/config.json` that say how many blocks of a kind there are.
+    pub block_counts: &'static [&'static str],
+    /// Side of the square of latents that is packed before the transformer's own patches are cut.
+    pub packed_side: usize,
+}
+
+/// Where a text encoder lies.
+#[derive(Debug)]
+pub struct EncoderFolders {
+    /// Which one.
+    pub kind: TextEncoderKind,
+    /// Its folder.
+    pub encoder: &'static str,
+    /// That of its tokenizer.
+    pub tokenizer: &'static str,
+}
+
+/// What text encoders' outputs become.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TextForm {
+    /// Tokens: the CLIPs' last hidden states but one, side by side, then T5's or zeros in their place. Pooled: the CLIPs'
+    /// projections, side by side. Words are the first CLIP's tokens.
+    ClipsThenT5,
+    /// Tokens: T5's. Pooled: CLIP-L's last state of the end token, normed and not projected. Words are T5's tokens.
+    T5,
+}
+
+impl PipelineNames {
+    /// Whether a pipeline is of this family; one for another task, such as `StableDiffusion3Img2ImgPipeline`, may follow the
+    /// name less `Pipeline`.
+    pub fn is_class_of(&self, pipeline: &str) -> bool {
+        let rest = pipeline.strip_prefix(self.class.trim_end_matches("Pipeline"));
+        rest.is_some_and(|rest| rest.chars().next().is_none_or(|first| first.is_ascii_uppercase()))
+    }
+
+    /// Where a text encoder lies; none where the pipeline has no such.
+    pub fn folders(&self, kind: TextEncoderKind) -> Option<&'static EncoderFolders> {
+        self.encoders.iter().find(|folders| folders.kind == kind)
+    }
+
+    /// Whether these text encoders can be used, of those of the pipeline.
+    ///
+    /// # Errors
+    /// One that it lacks, or one left out that it cannot do without; says which there must be.
+    pub fn check_encoders(&self, kinds: &[TextEncoderKind]) -> Result<(), String> {
+        let named = |kinds: &mut dyn Iterator<Item = TextEncoderKind>| {
+            kinds.map(|kind| format!("{:?}", kind.name())).collect::<Vec<_>>().join(", ")
+        };
+        let all = named(&mut self.encoders.iter().map(|folders| folders.kind));
+        if let Some(kind) = kinds.iter().find(|kind| self.folders(**kind).is_none()) {
+            return Err(format!("text encoder {:?}: this pipeline has {all}", kind.name()));
+        }
+        let missing = self.encoders.iter().find(|folders| !kinds.contains(&folders.kind));
+        match (self.text, missing) {
+            (TextForm::T5, Some(_)) => Err(format!(
+                "text encoders {}: this pipeline needs all of its own, {all}",
+                named(&mut kinds.iter().copied())
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// The pipeline whose class in `model_index.json` is `class`.
+    pub fn of_class(class: &str) -> Option<&'static Self> {
+        PIPELINES.into_iter().find(|names| names.is_class_of(class))
+    }
+}

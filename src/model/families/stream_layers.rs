@@ -1,0 +1,221 @@
+//! What blocks with a stream of image tokens and one of text tokens are made of: the layers from a stream into the joint
+//! attention, those from there back into it, and their modulation.
+use super::joint::Conditioning;
+use crate::autograd::Variable;
+use crate::model::projection::Projection;
+use crate::model::weights::Weights;
+use crate::ops;
+use crate::system::error::Result;
+use candle_core::{Result as TensorResult, Tensor};
+use std::ops::Range;
+
+/// The parts, each `[batch, width]`, of the modulation that a layer makes.
+pub(super) fn modulation(layer: &Projection, conditioning: &Conditioning) -> TensorResult<Vec<Variable>> {
+    let (width, outer) = layer.sizes();
+    let all = layer.forward(&Variable::constant(conditioning.vector.clone()))?;
+    (0..outer / width).map(|part| all.window(1, part * width..(part + 1) * width)).collect()
+}
+
+/// From a stream into the joint attention.
+pub(super) struct StreamInput {
+    pub(super) norm1: Projection,
+    pub(super) qkv: Qkv,
+}
+
+/// From the joint attention back into a stream.
+pub(super) struct StreamOutput {
+    pub(super) attention_out: Projection,
+    pub(super) feed_forward: FeedForwardLayers,
+}
+
+/// Layers to the queries, keys and values of a stream, with the norms of its heads where the model has such.
+pub(super) struct Qkv {
+    pub(super) q: Projection,
+    pub(super) k: Projection,
+    pub(super) v: Projection,
+    pub(super) norm_q: Option<Tensor>,
+    pub(super) norm_k: Option<Tensor>,
+}
+
+/// A stream's MLP.
+pub(super) struct FeedForwardLayers {
+    pub(super) up: Projection,
+    pub(super) down: Projection,
+}
+
+impl FeedForwardLayers {
+    pub(super) fn load(weights: &Weights, name: &str, width: usize) -> Result<Self> {
+        Ok(Self {
+            up: Projection::load(weights, &format!("{name}.net.0.proj"), width, 4 * width)?,
+            down: Projection::load(weights, &format!("{name}.net.2"), 4 * width, width)?,
+        })
+    }
+
+    /// `x` plus what the layers make of it, normed and modulated.
+    pub(super) fn forward(&self, x: &Variable, [shift, scale, gate]: [&Variable; 3]) -> TensorResult<Variable> {
+        let is_constant = [shift, scale, gate].iter().all(|modulation| !modulation.needs_gradient());
+        if let (Some(up), Some(down)) = (self.up.frozen(), self.down.frozen())
+            && is_constant
+            && ops::has_kernels(x.tensor())
+        {
+            let modulation = ops::Modulation { shift: shift.tensor(), scale: scale.tensor(), gate: gate.tensor() };
+            return ops::feed_forward(x, modulation, up, down);
+        }
+        let normed = ops::layer_norm_modulate(x, shift, scale)?;
+        ops::gated_residual(x, &self.down.forward(&ops::gelu(&self.up.forward(&normed)?)?)?, gate)
+    }
+
+    /// Saved activations, where the modulation has an adapter or not.
+    pub(super) fn saved(&self, is_modulation_adapted: bool) -> usize {
+        let (inner, outer) = self.up.sizes();
+        let (input, before_gelu) = (1, outer / inner);
+        // Arithmetic is in f32 on the CPU, and in the weights' type on a GPU.
+        let has_kernels = self.up.weight().device().is_cpu() || ops::has_kernels(self.up.weight());
+        if has_kernels && !is_modulation_adapted && !self.up.is_adapted() && !self.down.is_adapted() {
+            return input + before_gelu;
+        }
+        // The inputs of layers with an adapter, and what an adapted gate is multiplied with.
+        let normed = usize::from(self.up.is_adapted());
+        let after_gelu = usize::from(self.down.is_adapted()) * before_gelu;
+        input + normed + before_gelu + after_gelu + usize::from(is_modulation_adapted)
+    }
+}
+
+impl Qkv {
+    /// `names` of q, k, v and of the norms of q and k, whose heads are `normed` wide where there are such norms.
+    pub(super) fn load(
+        weights: &Weights,
+        prefix: &str,
+        names: [&str; 5],
+        width: usize,
+        normed: Option<usize>,
+    ) -> Result<Self> {
+        let projection = |name: &str| Projection::load(weights, &format!("{prefix}.{name}"), width, width);
+        let norm =
+            |name: &str| normed.map(|head_dim| weights.get(&format!("{prefix}.{name}.weight"), head_dim)).transpose();
+        let [q, k, v, norm_q, norm_k] = names;
+        Ok(Self {
+            q: projection(q)?,
+            k: projection(k)?,
+            v: projection(v)?,
+            norm_q: norm(norm_q)?,
+            norm_k: norm(norm_k)?,
+        })
+    }
+
+    /// Queries of one stream.
+    pub(super) fn queries(&self, x: &Variable) -> TensorResult<Variable> {
+        normed(self.q.forward(x)?, &[(x, &self.norm_q)])
+    }
+
+    /// Keys of one stream.
+    pub(super) fn keys(&self, x: &Variable) -> TensorResult<Variable> {
+        normed(self.k.forward(x)?, &[(x, &self.norm_k)])
+    }
+
+    /// Queries of an image and a text stream, joined.
+    pub(super) fn joint_queries([image, text]: [(&Variable, &Self); 2]) -> TensorResult<Variable> {
+        let joined = Projection::join(&[(image.0, &image.1.q), (text.0, &text.1.q)])?;
+        normed(joined, &[(image.0, &image.1.norm_q), (text.0, &text.1.norm_q)])
+    }
+
+    /// Keys of an image and a text stream, joined.
+    pub(super) fn joint_keys([image, text]: [(&Variable, &Self); 2]) -> TensorResult<Variable> {
+        let joined = Projection::join(&[(image.0, &image.1.k), (text.0, &text.1.k)])?;
+        normed(joined, &[(image.0, &image.1.norm_k), (text.0, &text.1.norm_k)])
+    }
+
+    /// Values of an image and a text stream, joined.
+    pub(super) fn joint_values([image, text]: [(&Variable, &Self); 2]) -> TensorResult<Variable> {
+        Projection::join(&[(image.0, &image.1.v), (text.0, &text.1.v)])
+    }
+
+    /// Whether an adapter is on one of the layers.
+    pub(super) fn is_adapted(&self) -> bool {
+        [&self.q, &self.k, &self.v].iter().any(|layer| layer.is_adapted())
+    }
+
+    /// Activations that are saved up to the attention's result, which there is none of without queries.
+    pub(super) fn saved(&self, has_queries: bool) -> usize {
+        let input = usize::from(self.is_adapted());
+        let (queries_and_result, keys_and_values) = (2 * usize::from(has_queries), 2);
+        let before_norms = if self.norm_q.is_some() { 1 + usize::from(has_queries) } else { 0 };
+        input + before_norms + queries_and_result + keys_and_values
+    }
+}
+
+/// RMS norm of every head of `x`, which is made of some streams one after the other, each with its weight.
+pub(super) fn normed(x: Variable, streams: &[(&Variable, &Option<Tensor>)]) -> TensorResult<Variable> {
+    let mut weights = vec![];
+    for (stream, weight) in streams {
+        let Some(weight) = weight else { return Ok(x) };
+        weights.push((stream.dims3()?.1, weight.clone()));
+    }
+    ops::rms_norm(&x, weights)
+}
+
+impl StreamInput {
+    /// AdaLN's modulation of the stream.
+    pub(super) fn modulation(&self, conditioning: &Conditioning) -> TensorResult<StreamModulation> {
+        let mut parts = modulation(&self.norm1, conditioning)?;
+        if let [scale_msa, shift_msa] = &mut parts[..] {
+            // diffusers' AdaLayerNormContinuous, in the last block's text, has scale before shift.
+            std::mem::swap(scale_msa, shift_msa);
+        }
+        Ok(StreamModulation(parts))
+    }
+}
+
+impl StreamOutput {
+    pub(super) fn load(weights: &Weights, width: usize, attention_out: &str, feed_forward: &str) -> Result<Self> {
+        Ok(Self {
+            attention_out: Projection::load(weights, attention_out, width, width)?,
+            feed_forward: FeedForwardLayers::load(weights, feed_forward, width)?,
+        })
+    }
+
+    /// Adds `tokens` of the joint attention's result to their stream `x`.
+    pub(super) fn add_attention(
+        &self,
+        x: &Variable,
+        attended: &Variable,
+        tokens: Range<usize>,
+        modulation: &StreamModulation,
+    ) -> TensorResult<Variable> {
+        ops::gated_residual(x, &self.attention_out.forward_window(attended, tokens)?, modulation.gate_msa())
+    }
+
+    /// Saved activations: an adapted gate saves what it is multiplied with.
+    pub(super) fn saved(&self, is_modulation_adapted: bool) -> usize {
+        usize::from(is_modulation_adapted) + self.feed_forward.saved(is_modulation_adapted)
+    }
+}
+
+/// AdaLN's modulation of one stream, each `[batch, width]`, in diffusers' order: shift, scale and gate of the attention, of the
+/// MLP and, in a block with a second attention, of that. The last block's text has the first two.
+pub(super) struct StreamModulation(Vec<Variable>);
+
+impl StreamModulation {
+    /// The norm before the joint attention.
+    pub(super) fn norm_msa(&self, x: &Variable) -> TensorResult<Variable> {
+        ops::layer_norm_modulate(x, &self.0[0], &self.0[1])
+    }
+
+    pub(super) fn gate_msa(&self) -> &Variable {
+        &self.0[2]
+    }
+
+    /// `shift_mlp, scale_mlp, gate_mlp`
+    pub(super) fn mlp(&self) -> [&Variable; 3] {
+        [&self.0[3], &self.0[4], &self.0[5]]
+    }
+
+    /// The norm before the second attention.
+    pub(super) fn norm_msa2(&self, x: &Variable) -> TensorResult<Variable> {
+        ops::layer_norm_modulate(x, &self.0[6], &self.0[7])
+    }
+
+    pub(super) fn gate_msa2(&self) -> &Variable {
+        &self.0[8]
+    }
+}
