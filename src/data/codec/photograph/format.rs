@@ -46,7 +46,7 @@ pub(super) fn recognise(bytes: &[u8]) -> Result<Format, String> {
         () => {
             return Err(match (unread(bytes), file_kind::of(bytes)) {
                 (Some(name), _) => format!("{name} is not read: convert it to JPEG, PNG or WebP"),
-                (None, Some(kind)) => format!("no readable image: {kind}"),
+                (None, Some(kind)) => format!("no readable image: The image format could not be determined: {kind}"),
                 (None, None) => "no readable image: The image format could not be determined".into(),
             });
         }
