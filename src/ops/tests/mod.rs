@@ -95,7 +95,7 @@ fn linear_with_and_without_adapter() {
 /// Two sequences by a layer each into one, and of that the tokens of each by a layer again.
 #[test]
 fn linear_joins_and_takes_windows() {
-    for (batch, tokens, width, rank) in [(1, [3, 2], 5, 2), (3, [70, 20], 40, 4), (2, [300, 77], 64, 33)] {
+    for (batch, tokens, width, rank) in [(1, [3, 2], 5, 2), (3, [70, 20], 40, 4), (2, [300, 75], 64, 33)] {
         let adapters = |inputs: &[Variable]| {
             [0, 1, 2, 3].map(|number| LowRank {
                 down: inputs[2 + 2 * number].clone(),
@@ -227,7 +227,7 @@ fn attention_forms() {
         (1, 1, 2, 1, 4, 1),
         (2, 9, 13, 3, 5, 1),
         (2, 9, 13, 3, 5, 20),
-        (2, 150, 77, 2, 16, 256),
+        (2, 150, 75, 2, 16, 256),
         // More than a task's queries, and than the keys and queries of the backward pass at a time.
         (1, 1100, 150, 2, 40, 3),
     ];

@@ -11,9 +11,9 @@ pub(super) type Tensors = BTreeMap<String, Tensor>;
 /// How layers are named behind a prefix.
 #[derive(Clone, Copy, PartialEq)]
 pub(super) enum Names {
-    /// As here: `transformer_blocks.0.attn.to_q`.
+    /// The names of diffusers, which are those of this program.
     Diffusers,
-    /// So, or as in the original checkpoint, `joint_blocks.0.x_block.attn.qkv`; with dots or underscores.
+    /// Those, or the names of the original checkpoint; with dots or underscores.
     Any,
 }
 
