@@ -50,6 +50,14 @@ def run(*command):
         sys.exit(f"{' '.join(map(str, command))}\nstatus {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
 
 
+def train_and_export(binary, work):
+    """Trains by WORK/config.toml and exports the last checkpoint in all three formats."""
+    run(binary, "train", "--config", f"{work}/config.toml")
+    checkpoints = sorted(os.listdir(f"{work}/run/checkpoints"))
+    for form, out in (("diffusers", "d.safetensors"), ("peft", "peft"), ("comfyui", "comfyui.safetensors")):
+        run(binary, "export", "--checkpoint", f"{work}/run/checkpoints/{checkpoints[-1]}", "--format", form, "--out", f"{work}/{out}")
+
+
 def train(binary, model, work, t5):
     """A few steps far larger than any recipe's, so that the LoRA is no small change; its file."""
     encoders = '["clip_l", "clip_g", "t5"]' if t5 else '["clip_l", "clip_g"]'
@@ -84,10 +92,7 @@ accumulate = 1
 [checkpoint]
 every = 0
 ''')
-    run(binary, "train", "--config", f"{work}/config.toml")
-    checkpoints = sorted(os.listdir(f"{work}/run/checkpoints"))
-    for form, out in (("diffusers", "d.safetensors"), ("peft", "peft"), ("comfyui", "comfyui.safetensors")):
-        run(binary, "export", "--checkpoint", f"{work}/run/checkpoints/{checkpoints[-1]}", "--format", form, "--out", f"{work}/{out}")
+    train_and_export(binary, work)
     a, b = load_file(f"{work}/run/lora.safetensors"), load_file(f"{work}/d.safetensors")
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a), "train's lora.safetensors is not export's"
     return f"{work}/run/lora.safetensors"

@@ -25,7 +25,7 @@ from peft import PeftModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
 import compare
-from compare import PROMPTS, ROOT, report, run
+from compare import PROMPTS, ROOT, report, run, train_and_export
 
 logging.disable(logging.WARNING)
 SIZE, SIGMA, GUIDANCE, DOUBLE, SINGLE, WORDS = 128, 0.515, 4.5, 2, 3, 77
@@ -68,10 +68,7 @@ accumulate = 1
 [checkpoint]
 every = 0
 ''')
-    run(binary, "train", "--config", f"{work}/config.toml")
-    checkpoints = sorted(os.listdir(f"{work}/run/checkpoints"))
-    for form, out in (("diffusers", "d.safetensors"), ("peft", "peft"), ("comfyui", "comfyui.safetensors")):
-        run(binary, "export", "--checkpoint", f"{work}/run/checkpoints/{checkpoints[-1]}", "--format", form, "--out", f"{work}/{out}")
+    train_and_export(binary, work)
     return f"{work}/run/lora.safetensors"
 
 

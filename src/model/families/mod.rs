@@ -3,7 +3,8 @@
 //! A family implements [`Embedding`] (latents, time, guidance and text into tokens, and tokens into the velocity),
 //! [`Block`] for every kind of block that it has, and [`Family`], which reads both from a model's files and has the
 //! family's names in other tools' files. It is then listed in [`FAMILIES`], its pipeline in [`pipelines`], its adapter targets
-//! in `targets`; nothing else knows it. Layers that several families have are in `stream_layers` and `time_embedding`.
+//! in `targets`; nothing else knows it. Layers that several families have are in `stream_layers`, `output_layer` and
+//! `time_embedding`.
 //!
 //! Blocks of all kinds are numbered through. Between blocks image and text tokens are two tensors ([`Streams`]): a block
 //! that works on the joint sequence, as FLUX's single-stream blocks do, joins them itself, in whatever order its family
@@ -14,6 +15,7 @@ mod family;
 pub mod flux1;
 mod joint;
 pub mod names;
+mod output_layer;
 mod patches;
 pub mod pipelines;
 mod probe;

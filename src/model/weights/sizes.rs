@@ -6,9 +6,14 @@ use std::path::Path;
 /// Refuses a size that is zero, or larger than any model's: products of two then stay whole numbers. What they say is
 /// checked against the weights' own shapes when those are read.
 pub fn check(file: &Path, sizes: &[(&str, usize)]) -> Result<()> {
-    match sizes.iter().find(|(_, size)| !(1..=MODEL_SIZE).contains(size)) {
+    check_up_to(MODEL_SIZE, file, sizes)
+}
+
+/// [`check`] with another `largest` size.
+pub fn check_up_to(largest: usize, file: &Path, sizes: &[(&str, usize)]) -> Result<()> {
+    match sizes.iter().find(|(_, size)| !(1..=largest).contains(size)) {
         None => Ok(()),
-        Some((name, size)) => Err(Error::file(file, format!("{name} is {size}, expected 1 to {MODEL_SIZE}"))),
+        Some((name, size)) => Err(Error::file(file, format!("{name} is {size}, expected 1 to {largest}"))),
     }
 }
 

@@ -1,14 +1,12 @@
 //! Sizes of a FLUX.1 transformer, from `transformer/config.json` (diffusers' `FluxTransformer2DModel`).
 use super::names::{DOUBLE_BLOCKS, SINGLE_BLOCKS};
 use crate::model::families::names::Release;
-use crate::model::families::transformer::{Guidance, TransformerConfig};
+use crate::model::families::transformer::{Guidance, LARGEST, TransformerConfig};
 use crate::model::weights::files::{ModelFiles, Part};
+use crate::model::weights::sizes;
 use crate::system::error::{Error, Result};
 use serde::Deserialize;
 use std::path::Path;
-
-/// No size of a model is larger; products of them stay within the whole numbers.
-const LARGEST: usize = 1 << 16;
 
 /// Side of the square of latents that is packed into a token (diffusers' `FluxPipeline._pack_latents`).
 pub const PACKED_SIDE: usize = 2;
@@ -67,7 +65,7 @@ impl FluxConfig {
     /// Such sizes.
     pub fn checked(self, file: &Path) -> Result<Self> {
         let wrong = |problem: String| Err(Error::file(file, problem));
-        for (name, value) in [
+        let named = [
             ("in_channels", self.in_channels),
             ("num_layers", self.num_layers),
             ("num_single_layers", self.num_single_layers),
@@ -75,11 +73,8 @@ impl FluxConfig {
             ("num_attention_heads", self.num_attention_heads),
             ("joint_attention_dim", self.joint_attention_dim),
             ("pooled_projection_dim", self.pooled_projection_dim),
-        ] {
-            if !(1..=LARGEST).contains(&value) {
-                return wrong(format!("{name} is {value}, expected 1 to {LARGEST}"));
-            }
-        }
+        ];
+        sizes::check_up_to(LARGEST, file, &named)?;
         if self.patch_size != 1 {
             return wrong(format!("patch_size is {}, expected 1", self.patch_size));
         }

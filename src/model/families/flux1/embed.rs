@@ -3,12 +3,13 @@ use super::config::{FluxConfig, PACKED_SIDE};
 use crate::autograd::Variable;
 use crate::model::families::block as families;
 use crate::model::families::joint::{Conditioning, Embedded, Streams};
+use crate::model::families::output_layer::OutputLayer;
 use crate::model::families::patches;
 use crate::model::families::time_embedding::{EmbeddingLayers, FEATURES, features};
 use crate::model::projection::Projection;
 use crate::model::text::TextEmbedding;
 use crate::model::weights::Weights;
-use crate::ops::{self, RotaryTable};
+use crate::ops::RotaryTable;
 use crate::system::error::Result;
 use candle_core::{DType, Device, Result as TensorResult, Tensor};
 
@@ -29,8 +30,7 @@ pub struct FluxEmbedding {
     /// In dev alone.
     guidance: Option<EmbeddingLayers>,
     pooled: EmbeddingLayers,
-    norm_out: Projection,
-    proj_out: Projection,
+    output: OutputLayer,
     axes: [usize; 3],
     dtype: DType,
 }
@@ -49,8 +49,7 @@ impl FluxEmbedding {
             time: EmbeddingLayers::load(weights, "timestep_embedder", FEATURES, width)?,
             guidance: config.guidance_embeds.then(guidance).transpose()?,
             pooled: EmbeddingLayers::load(weights, "text_embedder", config.pooled_projection_dim, width)?,
-            norm_out: Projection::load(weights, "norm_out.linear", width, 2 * width)?,
-            proj_out: Projection::load(weights, "proj_out", width, channels)?,
+            output: OutputLayer::load(weights, width, channels)?,
             axes: config.axes_dims_rope,
             dtype,
         })
@@ -101,15 +100,10 @@ impl families::Embedding for FluxEmbedding {
         conditioning: &Conditioning,
         (rows, columns): (usize, usize),
     ) -> TensorResult<Variable> {
-        // diffusers' AdaLayerNormContinuous has scale before shift.
-        let modulation = self.norm_out.forward(&conditioning.vector.clone().into())?.tensor().chunk(2, 1)?;
-        let (scale, shift) = (modulation[0].clone().into(), modulation[1].clone().into());
-        let normed = ops::layer_norm_modulate(image, &shift, &scale)?;
         let ((batch, ..), side) = (image.dims3()?, PACKED_SIDE);
-        let channels = self.proj_out.sizes().1 / (side * side);
-        self.proj_out
-            .forward(&normed)?
-            .to_dtype(DType::F32)?
+        let channels = self.output.outer() / (side * side);
+        self.output
+            .forward(image, conditioning)?
             .reshape(&[batch, rows, columns, channels, side, side][..])?
             .permute(&[0, 3, 1, 4, 2, 5])?
             .reshape((batch, channels, rows * side, columns * side))

@@ -8,7 +8,6 @@ mod single;
 
 pub use config::FluxConfig;
 
-use crate::model::families::block as families;
 use crate::model::families::family::{Family, SigmaSpacing};
 use crate::model::families::names::KohyaNames;
 use crate::model::families::pipelines::PipelineNames;
@@ -19,7 +18,7 @@ use crate::system::error::Result;
 use candle_core::{DType, Device};
 use double::DoubleBlock;
 use embed::FluxEmbedding;
-use names::{DOUBLE_BLOCKS, KOHYA, SINGLE_BLOCKS};
+use names::KOHYA;
 use pipeline::PIPELINE;
 use single::SingleBlock;
 
@@ -75,22 +74,10 @@ pub fn from_weights(
 ) -> Result<Transformer> {
     let compute = if device.is_cpu() { DType::F32 } else { dtype };
     let embedding = Box::new(FluxEmbedding::load(weights, &config, compute)?);
-    let general = config.general();
-    let depth = depth.map_or(general.num_layers(), |depth| depth.min(general.num_layers()));
-    let mut blocks: Vec<Box<dyn families::Block>> = Vec::with_capacity(depth);
-    for layer in 0..general.num_layers() {
-        let (list, number) = match layer.checked_sub(config.num_layers) {
-            None => (DOUBLE_BLOCKS, layer),
-            Some(number) => (SINGLE_BLOCKS, number),
-        };
-        if layer >= depth {
-            weights.ignore_all(&format!("{list}.{number}."));
-        } else if list == DOUBLE_BLOCKS {
-            blocks.push(Box::new(DoubleBlock::load(weights, &config, number)?));
-        } else {
-            blocks.push(Box::new(SingleBlock::load(weights, &config, number)?));
-        }
-    }
-    weights.finish()?;
-    Ok(Transformer { config: general, embedding, blocks })
+    Transformer::from_blocks(config.general(), embedding, depth, weights, |layer| {
+        Ok(match layer.checked_sub(config.num_layers) {
+            None => Box::new(DoubleBlock::load(weights, &config, layer)?),
+            Some(number) => Box::new(SingleBlock::load(weights, &config, number)?),
+        })
+    })
 }

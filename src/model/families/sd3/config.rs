@@ -1,14 +1,12 @@
 //! Sizes of an MM-DiT, from `transformer/config.json` (diffusers' `SD3Transformer2DModel`).
 use super::names::BLOCKS;
 use crate::model::families::names::Release;
-use crate::model::families::transformer::{Guidance, TransformerConfig};
+use crate::model::families::transformer::{Guidance, LARGEST, TransformerConfig};
 use crate::model::weights::files::{ModelFiles, Part};
+use crate::model::weights::sizes;
 use crate::system::error::{Error, Result};
 use serde::Deserialize;
 use std::path::Path;
-
-/// No size of a model is larger; products of them stay within the whole numbers.
-const LARGEST: usize = 1 << 16;
 
 /// Sizes of an MM-DiT; the fields are the keys of `transformer/config.json`.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -51,7 +49,7 @@ impl MmDitConfig {
     pub fn checked(self, file: &Path) -> Result<Self> {
         let config = self;
         let wrong = |problem: String| Err(Error::file(file, problem));
-        for (name, value) in [
+        let named = [
             ("patch_size", config.patch_size),
             ("in_channels", config.in_channels),
             ("num_layers", config.num_layers),
@@ -61,11 +59,8 @@ impl MmDitConfig {
             ("joint_attention_dim", config.joint_attention_dim),
             ("pooled_projection_dim", config.pooled_projection_dim),
             ("out_channels", config.out_channels()),
-        ] {
-            if !(1..=LARGEST).contains(&value) {
-                return wrong(format!("{name} is {value}, expected 1 to {LARGEST}"));
-            }
-        }
+        ];
+        sizes::check_up_to(LARGEST, file, &named)?;
         if config.caption_projection_dim != config.width() {
             return wrong(format!(
                 "caption_projection_dim is {}, expected num_attention_heads · attention_head_dim = {}",

@@ -3,12 +3,12 @@ use super::config::MmDitConfig;
 use crate::autograd::Variable;
 use crate::model::families::block as families;
 use crate::model::families::joint::{Conditioning, Embedded, Streams};
+use crate::model::families::output_layer::OutputLayer;
 use crate::model::families::patches;
 use crate::model::families::time_embedding::{EmbeddingLayers, FEATURES, features};
 use crate::model::projection::Projection;
 use crate::model::text::TextEmbedding;
 use crate::model::weights::Weights;
-use crate::ops;
 use crate::system::error::Result;
 use candle_core::{DType, Result as TensorResult, Tensor, bail};
 
@@ -21,8 +21,7 @@ pub struct MmDitEmbedding {
     context: Projection,
     time: EmbeddingLayers,
     pooled: EmbeddingLayers,
-    norm_out: Projection,
-    out: Projection,
+    output: OutputLayer,
     out_channels: usize,
     dtype: DType,
 }
@@ -48,8 +47,7 @@ impl MmDitEmbedding {
             context: Projection::load(weights, "context_embedder", config.joint_attention_dim, width)?,
             time: EmbeddingLayers::load(weights, "timestep_embedder", FEATURES, width)?,
             pooled: EmbeddingLayers::load(weights, "text_embedder", config.pooled_projection_dim, width)?,
-            norm_out: Projection::load(weights, "norm_out.linear", width, 2 * width)?,
-            out: Projection::load(weights, "proj_out", width, patch * patch * config.out_channels())?,
+            output: OutputLayer::load(weights, width, patch * patch * config.out_channels())?,
             out_channels: config.out_channels(),
             dtype,
         })
@@ -102,14 +100,9 @@ impl families::Embedding for MmDitEmbedding {
         conditioning: &Conditioning,
         (rows, columns): (usize, usize),
     ) -> TensorResult<Variable> {
-        // diffusers' AdaLayerNormContinuous has scale before shift.
-        let modulation = self.norm_out.forward(&conditioning.vector.clone().into())?.tensor().chunk(2, 1)?;
-        let (scale, shift) = (modulation[0].clone().into(), modulation[1].clone().into());
-        let normed = ops::layer_norm_modulate(image, &shift, &scale)?;
         let ((batch, ..), p) = (image.dims3()?, self.patch_size);
-        self.out
-            .forward(&normed)?
-            .to_dtype(DType::F32)?
+        self.output
+            .forward(image, conditioning)?
             .reshape(&[batch, rows, columns, p, p, self.out_channels][..])?
             .permute(&[0, 5, 1, 3, 2, 4])?
             .reshape((batch, self.out_channels, rows * p, columns * p))

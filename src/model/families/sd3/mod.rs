@@ -7,7 +7,6 @@ pub mod pipeline;
 
 pub use config::{MmDitConfig, release};
 
-use crate::model::families::block as families;
 use crate::model::families::family::{Family, SigmaSpacing};
 use crate::model::families::names::KohyaNames;
 use crate::model::families::pipelines::PipelineNames;
@@ -18,7 +17,7 @@ use crate::system::error::Result;
 use block::MmDitBlock;
 use candle_core::{DType, Device};
 use embed::MmDitEmbedding;
-use names::{BLOCKS, KOHYA};
+use names::KOHYA;
 use pipeline::PIPELINE;
 
 /// The family.
@@ -72,11 +71,7 @@ pub fn from_weights(
 ) -> Result<Transformer> {
     let compute = if device.is_cpu() { DType::F32 } else { dtype };
     let embedding = Box::new(MmDitEmbedding::load(weights, &config, compute)?);
-    let depth = depth.map_or(config.num_layers, |depth| depth.min(config.num_layers));
-    let load =
-        |layer: usize| -> Result<Box<dyn families::Block>> { Ok(Box::new(MmDitBlock::load(weights, &config, layer)?)) };
-    let blocks = (0..depth).map(load).collect::<Result<Vec<_>>>()?;
-    (depth..config.num_layers).for_each(|layer| weights.ignore_all(&format!("{BLOCKS}.{layer}.")));
-    weights.finish()?;
-    Ok(Transformer { config: config.general(), embedding, blocks })
+    Transformer::from_blocks(config.general(), embedding, depth, weights, |layer| {
+        Ok(Box::new(MmDitBlock::load(weights, &config, layer)?))
+    })
 }
