@@ -7,11 +7,10 @@ mod common;
 
 use candle_core::DType;
 use clap::Parser;
-use common::{Preset, Result, preset, rounded, write_weights};
+use common::{Preset, Result, preset, rounded};
 use seg4diff::config::{BLUR, DeviceChoice};
-use seg4diff::model::families::{Blur, sd3};
+use seg4diff::model::families::Blur;
 use seg4diff::model::text::TextEmbedding;
-use seg4diff::model::weights::Weights;
 use seg4diff::sample::generate::{Conditions, PerturbedGuidance, SamplingOptions};
 use seg4diff::sample::noise::normal;
 use seg4diff::sample::scheduler::Scheduler;
@@ -40,13 +39,14 @@ struct Args {
 fn main() -> Result<()> {
     seg4diff::system::process::prepare().expect("threads");
     let args = Args::parse();
-    let Preset { config, side, text_tokens, expert_layer } = preset(&args.preset)?;
+    let preset = preset(&args.preset)?;
+    let Preset { side, text_tokens, expert_layer, .. } = preset;
+    let config = preset.general();
     let device = args.device.open()?;
     let folder = tempfile::tempdir()?;
     let file = folder.path().join("model.safetensors");
-    write_weights(&config, DType::F32, &file)?;
-    let weights = Weights::open(&file, std::slice::from_ref(&file), DType::F32, &device)?;
-    let model = sd3::from_weights(config.clone(), None, &weights, DType::F32, &device)?;
+    preset.write_weights(DType::F32, &file)?;
+    let model = preset.load(&file, None, DType::F32, &device)?;
     let noise = normal(2, &[0], (args.batch, 16, side, side), &device)?;
     let text = |stream: u64| -> Result<TextEmbedding> {
         Ok(TextEmbedding::new(

@@ -12,7 +12,7 @@ mod common;
 
 use candle_core::{Device, Tensor};
 use clap::Parser;
-use common::{Preset, Result, preset, rounded};
+use common::{Preset, Result, Sizes, preset, rounded};
 use seg4diff::autograd::{self, Variable};
 use seg4diff::ops::{self, FrozenLayer, Precision};
 use seg4diff::sample::noise::normal;
@@ -135,7 +135,9 @@ impl Part<'_> {
 fn main() -> Result<()> {
     seg4diff::system::process::prepare().expect("threads");
     let args = Args::parse();
-    let Preset { config, side, text_tokens, .. } = preset(&args.preset)?;
+    let Preset { sizes: Sizes::Sd3(config), side, text_tokens, .. } = preset(&args.preset)? else {
+        return Err(format!("--preset {}: parts are those of SD3", args.preset).into());
+    };
     let batch = args.batch.unwrap_or(if args.preset == "demo" { 4 } else { 1 });
     let (width, heads, layers) = (config.width(), config.num_attention_heads, config.num_layers);
     let grid = side / config.patch_size;

@@ -8,12 +8,10 @@ mod common;
 
 use candle_core::{DType, Device, Tensor};
 use clap::Parser;
-use common::{Preset, Result, preset, rounded, write_weights};
+use common::{Preset, Result, preset, rounded};
 use seg4diff::eval::maps::MapSettings;
 use seg4diff::eval::segmentation::{ClassMaps, Prompt};
-use seg4diff::model::families::sd3;
 use seg4diff::model::text::TextEmbedding;
-use seg4diff::model::weights::Weights;
 use seg4diff::sample::noise::normal;
 use std::time::Instant;
 
@@ -36,12 +34,14 @@ struct Args {
 fn main() -> Result<()> {
     seg4diff::system::process::prepare().expect("threads");
     let args = Args::parse();
-    let Preset { config, side, text_tokens, expert_layer } = preset(&args.preset)?;
+    let preset = preset(&args.preset)?;
+    let Preset { side, text_tokens, expert_layer, .. } = preset;
+    let config = preset.general();
     let (device, folder) = (Device::Cpu, tempfile::tempdir()?);
     let file = folder.path().join("model.safetensors");
     // Written by another process, whose memory is not this one's.
     if std::env::var_os("WRITE_WEIGHTS").is_some() {
-        return write_weights(&config, DType::F32, std::path::Path::new(&std::env::var("WRITE_WEIGHTS")?));
+        return preset.write_weights(DType::F32, std::path::Path::new(&std::env::var("WRITE_WEIGHTS")?));
     }
     let written = std::process::Command::new(std::env::current_exe()?)
         .args(["--preset", &args.preset])
@@ -50,8 +50,7 @@ fn main() -> Result<()> {
     if !written.success() {
         return Err("the weights were not written".into());
     }
-    let weights = Weights::open(&file, std::slice::from_ref(&file), DType::F32, &device)?;
-    let model = sd3::from_weights(config.clone(), Some(expert_layer + 1), &weights, DType::F32, &device)?;
+    let model = preset.load(&file, Some(expert_layer + 1), DType::F32, &device)?;
     let places = (0..args.classes).map(|class| (class as u16, 1 + 2 * class..3 + 2 * class)).collect();
     let prompt = Prompt { text: String::new(), places };
     let grid = (side / config.patch_size, side / config.patch_size);

@@ -1,7 +1,8 @@
-//! One training step on random weights, the twin of `../shared/bench/torch_step.py`: the same sizes, losses and work.
+//! One training step on random weights, the twin of `../shared/bench/torch_step.py` and, of FLUX.1, of `flux_step.py`: the
+//! same sizes, losses and work.
 //!
-//!   cargo bench --bench step -- --preset demo|sd3-width|sd3-medium [--device cpu|cuda:0] [--dtype f32|bf16] [--batch N]
-//!                               [--steps N] [--masks N] [--checkpointing] [--variant plain --variant masks=0,batch=1 …]
+//!   cargo bench --bench step -- --preset demo|sd3-width|sd3-medium|flux-width|flux-dev [--device cpu|cuda:0]
+//!                               [--dtype f32|bf16] [--batch N] [--steps N] [--masks N] [--checkpointing] [--variant plain --variant masks=0,batch=1 …]
 //!
 //! Prints one JSON line with the keys of the PyTorch script. Each `--variant` is measured in turn on one model, with what
 //! it names in the place of what the other flags say. A step that does not fit into memory is a line, too; then half the
@@ -11,13 +12,12 @@ mod common;
 
 use candle_core::{DType, Device, Tensor};
 use clap::Parser;
-use common::{Preset, Result, preset, rounded, write_weights};
+use common::{Preset, Result, preset, rounded};
 use rand::Rng;
 use seg4diff::config::{Choice, DeviceChoice, RunConfig, WeightType};
 use seg4diff::loss::{MaskTarget, SampleTargets};
-use seg4diff::model::families::{Transformer, sd3};
+use seg4diff::model::families::Transformer;
 use seg4diff::model::text::TextEmbedding;
-use seg4diff::model::weights::Weights;
 use seg4diff::ops::Target;
 use seg4diff::ops::device::{forget_gpu_peak, peak_gpu_bytes, take_epilogues, upload};
 use seg4diff::sample::noise::{generator, normal};
@@ -153,9 +153,8 @@ impl<'a> Trainer<'a> {
         let dtype = args.dtype.dtype();
         let folder = tempfile::tempdir()?;
         let file = folder.path().join("model.safetensors");
-        write_weights(&preset.config, dtype, &file)?;
-        let weights = Weights::open(&file, std::slice::from_ref(&file), dtype, &device)?;
-        let mut model = sd3::from_weights(preset.config.clone(), None, &weights, dtype, &device)?;
+        preset.write_weights(dtype, &file)?;
+        let mut model = preset.load(&file, None, dtype, &device)?;
 
         let settings = ["output=\"-\"", "model.path=\"-\"", "data.source=[\"-\"]", "data.captions=\"-\""];
         let mut settings: Vec<String> = settings.map(String::from).to_vec();
@@ -169,7 +168,7 @@ impl<'a> Trainer<'a> {
     /// What has been measured, as the fields of a line.
     fn measure(&self, work: Work) -> Result<serde_json::Value> {
         let Self { args, preset, device, config, model, parameters, .. } = self;
-        let sizes = &preset.config;
+        let sizes = preset.general();
         let Work { batch, masks, checkpointing, epilogue } = work;
         take_epilogues(epilogue);
         let (side, grid) = (preset.side, preset.side / sizes.patch_size);
@@ -180,7 +179,7 @@ impl<'a> Trainer<'a> {
         let context = draw(&[1], &[batch, preset.text_tokens, sizes.joint_attention_dim])?;
         let pooled = draw(&[2], &[batch, sizes.pooled_projection_dim])?;
         let targets: Vec<SampleTargets> = (0..batch).map(|b| targets(masks, 8 * side, grid, b as u64)).collect();
-        let recomputed_blocks = if checkpointing { sizes.num_layers } else { 0 };
+        let recomputed_blocks = if checkpointing { sizes.num_layers() } else { 0 };
         let plan = StepPlan { expert_layers: &[preset.expert_layer], recomputed_blocks };
         let text = TextEmbedding::new(context, pooled)?;
         let prepare = |number: u64| -> Result<StepInputs> {

@@ -1,30 +1,63 @@
-//! Models with random weights, of the sizes of `../shared/bench/torch_step.py`.
+//! Models with random weights, of the sizes of `../shared/bench/torch_step.py` and `flux_step.py`.
 use candle_core::{DType, Device};
 use rayon::prelude::*;
-use seg4diff::model::families::sd3::MmDitConfig;
-use seg4diff::model::weights;
+use seg4diff::model::families::flux1::{self, FluxConfig};
+use seg4diff::model::families::sd3::{self, MmDitConfig};
+use seg4diff::model::families::{Transformer, TransformerConfig};
+use seg4diff::model::weights::{self, Weights};
 use seg4diff::sample::noise::normal;
 use std::collections::BTreeMap;
 use std::path::Path;
 
 pub type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
+/// A model, and the work for it.
 pub struct Preset {
-    pub config: MmDitConfig,
+    pub sizes: Sizes,
     /// Side of the latents.
     pub side: usize,
     pub text_tokens: usize,
     pub expert_layer: usize,
 }
 
+/// A family's sizes.
+pub enum Sizes {
+    Sd3(MmDitConfig),
+    Flux1(FluxConfig),
+}
+
+/// Tensors by name, each with its shape.
+type Shapes = Vec<(String, Vec<usize>)>;
+
 pub fn preset(name: &str) -> Result<Preset> {
+    if let "flux-width" | "flux-dev" = name {
+        // 512 pixels; the real width, and for `flux-dev` the real depth and 1024 pixels.
+        let (double, single, side, expert_layer) = if name == "flux-dev" { (19, 38, 128, 12) } else { (2, 2, 64, 1) };
+        let config = FluxConfig {
+            patch_size: 1,
+            in_channels: 64,
+            out_channels: None,
+            num_layers: double,
+            num_single_layers: single,
+            attention_head_dim: 128,
+            num_attention_heads: 24,
+            joint_attention_dim: 4096,
+            pooled_projection_dim: 768,
+            guidance_embeds: true,
+            axes_dims_rope: [16, 56, 56],
+        };
+        return Ok(Preset { sizes: Sizes::Flux1(config), side, text_tokens: 512, expert_layer });
+    }
     let (layers, heads, head_dim, side, patch, text_tokens, expert_layer, joint, pooled) = match name {
         "demo" => (8, 6, 32, 16, 1, 77, 4, 192, 192),
         "sd3-width" => (4, 24, 64, 64, 2, 154, 2, 4096, 2048),
         "sd3-medium" => (24, 24, 64, 128, 2, 154, 9, 4096, 2048),
         // For an emulated GPU, which takes seconds for it; PyTorch's twin has none.
         "tiny" => (2, 1, 32, 4, 1, 77, 1, 64, 64),
-        other => return Err(format!("no preset {other}: expected demo, sd3-width, sd3-medium or tiny").into()),
+        other => {
+            let known = "demo, sd3-width, sd3-medium, flux-width, flux-dev or tiny";
+            return Err(format!("no preset {other}: expected {known}").into());
+        }
     };
     let config = MmDitConfig {
         patch_size: patch,
@@ -40,17 +73,60 @@ pub fn preset(name: &str) -> Result<Preset> {
         dual_attention_layers: vec![],
         qk_norm: None,
     };
-    Ok(Preset { config, side, text_tokens, expert_layer })
+    Ok(Preset { sizes: Sizes::Sd3(config), side, text_tokens, expert_layer })
 }
 
-/// Random weights of the model, scaled so that activations keep their size, as a file to open.
-pub fn write_weights(config: &MmDitConfig, dtype: DType, file: &Path) -> Result<()> {
+impl Preset {
+    /// What any family says of its sizes.
+    pub fn general(&self) -> TransformerConfig {
+        match &self.sizes {
+            Sizes::Sd3(config) => config.general(),
+            Sizes::Flux1(config) => config.general(),
+        }
+    }
+
+    /// Makes the model, its first `depth` blocks where that is given, from a file of [`Self::write_weights`].
+    pub fn load(&self, file: &Path, depth: Option<usize>, dtype: DType, device: &Device) -> Result<Transformer> {
+        let weights = Weights::open(file, &[file.to_path_buf()], dtype, device)?;
+        Ok(match &self.sizes {
+            Sizes::Sd3(config) => sd3::from_weights(config.clone(), depth, &weights, dtype, device)?,
+            Sizes::Flux1(config) => flux1::from_weights(config.clone(), depth, &weights, dtype, device)?,
+        })
+    }
+
+    /// Random weights of the model, scaled so that activations keep their size, as a file to open.
+    pub fn write_weights(&self, dtype: DType, file: &Path) -> Result<()> {
+        let shapes = match &self.sizes {
+            Sizes::Sd3(config) => sd3_shapes(config),
+            Sizes::Flux1(config) => flux1_shapes(config),
+        };
+        let random = |(number, (name, shape)): (usize, (String, Vec<usize>))| {
+            let fan_in: usize = shape[1..].iter().product();
+            let noise = normal(0, &[number as u64], &shape[..], &Device::Cpu)?;
+            let tensor = match shape.len() {
+                1 if name.contains("norm_") => (noise * 0.1)? + 1.0,
+                1 => noise * 0.1,
+                _ => noise * (fan_in as f64).powf(-0.5),
+            };
+            seg4diff::system::error::Result::Ok((name, tensor?.to_dtype(dtype)?))
+        };
+        // Two thousand million numbers for sd3-medium: on all threads.
+        let tensors = shapes.into_par_iter().enumerate().map(random);
+        let tensors = tensors.collect::<seg4diff::system::error::Result<BTreeMap<_, _>>>()?;
+        weights::write(file, &tensors, &BTreeMap::new())?;
+        Ok(())
+    }
+}
+
+/// Those of a layer with a bias.
+fn linear(shapes: &mut Shapes, name: String, inner: usize, outer: usize) {
+    shapes.push((format!("{name}.weight"), vec![outer, inner]));
+    shapes.push((format!("{name}.bias"), vec![outer]));
+}
+
+fn sd3_shapes(config: &MmDitConfig) -> Shapes {
     let (width, patch) = (config.width(), config.patch_size);
-    let mut shapes: Vec<(String, Vec<usize>)> = vec![];
-    let mut linear = |name: String, inner: usize, outer: usize| {
-        shapes.push((format!("{name}.weight"), vec![outer, inner]));
-        shapes.push((format!("{name}.bias"), vec![outer]));
-    };
+    let mut shapes: Shapes = vec![];
     for (name, inner, outer) in [
         ("context_embedder", config.joint_attention_dim, width),
         ("time_text_embed.timestep_embedder.linear_1", 256, width),
@@ -60,7 +136,7 @@ pub fn write_weights(config: &MmDitConfig, dtype: DType, file: &Path) -> Result<
         ("norm_out.linear", width, 2 * width),
         ("proj_out", width, patch * patch * config.out_channels()),
     ] {
-        linear(name.to_string(), inner, outer);
+        linear(&mut shapes, name.to_string(), inner, outer);
     }
     for layer in 0..config.num_layers {
         let last = config.is_last(layer);
@@ -72,30 +148,80 @@ pub fn write_weights(config: &MmDitConfig, dtype: DType, file: &Path) -> Result<
         ];
         for name in ["to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"] {
             if name != "to_add_out" || !last {
-                linear(format!("transformer_blocks.{layer}.attn.{name}"), width, width);
+                linear(&mut shapes, format!("transformer_blocks.{layer}.attn.{name}"), width, width);
             }
         }
         if !last {
             of_block.extend([("ff_context.net.0.proj", width, 4 * width), ("ff_context.net.2", 4 * width, width)]);
         }
         for (name, inner, outer) in of_block {
-            linear(format!("transformer_blocks.{layer}.{name}"), inner, outer);
+            linear(&mut shapes, format!("transformer_blocks.{layer}.{name}"), inner, outer);
         }
     }
     shapes.push(("pos_embed.proj.weight".into(), vec![width, config.in_channels, patch, patch]));
     shapes.push(("pos_embed.proj.bias".into(), vec![width]));
     shapes.push(("pos_embed.pos_embed".into(), vec![1, config.pos_embed_max_size.pow(2), width]));
-    let random = |(number, (name, shape)): (usize, (String, Vec<usize>))| {
-        let fan_in: usize = shape[1..].iter().product();
-        let scale = if shape.len() == 1 { 0.1 } else { (fan_in as f64).powf(-0.5) };
-        let tensor = (normal(0, &[number as u64], shape, &Device::Cpu)? * scale)?.to_dtype(dtype)?;
-        seg4diff::system::error::Result::Ok((name, tensor))
-    };
-    // Two thousand million numbers for sd3-medium: on all threads.
-    let tensors = shapes.into_par_iter().enumerate().map(random);
-    let tensors = tensors.collect::<seg4diff::system::error::Result<BTreeMap<_, _>>>()?;
-    weights::write(file, &tensors, &BTreeMap::new())?;
-    Ok(())
+    shapes
+}
+
+fn flux1_shapes(config: &FluxConfig) -> Shapes {
+    let width = config.width();
+    let mut shapes: Shapes = vec![];
+    for (name, inner, outer) in [
+        ("x_embedder", config.in_channels, width),
+        ("context_embedder", config.joint_attention_dim, width),
+        ("norm_out.linear", width, 2 * width),
+        ("proj_out", width, config.in_channels),
+    ] {
+        linear(&mut shapes, name.to_string(), inner, outer);
+    }
+    for (name, inner) in
+        [("timestep_embedder", 256), ("guidance_embedder", 256), ("text_embedder", config.pooled_projection_dim)]
+    {
+        linear(&mut shapes, format!("time_text_embed.{name}.linear_1"), inner, width);
+        linear(&mut shapes, format!("time_text_embed.{name}.linear_2"), width, width);
+    }
+    let (double, single) = (
+        [
+            ("norm1.linear", 1, 6),
+            ("norm1_context.linear", 1, 6),
+            ("attn.to_q", 1, 1),
+            ("attn.to_k", 1, 1),
+            ("attn.to_v", 1, 1),
+            ("attn.to_out.0", 1, 1),
+            ("attn.add_q_proj", 1, 1),
+            ("attn.add_k_proj", 1, 1),
+            ("attn.add_v_proj", 1, 1),
+            ("attn.to_add_out", 1, 1),
+            ("ff.net.0.proj", 1, 4),
+            ("ff.net.2", 4, 1),
+            ("ff_context.net.0.proj", 1, 4),
+            ("ff_context.net.2", 4, 1),
+        ],
+        [
+            ("norm.linear", 1, 3),
+            ("attn.to_q", 1, 1),
+            ("attn.to_k", 1, 1),
+            ("attn.to_v", 1, 1),
+            ("proj_mlp", 1, 4),
+            ("proj_out", 5, 1),
+        ],
+    );
+    for (list, count, layers, norms) in [
+        ("transformer_blocks", config.num_layers, &double[..], &["q", "k", "added_q", "added_k"][..]),
+        ("single_transformer_blocks", config.num_single_layers, &single[..], &["q", "k"][..]),
+    ] {
+        for layer in 0..count {
+            for (name, inner, outer) in layers {
+                linear(&mut shapes, format!("{list}.{layer}.{name}"), inner * width, outer * width);
+            }
+            for norm in norms {
+                let name = format!("{list}.{layer}.attn.norm_{norm}.weight");
+                shapes.push((name, vec![config.attention_head_dim]));
+            }
+        }
+    }
+    shapes
 }
 
 /// To so many digits after the point.

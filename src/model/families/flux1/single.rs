@@ -1,5 +1,5 @@
 //! A single-stream block (diffusers' `FluxSingleTransformerBlock`): image and text tokens go through the same layers, the
-//! attention beside the MLP.
+//! attention beside the MLP. Nothing uses the text that the last one makes.
 use super::config::FluxConfig;
 use super::names::SINGLE_BLOCKS;
 use super::pipeline::words;
@@ -19,6 +19,8 @@ const MLP_RATIO: usize = 4;
 /// Weights of a block.
 pub struct SingleBlock {
     heads: usize,
+    /// Its text goes into the attention and no further.
+    is_last: bool,
     norm: Projection,
     qkv: Qkv,
     proj_mlp: Projection,
@@ -37,6 +39,7 @@ impl SingleBlock {
         let names = ["to_q", "to_k", "to_v", "norm_q", "norm_k"];
         Ok(Self {
             heads: config.num_attention_heads,
+            is_last: layer + 1 == config.num_single_layers,
             norm: Projection::load(weights, &format!("{prefix}.norm.linear"), width, 3 * width)?,
             qkv: Qkv::load(weights, &format!("{prefix}.attn"), names, width, Some(head_dim))?,
             proj_mlp: Projection::load(weights, &format!("{prefix}.proj_mlp"), width, hidden)?,
@@ -101,10 +104,16 @@ impl Block for SingleBlock {
             last_key_count: streams.last_text_count,
             words: words(streams)?,
         };
-        let hidden = ops::gelu(&self.proj_mlp.forward(&normed)?)?;
-        let update = self.proj_out.forward(&ops::cat(&[attend(&inputs)?, hidden], 2)?)?;
-        let joint = ops::gated_residual(&joint, &update, &gate)?;
-        let (image, text) = (joint.window(1, 0..image_tokens)?, joint.window(1, image_tokens..all)?);
+        let attended = attend(&inputs)?;
+        let output = 0..if self.is_last { image_tokens } else { all };
+        let hidden = ops::gelu(&self.proj_mlp.forward_window(&normed, output.clone())?)?;
+        let update = self.proj_out.forward(&ops::cat(&[attended.window(1, output)?, hidden], 2)?)?;
+        let (image, text) = if self.is_last {
+            (ops::gated_residual(&streams.image, &update, &gate)?, streams.text.clone())
+        } else {
+            let joint = ops::gated_residual(&joint, &update, &gate)?;
+            (joint.window(1, 0..image_tokens)?, joint.window(1, image_tokens..all)?)
+        };
         Ok((Streams { image, text, last_text_count: streams.last_text_count }, inputs))
     }
 
@@ -118,16 +127,14 @@ impl Block for SingleBlock {
     }
 
     /// The input of the norm, what queries, keys and values save, the MLP's features before GELU; of layers with an adapter
-    /// their input, and what an adapted gate is multiplied with.
+    /// their input, and what an adapted gate is multiplied with. Such a gate saves the last block's image stream, too, which
+    /// the joint sequence is a copy of.
     fn saved_activations(&self) -> SavedActivations {
         let is_normed_saved = !self.qkv.is_adapted() && self.proj_mlp.is_adapted();
         let before_output = usize::from(self.proj_out.is_adapted()) * (1 + MLP_RATIO);
-        let all = 1
-            + self.qkv.saved(true)
-            + usize::from(is_normed_saved)
-            + MLP_RATIO
-            + before_output
-            + usize::from(self.norm.is_adapted());
-        SavedActivations { image: all, text: all }
+        let gated = usize::from(self.norm.is_adapted()) * if self.is_last { 2 } else { 1 };
+        let inputs = 1 + self.qkv.saved(true) + usize::from(is_normed_saved);
+        let image = inputs + MLP_RATIO + before_output + gated;
+        SavedActivations { image, text: if self.is_last { inputs } else { image } }
     }
 }
