@@ -16,7 +16,8 @@
 # check and tests end everything where they fail. Each part has a time after which it is stopped, and all together have
 # LIMIT seconds (570), as a machine may be lent for minutes: what does not fit any more is left out, and said. ROUNDS (1)
 # of step and compile, STEPS (10) of each of VARIANTS ("plain epilogue=0 checkpointing masks=0 batch=1").
-# TORCH_DEVICE=none leaves PyTorch out. benches/gpu_dry_run.sh sets the other variables.
+# PRESET (sd3-medium) may be flux-dev, which wants BATCH=1. TORCH_DEVICE=none leaves PyTorch out. benches/gpu_dry_run.sh
+# sets the other variables.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 OUT=${OUT:-target/gpu/results} ROUNDS=${ROUNDS:-1} STEPS=${STEPS:-10} LIMIT=${LIMIT:-570} PYTHON=${PYTHON:-python3}
@@ -27,6 +28,9 @@ TESTS=${TESTS:-ops::} STEP_TESTS=${STEP_TESTS:-} STEP_FLAGS=${STEP_FLAGS:-} PEAK
 ATTENTION_FLAGS=${ATTENTION_FLAGS:-} PATIENCE=${PATIENCE:-1}
 # What candle's kernels need: they are PTX of version 9.0.
 LEAST_DRIVER=580
+twin=target/gpu/torch_step.py without=epilogue
+# FLUX.1's twin cannot store scores.
+if [[ $TORCH_PRESET = flux-* ]]; then twin=benches/flux_step.py without='epilogue\|attention'; fi
 parts=${*:-check tests sanitizer peak attention step compile profile}
 for part in $parts; do
   case $part in
@@ -126,8 +130,8 @@ ours() { # ours FLAGS…
 torch_steps() { # torch_steps SECONDS FLAGS…
   local seconds=$1
   shift
-  theirs "$seconds" benches/torch_steps.py target/gpu/torch_step.py --preset "$TORCH_PRESET" --dtype bf16 \
-    --batch "$BATCH" --steps "$STEPS" "$@"
+  theirs "$seconds" benches/torch_steps.py "$twin" --preset "$TORCH_PRESET" --dtype bf16 --batch "$BATCH" \
+    --steps "$STEPS" "$@"
 }
 
 say "machine"
@@ -180,7 +184,7 @@ for part in $parts; do
     step)
       for _ in $(seq "$ROUNDS"); do
         ours $(printf -- '--variant %s ' $VARIANTS)
-        torch_steps 240 $(printf '%s\n' $VARIANTS attention=all | sed '/epilogue/d; s/^/--variant /')
+        torch_steps 240 $(printf '%s\n' $VARIANTS attention=all | sed "/$without/d; s/^/--variant /")
       done ;;
     compile)
       if [[ $has_torch = no ]]; then echo "no PyTorch to compare with"; continue; fi
