@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # Our programs against PyTorch's on the same work, in turn, three rounds; prints medians and ratios, keeps the raw lines.
 #
-#   PYTHON=python3 benches/versus.sh [demo] [sd3-width] [segmentation] [generate] [loader]    all but the last by default
+#   PYTHON=python3 benches/versus.sh [demo] [sd3-width] [flux-width] [segmentation] [generate] [loader]
+#
+# All but the last by default.
 #
 # Steps are measured with the mask loss and on the flow loss alone. SEG4DIFF_NO_AMX=1 measures ours without matrix units.
 # Needs a Python with torch, diffusers, peft, scipy (for loader: Pillow, pycocotools), and ../shared. ROUNDS=3.
@@ -14,7 +16,7 @@ cargo bench --no-run --bench step --bench segmentation --bench generate --bench 
 {
   printf '{"date":"%s","commit":"%s","cores":%s,"no_amx":"%s","machine":"%s"}\n' "$(date +%F)" \
     "$(git rev-parse --short HEAD)" "$(nproc)" "${SEG4DIFF_NO_AMX:-}" "$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)"
-  for part in "${@:-demo sd3-width segmentation generate}"; do for part in $part; do for _ in $(seq "$ROUNDS"); do
+  for part in "${@:-demo sd3-width flux-width segmentation generate}"; do for part in $part; do for _ in $(seq "$ROUNDS"); do
     case $part in
       demo)
         cargo bench -q --bench step -- --preset demo --steps 10
@@ -28,6 +30,12 @@ cargo bench --no-run --bench step --bench segmentation --bench generate --bench 
         "$PYTHON" ../shared/bench/torch_step.py --preset sd3-width --batch 1 --steps 2
         cargo bench -q --bench step -- --preset sd3-width --batch 1 --steps 3 --masks 0
         "$PYTHON" ../shared/bench/torch_step.py --preset sd3-width --batch 1 --steps 3 --masks 0
+        ;;
+      flux-width)
+        cargo bench -q --bench step -- --preset flux-width --batch 1 --steps 3
+        "$PYTHON" benches/flux_step.py --preset flux-width --batch 1 --steps 2
+        cargo bench -q --bench step -- --preset flux-width --batch 1 --steps 3 --masks 0
+        "$PYTHON" benches/flux_step.py --preset flux-width --batch 1 --steps 3 --masks 0
         ;;
       segmentation)
         cargo bench -q --bench segmentation -- --batch 4
