@@ -133,7 +133,7 @@ impl Part<'_> {
 }
 
 fn main() -> Result<()> {
-    seg4diff::system::process::prepare().expect("threads");
+    seg4diff::system::process::prepare(1).expect("threads");
     let args = Args::parse();
     let Preset { sizes: Sizes::Sd3(config), side, text_tokens, .. } = preset(&args.preset)? else {
         return Err(format!("--preset {}: parts are those of SD3", args.preset).into());

@@ -32,7 +32,7 @@ struct Args {
 }
 
 fn main() -> Result<()> {
-    seg4diff::system::process::prepare().expect("threads");
+    seg4diff::system::process::prepare(1).expect("threads");
     let args = Args::parse();
     let preset = preset(&args.preset)?;
     let Preset { side, text_tokens, expert_layer, .. } = preset;

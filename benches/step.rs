@@ -295,7 +295,7 @@ fn profiled<T>(_: impl FnOnce() -> Result<T>) -> Result<T> {
 }
 
 fn main() -> Result<()> {
-    seg4diff::system::process::prepare().expect("threads");
+    seg4diff::system::process::prepare(1).expect("threads");
     let args = Args::parse();
     let all_work = args.all_work()?;
     let trainer = Trainer::new(&args)?;

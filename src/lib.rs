@@ -6,6 +6,7 @@ pub mod autograd;
 pub mod cli;
 pub mod data;
 pub mod demo;
+pub mod distributed;
 pub(crate) mod encode;
 pub mod eval;
 pub(crate) mod kernels;

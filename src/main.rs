@@ -8,7 +8,7 @@ static ALLOCATOR: Allocator = Allocator;
 
 fn main() -> std::process::ExitCode {
     match arguments::<Cli>() {
-        Ok(cli) => finish(|| cli.run()),
+        Ok(cli) => finish(|processes| cli.run(processes)),
         Err(status) => status,
     }
 }

@@ -16,7 +16,7 @@ struct TrainCli {
 
 fn main() -> std::process::ExitCode {
     match arguments::<TrainCli>() {
-        Ok(cli) => finish(|| train::run(&cli.args)),
+        Ok(cli) => finish(|processes| train::run(&cli.args, processes)),
         Err(status) => status,
     }
 }

@@ -1,8 +1,9 @@
 //! The commands of `seg4diff`, and how they start and end.
 use super::{analyze, config, evaluate, export, generate, inspect, prepare, probe, train};
+use crate::distributed::{self, Collective};
 use crate::system::error::{Error, Result};
-use crate::system::log;
-use crate::system::{process, terminal::complain};
+use crate::system::launch::Launch;
+use crate::system::{log, process, terminal};
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 
@@ -29,14 +30,25 @@ enum Command {
     Prepare(prepare::PrepareCommand),
 }
 
+impl Command {
+    /// Whether several processes share its work.
+    fn is_shared(&self) -> bool {
+        matches!(self, Self::Train(_))
+    }
+}
+
 impl Cli {
-    /// Runs the command.
+    /// Runs the command, as one of the processes that were launched together.
     ///
     /// # Errors
-    /// Those of the command; `Error::Usage` for wrong arguments.
-    pub fn run(&self) -> Result<()> {
+    /// Those of the command; `Error::Usage` for wrong arguments, and for several processes of a command for one.
+    pub fn run(&self, processes: &dyn Collective) -> Result<()> {
+        if processes.size() > 1 && !self.command.is_shared() {
+            let text = "this command is the work of one process; of many, train shares its work";
+            return Err(Error::Usage(format!("{} processes: {text}", processes.size())));
+        }
         match &self.command {
-            Command::Train(args) => train::run(args),
+            Command::Train(args) => train::run(args, processes),
             Command::Inspect(args) => inspect::run(args),
             Command::Generate(args) => generate::run(args),
             Command::Probe(args) => probe::run(args),
@@ -73,16 +85,29 @@ impl EvaluateCommand {
     }
 }
 
-/// Starts logging and threads, runs a command, prints its error if it fails, and returns the exit status.
-pub fn finish(command: impl FnOnce() -> Result<()>) -> ExitCode {
-    let Err(error) = log::init().and_then(|()| process::prepare()).and_then(|()| command()) else {
+/// Starts logging, threads and what connects this process with others that it was launched with, runs a command, prints
+/// its error if it fails, and returns the exit status. Of several processes, that of rank 0 prints.
+pub fn finish(command: impl FnOnce(&dyn Collective) -> Result<()>) -> ExitCode {
+    let Err(error) = start().and_then(|processes| {
+        let done = command(processes.as_ref()).and_then(|()| processes.close());
+        done.inspect_err(|error| processes.abort(error))
+    }) else {
         return ExitCode::SUCCESS;
     };
-    complain(&format!("error: {}", error.to_string().replace('\n', "\n       ")));
-    match error {
-        Error::Usage(_) => ExitCode::from(2),
-        _ => ExitCode::FAILURE,
+    if !terminal::is_silent() && (Launch::speaks() || !matches!(error, Error::Usage(_))) {
+        terminal::complain(&format!("error: {}", error.to_string().replace('\n', "\n       ")));
     }
+    ExitCode::from(error.exit_status())
+}
+
+fn start() -> Result<Box<dyn Collective>> {
+    let launch = Launch::from_environment()?;
+    if launch.is_some_and(|launch| launch.rank > 0) {
+        terminal::be_silent();
+    }
+    log::init()?;
+    process::prepare(launch.map_or(1, |launch| launch.local_size))?;
+    distributed::open(launch)
 }
 
 #[cfg(test)]

@@ -2,11 +2,12 @@
 use super::{mention, say};
 use crate::config::RunConfig;
 use crate::data::{DataSet, Inventory};
+use crate::distributed::Collective;
 use crate::system::error::Result;
 use crate::system::printable::printable_path;
-use crate::train::first_samples;
 use crate::train::resume::Override;
 use crate::train::run_folder::{Resume, RunFolder};
+use crate::train::{Components, first_samples};
 use clap::Args;
 use std::path::PathBuf;
 
@@ -47,11 +48,11 @@ impl TrainArgs {
     }
 }
 
-/// Checks the config and the files that it names and, unless `--check` is given, trains.
+/// Checks the config and the files that it names and, unless `--check` is given, trains, as one of these processes.
 ///
 /// # Errors
 /// The config, a file that it names, or the run itself.
-pub fn run(args: &TrainArgs) -> Result<()> {
+pub fn run(args: &TrainArgs, processes: &dyn Collective) -> Result<()> {
     let config = RunConfig::load(&args.config, &args.set)?;
     config.check_files()?;
     if args.check {
@@ -63,11 +64,15 @@ pub fn run(args: &TrainArgs) -> Result<()> {
         return say(&format!("{file}: ok\n{next}"));
     }
     let device = config.device.open()?;
-    let folder = RunFolder::open(&config.output, &args.resume())?;
+    let folder = RunFolder::open_together(&config.output, &args.resume(), processes)?;
     if let Some(scenes) = &config.scenes {
-        crate::demo::draw_missing(scenes)?;
+        if processes.is_main() {
+            crate::demo::draw_missing(scenes)?;
+        }
+        processes.barrier()?;
     }
-    if let Some(table) = crate::train::run(&config, &device, &folder, &args.force)? {
+    let components = Components { collective: processes, ..Components::default() };
+    if let Some(table) = crate::train::run_with(&config, &device, &folder, &args.force, &components)? {
         mention(&table);
     }
     Ok(())

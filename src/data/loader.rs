@@ -18,6 +18,7 @@ use super::{
     order::Cursor,
     plan::{DecodeTask, Decoded, PlannedShard, Planner, Position, Results},
     sample_reader::SampleReader,
+    share::Share,
 };
 use crate::system::{guard::guarded, process::refused};
 use crate::{
@@ -87,6 +88,10 @@ pub struct Loader {
     permits: Option<Sender<()>>,
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
+    pub(super) decoders: Arc<Vec<SampleDecoder>>,
+    /// Samples that were given to processes and came to nothing, before this round and in it.
+    pub(super) lost: u64,
+    pub(super) lost_now: u64,
 }
 
 impl Loader {
@@ -97,10 +102,11 @@ impl Loader {
     /// A source matches nothing; captions, classes or annotations are missing or cannot be read; `start` was saved for
     /// other shards.
     pub fn new(config: &DataConfig, seed: u64, start: Option<&Cursor>, require_masks: bool) -> Result<Self> {
-        Self::of(&DataSet::open(config)?, seed, start, require_masks, None)
+        Self::of(&DataSet::open(config)?, seed, start, require_masks, None, None)
     }
 
-    /// [`Self::new`] on an open data set; with `cache`, latents and text embeddings from it instead of pixels.
+    /// [`Self::new`] on an open data set; with `cache`, latents and text embeddings from it instead of pixels; with `share`,
+    /// for [`Self::next_round`], of several processes.
     ///
     /// # Errors
     /// Those of [`Self::new`]. `next_batch` fails if the cache is damaged or has no entry for a sample.
@@ -110,10 +116,11 @@ impl Loader {
         start: Option<&Cursor>,
         require_masks: bool,
         cache: Option<Cache>,
+        share: Option<Share>,
     ) -> Result<Self> {
         let cache = cache.map(Arc::new);
         let decoder = |reader: &Arc<SampleReader>| SampleDecoder::new(reader.clone(), seed, cache.clone());
-        Self::with_decoders(data, seed, start, require_masks, decoder)
+        Self::with_decoders(data, seed, start, require_masks, (decoder, share))
     }
 
     /// [`Self::new`] from the beginning, for [`Self::next_of_epoch`]: prompts and masks without pictures, flips and caption
@@ -123,7 +130,7 @@ impl Loader {
     /// Those of [`Self::new`].
     pub(crate) fn of_annotations(data: &DataSet, seed: u64) -> Result<Self> {
         let decoder = |reader: &Arc<SampleReader>| SampleDecoder::of_annotations(reader.clone(), seed);
-        Self::with_decoders(data, seed, None, false, decoder)
+        Self::with_decoders(data, seed, None, false, (decoder, None))
     }
 
     fn with_decoders(
@@ -131,7 +138,7 @@ impl Loader {
         seed: u64,
         start: Option<&Cursor>,
         require_masks: bool,
-        decoder: impl Fn(&Arc<SampleReader>) -> SampleDecoder,
+        (decoder, share): (impl Fn(&Arc<SampleReader>) -> SampleDecoder, Option<Share>),
     ) -> Result<Self> {
         data.check_captions()?;
         let config = data.config();
@@ -157,7 +164,8 @@ impl Loader {
         let (permit_sender, permits) = mpsc::channel();
         let (tasks, task_queue) = mpsc::channel();
         let (results, received) = mpsc::channel();
-        let prefetch = prefetch(workers);
+        // Of what others decode, a reference is in memory.
+        let prefetch = prefetch(workers) * share.as_ref().map_or(1, Share::size);
         for _ in 0..prefetch {
             permit_sender.send(()).map_err(|_| lost())?;
         }
@@ -179,11 +187,23 @@ impl Loader {
             permits: Some(permit_sender),
             stop: stop.clone(),
             threads: Vec::new(),
+            decoders: decoders.clone(),
+            lost: 0,
+            lost_now: 0,
         };
         let shuffle_buffer = config.shuffle_buffer.max(1);
         // Made before the threads: where one cannot start, the planner goes first, and with it the tasks that workers wait for.
-        let planner =
-            Planner { shards, seed, shuffle_buffer, permits, tasks, results: results.clone(), stop: stop.clone() };
+        let planner = Planner {
+            shards,
+            seed,
+            shuffle_buffer,
+            permits,
+            tasks,
+            results: results.clone(),
+            stop: stop.clone(),
+            share,
+            planned: 0,
+        };
         for number in 0..workers {
             let (decoders, tasks, results) = (decoders.clone(), task_queue.clone(), results.clone());
             let stop = stop.clone();
@@ -213,16 +233,17 @@ impl Loader {
             match self.next_decoded(&mut waited)? {
                 Decoded::Sample(decoded, position) => {
                     self.advance(position);
-                    self.count(&decoded.sample, decoded.fates.has_mask());
+                    self.count(&decoded.sample.key, decoded.fates.has_mask());
                     if samples.is_empty() {
                         epoch = position.epoch;
                     }
                     samples.push(decoded.sample);
                 }
-                Decoded::Broken(broken, position) => {
+                Decoded::Broken(broken, position) | Decoded::Unlisted(broken, position) => {
                     self.advance(position);
                     self.count_broken(&broken)?;
                 }
+                Decoded::Foreign(..) => return Err(lost()),
                 Decoded::LeftOut(position) => self.advance(position),
                 Decoded::Counted(findings, listed) => self.count_findings(*findings, listed)?,
                 Decoded::Failed(error) => return Err(error),
@@ -245,7 +266,8 @@ impl Loader {
                     self.cursor.epoch_samples += 1;
                     return Ok(Some(*decoded));
                 }
-                Decoded::Broken(broken, position) => {
+                Decoded::Foreign(..) => return Err(lost()),
+                Decoded::Broken(broken, position) | Decoded::Unlisted(broken, position) => {
                     self.advance(position);
                     self.cursor.broken += 1;
                     self.keep_first(&broken);
@@ -269,6 +291,16 @@ impl Loader {
         Some(format!("{broken} of the first {seen} samples cannot be used, such as {first}"))
     }
 
+    /// The position after what was taken.
+    pub(super) fn cursor(&self) -> &Cursor {
+        &self.cursor
+    }
+
+    /// Entries of the stream that were taken.
+    pub(super) fn taken(&self) -> u64 {
+        self.next
+    }
+
     /// Mask statistics of the current epoch.
     pub fn coverage(&self) -> Coverage {
         Coverage { samples: self.cursor.epoch_samples, with_masks: self.cursor.epoch_with_masks }
@@ -283,7 +315,7 @@ impl Loader {
     }
 
     /// The next entry in draw order.
-    fn next_decoded(&mut self, waited: &mut Duration) -> Result<Decoded> {
+    pub(super) fn next_decoded(&mut self, waited: &mut Duration) -> Result<Decoded> {
         let started = Instant::now();
         let result = loop {
             if let Some(result) = self.ready.remove(&self.next) {
@@ -301,16 +333,16 @@ impl Loader {
         Ok(result)
     }
 
-    fn advance(&mut self, position: Position) {
+    pub(super) fn advance(&mut self, position: Position) {
         let Position { epoch, shard, member, window, drawn } = position;
         let seen = self.cursor.seen + 1;
         self.cursor = Cursor { epoch, shard, member, window, drawn, seen, ..self.cursor.clone() };
     }
 
-    fn count(&mut self, sample: &Sample, has_mask: bool) {
+    pub(super) fn count(&mut self, key: &str, has_mask: bool) {
         let Cursor { epoch, epoch_samples, epoch_with_masks, .. } = self.cursor;
         if self.require_masks && !has_mask && epoch == 0 && epoch_samples == epoch_with_masks {
-            tracing::warn!("{} brings no usable mask; others like it are counted at the end of the epoch", sample.key);
+            tracing::warn!("{key} brings no usable mask; others like it are counted at the end of the epoch");
         }
         self.cursor.epoch_samples += 1;
         self.samples += 1;
@@ -320,7 +352,7 @@ impl Loader {
         self.cursor.epoch_with_masks += u64::from(has_mask);
     }
 
-    fn count_broken(&mut self, broken: &Broken) -> Result<()> {
+    pub(super) fn count_broken(&mut self, broken: &Broken) -> Result<()> {
         self.cursor.broken += 1;
         let Cursor { seen, broken: count, .. } = self.cursor;
         if count <= NAMED || count.is_multiple_of(100) {
@@ -334,7 +366,7 @@ impl Loader {
         self.first_broken.get_or_insert_with(|| format!("{}: {}", broken.name, broken.reason));
     }
 
-    fn count_findings(&mut self, findings: Findings, listed: u64) -> Result<()> {
+    pub(super) fn count_findings(&mut self, findings: Findings, listed: u64) -> Result<()> {
         self.findings.merge(findings);
         self.listed += listed;
         self.check_findings(FIRST_SEEN)
@@ -380,7 +412,7 @@ impl Loader {
         }
     }
 
-    fn end_epoch(&mut self) -> Result<()> {
+    pub(super) fn end_epoch(&mut self) -> Result<()> {
         self.say_findings();
         self.check_epoch()?;
         let Cursor { epoch, epoch_samples, epoch_with_masks, .. } = self.cursor;
@@ -412,7 +444,7 @@ impl Drop for Loader {
 }
 
 /// Samples in flight at most.
-fn prefetch(workers: usize) -> usize {
+pub(super) fn prefetch(workers: usize) -> usize {
     (2 * workers.max(1)).max(16)
 }
 

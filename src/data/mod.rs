@@ -16,6 +16,7 @@ pub(crate) mod order;
 mod plan;
 mod record;
 pub(crate) mod sample_reader;
+pub mod share;
 pub mod sources;
 
 pub use cache::{Cache, Encoded};

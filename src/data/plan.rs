@@ -5,6 +5,7 @@ use super::{
     decode::DecodedSample,
     keyed_temp_store::hash,
     order::{Cursor, is_in_share, shard_order, window_order},
+    share::Share,
 };
 use crate::Error;
 use std::{
@@ -39,6 +40,10 @@ pub struct Position {
 pub enum Decoded {
     Sample(Box<DecodedSample>, Position),
     Broken(Broken, Position),
+    /// A sample that is broken already as it is listed.
+    Unlisted(Broken, Position),
+    /// A sample that another process decodes, of this rank.
+    Foreign(Box<DecodeTask>, usize),
     /// A sample that the user accepts to be left out.
     LeftOut(Position),
     /// What a tar shard holds beside its samples, and the number of those.
@@ -49,6 +54,7 @@ pub enum Decoded {
 }
 
 /// A shard as an epoch reads it.
+#[derive(Clone)]
 pub struct PlannedShard {
     pub shard: SampleShard,
     /// How many times the epoch has the shard besides.
@@ -89,11 +95,15 @@ pub struct Planner {
     pub tasks: Sender<DecodeTask>,
     pub results: Results,
     pub stop: Arc<AtomicBool>,
+    /// With whom the tasks are shared.
+    pub share: Option<Share>,
+    /// Tasks planned.
+    pub planned: u64,
 }
 
 impl Planner {
     /// Plans epoch after epoch from `start` until the loader is dropped.
-    pub fn run(self, start: &Cursor) {
+    pub fn run(mut self, start: &Cursor) {
         let mut position = Position {
             epoch: start.epoch,
             shard: start.shard,
@@ -108,13 +118,13 @@ impl Planner {
     }
 
     /// Plans the rest of an epoch, from the window that starts at `start`.
-    fn epoch(&self, start: Position, number: &mut u64) -> ControlFlow<()> {
+    fn epoch(&mut self, start: Position, number: &mut u64) -> ControlFlow<()> {
         let shuffle = self.shuffle_buffer > 1;
         let mut at = start;
         let mut window: Vec<Listed> = Vec::new();
         let order = shard_order(self.seed, start.epoch, self.shards.len(), shuffle);
         for (place, &shard) in (0..).zip(&order).skip(start.shard as usize) {
-            let Some(planned) = self.shards.get(shard) else { continue };
+            let Some(planned) = self.shards.get(shard).cloned() else { continue };
             let (mut member, mut findings) = (0, Findings::default());
             planned.shard.scan(&mut findings, &mut |item| {
                 if self.stop.load(Ordering::Relaxed) {
@@ -150,7 +160,7 @@ impl Planner {
     }
 
     /// Sends the samples of the window that starts at `at`, except the first `at.drawn`.
-    fn draw(&self, at: Position, window: &mut Vec<Listed>, number: &mut u64) -> ControlFlow<()> {
+    fn draw(&mut self, at: Position, window: &mut Vec<Listed>, number: &mut u64) -> ControlFlow<()> {
         let order = window_order(self.seed, at.epoch, at.window, window.len(), self.shuffle_buffer > 1);
         let mut items: Vec<Option<Listed>> = window.drain(..).map(Some).collect();
         for (drawn, place) in (1..).zip(order).skip(at.drawn as usize) {
@@ -159,14 +169,27 @@ impl Planner {
                 Some(Ok(reference)) => {
                     self.permit()?;
                     let task = DecodeTask { number: *number, epoch: at.epoch, reference, after };
-                    sent(self.tasks.send(task).is_ok())?;
+                    match self.other_owner(*number) {
+                        Some(owner) => {
+                            let foreign = Decoded::Foreign(Box::new(task), owner);
+                            sent(self.results.send((*number, foreign)).is_ok())?;
+                        }
+                        None => sent(self.tasks.send(task).is_ok())?,
+                    }
+                    self.planned += 1;
                     *number += 1;
                 }
-                Some(Err(broken)) => self.send(Decoded::Broken(broken, after), number)?,
+                Some(Err(broken)) => self.send(Decoded::Unlisted(broken, after), number)?,
                 None => {}
             }
         }
         ControlFlow::Continue(())
+    }
+
+    /// The other process whose task entry `number` is.
+    fn other_owner(&self, number: u64) -> Option<usize> {
+        let share = self.share.as_ref()?;
+        Some(share.owner(self.planned, number)).filter(|owner| !share.is_own(*owner))
     }
 
     fn send(&self, result: Decoded, number: &mut u64) -> ControlFlow<()> {

@@ -1,19 +1,25 @@
 //! From the configured device to the one that tensors live on, and what goes there.
 use crate::config::DeviceChoice;
 use crate::system::error::{Error, Result};
+use crate::system::launch::Launch;
 use candle_core::{Device, Shape, Tensor, WithDType};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
 impl DeviceChoice {
-    /// Opens the device. `auto` is the first CUDA device if this build and this machine have one, else the CPU;
-    /// a device that was asked for by name is used or refused, never replaced.
+    /// Opens the device. `auto` is a CUDA device if this build and this machine have one, else the CPU; the first, or of
+    /// several processes on this machine each its own. A device that was asked for by name is used or refused, never
+    /// replaced.
     pub fn open(self) -> Result<Device> {
         let has_cuda = candle_core::utils::cuda_is_available();
+        let launch = Launch::from_environment()?;
+        let (local_rank, local_size) = launch.map_or((0, 1), |launch| (launch.local_rank, launch.local_size));
         match self {
             Self::Cpu => Ok(Device::Cpu),
             Self::Auto if !has_cuda => Ok(Device::Cpu),
+            Self::Auto if local_size > 1 && gpu_count() > 0 => open_cuda(gpu_of_process(local_rank, local_size)?)
+                .map_err(|e| Error::Failed(format!("device auto: {e}"))),
             Self::Auto => Ok(open_cuda(0).unwrap_or_else(|e| {
                 tracing::info!("no CUDA device on this machine, the CPU it is ({e})");
                 Device::Cpu
@@ -21,9 +27,36 @@ impl DeviceChoice {
             Self::Cuda(_) if !has_cuda => Err(Error::Usage(format!(
                 "device {self}: this program was built without CUDA; build it with --features cuda, or use cpu"
             ))),
+            Self::Cuda(_) if local_size > 1 => Err(Error::Usage(format!(
+                "device {self}: each of the {local_size} processes on this machine needs its own; auto gives it"
+            ))),
             Self::Cuda(index) => open_cuda(index).map_err(|e| Error::Failed(format!("device {self}: {e}"))),
         }
     }
+}
+
+/// The GPU of process `local_rank` of this machine's. Where the launcher shows each process one GPU, that is its own.
+///
+/// # Errors
+/// There are fewer GPUs than processes.
+pub fn gpu_of_process(local_rank: usize, local_size: usize) -> Result<usize> {
+    match gpu_count() {
+        1 => Ok(0),
+        count if local_rank < count => Ok(local_rank),
+        count => {
+            let problem = format!("{local_size} processes on this machine, but {count} GPUs");
+            Err(Error::Usage(format!("{problem}; start one for each GPU, or set device = \"cpu\"")))
+        }
+    }
+}
+
+/// How many GPUs this process sees.
+pub fn gpu_count() -> usize {
+    #[cfg(feature = "cuda")]
+    let count = candle_core::cuda_backend::cudarc::driver::CudaContext::device_count().unwrap_or(0);
+    #[cfg(not(feature = "cuda"))]
+    let count = 0;
+    usize::try_from(count).unwrap_or(0)
 }
 
 /// GPUs that are open. Whoever asks for one gets the same, for what two streams were given is done in any order.

@@ -66,6 +66,28 @@ pub struct StepMetrics {
     /// Validation after the step; its time is not part of `seconds`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub validation: Option<ValidationScores>,
+    /// How the step went at several processes; absent of one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub processes: Option<ProcessMetrics>,
+}
+
+/// How a step went at several processes: pairs are of the least and the most.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ProcessMetrics {
+    /// Number of processes.
+    pub count: usize,
+    /// Rank of that which was done first, without waiting for others and for data.
+    pub fastest: usize,
+    /// Rank of that which was done last.
+    pub slowest: usize,
+    /// Their times.
+    pub busy_s: [f64; 2],
+    /// Times spent waiting for data.
+    pub data_wait_s: [f64; 2],
+    /// Memory that the processes have.
+    pub memory_bytes: [u64; 2],
+    /// Bytes that all have sent each other since they were started.
+    pub sent_bytes: u64,
 }
 
 /// A number, or `null` for one that is not finite.

@@ -28,6 +28,14 @@ pub enum Error {
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
+    /// The exit status of a program that fails with it.
+    pub fn exit_status(&self) -> u8 {
+        match self {
+            Self::Usage(_) => 2,
+            _ => 1,
+        }
+    }
+
     /// An error about the file at `path`; `problem` is anything printable, such as an `io::Error`.
     pub fn file(path: impl AsRef<Path>, problem: impl std::fmt::Display) -> Self {
         Self::File { path: path.as_ref().to_path_buf(), problem: problem.to_string() }

@@ -1,12 +1,15 @@
 //! Ctrl-C, and the signals that ask a program to end.
 use crate::system::error::{Error, Result};
+#[cfg(unix)]
+use signal_hook::consts::SIGUSR1;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-/// What asks a program to end. On Windows nothing sends SIGTERM; Ctrl-Break is what one program can send another.
+/// What asks a program to end. `mpirun` passes SIGUSR1 on, not Ctrl-C, and Slurm sends it before a job's time is over
+/// (`--signal=USR1@300`). On Windows nothing sends SIGTERM; Ctrl-Break is what one program can send another.
 #[cfg(unix)]
-const REQUESTS: [i32; 2] = [SIGINT, SIGTERM];
+const REQUESTS: [i32; 3] = [SIGINT, SIGTERM, SIGUSR1];
 #[cfg(windows)]
 const REQUESTS: [i32; 3] = [SIGINT, SIGTERM, signal_hook::consts::SIGBREAK];
 

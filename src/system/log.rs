@@ -1,7 +1,7 @@
 //! Logging to stderr that does not disturb progress bars.
 use super::error::{Error, Result};
 use super::printable::printable;
-use super::terminal::{Stderr, shows_colours};
+use super::terminal::{Stderr, is_silent, shows_colours};
 use std::fmt;
 use std::io::Write;
 use tracing_subscriber::EnvFilter;
@@ -9,8 +9,9 @@ use tracing_subscriber::field::RecordFields;
 use tracing_subscriber::fmt::FormatFields;
 use tracing_subscriber::fmt::format::{DefaultFields, Writer};
 
-/// Starts logging with the filter of RUST_LOG, by default warnings of all crates and information of this one. The hub
-/// client is silenced, since it also returns as errors whatever it logs.
+/// Starts logging with the filter of RUST_LOG, by default warnings of all crates and information of this one; of
+/// a process that leaves it to another one to print, nothing. The hub client is silenced, since it also returns as errors
+/// whatever it logs.
 ///
 /// # Errors
 /// `Error::Usage` if RUST_LOG is not a filter.
@@ -19,6 +20,7 @@ pub fn init() -> Result<()> {
         Ok(text) if !text.is_empty() => {
             EnvFilter::try_new(&text).map_err(|e| Error::Usage(format!("RUST_LOG={text}: {e}")))?
         }
+        _ if is_silent() => return Ok(()),
         _ => EnvFilter::new("warn,hf_hub=off,rustls_platform_verifier=off,seg4diff=info"),
     };
     let logger = tracing_subscriber::fmt()

@@ -5,6 +5,7 @@ pub(crate) mod file_kind;
 pub(crate) mod guard;
 pub(crate) mod interrupt;
 pub mod json;
+pub mod launch;
 pub(crate) mod limits;
 pub(crate) mod log;
 pub mod memory;

@@ -1,7 +1,7 @@
 //! How far a job is: a bar on a terminal, a line now and then elsewhere.
 use super::units::duration;
 use crate::system::printable::printable_line;
-use crate::system::terminal::{BarTerminal, complain};
+use crate::system::terminal::{BarTerminal, complain, is_silent};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::IsTerminal;
 use std::sync::LazyLock;
@@ -21,7 +21,7 @@ pub(super) fn bars() -> &'static MultiProgress {
 
 /// A bar on the terminal, if there is one; see indicatif for the template.
 pub(crate) fn bar(template: &str, total: u64) -> Option<ProgressBar> {
-    std::io::stderr().is_terminal().then(|| {
+    (std::io::stderr().is_terminal() && !is_silent()).then(|| {
         let bar = bars().add(ProgressBar::new(total));
         match ProgressStyle::with_template(template) {
             Ok(style) => bar.with_style(style),

@@ -2,6 +2,7 @@
 //!
 //! Nobody reading it is no reason to stop: writing to standard error never fails, and nothing here panics. All text goes
 //! through `printable`.
+use super::launch::Launch;
 use super::printable::{printable, printable_line};
 use crate::system::error::{Error, Result};
 use clap::Parser;
@@ -9,23 +10,52 @@ use console::Term;
 use indicatif::TermLike;
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+/// Whether this process leaves it to another one to print.
+static IS_SILENT: AtomicBool = AtomicBool::new(false);
+
+/// Prints nothing from now on: of processes that work together, that of rank 0 prints.
+pub fn be_silent() {
+    IS_SILENT.store(true, Ordering::Relaxed);
+}
+
+/// Whether another process prints.
+pub fn is_silent() -> bool {
+    IS_SILENT.load(Ordering::Relaxed)
+}
 
 /// Writes a command's result, a line or several, to standard output.
 ///
 /// # Errors
 /// It cannot be written; not where the reader has gone away, as `head` does: it has had what it wanted.
 pub fn say(text: &str) -> Result<()> {
+    if is_silent() {
+        return Ok(());
+    }
     was_written(writeln!(io::stdout(), "{}", printable(text)))
 }
 
 /// Writes a line, or several, to standard output, of what is in files, too: that it cannot be written is no reason to stop.
 pub fn mention(text: &str) {
+    if is_silent() {
+        return;
+    }
     let _ = writeln!(io::stdout(), "{}", printable(text));
 }
 
 /// Writes a line, or several, to standard error, or nowhere.
 pub fn complain(text: &str) {
-    let _ = writeln!(Stderr, "{}", printable(text));
+    if !is_silent() {
+        complain_loudly(text);
+    }
+}
+
+/// As [`complain`], of a process that is silent otherwise, too: what ends it.
+pub fn complain_loudly(text: &str) {
+    // In one piece: of several processes' lines, none is to be within another.
+    let _ = Stderr.write(format!("{}\n", printable(text)).as_bytes());
 }
 
 /// What came of writing to standard output.
@@ -44,6 +74,11 @@ fn was_written(outcome: io::Result<()>) -> Result<()> {
 /// They are wrong, or ask for help: it is said, and the program's exit status returned.
 pub fn arguments<T: Parser>() -> Result<T, ExitCode> {
     T::try_parse().map_err(|problem| {
+        if !Launch::speaks() {
+            // Launchers end all processes when the first has ended: the one that speaks is to have said it.
+            std::thread::sleep(Duration::from_millis(500));
+            return ExitCode::from(problem.exit_code() as u8);
+        }
         // What is said quotes arguments: those that are quoted are printable.
         let arguments = std::env::args_os().map(|argument| printable_line(&argument.to_string_lossy()).into_owned());
         let problem = T::try_parse_from(arguments).err().unwrap_or(problem);

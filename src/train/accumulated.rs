@@ -1,37 +1,49 @@
 //! Gradients of several micro-batches, of all processes, as those of one.
-use super::collective::Collective;
 use super::gradient_buffer::GradientBuffer;
 use super::gradients::LossTerms;
 use super::parameters::Parameters;
+use crate::distributed::{Collective, slice_length};
 use crate::system::error::Result;
 use candle_core::{Device, Tensor};
 
-/// Loss terms and gradients summed over micro-batches.
-pub struct Accumulated {
+/// Loss terms and gradients summed over micro-batches. Each process sums one slice of the gradients, and has them all at
+/// the step's end: that moves a fraction of the bytes that all gradients at all processes would, and sums in the same
+/// order.
+pub struct Accumulated<'a> {
+    collective: &'a dyn Collective,
     terms: Vec<LossTerms>,
-    gradients: GradientBuffer,
+    /// This process's slice of the sum.
+    slice: Tensor,
+    /// Values of all slices, and which parameters have gradients.
+    count: usize,
+    present: Vec<bool>,
 }
 
-impl Accumulated {
+impl<'a> Accumulated<'a> {
     /// Of no micro-batch yet.
-    pub fn new(parameters: &Parameters) -> Result<Self> {
-        Ok(Self { terms: vec![], gradients: GradientBuffer::zeros(parameters)? })
+    pub fn new(parameters: &Parameters, collective: &'a dyn Collective) -> Result<Self> {
+        let buffer = parameters.buffer();
+        let count = buffer.dim(0)?;
+        let slice = Tensor::zeros(slice_length(count, collective.size()), buffer.dtype(), buffer.device())?;
+        Ok(Self { collective, terms: vec![], slice, count, present: vec![false; parameters.all.len()] })
     }
 
     /// Adds a micro-batch of every process, in rank order.
-    pub fn add(&mut self, terms: LossTerms, gradients: &GradientBuffer, collective: &dyn Collective) -> Result<()> {
-        let values = collective.gather(gradients.values())?;
-        let notes = collective.gather(&Tensor::new(notes(&terms, gradients.present()), &Device::Cpu)?)?;
-        for (values, notes) in values.into_iter().zip(notes) {
+    pub fn add(&mut self, terms: LossTerms, gradients: &GradientBuffer) -> Result<()> {
+        for slice in self.collective.exchange_slices(gradients.values())? {
+            self.slice = (&self.slice + slice)?;
+        }
+        let notes = Tensor::new(notes(&terms, gradients.present()), &Device::Cpu)?;
+        for notes in self.collective.gather(&notes)? {
             let (terms, present) = read_notes(&notes.to_vec1()?);
             self.terms.push(terms);
-            self.gradients.add(&GradientBuffer::from_parts(values, present))?;
+            self.present.iter_mut().zip(present).for_each(|(all, one)| *all |= one);
         }
         Ok(())
     }
 
     /// Means over the micro-batches; a term that some of them lack counts as zero there.
-    pub fn mean(mut self) -> Result<(LossTerms, GradientBuffer)> {
+    pub fn mean(self) -> Result<(LossTerms, GradientBuffer)> {
         let micro_batches = self.terms.len();
         let mean = |get: fn(&LossTerms) -> Option<f32>| {
             let found: Vec<f32> = self.terms.iter().filter_map(get).collect();
@@ -44,8 +56,10 @@ impl Accumulated {
             dice: mean(|t| t.dice),
             align: mean(|t| t.align),
         };
-        self.gradients.scale(1.0 / micro_batches as f64)?;
-        Ok((terms, self.gradients))
+        let values = Tensor::cat(&self.collective.gather(&self.slice)?, 0)?.narrow(0, 0, self.count)?;
+        let mut gradients = GradientBuffer::from_parts(values, self.present);
+        gradients.scale(1.0 / micro_batches as f64)?;
+        Ok((terms, gradients))
     }
 }
 

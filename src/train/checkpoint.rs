@@ -74,6 +74,8 @@ impl State {
 pub struct Checkpoint {
     /// Where the run stands.
     pub state: State,
+    /// How many processes train together.
+    pub processes: usize,
     /// LoRA and score head by name.
     pub adapter: BTreeMap<String, Tensor>,
     /// Optimizer state by name.
@@ -84,8 +86,15 @@ pub struct Checkpoint {
 #[derive(Serialize, Deserialize)]
 struct StateFile {
     format: u32,
+    /// The processes that trained together.
+    #[serde(default = "one")]
+    processes: usize,
     state: State,
     files: BTreeMap<String, FileSum>,
+}
+
+fn one() -> usize {
+    1
 }
 
 #[derive(Serialize, Deserialize)]
@@ -135,7 +144,7 @@ impl Checkpoint {
             let (sha256, bytes) = sha256(&folder.join(name))?;
             files.insert(name.to_string(), FileSum { bytes, sha256 });
         }
-        let state = StateFile { format: FORMAT, state: self.state.clone(), files };
+        let state = StateFile { format: FORMAT, processes: self.processes, state: self.state.clone(), files };
         let path = folder.join(STATE);
         let text = serde_json::to_vec_pretty(&state).map_err(|e| Error::file(&path, e))?;
         write_atomically(&path, |out| out.write_all(&text))
@@ -146,9 +155,10 @@ impl Checkpoint {
     /// # Errors
     /// The checkpoint is damaged.
     pub fn read(folder: &Path) -> Result<Self> {
-        let state = verify(folder)?;
+        let (state, processes) = verify_with_processes(folder)?;
         Ok(Self {
             state,
+            processes,
             adapter: read_f32(&folder.join(CHECKPOINT_FILE))?,
             optimizer: read_f32(&folder.join(OPTIMIZER))?,
         })
@@ -204,6 +214,11 @@ pub fn newest_whole(output: &Path) -> Result<Option<PathBuf>> {
 
 /// Checks that the checkpoint in `folder` is all there and undamaged.
 pub fn verify(folder: &Path) -> Result<State> {
+    verify_with_processes(folder).map(|(state, _)| state)
+}
+
+/// As [`verify`], with the number of processes that trained together.
+pub fn verify_with_processes(folder: &Path) -> Result<(State, usize)> {
     let path = folder.join(STATE);
     if !is_file(&path)? {
         return Err(Error::file(folder, format!("not a checkpoint: it has no {STATE}")));
@@ -218,7 +233,7 @@ pub fn verify(folder: &Path) -> Result<State> {
         }
         None => return Err(Error::file(&path, "damaged: it has no format")),
     }
-    let StateFile { state, files, .. } = serde_json::from_value(value).map_err(damaged)?;
+    let StateFile { state, files, processes, .. } = serde_json::from_value(value).map_err(damaged)?;
     if step_of(folder).is_some_and(|step| step != state.step) {
         return Err(Error::file(&path, format!("step {} in a folder of another step", state.step)));
     }
@@ -236,7 +251,7 @@ pub fn verify(folder: &Path) -> Result<State> {
             return Err(Error::file(&file, format!("damaged: SHA-256 {found}, expected {}", sum.sha256)));
         }
     }
-    Ok(state)
+    Ok((state, processes))
 }
 
 /// Removes all checkpoints under `output` but the `keep` newest; 0 keeps all. Each is there whole or not at all.

@@ -1,10 +1,10 @@
 //! The components of a run that can be exchanged: tests put others in their place.
-use super::collective::{Collective, SingleProcess};
 use super::optimizers::Optimizer;
 use super::optimizers::adamw::AdamW;
 use super::parameters::Parameters;
 use super::schedule::{LearningRateSchedule, warmup_cosine};
 use crate::config::OptimConfig;
+use crate::distributed::{Collective, SingleProcess};
 use crate::system::error::Result;
 
 /// The components of a run that its config does not name.

@@ -1,27 +1,49 @@
 //! Prompts that are longer than what the text encoders read.
+use crate::distributed::Collective;
 use crate::model::text::{CutPrompt, TextEncoders};
-use crate::system::error::Result;
+use crate::system::error::{Error, Result};
+use serde::{Deserialize, Serialize};
 
 /// Characters of what is cut that are shown.
 const SHOWN: usize = 80;
 
 /// Counts prompts that are cut, and has the first.
-#[derive(Default)]
+#[derive(Default, Serialize, Deserialize)]
 pub struct CutPrompts {
     count: u64,
     cut: u64,
-    first: Option<(String, CutPrompt)>,
+    /// With the sample's number and key.
+    first: Option<(u64, String, CutPrompt)>,
 }
 
 impl CutPrompts {
-    /// Counts the prompt of the sample `key`.
-    pub fn add(&mut self, key: &str, prompt: &str, encoders: &TextEncoders) -> Result<()> {
+    /// Counts the prompt of the sample `key`, which is this number's.
+    pub fn add(&mut self, number: u64, key: &str, prompt: &str, encoders: &TextEncoders) -> Result<()> {
         self.count += 1;
         if let Some(cut) = encoders.cut(prompt)? {
             self.cut += 1;
-            self.first.get_or_insert_with(|| (key.to_owned(), cut));
+            self.first.get_or_insert_with(|| (number, key.to_owned(), cut));
         }
         Ok(())
+    }
+
+    /// The counts of all processes together.
+    ///
+    /// # Errors
+    /// A process has failed.
+    pub fn merged(self, collective: &dyn Collective) -> Result<Self> {
+        if collective.size() == 1 {
+            return Ok(self);
+        }
+        let json = |e: serde_json::Error| Error::Failed(format!("counts of prompts cannot be told: {e}"));
+        let mut all = Self::default();
+        for told in collective.gather_bytes(&serde_json::to_vec(&self).map_err(json)?)? {
+            let one: Self = serde_json::from_slice(&told).map_err(json)?;
+            all.count += one.count;
+            all.cut += one.cut;
+            all.first = all.first.into_iter().chain(one.first).min_by_key(|(number, ..)| *number);
+        }
+        Ok(all)
     }
 
     /// Prompts counted.
@@ -31,7 +53,7 @@ impl CutPrompts {
 
     /// Warns, where some of `these` prompts are cut.
     pub fn warn(&self, these: &str) {
-        if let Some((key, CutPrompt { encoder, tokens, read, rest })) = &self.first {
+        if let Some((_, key, CutPrompt { encoder, tokens, read, rest })) = &self.first {
             let rest: String = rest.chars().take(SHOWN).collect();
             let what = format!("{key} has {tokens} tokens, {encoder} reads {read} and not {rest:?}");
             tracing::warn!("the text encoders cut prompts: {} of the {these}; {what}", self.cut);

@@ -26,7 +26,7 @@ pub fn check(config: &RunConfig, data: &DataSet) -> Result<Option<String>> {
     let ModelConfig { text_encoders, max_sequence_length, .. } = &config.model;
     let files = ModelFiles::of(&config.model)?;
     let encoders = TextEncoders::without_weights(&files, text_encoders, *max_sequence_length, &Device::Cpu)?;
-    let (line, broken) = look(config, data, &encoders, config.train.samples(1), true)?;
+    let (line, broken) = look(config, data, &encoders, config.train.samples(1))?;
     if let Some(broken) = broken {
         tracing::warn!("{broken}");
     }
@@ -34,20 +34,14 @@ pub fn check(config: &RunConfig, data: &DataSet) -> Result<Option<String>> {
 }
 
 /// Reads the first samples of `data` in a run of `trained` samples, within its first epoch, and warns of what the encoders cut
-/// of their prompts in the process that `is_main`. Returns a line about their masks, where the run uses masks.
+/// of their prompts. Returns a line about their masks, where the run uses masks.
 ///
 /// # Errors
 /// No mask has an effect, or no caption a word, and `data.allow` does not accept that; so many samples are broken that they
 /// would end the run; what the data cannot be read for.
-pub fn examine(
-    config: &RunConfig,
-    data: &DataSet,
-    encoders: &TextEncoders,
-    trained: u64,
-    is_main: bool,
-) -> Result<Option<String>> {
+pub fn examine(config: &RunConfig, data: &DataSet, encoders: &TextEncoders, trained: u64) -> Result<Option<String>> {
     // The run names broken samples as it comes to them.
-    look(config, data, encoders, trained, is_main).map(|(line, _)| line)
+    look(config, data, encoders, trained).map(|(line, _)| line)
 }
 
 /// [`examine`], with a line about broken samples.
@@ -56,7 +50,6 @@ fn look(
     data: &DataSet,
     encoders: &TextEncoders,
     trained: u64,
-    is_main: bool,
 ) -> Result<(Option<String>, Option<String>)> {
     let mut loader = Loader::of_annotations(data, config.seed)?;
     let mut census = MaskCensus::default();
@@ -72,7 +65,7 @@ fn look(
         let sample = &decoded.sample;
         is_silent &= sample.prompt.is_empty();
         if data.has_prompts {
-            prompts.add(&sample.key, &sample.prompt, encoders)?;
+            prompts.add(number, &sample.key, &sample.prompt, encoders)?;
         }
         if number < JUDGED && config.loss.uses_masks() {
             let spans = match sample.classes.is_empty() || !data.has_prompts {
@@ -86,9 +79,7 @@ fn look(
         let problem = "the captions of the first samples are all empty";
         return Err(Error::Failed(format!("{problem}; data.allow = [\"captions_empty\"] trains without words")));
     }
-    if is_main {
-        prompts.warn(&format!("first {}", prompts.count()));
-    }
+    prompts.warn(&format!("first {}", prompts.count()));
     match census.problem(JUDGED, data) {
         Some(problem) if !data.allow.contains(&Allowed::MasksUnused) => Err(Error::Failed(problem)),
         _ => {

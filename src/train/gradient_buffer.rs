@@ -14,11 +14,6 @@ pub struct GradientBuffer {
 }
 
 impl GradientBuffer {
-    /// Of a loss that depends on no parameter.
-    pub fn zeros(parameters: &Parameters) -> Result<Self> {
-        Ok(Self::from_parts(parameters.buffer().zeros_like()?, vec![false; parameters.all.len()]))
-    }
-
     /// What backward passes that `run` makes leave in the parameters.
     pub fn of(parameters: &Parameters, run: impl FnOnce() -> candle_core::Result<()>) -> candle_core::Result<Self> {
         let values = parameters.buffer().zeros_like()?;
@@ -49,13 +44,6 @@ impl GradientBuffer {
     /// Whether there is a gradient, for each parameter.
     pub fn present(&self) -> &[bool] {
         &self.present
-    }
-
-    /// Adds the gradients of another micro-batch.
-    pub fn add(&mut self, other: &Self) -> Result<()> {
-        self.values = (&self.values + &other.values)?;
-        self.present.iter_mut().zip(&other.present).for_each(|(one, other)| *one |= other);
-        Ok(())
     }
 
     /// Multiplies all gradients.

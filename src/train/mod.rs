@@ -2,7 +2,6 @@
 mod accumulated;
 mod check_files;
 pub mod checkpoint;
-pub mod collective;
 mod components;
 mod cut_prompts;
 mod effect;
@@ -17,6 +16,7 @@ pub mod memory;
 pub mod optimizers;
 mod outcome;
 pub mod parameters;
+mod process_metrics;
 pub mod resume;
 mod run;
 pub mod run_folder;

@@ -16,6 +16,8 @@ pub struct Outcome<'a> {
     pub state: State,
     pub device: &'a Device,
     pub layers: Vec<TrainedLayers>,
+    /// How many trained together.
+    pub processes: usize,
     /// The first samples that were trained on.
     pub data: Vec<SampleFigure>,
 }
@@ -56,8 +58,9 @@ impl Outcome<'_> {
     fn facts(&self, metrics: &[StepMetrics]) -> Vec<(&'static str, String)> {
         let config = self.config;
         let (batch, accumulate) = (config.train.batch, config.train.accumulate);
-        let images = batch * accumulate;
-        let size = if accumulate == 1 { batch.to_string() } else { format!("{batch} × {accumulate}") };
+        let images = batch * accumulate * self.processes;
+        let others = [accumulate, self.processes].into_iter().filter(|factor| *factor > 1);
+        let size = others.fold(batch.to_string(), |size, factor| format!("{size} × {factor}"));
         let device = match self.device.location() {
             DeviceLocation::Cpu => "CPU".to_string(),
             DeviceLocation::Cuda { gpu_id } => format!("CUDA {gpu_id}"),

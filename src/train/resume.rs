@@ -1,5 +1,5 @@
 //! What a resumed run must share with its checkpoint: settings, base model and data.
-use super::checkpoint::{Checkpoint, State, config_text_of, verify};
+use super::checkpoint::{Checkpoint, State, config_text_of, verify_with_processes};
 use super::schedule::LearningRateSchedule;
 use crate::config::RunConfig;
 use crate::data::DataRecord;
@@ -71,6 +71,8 @@ pub struct Conditions<'a> {
     pub data: &'a DataRecord,
     /// Its schedule.
     pub schedule: LearningRateSchedule,
+    /// The processes that train together.
+    pub processes: usize,
 }
 
 impl Conditions<'_> {
@@ -80,7 +82,8 @@ impl Conditions<'_> {
     /// The checkpoint is damaged; or (`Error::Usage`) something differs that `force` does not name: the message has a line
     /// for everything that does.
     pub fn load(&self, folder: &Path, force: &[Override]) -> Result<Checkpoint> {
-        let differences = self.differences(folder, &verify(folder)?)?;
+        let (state, processes) = verify_with_processes(folder)?;
+        let differences = self.differences(folder, &state, processes)?;
         let refused: Vec<&Difference> = differences.iter().filter(|(kind, _)| !force.contains(kind)).collect();
         let folder_name = folder.display();
         if !refused.is_empty() {
@@ -93,9 +96,9 @@ impl Conditions<'_> {
         Checkpoint::read(folder)
     }
 
-    /// What differs from the checkpoint in `folder`, whose state is `state`.
-    fn differences(&self, folder: &Path, state: &State) -> Result<Vec<Difference>> {
-        let mut found = self.settings(folder, state)?;
+    /// What differs from the checkpoint of so many `processes` in `folder`, whose state is `state`.
+    fn differences(&self, folder: &Path, state: &State, processes: usize) -> Result<Vec<Difference>> {
+        let mut found = self.settings(folder, state, processes)?;
         if state.model != self.model {
             let path = &self.config.model.path;
             let text = format!("model.path: the model in {path} is not the one that the checkpoint was trained on");
@@ -113,7 +116,7 @@ impl Conditions<'_> {
     }
 
     /// The settings of the checkpoint's config that differ and matter.
-    fn settings(&self, folder: &Path, state: &State) -> Result<Vec<Difference>> {
+    fn settings(&self, folder: &Path, state: &State, processes: usize) -> Result<Vec<Difference>> {
         let (file, text) = config_text_of(folder)?;
         // Read as any config, so that one of an older version has the settings that came since, at their defaults. What is
         // no config of today is compared as it stands.
@@ -124,9 +127,13 @@ impl Conditions<'_> {
             value.map_or("nothing".to_string(), |value| remote::shown(&value.to_string()))
         };
         let mut found = vec![];
+        let images = parsed.as_ref().and_then(|was| self.images_of_a_step(was, processes));
+        found.extend(images.map(|text| (Override::Settings, text)));
         for key in was.keys().chain(now.keys()).collect::<BTreeSet<_>>() {
             let is_free = RESUME_MAY_CHANGE.contains(&key.as_str())
                 || key.starts_with("eval.")
+                // Compared above, with the number of processes.
+                || (parsed.is_some() && key == "train.accumulate")
                 || (state.data.is_some() && DATA_PATHS.contains(&key.as_str()));
             let is_equal = was.get(key) == now.get(key)
                 || (state.data.is_some()
@@ -151,6 +158,28 @@ impl Conditions<'_> {
             found.push((Override::Settings, text));
         }
         Ok(found)
+    }
+
+    /// What is wrong with the number of images of a step, where it is another than in the checkpoint of so many `processes`.
+    fn images_of_a_step(&self, was: &RunConfig, processes: usize) -> Option<String> {
+        let images = |config: &RunConfig, processes: usize| config.train.batch * config.train.accumulate * processes;
+        let (before, after) = (images(was, processes), images(self.config, self.processes));
+        if before == after {
+            return None;
+        }
+        let say = |config: &RunConfig, processes: usize, images: usize| {
+            format!("{} · {} · {processes} = {images}", config.train.batch, config.train.accumulate)
+        };
+        let of_all = self.config.train.batch * self.processes;
+        let advice = match before.is_multiple_of(of_all) {
+            true => format!("; train.accumulate = {} gives as many", before / of_all),
+            false => String::new(),
+        };
+        Some(format!(
+            "images of a step, train.batch · train.accumulate · processes: {} in the checkpoint, {} now{advice}",
+            say(was, processes, before),
+            say(self.config, self.processes, after)
+        ))
     }
 
     /// The last of the `done` steps that would have had another learning rate in a run of this length, not of `steps`, and

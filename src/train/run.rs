@@ -64,8 +64,7 @@ impl Run<'_> {
         }
         if complete && config.eval.as_ref().is_some_and(|eval| eval.compare_without_masks) {
             let config = config.without_masks();
-            let open = if is_main { RunFolder::open } else { RunFolder::join };
-            let folder = open(&config.output, &Resume::Newest)?;
+            let folder = RunFolder::open_together(&config.output, &Resume::Newest, self.components.collective)?;
             if is_main {
                 tracing::info!("the same run without masks, into {}", config.output.display());
             }

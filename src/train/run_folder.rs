@@ -2,6 +2,7 @@
 use super::checkpoint::{self, Checkpoint};
 use super::resume::{Conditions, Override};
 use crate::config::RunConfig;
+use crate::distributed::Collective;
 use crate::report::metrics::MetricsFile;
 use crate::report::{KeptPictures, ValidationPictures};
 use crate::system::error::{Error, Result};
@@ -74,6 +75,22 @@ impl RunFolder {
             Resume::Newest => checkpoint::newest_whole(output)?,
         };
         Ok(Self { path: output.to_path_buf(), held: None, checkpoint })
+    }
+
+    /// Opens the folder at rank 0, and joins it at all other processes, with the checkpoint that rank 0 has found.
+    ///
+    /// # Errors
+    /// As of [`Self::open`]; a process has failed.
+    pub fn open_together(output: &Path, resume: &Resume, collective: &dyn Collective) -> Result<Self> {
+        if collective.is_main() {
+            let folder = Self::open(output, resume)?;
+            let checkpoint = folder.checkpoint.as_ref().map(|path| path.as_os_str().as_encoded_bytes());
+            collective.broadcast_bytes(checkpoint.unwrap_or_default())?;
+            return Ok(folder);
+        }
+        let checkpoint = collective.broadcast_bytes(&[])?;
+        let checkpoint = String::from_utf8_lossy(&checkpoint).into_owned();
+        Self::join(output, &if checkpoint.is_empty() { Resume::No } else { Resume::From(checkpoint.into()) })
     }
 
     /// Where the run writes.

@@ -15,6 +15,7 @@ use super::shown_samples::ShownSamples;
 use super::source::Source;
 use super::trainer::Trainer;
 use crate::config::{HeadMaps, RunConfig};
+use crate::data::share::Share;
 use crate::data::{Cache, DataRecord, DataSet, Inventory, Loader, loader};
 use crate::eval::segmentation::SegmentationOptions;
 use crate::model::families::{self, Transformer};
@@ -39,13 +40,13 @@ impl<'a> Trainer<'a> {
         components: &'a Components<'a>,
     ) -> Result<Self> {
         let data = DataSet::open(&config.data)?;
-        let is_main = components.collective.is_main();
+        let (is_main, processes) = (components.collective.is_main(), components.collective.size());
         let inventory = is_main.then(|| Inventory::of_run(&data)).transpose()?;
         let files = ModelFiles::of(&config.model)?;
         families::of(&files)?;
         let model = fingerprint(&base_files(&files, config)?)?;
         let record = DataRecord::of(&data)?;
-        let conditions = Conditions { config, model: &model, data: &record, schedule: components.schedule };
+        let conditions = Conditions { config, model: &model, data: &record, schedule: components.schedule, processes };
         let checkpoint = folder.load(&conditions, force)?;
         let state = setup_state(checkpoint.as_ref(), &conditions)?;
 
@@ -61,9 +62,15 @@ impl<'a> Trainer<'a> {
         let optimizer = setup_optimizer(config, &parameters, checkpoint.as_ref(), components)?;
 
         let require_masks = config.loss.uses_masks();
-        let loader = Loader::of(&data, config.seed, Some(&state.cursor), require_masks, cache)?;
-        let trained = config.train.samples(components.collective.size());
-        let masks = first_samples::examine(config, &data, &pipeline.text_encoders, trained, is_main)?;
+        let collective = components.collective;
+        let share =
+            (processes > 1).then(|| Share::new(collective, config.train.batch, config.data.workers)).transpose()?;
+        let loader = Loader::of(&data, config.seed, Some(&state.cursor), require_masks, cache, share.clone())?;
+        let trained = config.train.samples(processes);
+        let masks = match is_main {
+            true => first_samples::examine(config, &data, &pipeline.text_encoders, trained)?,
+            false => None,
+        };
         let scheduler = Scheduler::open(&files)?;
         let shown_samples = match is_main {
             true => Some(ShownSamples::open(config, &files, folder.path(), state.samples)?),
@@ -80,6 +87,7 @@ impl<'a> Trainer<'a> {
             empty_prompt,
             optimizer,
             loader,
+            share,
             shown_samples,
             inventory,
             record: Some(record),

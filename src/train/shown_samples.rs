@@ -33,6 +33,11 @@ impl ShownSamples {
         Ok(Self { drawer: SampleDrawer::open(config, files)?, file: file(output), figures, written })
     }
 
+    /// How many of the samples from number `first` on are to be shown.
+    pub fn wanted(first: u64) -> usize {
+        COUNT.saturating_sub(first) as usize
+    }
+
     /// Adds samples, the first of which is number `first` of the run, as far as they are to be shown.
     ///
     /// # Errors

@@ -10,13 +10,15 @@ use super::inputs::InputMaker;
 use super::optimizers::Optimizer;
 use super::outcome::Outcome;
 use super::parameters::{Group, Parameters};
+use super::process_metrics;
 use super::resume::write_record;
 use super::run_log::RunLog;
 use super::shown_samples::ShownSamples;
 use super::trained::origin_of;
 use super::validation::Validation;
 use crate::config::RunConfig;
-use crate::data::{Batch, Cursor, DataRecord, Inventory, Loader};
+use crate::data::share::{Round, Share};
+use crate::data::{Cursor, DataRecord, Inventory, Loader, Sample};
 use crate::model::adapters::formats::{self, Format};
 use crate::model::pipeline::Pipeline;
 use crate::model::text::{TextEmbedding, prompt_file};
@@ -44,6 +46,8 @@ pub struct Trainer<'a> {
     pub(super) empty_prompt: Option<TextEmbedding>,
     pub(super) optimizer: Box<dyn Optimizer>,
     pub(super) loader: Loader,
+    /// With whom the samples are shared.
+    pub(super) share: Option<Share>,
     /// What the run's page shows of the data; absent in processes that write nothing.
     pub(super) shown_samples: Option<ShownSamples>,
     /// What the sources hold; in the process that writes.
@@ -89,7 +93,8 @@ impl<'a> Trainer<'a> {
         let collective = self.components.collective;
         while self.state.step < train.steps {
             let (started, mut waited) = (Instant::now(), Duration::ZERO);
-            let mut sum = Accumulated::new(&self.parameters)?;
+            let mut sum = Accumulated::new(&self.parameters, collective)?;
+            let mut together = Duration::ZERO;
             for micro in 0..train.accumulate {
                 let batch = self.ahead.take().unwrap_or_else(|| self.next_batch())?;
                 waited += batch.waited;
@@ -101,9 +106,11 @@ impl<'a> Trainer<'a> {
                 if micro + 1 < train.accumulate || self.state.step + 1 < train.steps {
                     self.ahead = Some(self.next_batch());
                 }
-                sum.add(found.terms()?, &found.buffer, collective)?;
+                let terms = found.terms()?;
+                together += timed(|| sum.add(terms, &found.buffer))?.1;
             }
-            let (terms, mut gradients) = sum.mean()?;
+            let ((terms, mut gradients), last) = timed(|| sum.mean())?;
+            together += last;
             let norm = gradients.norm(&self.parameters)?;
             let lr = (self.components.schedule)(optim, self.state.step, train.steps);
             self.state.step += 1;
@@ -114,7 +121,10 @@ impl<'a> Trainer<'a> {
             } else {
                 self.skip(&terms, norm)?;
             }
-            let metrics = self.metrics(&terms, norm, lr, started.elapsed(), waited);
+            let elapsed = started.elapsed();
+            let busy = elapsed.saturating_sub(together + waited);
+            let processes = process_metrics::gather(busy, waited, collective)?;
+            let metrics = StepMetrics { processes, ..self.metrics(&terms, norm, lr, elapsed, waited) };
             if let Some(log) = &mut log {
                 self.record(metrics, log, validation)?;
             }
@@ -136,43 +146,50 @@ impl<'a> Trainer<'a> {
         Ok(true)
     }
 
-    /// This process's next micro-batch. Every process draws those of all in the one global order: which samples are broken
-    /// is known only when they are decoded.
+    /// This process's next micro-batch: of all processes' samples, which follow each other in the one global order, its own.
     fn next_batch(&mut self) -> Result<MicroBatch> {
-        let (size, rank) = (self.config.train.batch, self.components.collective.rank());
-        let Batch { mut samples, epoch, mut cursor, mut waited, .. } = self.draw(0)?;
-        for other in 1..self.components.collective.size() {
-            let batch = self.draw(other)?;
-            cursor = batch.cursor;
-            waited += batch.waited;
-            if other == rank {
-                samples = batch.samples;
+        let (size, collective) = (self.config.train.batch, self.components.collective);
+        let first = self.state.samples;
+        let Round { samples, first: shown, epochs, cursor, waited } = match &self.share {
+            None => self.loader.next_batch(size)?.into(),
+            Some(share) => {
+                let shown = self.shown_samples.as_ref().map_or(0, |_| ShownSamples::wanted(first));
+                self.loader.next_round(collective, share, shown)?
             }
+        };
+        if let Some(figures) = &mut self.shown_samples {
+            figures.add(if self.share.is_some() { &shown } else { &samples }, first)?;
         }
-        let inputs = self.input_maker().make(&samples, self.state.samples + (rank * size) as u64)?;
+        let own = first + (collective.rank() * size) as u64;
+        self.count_cut_prompts(&epochs, &samples, own)?;
+        let inputs = self.input_maker().make(&samples, own)?;
+        let epoch = epochs.first().copied().unwrap_or_default();
         Ok(MicroBatch { inputs, epoch, cursor, waited })
     }
 
-    /// The next samples of all processes' order, those of process `rank`. Prompts that are cut are told at the end of an epoch.
-    fn draw(&mut self, rank: usize) -> Result<Batch> {
-        let size = self.config.train.batch;
-        let batch = self.loader.next_batch(size)?;
-        if let Some(shown) = &mut self.shown_samples {
-            shown.add(&batch.samples, self.state.samples + (rank * size) as u64)?;
+    /// Counts which prompts of this process's `samples`, from number `first` on, the text encoders cut; those of an epoch are
+    /// told at its end. `epochs` are those of all processes' batches.
+    fn count_cut_prompts(&mut self, epochs: &[u64], samples: &[Sample], first: u64) -> Result<()> {
+        if !self.config.data.has_prompts {
+            return Ok(());
         }
-        if self.config.data.has_prompts {
-            let (epoch, prompts) = &mut self.prompts;
-            if batch.epoch != *epoch {
-                if self.components.collective.is_main() {
-                    prompts.warn(&format!("{} of epoch {epoch}", prompts.count()));
+        let collective = self.components.collective;
+        let (current, prompts) = &mut self.prompts;
+        for (rank, epoch) in epochs.iter().enumerate() {
+            if epoch != current {
+                let ended = std::mem::take(prompts).merged(collective)?;
+                if collective.is_main() {
+                    ended.warn(&format!("{} of epoch {current}", ended.count()));
                 }
-                (*epoch, *prompts) = (batch.epoch, CutPrompts::default());
+                *current = *epoch;
             }
-            for sample in &batch.samples {
-                prompts.add(&sample.key, &sample.prompt, &self.pipeline.text_encoders)?;
+            if rank == collective.rank() {
+                for (number, sample) in (first..).zip(samples) {
+                    prompts.add(number, &sample.key, &sample.prompt, &self.pipeline.text_encoders)?;
+                }
             }
         }
-        Ok(batch)
+        Ok(())
     }
 
     fn input_maker(&self) -> InputMaker<'_> {
@@ -242,6 +259,7 @@ impl<'a> Trainer<'a> {
             seconds,
             data_wait_s: waited.as_secs_f64(),
             validation: None,
+            processes: None,
         }
     }
 
@@ -277,6 +295,7 @@ impl<'a> Trainer<'a> {
     fn checkpoint(&self) -> Result<Checkpoint> {
         Ok(Checkpoint {
             state: self.state.clone(),
+            processes: self.components.collective.size(),
             adapter: self.parameters.tensors()?,
             optimizer: self.optimizer.state_dict(&self.parameters)?,
         })
@@ -373,6 +392,7 @@ impl<'a> Trainer<'a> {
             state: self.state.clone(),
             device: self.device,
             data: self.shown_samples.as_ref().map_or_else(Vec::new, |shown| shown.figures().to_vec()),
+            processes: self.components.collective.size(),
             layers: self.parameters.layers(self.pipeline.transformer.config.num_layers()),
         }
     }
@@ -389,4 +409,10 @@ impl<'a> Trainer<'a> {
             counters.nonfinite,
         );
     }
+}
+
+/// What `work` returns, and how long it took.
+fn timed<T>(work: impl FnOnce() -> Result<T>) -> Result<(T, Duration)> {
+    let started = Instant::now();
+    Ok((work()?, started.elapsed()))
 }

@@ -153,6 +153,8 @@ pub fn start(tensor: &Tensor) -> Result<u64> {
         CudaStorageSlice::BF16(slice) => Ok(of(slice, offset, &stream)),
         CudaStorageSlice::U32(slice) => Ok(of(slice, offset, &stream)),
         CudaStorageSlice::U8(slice) => Ok(of(slice, offset, &stream)),
+        CudaStorageSlice::F64(slice) => Ok(of(slice, offset, &stream)),
+        CudaStorageSlice::I64(slice) => Ok(of(slice, offset, &stream)),
         _ => bail!("a kernel got a tensor of {:?}", tensor.dtype()),
     }
 }

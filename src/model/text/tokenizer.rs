@@ -5,6 +5,7 @@ use crate::system::guard::guarded;
 use crate::system::json::read_json;
 use crate::system::limits::MODEL_JSON;
 use crate::system::paths::is_file;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
@@ -150,10 +151,10 @@ impl T5Tokenizer {
 }
 
 /// A prompt that is longer than what an encoder reads.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CutPrompt {
     /// The encoder, for people.
-    pub encoder: &'static str,
+    pub encoder: String,
     /// Tokens of the prompt, without special ones.
     pub tokens: usize,
     /// The most that the encoder reads.
@@ -170,7 +171,7 @@ fn cut(tokenizer: &Tokenizer, encoder: &'static str, prompt: &str, read: usize) 
     }
     let end = ranges(tokenizer, prompt)?.get(read.saturating_sub(1)).map_or(0, |range| range.end);
     let rest = prompt.get(end..).unwrap_or_default().trim().to_owned();
-    Ok(Some(CutPrompt { encoder, tokens, read, rest }))
+    Ok(Some(CutPrompt { encoder: encoder.to_string(), tokens, read, rest }))
 }
 
 /// The range of each name's tokens where those of all names, one after the other, are at `places`.
