@@ -25,6 +25,7 @@ fn checkpoint(step: u64) -> Checkpoint {
     let cursor = Cursor { shard: 3, member: u64::MAX, seen: 12, ..Cursor::default() };
     let counters = Counters { nonfinite: 4, ..Counters::default() };
     Checkpoint {
+        processes: 1,
         state: State {
             step,
             samples: 8 * step,
@@ -42,12 +43,15 @@ fn checkpoint(step: u64) -> Checkpoint {
 /// Loads a checkpoint for a run with this config on the model of this fingerprint.
 fn load(folder: &Path, config: &RunConfig, model: &str, force: &[Override]) -> Result<Checkpoint, Error> {
     let data = DataRecord::default();
-    Conditions { config, model, data: &data, schedule: warmup_cosine }.load(folder, force)
+    Conditions { config, model, data: &data, schedule: warmup_cosine, processes: 1 }.load(folder, force)
 }
 
 fn load_newest(run: &RunFolder) -> Result<Option<Checkpoint>, Error> {
     let (config, data) = (config(&[]), DataRecord::default());
-    run.load(&Conditions { config: &config, model: "fingerprint", data: &data, schedule: warmup_cosine }, &[])
+    run.load(
+        &Conditions { config: &config, model: "fingerprint", data: &data, schedule: warmup_cosine, processes: 1 },
+        &[],
+    )
 }
 
 const ALL: &[Override] = &[Override::Settings, Override::Model, Override::Data];
@@ -235,6 +239,7 @@ fn a_run_may_grow_where_its_past_does_not_depend_on_its_length() {
         model: "fingerprint",
         data: &data,
         schedule: |config, step, _| config.lr / (step + 1) as f64,
+        processes: 1,
     };
     assert_eq!(conditions.load(&path, &[]).expect("grown").state.step, 999);
 }

@@ -2,9 +2,9 @@
 //! with as many micro-batches a step as they have in all.
 use candle_core::{Device, Tensor};
 use seg4diff::config::RunConfig;
+use seg4diff::distributed::{Collective, SingleProcess};
 use seg4diff::model::weights::read_all;
 use seg4diff::train::checkpoint::{State, list, verify};
-use seg4diff::train::collective::{Collective, SingleProcess};
 use seg4diff::train::gradient_buffer::GradientBuffer;
 use seg4diff::train::optimizers::Optimizer;
 use seg4diff::train::parameters::{Group, Parameters};
@@ -127,6 +127,7 @@ impl Left {
             for speed in ["images_per_s", "seconds", "data_wait_s"] {
                 line.as_object_mut().expect("object").remove(speed).expect("a speed");
             }
+            line.as_object_mut().expect("object").remove("processes");
             line
         });
         let (_, folder) = list(output).expect("list").pop().expect("a checkpoint");

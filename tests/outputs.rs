@@ -246,7 +246,7 @@ fn save(output: &Path, steps: impl IntoIterator<Item = u64>, keep: usize) {
     let tensors: BTreeMap<_, _> = tensors.expect("tensors").into_iter().take(1).collect();
     for step in steps {
         let state = State { step, ..Default::default() };
-        let checkpoint = Checkpoint { state, adapter: tensors.clone(), optimizer: tensors.clone() };
+        let checkpoint = Checkpoint { state, processes: 1, adapter: tensors.clone(), optimizer: tensors.clone() };
         checkpoint.save(output, &config(keep)).expect("saved");
     }
 }

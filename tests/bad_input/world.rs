@@ -85,7 +85,7 @@ impl World {
             Tensor::zeros(4, candle_core::DType::F32, &Device::Cpu).expect("tensor"),
         )]);
         let state = State { step, model: model.into(), ..Default::default() };
-        let checkpoint = Checkpoint { state, adapter: tensors.clone(), optimizer: tensors };
+        let checkpoint = Checkpoint { state, processes: 1, adapter: tensors.clone(), optimizer: tensors };
         checkpoint.save(&self.path("run"), &config).expect("save");
     }
 
