@@ -5,9 +5,10 @@ Prints one JSON line with the keys of ../shared/bench/torch_step.py, which has S
 latents given, AdamW and clipping as there.
 
   flux_step.py --preset flux-width|flux-dev [--device cpu|cuda] [--dtype f32|bf16] [--batch N] [--steps N] [--masks N]
-               [--checkpointing] [--compile]
+               [--checkpointing] [--compile] [--no-cudnn]
 
---masks 0  trains on the flow loss alone: no score head, no matching.
+--no-cudnn  takes FlashAttention-2 where cuDNN's attention fails.
+--masks 0   trains on the flow loss alone: no score head, no matching.
 Needs torch, diffusers, peft, scipy (seen: torch 2.15, diffusers 0.42.1, peft 0.21.2).
 """
 
@@ -39,7 +40,9 @@ parser.add_argument("--steps", type=int, default=5)
 parser.add_argument("--masks", type=int, default=16)
 parser.add_argument("--checkpointing", action="store_true")
 parser.add_argument("--compile", action="store_true")
+parser.add_argument("--no-cudnn", action="store_true")
 args = parser.parse_args()
+torch.backends.cuda.enable_cudnn_sdp(not args.no_cudnn)
 double, single, side, expert = PRESETS[args.preset]
 device, dtype = torch.device(args.device), {"f32": torch.float32, "bf16": torch.bfloat16}[args.dtype]
 grid = side // 2
