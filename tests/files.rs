@@ -206,7 +206,7 @@ fn the_hub_cache_serves_offline() {
     }
     for name in ["hf:org/tiny".to_string(), format!("hf:org/tiny@{commit}")] {
         let files = ModelFiles::open(&name).unwrap();
-        assert_eq!(files.folder(), snapshot);
+        assert_eq!(files.path(), snapshot);
         TextEncoders::load(&files, &[ClipL, ClipG, T5], 8, DType::F32, &Device::Cpu).unwrap();
         Vae::load(&files, &Device::Cpu).unwrap();
         let message = files.weight_files(Part::Transformer).unwrap_err().to_string();

@@ -61,6 +61,7 @@ impl Family for Toy {
             words: WORDS,
             block_counts: &["depth"],
             packed_side: 1,
+            original: None,
         };
         &NAMES
     }

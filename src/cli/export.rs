@@ -51,11 +51,14 @@ fn of_checkpoint(folder: &Path) -> Result<(Adapters, Origin)> {
     let adapters = adapters_of(&checkpoint.adapter, &settings, folder)?;
     // The release only goes into kohya's metadata, and says whose names its layers have where several families could: an
     // export must work where the base model is not at hand.
-    let path = &config.model.path;
-    let transformer = || ModelFiles::open(path).and_then(|files| families::of(&files)?.config(&files));
-    let transformer = match path.starts_with("hf:") {
+    let path = Path::new(&config.model.path);
+    // Of a model in one file that alone is wanted.
+    let files = || ModelFiles::open(&config.model.path);
+    let transformer = || files().and_then(|files| families::of(&files)?.config(&files));
+    let is_at_hand = || Ok::<_, Error>(is_file(path)? || is_file(&path.join("transformer/config.json"))?);
+    let transformer = match config.model.is_on_hub() {
         true => transformer().ok(),
-        false => is_file(&Path::new(path).join("transformer/config.json"))?.then(transformer).transpose()?,
+        false => is_at_hand()?.then(transformer).transpose()?,
     };
     Ok((adapters, origin_of(&config, checkpoint.state.step, transformer.as_ref())))
 }

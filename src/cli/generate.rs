@@ -240,10 +240,11 @@ fn guidance(args: &GenerateArgs, config: &TransformerConfig) -> f64 {
 
 /// Everything that an image depends on, except the device and where the model is stored.
 fn record(args: &GenerateArgs) -> Result<Value> {
-    let ModelArgs { model, lora, dtype, text_encoders, .. } = &args.model;
+    let ModelArgs { model, model_file, lora, dtype, text_encoders, .. } = &args.model;
     let files = args.model.files()?;
     Ok(json!({
         "model": model,
+        "model_files": (!model_file.is_empty()).then_some(model_file),
         "lora": lora_content(lora)?,
         "dtype": dtype,
         "text_encoders": text_encoders,

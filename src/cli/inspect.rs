@@ -42,7 +42,7 @@ pub struct InspectArgs {
 /// The config, the data or the tokenizers cannot be read, or the folder cannot be written.
 pub fn run(args: &InspectArgs) -> Result<()> {
     let config = RunConfig::load(&args.config, &args.set)?;
-    let drawer = SampleDrawer::open(&config, &ModelFiles::open(&config.model.path)?)?;
+    let drawer = SampleDrawer::open(&config, &ModelFiles::of(&config.model)?)?;
     if let Some(scenes) = &config.scenes {
         demo::draw_missing(scenes)?;
     }

@@ -14,25 +14,27 @@ pub(crate) mod prepare;
 pub(crate) mod probe;
 pub mod train;
 
-use crate::config::{Choice, DeviceChoice, TextEncoderKind, WeightType};
+use crate::config::{Choice, DeviceChoice, PartPaths, TextEncoderKind, WeightType};
 use crate::model::adapters::Adapters;
 use crate::model::adapters::weighted::{self, WeightedFile};
 use crate::model::families;
 use crate::model::pipeline::{Pipeline, PipelineOptions};
 use crate::model::weights::files::ModelFiles;
-use crate::model::weights::required_files::text_encoders_in;
 use crate::system::error::{Error, Result};
 pub(crate) use crate::system::terminal::{mention, say};
 use clap::Args;
 pub use command::{Cli, finish};
-use std::path::Path;
 
 /// The model that a command works on, and where.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct ModelArgs {
-    /// Folder of a diffusers pipeline, or hf:ORG/NAME@REVISION
+    /// Folder of a diffusers pipeline, hf:ORG/NAME@REVISION, or a model in one file, .safetensors or .gguf
     #[arg(long, value_name = "DIR")]
     pub model: String,
+    /// File of a part that the model lacks: vae, clip_l, clip_g or t5, = and its path; or config= and the folder or
+    /// hf:ORG/NAME with the tokenizers of a model in one file; may be given many times
+    #[arg(long, value_name = "PART=PATH")]
+    pub model_file: Vec<String>,
     /// Which weights are taken where there are several: fp16 for *.fp16.safetensors
     #[arg(long, value_name = "NAME")]
     pub variant: Option<String>,
@@ -120,7 +122,7 @@ impl ModelArgs {
         };
         let files = self.files()?;
         let options = PipelineOptions {
-            text_encoders: self.text_encoders(files.folder())?,
+            text_encoders: self.text_encoders(&files)?,
             max_sequence_length: self.sequence_length(&files)?,
             dtype: self.weight_type(&device).dtype(),
             device,
@@ -131,7 +133,8 @@ impl ModelArgs {
 
     /// The model's files.
     pub fn files(&self) -> Result<ModelFiles> {
-        ModelFiles::open_variant(&self.model, self.variant.as_deref())
+        let named = PartPaths::of_arguments(&self.model_file).map_err(Error::Usage)?;
+        ModelFiles::open_with(&self.model, self.variant.as_deref(), &named)
     }
 
     /// T5's tokens that were asked for, or those of diffusers' pipeline call.
@@ -154,19 +157,23 @@ impl ModelArgs {
         self.dtype.unwrap_or(usual)
     }
 
-    /// The text encoders that were asked for, or those that the model's `folder` has.
+    /// The text encoders that were asked for, or those that the model has.
     ///
     /// # Errors
-    /// The folder's `model_index.json` cannot be read, or lists none.
-    pub fn text_encoders(&self, folder: &Path) -> Result<Vec<TextEncoderKind>> {
+    /// Its `model_index.json` cannot be read, or it has none.
+    pub fn text_encoders(&self, files: &ModelFiles) -> Result<Vec<TextEncoderKind>> {
         if !self.text_encoders.is_empty() {
             return Ok(self.text_encoders.clone());
         }
-        let found = text_encoders_in(folder)?;
-        if found.is_empty() {
-            return Err(Error::file(folder.join("model_index.json"), "lists no CLIP text encoder"));
+        let found = files.text_encoders()?;
+        match (found.is_empty(), files.has_files()) {
+            (false, _) => Ok(found),
+            (true, false) => Err(Error::file(files.path().join("model_index.json"), "lists no CLIP text encoder")),
+            (true, true) => {
+                let problem = "no text encoder in it: name files of them (--model-file clip_l=FILE, …)";
+                Err(Error::file(files.path(), problem))
+            }
         }
-        Ok(found)
     }
 }
 

@@ -15,7 +15,7 @@
 macro_rules! keys {
     (
         $(#[doc = $about:literal])*
-        [$($section:ident)?] pub struct $name:ident($reader:ident $(, $input:ident: $input_type:ty)*) {
+        [$($section:ident $(. $within:ident)?)?] pub struct $name:ident($reader:ident $(, $input:ident: $input_type:ty)*) {
             $( $(#[doc = $doc:literal])* $key:ident: $type:ty = $rule:expr $(, $check:expr)?; )*
         }
         $( with { $( $(#[$attribute:meta])* $field:ident: $field_type:ty = $value:expr; )* } )?
@@ -30,7 +30,8 @@ macro_rules! keys {
         impl $name {
             /// Reads the keys; what is wrong with them is noted in the reader.
             pub(in crate::config) fn read($reader: &mut $crate::config::reader::Reader $(, $input: $input_type)*) -> Self {
-                $reader.begin_section(stringify!($($section)?), &[$($about),*]);
+                let section = concat!($(stringify!($section) $(, ".", stringify!($within))?)?);
+                $reader.begin_section(section, &[$($about),*]);
                 $( let $key: $type = $reader.read(stringify!($key), &[$($doc),*], $rule$(.checked($check))?); )*
                 $( $( let $field: $field_type = $value; )* )?
                 Self { $($key,)* $($($field,)*)? }
@@ -48,7 +49,7 @@ macro_rules! choices {
         $( or { $(#[doc = $other_doc:literal])* $other:ident($other_type:ty): $expected:literal } )?
     ) => {
         $(#[doc = $about])*
-        #[derive(Clone, Debug, PartialEq, Eq)]
+        #[derive(Clone, Debug, PartialEq, Eq, Hash)]
         pub enum $name {
             $( $(#[doc = $doc])* $variant, )+
             $( $(#[doc = $other_doc])* $other($other_type), )?

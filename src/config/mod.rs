@@ -25,7 +25,9 @@ pub use data_choices::{Allowed, Crop, DataFormat, MaskForm, Palette};
 pub use eval::{BLUR, BestBy, EvalConfig, MapHeads, MapNormalize, SegmentationProtocol};
 pub use help::{explain, markdown, sections, template};
 pub use loss::{Alignment, AttentionForm, FocalProbability, HeadMaps, LossConfig};
-pub use model::{DeviceChoice, LayerChoice, LoraConfig, ModelConfig, TextEncoderKind, WeightType, named_blocks};
+pub use model::{
+    DeviceChoice, LayerChoice, LoraConfig, ModelConfig, PartPaths, TextEncoderKind, WeightType, named_blocks,
+};
 pub use rule::{DefaultKind, KeyDoc, SectionDoc};
 pub use run::RunConfig;
 pub use setting::Choice;

@@ -8,14 +8,15 @@ use super::setting::{
 };
 use crate::model::families::targets::{adapter_targets, default_targets};
 use crate::model::text::tokenizer::TRAINING_SEQUENCE_LENGTH;
+use crate::model::weights::files::Part;
 use serde::Serialize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 keys! {
     /// The frozen base model.
     [model] pub struct ModelConfig(reader) {
-        /// A folder in the diffusers layout, or `hf:ORG/NAME` or `hf:ORG/NAME@REVISION` of the Hugging Face hub
-        /// (Stability AI's need an accepted licence).
+        /// A folder in the diffusers layout; `hf:ORG/NAME` or `hf:ORG/NAME@REVISION` of the Hugging Face hub (Stability AI's
+        /// need an accepted licence); or one file, `.safetensors` or `.gguf`, with the names of the original code.
         path: String = required("\"models/stable-diffusion-3-medium-diffusers\""), model_path();
         /// Which files of weights are taken where there are several: `"fp16"` for `*.fp16.safetensors`, as diffusers'
         /// `variant`. Parts that lack it have their plain files.
@@ -33,6 +34,72 @@ keys! {
         /// Whether all images have one prompt, whose token embeddings are trained from the empty one's, in place of
         /// captions (`USE_LEARNABLE_TOKENS`). It is written as `prompt.safetensors` beside the adapter.
         learnable_prompt: bool = usual(false);
+    } with {
+        /// Parts of the model that lie elsewhere.
+        files: PartPaths = PartPaths::read(reader);
+    }
+}
+
+keys! {
+    /// Parts of the base model that are not in its file or folder. A path is a file, with the names of the original code, of
+    /// diffusers or of transformers, or a part's folder in the diffusers layout.
+    [model.files] pub struct PartPaths(reader) {
+        /// Where the tokenizers of a model in one file are, and what the shapes of its tensors do not show of its sizes: a
+        /// folder in the diffusers layout or `hf:ORG/NAME`, of which only small files are read. Without it, the folder that
+        /// the file lies in, where that is such, or else the repository of the released model.
+        config: Option<String> = optional("\"hf:stabilityai/stable-diffusion-3-medium-diffusers\""), if_given(model_path());
+        /// The autoencoder.
+        vae: Option<PathBuf> = optional("\"models/ae.safetensors\""), if_given(not_empty());
+        /// CLIP ViT-L/14.
+        clip_l: Option<PathBuf> = optional("\"models/clip_l.safetensors\""), if_given(not_empty());
+        /// OpenCLIP ViT-bigG/14.
+        clip_g: Option<PathBuf> = optional("\"models/clip_g.safetensors\""), if_given(not_empty());
+        /// T5.
+        t5: Option<PathBuf> = optional("\"models/t5xxl_fp16.safetensors\""), if_given(not_empty());
+    }
+}
+
+impl Default for PartPaths {
+    /// None.
+    fn default() -> Self {
+        Self { config: None, vae: None, clip_l: None, clip_g: None, t5: None }
+    }
+}
+
+impl PartPaths {
+    /// The parts that are named, with their paths.
+    pub fn parts(&self) -> impl Iterator<Item = (Part, &Path)> {
+        let named = [
+            (Part::Vae, &self.vae),
+            (Part::Text(TextEncoderKind::ClipL), &self.clip_l),
+            (Part::Text(TextEncoderKind::ClipG), &self.clip_g),
+            (Part::Text(TextEncoderKind::T5), &self.t5),
+        ];
+        named.into_iter().filter_map(|(part, path)| Some((part, path.as_deref()?)))
+    }
+
+    /// These paths as `KEY=PATH` names them.
+    ///
+    /// # Errors
+    /// A key is none, or twice there.
+    pub fn of_arguments(arguments: &[String]) -> Result<Self, String> {
+        let mut paths = Self::default();
+        for argument in arguments {
+            let (key, path) = argument.split_once('=').filter(|(_, path)| !path.is_empty()).unwrap_or_default();
+            let slot = match key {
+                "config" => {
+                    paths.config = Some(path.to_owned());
+                    continue;
+                }
+                "vae" => &mut paths.vae,
+                "clip_l" => &mut paths.clip_l,
+                "clip_g" => &mut paths.clip_g,
+                "t5" => &mut paths.t5,
+                _ => return Err(format!("{argument:?}: expected vae, clip_l, clip_g, t5 or config, = and a path")),
+            };
+            *slot = Some(path.into());
+        }
+        Ok(paths)
     }
 }
 

@@ -135,12 +135,13 @@ pub struct SigmaSchedule {
 }
 
 impl Scheduler {
-    /// Reads `scheduler/scheduler_config.json`.
+    /// Reads `scheduler/scheduler_config.json`, or what it would say of a model in one file.
     ///
     /// # Errors
     /// The file cannot be read or names another kind of scheduler.
     pub fn open(files: &ModelFiles) -> Result<Self> {
-        Self::from_config(&files.scheduler_config()?, families::of(files)?.sigma_spacing())
+        let spacing = families::of(files)?.sigma_spacing();
+        Self::checked(files.scheduler_config()?, &files.scheduler_path()?, spacing)
     }
 
     /// Reads `scheduler_config.json`, of a family that spaces its levels so; unsupported settings are errors.
@@ -148,7 +149,11 @@ impl Scheduler {
     /// # Errors
     /// As [`Self::open`].
     pub fn from_config(file: &Path, spacing: SigmaSpacing) -> Result<Self> {
-        let config: SchedulerConfig = read_json(file, MODEL_JSON)?;
+        Self::checked(read_json(file, MODEL_JSON)?, file, spacing)
+    }
+
+    /// What errors name is `file`.
+    fn checked(config: SchedulerConfig, file: &Path, spacing: SigmaSpacing) -> Result<Self> {
         if let Some(name) = config.class_name.filter(|name| name != "FlowMatchEulerDiscreteScheduler") {
             let problem = format!("_class_name is {name:?}, expected \"FlowMatchEulerDiscreteScheduler\"");
             return Err(Error::file(file, problem));

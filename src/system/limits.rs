@@ -61,6 +61,8 @@ pub const DATA_RECORD: Limit = limit("a list of a run's data", 1 << 30);
 /// The header of a safetensors file: 130 bytes a tensor, so half a million tensors, each of which takes ten times that
 /// in memory. Models have two thousand; a cache's shards have most.
 pub const TENSOR_HEADER: Limit = limit("a safetensors header", 64 << 20);
+/// The header of a GGUF file; that of a text encoder has its vocabulary of up to 150 000 tokens, 10 MB.
+pub const GGUF_HEADER: Limit = limit("a GGUF header", 64 << 20);
 /// Entries of a cache's shard, whose header then stays within [`TENSOR_HEADER`].
 pub const CACHE_ENTRIES: usize = 1 << 17;
 /// A long name or extension header in a tar file. Paths have 4 KiB at most, extended attributes 64 KiB.

@@ -3,6 +3,7 @@ use crate::config::{HeadMaps, LayerChoice, Palette, RunConfig};
 use crate::data::sources::patterns::{Expanded, expand};
 use crate::data::sources::remote;
 use crate::model::weights::bounds::Bounds;
+use crate::model::weights::files::ModelFiles;
 use crate::model::weights::required_files::{RequiredFiles, pipeline_of};
 use crate::system::error::{Error, Result};
 use crate::system::paths::{exists, is_file, is_folder};
@@ -102,23 +103,40 @@ impl RunConfig {
         if self.model.is_on_hub() {
             return;
         }
-        let folder = Path::new(&self.model.path);
-        if is_file(folder).unwrap_or(false) {
-            let problem = "is a file; expected the folder of a diffusers pipeline";
-            return problems.push(format!("model.path: {} {problem}", folder.display()));
+        let path = Path::new(&self.model.path);
+        if is_file(path).unwrap_or(false) {
+            return self.check_one_file(problems);
         }
-        match RequiredFiles::find(folder, &self.model) {
+        match RequiredFiles::find(path, &self.model) {
             Ok(files) => {
                 problems.extend(files.missing.iter().map(|file| format!("model.path: {} is missing", file.display())));
             }
             Err(e) => problems.push(format!("model.path: {e}")),
         }
-        if let Err(problem) = pipeline_of(folder).check_encoders(&self.model.text_encoders) {
+        if let Err(problem) = pipeline_of(path).check_encoders(&self.model.text_encoders) {
             problems.push(format!("model.text_encoders: {problem}"));
         }
-        match Bounds::read(folder) {
+        match Bounds::read(path) {
             Ok(Some(bounds)) => self.check_bounds(&bounds, problems),
             Ok(None) => {}
+            Err(e) => problems.push(format!("model.path: {e}")),
+        }
+    }
+
+    /// A model in one file, and the files of its parts: their headers are read.
+    fn check_one_file(&self, problems: &mut Vec<String>) {
+        let checked = || {
+            let files = ModelFiles::of(&self.model)?;
+            Ok::<_, Error>((files.problems(&self.model), files.known_pipeline()?, Bounds::of_file(&files)?))
+        };
+        match checked() {
+            Ok((found, pipeline, bounds)) => {
+                problems.extend(found);
+                if let Err(problem) = pipeline.check_encoders(&self.model.text_encoders) {
+                    problems.push(format!("model.text_encoders: {problem}"));
+                }
+                self.check_bounds(&bounds, problems);
+            }
             Err(e) => problems.push(format!("model.path: {e}")),
         }
     }

@@ -14,11 +14,12 @@ use std::path::{Path, PathBuf};
 /// model is recognised by its fingerprint, what a cache holds by what it was made of), on what and with how many threads
 /// it runs, what is kept, when it gives up; and all of `[eval]`. The files of `lora.init` and `loss.score_head_init` are
 /// recognised by their content.
-const RESUME_MAY_CHANGE: [&str; 15] = [
+const RESUME_MAY_CHANGE: [&str; 16] = [
     "output",
     "device",
     "model.path",
     "model.variant",
+    "model.files",
     "lora.init",
     "loss.score_head_init",
     "data.retry_seconds",
@@ -101,7 +102,10 @@ impl Conditions<'_> {
         let mut found = self.settings(folder, state, processes)?;
         if state.model != self.model {
             let path = &self.config.model.path;
-            let text = format!("model.path: the model in {path} is not the one that the checkpoint was trained on");
+            let text = format!(
+                "model.path: the model in {path} is not the one that the checkpoint was trained on; of the same model, a \
+                 folder and one file count as two"
+            );
             found.push((Override::Model, text));
         }
         let init = init_fingerprints(self.config)?;

@@ -20,13 +20,11 @@ use crate::data::{Cache, DataRecord, DataSet, Inventory, Loader, loader};
 use crate::eval::segmentation::SegmentationOptions;
 use crate::model::families::{self, Transformer};
 use crate::model::pipeline::Pipeline;
-use crate::model::weights::files::{ModelFiles, Part};
+use crate::model::weights::files::ModelFiles;
 use crate::model::weights::fingerprint::fingerprint;
-use crate::model::weights::required_files::RequiredFiles;
 use crate::sample::scheduler::Scheduler;
 use crate::system::error::{Error, Result};
 use candle_core::Device;
-use std::path::PathBuf;
 
 impl<'a> Trainer<'a> {
     /// Loads the model, and the folder's checkpoint if there is one. A run that `measures` its model needs the encoders
@@ -44,7 +42,7 @@ impl<'a> Trainer<'a> {
         let inventory = is_main.then(|| Inventory::of_run(&data)).transpose()?;
         let files = ModelFiles::of(&config.model)?;
         families::of(&files)?;
-        let model = fingerprint(&base_files(&files, config)?)?;
+        let model = fingerprint(&files.base_files(&config.model)?)?;
         let record = DataRecord::of(&data)?;
         let conditions = Conditions { config, model: &model, data: &record, schedule: components.schedule, processes };
         let checkpoint = folder.load(&conditions, force)?;
@@ -200,18 +198,4 @@ fn check_experts(config: &RunConfig, model: &Transformer) -> Result<()> {
         maps.check(model).map_err(|problem| Error::Usage(format!("[eval] {problem}")))?;
     }
     Ok(())
-}
-
-/// The files that the base model's fingerprint is of; those of a hub repository are fetched.
-fn base_files(files: &ModelFiles, config: &RunConfig) -> Result<Vec<PathBuf>> {
-    let encoders = config.model.text_encoders.iter().map(|kind| Part::Text(*kind));
-    for part in [Part::Transformer, Part::Vae].into_iter().chain(encoders) {
-        files.config::<serde_json::Value>(part)?;
-        files.weight_files(part)?;
-        if !matches!(part, Part::Transformer | Part::Vae) {
-            files.tokenizer(part)?;
-        }
-    }
-    files.scheduler_config()?;
-    Ok(RequiredFiles::find(files.folder(), &config.model)?.present)
 }

@@ -1,4 +1,5 @@
 //! A family's names in the files of other tools.
+use crate::model::weights::naming::ModuleNames;
 
 /// What kohya's metadata calls a released model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -9,7 +10,8 @@ pub struct Release {
     pub architecture: &'static str,
 }
 
-/// A family's layers in the original checkpoint, where some that are several in diffusers are one.
+/// A family's layers in the original checkpoint, where some that are several in diffusers are one: what adapters of kohya's
+/// trainer and ComfyUI are named by.
 pub struct KohyaNames {
     /// What `modelspec.architecture` of the family's models begins with.
     pub architecture: &'static str,
@@ -17,19 +19,10 @@ pub struct KohyaNames {
     pub implementation: &'static str,
     /// `ss_network_module`: the module of kohya's trainer that makes such adapters.
     pub network_module: &'static str,
-    /// One entry for each kind of block.
-    pub blocks: &'static [KohyaBlocks],
+    /// The blocks' layers that an adapter can sit on. kohya's trainer writes `lora_unet_joint_blocks_0_x_block_attn_qkv` for
+    /// `joint_blocks.0.x_block.attn.qkv`.
+    pub blocks: &'static [ModuleNames],
     /// Whether the two halves of a layer's outputs lie the other way round there, given its name within the block and its
     /// inputs and outputs.
     pub swaps_halves: fn(layer: &str, sizes: (usize, usize)) -> bool,
-}
-
-/// Names of one list of blocks.
-pub struct KohyaBlocks {
-    /// Before the block's number, in kohya's names: `lora_unet_joint_blocks_`.
-    pub stem: &'static str,
-    /// Before it in diffusers' names.
-    pub diffusers: &'static str,
-    /// A layer there, and the layers of diffusers that are its outputs, in order, each with its share of them.
-    pub layers: &'static [(&'static str, &'static [(&'static str, usize)])],
 }

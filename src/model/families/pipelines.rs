@@ -1,5 +1,6 @@
 //! The families' pipelines in the diffusers layout.
 use super::flux1::pipeline as flux1;
+use super::original::Original;
 use super::sd3::pipeline as sd3;
 use crate::config::{Choice, TextEncoderKind};
 
@@ -25,6 +26,8 @@ pub struct PipelineNames {
     pub block_counts: &'static [&'static str],
     /// Side of the square of latents that is packed before the transformer's own patches are cut.
     pub packed_side: usize,
+    /// Its models in one file; none where these are not read.
+    pub original: Option<&'static Original>,
 }
 
 /// Where a text encoder lies.

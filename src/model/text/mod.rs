@@ -2,6 +2,7 @@
 mod added_tokens;
 pub(crate) mod clip;
 pub(crate) mod clip_layer;
+pub mod original;
 pub mod prompt_file;
 mod shape;
 pub(crate) mod t5;

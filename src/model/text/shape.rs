@@ -49,7 +49,7 @@ impl TextShape {
         let TransformerSizes { joint_attention_dim: width, pooled_projection_dim: pooled } =
             files.config(Part::Transformer)?;
         let pipeline = files.known_pipeline()?;
-        pipeline.check_encoders(kinds).map_err(|problem| Error::file(files.folder(), problem))?;
+        pipeline.check_encoders(kinds).map_err(|problem| Error::file(files.path(), problem))?;
         let named = [("joint_attention_dim", width), ("pooled_projection_dim", pooled)];
         sizes::check(&files.config_path(Part::Transformer), &named)?;
         let clip = |kind: TextEncoderKind| {

@@ -5,6 +5,7 @@ mod blocks;
 mod config;
 mod decoder;
 mod encoder;
+pub mod original;
 
 use crate::model::weights::files::{ModelFiles, Part};
 use crate::ops::conv2d::unfolding_on_gpu;

@@ -1,8 +1,11 @@
 //! What a model's configuration files allow of the settings, before any weights are read.
+use super::files::{ModelFiles, Part};
 use super::required_files::pipeline_of;
+use crate::model::families::pipelines::PipelineNames;
 use crate::system::error::{Error, Result};
 use crate::system::limits::MODEL_JSON;
 use crate::system::paths::may_be_file;
+use serde_json::Value;
 use std::path::{Path, PathBuf};
 
 /// Sizes that a diffusers folder names; `None` where a file does not name them as it should, which is found when the
@@ -29,11 +32,26 @@ impl Bounds {
         if !may_be_file(&file) {
             return Ok(None);
         }
-        let (config, pipeline) = (json(&file)?, pipeline_of(folder));
-        let size = |key: &str| config.get(key).and_then(|size| size.as_u64()).map(|size| size as usize);
         let vae = json(&folder.join("vae/config.json")).ok();
-        let stages = vae.as_ref().and_then(|vae| vae.get("block_out_channels")?.as_array()).map(Vec::len);
-        let token_pixels = match (size("patch_size").filter(|patch| *patch > 0), stages) {
+        Ok(Some(Self::of(&json(&file)?, vae.as_ref(), pipeline_of(folder), file)))
+    }
+
+    /// Those of a model in one file.
+    ///
+    /// # Errors
+    /// Its transformer has no sizes.
+    pub fn of_file(files: &ModelFiles) -> Result<Self> {
+        let (config, vae) = (files.config(Part::Transformer)?, files.config(Part::Vae)?);
+        Ok(Self::of(&config, Some(&vae), files.known_pipeline()?, files.config_path(Part::Transformer)))
+    }
+
+    /// What the configurations of transformer and autoencoder name; that of the transformer is from `file`.
+    fn of(config: &Value, vae: Option<&Value>, pipeline: &PipelineNames, file: PathBuf) -> Self {
+        let size = |key: &str| config.get(key).and_then(Value::as_u64).map(|size| size as usize);
+        let stages = vae.and_then(|vae| vae.get("block_out_channels")?.as_array()).map(Vec::len);
+        // FLUX's transformers take patches that were packed before, one a token.
+        let patch = size("patch_size").or_else(|| (pipeline.packed_side > 1).then_some(1));
+        let token_pixels = match (patch.filter(|patch| *patch > 0), stages) {
             // Each stage of the autoencoder but the last halves the image.
             (Some(patch), Some(stages @ 1..32)) => {
                 Some(patch.saturating_mul(pipeline.packed_side).saturating_mul(1 << (stages - 1)))
@@ -42,11 +60,11 @@ impl Bounds {
         };
         let counts = pipeline.block_counts.iter().map(|key| size(key));
         let blocks = counts.sum::<Option<usize>>().filter(|blocks| *blocks > 0);
-        Ok(Some(Self { blocks, heads: size("num_attention_heads"), token_pixels, file }))
+        Self { blocks, heads: size("num_attention_heads"), token_pixels, file }
     }
 }
 
-fn json(file: &Path) -> Result<serde_json::Value> {
+fn json(file: &Path) -> Result<Value> {
     let bytes = MODEL_JSON.read(file).map_err(|e| Error::file(file, e))?;
     serde_json::from_slice(&bytes).map_err(|e| Error::file(file, format!("not JSON: {e}")))
 }

@@ -1,20 +1,26 @@
-//! The files of a base model: a diffusers folder, or a repository of the Hugging Face hub in its usual cache.
-use super::located::{Located, WeightNames, require};
-use super::shard_index::ShardIndex;
-use crate::config::{Choice, ModelConfig, TextEncoderKind};
+//! The files of a base model: a diffusers folder, a repository of the Hugging Face hub in its usual cache, or one file with
+//! the original names; parts of it may lie elsewhere.
+use super::folder::Folder;
+use super::located::Located;
+use super::one_file;
+use super::part_file::PartFile;
+use super::required_files::{RequiredFiles, text_encoders_in};
+use crate::config::{Choice, ModelConfig, PartPaths, TextEncoderKind};
+use crate::model::families::original::Original;
 use crate::model::families::pipelines::{PIPELINES, PipelineNames};
+use crate::model::text::original as text;
+use crate::model::vae::original as vae;
 use crate::model::weights::Weights;
 use crate::system::error::{Error, Result};
-use crate::system::guard::guarded;
 use crate::system::json::read_json;
 use crate::system::limits::MODEL_JSON;
-use crate::system::paths::{is_file, is_folder, may_be_file};
-use crate::system::process::refused;
+use crate::system::paths::{is_file, may_be_file};
 use candle_core::{DType, Device};
-use hf_hub::{HFClientSync, HFError, HFRepositorySync, RepoTypeModel};
 use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::sync::OnceLock;
 
 /// Files that a tokenizer may be made of.
 const TOKENIZER_FILES: [&str; 6] = [
@@ -27,7 +33,7 @@ const TOKENIZER_FILES: [&str; 6] = [
 ];
 
 /// A network of the pipeline, each with a folder of its own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Part {
     /// The denoiser, in `transformer/`.
     Transformer,
@@ -39,61 +45,134 @@ pub enum Part {
 
 impl Part {
     /// What its weights file is called: `STEM.safetensors` or `STEM.safetensors.index.json`.
-    fn stem(self) -> &'static str {
+    pub(super) fn stem(self) -> &'static str {
         match self {
             Self::Transformer | Self::Vae => "diffusion_pytorch_model",
             Self::Text(_) => "model",
         }
     }
+
+    /// What settings call it: the key in `[model.files]`.
+    pub(super) fn key(self) -> &'static str {
+        match self {
+            Self::Transformer => "transformer",
+            Self::Vae => "vae",
+            Self::Text(kind) => kind.name(),
+        }
+    }
 }
 
-/// A base model's folder; files of a hub repository are fetched into its cache when they are first asked for.
+/// Where a base model's tensors, configurations and tokenizers are; files of a hub repository are fetched into its cache when
+/// they are first asked for.
 pub struct ModelFiles {
-    folder: PathBuf,
-    hub: Option<Hub>,
+    /// The model's folder or file.
+    path: PathBuf,
+    layout: Layout,
+    /// Whether the model is a file, which has no configurations.
+    is_one_file: bool,
+    /// Networks that are in the model's one file, or in files of their own.
+    parts: HashMap<Part, PartFile>,
     /// What is known of its pipeline; none where no family has such.
     pipeline: Option<&'static PipelineNames>,
     /// Which variant of the weights is taken, of parts that have it.
     variant: Option<String>,
 }
 
-impl ModelFiles {
-    /// Opens a diffusers folder, or `hf:org/name` or `hf:org/name@revision` (a branch, tag or commit).
-    ///
-    /// Fails unless it holds `model_index.json`. Of a hub repository, what the cache holds is used without network; a download
-    /// that is refused or offline fails with repository and reason.
-    pub fn open(path_or_hub: &str) -> Result<Self> {
-        let files = match path_or_hub.strip_prefix("hf:") {
-            Some(name) => Hub::open(name)?,
+/// A folder in the diffusers layout, or a repository of such, opened when it is needed: the model's, or one that has the
+/// tokenizers of a model in one file.
+struct Layout {
+    name: String,
+    folder: OnceLock<Folder>,
+}
+
+impl Layout {
+    fn folder(&self) -> Result<&Folder> {
+        match self.folder.get() {
+            Some(folder) => Ok(folder),
             None => {
-                let folder = PathBuf::from(path_or_hub);
-                if is_file(&folder)? {
-                    return Err(Error::file(&folder, "not a folder: a base model is a folder in the diffusers layout"));
-                }
-                if !is_folder(&folder)? {
-                    return Err(Error::file(&folder, "no such folder (a model of the hub is written hf:org/name)"));
-                }
-                Self { folder, hub: None, pipeline: None, variant: None }
+                let folder = Folder::open(&self.name)?;
+                Ok(self.folder.get_or_init(|| folder))
             }
-        };
-        let pipeline = PipelineNames::of_class(&files.pipeline_class()?);
-        Ok(Self { pipeline, ..files })
+        }
     }
 
-    /// [`Self::open`], with this variant of the weights, of parts that have it.
+    /// Its path where it is no repository.
+    fn local(&self) -> Option<&Path> {
+        (!self.name.starts_with("hf:")).then(|| Path::new(&self.name))
+    }
+}
+
+impl ModelFiles {
+    /// Opens a diffusers folder, `hf:org/name` or `hf:org/name@revision` (a branch, tag or commit), or a model in one file.
+    ///
+    /// Fails unless the folder holds `model_index.json`. Of a hub repository, what the cache holds is used without network; a
+    /// download that is refused or offline fails with repository and reason.
+    pub fn open(path_or_hub: &str) -> Result<Self> {
+        Self::open_with(path_or_hub, None, &PartPaths::default())
+    }
+
+    /// [`Self::open`], with this variant of the weights, of parts that have it, and with parts that lie elsewhere.
     ///
     /// # Errors
-    /// Those of [`Self::open`].
-    pub fn open_variant(path_or_hub: &str, variant: Option<&str>) -> Result<Self> {
-        Ok(Self { variant: variant.map(str::to_owned), ..Self::open(path_or_hub)? })
+    /// Those of [`Self::open`]; a part is not where it should be.
+    pub fn open_with(path_or_hub: &str, variant: Option<&str>, named: &PartPaths) -> Result<Self> {
+        let is_one_file = !path_or_hub.starts_with("hf:") && is_file(Path::new(path_or_hub))?;
+        let files = if is_one_file { Self::of_file(path_or_hub, named)? } else { Self::of_folder(path_or_hub)? };
+        Self { variant: variant.map(str::to_owned), ..files }.with_parts(named)
     }
 
     /// Opens the model of a run.
     ///
     /// # Errors
-    /// Those of [`Self::open`].
+    /// Those of [`Self::open_with`].
     pub fn of(config: &ModelConfig) -> Result<Self> {
-        Self::open_variant(&config.path, config.variant.as_deref())
+        Self::open_with(&config.path, config.variant.as_deref(), &config.files)
+    }
+
+    fn of_folder(path_or_hub: &str) -> Result<Self> {
+        let folder = Folder::open(path_or_hub)?;
+        let path = folder.path.clone();
+        let layout = Layout { name: path_or_hub.to_owned(), folder: OnceLock::from(folder) };
+        let files = Self { path, layout, is_one_file: false, parts: HashMap::new(), pipeline: None, variant: None };
+        let pipeline = PipelineNames::of_class(&files.pipeline_class()?);
+        Ok(Self { pipeline, ..files })
+    }
+
+    fn of_file(path: &str, named: &PartPaths) -> Result<Self> {
+        let file = PathBuf::from(path);
+        one_file::check_kind(&file)?;
+        let weights = Weights::open(&file, std::slice::from_ref(&file), DType::F32, &Device::Cpu)?;
+        let pipeline = one_file::pipeline_of(&weights)?;
+        let mut parts = HashMap::new();
+        for part in parts_of(pipeline) {
+            let may_stand_alone = part == Part::Transformer;
+            let found = PartFile::find(&weights, vec![file.clone()], part, pipeline.original, may_stand_alone)?;
+            parts.extend(found.map(|found| (part, found)));
+        }
+        let beside = file.parent().filter(|folder| class_in(folder).is_some_and(|class| pipeline.is_class_of(&class)));
+        let usual = || format!("hf:{}", pipeline.original.map_or("", |original| original.repository));
+        let name = named.config.clone().or_else(|| Some(beside?.to_str()?.to_owned())).unwrap_or_else(usual);
+        let layout = Layout { name, folder: OnceLock::new() };
+        if let Some(class) = layout.local().and_then(class_in).filter(|class| !pipeline.is_class_of(class)) {
+            let problem = format!("model.files.config: it is of {class}, but {path} of {}", pipeline.class);
+            return Err(Error::file(&layout.name, problem));
+        }
+        Ok(Self { path: file, layout, is_one_file: true, parts, pipeline: Some(pipeline), variant: None })
+    }
+
+    /// Puts the files in `named` in the place of what the model has.
+    fn with_parts(mut self, named: &PartPaths) -> Result<Self> {
+        let Some(pipeline) = self.pipeline else { return Ok(self) };
+        for (part, path) in named.parts() {
+            if let Part::Text(kind) = part {
+                let is_there = pipeline.folders(kind).is_some();
+                let refused = || format!("model.files.{}: {} has no such text encoder", part.key(), pipeline.class);
+                is_there.then_some(()).ok_or_else(|| Error::Usage(refused()))?;
+            }
+            let found = PartFile::open(path, part, pipeline.original, self.variant.as_deref())?;
+            self.parts.insert(part, found);
+        }
+        Ok(self)
     }
 
     /// What is known of its pipeline.
@@ -106,7 +185,7 @@ impl ModelFiles {
         }
         let known = PIPELINES.map(|names| format!("{:?}", names.class)).join(" or ");
         let problem = format!("_class_name is {:?}, expected {known}", self.pipeline_class()?);
-        Err(Error::file(self.folder.join("model_index.json"), problem))
+        Err(Error::file(self.path.join("model_index.json"), problem))
     }
 
     /// Name of a part's folder in the diffusers layout; that of a text encoder which the pipeline lacks is made up, and
@@ -130,78 +209,128 @@ impl ModelFiles {
         }
     }
 
-    /// `_class_name` in `model_index.json`, such as `StableDiffusion3Pipeline`.
+    /// `_class_name` in `model_index.json`, such as `StableDiffusion3Pipeline`; that of its family, of a model in one file.
     pub fn pipeline_class(&self) -> Result<String> {
+        if let (true, Some(pipeline)) = (self.is_one_file, self.pipeline) {
+            return Ok(pipeline.class.to_owned());
+        }
         #[derive(serde::Deserialize)]
         struct ModelIndex {
             _class_name: String,
         }
-        let index: ModelIndex = read_json(&self.required("model_index.json")?, MODEL_JSON)?;
+        let index: ModelIndex = read_json(&self.layout.folder()?.required("model_index.json")?, MODEL_JSON)?;
         Ok(index._class_name)
     }
 
-    /// The folder that holds `model_index.json`; of a hub repository, its snapshot in the cache.
-    pub fn folder(&self) -> &Path {
-        &self.folder
+    /// The model's file, or the folder that holds `model_index.json`; of a hub repository, its snapshot in the cache.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
-    /// Reads a part's `config.json`; a missing or wrong key is an error that names it and the file.
+    /// Whether the model is a file, or has a part in a file of its own.
+    pub fn has_files(&self) -> bool {
+        !self.parts.is_empty()
+    }
+
+    /// The text encoders that the model has, of those that its pipeline usually uses.
+    ///
+    /// # Errors
+    /// The folder's `model_index.json` cannot be read.
+    pub fn text_encoders(&self) -> Result<Vec<TextEncoderKind>> {
+        let in_folder = if self.is_one_file { vec![] } else { text_encoders_in(&self.path)? };
+        let usual = self.pipeline.map_or(&[][..], |pipeline| pipeline.usual_encoders);
+        let is_there = |kind: &TextEncoderKind| in_folder.contains(kind) || self.parts.contains_key(&Part::Text(*kind));
+        Ok(usual.iter().copied().filter(is_there).collect())
+    }
+
+    /// Reads a part's `config.json`, or finds what it would say; a missing or wrong key is an error that names it and the
+    /// file.
     pub fn config<C: DeserializeOwned>(&self, part: Part) -> Result<C> {
-        read_json(&self.required(&format!("{}/config.json", self.part_folder(part)))?, MODEL_JSON)
+        match self.config_of_file(part)? {
+            Some(config) => serde_json::from_value(config).map_err(|e| Error::file(self.config_path(part), e)),
+            None => {
+                let file = format!("{}/config.json", self.part_folder(part));
+                read_json(&self.layout.folder()?.required(&file)?, MODEL_JSON)
+            }
+        }
     }
 
-    /// Path of a part's `config.json`, for errors about what it says.
+    /// What the `config.json` would say of a part that has none beside it: what all such models have, over that what a folder
+    /// of configurations says, over that what the tensors' shapes show.
+    fn config_of_file(&self, part: Part) -> Result<Option<Value>> {
+        let found = self.parts.get(&part);
+        if found.is_none() && !self.is_one_file {
+            return Ok(None);
+        }
+        let original = self.known_pipeline()?.original;
+        let mut config = usual_config(part, original);
+        if let Some(file) = self.config_file(part) {
+            config.extend(read_json::<Map<String, Value>>(&file, MODEL_JSON)?);
+        }
+        if let Some(found) = found {
+            let head_dim = config.get("attention_head_dim").and_then(Value::as_u64).map(|size| size as usize);
+            let sizes = match (part, original) {
+                (Part::Transformer, None) => Value::Null,
+                (Part::Transformer, Some(original)) => (original.transformer_sizes)(&found.shapes, head_dim),
+                (Part::Vae, _) => vae::sizes(&found.shapes),
+                (Part::Text(kind), _) => text::sizes(kind, &found.shapes),
+            };
+            config.extend(object(sizes));
+        }
+        Ok(Some(Value::Object(config)))
+    }
+
+    /// The `config.json` of a part in a folder of configurations.
+    fn config_file(&self, part: Part) -> Option<PathBuf> {
+        let file = self.layout.local()?.join(self.part_folder(part)).join("config.json");
+        may_be_file(&file).then_some(file)
+    }
+
+    /// Path of a part's `config.json`, for errors about what it says; that of its file where it has none.
     pub fn config_path(&self, part: Part) -> PathBuf {
-        self.folder.join(self.part_folder(part)).join("config.json")
+        match self.parts.get(&part) {
+            Some(found) => found.path.clone(),
+            None if self.is_one_file => self.path.clone(),
+            None => self.path.join(self.part_folder(part)).join("config.json"),
+        }
     }
 
     /// Opens a part's weights, which come out as `dtype` on `device`.
     pub fn weights(&self, part: Part, dtype: DType, device: &Device) -> Result<Weights> {
-        Weights::open_located(&self.located(part)?, dtype, device)
+        match self.parts.get(&part) {
+            Some(found) => Ok(found.weights(dtype, device)),
+            None => Weights::open_located(&self.located(part)?, dtype, device),
+        }
     }
 
     /// The files that hold a part's weights: one file, or the index and its shards in name order.
     pub fn weight_files(&self, part: Part) -> Result<Vec<PathBuf>> {
+        if let Some(found) = self.parts.get(&part) {
+            return Ok(found.files.clone());
+        }
         let Located { index, files } = self.located(part)?;
         Ok(index.into_iter().chain(files).collect())
     }
 
     fn located(&self, part: Part) -> Result<Located> {
-        let (folder, variant) = (self.folder.join(self.part_folder(part)), self.variant.as_deref());
-        if self.hub.is_some() && !(variant.is_some() && self.fetch_weights(part, variant)?) {
-            self.fetch_weights(part, None)?;
+        if self.is_one_file {
+            return Err(Error::file(&self.path, self.lacks(part)));
         }
-        let located = require(&folder, part.stem(), variant)?;
-        for file in &located.files {
-            if !is_file(file)? {
-                return Err(Error::file(file, "no such file"));
-            }
-        }
-        Ok(located)
+        self.layout.folder()?.located(self.part_folder(part), part.stem(), self.variant.as_deref())
     }
 
-    /// Fetches a part's weights, plain or of a variant; whether there are any.
-    fn fetch_weights(&self, part: Part, variant: Option<&str>) -> Result<bool> {
-        let folder = self.part_folder(part);
-        let WeightNames { single, indexes } = WeightNames::of(part.stem(), variant);
-        let indexes: Vec<String> = indexes.into_iter().map(|index| format!("{folder}/{index}")).collect();
-        // With shards in the cache, asking for the single file would need the network.
-        let mut has_index = false;
-        for index in &indexes {
-            has_index |= is_file(&self.folder.join(index))?;
-        }
-        if !has_index && self.optional(&format!("{folder}/{single}"))?.is_some() {
-            return Ok(true);
-        }
-        for index in &indexes {
-            if let Some(index) = self.optional(index)? {
-                for shard in ShardIndex::read(&index)?.shards() {
-                    self.required(&format!("{folder}/{shard}"))?;
-                }
-                return Ok(true);
+    /// What to say of a part that the model's file lacks.
+    fn lacks(&self, part: Part) -> String {
+        let (what, file) = match part {
+            Part::Transformer => ("transformer", ""),
+            Part::Vae => {
+                let original = self.pipeline.and_then(|pipeline| pipeline.original);
+                ("autoencoder", original.map_or("", |original| original.vae_file))
             }
-        }
-        Ok(false)
+            Part::Text(kind) => ("text encoder", text::of(kind).file),
+        };
+        let key = part.key();
+        format!("no {what} {key} in it: name its file, usually {file}, as model.files.{key} (--model-file {key}=FILE)")
     }
 
     /// The folder of a text encoder's tokenizer, with the files in it that there are.
@@ -209,34 +338,26 @@ impl ModelFiles {
         let Some(name) = self.tokenizer_folder(part) else {
             return Err(Error::Failed(format!("{} has no tokenizer", self.part_folder(part))));
         };
-        let folder = self.folder.join(name);
-        let at_hand = |file: &str| is_file(&folder.join(file));
-        let complete = at_hand("tokenizer.json")? || at_hand("vocab.json")? && at_hand("merges.txt")?;
-        if !complete && self.hub.is_some() {
-            match self.optional(&format!("{name}/vocab.json"))? {
-                Some(_) => self.required(&format!("{name}/merges.txt"))?,
-                None => self.required(&format!("{name}/tokenizer.json"))?,
-            };
-        }
-        let config = self.optional(&format!("{name}/tokenizer_config.json"))?;
-        let says = |file: &PathBuf, key: &str| {
-            MODEL_JSON.read_text(file).is_ok_and(|text| text.contains(&format!("\"{key}\"")))
-        };
-        if !config.as_ref().is_some_and(|file| says(file, "pad_token")) {
-            self.optional_extra(&format!("{name}/special_tokens_map.json"))?;
-        }
-        if !config.as_ref().is_some_and(|file| says(file, "added_tokens_decoder")) {
-            self.optional_extra(&format!("{name}/added_tokens.json"))?;
-        }
-        if !is_folder(&folder)? {
-            return Err(Error::file(folder, "no such folder: the pipeline lacks this tokenizer"));
-        }
-        Ok(folder)
+        let found = self.layout.folder().and_then(|folder| folder.tokenizer(name));
+        found.map_err(|problem| match self.is_one_file {
+            false => problem,
+            true => Error::file(
+                &self.path,
+                format!(
+                    "no tokenizers in it, and none elsewhere ({problem}): name a folder or repository in the diffusers \
+                     layout that has {name}/ as model.files.config (--model-file config=DIR)"
+                ),
+            ),
+        })
     }
 
     /// All files that make a part what it is: its configuration, its weights, and those of its tokenizer if it has one.
     pub fn part_files(&self, part: Part) -> Result<Vec<PathBuf>> {
-        let mut files = vec![self.required(&format!("{}/config.json", self.part_folder(part)))?];
+        let mut files = match self.parts.contains_key(&part) {
+            true => self.config_file(part).into_iter().collect(),
+            false if self.is_one_file => return Err(Error::file(&self.path, self.lacks(part))),
+            false => vec![self.layout.folder()?.required(&format!("{}/config.json", self.part_folder(part)))?],
+        };
         files.extend(self.weight_files(part)?);
         if self.tokenizer_folder(part).is_some() {
             let folder = self.tokenizer(part)?;
@@ -245,125 +366,94 @@ impl ModelFiles {
         Ok(files)
     }
 
-    /// Path of the scheduler's configuration.
-    pub fn scheduler_config(&self) -> Result<PathBuf> {
-        self.required("scheduler/scheduler_config.json")
-    }
-
-    fn required(&self, file: &str) -> Result<PathBuf> {
-        self.optional(file)?.ok_or_else(|| Error::file(self.folder.join(file), "no such file"))
-    }
-
-    /// The file at this path within the model, or `None` if the model has none.
-    fn optional(&self, file: &str) -> Result<Option<PathBuf>> {
-        let path = self.folder.join(file);
-        if is_file(&path)? {
-            return Ok(Some(path));
+    /// The files that the fingerprint of a run's base model is of; those of a hub repository are fetched.
+    ///
+    /// # Errors
+    /// One of them is missing.
+    pub fn base_files(&self, model: &ModelConfig) -> Result<Vec<PathBuf>> {
+        let mut files: Vec<PathBuf> = vec![];
+        for part in run_parts(model) {
+            let of_part = self.part_files(part)?;
+            files.extend(of_part.into_iter().filter(|file| !files.contains(file)).collect::<Vec<_>>());
         }
-        self.hub.as_ref().map_or(Ok(None), |hub| hub.fetch(file))
-    }
-
-    /// [`Self::optional`], of a file that few models have: without network, one that the cache lacks is taken for absent.
-    fn optional_extra(&self, file: &str) -> Result<Option<PathBuf>> {
-        if is_offline() && !is_file(&self.folder.join(file))? { Ok(None) } else { self.optional(file) }
-    }
-}
-
-/// Seconds that the hub may take to answer at all, where HF_HUB_ETAG_TIMEOUT does not say otherwise.
-const ANSWER_SECONDS: u64 = 30;
-
-/// A repository at one commit.
-#[derive(Clone)]
-struct Hub {
-    repository: HFRepositorySync<RepoTypeModel>,
-    /// As the user wrote it, for errors.
-    name: String,
-    revision: String,
-}
-
-impl Hub {
-    fn open(name: &str) -> Result<ModelFiles> {
-        let (id, revision) = name.split_once('@').unwrap_or((name, "main"));
-        let (owner, repository) = match id.split_once('/') {
-            Some((owner, name)) if !owner.is_empty() && !name.is_empty() && !name.contains('/') => (owner, name),
-            _ => return Err(Error::Usage(format!("hf:{name}: expected hf:org/name or hf:org/name@revision"))),
-        };
-        if revision.is_empty() {
-            return Err(Error::Usage(format!("hf:{name}: no revision after @")));
+        if self.is_one_file {
+            return Ok(files);
         }
-        let client = HFClientSync::new().map_err(|e| Error::Failed(format!("hf:{name}: {}", reason(&e))))?;
-        let mut hub = Hub {
-            repository: client.model(owner, repository),
-            name: format!("hf:{name}"),
-            revision: revision.to_string(),
-        };
-        let index = hub.fetch_in_time("model_index.json")?.ok_or_else(|| {
-            Error::Failed(format!("hf:{name}: no model_index.json in it, so not a diffusers pipeline"))
-        })?;
-        let folder = index.parent().map(Path::to_path_buf).unwrap_or_default();
-        // From here on that very commit, even if the branch moves: the snapshot's folder is named by it.
-        if let Some(commit) = folder.file_name().and_then(|name| name.to_str()) {
-            hub.revision = commit.to_string();
+        files.push(self.scheduler_path()?);
+        match self.has_files() {
+            true => Ok(files),
+            false => Ok(RequiredFiles::find(&self.path, model)?.present),
         }
-        Ok(ModelFiles { folder, hub: Some(hub), pipeline: None, variant: None })
     }
 
-    /// Fetches a small file, and gives up on a hub that does not answer: the client itself would wait for ever.
-    fn fetch_in_time(&self, file: &'static str) -> Result<Option<PathBuf>> {
-        let seconds = std::env::var("HF_HUB_ETAG_TIMEOUT").ok().and_then(|text| text.parse().ok());
-        let seconds = seconds.unwrap_or(ANSWER_SECONDS);
-        let (sender, answer) = std::sync::mpsc::channel();
-        let hub = self.clone();
-        let thread = std::thread::Builder::new().spawn(move || sender.send(hub.fetch(file)));
-        thread.map_err(|e| refused("a thread for the hub", e))?;
-        answer.recv_timeout(Duration::from_secs(seconds)).unwrap_or_else(|_| {
-            Err(Error::Failed(format!(
-                "{}: cannot download {file}: no answer within {seconds} s (HF_HUB_ETAG_TIMEOUT sets the limit, \
-                 HF_HUB_OFFLINE=1 takes what the cache holds)",
-                self.name
-            )))
-        })
+    /// What a run with these settings lacks of the model's files, of those that do not lie on the hub.
+    pub fn problems(&self, model: &ModelConfig) -> Vec<String> {
+        let lacks = |part: &Part| self.is_one_file && !self.parts.contains_key(part);
+        let name = self.path.display();
+        let mut problems: Vec<String> =
+            run_parts(model).filter(lacks).map(|part| format!("model.path: {name}: {}", self.lacks(part))).collect();
+        if self.layout.local().is_some() {
+            let tokenizers = model.text_encoders.iter().map(|kind| self.tokenizer(Part::Text(*kind)));
+            problems.extend(tokenizers.filter_map(Result::err).map(|problem| format!("model.files.config: {problem}")));
+        }
+        problems
     }
 
-    /// Downloads a file unless the cache holds it; `None` if the repository has no such file.
-    fn fetch(&self, file: &str) -> Result<Option<PathBuf>> {
-        tracing::info!("fetching {file} of {} ({})", self.name, self.revision);
-        let download = || {
-            let request = self.repository.download_file().filename(file).revision(self.revision.as_str());
-            Ok(request.local_files_only(is_offline()).send())
-        };
-        let got = guarded(download).map_err(|problem: String| {
-            Error::Failed(format!("{}: cannot download {file}: the hub's answer is {problem}", self.name))
-        })?;
-        match got {
-            Ok(path) => Ok(Some(path)),
-            Err(HFError::EntryNotFound { .. }) => Ok(None),
-            Err(error) => Err(Error::Failed(format!("{}: cannot download {file}: {}", self.name, reason(&error)))),
+    /// The scheduler's configuration: of a model in one file that of its family.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn scheduler_config<C: DeserializeOwned>(&self) -> Result<C> {
+        match (self.is_one_file, self.known_pipeline()?.original, self.parts.get(&Part::Transformer)) {
+            (true, Some(original), Some(transformer)) => {
+                let config = (original.scheduler)(&transformer.shapes);
+                serde_json::from_value(config).map_err(|e| Error::file(&self.path, e))
+            }
+            _ => read_json(&self.scheduler_path()?, MODEL_JSON),
+        }
+    }
+
+    /// Path of the scheduler's configuration, for errors about what it says; that of the model in one file, which has none.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn scheduler_path(&self) -> Result<PathBuf> {
+        match self.is_one_file {
+            true => Ok(self.path.clone()),
+            false => self.layout.folder()?.required("scheduler/scheduler_config.json"),
         }
     }
 }
 
-/// Whether only what the hub's cache holds may be used.
-fn is_offline() -> bool {
-    std::env::var("HF_HUB_OFFLINE").is_ok_and(|v| !matches!(v.as_str(), "" | "0"))
+/// The parts of a pipeline.
+fn parts_of(pipeline: &PipelineNames) -> impl Iterator<Item = Part> {
+    let encoders = pipeline.encoders.iter().map(|folders| Part::Text(folders.kind));
+    [Part::Transformer, Part::Vae].into_iter().chain(encoders)
 }
 
-/// An error of the hub client in one line, with what lies beneath it and what to do.
-fn reason(error: &HFError) -> String {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
+/// The parts that a run uses.
+fn run_parts(model: &ModelConfig) -> impl Iterator<Item = Part> {
+    let encoders = model.text_encoders.iter().map(|kind| Part::Text(*kind));
+    [Part::Transformer, Part::Vae].into_iter().chain(encoders)
+}
+
+/// What a part's `config.json` says in all models of a family.
+fn usual_config(part: Part, original: Option<&Original>) -> Map<String, Value> {
+    let of_family = |config: fn(&Original) -> Value| object(original.map_or(Value::Null, config));
+    match part {
+        Part::Transformer => of_family(|original| (original.transformer)()),
+        Part::Vae => object(vae::usual()).into_iter().chain(of_family(|original| (original.vae)())).collect(),
+        Part::Text(kind) => object(text::usual(kind)),
     }
-    match error {
-        HFError::AuthRequired { .. } | HFError::Forbidden { .. } | HFError::RepoNotFound { .. } => format!(
-            "{text} (is the name right? for a gated model accept its licence on huggingface.co and set HF_TOKEN)"
-        ),
-        HFError::LocalEntryNotFound { .. } => format!("{text} (HF_HUB_OFFLINE is set)"),
-        _ => text,
-    }
+}
+
+fn object(value: Value) -> Map<String, Value> {
+    if let Value::Object(map) = value { map } else { Map::new() }
+}
+
+/// `_class_name` in the `model_index.json` of a folder, if it has one.
+fn class_in(folder: &Path) -> Option<String> {
+    let index = folder.join("model_index.json");
+    let index: Value = may_be_file(&index).then(|| read_json(&index, MODEL_JSON).ok())??;
+    Some(index.get("_class_name")?.as_str()?.to_owned())
 }

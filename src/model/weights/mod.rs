@@ -6,37 +6,42 @@ pub(crate) mod bounds;
 pub mod files;
 pub(crate) mod fingerprint;
 mod finite;
+mod folder;
+mod fp8;
+mod gguf;
+mod hub;
 pub(crate) mod located;
+pub mod naming;
+pub(crate) mod one_file;
+mod part_file;
 pub(crate) mod required_files;
+pub mod shapes;
 pub(crate) mod shard_index;
 pub(crate) mod sizes;
+mod stored;
 
-use crate::model::weights::finite::first_not_finite;
 use crate::model::weights::located::{Located, require};
+use crate::model::weights::naming::Naming;
+use crate::model::weights::shapes::Shapes;
 use crate::model::weights::shard_index::ShardIndex;
+use crate::model::weights::stored::{Format, Shard, Stored};
 use crate::system::error::{Error, Result};
-use crate::system::guard::guarded;
-use crate::system::limits;
-use crate::system::patience::{self, Patient, patiently};
-use crate::system::platform::read_exact_at;
+use crate::system::patience::{self, Patient};
 use crate::system::tensor_file;
 pub use crate::system::tensor_file::{Header, header};
+use candle_core::quantized::QTensor;
 use candle_core::{DType, Device, Shape, Tensor};
 use safetensors::Dtype;
-use safetensors::tensor::{TensorInfo, TensorView};
+use safetensors::tensor::TensorInfo;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
-/// Bytes that are read at a time.
-const PART: usize = 1 << 20;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The tensors of one model part, from one file or several shards.
 ///
 /// They are read, not mapped: mapped pages would count as memory beside the tensors made of them.
 pub struct Weights {
-    shards: Vec<Shard>,
+    shards: Vec<Arc<Shard>>,
     tensors: HashMap<String, Stored>,
     /// What errors about the part as a whole name: its file, or the index of its shards.
     path: PathBuf,
@@ -45,55 +50,12 @@ pub struct Weights {
     used: Mutex<BTreeSet<String>>,
 }
 
-struct Shard {
-    path: PathBuf,
-    file: File,
-}
+/// What a file holds beside a network's tensors: marks of how it is quantised, scales of inputs, which are for products in
+/// eight bits, and CLIP's temperature.
+const EXTRAS: [&str; 6] = ["scaled_fp8", "comfy_quant", "scale_input", "input_scale", "logit_scale", "spiece_model"];
 
-impl Shard {
-    /// Reads a tensor, as `kept` or as it is stored.
-    ///
-    /// # Errors
-    /// The file cannot be read, or a number is not finite; the tensor and the number are named.
-    fn read(&self, name: &str, stored: &Stored, kept: Option<DType>, device: &Device) -> Result<Tensor> {
-        let Stored { info, start, .. } = stored;
-        let failed = |problem: String| Error::file(&self.path, format!("tensor {name}: {problem}"));
-        let length = info.data_offsets.1 - info.data_offsets.0;
-        let mut data = limits::buffer(length).map_err(|e| failed(e.to_string()))?;
-        // A part at a time, which is looked at while the processor still has it at hand.
-        for (index, part) in data.chunks_mut(PART).enumerate() {
-            let first = index * PART;
-            let read = patiently(|| read_exact_at(&self.file, part, start + first as u64));
-            read.map_err(|e| failed(e.to_string()))?;
-            if let Some((place, value)) = first_not_finite(part, info.dtype, kept.unwrap_or(DType::F64)) {
-                let place = first * 8 / info.dtype.bitsize() + place;
-                return Err(failed(match kept {
-                    Some(kept) if value.is_finite() => {
-                        format!("value {place} is {value}, too large for {}", kept.as_str())
-                    }
-                    _ => format!("value {place} is {value}, not finite"),
-                }));
-            }
-        }
-        let load = || {
-            let view = TensorView::new(info.dtype, info.shape.clone(), &data).map_err(|e| e.to_string())?;
-            candle_core::safetensors::Load::load(&view, device).map_err(|e| e.to_string())
-        };
-        let tensor = guarded(load).map_err(failed)?;
-        match kept {
-            Some(kept) => tensor.to_dtype(kept).map_err(|e| failed(e.to_string())),
-            None => Ok(tensor),
-        }
-    }
-}
-
-/// Where a tensor lies.
-struct Stored {
-    shard: usize,
-    info: TensorInfo,
-    /// First byte in the file.
-    start: u64,
-}
+/// What scales of eight-bit weights are called, ComfyUI's old name and its new one.
+const SCALES: [&str; 2] = ["scale_weight", "weight_scale"];
 
 impl Weights {
     /// Opens `FOLDER/STEM.safetensors`, or the shards that `FOLDER/STEM.safetensors.index.json` lists, or where neither is
@@ -120,22 +82,88 @@ impl Weights {
         Ok(weights)
     }
 
-    /// Opens the given safetensors files as one set of tensors; `path` is what errors name.
+    /// Opens the given safetensors or GGUF files as one set of tensors; `path` is what errors name.
     pub fn open(path: &Path, files: &[PathBuf], dtype: DType, device: &Device) -> Result<Self> {
         let (mut shards, mut tensors) = (vec![], HashMap::<String, Stored>::new());
         for file in files {
-            let header = header(file)?;
-            for (name, info) in header.tensors {
-                let start = header.data + info.data_offsets.0 as u64;
-                if let Some(other) = tensors.insert(name.clone(), Stored { shard: shards.len(), info, start }) {
-                    let other = shards.get(other.shard).map_or(file, |shard: &Shard| &shard.path);
+            let number = shards.len();
+            let found: HashMap<String, Stored> = match gguf::is_named_so(file) {
+                true => gguf::tensors(file, number)?.0,
+                false => {
+                    let header = header(file)?;
+                    let stored = |(name, info)| (name, Stored::plain(number, &info, header.data));
+                    header.tensors.into_iter().map(stored).collect()
+                }
+            };
+            for (name, stored) in found {
+                if let Some(other) = tensors.insert(name.clone(), stored) {
+                    let other = shards.get(other.shard).map_or(file, |shard: &Arc<Shard>| &shard.path);
                     return Err(Error::file(file, format!("tensor {name} is in {} too", other.display())));
                 }
             }
             let Patient(opened) = patience::open(file).map_err(|e| Error::file(file, e))?;
-            shards.push(Shard { path: file.clone(), file: opened });
+            shards.push(Arc::new(Shard { path: file.clone(), file: opened }));
         }
         Ok(Self { shards, tensors, path: path.to_path_buf(), dtype, device: device.clone(), used: Mutex::default() })
+    }
+
+    /// A network among these tensors: those whose names begin with `prefix`, and with none of `others`, without it and under
+    /// diffusers' names; scales go to the tensors that they are of. They come out as `dtype` on `device`.
+    ///
+    /// # Errors
+    /// A tensor is not as the `naming` says; names it.
+    pub(crate) fn part(
+        &self,
+        (prefix, others): (&str, &[&str]),
+        naming: &Naming,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Self> {
+        let parameter = |name: &str| name.rsplit_once('.').map_or(name, |(_, parameter)| parameter).to_string();
+        let inside = self.tensors.iter().filter(|(name, _)| !others.iter().any(|other| name.starts_with(other)));
+        let inside = inside.filter_map(|(name, stored)| Some((name.strip_prefix(prefix)?, stored)));
+        let (scales, numbers): (Vec<_>, Vec<_>) = inside
+            .filter(|(name, _)| !EXTRAS.contains(&parameter(name).as_str()))
+            .partition(|(name, _)| SCALES.contains(&parameter(name).as_str()));
+        let mut tensors: HashMap<String, Stored> =
+            numbers.into_iter().map(|(name, stored)| (name.to_string(), stored.clone())).collect();
+        for (name, scale) in scales {
+            let weight = name.rsplit_once('.').map_or(String::new(), |(module, _)| format!("{module}.weight"));
+            match tensors.get_mut(&weight) {
+                Some(stored) => stored.scale = Some(Box::new(scale.clone())),
+                None => return Err(Error::file(&self.path, format!("tensor {name} is the scale of no tensor"))),
+            }
+        }
+        Ok(Self {
+            shards: self.shards.clone(),
+            tensors: naming.present(tensors).map_err(|problem| Error::file(&self.path, problem))?,
+            path: self.path.clone(),
+            dtype,
+            device: device.clone(),
+            used: Mutex::default(),
+        })
+    }
+
+    /// The same tensors, which come out as `dtype` on `device`, none of them used so far.
+    pub(crate) fn on(&self, dtype: DType, device: &Device) -> Self {
+        Self {
+            shards: self.shards.clone(),
+            tensors: self.tensors.clone(),
+            path: self.path.clone(),
+            dtype,
+            device: device.clone(),
+            used: Mutex::default(),
+        }
+    }
+
+    /// Puts the identity matrix of `size` rows in the place of the tensor `name`, whether there is one or not.
+    pub(crate) fn set_identity(&mut self, name: &str, size: usize) {
+        self.tensors.insert(name.to_string(), Stored::identity(size));
+    }
+
+    /// Every tensor's shape.
+    pub(crate) fn shapes(&self) -> Shapes {
+        Shapes(self.tensors.iter().map(|(name, stored)| (name.clone(), stored.shape.clone())).collect())
     }
 
     /// The device that tensors are read to.
@@ -164,7 +192,7 @@ impl Weights {
     pub fn get(&self, name: &str, shape: impl Into<Shape>) -> Result<Tensor> {
         let shape = shape.into();
         // Before it is read: a configuration may say anything.
-        if let Some(found) = self.tensors.get(name).map(|stored| &stored.info.shape)
+        if let Some(found) = self.tensors.get(name).map(|stored| &stored.shape)
             && found != shape.dims()
         {
             return Err(Error::file(
@@ -182,11 +210,32 @@ impl Weights {
             return Err(Error::file(&self.path, format!("tensor {name} is missing (expected shape {expected:?})")));
         };
         self.used().insert(name.to_string());
-        shard.read(name, stored, Some(self.dtype), &self.device)
+        let scale = match &stored.scale {
+            None => None,
+            Some(scale) => {
+                let shard = self.shards.get(scale.shard).unwrap_or(shard);
+                let tensor = shard.read(&format!("{name}'s scale"), scale, None, Some(DType::F32), &Device::Cpu)?;
+                Some(tensor.flatten_all()?.to_vec1::<f32>()?)
+            }
+        };
+        shard.read(name, stored, scale.as_deref(), Some(self.dtype), &self.device)
+    }
+
+    /// The tensor `name` in the blocks of few bits that it is stored in; none where it is not.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn stored_quantised(&self, name: &str) -> Result<Option<QTensor>> {
+        let Some(stored) = self.tensors.get(name).filter(|stored| matches!(stored.format, Format::Blocks(_))) else {
+            return Ok(None);
+        };
+        let Some(shard) = self.shard_of(name) else { return Ok(None) };
+        self.used().insert(name.to_string());
+        shard.quantised(name, stored, &self.device).map(Some)
     }
 
     fn shard_of(&self, name: &str) -> Option<&Shard> {
-        self.shards.get(self.tensors.get(name)?.shard)
+        self.shards.get(self.tensors.get(name)?.shard).map(Arc::as_ref)
     }
 
     fn used(&self) -> MutexGuard<'_, BTreeSet<String>> {
@@ -210,14 +259,14 @@ impl Weights {
         match extra.first() {
             None => Ok(()),
             Some(first) => {
-                let shape = self.tensors.get(*first).map(|stored| stored.info.shape.clone()).unwrap_or_default();
+                let shape = self.tensors.get(*first).map(|stored| stored.shape.clone()).unwrap_or_default();
                 let more = match extra.len() - 1 {
                     0 => String::new(),
                     n => format!(", and {n} more"),
                 };
                 Err(Error::file(
                     self.shard_of(first).map_or(&self.path, |shard| &shard.path),
-                    format!("tensor {first} {shape:?} is not part of the model that config.json describes{more}"),
+                    format!("tensor {first} {shape:?} is not part of the model that its configuration describes{more}"),
                 ))
             }
         }
@@ -230,8 +279,7 @@ pub fn read_all(file: &Path) -> Result<BTreeMap<String, Tensor>> {
     let Patient(opened) = patience::open(file).map_err(|e| Error::file(file, e))?;
     let shard = Shard { path: file.to_path_buf(), file: opened };
     let read = |(name, info): (String, TensorInfo)| {
-        let start = data + info.data_offsets.0 as u64;
-        let tensor = shard.read(&name, &Stored { shard: 0, info, start }, None, &Device::Cpu)?;
+        let tensor = shard.read(&name, &Stored::plain(0, &info, data), None, None, &Device::Cpu)?;
         Ok((name, tensor))
     };
     tensors.into_iter().map(read).collect()

@@ -2,8 +2,9 @@
 use super::prefixes::{Tensors, unknown_key};
 use crate::model::adapters::adapter::{Adapter, Adapters};
 use crate::model::adapters::stored::{Format, Origin};
-use crate::model::families::{FAMILIES, KohyaBlocks, KohyaNames};
+use crate::model::families::{FAMILIES, KohyaNames};
 use crate::model::weights;
+use crate::model::weights::naming::{ModuleNames, Shares};
 use crate::system::error::{Error, Result};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -12,12 +13,23 @@ use std::path::Path;
 /// Before the names of the transformer's layers.
 const PREFIX: &str = "lora_unet_";
 
-/// A layer of the original checkpoint: those of diffusers that are its outputs, each with its share of them.
-type Shares = &'static [(&'static str, usize)];
-
 /// All lists of blocks, with the names of the family that has them.
-fn lists() -> impl Iterator<Item = (&'static KohyaNames, &'static KohyaBlocks)> {
+fn lists() -> impl Iterator<Item = (&'static KohyaNames, &'static ModuleNames)> {
     FAMILIES.into_iter().flat_map(|family| family.kohya().blocks.iter().map(|blocks| (family.kohya(), blocks)))
+}
+
+/// What stands before a block's number in kohya's names.
+fn stem_of(blocks: &ModuleNames) -> String {
+    format!("{PREFIX}{}", underscored(before_number(blocks.original)))
+}
+
+/// What stands before the number in the name of a list of blocks, such as `transformer_blocks.*`.
+fn before_number(blocks: &'static str) -> &'static str {
+    blocks.trim_end_matches('*')
+}
+
+fn underscored(name: &str) -> String {
+    name.replace('.', "_")
 }
 
 /// A layer of the original checkpoint, gathered from those of diffusers.
@@ -117,11 +129,11 @@ fn names_of(adapters: &Adapters, origin: &Origin) -> Result<&'static KohyaNames>
 /// Of a layer in diffusers' names: the stem of the original one, that one's parts, and its place among them.
 fn original(names: &KohyaNames, layer: &str) -> Option<(String, Shares, usize)> {
     names.blocks.iter().find_map(|blocks| {
-        let (block, within) = layer.strip_prefix(blocks.diffusers)?.split_once('.')?;
+        let (block, within) = layer.strip_prefix(before_number(blocks.diffusers))?.split_once('.')?;
         block.parse::<usize>().ok()?;
         blocks.layers.iter().find_map(|(stem, shares)| {
             let at = shares.iter().position(|(part, _)| *part == within)?;
-            Some((format!("{}{block}_{stem}", blocks.stem), *shares, at))
+            Some((format!("{}{block}_{}", stem_of(blocks), underscored(stem)), *shares, at))
         })
     })
 }
@@ -129,11 +141,11 @@ fn original(names: &KohyaNames, layer: &str) -> Option<(String, Shares, usize)> 
 /// Of a layer's name in the original checkpoint: the name of the block in diffusers, with a dot, and the parts of the
 /// layer.
 fn parts_of(layer: &str) -> Option<(String, &'static KohyaNames, Shares)> {
-    let stem = format!("{PREFIX}{}", layer.replace('.', "_"));
+    let stem = format!("{PREFIX}{}", underscored(layer));
     lists().find_map(|(names, blocks)| {
-        let (block, within) = stem.strip_prefix(blocks.stem)?.split_once('_')?;
-        let (_, shares) = blocks.layers.iter().find(|(stem, _)| *stem == within)?;
-        Some((format!("{}{}.", blocks.diffusers, block.parse::<usize>().ok()?), names, *shares))
+        let (block, within) = stem.strip_prefix(&stem_of(blocks))?.split_once('_')?;
+        let (_, shares) = blocks.layers.iter().find(|(stem, _)| underscored(stem) == within)?;
+        Some((format!("{}{}.", before_number(blocks.diffusers), block.parse::<usize>().ok()?), names, *shares))
     })
 }
 
@@ -195,12 +207,12 @@ pub(super) fn split(file: &Path, layer: &str, adapter: Box<dyn Adapter>) -> Resu
 
 /// diffusers' name of a layer that is named so but for underscores.
 fn of_diffusers(layer: &str) -> Option<String> {
-    let with_underscores = |name: &str| name.replace('.', "_");
-    let layer = with_underscores(layer);
+    let layer = underscored(layer);
     lists().find_map(|(_, blocks)| {
-        let (block, within) = layer.strip_prefix(&with_underscores(blocks.diffusers))?.split_once('_')?;
+        let before = before_number(blocks.diffusers);
+        let (block, within) = layer.strip_prefix(&underscored(before))?.split_once('_')?;
         let layers = blocks.layers.iter().flat_map(|(_, shares)| shares.iter().map(|(part, _)| *part));
-        let part = { layers }.find(|part| with_underscores(part) == within)?;
-        Some(format!("{}{}.{part}", blocks.diffusers, block.parse::<usize>().ok()?))
+        let part = { layers }.find(|part| underscored(part) == within)?;
+        Some(format!("{before}{}.{part}", block.parse::<usize>().ok()?))
     })
 }

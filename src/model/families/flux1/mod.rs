@@ -3,6 +3,7 @@ mod config;
 mod double;
 mod embed;
 pub mod names;
+pub mod original;
 pub mod pipeline;
 mod single;
 

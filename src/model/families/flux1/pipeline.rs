@@ -1,5 +1,6 @@
 //! FLUX.1's pipeline in the diffusers layout.
 use super::config::PACKED_SIDE;
+use super::original::ORIGINAL;
 use crate::config::TextEncoderKind;
 use crate::model::families::joint::Streams;
 use crate::model::families::pipelines::{EncoderFolders, PipelineNames, TextForm};
@@ -19,6 +20,7 @@ pub static PIPELINE: PipelineNames = PipelineNames {
     words: 77,
     block_counts: &["num_layers", "num_single_layers"],
     packed_side: PACKED_SIDE,
+    original: Some(&ORIGINAL),
 };
 
 /// Word tokens among these streams' text tokens.

@@ -3,6 +3,7 @@ mod block;
 mod config;
 mod embed;
 pub mod names;
+pub mod original;
 pub mod pipeline;
 
 pub use config::{MmDitConfig, release};

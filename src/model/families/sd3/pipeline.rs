@@ -1,4 +1,5 @@
 //! Stable Diffusion 3's pipeline in the diffusers layout.
+use super::original::ORIGINAL;
 use crate::config::TextEncoderKind;
 use crate::model::families::pipelines::{EncoderFolders, PipelineNames, TextForm};
 use crate::model::text::tokenizer::CLIP_TOKENS;
@@ -18,4 +19,5 @@ pub static PIPELINE: PipelineNames = PipelineNames {
     words: CLIP_TOKENS,
     block_counts: &["num_layers"],
     packed_side: 1,
+    original: Some(&ORIGINAL),
 };

@@ -1,0 +1,81 @@
+//! A model in one file: of which family it is, and what a file is that is none.
+use super::Weights;
+use super::gguf;
+use crate::model::families::pipelines::{PIPELINES, PipelineNames};
+use crate::system::error::{Error, Result};
+use crate::system::{file_kind, patience};
+use std::io::Read;
+use std::path::Path;
+
+/// Names of pickles: PyTorch's files, which can hold any program and run it when they are read.
+const PICKLES: [&str; 5] = ["ckpt", "pt", "pth", "bin", "pkl"];
+
+/// # Errors
+/// The file is of no kind that can hold tensors: says of which, and what to do.
+pub(super) fn check_kind(file: &Path) -> Result<()> {
+    let extension = file.extension().and_then(|extension| extension.to_str()).unwrap_or_default().to_lowercase();
+    if PICKLES.contains(&extension.as_str()) {
+        let problem = "a pickle of PyTorch, which can run any program when it is read, and is not read here: take the \
+                       .safetensors of the model, or convert it (torch.load with weights_only=True, then \
+                       safetensors.torch.save_file)";
+        return Err(Error::file(file, problem));
+    }
+    let mut start = [0; 512];
+    let mut reader = patience::open(file).map_err(|e| Error::file(file, e))?;
+    let mut read = 0;
+    while read < start.len() {
+        match reader.read(&mut start[read..]).map_err(|e| Error::file(file, e))? {
+            0 => break,
+            more => read += more,
+        }
+    }
+    match file_kind::of(&start[..read]) {
+        Some(kind) => Err(Error::file(file, kind)),
+        None if start.starts_with(gguf::MAGIC) && !gguf::is_named_so(file) => {
+            Err(Error::file(file, "a GGUF file: its name must end in .gguf"))
+        }
+        None => Ok(()),
+    }
+}
+
+/// The pipeline of the family whose transformer is in the file.
+///
+/// # Errors
+/// There is none in it: says what is.
+pub(super) fn pipeline_of(weights: &Weights) -> Result<&'static PipelineNames> {
+    let has =
+        |mark: &&str| ["", "model.diffusion_model."].iter().any(|prefix| weights.contains(&format!("{prefix}{mark}")));
+    let is_of = |pipeline: &&PipelineNames| {
+        let marks = pipeline.original.iter().flat_map(|original| original.marks);
+        marks.into_iter().any(|marks| marks.iter().all(has))
+    };
+    PIPELINES.into_iter().find(is_of).ok_or_else(|| {
+        let known: Vec<&str> = PIPELINES.iter().map(|pipeline| pipeline.class.trim_end_matches("Pipeline")).collect();
+        let problem = format!("no transformer of a known family ({}): {}", known.join(", "), what_is(weights));
+        Error::file(weights.path(), problem)
+    })
+}
+
+/// What a file is by its tensors' names, for errors.
+pub(super) fn what_is(weights: &Weights) -> String {
+    let names = weights.names();
+    let has = |part: &str| names.iter().any(|name| name.contains(part));
+    let kinds = [
+        ("lora_", "it is a LoRA, which goes on a model (lora.init, --lora)"),
+        ("input_blocks.", "it is a UNet of Stable Diffusion 1, 2 or XL, which are not trained here"),
+        ("down_blocks.0.attentions.", "it is a UNet of Stable Diffusion 1, 2 or XL, which are not trained here"),
+        ("distilled_guidance_layer.", "it is Chroma, which is not trained here"),
+        ("joint_blocks.", "it is Stable Diffusion 3"),
+        ("vector_in.", "it is FLUX.1"),
+        ("double_stream_modulation_img.", "it is FLUX.2"),
+        ("embeddings.token_embedding.", "it is a CLIP text encoder"),
+        ("SelfAttention.", "it is a T5 text encoder"),
+        ("enc.blk.", "it is a T5 text encoder"),
+        ("decoder.conv_in.", "it is an autoencoder"),
+    ];
+    match (kinds.iter().find(|(part, _)| has(part)), names.first()) {
+        (Some((_, kind)), _) => (*kind).to_string(),
+        (None, Some(first)) => format!("its tensors are called {first} and the like"),
+        (None, None) => "it has no tensors".to_string(),
+    }
+}
