@@ -1,15 +1,14 @@
 //! The files of a base model: a diffusers folder, a repository of the Hugging Face hub in its usual cache, or one file with
 //! the original names; parts of it may lie elsewhere.
 use super::folder::Folder;
+use super::layout::{Layout, class_in};
 use super::located::Located;
-use super::one_file;
 use super::part_file::PartFile;
 use super::required_files::{RequiredFiles, text_encoders_in};
+use super::{one_file, part_config};
 use crate::config::{Choice, ModelConfig, PartPaths, TextEncoderKind};
-use crate::model::families::original::Original;
 use crate::model::families::pipelines::{PIPELINES, PipelineNames};
 use crate::model::text::original as text;
-use crate::model::vae::original as vae;
 use crate::model::weights::Weights;
 use crate::system::error::{Error, Result};
 use crate::system::json::read_json;
@@ -17,10 +16,9 @@ use crate::system::limits::MODEL_JSON;
 use crate::system::paths::{is_file, may_be_file};
 use candle_core::{DType, Device};
 use serde::de::DeserializeOwned;
-use serde_json::{Map, Value};
+use serde_json::Value;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
 
 /// Files that a tokenizer may be made of.
 const TOKENIZER_FILES: [&str; 6] = [
@@ -78,30 +76,6 @@ pub struct ModelFiles {
     variant: Option<String>,
 }
 
-/// A folder in the diffusers layout, or a repository of such, opened when it is needed: the model's, or one that has the
-/// tokenizers of a model in one file.
-struct Layout {
-    name: String,
-    folder: OnceLock<Folder>,
-}
-
-impl Layout {
-    fn folder(&self) -> Result<&Folder> {
-        match self.folder.get() {
-            Some(folder) => Ok(folder),
-            None => {
-                let folder = Folder::open(&self.name)?;
-                Ok(self.folder.get_or_init(|| folder))
-            }
-        }
-    }
-
-    /// Its path where it is no repository.
-    fn local(&self) -> Option<&Path> {
-        (!self.name.starts_with("hf:")).then(|| Path::new(&self.name))
-    }
-}
-
 impl ModelFiles {
     /// Opens a diffusers folder, `hf:org/name` or `hf:org/name@revision` (a branch, tag or commit), or a model in one file.
     ///
@@ -132,7 +106,7 @@ impl ModelFiles {
     fn of_folder(path_or_hub: &str) -> Result<Self> {
         let folder = Folder::open(path_or_hub)?;
         let path = folder.path.clone();
-        let layout = Layout { name: path_or_hub.to_owned(), folder: OnceLock::from(folder) };
+        let layout = Layout::opened(path_or_hub, folder);
         let files = Self { path, layout, is_one_file: false, parts: HashMap::new(), pipeline: None, variant: None };
         let pipeline = PipelineNames::of_class(&files.pipeline_class()?);
         Ok(Self { pipeline, ..files })
@@ -152,7 +126,7 @@ impl ModelFiles {
         let beside = file.parent().filter(|folder| class_in(folder).is_some_and(|class| pipeline.is_class_of(&class)));
         let usual = || format!("hf:{}", pipeline.original.map_or("", |original| original.repository));
         let name = named.config.clone().or_else(|| Some(beside?.to_str()?.to_owned())).unwrap_or_else(usual);
-        let layout = Layout { name, folder: OnceLock::new() };
+        let layout = Layout::of(name);
         if let Some(class) = layout.local().and_then(class_in).filter(|class| !pipeline.is_class_of(class)) {
             let problem = format!("model.files.config: it is of {class}, but {path} of {}", pipeline.class);
             return Err(Error::file(&layout.name, problem));
@@ -255,29 +229,14 @@ impl ModelFiles {
         }
     }
 
-    /// What the `config.json` would say of a part that has none beside it: what all such models have, over that what a folder
-    /// of configurations says, over that what the tensors' shapes show.
+    /// What the `config.json` would say of a part that has none beside it; none where it has.
     fn config_of_file(&self, part: Part) -> Result<Option<Value>> {
         let found = self.parts.get(&part);
         if found.is_none() && !self.is_one_file {
             return Ok(None);
         }
         let original = self.known_pipeline()?.original;
-        let mut config = usual_config(part, original);
-        if let Some(file) = self.config_file(part) {
-            config.extend(read_json::<Map<String, Value>>(&file, MODEL_JSON)?);
-        }
-        if let Some(found) = found {
-            let head_dim = config.get("attention_head_dim").and_then(Value::as_u64).map(|size| size as usize);
-            let sizes = match (part, original) {
-                (Part::Transformer, None) => Value::Null,
-                (Part::Transformer, Some(original)) => (original.transformer_sizes)(&found.shapes, head_dim),
-                (Part::Vae, _) => vae::sizes(&found.shapes),
-                (Part::Text(kind), _) => text::sizes(kind, &found.shapes),
-            };
-            config.extend(object(sizes));
-        }
-        Ok(Some(Value::Object(config)))
+        part_config::of(part, original, self.config_file(part).as_deref(), found.map(|found| &found.shapes)).map(Some)
     }
 
     /// The `config.json` of a part in a folder of configurations.
@@ -435,25 +394,4 @@ fn parts_of(pipeline: &PipelineNames) -> impl Iterator<Item = Part> {
 fn run_parts(model: &ModelConfig) -> impl Iterator<Item = Part> {
     let encoders = model.text_encoders.iter().map(|kind| Part::Text(*kind));
     [Part::Transformer, Part::Vae].into_iter().chain(encoders)
-}
-
-/// What a part's `config.json` says in all models of a family.
-fn usual_config(part: Part, original: Option<&Original>) -> Map<String, Value> {
-    let of_family = |config: fn(&Original) -> Value| object(original.map_or(Value::Null, config));
-    match part {
-        Part::Transformer => of_family(|original| (original.transformer)()),
-        Part::Vae => object(vae::usual()).into_iter().chain(of_family(|original| (original.vae)())).collect(),
-        Part::Text(kind) => object(text::usual(kind)),
-    }
-}
-
-fn object(value: Value) -> Map<String, Value> {
-    if let Value::Object(map) = value { map } else { Map::new() }
-}
-
-/// `_class_name` in the `model_index.json` of a folder, if it has one.
-fn class_in(folder: &Path) -> Option<String> {
-    let index = folder.join("model_index.json");
-    let index: Value = may_be_file(&index).then(|| read_json(&index, MODEL_JSON).ok())??;
-    Some(index.get("_class_name")?.as_str()?.to_owned())
 }

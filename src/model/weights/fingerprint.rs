@@ -1,4 +1,5 @@
 //! Content hashes: of whole small files, and a quick fingerprint of a base model's many gigabytes.
+use super::gguf;
 use crate::system::error::{Error, Result};
 use crate::system::limits::MODEL_JSON;
 use crate::system::patience;
@@ -26,33 +27,34 @@ pub fn sha256_of(bytes: &[u8]) -> String {
 
 /// A base model's identity: SHA-256 over its files in the given order, whatever they are called.
 ///
-/// Of a `.safetensors` file go in: its length, its header (every tensor's name, type, shape and place), and 16 blocks
-/// of 4 KiB evenly spread over the data, first and last included; of any other file (configs, tokenizers) everything.
+/// Of a `.safetensors` or `.gguf` file go in: its length, its header (every tensor's name, type, shape and place), and 16
+/// blocks of 4 KiB evenly spread over the data, first and last included; of any other file (configs, tokenizers) everything.
 /// So it takes milliseconds for 16 GB, tells models and finetunes apart, and misses a change of single values
 /// between the blocks.
 pub fn fingerprint(files: &[PathBuf]) -> Result<String> {
     let mut hash = Sha256::new();
     for file in files {
-        if file.extension().is_some_and(|extension| extension == "safetensors") {
-            header(file)?;
-            add_samples(file, &mut hash).map_err(|e| Error::file(file, e))?;
-        } else {
-            let content = MODEL_JSON.read(file).map_err(|e| Error::file(file, e))?;
-            hash.update((content.len() as u64).to_le_bytes());
-            hash.update(content);
-        }
+        let data = match file.extension() {
+            Some(extension) if extension == "safetensors" => header(file)?.data,
+            _ if gguf::is_named_so(file) => gguf::tensors(file, 0)?.1,
+            _ => {
+                let content = MODEL_JSON.read(file).map_err(|e| Error::file(file, e))?;
+                hash.update((content.len() as u64).to_le_bytes());
+                hash.update(content);
+                continue;
+            }
+        };
+        add_samples(file, data, &mut hash).map_err(|e| Error::file(file, e))?;
     }
     Ok(hex(hash))
 }
 
-/// Adds a safetensors file whose header was checked.
-fn add_samples(file: &Path, hash: &mut Sha256) -> std::io::Result<()> {
+/// Adds a file of tensors whose header was checked, and whose data begin at byte `data`.
+fn add_samples(file: &Path, data: u64, hash: &mut Sha256) -> std::io::Result<()> {
     let mut reader = patience::open(file)?;
     let length = reader.0.metadata()?.len();
     hash.update(length.to_le_bytes());
-    let mut header = [0u8; 8];
-    reader.read_exact(&mut header)?;
-    let data = u64::from_le_bytes(header).saturating_add(8).min(length);
+    let data = data.min(length);
     let mut copy = |start: u64, bytes: u64| -> std::io::Result<()> {
         reader.seek(SeekFrom::Start(start))?;
         std::io::copy(&mut (&mut reader).take(bytes), &mut HashWriter(hash)).map(|_| ())

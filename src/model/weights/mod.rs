@@ -10,9 +10,11 @@ mod folder;
 mod fp8;
 mod gguf;
 mod hub;
+mod layout;
 pub(crate) mod located;
 pub mod naming;
 pub(crate) mod one_file;
+mod part_config;
 mod part_file;
 pub(crate) mod required_files;
 pub mod shapes;
@@ -50,12 +52,14 @@ pub struct Weights {
     used: Mutex<BTreeSet<String>>,
 }
 
-/// What a file holds beside a network's tensors: marks of how it is quantised, scales of inputs, which are for products in
-/// eight bits, and CLIP's temperature.
-const EXTRAS: [&str; 6] = ["scaled_fp8", "comfy_quant", "scale_input", "input_scale", "logit_scale", "spiece_model"];
-
 /// What scales of eight-bit weights are called, ComfyUI's old name and its new one.
 const SCALES: [&str; 2] = ["scale_weight", "weight_scale"];
+
+/// What ComfyUI stores beside them: how a file or a module is quantised, and scales of inputs, for products in eight bits.
+const MARKS: [&str; 4] = ["scaled_fp8", "comfy_quant", "scale_input", "input_scale"];
+
+/// What a text encoder's file holds besides: CLIP's temperature, T5's tokenizer.
+const EXTRAS: [&str; 2] = ["logit_scale", "spiece_model"];
 
 impl Weights {
     /// Opens `FOLDER/STEM.safetensors`, or the shards that `FOLDER/STEM.safetensors.index.json` lists, or where neither is
@@ -104,11 +108,12 @@ impl Weights {
             let Patient(opened) = patience::open(file).map_err(|e| Error::file(file, e))?;
             shards.push(Arc::new(Shard { path: file.clone(), file: opened }));
         }
+        let tensors = scaled(tensors).map_err(|problem| Error::file(path, problem))?;
         Ok(Self { shards, tensors, path: path.to_path_buf(), dtype, device: device.clone(), used: Mutex::default() })
     }
 
     /// A network among these tensors: those whose names begin with `prefix`, and with none of `others`, without it and under
-    /// diffusers' names; scales go to the tensors that they are of. They come out as `dtype` on `device`.
+    /// diffusers' names. They come out as `dtype` on `device`.
     ///
     /// # Errors
     /// A tensor is not as the `naming` says; names it.
@@ -119,21 +124,10 @@ impl Weights {
         dtype: DType,
         device: &Device,
     ) -> Result<Self> {
-        let parameter = |name: &str| name.rsplit_once('.').map_or(name, |(_, parameter)| parameter).to_string();
         let inside = self.tensors.iter().filter(|(name, _)| !others.iter().any(|other| name.starts_with(other)));
         let inside = inside.filter_map(|(name, stored)| Some((name.strip_prefix(prefix)?, stored)));
-        let (scales, numbers): (Vec<_>, Vec<_>) = inside
-            .filter(|(name, _)| !EXTRAS.contains(&parameter(name).as_str()))
-            .partition(|(name, _)| SCALES.contains(&parameter(name).as_str()));
-        let mut tensors: HashMap<String, Stored> =
-            numbers.into_iter().map(|(name, stored)| (name.to_string(), stored.clone())).collect();
-        for (name, scale) in scales {
-            let weight = name.rsplit_once('.').map_or(String::new(), |(module, _)| format!("{module}.weight"));
-            match tensors.get_mut(&weight) {
-                Some(stored) => stored.scale = Some(Box::new(scale.clone())),
-                None => return Err(Error::file(&self.path, format!("tensor {name} is the scale of no tensor"))),
-            }
-        }
+        let inside = inside.filter(|(name, _)| !EXTRAS.contains(&parameter(name)));
+        let tensors = inside.map(|(name, stored)| (name.to_string(), stored.clone())).collect();
         Ok(Self {
             shards: self.shards.clone(),
             tensors: naming.present(tensors).map_err(|problem| Error::file(&self.path, problem))?,
@@ -271,6 +265,27 @@ impl Weights {
             }
         }
     }
+}
+
+/// The last part of a tensor's name.
+fn parameter(name: &str) -> &str {
+    name.rsplit_once('.').map_or(name, |(_, parameter)| parameter)
+}
+
+/// `tensors` without what is stored beside eight-bit weights; those have their scales.
+///
+/// # Errors
+/// A scale is of no tensor.
+fn scaled(tensors: HashMap<String, Stored>) -> Result<HashMap<String, Stored>, String> {
+    let numbers = tensors.into_iter().filter(|(name, _)| !MARKS.contains(&parameter(name)));
+    let (scales, weights): (Vec<_>, Vec<_>) = numbers.partition(|(name, _)| SCALES.contains(&parameter(name)));
+    let mut weights: HashMap<String, Stored> = weights.into_iter().collect();
+    for (name, scale) in scales {
+        let weight = name.rsplit_once('.').and_then(|(module, _)| weights.get_mut(&format!("{module}.weight")));
+        let weight = weight.ok_or_else(|| format!("tensor {name} is the scale of no tensor"))?;
+        weight.scale = Some(Box::new(scale));
+    }
+    Ok(weights)
 }
 
 /// Reads every tensor of a safetensors file as it is stored, to the CPU.
