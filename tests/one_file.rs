@@ -60,7 +60,12 @@ impl Model {
 
     /// All of it in one file.
     fn whole(&self) -> PathBuf {
-        let (transformer, decoder) = (sd3_transformer(&self.part("transformer")), vae(&self.part("vae")));
+        self.whole_of("vae")
+    }
+
+    /// All of it in one file, the autoencoder from this folder.
+    fn whole_of(&self, autoencoder: &str) -> PathBuf {
+        let (transformer, decoder) = (sd3_transformer(&self.part("transformer")), vae(&self.part(autoencoder)));
         let mut clip_l = self.part("text_encoder");
         clip_l.remove("text_projection.weight");
         let clip_g = self.part("text_encoder_2");
@@ -242,6 +247,17 @@ fn what_is_missing_is_said_with_its_usual_name_and_key() {
     assert!(!ok && said.contains("there is no block 3") && said.contains("has blocks 0 to 2"), "{said}");
     let (ok, said) = check(&[whole.clone(), config.clone(), "model.text_encoders=[\"clip_l\", \"t5\"]".into()]);
     assert!(!ok && said.contains("t5xxl_fp16.safetensors") && said.contains("model.files.t5"), "{said}");
+    // A folder, of which a part lies elsewhere.
+    std::fs::rename(model.path("vae"), model.path("elsewhere")).expect("rename");
+    let folder = format!("model.path={}", model.folder.path().display());
+    let (ok, said) = check(std::slice::from_ref(&folder));
+    assert!(!ok && said.contains("vae/config.json is missing"), "{said}");
+    let vae = |path: &Path| format!("model.files.vae={}", path.display());
+    for (path, is_ok) in [(model.path("elsewhere"), true), (model.whole_of("elsewhere"), true), (alone, false)] {
+        let (ok, said) = check(&[folder.clone(), vae(&path)]);
+        assert_eq!(ok, is_ok, "{said}");
+        assert!(ok || said.contains("model.files: ") && said.contains("it is Stable Diffusion 3"), "{said}");
+    }
     let (ok, said) = check(&[whole, "model.files.config=tests/fixtures/flux/dev".into()]);
     assert!(!ok && said.contains("model.files.config: it is of FluxPipeline"), "{said}");
 }

@@ -1,15 +1,11 @@
 //! Numbers of eight bits and in blocks, as torch and the package gguf read them. Fixtures: tests/fixtures/stored/gen.py.
-mod folder_copy;
 mod original_files;
 mod smoke_run;
 
-use candle_core::quantized::gguf_file::{self, Value};
-use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{DType, Device, Tensor};
-use original_files::{Tensors, flux_transformer, part, write_parts};
+use original_files::{Tensors, flux_transformer, part, write_gguf, write_parts};
 use seg4diff::model::weights::{Weights, read_all};
 use smoke_run::run;
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -76,38 +72,20 @@ fn a_model_in_blocks_draws_the_picture_of_what_they_stand_for() {
     let out = tempfile::tempdir().expect("folder");
     let folder = Path::new("tests/fixtures/flux/dev");
     let transformer = flux_transformer(&part(&folder.join("transformer")));
-    let (mut blocks, mut numbers) = (vec![], Tensors::new());
-    for (number, (name, tensor)) in transformer.iter().enumerate() {
-        let kind = match tensor.dims() {
-            [_, inner] if inner.is_multiple_of(32) => [GgmlDType::Q8_0, GgmlDType::Q5_1, GgmlDType::Q4_0][number % 3],
-            _ => GgmlDType::F32,
-        };
-        let tensor = QTensor::quantize(tensor, kind).expect("blocks");
-        numbers.insert(name.clone(), tensor.dequantize(&Device::Cpu).expect("values"));
-        blocks.push((name.as_str(), tensor));
-    }
     let (gguf, plain) = (out.path().join("flux1-dev-Q8_0.gguf"), out.path().join("flux1-dev.safetensors"));
-    write_parts(&plain, &[("", &numbers)]);
-    let blocks: Vec<(&str, &QTensor)> = blocks.iter().map(|(name, tensor)| (*name, tensor)).collect();
-    let architecture = Value::String("flux".into());
-    let mut bytes = std::io::Cursor::new(vec![]);
-    gguf_file::write(&mut bytes, &[("general.architecture", &architecture)], &blocks).expect("gguf");
-    std::fs::write(&gguf, bytes.into_inner()).expect("write");
+    write_parts(&plain, &[("", &write_gguf(&gguf, &transformer))]);
 
-    // T5's names in llama.cpp, in blocks where its rows divide into them.
+    // T5's names in llama.cpp.
     let t5 = part(&folder.join("text_encoder_2"));
-    let renamed: BTreeMap<String, Tensor> =
-        t5.iter().map(|(name, tensor)| (of_llama_cpp(name), tensor.clone())).collect();
-    let renamed: Vec<(&str, QTensor)> = { renamed.iter() }
-        .map(|(name, tensor)| (name.as_str(), QTensor::quantize(tensor, GgmlDType::F32).expect("values")))
-        .collect();
-    let renamed: Vec<(&str, &QTensor)> = renamed.iter().map(|(name, tensor)| (*name, tensor)).collect();
-    let (mut bytes, file) = (std::io::Cursor::new(vec![]), out.path().join("t5-F32.gguf"));
-    gguf_file::write(&mut bytes, &[("general.architecture", &Value::String("t5encoder".into()))], &renamed)
-        .expect("gguf");
-    std::fs::write(&file, bytes.into_inner()).expect("write");
+    let renamed = t5.iter().map(|(name, tensor)| (of_llama_cpp(name), tensor.clone())).collect();
+    let (file, numbers) = (out.path().join("t5-Q8_0.gguf"), out.path().join("t5.safetensors"));
+    let values = write_gguf(&file, &renamed);
+    write_parts(
+        &numbers,
+        &[("", &t5.keys().map(|name| (name.clone(), values[&of_llama_cpp(name)].clone())).collect())],
+    );
 
-    let wanted = draw(&plain, &folder.join("text_encoder_2/model.safetensors"), "plain").expect("plain");
+    let wanted = draw(&plain, &numbers, "plain").expect("plain");
     assert!(draw(&gguf, &file, "blocks").expect("blocks") == wanted);
 
     let whole = std::fs::read(&gguf).expect("file");

@@ -78,6 +78,11 @@ impl PartPaths {
         named.into_iter().filter_map(|(part, path)| Some((part, path.as_deref()?)))
     }
 
+    /// Where a part lies, if it is named.
+    pub fn of(&self, part: Part) -> Option<&Path> {
+        self.parts().find(|(named, _)| *named == part).map(|(_, path)| path)
+    }
+
     /// These paths as `KEY=PATH` names them.
     ///
     /// # Errors

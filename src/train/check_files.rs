@@ -113,6 +113,10 @@ impl RunConfig {
             }
             Err(e) => problems.push(format!("model.path: {e}")),
         }
+        if self.model.files.parts().next().is_some() {
+            // The headers of what lies elsewhere.
+            problems.extend(ModelFiles::of(&self.model).err().map(|e| format!("model.files: {e}")));
+        }
         if let Err(problem) = pipeline_of(path).check_encoders(&self.model.text_encoders) {
             problems.push(format!("model.text_encoders: {problem}"));
         }

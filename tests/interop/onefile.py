@@ -7,6 +7,7 @@
 
 For SD3, SD3.5-medium, SD3.5-large, FLUX.1-dev and -schnell: a random pipeline, its conversion undone, and then
   converters  diffusers' converters make the folder's tensors of the file again: differing tensors, 0
+  text names  the same of diffusers' names of the text encoders
   picture     `generate` on the file and the pipeline that `from_single_file` makes of it: mean difference of 255, < 0.05
   folder      `generate` on the file and on the folder: differing bytes, 0
   scaled fp8  `generate` on a file with e4m3fn weights and ComfyUI's scales, and on one with their products in f32: differing
@@ -15,7 +16,7 @@ Prints a line a figure; exit status 1 if one is out of bounds.
 Needs torch, diffusers, transformers, pillow (seen: torch 2.15, diffusers 0.42.1, transformers 5.24).
 """
 import argparse, inspect, json, logging, os, sys, tempfile
-import numpy as np, torch
+import diffusers, numpy as np, torch, transformers
 import diffusers.loaders.single_file_model as single_file_model
 import diffusers.loaders.single_file_utils as utils
 from diffusers import FluxPipeline, StableDiffusion3Pipeline
@@ -25,7 +26,10 @@ import compare
 from compare import PROMPTS, ROOT, report, run
 
 logging.disable(logging.WARNING)
+diffusers.utils.logging.disable_progress_bar()
+transformers.utils.logging.disable_progress_bar()
 SIZE, STEPS = 128, 6
+CONVERT_FLUX = inspect.getsource(utils.convert_flux_transformer_checkpoint_to_diffusers)
 TRANSFORMER, VAE = "model.diffusion_model.", "first_stage_model."
 
 
@@ -166,9 +170,8 @@ def compare_variant(a, variant, work):
         save_file(clip, f"{folder}/text_encoder/model.safetensors", {"format": "pt"})
     else:
         width = transformer["img_in.weight"].shape[0]
-        source = inspect.getsource(utils.convert_flux_transformer_checkpoint_to_diffusers)
-        assert "inner_dim = 3072" in source
-        exec(source.replace("inner_dim = 3072", f"inner_dim = {width}"), utils.__dict__)
+        assert "inner_dim = 3072" in CONVERT_FLUX
+        exec(CONVERT_FLUX.replace("inner_dim = 3072", f"inner_dim = {width}"), utils.__dict__)
         known = single_file_model.SINGLE_FILE_LOADABLE_CLASSES["FluxTransformer2DModel"]
         known["checkpoint_mapping_fn"] = utils.convert_flux_transformer_checkpoint_to_diffusers
     report(variant, "converters", n := converters(folder, transformer, encoder_decoder, is_flux), n == 0, "0")
@@ -189,9 +192,20 @@ def compare_variant(a, variant, work):
     config = ["--model-file", f"config={folder}"]
     whole = one_file("whole", transformer)
     ours, ours_of_folder = drawn(a, work, "file", whole, *config, *encoders), drawn(a, work, "folder", folder, *encoders)
+    tensors = load_file(whole)
+    texts_differ = 0
+    for key, part in texts.items():
+        found = utils.convert_ldm_clip_checkpoint(dict(tensors), f"text_encoders.{key}.transformer.")
+        named = lambda name: name if key == "t5xxl" or name.startswith("text_") else f"text_model.{name}"
+        wanted = {named(k): v for k, v in weights(part, "model").items() if not (key == "clip_l" and k.startswith("text_projection"))}
+        texts_differ += differing(found, wanted)
+    report(variant, "text names", texts_differ, texts_differ == 0, "0")
     report(variant, "folder", n := int((ours != ours_of_folder).sum()), n == 0, "0")
     pipeline = FluxPipeline if is_flux else StableDiffusion3Pipeline
-    pipe = pipeline.from_single_file(whole, config=folder, torch_dtype=torch.float32, local_files_only=True)
+    # Text encoders from the folder: with transformers 5 diffusers leaves buffers of those from a file without values.
+    whole_pipe = pipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    texts_made = {part: getattr(whole_pipe, part) for part in texts.values()}
+    pipe = pipeline.from_single_file(whole, config=folder, torch_dtype=torch.float32, local_files_only=True, **texts_made)
     pipe.set_progress_bar_config(disable=True)
     report(variant, "picture", n := np.abs(ours - reference(pipe, latents, is_flux)).mean(), n < 0.05, "< 0.05")
 

@@ -23,6 +23,12 @@ const FID: &str = "evaluate fid --real jpegs --generated others --features featu
 const SEGMENTATION: &str = "evaluate segmentation --model model --layer 0 --size 32 --images pictures --labels labels \
                             --classes classes.json";
 const GENERATE: &str = "generate --model model --prompt cat --size 32 --steps 1 --out out --lora lora.safetensors";
+const ONE_FILE: &str = "generate --model one.safetensors --model-file config=model --model-file vae=model/vae --model-file \
+                        clip_l=model/text_encoder --model-file clip_g=model/text_encoder_2 --prompt cat --size 32 \
+                        --steps 1 --out out";
+const GGUF: &str = "generate --model one.gguf --model-file config=model --model-file vae=model/vae --model-file \
+                    clip_l=model/text_encoder --model-file clip_g=model/text_encoder_2 --prompt cat --size 32 --steps 1 \
+                    --out out";
 const T5: &str = "prepare cache --config t5.toml --out out";
 const CLIP: &str = "evaluate clip-score --clip clip --images clip_images --captions clip_captions.json";
 
@@ -60,6 +66,8 @@ pub const KINDS: &[Kind] = &[
     kind("weights", 4, "features/model.safetensors", FID),
     text("features' config", 3, "features/config.json", FID),
     kind("transformer's weights", 2, "model/transformer/diffusion_pytorch_model.safetensors", TRAIN),
+    kind("model in one file", 3, "one.safetensors", ONE_FILE),
+    kind("GGUF", 4, "one.gguf", GGUF),
     text("transformer's config", 4, "model/transformer/config.json", GENERATE),
     text("autoencoder's config", 4, "model/vae/config.json", GENERATE),
     text("text encoder's config", 4, "model/text_encoder/config.json", GENERATE),

@@ -9,6 +9,8 @@ mod kinds;
 #[path = "../limited/mod.rs"]
 mod limited;
 mod mutate;
+#[path = "../original_files/mod.rs"]
+mod original_files;
 mod world;
 
 use kinds::{KINDS, Kind, NUMBERS, SETTINGS};

@@ -1,6 +1,7 @@
 //! A folder with a small valid file of every kind that the program reads.
 use super::folder_copy::copy;
 use super::limited::{run, seg4diff};
+use super::original_files::{part, sd3_transformer, write_gguf, write_parts};
 use image::codecs::png::PngEncoder;
 use image::{ExtendedColorType, ImageEncoder};
 use std::path::Path;
@@ -81,6 +82,9 @@ pub fn make(folder: &Path) {
     write("set.toml", set.as_bytes());
     write("list.txt", b"a 1\nb 1\n");
     shard_weights(folder, &write);
+    let transformer = sd3_transformer(&part(&folder.join("model/transformer")));
+    write_parts(&folder.join("one.safetensors"), &[("", &transformer)]);
+    write_gguf(&folder.join("one.gguf"), &transformer);
 
     let command = |args: &str| {
         let ended = run(seg4diff(folder).args(args.split_whitespace()), 120);

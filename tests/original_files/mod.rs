@@ -2,6 +2,8 @@
 //! diffusers 0.42.1, read backwards). tests/interop/onefile.py compares such files with diffusers' own reading of them.
 #![allow(dead_code)]
 use candle_core::Tensor;
+use candle_core::quantized::gguf_file::{self, Value};
+use candle_core::quantized::{GgmlDType, QTensor};
 use seg4diff::model::weights::{read_all, write};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -21,6 +23,27 @@ pub fn write_parts(file: &Path, parts: &[(&str, &Tensors)]) {
         tensors.iter().map(named).collect::<Vec<_>>()
     };
     write(file, &parts.iter().flat_map(of_part).collect(), &BTreeMap::new()).expect("one file");
+}
+
+/// Writes tensors as GGUF, in blocks where their rows divide into such; returns what these stand for.
+pub fn write_gguf(file: &Path, tensors: &Tensors) -> Tensors {
+    let blocks = tensors.iter().enumerate().map(|(number, (name, tensor))| {
+        let kind = match tensor.dims() {
+            [_, inner] if inner.is_multiple_of(32) => [GgmlDType::Q8_0, GgmlDType::Q5_1, GgmlDType::Q4_0][number % 3],
+            _ => GgmlDType::F32,
+        };
+        (name.as_str(), QTensor::quantize(tensor, kind).expect("blocks"))
+    });
+    let blocks: Vec<(&str, QTensor)> = blocks.collect();
+    let named: Vec<(&str, &QTensor)> = blocks.iter().map(|(name, tensor)| (*name, tensor)).collect();
+    let architecture = Value::String("of no matter".into());
+    let mut bytes = std::io::Cursor::new(vec![]);
+    gguf_file::write(&mut bytes, &[("general.architecture", &architecture)], &named).expect("gguf");
+    std::fs::write(file, bytes.into_inner()).expect("write");
+    let values = |(name, blocks): &(&str, QTensor)| {
+        (name.to_string(), blocks.dequantize(&candle_core::Device::Cpu).expect("values"))
+    };
+    blocks.iter().map(values).collect()
 }
 
 /// diffusers' tensors on their way to another name; what is left over at the end was forgotten.

@@ -37,7 +37,7 @@ pub(super) fn tensors(file: &Path, shard: usize) -> Result<(HashMap<String, Stor
         return Err(failed("not a GGUF file".into()));
     }
     reader.seek(SeekFrom::Start(0)).map_err(|e| Error::file(file, e))?;
-    let read = || Content::read(&mut Bounded { inner: reader, place: 0 }).map_err(|e| e.to_string());
+    let read = || Content::read(&mut Bounded { inner: reader, place: 0 }).map_err(line);
     let content =
         guarded(read).map_err(|problem: String| failed(format!("not a GGUF file that is read: {problem}")))?;
     let mut found = HashMap::with_capacity(content.tensor_infos.len());
@@ -81,10 +81,14 @@ fn original_shape(value: Option<&Value>) -> Option<Vec<usize>> {
         .collect()
 }
 
-/// Blocks as candle has them.
+/// Blocks as candle has them: of one row where a tensor's own rows do not divide into blocks.
 pub(super) fn quantised(dtype: GgmlDType, data: &[u8], shape: &[usize], device: &Device) -> Result<QTensor, String> {
-    let storage = QStorage::from_data(Cow::Borrowed(data), device, dtype).map_err(|e| e.to_string())?;
-    QTensor::new(storage, shape).map_err(|e| e.to_string())
+    let storage = QStorage::from_data(Cow::Borrowed(data), device, dtype).map_err(line)?;
+    let made = match shape.last().is_some_and(|inner| inner.is_multiple_of(dtype.block_size())) {
+        true => QTensor::new(storage, shape),
+        false => QTensor::new(storage, shape.iter().product::<usize>()),
+    };
+    made.map_err(line)
 }
 
 /// The numbers that blocks stand for, computed in f32 and rounded to `kept`.
@@ -98,10 +102,15 @@ pub fn dequantised(blocks: &QTensor, kept: DType, device: &Device) -> Result<Ten
         let sum = numbers.to_dtype(DType::F32)?.abs()?.sum_all()?.to_scalar::<f32>()?;
         Ok::<_, candle_core::Error>((numbers, sum))
     };
-    match round().map_err(|e| e.to_string())? {
+    match round().map_err(line)? {
         (numbers, sum) if sum.is_finite() => Ok(numbers),
         _ => Err(format!("a value is not finite, or too large for {}", kept.as_str())),
     }
+}
+
+/// What candle says, without the trace that may follow.
+fn line(problem: candle_core::Error) -> String {
+    problem.to_string().lines().next().unwrap_or_default().to_string()
 }
 
 /// A reader that ends behind the longest header: counts and lengths in a damaged one may say anything.

@@ -1,10 +1,11 @@
 //! Which files a diffusers folder must hold for a run, and which of them are missing.
+use super::files::Part;
 use super::located::{WeightNames, locate};
 use crate::config::{ModelConfig, TextEncoderKind};
 use crate::model::families::pipelines::{EncoderFolders, PIPELINES, PipelineNames};
 use crate::system::error::{Error, Result};
 use crate::system::limits::MODEL_JSON;
-use crate::system::paths::is_file;
+use crate::system::paths::{is_file, is_folder};
 use std::path::{Path, PathBuf};
 
 /// The files of a model folder that a run with these text encoders reads.
@@ -23,19 +24,16 @@ impl RequiredFiles {
     /// An index of shards that cannot be read, or a file of which the system does not say whether it is there.
     pub fn find(folder: &Path, model: &ModelConfig) -> Result<Self> {
         let mut files = Self::default();
-        let variant = model.variant.as_deref();
         files.need(folder.join("model_index.json"))?;
         files.need(folder.join("scheduler/scheduler_config.json"))?;
-        for part in ["transformer", "vae"] {
-            files.need(folder.join(part).join("config.json"))?;
-            files.need_weights(&folder.join(part), "diffusion_pytorch_model", variant)?;
+        for (part, name) in [(Part::Transformer, "transformer"), (Part::Vae, "vae")] {
+            files.need_part(&folder.join(name), part, model)?;
         }
         for EncoderFolders { kind, encoder, tokenizer } in pipeline_of(folder).encoders {
             if !model.text_encoders.contains(kind) {
                 continue;
             }
-            files.need(folder.join(encoder).join("config.json"))?;
-            files.need_weights(&folder.join(encoder), "model", variant)?;
+            files.need_part(&folder.join(encoder), Part::Text(*kind), model)?;
             let whole = folder.join(tokenizer).join("tokenizer.json");
             if is_file(&whole)? || *kind == TextEncoderKind::T5 {
                 files.need(whole)?;
@@ -58,6 +56,15 @@ impl RequiredFiles {
             self.missing.push(file)
         }
         Ok(())
+    }
+
+    /// Configuration and weights in a part's folder, or the file or folder of the part that lies elsewhere.
+    fn need_part(&mut self, folder: &Path, part: Part, model: &ModelConfig) -> Result<()> {
+        if let Some(path) = model.files.of(part) {
+            return if is_folder(path)? { self.need_weights(path, part.stem(), None) } else { self.need(path.into()) };
+        }
+        self.need(folder.join("config.json"))?;
+        self.need_weights(folder, part.stem(), model.variant.as_deref())
     }
 
     /// One file of weights, or the shards that an index lists.

@@ -137,7 +137,8 @@ impl Shard {
             Format::Blocks(_) => {
                 let blocks = self.quantised(name, stored, device)?;
                 let kept = kept.unwrap_or(DType::F32);
-                guarded(|| gguf::dequantised(&blocks, kept, device)).map_err(failed)
+                let numbers = guarded(|| gguf::dequantised(&blocks, kept, device)).map_err(failed)?;
+                Ok(numbers.reshape(&stored.shape[..])?)
             }
             Format::Plain(dtype) if fp8::is_fp8(dtype) => {
                 let data = self.bytes(name, stored, |_, _| Ok(()))?;
