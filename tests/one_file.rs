@@ -306,6 +306,62 @@ fn a_file_that_is_no_model_is_said_to_be_what_it_is() {
     assert!(refused.contains("tensor joint_blocks.1.x_block.mlp.fc3.bias"), "{refused}");
 }
 
+/// What looks at a model takes a file, too; an export says which model was trained on.
+#[test]
+fn one_file_is_looked_at_and_named() {
+    let model = Model::smoke();
+    let (whole, out) = (model.whole(), model.out.path());
+    let command = |name: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_seg4diff"));
+        command.current_dir(env!("CARGO_MANIFEST_DIR")).arg(name);
+        command
+    };
+    let probed = |path: &Path, more: &[String], name: &str| {
+        let mut command = command("probe");
+        command.args([
+            "--image",
+            "tests/fixtures/segmentation/images/b/street.png",
+            "--prompt",
+            "a cat",
+            "--size",
+            "64",
+        ]);
+        command
+            .args(["--layer", "1", "--device", "cpu", "--model"])
+            .arg(path)
+            .args(more)
+            .arg("--out")
+            .arg(out.join(name));
+        succeed(&mut command);
+        std::fs::read(out.join(name).join("attention.safetensors")).expect("attention")
+    };
+    assert!(probed(&whole, &model.config(), "file") == probed(model.folder.path(), &[], "folder"));
+
+    let settings =
+        [format!("model.path={}", whole.display()), format!("model.files.config={}", model.folder.path().display())];
+    let run = Run::new(&[&settings.each_ref().map(String::as_str)[..], &["train.steps=1"]].concat());
+    run.finish(&[]);
+    let file = out.join("kohya.safetensors");
+    let mut export = command("export");
+    export
+        .arg("--checkpoint")
+        .arg(run.path("checkpoints/step-000001"))
+        .args(["--format", "comfyui", "--out"])
+        .arg(&file);
+    succeed(&mut export);
+    let metadata = seg4diff::model::weights::header(&file).expect("header").metadata;
+    assert_eq!(metadata["modelspec.architecture"], "stable-diffusion-3-medium/lora");
+}
+
+/// Without tokenizers, what to name is said.
+#[test]
+fn tokenizers_that_are_nowhere_are_asked_for() {
+    let model = Model::smoke();
+    std::fs::remove_dir_all(model.path("tokenizer_2")).expect("remove");
+    let said = draw(&model.whole(), &model.config()).expect_err("no tokenizer");
+    assert!(said.contains("tokenizer_2/ as model.files.config") && said.lines().count() == 1, "{said}");
+}
+
 /// Of FLUX.1: dev and schnell, each with the schedule of its own, T5 and CLIP-L in transformers' names.
 #[test]
 fn flux_in_one_file_draws_the_picture_of_its_folder() {

@@ -1,5 +1,6 @@
 //! `export`: a LoRA in the files that other tools load.
 use super::mention;
+use crate::config::PartPaths;
 use crate::model::adapters::Adapters;
 use crate::model::adapters::formats::{self, Format, Origin};
 use crate::model::adapters::lora::LoraSettings;
@@ -52,8 +53,9 @@ fn of_checkpoint(folder: &Path) -> Result<(Adapters, Origin)> {
     // The release only goes into kohya's metadata, and says whose names its layers have where several families could: an
     // export must work where the base model is not at hand.
     let path = Path::new(&config.model.path);
-    // Of a model in one file that alone is wanted.
-    let files = || ModelFiles::open(&config.model.path);
+    // Parts that lie elsewhere are not asked for.
+    let configs = PartPaths { config: config.model.files.config.clone(), ..PartPaths::default() };
+    let files = || ModelFiles::open_with(&config.model.path, None, &configs);
     let transformer = || files().and_then(|files| families::of(&files)?.config(&files));
     let is_at_hand = || Ok::<_, Error>(is_file(path)? || is_file(&path.join("transformer/config.json"))?);
     let transformer = match config.model.is_on_hub() {

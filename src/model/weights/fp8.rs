@@ -114,8 +114,8 @@ mod tests {
         assert!(e4m3[0x7f].is_nan() && e4m3[0xff].is_nan() && e4m3[0x80].is_sign_negative());
         let e5m2 = values(Dtype::F8_E5M2).expect("read");
         for (bits, value) in [
-            (0x01, 1.52587890625e-05),
-            (0x04, 6.103515625e-05),
+            (0x01, 2f32.powi(-16)),
+            (0x04, 2f32.powi(-14)),
             (0x3c, 1.0),
             (0x7b, 57344.0),
             (0xc1, -2.5),

@@ -63,64 +63,84 @@ impl ModuleNames {
     }
 }
 
+/// A tensor's name in the original checkpoint, taken apart.
+struct Found<'a> {
+    modules: &'static ModuleNames,
+    numbers: Vec<usize>,
+    shares: Shares,
+    /// The module's name there.
+    module: &'a str,
+    /// What follows it: `.weight`, or nothing of a parameter without a module.
+    parameter: &'a str,
+}
+
+impl Found<'_> {
+    /// The tensor's name in diffusers where it belongs to `within`; of blocks counted from the end there are `count`.
+    fn name(&self, within: &str, count: usize) -> String {
+        // `scale` is the weight of norms in FLUX's code.
+        let parameter = if self.parameter == ".scale" { ".weight" } else { self.parameter };
+        self.modules.name(&self.numbers, count, within) + parameter
+    }
+}
+
 impl Naming {
+    fn find<'a>(&self, name: &'a str) -> Option<Found<'a>> {
+        let (module, parameter) = match name.rsplit_once('.') {
+            Some((module, "weight" | "bias" | "scale")) => name.split_at(module.len()),
+            _ => (name, ""),
+        };
+        self.modules.iter().flat_map(|modules| modules.iter()).find_map(|modules| {
+            let (numbers, shares) = modules.find(module)?;
+            Some(Found { modules, numbers, shares, module, parameter })
+        })
+    }
+
     /// `tensors` of an original checkpoint by diffusers' names; of a module that is several each has its own rows.
     ///
     /// # Errors
     /// A tensor's rows do not divide into its parts; names the tensor.
     pub(super) fn present(&self, tensors: HashMap<String, Stored>) -> Result<HashMap<String, Stored>, String> {
+        // How many blocks a list has.
+        let mut counts = HashMap::<&str, usize>::new();
+        for found in tensors.keys().filter_map(|name| self.find(name)) {
+            let count = counts.entry(found.modules.original).or_default();
+            *count = found.numbers.first().map_or(0, |number| number + 1).max(*count);
+        }
         let mut presented = HashMap::with_capacity(tensors.len());
-        let groups = || self.modules.iter().flat_map(|modules| modules.iter());
-        let found = |name: &str| {
-            let (module, parameter) = match name.rsplit_once('.') {
-                Some(split @ (_, "weight" | "bias" | "scale")) => split,
-                // A parameter of no module.
-                _ => (name, ""),
-            };
-            groups()
-                .find_map(|group| Some((group, group.find(module)?)))
-                .map(|found| (module.len(), parameter.len(), found))
-        };
-        let counts: HashMap<&str, usize> = tensors.keys().filter_map(|name| found(name)).fold(
-            HashMap::new(),
-            |mut counts, (_, _, (group, (numbers, _)))| {
-                let count = counts.entry(group.original).or_default();
-                *count = numbers.first().map_or(0, |number| number + 1).max(*count);
-                counts
-            },
-        );
         for (name, stored) in &tensors {
-            let Some((module, parameter, (group, (numbers, shares)))) = found(name) else {
+            let Some(found) = self.find(name) else {
                 presented.insert(name.clone(), stored.clone());
                 continue;
             };
-            let parameter = match &name[name.len() - parameter..] {
-                // Of norms, in FLUX's code.
-                "scale" => ".weight".to_string(),
-                "" => String::new(),
-                parameter => format!(".{parameter}"),
-            };
-            let count = counts.get(group.original).copied().unwrap_or_default();
-            let diffusers = |within: &str| format!("{}{parameter}", group.name(&numbers, count, within));
-            let problem = |problem: String| format!("tensor {name}: {problem}");
-            if let [(within, _)] = shares {
-                let weight = tensors.get(&format!("{}.weight", &name[..module])).map(|weight| weight.shape.as_slice());
-                let swaps = matches!(weight, Some([outer, inner]) if (self.swaps_halves)(within, (*inner, *outer)));
-                let stored = if swaps { stored.halves_swapped().map_err(problem)? } else { stored.clone() };
-                presented.insert(diffusers(within), stored);
-                continue;
-            }
-            let (rows, all) = (stored.rows(), shares.iter().map(|(_, share)| share).sum::<usize>());
-            if !rows.is_multiple_of(all) {
-                return Err(problem(format!("{rows} rows do not divide into its {all} parts")));
-            }
-            let mut first = 0;
-            for (within, share) in shares {
-                let range = first..first + rows / all * share;
-                first = range.end;
-                presented.insert(diffusers(within), stored.only_rows(range).map_err(problem)?);
-            }
+            let count = counts.get(found.modules.original).copied().unwrap_or_default();
+            let weight = tensors.get(&format!("{}.weight", found.module)).map(|weight| weight.shape.as_slice());
+            let parts = self.parts(&found, stored, weight).map_err(|problem| format!("tensor {name}: {problem}"))?;
+            presented.extend(parts.into_iter().map(|(within, part)| (found.name(within, count), part)));
         }
         Ok(presented)
+    }
+
+    /// What a tensor is in diffusers, by module; `weight` is the shape of its own module's weight.
+    fn parts(
+        &self,
+        found: &Found,
+        stored: &Stored,
+        weight: Option<&[usize]>,
+    ) -> Result<Vec<(&'static str, Stored)>, String> {
+        if let [(within, _)] = found.shares {
+            let swaps = matches!(weight, Some([outer, inner]) if (self.swaps_halves)(within, (*inner, *outer)));
+            return Ok(vec![(within, if swaps { stored.halves_swapped()? } else { stored.clone() })]);
+        }
+        let (rows, all) = (stored.rows(), found.shares.iter().map(|(_, share)| share).sum::<usize>());
+        if !rows.is_multiple_of(all) {
+            return Err(format!("{rows} rows do not divide into its {all} parts"));
+        }
+        let mut first = 0;
+        let part = |(within, share): &(&'static str, usize)| {
+            let range = first..first + rows / all * share;
+            first = range.end;
+            Ok((*within, stored.only_rows(range)?))
+        };
+        found.shares.iter().map(part).collect()
     }
 }
