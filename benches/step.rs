@@ -132,7 +132,7 @@ fn targets(count: usize, side: usize, grid: usize, stream: u64) -> SampleTargets
             MaskTarget { pixels: Arc::new(pixels), grid: shrunk, area, class: None }
         })
         .collect();
-    SampleTargets { masks, spans: vec![] }
+    SampleTargets { masks, spans: vec![], words: None }
 }
 
 /// A model with its adapters, for one variant after the other.

@@ -1,10 +1,12 @@
 //! FLUX.1 from end to end, as diffusers has it: text, pictures, and runs. Fixtures: tests/fixtures/flux/gen.py; a whole
 //! training step is compared in tests/train_step.rs.
+mod drawn;
 mod folder_copy;
 mod outcome;
 mod smoke_run;
 
 use candle_core::{DType, Device, Tensor};
+use drawn::{difference, relative, shard, values};
 use outcome::Outcome;
 use seg4diff::config::TextEncoderKind::{ClipG, ClipL, T5};
 use seg4diff::demo::{self, SceneOptions, Split};
@@ -13,7 +15,7 @@ use seg4diff::model::families;
 use seg4diff::model::text::TextEncoders;
 use seg4diff::model::weights::files::ModelFiles;
 use seg4diff::model::weights::{read_all, write};
-use serde_json::{Value, json};
+use serde_json::Value;
 use smoke_run::{Run, run, succeed};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -39,17 +41,6 @@ fn model(variant: &str) -> tempfile::TempDir {
 
 fn open(folder: &Path) -> ModelFiles {
     ModelFiles::open(&folder.display().to_string()).expect("model")
-}
-
-fn values(tensor: &Tensor) -> Vec<f32> {
-    tensor.to_dtype(DType::F32).and_then(|t| t.flatten_all()?.to_vec1()).expect("values")
-}
-
-fn relative(got: &Tensor, wanted: &Tensor) -> f32 {
-    assert_eq!(got.dims(), wanted.dims());
-    let (got, wanted) = (values(got), values(wanted));
-    let largest = wanted.iter().fold(0f32, |m, v| m.max(v.abs()));
-    got.iter().zip(&wanted).fold(0f32, |m, (a, b)| m.max((a - b).abs())) / largest
 }
 
 #[test]
@@ -89,14 +80,14 @@ fn prompts_become_t5s_tokens_and_clips_pooled_state() {
 }
 
 /// The pictures of `generate`, one after the other, of 255.
-fn drawn(model: &Path, variant: &str, more: &[&str]) -> Vec<u8> {
+fn pictures(model: &Path, variant: &str, more: &[&str]) -> Vec<u8> {
     let (settings, _) = expected();
     let guidance = settings["guidance"].to_string();
-    drawn_with(model, variant, &guidance, more)
+    pictures_with(model, variant, &guidance, more)
 }
 
-/// [`drawn`] with another guidance scale.
-fn drawn_with(model: &Path, variant: &str, guidance: &str, more: &[&str]) -> Vec<u8> {
+/// [`pictures`] with another guidance scale.
+fn pictures_with(model: &Path, variant: &str, guidance: &str, more: &[&str]) -> Vec<u8> {
     let (settings, _) = expected();
     let out = tempfile::tempdir().expect("folder");
     let mut command = Command::new(env!("CARGO_BIN_EXE_seg4diff"));
@@ -115,46 +106,27 @@ fn drawn_with(model: &Path, variant: &str, guidance: &str, more: &[&str]) -> Vec
     [picture("000000.png"), picture("000001.png")].concat()
 }
 
-fn difference(found: &[u8], wanted: &[u8]) -> f64 {
-    assert_eq!(found.len(), wanted.len());
-    found.iter().zip(wanted).map(|(a, b)| f64::from(a.abs_diff(*b))).sum::<f64>() / found.len() as f64
-}
-
 #[test]
 fn pictures_are_those_of_diffusers() {
     let (_, expected) = expected();
     let wanted = |name: &str| expected[name].flatten_all().and_then(|t| t.to_vec1::<u8>()).expect("pixels");
     let (dev, schnell) = (model("dev"), model("schnell"));
-    let plain = drawn(dev.path(), "dev", &[]);
+    let plain = pictures(dev.path(), "dev", &[]);
     let found = difference(&plain, &wanted("dev.plain"));
     assert!(found < 0.05, "dev: {found} of 255");
-    let found = difference(&drawn(schnell.path(), "schnell", &[]), &wanted("schnell.plain"));
+    let found = difference(&pictures(schnell.path(), "schnell", &[]), &wanted("schnell.plain"));
     assert!(found < 0.05, "schnell: {found} of 255");
     let lora = fixtures().join("lora.safetensors").display().to_string();
-    let adapted = drawn(dev.path(), "dev", &["--lora", &lora]);
+    let adapted = pictures(dev.path(), "dev", &["--lora", &lora]);
     let found = difference(&adapted, &wanted("dev.lora"));
     assert!(found < 0.05, "dev with a LoRA: {found} of 255");
     assert!(difference(&adapted, &plain) > 1.0);
-    assert!(difference(&drawn_with(dev.path(), "dev", "1.5", &[]), &plain) > 1.0, "dev is told its guidance scale");
-    assert_eq!(drawn_with(schnell.path(), "schnell", "1.5", &[]), drawn(schnell.path(), "schnell", &[]));
+    assert!(difference(&pictures_with(dev.path(), "dev", "1.5", &[]), &plain) > 1.0, "dev is told its guidance scale");
+    assert_eq!(pictures_with(schnell.path(), "schnell", "1.5", &[]), pictures(schnell.path(), "schnell", &[]));
 
     // The same bytes from shards.
-    let transformer = dev.path().join("transformer");
-    let whole = transformer.join("diffusion_pytorch_model.safetensors");
-    let mut shards = [BTreeMap::new(), BTreeMap::new(), BTreeMap::new()];
-    let mut weight_map = BTreeMap::new();
-    let name = |shard: usize| format!("diffusion_pytorch_model-0000{}-of-00003.safetensors", shard + 1);
-    for (index, (tensor, values)) in read_all(&whole).expect("weights").into_iter().enumerate() {
-        weight_map.insert(tensor.clone(), name(index % 3));
-        shards[index % 3].insert(tensor, values);
-    }
-    for (shard, tensors) in shards.iter().enumerate() {
-        write(&transformer.join(name(shard)), tensors, &BTreeMap::new()).expect("shard");
-    }
-    let index = json!({"metadata": {}, "weight_map": weight_map}).to_string();
-    std::fs::write(transformer.join("diffusion_pytorch_model.safetensors.index.json"), index).expect("index");
-    std::fs::remove_file(whole).expect("remove");
-    assert!(drawn(dev.path(), "dev", &[]) == plain, "shards");
+    shard(dev.path());
+    assert!(pictures(dev.path(), "dev", &[]) == plain, "shards");
 }
 
 const STEPS: u64 = 6;

@@ -58,7 +58,10 @@ fn inputs(model: &Transformer) -> StepInputs {
             normal(&mut random, &[2, sizes.pooled_projection_dim]),
         )
         .expect("text"),
-        targets: vec![SampleTargets { masks: vec![], spans: vec![] }, SampleTargets { masks: vec![], spans: vec![] }],
+        targets: vec![
+            SampleTargets { masks: vec![], spans: vec![], words: None },
+            SampleTargets { masks: vec![], spans: vec![], words: None },
+        ],
     }
 }
 

@@ -46,7 +46,7 @@ fn costs_are_those_of_torch_and_pairs_those_of_scipy() {
         }
         let config = config(&[format!("loss.focal_probability=\"{}\"", if raw { "logit" } else { "sigmoid" })]);
         let masks: Vec<&[f32]> = masks.iter().map(Vec::as_slice).collect();
-        assert_eq!(Matching::begin(&maps, &masks, &config.loss).unwrap().pairs().unwrap(), pairs(&case["pairs"]));
+        assert_eq!(Matching::begin(&maps, None, &masks, &config.loss).unwrap().pairs().unwrap(), pairs(&case["pairs"]));
     }
 }
 

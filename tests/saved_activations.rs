@@ -5,6 +5,7 @@ use candle_core::{DType, Device, Tensor};
 use seg4diff::autograd::Variable;
 use seg4diff::config::RunConfig;
 use seg4diff::model::families::flux1::{self, FluxConfig};
+use seg4diff::model::families::flux2::{self, Flux2Config};
 use seg4diff::model::families::sd3::{self, MmDitConfig};
 use seg4diff::model::families::{Conditioning, SavedActivations, Streams, Transformer};
 use seg4diff::model::weights::Weights;
@@ -47,6 +48,10 @@ fn model(name: &str) -> Transformer {
     let folder = Path::new("tests/fixtures/train_step").join(name).join("transformer");
     let text = std::fs::read_to_string(folder.join("config.json")).unwrap();
     let weights = Weights::open_part(&folder, "diffusion_pytorch_model", DType::F32, &Device::Cpu).unwrap();
+    if name.starts_with("flux2") {
+        let config: Flux2Config = serde_json::from_str(&text).unwrap();
+        return flux2::from_weights(config, None, &weights, DType::F32, &Device::Cpu).unwrap();
+    }
     if name.starts_with("flux") {
         let config: FluxConfig = serde_json::from_str(&text).unwrap();
         return flux1::from_weights(config, None, &weights, DType::F32, &Device::Cpu).unwrap();
@@ -59,7 +64,9 @@ fn model(name: &str) -> Transformer {
 fn left_in_use(model: &Transformer, layer: usize) -> isize {
     let width = model.config.width();
     let stream = |number, tokens| Variable::leaf(normal(0, &[number], &[BATCH, tokens, width], &Device::Cpu).unwrap());
-    let conditioning = Conditioning::of(Tensor::ones((BATCH, width), DType::F32, &Device::Cpu).unwrap());
+    let ones = Tensor::ones((BATCH, width), DType::F32, &Device::Cpu).unwrap();
+    // As many parts as a modulation that blocks share may have.
+    let conditioning = Conditioning { shared: vec![vec![ones.clone(); 6]; 3], ..Conditioning::of(ones) };
     let before = IN_USE.load(Ordering::Relaxed);
     let streams = Streams { image: stream(1, IMAGE_TOKENS), text: stream(2, TEXT_TOKENS), last_text_count: 1 };
     let (output, inputs) = model.blocks[layer].forward(&streams, &conditioning).unwrap();
@@ -87,6 +94,9 @@ fn a_block_saves_what_it_says() {
         ("flux-schnell", "norm1.linear,norm.linear"),
         ("flux-dev", "proj_out,ff.net.2"),
         ("flux-dev", "proj_mlp,norm1_context.linear"),
+        ("flux2-klein", "attn.to_q,attn.to_k,attn.to_v,attn.to_out.0,attn.to_qkv_mlp_proj,attn.to_out"),
+        ("flux2-small", "ff.linear_in,ff_context.linear_out,attn.to_out"),
+        ("flux2-klein", "attn.add_k_proj,ff.linear_out,attn.to_qkv_mlp_proj"),
     ] {
         let mut model = model(name);
         let targets = format!("lora.targets={:?}", targets.split(',').collect::<Vec<_>>());

@@ -52,26 +52,9 @@ fn scheduler_settings_come_from_its_config() {
 /// Those of FLUX.1, dev and schnell, whose pipeline gives its scheduler the levels; made by train_step/flux.py.
 #[test]
 fn evenly_spaced_levels_are_those_of_diffusers_to_the_bit() {
-    let text = std::fs::read_to_string("tests/fixtures/train_step/flux_schedules.json").unwrap();
-    let all: serde_json::Value = serde_json::from_str(&text).unwrap();
+    check_levels("flux_schedules.json", SigmaSpacing::Even, 60);
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("scheduler_config.json");
-    let numbers = |value: &serde_json::Value| -> Vec<f32> {
-        value.as_array().unwrap().iter().map(|number| number.as_f64().unwrap() as f32).collect()
-    };
-    let schedules = all["schedules"].as_array().unwrap();
-    assert!(schedules.len() >= 60);
-    for wanted in schedules {
-        let name = wanted["scheduler"].as_str().unwrap();
-        std::fs::write(&file, all["configs"][name].to_string()).unwrap();
-        let scheduler = Scheduler::from_config(&file, SigmaSpacing::Even).unwrap();
-        let train = scheduler.train_sigmas();
-        assert_eq!(vec![train[0], train[499], train[999]], numbers(&wanted["train_checks"]), "{name}");
-        let (steps, tokens) = (wanted["steps"].as_u64().unwrap() as usize, wanted["tokens"].as_u64().unwrap() as usize);
-        let schedule = scheduler.set_timesteps(steps, tokens);
-        assert_eq!(schedule.sigmas, numbers(&wanted["sigmas"]), "{name}, {steps} steps, {tokens} tokens");
-        assert_eq!(schedule.timesteps, numbers(&wanted["timesteps"]), "{name}, {steps} steps, {tokens} tokens");
-    }
     let refused = [
         (r#"{"use_dynamic_shifting": true, "time_shift_type": "linear"}"#, "time_shift_type"),
         (r#"{"use_dynamic_shifting": true, "base_shift": 1e9}"#, "base_shift"),
@@ -81,6 +64,35 @@ fn evenly_spaced_levels_are_those_of_diffusers_to_the_bit() {
         std::fs::write(&file, text).unwrap();
         let message = Scheduler::from_config(&file, SigmaSpacing::Even).unwrap_err().to_string();
         assert!(message.contains("scheduler_config.json") && message.contains(named), "{text}: {message}");
+    }
+}
+
+/// Those of FLUX.2-klein, whose shift depends on the number of steps as well; made by train_step/flux2.py.
+#[test]
+fn levels_of_an_empirical_shift_are_those_of_diffusers_to_the_bit() {
+    check_levels("flux2_schedules.json", SigmaSpacing::EvenEmpirical, 48);
+}
+
+fn check_levels(fixture: &str, spacing: SigmaSpacing, least: usize) {
+    let text = std::fs::read_to_string(format!("tests/fixtures/train_step/{fixture}")).unwrap();
+    let all: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("scheduler_config.json");
+    let numbers = |value: &serde_json::Value| -> Vec<f32> {
+        value.as_array().unwrap().iter().map(|number| number.as_f64().unwrap() as f32).collect()
+    };
+    let schedules = all["schedules"].as_array().unwrap();
+    assert!(schedules.len() >= least);
+    for wanted in schedules {
+        let name = wanted["scheduler"].as_str().unwrap();
+        std::fs::write(&file, all["configs"][name].to_string()).unwrap();
+        let scheduler = Scheduler::from_config(&file, spacing).unwrap();
+        let train = scheduler.train_sigmas();
+        assert_eq!(vec![train[0], train[499], train[999]], numbers(&wanted["train_checks"]), "{name}");
+        let (steps, tokens) = (wanted["steps"].as_u64().unwrap() as usize, wanted["tokens"].as_u64().unwrap() as usize);
+        let schedule = scheduler.set_timesteps(steps, tokens);
+        assert_eq!(schedule.sigmas, numbers(&wanted["sigmas"]), "{name}, {steps} steps, {tokens} tokens");
+        assert_eq!(schedule.timesteps, numbers(&wanted["timesteps"]), "{name}, {steps} steps, {tokens} tokens");
     }
 }
 

@@ -57,6 +57,7 @@ impl Family for Toy {
             encoders: &[],
             usual_encoders: &[],
             max_sequence_length: WORDS + 1,
+            steps: 28,
             text: TextForm::T5,
             words: WORDS,
             block_counts: &["depth"],
@@ -80,6 +81,7 @@ impl Family for Toy {
             max_grid: usize::MAX,
             joint_attention_dim: CONTEXT,
             pooled_projection_dim: 0,
+            usual_guidance_scale: 7.0,
             guidance: Guidance::TwoPasses,
             release: None,
         })
@@ -117,6 +119,7 @@ impl Family for Toy {
             network_module: "toy",
             blocks: &[],
             swaps_halves: |_, _| false,
+            fits: |_, _| true,
         };
         &NAMES
     }
@@ -410,7 +413,7 @@ fn inputs(config: &TransformerConfig, text_tokens: usize) -> StepInputs {
         shrunk.chunks_exact_mut(grid).enumerate().for_each(|(y, row)| small.row(y, row));
         MaskTarget { pixels: Arc::new(pixels), grid: shrunk, area: 32 * side * side, class: Some(class) }
     };
-    let targets = SampleTargets { masks: vec![target(0), target(1)], spans: vec![Some(1..2), Some(2..4)] };
+    let targets = SampleTargets { masks: vec![target(0), target(1)], spans: vec![Some(1..2), Some(2..4)], words: None };
     let random = |stream: u64, shape: &[usize]| normal(9, &[stream], shape, &CPU).expect("numbers");
     let latents = [2, config.in_channels, side, side];
     StepInputs {

@@ -6,6 +6,7 @@ use candle_core::{DType, Device, Tensor};
 use seg4diff::config::RunConfig;
 use seg4diff::loss::{MaskTarget, SampleTargets};
 use seg4diff::model::families::flux1::{self, FluxConfig};
+use seg4diff::model::families::flux2::{self, Flux2Config};
 use seg4diff::model::families::sd3::{self, MmDitConfig};
 use seg4diff::model::families::{Transformer, image_to_text_logits};
 use seg4diff::model::text::TextEmbedding;
@@ -90,13 +91,17 @@ struct Fixture {
     inputs: Tensors,
 }
 
-/// A transformer of either family.
+/// A transformer of any family.
 fn load(folder: &Path) -> Transformer {
     let config = json(&folder.join("config.json"));
     let weights = Weights::open_part(folder, "diffusion_pytorch_model", DType::F32, &device()).unwrap();
     if config["_class_name"] == "FluxTransformer2DModel" {
         let config: FluxConfig = serde_json::from_value(config).unwrap();
         return flux1::from_weights(config, None, &weights, DType::F32, &device()).unwrap();
+    }
+    if config["_class_name"] == "Flux2Transformer2DModel" {
+        let config: Flux2Config = serde_json::from_value(config).unwrap();
+        return flux2::from_weights(config, None, &weights, DType::F32, &device()).unwrap();
     }
     let config: MmDitConfig = serde_json::from_value(config).unwrap();
     sd3::from_weights(config, None, &weights, DType::F32, &device()).unwrap()
@@ -193,24 +198,40 @@ impl Fixture {
                     let tokens: Vec<usize> = tokens.as_array()?.iter().map(|t| t.as_u64().unwrap() as usize).collect();
                     Some(tokens[0]..tokens[tokens.len() - 1] + 1)
                 };
-                SampleTargets { masks, spans: spans.map(|s| s.iter().map(span).collect()).unwrap_or_default() }
+                let spans = spans.map(|s| s.iter().map(span).collect()).unwrap_or_default();
+                let words = case["words"][b].as_array().map(|range| {
+                    let ends: Vec<usize> = range.iter().map(|end| end.as_u64().unwrap() as usize).collect();
+                    ends[0]..ends[1]
+                });
+                SampleTargets { masks, spans, words }
             })
             .collect()
     }
 
     fn grid(&self) -> (usize, usize) {
         let (_, _, h, w) = self.inputs["latents"].dims4().unwrap();
-        (h / 2, w / 2)
+        // FLUX.2's latents are packed.
+        if self.is_packed() { (h, w) } else { (h / 2, w / 2) }
+    }
+
+    fn is_packed(&self) -> bool {
+        self.folder.file_name().is_some_and(|name| name.to_string_lossy().starts_with("flux2"))
+    }
+
+    /// Of no width where the family has no pooled text.
+    fn pooled(&self) -> Tensor {
+        let none = || Tensor::zeros((self.inputs["context"].dim(0).unwrap(), 0), DType::F32, &device()).unwrap();
+        self.inputs.get("pooled").cloned().unwrap_or_else(none)
     }
 
     /// The first image's embedding.
     fn first_text(&self) -> TextEmbedding {
-        let first = |name: &str| self.inputs[name].narrow(0, 0, 1).unwrap();
-        TextEmbedding { context: first("context"), pooled: first("pooled"), zeros: 0 }
+        let first = |tensor: &Tensor| tensor.narrow(0, 0, 1).unwrap();
+        TextEmbedding { context: first(&self.inputs["context"]), pooled: first(&self.pooled()), zeros: 0 }
     }
 
     fn text(&self, case: &Value) -> TextEmbedding {
-        let (mut context, mut pooled) = (self.inputs["context"].clone(), self.inputs["pooled"].clone());
+        let (mut context, mut pooled) = (self.inputs["context"].clone(), self.pooled());
         if case["zeros"].as_bool() == Some(true) {
             let clip = context.narrow(1, 0, CLIP_TOKENS).unwrap();
             context = clip.pad_with_zeros(1, 0, context.dim(1).unwrap() - CLIP_TOKENS).unwrap();
@@ -247,13 +268,14 @@ impl Fixture {
     }
 }
 
-const VARIANTS: [&str; 5] = ["sd3", "sd3.5-medium", "sd3.5-large", "flux-dev", "flux-schnell"];
+const VARIANTS: [&str; 7] =
+    ["sd3", "sd3.5-medium", "sd3.5-large", "flux-dev", "flux-schnell", "flux2-klein", "flux2-small"];
 
 #[test]
 fn output_and_attention() {
     for variant in VARIANTS {
         let fixture = Fixture::open(variant);
-        // Of FLUX.1 also another block, of the other kind.
+        // Of FLUX also another block, of the other kind.
         for name in ["flow", "align"].into_iter().take(if variant.starts_with("flux") { 2 } else { 1 }) {
             one_output_and_attention(&fixture, name);
         }

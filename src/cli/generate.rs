@@ -2,7 +2,7 @@
 use super::drawings::{self, content, key, lora_content};
 use super::{ModelArgs, NamedModel, mention, parse_not_negative, parse_number, parse_positive, parse_size};
 use crate::config::BLUR;
-use crate::model::families::{self, Blur, TransformerConfig};
+use crate::model::families::{self, Blur, PipelineNames, TransformerConfig};
 use crate::model::pipeline::{Pipeline, PipelineOptions};
 use crate::model::text::{TextEmbedding, TextEncoders, TextShape, prompt_file};
 use crate::model::vae::VaeConfig;
@@ -47,11 +47,11 @@ pub struct GenerateArgs {
     /// Side of the square images in pixels
     #[arg(long, value_name = "PIXELS", default_value = "1024", value_parser = parse_size)]
     pub size: usize,
-    /// Denoising steps
-    #[arg(long, value_name = "N", default_value_t = 28, value_parser = clap::value_parser!(u32).range(1..=1000))]
-    pub steps: u32,
+    /// Denoising steps [default: 28, FLUX.2 50]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub steps: Option<u32>,
     /// Guidance scale; 1 or less turns guidance off. FLUX.1-dev is told it and runs once, FLUX.1-schnell has none
-    /// [default: 7, FLUX.1 3.5]
+    /// [default: 7, FLUX.1 3.5, FLUX.2 4]
     #[arg(long, value_name = "SCALE", value_parser = parse_number)]
     pub guidance: Option<f64>,
     /// Scale of guidance away from what is drawn with one block's attention to the text blurred; 0 turns it off
@@ -66,7 +66,7 @@ pub struct GenerateArgs {
     /// Seed of the initial noise
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
-    /// Initial noise: safetensors with the key latents, [images, 16, h, w]
+    /// Initial noise: safetensors with the key latents, [images, 16, h, w], for FLUX.2 packed, [images, 128, h, w]
     #[arg(long, value_name = "F")]
     pub latents: Option<PathBuf>,
 }
@@ -166,7 +166,7 @@ impl<'a> Sampler<'a> {
     fn open(args: &'a GenerateArgs, model: &'a NamedModel) -> Result<Self> {
         let NamedModel { files, options: PipelineOptions { text_encoders, max_sequence_length, device, .. }, .. } =
             model;
-        let config = families::of(files)?.config(files)?;
+        let (config, pipeline) = (families::of(files)?.config(files)?, files.known_pipeline()?);
         let shape = config.latent_shape(&VaeConfig::open(files)?, args.size)?;
         let (passes, guidance_scale) = config.guidance.scales(guidance(args, &config));
         let text_shape = TextShape::open(files, text_encoders, *max_sequence_length)?;
@@ -178,7 +178,7 @@ impl<'a> Sampler<'a> {
             model,
             scheduler: Scheduler::open(files)?,
             options: SamplingOptions {
-                steps: args.steps as usize,
+                steps: steps(args, pipeline),
                 guidance: passes,
                 perturbed: PerturbedGuidance::new(args.perturb_scale, blur),
                 progress: std::io::stderr().is_terminal(),
@@ -235,7 +235,12 @@ impl<'a> Sampler<'a> {
 
 /// The guidance scale that was asked for, or the model's usual one.
 fn guidance(args: &GenerateArgs, config: &TransformerConfig) -> f64 {
-    args.guidance.unwrap_or(config.guidance.usual_scale())
+    args.guidance.unwrap_or(config.usual_guidance_scale)
+}
+
+/// The number of steps that was asked for, or the model's usual one.
+fn steps(args: &GenerateArgs, pipeline: &PipelineNames) -> usize {
+    args.steps.map_or(pipeline.steps, |steps| steps as usize)
 }
 
 /// Everything that an image depends on, except the device and where the model is stored.
@@ -251,7 +256,7 @@ fn record(args: &GenerateArgs) -> Result<Value> {
         "max_sequence_length": args.model.sequence_length(&files)?,
         "negative": args.negative,
         "size": args.size,
-        "steps": args.steps,
+        "steps": steps(args, files.known_pipeline()?),
         "guidance": guidance(args, &families::of(&files)?.config(&files)?),
         "perturb": (args.perturb_scale > 0.0).then_some([args.perturb_scale, args.perturb_layer as f64, args.perturb_sigma]),
         "seed": args.seed,

@@ -48,12 +48,12 @@ pub(crate) struct ModelArgs {
     /// Type of the weights: f32, bf16 or f16 [default: f32 on the CPU, bf16 on CUDA]
     #[arg(long, value_name = "TYPE", value_parser = WeightType::from_name)]
     pub dtype: Option<WeightType>,
-    /// Text encoders: clip_l, clip_g, t5, separated by commas [default: those the model has, Stable Diffusion 3's t5 left
+    /// Text encoders: clip_l, clip_g, t5, qwen3, separated by commas [default: those the model has, Stable Diffusion 3's t5 left
     /// out]
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = TextEncoderKind::from_name)]
     pub text_encoders: Vec<TextEncoderKind>,
-    /// Tokens of T5, or of the zeros in its place, as in diffusers' pipeline call; training takes model.max_sequence_length
-    /// [default: 256, FLUX.1 512]
+    /// Tokens of T5 or Qwen3, or of the zeros in T5's place, as in diffusers' pipeline call; training takes
+    /// model.max_sequence_length [default: 256, FLUX 512]
     #[arg(long, value_name = "N", value_parser = parse_sequence_length)]
     pub max_sequence_length: Option<usize>,
 }

@@ -23,13 +23,13 @@ keys! {
         variant: Option<String> = optional("\"fp16\""), if_given(not_empty());
         /// Type of the frozen weights in memory. What is trained is always f32.
         dtype: WeightType = usual(WeightType::Bf16);
-        /// Text encoders that prompts go through; FLUX.1 needs `["clip_l", "t5"]`.
+        /// Text encoders that prompts go through; FLUX.1 needs `["clip_l", "t5"]`, FLUX.2-klein `["qwen3"]`.
         text_encoders: Vec<TextEncoderKind> = usual(vec![TextEncoderKind::ClipL, TextEncoderKind::ClipG]), distinct();
-        /// Tokens that T5's sequence is padded or cut to; in Stable Diffusion 3 they follow CLIP's tokens, and are zeros
-        /// without T5. The default is that of diffusers' training script for it; that for FLUX.1 has 512.
+        /// Tokens that the sequence of T5 or Qwen3 is padded or cut to; in Stable Diffusion 3 T5's follow CLIP's tokens, and
+        /// are zeros without T5. The default is that of diffusers' training script for it; those for FLUX have 512.
         max_sequence_length: usize = usual(TRAINING_SEQUENCE_LENGTH), within(1, 512);
         /// The semantic grounding experts: blocks, from 0, whose attention, averaged, learns the masks
-        /// (`ATTENTION_LAYERS`). FLUX.1's are numbered through, double-stream blocks first.
+        /// (`ATTENTION_LAYERS`). FLUX's are numbered through, double-stream blocks first.
         expert_layers: Vec<usize> = usual(vec![9]).written_as::<Blocks>(), distinct();
         /// Whether all images have one prompt, whose token embeddings are trained from the empty one's, in place of
         /// captions (`USE_LEARNABLE_TOKENS`). It is written as `prompt.safetensors` beside the adapter.
@@ -214,6 +214,8 @@ choices! {
         ClipG = "clip_g",
         /// T5 v1.1 XXL, which takes 9.5 GB in bf16.
         T5 = "t5",
+        /// Qwen3-4B, which takes 6.2 GB in bf16 as far as it is used.
+        Qwen3 = "qwen3",
     }
 }
 

@@ -37,7 +37,7 @@ pub fn latents(files: &ModelFiles, data: &DataConfig) -> Result<Recipe> {
         ("crop", data.crop.name().into()),
         ("pixels", PIXELS.into()),
     ];
-    Ok(recipe(Kind::Latents, facts, vec![("latents", vec![vae.latent_channels, side, side])]))
+    Ok(recipe(Kind::Latents, facts, vec![("latents", vec![vae.channels(), side, side])]))
 }
 
 /// The recipe of text embeddings: encoders with their tokenizers, dtypes, and number of tokens.
@@ -49,7 +49,7 @@ pub fn text(files: &ModelFiles, model: &ModelConfig, device: &Device) -> Result<
     };
     let name = |dtype: DType| dtype.as_str();
     let weights = model.dtype.dtype();
-    let facts = [
+    let mut facts = vec![
         ("clip_l", encoder(TextEncoderKind::ClipL)?),
         ("clip_g", encoder(TextEncoderKind::ClipG)?),
         ("t5", encoder(TextEncoderKind::T5)?),
@@ -57,11 +57,19 @@ pub fn text(files: &ModelFiles, model: &ModelConfig, device: &Device) -> Result<
         ("arithmetic", name(TextEncoders::arithmetic(weights, device)).into()),
         ("tokens", format!("{} of width {}", shape.tokens, shape.width)),
     ];
+    // Not said where it is not used: caches from before it was known stay what they are.
+    if model.text_encoders.contains(&TextEncoderKind::Qwen3) {
+        facts.push(("qwen3", encoder(TextEncoderKind::Qwen3)?));
+    }
     let (rows, columns) = shape.filled();
     Ok(recipe(Kind::Text, facts, vec![("context", vec![rows, columns]), ("pooled", vec![shape.pooled])]))
 }
 
-fn recipe<const N: usize>(kind: Kind, facts: [(&str, String); N], tensors: Vec<(&'static str, Vec<usize>)>) -> Recipe {
+fn recipe(
+    kind: Kind,
+    facts: impl IntoIterator<Item = (&'static str, String)>,
+    tensors: Vec<(&'static str, Vec<usize>)>,
+) -> Recipe {
     let facts: BTreeMap<String, String> = facts.into_iter().map(|(name, value)| (name.to_string(), value)).collect();
     Recipe { kind, facts, tensors }
 }

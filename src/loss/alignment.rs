@@ -49,15 +49,17 @@ impl MaskAlignment<'_> {
         let score_head: Option<Vec<Variable>> =
             score_head.map(|parameters| parameters.iter().map(Variable::detach).collect());
         let begin = |(index, targets): (usize, &SampleTargets)| {
-            if !targets.spans.is_empty() || targets.masks.is_empty() {
+            let has_words = targets.words.as_ref().is_none_or(|words| !words.is_empty());
+            if !targets.spans.is_empty() || targets.masks.is_empty() || !has_words {
                 return Ok(Matching::default());
             }
-            let mut all = self.maps(probes, index, self.config.attention)?.all()?;
+            let maps = self.maps(probes, index, self.config.attention)?;
+            let (mut all, numbers) = maps.all(targets.words.as_ref())?;
             if let Some(parameters) = &score_head {
                 all = ops::score_head(&all.into(), parameters, precision(probes))?.into_tensor();
             }
             let masks: Vec<&[f32]> = targets.masks.iter().map(|mask| mask.grid.as_slice()).collect();
-            Matching::begin(&all.flatten_from(1)?, &masks, self.config)
+            Matching::begin(&all.flatten_from(1)?, numbers, &masks, self.config)
         };
         self.targets.iter().enumerate().map(begin).collect()
     }

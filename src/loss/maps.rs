@@ -4,6 +4,7 @@ use crate::config::{AttentionForm, HeadMaps};
 use crate::model::families::{Probe, image_to_text_logits, mean};
 use crate::ops::device::upload;
 use candle_core::{DType, Result, Tensor};
+use std::ops::Range;
 
 /// What a map is made of.
 #[derive(Clone, Copy, Debug)]
@@ -44,10 +45,16 @@ impl SampleMaps {
         Ok(Self { probes, words, kind, grid })
     }
 
-    /// Every map, without gradient: `[heads·words, h, w]`, or `[words, h, w]` where heads are not kept.
-    pub fn all(&self) -> Result<Tensor> {
+    /// Every map, without gradient: `[heads·words, h, w]`, or `[words, h, w]` where heads are not kept. Of some `words`
+    /// alone, those with their numbers.
+    pub fn all(&self, words: Option<&Range<usize>>) -> Result<(Tensor, Option<Vec<usize>>)> {
         let probes: Vec<Probe> = self.probes.iter().map(Probe::detached).collect();
-        Ok(self.on_grid(&self.every(&probes)?)?.into_tensor())
+        let every = self.every(&probes)?;
+        let Some(words) = words else { return Ok((self.on_grid(&every)?.into_tensor(), None)) };
+        let (heads, all, _) = every.dims3()?;
+        let words = words.start.min(all)..words.end.min(all);
+        let numbers = (0..heads).flat_map(|head| words.clone().map(move |word| head * all + word)).collect();
+        Ok((self.on_grid(&every.window(1, words)?)?.into_tensor(), Some(numbers)))
     }
 
     /// The maps of a token: one of every head, or one alone.

@@ -12,18 +12,22 @@ pub struct Matching {
     costs: Option<Costs>,
     /// The most that a pair may cost.
     limit: Option<f64>,
+    /// The numbers of the maps that were compared; none: all were.
+    numbers: Option<Vec<usize>>,
 }
 
 impl Matching {
     /// Begins to compare maps `[maps, positions]` (logits) with masks of `positions` zeros and ones each.
-    pub fn begin(maps: &Tensor, masks: &[&[f32]], config: &LossConfig) -> Result<Self> {
+    ///
+    /// These may be some of all maps: then `numbers` says which.
+    pub fn begin(maps: &Tensor, numbers: Option<Vec<usize>>, masks: &[&[f32]], config: &LossConfig) -> Result<Self> {
         if masks.is_empty() || maps.dim(0)? == 0 {
             return Ok(Self::default());
         }
         let masks = Tensor::from_vec(masks.concat(), (masks.len(), masks[0].len()), &Device::Cpu)?;
         let raw_logit = config.focal_probability == FocalProbability::Logit;
         let costs = ops::match_cost(maps, &masks, (config.match_focal, config.match_dice), raw_logit)?;
-        Ok(Self { costs: Some(costs), limit: config.match_max_cost })
+        Ok(Self { costs: Some(costs), limit: config.match_max_cost, numbers })
     }
 
     /// The cheapest pairs (map, mask), in order of masks. Every mask gets a map of its own, or every map a mask if there
@@ -37,6 +41,9 @@ impl Matching {
         let mut pairs = assign(&costs);
         if let Some(limit) = self.limit {
             pairs.retain(|(map, mask)| f64::from(costs[*map][*mask]) <= limit);
+        }
+        if let Some(numbers) = &self.numbers {
+            pairs.iter_mut().for_each(|(map, _)| *map = numbers[*map]);
         }
         Ok(pairs)
     }

@@ -37,6 +37,8 @@ pub struct SampleTargets {
     pub masks: Vec<MaskTarget>,
     /// For every class named in the prompt the word tokens of its name; none where the name did not fit.
     pub spans: Vec<Option<Range<usize>>>,
+    /// The word tokens whose maps are matched with masks that have no classes; none: all.
+    pub words: Option<Range<usize>>,
 }
 
 impl Target for crate::data::Mask {

@@ -79,7 +79,7 @@ impl Pipeline {
         let PipelineOptions { dtype, device, depth, .. } = options;
         let transformer = families::of(files)?.load(files, *depth, *dtype, device)?;
         let pipeline = Self { text_encoders, vae, transformer, device: device.clone() };
-        let (latents, channels) = (pipeline.vae.config().latent_channels, pipeline.transformer.config.in_channels);
+        let (latents, channels) = (pipeline.vae.config().channels(), pipeline.transformer.config.in_channels);
         if latents != channels {
             return Err(Error::file(
                 files.config_path(Part::Transformer),

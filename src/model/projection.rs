@@ -13,11 +13,19 @@ pub struct Projection {
     adapter: Option<Attached>,
 }
 
+/// [`Projection::load`] or [`Projection::load_without_bias`].
+pub type LoadProjection = fn(&Weights, &str, usize, usize) -> Result<Projection>;
+
 impl Projection {
     /// Reads `NAME.weight` `[outer, inner]` and `NAME.bias` `[outer]`.
     pub fn load(weights: &Weights, name: &str, inner: usize, outer: usize) -> Result<Self> {
         let weight = weights.get(&format!("{name}.weight"), (outer, inner))?;
         Ok(Self::new(weight, Some(weights.get(&format!("{name}.bias"), outer)?)))
+    }
+
+    /// Reads `NAME.weight` `[outer, inner]` of a layer that has no bias.
+    pub fn load_without_bias(weights: &Weights, name: &str, inner: usize, outer: usize) -> Result<Self> {
+        Ok(Self::new(weights.get(&format!("{name}.weight"), (outer, inner))?, None))
     }
 
     /// A layer from its tensors: weight `[outer, inner]`, bias `[outer]`.

@@ -33,7 +33,7 @@ pub use mask_loss::{ALPHA, Target, mask_loss};
 pub use match_cost::{Costs, match_cost};
 pub use norm::{layer_norm_modulate, rms_norm};
 pub use pixel_cross_entropy::{NO_CLASS, pixel_cross_entropy};
-pub use pointwise::{gated_residual, gelu};
+pub use pointwise::{gated_residual, gelu, swiglu};
 pub use rotary::{RotaryTable, rotary};
 pub use score_head::{CHANNELS, PARAMETERS, Precision, backward_bytes as score_head_backward_bytes, score_head};
 

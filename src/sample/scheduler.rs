@@ -79,12 +79,33 @@ impl DynamicShift {
         (base >= most).then(|| format!("base_image_seq_len is {base}, expected less than max_image_seq_len, {most}"))
     }
 
+    /// The shift at so many image tokens and steps.
+    fn shift(&self, spacing: SigmaSpacing, image_tokens: usize, steps: usize) -> f64 {
+        match spacing {
+            SigmaSpacing::EvenEmpirical => empirical_mu(image_tokens, steps).exp(),
+            SigmaSpacing::Trained | SigmaSpacing::Even => self.linear_shift(image_tokens),
+        }
+    }
+
     /// The shift at so many image tokens, whose logarithm is a straight line (diffusers: `calculate_shift`).
-    fn shift(&self, image_tokens: usize) -> f64 {
+    fn linear_shift(&self, image_tokens: usize) -> f64 {
         let (base, most) = (self.base_image_seq_len as f64, self.max_image_seq_len as f64);
         let slope = (self.max_shift - self.base_shift) / (most - base);
         (image_tokens as f64 * slope + (self.base_shift - slope * base)).exp()
     }
+}
+
+/// Logarithm of FLUX.2's shift at so many image tokens and steps: between straight lines for 10 and 200 steps (diffusers:
+/// `compute_empirical_mu`).
+fn empirical_mu(image_tokens: usize, steps: usize) -> f64 {
+    let tokens = image_tokens as f64;
+    let of_200 = 0.000_169_27 * tokens + 0.456_666_66;
+    if image_tokens > 4300 {
+        return of_200;
+    }
+    let of_10 = 8.738_095_24e-5 * tokens + 1.898_333_33;
+    let slope = (of_200 - of_10) / 190.0;
+    slope * steps as f64 + (of_200 - 200.0 * slope)
 }
 
 fn default_base_shift() -> f64 {
@@ -228,7 +249,7 @@ impl Scheduler {
     pub fn set_timesteps(&self, steps: usize, image_tokens: usize) -> SigmaSchedule {
         let mut sigmas = match self.spacing {
             SigmaSpacing::Trained => self.spaced_as_trained(steps),
-            SigmaSpacing::Even => self.spaced_evenly(steps, image_tokens),
+            SigmaSpacing::Even | SigmaSpacing::EvenEmpirical => self.spaced_evenly(steps, image_tokens),
         };
         let timesteps = sigmas.iter().map(|&sigma| self.timestep(sigma)).collect();
         sigmas.push(0.0);
@@ -237,7 +258,8 @@ impl Scheduler {
 
     /// From 1 to 1/`steps`, then shifted; in f32, as diffusers' scheduler takes levels that it is given.
     fn spaced_evenly(&self, steps: usize, image_tokens: usize) -> Vec<f32> {
-        let shift = self.dynamic.as_ref().map_or(self.shift, |dynamic| dynamic.shift(image_tokens)) as f32;
+        let dynamic = self.dynamic.as_ref().map(|dynamic| dynamic.shift(self.spacing, image_tokens, steps));
+        let shift = dynamic.unwrap_or(self.shift) as f32;
         let last = 1.0 / steps.max(1) as f64;
         let step = (last - 1.0) / steps.saturating_sub(1).max(1) as f64;
         let level = |i: usize| if i > 0 && i + 1 == steps { last } else { i as f64 * step + 1.0 };

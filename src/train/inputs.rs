@@ -110,6 +110,8 @@ impl InputMaker<'_> {
         } else {
             self.pipeline.text_encoders.token_spans(&names)?
         };
-        Ok(SampleTargets { masks: sample.masks.iter().map(target).collect(), spans })
+        let is_matched = names.is_empty() && self.prompt.is_none() && !sample.masks.is_empty();
+        let words = is_matched.then(|| self.pipeline.text_encoders.words_of(&sample.prompt)).transpose()?.flatten();
+        Ok(SampleTargets { masks: sample.masks.iter().map(target).collect(), spans, words })
     }
 }

@@ -68,7 +68,7 @@ pub fn run(args: &GenerationArgs) -> Result<()> {
     let described = match &args.out {
         Some(folder) => {
             let files = ModelFiles::of(&config.model)?;
-            let usual = families::of(&files)?.config(&files)?.guidance.usual_scale();
+            let usual = families::of(&files)?.config(&files)?.usual_guidance_scale;
             let record = record(args, &config, (eval, usual), prompts())?;
             // A record of more images than these stays as it is.
             (!drawings::check(folder, &record)?).then_some((folder, record))

@@ -113,8 +113,9 @@ impl<'a> Painter<'a> {
     /// `Error::Usage` if the size does not suit the model.
     pub fn new(pipeline: &'a Pipeline, scheduler: &'a Scheduler, options: &GenerationOptions) -> Result<Self> {
         let shape = pipeline.latent_shape(options.size)?;
-        let guidance = pipeline.transformer.config.guidance;
-        let (passes, guidance_scale) = guidance.scales(options.guidance.unwrap_or(guidance.usual_scale()));
+        let config = &pipeline.transformer.config;
+        let scale = options.guidance.unwrap_or(config.usual_guidance_scale);
+        let (passes, guidance_scale) = config.guidance.scales(scale);
         Ok(Self {
             guidance_scale,
             pipeline,

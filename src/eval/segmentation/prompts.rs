@@ -1,7 +1,7 @@
 //! Class names as prompts, and their text embeddings.
 use super::folder::{Class, LabelledImage};
 use crate::config::SegmentationProtocol;
-use crate::model::text::{TextEmbedding, TextEncoders};
+use crate::model::text::{NameTokens, TextEmbedding, TextEncoders};
 use crate::system::error::{Error, Result};
 use std::collections::{BTreeSet, VecDeque};
 use std::ops::Range;
@@ -19,7 +19,7 @@ pub struct Prompt {
 /// The class names of a data set and their numbers of tokens.
 pub struct Vocabulary<'a> {
     classes: &'a [Class],
-    tokens: Vec<usize>,
+    tokens: Vec<NameTokens>,
     /// The places of a prompt's text among the word tokens.
     room: Range<usize>,
 }
@@ -30,7 +30,7 @@ impl<'a> Vocabulary<'a> {
     pub fn new(encoders: &TextEncoders, classes: &'a [Class], file: &Path) -> Result<Self> {
         let room = encoders.text_places();
         let count = |Class { label, name }: &Class| match encoders.token_spans(&[name])?.pop().flatten() {
-            Some(span) => Ok(span.len()),
+            Some(_) => encoders.tokens_of_name(name),
             None => {
                 let (found, most) = (encoders.count_tokens(name)?, room.len());
                 let problem = format!("the name of label {label}, {name:?}, is {found} tokens; expected 1 to {most}");
@@ -49,13 +49,14 @@ impl<'a> Vocabulary<'a> {
         for &index in wanted {
             let (name, tokens) = (&self.classes[usize::from(index)].name, self.tokens[usize::from(index)]);
             let used = prompts.last().and_then(|prompt| prompt.places.last()).map(|(_, place)| place.end);
-            match (prompts.last_mut(), used) {
-                (Some(prompt), Some(used)) if used + tokens <= self.room.end => {
+            let next = used.map(|used| used + tokens.between);
+            match (prompts.last_mut(), next) {
+                (Some(prompt), Some(next)) if next + tokens.behind <= self.room.end => {
                     prompt.text = format!("{} {name}", prompt.text);
-                    prompt.places.push((index, used..used + tokens));
+                    prompt.places.push((index, next..next + tokens.behind));
                 }
                 _ => {
-                    let place = self.room.start..self.room.start + tokens;
+                    let place = self.room.start..self.room.start + tokens.first;
                     prompts.push(Prompt { text: name.clone(), places: vec![(index, place)] });
                 }
             }

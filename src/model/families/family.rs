@@ -48,4 +48,7 @@ pub enum SigmaSpacing {
     Trained,
     /// Evenly from 1 to one over the number of steps. The shift may depend on the size of the image.
     Even,
+    /// Evenly, too. A shift that depends on the image's size depends on the number of steps as well (diffusers:
+    /// `compute_empirical_mu`).
+    EvenEmpirical,
 }

@@ -18,20 +18,24 @@ pub struct Embedded {
 pub struct Conditioning {
     /// `silu` of the time and pooled text embedding, `[batch, width]`: what every modulation is made from.
     pub vector: Tensor,
-    /// Where the image tokens are, by which their queries and keys are turned; none where positions are added to the
-    /// tokens themselves.
+    /// Where the image tokens are, or all, by which their queries and keys are turned; none where positions are added to
+    /// the tokens themselves.
     pub rotary: Option<RotaryTable>,
+    /// Modulations that blocks share, made once: for each kind its parts, `[batch, width]`. None where every block makes its
+    /// own.
+    pub shared: Vec<Vec<Tensor>>,
 }
 
 impl Conditioning {
     /// `vector` alone.
     pub fn of(vector: Tensor) -> Self {
-        Self { vector, rotary: None }
+        Self { vector, rotary: None, shared: vec![] }
     }
 
-    /// Queries or keys whose first tokens are the image's, `[batch, tokens, width]`, turned by where these are.
+    /// Queries or keys whose first tokens are the image's, `[batch, tokens, width]`, turned by where they are.
     pub fn turned(&self, x: &Variable) -> TensorResult<Variable> {
-        self.rotary.as_ref().map_or_else(|| Ok(x.clone()), |table| ops::rotary(x, table))
+        let Some(table) = &self.rotary else { return Ok(x.clone()) };
+        ops::rotary(x, &table.first(x.dims3()?.1)?)
     }
 }
 

@@ -13,6 +13,7 @@ mod block;
 mod blur;
 mod family;
 pub mod flux1;
+pub mod flux2;
 mod joint;
 pub mod names;
 pub mod original;
@@ -39,7 +40,7 @@ use crate::model::weights::files::{ModelFiles, Part};
 use crate::system::error::{Error, Result};
 
 /// The families that there are.
-pub const FAMILIES: [&dyn Family; 2] = [&sd3::Sd3, &flux1::Flux1];
+pub const FAMILIES: [&dyn Family; 3] = [&sd3::Sd3, &flux1::Flux1, &flux2::Flux2];
 
 /// What errors that concern no one family call them: the names of all.
 pub fn names() -> String {

@@ -25,4 +25,7 @@ pub struct KohyaNames {
     /// Whether the two halves of a layer's outputs lie the other way round there, given its name within the block and its
     /// inputs and outputs.
     pub swaps_halves: fn(layer: &str, sizes: (usize, usize)) -> bool,
+    /// Whether a layer of the original checkpoint, given its name within the block, has so many inputs and outputs there:
+    /// families with equal names of blocks are told apart by it.
+    pub fits: fn(layer: &str, sizes: (usize, usize)) -> bool,
 }

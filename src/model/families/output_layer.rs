@@ -1,7 +1,7 @@
 //! From the last block's image tokens to the values of their patches.
 use super::joint::Conditioning;
 use crate::autograd::Variable;
-use crate::model::projection::Projection;
+use crate::model::projection::{LoadProjection, Projection};
 use crate::model::weights::Weights;
 use crate::ops;
 use crate::system::error::Result;
@@ -14,14 +14,14 @@ pub(super) struct OutputLayer {
 }
 
 impl OutputLayer {
-    /// Takes `norm_out` and `proj_out`, which makes `outer` values of a token, from `weights`.
+    /// Takes `norm_out` and `proj_out`, which makes `outer` values of a token, from `weights`, with biases or without.
     ///
     /// # Errors
     /// A tensor is missing or has another shape.
-    pub(super) fn load(weights: &Weights, width: usize, outer: usize) -> Result<Self> {
+    pub(super) fn load(weights: &Weights, width: usize, outer: usize, load: LoadProjection) -> Result<Self> {
         Ok(Self {
-            norm_out: Projection::load(weights, "norm_out.linear", width, 2 * width)?,
-            proj_out: Projection::load(weights, "proj_out", width, outer)?,
+            norm_out: load(weights, "norm_out.linear", width, 2 * width)?,
+            proj_out: load(weights, "proj_out", width, outer)?,
         })
     }
 

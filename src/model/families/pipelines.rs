@@ -1,11 +1,12 @@
 //! The families' pipelines in the diffusers layout.
 use super::flux1::pipeline as flux1;
+use super::flux2::pipeline as flux2;
 use super::original::Original;
 use super::sd3::pipeline as sd3;
 use crate::config::{Choice, TextEncoderKind};
 
 /// The pipelines of the families in `FAMILIES`.
-pub const PIPELINES: [&PipelineNames; 2] = [&sd3::PIPELINE, &flux1::PIPELINE];
+pub const PIPELINES: [&PipelineNames; 3] = [&sd3::PIPELINE, &flux1::PIPELINE, &flux2::PIPELINE];
 
 /// A family's pipeline in the diffusers layout: what is known of it before any of its networks is.
 #[derive(Debug)]
@@ -16,8 +17,10 @@ pub struct PipelineNames {
     pub encoders: &'static [EncoderFolders],
     /// Those of them that are used where none are named.
     pub usual_encoders: &'static [TextEncoderKind],
-    /// Tokens of T5 in diffusers' pipeline call, where no number is given.
+    /// Tokens of T5 or Qwen3 in diffusers' pipeline call, where no number is given.
     pub max_sequence_length: usize,
+    /// Denoising steps there.
+    pub steps: usize,
     /// What the text encoders' outputs become.
     pub text: TextForm,
     /// The most of the leading text tokens that can be word tokens.
@@ -49,6 +52,12 @@ pub enum TextForm {
     ClipsThenT5,
     /// Tokens: T5's. Pooled: CLIP-L's last state of the end token, normed and not projected. Words are T5's tokens.
     T5,
+    /// Tokens: Qwen3's of the prompt in its chat template, the hidden states behind these numbers of layers side by side.
+    /// Pooled: nothing. Words are the prompt's tokens.
+    Qwen3 {
+        /// Ascending.
+        layers: &'static [usize],
+    },
 }
 
 impl PipelineNames {
@@ -78,7 +87,7 @@ impl PipelineNames {
         }
         let missing = self.encoders.iter().find(|folders| !kinds.contains(&folders.kind));
         match (self.text, missing) {
-            (TextForm::T5, Some(_)) => Err(format!(
+            (TextForm::T5 | TextForm::Qwen3 { .. }, Some(_)) => Err(format!(
                 "text encoders {}: this pipeline needs all of its own, {all}",
                 named(&mut kinds.iter().copied())
             )),

@@ -2,7 +2,7 @@
 //! attention, those from there back into it, and their modulation.
 use super::joint::Conditioning;
 use crate::autograd::Variable;
-use crate::model::projection::Projection;
+use crate::model::projection::{LoadProjection, Projection};
 use crate::model::weights::Weights;
 use crate::ops;
 use crate::system::error::Result;
@@ -82,15 +82,17 @@ impl FeedForwardLayers {
 }
 
 impl Qkv {
-    /// `names` of q, k, v and of the norms of q and k, whose heads are `normed` wide where there are such norms.
+    /// `names` of q, k, v, with biases or without, and of the norms of q and k, whose heads are `normed` wide where there
+    /// are such norms.
     pub(super) fn load(
         weights: &Weights,
         prefix: &str,
         names: [&str; 5],
         width: usize,
         normed: Option<usize>,
+        load: LoadProjection,
     ) -> Result<Self> {
-        let projection = |name: &str| Projection::load(weights, &format!("{prefix}.{name}"), width, width);
+        let projection = |name: &str| load(weights, &format!("{prefix}.{name}"), width, width);
         let norm =
             |name: &str| normed.map(|head_dim| weights.get(&format!("{prefix}.{name}.weight"), head_dim)).transpose();
         let [q, k, v, norm_q, norm_k] = names;
@@ -196,6 +198,11 @@ impl StreamOutput {
 pub(super) struct StreamModulation(Vec<Variable>);
 
 impl StreamModulation {
+    /// Of parts that were made elsewhere.
+    pub(super) fn of(parts: Vec<Variable>) -> Self {
+        Self(parts)
+    }
+
     /// The norm before the joint attention.
     pub(super) fn norm_msa(&self, x: &Variable) -> TensorResult<Variable> {
         ops::layer_norm_modulate(x, &self.0[0], &self.0[1])

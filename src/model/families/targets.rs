@@ -1,11 +1,12 @@
 //! Layers of a block that an adapter can sit on, by diffusers' names, as far as they are known before a model is.
-use super::{flux1, sd3};
+use super::{flux1, flux2, sd3};
 use std::collections::BTreeSet;
 
 /// Of each family: all such layers, and those that get an adapter where none are named.
-const FAMILIES: [(&[&str], &[&str]); 2] = [
+const FAMILIES: [(&[&str], &[&str]); 3] = [
     (&sd3::names::ADAPTER_TARGETS, &sd3::names::DEFAULT_TARGETS),
     (&flux1::names::ADAPTER_TARGETS, &flux1::names::DEFAULT_TARGETS),
+    (&flux2::names::ADAPTER_TARGETS, &flux2::names::DEFAULT_TARGETS),
 ];
 
 /// Those of any family, each once.

@@ -1,5 +1,5 @@
 //! The embedding of numbers and of the pooled text (diffusers' `CombinedTimestepTextProjEmbeddings` and its like).
-use crate::model::projection::Projection;
+use crate::model::projection::{LoadProjection, Projection};
 use crate::model::weights::Weights;
 use crate::ops::device::upload;
 use crate::system::error::Result;
@@ -12,15 +12,20 @@ pub(super) const FEATURES: usize = 256;
 pub(super) struct EmbeddingLayers([Projection; 2]);
 
 impl EmbeddingLayers {
-    /// Takes `time_text_embed.NAME.linear_1` and `linear_2`.
+    /// Takes `NAME.linear_1` and `linear_2`, with biases or without.
     ///
     /// # Errors
     /// A tensor is missing or has another shape.
-    pub(super) fn load(weights: &Weights, name: &str, inner: usize, width: usize) -> Result<Self> {
-        let name = format!("time_text_embed.{name}");
+    pub(super) fn load(
+        weights: &Weights,
+        name: &str,
+        inner: usize,
+        width: usize,
+        load: LoadProjection,
+    ) -> Result<Self> {
         Ok(Self([
-            Projection::load(weights, &format!("{name}.linear_1"), inner, width)?,
-            Projection::load(weights, &format!("{name}.linear_2"), width, width)?,
+            load(weights, &format!("{name}.linear_1"), inner, width)?,
+            load(weights, &format!("{name}.linear_2"), width, width)?,
         ]))
     }
 

@@ -35,6 +35,8 @@ pub struct TransformerConfig {
     pub joint_attention_dim: usize,
     /// Features of the pooled text; 0 where the model takes none.
     pub pooled_projection_dim: usize,
+    /// The guidance scale of diffusers' pipeline call, where none is given.
+    pub usual_guidance_scale: f64,
     /// How the model is guided.
     pub guidance: Guidance,
     /// Which released model this is by its sizes, for kohya's metadata.
@@ -59,14 +61,6 @@ impl Guidance {
             Self::TwoPasses => (scale, None),
             Self::Embedded => (1.0, Some(scale)),
             Self::None => (1.0, None),
-        }
-    }
-
-    /// diffusers' usual scale.
-    pub fn usual_scale(self) -> f64 {
-        match self {
-            Self::TwoPasses => 7.0,
-            Self::Embedded | Self::None => 3.5,
         }
     }
 }

@@ -1,9 +1,12 @@
 //! Text encoders: prompts to the denoiser's conditioning (diffusers: `encode_prompt` of the pipelines).
 mod added_tokens;
+mod chat_template;
 pub(crate) mod clip;
 pub(crate) mod clip_layer;
 pub mod original;
 pub mod prompt_file;
+mod qwen3;
+pub mod qwen_tokenizer;
 mod shape;
 pub(crate) mod t5;
 pub mod tokenizer;
@@ -15,6 +18,8 @@ use crate::model::weights::files::{ModelFiles, Part};
 use crate::system::error::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use clip::{ClipConfig, ClipTextModel, Pooling};
+use qwen_tokenizer::QwenTokenizer;
+use qwen3::Qwen3Encoder;
 pub use shape::TextShape;
 use std::ops::Range;
 use t5::T5Encoder;
@@ -25,9 +30,10 @@ pub use tokens::{PromptTokenizers, PromptTokens};
 /// The denoiser's conditioning for a batch of prompts, f32.
 #[derive(Clone, Debug)]
 pub struct TextEmbedding {
-    /// `[batch, tokens, joint_attention_dim]`: CLIP's 77 tokens, where the family has such, then T5's tokens or zeros.
+    /// `[batch, tokens, joint_attention_dim]`: CLIP's 77 tokens, where the family has such, then T5's tokens or zeros; or
+    /// Qwen3's tokens.
     pub context: Tensor,
-    /// The CLIPs' pooled embeddings, concatenated: `[batch, pooled_projection_dim]`.
+    /// The CLIPs' pooled embeddings, concatenated: `[batch, pooled_projection_dim]`; of no width without CLIPs.
     pub pooled: Tensor,
     /// Number of trailing tokens that are known to be zero; all of T5's without T5.
     pub zeros: usize,
@@ -75,6 +81,8 @@ pub struct TextEncoders {
     t5: Option<T5Encoder>,
     /// Where T5 is loaded or has the words.
     t5_tokenizer: Option<T5Tokenizer>,
+    qwen: Option<Qwen3Encoder>,
+    qwen_tokenizer: Option<QwenTokenizer>,
     shape: TextShape,
     device: Device,
     /// False if only the tokenizers are loaded.
@@ -84,8 +92,8 @@ pub struct TextEncoders {
 impl TextEncoders {
     /// Loads the encoders in `kinds`; their weights are kept as `dtype`.
     ///
-    /// `max_sequence_length` is the number of T5's tokens, or of the zeros that replace them, as in diffusers (releases
-    /// of 2024 always had 77 zeros). Computes in f32 on the CPU, in `dtype` on a GPU.
+    /// `max_sequence_length` is the number of tokens of T5 or Qwen3, or of the zeros that replace T5's, as in diffusers
+    /// (releases of 2024 always had 77 zeros). Computes in f32 on the CPU, in `dtype` on a GPU.
     pub fn load(
         files: &ModelFiles,
         kinds: &[TextEncoderKind],
@@ -98,12 +106,16 @@ impl TextEncoders {
         let pooling = match files.known_pipeline()?.text {
             TextForm::ClipsThenT5 => Pooling::Projected,
             TextForm::T5 => Pooling::Normed,
+            TextForm::Qwen3 { layers } => {
+                encoders.qwen = Some(Qwen3Encoder::load(files, layers, dtype, compute, device)?);
+                return Ok(Self { can_encode: true, ..encoders });
+            }
         };
         for clip in encoders.clips.iter_mut().filter(|clip| kinds.contains(&clip.kind)) {
             let part = Part::Text(clip.kind);
             clip.model = Some(ClipTextModel::load(files, part, pooling, dtype, compute, device)?);
         }
-        if encoders.shape.has_t5 {
+        if encoders.shape.is_filled {
             if encoders.t5_tokenizer.is_none() {
                 encoders.t5_tokenizer = Some(open_t5_tokenizer(files)?);
             }
@@ -131,13 +143,17 @@ impl TextEncoders {
             Ok::<_, Error>(Clip { kind, tokenizer, config: files.config(part)?, model: None })
         };
         let pipeline = files.known_pipeline()?;
-        let clips =
-            { pipeline.encoders.iter() }.map(|folders| folders.kind).filter(|kind| *kind != TextEncoderKind::T5);
+        let is_clip = |kind: &TextEncoderKind| matches!(kind, TextEncoderKind::ClipL | TextEncoderKind::ClipG);
+        let clips = { pipeline.encoders.iter() }.map(|folders| folders.kind).filter(is_clip);
         let t5_tokenizer = (pipeline.text == TextForm::T5).then(|| open_t5_tokenizer(files)).transpose();
+        let has_qwen = matches!(pipeline.text, TextForm::Qwen3 { .. });
+        let qwen = || QwenTokenizer::open(&files.tokenizer(Part::Text(TextEncoderKind::Qwen3))?);
         Ok(Self {
             clips: clips.map(clip).collect::<Result<_>>()?,
             t5: None,
             t5_tokenizer: t5_tokenizer?,
+            qwen: None,
+            qwen_tokenizer: has_qwen.then(qwen).transpose()?,
             shape: TextShape::open(files, kinds, max_sequence_length)?,
             device: device.clone(),
             can_encode: false,
@@ -148,6 +164,7 @@ impl TextEncoders {
     pub fn unload(&mut self) {
         self.clips.iter_mut().for_each(|clip| clip.model = None);
         self.t5 = None;
+        self.qwen = None;
         self.can_encode = false;
     }
 
@@ -176,6 +193,11 @@ impl TextEncoders {
         }
         let (batch, TextShape { clip_tokens, width, clip_width, .. }) = (prompts.len(), self.shape);
         let zeros = |shape: &[usize]| Tensor::zeros(shape, DType::F32, &self.device);
+        if let (Some(encoder), Some(tokenizer)) = (&self.qwen, &self.qwen_tokenizer) {
+            let tokens = prompts.iter().map(|prompt| tokenizer.encode(prompt, self.shape.tokens));
+            let context = encoder.forward(&tokens.collect::<Result<Vec<_>>>()?)?;
+            return Ok(TextEmbedding { context, pooled: zeros(&[batch, 0])?, zeros: 0 });
+        }
         let (mut features, mut pooled) = (Vec::new(), Vec::new());
         for clip in &self.clips {
             match &clip.model {
@@ -191,7 +213,7 @@ impl TextEncoders {
                 }
             }
         }
-        let t5_tokens = self.shape.t5_tokens();
+        let t5_tokens = self.shape.tokens_behind_clip();
         let t5 = match (&self.t5, &self.t5_tokenizer) {
             (Some(encoder), Some(tokenizer)) => {
                 let ids = prompts.iter().map(|prompt| tokenizer.encode(prompt, t5_tokens));
@@ -208,10 +230,10 @@ impl TextEncoders {
         Ok(TextEmbedding { context, pooled: Tensor::cat(&pooled, 1)?, zeros: self.shape.zeros() })
     }
 
-    /// Text tokens that the model computes: CLIP's and T5's, or a single one for the zeros that replace T5's.
+    /// Text tokens that the model computes: CLIP's, and the others or a single one for zeros in their place.
     pub fn tokens(&self) -> usize {
-        let t5_tokens = self.shape.t5_tokens();
-        self.shape.clip_tokens + if self.shape.has_t5 { t5_tokens } else { t5_tokens.min(1) }
+        let behind = self.shape.tokens_behind_clip();
+        self.shape.clip_tokens + if self.shape.is_filled { behind } else { behind.min(1) }
     }
 
     /// The ranges of each name's word tokens in the prompt of all names joined by spaces; `None` for names without tokens,
@@ -220,7 +242,29 @@ impl TextEncoders {
         match self.words() {
             Words::Clip(tokenizer) => tokenizer.token_spans(names),
             Words::T5(tokenizer) => tokenizer.token_spans(names, self.text_places()),
+            Words::Qwen(tokenizer) => {
+                let end = self.text_places().end;
+                let fits = |span: Range<usize>| (!span.is_empty() && span.end <= end).then_some(span);
+                Ok(tokenizer.spans(names)?.into_iter().map(fits).collect())
+            }
         }
+    }
+
+    /// How many tokens a name has at the beginning of a prompt, and behind other names: there with those between, if there
+    /// are such, first.
+    pub fn tokens_of_name(&self, name: &str) -> Result<NameTokens> {
+        Ok(match self.words() {
+            Words::Qwen(tokenizer) => {
+                let spans = tokenizer.spans(&[name, name])?;
+                let [first, second] = &spans[..] else { return Ok(NameTokens::default()) };
+                let (between, behind) = (second.start.saturating_sub(first.end), second.len());
+                NameTokens { first: first.len(), between, behind }
+            }
+            _ => {
+                let tokens = self.count_tokens(name)?;
+                NameTokens { first: tokens, between: 0, behind: tokens }
+            }
+        })
     }
 
     /// What the encoders leave out of a prompt, since it is longer than the tokens that one of them reads.
@@ -229,9 +273,10 @@ impl TextEncoders {
             Words::Clip(tokenizer) => tokenizer.cut(prompt)?,
             // The pooled embedding alone is CLIP's, of a prompt's beginning whenever that is long.
             Words::T5(_) => None,
+            Words::Qwen(tokenizer) => return tokenizer.cut(prompt, self.shape.tokens),
         };
         match (of_clip, &self.t5, &self.t5_tokenizer) {
-            (None, Some(_), Some(tokenizer)) => tokenizer.cut(prompt, self.shape.t5_tokens()),
+            (None, Some(_), Some(tokenizer)) => tokenizer.cut(prompt, self.shape.tokens_behind_clip()),
             (cut, ..) => Ok(cut),
         }
     }
@@ -241,31 +286,56 @@ impl TextEncoders {
         match self.words() {
             Words::Clip(_) => CLIP_TEXT,
             Words::T5(_) => t5_text(&self.shape),
+            Words::Qwen(tokenizer) => {
+                let end = self.shape.words.min(self.shape.tokens);
+                tokenizer.before().min(end)..end
+            }
         }
+    }
+
+    /// The places of this prompt's text among the word tokens, where other word tokens are those of a template, which can
+    /// stand for nothing in a picture; `None` where all word tokens may.
+    pub fn words_of(&self, prompt: &str) -> Result<Option<Range<usize>>> {
+        let Words::Qwen(tokenizer) = self.words() else { return Ok(None) };
+        let (Range { start, end }, room) = (tokenizer.places(prompt)?, self.text_places());
+        Ok(Some(start.min(room.end)..end.min(room.end)))
     }
 
     /// The number of word tokens of a text, whether they fit in a prompt or not.
     pub fn count_tokens(&self, text: &str) -> Result<usize> {
-        let ids = match self.words() {
-            Words::Clip(tokenizer) => tokenizer.encode_text(text)?,
-            Words::T5(tokenizer) => tokenizer.encode_text(text)?,
-        };
-        Ok(ids.len())
+        Ok(match self.words() {
+            Words::Clip(tokenizer) => tokenizer.encode_text(text)?.len(),
+            Words::T5(tokenizer) => tokenizer.encode_text(text)?.len(),
+            Words::Qwen(tokenizer) => tokenizer.count(text)?,
+        })
     }
 
     /// The tokenizer that locates names and words in a prompt.
     fn words(&self) -> Words<'_> {
-        match &self.t5_tokenizer {
-            Some(tokenizer) if self.shape.clip_tokens == 0 => Words::T5(tokenizer),
+        match (&self.qwen_tokenizer, &self.t5_tokenizer) {
+            (Some(tokenizer), _) => Words::Qwen(tokenizer),
+            (None, Some(tokenizer)) if self.shape.clip_tokens == 0 => Words::T5(tokenizer),
             _ => Words::Clip(&self.clips[0].tokenizer),
         }
     }
+}
+
+/// How many tokens a name has in a prompt of names.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NameTokens {
+    /// At the beginning.
+    pub first: usize,
+    /// Between a name before it and it.
+    pub between: usize,
+    /// Behind another name.
+    pub behind: usize,
 }
 
 /// The tokenizer whose tokens are the word tokens.
 enum Words<'a> {
     Clip(&'a ClipTokenizer),
     T5(&'a T5Tokenizer),
+    Qwen(&'a QwenTokenizer),
 }
 
 /// The places of a prompt's text among T5's tokens that can be words: the end token comes last.

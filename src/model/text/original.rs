@@ -38,6 +38,12 @@ pub fn of(kind: TextEncoderKind) -> OriginalEncoder {
             marks: &["encoder.block.0.layer.0.SelfAttention.q.weight", "enc.blk.0.attn_q.weight"],
             naming: &T5_OF_LLAMA_CPP,
         },
+        TextEncoderKind::Qwen3 => OriginalEncoder {
+            prefix: "text_encoders.qwen3_4b.transformer.",
+            file: "qwen_3_4b.safetensors",
+            marks: &["model.layers.0.self_attn.q_norm.weight", "layers.0.self_attn.q_norm.weight"],
+            naming: &SAME_NAMES,
+        },
     }
 }
 
@@ -96,6 +102,7 @@ pub fn usual(kind: TextEncoderKind) -> Value {
             "pad_token_id": 0,
             "eos_token_id": 1,
         }),
+        TextEncoderKind::Qwen3 => json!({"rms_norm_eps": 1e-6, "rope_theta": 1e6, "max_position_embeddings": 40960}),
     }
 }
 
@@ -104,7 +111,25 @@ pub fn sizes(kind: TextEncoderKind, shapes: &Shapes) -> Value {
     match kind {
         TextEncoderKind::ClipL | TextEncoderKind::ClipG => clip_sizes(shapes),
         TextEncoderKind::T5 => t5_sizes(shapes),
+        TextEncoderKind::Qwen3 => qwen3_sizes(shapes),
     }
+}
+
+fn qwen3_sizes(shapes: &Shapes) -> Value {
+    let prefix = if shapes.has("embed_tokens.weight") { "" } else { "model." };
+    let size = |name: &str, dimension| shapes.size(&format!("{prefix}{name}.weight"), dimension);
+    let layer = |name: &str, dimension| size(&format!("layers.0.{name}"), dimension);
+    let head_dim = layer("self_attn.q_norm", 0).filter(|head_dim| *head_dim > 0);
+    let heads = |name: &str| layer(name, 0).zip(head_dim).map(|(rows, head_dim)| rows / head_dim);
+    json!({
+        "vocab_size": size("embed_tokens", 0),
+        "hidden_size": size("embed_tokens", 1),
+        "intermediate_size": layer("mlp.down_proj", 1),
+        "num_hidden_layers": shapes.count(&format!("{prefix}layers.")),
+        "num_attention_heads": heads("self_attn.q_proj"),
+        "num_key_value_heads": heads("self_attn.k_proj"),
+        "head_dim": head_dim,
+    })
 }
 
 fn clip_sizes(shapes: &Shapes) -> Value {

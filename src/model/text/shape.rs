@@ -12,7 +12,7 @@ use candle_core::Device;
 /// Sizes of a prompt's embedding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TextShape {
-    /// All tokens: CLIP's 77, where there are such, and T5's or zeros in their place.
+    /// All tokens: CLIP's 77, where there are such, and those of T5 or Qwen3, or zeros in their place.
     pub tokens: usize,
     /// CLIP's tokens: 77, or none where CLIP is used for the pooled embedding alone.
     pub clip_tokens: usize,
@@ -20,12 +20,12 @@ pub struct TextShape {
     pub words: usize,
     /// Width of a token.
     pub width: usize,
-    /// Width of the pooled embedding.
+    /// Width of the pooled embedding; 0 where there is none.
     pub pooled: usize,
     /// Sum of the hidden sizes of the CLIPs whose tokens there are; the rest of such a token's width is zero.
     pub clip_width: usize,
-    /// Whether T5's tokens are computed, rather than zero.
-    pub has_t5: bool,
+    /// Whether the tokens behind CLIP's are computed, rather than zero.
+    pub is_filled: bool,
 }
 
 #[derive(serde::Deserialize)]
@@ -37,7 +37,13 @@ struct ClipSizes {
 #[derive(serde::Deserialize)]
 struct TransformerSizes {
     joint_attention_dim: usize,
+    #[serde(default)]
     pooled_projection_dim: usize,
+}
+
+#[derive(serde::Deserialize)]
+struct QwenSizes {
+    hidden_size: usize,
 }
 
 impl TextShape {
@@ -50,8 +56,22 @@ impl TextShape {
             files.config(Part::Transformer)?;
         let pipeline = files.known_pipeline()?;
         pipeline.check_encoders(kinds).map_err(|problem| Error::file(files.path(), problem))?;
-        let named = [("joint_attention_dim", width), ("pooled_projection_dim", pooled)];
-        sizes::check(&files.config_path(Part::Transformer), &named)?;
+        let transformer = files.config_path(Part::Transformer);
+        sizes::check(&transformer, &[("joint_attention_dim", width)])?;
+        if let TextForm::Qwen3 { layers } = pipeline.text {
+            let part = Part::Text(TextEncoderKind::Qwen3);
+            let QwenSizes { hidden_size } = files.config(part)?;
+            sizes::check(&files.config_path(part), &[("hidden_size", hidden_size)])?;
+            let (states, found) = (layers.len(), layers.len() * hidden_size);
+            if found != width {
+                let problem =
+                    format!("joint_attention_dim is {width}, but {states} of Qwen3's states are {found} wide");
+                return Err(Error::file(transformer, problem));
+            }
+            let (tokens, words) = (max_sequence_length, pipeline.words);
+            return Ok(Self { tokens, clip_tokens: 0, words, width, pooled: 0, clip_width: 0, is_filled: true });
+        }
+        sizes::check(&transformer, &[("pooled_projection_dim", pooled)])?;
         let clip = |kind: TextEncoderKind| {
             let part = Part::Text(kind);
             let found: ClipSizes = files.config(part)?;
@@ -65,7 +85,7 @@ impl TextShape {
                 return Err(Error::file(files.config_path(Part::Transformer), problem));
             }
             let (tokens, words) = (max_sequence_length, pipeline.words);
-            return Ok(Self { tokens, clip_tokens: 0, words, width, pooled, clip_width: 0, has_t5: true });
+            return Ok(Self { tokens, clip_tokens: 0, words, width, pooled, clip_width: 0, is_filled: true });
         }
         let clips = [clip(TextEncoderKind::ClipL)?, clip(TextEncoderKind::ClipG)?];
         let misfit = |key: &str, expected: usize, what: &str, found: usize| {
@@ -82,18 +102,18 @@ impl TextShape {
             let what = "the CLIP text encoders' projection_dim add up to";
             return Err(misfit("pooled_projection_dim", pooled, what, found));
         }
-        let has_t5 = kinds.contains(&TextEncoderKind::T5);
+        let is_filled = kinds.contains(&TextEncoderKind::T5);
         let (tokens, words) = (CLIP_TOKENS + max_sequence_length, pipeline.words);
-        Ok(Self { tokens, clip_tokens: CLIP_TOKENS, words, width, pooled, clip_width, has_t5 })
+        Ok(Self { tokens, clip_tokens: CLIP_TOKENS, words, width, pooled, clip_width, is_filled })
     }
 
     /// Rows and columns of the context's leading part that may be non-zero: without T5, only CLIP's.
     pub fn filled(&self) -> (usize, usize) {
-        if self.has_t5 { (self.tokens, self.width) } else { (self.clip_tokens, self.clip_width) }
+        if self.is_filled { (self.tokens, self.width) } else { (self.clip_tokens, self.clip_width) }
     }
 
-    /// T5's tokens, or zeros in their place.
-    pub fn t5_tokens(&self) -> usize {
+    /// Those of T5 or Qwen3, or zeros in their place.
+    pub fn tokens_behind_clip(&self) -> usize {
         self.tokens - self.clip_tokens
     }
 

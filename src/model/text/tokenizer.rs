@@ -1,4 +1,4 @@
-//! Prompts to token ids, equal to transformers' `CLIPTokenizer` and `T5TokenizerFast`.
+//! Prompts to token ids, equal to transformers' `CLIPTokenizer` and `T5TokenizerFast`; and what all tokenizers share.
 use super::added_tokens::AddedTokens;
 use crate::system::error::{Error, Result};
 use crate::system::guard::guarded;
@@ -17,7 +17,7 @@ use tokenizers::pre_tokenizers::metaspace::{Metaspace, PrependScheme};
 use tokenizers::pre_tokenizers::sequence::Sequence as PreTokenizers;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::pre_tokenizers::whitespace::WhitespaceSplit;
-use tokenizers::{SplitDelimiterBehavior, Tokenizer};
+use tokenizers::{Encoding, SplitDelimiterBehavior, Tokenizer};
 
 /// Length of a CLIP prompt: start token, at most 75 tokens of text, end token, padding.
 pub const CLIP_TOKENS: usize = 77;
@@ -53,7 +53,8 @@ impl ClipTokenizer {
         let special = AddedTokens::read(folder)?;
         let vocabulary = folder.join("vocab.json");
         let mut tokenizer = if is_file(&vocabulary)? {
-            byte_level_bpe(&vocabulary, &folder.join("merges.txt"), special.content("unk_token", "<|endoftext|>"))?
+            let unknown = special.content("unk_token", "<|endoftext|>");
+            byte_level_bpe(&vocabulary, &folder.join("merges.txt"), Some(unknown), "</w>")?
         } else {
             open_json(folder, "vocab.json + merges.txt or tokenizer.json")?
         };
@@ -187,6 +188,12 @@ fn token_spans(tokenizer: &Tokenizer, names: &[&str], places: Range<usize>) -> R
     Ok(spans)
 }
 
+/// A text's tokens with their places in it; fails if the tokenizer's file describes one that cannot encode it.
+pub(super) fn encoding(tokenizer: &Tokenizer, text: &str) -> Result<Encoding> {
+    let encoded = guarded(|| tokenizer.encode(text, false).map_err(|e| e.to_string()));
+    encoded.map_err(|e: String| Error::Failed(format!("{text:?}: the tokenizer: {e}")))
+}
+
 /// Ids of a text; fails if the tokenizer's file describes one that cannot encode it.
 fn encode(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
     let encoded = guarded(|| tokenizer.encode_fast(text, false).map_err(|e| e.to_string()));
@@ -196,13 +203,11 @@ fn encode(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
 
 /// The bytes of a text that each of its tokens stands for.
 fn ranges(tokenizer: &Tokenizer, text: &str) -> Result<Vec<Range<usize>>> {
-    let encoded = guarded(|| tokenizer.encode(text, false).map_err(|e| e.to_string()));
-    let encoding = encoded.map_err(|e: String| Error::Failed(format!("{text:?}: the tokenizer: {e}")))?;
-    Ok(encoding.get_offsets().iter().map(|&(start, end)| start..end).collect())
+    Ok(encoding(tokenizer, text)?.get_offsets().iter().map(|&(start, end)| start..end).collect())
 }
 
 /// Opens `tokenizer.json` without its truncation and padding; `expected` is for the error message.
-fn open_json(folder: &Path, expected: &str) -> Result<Tokenizer> {
+pub(super) fn open_json(folder: &Path, expected: &str) -> Result<Tokenizer> {
     let file = folder.join("tokenizer.json");
     if !is_file(&file)? {
         return Err(Error::file(folder, format!("no tokenizer: expected {expected}")));
@@ -238,18 +243,25 @@ fn set_t5_rules(tokenizer: &mut Tokenizer) -> tokenizers::Result<()> {
     Ok(())
 }
 
-/// Byte-level BPE with end-of-word suffixes from `vocab.json` and `merges.txt`.
-fn byte_level_bpe(vocabulary: &Path, merges: &Path, unknown: &str) -> Result<Tokenizer> {
+/// Byte-level BPE from `vocab.json` and `merges.txt`, whose last token of a word ends in `suffix`.
+pub(super) fn byte_level_bpe(
+    vocabulary: &Path,
+    merges: &Path,
+    unknown: Option<&str>,
+    suffix: &str,
+) -> Result<Tokenizer> {
     let vocab: BTreeMap<String, u32> = read_json(vocabulary, MODEL_JSON)?;
     let pairs = read_merges(merges, &vocab)?;
     let build = || {
-        BPE::builder()
+        let builder = BPE::builder()
             .vocab_and_merges(vocab.into_iter().collect::<Vocab>(), pairs)
-            .unk_token(unknown.to_string())
             .continuing_subword_prefix(String::new())
-            .end_of_word_suffix("</w>".to_string())
-            .build()
-            .map_err(|e| e.to_string())
+            .end_of_word_suffix(suffix.to_string());
+        let builder = match unknown {
+            Some(unknown) => builder.unk_token(unknown.to_string()),
+            None => builder,
+        };
+        builder.build().map_err(|e| e.to_string())
     };
     Ok(Tokenizer::new(guarded(build).map_err(|e: String| Error::file(vocabulary, e))?))
 }

@@ -20,9 +20,8 @@ pub struct LayerLoader<'a> {
 }
 
 impl LayerLoader<'_> {
-    /// Channels of the first and the last level; `VaeConfig::check` ensures that there is a level.
-    pub fn ends(&self) -> (usize, usize) {
-        let channels = &self.config.block_out_channels;
+    /// Of the `channels` of all levels, those of the first and the last; `VaeConfig::check` ensures that there is a level.
+    pub fn ends(&self, channels: &[usize]) -> (usize, usize) {
         (channels.first().copied().unwrap_or_default(), channels.last().copied().unwrap_or_default())
     }
 

@@ -19,11 +19,11 @@ impl Decoder {
     pub fn load(loader: &LayerLoader) -> Result<Self> {
         let config = loader.config;
         let latent = config.latent_channels;
-        let (first, last) = loader.ends();
+        let (first, last) = loader.ends(config.decoder_channels());
         let mut levels = Vec::new();
         let mut input = last;
-        let count = config.block_out_channels.len();
-        for (index, &output) in config.block_out_channels.iter().rev().enumerate() {
+        let count = config.decoder_channels().len();
+        for (index, &output) in config.decoder_channels().iter().rev().enumerate() {
             let name = format!("decoder.up_blocks.{index}");
             let resnet = |layer: usize| {
                 let from = if layer == 0 { input } else { output };

@@ -19,7 +19,7 @@ impl Encoder {
     pub fn load(loader: &LayerLoader) -> Result<Self> {
         let config = loader.config;
         let channels = &config.block_out_channels;
-        let (first, last) = loader.ends();
+        let (first, last) = loader.ends(channels);
         let mut levels = Vec::new();
         let mut input = first;
         for (index, &output) in channels.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! The autoencoder between images and latents (diffusers: `AutoencoderKL`); not differentiable.
+//! The autoencoder between images and latents (diffusers: `AutoencoderKL`, `AutoencoderKLFlux2`); not differentiable.
 //!
 //! candle-transformers has one too; this one is here for the convolutions and group norms of `ops`, for speed.
 mod blocks;
@@ -6,6 +6,7 @@ mod config;
 mod decoder;
 mod encoder;
 pub mod original;
+mod patches;
 
 use crate::model::weights::files::{ModelFiles, Part};
 use crate::ops::conv2d::unfolding_on_gpu;
@@ -16,6 +17,7 @@ use candle_core::{DType, Device, Tensor};
 pub use config::VaeConfig;
 use decoder::Decoder;
 use encoder::Encoder;
+use patches::PatchNorm;
 
 /// Pixels encoded or decoded at a time (at least one image), so that batches need no more memory.
 const PIXELS_AT_ONCE: usize = 1 << 20;
@@ -24,6 +26,8 @@ const PIXELS_AT_ONCE: usize = 1 << 20;
 pub struct Vae {
     encoder: Option<Encoder>,
     decoder: Option<Decoder>,
+    /// Where latents are packed.
+    patches: Option<PatchNorm>,
     config: VaeConfig,
     is_on_gpu: bool,
 }
@@ -38,13 +42,15 @@ impl Vae {
         let weights = files.weights(Part::Vae, DType::F32, device)?;
         let loader = LayerLoader { weights: &weights, config: &config };
         let (encoder, decoder) = (Some(Encoder::load(&loader)?), Some(Decoder::load(&loader)?));
+        let patches = config.is_packed().then(|| PatchNorm::load(&weights, &config)).transpose()?;
         weights.finish()?;
-        Ok(Self { encoder, decoder, config, is_on_gpu: !device.is_cpu() })
+        Ok(Self { encoder, decoder, patches, config, is_on_gpu: !device.is_cpu() })
     }
 
     /// Loads only the sizes: [`Self::encode`] and [`Self::decode`] fail.
     pub fn without_weights(files: &ModelFiles) -> Result<Self> {
-        Ok(Self { encoder: None, decoder: None, config: VaeConfig::open(files)?, is_on_gpu: false })
+        let config = VaeConfig::open(files)?;
+        Ok(Self { encoder: None, decoder: None, patches: None, config, is_on_gpu: false })
     }
 
     /// Frees the encoder: [`Self::encode`] fails afterwards.
@@ -62,9 +68,10 @@ impl Vae {
         &self.config
     }
 
-    /// Encodes images to the posterior's mean, shifted and scaled for the MM-DiT.
+    /// Encodes images to the posterior's mean, shifted and scaled for the denoiser, or packed and normalised.
     ///
-    /// Maps `[batch, 3, height, width]` in [−1, 1] to `[batch, latent, height/8, width/8]`, f32. Height and width must
+    /// Maps `[batch, 3, height, width]` in [−1, 1] to `[batch, latent, height/8, width/8]`, or, packed, `[batch, 4·latent,
+    /// height/16, width/16]`, f32. Height and width must
     /// be multiples of [`VaeConfig::pixels_per_latent`].
     pub fn encode(&self, images: &Tensor) -> Result<Tensor> {
         let (_, channels, height, width) = images.dims4()?;
@@ -80,14 +87,23 @@ impl Vae {
         let encoder = self.encoder.as_ref().ok_or_else(not_loaded)?;
         let moments = in_parts(&images.to_dtype(DType::F32)?, height * width, |images| encoder.forward(images))?;
         let mean = moments.narrow(1, 0, self.config.latent_channels)?;
-        Ok(mean.affine(1.0, -self.shift())?.affine(self.config.scaling_factor, 0.0)?)
+        if let Some(patches) = &self.patches {
+            return Ok(patches.pack(&mean)?);
+        }
+        let (shift, scale) = self.config.shift_and_scale();
+        Ok(mean.affine(1.0, -shift)?.affine(scale, 0.0)?)
     }
 
     /// Decodes latents to images, the inverse of [`Self::encode`], without clamping to [−1, 1].
     pub fn decode(&self, latents: &Tensor) -> Result<Tensor> {
         let decoder = self.decoder.as_ref().ok_or_else(not_loaded)?;
         let (_, _, height, width) = latents.dims4()?;
-        let latents = ((latents.to_dtype(DType::F32)? / self.config.scaling_factor)? + self.shift())?;
+        let latents = latents.to_dtype(DType::F32)?;
+        let (shift, scale) = self.config.shift_and_scale();
+        let latents = match &self.patches {
+            Some(patches) => patches.unpack(&latents)?,
+            None => ((latents / scale)? + shift)?,
+        };
         let pixels = height * width * self.config.pixels_per_latent().pow(2);
         in_parts(&latents, pixels, |latents| decoder.forward(latents))
     }
@@ -100,10 +116,6 @@ impl Vae {
         };
         let map = 4 * (channels * side * side) as u64;
         2 * map + if self.is_on_gpu { unfolding_on_gpu(map) } else { 0 }
-    }
-
-    fn shift(&self) -> f64 {
-        self.config.shift_factor.unwrap_or(0.0)
     }
 }
 

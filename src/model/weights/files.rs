@@ -21,13 +21,14 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 /// Files that a tokenizer may be made of.
-const TOKENIZER_FILES: [&str; 6] = [
+const TOKENIZER_FILES: [&str; 7] = [
     "vocab.json",
     "merges.txt",
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
+    "chat_template.jinja",
 ];
 
 /// A network of the pipeline, each with a folder of its own.

@@ -99,6 +99,10 @@ impl Folder {
         if !config.as_ref().is_some_and(|file| says(file, "added_tokens_decoder")) {
             self.optional_extra(&format!("{name}/added_tokens.json"))?;
         }
+        // A template for conversations is beside the others, or in the configuration.
+        if config.as_ref().is_some_and(|file| says(file, "eos_token") && !says(file, "chat_template")) {
+            self.optional_extra(&format!("{name}/chat_template.jinja"))?;
+        }
         if !is_folder(&folder)? {
             return Err(Error::file(folder, "no such folder: the pipeline lacks this tokenizer"));
         }

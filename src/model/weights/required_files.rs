@@ -41,9 +41,11 @@ impl RequiredFiles {
                 files.need(folder.join(tokenizer).join("vocab.json"))?;
                 files.need(folder.join(tokenizer).join("merges.txt"))?;
             }
-            let added = folder.join(tokenizer).join("added_tokens.json");
-            if is_file(&added)? {
-                files.present.push(added);
+            for name in ["added_tokens.json", "chat_template.jinja"] {
+                let extra = folder.join(tokenizer).join(name);
+                if is_file(&extra)? {
+                    files.present.push(extra);
+                }
             }
         }
         Ok(files)

@@ -1,5 +1,5 @@
-//! GELU and the gated residual in f32 in the host's memory.
-use super::{GatedResidual, Gelu};
+//! GELU, SwiGLU and the gated residual in f32 in the host's memory.
+use super::{GatedResidual, Gelu, SwiGlu};
 use crate::autograd::Gradients;
 use crate::kernels::cpu::{new_rows, sigmoid};
 use crate::kernels::memory::Values;
@@ -44,6 +44,33 @@ impl Cpu for Gelu {
         add_rows!(gradients, 0, gradient.shape(), ROW, |r, dx| {
             let pairs = x[r * ROW..].iter().zip(&dy[r * ROW..]);
             dx.iter_mut().zip(pairs).for_each(|(dx, (x, dy))| *dx += dy * gelu_derivative(*x));
+        })
+    }
+}
+
+impl Cpu for SwiGlu {
+    fn forward_cpu(&self, inputs: &[Tensor], _: &[bool]) -> Result<Forward> {
+        let ((shape, width), x) = (Self::output(&inputs[0]), Values::of(&inputs[0])?);
+        let y = new_rows!(x.len() / 2, width, |r, out| {
+            let (a, b) = x[2 * r * width..][..2 * width].split_at(width);
+            for i in 0..width {
+                out[i] = a[i] * sigmoid(a[i]) * b[i];
+            }
+        });
+        Ok((Tensor::from_vec(y, shape, &Device::Cpu)?, vec![]))
+    }
+
+    fn backward_cpu(&self, saved: &Saved, gradient: Tensor, gradients: &mut Gradients) -> Result<()> {
+        let (_, width) = Self::output(saved.input(0)?);
+        let (x, dy) = (Values::of(saved.input(0)?)?, Values::of(&gradient)?);
+        add_rows!(gradients, 0, saved.input(0)?.shape(), 2 * width, |r, dx| {
+            let ((a, b), dy) = (x[2 * r * width..][..2 * width].split_at(width), &dy[r * width..][..width]);
+            let (da, db) = dx.split_at_mut(width);
+            for i in 0..width {
+                let share = sigmoid(a[i]);
+                da[i] += dy[i] * b[i] * share * (a[i] * (1.0 - share) + 1.0);
+                db[i] += dy[i] * a[i] * share;
+            }
         })
     }
 }

@@ -1,5 +1,5 @@
-//! GELU, the gated residual, and rows that begin as a bias.
-use super::{GatedResidual, Gelu};
+//! GELU, SwiGLU, the gated residual, and rows that begin as a bias.
+use super::{GatedResidual, Gelu, SwiGlu};
 use crate::autograd::Gradients;
 use crate::kernels::cuda::{
     Arg, Module, NULL, address, device_of, int, long, module, output, type_name, vector_width, widest,
@@ -79,6 +79,23 @@ impl Cuda for Gelu {
     fn backward_cuda(&self, saved: &Saved, gradient: Tensor, gradients: &mut Gradients) -> Result<()> {
         gelu_backward(saved.input(0)?, None, &gradient)?;
         gradients.add(0, gradient)
+    }
+}
+
+impl Cuda for SwiGlu {
+    fn forward_cuda(&self, inputs: &[Tensor]) -> Result<Option<Forward>> {
+        let (x, (shape, width)) = (&inputs[0], Self::output(&inputs[0]));
+        let y = output(shape, x.dtype(), x)?;
+        launch("swiglu_forward", &[Some(x), Some(&y)], y.elem_count(), width, &[width])?;
+        Ok(Some((y, vec![])))
+    }
+
+    fn backward_cuda(&self, saved: &Saved, gradient: Tensor, gradients: &mut Gradients) -> Result<()> {
+        let x = saved.input(0)?;
+        let (_, width) = Self::output(x);
+        let dx = output(x.shape(), x.dtype(), x)?;
+        launch("swiglu_backward", &[Some(x), Some(&gradient), Some(&dx)], gradient.elem_count(), width, &[width])?;
+        gradients.add(0, dx)
     }
 }
 

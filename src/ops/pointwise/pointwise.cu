@@ -1,4 +1,4 @@
-// Elementwise operations, V values a thread: GELU, the gated residual, and rows that begin as a bias.
+// Elementwise operations, V values a thread: GELU, SwiGLU, the gated residual, and rows that begin as a bias.
 #include "common.cuh"
 
 constexpr float SQRT_2_OVER_PI = 0.797884561f;
@@ -37,6 +37,35 @@ template <class T, int V> __device__ void gelu_backward(const T* x, const T* bia
     store(d + first, grads);
 }
 
+// The place in x [rows, 2·width] of the first half's value for value `place` of [rows, width].
+__device__ inline long first_half(long place, int width) { return place + place / width * width; }
+
+// y [rows, width] = silu(a)·b, a and b being the halves of every row of x.
+template <class T, int V> __device__ void swiglu_forward(const T* x, T* y, long count, int width) {
+    const long first = first_of_thread<V>(count);
+    if (first < 0) return;
+    const T* half = x + first_half(first, width);
+    float a[V], b[V];
+    load(a, half), load(b, half + width);
+    for (int i = 0; i < V; i++) a[i] *= b[i] / (1 + expf(-a[i]));
+    store(y + first, a);
+}
+
+// The gradient dx of x, from that of y, d.
+template <class T, int V> __device__ void swiglu_backward(const T* x, const T* d, T* dx, long count, int width) {
+    const long first = first_of_thread<V>(count);
+    if (first < 0) return;
+    const long half = first_half(first, width);
+    float a[V], b[V], grads[V];
+    load(a, x + half), load(b, x + half + width), load(grads, d + first);
+    for (int i = 0; i < V; i++) {
+        const float share = 1 / (1 + expf(-a[i])), of_a = b[i] * share * (1 + a[i] * (1 - share));
+        b[i] = grads[i] * a[i] * share;
+        a[i] = grads[i] * of_a;
+    }
+    store(dx + half, a), store(dx + half + width, b);
+}
+
 // The value of `gate` [batch, width] for value `place` of [batch, tokens, width].
 __device__ inline long gate_place(long place, int tokens, int width) {
     return place / (long(tokens) * width) * width + place % width;
@@ -71,6 +100,12 @@ __device__ void fill_rows(T* y, const T* bias, long count, int width, int tokens
     }                                                                                                                  \
     extern "C" __global__ void gelu_backward_##NAME##_##V(const T* x, const T* bias, T* d, long count, int width) {    \
         gelu_backward<T, V>(x, bias, d, count, width);                                                                 \
+    }                                                                                                                  \
+    extern "C" __global__ void swiglu_forward_##NAME##_##V(const T* x, T* y, long count, int width) {                  \
+        swiglu_forward<T, V>(x, y, count, width);                                                                      \
+    }                                                                                                                  \
+    extern "C" __global__ void swiglu_backward_##NAME##_##V(const T* x, const T* d, T* dx, long count, int width) {    \
+        swiglu_backward<T, V>(x, d, dx, count, width);                                                                 \
     }                                                                                                                  \
     extern "C" __global__ void gated_##NAME##_##V(const T* x, const T* y, const T* bias, const T* gate, T* out,        \
                                                   long count, int tokens, int width) {                                 \

@@ -1,13 +1,22 @@
-//! GELU and the gated residual in candle's operations.
-use super::{GatedResidual, Gelu};
+//! GELU, SwiGLU and the gated residual in candle's operations.
+use super::{GatedResidual, Gelu, SwiGlu};
 use crate::ops::backend::Reference;
-use candle_core::{Result, Tensor};
+use candle_core::{D, Result, Tensor};
 
 impl Reference for Gelu {
     const NAME: &'static str = "gelu";
 
     fn reference(&self, inputs: &[Tensor]) -> Result<Tensor> {
         inputs[0].gelu()
+    }
+}
+
+impl Reference for SwiGlu {
+    const NAME: &'static str = "swiglu";
+
+    fn reference(&self, inputs: &[Tensor]) -> Result<Tensor> {
+        let (_, width) = Self::output(&inputs[0]);
+        inputs[0].narrow(D::Minus1, 0, width)?.silu()? * inputs[0].narrow(D::Minus1, width, width)?
     }
 }
 

@@ -25,18 +25,42 @@ impl RotaryTable {
     /// # Errors
     /// The device refuses the tables.
     pub fn of_grid((rows, columns): (usize, usize), axes: [usize; 3], theta: f64, device: &Device) -> Result<Self> {
+        let place = |token: usize| [0, token / columns, token % columns];
+        Self::of_places((0..rows * columns).map(place), axes, theta, device)
+    }
+
+    /// Tokens at these places, which have a number for each of the `axes`; see [`Self::of_grid`].
+    ///
+    /// # Errors
+    /// The device refuses the tables.
+    pub fn of_places<const N: usize>(
+        places: impl Iterator<Item = [usize; N]>,
+        axes: [usize; N],
+        theta: f64,
+        device: &Device,
+    ) -> Result<Self> {
         let pairs = axes.iter().sum::<usize>() / 2;
         let turn = |axis: usize, place: usize| {
             (0..axes[axis] / 2).map(move |pair| place as f64 / theta.powf(2.0 * pair as f64 / axes[axis] as f64))
         };
-        let mut angles = Vec::with_capacity(rows * columns * pairs);
-        for token in 0..rows * columns {
-            angles.extend(turn(0, 0).chain(turn(1, token / columns)).chain(turn(2, token % columns)));
+        let (mut angles, mut tokens) = (vec![], 0);
+        for place in places {
+            tokens += 1;
+            place.into_iter().enumerate().for_each(|(axis, place)| angles.extend(turn(axis, place)));
         }
         let table = |of: fn(f64) -> f64| {
-            upload(angles.iter().map(|angle| of(*angle) as f32).collect::<Vec<_>>(), (rows * columns, pairs), device)
+            upload(angles.iter().map(|angle| of(*angle) as f32).collect::<Vec<_>>(), (tokens, pairs), device)
         };
         Ok(Self { cosines: table(f64::cos)?, sines: table(f64::sin)? })
+    }
+
+    /// The table of its first `tokens` tokens, or of all that it has.
+    ///
+    /// # Errors
+    /// None but the device's.
+    pub fn first(&self, tokens: usize) -> Result<Self> {
+        let tokens = tokens.min(self.cosines.dim(0)?);
+        Ok(Self { cosines: self.cosines.narrow(0, 0, tokens)?, sines: self.sines.narrow(0, 0, tokens)? })
     }
 }
 

@@ -17,6 +17,21 @@ fn angles_are_those_of_rows_and_columns() -> Result<()> {
     Ok(())
 }
 
+/// Tokens of a table may be at any places, and its first are a table of their own.
+#[test]
+fn places_may_be_any() -> Result<()> {
+    let axes = [2, 4, 2];
+    let grid = RotaryTable::of_grid((2, 3), axes, 100.0, &Device::Cpu)?;
+    let places = [[0, 0, 0], [0, 0, 1], [0, 0, 2], [0, 1, 0], [7, 1, 1]];
+    let table = RotaryTable::of_places(places.into_iter(), axes, 100.0, &Device::Cpu)?;
+    let rows = |table: &RotaryTable| table.sines.to_vec2::<f32>();
+    assert_eq!(rows(&table.first(4)?)?, rows(&grid)?[..4]);
+    assert_eq!(rows(&table.first(9)?)?, rows(&table)?);
+    let sines = &rows(&table)?[4];
+    assert!((sines[0] - 7f32.sin()).abs() < 1e-6 && sines[1..] == rows(&grid)?[4][1..]);
+    Ok(())
+}
+
 #[test]
 fn tables_that_do_not_fit_are_refused() -> Result<()> {
     let table = RotaryTable::of_grid((2, 2), [2, 2, 2], 100.0, &Device::Cpu)?;

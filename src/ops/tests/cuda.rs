@@ -145,6 +145,8 @@ fn pointwise() {
         let (x, y) = ((normal(1, &shape) * 3.0).unwrap(), normal(2, &shape));
         let gate = normal(3, &[shape[0], shape[2]]);
         check("gelu", &|_, i| ops::gelu(&i[0]), std::slice::from_ref(&x), &[true]);
+        let halves = Tensor::cat(&[&x, &y], 2).unwrap();
+        check("swiglu", &|_, i| ops::swiglu(&i[0]), &[halves], &[true]);
         let run: Run = &|_, i| ops::gated_residual(&i[0], &i[1], &i[2]);
         check("gated residual", run, &[x, y, gate], &[true, true, false]);
     }

@@ -188,7 +188,13 @@ fn pointwise_operations() {
     for shape in [[1, 1, 3], [2, 5, 33], [2, 70, 130]] {
         let (x, y) = ((normal(1, &shape) * 3.0).unwrap(), normal(2, &shape));
         let inputs = [x.clone(), y, normal(3, &[shape[0], shape[2]])];
-        check("gelu", &|_, i| gelu(&i[0]), &|i| i[0].gelu(), &[x], &[true]);
+        check("gelu", &|_, i| gelu(&i[0]), &|i| i[0].gelu(), std::slice::from_ref(&x), &[true]);
+        let halves = Tensor::cat(&[&x, &inputs[1]], 2).unwrap();
+        let reference: &dyn Fn(&[Tensor]) -> Result<Tensor> = &|i| {
+            let width = i[0].dim(2)? / 2;
+            i[0].narrow(2, 0, width)?.silu()? * i[0].narrow(2, width, width)?
+        };
+        check("swiglu", &|_, i| swiglu(&i[0]), reference, &[halves], &[true]);
         for needs in [[true, true, false], [false, true, false], [true, true, true]] {
             check("gated residual", gated, &|i| GatedResidual.reference(i), &inputs, &needs);
         }

@@ -139,14 +139,17 @@ fn original(names: &KohyaNames, layer: &str) -> Option<(String, Shares, usize)> 
 }
 
 /// Of a layer's name in the original checkpoint: the name of the block in diffusers, with a dot, and the parts of the
-/// layer.
-fn parts_of(layer: &str) -> Option<(String, &'static KohyaNames, Shares)> {
+/// layer. Of several families that have such a layer, the first that has it in the sizes of `adapter`, else the first.
+fn parts_of(layer: &str, adapter: Option<&dyn Adapter>) -> Option<(String, &'static KohyaNames, Shares)> {
     let stem = format!("{PREFIX}{}", underscored(layer));
-    lists().find_map(|(names, blocks)| {
+    let found = |(names, blocks): (&'static KohyaNames, &'static ModuleNames)| {
         let (block, within) = stem.strip_prefix(&stem_of(blocks))?.split_once('_')?;
-        let (_, shares) = blocks.layers.iter().find(|(stem, _)| underscored(stem) == within)?;
-        Some((format!("{}{}.", before_number(blocks.diffusers), block.parse::<usize>().ok()?), names, *shares))
-    })
+        let (original, shares) = blocks.layers.iter().find(|(stem, _)| underscored(stem) == within)?;
+        let fits = adapter.is_none_or(|adapter| (names.fits)(original, adapter.sizes()));
+        Some((fits, (format!("{}{}.", before_number(blocks.diffusers), block.parse::<usize>().ok()?), names, *shares)))
+    };
+    let all = || lists().filter_map(found);
+    all().find(|(fits, _)| *fits).or_else(|| all().next()).map(|(_, parts)| parts)
 }
 
 /// The keys with which kohya's trainer says what made a file (`train_util.py`), no dates and no names of machines.
@@ -175,7 +178,7 @@ fn hashes(file: &Path) -> Result<(String, String)> {
 
 /// Whether diffusers or the original checkpoint has a layer of this name, with dots or underscores.
 pub(super) fn is_known(layer: &str) -> bool {
-    of_diffusers(layer).is_some() || parts_of(layer).is_some()
+    of_diffusers(layer).is_some() || parts_of(layer, None).is_some()
 }
 
 /// The adapters, by diffusers' names, of a layer of either name: a fused one of the original checkpoint comes apart into
@@ -184,7 +187,7 @@ pub(super) fn split(file: &Path, layer: &str, adapter: Box<dyn Adapter>) -> Resu
     if let Some(name) = of_diffusers(layer) {
         return Ok(Adapters::from([(name, adapter)]));
     }
-    let (block, names, shares) = parts_of(layer).ok_or_else(|| unknown_key(file, layer))?;
+    let (block, names, shares) = parts_of(layer, Some(adapter.as_ref())).ok_or_else(|| unknown_key(file, layer))?;
     if let [(within, _)] = shares {
         let swaps = (names.swaps_halves)(within, adapter.sizes());
         let adapter = if swaps { swapped(adapter.as_ref())? } else { adapter };

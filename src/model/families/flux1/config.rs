@@ -112,6 +112,7 @@ impl FluxConfig {
             max_grid: usize::MAX,
             joint_attention_dim: self.joint_attention_dim,
             pooled_projection_dim: self.pooled_projection_dim,
+            usual_guidance_scale: 3.5,
             guidance: if self.guidance_embeds { Guidance::Embedded } else { Guidance::None },
             release: Some(Release {
                 base_model_version: "flux1",

@@ -33,7 +33,7 @@ impl DoubleBlock {
         let input = |norm1: &str, names| {
             Ok::<_, Error>(StreamInput {
                 norm1: Projection::load(weights, &format!("{prefix}.{norm1}.linear"), width, 6 * width)?,
-                qkv: Qkv::load(weights, &attn, names, width, Some(head_dim))?,
+                qkv: Qkv::load(weights, &attn, names, width, Some(head_dim), Projection::load)?,
             })
         };
         let output = |attention_out: &str, feed_forward: &str| {

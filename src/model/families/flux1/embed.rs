@@ -42,14 +42,17 @@ impl FluxEmbedding {
     /// A tensor is missing or has another shape.
     pub fn load(weights: &Weights, config: &FluxConfig, dtype: DType) -> Result<Self> {
         let (width, channels) = (config.width(), config.in_channels);
-        let guidance = || EmbeddingLayers::load(weights, "guidance_embedder", FEATURES, width);
+        let layers = |name: &str, inner: usize| {
+            EmbeddingLayers::load(weights, &format!("time_text_embed.{name}"), inner, width, Projection::load)
+        };
+        let guidance = || layers("guidance_embedder", FEATURES);
         Ok(Self {
             x_embedder: Projection::load(weights, "x_embedder", channels, width)?,
             context_embedder: Projection::load(weights, "context_embedder", config.joint_attention_dim, width)?,
-            time: EmbeddingLayers::load(weights, "timestep_embedder", FEATURES, width)?,
+            time: layers("timestep_embedder", FEATURES)?,
             guidance: config.guidance_embeds.then(guidance).transpose()?,
-            pooled: EmbeddingLayers::load(weights, "text_embedder", config.pooled_projection_dim, width)?,
-            output: OutputLayer::load(weights, width, channels)?,
+            pooled: layers("text_embedder", config.pooled_projection_dim)?,
+            output: OutputLayer::load(weights, width, channels, Projection::load)?,
             axes: config.axes_dims_rope,
             dtype,
         })
@@ -89,6 +92,7 @@ impl families::Embedding for FluxEmbedding {
             conditioning: Conditioning {
                 vector: (vector + pooled)?.silu()?,
                 rotary: Some(RotaryTable::of_grid(grid, self.axes, THETA, device)?),
+                shared: vec![],
             },
             grid,
         })

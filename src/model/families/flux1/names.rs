@@ -69,4 +69,11 @@ pub static KOHYA: KohyaNames = KohyaNames {
         },
     ],
     swaps_halves: |layer, _| layer == OUTPUT_NORM,
+    fits: |layer, (inner, outer)| match layer {
+        "linear1" => outer == 7 * inner,
+        "linear2" => inner == 5 * outer,
+        "img_mlp.0" | "txt_mlp.0" => outer == 4 * inner,
+        "img_mlp.2" | "txt_mlp.2" => inner == 4 * outer,
+        _ => true,
+    },
 };

@@ -15,6 +15,7 @@ pub static PIPELINE: PipelineNames = PipelineNames {
     ],
     usual_encoders: &[TextEncoderKind::ClipL, TextEncoderKind::T5],
     max_sequence_length: 512,
+    steps: 28,
     text: TextForm::T5,
     // As many of T5's as the method's released code takes.
     words: 77,

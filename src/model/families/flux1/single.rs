@@ -41,7 +41,7 @@ impl SingleBlock {
             heads: config.num_attention_heads,
             is_last: layer + 1 == config.num_single_layers,
             norm: Projection::load(weights, &format!("{prefix}.norm.linear"), width, 3 * width)?,
-            qkv: Qkv::load(weights, &format!("{prefix}.attn"), names, width, Some(head_dim))?,
+            qkv: Qkv::load(weights, &format!("{prefix}.attn"), names, width, Some(head_dim), Projection::load)?,
             proj_mlp: Projection::load(weights, &format!("{prefix}.proj_mlp"), width, hidden)?,
             proj_out: Projection::load(weights, &format!("{prefix}.proj_out"), width + hidden, width)?,
         })

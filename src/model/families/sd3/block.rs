@@ -44,7 +44,7 @@ impl MmDitBlock {
         let input = |norm1: &str, parts: usize, names| {
             Ok::<_, Error>(StreamInput {
                 norm1: Projection::load(weights, &format!("{prefix}.{norm1}.linear"), width, parts * width)?,
-                qkv: Qkv::load(weights, &attn, names, width, normed)?,
+                qkv: Qkv::load(weights, &attn, names, width, normed, Projection::load)?,
             })
         };
         let output = |attention_out: &str, feed_forward: &str| {
@@ -53,7 +53,7 @@ impl MmDitBlock {
         let second_attention = || {
             let attn2 = format!("{prefix}.attn2");
             Ok::<_, Error>(SelfAttention {
-                qkv: Qkv::load(weights, &attn2, image_names, width, normed)?,
+                qkv: Qkv::load(weights, &attn2, image_names, width, normed, Projection::load)?,
                 out: Projection::load(weights, &format!("{attn2}.to_out.0"), width, width)?,
             })
         };

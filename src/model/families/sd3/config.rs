@@ -100,6 +100,7 @@ impl MmDitConfig {
             max_grid: self.pos_embed_max_size,
             joint_attention_dim: self.joint_attention_dim,
             pooled_projection_dim: self.pooled_projection_dim,
+            usual_guidance_scale: 7.0,
             guidance: Guidance::TwoPasses,
             release: Some(release(self.qk_norm.is_some(), !self.dual_attention_layers.is_empty())),
         }

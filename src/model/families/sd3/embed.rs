@@ -34,6 +34,9 @@ impl MmDitEmbedding {
     pub fn load(weights: &Weights, config: &MmDitConfig, dtype: DType) -> Result<Self> {
         let (width, patch, channels) = (config.width(), config.patch_size, config.in_channels);
         let maximum = config.pos_embed_max_size;
+        let layers = |name: &str, inner: usize| {
+            EmbeddingLayers::load(weights, &format!("time_text_embed.{name}"), inner, width, Projection::load)
+        };
         let kernel = weights.get("pos_embed.proj.weight", (width, channels, patch, patch))?;
         Ok(Self {
             patch_size: patch,
@@ -45,9 +48,9 @@ impl MmDitEmbedding {
                 .get("pos_embed.pos_embed", (1, maximum * maximum, width))?
                 .reshape((maximum, maximum, width))?,
             context: Projection::load(weights, "context_embedder", config.joint_attention_dim, width)?,
-            time: EmbeddingLayers::load(weights, "timestep_embedder", FEATURES, width)?,
-            pooled: EmbeddingLayers::load(weights, "text_embedder", config.pooled_projection_dim, width)?,
-            output: OutputLayer::load(weights, width, patch * patch * config.out_channels())?,
+            time: layers("timestep_embedder", FEATURES)?,
+            pooled: layers("text_embedder", config.pooled_projection_dim)?,
+            output: OutputLayer::load(weights, width, patch * patch * config.out_channels(), Projection::load)?,
             out_channels: config.out_channels(),
             dtype,
         })

@@ -59,6 +59,7 @@ pub static KOHYA: KohyaNames = KohyaNames {
         ],
     }],
     swaps_halves,
+    fits: |_, _| true,
 };
 
 /// The last block modulates its text by a scale and a shift only, `out = 2·in`: diffusers stores the scale first, the

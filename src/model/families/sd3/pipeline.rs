@@ -15,6 +15,7 @@ pub static PIPELINE: PipelineNames = PipelineNames {
     // T5 is large, and used only when asked for.
     usual_encoders: &[TextEncoderKind::ClipL, TextEncoderKind::ClipG],
     max_sequence_length: 256,
+    steps: 28,
     text: TextForm::ClipsThenT5,
     words: CLIP_TOKENS,
     block_counts: &["num_layers"],

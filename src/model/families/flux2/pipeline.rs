@@ -1,0 +1,26 @@
+//! FLUX.2-klein's pipeline in the diffusers layout.
+use crate::config::TextEncoderKind;
+use crate::model::families::joint::Streams;
+use crate::model::families::pipelines::{EncoderFolders, PipelineNames, TextForm};
+use candle_core::Result;
+
+/// The pipeline in the diffusers layout.
+pub static PIPELINE: PipelineNames = PipelineNames {
+    class: "Flux2KleinPipeline",
+    encoders: &[EncoderFolders { kind: TextEncoderKind::Qwen3, encoder: "text_encoder", tokenizer: "tokenizer" }],
+    usual_encoders: &[TextEncoderKind::Qwen3],
+    max_sequence_length: 512,
+    steps: 50,
+    text: TextForm::Qwen3 { layers: &[9, 18, 27] },
+    // Enough for captions of a few sentences behind the template's beginning.
+    words: 128,
+    block_counts: &["num_layers", "num_single_layers"],
+    // The autoencoder's latents are packed by itself.
+    packed_side: 2,
+    original: None,
+};
+
+/// Word tokens among these streams' text tokens.
+pub(super) fn words(streams: &Streams) -> Result<usize> {
+    Ok(streams.text.dims3()?.1.min(PIPELINE.words))
+}
