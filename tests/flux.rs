@@ -9,7 +9,6 @@ use candle_core::{DType, Device, Tensor};
 use drawn::{difference, relative, shard, values};
 use outcome::Outcome;
 use seg4diff::config::TextEncoderKind::{ClipG, ClipL, T5};
-use seg4diff::demo::{self, SceneOptions, Split};
 use seg4diff::model::adapters::formats::{self, Format, Origin};
 use seg4diff::model::families;
 use seg4diff::model::text::TextEncoders;
@@ -298,28 +297,7 @@ fn attention_is_looked_at() {
     assert!(found["blocks"][3]["text_to_image"].as_f64().is_some_and(|share| share > 0.0), "{text}");
 }
 
-/// With `[eval]` a run is measured on the way: segmentation by both kinds of blocks, and drawn pictures.
 #[test]
 fn a_run_is_measured() {
-    let folder = tempfile::tempdir().expect("folder");
-    let data = folder.path().join("scenes");
-    demo::write(&data, 4, SceneOptions { seed: 3, split: Split::Val, size: 64 }, |_| ()).expect("scenes");
-    let at = |name: &str| data.join(name).display().to_string();
-    let eval = [
-        format!("eval.images={}", at("images")),
-        format!("eval.labels={}", at("labels")),
-        format!("eval.classes={}", at("classes.json")),
-        format!("eval.captions={}", at("captions.json")),
-        "eval.features=checkpoints/demo-features".into(),
-        "eval.generation_images=4".into(),
-        "eval.size=64".into(),
-        "eval.steps=2".into(),
-        "train.steps=2".into(),
-    ];
-    let settings: Vec<&str> = SETTINGS.iter().copied().chain(eval.iter().map(String::as_str)).collect();
-    let run = Run::new(&settings);
-    let said = run.finish(&[]);
-    for done in ["segmented 4/4 base", "drawn 4/4 base", "segmented 4/4 after", "drawn 4/4 after"] {
-        assert!(said.contains(done), "{done}: {said}");
-    }
+    drawn::check_measured(SETTINGS);
 }

@@ -211,6 +211,12 @@ fn pictures_are_those_of_diffusers() {
     // Away from another prompt, and not guided at all.
     assert!(difference(&pictures(model.path(), &["--negative", "grass"]), &plain) > 0.1);
     assert!(difference(&pictures(model.path(), &["--guidance", "1"]), &plain) > 1.0);
+    // A distilled model is not guided, whatever is asked for.
+    let index = model.path().join("model_index.json");
+    let text = std::fs::read_to_string(&index).expect("index");
+    std::fs::write(&index, text.replace("\"is_distilled\": false", "\"is_distilled\": true")).expect("index");
+    assert!(pictures(model.path(), &[]) == pictures(Path::new(MODEL), &["--guidance", "1"]), "distilled");
+    std::fs::write(&index, text).expect("index");
     shard(model.path());
     assert!(pictures(model.path(), &[]) == plain, "shards");
 }
@@ -382,5 +388,71 @@ fn attention_is_looked_at() {
         command.args(["--layer", "1"]).args(classes).arg(&scores);
         succeed(&mut command);
         assert!(scores.exists(), "{command_name}");
+    }
+}
+
+#[test]
+fn a_run_is_measured() {
+    drawn::check_measured(SETTINGS);
+}
+
+/// Prompts are shown as Qwen3's tokenizer cuts them.
+#[test]
+fn samples_are_shown() {
+    let out = tempfile::tempdir().expect("folder");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_seg4diff"));
+    command.current_dir(env!("CARGO_MANIFEST_DIR")).args(["inspect", "--config", "configs/smoke.toml", "--count", "2"]);
+    for setting in SETTINGS {
+        command.args(["--set", setting]);
+    }
+    succeed(command.arg("--out").arg(out.path()));
+    let page = std::fs::read_to_string(out.path().join("inspect.html")).expect("page");
+    assert!(page.contains("Qwen3"), "{page}");
+}
+
+/// One error that names file and key.
+#[test]
+fn sizes_that_make_no_model_are_refused() {
+    for (file, from, to, said) in [
+        ("transformer", "\"guidance_embeds\": false", "\"guidance_embeds\": true", "only klein is known"),
+        ("transformer", "\"mlp_ratio\": 3.0", "\"mlp_ratio\": 2.5", "mlp_ratio is 2.5"),
+        ("transformer", "\"eps\": 1e-06", "\"eps\": 1e-05", "eps is 0.00001"),
+        ("transformer", "\"rope_theta\": 2000", "\"rope_theta\": 0", "rope_theta is 0"),
+        ("transformer", "\"in_channels\": 64", "\"in_channels\": 32", "in_channels is 32, but the autoencoder"),
+        (
+            "transformer",
+            "\"joint_attention_dim\": 96",
+            "\"joint_attention_dim\": 90",
+            "3 of Qwen3's states are 96 wide",
+        ),
+        ("vae", "\"batch_norm_eps\": 0.0001", "\"batch_norm_eps\": -1", "batch_norm_eps is -1"),
+        ("vae", "\"latent_channels\": 16", "\"latent_channels\": 8", "has shape"),
+        ("text_encoder", "\"num_hidden_layers\": 29", "\"num_hidden_layers\": 27", "num_hidden_layers is 27"),
+        (
+            "text_encoder",
+            "\"num_key_value_heads\": 2",
+            "\"num_key_value_heads\": 3",
+            "no multiple of num_key_value_heads 3",
+        ),
+        ("text_encoder", "\"rope_type\": \"default\"", "\"rope_type\": \"yarn\"", "rope_type is set"),
+        (
+            "text_encoder",
+            "\"max_position_embeddings\": 1024",
+            "\"max_position_embeddings\": 20",
+            "max_position_embeddings is 20",
+        ),
+    ] {
+        let model = copy();
+        let path = model.path().join(file).join("config.json");
+        let text = std::fs::read_to_string(&path).expect("config");
+        assert!(text.contains(from), "{from}: {text}");
+        std::fs::write(&path, text.replace(from, to)).expect("config");
+        let out = tempfile::tempdir().expect("folder");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_seg4diff"));
+        command.current_dir(env!("CARGO_MANIFEST_DIR")).args(["generate", "--device", "cpu", "--prompt", "a cat"]);
+        command.args(["--size", "64", "--steps", "1", "--max-sequence-length", "64", "--model"]).arg(model.path());
+        let (output, text) = run(command.arg("--out").arg(out.path()));
+        assert!(!output.status.success() && text.contains(said), "{to}: {text}");
+        assert!(text.contains("config.json") || text.contains(".safetensors"), "{to}: {text}");
     }
 }

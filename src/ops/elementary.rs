@@ -1,5 +1,7 @@
 //! Differentiable operations of a line each, made of candle's: what the loss does with a few maps, and reshapes.
-use crate::autograd::{Variable, record};
+use crate::autograd::{Destination, Variable, record};
+use crate::kernels::cpu::for_each_row;
+use crate::kernels::memory::{Values, add_in_place, copy_in_place, is_on_cpu, with_values_mut};
 use candle_core::{D, DType, Result, Shape, Tensor};
 use std::ops::Range;
 
@@ -26,7 +28,16 @@ impl Variable {
         let all = self.tensor().dim(dim)?;
         let output = self.tensor().narrow(dim, window.start, window.len())?.contiguous()?;
         Ok(record(output, &[self], move |gradient, gradients| {
-            gradients.add(0, gradient.pad_with_zeros(dim, window.start, all - window.end)?)
+            let padded = || gradient.pad_with_zeros(dim, window.start, all - window.end);
+            gradients.accumulate(0, |destination| match destination {
+                // Nothing is made of the places outside: several windows of one tensor are added where they belong.
+                Destination::AddTo(sum) if is_on_cpu(sum) && is_on_cpu(&gradient) => {
+                    add_window(sum, &gradient.contiguous()?, dim, window.start).map(|()| None)
+                }
+                Destination::AddTo(sum) => add_in_place(sum, padded()?),
+                Destination::Overwrite(memory) => copy_in_place(memory, &padded()?).map(|()| None),
+                Destination::New => padded().map(Some),
+            })
         }))
     }
 
@@ -138,6 +149,26 @@ impl Variable {
             Ok(())
         }))
     }
+}
+
+/// Adds `part` to the places of dimension `dim` of `sum` from `start` on; both f32 in the host's memory.
+fn add_window(sum: &Tensor, part: &Tensor, dim: usize, start: usize) -> Result<()> {
+    let (all, length) = (sum.dim(dim)?, part.dim(dim)?);
+    let inner: usize = sum.dims()[dim + 1..].iter().product();
+    let part = Values::of(part)?;
+    let add = |sum: &mut [f32], part: &[f32]| sum.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
+    with_values_mut(sum, |sum| {
+        if inner == 1 {
+            for_each_row!(sum, all, |r, row| add(&mut row[start..start + length], &part[r * length..][..length]));
+        } else {
+            for_each_row!(sum, inner, |r, row| {
+                let place = r % all;
+                if (start..start + length).contains(&place) {
+                    add(row, &part[(r / all * length + place - start) * inner..][..inner]);
+                }
+            });
+        }
+    })
 }
 
 /// The sum of two variables of one shape.

@@ -1,5 +1,7 @@
 //! What tests of a family's pictures share: comparisons, and a model cut into shards.
+use crate::smoke_run::Run;
 use candle_core::{DType, Tensor};
+use seg4diff::demo::{self, SceneOptions, Split};
 use seg4diff::model::weights::{read_all, write};
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -40,4 +42,28 @@ pub fn shard(model: &Path) {
     let index = json!({"metadata": {}, "weight_map": weight_map}).to_string();
     std::fs::write(transformer.join("diffusion_pytorch_model.safetensors.index.json"), index).expect("index");
     std::fs::remove_file(whole).expect("remove");
+}
+
+/// With `[eval]` a run of these settings is measured on the way: segmentation by its experts, and drawn pictures.
+pub fn check_measured(settings: &[&str]) {
+    let folder = tempfile::tempdir().expect("folder");
+    let data = folder.path().join("scenes");
+    demo::write(&data, 4, SceneOptions { seed: 3, split: Split::Val, size: 64 }, |_| ()).expect("scenes");
+    let at = |name: &str| data.join(name).display().to_string();
+    let eval = [
+        format!("eval.images={}", at("images")),
+        format!("eval.labels={}", at("labels")),
+        format!("eval.classes={}", at("classes.json")),
+        format!("eval.captions={}", at("captions.json")),
+        "eval.features=checkpoints/demo-features".into(),
+        "eval.generation_images=4".into(),
+        "eval.size=64".into(),
+        "eval.steps=2".into(),
+        "train.steps=2".into(),
+    ];
+    let settings: Vec<&str> = settings.iter().copied().chain(eval.iter().map(String::as_str)).collect();
+    let said = Run::new(&settings).finish(&[]);
+    for done in ["segmented 4/4 base", "drawn 4/4 base", "segmented 4/4 after", "drawn 4/4 after"] {
+        assert!(said.contains(done), "{done}: {said}");
+    }
 }

@@ -21,7 +21,7 @@ pub struct PromptTokens {
 /// The tokenizers of a model's text encoders.
 pub enum PromptTokenizers {
     /// One or two CLIPs, and T5.
-    ClipsAndT5(ClipsAndT5),
+    ClipsAndT5(Box<ClipsAndT5>),
     /// Qwen3, with the length of its sequence and the most word tokens.
     Qwen3(Box<QwenTokenizer>, usize, usize),
 }
@@ -51,13 +51,13 @@ impl PromptTokenizers {
             let qwen = QwenTokenizer::open(&tokenizer(TextEncoderKind::Qwen3)?)?;
             return Ok(Self::Qwen3(Box::new(qwen), config.max_sequence_length, pipeline.words));
         }
-        Ok(Self::ClipsAndT5(ClipsAndT5 {
+        Ok(Self::ClipsAndT5(Box::new(ClipsAndT5 {
             clip_l: clip(TextEncoderKind::ClipL)?,
             clip_g: has(TextEncoderKind::ClipG).then(|| clip(TextEncoderKind::ClipG)).transpose()?,
             t5: has(TextEncoderKind::T5).then(t5).transpose()?,
             t5_words: (pipeline.text == TextForm::T5)
                 .then(|| 0..pipeline.words.min(config.max_sequence_length.saturating_sub(1))),
-        }))
+        })))
     }
 
     /// A prompt as each encoder gets it, first that by which words are located.

@@ -193,13 +193,22 @@ impl ModelFiles {
         struct ModelIndex {
             _class_name: String,
         }
-        let index: ModelIndex = read_json(&self.layout.folder()?.required("model_index.json")?, MODEL_JSON)?;
-        Ok(index._class_name)
+        Ok(self.pipeline_config::<ModelIndex>()?._class_name)
+    }
+
+    /// Reads `model_index.json`, which has the pipeline's settings beside its parts; a model in one file has none.
+    pub fn pipeline_config<C: DeserializeOwned>(&self) -> Result<C> {
+        read_json(&self.layout.folder()?.required("model_index.json")?, MODEL_JSON)
     }
 
     /// The model's file, or the folder that holds `model_index.json`; of a hub repository, its snapshot in the cache.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Whether the model is a file, which has no settings of its pipeline.
+    pub fn is_one_file(&self) -> bool {
+        self.is_one_file
     }
 
     /// Whether the model is a file, or has a part in a file of its own.

@@ -363,10 +363,23 @@ fn elementary_operations() {
     let x = normal(1, &[3, 4, 5]);
     let above = (x.sqr().unwrap() + 0.1).unwrap();
     let numbers = Tensor::new(&[2u32, 0, 2], &Device::Cpu).unwrap();
-    let cases: [(&str, Run, Reference, &Tensor); 12] = [
+    let windows: Reference = &|i| {
+        let part = |dim, start, length| i[0].narrow(dim, start, length)?.contiguous();
+        ((part(2, 1, 2)? * 3.0)? + part(2, 3, 2)?)?.narrow(1, 0, 3)? + part(1, 1, 3)?.narrow(2, 2, 2)?
+    };
+    let cases: [(&str, Run, Reference, &Tensor); 13] = [
         ("reshape", &|_, i| i[0].reshape((12, 5)), &|i| i[0].reshape((12, 5)), &x),
         ("permute", &|_, i| i[0].permute(&[2, 0, 1]), &|i| i[0].permute((2, 0, 1))?.contiguous(), &x),
         ("window", &|_, i| i[0].window(1, 1..3), &|i| i[0].narrow(1, 1, 2)?.contiguous(), &x),
+        (
+            "several windows of one",
+            &|_, i| {
+                let last = add(&i[0].window(2, 1..3)?.scale(3.0)?, &i[0].window(2, 3..5)?)?;
+                add(&last.window(1, 0..3)?, &i[0].window(1, 1..4)?.window(2, 2..4)?)
+            },
+            windows,
+            &x,
+        ),
         ("broadcast", &|_, i| i[0].broadcast_left(2), &|i| i[0].broadcast_left(2)?.contiguous(), &x),
         ("scale", &|_, i| i[0].scale(-1.5), &|i| &i[0] * -1.5, &x),
         ("log", &|_, i| i[0].log_above(0.5), &|i| (&i[0] + 0.5)?.log(), &above),

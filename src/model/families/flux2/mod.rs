@@ -12,7 +12,7 @@ pub use config::Flux2Config;
 use crate::model::families::family::{Family, SigmaSpacing};
 use crate::model::families::names::KohyaNames;
 use crate::model::families::pipelines::PipelineNames;
-use crate::model::families::transformer::{Transformer, TransformerConfig};
+use crate::model::families::transformer::{Guidance, Transformer, TransformerConfig};
 use crate::model::weights::Weights;
 use crate::model::weights::files::{ModelFiles, Part};
 use crate::system::error::Result;
@@ -40,13 +40,22 @@ impl Family for Flux2 {
         &PIPELINE
     }
 
+    /// A distilled model is not guided, as diffusers' pipeline has it (`is_distilled`).
     fn config(&self, files: &ModelFiles) -> Result<TransformerConfig> {
-        Ok(Flux2Config::open(files)?.general())
+        #[derive(serde::Deserialize)]
+        struct PipelineConfig {
+            #[serde(default)]
+            is_distilled: bool,
+        }
+        let config = Flux2Config::open(files)?.general();
+        let is_distilled = !files.is_one_file() && files.pipeline_config::<PipelineConfig>()?.is_distilled;
+        Ok(if is_distilled { TransformerConfig { guidance: Guidance::None, ..config } } else { config })
     }
 
     fn load(&self, files: &ModelFiles, depth: Option<usize>, dtype: DType, device: &Device) -> Result<Transformer> {
-        let config = Flux2Config::open(files)?;
-        from_weights(config, depth, &files.weights(Part::Transformer, dtype, device)?, dtype, device)
+        let weights = files.weights(Part::Transformer, dtype, device)?;
+        let model = from_weights(Flux2Config::open(files)?, depth, &weights, dtype, device)?;
+        Ok(Transformer { config: self.config(files)?, ..model })
     }
 
     /// diffusers' `Flux2KleinPipeline.__call__` gives its scheduler the levels, and `compute_empirical_mu`'s shift.
