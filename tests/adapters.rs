@@ -396,7 +396,7 @@ fn a_wrong_file_is_refused_by_name_of_what_is_wrong() {
         (vec![("lycoris_transformer_blocks_0_attn_to_q.hada_w1_a", 8, 2)], "LoHa"),
         (
             vec![("diffusion_model.layers.0.attention.qkv.lora_A.weight", 2, 8)],
-            "is not a key of an SD3 or FLUX.1 adapter",
+            "is not a key of an SD3 or FLUX.1 or FLUX.2-klein adapter",
         ),
         (vec![], "no tensors"),
     ];
@@ -494,7 +494,7 @@ fn released_files_with_other_things_are_refused_by_name() {
     let without: BTreeMap<_, _> = tensors.clone().into_iter().filter(|(name, _)| name != lone).collect();
     for (tensors, problem) in [
         (with(base), "to_q.base_layer.weight is no part of an adapter: the file holds the whole model"),
-        (with("optimizer.0"), "key optimizer.0 is not a key of an SD3 or FLUX.1 adapter"),
+        (with("optimizer.0"), "key optimizer.0 is not a key of an SD3 or FLUX.1 or FLUX.2-klein adapter"),
         (with("transformer.transformer_blocks.0.attn.to_q.lora_A.weight"), "mixes two styles of names"),
         (head.collect(), "holds a score head, but no adapter"),
         (without, "module transformer_blocks.0.attn.to_v has no up (B) matrix"),

@@ -381,7 +381,7 @@ const ADAPTERS: &[Case] = &[
         |w| w.write("l.safetensors", std::fs::read(w.path(MMDIT)).expect("read")),
         WITH_LORA,
         1,
-        &["l.safetensors", "not a key of an SD3 or FLUX.1 adapter"],
+        &["l.safetensors", "not a key of an SD3 or FLUX.1 or FLUX.2-klein adapter"],
     ),
     (
         "adapter cut short",
