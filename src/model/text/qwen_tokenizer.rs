@@ -152,7 +152,7 @@ impl QwenTokenizer {
         }
         let end = all[..read].last().map_or(0, |token| token.bytes.end);
         let rest = prompt.get(end..).unwrap_or_default().trim().to_owned();
-        Ok(Some(CutPrompt { encoder: "Qwen3", tokens: all.len(), read, rest }))
+        Ok(Some(CutPrompt { encoder: "Qwen3".into(), tokens: all.len(), read, rest }))
     }
 
     /// A templated prompt's tokens that stand for bytes of the prompt alone.
