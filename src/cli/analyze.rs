@@ -65,7 +65,7 @@ pub struct AnalyzeArgs {
     /// How far that blur reaches: standard deviation in image tokens
     #[arg(long, value_name = "TOKENS", default_value_t = BLUR, value_parser = parse_positive, requires = "blur")]
     pub blur_sigma: f64,
-    /// Guidance scale of what is drawn [default: 7, FLUX.1 3.5]
+    /// Guidance scale of what is drawn [default: 7, FLUX.1 3.5, FLUX.2 4]
     #[arg(long, value_name = "SCALE", value_parser = parse_number, requires = "blur")]
     pub guidance: Option<f64>,
     /// File for the pictures: PNG, a row a block, the first row as the model is

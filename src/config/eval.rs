@@ -57,7 +57,7 @@ keys! {
         );
         /// Denoising steps.
         steps: usize = usual(28), within(1, 1000);
-        /// Guidance scale; 1 or less turns guidance off. Without it 7, of FLUX.1 3.5; dev is told it and runs once, schnell
+        /// Guidance scale; 1 or less turns guidance off. Without it 7, of FLUX.1 3.5, of FLUX.2 4; dev is told it and runs once, schnell
         /// has none.
         guidance: Option<f64> = optional("7.0"), if_given(at_least(0.0));
         /// Scale of perturbed guidance, away from what the model draws with one block's attention to the text blurred; 0
