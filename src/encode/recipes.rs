@@ -57,9 +57,11 @@ pub fn text(files: &ModelFiles, model: &ModelConfig, device: &Device) -> Result<
         ("arithmetic", name(TextEncoders::arithmetic(weights, device)).into()),
         ("tokens", format!("{} of width {}", shape.tokens, shape.width)),
     ];
-    // Not said where it is not used: caches from before it was known stay what they are.
-    if model.text_encoders.contains(&TextEncoderKind::Qwen3) {
-        facts.push(("qwen3", encoder(TextEncoderKind::Qwen3)?));
+    // Others are not said where the pipeline lacks them: caches from before they were known stay what they are.
+    for folders in files.known_pipeline()?.encoders {
+        if facts.iter().all(|(name, _)| *name != folders.kind.name()) {
+            facts.push((folders.kind.name(), encoder(folders.kind)?));
+        }
     }
     let (rows, columns) = shape.filled();
     Ok(recipe(Kind::Text, facts, vec![("context", vec![rows, columns]), ("pooled", vec![shape.pooled])]))

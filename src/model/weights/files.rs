@@ -307,7 +307,8 @@ impl ModelFiles {
         let Some(name) = self.tokenizer_folder(part) else {
             return Err(Error::Failed(format!("{} has no tokenizer", self.part_folder(part))));
         };
-        let found = self.layout.folder().and_then(|folder| folder.tokenizer(name));
+        let has_template = self.pipeline.is_some_and(|pipeline| pipeline.text.has_template());
+        let found = self.layout.folder().and_then(|folder| folder.tokenizer(name, has_template));
         found.map_err(|problem| match self.is_one_file {
             false => problem,
             true => Error::file(

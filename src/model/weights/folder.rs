@@ -75,11 +75,11 @@ impl Folder {
         Ok(false)
     }
 
-    /// The subfolder `name` of a tokenizer, with the files in it that there are.
+    /// The subfolder `name` of a tokenizer, with the files in it that there are; a chat template among them where it has one.
     ///
     /// # Errors
     /// There is none.
-    pub fn tokenizer(&self, name: &str) -> Result<PathBuf> {
+    pub fn tokenizer(&self, name: &str, has_template: bool) -> Result<PathBuf> {
         let folder = self.path.join(name);
         let at_hand = |file: &str| is_file(&folder.join(file));
         let complete = at_hand("tokenizer.json")? || at_hand("vocab.json")? && at_hand("merges.txt")?;
@@ -99,8 +99,7 @@ impl Folder {
         if !config.as_ref().is_some_and(|file| says(file, "added_tokens_decoder")) {
             self.optional_extra(&format!("{name}/added_tokens.json"))?;
         }
-        // A template for conversations is beside the others, or in the configuration.
-        if config.as_ref().is_some_and(|file| says(file, "eos_token") && !says(file, "chat_template")) {
+        if has_template && !config.as_ref().is_some_and(|file| says(file, "chat_template")) {
             self.optional_extra(&format!("{name}/chat_template.jinja"))?;
         }
         if !is_folder(&folder)? {
