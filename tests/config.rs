@@ -288,7 +288,7 @@ fn single_problems_are_named_in_place() {
         (
             "",
             "model.text_encoders=[\"clip_x\"]",
-            "item 1: expected \"clip_l\", \"clip_g\" or \"t5\", found the string \"clip_x\"",
+            "item 1: expected \"clip_l\", \"clip_g\", \"t5\" or \"qwen3\", found the string \"clip_x\"",
         ),
         ("", "model.text_encoders=[\"t5\"]", "add \"clip_l\" or \"clip_g\""),
         ("", "model.text_encoders=[]", "must not be empty"),

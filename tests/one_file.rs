@@ -289,7 +289,7 @@ fn a_file_that_is_no_model_is_said_to_be_what_it_is() {
     let refused = draw(&model.whole(), &[model.config(), file("vae", &clip)].concat()).expect_err("no autoencoder");
     assert!(refused.contains("no autoencoder for model.files.vae: it is a CLIP text encoder"), "{refused}");
     let refused = draw(&model.whole(), &[model.config(), file("t6", &clip)].concat()).expect_err("no key");
-    assert!(refused.contains("expected vae, clip_l, clip_g, t5 or config"), "{refused}");
+    assert!(refused.contains("expected vae, clip_l, clip_g, t5, qwen3 or config"), "{refused}");
 
     // A tensor too many, and one too few.
     let mut transformer = sd3_transformer(&model.part("transformer"));

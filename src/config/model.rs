@@ -56,13 +56,15 @@ keys! {
         clip_g: Option<PathBuf> = optional("\"models/clip_g.safetensors\""), if_given(not_empty());
         /// T5.
         t5: Option<PathBuf> = optional("\"models/t5xxl_fp16.safetensors\""), if_given(not_empty());
+        /// Qwen3.
+        qwen3: Option<PathBuf> = optional("\"models/qwen_3_4b.safetensors\""), if_given(not_empty());
     }
 }
 
 impl Default for PartPaths {
     /// None.
     fn default() -> Self {
-        Self { config: None, vae: None, clip_l: None, clip_g: None, t5: None }
+        Self { config: None, vae: None, clip_l: None, clip_g: None, t5: None, qwen3: None }
     }
 }
 
@@ -74,6 +76,7 @@ impl PartPaths {
             (Part::Text(TextEncoderKind::ClipL), &self.clip_l),
             (Part::Text(TextEncoderKind::ClipG), &self.clip_g),
             (Part::Text(TextEncoderKind::T5), &self.t5),
+            (Part::Text(TextEncoderKind::Qwen3), &self.qwen3),
         ];
         named.into_iter().filter_map(|(part, path)| Some((part, path.as_deref()?)))
     }
@@ -100,7 +103,11 @@ impl PartPaths {
                 "clip_l" => &mut paths.clip_l,
                 "clip_g" => &mut paths.clip_g,
                 "t5" => &mut paths.t5,
-                _ => return Err(format!("{argument:?}: expected vae, clip_l, clip_g, t5 or config, = and a path")),
+                "qwen3" => &mut paths.qwen3,
+                _ => {
+                    let keys = "vae, clip_l, clip_g, t5, qwen3 or config";
+                    return Err(format!("{argument:?}: expected {keys}, = and a path"));
+                }
             };
             *slot = Some(path.into());
         }
