@@ -175,7 +175,8 @@ fn another_config_or_model_is_refused_by_name_unless_forced() {
             "data.captions: nothing in the checkpoint, \"x.json\" now",
             "data.source: [\"a.tar\"] in the checkpoint, [\"b.tar\"] now",
             "optim.lr: 0.0001 in the checkpoint, 0.001 now",
-            "model.path: the model in m is not the one that the checkpoint was trained on",
+            "model.path: the model in m is not the one that the checkpoint was trained on; of the same model, a folder and \
+             one file count as two",
         ]
     );
     assert_eq!(load(&path, &now, "another", ALL).expect("forced").state.step, 1);

@@ -153,7 +153,7 @@ const FILES: &[Case] = &[
         nothing,
         &["train", "--config", "c.toml", "--set", "model.path=a_0.tar"],
         2,
-        &["a_0.tar is a file", "diffusers"],
+        &["model.path: a_0.tar: not a folder", "diffusers"],
     ),
     (
         "model without a part",

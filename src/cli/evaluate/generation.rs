@@ -2,7 +2,7 @@
 use super::{say_distances, write_scores};
 use crate::cli::drawings::{self, key, lora_content};
 use crate::cli::{attach, say};
-use crate::config::{EvalConfig, RunConfig};
+use crate::config::{EvalConfig, PartPaths, RunConfig};
 use crate::data::sources::captions::{Columns, first_by_key};
 use crate::eval::generation::{DrawnImage, GenerationOptions, Reference, evaluate, load_networks};
 use crate::model::adapters::weighted::{self, WeightedFile};
@@ -114,6 +114,7 @@ fn record<'a>(
 ) -> Result<Value> {
     Ok(json!({
         "model": config.model.path,
+        "model_files": (config.model.files != PartPaths::default()).then_some(&config.model.files),
         "lora": lora_content(&args.lora)?,
         "dtype": config.model.dtype,
         "text_encoders": config.model.text_encoders,

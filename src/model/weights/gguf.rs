@@ -97,10 +97,11 @@ pub(super) fn quantised(dtype: GgmlDType, data: &[u8], shape: &[usize], device: 
 /// One is not finite, or too large for `kept`.
 pub fn dequantised(blocks: &QTensor, kept: DType, device: &Device) -> Result<Tensor, String> {
     let round = || {
-        let numbers = blocks.dequantize(device)?.to_dtype(kept)?;
-        // NaN and infinity stay in a sum; what is left of numbers that a block can hold is far from too large.
-        let sum = numbers.to_dtype(DType::F32)?.abs()?.sum_all()?.to_scalar::<f32>()?;
-        Ok::<_, candle_core::Error>((numbers, sum))
+        let exact = blocks.dequantize(device)?;
+        let rounded = exact.to_dtype(kept)?;
+        // NaN and infinity stay in a sum; numbers that blocks can hold are far from making one. f16 alone has a smaller range.
+        let sum = if kept == DType::F16 { rounded.to_dtype(DType::F32)?.sum_all()? } else { exact.sum_all()? };
+        Ok::<_, candle_core::Error>((rounded, sum.to_scalar::<f32>()?))
     };
     match round().map_err(line)? {
         (numbers, sum) if sum.is_finite() => Ok(numbers),

@@ -34,6 +34,10 @@ pub(super) fn check_kind(file: &Path) -> Result<()> {
         None if start.starts_with(gguf::MAGIC) && !gguf::is_named_so(file) => {
             Err(Error::file(file, "a GGUF file: its name must end in .gguf"))
         }
+        None if extension != "safetensors" && !gguf::is_named_so(file) => {
+            let problem = "not a folder in the diffusers layout, and no file of tensors (.safetensors, .gguf)";
+            Err(Error::file(file, problem))
+        }
         None => Ok(()),
     }
 }
