@@ -5,7 +5,7 @@ mod outcome;
 mod smoke_run;
 
 use candle_core::{DType, Device, Tensor};
-use original_files::{Tensors, flux_transformer, part, sd3_transformer, vae, write_parts};
+use original_files::{Tensors, flux_transformer, flux2_transformer, part, sd3_transformer, vae, write_parts};
 use outcome::Outcome;
 use seg4diff::config::{PartPaths, TextEncoderKind};
 use seg4diff::model::families;
@@ -146,6 +146,7 @@ fn names_and_sizes_are_those_of_the_folder() {
         (format!("{steps}/sd3.5-large"), sd3_transformer),
         ("tests/fixtures/flux/dev".into(), flux_transformer),
         ("tests/fixtures/flux/schnell".into(), flux_transformer),
+        ("tests/fixtures/flux2/klein".into(), flux2_transformer),
     ] {
         let model = Model::of(&folder);
         let wanted = model.part("transformer");
@@ -173,7 +174,8 @@ fn names_and_sizes_are_those_of_the_folder() {
             assert_eq!(config["num_attention_heads"], found.num_attention_heads, "{folder}");
             assert_eq!(config["attention_head_dim"], found.attention_head_dim, "{folder}");
             assert_eq!(config["joint_attention_dim"], found.joint_attention_dim, "{folder}");
-            assert_eq!(config["pooled_projection_dim"], found.pooled_projection_dim, "{folder}");
+            let pooled = config.get("pooled_projection_dim").and_then(|size| size.as_u64()).unwrap_or_default();
+            assert_eq!(pooled, found.pooled_projection_dim as u64, "{folder}");
             assert_eq!(config["num_layers"], found.block_lists[0].1, "{folder}");
         }
     }
@@ -395,5 +397,48 @@ fn flux_in_one_file_draws_the_picture_of_its_folder() {
         let files = ModelFiles::open(&whole.display().to_string()).expect("one file");
         let encoders = files.text_encoders().expect("encoders");
         assert_eq!(encoders, [TextEncoderKind::ClipL, TextEncoderKind::T5]);
+    }
+}
+
+/// FLUX.2-klein, whose autoencoder packs its latents, and Qwen3 in transformers' names or llama.cpp's.
+#[test]
+fn flux2_in_one_file_draws_the_picture_of_its_folder() {
+    let model = Model::of("tests/fixtures/flux2/klein");
+    let tokens = ["--max-sequence-length".to_string(), "80".to_string()];
+    let wanted = draw(model.folder.path(), &tokens).expect("folder");
+    let alone = model.write("flux-2-klein.safetensors", &[("", &flux2_transformer(&model.part("transformer")))]);
+    let mut autoencoder = vae(&model.part("vae"));
+    for (from, to) in [("quant_conv", "encoder.quant_conv"), ("post_quant_conv", "decoder.post_quant_conv")] {
+        for parameter in ["weight", "bias"] {
+            let tensor = autoencoder.remove(&format!("{from}.{parameter}")).expect("a convolution");
+            autoencoder.insert(format!("{to}.{parameter}"), tensor);
+        }
+    }
+    autoencoder.remove("bn.num_batches_tracked");
+    let autoencoder = model.write("flux2-vae.safetensors", &[("", &autoencoder)]);
+    let of_llama_cpp = |name: &String| {
+        let names = [
+            ("model.layers.", "blk."),
+            ("model.embed_tokens", "token_embd"),
+            ("model.norm", "output_norm"),
+            ("input_layernorm", "attn_norm"),
+            ("post_attention_layernorm", "ffn_norm"),
+            ("self_attn.q_proj", "attn_q"),
+            ("self_attn.k_proj", "attn_k"),
+            ("self_attn.v_proj", "attn_v"),
+            ("self_attn.o_proj", "attn_output"),
+            ("self_attn.", "attn_"),
+            ("mlp.gate_proj", "ffn_gate"),
+            ("mlp.up_proj", "ffn_up"),
+            ("mlp.down_proj", "ffn_down"),
+        ];
+        names.into_iter().fold(name.clone(), |name, (from, to)| name.replace(from, to))
+    };
+    let encoder = model.part("text_encoder");
+    let renamed = encoder.iter().map(|(name, tensor)| (of_llama_cpp(name), tensor.clone())).collect();
+    let renamed = model.write("renamed.safetensors", &[("", &renamed)]);
+    for encoder in [model.path("text_encoder/model.safetensors"), renamed] {
+        let parts = [model.config(), tokens.clone(), file("vae", &autoencoder), file("qwen3", &encoder)];
+        assert!(draw(&alone, &parts.concat()).expect("one file") == wanted, "{}", encoder.display());
     }
 }

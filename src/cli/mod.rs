@@ -31,7 +31,7 @@ pub(crate) struct ModelArgs {
     /// Folder of a diffusers pipeline, hf:ORG/NAME@REVISION, or a model in one file, .safetensors or .gguf
     #[arg(long, value_name = "DIR")]
     pub model: String,
-    /// File of a part that the model lacks: vae, clip_l, clip_g or t5, = and its path; or config= and the folder or
+    /// File of a part that the model lacks: vae, clip_l, clip_g, t5 or qwen3, = and its path; or config= and the folder or
     /// hf:ORG/NAME with the tokenizers of a model in one file; may be given many times
     #[arg(long, value_name = "PART=PATH")]
     pub model_file: Vec<String>,

@@ -85,6 +85,9 @@ impl Undo {
     /// Weight and bias with scale and shift the other way round.
     fn swap(&mut self, from: &str, to: &str) {
         for parameter in ["weight", "bias"] {
+            if !self.has(&format!("{from}.{parameter}")) {
+                continue;
+            }
             let halves = self.take(&format!("{from}.{parameter}")).chunk(2, 0).expect("halves");
             let swapped = Tensor::cat(&[&halves[1], &halves[0]], 0).expect("rows");
             self.made.insert(format!("{to}.{parameter}"), swapped);
@@ -195,6 +198,57 @@ pub fn flux_transformer(tensors: &Tensors) -> Tensors {
         undo.join(&[&d("proj_out")], &o("linear2"));
     }
     undo.join(&["proj_out"], "final_layer.linear");
+    undo.swap("norm_out.linear", "final_layer.adaLN_modulation.1");
+    undo.finish()
+}
+
+/// `convert_flux2_transformer_checkpoint_to_diffusers`, undone.
+pub fn flux2_transformer(tensors: &Tensors) -> Tensors {
+    let mut undo = Undo::of(tensors);
+    for (from, to) in [
+        ("x_embedder", "img_in"),
+        ("context_embedder", "txt_in"),
+        ("time_guidance_embed.timestep_embedder.linear_1", "time_in.in_layer"),
+        ("time_guidance_embed.timestep_embedder.linear_2", "time_in.out_layer"),
+        ("double_stream_modulation_img.linear", "double_stream_modulation_img.lin"),
+        ("double_stream_modulation_txt.linear", "double_stream_modulation_txt.lin"),
+        ("single_stream_modulation.linear", "single_stream_modulation.lin"),
+        ("proj_out", "final_layer.linear"),
+    ] {
+        undo.join(&[from], to);
+    }
+    for i in 0..blocks(tensors, "transformer_blocks") {
+        let d = |name: &str| format!("transformer_blocks.{i}.{name}");
+        let o = |name: &str| format!("double_blocks.{i}.{name}");
+        undo.join(&[&d("attn.to_q"), &d("attn.to_k"), &d("attn.to_v")], &o("img_attn.qkv"));
+        undo.join(&[&d("attn.add_q_proj"), &d("attn.add_k_proj"), &d("attn.add_v_proj")], &o("txt_attn.qkv"));
+        for (from, to) in [
+            ("attn.norm_q", "img_attn.norm.query_norm"),
+            ("attn.norm_k", "img_attn.norm.key_norm"),
+            ("attn.norm_added_q", "txt_attn.norm.query_norm"),
+            ("attn.norm_added_k", "txt_attn.norm.key_norm"),
+        ] {
+            undo.rename(&d(&format!("{from}.weight")), &o(&format!("{to}.scale")));
+        }
+        for (from, to) in [
+            ("attn.to_out.0", "img_attn.proj"),
+            ("attn.to_add_out", "txt_attn.proj"),
+            ("ff.linear_in", "img_mlp.0"),
+            ("ff.linear_out", "img_mlp.2"),
+            ("ff_context.linear_in", "txt_mlp.0"),
+            ("ff_context.linear_out", "txt_mlp.2"),
+        ] {
+            undo.join(&[&d(from)], &o(to));
+        }
+    }
+    for i in 0..blocks(tensors, "single_transformer_blocks") {
+        let d = |name: &str| format!("single_transformer_blocks.{i}.attn.{name}");
+        let o = |name: &str| format!("single_blocks.{i}.{name}");
+        undo.join(&[&d("to_qkv_mlp_proj")], &o("linear1"));
+        undo.join(&[&d("to_out")], &o("linear2"));
+        undo.rename(&d("norm_q.weight"), &o("norm.query_norm.scale"));
+        undo.rename(&d("norm_k.weight"), &o("norm.key_norm.scale"));
+    }
     undo.swap("norm_out.linear", "final_layer.adaLN_modulation.1");
     undo.finish()
 }

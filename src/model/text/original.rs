@@ -41,8 +41,12 @@ pub fn of(kind: TextEncoderKind) -> OriginalEncoder {
         TextEncoderKind::Qwen3 => OriginalEncoder {
             prefix: "text_encoders.qwen3_4b.transformer.",
             file: "qwen_3_4b.safetensors",
-            marks: &["model.layers.0.self_attn.q_norm.weight", "layers.0.self_attn.q_norm.weight"],
-            naming: &SAME_NAMES,
+            marks: &[
+                "model.layers.0.self_attn.q_norm.weight",
+                "layers.0.self_attn.q_norm.weight",
+                "blk.0.attn_q_norm.weight",
+            ],
+            naming: &QWEN3_OF_LLAMA_CPP,
         },
     }
 }
@@ -74,6 +78,38 @@ const T5_MODULES: [ModuleNames; 2] = [
     },
 ];
 
+/// Qwen3's names there.
+static QWEN3_OF_LLAMA_CPP: Naming = Naming { modules: &[&QWEN3_MODULES], swaps_halves: |_, _| false };
+
+const QWEN3_MODULES: [ModuleNames; 2] = [
+    ModuleNames {
+        original: "blk.*",
+        diffusers: "model.layers.*",
+        layers: &[
+            ("attn_norm", &[("input_layernorm", 1)]),
+            ("attn_q", &[("self_attn.q_proj", 1)]),
+            ("attn_k", &[("self_attn.k_proj", 1)]),
+            ("attn_v", &[("self_attn.v_proj", 1)]),
+            ("attn_output", &[("self_attn.o_proj", 1)]),
+            ("attn_q_norm", &[("self_attn.q_norm", 1)]),
+            ("attn_k_norm", &[("self_attn.k_norm", 1)]),
+            ("ffn_norm", &[("post_attention_layernorm", 1)]),
+            ("ffn_gate", &[("mlp.gate_proj", 1)]),
+            ("ffn_up", &[("mlp.up_proj", 1)]),
+            ("ffn_down", &[("mlp.down_proj", 1)]),
+        ],
+    },
+    ModuleNames {
+        original: "",
+        diffusers: "",
+        layers: &[
+            ("token_embd", &[("model.embed_tokens", 1)]),
+            ("output_norm", &[("model.norm", 1)]),
+            ("output", &[("lm_head", 1)]),
+        ],
+    },
+];
+
 /// Keys of its `config.json` as the released encoder has them.
 pub fn usual(kind: TextEncoderKind) -> Value {
     // The id 2 of the end token is wrong in the released configurations, and means the highest.
@@ -102,7 +138,11 @@ pub fn usual(kind: TextEncoderKind) -> Value {
             "pad_token_id": 0,
             "eos_token_id": 1,
         }),
-        TextEncoderKind::Qwen3 => json!({"rms_norm_eps": 1e-6, "rope_theta": 1e6, "max_position_embeddings": 40960}),
+        TextEncoderKind::Qwen3 => json!({
+            "rms_norm_eps": 1e-6,
+            "rope_parameters": {"rope_theta": 1e6},
+            "max_position_embeddings": 40960,
+        }),
     }
 }
 

@@ -25,7 +25,7 @@ const ATTENTION: &[(&str, Shares)] = &[
     ("proj_out", &[("to_out.0", 1)]),
 ];
 
-const MODULES: [ModuleNames; 12] = [
+const MODULES: [ModuleNames; 14] = [
     ModuleNames { original: "encoder.down.*.block.*", diffusers: "encoder.down_blocks.*.resnets.*", layers: RESNET },
     ModuleNames { original: "encoder.mid.block_1", diffusers: "encoder.mid_block.resnets.0", layers: RESNET },
     ModuleNames { original: "encoder.mid.block_2", diffusers: "encoder.mid_block.resnets.1", layers: RESNET },
@@ -45,6 +45,9 @@ const MODULES: [ModuleNames; 12] = [
         diffusers: "decoder.up_blocks.^",
         layers: &[("upsample.conv", &[("upsamplers.0.conv", 1)])],
     },
+    // FLUX.2's; older ones have these at the top.
+    ModuleNames { original: "encoder", diffusers: "", layers: &[("quant_conv", &[("quant_conv", 1)])] },
+    ModuleNames { original: "decoder", diffusers: "", layers: &[("post_quant_conv", &[("post_quant_conv", 1)])] },
     ModuleNames { original: "encoder", diffusers: "encoder", layers: &[("norm_out", &[("conv_norm_out", 1)])] },
     ModuleNames { original: "decoder", diffusers: "decoder", layers: &[("norm_out", &[("conv_norm_out", 1)])] },
 ];
@@ -58,11 +61,13 @@ pub fn usual() -> Value {
 pub fn sizes(shapes: &Shapes) -> Value {
     let level = |index| shapes.size(&format!("encoder.down_blocks.{index}.resnets.0.conv2.weight"), 0);
     let levels = shapes.count("encoder.down_blocks.");
+    let of_decoder = |index| shapes.size(&format!("decoder.up_blocks.{index}.resnets.0.conv2.weight"), 0);
     json!({
         "in_channels": shapes.size("encoder.conv_in.weight", 1),
         "out_channels": shapes.size("decoder.conv_out.weight", 0),
         "latent_channels": shapes.size(MARK, 1),
         "block_out_channels": levels.map(|levels| (0..levels).map(level).collect::<Vec<_>>()),
+        "decoder_block_out_channels": levels.map(|levels| (0..levels).rev().map(of_decoder).collect::<Vec<_>>()),
         "layers_per_block": shapes.count("encoder.down_blocks.0.resnets."),
         "use_quant_conv": shapes.has("quant_conv.weight"),
         "use_post_quant_conv": shapes.has("post_quant_conv.weight"),

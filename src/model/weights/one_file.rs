@@ -75,6 +75,8 @@ pub(super) fn what_is(weights: &Weights) -> String {
         ("embeddings.token_embedding.", "it is a CLIP text encoder"),
         ("SelfAttention.", "it is a T5 text encoder"),
         ("enc.blk.", "it is a T5 text encoder"),
+        ("self_attn.q_norm.", "it is a Qwen3 text encoder"),
+        ("attn_q_norm.", "it is a Qwen3 text encoder"),
         ("decoder.conv_in.", "it is an autoencoder"),
     ];
     match (kinds.iter().find(|(part, _)| has(part)), names.first()) {

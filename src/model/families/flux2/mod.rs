@@ -4,6 +4,7 @@ mod double;
 mod embed;
 mod feed_forward;
 pub mod names;
+pub mod original;
 pub mod pipeline;
 mod single;
 

@@ -36,6 +36,10 @@ pub const ADAPTER_TARGETS: [&str; 14] = [
     FUSED_OUTPUT,
 ];
 
+/// The modulation of the norm before the output, which no adapter sits on: a scale and a shift in diffusers, in the original
+/// checkpoint the shift first.
+pub(super) const OUTPUT_NORM: &str = "norm_out.linear";
+
 /// Names of kohya's musubi-tuner (`networks/lora_flux_2.py`), as diffusers reads them
 /// (`_convert_kohya_flux2_lora_to_diffusers`).
 pub static KOHYA: KohyaNames = KohyaNames {
@@ -63,7 +67,7 @@ pub static KOHYA: KohyaNames = KohyaNames {
             layers: &[("linear1", &[(FUSED_INPUT, 1)]), ("linear2", &[(FUSED_OUTPUT, 1)])],
         },
     ],
-    swaps_halves: |_, _| false,
+    swaps_halves: |layer, _| layer == OUTPUT_NORM,
     fits: |layer, (inner, outer)| match layer {
         "linear1" => outer == 9 * inner,
         "linear2" => inner == 4 * outer,

@@ -1,4 +1,5 @@
 //! FLUX.2-klein's pipeline in the diffusers layout.
+use super::original::ORIGINAL;
 use crate::config::TextEncoderKind;
 use crate::model::families::joint::Streams;
 use crate::model::families::pipelines::{EncoderFolders, PipelineNames, TextForm};
@@ -17,7 +18,7 @@ pub static PIPELINE: PipelineNames = PipelineNames {
     block_counts: &["num_layers", "num_single_layers"],
     // The autoencoder's latents are packed by itself.
     packed_side: 2,
-    original: None,
+    original: Some(&ORIGINAL),
 };
 
 /// Word tokens among these streams' text tokens.
