@@ -11,6 +11,7 @@ use common::{Preset, Result, preset, rounded};
 use seg4diff::config::{BLUR, DeviceChoice};
 use seg4diff::model::families::Blur;
 use seg4diff::model::text::TextEmbedding;
+use seg4diff::model::weights::Weights;
 use seg4diff::sample::generate::{Conditions, PerturbedGuidance, SamplingOptions};
 use seg4diff::sample::noise::normal;
 use seg4diff::sample::scheduler::Scheduler;
@@ -44,9 +45,8 @@ fn main() -> Result<()> {
     let config = preset.general();
     let device = args.device.open()?;
     let folder = tempfile::tempdir()?;
-    let file = folder.path().join("model.safetensors");
-    preset.write_weights(DType::F32, &file)?;
-    let model = preset.load(&file, None, DType::F32, &device)?;
+    let files = preset.write_weights(DType::F32, folder.path())?;
+    let model = preset.load(&Weights::open(folder.path(), &files, DType::F32, &device)?, None, DType::F32)?;
     let noise = normal(2, &[0], (args.batch, 16, side, side), &device)?;
     let text = |stream: u64| -> Result<TextEmbedding> {
         Ok(TextEmbedding::new(

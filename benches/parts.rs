@@ -149,7 +149,7 @@ fn main() -> Result<()> {
     let random = |stream: u64, shape: &[usize]| normal(5, &[stream], shape, &Device::Cpu);
     let layer = |stream: u64, inner: usize, outer: usize| -> Result<FrozenLayer> {
         let weight = (random(stream, &[outer, inner])? * (inner as f64).powf(-0.5))?;
-        Ok(FrozenLayer { weight, bias: Some(random(stream + 1, &[outer])?) })
+        Ok(FrozenLayer { weight: weight.into(), bias: Some(random(stream + 1, &[outer])?) })
     };
     let flop = |rows: usize, inner: usize, outer: usize| 2.0 * (rows * inner * outer) as f64;
     let [square, up, down] = [layer(10, width, width)?, layer(12, width, 4 * width)?, layer(14, 4 * width, width)?];

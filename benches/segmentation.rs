@@ -12,6 +12,7 @@ use common::{Preset, Result, preset, rounded};
 use seg4diff::eval::maps::MapSettings;
 use seg4diff::eval::segmentation::{ClassMaps, Prompt};
 use seg4diff::model::text::TextEmbedding;
+use seg4diff::model::weights::Weights;
 use seg4diff::sample::noise::normal;
 use std::time::Instant;
 
@@ -38,19 +39,9 @@ fn main() -> Result<()> {
     let Preset { side, text_tokens, expert_layer, .. } = preset;
     let config = preset.general();
     let (device, folder) = (Device::Cpu, tempfile::tempdir()?);
-    let file = folder.path().join("model.safetensors");
-    // Written by another process, whose memory is not this one's.
-    if std::env::var_os("WRITE_WEIGHTS").is_some() {
-        return preset.write_weights(DType::F32, std::path::Path::new(&std::env::var("WRITE_WEIGHTS")?));
-    }
-    let written = std::process::Command::new(std::env::current_exe()?)
-        .args(["--preset", &args.preset])
-        .env("WRITE_WEIGHTS", &file)
-        .status()?;
-    if !written.success() {
-        return Err("the weights were not written".into());
-    }
-    let model = preset.load(&file, Some(expert_layer + 1), DType::F32, &device)?;
+    let files = preset.write_weights(DType::F32, folder.path())?;
+    let weights = Weights::open(folder.path(), &files, DType::F32, &device)?;
+    let model = preset.load(&weights, Some(expert_layer + 1), DType::F32)?;
     let places = (0..args.classes).map(|class| (class as u16, 1 + 2 * class..3 + 2 * class)).collect();
     let prompt = Prompt { text: String::new(), places };
     let grid = (side / config.patch_size, side / config.patch_size);

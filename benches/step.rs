@@ -2,7 +2,8 @@
 //! same sizes, losses and work.
 //!
 //!   cargo bench --bench step -- --preset demo|sd3-width|sd3-medium|flux-width|flux-dev [--device cpu|cuda:0]
-//!                               [--dtype f32|bf16] [--batch N] [--steps N] [--masks N] [--checkpointing] [--variant plain --variant masks=0,batch=1 …]
+//!                               [--dtype f32|bf16] [--quantize q8_0|q6k|q4_k|f8] [--batch N]
+//!                               [--steps N] [--masks N] [--checkpointing] [--variant plain --variant masks=0,batch=1 …]
 //!
 //! Prints one JSON line with the keys of the PyTorch script. Each `--variant` is measured in turn on one model, with what
 //! it names in the place of what the other flags say. A step that does not fit into memory is a line, too; then half the
@@ -14,10 +15,11 @@ use candle_core::{DType, Device, Tensor};
 use clap::Parser;
 use common::{Preset, Result, preset, rounded};
 use rand::Rng;
-use seg4diff::config::{Choice, DeviceChoice, RunConfig, WeightType};
+use seg4diff::config::{Choice, DeviceChoice, Quantization, RunConfig, WeightType};
 use seg4diff::loss::{MaskTarget, SampleTargets};
 use seg4diff::model::families::Transformer;
 use seg4diff::model::text::TextEmbedding;
+use seg4diff::model::weights::Weights;
 use seg4diff::ops::Target;
 use seg4diff::ops::device::{forget_gpu_peak, peak_gpu_bytes, take_epilogues, upload};
 use seg4diff::sample::noise::{generator, normal};
@@ -39,6 +41,9 @@ struct Args {
     device: DeviceChoice,
     #[arg(long, default_value = "f32", value_parser = WeightType::from_name)]
     dtype: WeightType,
+    /// How the frozen weights of blocks are kept.
+    #[arg(long, value_parser = Quantization::from_name)]
+    quantize: Option<Quantization>,
     #[arg(long, default_value_t = 5)]
     steps: usize,
     /// Steps before those that are timed; by default 3 on a GPU, which loads its kernels then, and 1 on the CPU.
@@ -144,6 +149,8 @@ struct Trainer<'a> {
     config: RunConfig,
     model: Transformer,
     parameters: Parameters,
+    /// Bytes of the largest weight that is written out.
+    layer: u64,
 }
 
 impl<'a> Trainer<'a> {
@@ -152,9 +159,9 @@ impl<'a> Trainer<'a> {
         let device = args.device.open()?;
         let dtype = args.dtype.dtype();
         let folder = tempfile::tempdir()?;
-        let file = folder.path().join("model.safetensors");
-        preset.write_weights(dtype, &file)?;
-        let mut model = preset.load(&file, None, dtype, &device)?;
+        let files = preset.write_weights(dtype, folder.path())?;
+        let weights = Weights::open(folder.path(), &files, dtype, &device)?.quantized(args.quantize);
+        let mut model = preset.load(&weights, None, dtype)?;
 
         let settings = ["output=\"-\"", "model.path=\"-\"", "data.source=[\"-\"]", "data.captions=\"-\""];
         let mut settings: Vec<String> = settings.map(String::from).to_vec();
@@ -162,12 +169,13 @@ impl<'a> Trainer<'a> {
         let config = RunConfig::parse("", Path::new("bench"), &settings)?;
         let parameters = Parameters::new(&config, &mut model, &device)?;
         model.attach_trained(&parameters.trained()?)?;
-        Ok(Self { args, preset, device, dtype, config, model, parameters })
+        let layer = model.largest_written_out(if device.is_cpu() { DType::F32 } else { dtype });
+        Ok(Self { args, preset, device, dtype, config, model, parameters, layer })
     }
 
     /// What has been measured, as the fields of a line.
     fn measure(&self, work: Work) -> Result<serde_json::Value> {
-        let Self { args, preset, device, config, model, parameters, .. } = self;
+        let Self { args, preset, device, config, model, parameters, layer, .. } = self;
         let sizes = preset.general();
         let Work { batch, masks, checkpointing, epilogue } = work;
         take_epilogues(epilogue);
@@ -219,6 +227,7 @@ impl<'a> Trainer<'a> {
             blocks: model.saved_activations(),
             size,
             trained: parameters.count(),
+            layer: *layer,
             experts: 1,
             score_head,
             encoding: 0,
@@ -261,7 +270,7 @@ impl<'a> Trainer<'a> {
             };
             let mut line = json!({
                 "what": "seg4diff", "preset": self.args.preset, "device": self.args.device.to_string(),
-                "dtype": self.args.dtype, "batch": work.batch, "steps": self.args.steps, "masks": work.masks,
+                "dtype": self.args.dtype, "quantize": self.args.quantize, "batch": work.batch, "steps": self.args.steps, "masks": work.masks,
                 "checkpointing": work.checkpointing, "epilogue": work.epilogue,
             });
             if let (Some(line), serde_json::Value::Object(found)) = (line.as_object_mut(), found) {

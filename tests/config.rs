@@ -231,6 +231,7 @@ fn every_choice_survives_being_written() {
     let mut tried = 0;
     for (key, names) in [
         ("model.dtype", names::<WeightType>()),
+        ("model.quantize", names::<Quantization>()),
         ("data.crop", names::<Crop>()),
         ("loss.alignment", names::<Alignment>()),
         ("loss.heads", vec!["keep".into(), "mean".into(), "0".into(), "23".into()]),
@@ -256,7 +257,7 @@ fn every_choice_survives_being_written() {
             }
         }
     }
-    assert_eq!(tried, 66);
+    assert_eq!(tried, 74);
 }
 
 #[test]

@@ -418,7 +418,12 @@ fn sizes_that_make_no_model_are_refused() {
         ("transformer", "\"mlp_ratio\": 3.0", "\"mlp_ratio\": 2.5", "mlp_ratio is 2.5"),
         ("transformer", "\"eps\": 1e-06", "\"eps\": 1e-05", "eps is 0.00001"),
         ("transformer", "\"rope_theta\": 2000", "\"rope_theta\": 0", "rope_theta is 0"),
-        ("transformer", "\"in_channels\": 64", "\"in_channels\": 32", "x_embedder.weight has shape [48, 64], expected [48, 32]"),
+        (
+            "transformer",
+            "\"in_channels\": 64",
+            "\"in_channels\": 32",
+            "x_embedder.weight has shape [48, 64], expected [48, 32]",
+        ),
         (
             "transformer",
             "\"joint_attention_dim\": 96",

@@ -18,7 +18,7 @@ use seg4diff::model::projection::Projection;
 use seg4diff::model::text::TextEmbedding;
 use seg4diff::model::weights::files::{ModelFiles, Part};
 use seg4diff::model::weights::{self, Weights, read_all};
-use seg4diff::ops::{self, FrozenLayer, Layer, Target};
+use seg4diff::ops::{self, FrozenLayer, FrozenWeight, Layer, Target};
 use seg4diff::sample::noise::normal;
 use seg4diff::train::gradients::{StepGradients, StepInputs, StepPlan, gradients};
 use seg4diff::train::parameters::Parameters;
@@ -349,8 +349,8 @@ impl AdapterSettings for DiagonalSettings {
         &["diagonal"]
     }
 
-    fn create(&self, weight: &Tensor, _: &mut ChaCha8Rng, device: &Device) -> Result<Vec<Tensor>> {
-        Ok(vec![Tensor::zeros(weight.dim(1)?, DType::F32, device)?])
+    fn create(&self, weight: &FrozenWeight, _: &mut ChaCha8Rng, device: &Device) -> Result<Vec<Tensor>> {
+        Ok(vec![Tensor::zeros(weight.dims2()?.1, DType::F32, device)?])
     }
 
     fn adapter(&self, parameters: Vec<Tensor>) -> Result<Box<dyn Adapter>> {

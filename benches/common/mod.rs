@@ -7,7 +7,7 @@ use seg4diff::model::families::{Transformer, TransformerConfig};
 use seg4diff::model::weights::{self, Weights};
 use seg4diff::sample::noise::normal;
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 pub type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
@@ -25,6 +25,9 @@ pub enum Sizes {
     Sd3(MmDitConfig),
     Flux1(FluxConfig),
 }
+
+/// Tensors of a file.
+const TENSORS: usize = 8;
 
 /// Tensors by name, each with its shape.
 type Shapes = Vec<(String, Vec<usize>)>;
@@ -85,17 +88,18 @@ impl Preset {
         }
     }
 
-    /// Makes the model, its first `depth` blocks where that is given, from a file of [`Self::write_weights`].
-    pub fn load(&self, file: &Path, depth: Option<usize>, dtype: DType, device: &Device) -> Result<Transformer> {
-        let weights = Weights::open(file, &[file.to_path_buf()], dtype, device)?;
+    /// Makes the model, its first `depth` blocks where that is given, from files of [`Self::write_weights`].
+    pub fn load(&self, weights: &Weights, depth: Option<usize>, dtype: DType) -> Result<Transformer> {
+        let device = weights.device();
         Ok(match &self.sizes {
-            Sizes::Sd3(config) => sd3::from_weights(config.clone(), depth, &weights, dtype, device)?,
-            Sizes::Flux1(config) => flux1::from_weights(config.clone(), depth, &weights, dtype, device)?,
+            Sizes::Sd3(config) => sd3::from_weights(config.clone(), depth, weights, dtype, device)?,
+            Sizes::Flux1(config) => flux1::from_weights(config.clone(), depth, weights, dtype, device)?,
         })
     }
 
-    /// Random weights of the model, scaled so that activations keep their size, as a file to open.
-    pub fn write_weights(&self, dtype: DType, file: &Path) -> Result<()> {
+    /// Random weights of the model, scaled so that activations keep their size, as files in a folder: few are in memory at
+    /// a time, so that the most memory in use is the model's.
+    pub fn write_weights(&self, dtype: DType, folder: &Path) -> Result<Vec<PathBuf>> {
         let shapes = match &self.sizes {
             Sizes::Sd3(config) => sd3_shapes(config),
             Sizes::Flux1(config) => flux1_shapes(config),
@@ -111,10 +115,14 @@ impl Preset {
             seg4diff::system::error::Result::Ok((name, tensor?.to_dtype(dtype)?))
         };
         // Two thousand million numbers for sd3-medium: on all threads.
-        let tensors = shapes.into_par_iter().enumerate().map(random);
-        let tensors = tensors.collect::<seg4diff::system::error::Result<BTreeMap<_, _>>>()?;
-        weights::write(file, &tensors, &BTreeMap::new())?;
-        Ok(())
+        let numbered: Vec<_> = shapes.into_iter().enumerate().collect();
+        let files = numbered.par_chunks(TENSORS).enumerate().map(|(number, shapes)| {
+            let tensors = shapes.iter().cloned().map(random).collect::<seg4diff::system::error::Result<_>>()?;
+            let file = folder.join(format!("{number:03}.safetensors"));
+            weights::write(&file, &tensors, &BTreeMap::new())?;
+            seg4diff::system::error::Result::Ok(file)
+        });
+        Ok(files.collect::<seg4diff::system::error::Result<_>>()?)
     }
 }
 

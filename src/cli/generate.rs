@@ -245,13 +245,14 @@ fn steps(args: &GenerateArgs, pipeline: &PipelineNames) -> usize {
 
 /// Everything that an image depends on, except the device and where the model is stored.
 fn record(args: &GenerateArgs) -> Result<Value> {
-    let ModelArgs { model, model_file, lora, dtype, text_encoders, .. } = &args.model;
+    let ModelArgs { model, model_file, lora, dtype, quantize, text_encoders, .. } = &args.model;
     let files = args.model.files()?;
     Ok(json!({
         "model": model,
         "model_files": (!model_file.is_empty()).then_some(model_file),
         "lora": lora_content(lora)?,
         "dtype": dtype,
+        "quantize": quantize,
         "text_encoders": text_encoders,
         "max_sequence_length": args.model.sequence_length(&files)?,
         "negative": args.negative,

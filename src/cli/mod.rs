@@ -14,7 +14,7 @@ pub(crate) mod prepare;
 pub(crate) mod probe;
 pub mod train;
 
-use crate::config::{Choice, DeviceChoice, PartPaths, TextEncoderKind, WeightType};
+use crate::config::{Choice, DeviceChoice, PartPaths, Quantization, TextEncoderKind, WeightType};
 use crate::model::adapters::Adapters;
 use crate::model::adapters::weighted::{self, WeightedFile};
 use crate::model::families;
@@ -48,6 +48,9 @@ pub(crate) struct ModelArgs {
     /// Type of the weights: f32, bf16 or f16 [default: f32 on the CPU, bf16 on CUDA]
     #[arg(long, value_name = "TYPE", value_parser = WeightType::from_name)]
     pub dtype: Option<WeightType>,
+    /// Quantise the weights of the blocks and text encoders: q8_0, q6k, q4_k or f8
+    #[arg(long, value_name = "FORMAT", value_parser = Quantization::from_name)]
+    pub quantize: Option<Quantization>,
     /// Text encoders: clip_l, clip_g, t5, qwen3, separated by commas [default: those the model has, Stable Diffusion 3's t5 left
     /// out]
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = TextEncoderKind::from_name)]
@@ -134,7 +137,7 @@ impl ModelArgs {
     /// The model's files.
     pub fn files(&self) -> Result<ModelFiles> {
         let named = PartPaths::of_arguments(&self.model_file).map_err(Error::Usage)?;
-        ModelFiles::open_with(&self.model, self.variant.as_deref(), &named)
+        Ok(ModelFiles::open_with(&self.model, self.variant.as_deref(), &named)?.quantized(self.quantize))
     }
 
     /// T5's tokens that were asked for, or those of diffusers' pipeline call.

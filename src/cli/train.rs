@@ -7,7 +7,7 @@ use crate::system::error::Result;
 use crate::system::printable::printable_path;
 use crate::train::resume::Override;
 use crate::train::run_folder::{Resume, RunFolder};
-use crate::train::{Components, first_samples};
+use crate::train::{Components, first_samples, frozen_weights};
 use clap::Args;
 use std::path::PathBuf;
 
@@ -58,6 +58,9 @@ pub fn run(args: &TrainArgs, processes: &dyn Collective) -> Result<()> {
     if args.check {
         if !config.draws_sources() {
             check_data(&config)?;
+        }
+        if !config.model.is_on_hub() {
+            say(&frozen_weights::describe(&config)?)?;
         }
         let file = printable_path(&args.config);
         let next = format!("seg4diff inspect --config {file} draws the first samples as training will see them");

@@ -26,7 +26,8 @@ pub use eval::{BLUR, BestBy, EvalConfig, MapHeads, MapNormalize, SegmentationPro
 pub use help::{explain, markdown, sections, template};
 pub use loss::{Alignment, AttentionForm, FocalProbability, HeadMaps, LossConfig};
 pub use model::{
-    DeviceChoice, LayerChoice, LoraConfig, ModelConfig, PartPaths, TextEncoderKind, WeightType, named_blocks,
+    DeviceChoice, LayerChoice, LoraConfig, ModelConfig, PartPaths, Quantization, TextEncoderKind, WeightType,
+    named_blocks,
 };
 pub use rule::{DefaultKind, KeyDoc, SectionDoc};
 pub use run::RunConfig;

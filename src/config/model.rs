@@ -23,6 +23,9 @@ keys! {
         variant: Option<String> = optional("\"fp16\""), if_given(not_empty());
         /// Type of the frozen weights in memory. What is trained is always f32.
         dtype: WeightType = usual(WeightType::Bf16);
+        /// Quantises the frozen weights of the blocks and of the text encoders, which takes a half to a quarter of bf16's
+        /// memory; a layer's are written out when it is computed. The other weights stay as `model.dtype`.
+        quantize: Option<Quantization> = optional("\"q8_0\"");
         /// Text encoders that prompts go through; FLUX.1 needs `["clip_l", "t5"]`, FLUX.2-klein `["qwen3"]`.
         text_encoders: Vec<TextEncoderKind> = usual(vec![TextEncoderKind::ClipL, TextEncoderKind::ClipG]), distinct();
         /// Tokens that the sequence of T5 or Qwen3 is padded or cut to; in Stable Diffusion 3 T5's follow CLIP's tokens, and
@@ -209,6 +212,20 @@ impl WeightType {
             Self::Bf16 => candle_core::DType::BF16,
             Self::F16 => candle_core::DType::F16,
         }
+    }
+}
+
+choices! {
+    /// How quantised weights are kept.
+    pub enum Quantization: Copy {
+        /// 8.5 bits a weight, in blocks of 32 (ggml's Q8_0).
+        Q8_0 = "q8_0",
+        /// 6.6 bits a weight, in blocks of 256 (ggml's Q6_K).
+        Q6K = "q6k",
+        /// 4.5 bits a weight, in blocks of 256 (ggml's Q4_K).
+        Q4K = "q4_k",
+        /// 8 bits a weight, floating point (E4M3), with a scale for every output.
+        F8 = "f8",
     }
 }
 

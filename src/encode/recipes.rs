@@ -31,7 +31,7 @@ pub fn latents(files: &ModelFiles, data: &DataConfig) -> Result<Recipe> {
         return Err(Error::Usage(problem));
     }
     let side = data.resolution / unit;
-    let facts = [
+    let facts = vec![
         ("autoencoder", fingerprint(&files.part_files(Part::Vae)?)?),
         ("resolution", data.resolution.to_string()),
         ("crop", data.crop.name().into()),
@@ -63,6 +63,8 @@ pub fn text(files: &ModelFiles, model: &ModelConfig, device: &Device) -> Result<
             facts.push((folders.kind.name(), encoder(folders.kind)?));
         }
     }
+    // Embeddings of quantised encoders are others. Without, the recipe is that of caches from before there was such.
+    facts.extend(model.quantize.map(|format| ("quantized", format.name().into())));
     let (rows, columns) = shape.filled();
     Ok(recipe(Kind::Text, facts, vec![("context", vec![rows, columns]), ("pooled", vec![shape.pooled])]))
 }

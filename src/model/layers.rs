@@ -1,12 +1,13 @@
 //! Small layers of the frozen networks around the MM-DiT. They serve inference alone: no gradient passes them.
 use super::weights::Weights;
+use crate::ops::FrozenWeight;
 use crate::system::error::Result;
 use candle_core::{D, Shape, Tensor};
 
 /// `y = Wx + b`, computed in the type of `x` whatever type the weights are stored as.
 pub struct Linear {
     /// `[out, in]`.
-    weight: Tensor,
+    weight: FrozenWeight,
     bias: Option<Tensor>,
 }
 
@@ -19,7 +20,7 @@ impl Linear {
 
     /// Takes `NAME.weight`.
     pub fn load_no_bias(weights: &Weights, name: &str, input: usize, output: usize) -> Result<Self> {
-        Ok(Self { weight: weights.get(&format!("{name}.weight"), (output, input))?, bias: None })
+        Ok(Self { weight: weights.frozen(&format!("{name}.weight"), (output, input))?, bias: None })
     }
 
     /// As [`Self::load`], from weights that may be stored as a 1×1 convolution, `[out, in, 1, 1]`.
@@ -29,7 +30,7 @@ impl Linear {
         if stored.dims() != [output, input, 1, 1] {
             return Self::load(weights, name, input, output);
         }
-        Ok(Self { weight: stored.reshape(flat)?, bias: Some(weights.get(&format!("{name}.bias"), output)?) })
+        Ok(Self { weight: stored.reshape(flat)?.into(), bias: Some(weights.get(&format!("{name}.bias"), output)?) })
     }
 
     /// `[.., in]` to `[.., out]`.
@@ -39,7 +40,7 @@ impl Linear {
         if let Some(last) = shape.last_mut() {
             *last = output;
         }
-        let weight = self.weight.to_dtype(x.dtype())?;
+        let weight = self.weight.in_type(x.dtype())?;
         let y = x.reshape(((), input))?.matmul(&weight.t()?)?;
         let y = match &self.bias {
             Some(bias) => y.broadcast_add(&bias.to_dtype(x.dtype())?)?,

@@ -2,7 +2,7 @@
 use super::weights::Weights;
 use crate::autograd::Variable;
 use crate::model::adapters::adapter::{Adapter, Attached};
-use crate::ops::{self, FrozenLayer, Layer};
+use crate::ops::{self, FrozenLayer, FrozenWeight, Layer};
 use crate::system::error::{Error, Result};
 use candle_core::{Result as TensorResult, Tensor};
 use std::ops::Range;
@@ -13,24 +13,37 @@ pub struct Projection {
     adapter: Option<Attached>,
 }
 
-/// [`Projection::load`] or [`Projection::load_without_bias`].
+/// [`Projection::load`], [`Projection::load_dense`] or one of them without a bias.
 pub type LoadProjection = fn(&Weights, &str, usize, usize) -> Result<Projection>;
 
 impl Projection {
-    /// Reads `NAME.weight` `[outer, inner]` and `NAME.bias` `[outer]`.
+    /// Reads `NAME.weight` `[outer, inner]` and `NAME.bias` `[outer]` of a block: the weight is quantised where that was asked
+    /// for.
     pub fn load(weights: &Weights, name: &str, inner: usize, outer: usize) -> Result<Self> {
+        let weight = weights.frozen(&format!("{name}.weight"), (outer, inner))?;
+        Ok(Self::new(weight, Some(weights.get(&format!("{name}.bias"), outer)?)))
+    }
+
+    /// [`Self::load`] of a layer around the blocks, which is dense in any case: these layers are small, and what they lose
+    /// all blocks lack.
+    pub fn load_dense(weights: &Weights, name: &str, inner: usize, outer: usize) -> Result<Self> {
         let weight = weights.get(&format!("{name}.weight"), (outer, inner))?;
         Ok(Self::new(weight, Some(weights.get(&format!("{name}.bias"), outer)?)))
     }
 
-    /// Reads `NAME.weight` `[outer, inner]` of a layer that has no bias.
+    /// [`Self::load`] of a layer that has no bias.
     pub fn load_without_bias(weights: &Weights, name: &str, inner: usize, outer: usize) -> Result<Self> {
+        Ok(Self::new(weights.frozen(&format!("{name}.weight"), (outer, inner))?, None))
+    }
+
+    /// [`Self::load_dense`] of a layer that has no bias.
+    pub fn load_dense_without_bias(weights: &Weights, name: &str, inner: usize, outer: usize) -> Result<Self> {
         Ok(Self::new(weights.get(&format!("{name}.weight"), (outer, inner))?, None))
     }
 
     /// A layer from its tensors: weight `[outer, inner]`, bias `[outer]`.
-    pub fn new(weight: Tensor, bias: Option<Tensor>) -> Self {
-        Self { frozen: FrozenLayer { weight, bias }, adapter: None }
+    pub fn new(weight: impl Into<FrozenWeight>, bias: Option<Tensor>) -> Self {
+        Self { frozen: FrozenLayer { weight: weight.into(), bias }, adapter: None }
     }
 
     /// (inputs, outputs).
@@ -39,14 +52,15 @@ impl Projection {
     }
 
     /// `[outer, inner]`
-    pub fn weight(&self) -> &Tensor {
+    pub fn weight(&self) -> &FrozenWeight {
         &self.frozen.weight
     }
 
     /// Puts an adapter with these parameters on the layer called `name`, in place of one it may have.
     pub fn attach(&mut self, name: &str, adapter: &dyn Adapter, parameters: Vec<Variable>) -> Result<()> {
         adapter.check(self.sizes()).map_err(|problem| Error::Failed(format!("adapter of {name}: {problem}")))?;
-        let parameters = parameters.iter().map(|parameter| parameter.on(self.frozen.weight.device()));
+        let device = self.frozen.weight.device();
+        let parameters = parameters.iter().map(|parameter| parameter.on(&device));
         self.adapter = Some(adapter.attach(parameters.collect::<TensorResult<_>>()?)?);
         Ok(())
     }

@@ -3,7 +3,7 @@
 //! An operation is a type in the `mod.rs` of its folder; `reference.rs`, `cpu.rs` and `cuda.rs` implement [`Reference`],
 //! [`Cpu`] and [`Cuda`] for it, and with these it is an [`Op`].
 use crate::autograd::{Gradients, Op};
-use candle_core::{DType, Result, Shape, Tensor, Var, bail};
+use candle_core::{DType, Device, Result, Shape, Tensor, Var, bail};
 
 /// An operation's implementations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +28,16 @@ impl Backend {
             return Self::Cuda;
         }
         Self::Reference
+    }
+
+    /// For inputs of this type on this device.
+    pub fn of_type(device: &Device, dtype: DType) -> Self {
+        match device {
+            Device::Cpu if dtype == DType::F32 => Self::Cpu,
+            #[cfg(feature = "cuda")]
+            Device::Cuda(_) if crate::kernels::cuda::name_of_type(dtype).is_some() => Self::Cuda,
+            _ => Self::Reference,
+        }
     }
 }
 

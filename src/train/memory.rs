@@ -30,6 +30,9 @@ pub struct Needs {
     pub blocks: Vec<SavedActivations>,
     /// Sizes of a micro-batch.
     pub size: StepSize,
+    /// Bytes of the largest frozen weight that is written out in the type of the arithmetic to be multiplied with; see
+    /// [`crate::model::families::Transformer::largest_written_out`].
+    pub layer: u64,
     /// Numbers that are trained.
     pub trained: usize,
     /// Blocks whose attention learns the masks.
@@ -101,7 +104,7 @@ impl Needs {
         let backward = saved.max(again) + self.values(TRANSIENT_ACTIVATIONS * tokens);
         Estimate {
             usage: (usage.now, usage.most),
-            activations: backward.max(saved + self.score_head)
+            activations: (backward + self.layer).max(saved + self.score_head)
                 + self.values((recomputed + SAVED_BY_EXPERT * self.experts.saturating_sub(1)) * tokens),
             training: TRAINING_COPIES * 4 * self.trained as u64,
             encoding: self.encoding,
@@ -200,8 +203,16 @@ mod tests {
     #[test]
     fn blocks_are_recomputed_only_where_memory_is_short() {
         let size = StepSize { batch: 4, image_tokens: 4096, text_tokens: 154, width: 1536, value_bytes: 4 };
-        let needs =
-            Needs { blocks: blocks(), size, trained: 4_000_000, experts: 1, score_head: 0, encoding: 0, loader: 100 };
+        let needs = Needs {
+            blocks: blocks(),
+            size,
+            layer: 0,
+            trained: 4_000_000,
+            experts: 1,
+            score_head: 0,
+            encoding: 0,
+            loader: 100,
+        };
         let plan = |choice, free| needs.plan(choice, Usage { now: 7, most: 9, free });
         let auto = |free| plan(GradientCheckpointing::Auto, free).map(|(recomputed, _)| recomputed).ok();
         let added = |recomputed| needs.estimate(recomputed, Usage::default()).added();
@@ -223,8 +234,16 @@ mod tests {
     #[test]
     fn each_further_expert_saves_its_queries_and_keys() {
         let size = StepSize { batch: 2, image_tokens: 100, text_tokens: 54, width: 1536, value_bytes: 4 };
-        let needs =
-            |experts| Needs { blocks: blocks(), size, trained: 0, experts, score_head: 0, encoding: 0, loader: 0 };
+        let needs = |experts| Needs {
+            blocks: blocks(),
+            size,
+            layer: 0,
+            trained: 0,
+            experts,
+            score_head: 0,
+            encoding: 0,
+            loader: 0,
+        };
         for recomputed in [0, 24] {
             let added = |experts| needs(experts).estimate(recomputed, Usage::default()).added();
             assert_eq!(added(3) - added(1), 2 * 4 * 2 * 154 * 1536 * 4);
@@ -234,8 +253,16 @@ mod tests {
     #[test]
     fn a_cache_saves_what_encoding_takes() {
         let size = StepSize { batch: 1, image_tokens: 1, text_tokens: 1, width: 1536, value_bytes: 4 };
-        let needs =
-            |encoding| Needs { blocks: blocks(), size, trained: 0, experts: 1, score_head: 0, encoding, loader: 5 };
+        let needs = |encoding| Needs {
+            blocks: blocks(),
+            size,
+            layer: 0,
+            trained: 0,
+            experts: 1,
+            score_head: 0,
+            encoding,
+            loader: 5,
+        };
         let added = |encoding| needs(encoding).estimate(0, Usage::default()).added();
         assert_eq!(added(1 << 40), 5 + (1 << 40));
         assert_eq!(added(0), added(1));
@@ -245,8 +272,16 @@ mod tests {
     #[test]
     fn the_score_head_counts_beside_saved_activations() {
         let size = StepSize { batch: 1, image_tokens: 100, text_tokens: 54, width: 1536, value_bytes: 4 };
-        let needs =
-            |score_head| Needs { blocks: blocks(), size, trained: 0, experts: 1, score_head, encoding: 0, loader: 0 };
+        let needs = |score_head| Needs {
+            blocks: blocks(),
+            size,
+            layer: 0,
+            trained: 0,
+            experts: 1,
+            score_head,
+            encoding: 0,
+            loader: 0,
+        };
         let added = |score_head, recomputed| needs(score_head).estimate(recomputed, Usage::default()).added();
         let transient = 8 * 154 * 1536 * 4;
         for recomputed in [0, 20] {
@@ -256,6 +291,25 @@ mod tests {
         // A block that runs again takes more than the head does.
         assert_eq!(added(transient + 8, 24), added(0, 24));
         assert_eq!(score_head(&Device::Cpu, 64, (64, 64)), 0);
+    }
+
+    #[test]
+    fn a_weight_that_is_written_out_counts_once() {
+        let size = StepSize { batch: 1, image_tokens: 100, text_tokens: 54, width: 1536, value_bytes: 4 };
+        let needs = |layer| Needs {
+            blocks: blocks(),
+            size,
+            layer,
+            trained: 0,
+            experts: 1,
+            score_head: 0,
+            encoding: 0,
+            loader: 0,
+        };
+        for recomputed in [0, 24] {
+            let added = |layer| needs(layer).estimate(recomputed, Usage::default()).added();
+            assert_eq!(added(1000), added(0) + 1000);
+        }
     }
 
     #[test]

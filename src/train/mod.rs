@@ -7,6 +7,7 @@ mod cut_prompts;
 mod effect;
 mod evaluation;
 pub mod first_samples;
+pub mod frozen_weights;
 pub mod gradient_buffer;
 pub mod gradients;
 mod initial;

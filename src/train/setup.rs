@@ -14,7 +14,7 @@ use super::run_folder::RunFolder;
 use super::shown_samples::ShownSamples;
 use super::source::Source;
 use super::trainer::Trainer;
-use crate::config::{HeadMaps, RunConfig};
+use crate::config::{Choice, HeadMaps, RunConfig};
 use crate::data::share::Share;
 use crate::data::{Cache, DataRecord, DataSet, Inventory, Loader, loader};
 use crate::eval::segmentation::SegmentationOptions;
@@ -24,7 +24,7 @@ use crate::model::weights::files::ModelFiles;
 use crate::model::weights::fingerprint::fingerprint;
 use crate::sample::scheduler::Scheduler;
 use crate::system::error::{Error, Result};
-use candle_core::Device;
+use candle_core::{DType, Device};
 
 impl<'a> Trainer<'a> {
     /// Loads the model, and the folder's checkpoint if there is one. A run that `measures` its model needs the encoders
@@ -56,7 +56,7 @@ impl<'a> Trainer<'a> {
         let parameters = initial::parameters(config, &mut pipeline.transformer, empty_prompt.as_ref(), device)?;
         let start = InitialValues::of(&parameters)?;
         pipeline.transformer.attach_trained(&parameters.trained()?)?;
-        let (plan, estimate) = setup_plan(config, device, &pipeline, &parameters, cache.as_ref())?;
+        let (plan, estimate) = setup_plan(config, device, &mut pipeline, &parameters, cache.as_ref())?;
         let optimizer = setup_optimizer(config, &parameters, checkpoint.as_ref(), components)?;
 
         let require_masks = config.loss.uses_masks();
@@ -104,11 +104,13 @@ impl<'a> Trainer<'a> {
     /// What is trained on what, for people.
     fn summary(&self, estimate: &Estimate) -> String {
         let blocks = self.pipeline.transformer.config.num_layers();
+        let quantized = self.config.model.quantize.map(|format| format!(", quantised as {}", format.name()));
         format!(
-            "{} on {:?}, frozen weights in {:?}; {} of {blocks} blocks recomputed in the backward pass\n{estimate}\n{}",
+            "{} on {:?}, frozen weights in {:?}{}; {} of {blocks} blocks recomputed in the backward pass\n{estimate}\n{}",
             self.config.model.path,
             self.device.location(),
             self.config.model.dtype.dtype(),
+            quantized.unwrap_or_default(),
             self.plan.recomputed_blocks,
             self.parameters.table(blocks)
         )
@@ -145,12 +147,14 @@ fn setup_optimizer(
 fn setup_plan<'a>(
     config: &'a RunConfig,
     device: &Device,
-    pipeline: &Pipeline,
+    pipeline: &mut Pipeline,
     parameters: &Parameters,
     cache: Option<&Cache>,
 ) -> Result<(StepPlan<'a>, Estimate)> {
-    let transformer = &pipeline.transformer.config;
     let dtype = config.model.dtype.dtype();
+    let arithmetic = if device.is_cpu() { DType::F32 } else { dtype };
+    let layer = pipeline.transformer.largest_written_out(arithmetic);
+    let transformer = &pipeline.transformer.config;
     let (_, height, width) = pipeline.latent_shape(config.data.resolution)?;
     let grid = transformer.grid(height, width);
     let needs = Needs {
@@ -163,9 +167,10 @@ fn setup_plan<'a>(
                 None => pipeline.text_encoders.tokens(),
             },
             width: transformer.width(),
-            value_bytes: if device.is_cpu() { 4 } else { dtype.size_in_bytes() },
+            value_bytes: arithmetic.size_in_bytes(),
         },
         trained: parameters.count(),
+        layer,
         experts: config.model.expert_layers.len(),
         // Of every mask one map is compared; of classes with names there may be more.
         score_head: match config.loss.uses_score_head() {

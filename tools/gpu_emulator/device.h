@@ -49,6 +49,12 @@ inline __nv_bfloat16 __float2bfloat16(float value) {
     return {uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
 }
 
+inline float __uint_as_float(uint32_t bits) {
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+
 // A cp.async under way: its bytes arrive when the thread waits for them, and not before.
 struct Copy {
     void* to;

@@ -117,6 +117,7 @@ fn record<'a>(
         "model_files": (config.model.files != PartPaths::default()).then_some(&config.model.files),
         "lora": lora_content(&args.lora)?,
         "dtype": config.model.dtype,
+        "quantize": config.model.quantize,
         "text_encoders": config.model.text_encoders,
         "max_sequence_length": config.model.max_sequence_length,
         "size": eval.size,

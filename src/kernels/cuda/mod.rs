@@ -155,6 +155,7 @@ pub fn start(tensor: &Tensor) -> Result<u64> {
         CudaStorageSlice::U8(slice) => Ok(of(slice, offset, &stream)),
         CudaStorageSlice::F64(slice) => Ok(of(slice, offset, &stream)),
         CudaStorageSlice::I64(slice) => Ok(of(slice, offset, &stream)),
+        CudaStorageSlice::F8E4M3(slice) => Ok(of(slice, offset, &stream)),
         _ => bail!("a kernel got a tensor of {:?}", tensor.dtype()),
     }
 }
@@ -181,8 +182,13 @@ pub fn largest_shared_memory(device: &CudaDevice) -> Result<usize> {
 /// The type of all tensors, as kernels are named after it; none if they differ or there are no kernels for it.
 pub fn type_name(tensors: &[impl AsRef<Tensor>]) -> Option<&'static str> {
     let dtype = tensors.first()?.as_ref().dtype();
+    let is_one = tensors.iter().all(|tensor| tensor.as_ref().dtype() == dtype);
+    if is_one { name_of_type(dtype) } else { None }
+}
+
+/// A type, as kernels are named after it; none if there are no kernels for it.
+pub fn name_of_type(dtype: DType) -> Option<&'static str> {
     match dtype {
-        _ if tensors.iter().any(|tensor| tensor.as_ref().dtype() != dtype) => None,
         DType::F32 => Some("f32"),
         DType::BF16 => Some("bf16"),
         _ => None,

@@ -1,7 +1,7 @@
 //! What an adapter is to the rest of the program.
 use super::stored::{Format, Parts, PeftConfig};
 use crate::autograd::Variable;
-use crate::ops::{FrozenLayer, LowRank};
+use crate::ops::{FrozenLayer, FrozenWeight, LowRank};
 use crate::system::error::{Error, Result};
 use candle_core::{Device, Result as TensorResult, Tensor};
 use rand_chacha::ChaCha8Rng;
@@ -89,7 +89,7 @@ pub trait AdapterSettings: fmt::Debug {
     fn effective(&self) -> &'static [&'static str];
 
     /// Fresh parameters for a layer of this weight `[out, in]`, which do nothing yet; f32. `random` is the layer's own.
-    fn create(&self, weight: &Tensor, random: &mut ChaCha8Rng, device: &Device) -> Result<Vec<Tensor>>;
+    fn create(&self, weight: &FrozenWeight, random: &mut ChaCha8Rng, device: &Device) -> Result<Vec<Tensor>>;
 
     /// The adapter with these parameters, whose memory it shares.
     fn adapter(&self, parameters: Vec<Tensor>) -> Result<Box<dyn Adapter>>;

@@ -3,7 +3,7 @@ use super::adapter::{Adapter, AdapterFiles, AdapterSettings, Adapters, Attached}
 use super::lora_config::{LoraConfig, Patterns};
 use super::stored::{Format, Parts, PeftConfig};
 use crate::autograd::Variable;
-use crate::ops::LowRank;
+use crate::ops::{FrozenWeight, LowRank};
 use crate::system::error::{Error, Result};
 use candle_core::{DType, Device, Result as TensorResult, Tensor};
 use rand_chacha::ChaCha8Rng;
@@ -159,7 +159,7 @@ impl AdapterSettings for LoraSettings {
     }
 
     /// A normal with standard deviation 1/rank, B zero (PEFT's `init_lora_weights="gaussian"`).
-    fn create(&self, weight: &Tensor, random: &mut ChaCha8Rng, device: &Device) -> Result<Vec<Tensor>> {
+    fn create(&self, weight: &FrozenWeight, random: &mut ChaCha8Rng, device: &Device) -> Result<Vec<Tensor>> {
         let (rank, (outer, inner)) = (self.rank, weight.dims2()?);
         let down: Vec<f32> =
             (0..rank * inner).map(|_| Distribution::<f32>::sample(&StandardNormal, random) / rank as f32).collect();

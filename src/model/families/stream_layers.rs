@@ -69,9 +69,11 @@ impl FeedForwardLayers {
     pub(super) fn saved(&self, is_modulation_adapted: bool) -> usize {
         let (inner, outer) = self.up.sizes();
         let (input, before_gelu) = (1, outer / inner);
-        // Arithmetic is in f32 on the CPU, and in the weights' type on a GPU.
-        let has_kernels = self.up.weight().device().is_cpu() || ops::has_kernels(self.up.weight());
-        if has_kernels && !is_modulation_adapted && !self.up.is_adapted() && !self.down.is_adapted() {
+        if ops::has_kernels_for(self.up.weight())
+            && !is_modulation_adapted
+            && !self.up.is_adapted()
+            && !self.down.is_adapted()
+        {
             return input + before_gelu;
         }
         // The inputs of layers with an adapter, and what an adapted gate is multiplied with.

@@ -10,7 +10,7 @@ use crate::model::text::TextEmbedding;
 use crate::model::vae::VaeConfig;
 use crate::model::weights::Weights;
 use crate::system::error::{Error, Result};
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use std::collections::BTreeSet;
 
 /// No size of a denoiser is larger; products of them stay within the whole numbers.
@@ -180,6 +180,17 @@ impl Transformer {
             all.extend(of_block.projections().into_iter().map(layer));
         }
         all
+    }
+
+    /// Bytes of the largest frozen weight of a block, written out as `dtype`, of those that are kept otherwise: there is one
+    /// at a time.
+    pub fn largest_written_out(&mut self, dtype: DType) -> u64 {
+        let written_out = |layer: AdaptableLayer| {
+            let (weight, (inner, outer)) = (layer.projection.weight(), layer.projection.sizes());
+            let is_kept_so = !weight.is_quantized() && weight.dtype() == dtype;
+            if is_kept_so { 0 } else { (inner * outer * dtype.size_in_bytes()) as u64 }
+        };
+        self.adaptable().into_iter().map(written_out).max().unwrap_or(0)
     }
 
     /// Puts adapters on the layers they name; a name that the model does not have is an error.

@@ -9,6 +9,7 @@ mod qwen3;
 pub mod qwen_tokenizer;
 mod shape;
 pub(crate) mod t5;
+mod t5_stack;
 pub mod tokenizer;
 mod tokens;
 

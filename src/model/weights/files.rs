@@ -6,7 +6,7 @@ use super::located::Located;
 use super::part_file::PartFile;
 use super::required_files::{RequiredFiles, text_encoders_in};
 use super::{one_file, part_config};
-use crate::config::{Choice, ModelConfig, PartPaths, TextEncoderKind};
+use crate::config::{Choice, ModelConfig, PartPaths, Quantization, TextEncoderKind};
 use crate::model::families::pipelines::{PIPELINES, PipelineNames};
 use crate::model::text::original as text;
 use crate::model::weights::Weights;
@@ -75,6 +75,8 @@ pub struct ModelFiles {
     pipeline: Option<&'static PipelineNames>,
     /// Which variant of the weights is taken, of parts that have it.
     variant: Option<String>,
+    /// How the frozen weights of blocks and text encoders are kept; none for dense.
+    quantize: Option<Quantization>,
 }
 
 impl ModelFiles {
@@ -101,14 +103,32 @@ impl ModelFiles {
     /// # Errors
     /// Those of [`Self::open_with`].
     pub fn of(config: &ModelConfig) -> Result<Self> {
-        Self::open_with(&config.path, config.variant.as_deref(), &config.files)
+        Ok(Self::open_with(&config.path, config.variant.as_deref(), &config.files)?.quantized(config.quantize))
+    }
+
+    /// With the frozen weights of blocks and text encoders quantised; the autoencoder's never are.
+    pub fn quantized(self, quantize: Option<Quantization>) -> Self {
+        Self { quantize, ..self }
+    }
+
+    /// How the frozen weights of blocks and text encoders are kept; none for as they are in the files, or dense.
+    pub fn quantization(&self) -> Option<Quantization> {
+        self.quantize
     }
 
     fn of_folder(path_or_hub: &str) -> Result<Self> {
         let folder = Folder::open(path_or_hub)?;
         let path = folder.path.clone();
         let layout = Layout::opened(path_or_hub, folder);
-        let files = Self { path, layout, is_one_file: false, parts: HashMap::new(), pipeline: None, variant: None };
+        let files = Self {
+            path,
+            layout,
+            is_one_file: false,
+            parts: HashMap::new(),
+            pipeline: None,
+            variant: None,
+            quantize: None,
+        };
         let pipeline = PipelineNames::of_class(&files.pipeline_class()?);
         Ok(Self { pipeline, ..files })
     }
@@ -132,7 +152,15 @@ impl ModelFiles {
             let problem = format!("model.files.config: it is of {class}, but {path} of {}", pipeline.class);
             return Err(Error::file(&layout.name, problem));
         }
-        Ok(Self { path: file, layout, is_one_file: true, parts, pipeline: Some(pipeline), variant: None })
+        Ok(Self {
+            path: file,
+            layout,
+            is_one_file: true,
+            parts,
+            pipeline: Some(pipeline),
+            variant: None,
+            quantize: None,
+        })
     }
 
     /// Puts the files in `named` in the place of what the model has.
@@ -266,10 +294,12 @@ impl ModelFiles {
 
     /// Opens a part's weights, which come out as `dtype` on `device`.
     pub fn weights(&self, part: Part, dtype: DType, device: &Device) -> Result<Weights> {
-        match self.parts.get(&part) {
-            Some(found) => Ok(found.weights(dtype, device)),
-            None => Weights::open_located(&self.located(part)?, dtype, device),
-        }
+        let quantize = self.quantize.filter(|_| part != Part::Vae);
+        let weights = match self.parts.get(&part) {
+            Some(found) => found.weights(dtype, device),
+            None => Weights::open_located(&self.located(part)?, dtype, device)?,
+        };
+        Ok(weights.quantized(quantize))
     }
 
     /// The files that hold a part's weights: one file, or the index and its shards in name order.

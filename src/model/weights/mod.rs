@@ -8,6 +8,7 @@ pub(crate) mod fingerprint;
 mod finite;
 mod folder;
 mod fp8;
+mod frozen;
 mod gguf;
 mod hub;
 mod layout;
@@ -22,6 +23,7 @@ pub(crate) mod shard_index;
 pub(crate) mod sizes;
 mod stored;
 
+use crate::config::Quantization;
 use crate::model::weights::located::{Located, require};
 use crate::model::weights::naming::Naming;
 use crate::model::weights::shapes::Shapes;
@@ -37,6 +39,7 @@ use safetensors::Dtype;
 use safetensors::tensor::TensorInfo;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The tensors of one model part, from one file or several shards.
@@ -48,6 +51,10 @@ pub struct Weights {
     /// What errors about the part as a whole name: its file, or the index of its shards.
     path: PathBuf,
     dtype: DType,
+    /// How the weights of blocks are kept; none for dense.
+    quantize: Option<Quantization>,
+    /// Whether it was said that some rows are no whole blocks of that.
+    said_other: AtomicBool,
     device: Device,
     used: Mutex<BTreeSet<String>>,
 }
@@ -109,7 +116,16 @@ impl Weights {
             shards.push(Arc::new(Shard { path: file.clone(), file: opened }));
         }
         let tensors = scaled(tensors).map_err(|problem| Error::file(path, problem))?;
-        Ok(Self { shards, tensors, path: path.to_path_buf(), dtype, device: device.clone(), used: Mutex::default() })
+        Ok(Self {
+            shards,
+            tensors,
+            path: path.to_path_buf(),
+            dtype,
+            quantize: None,
+            said_other: AtomicBool::new(false),
+            device: device.clone(),
+            used: Mutex::default(),
+        })
     }
 
     /// A network among these tensors: those whose names begin with `prefix`, and with none of `others`, without it and under
@@ -133,6 +149,8 @@ impl Weights {
             tensors: naming.present(tensors).map_err(|problem| Error::file(&self.path, problem))?,
             path: self.path.clone(),
             dtype,
+            quantize: None,
+            said_other: AtomicBool::new(false),
             device: device.clone(),
             used: Mutex::default(),
         })
@@ -145,6 +163,8 @@ impl Weights {
             tensors: self.tensors.clone(),
             path: self.path.clone(),
             dtype,
+            quantize: None,
+            said_other: AtomicBool::new(false),
             device: device.clone(),
             used: Mutex::default(),
         }
@@ -184,7 +204,10 @@ impl Weights {
 
     /// The tensor `name`, which must have this shape.
     pub fn get(&self, name: &str, shape: impl Into<Shape>) -> Result<Tensor> {
-        let shape = shape.into();
+        self.get_as(name, &shape.into(), self.dtype, &self.device)
+    }
+
+    fn get_as(&self, name: &str, shape: &Shape, dtype: DType, device: &Device) -> Result<Tensor> {
         // Before it is read: a configuration may say anything.
         if let Some(found) = self.tensors.get(name).map(|stored| &stored.shape)
             && found != shape.dims()
@@ -194,11 +217,15 @@ impl Weights {
                 format!("tensor {name} has shape {found:?}, expected {shape:?}"),
             ));
         }
-        self.get_any(name, &shape)
+        self.read(name, shape, dtype, device)
     }
 
     /// The tensor `name` in whatever shape it has; `expected` serves the message when it is missing.
     pub fn get_any(&self, name: &str, expected: &Shape) -> Result<Tensor> {
+        self.read(name, expected, self.dtype, &self.device)
+    }
+
+    fn read(&self, name: &str, expected: &Shape, dtype: DType, device: &Device) -> Result<Tensor> {
         let found = self.tensors.get(name).and_then(|stored| Some((stored, self.shards.get(stored.shard)?)));
         let Some((stored, shard)) = found else {
             return Err(Error::file(&self.path, format!("tensor {name} is missing (expected shape {expected:?})")));
@@ -212,7 +239,7 @@ impl Weights {
                 Some(tensor.flatten_all()?.to_vec1::<f32>()?)
             }
         };
-        shard.read(name, stored, scale.as_deref(), Some(self.dtype), &self.device)
+        shard.read(name, stored, scale.as_deref(), Some(dtype), device)
     }
 
     /// The tensor `name` in the blocks of few bits that it is stored in; none where it is not.

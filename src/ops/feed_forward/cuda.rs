@@ -33,7 +33,8 @@ impl Cuda for FeedForward {
         let (x, of) = (&inputs[0], self.in_type(inputs[0].dtype())?);
         let bias = of.up.bias.as_ref();
         let normed = layer_norm_forward(x, &of.shift, &of.scale)?;
-        let (product, before) = project_forward(&normed, &of.up.weight)?;
+        let up = of.up.weight.in_type(x.dtype())?;
+        let (product, before) = project_forward(&normed, &up)?;
         let hidden = output(before.shape(), x.dtype(), x)?;
         let (hidden, left) = if product.write_with(Matrix::of(&hidden)?, Epilogue::Gelu { bias, kept: &before })? {
             (hidden, vec![before])
@@ -42,8 +43,9 @@ impl Cuda for FeedForward {
             product.write(Matrix::of(&before)?, false)?;
             (gelu_forward(&before, bias)?, [before].into_iter().chain(bias.cloned()).collect())
         };
-        drop(normed);
-        let (product, update) = project_forward(&hidden, &of.down.weight)?;
+        drop((normed, up));
+        let down = of.down.weight.in_type(x.dtype())?;
+        let (product, update) = project_forward(&hidden, &down)?;
         product.write(Matrix::of(&update)?, false)?;
         Ok(Some((gated_forward(x, &update, of.down.bias.as_ref(), &of.gate)?, left)))
     }
@@ -53,14 +55,16 @@ impl Cuda for FeedForward {
         let [before, bias @ ..] = saved.all_kept() else { bail!("feed-forward: the forward pass left nothing") };
         let of = self.in_type(x.dtype())?;
         let d_update = gated_backward(&gradient, &of.gate)?;
-        let (product, d_hidden) = project_backward(&d_update, &of.down.weight)?;
+        let down = of.down.weight.in_type(x.dtype())?;
+        let (product, d_hidden) = project_backward(&d_update, &down)?;
         let to = Matrix::of(&d_hidden)?;
         if !bias.is_empty() || !product.write_with(to, Epilogue::GeluBackward { kept: before })? {
             product.write(to, false)?;
             gelu_backward(before, bias.first(), &d_hidden)?;
         }
-        drop(d_update);
-        let (product, d_normed) = project_backward(&d_hidden, &of.up.weight)?;
+        drop((d_update, down));
+        let up = of.up.weight.in_type(x.dtype())?;
+        let (product, d_normed) = project_backward(&d_hidden, &up)?;
         product.write(Matrix::of(&d_normed)?, false)?;
         layer_norm_backward_into(x, &of.scale, &d_normed, &gradient, true)?;
         gradients.add(0, gradient)

@@ -8,6 +8,7 @@ mod cuda;
 mod reference;
 
 use super::backend::Backend;
+use super::frozen_weight::FrozenWeight;
 use super::linear::FrozenLayer;
 use crate::autograd::{Variable, apply};
 use candle_core::{DType, Result, Tensor};
@@ -39,6 +40,11 @@ pub fn has_kernels(x: &Tensor) -> bool {
     Backend::of(std::slice::from_ref(x)) != Backend::Reference
 }
 
+/// [`has_kernels`] of what is multiplied with `weight`: f32 on the CPU, and on a GPU the type of dense weights.
+pub fn has_kernels_for(weight: &FrozenWeight) -> bool {
+    weight.device().is_cpu() || Backend::of_type(&weight.device(), weight.dtype()) != Backend::Reference
+}
+
 /// Input: x.
 struct FeedForward {
     shift: Tensor,
@@ -49,11 +55,12 @@ struct FeedForward {
 }
 
 impl FeedForward {
-    /// Its constants in the type of the arithmetic: shift, scale, gate, and weights with their biases.
+    /// Its constants in the type of the arithmetic: shift, scale, gate and biases. Each weight is written out in it by itself
+    /// when it is multiplied with.
     fn in_type(&self, dtype: DType) -> Result<Self> {
         let of = |tensor: &Tensor| tensor.to_dtype(dtype)?.contiguous();
         let layer = |layer: &FrozenLayer| {
-            Result::Ok(FrozenLayer { weight: of(&layer.weight)?, bias: layer.bias.as_ref().map(of).transpose()? })
+            Result::Ok(FrozenLayer { weight: layer.weight.clone(), bias: layer.bias.as_ref().map(of).transpose()? })
         };
         Ok(Self {
             shift: of(&self.shift)?,

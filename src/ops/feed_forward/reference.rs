@@ -13,7 +13,7 @@ impl Reference for FeedForward {
         let x = &inputs[0];
         let of = self.in_type(x.dtype())?;
         let project = |x: &Tensor, layer: &FrozenLayer| {
-            let y = x.broadcast_matmul(&layer.weight.t()?)?;
+            let y = x.broadcast_matmul(&layer.weight.in_type(x.dtype())?.t()?)?;
             match &layer.bias {
                 Some(bias) => y.broadcast_add(bias),
                 None => Ok(y),

@@ -106,7 +106,7 @@ impl Cpu for Linear {
         let gradient = Values::of(&gradient)?;
         for part in &self.parts {
             let (outer, inner) = (part.outer(), part.inner());
-            let weight = part.weight.to_dtype(DType::F32)?.contiguous()?;
+            let weight = part.weight.in_type(DType::F32)?;
             let weight = Values::of(&weight)?;
             let gradient = rows(&gradient, part.to, outer);
             let windows = self.windows((part.to, outer), (part.from, inner));

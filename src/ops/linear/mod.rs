@@ -6,6 +6,7 @@ mod cuda;
 mod reference;
 
 use super::backend::Saved;
+use super::frozen_weight::FrozenWeight;
 use crate::autograd::{Variable, apply};
 use candle_core::{D, Result, Tensor, bail};
 use std::ops::Range;
@@ -14,7 +15,7 @@ use std::ops::Range;
 #[derive(Clone)]
 pub struct FrozenLayer {
     /// W: `[outer, inner]`.
-    pub weight: Tensor,
+    pub weight: FrozenWeight,
     /// b: `[outer]`.
     pub bias: Option<Tensor>,
 }
@@ -81,7 +82,7 @@ impl Window {
 
 /// One layer's share of the work.
 struct Part {
-    weight: Tensor,
+    weight: FrozenWeight,
     bias: Option<Tensor>,
     scale: f64,
     /// The number of x among the inputs; those of the adapter's down and up follow it.
@@ -100,10 +101,9 @@ impl Part {
         self.weight.dims()[1]
     }
 
-    /// The weight in the type of the arithmetic. It is kept as it is stored: a converted copy would live as long as the
-    /// graph.
+    /// The weight in the type of the arithmetic.
     fn weight(&self, like: &Tensor) -> Result<Tensor> {
-        self.weight.to_dtype(like.dtype())?.contiguous()
+        self.weight.in_type(like.dtype())
     }
 
     /// Its x and its adapter, if it has one.

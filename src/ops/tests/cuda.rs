@@ -81,7 +81,7 @@ fn check(what: &str, run: Run, inputs: &[Tensor], needs: &[bool]) {
 /// A layer of weights that are numbers of bf16, on a device.
 fn layer(device: &Device, seed: u64, outer: usize, inner: usize) -> ops::FrozenLayer {
     let on = |seed, shape: &[usize]| rounded(&normal(seed, shape)).to_device(device).unwrap();
-    ops::FrozenLayer { weight: on(seed, &[outer, inner]), bias: Some(on(seed + 1, &[outer])) }
+    ops::FrozenLayer { weight: on(seed, &[outer, inner]).into(), bias: Some(on(seed + 1, &[outer])) }
 }
 
 #[test]

@@ -42,7 +42,7 @@ pub fn differentiate(
 /// A layer of normal weights on a device.
 pub fn layer(device: &Device, seed: u64, outer: usize, inner: usize) -> FrozenLayer {
     FrozenLayer {
-        weight: normal(seed, &[outer, inner]).to_device(device).unwrap(),
+        weight: normal(seed, &[outer, inner]).to_device(device).unwrap().into(),
         bias: Some(normal(seed + 1, &[outer]).to_device(device).unwrap()),
     }
 }
@@ -65,7 +65,7 @@ pub fn some_feed_forward(
     scale: impl Fn(usize) -> f64,
 ) -> Result<Variable> {
     let layer = |seed, outer: usize, inner: usize| FrozenLayer {
-        weight: (values(seed, &[outer, inner]) * scale(inner)).unwrap(),
+        weight: (values(seed, &[outer, inner]) * scale(inner)).unwrap().into(),
         bias: bias.then(|| values(seed + 1, &[outer])),
     };
     let [shift, scale_of, gate] = [1, 2, 3].map(|seed| values(seed, &[batch, width]));

@@ -4,7 +4,7 @@
 pub(crate) mod cuda;
 #[cfg(feature = "cuda")]
 mod epilogue;
-mod helpers;
+pub(crate) mod helpers;
 
 use super::attention::{Attention, Probability, Sizes};
 use super::backend::Reference as _;
@@ -16,7 +16,7 @@ use super::rotary::Rotary;
 use super::score_head::{ScoreHead, products};
 use super::*;
 use crate::autograd::Variable;
-use candle_core::{Device, Result, Tensor, Var};
+use candle_core::{DType, Device, Result, Tensor, Var};
 use helpers::{Reference, Run, adapted, differentiate, layer, normal, some_feed_forward, values};
 use std::sync::Arc;
 
@@ -72,7 +72,9 @@ fn check(what: &str, run: Run, reference: Reference, inputs: &[Tensor], needs: &
 
 /// [`adapted`] in candle's operations.
 fn adapted_reference(inputs: &[Tensor], frozen: &FrozenLayer, scale: f64) -> Result<Tensor> {
-    let y = inputs[0].broadcast_matmul(&frozen.weight.t()?)?.broadcast_add(frozen.bias.as_ref().unwrap())?;
+    let y = inputs[0]
+        .broadcast_matmul(&frozen.weight.in_type(DType::F32)?.t()?)?
+        .broadcast_add(frozen.bias.as_ref().unwrap())?;
     match inputs {
         [x, down, up] => y + (x.broadcast_matmul(&down.t()?)?.broadcast_matmul(&up.t()?)? * scale)?,
         _ => Ok(y),
@@ -134,15 +136,15 @@ fn linear_joins_and_takes_windows() {
 #[test]
 fn linear_takes_any_strides_and_weight_types() {
     let x = normal(1, &[3, 5, 8]).transpose(0, 1).unwrap();
-    let weight = normal(2, &[4, 8]).to_dtype(candle_core::DType::BF16).unwrap();
-    let frozen = FrozenLayer { weight: weight.clone(), bias: None };
+    let weight = normal(2, &[4, 8]).to_dtype(DType::BF16).unwrap();
+    let frozen = FrozenLayer { weight: weight.clone().into(), bias: None };
     let y = linear(&x.clone().into(), Layer { frozen: &frozen, low_rank: None }).unwrap().into_tensor();
     let wanted = x
         .contiguous()
         .unwrap()
         .reshape((15, 8))
         .unwrap()
-        .matmul(&weight.to_dtype(candle_core::DType::F32).unwrap().t().unwrap())
+        .matmul(&weight.to_dtype(DType::F32).unwrap().t().unwrap())
         .unwrap();
     assert_close("strided", &y, &wanted.reshape((5, 3, 4)).unwrap());
 }

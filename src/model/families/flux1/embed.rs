@@ -43,16 +43,16 @@ impl FluxEmbedding {
     pub fn load(weights: &Weights, config: &FluxConfig, dtype: DType) -> Result<Self> {
         let (width, channels) = (config.width(), config.in_channels);
         let layers = |name: &str, inner: usize| {
-            EmbeddingLayers::load(weights, &format!("time_text_embed.{name}"), inner, width, Projection::load)
+            EmbeddingLayers::load(weights, &format!("time_text_embed.{name}"), inner, width, Projection::load_dense)
         };
         let guidance = || layers("guidance_embedder", FEATURES);
         Ok(Self {
-            x_embedder: Projection::load(weights, "x_embedder", channels, width)?,
-            context_embedder: Projection::load(weights, "context_embedder", config.joint_attention_dim, width)?,
+            x_embedder: Projection::load_dense(weights, "x_embedder", channels, width)?,
+            context_embedder: Projection::load_dense(weights, "context_embedder", config.joint_attention_dim, width)?,
             time: layers("timestep_embedder", FEATURES)?,
             guidance: config.guidance_embeds.then(guidance).transpose()?,
             pooled: layers("text_embedder", config.pooled_projection_dim)?,
-            output: OutputLayer::load(weights, width, channels, Projection::load)?,
+            output: OutputLayer::load(weights, width, channels, Projection::load_dense)?,
             axes: config.axes_dims_rope,
             dtype,
         })

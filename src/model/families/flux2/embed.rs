@@ -54,7 +54,7 @@ impl Flux2Embedding {
     /// A tensor is missing or has another shape.
     pub fn load(weights: &Weights, config: &Flux2Config, dtype: DType) -> Result<Self> {
         let (width, channels) = (config.width(), config.in_channels);
-        let load = Projection::load_without_bias;
+        let load = Projection::load_dense_without_bias;
         let modulation = |name: &str, parts: usize| load(weights, &format!("{name}.linear"), width, parts * width);
         Ok(Self {
             x_embedder: load(weights, "x_embedder", channels, width)?,

@@ -35,7 +35,7 @@ impl MmDitEmbedding {
         let (width, patch, channels) = (config.width(), config.patch_size, config.in_channels);
         let maximum = config.pos_embed_max_size;
         let layers = |name: &str, inner: usize| {
-            EmbeddingLayers::load(weights, &format!("time_text_embed.{name}"), inner, width, Projection::load)
+            EmbeddingLayers::load(weights, &format!("time_text_embed.{name}"), inner, width, Projection::load_dense)
         };
         let kernel = weights.get("pos_embed.proj.weight", (width, channels, patch, patch))?;
         Ok(Self {
@@ -47,10 +47,10 @@ impl MmDitEmbedding {
             positions: weights
                 .get("pos_embed.pos_embed", (1, maximum * maximum, width))?
                 .reshape((maximum, maximum, width))?,
-            context: Projection::load(weights, "context_embedder", config.joint_attention_dim, width)?,
+            context: Projection::load_dense(weights, "context_embedder", config.joint_attention_dim, width)?,
             time: layers("timestep_embedder", FEATURES)?,
             pooled: layers("text_embedder", config.pooled_projection_dim)?,
-            output: OutputLayer::load(weights, width, patch * patch * config.out_channels(), Projection::load)?,
+            output: OutputLayer::load(weights, width, patch * patch * config.out_channels(), Projection::load_dense)?,
             out_channels: config.out_channels(),
             dtype,
         })

@@ -1,6 +1,7 @@
 //! The values of one call.
 use super::super::FeedForward;
 use crate::kernels::memory::Values;
+use crate::ops::frozen_weight::FrozenWeight;
 use crate::ops::linear::FrozenLayer;
 use candle_core::{Result, Tensor, bail};
 
@@ -10,10 +11,10 @@ pub fn with_arguments<R>(of: &FeedForward, x: &Tensor, work: impl FnOnce(&Argume
     let of = &of.in_type(x.dtype())?;
     let zeros = |layer: &FrozenLayer| match &layer.bias {
         Some(bias) => Ok(bias.clone()),
-        None => Tensor::zeros(layer.weight.dim(0)?, x.dtype(), x.device()),
+        None => Tensor::zeros(layer.weight.dims2()?.0, x.dtype(), x.device()),
     };
     let (up_bias, down_bias) = (zeros(&of.up)?, zeros(&of.down)?);
-    let hidden = of.up.weight.dim(0)?;
+    let (hidden, _) = of.up.weight.dims2()?;
     if of.up.weight.dims() != [hidden, width] || of.down.weight.dims() != [width, hidden] {
         bail!("feed-forward: x {:?}, weights {:?}, {:?}", x.dims(), of.up.weight.dims(), of.down.weight.dims());
     }
@@ -21,9 +22,9 @@ pub fn with_arguments<R>(of: &FeedForward, x: &Tensor, work: impl FnOnce(&Argume
         shift: &Values::of(&of.shift)?,
         scale: &Values::of(&of.scale)?,
         gate: &Values::of(&of.gate)?,
-        up: &Values::of(&of.up.weight)?,
+        up: &of.up.weight,
         up_bias: &Values::of(&up_bias)?,
-        down: &Values::of(&of.down.weight)?,
+        down: &of.down.weight,
         down_bias: &Values::of(&down_bias)?,
         rows: batch * tokens,
         tokens,
@@ -40,10 +41,10 @@ pub struct Arguments<'a> {
     pub scale: &'a [f32],
     pub gate: &'a [f32],
     /// `[hidden, width]` and `[hidden]`
-    pub up: &'a [f32],
+    pub up: &'a FrozenWeight,
     pub up_bias: &'a [f32],
     /// `[width, hidden]` and `[width]`
-    pub down: &'a [f32],
+    pub down: &'a FrozenWeight,
     pub down_bias: &'a [f32],
     pub rows: usize,
     /// Rows of a batch entry.

@@ -4,9 +4,12 @@ use super::arguments::Arguments;
 use crate::kernels::amx;
 use crate::kernels::cpu::{vectorised, zeros};
 use crate::kernels::matrix::{Threads, View};
+use crate::kernels::memory::Values;
 use crate::kernels::packed::{PackedA, PackedB, is_as_product, room};
+use crate::ops::frozen_weight::FrozenWeight;
 use crate::ops::norm::{add_norm_row_backward, modulate_row};
 use crate::ops::pointwise::{gelu_derivative, gelu_value};
+use candle_core::{DType, Result};
 use rayon::prelude::*;
 
 /// Rows of a block: more where the units need few instructions for them.
@@ -48,11 +51,19 @@ fn with_room(row: &[f32]) -> Vec<f32> {
     row
 }
 
+/// A weight `[outer, inner]`, or its transpose, as a right matrix.
+fn packed(weight: &FrozenWeight, is_transposed: bool) -> Result<PackedB> {
+    let (outer, inner) = weight.dims2()?;
+    let weight = weight.in_type(DType::F32)?;
+    let (values, sizes) = (Values::of(&weight)?, if is_transposed { (inner, outer) } else { (outer, inner) });
+    let rows = View::rows(&values, inner);
+    Ok(PackedB::new(if is_transposed { rows.transposed() } else { rows }, sizes, Threads::All))
+}
+
 /// The output, and what goes into the GELU for [`backward`] where `keep`.
-pub fn forward(of: &Arguments, x: &[f32], keep: bool) -> (Vec<f32>, Vec<f32>) {
+pub fn forward(of: &Arguments, x: &[f32], keep: bool) -> Result<(Vec<f32>, Vec<f32>)> {
     let &Arguments { width, hidden, .. } = of;
-    let up = PackedB::new(View::rows(of.up, width).transposed(), (width, hidden), Threads::All);
-    let down = PackedB::new(View::rows(of.down, hidden).transposed(), (hidden, width), Threads::All);
+    let (up, down) = (packed(of.up, true)?, packed(of.down, true)?);
     let (up_bias, down_bias) = (with_room(of.up_bias), with_room(of.down_bias));
     let block = |index: usize, out: &mut [f32], scratch: &mut Scratch, kept: Option<&mut [f32]>| {
         let Scratch { narrow, wide, row, hidden: own, results } = scratch;
@@ -96,14 +107,13 @@ pub fn forward(of: &Arguments, x: &[f32], keep: bool) -> (Vec<f32>, Vec<f32>) {
     }
     // SAFETY: as above.
     unsafe { out.set_len(x.len()) };
-    (out, kept)
+    Ok((out, kept))
 }
 
 /// Makes the output's gradient that of x, in place.
-pub fn backward(of: &Arguments, x: &[f32], before: &[f32], gradient: &mut [f32]) {
+pub fn backward(of: &Arguments, x: &[f32], before: &[f32], gradient: &mut [f32]) -> Result<()> {
     let &Arguments { width, hidden, .. } = of;
-    let up = PackedB::new(View::rows(of.up, width), (hidden, width), Threads::All);
-    let down = PackedB::new(View::rows(of.down, hidden), (width, hidden), Threads::All);
+    let (up, down) = (packed(of.up, false)?, packed(of.down, false)?);
     gradient.par_chunks_mut(block_rows() * width).enumerate().for_each_init(
         || Scratch::new(of),
         |scratch, (index, gradient)| {
@@ -130,4 +140,5 @@ pub fn backward(of: &Arguments, x: &[f32], before: &[f32], gradient: &mut [f32])
             });
         },
     );
+    Ok(())
 }

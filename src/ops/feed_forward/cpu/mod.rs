@@ -16,7 +16,7 @@ const CACHED_WEIGHT: usize = 1 << 18;
 /// Whether blocks of rows go through all at once: where the weights stay in cache, and products in blocks are to the last
 /// bit those of whole matrices, which an adapter on a layer leads to.
 fn go_in_blocks(of: &Arguments) -> bool {
-    of.up.len() <= CACHED_WEIGHT && blocks::are_as_whole(of)
+    of.width * of.hidden <= CACHED_WEIGHT && blocks::are_as_whole(of)
 }
 
 impl Cpu for FeedForward {
@@ -26,7 +26,7 @@ impl Cpu for FeedForward {
         let (out, before) = with_arguments(self, &inputs[0], |of| match go_in_blocks(of) {
             true => blocks::forward(of, &x, needs[0]),
             false => whole::forward(of, &x),
-        })?;
+        })??;
         let length = before.len();
         let kept = if needs[0] { vec![Tensor::from_vec(before, length, &Device::Cpu)?] } else { vec![] };
         Ok((Tensor::from_vec(out, inputs[0].shape(), &Device::Cpu)?, kept))
@@ -40,7 +40,7 @@ impl Cpu for FeedForward {
                 true => blocks::backward(of, &values, &before, gradient),
                 false => whole::backward(of, &values, &before, gradient),
             })
-        })??;
+        })???;
         gradients.add(0, gradient)
     }
 }

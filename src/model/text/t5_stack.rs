@@ -1,0 +1,151 @@
+//! T5's encoder (transformers' `T5EncoderModel`): its linear layers are quantised where that was asked for.
+use crate::model::layers::Linear;
+use crate::model::weights::Weights;
+use crate::system::error::Result;
+use candle_core::{D, DType, Device, Module, Tensor};
+use candle_nn::Activation;
+use candle_transformers::models::t5::Config;
+
+/// Layers of the encoder, after one table of embeddings.
+pub struct T5Stack {
+    /// `[vocab_size, d_model]`
+    embeddings: Tensor,
+    /// Of the first layer, which all have: `[buckets, heads]`.
+    position_bias: Tensor,
+    layers: Vec<T5Layer>,
+    norm: RmsNorm,
+    config: Config,
+}
+
+struct T5Layer {
+    attention_norm: RmsNorm,
+    q: Linear,
+    k: Linear,
+    v: Linear,
+    out: Linear,
+    feed_forward_norm: RmsNorm,
+    up: Linear,
+    /// What the first layer's result is multiplied with, in a gated MLP.
+    gated: Option<Linear>,
+    down: Linear,
+    activation: Activation,
+}
+
+/// Without a mean, and without a bias.
+struct RmsNorm {
+    weight: Tensor,
+    eps: f64,
+}
+
+impl RmsNorm {
+    fn load(weights: &Weights, name: &str, config: &Config) -> Result<Self> {
+        Ok(Self { weight: weights.get(&format!("{name}.weight"), config.d_model)?, eps: config.layer_norm_epsilon })
+    }
+
+    /// In f32, whatever type x is.
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let wide = x.to_dtype(DType::F32)?;
+        let mean_square = (wide.sqr()?.mean_keepdim(D::Minus1)? + self.eps)?;
+        let normed = wide.broadcast_div(&mean_square.sqrt()?)?.to_dtype(x.dtype())?;
+        Ok(normed.broadcast_mul(&self.weight.to_dtype(x.dtype())?)?)
+    }
+}
+
+impl T5Stack {
+    /// Takes the encoder from `weights`.
+    ///
+    /// # Errors
+    /// A tensor is missing or has another shape.
+    pub fn load(weights: &Weights, config: Config) -> Result<Self> {
+        let tables = ["shared.weight", "decoder.embed_tokens.weight", "encoder.embed_tokens.weight"];
+        let table = tables.into_iter().find(|name| weights.contains(name)).unwrap_or(tables[0]);
+        let bias = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight";
+        Ok(Self {
+            embeddings: weights.get(table, (config.vocab_size, config.d_model))?,
+            position_bias: weights.get(bias, (config.relative_attention_num_buckets, config.num_heads))?,
+            layers: (0..config.num_layers)
+                .map(|layer| T5Layer::load(weights, layer, &config))
+                .collect::<Result<_>>()?,
+            norm: RmsNorm::load(weights, "encoder.final_layer_norm", &config)?,
+            config,
+        })
+    }
+
+    /// Hidden states `[batch, tokens, d_model]`, computed as `compute`, of tokens `[batch, tokens]`.
+    pub fn forward(&self, ids: &Tensor, compute: DType) -> Result<Tensor> {
+        let (batch, tokens) = ids.dims2()?;
+        let embedded = self.embeddings.index_select(&ids.flatten_all()?, 0)?;
+        let mut states = embedded.reshape((batch, tokens, self.config.d_model))?.to_dtype(compute)?;
+        let bias = self.bias(tokens, compute, ids.device())?;
+        for layer in &self.layers {
+            states = layer.forward(&states, &bias, &self.config)?;
+        }
+        self.norm.forward(&states)
+    }
+
+    /// What is added to the scores of attention, `[1, heads, tokens, tokens]`: by how far a query and a key are apart.
+    fn bias(&self, tokens: usize, compute: DType, device: &Device) -> Result<Tensor> {
+        let places = (0..tokens).flat_map(|query| (0..tokens).map(move |key| (query, key)));
+        let buckets: Vec<u32> = places.map(|(query, key)| self.bucket(query, key) as u32).collect();
+        let buckets = Tensor::from_vec(buckets, tokens * tokens, device)?;
+        let bias = self.position_bias.index_select(&buckets, 0)?.reshape((tokens, tokens, self.config.num_heads))?;
+        Ok(bias.permute((2, 0, 1))?.unsqueeze(0)?.to_dtype(compute)?)
+    }
+
+    /// Half of the buckets are for keys behind the query; in each half one half for a distance each, the others for more and
+    /// more of them (`T5Attention._relative_position_bucket`).
+    fn bucket(&self, query: usize, key: usize) -> usize {
+        let half = self.config.relative_attention_num_buckets / 2;
+        let exact = half / 2;
+        let (first, distance) = if key > query { (half, key - query) } else { (0, query - key) };
+        if distance < exact {
+            return first + distance;
+        }
+        let largest = self.config.relative_attention_max_distance as f32 / exact as f32;
+        let further = f32::log(distance as f32 / exact as f32, largest) * (half - exact) as f32;
+        first + (exact + further as usize).min(half - 1)
+    }
+}
+
+impl T5Layer {
+    fn load(weights: &Weights, layer: usize, config: &Config) -> Result<Self> {
+        let (width, inner, hidden) = (config.d_model, config.num_heads * config.d_kv, config.d_ff);
+        let name = |module: &str| format!("encoder.block.{layer}.layer.{module}");
+        let linear = |module: &str, input, output| Linear::load_no_bias(weights, &name(module), input, output);
+        let is_gated = config.feed_forward_proj.gated;
+        let up = if is_gated { "1.DenseReluDense.wi_0" } else { "1.DenseReluDense.wi" };
+        Ok(Self {
+            attention_norm: RmsNorm::load(weights, &name("0.layer_norm"), config)?,
+            q: linear("0.SelfAttention.q", width, inner)?,
+            k: linear("0.SelfAttention.k", width, inner)?,
+            v: linear("0.SelfAttention.v", width, inner)?,
+            out: linear("0.SelfAttention.o", inner, width)?,
+            feed_forward_norm: RmsNorm::load(weights, &name("1.layer_norm"), config)?,
+            up: linear(up, width, hidden)?,
+            gated: is_gated.then(|| linear("1.DenseReluDense.wi_1", width, hidden)).transpose()?,
+            down: linear("1.DenseReluDense.wo", hidden, width)?,
+            // Models without a gate are T5 1.0's.
+            activation: if is_gated { config.feed_forward_proj.activation } else { Activation::Relu },
+        })
+    }
+
+    fn forward(&self, x: &Tensor, bias: &Tensor, config: &Config) -> Result<Tensor> {
+        let (batch, tokens, _) = x.dims3()?;
+        let (heads, size) = (config.num_heads, config.d_kv);
+        let normed = self.attention_norm.forward(x)?;
+        let split = |layer: &Linear| -> Result<Tensor> {
+            Ok(layer.forward(&normed)?.reshape((batch, tokens, heads, size))?.transpose(1, 2)?.contiguous()?)
+        };
+        // T5's scores are not divided by the root of the heads' size.
+        let scores = split(&self.q)?.matmul(&split(&self.k)?.t()?)?.broadcast_add(bias)?;
+        let mixed = candle_nn::ops::softmax_last_dim(&scores)?.matmul(&split(&self.v)?)?;
+        let x = (x + self.out.forward(&mixed.transpose(1, 2)?.reshape((batch, tokens, heads * size))?)?)?;
+        let normed = self.feed_forward_norm.forward(&x)?;
+        let hidden = self.activation.forward(&self.up.forward(&normed)?)?;
+        let hidden = match &self.gated {
+            Some(gated) => (hidden * gated.forward(&normed)?)?,
+            None => hidden,
+        };
+        Ok((x + self.down.forward(&hidden)?)?)
+    }
+}

@@ -1,0 +1,78 @@
+//! ggml's blocks in the host's memory, which candle's functions quantise and dequantise: here on all threads, a row at a time.
+use crate::kernels::cpu::new_rows;
+use crate::kernels::memory::Values;
+use candle_core::quantized::k_quants::*;
+use candle_core::quantized::{GgmlDType, QStorage, QTensor};
+use candle_core::{Device, Result, Tensor, bail};
+use half::{bf16, f16};
+use rayon::prelude::*;
+use std::borrow::Cow;
+
+/// Evaluates an expression with a name for the type of blocks.
+macro_rules! with_blocks {
+    ($dtype:expr, |$Block:ident| $work:expr) => {{
+        macro_rules! of {
+            ($type:ty) => {{
+                type $Block = $type;
+                $work
+            }};
+        }
+        match $dtype {
+            GgmlDType::F32 => of!(f32),
+            GgmlDType::F16 => of!(f16),
+            GgmlDType::BF16 => of!(bf16),
+            GgmlDType::Q4_0 => of!(BlockQ4_0),
+            GgmlDType::Q4_1 => of!(BlockQ4_1),
+            GgmlDType::Q5_0 => of!(BlockQ5_0),
+            GgmlDType::Q5_1 => of!(BlockQ5_1),
+            GgmlDType::Q8_0 => of!(BlockQ8_0),
+            GgmlDType::Q8_1 => of!(BlockQ8_1),
+            GgmlDType::Q2K => of!(BlockQ2K),
+            GgmlDType::Q3K => of!(BlockQ3K),
+            GgmlDType::Q4K => of!(BlockQ4K),
+            GgmlDType::Q5K => of!(BlockQ5K),
+            GgmlDType::Q6K => of!(BlockQ6K),
+            GgmlDType::Q8K => of!(BlockQ8K),
+        }
+    }};
+}
+
+/// Quantises `[outer, inner]`, f32 in the host's memory, whose rows are whole blocks, for `device`.
+pub fn quantize(weight: &Tensor, dtype: GgmlDType, device: &Device) -> Result<QTensor> {
+    let ((outer, inner), weight) = (weight.dims2()?, weight.contiguous()?);
+    let values = Values::of(&weight)?;
+    // A block's step, which is below its largest value, is an f16.
+    let largest = f16::MAX.to_f32();
+    if let Some(value) = values.iter().find(|value| value.abs() > largest) {
+        bail!("value {value} is too large for {dtype:?}, which takes {largest} at most");
+    }
+    let storage = with_blocks!(dtype, |Block| {
+        let mut blocks = vec![Block::zeros(); outer * inner / Block::BLCK_SIZE];
+        let rows = blocks.par_chunks_exact_mut(inner / Block::BLCK_SIZE).zip(values.par_chunks_exact(inner));
+        rows.for_each(|(blocks, row)| Block::from_float(row, blocks));
+        QStorage::Cpu(Box::new(blocks))
+    });
+    let quantized = QTensor::new(storage, (outer, inner))?;
+    if device.is_cpu() {
+        return Ok(quantized);
+    }
+    QTensor::new(QStorage::from_data(Cow::Borrowed(&quantized.data()?), device, dtype)?, (outer, inner))
+}
+
+/// The values, f32, of a weight in the host's memory.
+pub fn dequantize(weight: &QTensor) -> Result<Tensor> {
+    let (_, inner) = weight.shape().dims2()?;
+    let data = weight.data()?;
+    let values = with_blocks!(weight.dtype(), |Block| {
+        // SAFETY: blocks of this type are plain numbers, of which any bits are some.
+        let (before, blocks, after) = unsafe { data.align_to::<Block>() };
+        if !before.is_empty() || !after.is_empty() {
+            bail!("blocks of {:?} are not aligned", weight.dtype());
+        }
+        let in_row = inner / Block::BLCK_SIZE;
+        new_rows!(weight.shape().elem_count(), inner, |row, values| {
+            Block::to_float(&blocks[row * in_row..][..in_row], values);
+        })
+    });
+    Tensor::from_vec(values, weight.shape(), &Device::Cpu)
+}

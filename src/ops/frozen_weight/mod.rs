@@ -1,0 +1,176 @@
+//! Weights that are not trained: dense, or quantised and made dense a layer at a time.
+//!
+//! A quantised weight is as large in memory as its blocks are. An operation that multiplies with it has it written out in the
+//! type of its arithmetic, forward and backward anew, and lets go of that when the product is done: at no time is more than
+//! one layer there in full. What is multiplied with are the dequantised values themselves, so that results and gradients are
+//! those of a model with such weights.
+mod blocks;
+#[cfg(feature = "cuda")]
+mod cuda;
+mod float8;
+
+use crate::config::Quantization;
+use candle_core::quantized::{GgmlDType, QTensor};
+use candle_core::{DType, Device, Result, Tensor, bail};
+use float8::Float8;
+use std::sync::Arc;
+
+/// A weight `[outer, inner]`, which shares its memory with its clones.
+#[derive(Clone)]
+pub struct FrozenWeight(Kept);
+
+/// How the values are kept.
+#[derive(Clone)]
+enum Kept {
+    Dense(Tensor),
+    /// ggml's blocks; and the type of dense weights beside it.
+    Blocks(Arc<QTensor>, DType),
+    /// 8-bit numbers; and the type of dense weights beside it.
+    Float8(Float8, DType),
+}
+
+impl From<Tensor> for FrozenWeight {
+    fn from(weight: Tensor) -> Self {
+        Self(Kept::Dense(weight))
+    }
+}
+
+impl FrozenWeight {
+    /// Quantises a weight `[outer, inner]`, f32 in the host's memory, for `device`. Where its rows are no whole number of the
+    /// format's blocks, [`Quantization::fitting`] says which other format is taken, or that it stays dense, as `dtype`.
+    ///
+    /// # Errors
+    /// The weight is no matrix of f32 in the host's memory; a value is too large for the format; memory on the device is too
+    /// small.
+    pub fn quantize(weight: &Tensor, format: Quantization, dtype: DType, device: &Device) -> Result<Self> {
+        let (_, inner) = weight.dims2()?;
+        let Some(format) = format.fitting(inner) else { return Ok(weight.to_dtype(dtype)?.to_device(device)?.into()) };
+        let kept = match block_type(format) {
+            Some(block) => Kept::Blocks(Arc::new(blocks::quantize(weight, block, device)?), dtype),
+            None => Kept::Float8(Float8::quantize(weight, device)?, dtype),
+        };
+        Ok(Self(kept))
+    }
+
+    /// A weight that was read quantised; `dtype` is that of dense weights beside it.
+    ///
+    /// # Errors
+    /// It is no matrix.
+    pub fn of_blocks(weight: Arc<QTensor>, dtype: DType) -> Result<Self> {
+        weight.shape().dims2()?;
+        Ok(Self(Kept::Blocks(weight, dtype)))
+    }
+
+    /// `[outer, inner]`
+    pub fn dims(&self) -> &[usize] {
+        match &self.0 {
+            Kept::Dense(weight) => weight.dims(),
+            Kept::Blocks(weight, _) => weight.shape().dims(),
+            Kept::Float8(weight, _) => weight.dims(),
+        }
+    }
+
+    /// (outer, inner)
+    ///
+    /// # Errors
+    /// It is no matrix.
+    pub fn dims2(&self) -> Result<(usize, usize)> {
+        match self.dims() {
+            &[outer, inner] => Ok((outer, inner)),
+            dims => bail!("a weight of {dims:?} is no matrix"),
+        }
+    }
+
+    /// Where it is.
+    pub fn device(&self) -> Device {
+        match &self.0 {
+            Kept::Dense(weight) => weight.device().clone(),
+            Kept::Blocks(weight, _) => weight.device(),
+            Kept::Float8(weight, _) => weight.device().clone(),
+        }
+    }
+
+    /// Its type, or that of dense weights beside it.
+    pub fn dtype(&self) -> DType {
+        match &self.0 {
+            Kept::Dense(weight) => weight.dtype(),
+            Kept::Blocks(_, dtype) | Kept::Float8(_, dtype) => *dtype,
+        }
+    }
+
+    /// Whether it is kept in blocks or 8-bit numbers.
+    pub fn is_quantized(&self) -> bool {
+        !matches!(self.0, Kept::Dense(_))
+    }
+
+    /// Bytes that it takes.
+    pub fn bytes(&self) -> usize {
+        match &self.0 {
+            Kept::Dense(weight) => weight.elem_count() * weight.dtype().size_in_bytes(),
+            Kept::Blocks(weight, _) => weight.storage_size_in_bytes(),
+            Kept::Float8(weight, _) => weight.bytes(),
+        }
+    }
+
+    /// All of its values, contiguous, in the type of the arithmetic. Nobody keeps them: they would live as long as the graph.
+    ///
+    /// # Errors
+    /// Memory on the device is too small.
+    pub fn in_type(&self, dtype: DType) -> Result<Tensor> {
+        if let Kept::Dense(weight) = &self.0 {
+            return weight.to_dtype(dtype)?.contiguous();
+        }
+        #[cfg(feature = "cuda")]
+        if let Some(written) = cuda::dequantize(&self.0, dtype)? {
+            return Ok(written);
+        }
+        self.dequantized()?.to_dtype(dtype)
+    }
+
+    /// All of its values in f32.
+    fn dequantized(&self) -> Result<Tensor> {
+        match &self.0 {
+            Kept::Dense(weight) => weight.to_dtype(DType::F32),
+            Kept::Blocks(weight, _) if weight.device().is_cpu() => blocks::dequantize(weight),
+            Kept::Blocks(weight, _) => weight.dequantize(&weight.device()),
+            Kept::Float8(weight, _) => weight.dequantize(),
+        }
+    }
+}
+
+/// The type of ggml's blocks in a format; none for one without blocks.
+pub fn block_type(format: Quantization) -> Option<GgmlDType> {
+    match format {
+        Quantization::Q8_0 => Some(GgmlDType::Q8_0),
+        Quantization::Q6K => Some(GgmlDType::Q6K),
+        Quantization::Q4K => Some(GgmlDType::Q4K),
+        Quantization::F8 => None,
+    }
+}
+
+impl Quantization {
+    /// Values of a block, all of one row of a weight.
+    fn block_size(self) -> usize {
+        block_type(self).map_or(1, |block| block.block_size())
+    }
+
+    /// The format in which weights of `inner` columns are kept: this one where rows are whole blocks, else `q8_0`, whose
+    /// blocks are smaller; none, dense, where they are no whole blocks of that either.
+    pub fn fitting(self, inner: usize) -> Option<Self> {
+        [self, Self::Q8_0].into_iter().find(|format| inner > 0 && inner.is_multiple_of(format.block_size()))
+    }
+
+    /// Bytes of a weight `[outer, inner]`, which would take `dense` bytes a value without.
+    pub fn bytes(self, (outer, inner): (usize, usize), dense: usize) -> usize {
+        match self.fitting(inner) {
+            None => outer * inner * dense,
+            Some(format) => match block_type(format) {
+                Some(block) => outer * (inner / block.block_size()) * block.type_size(),
+                None => outer * (inner + size_of::<f32>()),
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
