@@ -159,7 +159,7 @@ fn a_step_is_that_of_the_dequantised_weights() {
             let mut dense = load(open(&dequantised(&files, format, other.path())));
             let (wanted_terms, wanted) = step(&preset, &mut dense, 0);
             assert!(wanted_terms.flow.is_some() && wanted_terms.focal.is_some() && wanted_terms.dice.is_some());
-            assert!(wanted.iter().filter(|(name, _)| name.starts_with("lora.")).count() > 20, "{what}");
+            assert!(wanted.iter().filter(|(name, _)| name.starts_with("lora.")).count() >= 20, "{what}");
             let (terms, got) = step(&preset, &mut kept, 0);
             assert!((terms.total - wanted_terms.total).abs() <= 1e-5 * wanted_terms.total.abs(), "{what}");
             assert_eq!(got.len(), wanted.len());
