@@ -4,7 +4,8 @@ use super::evaluate::write_scores;
 use super::maps::{LayerList, MapArgs, NormalizeArgs};
 use super::{LoadedModel, ModelArgs, parse_number, parse_positive, say};
 use crate::config::{BLUR, Choice, SegmentationProtocol};
-use crate::eval::analysis::{Analysis, analyse};
+use crate::distributed::Collective;
+use crate::eval::analysis::{Analysis, analyse_together};
 use crate::eval::blurring::{Blurred, draw_blurred};
 use crate::eval::generation::GenerationOptions;
 use crate::eval::pca::components_of;
@@ -83,11 +84,12 @@ pub struct AnalyzeArgs {
     pub layer: Option<LayerList>,
 }
 
-pub fn run(args: &AnalyzeArgs) -> Result<()> {
+pub fn run(args: &AnalyzeArgs, processes: &dyn Collective) -> Result<()> {
     // Arguments are checked before gigabytes of weights are read.
     let data = args.data.open()?;
     let pca_sheet = args.pca.as_ref().map(|folder| folder.join("sheet.png"));
-    for file in args.json.iter().chain(&args.plot).chain(&args.sheet).chain(&pca_sheet) {
+    let files = || args.json.iter().chain(&args.plot).chain(&args.sheet).chain(&pca_sheet);
+    for file in files().filter(|_| processes.is_main()) {
         check_writable(file)?;
     }
     args.maps.check(&args.model, args.layer.as_ref().map_or(&[], LayerList::list))?;
@@ -97,10 +99,13 @@ pub fn run(args: &AnalyzeArgs) -> Result<()> {
     let options = SegmentationOptions { protocol: args.protocol, ..options };
     let mut progress = Progress::new("image", 0, options.count(&data) as u64);
     let scheduler = Scheduler::open(&files)?;
-    let mut found = analyse(&pipeline, &scheduler, &data, &options, |done, key| {
+    let mut found = analyse_together(&pipeline, &scheduler, &data, &options, processes, |done, key| {
         progress.update_batch(done, options.batch, key);
     })?;
     drop(progress);
+    if !processes.is_main() {
+        return Ok(());
+    }
     if let Some(folder) = &args.pca {
         write_components(args, folder, &options, &pipeline, &scheduler, &data)?;
     }

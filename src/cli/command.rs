@@ -33,7 +33,14 @@ enum Command {
 impl Command {
     /// Whether several processes share its work.
     fn is_shared(&self) -> bool {
-        matches!(self, Self::Train(_))
+        match self {
+            Self::Train(_) | Self::Generate(_) | Self::Analyze(_) => true,
+            Self::Evaluate(command) => {
+                matches!(command, EvaluateCommand::Segmentation(_) | EvaluateCommand::Unsupervised(_))
+            }
+            Self::Prepare(command) => command.is_shared(),
+            _ => false,
+        }
     }
 }
 
@@ -44,19 +51,19 @@ impl Cli {
     /// Those of the command; `Error::Usage` for wrong arguments, and for several processes of a command for one.
     pub fn run(&self, processes: &dyn Collective) -> Result<()> {
         if processes.size() > 1 && !self.command.is_shared() {
-            let text = "this command is the work of one process; of many, train shares its work";
+            let text = "this command is the work of one process; start it without the launcher";
             return Err(Error::Usage(format!("{} processes: {text}", processes.size())));
         }
         match &self.command {
             Command::Train(args) => train::run(args, processes),
             Command::Inspect(args) => inspect::run(args),
-            Command::Generate(args) => generate::run(args),
+            Command::Generate(args) => generate::run(args, processes),
             Command::Probe(args) => probe::run(args),
             Command::Export(args) => export::run(args),
             Command::Config(args) => config::run(args),
-            Command::Analyze(args) => analyze::run(args),
-            Command::Evaluate(command) => command.run(),
-            Command::Prepare(command) => command.run(),
+            Command::Analyze(args) => analyze::run(args, processes),
+            Command::Evaluate(command) => command.run(processes),
+            Command::Prepare(command) => command.run(processes),
         }
     }
 }
@@ -73,10 +80,10 @@ enum EvaluateCommand {
 }
 
 impl EvaluateCommand {
-    fn run(&self) -> Result<()> {
+    fn run(&self, processes: &dyn Collective) -> Result<()> {
         match self {
-            Self::Segmentation(args) => evaluate::segmentation::run(args),
-            Self::Unsupervised(args) => evaluate::unsupervised::run(args),
+            Self::Segmentation(args) => evaluate::segmentation::run(args, processes),
+            Self::Unsupervised(args) => evaluate::unsupervised::run(args, processes),
             Self::Referring(args) => evaluate::referring::run(args),
             Self::Generation(args) => evaluate::generation::run(args),
             Self::Fid(args) => evaluate::fid::run(args),

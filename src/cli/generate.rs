@@ -2,6 +2,7 @@
 use super::drawings::{self, content, key, lora_content};
 use super::{ModelArgs, NamedModel, mention, parse_not_negative, parse_number, parse_positive, parse_size};
 use crate::config::BLUR;
+use crate::distributed::Collective;
 use crate::model::families::{self, Blur, PipelineNames, TransformerConfig};
 use crate::model::pipeline::{Pipeline, PipelineOptions};
 use crate::model::text::{TextEmbedding, TextEncoders, TextShape, prompt_file};
@@ -77,26 +78,30 @@ const PROMPTS_AT_ONCE: usize = 256;
 /// Draws images one by one, so that memory does not depend on their number; an image depends on its prompt, the seed
 /// and its own number alone.
 ///
-/// Text encoders and transformer are never in memory together, and the transformer is freed before the last image is
+/// Several processes take turns with the images. Text encoders and transformer are never in memory together, and the transformer is freed before the last image is
 /// decoded.
-pub fn run(args: &GenerateArgs) -> Result<()> {
+pub fn run(args: &GenerateArgs, processes: &dyn Collective) -> Result<()> {
     if args.perturb_scale > 0.0 {
         args.model.check_layer("--perturb-layer", args.perturb_layer)?;
     }
     let record = record(args)?;
-    let _held = OutputFolder::hold(&args.out)?;
-    let is_longer = drawings::check(&args.out, &record)?;
+    let is_main = processes.is_main();
+    let _held = is_main.then(|| OutputFolder::hold(&args.out)).transpose()?;
+    let is_longer = if is_main { drawings::check(&args.out, &record)? } else { false };
     let model = args.model.open()?;
     let sampler = Sampler::open(args, &model)?;
-    let missing = missing(args)?;
+    let missing = shared(if is_main { missing(args)? } else { vec![] }, processes)?;
     let describe = || drawings::describe(&args.out, &record, args.prompt.iter().map(String::as_str));
-    if missing.is_empty() && !is_longer {
+    // Several processes write their first images at any time: the record is there before.
+    let is_described = missing.is_empty() || processes.size() > 1;
+    if is_described && is_main && !is_longer {
         describe()?;
     }
+    processes.barrier()?;
     for images in missing.chunks(PROMPTS_AT_ONCE) {
         let (texts, negative) = sampler.encode(images)?;
         let pipeline = model.adapted(Pipeline::load_for_drawing(&model.files, &model.options)?)?;
-        if images.first() == missing.first() && !is_longer {
+        if images.first() == missing.first() && !is_described && !is_longer {
             describe()?;
         }
         let Some(((last, text), others)) = texts.split_last() else { continue };
@@ -108,7 +113,17 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
         release_freed_memory();
         write(args, *last, &vae.decode(&latents)?)?;
     }
-    Ok(())
+    // Rank 0 holds the folder until all are done.
+    processes.barrier()
+}
+
+/// This process's share of the `missing` images that rank 0 has found.
+fn shared(missing: Vec<usize>, processes: &dyn Collective) -> Result<Vec<usize>> {
+    let numbers: Vec<u8> = missing.iter().flat_map(|number| (*number as u64).to_le_bytes()).collect();
+    let numbers = processes.broadcast_bytes(&numbers)?;
+    let (all, _) = numbers.as_chunks::<8>();
+    let own = all.iter().skip(processes.rank()).step_by(processes.size());
+    Ok(own.map(|number| u64::from_le_bytes(*number) as usize).collect())
 }
 
 /// The images missing in the folder, by number.

@@ -6,6 +6,7 @@ use crate::data::codec::labels::encode_labels;
 use crate::data::codec::matlab::LabelMatrix;
 use crate::data::sources::ade20k;
 use crate::demo::{self, SceneOptions, Split};
+use crate::distributed::Collective;
 use crate::encode::fill;
 use crate::eval::segmentation::Files;
 use crate::system::error::{Error, Result};
@@ -28,11 +29,16 @@ pub enum PrepareCommand {
 }
 
 impl PrepareCommand {
-    pub fn run(&self) -> Result<()> {
+    /// Whether several processes share its work.
+    pub fn is_shared(&self) -> bool {
+        matches!(self, Self::Cache(_))
+    }
+
+    pub fn run(&self, processes: &dyn Collective) -> Result<()> {
         match self {
             Self::Scenes(args) => scenes(args),
             Self::Labels(args) => labels(args),
-            Self::Cache(args) => cache(args),
+            Self::Cache(args) => cache(args, processes),
         }
     }
 }
@@ -195,7 +201,7 @@ pub struct CacheArgs {
     pub shard_size: u64,
 }
 
-fn cache(args: &CacheArgs) -> Result<()> {
+fn cache(args: &CacheArgs, processes: &dyn Collective) -> Result<()> {
     let mut config = RunConfig::load(&args.config, &args.set)?;
     // The folder need not exist yet.
     let named = config.data.cache.take();
@@ -207,9 +213,12 @@ fn cache(args: &CacheArgs) -> Result<()> {
     config.check_files()?;
     let device = config.device.open()?;
     if let Some(scenes) = &config.scenes {
-        crate::demo::draw_missing(scenes)?;
+        if processes.is_main() {
+            crate::demo::draw_missing(scenes)?;
+        }
+        processes.barrier()?;
     }
-    let filled = fill(&config, &device, &folder, args.shard_size << 20)?;
+    let filled = fill(&config, &device, &folder, args.shard_size << 20, processes)?;
     mention(&format!("{}\n{filled}", printable_path(&folder)));
     Ok(())
 }

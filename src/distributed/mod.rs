@@ -119,6 +119,14 @@ pub trait Collective {
         all.into_iter().zip(lengths).map(cut).collect()
     }
 
+    /// As [`Self::gather_bytes`], where only rank 0 needs them: the others may get none.
+    ///
+    /// # Errors
+    /// As [`Self::gather`].
+    fn gather_bytes_at_main(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
+        self.gather_bytes(bytes)
+    }
+
     /// The bytes of rank 0, at all processes.
     ///
     /// # Errors

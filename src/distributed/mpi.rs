@@ -240,6 +240,30 @@ impl Collective for MpiProcess {
         })
     }
 
+    fn gather_bytes_at_main(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
+        let lengths = self.gather_values(&[bytes.len() as i64]);
+        let longest = lengths.iter().copied().max().unwrap_or(0) as usize;
+        let mut all: Vec<Vec<u8>> = vec![vec![]; if self.rank == 0 { self.size } else { 0 }];
+        let root = self.world.process_at_rank(0);
+        let most = (PIECE / self.size).max(1);
+        for start in (0..longest).step_by(most) {
+            let part = most.min(longest - start);
+            let mut piece = bytes.get(start..).map_or_else(Vec::new, |rest| rest[..part.min(rest.len())].to_vec());
+            piece.resize(part, 0);
+            self.meet();
+            if self.rank > 0 {
+                self.count_sent::<u8>(part);
+                root.gather_into(&piece[..]);
+                continue;
+            }
+            let mut pieces = vec![0u8; part * self.size];
+            root.gather_into_root(&piece[..], &mut pieces[..]);
+            all.iter_mut().zip(pieces.chunks(part)).for_each(|(all, piece)| all.extend(piece));
+        }
+        all.iter_mut().zip(lengths).for_each(|(all, length)| all.truncate(length as usize));
+        Ok(all)
+    }
+
     fn bytes_sent(&self) -> u64 {
         self.sent.get()
     }

@@ -1,5 +1,6 @@
 //! Fills a cache: first all prompts, then all images, so that one encoder is in memory at a time.
 use super::recipes;
+use super::together::{Encoded, tell};
 use crate::config::{ModelConfig, RunConfig};
 use crate::data::cache::{Digest, Key, Writer};
 use crate::data::codec::photograph;
@@ -7,6 +8,7 @@ use crate::data::sample_reader::SampleReader;
 use crate::data::sources::shards::{Broken, SampleReference};
 use crate::data::sources::unusable::Unusable;
 use crate::data::{DataSet, Inventory};
+use crate::distributed::Collective;
 use crate::model::text::TextEncoders;
 use crate::model::vae::{Vae, from_rgb8};
 use crate::model::weights::files::ModelFiles;
@@ -72,29 +74,42 @@ impl fmt::Display for Filled {
     }
 }
 
-/// Adds the entries of `config`'s data set that the cache in `folder` lacks, in shards of about `shard_bytes`.
+/// Adds the entries of `config`'s data set that the cache in `folder` lacks, in shards of about `shard_bytes`. Several
+/// processes share the samples, and rank 0 writes: the files do not depend on how many there are.
 ///
 /// # Errors
 /// The data or the model cannot be read; the folder holds a damaged cache, or one of another model or other settings;
 /// another process is filling it; there is too little space; writing fails. Shards written before stay valid.
-pub fn fill(config: &RunConfig, device: &Device, folder: &Path, shard_bytes: u64) -> Result<Filled> {
+pub fn fill(
+    config: &RunConfig,
+    device: &Device,
+    folder: &Path,
+    shard_bytes: u64,
+    processes: &dyn Collective,
+) -> Result<Filled> {
     let files = ModelFiles::of(&config.model)?;
     let (latents, text) = (recipes::latents(&files, &config.data)?, recipes::text(&files, &config.model, device)?);
-    let _held = OutputFolder::hold_or(folder, "another process fills this cache")?;
+    let hold = || OutputFolder::hold_or(folder, "another process fills this cache");
+    let _held = processes.is_main().then(hold).transpose()?;
     let data = DataSet::open(&config.data)?;
-    Inventory::of_run(&data)?;
+    if processes.is_main() {
+        Inventory::of_run(&data)?;
+    }
+    processes.barrier()?;
     let mut text = Writer::open(folder, text, shard_bytes)?;
     let mut latents = Writer::open(folder, latents, shard_bytes)?;
 
     let mut filler = CacheFiller::open(config, data)?;
     let flips = filler.mirrored().len() as u64;
     let missing = (filler.samples * flips).saturating_sub(latents.found() as u64);
-    check_space(folder, missing * latents.recipe().bytes())?;
+    if processes.is_main() {
+        check_space(folder, missing * latents.recipe().bytes())?;
+    }
 
     let started = Instant::now();
     let ModelConfig { text_encoders: kinds, max_sequence_length, dtype, .. } = &config.model;
     let mut encoders = None;
-    filler.add_text(&mut text, |prompt| {
+    filler.add_text(&mut text, processes, |prompt| {
         let encoders = match &mut encoders {
             Some(encoders) => encoders,
             none => none.insert(TextEncoders::load(&files, kinds, *max_sequence_length, dtype.dtype(), device)?),
@@ -106,7 +121,7 @@ pub fn fill(config: &RunConfig, device: &Device, folder: &Path, shard_bytes: u64
 
     let started = Instant::now();
     let mut vae = None;
-    filler.add_latents(&mut latents, |pixels| {
+    filler.add_latents(&mut latents, processes, |pixels| {
         let vae = match &mut vae {
             Some(vae) => vae,
             none => none.insert(Vae::load(&files, device)?.without_decoder()),
@@ -163,54 +178,79 @@ impl<'a> CacheFiller<'a> {
     }
 
     /// Adds the embedding of each distinct prompt, and of the empty prompt for caption dropout.
-    fn add_text(&mut self, writer: &mut Writer, mut encode: impl FnMut(&str) -> Result<Vec<f32>>) -> Result<()> {
-        let mut add = |writer: &mut Writer, prompt: &str| {
-            let key = writer.recipe().text_key(prompt);
-            if writer.contains(&key) {
-                Ok(())
-            } else {
-                writer.add(key, finite(encode(prompt)?, &format!("the caption {prompt:?}"))?)
+    fn add_text(
+        &mut self,
+        writer: &mut Writer,
+        processes: &dyn Collective,
+        mut encode: impl FnMut(&str) -> Result<Vec<f32>>,
+    ) -> Result<()> {
+        let mut encode = |prompt: &str| finite(encode(prompt)?, &format!("the caption {prompt:?}"));
+        let key = writer.recipe().text_key("");
+        if !writer.contains(&key) {
+            match processes.is_main() {
+                true => writer.add(key, encode("")?)?,
+                false => writer.note(key),
             }
+        }
+        let prompt = |filler: &Self, reference: &SampleReference, writer: &Writer| {
+            let prompt = filler.reader(reference).prompt(reference)?;
+            Ok(vec![(writer.recipe().text_key(&prompt), prompt)])
         };
-        add(writer, "")?;
-        let prompt =
-            |filler: &Self, reference: &SampleReference, _: &Writer| filler.reader(reference).prompt(reference);
-        self.add(("caption", "embeddings"), writer, prompt, |writer, _, prompt| add(writer, &prompt))
+        self.add(("caption", "embeddings"), (writer, processes), prompt, |_, prompt| encode(&prompt))
     }
 
     /// Adds the latents of each image and flip.
-    fn add_latents(&mut self, writer: &mut Writer, mut encode: impl FnMut(&[u8]) -> Result<Vec<f32>>) -> Result<()> {
-        self.add(("image", "latents"), writer, Self::missing_crops, |writer, reference, crops| {
-            for (key, pixels) in crops {
-                // The image may occur twice.
-                if !writer.contains(&key) {
-                    writer.add(key, finite(encode(&pixels)?, &reference.name())?)?;
-                }
-            }
-            Ok(())
+    fn add_latents(
+        &mut self,
+        writer: &mut Writer,
+        processes: &dyn Collective,
+        mut encode: impl FnMut(&[u8]) -> Result<Vec<f32>>,
+    ) -> Result<()> {
+        self.add(("image", "latents"), (writer, processes), Self::missing_crops, |reference, pixels| {
+            finite(encode(&pixels)?, &reference.name())
         })
     }
 
-    /// Reads the samples with `read`, in parallel within a chunk, and passes them to `add` in order.
+    /// Reads the samples with `read`, in parallel within a chunk, and adds what `encode` makes of each part whose key the
+    /// writer lacks, in order.
     fn add<T: Send>(
         &mut self,
         (unit, entries): (&'static str, &str),
-        writer: &mut Writer,
-        read: impl Fn(&Self, &SampleReference, &Writer) -> Result<T, Unusable> + Sync,
-        mut add: impl FnMut(&mut Writer, &SampleReference, T) -> Result<()>,
+        (writer, processes): (&mut Writer, &dyn Collective),
+        read: impl Fn(&Self, &SampleReference, &Writer) -> Result<Vec<(Key, T)>, Unusable> + Sync,
+        mut encode: impl FnMut(&SampleReference, T) -> Result<Vec<f32>>,
     ) -> Result<()> {
+        let (rank, size) = (processes.rank(), processes.size());
         let mut progress = Progress::new(unit, 0, self.samples);
         let (mut done, mut broken) = (0, vec![]);
-        self.data.for_each_chunk(CHUNK, |items| {
+        self.data.for_each_chunk(CHUNK * size, |items| {
             done += items.len() as u64;
             let references: Vec<SampleReference> = items.into_iter().flatten().collect();
-            let samples: Vec<_> =
-                references.par_iter().map(|reference| guarded(|| read(self, reference, writer))).collect();
-            for (reference, sample) in references.iter().zip(samples) {
-                match sample {
-                    Ok(sample) => add(writer, reference, sample)?,
-                    Err(Unusable::Broken(reason)) => broken.push((reference.name(), reason)),
+            // Each process has a row of them, so that it reads in few places.
+            let own = references.chunks(references.len().div_ceil(size).max(1)).nth(rank).unwrap_or_default();
+            let samples: Vec<_> = own.par_iter().map(|reference| guarded(|| read(self, reference, writer))).collect();
+            let mut made = vec![];
+            for (reference, sample) in own.iter().zip(samples) {
+                let parts = match sample {
+                    Ok(parts) => parts,
+                    Err(Unusable::Broken(reason)) => {
+                        made.push(Encoded::Broken(reference.name(), reason));
+                        continue;
+                    }
                     Err(Unusable::Fatal(error)) => return Err(error),
+                };
+                for (key, part) in parts {
+                    // The part may occur twice.
+                    if !writer.contains(&key) && !made.iter().any(|made| made.has(&key)) {
+                        made.push(Encoded::Entry(key, encode(reference, part)?));
+                    }
+                }
+            }
+            for made in tell(made, processes)? {
+                match made {
+                    Encoded::Broken(name, reason) => broken.push((name, reason)),
+                    Encoded::Entry(key, values) if processes.is_main() => writer.add(key, values)?,
+                    Encoded::Entry(key, _) => writer.note(key),
                 }
             }
             progress.update(done, &format!("{} new {entries}", writer.added()));

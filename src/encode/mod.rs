@@ -2,6 +2,7 @@
 //! it.
 mod fill;
 mod recipes;
+mod together;
 
 pub use fill::fill;
 

@@ -5,13 +5,14 @@ use super::segmentation::{
     Accumulator, ClassMaps, LabelledFolder, SegmentationOptions, SegmentationScores, Segmenter, Vocabulary, each_batch,
     on_host,
 };
+use crate::distributed::{Collective, SingleProcess};
 use crate::model::families::{Embedded, JointInputs};
 use crate::model::pipeline::Pipeline;
 use crate::ops::attention_probability;
 use crate::sample::scheduler::Scheduler;
 use crate::system::error::{Error, Result};
 use candle_core::{D, DType, Tensor};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
 /// Measurements of one block, over all images and prompts.
@@ -58,8 +59,8 @@ pub struct Analysis {
     pub images: u64,
 }
 
-/// BlockSums over samples for one block.
-#[derive(Clone, Debug, Default)]
+/// Sums over samples for one block.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 struct BlockSums {
     samples: f64,
     image_to_text: f64,
@@ -79,6 +80,21 @@ pub fn analyse(
     scheduler: &Scheduler,
     data: &LabelledFolder,
     options: &SegmentationOptions,
+    progress: impl FnMut(usize, &str),
+) -> Result<Analysis> {
+    analyse_together(pipeline, scheduler, data, options, &SingleProcess, progress)
+}
+
+/// As [`analyse`], by several processes, which have the same numbers in the end.
+///
+/// # Errors
+/// Those of [`analyse`]; a process has failed.
+pub fn analyse_together(
+    pipeline: &Pipeline,
+    scheduler: &Scheduler,
+    data: &LabelledFolder,
+    options: &SegmentationOptions,
+    processes: &dyn Collective,
     mut progress: impl FnMut(usize, &str),
 ) -> Result<Analysis> {
     let count = pipeline.transformer.config.num_layers();
@@ -87,16 +103,18 @@ pub fn analyse(
     let mut segmenter = Segmenter::new(pipeline, scheduler, options)?;
     let vocabulary = Vocabulary::new(&pipeline.text_encoders, data.classes(), data.classes_file())?;
     let mut accumulators = vec![Accumulator::new(data.classes().len()); count];
-    let mut sums = vec![BlockSums::default(); count];
+    // Of every batch by its own, with the index of its first image and the block: summed up in that order, whoever has them.
+    let mut parts: Vec<(usize, usize, BlockSums)> = vec![];
     let mut tokens = (0, 0);
-    each_batch(data, options, |first, images| {
+    each_batch(data, options, processes, |first, images| {
         let numbered: Vec<_> = (first..).zip(images.iter().map(|image| &image.image)).collect();
         let prompts: Vec<_> = images.iter().map(|image| vocabulary.prompts_of(image, options.protocol)).collect();
         let mut maps = vec![vec![ClassMaps::empty(segmenter.grid()); images.len()]; count];
         segmenter.each_batch(&numbered, &prompts, |pairs, embedded| {
             tokens = token_counts(embedded)?;
             pipeline.transformer.inspect_each(embedded, |layer, inputs| {
-                let probability = sums[layer].add(inputs)?;
+                let (probability, part) = BlockSums::of(inputs)?;
+                parts.push((first, layer, part));
                 let of_tokens = match settings.is_mean_probability() {
                     true => probability,
                     false => settings.of_block(&inputs.probe()?, inputs.heads, embedded.grid)?,
@@ -118,7 +136,9 @@ pub fn analyse(
         Ok(())
     })?;
     let names = || data.classes().iter().map(|class| class.name.as_str());
-    let scores = accumulators.iter().map(|of_block| of_block.scores(names())).collect::<Result<Vec<_>>>()?;
+    let scores = accumulators.into_iter().map(|of_block| of_block.merged(processes)?.scores(names()));
+    let scores = scores.collect::<Result<Vec<_>>>()?;
+    let (tokens, sums) = summed(tokens, parts, count, processes)?;
     let images = scores.first().map_or(0, |scores| scores.images);
     let blocks: Vec<BlockAnalysis> =
         (0..).zip(sums).zip(&scores).map(|((block, sums), scores)| sums.finish(block, scores)).collect();
@@ -140,6 +160,29 @@ pub fn analyse(
     })
 }
 
+/// What all processes have found of the batches, summed up for each of the `count` blocks in the order of the batches, and the
+/// numbers of tokens.
+fn summed(
+    tokens: (usize, usize),
+    parts: Vec<(usize, usize, BlockSums)>,
+    count: usize,
+    processes: &dyn Collective,
+) -> Result<((usize, usize), Vec<BlockSums>)> {
+    let json = |e: serde_json::Error| Error::Failed(format!("what processes have found cannot be told: {e}"));
+    let mut all = vec![(tokens, parts)];
+    if processes.size() > 1 {
+        let told = processes.gather_bytes(&serde_json::to_vec(&all[0]).map_err(json)?)?;
+        all = told.iter().map(|told| serde_json::from_slice(told).map_err(json)).collect::<Result<_>>()?;
+    }
+    let tokens = all.iter().map(|(tokens, _)| *tokens).max().unwrap_or(tokens);
+    let mut parts: Vec<(usize, usize, BlockSums)> = all.into_iter().flat_map(|(_, parts)| parts).collect();
+    // Stable: the parts of a batch stay in their order.
+    parts.sort_by_key(|(first, ..)| *first);
+    let mut sums = vec![BlockSums::default(); count];
+    parts.into_iter().for_each(|(_, layer, part)| sums[layer].add(&part));
+    Ok((tokens, sums))
+}
+
 /// Numbers of image and text tokens, with multiplicity.
 fn token_counts(embedded: &Embedded) -> Result<(usize, usize)> {
     let streams = &embedded.streams;
@@ -147,8 +190,20 @@ fn token_counts(embedded: &Embedded) -> Result<(usize, usize)> {
 }
 
 impl BlockSums {
-    /// Adds a batch; returns the attention of image tokens to word tokens, `[batch, image tokens, words]`.
-    fn add(&mut self, inputs: &JointInputs) -> Result<Tensor> {
+    /// Adds those of another batch.
+    fn add(&mut self, other: &Self) {
+        self.samples += other.samples;
+        self.image_to_text += other.image_to_text;
+        if let Some(mass) = other.text_to_image {
+            self.text_to_image = Some(self.text_to_image.unwrap_or(0.0) + mass);
+        }
+        self.image_value_norm += other.image_value_norm;
+        self.text_value_norm += other.text_value_norm;
+    }
+
+    /// Of a batch; with the attention of image tokens to word tokens, `[batch, image tokens, words]`.
+    fn of(inputs: &JointInputs) -> Result<(Tensor, Self)> {
+        let mut found = Self::default();
         let &JointInputs { ref queries, ref keys, ref values, image_tokens: image, heads, last_key_count, words } =
             inputs;
         let (batch, all, _) = keys.dims3()?;
@@ -160,16 +215,16 @@ impl BlockSums {
             )
         };
         let to_text = probability(0..image, image..all)?;
-        self.image_to_text += total(&to_text)? / image as f64;
+        found.image_to_text = total(&to_text)? / image as f64;
         if queries.dims3()?.1 == all {
             let mass = weighed(&probability(image..all, 0..image)?.sum(D::Minus1)?, last_key_count)?;
-            self.text_to_image = Some(self.text_to_image.unwrap_or(0.0) + mass);
+            found.text_to_image = Some(mass);
         }
         let norms = values.tensor().to_dtype(DType::F32)?.sqr()?.sum(D::Minus1)?.sqrt()?;
-        self.image_value_norm += total(&norms.narrow(1, 0, image)?)? / image as f64;
-        self.text_value_norm += weighed(&norms.narrow(1, image, text)?, last_key_count)?;
-        self.samples += batch as f64;
-        Ok(to_text.narrow(2, 0, words)?.contiguous()?)
+        found.image_value_norm = total(&norms.narrow(1, 0, image)?)? / image as f64;
+        found.text_value_norm = weighed(&norms.narrow(1, image, text)?, last_key_count)?;
+        found.samples = batch as f64;
+        Ok((to_text.narrow(2, 0, words)?.contiguous()?, found))
     }
 
     fn finish(self, block: usize, scores: &SegmentationScores) -> BlockAnalysis {

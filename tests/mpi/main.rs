@@ -7,6 +7,7 @@ mod job;
 #[path = "../outcome/mod.rs"]
 mod outcome;
 mod same_bytes;
+mod shared_work;
 #[path = "../smoke_run/mod.rs"]
 mod smoke_run;
 

@@ -1,5 +1,6 @@
 //! Predicted label maps as files.
 use crate::data::codec::labels::encode_labels;
+use crate::distributed::Collective;
 use crate::eval::segmentation::{LabelledFolder, NO_CLASS, SegmentationMap};
 use crate::system::error::{Error, Result};
 use crate::system::output_folder::OutputFolder;
@@ -7,20 +8,29 @@ use crate::system::whole_file::{folder_of, sweep, write_atomically};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-/// The folder of predictions, locked by this process.
-pub struct Predictions(OutputFolder);
+/// The folder of predictions, locked by this process, or by that of rank 0.
+pub struct Predictions {
+    folder: PathBuf,
+    _held: Option<OutputFolder>,
+}
 
 impl Predictions {
-    /// Locks the folder for the predictions of `data`'s images.
+    /// Locks the folder for the predictions of `data`'s images by these processes.
     ///
     /// # Errors
     /// It cannot be written, or another process is writing into it.
-    pub fn open(folder: &Path, data: &LabelledFolder) -> Result<Self> {
+    pub fn open(folder: &Path, data: &LabelledFolder, processes: &dyn Collective) -> Result<Self> {
+        let path = folder.to_path_buf();
+        if !processes.is_main() {
+            processes.barrier()?;
+            return Ok(Self { folder: path, _held: None });
+        }
         let held = OutputFolder::hold(folder)?;
         let files = data.keys().map(|key| file(folder, key));
         let below: BTreeSet<PathBuf> = files.map(|file| folder_of(&file).to_path_buf()).collect();
         below.iter().try_for_each(|folder| sweep(folder))?;
-        Ok(Self(held))
+        processes.barrier()?;
+        Ok(Self { folder: path, _held: Some(held) })
     }
 
     /// Writes the predicted labels of the image `key` as PNG; pixels without class get the data set's label for that.
@@ -29,7 +39,7 @@ impl Predictions {
             NO_CLASS => data.label_of_none,
             class => data.classes()[usize::from(class)].label,
         };
-        let file = file(self.0.path(), key);
+        let file = file(&self.folder, key);
         let labels: Vec<u32> = map.classes.iter().map(label).collect();
         let png = encode_labels(map.width, map.height, &labels).map_err(|e| Error::file(&file, e))?;
         write_atomically(&file, |out| out.write_all(&png))

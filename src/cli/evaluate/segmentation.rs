@@ -5,7 +5,8 @@ use super::write_scores;
 use crate::cli::maps::{LayerList, MapArgs, NormalizeArgs};
 use crate::cli::{LoadedModel, ModelArgs, say};
 use crate::config::{Choice, SegmentationProtocol};
-use crate::eval::segmentation::{ImageResult, SegmentationOptions, SegmentationScores, evaluate};
+use crate::distributed::Collective;
+use crate::eval::segmentation::{ImageResult, SegmentationOptions, SegmentationScores, evaluate_together};
 use crate::sample::scheduler::Scheduler;
 use crate::system::error::Result;
 use crate::system::progress::Progress;
@@ -52,18 +53,21 @@ pub struct SegmentationArgs {
     pub json: Option<PathBuf>,
 }
 
-pub fn run(args: &SegmentationArgs) -> Result<()> {
+pub fn run(args: &SegmentationArgs, processes: &dyn Collective) -> Result<()> {
     // Arguments are checked before gigabytes of weights are read.
     let data = args.data.open()?;
     args.maps.check(&args.model, args.layer.list())?;
-    args.json.as_deref().map_or(Ok(()), check_writable)?;
-    let predictions = args.predictions.as_deref().map(|folder| Predictions::open(folder, &data)).transpose()?;
+    let json = args.json.as_deref().filter(|_| processes.is_main());
+    json.map_or(Ok(()), check_writable)?;
+    let predictions =
+        args.predictions.as_deref().map(|folder| Predictions::open(folder, &data, processes)).transpose()?;
     let LoadedModel { files, pipeline, device } = args.model.load_up_to(args.layer.last())?;
     let maps = args.maps.settings(args.layer.list(), args.normalize.normalize, &device)?;
     let options = args.probe.options(maps, args.data.limit, &pipeline)?;
     let options = SegmentationOptions { protocol: args.protocol, ..options };
     let mut progress = Progress::new("image", 0, options.count(&data) as u64);
-    let scores = evaluate(&pipeline, &Scheduler::open(&files)?, &data, &options, &mut |result: &ImageResult| {
+    let scheduler = Scheduler::open(&files)?;
+    let scores = evaluate_together(&pipeline, &scheduler, &data, &options, processes, &mut |result: &ImageResult| {
         if let Some(predictions) = &predictions {
             predictions.write(&result.image.key, result.predicted, &data)?;
         }
@@ -71,7 +75,7 @@ pub fn run(args: &SegmentationArgs) -> Result<()> {
         Ok(())
     })?;
     drop(progress);
-    if let Some(file) = &args.json {
+    if let Some(file) = json {
         write_scores(file, &scores)?;
     }
     say(&table(&scores))

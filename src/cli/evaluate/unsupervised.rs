@@ -5,12 +5,14 @@ use super::write_scores;
 use crate::cli::maps::{LayerList, MapArgs};
 use crate::cli::{LoadedModel, ModelArgs, parse_not_negative, say};
 use crate::config::MapNormalize;
-use crate::eval::segmentation::{SegmentationScores, UnsupervisedOptions, evaluate_unsupervised};
+use crate::distributed::Collective;
+use crate::eval::segmentation::{SegmentationScores, UnsupervisedOptions, evaluate_unsupervised_together};
 use crate::model::text::prompt_file;
 use crate::sample::scheduler::Scheduler;
 use crate::system::error::Result;
 use crate::system::progress::Progress;
 use crate::system::whole_file::check_writable;
+use candle_core::{Device, Tensor};
 use clap::Args;
 use serde::Serialize;
 use std::path::PathBuf;
@@ -68,12 +70,14 @@ struct AtThreshold<'a> {
     scores: &'a SegmentationScores,
 }
 
-pub fn run(args: &UnsupervisedArgs) -> Result<()> {
+pub fn run(args: &UnsupervisedArgs, processes: &dyn Collective) -> Result<()> {
     // Arguments are checked before gigabytes of weights are read.
     let data = args.data.open()?;
     args.maps.check(&args.model, args.layer.list())?;
-    args.json.as_deref().map_or(Ok(()), check_writable)?;
-    let predictions = args.predictions.as_deref().map(|folder| Predictions::open(folder, &data)).transpose()?;
+    let json = args.json.as_deref().filter(|_| processes.is_main());
+    json.map_or(Ok(()), check_writable)?;
+    let predictions =
+        args.predictions.as_deref().map(|folder| Predictions::open(folder, &data, processes)).transpose()?;
     let LoadedModel { files, pipeline, device } = args.model.load_up_to(args.layer.last())?;
     let maps = args.maps.settings(args.layer.list(), MapNormalize::None, &device)?;
     let options = args.probe.options(maps, args.data.limit, &pipeline)?;
@@ -83,10 +87,11 @@ pub fn run(args: &UnsupervisedArgs) -> Result<()> {
     };
     let merging = UnsupervisedOptions { thresholds: args.threshold.clone(), power: args.power, prompt };
     let mut progress = Progress::new("image", 0, options.count(&data) as u64);
-    let mut segments = vec![0; args.threshold.len()];
+    let mut segments = vec![0i64; args.threshold.len()];
     let scheduler = Scheduler::open(&files)?;
-    let scores = evaluate_unsupervised(&pipeline, &scheduler, &data, &options, &merging, &mut |result| {
-        segments[result.threshold] += result.segments;
+    let settings = (&options, &merging);
+    let scores = evaluate_unsupervised_together(&pipeline, &scheduler, &data, settings, processes, &mut |result| {
+        segments[result.threshold] += result.segments as i64;
         if let Some(predictions) = predictions.as_ref().filter(|_| result.threshold == 0) {
             predictions.write(result.key, result.predicted, &data)?;
         }
@@ -94,12 +99,16 @@ pub fn run(args: &UnsupervisedArgs) -> Result<()> {
         Ok(())
     })?;
     drop(progress);
+    let mut all = vec![0; segments.len()];
+    for of_rank in processes.gather(&Tensor::new(segments, &Device::Cpu)?)? {
+        all.iter_mut().zip(of_rank.to_vec1::<i64>()?).for_each(|(all, count)| *all += count as usize);
+    }
     let at_threshold = |((threshold, segments), scores): ((&f64, usize), _)| {
         let scores: &SegmentationScores = scores;
         AtThreshold { threshold: *threshold, segments: segments as f64 / scores.images as f64, scores }
     };
-    let found: Vec<AtThreshold> = args.threshold.iter().zip(segments).zip(&scores).map(at_threshold).collect();
-    if let Some(file) = &args.json {
+    let found: Vec<AtThreshold> = args.threshold.iter().zip(all).zip(&scores).map(at_threshold).collect();
+    if let Some(file) = json {
         write_scores(file, &found)?;
     }
     let line = |at: &AtThreshold| {

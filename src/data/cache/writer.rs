@@ -67,6 +67,13 @@ impl Writer {
         if self.pending.len() >= self.capacity { self.write() } else { Ok(()) }
     }
 
+    /// Counts an entry that another process writes as added.
+    pub fn note(&mut self, key: Key) {
+        if !self.contains(&key) {
+            self.added.insert(key);
+        }
+    }
+
     /// Writes the pending entries.
     pub fn finish(&mut self) -> Result<()> {
         if self.pending.is_empty() { Ok(()) } else { self.write() }

@@ -19,9 +19,12 @@ pub use options::{NoiseLevel, SegmentationOptions};
 pub use prompts::{Prompt, Vocabulary};
 pub use referring::{ReferringScores, evaluate_referring};
 pub use scores::{Accumulator, SegmentationScores};
-pub use unsupervised::{UnsupervisedOptions, UnsupervisedResult, evaluate_unsupervised};
+pub use unsupervised::{
+    UnsupervisedOptions, UnsupervisedResult, evaluate_unsupervised, evaluate_unsupervised_together,
+};
 
 use crate::config::named_blocks;
+use crate::distributed::{Collective, SingleProcess};
 use crate::model::pipeline::Pipeline;
 use crate::ops::enlarged_argmax;
 use crate::sample::scheduler::Scheduler;
@@ -61,12 +64,27 @@ pub fn evaluate(
     options: &SegmentationOptions,
     visit: &mut dyn FnMut(&ImageResult) -> Result<()>,
 ) -> Result<SegmentationScores> {
+    evaluate_together(pipeline, scheduler, data, options, &SingleProcess, visit)
+}
+
+/// As [`evaluate`], by several processes, which have the same scores in the end; `visit` receives what this one segments.
+///
+/// # Errors
+/// Those of [`evaluate`]; a process has failed.
+pub fn evaluate_together(
+    pipeline: &Pipeline,
+    scheduler: &Scheduler,
+    data: &LabelledFolder,
+    options: &SegmentationOptions,
+    processes: &dyn Collective,
+    visit: &mut dyn FnMut(&ImageResult) -> Result<()>,
+) -> Result<SegmentationScores> {
     options.maps.check(&pipeline.transformer)?;
     let mut segmenter = Segmenter::new(pipeline, scheduler, options)?;
     let classes = data.classes();
     let vocabulary = Vocabulary::new(&pipeline.text_encoders, classes, data.classes_file())?;
     let mut accumulator = Accumulator::new(classes.len());
-    each_batch(data, options, |first, images| {
+    each_batch(data, options, processes, |first, images| {
         let numbered: Vec<_> = (first..).zip(images.iter().map(|image| &image.image)).collect();
         let prompts: Vec<_> = images.iter().map(|image| vocabulary.prompts_of(image, options.protocol)).collect();
         let maps = segmenter.class_maps(&numbered, &prompts)?;
@@ -77,25 +95,28 @@ pub fn evaluate(
         }
         Ok(())
     })?;
-    accumulator.scores(classes.iter().map(|class| class.name.as_str()))
+    accumulator.merged(processes)?.scores(classes.iter().map(|class| class.name.as_str()))
 }
 
-/// Calls `visit` with each batch of `data` and the index of its first image; the next batch is read meanwhile.
+/// Calls `visit` with each batch of `data`, of which several processes take turns, and the index of its first image; the next
+/// batch is read meanwhile.
 ///
 /// # Errors
 /// An image or label map is malformed; those of `visit`.
 pub(super) fn each_batch(
     data: &LabelledFolder,
     options: &SegmentationOptions,
+    processes: &dyn Collective,
     mut visit: impl FnMut(usize, &[LabelledImage]) -> Result<()>,
 ) -> Result<()> {
     let count = options.count(data);
     let batch = options.batch.max(1);
+    let (own, turn) = (processes.rank() * batch, processes.size() * batch);
     std::thread::scope(|scope| {
         // A rendezvous channel: one batch waits while another is computed.
         let (sender, receiver) = sync_channel(0);
         let read = move || {
-            for first in (0..count).step_by(batch) {
+            for first in (own..count).step_by(turn) {
                 let images = (first..count.min(first + batch)).into_par_iter().map(|index| data.read(index));
                 if sender.send(images.collect::<Vec<_>>()).is_err() {
                     break;
@@ -103,7 +124,7 @@ pub(super) fn each_batch(
             }
         };
         std::thread::Builder::new().spawn_scoped(scope, read).map_err(|e| refused("a thread that reads images", e))?;
-        for (first, images) in (0..).step_by(batch).zip(receiver) {
+        for (first, images) in (own..).step_by(turn).zip(receiver) {
             visit(first, &images.into_iter().collect::<Result<Vec<_>>>()?)?;
         }
         Ok(())

@@ -1,6 +1,8 @@
 //! Intersection over union, accumulated over a data set.
 use super::folder::{NO_CLASS, SegmentationMap};
+use crate::distributed::Collective;
 use crate::system::error::{Error, Result};
+use candle_core::{Device, Tensor};
 use serde::{Serialize, Serializer};
 
 /// Pixel counts of one class over all images.
@@ -56,6 +58,25 @@ impl Accumulator {
             }
         }
         self.images += 1;
+    }
+
+    /// The counts of all processes together.
+    ///
+    /// # Errors
+    /// A process has failed.
+    pub fn merged(self, processes: &dyn Collective) -> Result<Self> {
+        if processes.size() == 1 {
+            return Ok(self);
+        }
+        let counts = self.classes.iter().flat_map(|class| [class.intersection, class.truth, class.predicted]);
+        let counts: Vec<i64> = counts.chain([self.images]).map(|count| count as i64).collect();
+        let all = processes.gather(&Tensor::new(counts, &Device::Cpu)?)?;
+        let mut sum = vec![0; 3 * self.classes.len() + 1];
+        for counts in all {
+            sum.iter_mut().zip(counts.to_vec1::<i64>()?).for_each(|(sum, count)| *sum += count as u64);
+        }
+        let of_class = |counts: &[u64]| ClassCounts { intersection: counts[0], truth: counts[1], predicted: counts[2] };
+        Ok(Self { classes: sum.chunks_exact(3).map(of_class).collect(), images: sum[3 * self.classes.len()] })
     }
 
     /// The scores of all images added; `names` are the class names.
