@@ -3,7 +3,7 @@
 //! All wait for each other asleep and send then: MPI's own waiting keeps a core busy, which the threads that load data
 //! need, and rank 0 may measure for minutes while the others wait.
 use super::star::{self, Token};
-use super::watch::Watch;
+use super::watch::{Arrival, Watch};
 use super::{Collective, padded, refuse_type, slice_length};
 use crate::system::error::{Error, Result};
 use crate::system::launch::Launch;
@@ -20,8 +20,14 @@ const PIECE: usize = 256 << 20;
 /// How long a process that waits looks for the others without a rest, and then how long it sleeps at most.
 const AWAKE: Duration = Duration::from_micros(200);
 const ASLEEP: Duration = Duration::from_micros(500);
+/// Bytes of rank 0's addresses.
+const ADDRESSES: usize = 1024;
+/// Time for all processes to start MPI: on many machines programs come from one disk.
+const STARTING: Duration = Duration::from_secs(120);
 /// Time for processes to connect that MPI has connected already.
-const CONNECTING: Duration = Duration::from_secs(30);
+const CONNECTING: Duration = Duration::from_secs(20);
+/// Time until then for all of that: whoever is missing is named before.
+const MEETING: Duration = Duration::from_secs(25);
 
 /// One of the processes that `mpirun` or `srun` started.
 pub struct MpiProcess {
@@ -40,6 +46,7 @@ impl MpiProcess {
     /// # Errors
     /// MPI is not the launcher's, or the processes do not find each other.
     pub fn open(launch: Launch) -> Result<Self> {
+        let arrival = (launch.size > 1).then(|| Arrival::await_others(launch.rank, STARTING)).transpose()?;
         let Some(universe) = mpi::initialize() else {
             return Err(Error::Failed("MPI runs already in this process".into()));
         };
@@ -56,14 +63,15 @@ impl MpiProcess {
         }
         let mut process =
             Self { world, universe: RefCell::new(Some(universe)), watch: None, rank, size, sent: Cell::new(0) };
-        if size > 1 {
-            process.watch = process.watch_over_others()?;
+        if let Some(arrival) = &arrival {
+            arrival.go_on(MEETING, None);
+            process.watch = process.watch_over_others(arrival)?;
         }
         Ok(process)
     }
 
     /// Connects with rank 0, or all others. Where a machine lets nothing through but MPI, the job goes on without a watch.
-    fn watch_over_others(&self) -> Result<Option<Watch>> {
+    fn watch_over_others(&self, arrival: &Arrival) -> Result<Option<Watch>> {
         let host = mpi::environment::processor_name().unwrap_or_default();
         let is_main = self.rank == 0;
         let listener = is_main.then(star::listen).transpose()?;
@@ -72,8 +80,11 @@ impl MpiProcess {
             lines = vec![RandomState::new().hash_one(std::process::id()).to_string(), host.clone()];
             lines.extend(star::addresses(listener, &host)?);
         }
-        let told = self.broadcast_bytes(lines.join("\n").as_bytes())?;
-        let told = String::from_utf8_lossy(&told).into_owned();
+        // Without waiting for all: who does not come is to be named.
+        let mut told = lines.join("\n").into_bytes();
+        told.resize(ADDRESSES, b' ');
+        self.world.process_at_rank(0).broadcast_into(&mut told[..]);
+        let told = String::from_utf8_lossy(&told).trim_end().to_string();
         let mut lines = told.lines();
         let token = Token(lines.next().and_then(|token| token.parse().ok()).unwrap_or_default());
         let is_neighbour = lines.next() == Some(host.as_str());
@@ -86,7 +97,10 @@ impl MpiProcess {
             Some(listener) => star::serve(listener, token, self.size, &[], &host, CONNECTING),
             None => star::join(&addresses, token, self.rank, &host, CONNECTING).map(|(peer, _)| vec![peer]),
         };
+        let problem = peers.as_ref().err().map(|problem| problem.to_string());
+        arrival.go_on(MEETING - CONNECTING, problem);
         if self.any(peers.is_err())? {
+            // They have come, and nothing but MPI passes between them.
             if let Err(problem) = &peers {
                 tracing::warn!("{problem}; a process that is killed or stopped may leave the others waiting");
             }
