@@ -6,6 +6,8 @@
 //! loss terms in that order. A micro-batch's mask loss is normalised over its own masks, whatever the number of
 //! processes.
 #[cfg(feature = "mpi")]
+mod arrival;
+#[cfg(feature = "mpi")]
 mod mpi;
 #[cfg(feature = "nccl")]
 pub mod nccl;

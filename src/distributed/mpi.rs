@@ -2,8 +2,9 @@
 //!
 //! All wait for each other asleep and send then: MPI's own waiting keeps a core busy, which the threads that load data
 //! need, and rank 0 may measure for minutes while the others wait.
+use super::arrival::Arrival;
 use super::star::{self, Token};
-use super::watch::{Arrival, Watch};
+use super::watch::Watch;
 use super::{Collective, padded, refuse_type, slice_length};
 use crate::system::error::{Error, Result};
 use crate::system::launch::Launch;
