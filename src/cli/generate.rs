@@ -78,8 +78,8 @@ const PROMPTS_AT_ONCE: usize = 256;
 /// Draws images one by one, so that memory does not depend on their number; an image depends on its prompt, the seed
 /// and its own number alone.
 ///
-/// Several processes take turns with the images. Text encoders and transformer are never in memory together, and the transformer is freed before the last image is
-/// decoded.
+/// Several processes take turns with the images. Text encoders and transformer are never in memory together, and the
+/// transformer is freed before the last image is decoded.
 pub fn run(args: &GenerateArgs, processes: &dyn Collective) -> Result<()> {
     if args.perturb_scale > 0.0 {
         args.model.check_layer("--perturb-layer", args.perturb_layer)?;
