@@ -1,10 +1,13 @@
 #!/usr/bin/env bash
 # Tests and benchmarks on a machine with a GPU, from what benches/gpu_pack.sh packed. Raw results go to $OUT.
 #
-#   OUT=results benches/gpu.sh [check] [tests] [sanitizer] [peak] [attention] [step] [compile] [profile]     all by default
+#   OUT=results benches/gpu.sh [check] [tests] [nccl] [sanitizer] [peak] [attention] [step] [compile] [profile]
+#
+# All by default.
 #
 # check      driver, libraries, Python's packages, and a step of demo; what follows needs it
 # tests      every operation's kernels against its loops for the CPU, and a whole step against torch's numbers
+# nccl       one process through NCCL against one that knows of no others: the same bytes
 # sanitizer  memcheck and racecheck of attention, projections and the score head
 # peak       the matrix product and the copy that a step's share of the peak is counted against
 # attention  its kernels by themselves, and PyTorch's under cuDNN and FlashAttention-2
@@ -31,10 +34,10 @@ LEAST_DRIVER=580
 twin=target/gpu/torch_step.py without=epilogue
 # FLUX.1's twin cannot store scores.
 if [[ $TORCH_PRESET = flux-* ]]; then twin=benches/flux_step.py without='epilogue\|attention'; fi
-parts=${*:-check tests sanitizer peak attention step compile profile}
+parts=${*:-check tests nccl sanitizer peak attention step compile profile}
 for part in $parts; do
   case $part in
-    check | tests | sanitizer | peak | attention | step | compile | profile) ;;
+    check | tests | nccl | sanitizer | peak | attention | step | compile | profile) ;;
     *) echo "no part $part: see the head of $0" >&2; exit 2 ;;
   esac
 done
@@ -73,7 +76,7 @@ unpack() {
 }
 unpack || exit 1
 commit=$(cat target/gpu/commit)
-programs=(step attention gpu_peak seg4diff train_step)
+programs=(step attention gpu_peak seg4diff train_step train)
 
 # The folder of a library that the loader does not know, as those that came with Python packages. Of libcuda a driver's
 # own: one of */compat/* is for other drivers, one of */stubs/* for none.
@@ -169,6 +172,7 @@ for part in $parts; do
         limited 300 "${with[@]}" REQUIRE_CUDA=1 "$work/seg4diff" --test-threads 1 --nocapture $TESTS &&
           limited 200 "${with[@]}" REQUIRE_CUDA=1 "$work/train_step" --test-threads 1 $STEP_TESTS
       } 2>&1 | tee "$OUT/tests.txt" | tail -n 40 || exit 1 ;;
+    nccl) limited 120 "${with[@]}" tests/interop/nccl.sh "$work/train" 2>&1 | tee "$OUT/nccl.txt" | tail -n 5 || failed=1 ;;
     sanitizer)
       if ! command -v compute-sanitizer; then echo "no compute-sanitizer here"; continue; fi
       for tool in memcheck racecheck; do

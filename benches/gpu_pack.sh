@@ -21,11 +21,12 @@ for line in sys.stdin:
         print(message["target"]["name"], message["executable"])'
 }
 {
-  cargo test --release --features cuda --no-run --lib --test train_step --message-format=json "$@" | executables
-  cargo bench --features cuda --no-run --bench step --bench attention --bench gpu_peak --message-format=json "$@" | executables
+  cargo test --release --features cuda,nccl --no-run --lib --test train_step --message-format=json "$@" | executables
+  cargo bench --features cuda,nccl --no-run --bench step --bench attention --bench gpu_peak --message-format=json "$@" | executables
 } | while read -r name path; do
   strip -o "$programs/$name" "$path"
 done
+strip -o "$programs/train" "${CARGO_TARGET_DIR:-target}/release/train"
 # Most of each is what all have: a dictionary that reaches over several of them packs that once.
 tar -C "$programs" -cf - . | xz --lzma2=preset=6,dict=512MiB >"$pack/programs.tar.xz"
 git describe --always --dirty --abbrev=10 >"$pack/commit"
