@@ -2,7 +2,7 @@
 use crate::system::error::{Error, Result};
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
-#[cfg(any(feature = "mpi", test))]
+#[cfg(feature = "mpi")]
 use std::net::{IpAddr, UdpSocket};
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
@@ -167,7 +167,7 @@ pub fn listen() -> Result<TcpListener> {
 }
 
 /// Where other processes may find a listener of this machine, `host` by name; the ones on it first.
-#[cfg(any(feature = "mpi", test))]
+#[cfg(feature = "mpi")]
 pub fn addresses(listener: &TcpListener, host: &str) -> Result<Vec<String>> {
     let port = listener.local_addr().map_err(failed)?.port();
     let mut found = vec![format!("{host}:{port}")];
@@ -176,7 +176,7 @@ pub fn addresses(listener: &TcpListener, host: &str) -> Result<Vec<String>> {
 }
 
 /// The address that this machine has for others. Nothing is sent.
-#[cfg(any(feature = "mpi", test))]
+#[cfg(feature = "mpi")]
 fn outward() -> Option<IpAddr> {
     let socket = UdpSocket::bind(("0.0.0.0", 0)).ok()?;
     // An address that is reserved for documentation: only the way there is asked for.
