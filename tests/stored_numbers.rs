@@ -57,6 +57,12 @@ fn blocks_are_read_as_the_reference_reads_them() {
         assert!(bits(&found) == bits(wanted), "{key}");
         let blocks = weights.stored_quantised(key).expect("blocks");
         assert_eq!(blocks.is_some(), !["F32.weight", "F16.weight", "BF16.weight"].contains(&key.as_str()), "{key}");
+        // Layers keep the blocks.
+        if let Ok(shape) = wanted.dims2() {
+            let frozen = weights.frozen(key, shape).expect("frozen");
+            assert_eq!(frozen.is_quantized(), blocks.is_some(), "{key}");
+            assert!(bits(&frozen.in_type(DType::F32).expect("written out")) == bits(wanted), "{key}");
+        }
         if let Some(blocks) = blocks {
             assert!(bits(&blocks.dequantize(&Device::Cpu).expect("values")) == bits(wanted), "{key}");
         }

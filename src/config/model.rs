@@ -24,7 +24,8 @@ keys! {
         /// Type of the frozen weights in memory. What is trained is always f32.
         dtype: WeightType = usual(WeightType::Bf16);
         /// Quantises the frozen weights of the blocks and of the text encoders, which takes a half to a quarter of bf16's
-        /// memory; a layer's are written out when it is computed. The other weights stay as `model.dtype`.
+        /// memory; a layer's are written out when it is computed. The other weights stay as `model.dtype`. Without
+        /// it, layers of a GGUF file stay in its blocks.
         quantize: Option<Quantization> = optional("\"q8_0\"");
         /// Text encoders that prompts go through; FLUX.1 needs `["clip_l", "t5"]`, FLUX.2-klein `["qwen3"]`.
         text_encoders: Vec<TextEncoderKind> = usual(vec![TextEncoderKind::ClipL, TextEncoderKind::ClipG]), distinct();
