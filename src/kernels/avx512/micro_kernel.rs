@@ -66,6 +66,11 @@ pub unsafe fn tile(rows: usize, inner: usize, left: Left, panel: Panel, target: 
 unsafe fn tile_of<const M: usize, const V: usize>(inner: usize, left: Left, panel: Panel, target: Target) {
     let mut sums = [[_mm512_setzero_ps(); V]; M];
     let (mut values, mut places) = (left.data, panel.data);
+    // What the results meet after the last step is on its way from memory by then.
+    let (met, stride) = target.start.unwrap_or((target.data, target.stride));
+    for row in 0..M {
+        (0..V).for_each(|v| _mm_prefetch::<_MM_HINT_T0>(met.wrapping_add(row * stride + v * LANES).cast()));
+    }
     for _ in 0..inner {
         // SAFETY: places of the panel and of the rows, as the caller says.
         unsafe {

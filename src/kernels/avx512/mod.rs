@@ -12,16 +12,16 @@ mod transpose;
 use super::matrix::{Memory, Product, Start, Threads, View, Windows};
 use crate::system::vectors::Vectors;
 use micro_kernel::{LANES, MR, NR, Panel, Target, tile};
-use pack::{Panels, RowGroup};
+use pack::{Panels, RowGroup, prefetch_rows};
 pub use panel::{PackedA, PackedB};
 use rayon::prelude::*;
 use std::ops::Range;
 pub use transpose::transpose;
 
 /// Steps of K that are summed before results go to memory.
-const KC: usize = 512;
-/// Columns of the right matrix that are packed at a time: with [`KC`] 512 KiB of a core's second level of cache.
-const NC: usize = 256;
+const KC: usize = 384;
+/// Columns of the right matrix that are packed at a time: with [`KC`] 576 KiB of a core's second level of cache.
+const NC: usize = 384;
 /// Products of fewer rows with columns that lie in one piece take the columns for rows: reading them is nearly all there
 /// is to do, and packing would be another reading.
 const FEW_ROWS: usize = 8;
@@ -197,6 +197,8 @@ unsafe fn block(
             let left = unsafe { group.of(a, rows.clone(), inner.clone()) };
             for (number, panel) in panels.clone().enumerate() {
                 let first = columns.start + number * NR;
+                let share = (number, columns.len().div_ceil(NR));
+                prefetch_rows(a, rows.end..rows.end + MR, inner.clone(), share);
                 let data = out.memory.from(out_start + rows.start * out.stride + first);
                 let start = if inner.start > 0 { Start::Output } else { product.start };
                 let start = start.below(data, out.stride, first);

@@ -122,7 +122,7 @@ impl Unwritten<'_> {
                 let square: [__m512; LANES] = std::array::from_fn(|i| {
                     let column = v * LANES + i;
                     let mask = if column < columns { in_places } else { 0 };
-                    _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(column * stride + place + AHEAD).cast());
+                    _mm_prefetch::<_MM_HINT_T1>(from.wrapping_add(column * stride + place + AHEAD).cast());
                     // SAFETY: the mask is of the places that there are.
                     unsafe { _mm512_maskz_loadu_ps(mask, from.wrapping_add(column * stride + place)) }
                 });
@@ -197,6 +197,22 @@ impl RowGroup {
             }
         }
         Left { data: to, row: 1, step: LANES }
+    }
+}
+
+/// Asks for share `number` of `count` of these rows' places, where they lie beside each other, before a [`RowGroup`] reads
+/// them: rows too far apart for the processor to see that the next ones follow. There may be fewer rows.
+#[target_feature(enable = "avx512f")]
+pub fn prefetch_rows(view: View, rows: Range<usize>, inner: Range<usize>, (number, count): (usize, usize)) {
+    if view.column_stride != 1 {
+        return;
+    }
+    let lines = inner.len().div_ceil(LANES);
+    for row in rows {
+        for line in lines * number / count..lines * (number + 1) / count {
+            let place = row * view.row_stride + inner.start + line * LANES;
+            _mm_prefetch::<_MM_HINT_T1>(view.data.as_ptr().wrapping_add(place).cast());
+        }
     }
 }
 
