@@ -88,8 +88,11 @@ impl Model {
 
 /// The picture that `generate` draws.
 fn draw(model: &Path, more: &[String]) -> Result<Vec<u8>, String> {
+    draw_by(Command::new(env!("CARGO_BIN_EXE_seg4diff")), model, more)
+}
+
+fn draw_by(mut command: Command, model: &Path, more: &[String]) -> Result<Vec<u8>, String> {
     let out = tempfile::tempdir().expect("folder");
-    let mut command = Command::new(env!("CARGO_BIN_EXE_seg4diff"));
     command.args(["generate", "--prompt", "a red circle", "--size", "64", "--steps", "2", "--device", "cpu"]);
     let (output, said) = run(command.arg("--model").arg(model).arg("--out").arg(out.path()).args(more));
     match output.status.success() {
@@ -134,6 +137,39 @@ fn one_file_draws_the_picture_of_its_folder() {
     let zeros = model.write("zeros.safetensors", &[("", &zeros)]);
     assert!(draw(model.folder.path(), &file("vae", &zeros)).expect("another autoencoder") != wanted);
     assert!(draw(model.folder.path(), &file("vae", &ae)).expect("the same autoencoder") == wanted);
+}
+
+/// What `hf:ORG/NAME/FILE` names, from the hub's cache and without a network.
+#[test]
+fn a_file_on_the_hub_is_as_one_here() {
+    let model = Model::smoke();
+    let wanted = draw(model.folder.path(), &[]).expect("folder");
+    let (cache, commit) = (tempfile::tempdir().expect("folder"), "0123456789abcdef0123456789abcdef01234567");
+    let repository = cache.path().join("models--org--tiny");
+    let snapshot = repository.join("snapshots").join(commit);
+    std::fs::create_dir_all(snapshot.join("split")).expect("snapshot");
+    std::fs::create_dir_all(repository.join("refs")).expect("refs");
+    std::fs::write(repository.join("refs/main"), commit).expect("branch");
+    std::fs::copy(model.whole(), snapshot.join("whole.safetensors")).expect("copy");
+    write_parts(&snapshot.join("split/ae.safetensors"), &[("", &vae(&model.part("vae")))]);
+    let drawn = |path: &str, more: &[String]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_seg4diff"));
+        command.env("HF_HUB_CACHE", cache.path()).env("HF_HUB_OFFLINE", "1");
+        draw_by(command, Path::new(path), &[&model.config()[..], more].concat())
+    };
+    let ae = file("vae", Path::new("hf:org/tiny/split/ae.safetensors"));
+    for path in ["hf:org/tiny/whole.safetensors".into(), format!("hf:org/tiny@{commit}/whole.safetensors")] {
+        assert!(drawn(&path, &[]).expect("one file") == wanted, "{path}");
+        assert!(drawn(&path, &ae).expect("a part") == wanted, "{path}");
+    }
+    for (path, more, said) in [
+        ("hf:org/tiny/other.safetensors", vec![], "hf:org/tiny/other.safetensors: cannot download other.safetensors"),
+        ("hf:org/tiny/whole.ckpt", vec![], "with /file behind it"),
+        ("hf:org/tiny/whole.safetensors", file("vae", Path::new("hf:org/tiny")).to_vec(), "expected hf:ORG/NAME/FILE"),
+    ] {
+        let refused = drawn(path, &more).expect_err("refused");
+        assert!(refused.contains(said) && refused.matches("error:").count() == 1, "{path}: {refused}");
+    }
 }
 
 /// Every tensor under its name in diffusers, and every size: of each kind of transformer.

@@ -128,6 +128,8 @@ fn report(output: &Path) -> RunReport {
     RunReport {
         output: output.to_path_buf(),
         model: format!("models/{NASTY}"),
+        model_files: vec![format!("vae={NASTY}")],
+        diffusers_model: format!("models/{NASTY}"),
         looked_at: "block 4".into(),
         probed_layer: 4,
         resolution: 64,
@@ -307,6 +309,17 @@ fn a_run_that_measures_nothing_or_was_stopped_has_a_page_too() {
     assert!(!output.join("summary.json").exists() && !output.join("samples").exists());
     let (_folder, _, page) = written(|output| RunReport { metrics: vec![], ..report(output) });
     assert!(!page.contains("class=\"panel\"") && page.contains("load_lora_weights"));
+    // A model in one file, which diffusers has as a repository.
+    let (_folder, _, page) = written(|output| RunReport {
+        model: "models/flux1-dev.safetensors".into(),
+        model_files: vec!["vae=models/ae.safetensors".into(), "config=hf:org/name".into()],
+        diffusers_model: "hf:org/name@v1".into(),
+        ..report(output)
+    });
+    let files =
+        "--model models/flux1-dev.safetensors --model-file vae=models/ae.safetensors --model-file config=hf:org/name";
+    assert!(page.contains(files));
+    assert!(page.contains("DiffusionPipeline.from_pretrained(&quot;org/name&quot;, revision=&quot;v1&quot;)"));
 }
 
 /// Of a large vocabulary, the page shows the classes that occur, and explains every colour it uses.

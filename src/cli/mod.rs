@@ -28,7 +28,8 @@ pub use command::{Cli, finish};
 /// The model that a command works on, and where.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct ModelArgs {
-    /// Folder of a diffusers pipeline, hf:ORG/NAME@REVISION, or a model in one file, .safetensors or .gguf
+    /// Folder of a diffusers pipeline, hf:ORG/NAME@REVISION, or a model in one file, .safetensors or .gguf, on the hub
+    /// hf:ORG/NAME/FILE
     #[arg(long, value_name = "DIR")]
     pub model: String,
     /// File of a part that the model lacks: vae, clip_l, clip_g, t5 or qwen3, = and its path; or config= and the folder or

@@ -9,6 +9,7 @@ use super::setting::{
 use crate::model::families::targets::{adapter_targets, default_targets};
 use crate::model::text::tokenizer::TRAINING_SEQUENCE_LENGTH;
 use crate::model::weights::files::Part;
+use crate::model::weights::hub::HubName;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
@@ -16,7 +17,8 @@ keys! {
     /// The frozen base model.
     [model] pub struct ModelConfig(reader) {
         /// A folder in the diffusers layout; `hf:ORG/NAME` or `hf:ORG/NAME@REVISION` of the Hugging Face hub (Stability AI's
-        /// need an accepted licence); or one file, `.safetensors` or `.gguf`, with the names of the original code.
+        /// need an accepted licence); or one file, `.safetensors` or `.gguf`, with the names of the original code, on the hub
+        /// `hf:ORG/NAME/FILE`.
         path: String = required("\"models/stable-diffusion-3-medium-diffusers\""), model_path();
         /// Which files of weights are taken where there are several: `"fp16"` for `*.fp16.safetensors`, as diffusers'
         /// `variant`. Parts that lack it have their plain files.
@@ -46,22 +48,22 @@ keys! {
 
 keys! {
     /// Parts of the base model that are not in its file or folder. A path is a file, with the names of the original code, of
-    /// diffusers or of transformers, or a part's folder in the diffusers layout.
+    /// diffusers or of transformers, on the hub `hf:ORG/NAME/FILE`, or a part's folder in the diffusers layout.
     [model.files] pub struct PartPaths(reader) {
         /// Where the tokenizers of a model in one file are, and what the shapes of its tensors do not show of its sizes: a
         /// folder in the diffusers layout or `hf:ORG/NAME`, of which only small files are read. Without it, the folder that
         /// the file lies in, where that is such, or else the repository of the released model.
         config: Option<String> = optional("\"hf:stabilityai/stable-diffusion-3-medium-diffusers\""), if_given(model_path());
         /// The autoencoder.
-        vae: Option<PathBuf> = optional("\"models/ae.safetensors\""), if_given(not_empty());
+        vae: Option<PathBuf> = optional("\"models/ae.safetensors\""), if_given(part_path());
         /// CLIP ViT-L/14.
-        clip_l: Option<PathBuf> = optional("\"models/clip_l.safetensors\""), if_given(not_empty());
+        clip_l: Option<PathBuf> = optional("\"models/clip_l.safetensors\""), if_given(part_path());
         /// OpenCLIP ViT-bigG/14.
-        clip_g: Option<PathBuf> = optional("\"models/clip_g.safetensors\""), if_given(not_empty());
+        clip_g: Option<PathBuf> = optional("\"models/clip_g.safetensors\""), if_given(part_path());
         /// T5.
-        t5: Option<PathBuf> = optional("\"models/t5xxl_fp16.safetensors\""), if_given(not_empty());
+        t5: Option<PathBuf> = optional("\"models/t5xxl_fp16.safetensors\""), if_given(part_path());
         /// Qwen3.
-        qwen3: Option<PathBuf> = optional("\"models/qwen_3_4b.safetensors\""), if_given(not_empty());
+        qwen3: Option<PathBuf> = optional("\"models/qwen_3_4b.safetensors\""), if_given(part_path());
     }
 }
 
@@ -88,6 +90,12 @@ impl PartPaths {
     /// Where a part lies, if it is named.
     pub fn of(&self, part: Part) -> Option<&Path> {
         self.parts().find(|(named, _)| *named == part).map(|(_, path)| path)
+    }
+
+    /// What `--model-file` takes, `KEY=PATH` each: what [`Self::of_arguments`] makes these paths of.
+    pub fn arguments(&self) -> Vec<String> {
+        let parts = self.parts().map(|(part, path)| format!("{}={}", part.key(), path.display()));
+        parts.chain(self.config.as_ref().map(|config| format!("config={config}"))).collect()
     }
 
     /// These paths as `KEY=PATH` names them.
@@ -120,9 +128,9 @@ impl PartPaths {
 }
 
 impl ModelConfig {
-    /// Whether the base model is a repository on the hub, `hf:org/name`.
+    /// Whether the base model, or a part of it, is on the hub: `hf:org/name`.
     pub fn is_on_hub(&self) -> bool {
-        self.path.starts_with("hf:")
+        self.path.starts_with("hf:") || self.files.parts().any(|(_, path)| path.to_string_lossy().starts_with("hf:"))
     }
 
     /// The highest expert: the mask loss reaches no further.
@@ -142,17 +150,23 @@ pub fn named_blocks(layers: &[usize]) -> String {
     format!("block{} {}", if numbers.len() == 1 { "" } else { "s" }, numbers.join(", "))
 }
 
-/// A path, or `hf:org/name` with or without `@revision`.
+/// A path, or `hf:org/name` with or without `@revision`, or a file in such.
 fn model_path() -> Check<String> {
-    check("not empty", |path: &String| {
-        let Some(name) = path.strip_prefix("hf:") else { return is_not_empty(path) };
-        let (repository, revision) = name.split_once('@').unwrap_or((name, "main"));
-        match repository.split_once('/') {
-            Some((org, name)) if !org.is_empty() && !name.is_empty() && !name.contains('/') && !revision.is_empty() => {
-                Ok(())
-            }
-            _ => Err(format!("expected hf:ORG/NAME or hf:ORG/NAME@REVISION, found {path:?}")),
+    check("not empty", |path: &String| match path.strip_prefix("hf:") {
+        None => is_not_empty(path),
+        Some(name) if HubName::parse(name).is_some() => Ok(()),
+        Some(_) => {
+            Err(format!("expected hf:ORG/NAME or hf:ORG/NAME@REVISION, for one file with /FILE, found {path:?}"))
         }
+    })
+}
+
+/// A path, or a file on the hub.
+fn part_path() -> Check<PathBuf> {
+    check("not empty", |path: &PathBuf| match path.to_str().and_then(|path| path.strip_prefix("hf:")) {
+        None => is_not_empty(path),
+        Some(name) if HubName::parse(name).is_some_and(|name| name.file.is_some()) => Ok(()),
+        Some(_) => Err(format!("expected hf:ORG/NAME/FILE or hf:ORG/NAME@REVISION/FILE, found {:?}", path.display())),
     })
 }
 

@@ -53,8 +53,12 @@ pub struct Measured {
 pub struct RunReport {
     /// The run's folder as configured.
     pub output: PathBuf,
-    /// The base model as configured: a folder, or `hf:org/name@revision`.
+    /// The base model as configured: a folder or file, or `hf:org/name@revision`.
     pub model: String,
+    /// Parts that are elsewhere, as `--model-file` takes them.
+    pub model_files: Vec<String>,
+    /// What diffusers loads in its place: a folder, or `hf:org/name@revision`.
+    pub diffusers_model: String,
     /// The expert blocks in words, for example `block 9`.
     pub looked_at: String,
     /// The block in the example command of `probe`.
@@ -294,24 +298,25 @@ impl RunReport {
 
     fn usage(&self) -> Markup {
         let folder = self.output.to_string_lossy();
-        let (model, revision) = match self.model.strip_prefix("hf:") {
+        let (model, revision) = match self.diffusers_model.strip_prefix("hf:") {
             Some(hub) => hub.split_once('@').map_or((hub, None), |(name, revision)| (name, Some(revision))),
-            None => (self.model.as_str(), None),
+            None => (self.diffusers_model.as_str(), None),
         };
         let revision = revision.map(|revision| format!(", revision={}", quoted(revision))).unwrap_or_default();
         let prompt = self.measured.samples.prompts.first().map_or("a cat on a bench", String::as_str);
         let side = self.resolution;
         let python = format!(
-            "from diffusers import StableDiffusion3Pipeline\n\n\
-             pipe = StableDiffusion3Pipeline.from_pretrained({}{revision})\n\
+            "from diffusers import DiffusionPipeline\n\n\
+             pipe = DiffusionPipeline.from_pretrained({}{revision})\n\
              pipe.load_lora_weights({}, weight_name=\"lora.safetensors\")\n\
              pipe({}, width={side}, height={side}).images[0].save(\"image.png\")",
             quoted(model),
             quoted(&folder),
             quoted(prompt)
         );
+        let files: String = self.model_files.iter().map(|file| format!(" --model-file {}", shell(file))).collect();
         let with_lora = format!(
-            "--model {} --lora {} --size {side}",
+            "--model {}{files} --lora {} --size {side}",
             shell(&self.model),
             shell(&self.output.join("lora.safetensors").to_string_lossy())
         );

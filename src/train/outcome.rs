@@ -13,6 +13,8 @@ use candle_core::{Device, DeviceLocation};
 /// A run at its end, or where it was stopped.
 pub struct Outcome<'a> {
     pub config: &'a RunConfig,
+    /// What diffusers loads as the base model.
+    pub diffusers_model: String,
     pub state: State,
     pub device: &'a Device,
     pub layers: Vec<TrainedLayers>,
@@ -34,6 +36,8 @@ impl Outcome<'_> {
         let report = RunReport {
             output: config.output.clone(),
             model: config.model.path.clone(),
+            model_files: config.model.files.arguments(),
+            diffusers_model: self.diffusers_model.clone(),
             looked_at: named_blocks(config.eval.as_ref().map_or(&config.model.expert_layers, |eval| &eval.layers)),
             probed_layer: config.model.last_expert(),
             resolution: config.data.resolution,

@@ -76,6 +76,7 @@ impl<'a> Trainer<'a> {
         };
         let trainer = Self {
             config,
+            diffusers_model: files.diffusers_name(&config.model.path),
             device,
             components,
             pipeline,

@@ -35,6 +35,8 @@ use std::time::{Duration, Instant};
 /// A training under way: networks, parameters, optimizer, data, and the state that a checkpoint saves.
 pub struct Trainer<'a> {
     pub(super) config: &'a RunConfig,
+    /// What diffusers loads as the base model.
+    pub(super) diffusers_model: String,
     pub(super) device: &'a Device,
     pub(super) components: &'a Components<'a>,
     pub(super) pipeline: Pipeline,
@@ -389,6 +391,7 @@ impl<'a> Trainer<'a> {
     pub fn outcome(&self) -> Outcome<'a> {
         Outcome {
             config: self.config,
+            diffusers_model: self.diffusers_model.clone(),
             state: self.state.clone(),
             device: self.device,
             data: self.shown_samples.as_ref().map_or_else(Vec::new, |shown| shown.figures().to_vec()),

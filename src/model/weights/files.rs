@@ -5,7 +5,7 @@ use super::layout::{Layout, class_in};
 use super::located::Located;
 use super::part_file::PartFile;
 use super::required_files::{RequiredFiles, text_encoders_in};
-use super::{one_file, part_config};
+use super::{hub, one_file, part_config};
 use crate::config::{Choice, ModelConfig, PartPaths, Quantization, TextEncoderKind};
 use crate::model::families::pipelines::{PIPELINES, PipelineNames};
 use crate::model::text::original as text;
@@ -52,7 +52,7 @@ impl Part {
     }
 
     /// What settings call it: the key in `[model.files]`.
-    pub(super) fn key(self) -> &'static str {
+    pub(crate) fn key(self) -> &'static str {
         match self {
             Self::Transformer => "transformer",
             Self::Vae => "vae",
@@ -80,7 +80,8 @@ pub struct ModelFiles {
 }
 
 impl ModelFiles {
-    /// Opens a diffusers folder, `hf:org/name` or `hf:org/name@revision` (a branch, tag or commit), or a model in one file.
+    /// Opens a diffusers folder, `hf:org/name` or `hf:org/name@revision` (a branch, tag or commit), or a model in one file,
+    /// on the hub `hf:org/name/file`.
     ///
     /// Fails unless the folder holds `model_index.json`. Of a hub repository, what the cache holds is used without network; a
     /// download that is refused or offline fails with repository and reason.
@@ -93,8 +94,13 @@ impl ModelFiles {
     /// # Errors
     /// Those of [`Self::open`]; a part is not where it should be.
     pub fn open_with(path_or_hub: &str, variant: Option<&str>, named: &PartPaths) -> Result<Self> {
-        let is_one_file = !path_or_hub.starts_with("hf:") && is_file(Path::new(path_or_hub))?;
-        let files = if is_one_file { Self::of_file(path_or_hub, named)? } else { Self::of_folder(path_or_hub)? };
+        let files = if let Some(file) = hub::fetched(path_or_hub)? {
+            Self::of_file(&file, None, named)?
+        } else if !path_or_hub.starts_with("hf:") && is_file(Path::new(path_or_hub))? {
+            Self::of_file(Path::new(path_or_hub), Path::new(path_or_hub).parent(), named)?
+        } else {
+            Self::of_folder(path_or_hub)?
+        };
         Self { variant: variant.map(str::to_owned), ..files }.with_parts(named)
     }
 
@@ -133,27 +139,27 @@ impl ModelFiles {
         Ok(Self { pipeline, ..files })
     }
 
-    fn of_file(path: &str, named: &PartPaths) -> Result<Self> {
-        let file = PathBuf::from(path);
-        one_file::check_kind(&file)?;
-        let weights = Weights::open(&file, std::slice::from_ref(&file), DType::F32, &Device::Cpu)?;
+    /// Opens a model in one file; `beside` is a folder that may have its tokenizers.
+    fn of_file(file: &Path, beside: Option<&Path>, named: &PartPaths) -> Result<Self> {
+        one_file::check_kind(file)?;
+        let weights = Weights::open(file, &[file.to_path_buf()], DType::F32, &Device::Cpu)?;
         let pipeline = one_file::pipeline_of(&weights)?;
         let mut parts = HashMap::new();
         for part in parts_of(pipeline) {
             let may_stand_alone = part == Part::Transformer;
-            let found = PartFile::find(&weights, vec![file.clone()], part, pipeline.original, may_stand_alone)?;
+            let found = PartFile::find(&weights, vec![file.to_path_buf()], part, pipeline.original, may_stand_alone)?;
             parts.extend(found.map(|found| (part, found)));
         }
-        let beside = file.parent().filter(|folder| class_in(folder).is_some_and(|class| pipeline.is_class_of(&class)));
+        let beside = beside.filter(|folder| class_in(folder).is_some_and(|class| pipeline.is_class_of(&class)));
         let usual = || format!("hf:{}", pipeline.original.map_or("", |original| original.repository));
         let name = named.config.clone().or_else(|| Some(beside?.to_str()?.to_owned())).unwrap_or_else(usual);
         let layout = Layout::of(name);
         if let Some(class) = layout.local().and_then(class_in).filter(|class| !pipeline.is_class_of(class)) {
-            let problem = format!("model.files.config: it is of {class}, but {path} of {}", pipeline.class);
+            let problem = format!("model.files.config: it is of {class}, but {} of {}", file.display(), pipeline.class);
             return Err(Error::file(&layout.name, problem));
         }
         Ok(Self {
-            path: file,
+            path: file.to_path_buf(),
             layout,
             is_one_file: true,
             parts,
@@ -172,7 +178,7 @@ impl ModelFiles {
                 let refused = || format!("model.files.{}: {} has no such text encoder", part.key(), pipeline.class);
                 is_there.then_some(()).ok_or_else(|| Error::Usage(refused()))?;
             }
-            let found = PartFile::open(path, part, pipeline.original, self.variant.as_deref())?;
+            let found = PartFile::open(&hub::local(path)?, part, pipeline.original, self.variant.as_deref())?;
             self.parts.insert(part, found);
         }
         Ok(self)
@@ -232,6 +238,13 @@ impl ModelFiles {
     /// The model's file, or the folder that holds `model_index.json`; of a hub repository, its snapshot in the cache.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// What diffusers' `from_pretrained` takes, of the model that settings name `path`: of one file, the released model's
+    /// repository.
+    pub fn diffusers_name(&self, path: &str) -> String {
+        let original = self.pipeline.and_then(|pipeline| pipeline.original).filter(|_| self.is_one_file);
+        original.map_or(path, |original| original.repository).to_owned()
     }
 
     /// Whether the model is a file, which has no settings of its pipeline.

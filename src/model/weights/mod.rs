@@ -10,7 +10,7 @@ mod folder;
 mod fp8;
 mod frozen;
 mod gguf;
-mod hub;
+pub(crate) mod hub;
 mod layout;
 pub(crate) mod located;
 pub mod naming;
