@@ -47,7 +47,7 @@ fn main() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let files = preset.write_weights(DType::F32, folder.path())?;
     let model = preset.load(&Weights::open(folder.path(), &files, DType::F32, &device)?, None, DType::F32)?;
-    let noise = normal(2, &[0], (args.batch, 16, side, side), &device)?;
+    let noise = normal(2, &[0], (args.batch, config.in_channels, side, side), &device)?;
     let text = |stream: u64| -> Result<TextEmbedding> {
         Ok(TextEmbedding::new(
             normal(2, &[stream, 0], (args.batch, text_tokens, config.joint_attention_dim), &device)?,
@@ -69,7 +69,7 @@ fn main() -> Result<()> {
         options.run(
             &scheduler,
             &noise,
-            model.config.image_tokens((16, side, side)),
+            model.config.image_tokens((config.in_channels, side, side)),
             &conditions,
             |latents, timestep, text, blur| model.forward(latents, timestep, text, blur),
         )?;

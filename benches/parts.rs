@@ -14,6 +14,7 @@ use candle_core::{Device, Tensor};
 use clap::Parser;
 use common::{Preset, Result, Sizes, preset, rounded};
 use seg4diff::autograd::{self, Variable};
+use seg4diff::model::families::FamilyConfig;
 use seg4diff::ops::{self, FrozenLayer, Precision};
 use seg4diff::sample::noise::normal;
 use std::hint::black_box;

@@ -45,7 +45,7 @@ fn main() -> Result<()> {
     let places = (0..args.classes).map(|class| (class as u16, 1 + 2 * class..3 + 2 * class)).collect();
     let prompt = Prompt { text: String::new(), places };
     let grid = (side / config.patch_size, side / config.patch_size);
-    let latents = normal(2, &[0], (args.batch, 16, side, side), &device)?;
+    let latents = normal(2, &[0], (args.batch, config.in_channels, side, side), &device)?;
     let context = normal(2, &[1], (args.batch, text_tokens, config.joint_attention_dim), &device)?;
     let pooled = normal(2, &[2], (args.batch, config.pooled_projection_dim), &device)?;
     let text = TextEmbedding::new(context, pooled)?;

@@ -1,8 +1,8 @@
 //! One training step on random weights, the twin of `../shared/bench/torch_step.py` and, of FLUX.1, of `flux_step.py`: the
 //! same sizes, losses and work.
 //!
-//!   cargo bench --bench step -- --preset demo|sd3-width|sd3-medium|flux-width|flux-dev [--device cpu|cuda:0]
-//!                               [--dtype f32|bf16] [--quantize q8_0|q6k|q4_k|f8] [--batch N]
+//!   cargo bench --bench step -- --preset demo|sd3-width|sd3-medium|flux-width|flux-dev|klein-width
+//!                               [--device cpu|cuda:0] [--dtype f32|bf16] [--quantize q8_0|q6k|q4_k|f8] [--batch N]
 //!                               [--steps N] [--masks N] [--checkpointing] [--variant plain --variant masks=0,batch=1 …]
 //!
 //! Prints one JSON line with the keys of the PyTorch script. Each `--variant` is measured in turn on one model, with what
@@ -13,7 +13,7 @@ mod common;
 
 use candle_core::{DType, Device, Tensor};
 use clap::Parser;
-use common::{Preset, Result, preset, rounded};
+use common::{Preset, Result, Sizes, preset, rounded};
 use rand::Rng;
 use seg4diff::config::{Choice, DeviceChoice, Quantization, RunConfig, WeightType};
 use seg4diff::loss::{MaskTarget, SampleTargets};
@@ -183,10 +183,11 @@ impl<'a> Trainer<'a> {
         forget_gpu_peak(device)?;
         let mut optimizer = AdamW::new(&config.optim, parameters)?;
         let draw = |stream: &[u64], shape: &[usize]| normal(2, stream, shape, device);
-        let latents = draw(&[0], &[batch, 16, side, side])?;
+        let latents = draw(&[0], &[batch, sizes.in_channels, side, side])?;
         let context = draw(&[1], &[batch, preset.text_tokens, sizes.joint_attention_dim])?;
         let pooled = draw(&[2], &[batch, sizes.pooled_projection_dim])?;
-        let targets: Vec<SampleTargets> = (0..batch).map(|b| targets(masks, 8 * side, grid, b as u64)).collect();
+        let pixels = if matches!(preset.sizes, Sizes::Flux2(_)) { 16 * side } else { 8 * side };
+        let targets: Vec<SampleTargets> = (0..batch).map(|b| targets(masks, pixels, grid, b as u64)).collect();
         let recomputed_blocks = if checkpointing { sizes.num_layers() } else { 0 };
         let plan = StepPlan { expert_layers: &[preset.expert_layer], recomputed_blocks };
         let text = TextEmbedding::new(context, pooled)?;

@@ -11,8 +11,8 @@ use seg4diff::config::RunConfig;
 use seg4diff::loss::SampleTargets;
 use seg4diff::model::adapters::lora::{Lora, LoraSettings};
 use seg4diff::model::adapters::{Adapter, Adapters, formats};
-use seg4diff::model::families::sd3::{self, MmDitConfig};
-use seg4diff::model::families::{AdaptableLayer, Transformer};
+use seg4diff::model::families::sd3::MmDitConfig;
+use seg4diff::model::families::{AdaptableLayer, FamilyConfig, Transformer};
 use seg4diff::model::text::TextEmbedding;
 use seg4diff::model::weights::{Weights, read_all};
 use seg4diff::train::checkpoint::Checkpoint;
@@ -35,7 +35,7 @@ fn fixture(variant: &str) -> PathBuf {
 fn model(folder: &Path) -> Transformer {
     let config: MmDitConfig = serde_json::from_slice(&read(folder.join("config.json"))).expect("config");
     let weights = Weights::open_part(folder, "diffusion_pytorch_model", DType::F32, &Device::Cpu).expect("weights");
-    sd3::from_weights(config, None, &weights, DType::F32, &Device::Cpu).expect("model")
+    config.transformer(None, &weights, DType::F32, &Device::Cpu).expect("model")
 }
 
 fn normal(random: &mut ChaCha8Rng, shape: &[usize]) -> Tensor {

@@ -4,10 +4,10 @@
 use candle_core::{DType, Device, Tensor};
 use seg4diff::autograd::Variable;
 use seg4diff::config::RunConfig;
-use seg4diff::model::families::flux1::{self, FluxConfig};
-use seg4diff::model::families::flux2::{self, Flux2Config};
-use seg4diff::model::families::sd3::{self, MmDitConfig};
-use seg4diff::model::families::{Conditioning, SavedActivations, Streams, Transformer};
+use seg4diff::model::families::flux1::FluxConfig;
+use seg4diff::model::families::flux2::Flux2Config;
+use seg4diff::model::families::sd3::MmDitConfig;
+use seg4diff::model::families::{Conditioning, FamilyConfig, SavedActivations, Streams, Transformer};
 use seg4diff::model::weights::Weights;
 use seg4diff::sample::noise::normal;
 use seg4diff::train::parameters::Parameters;
@@ -50,14 +50,14 @@ fn model(name: &str) -> Transformer {
     let weights = Weights::open_part(&folder, "diffusion_pytorch_model", DType::F32, &Device::Cpu).unwrap();
     if name.starts_with("flux2") {
         let config: Flux2Config = serde_json::from_str(&text).unwrap();
-        return flux2::from_weights(config, None, &weights, DType::F32, &Device::Cpu).unwrap();
+        return config.transformer(None, &weights, DType::F32, &Device::Cpu).unwrap();
     }
     if name.starts_with("flux") {
         let config: FluxConfig = serde_json::from_str(&text).unwrap();
-        return flux1::from_weights(config, None, &weights, DType::F32, &Device::Cpu).unwrap();
+        return config.transformer(None, &weights, DType::F32, &Device::Cpu).unwrap();
     }
     let config: MmDitConfig = serde_json::from_str(&text).unwrap();
-    sd3::from_weights(config, None, &weights, DType::F32, &Device::Cpu).unwrap()
+    config.transformer(None, &weights, DType::F32, &Device::Cpu).unwrap()
 }
 
 /// Bytes that a forward pass of block `layer` leaves in use, with its streams and without.

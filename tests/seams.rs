@@ -9,10 +9,10 @@ use seg4diff::loss::{MaskTarget, SampleTargets};
 use seg4diff::model::adapters::formats::{Origin, export, read_kinds};
 use seg4diff::model::adapters::stored::{Format, Parts, PeftConfig};
 use seg4diff::model::adapters::{Adapter, AdapterFiles, AdapterSettings, Adapters, Attached};
-use seg4diff::model::families::sd3::{self, MmDitConfig};
+use seg4diff::model::families::sd3::MmDitConfig;
 use seg4diff::model::families::{
-    Block, Blur, Conditioning, Embedded, Embedding, Family, Guidance, JointInputs, KohyaNames, PipelineNames, Probe,
-    SavedActivations, SigmaSpacing, Streams, TextForm, Transformer, TransformerConfig,
+    Block, Blur, Conditioning, Embedded, Embedding, Family, FamilyConfig, Guidance, JointInputs, KohyaNames,
+    PipelineNames, Probe, SavedActivations, SigmaSpacing, Streams, TextForm, Transformer, TransformerConfig,
 };
 use seg4diff::model::projection::Projection;
 use seg4diff::model::text::TextEmbedding;
@@ -560,7 +560,7 @@ fn a_kind_of_adapter_of_its_own_trains_and_is_exported() {
     let text = std::fs::read_to_string(folder.join("config.json")).expect("config");
     let sizes: MmDitConfig = serde_json::from_str(&text).expect("config");
     let weights = Weights::open_part(&folder, "diffusion_pytorch_model", DType::F32, &CPU).expect("weights");
-    let mut model = sd3::from_weights(sizes, None, &weights, DType::F32, &CPU).expect("model");
+    let mut model = sizes.transformer(None, &weights, DType::F32, &CPU).expect("model");
     let config = config(&["attn.to_q", "attn.add_k_proj"]);
     let parameters = Parameters::of_kind(Box::new(DiagonalSettings), &config, &mut model, &CPU).expect("parameters");
     assert_eq!(parameters.all[0].name, "diagonal.transformer_blocks.0.attn.to_q.diagonal");

@@ -5,10 +5,10 @@
 use candle_core::{DType, Device, Tensor};
 use seg4diff::config::RunConfig;
 use seg4diff::loss::{MaskTarget, SampleTargets};
-use seg4diff::model::families::flux1::{self, FluxConfig};
-use seg4diff::model::families::flux2::{self, Flux2Config};
-use seg4diff::model::families::sd3::{self, MmDitConfig};
-use seg4diff::model::families::{Transformer, image_to_text_logits};
+use seg4diff::model::families::flux1::FluxConfig;
+use seg4diff::model::families::flux2::Flux2Config;
+use seg4diff::model::families::sd3::MmDitConfig;
+use seg4diff::model::families::{FamilyConfig, Transformer, image_to_text_logits};
 use seg4diff::model::text::TextEmbedding;
 use seg4diff::model::text::tokenizer::CLIP_TOKENS;
 use seg4diff::model::weights::{Weights, read_all};
@@ -97,14 +97,14 @@ fn load(folder: &Path) -> Transformer {
     let weights = Weights::open_part(folder, "diffusion_pytorch_model", DType::F32, &device()).unwrap();
     if config["_class_name"] == "FluxTransformer2DModel" {
         let config: FluxConfig = serde_json::from_value(config).unwrap();
-        return flux1::from_weights(config, None, &weights, DType::F32, &device()).unwrap();
+        return config.transformer(None, &weights, DType::F32, &device()).unwrap();
     }
     if config["_class_name"] == "Flux2Transformer2DModel" {
         let config: Flux2Config = serde_json::from_value(config).unwrap();
-        return flux2::from_weights(config, None, &weights, DType::F32, &device()).unwrap();
+        return config.transformer(None, &weights, DType::F32, &device()).unwrap();
     }
     let config: MmDitConfig = serde_json::from_value(config).unwrap();
-    sd3::from_weights(config, None, &weights, DType::F32, &device()).unwrap()
+    config.transformer(None, &weights, DType::F32, &device()).unwrap()
 }
 
 impl Fixture {

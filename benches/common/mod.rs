@@ -1,9 +1,10 @@
 //! Models with random weights, of the sizes of `../shared/bench/torch_step.py` and `flux_step.py`.
 use candle_core::{DType, Device};
 use rayon::prelude::*;
-use seg4diff::model::families::flux1::{self, FluxConfig};
-use seg4diff::model::families::sd3::{self, MmDitConfig};
-use seg4diff::model::families::{Transformer, TransformerConfig};
+use seg4diff::model::families::flux1::FluxConfig;
+use seg4diff::model::families::flux2::Flux2Config;
+use seg4diff::model::families::sd3::MmDitConfig;
+use seg4diff::model::families::{FamilyConfig, Transformer, TransformerConfig};
 use seg4diff::model::weights::{self, Weights};
 use seg4diff::sample::noise::normal;
 use std::collections::BTreeMap;
@@ -24,6 +25,7 @@ pub struct Preset {
 pub enum Sizes {
     Sd3(MmDitConfig),
     Flux1(FluxConfig),
+    Flux2(Flux2Config),
 }
 
 /// Tensors of a file.
@@ -51,6 +53,26 @@ pub fn preset(name: &str) -> Result<Preset> {
         };
         return Ok(Preset { sizes: Sizes::Flux1(config), side, text_tokens: 512, expert_layer });
     }
+    if name == "klein-width" {
+        // 512 pixels; the real width.
+        let config = Flux2Config {
+            patch_size: 1,
+            in_channels: 128,
+            out_channels: None,
+            num_layers: 2,
+            num_single_layers: 2,
+            attention_head_dim: 128,
+            num_attention_heads: 24,
+            joint_attention_dim: 7680,
+            timestep_guidance_channels: 256,
+            mlp_ratio: 3.0,
+            axes_dims_rope: [32; 4],
+            rope_theta: 2000.0,
+            eps: 1e-6,
+            guidance_embeds: false,
+        };
+        return Ok(Preset { sizes: Sizes::Flux2(config), side: 32, text_tokens: 512, expert_layer: 1 });
+    }
     let (layers, heads, head_dim, side, patch, text_tokens, expert_layer, joint, pooled) = match name {
         "demo" => (8, 6, 32, 16, 1, 77, 4, 192, 192),
         "sd3-width" => (4, 24, 64, 64, 2, 154, 2, 4096, 2048),
@@ -58,7 +80,7 @@ pub fn preset(name: &str) -> Result<Preset> {
         // For an emulated GPU, which takes seconds for it; PyTorch's twin has none.
         "tiny" => (2, 1, 32, 4, 1, 77, 1, 64, 64),
         other => {
-            let known = "demo, sd3-width, sd3-medium, flux-width, flux-dev or tiny";
+            let known = "demo, sd3-width, sd3-medium, flux-width, flux-dev, klein-width or tiny";
             return Err(format!("no preset {other}: expected {known}").into());
         }
     };
@@ -85,6 +107,7 @@ impl Preset {
         match &self.sizes {
             Sizes::Sd3(config) => config.general(),
             Sizes::Flux1(config) => config.general(),
+            Sizes::Flux2(config) => config.general(),
         }
     }
 
@@ -92,8 +115,9 @@ impl Preset {
     pub fn load(&self, weights: &Weights, depth: Option<usize>, dtype: DType) -> Result<Transformer> {
         let device = weights.device();
         Ok(match &self.sizes {
-            Sizes::Sd3(config) => sd3::from_weights(config.clone(), depth, weights, dtype, device)?,
-            Sizes::Flux1(config) => flux1::from_weights(config.clone(), depth, weights, dtype, device)?,
+            Sizes::Sd3(config) => config.transformer(depth, weights, dtype, device)?,
+            Sizes::Flux1(config) => config.transformer(depth, weights, dtype, device)?,
+            Sizes::Flux2(config) => config.transformer(depth, weights, dtype, device)?,
         })
     }
 
@@ -103,6 +127,7 @@ impl Preset {
         let shapes = match &self.sizes {
             Sizes::Sd3(config) => sd3_shapes(config),
             Sizes::Flux1(config) => flux1_shapes(config),
+            Sizes::Flux2(config) => flux2_shapes(config),
         };
         let random = |(number, (name, shape)): (usize, (String, Vec<usize>))| {
             let fan_in: usize = shape[1..].iter().product();
@@ -189,23 +214,16 @@ fn flux1_shapes(config: &FluxConfig) -> Shapes {
         linear(&mut shapes, format!("time_text_embed.{name}.linear_1"), inner, width);
         linear(&mut shapes, format!("time_text_embed.{name}.linear_2"), width, width);
     }
+    let around = [
+        ("norm1.linear", 1, 6),
+        ("norm1_context.linear", 1, 6),
+        ("ff.net.0.proj", 1, 4),
+        ("ff.net.2", 4, 1),
+        ("ff_context.net.0.proj", 1, 4),
+        ("ff_context.net.2", 4, 1),
+    ];
     let (double, single) = (
-        [
-            ("norm1.linear", 1, 6),
-            ("norm1_context.linear", 1, 6),
-            ("attn.to_q", 1, 1),
-            ("attn.to_k", 1, 1),
-            ("attn.to_v", 1, 1),
-            ("attn.to_out.0", 1, 1),
-            ("attn.add_q_proj", 1, 1),
-            ("attn.add_k_proj", 1, 1),
-            ("attn.add_v_proj", 1, 1),
-            ("attn.to_add_out", 1, 1),
-            ("ff.net.0.proj", 1, 4),
-            ("ff.net.2", 4, 1),
-            ("ff_context.net.0.proj", 1, 4),
-            ("ff_context.net.2", 4, 1),
-        ],
+        [&around[..2], &ATTENTION, &around[2..]].concat(),
         [
             ("norm.linear", 1, 3),
             ("attn.to_q", 1, 1),
@@ -215,21 +233,74 @@ fn flux1_shapes(config: &FluxConfig) -> Shapes {
             ("proj_out", 5, 1),
         ],
     );
-    for (list, count, layers, norms) in [
-        ("transformer_blocks", config.num_layers, &double[..], &["q", "k", "added_q", "added_k"][..]),
-        ("single_transformer_blocks", config.num_single_layers, &single[..], &["q", "k"][..]),
+    let lists = [(config.num_layers, &double[..]), (config.num_single_layers, &single[..])];
+    flux_blocks(&mut shapes, (width, config.attention_head_dim), lists);
+    shapes
+}
+
+fn flux2_shapes(config: &Flux2Config) -> Shapes {
+    let (width, ratio) = (config.width(), config.mlp_ratio as usize);
+    let mut shapes: Shapes = vec![];
+    for (name, inner, outer) in [
+        ("x_embedder", config.in_channels, width),
+        ("context_embedder", config.joint_attention_dim, width),
+        ("time_guidance_embed.timestep_embedder.linear_1", config.timestep_guidance_channels, width),
+        ("time_guidance_embed.timestep_embedder.linear_2", width, width),
+        ("double_stream_modulation_img.linear", width, 6 * width),
+        ("double_stream_modulation_txt.linear", width, 6 * width),
+        ("single_stream_modulation.linear", width, 3 * width),
+        ("norm_out.linear", width, 2 * width),
+        ("proj_out", width, config.in_channels),
+    ] {
+        linear(&mut shapes, name.to_string(), inner, outer);
+    }
+    let feed_forward = [
+        ("ff.linear_in", 1, 2 * ratio),
+        ("ff.linear_out", ratio, 1),
+        ("ff_context.linear_in", 1, 2 * ratio),
+        ("ff_context.linear_out", ratio, 1),
+    ];
+    let (double, single) = (
+        [&ATTENTION[..], &feed_forward].concat(),
+        [("attn.to_qkv_mlp_proj", 1, 3 + 2 * ratio), ("attn.to_out", 1 + ratio, 1)],
+    );
+    let lists = [(config.num_layers, &double[..]), (config.num_single_layers, &single[..])];
+    flux_blocks(&mut shapes, (width, config.attention_head_dim), lists);
+    // It has no biases.
+    shapes.retain(|(name, _)| !name.ends_with(".bias"));
+    shapes
+}
+
+/// A layer's name within its block, and its inputs and outputs over the width.
+type Layer = (&'static str, usize, usize);
+
+/// Layers of FLUX's double-stream blocks around the joint attention.
+const ATTENTION: [Layer; 8] = [
+    ("attn.to_q", 1, 1),
+    ("attn.to_k", 1, 1),
+    ("attn.to_v", 1, 1),
+    ("attn.to_out.0", 1, 1),
+    ("attn.add_q_proj", 1, 1),
+    ("attn.add_k_proj", 1, 1),
+    ("attn.add_v_proj", 1, 1),
+    ("attn.to_add_out", 1, 1),
+];
+
+/// FLUX's blocks: how many there are of each kind, double-stream ones first, and their layers.
+fn flux_blocks(shapes: &mut Shapes, (width, head_dim): (usize, usize), [double, single]: [(usize, &[Layer]); 2]) {
+    for (list, (count, layers), norms) in [
+        ("transformer_blocks", double, &["q", "k", "added_q", "added_k"][..]),
+        ("single_transformer_blocks", single, &["q", "k"]),
     ] {
         for layer in 0..count {
             for (name, inner, outer) in layers {
-                linear(&mut shapes, format!("{list}.{layer}.{name}"), inner * width, outer * width);
+                linear(shapes, format!("{list}.{layer}.{name}"), inner * width, outer * width);
             }
             for norm in norms {
-                let name = format!("{list}.{layer}.attn.norm_{norm}.weight");
-                shapes.push((name, vec![config.attention_head_dim]));
+                shapes.push((format!("{list}.{layer}.attn.norm_{norm}.weight"), vec![head_dim]));
             }
         }
     }
-    shapes
 }
 
 /// To so many digits after the point.

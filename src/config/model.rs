@@ -6,7 +6,7 @@ use super::rule::{optional, required, usual};
 use super::setting::{
     Blocks, Check, Setting, check, distinct, if_given, is_distinct, is_not_empty, not_empty, positive, within,
 };
-use crate::model::families::targets::{adapter_targets, default_targets};
+use crate::model::families::targets::{DEFAULT_TARGETS, adapter_targets};
 use crate::model::text::tokenizer::TRAINING_SEQUENCE_LENGTH;
 use crate::model::weights::files::Part;
 use crate::model::weights::hub::HubName;
@@ -178,7 +178,7 @@ keys! {
         /// The adapter's output is multiplied by alpha/rank.
         alpha: f64 = usual(16.0), positive();
         /// Modules of a block that have an adapter, by their names in diffusers: `seg4diff config lora.targets` lists them.
-        targets: Vec<String> = usual(default_targets().into_iter().map(String::from).collect()), lora_targets();
+        targets: Vec<String> = usual(DEFAULT_TARGETS.map(String::from).to_vec()), lora_targets();
         /// Blocks that have adapters.
         layers: LayerChoice = usual(LayerChoice::All), lora_layers();
         /// Adapter that training starts from, of the same targets, layers, rank and alpha: a file or folder in any format

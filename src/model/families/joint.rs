@@ -2,6 +2,7 @@
 use crate::autograd::Variable;
 use crate::ops::{self, RotaryTable};
 use candle_core::{Result as TensorResult, Tensor};
+use std::ops::Range;
 
 /// The network's inputs after embedding.
 pub struct Embedded {
@@ -24,12 +25,19 @@ pub struct Conditioning {
     /// Modulations that blocks share, made once: for each kind its parts, `[batch, width]`. None where every block makes its
     /// own.
     pub shared: Vec<Vec<Tensor>>,
+    /// The most of the leading text tokens that can be word tokens.
+    pub words: usize,
 }
 
 impl Conditioning {
     /// `vector` alone.
     pub fn of(vector: Tensor) -> Self {
-        Self { vector, rotary: None, shared: vec![] }
+        Self { vector, rotary: None, shared: vec![], words: usize::MAX }
+    }
+
+    /// Word tokens among the text tokens of `streams`.
+    fn words_of(&self, streams: &Streams) -> TensorResult<usize> {
+        Ok(streams.text.dims3()?.1.min(self.words))
     }
 
     /// Queries or keys whose first tokens are the image's, `[batch, tokens, width]`, turned by where they are.
@@ -56,6 +64,30 @@ impl Streams {
         let Self { image, text, last_text_count } = self;
         Self { image: image.detach(), text: text.detach(), last_text_count: *last_text_count }
     }
+
+    /// Where image and text tokens are in the joint sequence.
+    pub(super) fn tokens(&self) -> TensorResult<[Range<usize>; 2]> {
+        let ((_, image, _), (_, text, _)) = (self.image.dims3()?, self.text.dims3()?);
+        Ok([0..image, image..image + text])
+    }
+
+    /// Image and text tokens, one after the other.
+    pub(super) fn joined(&self) -> TensorResult<Variable> {
+        ops::cat(&[self.image.clone(), self.text.clone()], 1)
+    }
+
+    /// The streams of `joint`, their [`Self::joined`] tokens, plus an update times its gate. An update of the image tokens
+    /// alone leaves the text.
+    pub(super) fn updated(&self, joint: &Variable, update: &Variable, gate: &Variable) -> TensorResult<Self> {
+        let [of_image, of_text] = self.tokens()?;
+        let (image, text) = if update.dims3()?.1 == of_image.end {
+            (ops::gated_residual(&self.image, update, gate)?, self.text.clone())
+        } else {
+            let joint = ops::gated_residual(joint, update, gate)?;
+            (joint.window(1, of_image)?, joint.window(1, of_text)?)
+        };
+        Ok(Self { image, text, last_text_count: self.last_text_count })
+    }
 }
 
 /// What a block's attention from image to text is computed from, after any q/k norm.
@@ -69,6 +101,22 @@ pub struct Probe {
     pub last_key_count: usize,
     /// The first so many text tokens are word tokens: those by which the words of a prompt are found.
     pub words: usize,
+}
+
+impl Probe {
+    /// Of image queries and joint keys of `streams`, not yet turned by where their tokens are.
+    pub(super) fn of(
+        streams: &Streams,
+        conditioning: &Conditioning,
+        [queries, keys]: [Variable; 2],
+    ) -> TensorResult<Self> {
+        Ok(Self {
+            queries: conditioning.turned(&queries)?,
+            keys: conditioning.turned(&keys)?,
+            last_key_count: streams.last_text_count,
+            words: conditioning.words_of(streams)?,
+        })
+    }
 }
 
 /// What goes into a block's joint attention, image tokens first, after any q/k norm.
@@ -91,6 +139,24 @@ pub struct JointInputs {
 }
 
 impl JointInputs {
+    /// Of queries, keys and values of `streams`, queries and keys not yet turned by where their tokens are.
+    pub(super) fn of(
+        streams: &Streams,
+        conditioning: &Conditioning,
+        heads: usize,
+        [queries, keys, values]: [Variable; 3],
+    ) -> TensorResult<Self> {
+        Ok(Self {
+            queries: conditioning.turned(&queries)?,
+            keys: conditioning.turned(&keys)?,
+            values,
+            image_tokens: streams.image.dims3()?.1,
+            heads,
+            last_key_count: streams.last_text_count,
+            words: conditioning.words_of(streams)?,
+        })
+    }
+
     /// What image tokens look with and at.
     pub fn probe(&self) -> TensorResult<Probe> {
         let queries = match self.queries.tensor().dim(1)? == self.image_tokens {

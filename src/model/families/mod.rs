@@ -1,17 +1,18 @@
 //! The model families: what is known of one family's denoiser stands in its folder, and [`Transformer`] drives any.
 //!
 //! A family implements [`Embedding`] (latents, time, guidance and text into tokens, and tokens into the velocity),
-//! [`Block`] for every kind of block that it has, and [`Family`], which reads both from a model's files and has the
-//! family's names in other tools' files. It is then listed in [`FAMILIES`], its pipeline in [`pipelines`], its adapter targets
-//! in `targets`; nothing else knows it. Layers that several families have are in `stream_layers`, `output_layer` and
-//! `time_embedding`.
+//! [`Block`] for every kind of block that it has, [`FamilyConfig`], which makes both of a model's files, and [`Family`], the
+//! family's names in other tools' files. It is then listed in [`FAMILIES`]; nothing else knows it. What several families have
+//! is in `stream_layers`, `output_layer`, `time_embedding` and `flux`.
 //!
 //! Blocks of all kinds are numbered through. Between blocks image and text tokens are two tensors ([`Streams`]): a block
 //! that works on the joint sequence, as FLUX's single-stream blocks do, joins them itself, in whatever order its family
 //! has. What blocks hand out ([`JointInputs`], [`Probe`]) has image tokens first.
 mod block;
 mod blur;
+mod config;
 mod family;
+mod flux;
 pub mod flux1;
 pub mod flux2;
 mod joint;
@@ -29,6 +30,7 @@ mod transformer;
 
 pub use block::{Block, Embedding, SavedActivations};
 pub use blur::Blur;
+pub use config::FamilyConfig;
 pub use family::{Family, SigmaSpacing};
 pub use joint::{Conditioning, Embedded, JointInputs, Probe, Streams};
 pub use names::{KohyaNames, Release};
@@ -41,6 +43,16 @@ use crate::system::error::{Error, Result};
 
 /// The families that there are.
 pub const FAMILIES: [&dyn Family; 3] = [&sd3::Sd3, &flux1::Flux1, &flux2::Flux2];
+
+/// Their pipelines.
+pub fn pipelines() -> [&'static PipelineNames; FAMILIES.len()] {
+    FAMILIES.map(Family::pipeline)
+}
+
+/// The pipeline whose class in `model_index.json` is `class`.
+pub fn pipeline_of_class(class: &str) -> Option<&'static PipelineNames> {
+    pipelines().into_iter().find(|names| names.is_class_of(class))
+}
 
 /// What errors that concern no one family call them: the names of all.
 pub fn names() -> String {

@@ -25,11 +25,6 @@ impl OutputLayer {
         })
     }
 
-    /// Values of a token.
-    pub(super) fn outer(&self) -> usize {
-        self.proj_out.sizes().1
-    }
-
     /// Image tokens `[batch, tokens, width]` as `[batch, tokens, outer]` in f32.
     pub(super) fn forward(&self, image: &Variable, conditioning: &Conditioning) -> TensorResult<Variable> {
         // Scale comes before shift.

@@ -1,12 +1,6 @@
 //! The families' pipelines in the diffusers layout.
-use super::flux1::pipeline as flux1;
-use super::flux2::pipeline as flux2;
 use super::original::Original;
-use super::sd3::pipeline as sd3;
 use crate::config::{Choice, TextEncoderKind};
-
-/// The pipelines of the families in `FAMILIES`.
-pub const PIPELINES: [&PipelineNames; 3] = [&sd3::PIPELINE, &flux1::PIPELINE, &flux2::PIPELINE];
 
 /// A family's pipeline in the diffusers layout: what is known of it before any of its networks is.
 #[derive(Debug)]
@@ -100,10 +94,5 @@ impl PipelineNames {
             )),
             _ => Ok(()),
         }
-    }
-
-    /// The pipeline whose class in `model_index.json` is `class`.
-    pub fn of_class(class: &str) -> Option<&'static Self> {
-        PIPELINES.into_iter().find(|names| names.is_class_of(class))
     }
 }

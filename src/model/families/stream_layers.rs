@@ -37,6 +37,15 @@ pub(super) struct Qkv {
     pub(super) norm_k: Option<Tensor>,
 }
 
+/// An image and a text stream, normed and modulated, each with its layers.
+pub(super) type JointQkv<'a> = [(&'a Variable, &'a Qkv); 2];
+
+/// diffusers' names of an image stream's layers to queries, keys and values, and of their norms.
+pub(super) const IMAGE_QKV: [&str; 5] = ["to_q", "to_k", "to_v", "norm_q", "norm_k"];
+
+/// Those of a text stream.
+pub(super) const TEXT_QKV: [&str; 5] = ["add_q_proj", "add_k_proj", "add_v_proj", "norm_added_q", "norm_added_k"];
+
 /// A stream's MLP.
 pub(super) struct FeedForwardLayers {
     pub(super) up: Projection,
@@ -109,28 +118,39 @@ impl Qkv {
 
     /// Queries of one stream.
     pub(super) fn queries(&self, x: &Variable) -> TensorResult<Variable> {
-        normed(self.q.forward(x)?, &[(x, &self.norm_q)])
+        normed(self.q.forward(x)?, self.norm_q.as_ref())
     }
 
     /// Keys of one stream.
     pub(super) fn keys(&self, x: &Variable) -> TensorResult<Variable> {
-        normed(self.k.forward(x)?, &[(x, &self.norm_k)])
+        normed(self.k.forward(x)?, self.norm_k.as_ref())
     }
 
-    /// Queries of an image and a text stream, joined.
-    pub(super) fn joint_queries([image, text]: [(&Variable, &Self); 2]) -> TensorResult<Variable> {
+    /// Queries, keys and values of both streams, each joined.
+    pub(super) fn joint(streams: JointQkv) -> TensorResult<[Variable; 3]> {
+        Ok([Self::joint_queries(streams)?, Self::joint_keys(streams)?, Self::joint_values(streams)?])
+    }
+
+    /// Queries of the image, and keys of both streams, joined.
+    pub(super) fn joint_probe(streams: JointQkv) -> TensorResult<[Variable; 2]> {
+        let [(image, layers), _] = streams;
+        Ok([layers.queries(image)?, Self::joint_keys(streams)?])
+    }
+
+    /// Queries of both streams, joined.
+    fn joint_queries([image, text]: JointQkv) -> TensorResult<Variable> {
         let joined = Projection::join(&[(image.0, &image.1.q), (text.0, &text.1.q)])?;
-        normed(joined, &[(image.0, &image.1.norm_q), (text.0, &text.1.norm_q)])
+        normed_jointly(joined, [(image.0, &image.1.norm_q), (text.0, &text.1.norm_q)])
     }
 
-    /// Keys of an image and a text stream, joined.
-    pub(super) fn joint_keys([image, text]: [(&Variable, &Self); 2]) -> TensorResult<Variable> {
+    /// Keys of both streams, joined.
+    pub(super) fn joint_keys([image, text]: JointQkv) -> TensorResult<Variable> {
         let joined = Projection::join(&[(image.0, &image.1.k), (text.0, &text.1.k)])?;
-        normed(joined, &[(image.0, &image.1.norm_k), (text.0, &text.1.norm_k)])
+        normed_jointly(joined, [(image.0, &image.1.norm_k), (text.0, &text.1.norm_k)])
     }
 
-    /// Values of an image and a text stream, joined.
-    pub(super) fn joint_values([image, text]: [(&Variable, &Self); 2]) -> TensorResult<Variable> {
+    /// Values of both streams, joined.
+    pub(super) fn joint_values([image, text]: JointQkv) -> TensorResult<Variable> {
         Projection::join(&[(image.0, &image.1.v), (text.0, &text.1.v)])
     }
 
@@ -148,14 +168,16 @@ impl Qkv {
     }
 }
 
-/// RMS norm of every head of `x`, which is made of some streams one after the other, each with its weight.
-pub(super) fn normed(x: Variable, streams: &[(&Variable, &Option<Tensor>)]) -> TensorResult<Variable> {
-    let mut weights = vec![];
-    for (stream, weight) in streams {
-        let Some(weight) = weight else { return Ok(x) };
-        weights.push((stream.dims3()?.1, weight.clone()));
-    }
-    ops::rms_norm(&x, weights)
+/// RMS norm of every head of `x`, where there is a weight.
+pub(super) fn normed(x: Variable, weight: Option<&Tensor>) -> TensorResult<Variable> {
+    let Some(weight) = weight else { return Ok(x) };
+    ops::rms_norm(&x, vec![(x.dims3()?.1, weight.clone())])
+}
+
+/// [`normed`] `x` that is made of two streams, one after the other, each with its weight.
+fn normed_jointly(x: Variable, streams: [(&Variable, &Option<Tensor>); 2]) -> TensorResult<Variable> {
+    let [(image, Some(image_weight)), (text, Some(text_weight))] = streams else { return Ok(x) };
+    ops::rms_norm(&x, vec![(image.dims3()?.1, image_weight.clone()), (text.dims3()?.1, text_weight.clone())])
 }
 
 impl StreamInput {
@@ -189,6 +211,17 @@ impl StreamOutput {
         ops::gated_residual(x, &self.attention_out.forward_window(attended, tokens)?, modulation.gate_msa())
     }
 
+    /// [`Self::add_attention`], and what the MLP makes of that.
+    pub(super) fn forward(
+        &self,
+        x: &Variable,
+        attended: &Variable,
+        tokens: Range<usize>,
+        modulation: &StreamModulation,
+    ) -> TensorResult<Variable> {
+        self.feed_forward.forward(&self.add_attention(x, attended, tokens, modulation)?, modulation.mlp())
+    }
+
     /// Saved activations: an adapted gate saves what it is multiplied with.
     pub(super) fn saved(&self, is_modulation_adapted: bool) -> usize {
         usize::from(is_modulation_adapted) + self.feed_forward.saved(is_modulation_adapted)
@@ -196,7 +229,7 @@ impl StreamOutput {
 }
 
 /// AdaLN's modulation of one stream, each `[batch, width]`, in diffusers' order: shift, scale and gate of the attention, of the
-/// MLP and, in a block with a second attention, of that. The last block's text has the first two.
+/// MLP and, in a block with a second attention, of that. SD3's last text has the first two, a single-stream block three.
 pub(super) struct StreamModulation(Vec<Variable>);
 
 impl StreamModulation {

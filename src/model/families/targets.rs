@@ -1,22 +1,13 @@
 //! Layers of a block that an adapter can sit on, by diffusers' names, as far as they are known before a model is.
-use super::{flux1, flux2, sd3};
+use super::FAMILIES;
 use std::collections::BTreeSet;
-
-/// Of each family: all such layers, and those that get an adapter where none are named.
-const FAMILIES: [(&[&str], &[&str]); 3] = [
-    (&sd3::names::ADAPTER_TARGETS, &sd3::names::DEFAULT_TARGETS),
-    (&flux1::names::ADAPTER_TARGETS, &flux1::names::DEFAULT_TARGETS),
-    (&flux2::names::ADAPTER_TARGETS, &flux2::names::DEFAULT_TARGETS),
-];
 
 /// Those of any family, each once.
 pub fn adapter_targets() -> BTreeSet<&'static str> {
-    FAMILIES.iter().flat_map(|(targets, _)| targets.iter().copied()).collect()
+    let blocks = FAMILIES.into_iter().flat_map(|family| family.kohya().blocks);
+    let layers = blocks.flat_map(|blocks| blocks.layers.iter().flat_map(|(_, shares)| shares.iter()));
+    layers.map(|(layer, _)| *layer).collect()
 }
 
-/// Those that get an adapter where none are named, in every family.
-pub fn default_targets() -> Vec<&'static str> {
-    let [(_, first), others @ ..] = &FAMILIES;
-    let in_all = |target: &&str| others.iter().all(|(_, targets)| targets.contains(target));
-    first.iter().copied().filter(in_all).collect()
-}
+/// Those that get an adapter where none are named: every family has them.
+pub const DEFAULT_TARGETS: [&str; 4] = ["attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"];

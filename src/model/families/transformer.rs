@@ -8,13 +8,9 @@ use crate::model::adapters::adapter::{Adapter, Adapters, TrainedAdapters};
 use crate::model::projection::Projection;
 use crate::model::text::TextEmbedding;
 use crate::model::vae::VaeConfig;
-use crate::model::weights::Weights;
 use crate::system::error::{Error, Result};
 use candle_core::{DType, Tensor};
 use std::collections::BTreeSet;
-
-/// No size of a denoiser is larger; products of them stay within the whole numbers.
-pub(super) const LARGEST: usize = 1 << 16;
 
 /// Sizes of a denoiser that what is around it depends on; keys of diffusers' `config.json` where it has such.
 #[derive(Clone, Debug, PartialEq)]
@@ -150,26 +146,6 @@ pub struct AdaptableLayer<'a> {
 }
 
 impl Transformer {
-    /// Takes a model's blocks from `weights`, which must hold nothing else by then; the first `depth` alone where that is
-    /// given. `load` takes the block of a number, all lists counted through.
-    ///
-    /// # Errors
-    /// A tensor is missing, superfluous or of another shape.
-    pub(super) fn from_blocks(
-        config: TransformerConfig,
-        embedding: Box<dyn Embedding>,
-        depth: Option<usize>,
-        weights: &Weights,
-        load: impl Fn(usize) -> Result<Box<dyn Block>>,
-    ) -> Result<Self> {
-        let all = config.num_layers();
-        let depth = depth.map_or(all, |depth| depth.min(all));
-        let blocks = (0..depth).map(load).collect::<Result<_>>()?;
-        (depth..all).for_each(|layer| weights.ignore_all(&format!("{}.", config.block_name(layer))));
-        weights.finish()?;
-        Ok(Self { config, embedding, blocks })
-    }
-
     /// All layers that an adapter can sit on.
     pub fn adaptable(&mut self) -> Vec<AdaptableLayer<'_>> {
         let mut all = vec![];

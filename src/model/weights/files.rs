@@ -7,7 +7,7 @@ use super::part_file::PartFile;
 use super::required_files::{RequiredFiles, text_encoders_in};
 use super::{hub, one_file, part_config};
 use crate::config::{Choice, ModelConfig, PartPaths, Quantization, TextEncoderKind};
-use crate::model::families::pipelines::{PIPELINES, PipelineNames};
+use crate::model::families::{self, PipelineNames};
 use crate::model::text::original as text;
 use crate::model::weights::Weights;
 use crate::system::error::{Error, Result};
@@ -117,11 +117,6 @@ impl ModelFiles {
         Self { quantize, ..self }
     }
 
-    /// How the frozen weights of blocks and text encoders are kept; none for as they are in the files, or dense.
-    pub fn quantization(&self) -> Option<Quantization> {
-        self.quantize
-    }
-
     fn of_folder(path_or_hub: &str) -> Result<Self> {
         let folder = Folder::open(path_or_hub)?;
         let path = folder.path.clone();
@@ -135,7 +130,7 @@ impl ModelFiles {
             variant: None,
             quantize: None,
         };
-        let pipeline = PipelineNames::of_class(&files.pipeline_class()?);
+        let pipeline = families::pipeline_of_class(&files.pipeline_class()?);
         Ok(Self { pipeline, ..files })
     }
 
@@ -192,7 +187,7 @@ impl ModelFiles {
         if let Some(pipeline) = self.pipeline {
             return Ok(pipeline);
         }
-        let known = PIPELINES.map(|names| format!("{:?}", names.class)).join(" or ");
+        let known = families::pipelines().map(|names| format!("{:?}", names.class)).join(" or ");
         let problem = format!("_class_name is {:?}, expected {known}", self.pipeline_class()?);
         Err(Error::file(self.path.join("model_index.json"), problem))
     }

@@ -1,7 +1,7 @@
 //! A model in one file: of which family it is, and what a file is that is none.
 use super::Weights;
 use super::gguf;
-use crate::model::families::pipelines::{PIPELINES, PipelineNames};
+use crate::model::families::{self, PipelineNames};
 use crate::system::error::{Error, Result};
 use crate::system::{file_kind, patience};
 use std::io::Read;
@@ -53,8 +53,9 @@ pub(super) fn pipeline_of(weights: &Weights) -> Result<&'static PipelineNames> {
         let marks = pipeline.original.iter().flat_map(|original| original.marks);
         marks.into_iter().any(|marks| marks.iter().all(has))
     };
-    PIPELINES.into_iter().find(is_of).ok_or_else(|| {
-        let known: Vec<&str> = PIPELINES.iter().map(|pipeline| pipeline.class.trim_end_matches("Pipeline")).collect();
+    families::pipelines().into_iter().find(is_of).ok_or_else(|| {
+        let known: Vec<&str> =
+            families::pipelines().iter().map(|pipeline| pipeline.class.trim_end_matches("Pipeline")).collect();
         let problem = format!("no transformer of a known family ({}): {}", known.join(", "), what_is(weights));
         Error::file(weights.path(), problem)
     })

@@ -2,7 +2,7 @@
 use super::files::Part;
 use super::located::{WeightNames, locate};
 use crate::config::{ModelConfig, TextEncoderKind};
-use crate::model::families::pipelines::{EncoderFolders, PIPELINES, PipelineNames};
+use crate::model::families::{self, EncoderFolders, PipelineNames};
 use crate::system::error::{Error, Result};
 use crate::system::limits::MODEL_JSON;
 use crate::system::paths::{is_file, is_folder};
@@ -82,8 +82,8 @@ impl RequiredFiles {
 pub fn pipeline_of(folder: &Path) -> &'static PipelineNames {
     let index = MODEL_JSON.read(&folder.join("model_index.json")).ok();
     let index: Option<serde_json::Value> = index.and_then(|bytes| serde_json::from_slice(&bytes).ok());
-    let of_class = |index: serde_json::Value| PipelineNames::of_class(index.get("_class_name")?.as_str()?);
-    index.and_then(of_class).unwrap_or(PIPELINES[0])
+    let of_class = |index: serde_json::Value| families::pipeline_of_class(index.get("_class_name")?.as_str()?);
+    index.and_then(of_class).unwrap_or(families::pipelines()[0])
 }
 
 /// The text encoders that the `model_index.json` of a diffusers folder lists, of those that its pipeline usually uses.

@@ -1,10 +1,15 @@
 //! Sizes of a FLUX.1 transformer, from `transformer/config.json` (diffusers' `FluxTransformer2DModel`).
-use super::names::{DOUBLE_BLOCKS, SINGLE_BLOCKS};
+use super::double::DoubleBlock;
+use super::embed::FluxEmbedding;
+use super::single::SingleBlock;
+use crate::model::families::block::{Block, Embedding};
+use crate::model::families::config::{FamilyConfig, check_sizes};
+use crate::model::families::flux::{DOUBLE_BLOCKS, SINGLE_BLOCKS, check_axes, check_channels, one};
 use crate::model::families::names::Release;
-use crate::model::families::transformer::{Guidance, LARGEST, TransformerConfig};
-use crate::model::weights::files::{ModelFiles, Part};
-use crate::model::weights::sizes;
+use crate::model::families::transformer::{Guidance, TransformerConfig};
+use crate::model::weights::Weights;
 use crate::system::error::{Error, Result};
+use candle_core::DType;
 use serde::Deserialize;
 use std::path::Path;
 
@@ -15,12 +20,11 @@ pub const PACKED_SIDE: usize = 2;
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 pub struct FluxConfig {
     /// 1: latents are packed before they come to the transformer.
-    #[serde(default = "default_patch_size")]
+    #[serde(default = "one")]
     pub patch_size: usize,
     /// Channels of packed latents.
     pub in_channels: usize,
     /// Channels of the packed prediction; absent: as many as of the latents.
-    #[serde(default)]
     pub out_channels: Option<usize>,
     /// Double-stream blocks.
     pub num_layers: usize,
@@ -42,29 +46,12 @@ pub struct FluxConfig {
     pub axes_dims_rope: [usize; 3],
 }
 
-fn default_patch_size() -> usize {
-    1
-}
-
 fn default_axes() -> [usize; 3] {
     [16, 56, 56]
 }
 
-impl FluxConfig {
-    /// Reads and checks a model's configuration.
-    ///
-    /// # Errors
-    /// A key is missing, or what is there does not make a model.
-    pub fn open(files: &ModelFiles) -> Result<Self> {
-        files.config::<Self>(Part::Transformer)?.checked(&files.config_path(Part::Transformer))
-    }
-
-    /// Refuses sizes that do not make a model, naming the `file` that they came from.
-    ///
-    /// # Errors
-    /// Such sizes.
-    pub fn checked(self, file: &Path) -> Result<Self> {
-        let wrong = |problem: String| Err(Error::file(file, problem));
+impl FamilyConfig for FluxConfig {
+    fn checked(self, file: &Path) -> Result<Self> {
         let named = [
             ("in_channels", self.in_channels),
             ("num_layers", self.num_layers),
@@ -74,35 +61,18 @@ impl FluxConfig {
             ("joint_attention_dim", self.joint_attention_dim),
             ("pooled_projection_dim", self.pooled_projection_dim),
         ];
-        sizes::check_up_to(LARGEST, file, &named)?;
-        if self.patch_size != 1 {
-            return wrong(format!("patch_size is {}, expected 1", self.patch_size));
-        }
+        check_sizes(file, &named)?;
         let packed = PACKED_SIDE * PACKED_SIDE;
         if !self.in_channels.is_multiple_of(packed) {
-            return wrong(format!("in_channels is {}, expected a multiple of {packed}", self.in_channels));
+            let problem = format!("in_channels is {}, expected a multiple of {packed}", self.in_channels);
+            return Err(Error::file(file, problem));
         }
-        if let Some(out) = self.out_channels.filter(|out| *out != self.in_channels) {
-            return wrong(format!("out_channels is {out}, expected in_channels, {}", self.in_channels));
-        }
-        let axes = self.axes_dims_rope;
-        let fits = axes.iter().try_fold(0usize, |sum, axis| sum.checked_add(*axis)) == Some(self.attention_head_dim);
-        if !fits || axes.iter().any(|axis| !axis.is_multiple_of(2)) {
-            let head_dim = self.attention_head_dim;
-            return wrong(format!(
-                "axes_dims_rope is {axes:?}, expected even numbers that add up to attention_head_dim, {head_dim}"
-            ));
-        }
+        check_channels(file, self.patch_size, self.in_channels, self.out_channels)?;
+        check_axes(file, &self.axes_dims_rope, self.attention_head_dim)?;
         Ok(self)
     }
 
-    /// Features of a token.
-    pub fn width(&self) -> usize {
-        self.num_attention_heads * self.attention_head_dim
-    }
-
-    /// The sizes as all families have them.
-    pub fn general(&self) -> TransformerConfig {
+    fn general(&self) -> TransformerConfig {
         TransformerConfig {
             block_lists: vec![(DOUBLE_BLOCKS, self.num_layers), (SINGLE_BLOCKS, self.num_single_layers)],
             num_attention_heads: self.num_attention_heads,
@@ -119,5 +89,16 @@ impl FluxConfig {
                 architecture: if self.guidance_embeds { "flux-1-dev" } else { "flux-1" },
             }),
         }
+    }
+
+    fn embedding(&self, weights: &Weights, dtype: DType) -> Result<Box<dyn Embedding>> {
+        Ok(Box::new(FluxEmbedding::load(weights, self, dtype)?))
+    }
+
+    fn block(&self, weights: &Weights, layer: usize) -> Result<Box<dyn Block>> {
+        Ok(match layer.checked_sub(self.num_layers) {
+            None => Box::new(DoubleBlock::load(weights, self, layer)?),
+            Some(number) => Box::new(SingleBlock::load(weights, self, number)?),
+        })
     }
 }

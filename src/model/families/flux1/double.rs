@@ -1,12 +1,12 @@
 //! A double-stream block (diffusers' `FluxTransformerBlock`): image and text have layers of their own around the joint
 //! attention.
 use super::config::FluxConfig;
-use super::names::DOUBLE_BLOCKS;
-use super::pipeline::words;
 use crate::autograd::Variable;
 use crate::model::families::block::{Block, SavedActivations};
+use crate::model::families::config::FamilyConfig;
+use crate::model::families::flux::DOUBLE_BLOCKS;
 use crate::model::families::joint::{Conditioning, JointInputs, Probe, Streams};
-use crate::model::families::stream_layers::{Qkv, StreamInput, StreamOutput};
+use crate::model::families::stream_layers::{IMAGE_QKV, Qkv, StreamInput, StreamOutput, TEXT_QKV};
 use crate::model::projection::Projection;
 use crate::model::weights::Weights;
 use crate::system::error::{Error, Result};
@@ -41,16 +41,11 @@ impl DoubleBlock {
         };
         Ok(Self {
             heads: config.num_attention_heads,
-            image: input("norm1", ["to_q", "to_k", "to_v", "norm_q", "norm_k"])?,
+            image: input("norm1", IMAGE_QKV)?,
             image_output: output("to_out.0", "ff")?,
-            text: input("norm1_context", ["add_q_proj", "add_k_proj", "add_v_proj", "norm_added_q", "norm_added_k"])?,
+            text: input("norm1_context", TEXT_QKV)?,
             text_output: output("to_add_out", "ff_context")?,
         })
-    }
-
-    /// The streams' inputs of the joint attention, each with its layers.
-    fn joined<'a>(&'a self, image: &'a Variable, text: &'a Variable) -> [(&'a Variable, &'a Qkv); 2] {
-        [(image, &self.image.qkv), (text, &self.text.qkv)]
     }
 }
 
@@ -77,12 +72,8 @@ impl Block for DoubleBlock {
     fn probe(&self, streams: &Streams, conditioning: &Conditioning) -> TensorResult<Probe> {
         let image = self.image.modulation(conditioning)?.norm_msa(&streams.image)?;
         let text = self.text.modulation(conditioning)?.norm_msa(&streams.text)?;
-        Ok(Probe {
-            queries: conditioning.turned(&self.image.qkv.queries(&image)?)?,
-            keys: conditioning.turned(&Qkv::joint_keys(self.joined(&image, &text))?)?,
-            last_key_count: streams.last_text_count,
-            words: words(streams)?,
-        })
+        let layers = [(&image, &self.image.qkv), (&text, &self.text.qkv)];
+        Probe::of(streams, conditioning, Qkv::joint_probe(layers)?)
     }
 
     fn forward_with(
@@ -93,24 +84,12 @@ impl Block for DoubleBlock {
     ) -> TensorResult<(Streams, JointInputs)> {
         let (for_image, for_text) = (self.image.modulation(conditioning)?, self.text.modulation(conditioning)?);
         let (image, text) = (for_image.norm_msa(&streams.image)?, for_text.norm_msa(&streams.text)?);
-        let ((_, image_tokens, _), (_, text_tokens, _)) = (image.dims3()?, text.dims3()?);
-        let inputs = JointInputs {
-            queries: conditioning.turned(&Qkv::joint_queries(self.joined(&image, &text))?)?,
-            keys: conditioning.turned(&Qkv::joint_keys(self.joined(&image, &text))?)?,
-            values: Qkv::joint_values(self.joined(&image, &text))?,
-            image_tokens,
-            heads: self.heads,
-            last_key_count: streams.last_text_count,
-            words: words(streams)?,
-        };
+        let layers = [(&image, &self.image.qkv), (&text, &self.text.qkv)];
+        let inputs = JointInputs::of(streams, conditioning, self.heads, Qkv::joint(layers)?)?;
         let attended = attend(&inputs)?;
-
-        let tokens = 0..image_tokens;
-        let image = self.image_output.add_attention(&streams.image, &attended, tokens, &for_image)?;
-        let image = self.image_output.feed_forward.forward(&image, for_image.mlp())?;
-        let tokens = image_tokens..image_tokens + text_tokens;
-        let text = self.text_output.add_attention(&streams.text, &attended, tokens, &for_text)?;
-        let text = self.text_output.feed_forward.forward(&text, for_text.mlp())?;
+        let [of_image, of_text] = streams.tokens()?;
+        let image = self.image_output.forward(&streams.image, &attended, of_image, &for_image)?;
+        let text = self.text_output.forward(&streams.text, &attended, of_text, &for_text)?;
         Ok((Streams { image, text, last_text_count: streams.last_text_count }, inputs))
     }
 

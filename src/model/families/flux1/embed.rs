@@ -1,7 +1,9 @@
 //! Into FLUX.1's tokens and out of them: packed latents, places, time, guidance, text; the final norm and projection.
 use super::config::{FluxConfig, PACKED_SIDE};
+use super::pipeline::PIPELINE;
 use crate::autograd::Variable;
 use crate::model::families::block as families;
+use crate::model::families::config::FamilyConfig;
 use crate::model::families::joint::{Conditioning, Embedded, Streams};
 use crate::model::families::output_layer::OutputLayer;
 use crate::model::families::patches;
@@ -90,26 +92,15 @@ impl families::Embedding for FluxEmbedding {
                 last_text_count: 1,
             },
             conditioning: Conditioning {
-                vector: (vector + pooled)?.silu()?,
                 rotary: Some(RotaryTable::of_grid(grid, self.axes, THETA, device)?),
-                shared: vec![],
+                words: PIPELINE.words,
+                ..Conditioning::of((vector + pooled)?.silu()?)
             },
             grid,
         })
     }
 
-    fn finish(
-        &self,
-        image: &Variable,
-        conditioning: &Conditioning,
-        (rows, columns): (usize, usize),
-    ) -> TensorResult<Variable> {
-        let ((batch, ..), side) = (image.dims3()?, PACKED_SIDE);
-        let channels = self.output.outer() / (side * side);
-        self.output
-            .forward(image, conditioning)?
-            .reshape(&[batch, rows, columns, channels, side, side][..])?
-            .permute(&[0, 3, 1, 4, 2, 5])?
-            .reshape((batch, channels, rows * side, columns * side))
+    fn finish(&self, image: &Variable, conditioning: &Conditioning, grid: (usize, usize)) -> TensorResult<Variable> {
+        patches::put_together(&self.output.forward(image, conditioning)?, grid, PACKED_SIDE)
     }
 }

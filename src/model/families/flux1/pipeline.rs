@@ -2,9 +2,7 @@
 use super::config::PACKED_SIDE;
 use super::original::ORIGINAL;
 use crate::config::TextEncoderKind;
-use crate::model::families::joint::Streams;
 use crate::model::families::pipelines::{EncoderFolders, PipelineNames, TextForm};
-use candle_core::Result;
 
 /// The pipeline in the diffusers layout.
 pub static PIPELINE: PipelineNames = PipelineNames {
@@ -23,8 +21,3 @@ pub static PIPELINE: PipelineNames = PipelineNames {
     packed_side: PACKED_SIDE,
     original: Some(&ORIGINAL),
 };
-
-/// Word tokens among these streams' text tokens.
-pub(super) fn words(streams: &Streams) -> Result<usize> {
-    Ok(streams.text.dims3()?.1.min(PIPELINE.words))
-}

@@ -1,17 +1,17 @@
 //! A single-stream block (diffusers' `FluxSingleTransformerBlock`): image and text tokens go through the same layers, the
 //! attention beside the MLP. Nothing uses the text that the last one makes.
 use super::config::FluxConfig;
-use super::names::SINGLE_BLOCKS;
-use super::pipeline::words;
 use crate::autograd::Variable;
 use crate::model::families::block::{Block, SavedActivations};
+use crate::model::families::config::FamilyConfig;
+use crate::model::families::flux::SINGLE_BLOCKS;
 use crate::model::families::joint::{Conditioning, JointInputs, Probe, Streams};
-use crate::model::families::stream_layers::{Qkv, modulation};
+use crate::model::families::stream_layers::{IMAGE_QKV, Qkv, StreamModulation, modulation};
 use crate::model::projection::Projection;
 use crate::model::weights::Weights;
 use crate::ops;
 use crate::system::error::Result;
-use candle_core::{Result as TensorResult, bail};
+use candle_core::Result as TensorResult;
 
 /// The MLP's hidden features for each of a token's (`mlp_ratio`).
 const MLP_RATIO: usize = 4;
@@ -36,29 +36,19 @@ impl SingleBlock {
     pub fn load(weights: &Weights, config: &FluxConfig, layer: usize) -> Result<Self> {
         let prefix = format!("{SINGLE_BLOCKS}.{layer}");
         let (width, head_dim, hidden) = (config.width(), config.attention_head_dim, MLP_RATIO * config.width());
-        let names = ["to_q", "to_k", "to_v", "norm_q", "norm_k"];
         Ok(Self {
             heads: config.num_attention_heads,
             is_last: layer + 1 == config.num_single_layers,
             norm: Projection::load(weights, &format!("{prefix}.norm.linear"), width, 3 * width)?,
-            qkv: Qkv::load(weights, &format!("{prefix}.attn"), names, width, Some(head_dim), Projection::load)?,
+            qkv: Qkv::load(weights, &format!("{prefix}.attn"), IMAGE_QKV, width, Some(head_dim), Projection::load)?,
             proj_mlp: Projection::load(weights, &format!("{prefix}.proj_mlp"), width, hidden)?,
             proj_out: Projection::load(weights, &format!("{prefix}.proj_out"), width + hidden, width)?,
         })
     }
 
-    /// `shift, scale, gate`
-    fn modulation(&self, conditioning: &Conditioning) -> TensorResult<[Variable; 3]> {
-        match modulation(&self.norm, conditioning)?.try_into() {
-            Ok(parts) => Ok(parts),
-            Err(parts) => bail!("a modulation of {} parts", parts.len()),
-        }
+    fn modulation(&self, conditioning: &Conditioning) -> TensorResult<StreamModulation> {
+        Ok(StreamModulation::of(modulation(&self.norm, conditioning)?))
     }
-}
-
-/// Image and text tokens, one after the other.
-fn joined(streams: &Streams) -> TensorResult<Variable> {
-    ops::cat(&[streams.image.clone(), streams.text.clone()], 1)
 }
 
 impl Block for SingleBlock {
@@ -74,15 +64,10 @@ impl Block for SingleBlock {
     }
 
     fn probe(&self, streams: &Streams, conditioning: &Conditioning) -> TensorResult<Probe> {
-        let [shift, scale, _] = self.modulation(conditioning)?;
-        let normed = ops::layer_norm_modulate(&joined(streams)?, &shift, &scale)?;
-        let (_, image_tokens, _) = streams.image.dims3()?;
-        Ok(Probe {
-            queries: conditioning.turned(&self.qkv.queries(&normed.window(1, 0..image_tokens)?)?)?,
-            keys: conditioning.turned(&self.qkv.keys(&normed)?)?,
-            last_key_count: streams.last_text_count,
-            words: words(streams)?,
-        })
+        let normed = self.modulation(conditioning)?.norm_msa(&streams.joined()?)?;
+        let [of_image, _] = streams.tokens()?;
+        let queries = self.qkv.queries(&normed.window(1, of_image)?)?;
+        Probe::of(streams, conditioning, [queries, self.qkv.keys(&normed)?])
     }
 
     fn forward_with(
@@ -91,30 +76,17 @@ impl Block for SingleBlock {
         conditioning: &Conditioning,
         attend: &mut dyn FnMut(&JointInputs) -> TensorResult<Variable>,
     ) -> TensorResult<(Streams, JointInputs)> {
-        let [shift, scale, gate] = self.modulation(conditioning)?;
-        let joint = joined(streams)?;
-        let normed = ops::layer_norm_modulate(&joint, &shift, &scale)?;
-        let ((_, image_tokens, _), (_, all, _)) = (streams.image.dims3()?, joint.dims3()?);
-        let inputs = JointInputs {
-            queries: conditioning.turned(&self.qkv.queries(&normed)?)?,
-            keys: conditioning.turned(&self.qkv.keys(&normed)?)?,
-            values: self.qkv.v.forward(&normed)?,
-            image_tokens,
-            heads: self.heads,
-            last_key_count: streams.last_text_count,
-            words: words(streams)?,
-        };
+        let modulation = self.modulation(conditioning)?;
+        let joint = streams.joined()?;
+        let normed = modulation.norm_msa(&joint)?;
+        let qkv = [self.qkv.queries(&normed)?, self.qkv.keys(&normed)?, self.qkv.v.forward(&normed)?];
+        let inputs = JointInputs::of(streams, conditioning, self.heads, qkv)?;
         let attended = attend(&inputs)?;
-        let output = 0..if self.is_last { image_tokens } else { all };
+        let [of_image, of_text] = streams.tokens()?;
+        let output = 0..if self.is_last { of_image.end } else { of_text.end };
         let hidden = ops::gelu(&self.proj_mlp.forward_window(&normed, output.clone())?)?;
         let update = self.proj_out.forward(&ops::cat(&[attended.window(1, output)?, hidden], 2)?)?;
-        let (image, text) = if self.is_last {
-            (ops::gated_residual(&streams.image, &update, &gate)?, streams.text.clone())
-        } else {
-            let joint = ops::gated_residual(&joint, &update, &gate)?;
-            (joint.window(1, 0..image_tokens)?, joint.window(1, image_tokens..all)?)
-        };
-        Ok((Streams { image, text, last_text_count: streams.last_text_count }, inputs))
+        Ok((streams.updated(&joint, &update, modulation.gate_msa())?, inputs))
     }
 
     fn reaches_output(&self, _: &str) -> bool {

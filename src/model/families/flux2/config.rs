@@ -1,11 +1,16 @@
 //! Sizes of a FLUX.2 transformer, from `transformer/config.json` (diffusers' `Flux2Transformer2DModel`).
-use super::names::{DOUBLE_BLOCKS, SINGLE_BLOCKS};
+use super::double::DoubleBlock;
+use super::embed::Flux2Embedding;
+use super::single::SingleBlock;
+use crate::model::families::block::{Block, Embedding};
+use crate::model::families::config::{FamilyConfig, check_sizes};
+use crate::model::families::flux::{DOUBLE_BLOCKS, SINGLE_BLOCKS, check_axes, check_channels, one};
 use crate::model::families::names::Release;
 use crate::model::families::time_embedding::FEATURES;
-use crate::model::families::transformer::{Guidance, LARGEST, TransformerConfig};
-use crate::model::weights::files::{ModelFiles, Part};
-use crate::model::weights::sizes;
+use crate::model::families::transformer::{Guidance, TransformerConfig};
+use crate::model::weights::Weights;
 use crate::system::error::{Error, Result};
+use candle_core::DType;
 use serde::Deserialize;
 use std::path::Path;
 
@@ -16,12 +21,11 @@ const LARGEST_RATIO: f64 = 16.0;
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 pub struct Flux2Config {
     /// 1: the autoencoder's latents are packed by itself.
-    #[serde(default = "default_patch_size")]
+    #[serde(default = "one")]
     pub patch_size: usize,
     /// Channels of the packed latents.
     pub in_channels: usize,
     /// Channels of the packed prediction; absent: as many as of the latents.
-    #[serde(default)]
     pub out_channels: Option<usize>,
     /// Double-stream blocks.
     pub num_layers: usize,
@@ -53,10 +57,6 @@ pub struct Flux2Config {
     pub guidance_embeds: bool,
 }
 
-fn default_patch_size() -> usize {
-    1
-}
-
 fn default_features() -> usize {
     FEATURES
 }
@@ -82,19 +82,14 @@ fn yes() -> bool {
 }
 
 impl Flux2Config {
-    /// Reads and checks a model's configuration.
-    ///
-    /// # Errors
-    /// A key is missing, or what is there does not make a model.
-    pub fn open(files: &ModelFiles) -> Result<Self> {
-        files.config::<Self>(Part::Transformer)?.checked(&files.config_path(Part::Transformer))
+    /// The MLP's hidden features.
+    pub fn hidden(&self) -> usize {
+        self.mlp_ratio as usize * self.width()
     }
+}
 
-    /// Refuses sizes that do not make a model, naming the `file` that they came from.
-    ///
-    /// # Errors
-    /// Such sizes.
-    pub fn checked(self, file: &Path) -> Result<Self> {
+impl FamilyConfig for Flux2Config {
+    fn checked(self, file: &Path) -> Result<Self> {
         let wrong = |problem: String| Err(Error::file(file, problem));
         let named = [
             ("in_channels", self.in_channels),
@@ -104,13 +99,8 @@ impl Flux2Config {
             ("num_attention_heads", self.num_attention_heads),
             ("joint_attention_dim", self.joint_attention_dim),
         ];
-        sizes::check_up_to(LARGEST, file, &named)?;
-        if self.patch_size != 1 {
-            return wrong(format!("patch_size is {}, expected 1", self.patch_size));
-        }
-        if let Some(out) = self.out_channels.filter(|out| *out != self.in_channels) {
-            return wrong(format!("out_channels is {out}, expected in_channels, {}", self.in_channels));
-        }
+        check_sizes(file, &named)?;
+        check_channels(file, self.patch_size, self.in_channels, self.out_channels)?;
         if self.timestep_guidance_channels != FEATURES {
             let found = self.timestep_guidance_channels;
             return wrong(format!("timestep_guidance_channels is {found}, expected {FEATURES}"));
@@ -127,29 +117,11 @@ impl Flux2Config {
         if self.guidance_embeds {
             return wrong("guidance_embeds is true, expected false: of FLUX.2 only klein is known".into());
         }
-        let axes = self.axes_dims_rope;
-        let fits = axes.iter().try_fold(0usize, |sum, axis| sum.checked_add(*axis)) == Some(self.attention_head_dim);
-        if !fits || axes.iter().any(|axis| !axis.is_multiple_of(2)) {
-            let head_dim = self.attention_head_dim;
-            return wrong(format!(
-                "axes_dims_rope is {axes:?}, expected even numbers that add up to attention_head_dim, {head_dim}"
-            ));
-        }
+        check_axes(file, &self.axes_dims_rope, self.attention_head_dim)?;
         Ok(self)
     }
 
-    /// Features of a token.
-    pub fn width(&self) -> usize {
-        self.num_attention_heads * self.attention_head_dim
-    }
-
-    /// The MLP's hidden features.
-    pub fn hidden(&self) -> usize {
-        self.mlp_ratio as usize * self.width()
-    }
-
-    /// The sizes as all families have them.
-    pub fn general(&self) -> TransformerConfig {
+    fn general(&self) -> TransformerConfig {
         TransformerConfig {
             block_lists: vec![(DOUBLE_BLOCKS, self.num_layers), (SINGLE_BLOCKS, self.num_single_layers)],
             num_attention_heads: self.num_attention_heads,
@@ -163,5 +135,16 @@ impl Flux2Config {
             guidance: Guidance::TwoPasses,
             release: Some(Release { base_model_version: "flux_2_klein_base_4b", architecture: "flux-2-klein-base-4b" }),
         }
+    }
+
+    fn embedding(&self, weights: &Weights, dtype: DType) -> Result<Box<dyn Embedding>> {
+        Ok(Box::new(Flux2Embedding::load(weights, self, dtype)?))
+    }
+
+    fn block(&self, weights: &Weights, layer: usize) -> Result<Box<dyn Block>> {
+        Ok(match layer.checked_sub(self.num_layers) {
+            None => Box::new(DoubleBlock::load(weights, self, layer)?),
+            Some(number) => Box::new(SingleBlock::load(weights, self, number)?),
+        })
     }
 }

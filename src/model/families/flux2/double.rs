@@ -3,12 +3,12 @@
 use super::config::Flux2Config;
 use super::embed::Shared;
 use super::feed_forward::SwiGluLayers;
-use super::names::DOUBLE_BLOCKS;
-use super::pipeline::words;
 use crate::autograd::Variable;
 use crate::model::families::block::{Block, SavedActivations};
+use crate::model::families::config::FamilyConfig;
+use crate::model::families::flux::DOUBLE_BLOCKS;
 use crate::model::families::joint::{Conditioning, JointInputs, Probe, Streams};
-use crate::model::families::stream_layers::{Qkv, StreamModulation};
+use crate::model::families::stream_layers::{IMAGE_QKV, Qkv, StreamModulation, TEXT_QKV};
 use crate::model::projection::Projection;
 use crate::model::weights::Weights;
 use crate::ops;
@@ -66,17 +66,11 @@ impl DoubleBlock {
                 feed_forward: SwiGluLayers::load(weights, &format!("{prefix}.{feed_forward}"), width, config.hidden())?,
             })
         };
-        let text_names = ["add_q_proj", "add_k_proj", "add_v_proj", "norm_added_q", "norm_added_k"];
         Ok(Self {
             heads: config.num_attention_heads,
-            image: stream(["to_q", "to_k", "to_v", "norm_q", "norm_k"], "to_out.0", "ff")?,
-            text: stream(text_names, "to_add_out", "ff_context")?,
+            image: stream(IMAGE_QKV, "to_out.0", "ff")?,
+            text: stream(TEXT_QKV, "to_add_out", "ff_context")?,
         })
-    }
-
-    /// The streams' inputs of the joint attention, each with its layers.
-    fn joined<'a>(&'a self, image: &'a Variable, text: &'a Variable) -> [(&'a Variable, &'a Qkv); 2] {
-        [(image, &self.image.qkv), (text, &self.text.qkv)]
     }
 }
 
@@ -101,12 +95,8 @@ impl Block for DoubleBlock {
     fn probe(&self, streams: &Streams, conditioning: &Conditioning) -> TensorResult<Probe> {
         let image = Shared::Image.of(conditioning)?.norm_msa(&streams.image)?;
         let text = Shared::Text.of(conditioning)?.norm_msa(&streams.text)?;
-        Ok(Probe {
-            queries: conditioning.turned(&self.image.qkv.queries(&image)?)?,
-            keys: conditioning.turned(&Qkv::joint_keys(self.joined(&image, &text))?)?,
-            last_key_count: streams.last_text_count,
-            words: words(streams)?,
-        })
+        let layers = [(&image, &self.image.qkv), (&text, &self.text.qkv)];
+        Probe::of(streams, conditioning, Qkv::joint_probe(layers)?)
     }
 
     fn forward_with(
@@ -117,20 +107,12 @@ impl Block for DoubleBlock {
     ) -> TensorResult<(Streams, JointInputs)> {
         let (for_image, for_text) = (Shared::Image.of(conditioning)?, Shared::Text.of(conditioning)?);
         let (image, text) = (for_image.norm_msa(&streams.image)?, for_text.norm_msa(&streams.text)?);
-        let ((_, image_tokens, _), (_, text_tokens, _)) = (image.dims3()?, text.dims3()?);
-        let inputs = JointInputs {
-            queries: conditioning.turned(&Qkv::joint_queries(self.joined(&image, &text))?)?,
-            keys: conditioning.turned(&Qkv::joint_keys(self.joined(&image, &text))?)?,
-            values: Qkv::joint_values(self.joined(&image, &text))?,
-            image_tokens,
-            heads: self.heads,
-            last_key_count: streams.last_text_count,
-            words: words(streams)?,
-        };
+        let layers = [(&image, &self.image.qkv), (&text, &self.text.qkv)];
+        let inputs = JointInputs::of(streams, conditioning, self.heads, Qkv::joint(layers)?)?;
         let attended = attend(&inputs)?;
-        let image = self.image.forward(&streams.image, &attended, 0..image_tokens, &for_image)?;
-        let tokens = image_tokens..image_tokens + text_tokens;
-        let text = self.text.forward(&streams.text, &attended, tokens, &for_text)?;
+        let [of_image, of_text] = streams.tokens()?;
+        let image = self.image.forward(&streams.image, &attended, of_image, &for_image)?;
+        let text = self.text.forward(&streams.text, &attended, of_text, &for_text)?;
         Ok((Streams { image, text, last_text_count: streams.last_text_count }, inputs))
     }
 

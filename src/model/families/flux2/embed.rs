@@ -1,8 +1,10 @@
 //! Into FLUX.2's tokens and out of them: packed latents, places, time, text, the modulations that all blocks share; the
 //! final norm and projection.
 use super::config::Flux2Config;
+use super::pipeline::PIPELINE;
 use crate::autograd::Variable;
 use crate::model::families::block as families;
+use crate::model::families::config::FamilyConfig;
 use crate::model::families::joint::{Conditioning, Embedded, Streams};
 use crate::model::families::output_layer::OutputLayer;
 use crate::model::families::patches;
@@ -99,7 +101,8 @@ impl families::Embedding for Flux2Embedding {
         };
         let (_, text_tokens, _) = context.dims3()?;
         let rotary = Some(self.places(grid, text_tokens, latents)?);
-        let mut conditioning = Conditioning { rotary, ..Conditioning::of(self.time.forward(time)?.silu()?) };
+        let vector = self.time.forward(time)?.silu()?;
+        let mut conditioning = Conditioning { rotary, words: PIPELINE.words, ..Conditioning::of(vector) };
         for layer in &self.modulations {
             let parts = modulation(layer, &conditioning)?.into_iter().map(Variable::into_tensor).collect();
             conditioning.shared.push(parts);
@@ -115,14 +118,7 @@ impl families::Embedding for Flux2Embedding {
         })
     }
 
-    fn finish(
-        &self,
-        image: &Variable,
-        conditioning: &Conditioning,
-        (rows, columns): (usize, usize),
-    ) -> TensorResult<Variable> {
-        let (batch, ..) = image.dims3()?;
-        let values = self.output.forward(image, conditioning)?.permute(&[0, 2, 1])?;
-        values.reshape((batch, self.output.outer(), rows, columns))
+    fn finish(&self, image: &Variable, conditioning: &Conditioning, grid: (usize, usize)) -> TensorResult<Variable> {
+        patches::put_together(&self.output.forward(image, conditioning)?, grid, 1)
     }
 }

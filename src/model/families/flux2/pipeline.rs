@@ -1,9 +1,7 @@
 //! FLUX.2-klein's pipeline in the diffusers layout.
 use super::original::ORIGINAL;
 use crate::config::TextEncoderKind;
-use crate::model::families::joint::Streams;
 use crate::model::families::pipelines::{EncoderFolders, PipelineNames, TextForm};
-use candle_core::Result;
 
 /// The pipeline in the diffusers layout.
 pub static PIPELINE: PipelineNames = PipelineNames {
@@ -20,8 +18,3 @@ pub static PIPELINE: PipelineNames = PipelineNames {
     packed_side: 2,
     original: Some(&ORIGINAL),
 };
-
-/// Word tokens among these streams' text tokens.
-pub(super) fn words(streams: &Streams) -> Result<usize> {
-    Ok(streams.text.dims3()?.1.min(PIPELINE.words))
-}

@@ -3,10 +3,11 @@
 //! Nothing uses the text that the last one makes.
 use super::config::Flux2Config;
 use super::embed::Shared;
-use super::names::{FUSED_INPUT, FUSED_OUTPUT, SINGLE_BLOCKS};
-use super::pipeline::words;
+use super::names::{FUSED_INPUT, FUSED_OUTPUT};
 use crate::autograd::Variable;
 use crate::model::families::block::{Block, SavedActivations};
+use crate::model::families::config::FamilyConfig;
+use crate::model::families::flux::SINGLE_BLOCKS;
 use crate::model::families::joint::{Conditioning, JointInputs, Probe, Streams};
 use crate::model::families::stream_layers::normed;
 use crate::model::projection::Projection;
@@ -14,6 +15,7 @@ use crate::model::weights::Weights;
 use crate::ops;
 use crate::system::error::Result;
 use candle_core::{Result as TensorResult, Tensor};
+use std::ops::Range;
 
 /// Weights of a block.
 pub struct SingleBlock {
@@ -23,8 +25,8 @@ pub struct SingleBlock {
     is_last: bool,
     /// To queries, keys, values, and the MLP's two inputs.
     fused_input: Projection,
-    norm_q: Option<Tensor>,
-    norm_k: Option<Tensor>,
+    norm_q: Tensor,
+    norm_k: Tensor,
     /// From the attention's result and the MLP's hidden features, side by side.
     fused_output: Projection,
 }
@@ -43,20 +45,15 @@ impl SingleBlock {
             width,
             is_last: layer + 1 == config.num_single_layers,
             fused_input: load(weights, &format!("{prefix}.{FUSED_INPUT}"), width, 3 * width + 2 * hidden)?,
-            norm_q: Some(norm("norm_q")?),
-            norm_k: Some(norm("norm_k")?),
+            norm_q: norm("norm_q")?,
+            norm_k: norm("norm_k")?,
             fused_output: load(weights, &format!("{prefix}.{FUSED_OUTPUT}"), width + hidden, width)?,
         })
     }
 
-    /// Of the fused layer's outputs, those of queries, keys and values, before norms: part 0, 1 and 2.
-    fn part(&self, fused: &Variable, part: usize) -> TensorResult<Variable> {
-        fused.window(2, part * self.width..(part + 1) * self.width)
-    }
-
-    /// Queries or keys of some tokens, normed by head and turned by where they are.
-    fn turned(&self, x: Variable, norm: &Option<Tensor>, conditioning: &Conditioning) -> TensorResult<Variable> {
-        conditioning.turned(&normed(x.clone(), &[(&x, norm)])?)
+    /// Of the fused layer's outputs, those that are queries, keys and values: part 0, 1 and 2.
+    fn part(&self, part: usize) -> Range<usize> {
+        part * self.width..(part + 1) * self.width
     }
 }
 
@@ -66,16 +63,10 @@ impl Block for SingleBlock {
     }
 
     fn probe(&self, streams: &Streams, conditioning: &Conditioning) -> TensorResult<Probe> {
-        let joint = ops::cat(&[streams.image.clone(), streams.text.clone()], 1)?;
-        let (_, image_tokens, _) = streams.image.dims3()?;
-        let fused = self.fused_input.forward(&Shared::Single.of(conditioning)?.norm_msa(&joint)?)?;
-        let queries = self.part(&fused, 0)?.window(1, 0..image_tokens)?;
-        Ok(Probe {
-            queries: self.turned(queries, &self.norm_q, conditioning)?,
-            keys: self.turned(self.part(&fused, 1)?, &self.norm_k, conditioning)?,
-            last_key_count: streams.last_text_count,
-            words: words(streams)?,
-        })
+        let fused = self.fused_input.forward(&Shared::Single.of(conditioning)?.norm_msa(&streams.joined()?)?)?;
+        let [of_image, _] = streams.tokens()?;
+        let queries = normed(fused.window(2, self.part(0))?.window(1, of_image)?, Some(&self.norm_q))?;
+        Probe::of(streams, conditioning, [queries, normed(fused.window(2, self.part(1))?, Some(&self.norm_k))?])
     }
 
     fn forward_with(
@@ -85,34 +76,22 @@ impl Block for SingleBlock {
         attend: &mut dyn FnMut(&JointInputs) -> TensorResult<Variable>,
     ) -> TensorResult<(Streams, JointInputs)> {
         let modulation = Shared::Single.of(conditioning)?;
-        let joint = ops::cat(&[streams.image.clone(), streams.text.clone()], 1)?;
-        let ((_, image_tokens, _), (_, all, _)) = (streams.image.dims3()?, joint.dims3()?);
+        let joint = streams.joined()?;
         let fused = self.fused_input.forward(&modulation.norm_msa(&joint)?)?;
-        let inputs = JointInputs {
-            queries: self.turned(self.part(&fused, 0)?, &self.norm_q, conditioning)?,
-            keys: self.turned(self.part(&fused, 1)?, &self.norm_k, conditioning)?,
-            values: self.part(&fused, 2)?,
-            image_tokens,
-            heads: self.heads,
-            last_key_count: streams.last_text_count,
-            words: words(streams)?,
-        };
+        let queries = normed(fused.window(2, self.part(0))?, Some(&self.norm_q))?;
+        let keys = normed(fused.window(2, self.part(1))?, Some(&self.norm_k))?;
+        let qkv = [queries, keys, fused.window(2, self.part(2))?];
+        let inputs = JointInputs::of(streams, conditioning, self.heads, qkv)?;
         let (_, outputs) = self.fused_input.sizes();
-        let of_mlp = fused.window(2, 3 * self.width..outputs)?;
+        let mut of_mlp = fused.window(2, 3 * self.width..outputs)?;
         drop(fused);
-        let (attended, of_mlp) = match self.is_last {
-            true => (attend(&inputs)?.window(1, 0..image_tokens)?, of_mlp.window(1, 0..image_tokens)?),
-            false => (attend(&inputs)?, of_mlp),
-        };
+        let mut attended = attend(&inputs)?;
+        if self.is_last {
+            let [of_image, _] = streams.tokens()?;
+            (attended, of_mlp) = (attended.window(1, of_image.clone())?, of_mlp.window(1, of_image)?);
+        }
         let update = self.fused_output.forward(&ops::cat(&[attended, ops::swiglu(&of_mlp)?], 2)?)?;
-        let gate = modulation.gate_msa();
-        let (image, text) = if self.is_last {
-            (ops::gated_residual(&streams.image, &update, gate)?, streams.text.clone())
-        } else {
-            let joint = ops::gated_residual(&joint, &update, gate)?;
-            (joint.window(1, 0..image_tokens)?, joint.window(1, image_tokens..all)?)
-        };
-        Ok((Streams { image, text, last_text_count: streams.last_text_count }, inputs))
+        Ok((streams.updated(&joint, &update, modulation.gate_msa())?, inputs))
     }
 
     fn reaches_output(&self, _: &str) -> bool {

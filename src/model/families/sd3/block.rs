@@ -2,10 +2,10 @@
 use super::config::MmDitConfig;
 use crate::autograd::Variable;
 use crate::model::families::block::{Block, SavedActivations};
+use crate::model::families::config::FamilyConfig;
 use crate::model::families::joint::{Conditioning, JointInputs, Probe, Streams};
-use crate::model::families::stream_layers::{Qkv, StreamInput, StreamOutput};
+use crate::model::families::stream_layers::{IMAGE_QKV, Qkv, StreamInput, StreamOutput, TEXT_QKV};
 use crate::model::projection::Projection;
-use crate::model::text::tokenizer::CLIP_TOKENS;
 use crate::model::weights::Weights;
 use crate::ops;
 use crate::system::error::{Error, Result};
@@ -39,8 +39,6 @@ impl MmDitBlock {
         let normed = config.qk_norm.is_some().then_some(config.attention_head_dim);
         let last = config.is_last(layer);
         let dual = config.dual_attention_layers.contains(&layer);
-        let image_names = ["to_q", "to_k", "to_v", "norm_q", "norm_k"];
-        let text_names = ["add_q_proj", "add_k_proj", "add_v_proj", "norm_added_q", "norm_added_k"];
         let input = |norm1: &str, parts: usize, names| {
             Ok::<_, Error>(StreamInput {
                 norm1: Projection::load(weights, &format!("{prefix}.{norm1}.linear"), width, parts * width)?,
@@ -53,7 +51,7 @@ impl MmDitBlock {
         let second_attention = || {
             let attn2 = format!("{prefix}.attn2");
             Ok::<_, Error>(SelfAttention {
-                qkv: Qkv::load(weights, &attn2, image_names, width, normed, Projection::load)?,
+                qkv: Qkv::load(weights, &attn2, IMAGE_QKV, width, normed, Projection::load)?,
                 out: Projection::load(weights, &format!("{attn2}.to_out.0"), width, width)?,
             })
         };
@@ -62,15 +60,10 @@ impl MmDitBlock {
             // First what not every block has: its absence says best which block a file is wrong about.
             second_attention: dual.then(second_attention).transpose()?,
             text_output: (!last).then(|| output("to_add_out", "ff_context")).transpose()?,
-            image: input("norm1", if dual { 9 } else { 6 }, image_names)?,
+            image: input("norm1", if dual { 9 } else { 6 }, IMAGE_QKV)?,
             image_output: output("to_out.0", "ff")?,
-            text: input("norm1_context", if last { 2 } else { 6 }, text_names)?,
+            text: input("norm1_context", if last { 2 } else { 6 }, TEXT_QKV)?,
         })
-    }
-
-    /// The streams' inputs of the joint attention, each with its layers.
-    fn joined<'a>(&'a self, image: &'a Variable, text: &'a Variable) -> [(&'a Variable, &'a Qkv); 2] {
-        [(image, &self.image.qkv), (text, &self.text.qkv)]
     }
 }
 
@@ -106,12 +99,8 @@ impl Block for MmDitBlock {
     fn probe(&self, streams: &Streams, conditioning: &Conditioning) -> TensorResult<Probe> {
         let image = self.image.modulation(conditioning)?.norm_msa(&streams.image)?;
         let text = self.text.modulation(conditioning)?.norm_msa(&streams.text)?;
-        Ok(Probe {
-            queries: self.image.qkv.queries(&image)?,
-            keys: Qkv::joint_keys(self.joined(&image, &text))?,
-            last_key_count: streams.last_text_count,
-            words: CLIP_TOKENS,
-        })
+        let layers = [(&image, &self.image.qkv), (&text, &self.text.qkv)];
+        Probe::of(streams, conditioning, Qkv::joint_probe(layers)?)
     }
 
     fn forward_with(
@@ -122,23 +111,17 @@ impl Block for MmDitBlock {
     ) -> TensorResult<(Streams, JointInputs)> {
         let (for_image, for_text) = (self.image.modulation(conditioning)?, self.text.modulation(conditioning)?);
         let (image, text) = (for_image.norm_msa(&streams.image)?, for_text.norm_msa(&streams.text)?);
-        let ((_, image_tokens, _), (_, text_tokens, _)) = (image.dims3()?, text.dims3()?);
-        let inputs = JointInputs {
-            queries: match &self.text_output {
-                Some(_) => Qkv::joint_queries(self.joined(&image, &text))?,
-                None => self.image.qkv.queries(&image)?,
-            },
-            keys: Qkv::joint_keys(self.joined(&image, &text))?,
-            values: Qkv::joint_values(self.joined(&image, &text))?,
-            image_tokens,
-            heads: self.heads,
-            last_key_count: streams.last_text_count,
-            words: CLIP_TOKENS,
+        let layers = [(&image, &self.image.qkv), (&text, &self.text.qkv)];
+        let qkv = match &self.text_output {
+            Some(_) => Qkv::joint(layers)?,
+            None => [self.image.qkv.queries(&image)?, Qkv::joint_keys(layers)?, Qkv::joint_values(layers)?],
         };
+        let inputs = JointInputs::of(streams, conditioning, self.heads, qkv)?;
         let attended = attend(&inputs)?;
 
+        let [of_image, of_text] = streams.tokens()?;
         let output = &self.image_output;
-        let mut image = output.add_attention(&streams.image, &attended, 0..image_tokens, &for_image)?;
+        let mut image = output.add_attention(&streams.image, &attended, of_image, &for_image)?;
         if let Some(second) = &self.second_attention {
             let normed = for_image.norm_msa2(&streams.image)?;
             let (q, k) = (second.qkv.queries(&normed)?, second.qkv.keys(&normed)?);
@@ -149,11 +132,7 @@ impl Block for MmDitBlock {
 
         let text = match &self.text_output {
             None => streams.text.clone(),
-            Some(output) => {
-                let tokens = image_tokens..image_tokens + text_tokens;
-                let text = output.add_attention(&streams.text, &attended, tokens, &for_text)?;
-                output.feed_forward.forward(&text, for_text.mlp())?
-            }
+            Some(output) => output.forward(&streams.text, &attended, of_text, &for_text)?,
         };
         Ok((Streams { image, text, last_text_count: streams.last_text_count }, inputs))
     }

@@ -1,10 +1,14 @@
 //! Sizes of an MM-DiT, from `transformer/config.json` (diffusers' `SD3Transformer2DModel`).
+use super::block::MmDitBlock;
+use super::embed::MmDitEmbedding;
 use super::names::BLOCKS;
+use crate::model::families::block::{Block, Embedding};
+use crate::model::families::config::{FamilyConfig, check_sizes};
 use crate::model::families::names::Release;
-use crate::model::families::transformer::{Guidance, LARGEST, TransformerConfig};
-use crate::model::weights::files::{ModelFiles, Part};
-use crate::model::weights::sizes;
+use crate::model::families::transformer::{Guidance, TransformerConfig};
+use crate::model::weights::Weights;
 use crate::system::error::{Error, Result};
+use candle_core::DType;
 use serde::Deserialize;
 use std::path::Path;
 
@@ -35,18 +39,23 @@ pub struct MmDitConfig {
     #[serde(default)]
     pub dual_attention_layers: Vec<usize>,
     /// `rms_norm` (SD3.5) or none (SD3).
-    #[serde(default)]
     pub qk_norm: Option<String>,
 }
 
 impl MmDitConfig {
-    /// Reads and checks a model's configuration.
-    pub fn open(files: &ModelFiles) -> Result<Self> {
-        files.config::<Self>(Part::Transformer)?.checked(&files.config_path(Part::Transformer))
+    /// Channels of the prediction; absent: as many as of the latents.
+    pub fn out_channels(&self) -> usize {
+        self.out_channels.unwrap_or(self.in_channels)
     }
 
-    /// Refuses sizes that do not make a model, naming the `file` that they came from.
-    pub fn checked(self, file: &Path) -> Result<Self> {
+    /// Whether block `layer` is the last, which has no text output.
+    pub fn is_last(&self, layer: usize) -> bool {
+        layer + 1 == self.num_layers
+    }
+}
+
+impl FamilyConfig for MmDitConfig {
+    fn checked(self, file: &Path) -> Result<Self> {
         let config = self;
         let wrong = |problem: String| Err(Error::file(file, problem));
         let named = [
@@ -60,7 +69,7 @@ impl MmDitConfig {
             ("pooled_projection_dim", config.pooled_projection_dim),
             ("out_channels", config.out_channels()),
         ];
-        sizes::check_up_to(LARGEST, file, &named)?;
+        check_sizes(file, &named)?;
         if config.caption_projection_dim != config.width() {
             return wrong(format!(
                 "caption_projection_dim is {}, expected num_attention_heads · attention_head_dim = {}",
@@ -74,23 +83,7 @@ impl MmDitConfig {
         }
     }
 
-    /// Features of a token.
-    pub fn width(&self) -> usize {
-        self.num_attention_heads * self.attention_head_dim
-    }
-
-    /// Channels of the prediction; absent: as many as of the latents.
-    pub fn out_channels(&self) -> usize {
-        self.out_channels.unwrap_or(self.in_channels)
-    }
-
-    /// Whether block `layer` is the last, which has no text output.
-    pub fn is_last(&self, layer: usize) -> bool {
-        layer + 1 == self.num_layers
-    }
-
-    /// The sizes as all families have them.
-    pub fn general(&self) -> TransformerConfig {
+    fn general(&self) -> TransformerConfig {
         TransformerConfig {
             block_lists: vec![(BLOCKS, self.num_layers)],
             num_attention_heads: self.num_attention_heads,
@@ -104,6 +97,14 @@ impl MmDitConfig {
             guidance: Guidance::TwoPasses,
             release: Some(release(self.qk_norm.is_some(), !self.dual_attention_layers.is_empty())),
         }
+    }
+
+    fn embedding(&self, weights: &Weights, dtype: DType) -> Result<Box<dyn Embedding>> {
+        Ok(Box::new(MmDitEmbedding::load(weights, self, dtype)?))
+    }
+
+    fn block(&self, weights: &Weights, layer: usize) -> Result<Box<dyn Block>> {
+        Ok(Box::new(MmDitBlock::load(weights, self, layer)?))
     }
 }
 

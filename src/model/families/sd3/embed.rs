@@ -1,7 +1,9 @@
 //! Into the MM-DiT's tokens and out of them: patches, positions, time, text; the final norm and projection.
 use super::config::MmDitConfig;
+use super::pipeline::PIPELINE;
 use crate::autograd::Variable;
 use crate::model::families::block as families;
+use crate::model::families::config::FamilyConfig;
 use crate::model::families::joint::{Conditioning, Embedded, Streams};
 use crate::model::families::output_layer::OutputLayer;
 use crate::model::families::patches;
@@ -92,7 +94,7 @@ impl families::Embedding for MmDitEmbedding {
         let context = context.to_dtype(self.dtype)?;
         Ok(Embedded {
             streams: Streams { image: image.into(), text: self.context.forward(&context)?, last_text_count },
-            conditioning: Conditioning::of((time + pooled)?.silu()?),
+            conditioning: Conditioning { words: PIPELINE.words, ..Conditioning::of((time + pooled)?.silu()?) },
             grid: (rows, columns),
         })
     }

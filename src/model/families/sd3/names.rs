@@ -5,31 +5,6 @@ use crate::model::weights::naming::ModuleNames;
 /// The list of blocks in diffusers' names.
 pub const BLOCKS: &str = "transformer_blocks";
 
-/// Layers that get an adapter where none are named: those of the published adapters.
-pub const DEFAULT_TARGETS: [&str; 4] = ["attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"];
-
-/// diffusers' names of the layers that an adapter can sit on.
-pub const ADAPTER_TARGETS: [&str; 18] = [
-    "attn.to_q",
-    "attn.to_k",
-    "attn.to_v",
-    "attn.to_out.0",
-    "attn.add_q_proj",
-    "attn.add_k_proj",
-    "attn.add_v_proj",
-    "attn.to_add_out",
-    "attn2.to_q",
-    "attn2.to_k",
-    "attn2.to_v",
-    "attn2.to_out.0",
-    "ff.net.0.proj",
-    "ff.net.2",
-    "ff_context.net.0.proj",
-    "ff_context.net.2",
-    "norm1.linear",
-    CONTEXT_NORM,
-];
-
 const CONTEXT_NORM: &str = "norm1_context.linear";
 
 /// The modulation of the norm before the output, which no adapter sits on.
