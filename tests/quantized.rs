@@ -9,9 +9,10 @@ use common::{Preset, Sizes};
 use rand::Rng;
 use seg4diff::config::{Choice, Quantization, RunConfig};
 use seg4diff::loss::{MaskTarget, SampleTargets};
-use seg4diff::model::families::Transformer;
 use seg4diff::model::families::flux1::FluxConfig;
+use seg4diff::model::families::flux2::Flux2Config;
 use seg4diff::model::families::sd3::MmDitConfig;
+use seg4diff::model::families::{JointInputs, Transformer};
 use seg4diff::model::text::TextEmbedding;
 use seg4diff::model::weights::{self, Weights, read_all};
 use seg4diff::ops::{FrozenWeight, Target};
@@ -28,7 +29,7 @@ const BATCH: usize = 2;
 const CPU: Device = Device::Cpu;
 
 /// Small models, as wide as a block of 256.
-fn presets() -> [(&'static str, Preset); 2] {
+fn presets() -> [(&'static str, Preset); 3] {
     let sd3 = MmDitConfig {
         patch_size: 2,
         in_channels: 16,
@@ -56,8 +57,24 @@ fn presets() -> [(&'static str, Preset); 2] {
         guidance_embeds: true,
         axes_dims_rope: [16, 56, 56],
     };
+    let flux2 = Flux2Config {
+        patch_size: 1,
+        in_channels: 64,
+        out_channels: None,
+        num_layers: 1,
+        num_single_layers: 3,
+        attention_head_dim: 128,
+        num_attention_heads: 2,
+        joint_attention_dim: 96,
+        timestep_guidance_channels: 256,
+        mlp_ratio: 3.0,
+        axes_dims_rope: [32; 4],
+        rope_theta: 2000.0,
+        eps: 1e-6,
+        guidance_embeds: false,
+    };
     let of = |sizes, text_tokens| Preset { sizes, side: 8, text_tokens, expert_layer: 1 };
-    [("SD3", of(Sizes::Sd3(sd3), 80)), ("FLUX.1", of(Sizes::Flux1(flux1), 20))]
+    [("SD3", of(Sizes::Sd3(sd3), 80)), ("FLUX.1", of(Sizes::Flux1(flux1), 20)), ("FLUX.2", of(Sizes::Flux2(flux2), 20))]
 }
 
 /// The left half of a picture, or the right.
@@ -88,10 +105,29 @@ fn targets(side: usize, grid: usize) -> SampleTargets {
     SampleTargets { masks: vec![mask(true), mask(false)], spans: vec![], words: None }
 }
 
-/// Loss terms, and the gradient of every parameter by name, of a step with both losses; adapters do something.
-fn step(preset: &Preset, model: &mut Transformer, recomputed_blocks: usize) -> (LossTerms, Vec<(String, Vec<f32>)>) {
+/// How a step is made.
+#[derive(Clone, Copy)]
+struct How {
+    flow_weight: f64,
+    recomputed_blocks: usize,
+}
+
+/// With both losses, and nothing recomputed.
+const BOTH: How = How { flow_weight: 1.0, recomputed_blocks: 0 };
+
+/// Puts adapters that do something on the model.
+fn adapt(preset: &Preset, model: &mut Transformer, flow_weight: f64) -> (RunConfig, Parameters) {
     let settings = ["output=\"-\"", "model.path=\"-\"", "data.source=[\"-\"]", "data.captions=\"-\""].map(String::from);
-    let settings = [&settings[..], &["model.expert_layers=[1]".into(), "lora.rank=4".into()]].concat();
+    let fused = match preset.sizes {
+        Sizes::Flux2(_) if flow_weight > 0.0 => ", \"attn.to_qkv_mlp_proj\", \"attn.to_out\"",
+        // No attention before the expert's has the second.
+        Sizes::Flux2(_) => ", \"attn.to_qkv_mlp_proj\"",
+        _ => "",
+    };
+    let targets = format!("lora.targets=[\"attn.to_q\", \"attn.to_k\", \"attn.to_v\", \"attn.to_out.0\"{fused}]");
+    let more =
+        ["model.expert_layers=[1]".into(), "lora.rank=4".into(), targets, format!("loss.flow_weight={flow_weight}")];
+    let settings = [&settings[..], &more].concat();
     let config = RunConfig::parse("", Path::new("test"), &settings).expect("settings");
     let parameters = Parameters::new(&config, model, &CPU).expect("parameters");
     for (number, parameter) in parameters.all.iter().enumerate().filter(|(_, p)| p.name.ends_with(".up")) {
@@ -99,6 +135,13 @@ fn step(preset: &Preset, model: &mut Transformer, recomputed_blocks: usize) -> (
         parameter.set(&(values * 0.05).expect("scaled")).expect("set");
     }
     model.attach_trained(&parameters.trained().expect("adapters")).expect("attached");
+    (config, parameters)
+}
+
+/// Loss terms, and the gradient of every parameter by name.
+fn step(preset: &Preset, model: &mut Transformer, how: How) -> (LossTerms, Vec<(String, Vec<f32>)>) {
+    let How { flow_weight, recomputed_blocks } = how;
+    let (config, parameters) = adapt(preset, model, flow_weight);
     let sizes = preset.general();
     let draw = |stream: u64, shape: &[usize]| normal(2, &[stream], shape, &CPU).expect("noise");
     let sigma: Vec<f32> = (0..BATCH).map(|b| generator(3, &[b as u64]).random()).collect();
@@ -106,8 +149,8 @@ fn step(preset: &Preset, model: &mut Transformer, recomputed_blocks: usize) -> (
     let (side, grid) = (preset.side, preset.side / sizes.patch_size);
     let context = draw(1, &[BATCH, preset.text_tokens, sizes.joint_attention_dim]);
     let inputs = StepInputs {
-        latents: draw(0, &[BATCH, 16, side, side]),
-        noise: draw(5, &[BATCH, 16, side, side]),
+        latents: draw(0, &[BATCH, sizes.in_channels, side, side]),
+        noise: draw(5, &[BATCH, sizes.in_channels, side, side]),
         timestep,
         sigma: Tensor::from_vec(sigma, BATCH, &CPU).expect("sigma"),
         text: TextEmbedding::new(context, draw(6, &[BATCH, sizes.pooled_projection_dim])).expect("text"),
@@ -157,21 +200,74 @@ fn a_step_is_that_of_the_dequantised_weights() {
             let load = |weights: Weights| preset.load(&weights, None, DType::F32).expect("model");
             let mut kept = load(open(&files).quantized(Some(format)));
             let mut dense = load(open(&dequantised(&files, format, other.path())));
-            let (wanted_terms, wanted) = step(&preset, &mut dense, 0);
+            let (wanted_terms, wanted) = step(&preset, &mut dense, BOTH);
             assert!(wanted_terms.flow.is_some() && wanted_terms.focal.is_some() && wanted_terms.dice.is_some());
             assert!(wanted.iter().filter(|(name, _)| name.starts_with("lora.")).count() >= 20, "{what}");
-            let (terms, got) = step(&preset, &mut kept, 0);
-            assert!((terms.total - wanted_terms.total).abs() <= 1e-5 * wanted_terms.total.abs(), "{what}");
-            assert_eq!(got.len(), wanted.len());
-            for ((name, got), (_, wanted)) in got.iter().zip(&wanted) {
-                let largest = wanted.iter().fold(0f32, |most, value| most.max(value.abs()));
-                let worst = got.iter().zip(wanted).fold(0f32, |most, (a, b)| most.max((a - b).abs()));
-                assert!(largest > 0.0 && worst <= 1e-5 * largest, "{what}: {name} is off by {worst} of {largest}");
-            }
+            let (terms, got) = step(&preset, &mut kept, BOTH);
+            assert_close(&(terms, &got), &(wanted_terms, &wanted), &what);
             // Recomputed, and on any number of threads, to the bit.
             let threads = rayon::ThreadPoolBuilder::new().num_threads(3).build().expect("threads");
-            let again = || step(&preset, &mut load(open(&files).quantized(Some(format))), 3);
+            let recomputed = How { recomputed_blocks: 3, ..BOTH };
+            let again = || step(&preset, &mut load(open(&files).quantized(Some(format))), recomputed);
             assert_eq!(threads.install(again), (terms, got), "{what}");
+            // The mask loss alone needs no more of the expert than its queries and keys.
+            let alone = How { flow_weight: 0.0, ..BOTH };
+            let ((wanted_terms, wanted), (terms, got)) =
+                (step(&preset, &mut dense, alone), step(&preset, &mut kept, alone));
+            assert!(terms.flow.is_none() && !got.is_empty(), "{what}");
+            assert_close(&(terms, &got), &(wanted_terms, &wanted), &what);
+        }
+    }
+}
+
+/// Loss terms and gradients that differ by 1e-5 at most.
+fn assert_close(
+    (terms, got): &(LossTerms, &Vec<(String, Vec<f32>)>),
+    (wanted_terms, wanted): &(LossTerms, &Vec<(String, Vec<f32>)>),
+    what: &str,
+) {
+    assert!((terms.total - wanted_terms.total).abs() <= 1e-5 * wanted_terms.total.abs(), "{what}");
+    assert_eq!(got.len(), wanted.len());
+    for ((name, got), (_, wanted)) in got.iter().zip(*wanted) {
+        let largest = wanted.iter().fold(0f32, |most, value| most.max(value.abs()));
+        let worst = got.iter().zip(wanted).fold(0f32, |most, (a, b)| most.max((a - b).abs()));
+        assert!(largest > 0.0 && worst <= 1e-5 * largest, "{what}: {name} is off by {worst} of {largest}");
+    }
+}
+
+/// A block's queries and keys alone: without adapters to the bit those that the whole block has.
+#[test]
+fn probes_are_those_of_whole_blocks() {
+    for (family, preset) in presets() {
+        let folder = tempfile::tempdir().expect("folder");
+        let files = preset.write_weights(DType::F32, folder.path()).expect("weights");
+        let sizes = preset.general();
+        let draw = |stream: u64, shape: &[usize]| normal(2, &[stream], shape, &CPU).expect("noise");
+        let latents = draw(0, &[BATCH, sizes.in_channels, preset.side, preset.side]);
+        let context = draw(1, &[BATCH, preset.text_tokens, sizes.joint_attention_dim]);
+        let text = TextEmbedding::new(context, draw(2, &[BATCH, sizes.pooled_projection_dim])).expect("text");
+        let timestep = Tensor::new(&[700f32, 200.0], &CPU).expect("time");
+        for format in [None].into_iter().chain(FORMATS.map(Some)) {
+            let weights = Weights::open(folder.path(), &files, DType::F32, &CPU).expect("weights").quantized(format);
+            let mut model = preset.load(&weights, None, DType::F32).expect("model");
+            for is_adapted in [false, true] {
+                if is_adapted {
+                    adapt(&preset, &mut model, 1.0);
+                }
+                let embedded = model.embedding.embed(&latents, &timestep, &text).expect("embedded");
+                let compare = |layer: usize, inputs: &JointInputs| {
+                    let (whole, alone) = (inputs.probe()?, model.probe(&embedded, layer)?);
+                    for (whole, alone) in [(whole.queries, alone.queries), (whole.keys, alone.keys)] {
+                        let (whole, alone) = (values(whole.tensor()), values(alone.tensor()));
+                        let off = whole.iter().zip(&alone).fold(0f32, |most, (a, b)| most.max((a - b).abs()));
+                        let largest = whole.iter().fold(0f32, |most, value| most.max(value.abs()));
+                        let what = format!("{family}, {format:?}, block {layer}, {is_adapted}: {off} of {largest}");
+                        assert!(off <= if is_adapted { 1e-5 * largest } else { 0.0 }, "{what}");
+                    }
+                    Ok(())
+                };
+                model.inspect_each(&embedded, compare).expect("blocks");
+            }
         }
     }
 }

@@ -1,8 +1,8 @@
 //! A frozen linear layer that can carry an adapter.
 use super::weights::Weights;
 use crate::autograd::Variable;
-use crate::model::adapters::adapter::{Adapter, Attached};
-use crate::ops::{self, FrozenLayer, FrozenWeight, Layer};
+use crate::model::adapters::adapter::{Adapter, Attached, Function};
+use crate::ops::{self, FrozenLayer, FrozenWeight, Layer, LowRank};
 use crate::system::error::{Error, Result};
 use candle_core::{Result as TensorResult, Tensor};
 use std::ops::Range;
@@ -80,41 +80,54 @@ impl Projection {
         self.adapter.is_none().then(|| self.frozen.clone())
     }
 
-    /// Both, as operations take them; none where the adapter is not low-rank.
-    fn layer(&self) -> Option<Layer<'_>> {
+    /// Both, as operations take them, or what an adapter does that is not low-rank.
+    fn layer(&self) -> Result<Layer<'_>, &Function> {
         let low_rank = match &self.adapter {
             None => None,
             Some(Attached::LowRank(low_rank)) => Some(low_rank),
-            Some(Attached::Function(_)) => return None,
+            Some(Attached::Function(function)) => return Err(function),
         };
-        Some(Layer { frozen: &self.frozen, low_rank })
+        Ok(Layer { frozen: &self.frozen, low_rank })
     }
 
     /// x `[…, inner]` to `[…, outer]`.
     pub fn forward(&self, x: &Variable) -> TensorResult<Variable> {
-        let low_rank = match &self.adapter {
-            None => None,
-            Some(Attached::LowRank(low_rank)) => Some(low_rank),
-            Some(Attached::Function(function)) => return function(x, &self.frozen),
-        };
-        ops::linear(x, Layer { frozen: &self.frozen, low_rank })
+        match self.layer() {
+            Ok(layer) => ops::linear(x, layer),
+            Err(function) => function(x, &self.frozen),
+        }
     }
 
     /// The tokens in `window` of x `[batch, tokens, inner]`, to `[batch, window, outer]`.
     pub fn forward_window(&self, x: &Variable, window: Range<usize>) -> TensorResult<Variable> {
         match self.layer() {
-            Some(layer) => ops::linear_of_window(x, window, layer),
-            None => self.forward(&x.window(1, window)?),
+            Ok(layer) => ops::linear_of_window(x, window, layer),
+            Err(function) => function(&x.window(1, window)?, &self.frozen),
         }
+    }
+
+    /// Some of the outputs: x `[batch, tokens, inner]` to `[batch, tokens, outputs]`. Where an adapter is not low-rank, the
+    /// others are computed, too.
+    pub fn forward_outputs(&self, x: &Variable, outputs: Range<usize>) -> TensorResult<Variable> {
+        let Layer { frozen, low_rank } = match self.layer() {
+            Ok(layer) => layer,
+            Err(function) => return function(x, &self.frozen)?.window(2, outputs),
+        };
+        let bias = frozen.bias.as_ref().map(|bias| bias.narrow(0, outputs.start, outputs.len())).transpose()?;
+        let frozen = FrozenLayer { weight: frozen.weight.rows(outputs.clone())?, bias };
+        let of_outputs = |of: &LowRank| TensorResult::Ok(LowRank { up: of.up.window(0, outputs)?, ..of.clone() });
+        let low_rank = low_rank.map(of_outputs).transpose()?;
+        ops::linear(x, Layer { frozen: &frozen, low_rank: low_rank.as_ref() })
     }
 
     /// Several sequences, each through a layer of its own, joined along the tokens: each x `[batch, tokens, inner]`, to
     /// `[batch, all tokens, outer]`.
     pub fn join(parts: &[(&Variable, &Self)]) -> TensorResult<Variable> {
-        let layers: Option<Vec<_>> = parts.iter().map(|(x, projection)| Some((*x, projection.layer()?))).collect();
+        let layers: Result<Vec<_>, &Function> =
+            parts.iter().map(|(x, projection)| Ok((*x, projection.layer()?))).collect();
         match layers {
-            Some(layers) => ops::joint_linear(&layers),
-            None => {
+            Ok(layers) => ops::joint_linear(&layers),
+            Err(_) => {
                 let parts = parts.iter().map(|(x, projection)| projection.forward(x));
                 ops::cat(&parts.collect::<TensorResult<Vec<_>>>()?, 1)
             }

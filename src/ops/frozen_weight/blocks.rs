@@ -1,4 +1,5 @@
-//! ggml's blocks in the host's memory, which candle's functions quantise and dequantise: here on all threads, a row at a time.
+//! Weights in ggml's blocks. In the host's memory candle's functions quantise and dequantise them: here on all threads, a row
+//! at a time.
 use crate::kernels::cpu::new_rows;
 use crate::kernels::memory::Values;
 use candle_core::quantized::k_quants::*;
@@ -7,6 +8,8 @@ use candle_core::{Device, Result, Tensor, bail};
 use half::{bf16, f16};
 use rayon::prelude::*;
 use std::borrow::Cow;
+use std::ops::Range;
+use std::sync::Arc;
 
 /// Evaluates an expression with a name for the type of blocks.
 macro_rules! with_blocks {
@@ -59,20 +62,62 @@ pub fn quantize(weight: &Tensor, dtype: GgmlDType, device: &Device) -> Result<QT
     QTensor::new(QStorage::from_data(Cow::Borrowed(&quantized.data()?), device, dtype)?, (outer, inner))
 }
 
-/// The values, f32, of a weight in the host's memory.
-pub fn dequantize(weight: &QTensor) -> Result<Tensor> {
-    let (_, inner) = weight.shape().dims2()?;
-    let data = weight.data()?;
-    let values = with_blocks!(weight.dtype(), |Block| {
-        // SAFETY: blocks of this type are plain numbers, of which any bits are some.
-        let (before, blocks, after) = unsafe { data.align_to::<Block>() };
-        if !before.is_empty() || !after.is_empty() {
-            bail!("blocks of {:?} are not aligned", weight.dtype());
+/// Some rows of a weight in blocks, all of whose rows are in one memory.
+#[derive(Clone)]
+pub struct Blocks {
+    pub all: Arc<QTensor>,
+    first: usize,
+    /// (rows, columns)
+    dims: [usize; 2],
+}
+
+impl Blocks {
+    /// All rows of a matrix.
+    pub fn of(all: Arc<QTensor>) -> Result<Self> {
+        let (outer, inner) = all.shape().dims2()?;
+        Ok(Self { all, first: 0, dims: [outer, inner] })
+    }
+
+    pub fn dims(&self) -> &[usize] {
+        &self.dims
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.bytes_of(self.dims[0])
+    }
+
+    /// Bytes before the first row.
+    pub fn offset(&self) -> usize {
+        self.bytes_of(self.first)
+    }
+
+    fn bytes_of(&self, rows: usize) -> usize {
+        rows * self.dims[1] / self.all.dtype().block_size() * self.all.dtype().type_size()
+    }
+
+    pub fn rows(&self, rows: Range<usize>) -> Self {
+        Self { all: self.all.clone(), first: self.first + rows.start, dims: [rows.len(), self.dims[1]] }
+    }
+
+    /// Its values, f32.
+    pub fn dequantize(&self) -> Result<Tensor> {
+        let (device, [outer, inner]) = (self.all.device(), self.dims);
+        if !device.is_cpu() {
+            return self.all.dequantize(&device)?.narrow(0, self.first, outer);
         }
-        let in_row = inner / Block::BLCK_SIZE;
-        new_rows!(weight.shape().elem_count(), inner, |row, values| {
-            Block::to_float(&blocks[row * in_row..][..in_row], values);
-        })
-    });
-    Tensor::from_vec(values, weight.shape(), &Device::Cpu)
+        let all = self.all.data()?;
+        let data = &all[self.offset()..][..self.bytes()];
+        let values = with_blocks!(self.all.dtype(), |Block| {
+            // SAFETY: blocks of this type are plain numbers, of which any bits are some.
+            let (before, blocks, after) = unsafe { data.align_to::<Block>() };
+            if !before.is_empty() || !after.is_empty() {
+                bail!("blocks of {:?} are not aligned", self.all.dtype());
+            }
+            let in_row = inner / Block::BLCK_SIZE;
+            new_rows!(outer * inner, inner, |row, values| {
+                Block::to_float(&blocks[row * in_row..][..in_row], values);
+            })
+        });
+        Tensor::from_vec(values, (outer, inner), &Device::Cpu)
+    }
 }

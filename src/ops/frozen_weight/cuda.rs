@@ -1,8 +1,9 @@
 //! Quantised weights on a GPU, written out as f32 or bf16 in one pass.
 use super::Kept;
+use super::blocks::Blocks;
 use super::float8::Float8;
 use crate::kernels::cuda::{Arg, Module, address, device_of, int, long, module, output, start, type_name};
-use candle_core::quantized::{GgmlDType, QTensor};
+use candle_core::quantized::GgmlDType;
 use candle_core::{DType, Device, Result, Tensor};
 
 static KERNELS: Module = module!("dequantize");
@@ -19,19 +20,20 @@ pub fn dequantize(kept: &Kept, dtype: DType) -> Result<Option<Tensor>> {
     }
 }
 
-fn of_blocks(weight: &QTensor, dtype: DType) -> Result<Option<Tensor>> {
-    let kernel = match weight.dtype() {
+fn of_blocks(weight: &Blocks, dtype: DType) -> Result<Option<Tensor>> {
+    let kernel = match weight.all.dtype() {
         GgmlDType::Q8_0 => "q8_0",
         GgmlDType::Q6K => "q6k",
         GgmlDType::Q4K => "q4_k",
         _ => return Ok(None),
     };
-    let Device::Cuda(device) = weight.device() else { return Ok(None) };
+    let Device::Cuda(device) = weight.all.device() else { return Ok(None) };
     // SAFETY: the kernel writes every value before anything can read it.
-    let out = unsafe { Tensor::empty(weight.shape(), dtype, &Device::Cuda(device.clone())) }?;
+    let out = unsafe { Tensor::empty(weight.dims(), dtype, &Device::Cuda(device.clone())) }?;
     let Some(type_name) = type_name(&[&out]) else { return Ok(None) };
     let count = out.elem_count();
-    let args = [Arg::Address(weight.device_ptr()? as u64), address(&out)?, long(count)];
+    let blocks = weight.all.device_ptr()? as u64 + weight.offset() as u64;
+    let args = [Arg::Address(blocks), address(&out)?, long(count)];
     let grid = [count.div_ceil(THREADS * VALUES), 1, 1];
     // SAFETY: the blocks are those of as many values as the output has.
     unsafe { KERNELS.launch(&device, &format!("dequantize_{kernel}_{type_name}"), grid, THREADS, &args) }?;

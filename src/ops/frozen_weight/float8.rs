@@ -5,6 +5,7 @@ use crate::kernels::cpu::new_rows;
 use crate::kernels::memory::Values;
 use candle_core::{CpuStorage, DType, Device, Result, Storage, Tensor, bail};
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// The largest number.
 const LARGEST: f32 = 448.0;
@@ -52,6 +53,11 @@ impl Float8 {
 
     pub fn bytes(&self) -> usize {
         self.values.elem_count() + self.scales.elem_count() * size_of::<f32>()
+    }
+
+    pub fn rows(&self, rows: Range<usize>) -> Result<Self> {
+        let of = |tensor: &Tensor| tensor.narrow(0, rows.start, rows.len());
+        Ok(Self { values: of(&self.values)?, scales: of(&self.scales)? })
     }
 
     /// Its values, f32.

@@ -10,9 +10,11 @@ mod cuda;
 mod float8;
 
 use crate::config::Quantization;
+use blocks::Blocks;
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{DType, Device, Result, Tensor, bail};
 use float8::Float8;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// A weight `[outer, inner]`, which shares its memory with its clones.
@@ -24,7 +26,7 @@ pub struct FrozenWeight(Kept);
 enum Kept {
     Dense(Tensor),
     /// ggml's blocks; and the type of dense weights beside it.
-    Blocks(Arc<QTensor>, DType),
+    Blocks(Blocks, DType),
     /// 8-bit numbers; and the type of dense weights beside it.
     Float8(Float8, DType),
 }
@@ -46,7 +48,7 @@ impl FrozenWeight {
         let (_, inner) = weight.dims2()?;
         let Some(format) = format.fitting(inner) else { return Ok(weight.to_dtype(dtype)?.to_device(device)?.into()) };
         let kept = match block_type(format) {
-            Some(block) => Kept::Blocks(Arc::new(blocks::quantize(weight, block, device)?), dtype),
+            Some(block) => Kept::Blocks(Blocks::of(Arc::new(blocks::quantize(weight, block, device)?))?, dtype),
             None => Kept::Float8(Float8::quantize(weight, device)?, dtype),
         };
         Ok(Self(kept))
@@ -57,15 +59,29 @@ impl FrozenWeight {
     /// # Errors
     /// It is no matrix.
     pub fn of_blocks(weight: Arc<QTensor>, dtype: DType) -> Result<Self> {
-        weight.shape().dims2()?;
-        Ok(Self(Kept::Blocks(weight, dtype)))
+        Ok(Self(Kept::Blocks(Blocks::of(weight)?, dtype)))
+    }
+
+    /// Some of its rows, in the same memory.
+    ///
+    /// # Errors
+    /// It has no such rows.
+    pub fn rows(&self, rows: Range<usize>) -> Result<Self> {
+        if rows.is_empty() || rows.end > self.dims()[0] {
+            bail!("rows {rows:?} of a weight of {:?}", self.dims());
+        }
+        Ok(Self(match &self.0 {
+            Kept::Dense(weight) => Kept::Dense(weight.narrow(0, rows.start, rows.len())?),
+            Kept::Blocks(weight, dtype) => Kept::Blocks(weight.rows(rows), *dtype),
+            Kept::Float8(weight, dtype) => Kept::Float8(weight.rows(rows)?, *dtype),
+        }))
     }
 
     /// `[outer, inner]`
     pub fn dims(&self) -> &[usize] {
         match &self.0 {
             Kept::Dense(weight) => weight.dims(),
-            Kept::Blocks(weight, _) => weight.shape().dims(),
+            Kept::Blocks(weight, _) => weight.dims(),
             Kept::Float8(weight, _) => weight.dims(),
         }
     }
@@ -85,7 +101,7 @@ impl FrozenWeight {
     pub fn device(&self) -> Device {
         match &self.0 {
             Kept::Dense(weight) => weight.device().clone(),
-            Kept::Blocks(weight, _) => weight.device(),
+            Kept::Blocks(weight, _) => weight.all.device(),
             Kept::Float8(weight, _) => weight.device().clone(),
         }
     }
@@ -107,7 +123,7 @@ impl FrozenWeight {
     pub fn bytes(&self) -> usize {
         match &self.0 {
             Kept::Dense(weight) => weight.elem_count() * weight.dtype().size_in_bytes(),
-            Kept::Blocks(weight, _) => weight.storage_size_in_bytes(),
+            Kept::Blocks(weight, _) => weight.bytes(),
             Kept::Float8(weight, _) => weight.bytes(),
         }
     }
@@ -131,8 +147,7 @@ impl FrozenWeight {
     fn dequantized(&self) -> Result<Tensor> {
         match &self.0 {
             Kept::Dense(weight) => weight.to_dtype(DType::F32),
-            Kept::Blocks(weight, _) if weight.device().is_cpu() => blocks::dequantize(weight),
-            Kept::Blocks(weight, _) => weight.dequantize(&weight.device()),
+            Kept::Blocks(weight, _) => weight.dequantize(),
             Kept::Float8(weight, _) => weight.dequantize(),
         }
     }

@@ -63,10 +63,11 @@ impl Block for SingleBlock {
     }
 
     fn probe(&self, streams: &Streams, conditioning: &Conditioning) -> TensorResult<Probe> {
-        let fused = self.fused_input.forward(&Shared::Single.of(conditioning)?.norm_msa(&streams.joined()?)?)?;
+        let x = Shared::Single.of(conditioning)?.norm_msa(&streams.joined()?)?;
         let [of_image, _] = streams.tokens()?;
-        let queries = normed(fused.window(2, self.part(0))?.window(1, of_image)?, Some(&self.norm_q))?;
-        Probe::of(streams, conditioning, [queries, normed(fused.window(2, self.part(1))?, Some(&self.norm_k))?])
+        let queries = self.fused_input.forward_outputs(&x.window(1, of_image)?, self.part(0))?;
+        let keys = self.fused_input.forward_outputs(&x, self.part(1))?;
+        Probe::of(streams, conditioning, [normed(queries, Some(&self.norm_q))?, normed(keys, Some(&self.norm_k))?])
     }
 
     fn forward_with(
