@@ -6,45 +6,29 @@ mod outcome;
 mod smoke_run;
 
 use candle_core::{DType, Device, Tensor};
-use drawn::{difference, relative, shard, values};
-use outcome::Outcome;
+use drawn::{Fixtures, difference, open, origin_of, relative, shard, values};
 use seg4diff::config::TextEncoderKind::{ClipG, ClipL, T5};
 use seg4diff::model::adapters::formats::{self, Format, Origin};
-use seg4diff::model::families;
 use seg4diff::model::text::TextEncoders;
-use seg4diff::model::weights::files::ModelFiles;
 use seg4diff::model::weights::{read_all, write};
 use serde_json::Value;
-use smoke_run::{Run, run, succeed};
+use smoke_run::Run;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::path::Path;
 
-fn fixtures() -> PathBuf {
-    PathBuf::from("tests/fixtures/flux")
-}
-
-fn expected() -> (Value, BTreeMap<String, Tensor>) {
-    let text = std::fs::read_to_string(fixtures().join("expected.json")).expect("expected.json");
-    (serde_json::from_str(&text).expect("JSON"), read_all(&fixtures().join("expected.safetensors")).expect("tensors"))
-}
+const FIXTURES: Fixtures = Fixtures("tests/fixtures/flux");
 
 /// The model of a variant in a folder of its own; `schnell` has most parts of `dev`.
 fn model(variant: &str) -> tempfile::TempDir {
     let folder = tempfile::tempdir().expect("folder");
-    folder_copy::copy(&fixtures().join("dev"), folder.path());
-    folder_copy::copy(&fixtures().join(variant), folder.path());
+    folder_copy::copy(&FIXTURES.path("dev"), folder.path());
+    folder_copy::copy(&FIXTURES.path(variant), folder.path());
     folder
-}
-
-fn open(folder: &Path) -> ModelFiles {
-    ModelFiles::open(&folder.display().to_string()).expect("model")
 }
 
 #[test]
 fn prompts_become_t5s_tokens_and_clips_pooled_state() {
-    let (settings, expected) = expected();
+    let (settings, expected) = (FIXTURES.settings(), FIXTURES.tensors());
     let tokens = settings["tokens"].as_u64().expect("tokens") as usize;
     let prompts: Vec<&str> =
         settings["prompts"].as_array().expect("prompts").iter().filter_map(Value::as_str).collect();
@@ -78,108 +62,47 @@ fn prompts_become_t5s_tokens_and_clips_pooled_state() {
     }
 }
 
-/// The pictures of `generate`, one after the other, of 255.
+/// The pictures of a variant with the fixture's guidance scale, unless another is given.
 fn pictures(model: &Path, variant: &str, more: &[&str]) -> Vec<u8> {
-    let (settings, _) = expected();
+    let settings = FIXTURES.settings();
     let guidance = settings["guidance"].to_string();
-    pictures_with(model, variant, &guidance, more)
-}
-
-/// [`pictures`] with another guidance scale.
-fn pictures_with(model: &Path, variant: &str, guidance: &str, more: &[&str]) -> Vec<u8> {
-    let (settings, _) = expected();
-    let out = tempfile::tempdir().expect("folder");
-    let mut command = Command::new(env!("CARGO_BIN_EXE_seg4diff"));
-    command.current_dir(env!("CARGO_MANIFEST_DIR")).args(["generate", "--device", "cpu", "--model"]).arg(model);
-    for prompt in settings["prompts"].as_array().expect("prompts") {
-        command.args(["--prompt", prompt.as_str().expect("text")]);
-    }
-    for (flag, value) in [("--size", &settings["size"]), ("--steps", &settings["steps"][variant])] {
-        command.args([flag, &value.to_string()]);
-    }
-    command.args(["--guidance", guidance]);
-    command.args(["--max-sequence-length", &settings["tokens"].to_string()]);
-    command.arg("--latents").arg(fixtures().join("latents.safetensors")).arg("--out").arg(out.path()).args(more);
-    succeed(&mut command);
-    let picture = |name: &str| image::open(out.path().join(name)).expect("picture").to_rgb8().into_raw();
-    [picture("000000.png"), picture("000001.png")].concat()
+    let guidance = if more.contains(&"--guidance") { vec![] } else { vec!["--guidance", &guidance] };
+    FIXTURES.pictures(model, &settings["steps"][variant], &[guidance, more.to_vec()].concat())
 }
 
 #[test]
 fn pictures_are_those_of_diffusers() {
-    let (_, expected) = expected();
-    let wanted = |name: &str| expected[name].flatten_all().and_then(|t| t.to_vec1::<u8>()).expect("pixels");
     let (dev, schnell) = (model("dev"), model("schnell"));
-    let plain = pictures(dev.path(), "dev", &[]);
-    let found = difference(&plain, &wanted("dev.plain"));
-    assert!(found < 0.05, "dev: {found} of 255");
-    let found = difference(&pictures(schnell.path(), "schnell", &[]), &wanted("schnell.plain"));
-    assert!(found < 0.05, "schnell: {found} of 255");
-    let lora = fixtures().join("lora.safetensors").display().to_string();
+    let (plain, of_schnell) = (pictures(dev.path(), "dev", &[]), pictures(schnell.path(), "schnell", &[]));
+    let lora = FIXTURES.path("lora.safetensors").display().to_string();
     let adapted = pictures(dev.path(), "dev", &["--lora", &lora]);
-    let found = difference(&adapted, &wanted("dev.lora"));
-    assert!(found < 0.05, "dev with a LoRA: {found} of 255");
+    for (found, name) in [(&plain, "dev.plain"), (&of_schnell, "schnell.plain"), (&adapted, "dev.lora")] {
+        let off = FIXTURES.off(found, name);
+        assert!(off < 0.05, "{name}: {off} of 255");
+    }
     assert!(difference(&adapted, &plain) > 1.0);
-    assert!(difference(&pictures_with(dev.path(), "dev", "1.5", &[]), &plain) > 1.0, "dev is told its guidance scale");
-    assert_eq!(pictures_with(schnell.path(), "schnell", "1.5", &[]), pictures(schnell.path(), "schnell", &[]));
+    let other_scale = ["--guidance", "1.5"];
+    assert!(difference(&pictures(dev.path(), "dev", &other_scale), &plain) > 1.0, "dev is told its guidance scale");
+    assert_eq!(pictures(schnell.path(), "schnell", &other_scale), of_schnell);
 
     // The same bytes from shards.
     shard(dev.path());
     assert!(pictures(dev.path(), "dev", &[]) == plain, "shards");
 }
 
-const STEPS: u64 = 6;
 const SETTINGS: &[&str] = &[
     "model.path=tests/fixtures/flux/dev",
     "model.text_encoders=[\"clip_l\", \"t5\"]",
     "model.max_sequence_length=40",
     "model.expert_layers=[1, 2]",
     "lora.targets=[\"attn.to_q\", \"attn.to_k\", \"attn.add_k_proj\", \"proj_out\", \"proj_mlp\"]",
-    "train.steps=6",
-    "train.batch=2",
-    "checkpoint.every=2",
     "data.resolution=64",
     "data.flip=true",
 ];
 
-/// Stopped and resumed, from a cache, with blocks recomputed and on one thread: the bytes of an undisturbed run.
 #[test]
 fn a_run_has_the_same_bytes_however_it_goes() {
-    let whole = Run::new(SETTINGS);
-    whole.finish(&[]);
-    let whole = Outcome::of(&whole, STEPS);
-    assert!(whole.metrics.iter().all(|line| line["flow"].as_f64() > Some(0.0) && line["dice"].as_f64() > Some(0.0)));
-
-    let stopped = Run::new(SETTINGS);
-    let mut child = stopped.train(&[]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("train");
-    while child.try_wait().expect("status").is_none() && !stopped.checkpoint(2, "state.json").exists() {
-        std::thread::sleep(Duration::from_millis(2));
-    }
-    child.kill().expect("kill");
-    child.wait().expect("status");
-    stopped.finish(&["--resume"]);
-    whole.check(&Outcome::of(&stopped, STEPS), "resumed");
-
-    let recomputed = Run::new(SETTINGS);
-    recomputed.finish(&["--set", "train.gradient_checkpointing=true"]);
-    whole.check(&Outcome::of(&recomputed, STEPS), "recomputed");
-
-    let one_thread = Run::new(SETTINGS);
-    succeed(one_thread.train(&[]).env("RAYON_NUM_THREADS", "1"));
-    whole.check(&Outcome::of(&one_thread, STEPS), "one thread");
-
-    let folder = tempfile::tempdir().expect("folder");
-    let cache = folder.path().join("cache");
-    let mut command = Command::new(env!("CARGO_BIN_EXE_seg4diff"));
-    command.current_dir(env!("CARGO_MANIFEST_DIR"));
-    command.args(["prepare", "cache", "--config", "configs/smoke.toml", "--out"]).arg(&cache);
-    for setting in SETTINGS {
-        command.args(["--set", setting]);
-    }
-    succeed(&mut command);
-    let cached = Run::new(SETTINGS);
-    let said = cached.finish(&["--set", &format!("data.cache={}", cache.display())]);
-    whole.check(&Outcome::of(&cached, STEPS), &said);
+    drawn::check_bytes(SETTINGS);
 }
 
 /// A learnt prompt's tokens are T5's.
@@ -195,24 +118,20 @@ fn a_prompt_is_learnt() {
 /// What `--check` says before anything is loaded.
 #[test]
 fn settings_that_do_not_suit_are_said_at_once() {
-    for (setting, said) in [
+    let refused = [
         ("model.expert_layers=4", "there is no block 4"),
         ("data.resolution=72", "72 is not a multiple of 16"),
         ("model.text_encoders=[\"clip_l\", \"clip_g\"]", "model.text_encoders: text encoder \"clip_g\""),
         ("model.text_encoders=[\"clip_l\"]", "model.text_encoders"),
-    ] {
-        let (output, text) = run(&mut Run::new(SETTINGS).train(&["--check", "--set", setting]));
-        assert!(!output.status.success() && text.contains(said), "{setting}: {text}");
-    }
+    ];
+    drawn::check_refused(SETTINGS, &refused);
 }
 
 /// Every form is read back; kohya's is of this family where the base model is known, or a layer is of it alone.
 #[test]
 fn adapters_have_the_names_of_other_tools() {
-    let files = open(&fixtures().join("dev"));
-    let release = families::of(&files).and_then(|family| family.config(&files)).expect("config").release;
-    let origin = Origin { release, ..Origin::default() };
-    let adapters = formats::read(&fixtures().join("lora.safetensors")).expect("adapters");
+    let origin = origin_of(&FIXTURES.path("dev"));
+    let adapters = formats::read(&FIXTURES.path("lora.safetensors")).expect("adapters");
     let out = tempfile::tempdir().expect("folder");
     for origin in [&origin, &Origin::default()] {
         let file = out.path().join("kohya.safetensors");
@@ -258,43 +177,12 @@ fn adapters_have_the_names_of_other_tools() {
     assert_eq!(read[&wanted[3]].sizes(), (32, 128));
 }
 
-/// The commands that look at attention take blocks of both kinds.
+/// The commands that look at attention take blocks of both kinds: two double-stream blocks, then two single-stream blocks.
 #[test]
 fn attention_is_looked_at() {
-    let out = tempfile::tempdir().expect("folder");
     let common =
         ["--model", "tests/fixtures/flux/dev", "--device", "cpu", "--size", "64", "--max-sequence-length", "40"];
-    let mut command = Command::new(env!("CARGO_BIN_EXE_seg4diff"));
-    command.current_dir(env!("CARGO_MANIFEST_DIR")).arg("probe").args(common);
-    command.args([
-        "--image",
-        "tests/fixtures/segmentation/images/b/street.png",
-        "--prompt",
-        "a photo of a cat",
-        "--layer",
-        "1,3",
-        "--out",
-    ]);
-    command.arg(out.path().join("probe"));
-    succeed(&mut command);
-    let attention = read_all(&out.path().join("probe/attention.safetensors")).expect("attention");
-    assert!(
-        attention.values().any(|map| map.dims() == [40, 4, 4]),
-        "{:?}",
-        attention.values().map(Tensor::dims).collect::<Vec<_>>()
-    );
-
-    let mut command = Command::new(env!("CARGO_BIN_EXE_seg4diff"));
-    command.current_dir(env!("CARGO_MANIFEST_DIR")).arg("analyze").args(common).args(["--blur", "1", "--steps", "8"]);
-    command.arg("--sheet").arg(out.path().join("sheet.png"));
-    command.args(["--images", "tests/fixtures/segmentation/images", "--labels", "tests/fixtures/segmentation/labels"]);
-    command.args(["--classes", "tests/fixtures/segmentation/classes.json", "--json"]).arg(out.path().join("a.json"));
-    succeed(&mut command);
-    let text = std::fs::read_to_string(out.path().join("a.json")).expect("scores");
-    let found: Value = serde_json::from_str(&text).expect("JSON");
-    // Two double-stream blocks, then two single-stream blocks; the last has text queries, too.
-    assert_eq!(found["blocks"].as_array().map(Vec::len), Some(4), "{text}");
-    assert!(found["blocks"][3]["text_to_image"].as_f64().is_some_and(|share| share > 0.0), "{text}");
+    drawn::check_attention(&common, "1,3", 40, 4);
 }
 
 #[test]

@@ -6,37 +6,20 @@ mod outcome;
 mod smoke_run;
 
 use candle_core::{DType, Device, Tensor};
-use drawn::{difference, relative, shard};
-use outcome::Outcome;
+use drawn::{Fixtures, LABELLED, difference, open, origin_of, relative, seg4diff, shard};
 use seg4diff::config::TextEncoderKind::{ClipL, Qwen3};
 use seg4diff::model::adapters::formats::{self, Format, Origin};
-use seg4diff::model::families;
 use seg4diff::model::text::qwen_tokenizer::QwenTokenizer;
 use seg4diff::model::text::{NameTokens, TextEncoders};
 use seg4diff::model::vae::Vae;
-use seg4diff::model::weights::files::ModelFiles;
 use seg4diff::model::weights::{read_all, write};
 use serde_json::Value;
 use smoke_run::{Run, run, succeed};
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::path::Path;
 
+const FIXTURES: Fixtures = Fixtures("tests/fixtures/flux2");
 const MODEL: &str = "tests/fixtures/flux2/klein";
-
-fn fixtures() -> PathBuf {
-    PathBuf::from("tests/fixtures/flux2")
-}
-
-fn expected() -> (Value, BTreeMap<String, Tensor>) {
-    let text = std::fs::read_to_string(fixtures().join("expected.json")).expect("expected.json");
-    (serde_json::from_str(&text).expect("JSON"), read_all(&fixtures().join("expected.safetensors")).expect("tensors"))
-}
-
-fn open(folder: &Path) -> ModelFiles {
-    ModelFiles::open(&folder.display().to_string()).expect("model")
-}
 
 fn copy() -> tempfile::TempDir {
     let folder = tempfile::tempdir().expect("folder");
@@ -50,7 +33,7 @@ fn encoders(tokens: usize) -> TextEncoders {
 
 #[test]
 fn prompts_become_three_of_qwens_hidden_states() {
-    let (settings, expected) = expected();
+    let (settings, expected) = (FIXTURES.settings(), FIXTURES.tensors());
     let tokens = settings["tokens"].as_u64().expect("tokens") as usize;
     let ids = settings["ids"].as_object().expect("ids");
     let listed = settings["prompts"].as_array().expect("prompts").iter().filter_map(Value::as_str);
@@ -154,12 +137,12 @@ fn words_are_found_in_the_template() {
 
 #[test]
 fn chat_templates_are_rendered_as_transformers_does() {
-    let (settings, _) = expected();
+    let settings = FIXTURES.settings();
     let prompt = settings["rendered_prompt"].as_str().expect("prompt");
     for (name, wanted) in settings["rendered"].as_object().expect("rendered") {
         let folder = copy();
         let tokenizer = folder.path().join("tokenizer");
-        std::fs::copy(fixtures().join("templates").join(name), tokenizer.join("chat_template.jinja")).expect("copy");
+        std::fs::copy(FIXTURES.path("templates").join(name), tokenizer.join("chat_template.jinja")).expect("copy");
         let opened = QwenTokenizer::open(&tokenizer).expect("tokenizer");
         assert_eq!(opened.templated(prompt).expect("template"), wanted.as_str().expect("text"), "{name}");
     }
@@ -167,7 +150,7 @@ fn chat_templates_are_rendered_as_transformers_does() {
 
 #[test]
 fn latents_are_packed_and_normalised() {
-    let (_, expected) = expected();
+    let expected = FIXTURES.tensors();
     let vae = Vae::load(&open(Path::new(MODEL)), &Device::Cpu).expect("autoencoder");
     let packed = vae.encode(&expected["image"]).expect("latents");
     assert!(relative(&packed, &expected["packed"]) < 1e-4);
@@ -177,36 +160,20 @@ fn latents_are_packed_and_normalised() {
     assert!(vae.encode(&odd).is_err_and(|error| error.to_string().contains("multiples of 16")));
 }
 
-/// The pictures of `generate`, one after the other, of 255.
 fn pictures(model: &Path, more: &[&str]) -> Vec<u8> {
-    let (settings, _) = expected();
-    let out = tempfile::tempdir().expect("folder");
-    let mut command = Command::new(env!("CARGO_BIN_EXE_seg4diff"));
-    command.current_dir(env!("CARGO_MANIFEST_DIR")).args(["generate", "--device", "cpu", "--model"]).arg(model);
-    for prompt in settings["prompts"].as_array().expect("prompts") {
-        command.args(["--prompt", prompt.as_str().expect("text")]);
-    }
-    for (flag, key) in [("--size", "size"), ("--steps", "steps"), ("--max-sequence-length", "tokens")] {
-        command.args([flag, &settings[key].to_string()]);
-    }
-    command.arg("--latents").arg(fixtures().join("latents.safetensors")).arg("--out").arg(out.path()).args(more);
-    succeed(&mut command);
-    let picture = |name: &str| image::open(out.path().join(name)).expect("picture").to_rgb8().into_raw();
-    [picture("000000.png"), picture("000001.png")].concat()
+    FIXTURES.pictures(model, &FIXTURES.settings()["steps"], more)
 }
 
 #[test]
 fn pictures_are_those_of_diffusers() {
-    let (_, expected) = expected();
-    let wanted = |name: &str| expected[name].flatten_all().and_then(|t| t.to_vec1::<u8>()).expect("pixels");
     let model = copy();
     let plain = pictures(model.path(), &[]);
-    let found = difference(&plain, &wanted("plain"));
-    assert!(found < 0.05, "{found} of 255");
-    let lora = fixtures().join("lora.safetensors").display().to_string();
+    let lora = FIXTURES.path("lora.safetensors").display().to_string();
     let adapted = pictures(model.path(), &["--lora", &lora]);
-    let found = difference(&adapted, &wanted("lora"));
-    assert!(found < 0.05, "with a LoRA: {found} of 255");
+    for (found, name) in [(&plain, "plain"), (&adapted, "lora")] {
+        let off = FIXTURES.off(found, name);
+        assert!(off < 0.05, "{name}: {off} of 255");
+    }
     assert!(difference(&adapted, &plain) > 1.0);
     // Away from another prompt, and not guided at all.
     assert!(difference(&pictures(model.path(), &["--negative", "grass"]), &plain) > 0.1);
@@ -221,58 +188,19 @@ fn pictures_are_those_of_diffusers() {
     assert!(pictures(model.path(), &[]) == plain, "shards");
 }
 
-const STEPS: u64 = 6;
 const SETTINGS: &[&str] = &[
     "model.path=tests/fixtures/flux2/klein",
     "model.text_encoders=[\"qwen3\"]",
     "model.max_sequence_length=80",
     "model.expert_layers=[0, 1]",
     "lora.targets=[\"attn.to_q\", \"attn.add_k_proj\", \"ff.linear_out\", \"attn.to_qkv_mlp_proj\", \"attn.to_out\"]",
-    "train.steps=6",
-    "train.batch=2",
-    "checkpoint.every=2",
     "data.resolution=64",
     "data.flip=true",
 ];
 
-/// Stopped and resumed, from a cache, with blocks recomputed and on one thread: the bytes of an undisturbed run.
 #[test]
 fn a_run_has_the_same_bytes_however_it_goes() {
-    let whole = Run::new(SETTINGS);
-    whole.finish(&[]);
-    let whole = Outcome::of(&whole, STEPS);
-    assert!(whole.metrics.iter().all(|line| line["flow"].as_f64() > Some(0.0) && line["dice"].as_f64() > Some(0.0)));
-
-    let stopped = Run::new(SETTINGS);
-    let mut child = stopped.train(&[]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("train");
-    while child.try_wait().expect("status").is_none() && !stopped.checkpoint(2, "state.json").exists() {
-        std::thread::sleep(Duration::from_millis(2));
-    }
-    child.kill().expect("kill");
-    child.wait().expect("status");
-    stopped.finish(&["--resume"]);
-    whole.check(&Outcome::of(&stopped, STEPS), "resumed");
-
-    let recomputed = Run::new(SETTINGS);
-    recomputed.finish(&["--set", "train.gradient_checkpointing=true"]);
-    whole.check(&Outcome::of(&recomputed, STEPS), "recomputed");
-
-    let one_thread = Run::new(SETTINGS);
-    succeed(one_thread.train(&[]).env("RAYON_NUM_THREADS", "1"));
-    whole.check(&Outcome::of(&one_thread, STEPS), "one thread");
-
-    let folder = tempfile::tempdir().expect("folder");
-    let cache = folder.path().join("cache");
-    let mut command = Command::new(env!("CARGO_BIN_EXE_seg4diff"));
-    command.current_dir(env!("CARGO_MANIFEST_DIR"));
-    command.args(["prepare", "cache", "--config", "configs/smoke.toml", "--out"]).arg(&cache);
-    for setting in SETTINGS {
-        command.args(["--set", setting]);
-    }
-    succeed(&mut command);
-    let cached = Run::new(SETTINGS);
-    let said = cached.finish(&["--set", &format!("data.cache={}", cache.display())]);
-    whole.check(&Outcome::of(&cached, STEPS), &said);
+    drawn::check_bytes(SETTINGS);
 }
 
 /// A learnt prompt's tokens are Qwen3's, those of the template included.
@@ -286,8 +214,7 @@ fn a_prompt_is_learnt() {
     // Both pictures are told the learnt prompt, for 80 tokens.
     let file = run.path("prompt.safetensors");
     let out = tempfile::tempdir().expect("folder");
-    let mut command = Command::new(env!("CARGO_BIN_EXE_seg4diff"));
-    command.current_dir(env!("CARGO_MANIFEST_DIR")).args(["generate", "--device", "cpu", "--model", MODEL]);
+    let mut command = seg4diff(&["generate", "--device", "cpu", "--model", MODEL]);
     command.args(["--prompt", "a cat", "--size", "64", "--steps", "2", "--max-sequence-length", "80"]);
     succeed(command.arg("--prompt-tokens").arg(&file).arg("--out").arg(out.path()));
     assert!(out.path().join("000000.png").exists());
@@ -296,23 +223,19 @@ fn a_prompt_is_learnt() {
 /// What `--check` says before anything is loaded.
 #[test]
 fn settings_that_do_not_suit_are_said_at_once() {
-    for (setting, said) in [
+    let refused = [
         ("model.expert_layers=3", "there is no block 3"),
         ("data.resolution=72", "72 is not a multiple of 16"),
         ("model.text_encoders=[\"clip_l\"]", "model.text_encoders: text encoder \"clip_l\""),
-    ] {
-        let (output, text) = run(&mut Run::new(SETTINGS).train(&["--check", "--set", setting]));
-        assert!(!output.status.success() && text.contains(said), "{setting}: {text}");
-    }
+    ];
+    drawn::check_refused(SETTINGS, &refused);
 }
 
 /// Every form is read back; kohya's and the original's are told from FLUX.1's by the sizes of the layers.
 #[test]
 fn adapters_have_the_names_of_other_tools() {
-    let files = open(Path::new(MODEL));
-    let release = families::of(&files).and_then(|family| family.config(&files)).expect("config").release;
-    let origin = Origin { release, ..Origin::default() };
-    let adapters = formats::read(&fixtures().join("lora.safetensors")).expect("adapters");
+    let origin = origin_of(Path::new(MODEL));
+    let adapters = formats::read(&FIXTURES.path("lora.safetensors")).expect("adapters");
     let out = tempfile::tempdir().expect("folder");
     for origin in [&origin, &Origin::default()] {
         let file = out.path().join("kohya.safetensors");
@@ -354,40 +277,17 @@ fn adapters_have_the_names_of_other_tools() {
     assert_eq!(read[wanted[1]].sizes(), (48, 432));
 }
 
-/// The commands that look at attention take blocks of both kinds.
+/// The commands that look at attention take blocks of both kinds: one double-stream block, then two single-stream blocks.
 #[test]
 fn attention_is_looked_at() {
-    let out = tempfile::tempdir().expect("folder");
     let common = ["--model", MODEL, "--device", "cpu", "--size", "64", "--max-sequence-length", "80"];
-    let mut command = Command::new(env!("CARGO_BIN_EXE_seg4diff"));
-    command.current_dir(env!("CARGO_MANIFEST_DIR")).arg("probe").args(common);
-    let image = "tests/fixtures/segmentation/images/b/street.png";
-    command.args(["--image", image, "--prompt", "a photo of a cat", "--layer", "0,2", "--out"]);
-    command.arg(out.path().join("probe"));
-    succeed(&mut command);
-    let attention = read_all(&out.path().join("probe/attention.safetensors")).expect("attention");
-    let dims: Vec<_> = attention.values().map(Tensor::dims).collect();
-    assert!(attention.values().any(|map| map.dims() == [80, 4, 4]), "{dims:?}");
-
-    let labelled = ["--images", "tests/fixtures/segmentation/images", "--labels", "tests/fixtures/segmentation/labels"];
-    let classes = ["--classes", "tests/fixtures/segmentation/classes.json", "--json"];
-    let mut command = Command::new(env!("CARGO_BIN_EXE_seg4diff"));
-    command.current_dir(env!("CARGO_MANIFEST_DIR")).arg("analyze").args(common).args(["--blur", "1", "--steps", "8"]);
-    command.args(labelled).args(classes).arg(out.path().join("a.json"));
-    succeed(&mut command);
-    let text = std::fs::read_to_string(out.path().join("a.json")).expect("scores");
-    let found: Value = serde_json::from_str(&text).expect("JSON");
-    // One double-stream block, then two single-stream blocks.
-    assert_eq!(found["blocks"].as_array().map(Vec::len), Some(3), "{text}");
-    assert!(found["blocks"][2]["text_to_image"].as_f64().is_some_and(|share| share > 0.0), "{text}");
-
-    for command_name in ["segmentation", "unsupervised"] {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_seg4diff"));
-        command.current_dir(env!("CARGO_MANIFEST_DIR")).args(["evaluate", command_name]).args(common).args(labelled);
-        let scores = out.path().join(format!("{command_name}.json"));
-        command.args(["--layer", "1"]).args(classes).arg(&scores);
-        succeed(&mut command);
-        assert!(scores.exists(), "{command_name}");
+    drawn::check_attention(&common, "0,2", 80, 3);
+    let out = tempfile::tempdir().expect("folder");
+    for name in ["segmentation", "unsupervised"] {
+        let scores = out.path().join(format!("{name}.json"));
+        let mut command = seg4diff(&["evaluate", name, "--layer", "1"]);
+        succeed(command.args(common).args(LABELLED).arg("--json").arg(&scores));
+        assert!(scores.exists(), "{name}");
     }
 }
 
@@ -400,8 +300,7 @@ fn a_run_is_measured() {
 #[test]
 fn samples_are_shown() {
     let out = tempfile::tempdir().expect("folder");
-    let mut command = Command::new(env!("CARGO_BIN_EXE_seg4diff"));
-    command.current_dir(env!("CARGO_MANIFEST_DIR")).args(["inspect", "--config", "configs/smoke.toml", "--count", "2"]);
+    let mut command = seg4diff(&["inspect", "--config", "configs/smoke.toml", "--count", "2"]);
     for setting in SETTINGS {
         command.args(["--set", setting]);
     }
@@ -453,8 +352,7 @@ fn sizes_that_make_no_model_are_refused() {
         assert!(text.contains(from), "{from}: {text}");
         std::fs::write(&path, text.replace(from, to)).expect("config");
         let out = tempfile::tempdir().expect("folder");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_seg4diff"));
-        command.current_dir(env!("CARGO_MANIFEST_DIR")).args(["generate", "--device", "cpu", "--prompt", "a cat"]);
+        let mut command = seg4diff(&["generate", "--device", "cpu", "--prompt", "a cat"]);
         command.args(["--size", "64", "--steps", "1", "--max-sequence-length", "64", "--model"]).arg(model.path());
         let (output, text) = run(command.arg("--out").arg(out.path()));
         assert!(!output.status.success() && text.contains(said), "{to}: {text}");

@@ -94,6 +94,43 @@ impl Undo {
         }
     }
 
+    /// What FLUX.1 and FLUX.2 have in common, and these further layers of double-stream and of single-stream blocks.
+    fn flux(&mut self, tensors: &Tensors, double: &[(&str, &str)], single: &[(&[&str], &str)]) {
+        self.join(&["context_embedder"], "txt_in");
+        self.join(&["x_embedder"], "img_in");
+        self.join(&["proj_out"], "final_layer.linear");
+        self.swap("norm_out.linear", "final_layer.adaLN_modulation.1");
+        for i in 0..blocks(tensors, "transformer_blocks") {
+            let d = |name: &str| format!("transformer_blocks.{i}.{name}");
+            let o = |name: &str| format!("double_blocks.{i}.{name}");
+            self.join(&[&d("attn.to_q"), &d("attn.to_k"), &d("attn.to_v")], &o("img_attn.qkv"));
+            self.join(&[&d("attn.add_q_proj"), &d("attn.add_k_proj"), &d("attn.add_v_proj")], &o("txt_attn.qkv"));
+            for (from, to) in [
+                ("attn.norm_q", "img_attn.norm.query_norm"),
+                ("attn.norm_k", "img_attn.norm.key_norm"),
+                ("attn.norm_added_q", "txt_attn.norm.query_norm"),
+                ("attn.norm_added_k", "txt_attn.norm.key_norm"),
+            ] {
+                self.rename(&d(&format!("{from}.weight")), &o(&format!("{to}.scale")));
+            }
+            for (from, to) in
+                [("attn.to_out.0", "img_attn.proj"), ("attn.to_add_out", "txt_attn.proj")].iter().chain(double)
+            {
+                self.join(&[&d(from)], &o(to));
+            }
+        }
+        for i in 0..blocks(tensors, "single_transformer_blocks") {
+            let d = |name: &str| format!("single_transformer_blocks.{i}.{name}");
+            let o = |name: &str| format!("single_blocks.{i}.{name}");
+            self.rename(&d("attn.norm_q.weight"), &o("norm.query_norm.scale"));
+            self.rename(&d("attn.norm_k.weight"), &o("norm.key_norm.scale"));
+            for (from, to) in single {
+                let from: Vec<String> = from.iter().map(|name| d(name)).collect();
+                self.join(&from.iter().map(String::as_str).collect::<Vec<_>>(), &o(to));
+            }
+        }
+    }
+
     fn finish(self) -> Tensors {
         assert!(self.left.is_empty(), "{:?}", self.left.keys());
         self.made
@@ -160,45 +197,20 @@ pub fn flux_transformer(tensors: &Tensors) -> Tensors {
         undo.join(&[&format!("time_text_embed.{from}.linear_1")], &format!("{to}.in_layer"));
         undo.join(&[&format!("time_text_embed.{from}.linear_2")], &format!("{to}.out_layer"));
     }
-    undo.join(&["context_embedder"], "txt_in");
-    undo.join(&["x_embedder"], "img_in");
-    for i in 0..blocks(tensors, "transformer_blocks") {
-        let d = |name: &str| format!("transformer_blocks.{i}.{name}");
-        let o = |name: &str| format!("double_blocks.{i}.{name}");
-        undo.join(&[&d("attn.to_q"), &d("attn.to_k"), &d("attn.to_v")], &o("img_attn.qkv"));
-        undo.join(&[&d("attn.add_q_proj"), &d("attn.add_k_proj"), &d("attn.add_v_proj")], &o("txt_attn.qkv"));
-        for (from, to) in [
-            ("attn.norm_q", "img_attn.norm.query_norm"),
-            ("attn.norm_k", "img_attn.norm.key_norm"),
-            ("attn.norm_added_q", "txt_attn.norm.query_norm"),
-            ("attn.norm_added_k", "txt_attn.norm.key_norm"),
-        ] {
-            undo.rename(&d(&format!("{from}.weight")), &o(&format!("{to}.scale")));
-        }
-        for (from, to) in [
-            ("norm1.linear", "img_mod.lin"),
-            ("norm1_context.linear", "txt_mod.lin"),
-            ("ff.net.0.proj", "img_mlp.0"),
-            ("ff.net.2", "img_mlp.2"),
-            ("ff_context.net.0.proj", "txt_mlp.0"),
-            ("ff_context.net.2", "txt_mlp.2"),
-            ("attn.to_out.0", "img_attn.proj"),
-            ("attn.to_add_out", "txt_attn.proj"),
-        ] {
-            undo.join(&[&d(from)], &o(to));
-        }
-    }
-    for i in 0..blocks(tensors, "single_transformer_blocks") {
-        let d = |name: &str| format!("single_transformer_blocks.{i}.{name}");
-        let o = |name: &str| format!("single_blocks.{i}.{name}");
-        undo.join(&[&d("attn.to_q"), &d("attn.to_k"), &d("attn.to_v"), &d("proj_mlp")], &o("linear1"));
-        undo.rename(&d("attn.norm_q.weight"), &o("norm.query_norm.scale"));
-        undo.rename(&d("attn.norm_k.weight"), &o("norm.key_norm.scale"));
-        undo.join(&[&d("norm.linear")], &o("modulation.lin"));
-        undo.join(&[&d("proj_out")], &o("linear2"));
-    }
-    undo.join(&["proj_out"], "final_layer.linear");
-    undo.swap("norm_out.linear", "final_layer.adaLN_modulation.1");
+    let double = [
+        ("norm1.linear", "img_mod.lin"),
+        ("norm1_context.linear", "txt_mod.lin"),
+        ("ff.net.0.proj", "img_mlp.0"),
+        ("ff.net.2", "img_mlp.2"),
+        ("ff_context.net.0.proj", "txt_mlp.0"),
+        ("ff_context.net.2", "txt_mlp.2"),
+    ];
+    let single: [(&[&str], &str); 3] = [
+        (&["attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"], "linear1"),
+        (&["norm.linear"], "modulation.lin"),
+        (&["proj_out"], "linear2"),
+    ];
+    undo.flux(tensors, &double, &single);
     undo.finish()
 }
 
@@ -206,50 +218,22 @@ pub fn flux_transformer(tensors: &Tensors) -> Tensors {
 pub fn flux2_transformer(tensors: &Tensors) -> Tensors {
     let mut undo = Undo::of(tensors);
     for (from, to) in [
-        ("x_embedder", "img_in"),
-        ("context_embedder", "txt_in"),
         ("time_guidance_embed.timestep_embedder.linear_1", "time_in.in_layer"),
         ("time_guidance_embed.timestep_embedder.linear_2", "time_in.out_layer"),
         ("double_stream_modulation_img.linear", "double_stream_modulation_img.lin"),
         ("double_stream_modulation_txt.linear", "double_stream_modulation_txt.lin"),
         ("single_stream_modulation.linear", "single_stream_modulation.lin"),
-        ("proj_out", "final_layer.linear"),
     ] {
         undo.join(&[from], to);
     }
-    for i in 0..blocks(tensors, "transformer_blocks") {
-        let d = |name: &str| format!("transformer_blocks.{i}.{name}");
-        let o = |name: &str| format!("double_blocks.{i}.{name}");
-        undo.join(&[&d("attn.to_q"), &d("attn.to_k"), &d("attn.to_v")], &o("img_attn.qkv"));
-        undo.join(&[&d("attn.add_q_proj"), &d("attn.add_k_proj"), &d("attn.add_v_proj")], &o("txt_attn.qkv"));
-        for (from, to) in [
-            ("attn.norm_q", "img_attn.norm.query_norm"),
-            ("attn.norm_k", "img_attn.norm.key_norm"),
-            ("attn.norm_added_q", "txt_attn.norm.query_norm"),
-            ("attn.norm_added_k", "txt_attn.norm.key_norm"),
-        ] {
-            undo.rename(&d(&format!("{from}.weight")), &o(&format!("{to}.scale")));
-        }
-        for (from, to) in [
-            ("attn.to_out.0", "img_attn.proj"),
-            ("attn.to_add_out", "txt_attn.proj"),
-            ("ff.linear_in", "img_mlp.0"),
-            ("ff.linear_out", "img_mlp.2"),
-            ("ff_context.linear_in", "txt_mlp.0"),
-            ("ff_context.linear_out", "txt_mlp.2"),
-        ] {
-            undo.join(&[&d(from)], &o(to));
-        }
-    }
-    for i in 0..blocks(tensors, "single_transformer_blocks") {
-        let d = |name: &str| format!("single_transformer_blocks.{i}.attn.{name}");
-        let o = |name: &str| format!("single_blocks.{i}.{name}");
-        undo.join(&[&d("to_qkv_mlp_proj")], &o("linear1"));
-        undo.join(&[&d("to_out")], &o("linear2"));
-        undo.rename(&d("norm_q.weight"), &o("norm.query_norm.scale"));
-        undo.rename(&d("norm_k.weight"), &o("norm.key_norm.scale"));
-    }
-    undo.swap("norm_out.linear", "final_layer.adaLN_modulation.1");
+    let double = [
+        ("ff.linear_in", "img_mlp.0"),
+        ("ff.linear_out", "img_mlp.2"),
+        ("ff_context.linear_in", "txt_mlp.0"),
+        ("ff_context.linear_out", "txt_mlp.2"),
+    ];
+    let single: [(&[&str], &str); 2] = [(&["attn.to_qkv_mlp_proj"], "linear1"), (&["attn.to_out"], "linear2")];
+    undo.flux(tensors, &double, &single);
     undo.finish()
 }
 
