@@ -130,13 +130,8 @@ pub fn usual(kind: TextEncoderKind) -> Value {
         TextEncoderKind::ClipL => clip(768, 12, "quick_gelu"),
         TextEncoderKind::ClipG => clip(1280, 32, "gelu"),
         TextEncoderKind::T5 => json!({
-            "dropout_rate": 0.1,
             "layer_norm_epsilon": 1e-6,
-            "initializer_factor": 1.0,
-            "is_encoder_decoder": true,
             "relative_attention_max_distance": 128,
-            "pad_token_id": 0,
-            "eos_token_id": 1,
         }),
         TextEncoderKind::Qwen3 => json!({
             "rms_norm_eps": 1e-6,

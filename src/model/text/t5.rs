@@ -1,11 +1,10 @@
 //! The T5 encoder, run as in diffusers: on all tokens including padding, without attention mask.
-use super::t5_stack::T5Stack;
+use super::t5_stack::{T5Config, T5Stack};
 use crate::config::TextEncoderKind;
 use crate::model::weights::files::{ModelFiles, Part};
 use crate::model::weights::sizes;
 use crate::system::error::{Error, Result};
 use candle_core::{DType, Device, Tensor};
-use candle_transformers::models::t5::Config;
 use std::path::PathBuf;
 
 /// A T5 encoder.
@@ -22,7 +21,7 @@ pub struct T5Encoder {
 
 impl T5Encoder {
     pub fn load(files: &ModelFiles, dtype: DType, compute: DType, device: &Device) -> Result<Self> {
-        let config: Config = files.config(Part::Text(TextEncoderKind::T5))?;
+        let config: T5Config = files.config(Part::Text(TextEncoderKind::T5))?;
         let path = files.config_path(Part::Text(TextEncoderKind::T5));
         let named = [
             ("vocab_size", config.vocab_size),

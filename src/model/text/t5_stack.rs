@@ -4,7 +4,51 @@ use crate::model::weights::Weights;
 use crate::system::error::Result;
 use candle_core::{D, DType, Device, Module, Tensor};
 use candle_nn::Activation;
-use candle_transformers::models::t5::Config;
+use serde::Deserialize;
+
+/// Sizes of a T5 encoder; the fields are the keys of its `config.json`.
+#[derive(Debug, Deserialize)]
+pub struct T5Config {
+    /// Tokens of the vocabulary.
+    pub vocab_size: usize,
+    /// Width of the hidden states.
+    pub d_model: usize,
+    /// Width of an attention head.
+    pub d_kv: usize,
+    /// Width of the MLP's hidden features.
+    pub d_ff: usize,
+    /// Layers.
+    pub num_layers: usize,
+    /// Attention heads.
+    pub num_heads: usize,
+    /// Distances that attention tells apart, or ranges of such.
+    pub relative_attention_num_buckets: usize,
+    /// Distances from here on are one.
+    #[serde(default = "default_max_distance")]
+    pub relative_attention_max_distance: usize,
+    /// Epsilon of the norms.
+    pub layer_norm_epsilon: f64,
+    /// The MLP's activation, and whether it is a gate.
+    #[serde(default)]
+    feed_forward_proj: FeedForward,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize)]
+enum FeedForward {
+    /// T5 1.0.
+    #[default]
+    #[serde(rename = "relu")]
+    Relu,
+    /// T5 1.1, by tanh (transformers' `gelu_new`).
+    #[serde(rename = "gated-gelu")]
+    GatedGelu,
+    #[serde(rename = "gated-silu")]
+    GatedSilu,
+}
+
+fn default_max_distance() -> usize {
+    128
+}
 
 /// Layers of the encoder, after one table of embeddings.
 pub struct T5Stack {
@@ -14,7 +58,7 @@ pub struct T5Stack {
     position_bias: Tensor,
     layers: Vec<T5Layer>,
     norm: RmsNorm,
-    config: Config,
+    config: T5Config,
 }
 
 struct T5Layer {
@@ -38,7 +82,7 @@ struct RmsNorm {
 }
 
 impl RmsNorm {
-    fn load(weights: &Weights, name: &str, config: &Config) -> Result<Self> {
+    fn load(weights: &Weights, name: &str, config: &T5Config) -> Result<Self> {
         Ok(Self { weight: weights.get(&format!("{name}.weight"), config.d_model)?, eps: config.layer_norm_epsilon })
     }
 
@@ -56,7 +100,7 @@ impl T5Stack {
     ///
     /// # Errors
     /// A tensor is missing or has another shape.
-    pub fn load(weights: &Weights, config: Config) -> Result<Self> {
+    pub fn load(weights: &Weights, config: T5Config) -> Result<Self> {
         let tables = ["shared.weight", "decoder.embed_tokens.weight", "encoder.embed_tokens.weight"];
         let table = tables.into_iter().find(|name| weights.contains(name)).unwrap_or(tables[0]);
         let bias = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight";
@@ -108,11 +152,11 @@ impl T5Stack {
 }
 
 impl T5Layer {
-    fn load(weights: &Weights, layer: usize, config: &Config) -> Result<Self> {
+    fn load(weights: &Weights, layer: usize, config: &T5Config) -> Result<Self> {
         let (width, inner, hidden) = (config.d_model, config.num_heads * config.d_kv, config.d_ff);
         let name = |module: &str| format!("encoder.block.{layer}.layer.{module}");
         let linear = |module: &str, input, output| Linear::load_no_bias(weights, &name(module), input, output);
-        let is_gated = config.feed_forward_proj.gated;
+        let is_gated = config.feed_forward_proj != FeedForward::Relu;
         let up = if is_gated { "1.DenseReluDense.wi_0" } else { "1.DenseReluDense.wi" };
         Ok(Self {
             attention_norm: RmsNorm::load(weights, &name("0.layer_norm"), config)?,
@@ -124,12 +168,15 @@ impl T5Layer {
             up: linear(up, width, hidden)?,
             gated: is_gated.then(|| linear("1.DenseReluDense.wi_1", width, hidden)).transpose()?,
             down: linear("1.DenseReluDense.wo", hidden, width)?,
-            // Models without a gate are T5 1.0's.
-            activation: if is_gated { config.feed_forward_proj.activation } else { Activation::Relu },
+            activation: match config.feed_forward_proj {
+                FeedForward::Relu => Activation::Relu,
+                FeedForward::GatedGelu => Activation::NewGelu,
+                FeedForward::GatedSilu => Activation::Silu,
+            },
         })
     }
 
-    fn forward(&self, x: &Tensor, bias: &Tensor, config: &Config) -> Result<Tensor> {
+    fn forward(&self, x: &Tensor, bias: &Tensor, config: &T5Config) -> Result<Tensor> {
         let (batch, tokens, _) = x.dims3()?;
         let (heads, size) = (config.num_heads, config.d_kv);
         let normed = self.attention_norm.forward(x)?;
