@@ -3,6 +3,7 @@ use std::collections::BTreeSet;
 use std::env::consts::EXE_SUFFIX;
 use std::path::{Path, PathBuf};
 use std::process::{Command, exit};
+use std::time::SystemTime;
 use std::{env, fs};
 
 const SOURCES: &str = "src";
@@ -31,17 +32,29 @@ fn main() {
 fn compile_all() -> Result<(), String> {
     let nvcc = find_nvcc()?;
     let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?);
+    // The folder, for new files in it: any change below has the kernels looked at, and those compiled that it concerns.
+    println!("cargo::rerun-if-changed={SOURCES}");
+    let compiler = out.join("compiler");
+    let is_same_compiler = fs::read(&compiler).is_ok_and(|path| path == nvcc.as_os_str().as_encoded_bytes());
+    let (kernels, headers): (Vec<_>, Vec<_>) =
+        sources(Path::new(SOURCES))?.into_iter().partition(|source| source.extension().is_some_and(|e| e == "cu"));
+    let of_all = headers.iter().map(PathBuf::as_path).chain([Path::new("build.rs")]).map(modified).max().flatten();
     let mut names = BTreeSet::new();
-    for source in sources(Path::new(SOURCES))? {
-        println!("cargo::rerun-if-changed={}", source.display());
-        if source.extension().is_some_and(|extension| extension == "cu") {
-            if !names.insert(source.file_stem().map(ToOwned::to_owned)) {
-                return Err(format!("{}: another .cu file has this name", source.display()));
-            }
-            compile(&nvcc, &source, &out)?;
+    for source in kernels {
+        let fatbin = out.join(source.file_stem().unwrap_or_default()).with_extension("fatbin");
+        if !is_same_compiler || modified(&fatbin) <= of_all.max(modified(&source)) {
+            compile(&nvcc, &source, &fatbin)?;
+        }
+        if !names.insert(fatbin) {
+            return Err(format!("{}: another .cu file has this name", source.display()));
         }
     }
-    Ok(())
+    fs::write(&compiler, nvcc.as_os_str().as_encoded_bytes()).map_err(|e| format!("{}: {e}", compiler.display()))
+}
+
+/// When a file was last changed; before all others, where there is none.
+fn modified(file: &Path) -> Option<SystemTime> {
+    file.metadata().and_then(|metadata| metadata.modified()).ok()
 }
 
 /// All `.cu` and `.cuh` files in a folder and below it.
@@ -73,14 +86,13 @@ fn find_nvcc() -> Result<PathBuf, String> {
         })
 }
 
-fn compile(nvcc: &Path, source: &Path, out: &Path) -> Result<(), String> {
-    let name = source.file_stem().unwrap_or_default();
+fn compile(nvcc: &Path, source: &Path, fatbin: &Path) -> Result<(), String> {
     let mut command = Command::new(nvcc);
     command.args(["-fatbin", "-O3", "-std=c++17", "--threads", "0", "-I", SHARED]);
     for target in TARGETS {
         command.args(["-gencode", target]);
     }
-    command.arg(source).arg("-o").arg(out.join(name).with_extension("fatbin"));
+    command.arg(source).arg("-o").arg(fatbin);
     let output = command.output().map_err(|e| format!("{}: {e}", nvcc.display()))?;
     if output.status.success() {
         return Ok(());
