@@ -18,37 +18,46 @@ const LARGEST_SHIFT: f64 = 1e6;
 
 /// The supported keys of `scheduler_config.json`, and those that must be off.
 #[derive(Deserialize)]
+#[serde(default)]
 struct SchedulerConfig {
-    #[serde(default = "default_train_timesteps")]
     num_train_timesteps: usize,
-    #[serde(default = "default_shift")]
     shift: f64,
-    #[serde(default)]
     use_dynamic_shifting: bool,
-    #[serde(default)]
     time_shift_type: Option<String>,
-    #[serde(default = "default_base_shift")]
     base_shift: f64,
-    #[serde(default = "default_max_shift")]
     max_shift: f64,
-    #[serde(default = "default_base_image_seq_len")]
     base_image_seq_len: usize,
-    #[serde(default = "default_max_image_seq_len")]
     max_image_seq_len: usize,
-    #[serde(default)]
     invert_sigmas: bool,
-    #[serde(default)]
     stochastic_sampling: bool,
-    #[serde(default)]
     use_karras_sigmas: Option<bool>,
-    #[serde(default)]
     use_exponential_sigmas: Option<bool>,
-    #[serde(default)]
     use_beta_sigmas: Option<bool>,
-    #[serde(default)]
     shift_terminal: Option<f64>,
-    #[serde(default, rename = "_class_name")]
+    #[serde(rename = "_class_name")]
     class_name: Option<String>,
+}
+
+impl Default for SchedulerConfig {
+    fn default() -> Self {
+        Self {
+            num_train_timesteps: 1000,
+            shift: 1.0,
+            use_dynamic_shifting: false,
+            time_shift_type: None,
+            base_shift: 0.5,
+            max_shift: 1.15,
+            base_image_seq_len: 256,
+            max_image_seq_len: 4096,
+            invert_sigmas: false,
+            stochastic_sampling: false,
+            use_karras_sigmas: None,
+            use_exponential_sigmas: None,
+            use_beta_sigmas: None,
+            shift_terminal: None,
+            class_name: None,
+        }
+    }
 }
 
 /// A shift that grows with the number of image tokens; the fields are keys of `scheduler_config.json`.
@@ -106,30 +115,6 @@ fn empirical_mu(image_tokens: usize, steps: usize) -> f64 {
     let of_10 = 8.738_095_24e-5 * tokens + 1.898_333_33;
     let slope = (of_200 - of_10) / 190.0;
     slope * steps as f64 + (of_200 - 200.0 * slope)
-}
-
-fn default_base_shift() -> f64 {
-    0.5
-}
-
-fn default_max_shift() -> f64 {
-    1.15
-}
-
-fn default_base_image_seq_len() -> usize {
-    256
-}
-
-fn default_max_image_seq_len() -> usize {
-    4096
-}
-
-fn default_train_timesteps() -> usize {
-    1000
-}
-
-fn default_shift() -> f64 {
-    1.0
 }
 
 /// Noise levels σ from 1 (noise) to 0 (image), shifted towards 1: `σ' = sσ/(1+(s−1)σ)`.

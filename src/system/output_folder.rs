@@ -79,7 +79,6 @@ fn acquire(path: &Path, wait: &mut dyn FnMut() -> Result<()>) -> Result<File> {
 
 /// A folder that this process alone writes into as long as this value lives.
 pub struct OutputFolder {
-    path: PathBuf,
     lock: Option<Lock>,
     /// The folders that were made for it, the innermost first.
     made: Vec<PathBuf>,
@@ -104,14 +103,9 @@ impl OutputFolder {
             made.push(folder.to_path_buf());
         }
         let lock = Lock::take(&path.join(".lock"), busy)?;
-        let folder = Self { path: path.to_path_buf(), lock: Some(lock), made };
+        let folder = Self { lock: Some(lock), made };
         sweep(path)?;
         Ok(folder)
-    }
-
-    /// The folder.
-    pub fn path(&self) -> &Path {
-        &self.path
     }
 }
 

@@ -195,24 +195,26 @@ pub fn score_head(device: &Device, maps: usize, grid: (usize, usize)) -> u64 {
 mod tests {
     use super::*;
 
-    /// Blocks of SD3-medium with adapters on the image's attention, but for the last, which saves less.
-    fn blocks() -> Vec<SavedActivations> {
-        vec![SavedActivations { image: 11, text: 10 }; 24]
+    const SIZE: StepSize = StepSize { batch: 1, image_tokens: 100, text_tokens: 54, width: 1536, value_bytes: 4 };
+
+    /// Blocks of SD3-medium with adapters on the image's attention, but for the last, which saves less; nothing else.
+    fn needs(size: StepSize) -> Needs {
+        Needs {
+            blocks: vec![SavedActivations { image: 11, text: 10 }; 24],
+            size,
+            layer: 0,
+            trained: 0,
+            experts: 1,
+            score_head: 0,
+            encoding: 0,
+            loader: 0,
+        }
     }
 
     #[test]
     fn blocks_are_recomputed_only_where_memory_is_short() {
-        let size = StepSize { batch: 4, image_tokens: 4096, text_tokens: 154, width: 1536, value_bytes: 4 };
-        let needs = Needs {
-            blocks: blocks(),
-            size,
-            layer: 0,
-            trained: 4_000_000,
-            experts: 1,
-            score_head: 0,
-            encoding: 0,
-            loader: 100,
-        };
+        let size = StepSize { batch: 4, image_tokens: 4096, text_tokens: 154, ..SIZE };
+        let needs = Needs { trained: 4_000_000, loader: 100, ..needs(size) };
         let plan = |choice, free| needs.plan(choice, Usage { now: 7, most: 9, free });
         let auto = |free| plan(GradientCheckpointing::Auto, free).map(|(recomputed, _)| recomputed).ok();
         let added = |recomputed| needs.estimate(recomputed, Usage::default()).added();
@@ -233,17 +235,7 @@ mod tests {
 
     #[test]
     fn each_further_expert_saves_its_queries_and_keys() {
-        let size = StepSize { batch: 2, image_tokens: 100, text_tokens: 54, width: 1536, value_bytes: 4 };
-        let needs = |experts| Needs {
-            blocks: blocks(),
-            size,
-            layer: 0,
-            trained: 0,
-            experts,
-            score_head: 0,
-            encoding: 0,
-            loader: 0,
-        };
+        let needs = |experts| Needs { experts, ..needs(StepSize { batch: 2, ..SIZE }) };
         for recomputed in [0, 24] {
             let added = |experts| needs(experts).estimate(recomputed, Usage::default()).added();
             assert_eq!(added(3) - added(1), 2 * 4 * 2 * 154 * 1536 * 4);
@@ -252,17 +244,8 @@ mod tests {
 
     #[test]
     fn a_cache_saves_what_encoding_takes() {
-        let size = StepSize { batch: 1, image_tokens: 1, text_tokens: 1, width: 1536, value_bytes: 4 };
-        let needs = |encoding| Needs {
-            blocks: blocks(),
-            size,
-            layer: 0,
-            trained: 0,
-            experts: 1,
-            score_head: 0,
-            encoding,
-            loader: 5,
-        };
+        let size = StepSize { image_tokens: 1, text_tokens: 1, ..SIZE };
+        let needs = |encoding| Needs { encoding, loader: 5, ..needs(size) };
         let added = |encoding| needs(encoding).estimate(0, Usage::default()).added();
         assert_eq!(added(1 << 40), 5 + (1 << 40));
         assert_eq!(added(0), added(1));
@@ -271,17 +254,7 @@ mod tests {
     /// The score head's backward pass runs while all saved activations are there, before the blocks' gradients.
     #[test]
     fn the_score_head_counts_beside_saved_activations() {
-        let size = StepSize { batch: 1, image_tokens: 100, text_tokens: 54, width: 1536, value_bytes: 4 };
-        let needs = |score_head| Needs {
-            blocks: blocks(),
-            size,
-            layer: 0,
-            trained: 0,
-            experts: 1,
-            score_head,
-            encoding: 0,
-            loader: 0,
-        };
+        let needs = |score_head| Needs { score_head, ..needs(SIZE) };
         let added = |score_head, recomputed| needs(score_head).estimate(recomputed, Usage::default()).added();
         let transient = 8 * 154 * 1536 * 4;
         for recomputed in [0, 20] {
@@ -295,17 +268,7 @@ mod tests {
 
     #[test]
     fn a_weight_that_is_written_out_counts_once() {
-        let size = StepSize { batch: 1, image_tokens: 100, text_tokens: 54, width: 1536, value_bytes: 4 };
-        let needs = |layer| Needs {
-            blocks: blocks(),
-            size,
-            layer,
-            trained: 0,
-            experts: 1,
-            score_head: 0,
-            encoding: 0,
-            loader: 0,
-        };
+        let needs = |layer| Needs { layer, ..needs(SIZE) };
         for recomputed in [0, 24] {
             let added = |layer| needs(layer).estimate(recomputed, Usage::default()).added();
             assert_eq!(added(1000), added(0) + 1000);

@@ -11,11 +11,8 @@ use std::marker::PhantomData;
 /// What it says about scales, and what PEFT needs to build the adapter.
 #[derive(Serialize, Deserialize)]
 pub(super) struct LoraConfig {
-    #[serde(default)]
     pub peft_type: Option<String>,
-    #[serde(default)]
     pub base_model_name_or_path: Option<String>,
-    #[serde(default)]
     pub task_type: Option<String>,
     #[serde(default)]
     pub inference_mode: bool,

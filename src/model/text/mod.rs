@@ -54,12 +54,6 @@ impl TextEmbedding {
         Ok(Self { context, pooled, zeros })
     }
 
-    /// Replaces each prompt's token embeddings by `tokens`, `[tokens, width]`; differentiable in `tokens`.
-    pub fn with_tokens(&self, tokens: &Tensor) -> candle_core::Result<Self> {
-        let context = tokens.broadcast_left(self.pooled.dim(0)?)?.contiguous()?;
-        Ok(Self { context, pooled: self.pooled.clone(), zeros: 0 })
-    }
-
     /// Concatenates embeddings along the batch.
     pub fn cat(parts: &[&Self]) -> Result<Self> {
         let join = |get: fn(&Self) -> &Tensor| Tensor::cat(&parts.iter().map(|part| get(part)).collect::<Vec<_>>(), 0);

@@ -28,25 +28,20 @@ pub struct Qwen3Config {
     head_dim: Option<usize>,
     pub max_position_embeddings: usize,
     pub rms_norm_eps: f64,
-    #[serde(default)]
     rope_theta: Option<f64>,
     /// Where transformers 5 has it.
-    #[serde(default)]
     rope_parameters: Option<RopeParameters>,
-    #[serde(default)]
     rope_scaling: Option<serde_json::Value>,
     #[serde(default)]
     attention_bias: bool,
     #[serde(default)]
     use_sliding_window: bool,
-    #[serde(default)]
     hidden_act: Option<String>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
 struct RopeParameters {
     rope_theta: Option<f64>,
-    #[serde(default)]
     rope_type: Option<String>,
 }
 

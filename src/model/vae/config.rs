@@ -23,17 +23,14 @@ pub struct VaeConfig {
     /// Channels of each resolution level; each level after the first halves height and width.
     pub block_out_channels: Vec<usize>,
     /// Those of the decoder, from the first level on; absent: the same.
-    #[serde(default)]
     decoder_block_out_channels: Option<Vec<usize>>,
     /// Residual blocks a level of the encoder; the decoder has one more.
     pub layers_per_block: usize,
     /// Groups of every group norm.
     pub norm_num_groups: usize,
     /// Latents are `(mean − shift_factor) · scaling_factor`; absent where they are packed.
-    #[serde(default)]
     scaling_factor: Option<f64>,
     /// See `scaling_factor`; absent: 0.
-    #[serde(default)]
     shift_factor: Option<f64>,
     /// Sides of the square of latents that is packed into one, where they are packed.
     #[serde(default = "default_patch_size")]
@@ -50,9 +47,8 @@ pub struct VaeConfig {
     /// Whether the middle block has an attention.
     #[serde(default = "yes")]
     pub mid_block_add_attention: bool,
-    #[serde(default)]
     act_fn: Option<String>,
-    #[serde(default, rename = "_class_name")]
+    #[serde(rename = "_class_name")]
     class_name: Option<String>,
     #[serde(default)]
     down_block_types: Vec<String>,

@@ -116,7 +116,17 @@ impl Weights {
             shards.push(Arc::new(Shard { path: file.clone(), file: opened }));
         }
         let tensors = scaled(tensors).map_err(|problem| Error::file(path, problem))?;
-        Ok(Self {
+        Ok(Self::of(path, shards, tensors, dtype, device))
+    }
+
+    fn of(
+        path: &Path,
+        shards: Vec<Arc<Shard>>,
+        tensors: HashMap<String, Stored>,
+        dtype: DType,
+        device: &Device,
+    ) -> Self {
+        Self {
             shards,
             tensors,
             path: path.to_path_buf(),
@@ -125,7 +135,7 @@ impl Weights {
             said_other: AtomicBool::new(false),
             device: device.clone(),
             used: Mutex::default(),
-        })
+        }
     }
 
     /// A network among these tensors: those whose names begin with `prefix`, and with none of `others`, without it and under
@@ -144,30 +154,13 @@ impl Weights {
         let inside = inside.filter_map(|(name, stored)| Some((name.strip_prefix(prefix)?, stored)));
         let inside = inside.filter(|(name, _)| !EXTRAS.contains(&parameter(name)));
         let tensors = inside.map(|(name, stored)| (name.to_string(), stored.clone())).collect();
-        Ok(Self {
-            shards: self.shards.clone(),
-            tensors: naming.present(tensors).map_err(|problem| Error::file(&self.path, problem))?,
-            path: self.path.clone(),
-            dtype,
-            quantize: None,
-            said_other: AtomicBool::new(false),
-            device: device.clone(),
-            used: Mutex::default(),
-        })
+        let tensors = naming.present(tensors).map_err(|problem| Error::file(&self.path, problem))?;
+        Ok(Self::of(&self.path, self.shards.clone(), tensors, dtype, device))
     }
 
     /// The same tensors, which come out as `dtype` on `device`, none of them used so far.
     pub(crate) fn on(&self, dtype: DType, device: &Device) -> Self {
-        Self {
-            shards: self.shards.clone(),
-            tensors: self.tensors.clone(),
-            path: self.path.clone(),
-            dtype,
-            quantize: None,
-            said_other: AtomicBool::new(false),
-            device: device.clone(),
-            used: Mutex::default(),
-        }
+        Self::of(&self.path, self.shards.clone(), self.tensors.clone(), dtype, device)
     }
 
     /// Puts the identity matrix of `size` rows in the place of the tensor `name`, whether there is one or not.
