@@ -49,10 +49,8 @@ impl SampleDecoder {
         let file = reference.image.read(&reference.shard, IMAGE_FILE)?;
         let header = photograph::header(&file)?;
         let (reader, config) = (&self.reader, self.reader.config());
-        let photograph = match self.cache.is_none() && !self.annotations_alone {
-            true => Some(photograph::decode_over(&file, reader.background())?),
-            false => None,
-        };
+        let is_decoded = self.cache.is_none() && !self.annotations_alone;
+        let photograph = is_decoded.then(|| photograph::decode_over(&file, reader.background())).transpose()?;
         let size = photograph.as_ref().map_or(header.size, size_of);
         photograph::check_shape(size)?;
         let draws = order::augmentation(self.seed, epoch, keyed_temp_store::hash(&reference.key) ^ reference.repeat);

@@ -65,15 +65,10 @@ impl<'a> Trainer<'a> {
             (processes > 1).then(|| Share::new(collective, config.train.batch, config.data.workers)).transpose()?;
         let loader = Loader::of(&data, config.seed, Some(&state.cursor), require_masks, cache, share.clone())?;
         let trained = config.train.samples(processes);
-        let masks = match is_main {
-            true => first_samples::examine(config, &data, &pipeline.text_encoders, trained)?,
-            false => None,
-        };
+        let masks = is_main.then(|| first_samples::examine(config, &data, &pipeline.text_encoders, trained));
+        let masks = masks.transpose()?.flatten();
         let scheduler = Scheduler::open(&files)?;
-        let shown_samples = match is_main {
-            true => Some(ShownSamples::open(config, &files, folder.path(), state.samples)?),
-            false => None,
-        };
+        let shown_samples = is_main.then(|| ShownSamples::open(config, &files, folder.path(), state.samples));
         let trainer = Self {
             config,
             diffusers_model: files.diffusers_name(&config.model.path),
@@ -87,7 +82,7 @@ impl<'a> Trainer<'a> {
             optimizer,
             loader,
             share,
-            shown_samples,
+            shown_samples: shown_samples.transpose()?,
             inventory,
             record: Some(record),
             plan,

@@ -38,7 +38,7 @@ impl LayerLoader<'_> {
 }
 
 /// Twice group norm, SiLU and convolution, with a residual connection.
-pub struct ResnetBlock {
+struct ResnetBlock {
     norm1: GroupNorm,
     conv1: Conv2d,
     norm2: GroupNorm,
@@ -47,20 +47,19 @@ pub struct ResnetBlock {
 }
 
 impl ResnetBlock {
-    pub fn load(loader: &LayerLoader, name: &str, input: usize, output: usize) -> Result<Self> {
+    fn load(loader: &LayerLoader, name: &str, input: usize, output: usize) -> Result<Self> {
         Ok(Self {
             norm1: loader.norm(&format!("{name}.norm1"), input)?,
             conv1: loader.conv(&format!("{name}.conv1"), input, output, 3, Stride::One)?,
             norm2: loader.norm(&format!("{name}.norm2"), output)?,
             conv2: loader.conv(&format!("{name}.conv2"), output, output, 3, Stride::One)?,
-            shortcut: match input == output {
-                true => None,
-                false => Some(loader.conv(&format!("{name}.conv_shortcut"), input, output, 1, Stride::One)?),
-            },
+            shortcut: (input != output)
+                .then(|| loader.conv(&format!("{name}.conv_shortcut"), input, output, 1, Stride::One))
+                .transpose()?,
         })
     }
 
-    pub fn forward(&self, mut x: Tensor) -> Result<Tensor> {
+    fn forward(&self, mut x: Tensor) -> Result<Tensor> {
         let inner = self.conv1.forward_from(Input::NormSilu(&x, &self.norm1))?;
         if let Some(shortcut) = &self.shortcut {
             x = shortcut.forward(&x)?;
@@ -115,10 +114,11 @@ impl MidBlock {
     pub fn load(loader: &LayerLoader, name: &str, channels: usize) -> Result<Self> {
         Ok(Self {
             first: ResnetBlock::load(loader, &format!("{name}.resnets.0"), channels, channels)?,
-            attention: match loader.config.mid_block_add_attention {
-                true => Some(MidAttention::load(loader, &format!("{name}.attentions.0"), channels)?),
-                false => None,
-            },
+            attention: loader
+                .config
+                .mid_block_add_attention
+                .then(|| MidAttention::load(loader, &format!("{name}.attentions.0"), channels))
+                .transpose()?,
             second: ResnetBlock::load(loader, &format!("{name}.resnets.1"), channels, channels)?,
         })
     }
@@ -135,6 +135,30 @@ impl MidBlock {
 
 /// A resolution level: residual blocks, then a convolution of stride 2 (encoder) or after upsampling (decoder).
 pub struct Level {
-    pub resnets: Vec<ResnetBlock>,
+    resnets: Vec<ResnetBlock>,
     pub resample: Option<Conv2d>,
+}
+
+impl Level {
+    /// So many residual blocks, the first of which makes `output` channels of `input`, and where there is one the convolution
+    /// behind them.
+    pub fn load(
+        loader: &LayerLoader,
+        name: &str,
+        count: usize,
+        (input, output): (usize, usize),
+        resample: Option<(&str, Stride)>,
+    ) -> Result<Self> {
+        let resnet = |number: usize| {
+            let from = if number == 0 { input } else { output };
+            ResnetBlock::load(loader, &format!("{name}.resnets.{number}"), from, output)
+        };
+        let conv = |(conv, stride)| loader.conv(&format!("{name}.{conv}"), output, output, 3, stride);
+        Ok(Self { resnets: (0..count).map(resnet).collect::<Result<_>>()?, resample: resample.map(conv).transpose()? })
+    }
+
+    /// Through the residual blocks.
+    pub fn residual(&self, x: Tensor) -> Result<Tensor> {
+        self.resnets.iter().try_fold(x, |x, resnet| resnet.forward(x))
+    }
 }

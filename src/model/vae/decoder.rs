@@ -1,5 +1,5 @@
 //! Latents to images.
-use super::blocks::{LayerLoader, Level, MidBlock, ResnetBlock};
+use super::blocks::{LayerLoader, Level, MidBlock};
 use crate::ops::conv2d::{Conv2d, Input, Stride};
 use crate::ops::group_norm::GroupNorm;
 use crate::system::error::Result;
@@ -25,25 +25,15 @@ impl Decoder {
         let count = config.decoder_channels().len();
         for (index, &output) in config.decoder_channels().iter().rev().enumerate() {
             let name = format!("decoder.up_blocks.{index}");
-            let resnet = |layer: usize| {
-                let from = if layer == 0 { input } else { output };
-                ResnetBlock::load(loader, &format!("{name}.resnets.{layer}"), from, output)
-            };
-            let up = format!("{name}.upsamplers.0.conv");
-            levels.push(Level {
-                resnets: (0..=config.layers_per_block).map(resnet).collect::<Result<_>>()?,
-                resample: match index + 1 < count {
-                    true => Some(loader.conv(&up, output, output, 3, Stride::One)?),
-                    false => None,
-                },
-            });
+            let up = (index + 1 < count).then_some(("upsamplers.0.conv", Stride::One));
+            levels.push(Level::load(loader, &name, config.layers_per_block + 1, (input, output), up)?);
             input = output;
         }
         Ok(Self {
-            quant: match config.use_post_quant_conv {
-                true => Some(loader.conv("post_quant_conv", latent, latent, 1, Stride::One)?),
-                false => None,
-            },
+            quant: config
+                .use_post_quant_conv
+                .then(|| loader.conv("post_quant_conv", latent, latent, 1, Stride::One))
+                .transpose()?,
             conv_in: loader.conv("decoder.conv_in", latent, last, 3, Stride::One)?,
             mid: MidBlock::load(loader, "decoder.mid_block", last)?,
             levels,
@@ -59,9 +49,7 @@ impl Decoder {
         };
         let mut x = self.mid.forward(self.conv_in.forward(&x)?)?;
         for level in &self.levels {
-            for resnet in &level.resnets {
-                x = resnet.forward(x)?;
-            }
+            x = level.residual(x)?;
             if let Some(up) = &level.resample {
                 x = up.forward_from(Input::Upsampled(&x))?;
             }

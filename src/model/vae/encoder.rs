@@ -1,5 +1,5 @@
 //! Images to latents.
-use super::blocks::{LayerLoader, Level, MidBlock, ResnetBlock};
+use super::blocks::{LayerLoader, Level, MidBlock};
 use crate::ops::conv2d::{Conv2d, Input, Stride};
 use crate::ops::group_norm::GroupNorm;
 use crate::system::error::Result;
@@ -24,18 +24,8 @@ impl Encoder {
         let mut input = first;
         for (index, &output) in channels.iter().enumerate() {
             let name = format!("encoder.down_blocks.{index}");
-            let resnet = |layer: usize| {
-                let from = if layer == 0 { input } else { output };
-                ResnetBlock::load(loader, &format!("{name}.resnets.{layer}"), from, output)
-            };
-            let down = format!("{name}.downsamplers.0.conv");
-            levels.push(Level {
-                resnets: (0..config.layers_per_block).map(resnet).collect::<Result<_>>()?,
-                resample: match index + 1 < channels.len() {
-                    true => Some(loader.conv(&down, output, output, 3, Stride::Two)?),
-                    false => None,
-                },
-            });
+            let down = (index + 1 < channels.len()).then_some(("downsamplers.0.conv", Stride::Two));
+            levels.push(Level::load(loader, &name, config.layers_per_block, (input, output), down)?);
             input = output;
         }
         let moments = 2 * config.latent_channels;
@@ -45,10 +35,10 @@ impl Encoder {
             mid: MidBlock::load(loader, "encoder.mid_block", last)?,
             norm_out: loader.norm("encoder.conv_norm_out", last)?,
             conv_out: loader.conv("encoder.conv_out", last, moments, 3, Stride::One)?,
-            quant: match config.use_quant_conv {
-                true => Some(loader.conv("quant_conv", moments, moments, 1, Stride::One)?),
-                false => None,
-            },
+            quant: config
+                .use_quant_conv
+                .then(|| loader.conv("quant_conv", moments, moments, 1, Stride::One))
+                .transpose()?,
         })
     }
 
@@ -56,9 +46,7 @@ impl Encoder {
     pub fn forward(&self, image: &Tensor) -> Result<Tensor> {
         let mut x = self.conv_in.forward(image)?;
         for level in &self.levels {
-            for resnet in &level.resnets {
-                x = resnet.forward(x)?;
-            }
+            x = level.residual(x)?;
             if let Some(down) = &level.resample {
                 x = down.forward(&x)?;
             }
