@@ -3,6 +3,7 @@
 use candle_core::{Device, Tensor};
 use seg4diff::config::RunConfig;
 use seg4diff::distributed::{Collective, SingleProcess};
+use seg4diff::eval::turns::Turns;
 use seg4diff::model::weights::read_all;
 use seg4diff::train::checkpoint::{State, list, verify};
 use seg4diff::train::gradient_buffer::GradientBuffer;
@@ -15,6 +16,7 @@ use seg4diff::{Error, Result};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 
 /// Where threads meet.
@@ -227,12 +229,66 @@ fn what_one_says_all_hear() {
     let meeting = Arc::new(Meeting::default());
     let asked = |rank: usize| {
         let thread = Thread { rank, size: 3, meeting: meeting.clone() };
-        [thread.any(false), thread.any(rank == 2), thread.main_says(rank == 0), thread.main_says(rank == 1)]
-            .map(|said| said.expect("said"))
+        [thread.any(false), thread.any(rank == 2), thread.any(true)].map(|said| said.expect("said"))
     };
-    let heard: Vec<[bool; 4]> = std::thread::scope(|scope| {
+    let heard: Vec<[bool; 3]> = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..3).map(|rank| scope.spawn(move || asked(rank))).collect();
         threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
     });
-    assert_eq!(heard, [[false, true, true, false]; 3]);
+    assert_eq!(heard, [[false, true, true]; 3]);
+}
+
+/// Rank 0 has what all have found, in the order of the batches, whoever had which.
+#[test]
+fn batches_are_taken_in_turns() {
+    let meeting = Arc::new(Meeting::default());
+    let measure = |rank: usize| {
+        let thread = Thread { rank, size: 3, meeting: meeting.clone() };
+        let turns = Turns::new(&thread);
+        let (mut own, mut all) = (vec![], vec![]);
+        let work = |batch: usize| {
+            own.push(batch);
+            Ok(vec![batch as f64 / 3.0; batch % 3])
+        };
+        let take = |found: &[f64]| {
+            all.push(found.to_vec());
+            Ok(())
+        };
+        turns.gather_each(7, work, take).expect("gathered");
+        let pieces = own.iter().map(|batch| (*batch, vec![*batch as u8; *batch])).collect();
+        (own, all, turns.pieces_at_main(pieces).expect("pieces"))
+    };
+    let found: Vec<_> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..3).map(|rank| scope.spawn(move || measure(rank))).collect();
+        threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
+    });
+    let own: Vec<_> = found.iter().map(|(own, ..)| own.clone()).collect();
+    assert_eq!(own, [vec![0, 3, 6], vec![1, 4], vec![2, 5]]);
+    let expected: Vec<Vec<f64>> = (0..7).map(|batch| vec![batch as f64 / 3.0; batch % 3]).collect();
+    let pieces: Vec<Vec<u8>> = (0..7).map(|batch| vec![batch as u8; batch]).collect();
+    assert_eq!((&found[0].1, &found[0].2), (&expected, &pieces));
+    assert!(found[1..].iter().all(|(_, all, pieces)| all.is_empty() && pieces.is_empty()));
+}
+
+/// Where one is asked to stop, all end after the same round.
+#[test]
+fn measurements_end_together() {
+    let meeting = Arc::new(Meeting::default());
+    let measure = |rank: usize| {
+        let thread = Thread { rank, size: 3, meeting: meeting.clone() };
+        let stop = AtomicBool::new(false);
+        let turns = Turns::until(&thread, &stop);
+        let mut seen = 0;
+        let ended = turns.each(30, |batch| {
+            seen += 1;
+            stop.store(batch == 13, Ordering::Relaxed);
+            Ok(())
+        });
+        (seen, ended.is_err(), turns.is_stopped(), turns.agree_to_stop().expect("said"))
+    };
+    let found: Vec<_> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..3).map(|rank| scope.spawn(move || measure(rank))).collect();
+        threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
+    });
+    assert_eq!(found, [(5, true, true, true); 3]);
 }

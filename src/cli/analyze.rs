@@ -10,6 +10,7 @@ use crate::eval::blurring::{Blurred, draw_blurred};
 use crate::eval::generation::GenerationOptions;
 use crate::eval::pca::components_of;
 use crate::eval::segmentation::{LabelledFolder, SegmentationOptions, Vocabulary};
+use crate::eval::turns::Turns;
 use crate::eval::usual_batch;
 use crate::model::pipeline::Pipeline;
 use crate::report::{blocks, pca};
@@ -99,18 +100,20 @@ pub fn run(args: &AnalyzeArgs, processes: &dyn Collective) -> Result<()> {
     let options = SegmentationOptions { protocol: args.protocol, ..options };
     let mut progress = Progress::new("image", 0, options.count(&data) as u64);
     let scheduler = Scheduler::open(&files)?;
-    let mut found = analyse_together(&pipeline, &scheduler, &data, &options, processes, |done, key| {
+    let turns = Turns::new(processes);
+    let mut found = analyse_together(&pipeline, &scheduler, &data, &options, &turns, |done, key| {
         progress.update_batch(done, options.batch, key);
     })?;
     drop(progress);
+    let blurred =
+        args.blur.map(|count| blur(args, count as usize, &pipeline, &scheduler, &data, &turns)).transpose()?;
     if !processes.is_main() {
         return Ok(());
     }
     if let Some(folder) = &args.pca {
         write_components(args, folder, &options, &pipeline, &scheduler, &data)?;
     }
-    if let Some(count) = args.blur {
-        let blurred = blur(args, count as usize, &pipeline, &scheduler, &data)?;
+    if let Some(blurred) = blurred {
         for (block, difference) in found.blocks.iter_mut().zip(blurred.differences()) {
             block.blurred_difference = Some(difference);
         }
@@ -161,6 +164,7 @@ fn blur(
     pipeline: &Pipeline,
     scheduler: &Scheduler,
     data: &LabelledFolder,
+    turns: &Turns,
 ) -> Result<Blurred> {
     let vocabulary = Vocabulary::new(&pipeline.text_encoders, data.classes(), data.classes_file())?;
     let mut captions = vec![];
@@ -182,7 +186,8 @@ fn blur(
     };
     let total = captions.len() * (1 + pipeline.transformer.config.num_layers());
     let mut progress = Progress::new("picture", 0, total as u64);
-    draw_blurred(pipeline, scheduler, &captions, &options, args.blur_sigma, |done| progress.update(done as u64, ""))
+    let sigma = args.blur_sigma;
+    draw_blurred(pipeline, scheduler, &captions, &options, sigma, turns, |done| progress.update(done as u64, ""))
 }
 
 /// A row for each block; fractions in per cent.

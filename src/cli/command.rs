@@ -34,10 +34,7 @@ impl Command {
     /// Whether several processes share its work.
     fn is_shared(&self) -> bool {
         match self {
-            Self::Train(_) | Self::Generate(_) | Self::Analyze(_) => true,
-            Self::Evaluate(command) => {
-                matches!(command, EvaluateCommand::Segmentation(_) | EvaluateCommand::Unsupervised(_))
-            }
+            Self::Train(_) | Self::Generate(_) | Self::Analyze(_) | Self::Evaluate(_) => true,
             Self::Prepare(command) => command.is_shared(),
             _ => false,
         }
@@ -84,10 +81,10 @@ impl EvaluateCommand {
         match self {
             Self::Segmentation(args) => evaluate::segmentation::run(args, processes),
             Self::Unsupervised(args) => evaluate::unsupervised::run(args, processes),
-            Self::Referring(args) => evaluate::referring::run(args),
-            Self::Generation(args) => evaluate::generation::run(args),
-            Self::Fid(args) => evaluate::fid::run(args),
-            Self::ClipScore(args) => evaluate::clip_score::run(args),
+            Self::Referring(args) => evaluate::referring::run(args, processes),
+            Self::Generation(args) => evaluate::generation::run(args, processes),
+            Self::Fid(args) => evaluate::fid::run(args, processes),
+            Self::ClipScore(args) => evaluate::clip_score::run(args, processes),
         }
     }
 }

@@ -89,15 +89,6 @@ pub trait Collective {
         Ok(flags.contains(&true))
     }
 
-    /// What rank 0 says.
-    ///
-    /// # Errors
-    /// As [`Self::gather`].
-    fn main_says(&self, flag: bool) -> Result<bool> {
-        let flag = self.broadcast(&Tensor::new(&[u8::from(flag)], &Device::Cpu)?)?;
-        Ok(flag.to_vec1::<u8>()? != [0])
-    }
-
     /// The bytes of all processes in rank order, at all of them; each has as many as it likes.
     ///
     /// # Errors
@@ -127,6 +118,20 @@ pub trait Collective {
     /// As [`Self::gather`].
     fn gather_bytes_at_main(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
         self.gather_bytes(bytes)
+    }
+
+    /// The numbers of all processes in rank order, at rank 0, and none at the others; each has as many as it likes.
+    ///
+    /// # Errors
+    /// As [`Self::gather`].
+    fn gather_numbers_at_main(&self, numbers: &[f64]) -> Result<Vec<Vec<f64>>> {
+        if self.size() == 1 {
+            return Ok(vec![numbers.to_vec()]);
+        }
+        let bytes: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
+        let all = self.gather_bytes_at_main(&bytes)?;
+        let numbers = |bytes: Vec<u8>| bytes.as_chunks().0.iter().map(|number| f64::from_le_bytes(*number)).collect();
+        Ok(all.into_iter().filter(|_| self.is_main()).map(numbers).collect())
     }
 
     /// The bytes of rank 0, at all processes.

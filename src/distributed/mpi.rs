@@ -273,9 +273,10 @@ impl Collective for MpiProcess {
             }
             let mut pieces = vec![0u8; part * self.size];
             root.gather_into_root(&piece[..], &mut pieces[..]);
-            all.iter_mut().zip(pieces.chunks(part)).for_each(|(all, piece)| all.extend(piece));
+            for ((all, piece), length) in all.iter_mut().zip(pieces.chunks(part)).zip(&lengths) {
+                all.extend(&piece[..part.min(*length as usize - all.len())]);
+            }
         }
-        all.iter_mut().zip(lengths).for_each(|(all, length)| all.truncate(length as usize));
         Ok(all)
     }
 

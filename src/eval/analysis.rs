@@ -5,6 +5,7 @@ use super::segmentation::{
     Accumulator, ClassMaps, LabelledFolder, SegmentationOptions, SegmentationScores, Segmenter, Vocabulary, each_batch,
     on_host,
 };
+use super::turns::Turns;
 use crate::distributed::{Collective, SingleProcess};
 use crate::model::families::{Embedded, JointInputs};
 use crate::model::pipeline::Pipeline;
@@ -82,7 +83,7 @@ pub fn analyse(
     options: &SegmentationOptions,
     progress: impl FnMut(usize, &str),
 ) -> Result<Analysis> {
-    analyse_together(pipeline, scheduler, data, options, &SingleProcess, progress)
+    analyse_together(pipeline, scheduler, data, options, &Turns::new(&SingleProcess), progress)
 }
 
 /// As [`analyse`], by several processes, which have the same numbers in the end.
@@ -94,7 +95,7 @@ pub fn analyse_together(
     scheduler: &Scheduler,
     data: &LabelledFolder,
     options: &SegmentationOptions,
-    processes: &dyn Collective,
+    turns: &Turns,
     mut progress: impl FnMut(usize, &str),
 ) -> Result<Analysis> {
     let count = pipeline.transformer.config.num_layers();
@@ -106,7 +107,7 @@ pub fn analyse_together(
     // Of every batch by its own, with the index of its first image and the block: summed up in that order, whoever has them.
     let mut parts: Vec<(usize, usize, BlockSums)> = vec![];
     let mut tokens = (0, 0);
-    each_batch(data, options, processes, |first, images| {
+    each_batch(data, options, turns, |first, images| {
         let numbered: Vec<_> = (first..).zip(images.iter().map(|image| &image.image)).collect();
         let prompts: Vec<_> = images.iter().map(|image| vocabulary.prompts_of(image, options.protocol)).collect();
         let mut maps = vec![vec![ClassMaps::empty(segmenter.grid()); images.len()]; count];
@@ -136,9 +137,9 @@ pub fn analyse_together(
         Ok(())
     })?;
     let names = || data.classes().iter().map(|class| class.name.as_str());
-    let scores = accumulators.into_iter().map(|of_block| of_block.merged(processes)?.scores(names()));
+    let scores = accumulators.into_iter().map(|of_block| of_block.merged(turns.processes())?.scores(names()));
     let scores = scores.collect::<Result<Vec<_>>>()?;
-    let (tokens, sums) = summed(tokens, parts, count, processes)?;
+    let (tokens, sums) = summed(tokens, parts, count, turns.processes())?;
     let images = scores.first().map_or(0, |scores| scores.images);
     let blocks: Vec<BlockAnalysis> =
         (0..).zip(sums).zip(&scores).map(|((block, sums), scores)| sums.finish(block, scores)).collect();

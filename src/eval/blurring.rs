@@ -1,6 +1,7 @@
 //! The effect on drawn images of blurring a block's image→text attention: large in blocks that determine the layout.
 use super::generation::GenerationOptions;
 use super::generation::draw::Painter;
+use super::turns::Turns;
 use crate::model::families::Blur;
 use crate::model::pipeline::Pipeline;
 use crate::sample::scheduler::Scheduler;
@@ -16,7 +17,7 @@ pub struct Blurred {
 }
 
 /// Draws an image of each caption without blurring, then with each block's image→text attention blurred in all steps,
-/// always from equal noise. `progress` receives the number of images drawn.
+/// always from equal noise. `progress` receives the number of images that this process has drawn; rank 0 has those of all.
 ///
 /// # Errors
 /// The options do not suit the model (`Error::Usage`), there is no caption, or an image is not finite.
@@ -26,6 +27,7 @@ pub fn draw_blurred(
     captions: &[String],
     options: &GenerationOptions,
     sigma: f64,
+    turns: &Turns,
     mut progress: impl FnMut(usize),
 ) -> Result<Blurred> {
     if captions.is_empty() {
@@ -35,7 +37,7 @@ pub fn draw_blurred(
     let captions: Vec<&str> = captions.iter().map(String::as_str).collect();
     let mut done = 0;
     let mut draw = |blur: Option<Blur>| -> Result<Vec<RgbImage>> {
-        painter.draw_all(&captions, blur, |new| {
+        painter.draw_all(&captions, blur, turns, |new| {
             done += new;
             progress(done);
         })

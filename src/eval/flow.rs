@@ -1,4 +1,5 @@
 //! The flow-matching loss on held-out images, with fixed noise and timesteps, comparable between models.
+use super::turns::Turns;
 use super::usual_batch;
 use crate::config::NoiseConfig;
 use crate::data::Captions;
@@ -39,16 +40,23 @@ impl HeldOut {
         Ok(Self { images: files.into_iter().take(count).map(caption).collect::<Result<_>>()?, size, seed })
     }
 
-    /// The mean flow loss over the images. Noise levels are drawn as in training.
+    /// The mean flow loss over the images; of several processes rank 0 has it. Noise levels are drawn as in training.
     ///
     /// # Errors
-    /// An image cannot be read, or there is none.
-    pub fn flow_loss(&self, pipeline: &Pipeline, scheduler: &Scheduler, levels: &NoiseConfig) -> Result<f64> {
+    /// An image cannot be read, or there is none; a process has failed.
+    pub fn flow_loss(
+        &self,
+        pipeline: &Pipeline,
+        scheduler: &Scheduler,
+        levels: &NoiseConfig,
+        turns: &Turns,
+    ) -> Result<Option<f64>> {
         let (channels, height, width) = pipeline.latent_shape(self.size)?;
         let device = &pipeline.device;
         let batch = usual_batch(self.size);
         let mut sum = 0.0;
-        for (number, images) in self.images.chunks(batch).enumerate() {
+        let sum_of = |number: usize| {
+            let images = &self.images[number * batch..self.images.len().min((number + 1) * batch)];
             let (mut latents, mut noise, mut sigmas) = (vec![], vec![], vec![]);
             for (index, (file, _)) in ((number * batch) as u64..).zip(images) {
                 latents.push(pipeline.vae.encode(&read_square(file, self.size, device)?)?);
@@ -64,11 +72,15 @@ impl HeldOut {
             let timesteps = Tensor::from_vec(timesteps, images.len(), &Device::Cpu)?;
             let velocity = pipeline.transformer.forward(&noised, &timesteps, &text, None)?;
             let loss = flow_loss(&velocity.into(), &latents, &noise)?.into_tensor();
-            sum += f64::from(loss.to_scalar::<f32>()?) * images.len() as f64;
-        }
+            Ok(vec![f64::from(loss.to_scalar::<f32>()?) * images.len() as f64])
+        };
+        turns.gather_each(self.images.len().div_ceil(batch), sum_of, |found| {
+            sum += found.iter().sum::<f64>();
+            Ok(())
+        })?;
         match self.images.len() {
             0 => Err(Error::Failed("there is no held-out image to measure the flow loss on".into())),
-            count => Ok(sum / count as f64),
+            count => Ok(turns.is_main().then(|| sum / count as f64)),
         }
     }
 }

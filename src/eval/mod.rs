@@ -8,6 +8,7 @@ pub mod maps;
 pub mod pca;
 pub mod score_head;
 pub mod segmentation;
+pub mod turns;
 
 /// Default batch size for images of `size`² pixels: one megapixel in total, at most 32 images. Small images are faster
 /// in batches; large ones fill memory.

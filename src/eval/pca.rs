@@ -3,6 +3,7 @@ use super::generation::matrix::add_product;
 use super::segmentation::{
     LabelledFolder, LabelledImage, Prompt, SegmentationOptions, Segmenter, Vocabulary, each_batch,
 };
+use super::turns::Turns;
 use crate::distributed::SingleProcess;
 use crate::model::pipeline::Pipeline;
 use crate::sample::scheduler::Scheduler;
@@ -48,7 +49,7 @@ pub fn components_of(
     let mut segmenter = Segmenter::new(pipeline, scheduler, options)?;
     let vocabulary = Vocabulary::new(&pipeline.text_encoders, data.classes(), data.classes_file())?;
     let grid = segmenter.grid();
-    each_batch(data, options, &SingleProcess, |first, images| {
+    each_batch(data, options, &Turns::new(&SingleProcess), |first, images| {
         let numbered: Vec<_> = (first..).zip(images.iter().map(|image| &image.image)).collect();
         let prompts: Vec<Vec<Prompt>> = images
             .iter()

@@ -11,6 +11,7 @@ mod samples;
 pub mod segmentation;
 pub mod summary;
 pub(crate) mod tensorboard;
+pub(crate) mod told_example;
 mod trained_layers;
 mod training_sample;
 mod validation;

@@ -1,22 +1,26 @@
-//! Measures a run's model before training and after, as `[eval]` says.
+//! Measures a run's model before training and after, as `[eval]` says. Several processes share the images, and rank 0 has the
+//! scores and pictures.
 use crate::config::{EvalConfig, RunConfig};
 use crate::data::Captions;
 use crate::data::sources::captions::{Columns, first_by_key};
-use crate::eval::analysis::analyse;
+use crate::distributed::Collective;
+use crate::eval::analysis::analyse_together;
 use crate::eval::flow::HeldOut;
+use crate::eval::generation::draw::pictures_at_main;
 use crate::eval::generation::statistics::image_files;
-use crate::eval::generation::{self, GenerationOptions, GenerationScores, Reference, load_networks};
+use crate::eval::generation::{self, DrawnImage, GenerationOptions, GenerationScores, Reference, load_networks};
 use crate::eval::segmentation::{self, ImageResult, LabelledFolder, SegmentationOptions};
+use crate::eval::turns::Turns;
 use crate::model::pipeline::Pipeline;
-use crate::report::Measured;
 use crate::report::segmentation::SegmentationExample;
 use crate::report::summary::{Scores, Stage};
+use crate::report::{Measured, told_example};
 use crate::sample::scheduler::Scheduler;
-use crate::system::error::{Error, Result};
+use crate::system::error::Result;
 use crate::system::progress::Progress;
 use candle_core::Device;
 use image::RgbImage;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
 /// Held-out pictures whose attention the report shows.
 const EXAMPLES: usize = 6;
@@ -31,12 +35,19 @@ pub struct Evaluation<'a> {
     held_out: Option<HeldOut>,
     /// Captions to draw from, and what drawn images are compared with.
     generation: Option<(Vec<String>, Reference)>,
-    stop: &'a AtomicBool,
+    turns: Turns<'a>,
 }
 
 impl<'a> Evaluation<'a> {
-    /// Opens what the config's `[eval]` names; `stop` ends a measurement early.
-    pub fn open(config: &'a RunConfig, eval: &'a EvalConfig, device: &Device, stop: &'a AtomicBool) -> Result<Self> {
+    /// Opens what the config's `[eval]` names, for these processes; `stop`, in any of them, ends a measurement early.
+    pub fn open(
+        config: &'a RunConfig,
+        eval: &'a EvalConfig,
+        device: &Device,
+        processes: &'a dyn Collective,
+        stop: &'a AtomicBool,
+    ) -> Result<Self> {
+        let turns = Turns::new(processes);
         let labelled = LabelledFolder::of_run(config, eval)?;
         let columns = Columns::of(&config.data);
         let held_out = match &eval.captions {
@@ -52,15 +63,15 @@ impl<'a> Evaluation<'a> {
                 let captions = first_by_key(captions, columns, eval.generation_images)?;
                 let networks = load_networks(eval.inception.as_deref(), eval.features.as_deref(), device)?;
                 let batch = GenerationOptions::of(eval).batch;
-                Some((captions, Reference::of_folder(networks, eval.real_images(), batch)?))
+                Some((captions, Reference::of_folder_together(networks, eval.real_images(), batch, &turns)?))
             }
             _ => None,
         };
-        Ok(Self { config, eval, labelled, held_out, generation, stop })
+        Ok(Self { config, eval, labelled, held_out, generation, turns: Turns::until(processes, stop) })
     }
 
-    /// Measures one model, adds its scores and pictures to `measured`, and returns whether it came to the end: not where
-    /// the run is asked to stop, which leaves `measured` as it was.
+    /// Measures one model, adds its scores and pictures to `measured` at rank 0, and returns whether it came to the end: not
+    /// where the run is asked to stop, which leaves `measured` as it was.
     pub fn measure(
         &self,
         pipeline: &Pipeline,
@@ -70,10 +81,16 @@ impl<'a> Evaluation<'a> {
     ) -> Result<bool> {
         let mut new = Measured::default();
         let outcome = self.scores(pipeline, scheduler, stage, &mut new);
-        if self.stop.load(Ordering::Relaxed) {
+        // Of what fails at one process the others know nothing, and cannot be asked.
+        let is_stopped = if outcome.is_ok() { self.turns.agree_to_stop()? } else { self.turns.is_stopped() };
+        if is_stopped {
             return Ok(false);
         }
-        measured.summary.set(stage, outcome?);
+        let scores = outcome?;
+        if !self.turns.is_main() {
+            return Ok(true);
+        }
+        measured.summary.set(stage, scores);
         if measured.segmentation.is_empty() {
             measured.segmentation = new.segmentation;
         } else {
@@ -99,10 +116,11 @@ impl<'a> Evaluation<'a> {
         if let Some(labelled) = self.labelled.as_ref().filter(|_| self.eval.analysis_images > 0) {
             let limit = Some(self.eval.analysis_images);
             let options = SegmentationOptions::of(self.eval, limit);
-            new.blocks.push((stage, analyse(pipeline, scheduler, labelled, &options, |_, _| {})?));
+            new.blocks
+                .push((stage, analyse_together(pipeline, scheduler, labelled, &options, &self.turns, |_, _| {})?));
         }
         if let Some(held_out) = &self.held_out {
-            scores.held_out_flow = Some(held_out.flow_loss(pipeline, scheduler, &self.config.noise)?);
+            scores.held_out_flow = held_out.flow_loss(pipeline, scheduler, &self.config.noise, &self.turns)?;
         }
         if let Some((captions, reference)) = &self.generation {
             let GenerationScores { fid, kid, fd_demo, .. } =
@@ -123,13 +141,17 @@ impl<'a> Evaluation<'a> {
         let limit = Some(self.eval.segmentation_images).filter(|&images| images > 0);
         let options = SegmentationOptions::of(self.eval, limit);
         let mut progress = Progress::new("segmented", 0, options.count(labelled) as u64);
-        segmentation::evaluate(pipeline, scheduler, labelled, &options, &mut |result: &ImageResult| {
-            if examples.len() < EXAMPLES {
-                examples.push(SegmentationExample::new(result, stage)?);
+        let mut own = vec![];
+        let mut visit = |result: &ImageResult| {
+            if result.index < EXAMPLES {
+                own.push((result.index, SegmentationExample::new(result, stage)?));
             }
             progress.update_batch(result.index + 1, options.batch, stage.title());
-            self.check_stop()
-        })
+            Ok(())
+        };
+        let scores = segmentation::evaluate_together(pipeline, scheduler, labelled, &options, &self.turns, &mut visit)?;
+        *examples = told_example::at_main(own, stage, &self.turns)?;
+        Ok(scores)
     }
 
     fn draw(
@@ -142,25 +164,20 @@ impl<'a> Evaluation<'a> {
         new: &mut Measured,
     ) -> Result<GenerationScores> {
         let options = GenerationOptions::of(self.eval);
-        let mut samples: Vec<RgbImage> = vec![];
+        let mut own: Vec<(usize, RgbImage)> = vec![];
         let mut progress = Progress::new("drawn", 0, options.images as u64);
-        let scores = generation::evaluate(pipeline, scheduler, captions, &options, reference, &mut |drawn| {
-            if samples.len() < SAMPLES {
-                samples.push(drawn.image.clone());
-                new.samples.prompts.push(drawn.caption.to_string());
+        let mut visit = |drawn: &DrawnImage| {
+            if drawn.index < SAMPLES {
+                own.push((drawn.index, drawn.image.clone()));
             }
             progress.update_batch(drawn.index + 1, options.batch, stage.title());
-            self.check_stop()
-        })?;
-        new.samples.columns.push((stage, samples));
-        Ok(scores)
-    }
-
-    /// An error, which goes no further than `measure`, where the run is asked to stop.
-    fn check_stop(&self) -> Result<()> {
-        match self.stop.load(Ordering::Relaxed) {
-            true => Err(Error::Failed("stopped".into())),
-            false => Ok(()),
-        }
+            Ok(())
+        };
+        let turns = &self.turns;
+        let scores =
+            generation::evaluate_together(pipeline, scheduler, captions, &options, reference, turns, &mut visit)?;
+        new.samples.prompts = captions.iter().cycle().take(options.images.min(SAMPLES)).cloned().collect();
+        new.samples.columns.push((stage, pictures_at_main(own, turns)?));
+        Ok(scores.unwrap_or_default())
     }
 }

@@ -32,10 +32,9 @@ pub fn run_with(
 ) -> Result<Option<String>> {
     let run = || {
         let stop = interrupt::stop_flag()?;
-        // What the process of rank 0 measures, the others wait for.
-        let eval = config.eval.as_ref().filter(|_| components.collective.is_main());
-        let evaluation = eval.map(|eval| Evaluation::open(config, eval, device, &stop)).transpose()?;
-        let validation = eval.map(|_| Validation::open(config)).transpose()?.flatten();
+        let (eval, collective) = (config.eval.as_ref(), components.collective);
+        let evaluation = eval.map(|eval| Evaluation::open(config, eval, device, collective, &stop)).transpose()?;
+        let validation = Validation::open(config, collective)?;
         Run { device, force, components, evaluation, validation, stop: &stop }.whole(config, folder)
     };
     run().inspect_err(|problem| components.collective.abort(problem))

@@ -127,9 +127,7 @@ impl<'a> Trainer<'a> {
             let busy = elapsed.saturating_sub(together + waited);
             let processes = process_metrics::gather(busy, waited, collective)?;
             let metrics = StepMetrics { processes, ..self.metrics(&terms, norm, lr, elapsed, waited) };
-            if let Some(log) = &mut log {
-                self.record(metrics, log, validation)?;
-            }
+            self.record(metrics, log.as_mut(), validation)?;
             let stopping = collective.any(stop.load(Ordering::Relaxed))?;
             self.save_if_due(log.as_mut(), stopping)?;
             if stopping && self.state.step < train.steps {
@@ -266,11 +264,16 @@ impl<'a> Trainer<'a> {
     }
 
     /// Logs a step, after a validation where one is due.
-    fn record(&mut self, mut metrics: StepMetrics, log: &mut RunLog, validation: Option<&Validation>) -> Result<()> {
+    fn record(
+        &mut self,
+        mut metrics: StepMetrics,
+        mut log: Option<&mut RunLog>,
+        validation: Option<&Validation>,
+    ) -> Result<()> {
         if let Some(validation) = validation.filter(|validation| validation.is_due(self.state.step)) {
-            metrics.validation = Some(self.validate(log, validation)?);
+            metrics.validation = self.validate(log.as_deref_mut(), validation)?;
         }
-        log.write(&metrics)
+        log.map_or(Ok(()), |log| log.write(&metrics))
     }
 
     /// Saves a checkpoint where one is due, or where the run is `stopping`, when all processes have reached it; and what
@@ -303,11 +306,12 @@ impl<'a> Trainer<'a> {
         })
     }
 
-    /// Measures the model, and saves it where it is the best so far.
-    fn validate(&mut self, log: &mut RunLog, validation: &Validation) -> Result<ValidationScores> {
+    /// Measures the model; the process that writes saves it where it is the best so far, and has the scores.
+    fn validate(&mut self, log: Option<&mut RunLog>, validation: &Validation) -> Result<Option<ValidationScores>> {
         self.attach_detached()?;
-        let (scores, pictures) = validation.measure(&self.pipeline, &self.scheduler)?;
+        let measured = validation.measure(&self.pipeline, &self.scheduler)?;
         self.pipeline.transformer.attach_trained(&self.parameters.trained()?)?;
+        let (Some((scores, pictures)), Some(log)) = (measured, log) else { return Ok(None) };
         let step = self.state.step;
         let kept = validation.kept_pictures();
         pictures.write(&log.output, step, kept)?;
@@ -320,7 +324,7 @@ impl<'a> Trainer<'a> {
             log.best = Some(scores.clone());
         }
         tracing::info!("step {step}: {scores}{}", if is_best { ", the best so far" } else { "" });
-        Ok(scores)
+        Ok(Some(scores))
     }
 
     /// Attaches the LoRA without gradients: with them every denoising step of every drawn image would stay in memory.
@@ -340,8 +344,7 @@ impl<'a> Trainer<'a> {
         Ok(())
     }
 
-    /// Measures the model without its LoRA; false where the run is asked to stop before. The process that writes has an
-    /// `evaluation`.
+    /// Measures the model without its LoRA; false where the run is asked to stop before.
     pub fn measure_base(&mut self, evaluation: Option<&Evaluation>, measured: &mut Measured) -> Result<bool> {
         self.pipeline.transformer.detach();
         let complete = self.measure(evaluation, Stage::Before, measured)?;
@@ -350,11 +353,10 @@ impl<'a> Trainer<'a> {
     }
 
     fn measure(&self, evaluation: Option<&Evaluation>, stage: Stage, measured: &mut Measured) -> Result<bool> {
-        let complete = match evaluation {
-            Some(evaluation) => evaluation.measure(&self.pipeline, &self.scheduler, stage, measured)?,
-            None => true,
-        };
-        self.components.collective.main_says(complete)
+        match evaluation {
+            Some(evaluation) => evaluation.measure(&self.pipeline, &self.scheduler, stage, measured),
+            None => Ok(true),
+        }
     }
 
     /// Exports the LoRA into `output` and measures the model with it; false where the run is asked to stop before.
@@ -381,7 +383,7 @@ impl<'a> Trainer<'a> {
         }
         self.attach_detached()?;
         let complete = self.measure(evaluation, stage, measured)?;
-        if !complete && evaluation.is_some() {
+        if !complete && self.components.collective.is_main() {
             tracing::info!("stopped while measuring; the same command with --resume measures again");
         }
         Ok(complete)

@@ -1,17 +1,20 @@
-//! Validation every so many steps, on a few images, noises and captions that never change.
+//! Validation every so many steps, on a few images, noises and captions that never change. Several processes share the images,
+//! and rank 0 has the scores and pictures.
 use crate::config::{BestBy, EvalConfig, RunConfig};
 use crate::data::Captions;
 use crate::data::sources::captions::{Columns, first_by_key};
+use crate::distributed::Collective;
 use crate::eval::flow::HeldOut;
 use crate::eval::generation::GenerationOptions;
 use crate::eval::generation::draw::Painter;
 use crate::eval::generation::statistics::image_files;
-use crate::eval::segmentation::{ImageResult, LabelledFolder, SegmentationOptions, evaluate};
+use crate::eval::segmentation::{ImageResult, LabelledFolder, SegmentationOptions, evaluate_together};
+use crate::eval::turns::Turns;
 use crate::model::pipeline::Pipeline;
 use crate::report::metrics::ValidationScores;
 use crate::report::segmentation::{SegmentationExample, sheet_of};
 use crate::report::summary::Stage;
-use crate::report::{KeptPictures, ValidationPictures, sample_sheet};
+use crate::report::{KeptPictures, ValidationPictures, sample_sheet, told_example};
 use crate::sample::scheduler::Scheduler;
 use crate::system::error::Result;
 
@@ -26,6 +29,7 @@ pub struct Validation<'a> {
     held_out: Option<HeldOut>,
     /// Captions that are drawn from.
     captions: Vec<String>,
+    turns: Turns<'a>,
 }
 
 impl<'a> Validation<'a> {
@@ -33,7 +37,7 @@ impl<'a> Validation<'a> {
     ///
     /// # Errors
     /// A folder, the classes or the captions cannot be read or do not fit.
-    pub fn open(config: &'a RunConfig) -> Result<Option<Self>> {
+    pub fn open(config: &'a RunConfig, processes: &'a dyn Collective) -> Result<Option<Self>> {
         let Some(eval) = config.eval.as_ref().filter(|eval| eval.every > 0) else { return Ok(None) };
         let labelled = LabelledFolder::of_run(config, eval)?;
         let columns = Columns::of(&config.data);
@@ -46,7 +50,7 @@ impl<'a> Validation<'a> {
             None => (None, vec![]),
         };
         let captions = captions.into_iter().take(eval.every_samples).collect();
-        Ok(Some(Self { config, eval, labelled, held_out, captions }))
+        Ok(Some(Self { config, eval, labelled, held_out, captions, turns: Turns::new(processes) }))
     }
 
     /// Whether the model is measured after `step`.
@@ -59,7 +63,7 @@ impl<'a> Validation<'a> {
         KeptPictures::new(self.eval.every, self.config.train.steps, self.eval.keep_pictures)
     }
 
-    /// Measures the model as it is. This takes no part in the run's random numbers.
+    /// Measures the model as it is; other processes than rank 0 get nothing. This takes no part in the run's random numbers.
     ///
     /// # Errors
     /// An image cannot be read, or the model's output is not finite.
@@ -67,33 +71,36 @@ impl<'a> Validation<'a> {
         &self,
         pipeline: &Pipeline,
         scheduler: &Scheduler,
-    ) -> Result<(ValidationScores, ValidationPictures)> {
+    ) -> Result<Option<(ValidationScores, ValidationPictures)>> {
+        let turns = &self.turns;
         let mut scores = ValidationScores::default();
         let mut pictures = ValidationPictures::default();
         if let Some(labelled) = &self.labelled {
             let limit = Some(self.eval.every_images);
             let options = SegmentationOptions::of(self.eval, limit);
-            let mut examples = vec![];
-            let found = evaluate(pipeline, scheduler, labelled, &options, &mut |result: &ImageResult| {
-                if examples.len() < EXAMPLES {
-                    examples.push(SegmentationExample::new(result, Stage::After)?);
+            let mut own = vec![];
+            let mut visit = |result: &ImageResult| {
+                if result.index < EXAMPLES {
+                    own.push((result.index, SegmentationExample::new(result, Stage::After)?));
                 }
                 Ok(())
-            })?;
+            };
+            let found = evaluate_together(pipeline, scheduler, labelled, &options, turns, &mut visit)?;
+            let examples = told_example::at_main(own, Stage::After, turns)?;
             (scores.miou, scores.pixel_accuracy) = (Some(found.miou), Some(found.pixel_accuracy));
-            pictures.attention = Some(sheet_of(&examples)?);
+            pictures.attention = turns.is_main().then(|| sheet_of(&examples)).transpose()?;
         }
         if let Some(held_out) = &self.held_out {
-            scores.held_out_flow = Some(held_out.flow_loss(pipeline, scheduler, &self.config.noise)?);
+            scores.held_out_flow = held_out.flow_loss(pipeline, scheduler, &self.config.noise, turns)?;
         }
         if !self.captions.is_empty() {
             let options = GenerationOptions::of(self.eval);
             let mut painter = Painter::new(pipeline, scheduler, &options)?;
             let captions: Vec<&str> = self.captions.iter().map(String::as_str).collect();
-            let images = painter.draw_all(&captions, None, |_| {})?;
-            pictures.samples = Some(sample_sheet(&images));
+            let images = painter.draw_all(&captions, None, turns, |_| {})?;
+            pictures.samples = turns.is_main().then(|| sample_sheet(&images));
         }
-        Ok((scores, pictures))
+        Ok(turns.is_main().then_some((scores, pictures)))
     }
 
     /// Whether `new` is better than `old`, by the metric that the config chose; equal scores are not better.

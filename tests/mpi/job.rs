@@ -23,6 +23,8 @@ pub struct Job {
 pub struct Ended {
     pub status: Option<i32>,
     pub said: String,
+    /// What it printed on standard output.
+    pub printed: Vec<u8>,
     pub took: Duration,
 }
 
@@ -45,7 +47,7 @@ impl Job {
         // Short beside what the processes compute.
         let words: Vec<String> = command.get_args().map(|word| word.to_string_lossy().into_owned()).collect();
         let mark = words.iter().find(|word| word.starts_with("output=")).cloned().unwrap_or_default();
-        let child = mpirun.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("mpirun");
+        let child = mpirun.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("mpirun");
         Self { child, mark }
     }
 
@@ -72,7 +74,7 @@ impl Job {
         let output = self.child.wait_with_output().expect("output");
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(!said.contains("panicked"), "{said}");
-        Ended { status: output.status.code(), said, took: started.elapsed() }
+        Ended { status: output.status.code(), said, printed: output.stdout, took: started.elapsed() }
     }
 }
 

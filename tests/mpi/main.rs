@@ -2,7 +2,10 @@
 //! Without `mpirun` nothing is tested, and the tests say so (`REQUIRE_MPI=1` demands it).
 #![cfg(all(feature = "mpi", target_os = "linux"))]
 
+mod eval;
 mod faults;
+#[path = "../fixtures/generation/mod.rs"]
+mod generation;
 mod job;
 #[path = "../outcome/mod.rs"]
 mod outcome;

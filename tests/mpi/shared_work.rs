@@ -1,10 +1,12 @@
 //! What `prepare cache`, `evaluate`, `analyze` and `generate` leave does not depend on how many processes share the work.
+use crate::generation;
 use crate::job::{Job, has_mpirun};
-use crate::smoke_run::{read, succeed};
+use crate::smoke_run::{read, run};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures");
 const MODEL: [&str; 4] = ["--model", "checkpoints/smoke-base", "--device", "cpu"];
 
 /// `seg4diff` with these words.
@@ -15,7 +17,7 @@ fn program(words: &[&str]) -> Command {
 }
 
 /// The files below a folder.
-fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+pub fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let mut found = BTreeMap::new();
     for entry in std::fs::read_dir(folder).expect("folder").map(|entry| entry.expect("entry").path()) {
         match entry.is_dir() {
@@ -30,7 +32,8 @@ fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     found
 }
 
-/// Runs what `command` makes for a folder, by one process and by three, which must leave the same files in it.
+/// Runs what `command` makes for a folder, by one process, two and three, which must leave the same files in it, and print the
+/// same where that is what was measured.
 fn same_files(command: impl Fn(&Path) -> Command, least: usize) {
     if !has_mpirun() {
         return;
@@ -38,13 +41,20 @@ fn same_files(command: impl Fn(&Path) -> Command, least: usize) {
     let folder = tempfile::tempdir().expect("folder");
     let alone = folder.path().join("alone");
     std::fs::create_dir(&alone).expect("folder");
-    succeed(&mut command(&alone));
+    let measures = command(&alone).get_args().next().is_some_and(|word| word == "evaluate" || word == "analyze");
+    let (output, said) = run(&mut command(&alone));
+    assert!(output.status.success(), "{said}");
     let expected = files(&alone);
     assert!(expected.len() >= least, "{:?}", expected.keys());
     for size in [2, 3] {
         let together = folder.path().join(format!("by-{size}"));
         std::fs::create_dir(&together).expect("folder");
-        Job::start(size, &command(&together)).end().succeeded();
+        let ended = Job::start(size, &command(&together)).end();
+        assert_eq!(ended.status, Some(0), "{}", ended.said);
+        if measures {
+            let printed = [&ended.printed, &output.stdout].map(|bytes| String::from_utf8_lossy(bytes));
+            assert_eq!(printed[0], printed[1], "{size} processes");
+        }
         let found = files(&together);
         assert!(found.keys().eq(expected.keys()), "{:?}", found.keys());
         for (name, bytes) in &expected {
@@ -104,5 +114,101 @@ fn drawings() {
             command
         },
         7,
+    );
+}
+
+#[test]
+fn referring() {
+    same_files(
+        |folder| {
+            let words = ["evaluate", "referring", "--layer", "1", "--size", "64", "--batch", "1"];
+            let mut command = program(&[&words, &MODEL[..]].concat());
+            command.arg("--phrases").arg(format!("{FIXTURES}/segmentation/phrases.jsonl"));
+            command.arg("--images").arg(format!("{FIXTURES}/segmentation/images"));
+            command.arg("--json").arg(folder.join("scores.json"));
+            command
+        },
+        1,
+    );
+}
+
+#[test]
+fn clip_score() {
+    same_files(
+        |folder| {
+            let mut command = program(&["evaluate", "clip-score", "--device", "cpu", "--batch", "1"]);
+            for (flag, name) in [("--clip", "model"), ("--images", "images"), ("--captions", "captions.json")] {
+                command.arg(flag).arg(format!("{FIXTURES}/clip/{name}"));
+            }
+            command.arg("--json").arg(folder.join("scores.json"));
+            command
+        },
+        1,
+    );
+}
+
+#[test]
+fn feature_distances() {
+    let world = tempfile::tempdir().expect("folder");
+    for (folder, count) in [("real", 7), ("made", 4)] {
+        for index in 0..count {
+            let picture = generation::picture(&format!("{folder}{index}"), 40 + 8 * index, 50);
+            let file = world.path().join(folder).join(format!("{index}.png"));
+            seg4diff::sample::image::write_png(&file, &picture).expect("written");
+        }
+    }
+    let inception = generation::write_inception(world.path(), &generation::inception_tensors());
+    generation::write_classifier(&world.path().join("features"));
+    same_files(
+        |folder| {
+            let mut command = program(&["evaluate", "fid", "--device", "cpu", "--batch", "2"]);
+            for (flag, name) in [("--real", "real"), ("--generated", "made"), ("--features", "features")] {
+                command.arg(flag).arg(world.path().join(name));
+            }
+            command.arg("--inception").arg(&inception).arg("--save-real").arg(folder.join("real.npz"));
+            command.arg("--json").arg(folder.join("scores.json"));
+            command
+        },
+        2,
+    );
+}
+
+#[test]
+fn generation_scores() {
+    let world = tempfile::tempdir().expect("folder");
+    generation::write_classifier(&world.path().join("features"));
+    let captions = r#"{"a": "a blue square", "b": "a red circle", "c": "a green triangle on the left"}"#;
+    std::fs::write(world.path().join("captions.json"), captions).expect("captions");
+    same_files(
+        |folder| {
+            let mut command = program(&["evaluate", "generation", "--config", "configs/smoke.toml"]);
+            let (world, images) = (world.path().display(), format!("{FIXTURES}/segmentation/images"));
+            for setting in [
+                format!("eval.images={images}"),
+                format!("eval.captions={world}/captions.json"),
+                format!("eval.features={world}/features"),
+                "eval.generation_images=7".into(),
+                "eval.size=64".into(),
+                "eval.steps=2".into(),
+                "eval.batch=2".into(),
+            ] {
+                command.args(["--set", &setting]);
+            }
+            command.arg("--out").arg(folder.join("drawn")).arg("--json").arg(folder.join("scores.json"));
+            command
+        },
+        10,
+    );
+}
+
+#[test]
+fn blurred_drawings() {
+    same_files(
+        |folder| {
+            let words = ["analyze", "--batch", "1", "--blur", "3", "--steps", "8", "--sheet"];
+            let sheet = folder.join("sheet.png").display().to_string();
+            on_labelled(&[&words[..], &[&sheet]].concat(), folder, false)
+        },
+        2,
     );
 }

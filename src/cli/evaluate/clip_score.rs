@@ -3,8 +3,10 @@ use super::write_scores;
 use crate::cli::say;
 use crate::config::DeviceChoice;
 use crate::data::sources::captions::{Captions, Columns};
+use crate::distributed::Collective;
 use crate::eval::clip_score::{ClipScorer, clip_scores};
 use crate::eval::generation::statistics::image_files;
+use crate::eval::turns::Turns;
 use crate::sample::image::read_rgb8;
 use crate::system::error::{Error, Result};
 use crate::system::progress::Progress;
@@ -49,8 +51,9 @@ pub struct ClipScoreArgs {
     pub json: Option<PathBuf>,
 }
 
-pub fn run(args: &ClipScoreArgs) -> Result<()> {
-    args.json.as_deref().map_or(Ok(()), check_writable)?;
+pub fn run(args: &ClipScoreArgs, processes: &dyn Collective) -> Result<()> {
+    let json = args.json.as_deref().filter(|_| processes.is_main());
+    json.map_or(Ok(()), check_writable)?;
     let files = image_files(&args.images)?;
     let captions = Captions::read(&args.captions, Columns { key: &args.key_column, caption: &args.caption_column })?;
     let caption = |file: &PathBuf| {
@@ -67,14 +70,23 @@ pub fn run(args: &ClipScoreArgs) -> Result<()> {
     let mut progress = Progress::new("image", 0, files.len() as u64);
     let mut cosines = vec![];
     let batch = args.batch as usize;
-    for (files, captions) in files.chunks(batch).zip(captions.chunks(batch)) {
-        let images = files.par_iter().map(|file| read_rgb8(file)).collect::<Result<Vec<_>>>()?;
-        cosines.extend(scorer.cosines(&images, &captions.iter().map(String::as_str).collect::<Vec<_>>())?);
+    let score = |number: usize| {
+        let range = number * batch..files.len().min((number + 1) * batch);
+        let images = files[range.clone()].par_iter().map(|file| read_rgb8(file)).collect::<Result<Vec<_>>>()?;
+        scorer.cosines(&images, &captions[range].iter().map(String::as_str).collect::<Vec<_>>())
+    };
+    let turns = Turns::new(processes);
+    turns.gather_each(files.len().div_ceil(batch), score, |found| {
+        cosines.extend(found);
         progress.update(cosines.len() as u64, "");
-    }
+        Ok(())
+    })?;
     drop(progress);
+    if !turns.is_main() {
+        return Ok(());
+    }
     let scores = clip_scores(&cosines)?;
-    args.json.as_deref().map_or(Ok(()), |file| write_scores(file, &scores))?;
+    json.map_or(Ok(()), |file| write_scores(file, &scores))?;
     say(&format!("CLIPScore  {:.4}  (2.5·max(cosine, 0), mean of {} images)", scores.clip_score, scores.images))?;
     say(&format!("cosine     {:.4}  (as a percentage {:.2})", scores.cosine, 100.0 * scores.cosine))
 }

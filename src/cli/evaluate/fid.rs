@@ -1,8 +1,10 @@
 //! `evaluate fid`: feature distances between two folders of images.
 use super::{say_distances, write_scores};
 use crate::config::DeviceChoice;
+use crate::distributed::Collective;
 use crate::eval::generation::statistics::{Statistics, of_folder};
 use crate::eval::generation::{FeatureNetwork, Reference, load_networks, npz};
+use crate::eval::turns::Turns;
 use crate::system::error::{Error, Result};
 use crate::system::whole_file::check_writable;
 use clap::Args;
@@ -48,8 +50,8 @@ pub struct FidArgs {
     pub json: Option<PathBuf>,
 }
 
-pub fn run(args: &FidArgs) -> Result<()> {
-    for file in args.json.iter().chain(&args.save_real) {
+pub fn run(args: &FidArgs, processes: &dyn Collective) -> Result<()> {
+    for file in args.json.iter().chain(&args.save_real).filter(|_| processes.is_main()) {
         check_writable(file)?;
     }
     for path in [&args.real, &args.generated] {
@@ -60,8 +62,12 @@ pub fn run(args: &FidArgs) -> Result<()> {
     }
     let device = args.device.open()?;
     let networks = load_networks(args.inception.as_deref(), args.features.as_deref(), &device)?;
-    let statistics = |path: &Path, what| statistics(&networks, path, args.batch as usize, what);
+    let turns = Turns::new(processes);
+    let statistics = |path: &Path, what| statistics(&networks, path, args.batch as usize, what, &turns);
     let (real, generated) = (statistics(&args.real, "real image")?, statistics(&args.generated, "generated image")?);
+    if !turns.is_main() {
+        return Ok(());
+    }
     if let (Some(file), Some(of_inception)) = (&args.save_real, real.first()) {
         npz::write(file, &of_inception.gaussian()?)?;
     }
@@ -82,9 +88,10 @@ fn statistics(
     path: &Path,
     batch: usize,
     what: &'static str,
+    turns: &Turns,
 ) -> Result<Vec<Statistics>> {
     if is_statistics(path) {
         return networks.iter().map(|network| Statistics::read(path, network.as_ref())).collect();
     }
-    of_folder(networks, path, batch, what)
+    of_folder(networks, path, batch, what, turns)
 }

@@ -4,7 +4,9 @@ use crate::cli::drawings::{self, key, lora_content};
 use crate::cli::{attach, say};
 use crate::config::{EvalConfig, PartPaths, RunConfig};
 use crate::data::sources::captions::{Columns, first_by_key};
-use crate::eval::generation::{DrawnImage, GenerationOptions, Reference, evaluate, load_networks};
+use crate::distributed::Collective;
+use crate::eval::generation::{DrawnImage, GenerationOptions, Reference, evaluate_together, load_networks};
+use crate::eval::turns::Turns;
 use crate::model::adapters::weighted::{self, WeightedFile};
 use crate::model::families;
 use crate::model::pipeline::{Pipeline, PipelineOptions};
@@ -47,25 +49,30 @@ pub struct GenerationArgs {
     pub json: Option<PathBuf>,
 }
 
-pub fn run(args: &GenerationArgs) -> Result<()> {
+pub fn run(args: &GenerationArgs, processes: &dyn Collective) -> Result<()> {
+    let is_main = processes.is_main();
+    let json = args.json.as_deref().filter(|_| is_main);
     let config = RunConfig::load(&args.config, &args.set)?;
     let image_file = |index: usize| args.out.as_ref().map(|folder| folder.join(key(index) + ".png"));
-    args.json.as_deref().map_or(Ok(()), check_writable)?;
+    json.map_or(Ok(()), check_writable)?;
     let eval = config.eval.as_ref().filter(|eval| eval.generation_images > 0);
     let Some((eval, captions)) = eval.and_then(|eval| Some((eval, eval.captions.as_ref()?))) else {
         let needs = "[eval] with images, captions, and inception or features";
         return Err(Error::Usage(format!("{}: nothing is to be drawn; expected {needs}", args.config.display())));
     };
     config.check_evaluation_files()?;
-    let _held = args.out.as_deref().map(OutputFolder::hold).transpose()?;
+    let _held = args.out.as_deref().filter(|_| is_main).map(OutputFolder::hold).transpose()?;
     if let Some(scenes) = &config.scenes {
-        crate::demo::draw_missing(scenes)?;
+        if is_main {
+            crate::demo::draw_missing(scenes)?;
+        }
+        processes.barrier()?;
     }
     // Arguments are checked before gigabytes of weights are read.
     let columns = Columns::of(&config.data);
     let captions = first_by_key(captions, columns, eval.generation_images)?;
     let prompts = || captions.iter().cycle().take(eval.generation_images).map(String::as_str);
-    let described = match &args.out {
+    let described = match args.out.as_deref().filter(|_| is_main) {
         Some(folder) => {
             let files = ModelFiles::of(&config.model)?;
             let usual = families::of(&files)?.config(&files)?.usual_guidance_scale;
@@ -83,21 +90,26 @@ pub fn run(args: &GenerationArgs) -> Result<()> {
     attach(&mut pipeline, &adapters, &args.lora)?;
     let options = GenerationOptions::of(eval);
     pipeline.latent_shape(options.size)?;
-    let reference = Reference::of_folder(networks, eval.real_images(), options.batch)?;
+    let turns = Turns::new(processes);
+    let reference = Reference::of_folder_together(networks, eval.real_images(), options.batch, &turns)?;
     if let Some((folder, record)) = &described {
         drawings::describe(folder, record, prompts())?;
     }
+    processes.barrier()?;
     let mut progress = Progress::new("image", 0, options.images as u64);
     let scheduler = Scheduler::open(&files)?;
-    let scores = evaluate(&pipeline, &scheduler, &captions, &options, &reference, &mut |drawn: &DrawnImage| {
+    let mut visit = |drawn: &DrawnImage| {
         if let Some(file) = image_file(drawn.index) {
             write_png(&file, drawn.image)?;
         }
         progress.update_batch(drawn.index + 1, options.batch, "");
         Ok(())
-    })?;
+    };
+    let scores = evaluate_together(&pipeline, &scheduler, &captions, &options, &reference, &turns, &mut visit)?;
     drop(progress);
-    if let Some(file) = &args.json {
+    // All images are there, since rank 0 has the features of all.
+    let Some(scores) = scores else { return Ok(()) };
+    if let Some(file) = json {
         write_scores(file, &scores)?;
     }
     say_distances(&scores)?;

@@ -3,7 +3,9 @@ use super::probe_settings::{ProbeSettingsArgs, as_in_training};
 use super::write_scores;
 use crate::cli::maps::{LayerList, MapArgs, NormalizeArgs};
 use crate::cli::{LoadedModel, ModelArgs, say};
-use crate::eval::segmentation::evaluate_referring;
+use crate::distributed::Collective;
+use crate::eval::segmentation::evaluate_referring_together;
+use crate::eval::turns::Turns;
 use crate::sample::scheduler::Scheduler;
 use crate::system::error::{Error, Result};
 use crate::system::patience;
@@ -52,19 +54,22 @@ pub struct ReferringArgs {
     pub json: Option<PathBuf>,
 }
 
-pub fn run(args: &ReferringArgs) -> Result<()> {
+pub fn run(args: &ReferringArgs, processes: &dyn Collective) -> Result<()> {
     args.maps.check(&args.model, args.layer.list())?;
-    args.json.as_deref().map_or(Ok(()), check_writable)?;
+    let json = args.json.as_deref().filter(|_| processes.is_main());
+    json.map_or(Ok(()), check_writable)?;
     let LoadedModel { files, pipeline, device } = args.model.load_up_to(args.layer.last())?;
     let maps = args.maps.settings(args.layer.list(), args.normalize.normalize, &device)?;
     let options = args.probe.options(maps, args.limit, &pipeline)?;
     let lines = count_lines(&args.phrases).map_err(|problem| Error::file(&args.phrases, problem))?;
     let mut progress = Progress::new("phrase", 0, lines);
     let files_of = (args.phrases.as_path(), args.images.as_path());
-    let scores = evaluate_referring(&pipeline, &Scheduler::open(&files)?, files_of, &options, |done| {
+    let (scheduler, turns) = (Scheduler::open(&files)?, Turns::new(processes));
+    let scores = evaluate_referring_together(&pipeline, &scheduler, files_of, &options, &turns, |done| {
         progress.update(done, "");
     })?;
-    args.json.as_deref().map_or(Ok(()), |file| write_scores(file, &scores))?;
+    let Some(scores) = scores else { return Ok(()) };
+    json.map_or(Ok(()), |file| write_scores(file, &scores))?;
     let percent = |name: &str, share: f64| say(&format!("{name:14} {:6.2}", 100.0 * share));
     percent("oIoU", scores.oiou)?;
     percent("mIoU", scores.miou)?;

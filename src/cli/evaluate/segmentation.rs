@@ -7,6 +7,7 @@ use crate::cli::{LoadedModel, ModelArgs, say};
 use crate::config::{Choice, SegmentationProtocol};
 use crate::distributed::Collective;
 use crate::eval::segmentation::{ImageResult, SegmentationOptions, SegmentationScores, evaluate_together};
+use crate::eval::turns::Turns;
 use crate::sample::scheduler::Scheduler;
 use crate::system::error::Result;
 use crate::system::progress::Progress;
@@ -67,7 +68,8 @@ pub fn run(args: &SegmentationArgs, processes: &dyn Collective) -> Result<()> {
     let options = SegmentationOptions { protocol: args.protocol, ..options };
     let mut progress = Progress::new("image", 0, options.count(&data) as u64);
     let scheduler = Scheduler::open(&files)?;
-    let scores = evaluate_together(&pipeline, &scheduler, &data, &options, processes, &mut |result: &ImageResult| {
+    let turns = Turns::new(processes);
+    let scores = evaluate_together(&pipeline, &scheduler, &data, &options, &turns, &mut |result: &ImageResult| {
         if let Some(predictions) = &predictions {
             predictions.write(&result.image.key, result.predicted, &data)?;
         }

@@ -7,6 +7,7 @@ use crate::cli::{LoadedModel, ModelArgs, parse_not_negative, say};
 use crate::config::MapNormalize;
 use crate::distributed::Collective;
 use crate::eval::segmentation::{SegmentationScores, UnsupervisedOptions, evaluate_unsupervised_together};
+use crate::eval::turns::Turns;
 use crate::model::text::prompt_file;
 use crate::sample::scheduler::Scheduler;
 use crate::system::error::Result;
@@ -89,8 +90,9 @@ pub fn run(args: &UnsupervisedArgs, processes: &dyn Collective) -> Result<()> {
     let mut progress = Progress::new("image", 0, options.count(&data) as u64);
     let mut segments = vec![0i64; args.threshold.len()];
     let scheduler = Scheduler::open(&files)?;
+    let turns = Turns::new(processes);
     let settings = (&options, &merging);
-    let scores = evaluate_unsupervised_together(&pipeline, &scheduler, &data, settings, processes, &mut |result| {
+    let scores = evaluate_unsupervised_together(&pipeline, &scheduler, &data, settings, &turns, &mut |result| {
         segments[result.threshold] += result.segments as i64;
         if let Some(predictions) = predictions.as_ref().filter(|_| result.threshold == 0) {
             predictions.write(result.key, result.predicted, &data)?;

@@ -1,7 +1,9 @@
 //! Generates images from captions and compares their features with those of real images, without keeping the images.
-use super::statistics::{Prepared, Statistics, gather};
+use super::statistics::{self, Prepared, Statistics};
 use super::{GenerationScores, Reference};
 use crate::config::EvalConfig;
+use crate::distributed::SingleProcess;
+use crate::eval::turns::Turns;
 use crate::eval::usual_batch;
 use crate::model::families::Blur;
 use crate::model::pipeline::Pipeline;
@@ -76,22 +78,46 @@ pub fn evaluate(
     reference: &Reference,
     visit: &mut dyn FnMut(&DrawnImage) -> Result<()>,
 ) -> Result<GenerationScores> {
+    let turns = Turns::new(&SingleProcess);
+    let scores = evaluate_together(pipeline, scheduler, captions, options, reference, &turns, visit)?;
+    Ok(scores.unwrap_or_default())
+}
+
+/// As [`evaluate`], by several processes, of which rank 0 has the scores; `visit` receives what this one draws.
+///
+/// # Errors
+/// Those of [`evaluate`]; a process has failed.
+pub fn evaluate_together(
+    pipeline: &Pipeline,
+    scheduler: &Scheduler,
+    captions: &[String],
+    options: &GenerationOptions,
+    reference: &Reference,
+    turns: &Turns,
+    visit: &mut dyn FnMut(&DrawnImage) -> Result<()>,
+) -> Result<Option<GenerationScores>> {
     if captions.is_empty() {
         return Err(Error::Usage("there is no caption to draw from".into()));
     }
     let mut painter = Painter::new(pipeline, scheduler, options)?;
     let networks = reference.networks();
     let mut statistics: Vec<Statistics> = networks.iter().map(|network| Statistics::new(network.as_ref())).collect();
-    for first in (0..options.images).step_by(options.batch.max(1)) {
-        let indices = first..options.images.min(first + options.batch.max(1));
+    let batch = options.batch.max(1);
+    let draw = |number: usize| {
+        let first = number * batch;
+        let indices = first..options.images.min(first + batch);
         let captions: Vec<&str> = indices.map(|index| captions[index % captions.len()].as_str()).collect();
         let images = painter.draw(first, &captions, None)?;
-        gather(networks, Prepared::new(networks, &images), &mut statistics)?;
         for (index, (caption, image)) in (first..).zip(captions.into_iter().zip(&images)) {
             visit(&DrawnImage { index, caption, image })?;
         }
-    }
-    reference.score(&statistics)
+        statistics::features(networks, Prepared::new(networks, &images))
+    };
+    turns.gather_each(options.images.div_ceil(batch), draw, |features| {
+        statistics::add(features, &mut statistics);
+        Ok(())
+    })?;
+    turns.is_main().then(|| reference.score(&statistics)).transpose()
 }
 
 /// Generates batches of images.
@@ -133,22 +159,27 @@ impl<'a> Painter<'a> {
         })
     }
 
-    /// Generates an image of each caption, a batch at a time; `progress` receives the number of images in each batch.
+    /// Generates an image of each caption, a batch at a time; `progress` receives the number of images in each batch of this
+    /// process. Of several processes rank 0 has the images, and the others none.
     ///
     /// # Errors
-    /// Those of [`draw`](Self::draw).
+    /// Those of [`draw`](Self::draw); a process has failed.
     pub fn draw_all(
         &mut self,
         captions: &[&str],
         blur: Option<Blur>,
+        turns: &Turns,
         mut progress: impl FnMut(usize),
     ) -> Result<Vec<RgbImage>> {
-        let mut images = vec![];
-        for captions in captions.chunks(self.batch) {
-            images.extend(self.draw(images.len(), captions, blur)?);
+        let (batch, mut own) = (self.batch, vec![]);
+        turns.each(captions.len().div_ceil(batch), |number| {
+            let first = number * batch;
+            let captions = &captions[first..captions.len().min(first + batch)];
+            own.extend((first..).zip(self.draw(first, captions, blur)?));
             progress(captions.len());
-        }
-        Ok(images)
+            Ok(())
+        })?;
+        pictures_at_main(own, turns)
     }
 
     /// Generates images `first`, `first + 1`, …, one for each caption; with `blur`, the attention is blurred in every
@@ -174,6 +205,18 @@ impl<'a> Painter<'a> {
         }
         to_rgb8(&self.pipeline.vae.decode(&latents)?)
     }
+}
+
+/// At rank 0 the pictures of all processes, which are of one size, in the order of their numbers; at the others none.
+///
+/// # Errors
+/// A process has failed.
+pub fn pictures_at_main(own: Vec<(usize, RgbImage)>, turns: &Turns) -> Result<Vec<RgbImage>> {
+    let side = |bytes: &[u8]| ((bytes.len() / 3) as f64).sqrt().round() as u32;
+    let pieces = own.into_iter().map(|(number, picture)| (number, picture.into_raw())).collect();
+    let pictures = turns.pieces_at_main(pieces)?.into_iter();
+    let picture = |bytes: Vec<u8>| RgbImage::from_raw(side(&bytes), side(&bytes), bytes);
+    pictures.map(|bytes| picture(bytes).ok_or_else(|| Error::Failed("a picture is not square".into()))).collect()
 }
 
 /// Text embeddings of captions, encoded one by one; the first ones are cached, up to [`KEPT_TEXT`].

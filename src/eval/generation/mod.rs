@@ -10,9 +10,11 @@ pub mod moments;
 pub mod npz;
 pub(crate) mod statistics;
 
-pub use draw::{DrawnImage, GenerationOptions, evaluate};
+pub use draw::{DrawnImage, GenerationOptions, evaluate, evaluate_together};
 pub use feature_network::{FeatureNetwork, FrechetMetric};
 
+use crate::distributed::SingleProcess;
+use crate::eval::turns::Turns;
 use crate::system::error::Result;
 use candle_core::Device;
 use demo_features::DemoFeatures;
@@ -76,7 +78,17 @@ impl Reference {
 
     /// Computes the features of a folder's images, `batch` at a time; once, for any number of comparisons.
     pub fn of_folder(networks: Vec<Box<dyn FeatureNetwork>>, folder: &Path, batch: usize) -> Result<Self> {
-        let real = statistics::of_folder(&networks, folder, batch, "real image")?;
+        Self::of_folder_together(networks, folder, batch, &Turns::new(&SingleProcess))
+    }
+
+    /// As [`Self::of_folder`], by several processes, of which rank 0 has the statistics.
+    pub fn of_folder_together(
+        networks: Vec<Box<dyn FeatureNetwork>>,
+        folder: &Path,
+        batch: usize,
+        turns: &Turns,
+    ) -> Result<Self> {
+        let real = statistics::of_folder(&networks, folder, batch, "real image", turns)?;
         Ok(Self { networks, real })
     }
 

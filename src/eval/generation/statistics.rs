@@ -1,10 +1,12 @@
-//! Statistics of the features of many images under some networks, gathered a batch at a time; no image is kept.
+//! Statistics of the features of many images under some networks, gathered a batch at a time; no image is kept. Of several
+//! processes rank 0 has them.
 use super::frechet::frechet_distance;
 use super::kernel::{VectorSample, kernel_distance};
 use super::moments::{Gaussian, Moments};
 use super::npz;
 use super::{FeatureNetwork, FrechetMetric};
 use crate::data::codec::photograph::{EXTENSIONS, UNREAD_EXTENSIONS};
+use crate::eval::turns::Turns;
 use crate::sample::image::read_rgb8;
 use crate::system::error::{Error, Result};
 use crate::system::process::refused;
@@ -100,6 +102,14 @@ impl Statistics {
         }
     }
 
+    /// Length of a feature vector.
+    fn length(&self) -> usize {
+        match &self.gathered {
+            Gathered::Images { moments, .. } => moments.length(),
+            Gathered::File(gaussian) => gaussian.mean.len(),
+        }
+    }
+
     /// How many images there were, where that is known.
     pub fn images(&self) -> Option<usize> {
         match &self.gathered {
@@ -124,21 +134,39 @@ impl Statistics {
     }
 }
 
-/// Puts prepared images through the networks and gathers the features in `statistics`, one for each network.
-pub fn gather(networks: &[Box<dyn FeatureNetwork>], prepared: Prepared, statistics: &mut [Statistics]) -> Result<()> {
-    for ((network, input), statistics) in networks.iter().zip(prepared.inputs).zip(statistics) {
+/// The feature vectors of prepared images, one after the other, under each of the networks in turn.
+///
+/// # Errors
+/// A feature is not finite.
+pub fn features(networks: &[Box<dyn FeatureNetwork>], prepared: Prepared) -> Result<Vec<f64>> {
+    let mut all = vec![];
+    for (network, input) in networks.iter().zip(prepared.inputs) {
         let (height, width) = network.input();
         let input = Tensor::from_vec(input, (prepared.images, 3, height, width), network.device())?;
         let features = network.features(&input)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
         if !features.iter().all(|value| value.is_finite()) {
             return Err(Error::Failed(format!("{}: features are not finite", network.metric().name())));
         }
-        statistics.add(&features);
+        all.extend(features.into_iter().map(f64::from));
     }
-    Ok(())
+    Ok(all)
 }
 
-/// Statistics of the images of a folder under each network; `what` is what progress counts.
+/// Takes the `features` of some images into `statistics`, one for each network; returns how many images they are of.
+pub fn add(features: &[f64], statistics: &mut [Statistics]) -> usize {
+    let images = features.len() / statistics.iter().map(Statistics::length).sum::<usize>().max(1);
+    let mut rest = features;
+    for statistics in statistics {
+        let (own, others) = rest.split_at(images * statistics.length());
+        // They were f32.
+        statistics.add(&own.iter().map(|value| *value as f32).collect::<Vec<_>>());
+        rest = others;
+    }
+    images
+}
+
+/// Statistics of the images of a folder under each network; `what` is what progress counts. Of several processes rank 0 has
+/// them, and the others those of no images.
 ///
 /// Images are decoded on all threads some batches ahead, and taken in the order of their names.
 ///
@@ -149,15 +177,19 @@ pub fn of_folder(
     folder: &Path,
     batch: usize,
     what: &'static str,
+    turns: &Turns,
 ) -> Result<Vec<Statistics>> {
     let files = image_files(folder)?;
+    let batch = batch.max(1);
     let mut statistics: Vec<Statistics> = networks.iter().map(|network| Statistics::new(network.as_ref())).collect();
     let mut progress = Progress::new(what, 0, files.len() as u64);
     let mut done = 0;
+    let (rank, size) = (turns.processes().rank(), turns.processes().size());
+    let batches = files.len().div_ceil(batch);
     std::thread::scope(|scope| {
-        let (sender, batches) = sync_channel(AHEAD - 1);
+        let (sender, prepared) = sync_channel(AHEAD - 1);
         let read = move || {
-            for files in files.chunks(batch.max(1)) {
+            for files in files.chunks(batch).skip(rank).step_by(size) {
                 // Nobody waits for more once something has failed.
                 if sender.send(Prepared::read(networks, files)).is_err() {
                     break;
@@ -165,13 +197,16 @@ pub fn of_folder(
             }
         };
         std::thread::Builder::new().spawn_scoped(scope, read).map_err(|e| refused("a thread that reads images", e))?;
-        for prepared in batches {
-            let prepared = prepared?;
-            done += prepared.images as u64;
-            gather(networks, prepared, &mut statistics)?;
+        let compute = |_| match prepared.recv() {
+            Ok(prepared) => features(networks, prepared?),
+            // The thread has panicked, which the scope passes on.
+            Err(_) => Ok(vec![]),
+        };
+        turns.gather_each(batches, compute, |features| {
+            done += add(features, &mut statistics) as u64;
             progress.update(done, "");
-        }
-        Ok::<_, Error>(())
+            Ok(())
+        })
     })?;
     Ok(statistics)
 }

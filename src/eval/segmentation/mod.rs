@@ -17,14 +17,15 @@ pub use data_set::{Files, SegmentationDataSet};
 pub use folder::{Class, LabelledFolder, LabelledImage, NO_CLASS, SegmentationMap};
 pub use options::{NoiseLevel, SegmentationOptions};
 pub use prompts::{Prompt, Vocabulary};
-pub use referring::{ReferringScores, evaluate_referring};
+pub use referring::{ReferringScores, evaluate_referring, evaluate_referring_together};
 pub use scores::{Accumulator, SegmentationScores};
 pub use unsupervised::{
     UnsupervisedOptions, UnsupervisedResult, evaluate_unsupervised, evaluate_unsupervised_together,
 };
 
 use crate::config::named_blocks;
-use crate::distributed::{Collective, SingleProcess};
+use crate::distributed::SingleProcess;
+use crate::eval::turns::Turns;
 use crate::model::pipeline::Pipeline;
 use crate::ops::enlarged_argmax;
 use crate::sample::scheduler::Scheduler;
@@ -64,7 +65,7 @@ pub fn evaluate(
     options: &SegmentationOptions,
     visit: &mut dyn FnMut(&ImageResult) -> Result<()>,
 ) -> Result<SegmentationScores> {
-    evaluate_together(pipeline, scheduler, data, options, &SingleProcess, visit)
+    evaluate_together(pipeline, scheduler, data, options, &Turns::new(&SingleProcess), visit)
 }
 
 /// As [`evaluate`], by several processes, which have the same scores in the end; `visit` receives what this one segments.
@@ -76,7 +77,7 @@ pub fn evaluate_together(
     scheduler: &Scheduler,
     data: &LabelledFolder,
     options: &SegmentationOptions,
-    processes: &dyn Collective,
+    turns: &Turns,
     visit: &mut dyn FnMut(&ImageResult) -> Result<()>,
 ) -> Result<SegmentationScores> {
     options.maps.check(&pipeline.transformer)?;
@@ -84,7 +85,7 @@ pub fn evaluate_together(
     let classes = data.classes();
     let vocabulary = Vocabulary::new(&pipeline.text_encoders, classes, data.classes_file())?;
     let mut accumulator = Accumulator::new(classes.len());
-    each_batch(data, options, processes, |first, images| {
+    each_batch(data, options, turns, |first, images| {
         let numbered: Vec<_> = (first..).zip(images.iter().map(|image| &image.image)).collect();
         let prompts: Vec<_> = images.iter().map(|image| vocabulary.prompts_of(image, options.protocol)).collect();
         let maps = segmenter.class_maps(&numbered, &prompts)?;
@@ -95,7 +96,7 @@ pub fn evaluate_together(
         }
         Ok(())
     })?;
-    accumulator.merged(processes)?.scores(classes.iter().map(|class| class.name.as_str()))
+    accumulator.merged(turns.processes())?.scores(classes.iter().map(|class| class.name.as_str()))
 }
 
 /// Calls `visit` with each batch of `data`, of which several processes take turns, and the index of its first image; the next
@@ -106,11 +107,12 @@ pub fn evaluate_together(
 pub(super) fn each_batch(
     data: &LabelledFolder,
     options: &SegmentationOptions,
-    processes: &dyn Collective,
+    turns: &Turns,
     mut visit: impl FnMut(usize, &[LabelledImage]) -> Result<()>,
 ) -> Result<()> {
     let count = options.count(data);
     let batch = options.batch.max(1);
+    let processes = turns.processes();
     let (own, turn) = (processes.rank() * batch, processes.size() * batch);
     std::thread::scope(|scope| {
         // A rendezvous channel: one batch waits while another is computed.
@@ -124,10 +126,11 @@ pub(super) fn each_batch(
             }
         };
         std::thread::Builder::new().spawn_scoped(scope, read).map_err(|e| refused("a thread that reads images", e))?;
-        for (first, images) in (own..).step_by(turn).zip(receiver) {
-            visit(first, &images.into_iter().collect::<Result<Vec<_>>>()?)?;
-        }
-        Ok(())
+        turns.each(count.div_ceil(batch), |number| match receiver.recv() {
+            Ok(images) => visit(number * batch, &images.into_iter().collect::<Result<Vec<_>>>()?),
+            // The thread has panicked, which the scope passes on.
+            Err(_) => Ok(()),
+        })
     })
 }
 

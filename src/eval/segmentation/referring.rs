@@ -7,6 +7,8 @@ use super::prompts::Prompt;
 use super::{SegmentationOptions, Segmenter};
 use crate::config::named_blocks;
 use crate::data::codec::rle::{RunLengths, StoredRunLengths};
+use crate::distributed::SingleProcess;
+use crate::eval::turns::Turns;
 use crate::model::pipeline::Pipeline;
 use crate::model::text::TextEncoders;
 use crate::ops::{Enlarge, Rows};
@@ -25,6 +27,8 @@ use std::path::{Path, PathBuf};
 
 /// Number of thresholds tried: 0.05, 0.1, …, 0.95.
 const THRESHOLDS: usize = 19;
+/// What processes tell each other of a phrase: its image's half, and intersection and union at each threshold.
+const NUMBERS: usize = 1 + 2 * THRESHOLDS;
 /// IoU thresholds of the precision scores.
 const FOUND: [f64; 3] = [0.5, 0.7, 0.9];
 
@@ -95,18 +99,33 @@ pub fn evaluate_referring(
     scheduler: &Scheduler,
     (file, images): (&Path, &Path),
     options: &SegmentationOptions,
-    mut progress: impl FnMut(u64),
+    progress: impl FnMut(u64),
 ) -> Result<ReferringScores> {
+    let turns = Turns::new(&SingleProcess);
+    let scores = evaluate_referring_together(pipeline, scheduler, (file, images), options, &turns, progress)?;
+    scores.ok_or_else(|| Error::Failed("rank 0 has the scores".into()))
+}
+
+/// As [`evaluate_referring`], by several processes, of which rank 0 has the scores.
+///
+/// # Errors
+/// Those of [`evaluate_referring`]; a process has failed.
+pub fn evaluate_referring_together(
+    pipeline: &Pipeline,
+    scheduler: &Scheduler,
+    (file, images): (&Path, &Path),
+    options: &SegmentationOptions,
+    turns: &Turns,
+    mut progress: impl FnMut(u64),
+) -> Result<Option<ReferringScores>> {
     options.maps.check(&pipeline.transformer)?;
     let mut segmenter = Segmenter::new(pipeline, scheduler, options)?;
     let mut halves = [[OverlapSums::default(); THRESHOLDS]; 2];
     let mut counts = [0u64; 2];
     let mut groups = PhraseReader::open(file, images, options.limit)?;
-    loop {
-        let mut batch = groups.by_ref().take(options.batch.max(1)).collect::<Result<Vec<ImagePhrases>>>()?;
-        if batch.is_empty() {
-            break;
-        }
+    let processes = turns.processes();
+    let mut measure = |mut batch: Vec<ImagePhrases>| -> Result<Vec<f64>> {
+        let mut found = vec![];
         let pictures = batch.par_iter_mut().map(|group| group.read(file)).collect::<Result<Vec<RgbImage>>>()?;
         let numbered: Vec<_> = batch.iter().map(|group| group.image).zip(&pictures).collect();
         let prompts =
@@ -114,19 +133,45 @@ pub fn evaluate_referring(
         let maps = segmenter.class_maps(&numbered, &prompts)?;
         let grid = segmenter.grid();
         for (group, maps) in batch.iter().zip(&maps) {
-            let half = group.image % 2;
             for (phrase, map) in group.phrases.iter().zip(maps.values.chunks_exact(grid.0 * grid.1)) {
                 if !map.iter().all(|value| value.is_finite()) {
                     let blocks = named_blocks(&options.maps.layers);
                     let problem = format!("line {}: the attention of {blocks} is not finite", phrase.line);
                     return Err(Error::file(file, problem));
                 }
-                let overlaps = overlaps(map, grid, &phrase.mask);
-                halves[half].iter_mut().zip(overlaps).for_each(|(sums, overlap)| sums.add(overlap));
-                counts[half] += 1;
+                found.push((group.image % 2) as f64);
+                let overlaps = overlaps(map, grid, &phrase.mask).into_iter();
+                found.extend(overlaps.flat_map(|(intersection, union)| [intersection as f64, union as f64]));
             }
         }
+        Ok(found)
+    };
+    // Every process reads all lines, and the images of its own batches.
+    loop {
+        let (mut own, mut is_end) = (vec![], true);
+        for rank in 0..processes.size() {
+            let batch = groups.by_ref().take(options.batch.max(1)).collect::<Result<Vec<ImagePhrases>>>()?;
+            is_end &= batch.is_empty();
+            if rank == processes.rank() {
+                own = batch;
+            }
+        }
+        if is_end {
+            break;
+        }
+        let found = if own.is_empty() { vec![] } else { measure(own)? };
+        for phrase in processes.gather_numbers_at_main(&found)?.iter().flat_map(|of_rank| of_rank.chunks(NUMBERS)) {
+            let (half, overlaps) = (phrase[0] as usize, phrase[1..].chunks(2));
+            halves[half]
+                .iter_mut()
+                .zip(overlaps)
+                .for_each(|(sums, found)| sums.add((found[0] as u64, found[1] as u64)));
+            counts[half] += 1;
+        }
         progress(counts[0] + counts[1]);
+    }
+    if !turns.is_main() {
+        return Ok(None);
     }
     if counts.contains(&0) {
         return Err(Error::file(file, "needs phrases of at least two images: one half picks the threshold"));
@@ -134,7 +179,7 @@ pub fn evaluate_referring(
     let best = (0..THRESHOLDS).rev().max_by(|a, b| halves[0][*a].iou.total_cmp(&halves[0][*b].iou)).unwrap_or(0);
     let OverlapSums { intersection, union, iou, found } = halves[1][best];
     let share = |count: u64| count as f64 / counts[1] as f64;
-    Ok(ReferringScores {
+    Ok(Some(ReferringScores {
         threshold: threshold(best),
         oiou: intersection as f64 / union as f64,
         miou: iou / counts[1] as f64,
@@ -143,7 +188,7 @@ pub fn evaluate_referring(
         precision_at_90: share(found[2]),
         phrases: counts[1],
         phrases_for_threshold: counts[0],
-    })
+    }))
 }
 
 fn threshold(index: usize) -> f64 {

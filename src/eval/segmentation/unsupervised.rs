@@ -3,7 +3,8 @@
 //! Each of the word tokens has a map over the image; similar maps are merged, and the merged means are segments.
 use super::folder::{LabelledFolder, NO_CLASS, SegmentationMap};
 use super::{Accumulator, SegmentationOptions, SegmentationScores, Segmenter, check_finite, each_batch};
-use crate::distributed::{Collective, SingleProcess};
+use crate::distributed::SingleProcess;
+use crate::eval::turns::Turns;
 use crate::loss::assign;
 use crate::model::pipeline::Pipeline;
 use crate::model::text::TextEmbedding;
@@ -49,7 +50,7 @@ pub fn evaluate_unsupervised(
     merging: &UnsupervisedOptions,
     visit: &mut dyn FnMut(&UnsupervisedResult) -> Result<()>,
 ) -> Result<Vec<SegmentationScores>> {
-    evaluate_unsupervised_together(pipeline, scheduler, data, (options, merging), &SingleProcess, visit)
+    evaluate_unsupervised_together(pipeline, scheduler, data, (options, merging), &Turns::new(&SingleProcess), visit)
 }
 
 /// As [`evaluate_unsupervised`], by several processes, which have the same scores in the end; `visit` receives what this one
@@ -62,7 +63,7 @@ pub fn evaluate_unsupervised_together(
     scheduler: &Scheduler,
     data: &LabelledFolder,
     (options, merging): (&SegmentationOptions, &UnsupervisedOptions),
-    processes: &dyn Collective,
+    turns: &Turns,
     visit: &mut dyn FnMut(&UnsupervisedResult) -> Result<()>,
 ) -> Result<Vec<SegmentationScores>> {
     options.maps.check(&pipeline.transformer)?;
@@ -72,7 +73,7 @@ pub fn evaluate_unsupervised_together(
     }
     let grid = segmenter.grid();
     let mut accumulators = vec![Accumulator::new(data.classes().len()); merging.thresholds.len()];
-    each_batch(data, options, processes, |first, images| {
+    each_batch(data, options, turns, |first, images| {
         let numbered: Vec<_> = (first..).zip(images.iter().map(|image| &image.image)).collect();
         let maps = segmenter.token_maps(&numbered)?;
         for (index, (image, maps)) in (first..).zip(images.iter().zip(&maps)) {
@@ -91,7 +92,7 @@ pub fn evaluate_unsupervised_together(
         Ok(())
     })?;
     let names = || data.classes().iter().map(|class| class.name.as_str());
-    accumulators.into_iter().map(|accumulator| accumulator.merged(processes)?.scores(names())).collect()
+    accumulators.into_iter().map(|accumulator| accumulator.merged(turns.processes())?.scores(names())).collect()
 }
 
 /// The token maps of an image as distributions over positions, and their divergences.
