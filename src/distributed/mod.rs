@@ -5,7 +5,7 @@
 //! micro-batches process `r` takes number `r`, `W + r`, `2W + r`, … of the one global order, and all sum gradients and
 //! loss terms in that order. A micro-batch's mask loss is normalised over its own masks, whatever the number of
 //! processes.
-#[cfg(feature = "mpi")]
+#[cfg(any(feature = "mpi", feature = "nccl"))]
 mod arrival;
 #[cfg(feature = "mpi")]
 mod mpi;
@@ -216,14 +216,26 @@ pub fn open(launch: Option<Launch>) -> Result<Box<dyn Collective>> {
 
 /// What to do where this build has no engine.
 fn no_engine(by: Launcher, size: usize) -> String {
-    let started = format!("{} started {size} processes, but this program was built for one", by.name());
-    let mpi = "cargo build --release --features mpi (it needs an MPI library and libclang)";
+    let started = format!("{} started {size} processes", by.name());
+    let alone = format!("{started}, but this program was built for one");
+    let without =
+        |engine: &str| format!("{started}, which need {engine} to tell each other, but this program was built without");
+    let build = |features: &str| format!("cargo build --release --features {features}");
+    let needs = "(it needs an MPI library and libclang)";
+    let (for_gpus, for_cpus) = (build("cuda,nccl"), build("mpi"));
     match by {
-        Launcher::Torch => format!(
-            "{started}: for GPUs build it by cargo build --release --features cuda,nccl; for CPUs build it by {mpi} and \
-             start it by mpirun"
-        ),
-        Launcher::Mpi | Launcher::Slurm => format!("{started}: build it by {mpi}"),
+        Launcher::Torch if cfg!(feature = "mpi") => {
+            format!("{}: for GPUs build it by {for_gpus}; on CPUs start it by mpirun or srun", without("NCCL"))
+        }
+        Launcher::Torch => {
+            format!(
+                "{alone}: for GPUs build it by {for_gpus}; for CPUs build it by {for_cpus} {needs} and start it by mpirun"
+            )
+        }
+        Launcher::Mpi | Launcher::Slurm if cfg!(feature = "nccl") => {
+            format!("{}: build it by {} {needs}, or start it by torchrun", without("MPI"), build("cuda,nccl,mpi"))
+        }
+        Launcher::Mpi | Launcher::Slurm => format!("{alone}: build it by {for_cpus} {needs}"),
     }
 }
 

@@ -7,7 +7,7 @@ use super::star::{self, Token};
 use super::watch::Watch;
 use super::{Collective, padded, refuse_type, slice_length};
 use crate::system::error::{Error, Result};
-use crate::system::launch::Launch;
+use crate::system::launch::{Launch, Launcher};
 use candle_core::{DType, Device, Tensor, WithDType};
 use mpi::environment::Universe;
 use mpi::topology::SimpleCommunicator;
@@ -47,7 +47,15 @@ impl MpiProcess {
     /// # Errors
     /// MPI is not the launcher's, or the processes do not find each other.
     pub fn open(launch: Launch) -> Result<Self> {
-        let arrival = (launch.size > 1).then(|| Arrival::await_others(launch.rank, STARTING)).transpose()?;
+        let arrival = (launch.size > 1).then(|| Arrival::await_others(launch, STARTING)).transpose()?;
+        if launch.by == Launcher::Slurm && launch.size > 1 && std::env::var_os("PMIX_NAMESPACE").is_none() {
+            let library = mpi::environment::library_version().unwrap_or_default();
+            if library.starts_with("Open MPI") {
+                tracing::warn!(
+                    "srun was started without --mpi=pmix, by which the processes of Open MPI find each other"
+                );
+            }
+        }
         let Some(universe) = mpi::initialize() else {
             return Err(Error::Failed("MPI runs already in this process".into()));
         };
@@ -98,16 +106,23 @@ impl MpiProcess {
             Some(listener) => star::serve(listener, token, self.size, &[], &host, CONNECTING),
             None => star::join(&addresses, token, self.rank, &host, CONNECTING).map(|(peer, _)| vec![peer]),
         };
-        let problem = peers.as_ref().err().map(|problem| problem.to_string());
-        arrival.go_on(MEETING - CONNECTING, problem);
-        if self.any(peers.is_err())? {
-            // They have come, and nothing but MPI passes between them.
-            if let Err(problem) = &peers {
+        // Who is connected watches from now on, and waits for those that are still looking for rank 0.
+        match &peers {
+            Ok(_) => arrival.go_on(MEETING, None),
+            Err(problem) => arrival.go_on(MEETING - CONNECTING, Some(problem.to_string())),
+        }
+        let watch = peers.and_then(|peers| Watch::start(self.rank, peers));
+        if !self.any(watch.is_err())? {
+            return watch.map(Some);
+        }
+        // They have come, and nothing but MPI passes between some of them.
+        match watch {
+            Ok(watch) => watch.close(),
+            Err(problem) => {
                 tracing::warn!("{problem}; a process that is killed or stopped may leave the others waiting");
             }
-            return Ok(None);
         }
-        Ok(Some(Watch::start(self.rank, peers?)?))
+        Ok(None)
     }
 
     /// Returns when all processes are here.

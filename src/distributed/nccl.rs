@@ -3,6 +3,7 @@
 //! What goes from process to process is copied, never summed, by NCCL: the order of its sums is its own, and differs by the
 //! number of GPUs and how they are connected. The processes find each other by MPI where that is there, and else at
 //! `MASTER_ADDR` and `MASTER_PORT`. NCCL's library is `libnccl.so.2`, which the program is linked to.
+use super::arrival::Arrival;
 use super::star::{self, Token};
 use super::watch::Watch;
 use super::{Collective, padded, refuse_type, slice_length};
@@ -11,6 +12,7 @@ use crate::ops::device::{gpu_count, gpu_of_process, open_cuda, upload};
 use crate::system::error::{Error, Result};
 use crate::system::launch::Launch;
 use crate::system::process::end_at_once;
+use crate::system::siblings::host_name;
 use crate::system::terminal::complain_loudly;
 use candle_core::cuda_backend::cudarc::nccl::{result, safe::Id, sys};
 use candle_core::{CudaDevice, DType, Device, Tensor};
@@ -70,6 +72,8 @@ impl NcclProcess {
         }
         let place = Place::from_environment(size)?;
         let host = host_name();
+        // Who comes too late is named by those that wait for it; this looks for who stands still.
+        let arrival = Arrival::await_others(launch, 2 * FINDING)?;
         let (peers, id) = if rank == 0 {
             let id = new_id()?;
             let listener = place.listen()?;
@@ -79,6 +83,7 @@ impl NcclProcess {
             (vec![peer], id_of(&welcome)?)
         };
         let watch = Watch::start(rank, peers)?;
+        drop(arrival);
         // NCCL waits for all: a process that cannot come ends them.
         match Self::new(launch, id, Base::Tcp(None)) {
             Ok(process) => Ok(Self { base: Base::Tcp(Some(watch)), ..process }),
@@ -164,11 +169,6 @@ fn id_of(bytes: &[u8]) -> Result<Id> {
     }
     internal.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from as _);
     Ok(Id::uninit(internal))
-}
-
-fn host_name() -> String {
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname");
-    name.map_or_else(|_| "an unnamed machine".into(), |name| name.trim().to_string())
 }
 
 /// Where rank 0 is.

@@ -14,6 +14,12 @@ const ANSWER: Duration = Duration::from_secs(5);
 /// Longest name of a machine, and longest answer.
 const LONGEST: usize = 4096;
 
+/// What a process says every [`BEAT`] for as long as it runs, and when its work is done.
+pub const ALIVE: u8 = b'.';
+pub const DONE: u8 = b'd';
+/// Time between two words.
+pub const BEAT: Duration = Duration::from_secs(1);
+
 /// Another process, and the connection with it.
 pub struct Peer {
     pub rank: usize,
@@ -26,7 +32,8 @@ pub struct Peer {
 #[derive(Clone, Copy)]
 pub struct Token(pub u64);
 
-/// Takes connections at rank 0 until all `size - 1` others are there, and sends each of them `welcome`.
+/// Takes connections at rank 0 until all `size - 1` others are there, and sends each of them `welcome`. Those that are there
+/// hear that rank 0 lives while the others are waited for.
 ///
 /// # Errors
 /// Some did not come within `patience`: their ranks are named.
@@ -39,9 +46,14 @@ pub fn serve(
     patience: Duration,
 ) -> Result<Vec<Peer>> {
     let started = Instant::now();
-    let mut peers = BTreeMap::new();
+    let mut beaten = started;
+    let mut peers: BTreeMap<usize, Peer> = BTreeMap::new();
     listener.set_nonblocking(true).map_err(failed)?;
     while peers.len() + 1 < size {
+        if beaten.elapsed() >= BEAT {
+            beaten = Instant::now();
+            tell(&mut peers, ALIVE);
+        }
         match listener.accept() {
             Ok((stream, _)) => {
                 // Whoever does not speak as one of this job is not one.
@@ -51,6 +63,7 @@ pub fn serve(
             }
             Err(_) if started.elapsed() < patience => std::thread::sleep(Duration::from_millis(5)),
             Err(_) => {
+                tell(&mut peers, DONE);
                 let missing: Vec<String> =
                     (1..size).filter(|rank| !peers.contains_key(rank)).take(8).map(|rank| rank.to_string()).collect();
                 return Err(Error::Failed(format!(
@@ -63,6 +76,11 @@ pub fn serve(
         }
     }
     Ok(peers.into_values().collect())
+}
+
+/// Who has gone is noticed elsewhere.
+fn tell(peers: &mut BTreeMap<usize, Peer>, word: u8) {
+    peers.values_mut().for_each(|peer| drop(peer.stream.write(&[word])));
 }
 
 fn greet(mut stream: TcpStream, token: Token, welcome: &[u8], host: &str) -> io::Result<Peer> {

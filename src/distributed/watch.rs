@@ -7,9 +7,10 @@
 //! `MPI_Abort`: not every library takes it from a thread while another one waits. A process that ends without
 //! `MPI_Finalize` is what launchers look for, and the others end by their own watch. Files are whole or absent at any
 //! moment, so no process has to end gently.
-use super::star::Peer;
+use super::star::{ALIVE, BEAT, DONE, Peer};
 use crate::system::error::{Error, Result};
 use crate::system::process::{end_at_once, refused};
+use crate::system::siblings::host_name;
 use crate::system::terminal::complain_loudly;
 use std::io::{ErrorKind, Read, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,8 +20,6 @@ use std::time::{Duration, Instant};
 
 /// After so long without a word a process stands still.
 const PATIENCE: Duration = Duration::from_secs(15);
-/// Time between two words.
-const BEAT: Duration = Duration::from_secs(1);
 /// Time between two looks at the connections.
 const LOOK: Duration = Duration::from_millis(50);
 /// How long rank 0 waits, once another process has failed, for its own failure: most errors come to all processes, and
@@ -30,17 +29,17 @@ const GRACE: Duration = Duration::from_millis(600);
 const DEFERENCE: Duration = Duration::from_secs(2);
 /// How long a process waits for rank 0 to print its error.
 const PRINTING: Duration = Duration::from_secs(5);
+/// Exit status of a mistake of the user.
+const USAGE: u8 = 2;
 /// Longest error that is sent.
 const LONGEST: usize = 1 << 20;
 
-// What processes say. A failure is followed by its exit status and its text with the length before it.
-const ALIVE: u8 = b'.';
-const DONE: u8 = b'd';
+// What processes say besides. A failure is followed by its exit status and its text with the length before it.
 const END: u8 = b'e';
 const FAILURE: u8 = b'f';
 
 /// A failed process's last words.
-#[derive(Clone)]
+#[derive(Clone, PartialEq)]
 struct Failure {
     status: u8,
     text: String,
@@ -55,13 +54,13 @@ impl Failure {
 #[derive(Default)]
 struct Shared {
     /// This process's failure.
-    own: Mutex<Option<Failure>>,
+    own: Mutex<Option<(Failure, Instant)>>,
     /// The work of all is done.
     is_done: AtomicBool,
 }
 
 impl Shared {
-    fn own(&self) -> MutexGuard<'_, Option<Failure>> {
+    fn own(&self) -> MutexGuard<'_, Option<(Failure, Instant)>> {
         self.own.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -93,7 +92,7 @@ impl Watch {
 
     /// Ends the job for this problem: it is printed once, with the rank, and all processes end.
     pub fn fail(&self, problem: &Error) -> ! {
-        self.shared.own().get_or_insert_with(|| Failure::of(problem));
+        self.shared.own().get_or_insert_with(|| (Failure::of(problem), Instant::now()));
         // The thread ends the process.
         std::thread::sleep(PRINTING + DEFERENCE);
         complain_loudly(&format!("error: {problem}"));
@@ -228,12 +227,8 @@ impl Watcher {
             }
             let own = self.shared.own().clone();
             match own {
-                Some(own) if self.rank == 0 => self.end_job(Some(own)),
-                Some(own) => self.report(own),
-                None => {}
-            }
-            if self.failed.first().is_some_and(|(_, _, since)| since.elapsed() >= GRACE) {
-                self.end_job(None);
+                Some((own, _)) if self.rank > 0 => self.report(own),
+                own => self.end_if_failed(own),
             }
             if self.shared.is_done.load(Ordering::Relaxed) {
                 self.peers.iter_mut().for_each(|peer| peer.send(&[DONE]));
@@ -288,18 +283,32 @@ impl Watcher {
         if self.rank > 1 {
             std::thread::sleep(DEFERENCE);
         }
-        let own = self.shared.own().clone();
+        let own = self.shared.own().clone().map(|(own, _)| own);
         let status = own.as_ref().map_or(1, |own| own.status);
         complain_loudly(&format!("error: {}", indented(&own.map_or(problem, |own| own.text))));
         self.tell_all_to_end(status)
     }
 
-    /// Rank 0 prints what failed, each problem once, and ends all.
-    fn end_job(&mut self, own: Option<Failure>) -> ! {
+    /// Rank 0 ends the job where it or another process has failed, once all others had time to fail as well.
+    fn end_if_failed(&mut self, own: Option<(Failure, Instant)>) {
+        // A mistake of the user is that of all processes, as is what all have found.
+        let as_own = |own: &Failure| self.failed.iter().filter(|(_, failure, _)| failure == own).count();
+        let is_of_all = |own: &Failure| own.status == USAGE || as_own(own) == self.peers.len();
+        let is_of_all = own.as_ref().is_some_and(|(own, _)| is_of_all(own));
+        let first = self.failed.first().map(|(_, _, since)| *since);
+        let mut since = own.iter().map(|(_, since)| *since).chain(first);
+        if is_of_all || since.any(|since| since.elapsed() >= GRACE) {
+            self.end_job(own.map(|(own, _)| own), is_of_all);
+        }
+    }
+
+    /// Rank 0 prints what failed, each problem once, and ends all. Its own failure may be that of all.
+    fn end_job(&mut self, own: Option<Failure>, is_of_all: bool) -> ! {
         let mut said: Vec<&str> = vec![];
         let mut status = 1;
         if let Some(own) = &own {
-            complain_loudly(&format!("error: {}", indented(&own.text)));
+            let name = if is_of_all { String::new() } else { format!("rank 0 on {}: ", host_name()) };
+            complain_loudly(&format!("error: {name}{}", indented(&own.text)));
             said.push(&own.text);
             status = own.status;
         }

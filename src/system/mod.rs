@@ -17,6 +17,8 @@ pub(crate) mod platform;
 pub mod printable;
 pub mod process;
 pub(crate) mod progress;
+#[cfg(any(feature = "mpi", feature = "nccl"))]
+pub(crate) mod siblings;
 pub mod tensor_file;
 pub mod terminal;
 pub(crate) mod units;

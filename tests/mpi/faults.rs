@@ -5,10 +5,10 @@ use crate::smoke_run::{Run, succeed};
 use std::time::{Duration, Instant};
 
 /// Longest time to the end of the job.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(30);
 
 const STEPS: u64 = 40;
-const SETTINGS: [&str; 6] = [
+pub const SETTINGS: [&str; 6] = [
     "train.steps=40",
     "train.batch=1",
     "train.accumulate=2",
@@ -31,14 +31,14 @@ fn checkpoint(run: &Run) {
     }
 }
 
-fn expected() -> Outcome {
+pub fn expected() -> Outcome {
     let run = Run::new(&SETTINGS);
     run.finish(&["--set", "train.accumulate=6"]);
     Outcome::of(&run, STEPS)
 }
 
 /// The job goes on with another number of processes, to the bytes of one that ran through.
-fn goes_on(run: &Run, expected: &Outcome, what: &str) {
+pub fn goes_on(run: &Run, expected: &Outcome, what: &str) {
     let command = run.train(&["--resume", "--set", "train.accumulate=3"]);
     Job::start(2, &command).end().succeeded();
     Outcome::of(run, STEPS).check(expected, what);
@@ -67,6 +67,39 @@ fn killed_or_stopped() {
         assert!(ended.said.contains(says), "{what}: {}", ended.said);
         goes_on(&run, &expected, &what);
     }
+}
+
+/// A process that was stopped while all start: before its program runs, in MPI's start, while they meet, or soon after.
+#[test]
+fn stopped_at_the_start() {
+    if !has_mpirun() {
+        return;
+    }
+    let stop = |milliseconds: u64, rank: usize| {
+        let run = Run::new(&["train.steps=400", "data.resolution=64"]);
+        let job = Job::start(3, &run.train(&[]));
+        std::thread::sleep(Duration::from_millis(milliseconds));
+        let started = Instant::now();
+        let process = loop {
+            match job.process(rank) {
+                Some(process) => break process,
+                None => assert!(started.elapsed() < PATIENCE, "no process"),
+            }
+        };
+        send(process, libc::SIGSTOP);
+        let ended = job.end();
+        let what = format!("rank {rank} after {milliseconds} ms");
+        assert!(ended.took < PATIENCE, "{what}: {:?}", ended.took);
+        assert_ne!(ended.status, Some(0), "{what}: {}", ended.said);
+        let is_named = |error: &&str| error.contains(&format!("rank {rank} on "));
+        assert!(ended.errors().iter().any(is_named), "{what}: {}", ended.said);
+    };
+    // They mostly wait.
+    std::thread::scope(|scope| {
+        for (milliseconds, rank) in [(50, 1), (100, 0), (200, 2), (350, 0), (500, 1), (1000, 0), (1500, 2)] {
+            scope.spawn(move || stop(milliseconds, rank));
+        }
+    });
 }
 
 /// Every process may be the one that is asked to stop; all do, after the step, and say how to go on.
@@ -155,9 +188,7 @@ fn kills() {
             let signal = if draw(10) == 0 { libc::SIGSTOP } else { libc::SIGKILL };
             send(process, signal);
             let ended = job.end();
-            // One that stands still before the processes have met is waited for longer: they start as fast as they can.
-            let patience = if signal == libc::SIGSTOP { 5 * PATIENCE } else { PATIENCE };
-            assert!(ended.took < patience, "{:?}: {}", ended.took, ended.said);
+            assert!(ended.took < PATIENCE, "{:?}: {}", ended.took, ended.said);
             slowest = slowest.max(ended.took);
             is_done = ended.status == Some(0);
             killed += u64::from(!is_done);
