@@ -15,6 +15,7 @@ use crate::system::error::{Error, Result};
 use crate::system::guard::guarded;
 use candle_core::{Device, Tensor};
 use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -240,6 +241,16 @@ fn position(entry: &Decoded) -> Option<Position> {
     }
 }
 
+/// The position after an entry, where it has one.
+fn place(entry: &Decoded) -> Option<&Position> {
+    match entry {
+        Decoded::Sample(_, place) | Decoded::Broken(_, place) => Some(place),
+        Decoded::Unlisted(_, place) | Decoded::LeftOut(place) => Some(place),
+        Decoded::Foreign(task, _) => Some(&task.after),
+        Decoded::Counted(..) | Decoded::Failed(_) | Decoded::EpochEnd => None,
+    }
+}
+
 /// What came of the tasks of each process, in their order.
 struct Fates {
     flags: Vec<std::vec::IntoIter<u8>>,
@@ -258,8 +269,30 @@ impl Fates {
     }
 }
 
+/// Makes sure that all processes are at the same entries: a shard that one of them alone cannot list moves all that follows.
+///
+/// # Errors
+/// They are not: says which process has others than rank 0.
+fn check_alike(entries: &[Decoded], collective: &dyn Collective) -> Result<()> {
+    let mut hasher = DefaultHasher::new();
+    for position in entries.iter().filter_map(place) {
+        (position.epoch, position.shard, position.member, position.window, position.drawn).hash(&mut hasher);
+    }
+    (entries.len(), entries.last().is_some_and(|last| matches!(last, Decoded::EpochEnd))).hash(&mut hasher);
+    let hashes = collective.gather(&Tensor::new(&[hasher.finish() as i64], &Device::Cpu)?)?;
+    let hashes = hashes.iter().map(|hash| Ok(hash.to_vec1::<i64>()?)).collect::<Result<Vec<_>>>()?;
+    match hashes.iter().position(|hash| *hash != hashes[0]) {
+        None => Ok(()),
+        Some(rank) => Err(Error::Failed(format!(
+            "rank {rank} lists other samples than rank 0: a file of the data was changed or taken away, or the processes do \
+             not see the same files"
+        ))),
+    }
+}
+
 /// Tells the other processes what came of this one's tasks, and hears of theirs.
 fn agree(entries: &[Decoded], collective: &dyn Collective, share: &Share) -> Result<Fates> {
+    check_alike(entries, collective)?;
     let mut counts = vec![0; share.size];
     let (mut flags, mut broken) = (vec![], vec![]);
     for entry in entries {

@@ -104,9 +104,10 @@ impl<'a> Trainer<'a> {
                 let found = gradients(model, &self.parameters, loss, &batch.inputs, self.plan)?;
                 self.advance(micro, batch);
                 // The next micro-batch is prepared while a GPU computes this one. If that fails, the error is the next
-                // step's.
+                // step's; but other processes wait for this one's part of the batch already.
                 if micro + 1 < train.accumulate || self.state.step + 1 < train.steps {
-                    self.ahead = Some(self.next_batch());
+                    let next = self.next_batch();
+                    self.ahead = Some(if self.share.is_some() { Ok(next?) } else { next });
                 }
                 let terms = found.terms()?;
                 together += timed(|| sum.add(terms, &found.buffer))?.1;

@@ -2,6 +2,7 @@
 //! Without `mpirun` nothing is tested, and the tests say so (`REQUIRE_MPI=1` demands it).
 #![cfg(all(feature = "mpi", target_os = "linux"))]
 
+mod disk;
 mod eval;
 mod faults;
 #[path = "../fixtures/generation/mod.rs"]
@@ -59,6 +60,20 @@ fn what_is_not_shared_is_refused() {
     let ended = Job::start(2, &command).end();
     assert_eq!(ended.errors().len(), 1, "{}", ended.said);
     assert!(ended.errors()[0].starts_with("error: 2 processes: this command is the work of one process"));
+}
+
+/// What `torchrun` starts tells each other by NCCL, on GPUs.
+#[cfg(not(feature = "nccl"))]
+#[test]
+fn a_launcher_of_another_engine_is_named() {
+    let mut command = Run::new(&[]).train(&[]);
+    command.envs([("RANK", "0"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "0")]);
+    let (output, said) = smoke_run::run(&mut command);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    let expected = "error: torchrun started 2 processes, which need NCCL to tell each other, but this program was built \
+                    without: for GPUs build it by cargo build --release --features cuda,nccl; on CPUs start it by mpirun or \
+                    srun\n";
+    assert_eq!(said, expected);
 }
 
 /// A launcher of another MPI starts processes that each see themselves alone.

@@ -128,7 +128,12 @@ impl Member {
             Self::Part { offset, length } => {
                 limit.check(*length)?;
                 let read = part(*length, |bytes| shard.read_exact_at(bytes, *offset));
-                read.map_err(|problem| Unusable::reading(shard.path(), problem))
+                read.map_err(|problem| match shard {
+                    ByteSource::File(path) if is_gone(&problem) => {
+                        Unusable::Fatal(Error::file(path, format!("cannot be read any more: {problem}")))
+                    }
+                    _ => Unusable::reading(shard.path(), problem),
+                })
             }
             Self::Unpacked { file, offset, length } => {
                 limit.check(*length)?;
@@ -137,6 +142,12 @@ impl Member {
             }
         }
     }
+}
+
+/// Whether a file was taken away that was read before, when its samples were listed.
+fn is_gone(problem: &io::Error) -> bool {
+    use io::ErrorKind::{NotADirectory, NotFound, PermissionDenied};
+    [NotADirectory, NotFound, PermissionDenied].contains(&problem.kind())
 }
 
 fn part(length: u64, read: impl FnOnce(&mut [u8]) -> io::Result<()>) -> io::Result<Vec<u8>> {
