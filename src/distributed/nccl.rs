@@ -73,7 +73,8 @@ impl NcclProcess {
         let place = Place::from_environment(size)?;
         let host = host_name();
         // Who comes too late is named by those that wait for it; this looks for who stands still.
-        let arrival = Arrival::await_others(launch, 2 * FINDING)?;
+        let arrival = Arrival::await_others(launch, FINDING)?;
+        arrival.go_on(2 * FINDING, Some(format!("rank {rank} on {host} has not found the others")));
         let (peers, id) = if rank == 0 {
             let id = new_id()?;
             let listener = place.listen()?;
