@@ -162,13 +162,13 @@ fn kills() {
         let run = Run::new(&SETTINGS);
         let mut is_done = false;
         while !is_done {
-            let size = [1, 2, 3][draw(3) as usize];
+            let size = if killed >= wanted { 1 } else { [1, 2, 3][draw(3) as usize] };
             let accumulate = format!("train.accumulate={}", 6 / size);
             let mut command = run.train(&["--set", &accumulate]);
             if run.path("metrics.jsonl").exists() {
                 command.arg("--resume");
             }
-            if killed >= wanted || size == 1 {
+            if size == 1 {
                 // One process finishes what many began.
                 if killed >= wanted || draw(4) == 0 {
                     succeed(&mut command);
