@@ -26,7 +26,7 @@ pub struct DecodeTask {
 }
 
 /// The part of a [`Cursor`] that the planner advances.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Hash)]
 pub struct Position {
     /// Number of the pass over the data set, from 0.
     pub epoch: u64,

@@ -233,20 +233,12 @@ fn is_task(entry: &Decoded) -> bool {
     matches!(entry, Decoded::Sample(..) | Decoded::Broken(..) | Decoded::LeftOut(_) | Decoded::Foreign(..))
 }
 
+/// The position after an entry, where it has one.
 fn position(entry: &Decoded) -> Option<Position> {
     match entry {
-        Decoded::Sample(_, position) => Some(*position),
+        Decoded::Sample(_, position) | Decoded::Broken(_, position) => Some(*position),
+        Decoded::Unlisted(_, position) | Decoded::LeftOut(position) => Some(*position),
         Decoded::Foreign(task, _) => Some(task.after),
-        _ => None,
-    }
-}
-
-/// The position after an entry, where it has one.
-fn place(entry: &Decoded) -> Option<&Position> {
-    match entry {
-        Decoded::Sample(_, place) | Decoded::Broken(_, place) => Some(place),
-        Decoded::Unlisted(_, place) | Decoded::LeftOut(place) => Some(place),
-        Decoded::Foreign(task, _) => Some(&task.after),
         Decoded::Counted(..) | Decoded::Failed(_) | Decoded::EpochEnd => None,
     }
 }
@@ -275,9 +267,7 @@ impl Fates {
 /// They are not: says which process has others than rank 0.
 fn check_alike(entries: &[Decoded], collective: &dyn Collective) -> Result<()> {
     let mut hasher = DefaultHasher::new();
-    for position in entries.iter().filter_map(place) {
-        (position.epoch, position.shard, position.member, position.window, position.drawn).hash(&mut hasher);
-    }
+    entries.iter().filter_map(position).for_each(|position| position.hash(&mut hasher));
     (entries.len(), entries.last().is_some_and(|last| matches!(last, Decoded::EpochEnd))).hash(&mut hasher);
     let hashes = collective.gather(&Tensor::new(&[hasher.finish() as i64], &Device::Cpu)?)?;
     let hashes = hashes.iter().map(|hash| Ok(hash.to_vec1::<i64>()?)).collect::<Result<Vec<_>>>()?;
