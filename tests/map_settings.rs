@@ -51,7 +51,7 @@ impl Run {
         MapSettings {
             heads: self.heads.parse().unwrap(),
             attention: AttentionForm::from_name(&self.attention).unwrap(),
-            normalize: MapNormalize::from_name(&self.normalize).unwrap_or_default(),
+            normalize: MapNormalize::from_name(&self.normalize).unwrap_or(MapNormalize::None),
             score_head: self.score_head.as_ref().map(head),
             ..MapSettings::of_layers(&self.layers)
         }

@@ -234,13 +234,6 @@ choices! {
     }
 }
 
-#[expect(clippy::derivable_impls, reason = "`choices!` takes no attributes")]
-impl Default for MapNormalize {
-    fn default() -> Self {
-        Self::None
-    }
-}
-
 impl MapNormalize {
     /// Whether each token's map is scaled.
     pub fn before(self) -> bool {

@@ -40,8 +40,10 @@ pub(super) trait Setting: Sized + Serialize {
     /// What belongs there, as in "expected …".
     fn expected() -> String;
 
-    /// The value, or `None` if it is something else.
-    fn convert(value: &TomlValue) -> Option<Self>;
+    /// The value, or `None` if it is something else. An implementation has this or [`Self::read`].
+    fn convert(value: &TomlValue) -> Option<Self> {
+        Self::read(value).ok()
+    }
 
     /// The valid value that a wrong one is most like, where values have names.
     fn nearest(_text: &str) -> Option<&'static str> {
@@ -95,10 +97,6 @@ impl Setting for PathBuf {
         "a path (a string)".into()
     }
 
-    fn convert(value: &TomlValue) -> Option<Self> {
-        Self::read(value).ok()
-    }
-
     fn read(value: &TomlValue) -> Result<Self, String> {
         match value {
             TomlValue::Text(text) => is_path(text).map(|()| text.into()),
@@ -122,10 +120,6 @@ impl<T: Setting> Setting for Option<T> {
         T::expected()
     }
 
-    fn convert(value: &TomlValue) -> Option<Self> {
-        T::convert(value).map(Some)
-    }
-
     fn read(value: &TomlValue) -> Result<Self, String> {
         T::read(value).map(Some)
     }
@@ -142,10 +136,6 @@ impl<T: Setting> Setting for Option<T> {
 impl<T: Setting> Setting for Vec<T> {
     fn expected() -> String {
         format!("a list, each item {}", T::expected())
-    }
-
-    fn convert(value: &TomlValue) -> Option<Self> {
-        Self::read(value).ok()
     }
 
     fn choices() -> Vec<(String, &'static str)> {

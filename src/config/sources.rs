@@ -67,10 +67,6 @@ impl Setting for SourceConfig {
         format!("a table [[data.sources]] with path and, where wanted, {}", KEYS[1..].join(", "))
     }
 
-    fn convert(value: &TomlValue) -> Option<Self> {
-        Self::read(value).ok()
-    }
-
     fn read(value: &TomlValue) -> Result<Self, String> {
         let TomlValue::Table(table) = value else {
             return Err(format!("expected {}, found {value}", Self::expected()));
