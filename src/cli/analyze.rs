@@ -2,7 +2,7 @@
 use super::evaluate::probe_settings::{LabelledArgs, ProbeSettingsArgs, as_in_training};
 use super::evaluate::write_scores;
 use super::maps::{LayerList, MapArgs, NormalizeArgs};
-use super::{LoadedModel, ModelArgs, parse_number, parse_positive, say};
+use super::{ModelArgs, parse_number, parse_positive, say};
 use crate::config::{BLUR, Choice, SegmentationProtocol};
 use crate::distributed::Collective;
 use crate::eval::analysis::{Analysis, analyse_together};
@@ -93,13 +93,12 @@ pub fn run(args: &AnalyzeArgs, processes: &dyn Collective) -> Result<()> {
     for file in files().filter(|_| processes.is_main()) {
         check_writable(file)?;
     }
-    args.maps.check(&args.model, args.layer.as_ref().map_or(&[], LayerList::list))?;
-    let LoadedModel { files, pipeline, device } = args.model.load()?;
-    let maps = args.maps.settings(&[], args.normalize.normalize, &device)?;
+    args.maps.check(&args.model, args.layer.as_ref().map_or(&[], |layers| &layers.0))?;
+    let (pipeline, scheduler) = args.model.load(None)?;
+    let maps = args.maps.settings(&[], args.normalize.normalize, &pipeline.device)?;
     let options = args.probe.options(maps, args.data.limit, &pipeline)?;
     let options = SegmentationOptions { protocol: args.protocol, ..options };
     let mut progress = Progress::new("image", 0, options.count(&data) as u64);
-    let scheduler = Scheduler::open(&files)?;
     let turns = Turns::new(processes);
     let mut found = analyse_together(&pipeline, &scheduler, &data, &options, &turns, |done, key| {
         progress.update_batch(done, options.batch, key);
@@ -121,9 +120,7 @@ pub fn run(args: &AnalyzeArgs, processes: &dyn Collective) -> Result<()> {
             write_png(file, &blocks::sheet(&blurred))?;
         }
     }
-    if let Some(file) = &args.json {
-        write_scores(file, &found)?;
-    }
+    write_scores(args.json.as_deref(), &found)?;
     if let Some(file) = &args.plot {
         write_atomically(file, |out| out.write_all(blocks::svg(&found).into_string().as_bytes()))?;
     }
@@ -139,8 +136,8 @@ fn write_components(
     scheduler: &Scheduler,
     data: &LabelledFolder,
 ) -> Result<()> {
-    let layers = args.layer.as_ref().map(|layers| layers.list().to_vec());
-    let layers = layers.unwrap_or_else(|| (0..pipeline.transformer.config.num_layers()).collect());
+    let all = || LayerList((0..pipeline.transformer.config.num_layers()).collect());
+    let LayerList(layers) = args.layer.clone().unwrap_or_else(all);
     let options = SegmentationOptions { limit: Some(args.pca_images as usize), ..options.clone() };
     let _held = OutputFolder::hold(folder)?;
     let mut progress = Progress::new("features", 0, options.count(data) as u64);

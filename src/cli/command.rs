@@ -35,7 +35,7 @@ impl Command {
     fn is_shared(&self) -> bool {
         match self {
             Self::Train(_) | Self::Generate(_) | Self::Analyze(_) | Self::Evaluate(_) => true,
-            Self::Prepare(command) => command.is_shared(),
+            Self::Prepare(command) => matches!(command, prepare::PrepareCommand::Cache(_)),
             _ => false,
         }
     }
@@ -99,7 +99,7 @@ pub fn finish(command: impl FnOnce(&dyn Collective) -> Result<()>) -> ExitCode {
         return ExitCode::SUCCESS;
     };
     if !terminal::is_silent() && (Launch::speaks() || !matches!(error, Error::Usage(_))) {
-        terminal::complain(&format!("error: {}", error.to_string().replace('\n', "\n       ")));
+        terminal::complain_of(&error);
     }
     ExitCode::from(error.exit_status())
 }

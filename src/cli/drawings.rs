@@ -6,19 +6,24 @@ use crate::model::weights::fingerprint::sha256;
 use crate::system::error::{Error, Result};
 use crate::system::limits::STATE;
 use crate::system::paths::{exists, is_folder, may_be_file};
+use crate::system::whole_file::entries;
 use serde_json::{Map, Value, json};
-use std::path::Path;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
 
 /// The file that records the settings.
 const RECORD: &str = "generation.json";
 
 /// An image's name without extension.
-pub fn key(index: usize) -> String {
+fn key(index: usize) -> String {
     format!("{index:06}")
 }
 
-/// Whether the folder has images of more prompts than these; the additional ones stay.
-///
+/// An image's file.
+pub fn image_file(folder: &Path, index: usize) -> PathBuf {
+    folder.join(key(index) + ".png")
+}
+
 /// Identifies the LoRAs that images were drawn with: one of the weight 1 by its content, others with their weights.
 pub fn lora_content(files: &[WeightedFile]) -> Result<Value> {
     match files {
@@ -28,23 +33,18 @@ pub fn lora_content(files: &[WeightedFile]) -> Result<Value> {
     }
 }
 
+/// Whether the folder has images of more prompts than these; the additional ones stay.
+///
 /// # Errors
 /// The images were drawn with other settings, or there is no record of them.
 pub fn check(folder: &Path, wanted: &Value) -> Result<bool> {
     let file = folder.join(RECORD);
     let text = match STATE.read(&file) {
-        Ok(text) => text,
-        Err(problem) if problem.kind() == std::io::ErrorKind::NotFound => {
-            return match exists(&folder.join(format!("{}.png", key(0))))? {
-                true => {
-                    let problem =
-                        format!("holds images, but no {RECORD} that says how they were drawn; name another folder");
-                    Err(Error::file(folder, problem))
-                }
-                false => Ok(false),
-            };
+        Err(problem) if problem.kind() == ErrorKind::NotFound => {
+            let problem = format!("holds images, but no {RECORD} that says how they were drawn; name another folder");
+            return if exists(&image_file(folder, 0))? { Err(Error::file(folder, problem)) } else { Ok(false) };
         }
-        Err(problem) => return Err(Error::file(&file, problem)),
+        text => text.map_err(|problem| Error::file(&file, problem))?,
     };
     let found: Value = serde_json::from_slice(&text).map_err(|problem| Error::file(&file, problem))?;
     check_same(folder, &found, wanted)?;
@@ -61,11 +61,9 @@ pub fn describe<'a>(folder: &Path, record: &Value, prompts: impl Iterator<Item =
 
 /// Identifies a file by the SHA-256 of its content, and a folder, such as PEFT's, by those of its files.
 pub fn content(path: &Path) -> Result<String> {
-    let failed = |problem: std::io::Error| Error::file(path, problem);
     let mut files = vec![path.to_owned()];
     if is_folder(path)? {
-        let entries = std::fs::read_dir(path).map_err(failed)?;
-        files = entries.map(|entry| Ok(entry.map_err(failed)?.path())).collect::<Result<_>>()?;
+        files = entries(path)?;
         files.retain(|file| may_be_file(file));
         files.sort();
     }

@@ -1,5 +1,5 @@
 //! `generate`: draws images from prompts.
-use super::drawings::{self, content, key, lora_content};
+use super::drawings::{self, content, image_file, lora_content};
 use super::{ModelArgs, NamedModel, mention, parse_not_negative, parse_number, parse_positive, parse_size};
 use crate::config::BLUR;
 use crate::distributed::Collective;
@@ -15,7 +15,7 @@ use crate::system::output_folder::OutputFolder;
 use crate::system::paths::exists;
 use crate::system::printable::{printable_line, printable_path};
 use crate::system::process::release_freed_memory;
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use clap::Args;
 use serde_json::{Value, json};
 use std::io::IsTerminal;
@@ -87,7 +87,7 @@ pub fn run(args: &GenerateArgs, processes: &dyn Collective) -> Result<()> {
     let record = record(args)?;
     let is_main = processes.is_main();
     let _held = is_main.then(|| OutputFolder::hold(&args.out)).transpose()?;
-    let is_longer = if is_main { drawings::check(&args.out, &record)? } else { false };
+    let is_longer = is_main && drawings::check(&args.out, &record)?;
     let model = args.model.open()?;
     let sampler = Sampler::open(args, &model)?;
     let missing = shared(if is_main { missing(args)? } else { vec![] }, processes)?;
@@ -130,7 +130,7 @@ fn shared(missing: Vec<usize>, processes: &dyn Collective) -> Result<Vec<usize>>
 fn missing(args: &GenerateArgs) -> Result<Vec<usize>> {
     let mut missing = vec![];
     for (index, prompt) in args.prompt.iter().enumerate() {
-        let file = file(args, index);
+        let file = image_file(&args.out, index);
         match exists(&file)? {
             true => mention(&format!("{}  was there: {}", printable_path(&file), printable_line(prompt))),
             false => missing.push(index),
@@ -139,13 +139,9 @@ fn missing(args: &GenerateArgs) -> Result<Vec<usize>> {
     Ok(missing)
 }
 
-fn file(args: &GenerateArgs, image: usize) -> PathBuf {
-    args.out.join(format!("{}.png", key(image)))
-}
-
 /// Writes a decoded image.
 fn write(args: &GenerateArgs, index: usize, decoded: &Tensor) -> Result<()> {
-    let file = file(args, index);
+    let file = image_file(&args.out, index);
     for image in to_rgb8(decoded)? {
         write_png(&file, &image)?;
     }
@@ -168,13 +164,6 @@ struct Sampler<'a> {
     given: Option<Tensor>,
     /// A learnt prompt from a file.
     learnt: Option<TextEmbedding>,
-}
-
-/// The text embedding of a prompt.
-enum Text {
-    /// In the form of [`TextShape::compact`].
-    Encoded(Vec<f32>),
-    Learnt(TextEmbedding),
 }
 
 impl<'a> Sampler<'a> {
@@ -206,16 +195,15 @@ impl<'a> Sampler<'a> {
         })
     }
 
-    /// The embeddings of these images' prompts, by number, and of the negative prompt. The text encoders are in memory
-    /// only during the call.
-    fn encode(&self, images: &[usize]) -> Result<(Vec<(usize, Text)>, Text)> {
+    /// The embeddings of these images' prompts, by number, and of the negative prompt, in the form of
+    /// [`TextShape::compact`]; none where a learnt prompt takes their place. The text encoders are in memory only during
+    /// the call.
+    fn encode(&self, images: &[usize]) -> Result<(Vec<(usize, Vec<f32>)>, Vec<f32>)> {
         let PipelineOptions { text_encoders, max_sequence_length, dtype, device, .. } = &self.model.options;
         let encoders = TextEncoders::load(&self.model.files, text_encoders, *max_sequence_length, *dtype, device)?;
-        let encode = |prompt: &str| -> Result<Text> {
-            Ok(Text::Encoded(self.text_shape.compact(&encoders.encode(&[prompt])?)?))
-        };
+        let encode = |prompt: &str| self.text_shape.compact(&encoders.encode(&[prompt])?);
         let text = |image: usize| match &self.learnt {
-            Some(learnt) => Ok(Text::Learnt(learnt.clone())),
+            Some(_) => Ok(vec![]),
             None => encode(&self.args.prompt[image]),
         };
         let texts = images.iter().map(|&image| Ok((image, text(image)?))).collect::<Result<_>>()?;
@@ -225,17 +213,14 @@ impl<'a> Sampler<'a> {
         Ok((texts, negative))
     }
 
-    fn embedding(&self, text: &Text, device: &Device) -> Result<TextEmbedding> {
-        match text {
-            Text::Encoded(values) => self.text_shape.expand(values, device),
-            Text::Learnt(embedding) => Ok(embedding.clone()),
-        }
-    }
-
     /// The latents of an image.
-    fn draw(&self, pipeline: &Pipeline, image: usize, positive: &Text, negative: &Text) -> Result<Tensor> {
+    fn draw(&self, pipeline: &Pipeline, image: usize, positive: &[f32], negative: &[f32]) -> Result<Tensor> {
         let device = &pipeline.device;
-        let (positive, negative) = (self.embedding(positive, device)?, self.embedding(negative, device)?);
+        let positive = match &self.learnt {
+            Some(learnt) => learnt.clone(),
+            None => self.text_shape.expand(positive, device)?,
+        };
+        let negative = self.text_shape.expand(negative, device)?;
         let noise = match &self.given {
             Some(latents) => latents.narrow(0, image, 1)?,
             None => initial_latents(self.args.seed, image, 1, self.shape, device)?,

@@ -3,6 +3,7 @@ use super::mention;
 use crate::config::{Choice, DataConfig, RunConfig};
 use crate::data::Loader;
 use crate::demo;
+use crate::distributed::SingleProcess;
 use crate::model::weights::files::ModelFiles;
 use crate::report::{Inspection, SampleDrawer};
 use crate::system::error::Result;
@@ -44,7 +45,7 @@ pub fn run(args: &InspectArgs) -> Result<()> {
     let config = RunConfig::load(&args.config, &args.set)?;
     let drawer = SampleDrawer::open(&config, &ModelFiles::of(&config.model)?)?;
     if let Some(scenes) = &config.scenes {
-        demo::draw_missing(scenes)?;
+        demo::draw_missing(scenes, &SingleProcess)?;
     }
     let mut loader = Loader::new(&config.data, config.seed, None, false)?;
     let mut inspection = Inspection::new(args.config.display().to_string(), facts(&config));

@@ -10,19 +10,14 @@ use clap::Args;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-/// Blocks of a model, ascending, each once: `9`, or `7,8,9`.
+/// Blocks of a model, counted from 0, ascending, each once: `9`, or `7,8,9`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LayerList(Vec<usize>);
+pub struct LayerList(pub Vec<usize>);
 
 impl LayerList {
-    /// The blocks, counted from 0.
-    pub fn list(&self) -> &[usize] {
-        &self.0
-    }
-
-    /// The last block; blocks above it need not be loaded.
-    pub fn last(&self) -> usize {
-        self.0.last().copied().unwrap_or(0)
+    /// How many of a model's blocks their attention needs.
+    pub fn depth(&self) -> Option<usize> {
+        self.0.last().map(|last| last + 1)
     }
 }
 

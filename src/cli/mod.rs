@@ -20,6 +20,7 @@ use crate::model::adapters::weighted::{self, WeightedFile};
 use crate::model::families;
 use crate::model::pipeline::{Pipeline, PipelineOptions};
 use crate::model::weights::files::ModelFiles;
+use crate::sample::scheduler::Scheduler;
 use crate::system::error::{Error, Result};
 pub(crate) use crate::system::terminal::{mention, say};
 use clap::Args;
@@ -62,19 +63,12 @@ pub(crate) struct ModelArgs {
     pub max_sequence_length: Option<usize>,
 }
 
-/// A base model with its LoRA, ready to run.
-pub(crate) struct LoadedModel {
-    pub files: ModelFiles,
-    pub pipeline: Pipeline,
-    pub device: candle_core::Device,
-}
-
 /// A base model whose weights have not been read, with its LoRA.
 pub(crate) struct NamedModel<'a> {
     pub files: ModelFiles,
     pub options: PipelineOptions,
-    /// With the files that they are from.
-    adapters: Option<(Adapters, &'a [WeightedFile])>,
+    adapters: Adapters,
+    lora: &'a [WeightedFile],
 }
 
 impl NamedModel<'_> {
@@ -83,9 +77,7 @@ impl NamedModel<'_> {
     /// # Errors
     /// The LoRA is of another model.
     pub fn adapted(&self, mut pipeline: Pipeline) -> Result<Pipeline> {
-        if let Some((adapters, files)) = &self.adapters {
-            attach(&mut pipeline, adapters, files)?;
-        }
+        attach(&mut pipeline, &self.adapters, self.lora)?;
         Ok(pipeline)
     }
 }
@@ -100,39 +92,27 @@ pub(crate) fn attach(pipeline: &mut Pipeline, adapters: &Adapters, files: &[Weig
 }
 
 impl ModelArgs {
-    /// Loads what the arguments name.
-    pub fn load(&self) -> Result<LoadedModel> {
-        self.load_blocks(None)
-    }
-
-    /// Loads what the attention of block `layer` needs: blocks above it are not read.
-    pub fn load_up_to(&self, layer: usize) -> Result<LoadedModel> {
-        self.load_blocks(Some(layer + 1))
-    }
-
-    fn load_blocks(&self, depth: Option<usize>) -> Result<LoadedModel> {
+    /// Loads the base model with its LoRA; only the first `depth` blocks, where the attention of no other is needed.
+    pub fn load(&self, depth: Option<usize>) -> Result<(Pipeline, Scheduler)> {
         let mut model = self.open()?;
         model.options.depth = depth;
         let pipeline = model.adapted(Pipeline::load(&model.files, &model.options)?)?;
-        Ok(LoadedModel { files: model.files, pipeline, device: model.options.device })
+        Ok((pipeline, Scheduler::open(&model.files)?))
     }
 
     /// Finds what the arguments name, and reads the LoRA: one that cannot be read is found before gigabytes are.
     pub fn open(&self) -> Result<NamedModel<'_>> {
         let device = self.device.open()?;
-        let adapters = match self.lora.as_slice() {
-            [] => None,
-            files => Some((weighted::read_all(files)?, files)),
-        };
+        let adapters = weighted::read_all(&self.lora)?;
         let files = self.files()?;
         let options = PipelineOptions {
             text_encoders: self.text_encoders(&files)?,
             max_sequence_length: self.sequence_length(&files)?,
-            dtype: self.weight_type(&device).dtype(),
+            dtype: self.dtype.unwrap_or(if device.is_cuda() { WeightType::Bf16 } else { WeightType::F32 }).dtype(),
             device,
             depth: None,
         };
-        Ok(NamedModel { files, options, adapters })
+        Ok(NamedModel { files, options, adapters, lora: &self.lora })
     }
 
     /// The model's files.
@@ -153,12 +133,6 @@ impl ModelArgs {
     pub fn check_layer(&self, flag: &str, layer: usize) -> Result<()> {
         let files = self.files()?;
         families::of(&files)?.config(&files)?.check_block(flag, layer)
-    }
-
-    /// The type of weights that was asked for, or the default for `device`.
-    pub fn weight_type(&self, device: &candle_core::Device) -> WeightType {
-        let usual = if device.is_cuda() { WeightType::Bf16 } else { WeightType::F32 };
-        self.dtype.unwrap_or(usual)
     }
 
     /// The text encoders that were asked for, or those that the model has.

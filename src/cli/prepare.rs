@@ -29,11 +29,6 @@ pub enum PrepareCommand {
 }
 
 impl PrepareCommand {
-    /// Whether several processes share its work.
-    pub fn is_shared(&self) -> bool {
-        matches!(self, Self::Cache(_))
-    }
-
     pub fn run(&self, processes: &dyn Collective) -> Result<()> {
         match self {
             Self::Scenes(args) => scenes(args),
@@ -115,7 +110,7 @@ type Labels = (usize, usize, Vec<u32>);
 
 fn labels(args: &LabelsArgs) -> Result<()> {
     match (&args.mat, &args.ade20k, &args.numbers) {
-        (Some(folder), ..) => write_all(&in_folder(folder, "mat")?, &args.out, |bytes| {
+        (Some(folder), ..) => write_all(&mat_files(folder)?, &args.out, |bytes| {
             let LabelMatrix { width, height, labels } = LabelMatrix::read(bytes, &args.variable)?;
             Ok((width, height, labels))
         }),
@@ -131,18 +126,18 @@ fn labels(args: &LabelsArgs) -> Result<()> {
     }
 }
 
-/// The folder's files with this extension, each after its stem, sorted.
-fn in_folder(folder: &Path, extension: &str) -> Result<Vec<(String, PathBuf)>> {
+/// The folder's .mat files, each after its stem, sorted.
+fn mat_files(folder: &Path) -> Result<Vec<(String, PathBuf)>> {
     let failed = |problem: std::io::Error| Error::file(folder, problem);
     let mut files = vec![];
     for entry in std::fs::read_dir(folder).map_err(failed)? {
         let path = entry.map_err(failed)?.path();
-        if path.extension().is_some_and(|found| found.eq_ignore_ascii_case(extension)) && may_be_file(&path) {
+        if path.extension().is_some_and(|found| found.eq_ignore_ascii_case("mat")) && may_be_file(&path) {
             files.push((path.file_stem().unwrap_or_default().to_string_lossy().into_owned(), path));
         }
     }
     if files.is_empty() {
-        return Err(Error::file(folder, format!("holds no .{extension} file")));
+        return Err(Error::file(folder, "holds no .mat file"));
     }
     files.sort();
     Ok(files)
@@ -205,18 +200,12 @@ fn cache(args: &CacheArgs, processes: &dyn Collective) -> Result<()> {
     let mut config = RunConfig::load(&args.config, &args.set)?;
     // The folder need not exist yet.
     let named = config.data.cache.take();
-    let Some(folder) = args.out.clone().or(named) else {
-        return Err(Error::Usage(
-            "there is no folder for the cache: give --out DIR, or data.cache in the config".into(),
-        ));
-    };
+    let nowhere = "there is no folder for the cache: give --out DIR, or data.cache in the config";
+    let folder = args.out.clone().or(named).ok_or_else(|| Error::Usage(nowhere.into()))?;
     config.check_files()?;
     let device = config.device.open()?;
     if let Some(scenes) = &config.scenes {
-        if processes.is_main() {
-            crate::demo::draw_missing(scenes)?;
-        }
-        processes.barrier()?;
+        demo::draw_missing(scenes, processes)?;
     }
     let filled = fill(&config, &device, &folder, args.shard_size << 20, processes)?;
     mention(&format!("{}\n{filled}", printable_path(&folder)));

@@ -1,6 +1,6 @@
 //! `probe`: the attention of an image, or of a folder of images, to a prompt.
 use super::maps::{LayerList, MapArgs, NormalizeArgs};
-use super::{LoadedModel, ModelArgs, mention, parse_sigma, parse_size};
+use super::{ModelArgs, mention, parse_sigma, parse_size};
 use crate::data::codec::resize::bilinear;
 use crate::data::sources::captions::{Captions, Columns};
 use crate::eval::segmentation::Files;
@@ -11,7 +11,6 @@ use crate::report::heatmap::{sheet, write_word_overlays};
 use crate::sample::generate::read_latents;
 use crate::sample::image::{read_rgb8, to_rgb8, to_tensor, write_png};
 use crate::sample::noise::normal;
-use crate::sample::scheduler::Scheduler;
 use crate::system::error::{Error, Result};
 use crate::system::output_folder::OutputFolder;
 use crate::system::printable::printable_path;
@@ -93,27 +92,28 @@ pub fn run(args: &ProbeArgs) -> Result<()> {
     if args.image.is_some() {
         looks.iter().try_for_each(|look| read_rgb8(&look.file).map(|_| ()))?;
     }
-    args.maps.check(&args.model, args.layer.list())?;
+    args.maps.check(&args.model, &args.layer.0)?;
     let _held = OutputFolder::hold(&args.out)?;
     for key in looks.iter().filter_map(|look| look.key.as_ref()) {
         let file = args.out.join(format!("{key}.png"));
         sweep(folder_of(&file))?;
         sweep(&args.out.join(key))?;
     }
-    let LoadedModel { files, pipeline, device } = args.model.load_up_to(args.layer.last())?;
+    let (pipeline, scheduler) = args.model.load(args.layer.depth())?;
+    let device = &pipeline.device;
     let shape = pipeline.latent_shape(args.size)?;
     let noise = match &args.noise {
-        Some(file) => read_latents(file, "noise", Some(1), shape, &device)?,
-        None => normal(args.seed, &[NOISE], (1, shape.0, shape.1, shape.2), &device)?,
+        Some(file) => read_latents(file, "noise", Some(1), shape, device)?,
+        None => normal(args.seed, &[NOISE], (1, shape.0, shape.1, shape.2), device)?,
     };
-    let timestep = Scheduler::open(&files)?.timestep(args.sigma as f32);
-    let settings = args.maps.settings(args.layer.list(), args.normalize.normalize, &device)?;
+    let timestep = scheduler.timestep(args.sigma as f32);
+    let settings = args.maps.settings(&args.layer.0, args.normalize.normalize, device)?;
     settings.check(&pipeline.transformer)?;
     let heads = pipeline.transformer.config.num_attention_heads;
     let side = args.size as u32;
     for Look { file, prompt, key } in &looks {
         let picture = read_rgb8(file)?;
-        let image = to_tensor(&bilinear(&picture, side, side), &device)?;
+        let image = to_tensor(&bilinear(&picture, side, side), device)?;
         let latents = ((pipeline.vae.encode(&image)? * (1.0 - args.sigma))? + (&noise * args.sigma)?)?;
         let text = pipeline.text_encoders.encode(&[prompt])?;
         let timestep = Tensor::full(timestep, 1, &Device::Cpu)?;

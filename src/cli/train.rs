@@ -2,6 +2,7 @@
 use super::{mention, say};
 use crate::config::RunConfig;
 use crate::data::{DataSet, Inventory};
+use crate::demo;
 use crate::distributed::Collective;
 use crate::system::error::Result;
 use crate::system::printable::printable_path;
@@ -38,16 +39,6 @@ pub struct TrainArgs {
     pub force: Vec<Override>,
 }
 
-impl TrainArgs {
-    fn resume(&self) -> Resume {
-        match &self.resume {
-            None => Resume::No,
-            Some(None) => Resume::Newest,
-            Some(Some(folder)) => Resume::From(folder.clone()),
-        }
-    }
-}
-
 /// Checks the config and the files that it names and, unless `--check` is given, trains, as one of these processes.
 ///
 /// # Errors
@@ -67,12 +58,14 @@ pub fn run(args: &TrainArgs, processes: &dyn Collective) -> Result<()> {
         return say(&format!("{file}: ok\n{next}"));
     }
     let device = config.device.open()?;
-    let folder = RunFolder::open_together(&config.output, &args.resume(), processes)?;
+    let resume = match &args.resume {
+        None => Resume::No,
+        Some(None) => Resume::Newest,
+        Some(Some(folder)) => Resume::From(folder.clone()),
+    };
+    let folder = RunFolder::open_together(&config.output, &resume, processes)?;
     if let Some(scenes) = &config.scenes {
-        if processes.is_main() {
-            crate::demo::draw_missing(scenes)?;
-        }
-        processes.barrier()?;
+        demo::draw_missing(scenes, processes)?;
     }
     let components = Components { collective: processes, ..Components::default() };
     if let Some(table) = crate::train::run_with(&config, &device, &folder, &args.force, &components)? {

@@ -2,6 +2,7 @@
 use super::{Drawer, Scene, SceneOptions, Split, class_names};
 use crate::config::ScenesConfig;
 use crate::data::codec::rle::RunLengths;
+use crate::distributed::Collective;
 use crate::system::error::{Error, Result};
 use crate::system::limits::STATE;
 use crate::system::output_folder::Lock;
@@ -128,12 +129,12 @@ pub fn write_missing(out: &Path, count: u64, options: SceneOptions, progress: im
     Ok(true)
 }
 
-/// Draws the missing sets of scenes; takes seconds.
+/// Draws the missing sets of scenes at rank 0, while the other processes wait; takes seconds.
 ///
 /// # Errors
 /// A set exists but holds other scenes (`Error::Usage`), or cannot be written.
-pub fn draw_missing(config: &ScenesConfig) -> Result<()> {
-    for set in config.sets() {
+pub fn draw_missing(config: &ScenesConfig, processes: &dyn Collective) -> Result<()> {
+    for set in config.sets().iter().filter(|_| processes.is_main()) {
         let split = if set.held_out { Split::Val } else { Split::Train };
         let options = SceneOptions { seed: set.seed, split, size: config.size };
         let mut progress = None;
@@ -142,7 +143,7 @@ pub fn draw_missing(config: &ScenesConfig) -> Result<()> {
             progress.update(done, &set.folder.display().to_string());
         })?;
     }
-    Ok(())
+    processes.barrier()
 }
 
 fn write_shard(

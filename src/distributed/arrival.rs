@@ -6,7 +6,7 @@ use crate::system::error::Result;
 use crate::system::launch::Launch;
 use crate::system::process::{end_at_once, refused};
 use crate::system::siblings::{host_name, stopped};
-use crate::system::terminal::complain_loudly;
+use crate::system::terminal::complain_of;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -95,6 +95,6 @@ fn look(launch: Launch, wait: &Mutex<Option<Wait>>) {
 }
 
 fn end(problem: &str) -> ! {
-    complain_loudly(&format!("error: {problem}"));
+    complain_of(problem);
     end_at_once(1)
 }

@@ -8,6 +8,7 @@ use super::watch::Watch;
 use super::{Collective, padded, refuse_type, slice_length};
 use crate::system::error::{Error, Result};
 use crate::system::launch::{Launch, Launcher};
+use crate::system::terminal::complain_of;
 use candle_core::{DType, Device, Tensor, WithDType};
 use mpi::environment::Universe;
 use mpi::topology::SimpleCommunicator;
@@ -200,30 +201,17 @@ impl MpiProcess {
     }
 }
 
-/// `$body` with `$values` being a function that reads a tensor's values, of the type that the tensor has.
+/// `$body` with `$kind` being the type of the tensor's values.
 macro_rules! by_type {
     ($tensor:expr, $kind:ident => $body:expr) => {
+        by_type!($tensor, $kind => $body, F32 f32, F64 f64, U8 u8, U32 u32, I64 i64)
+    };
+    ($tensor:expr, $kind:ident => $body:expr, $($dtype:ident $type:ty),*) => {
         match $tensor.dtype() {
-            DType::F32 => {
-                type $kind = f32;
+            $(DType::$dtype => {
+                type $kind = $type;
                 $body
-            }
-            DType::F64 => {
-                type $kind = f64;
-                $body
-            }
-            DType::U8 => {
-                type $kind = u8;
-                $body
-            }
-            DType::U32 => {
-                type $kind = u32;
-                $body
-            }
-            DType::I64 => {
-                type $kind = i64;
-                $body
-            }
+            })*
             other => return Err(refuse_type(other)),
         }
     };
@@ -303,10 +291,7 @@ impl Collective for MpiProcess {
         match &self.watch {
             Some(watch) => watch.fail(problem),
             None => {
-                crate::system::terminal::complain_loudly(&format!(
-                    "error: {}",
-                    problem.to_string().replace('\n', "\n       ")
-                ));
+                complain_of(problem);
                 self.world.abort(problem.exit_status().into())
             }
         }

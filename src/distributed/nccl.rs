@@ -13,7 +13,7 @@ use crate::system::error::{Error, Result};
 use crate::system::launch::Launch;
 use crate::system::process::end_at_once;
 use crate::system::siblings::host_name;
-use crate::system::terminal::complain_loudly;
+use crate::system::terminal::complain_of;
 use candle_core::cuda_backend::cudarc::nccl::{result, safe::Id, sys};
 use candle_core::{CudaDevice, DType, Device, Tensor};
 use std::cell::Cell;
@@ -292,7 +292,7 @@ impl Collective for NcclProcess {
             Base::Mpi(mpi) => mpi.abort(problem),
             Base::Tcp(Some(watch)) => watch.fail(problem),
             Base::Tcp(None) => {
-                complain_loudly(&format!("error: {}", problem.to_string().replace('\n', "\n       ")));
+                complain_of(problem);
                 end_at_once(problem.exit_status())
             }
         }

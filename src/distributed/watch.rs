@@ -11,7 +11,7 @@ use super::star::{ALIVE, BEAT, DONE, Peer};
 use crate::system::error::{Error, Result};
 use crate::system::process::{end_at_once, refused};
 use crate::system::siblings::host_name;
-use crate::system::terminal::complain_loudly;
+use crate::system::terminal::complain_of;
 use std::io::{ErrorKind, Read, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -95,7 +95,7 @@ impl Watch {
         self.shared.own().get_or_insert_with(|| (Failure::of(problem), Instant::now()));
         // The thread ends the process.
         std::thread::sleep(PRINTING + DEFERENCE);
-        complain_loudly(&format!("error: {problem}"));
+        complain_of(problem);
         end_at_once(problem.exit_status())
     }
 
@@ -285,7 +285,7 @@ impl Watcher {
         }
         let own = self.shared.own().clone().map(|(own, _)| own);
         let status = own.as_ref().map_or(1, |own| own.status);
-        complain_loudly(&format!("error: {}", indented(&own.map_or(problem, |own| own.text))));
+        complain_of(own.map_or(problem, |own| own.text));
         self.tell_all_to_end(status)
     }
 
@@ -308,13 +308,13 @@ impl Watcher {
         let mut status = 1;
         if let Some(own) = &own {
             let name = if is_of_all { String::new() } else { format!("rank 0 on {}: ", host_name()) };
-            complain_loudly(&format!("error: {name}{}", indented(&own.text)));
+            complain_of(format_args!("{name}{}", own.text));
             said.push(&own.text);
             status = own.status;
         }
         for (name, failure, _) in &self.failed {
             if !said.contains(&failure.text.as_str()) {
-                complain_loudly(&format!("error: {name}: {}", indented(&failure.text)));
+                complain_of(format_args!("{name}: {}", failure.text));
                 if said.is_empty() {
                     status = failure.status;
                 }
@@ -344,26 +344,19 @@ impl Watcher {
         let message = write_failure(&own);
         self.peers.iter_mut().for_each(|peer| peer.send(&message));
         let started = Instant::now();
-        while started.elapsed() < PRINTING {
+        'waiting: while started.elapsed() < PRINTING {
             for peer in &mut self.peers {
                 match peer.listen() {
                     Heard::End(_) => end_at_once(own.status),
-                    Heard::Closed => {
-                        complain_loudly(&format!("error: rank {}: {}", self.rank, indented(&own.text)));
-                        end_at_once(own.status)
-                    }
+                    Heard::Closed => break 'waiting,
                     _ => {}
                 }
             }
             std::thread::sleep(Duration::from_millis(5));
         }
-        complain_loudly(&format!("error: rank {}: {}", self.rank, indented(&own.text)));
+        complain_of(format_args!("rank {}: {}", self.rank, own.text));
         end_at_once(own.status)
     }
-}
-
-fn indented(text: &str) -> String {
-    text.replace('\n', "\n       ")
 }
 
 #[cfg(test)]

@@ -6,9 +6,6 @@ use std::fs::{File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Says that a folder is taken.
-const BUSY: &str = "another program is writing into this folder";
-
 /// A lock file that this process holds. The operating system lets go of it when the process ends, however it ends; the
 /// file itself is removed with the value, and that of a killed process by the next one that takes it.
 pub struct Lock {
@@ -22,8 +19,7 @@ impl Lock {
     /// # Errors
     /// Says `busy` where another process holds it.
     pub fn take(path: &Path, busy: &str) -> Result<Self> {
-        let file = acquire(path, &mut || Err(Error::file(folder_of(path), busy)))?;
-        Ok(Self { path: path.to_path_buf(), _file: file })
+        Self::acquire(path, || Err(Error::file(folder_of(path), busy)))
     }
 
     /// Takes the lock file `path` as soon as no other process holds it; where one does, `waiting` is called first.
@@ -31,12 +27,42 @@ impl Lock {
     /// # Errors
     /// The file cannot be made.
     pub fn wait(path: &Path, mut waiting: impl FnMut()) -> Result<Self> {
-        let mut wait = || {
+        Self::acquire(path, || {
             waiting();
             Ok(())
-        };
-        let file = acquire(path, &mut wait)?;
-        Ok(Self { path: path.to_path_buf(), _file: file })
+        })
+    }
+
+    /// Opens and locks a file; where another process holds it, waits unless `wait` fails.
+    fn acquire(path: &Path, mut wait: impl FnMut() -> Result<()>) -> Result<Self> {
+        let folder = folder_of(path);
+        let failed = |e: io::Error| Error::file(path, format!("cannot lock: {e}"));
+        loop {
+            if paths::exists(folder)? && !paths::is_folder(folder)? {
+                return Err(Error::file(folder, "cannot write: it is not a folder"));
+            }
+            std::fs::create_dir_all(folder).map_err(|e| Error::file(folder, format!("cannot make the folder: {e}")))?;
+            let file = File::options().create(true).truncate(false).write(true).open(path);
+            let file = file.map_err(|e| Error::file(folder, format!("cannot write: {e}")))?;
+            match file.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => {
+                    wait()?;
+                    file.lock().map_err(failed)?;
+                }
+                Err(TryLockError::Error(e)) if e.kind() == io::ErrorKind::Unsupported => {
+                    let path = path.display();
+                    tracing::warn!(
+                        "{path}: this file system has no locks; see to it that no other program writes here"
+                    );
+                }
+                Err(TryLockError::Error(e)) => return Err(failed(e)),
+            }
+            // Who held it may have removed it between the opening and the locking.
+            if is_at(&file, path).map_err(failed)? {
+                return Ok(Self { path: path.to_path_buf(), _file: file });
+            }
+        }
     }
 }
 
@@ -44,36 +70,6 @@ impl Drop for Lock {
     fn drop(&mut self) {
         // Still locked: who opened the file before it went finds that it is no longer at its place.
         let _ = std::fs::remove_file(&self.path);
-    }
-}
-
-/// Opens and locks a file; where another process holds it, waits unless `wait` fails.
-fn acquire(path: &Path, wait: &mut dyn FnMut() -> Result<()>) -> Result<File> {
-    let folder = folder_of(path);
-    let failed = |e: io::Error| Error::file(path, format!("cannot lock: {e}"));
-    loop {
-        if paths::exists(folder)? && !paths::is_folder(folder)? {
-            return Err(Error::file(folder, "cannot write: it is not a folder"));
-        }
-        std::fs::create_dir_all(folder).map_err(|e| Error::file(folder, format!("cannot make the folder: {e}")))?;
-        let file = File::options().create(true).truncate(false).write(true).open(path);
-        let file = file.map_err(|e| Error::file(folder, format!("cannot write: {e}")))?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                wait()?;
-                file.lock().map_err(failed)?;
-            }
-            Err(TryLockError::Error(e)) if e.kind() == io::ErrorKind::Unsupported => {
-                let path = path.display();
-                tracing::warn!("{path}: this file system has no locks; see to it that no other program writes here");
-            }
-            Err(TryLockError::Error(e)) => return Err(failed(e)),
-        }
-        // Who held it may have removed it between the opening and the locking.
-        if is_at(&file, path).map_err(failed)? {
-            return Ok(file);
-        }
     }
 }
 
@@ -90,7 +86,7 @@ impl OutputFolder {
     /// # Errors
     /// Another process writes into it; it cannot be made or written.
     pub fn hold(path: &Path) -> Result<Self> {
-        Self::hold_or(path, BUSY)
+        Self::hold_or(path, "another program is writing into this folder")
     }
 
     /// [`Self::hold`], where the error says `busy` if another process writes into the folder.

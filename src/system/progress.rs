@@ -55,7 +55,8 @@ impl Progress {
         if let Some(bar) = &self.bar {
             bar.set_message(format!("{left}{message}"));
             bar.set_position(done);
-        } else if done >= self.total || self.last_line.is_none_or(|last| last.elapsed() >= LINE_EVERY) {
+        } else if !is_silent() && (done >= self.total || self.last_line.is_none_or(|last| last.elapsed() >= LINE_EVERY))
+        {
             self.last_line = Some(Instant::now());
             complain(&format!("{} {done}/{} {left}{message}", self.what, self.total));
         }

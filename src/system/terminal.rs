@@ -8,6 +8,7 @@ use crate::system::error::{Error, Result};
 use clap::Parser;
 use console::Term;
 use indicatif::TermLike;
+use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -47,15 +48,13 @@ pub fn mention(text: &str) {
 
 /// Writes a line, or several, to standard error, or nowhere.
 pub fn complain(text: &str) {
-    if !is_silent() {
-        complain_loudly(text);
-    }
-}
-
-/// As [`complain`], of a process that is silent otherwise, too: what ends it.
-pub fn complain_loudly(text: &str) {
     // In one piece: of several processes' lines, none is to be within another.
     let _ = Stderr.write(format!("{}\n", printable(text)).as_bytes());
+}
+
+/// Writes the error that ends the program to standard error, of a process that is silent otherwise, too.
+pub fn complain_of(error: impl Display) {
+    complain(&format!("error: {}", error.to_string().replace('\n', "\n       ")));
 }
 
 /// What came of writing to standard output.
@@ -84,7 +83,7 @@ pub fn arguments<T: Parser>() -> Result<T, ExitCode> {
         let problem = T::try_parse_from(arguments).err().unwrap_or(problem);
         match was_written(problem.print()) {
             Err(unwritten) if !problem.use_stderr() => {
-                complain(&format!("error: {unwritten}"));
+                complain_of(unwritten);
                 ExitCode::FAILURE
             }
             _ => ExitCode::from(problem.exit_code() as u8),

@@ -119,9 +119,12 @@ pub fn sweep(folder: &Path) -> Result<()> {
 }
 
 fn sweep_where(folder: &Path, is_leftover: impl Fn(&str) -> bool) -> Result<()> {
+    use io::ErrorKind::{NotADirectory, PermissionDenied};
     // A folder that may not be read can be written all the same.
-    let Some(entries) = readable(folder)? else { return Ok(()) };
-    for path in entries {
+    if std::fs::read_dir(folder).is_err_and(|e| matches!(e.kind(), NotADirectory | PermissionDenied)) {
+        return Ok(());
+    }
+    for path in entries(folder)? {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         if is_leftover(&name) && !platform::is_held(&path) {
             remove_if_there(&path)?;
@@ -189,14 +192,6 @@ pub fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
         Ok(entries) => entries.map(|entry| Ok(entry.map_err(failed)?.path())).collect(),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
         Err(e) => Err(failed(e)),
-    }
-}
-
-/// [`entries`]; none where `folder` is no folder, or one that may not be read.
-fn readable(folder: &Path) -> Result<Option<Vec<PathBuf>>> {
-    match std::fs::read_dir(folder).map_err(|e| e.kind()) {
-        Err(io::ErrorKind::NotADirectory | io::ErrorKind::PermissionDenied) => Ok(None),
-        _ => entries(folder).map(Some),
     }
 }
 

@@ -1,5 +1,5 @@
 //! `evaluate clip-score`: similarity of images and captions.
-use super::write_scores;
+use super::{score_file, write_scores};
 use crate::cli::say;
 use crate::config::DeviceChoice;
 use crate::data::sources::captions::{Captions, Columns};
@@ -10,7 +10,6 @@ use crate::eval::turns::Turns;
 use crate::sample::image::read_rgb8;
 use crate::system::error::{Error, Result};
 use crate::system::progress::Progress;
-use crate::system::whole_file::check_writable;
 use clap::Args;
 use rayon::prelude::*;
 use std::path::PathBuf;
@@ -52,8 +51,7 @@ pub struct ClipScoreArgs {
 }
 
 pub fn run(args: &ClipScoreArgs, processes: &dyn Collective) -> Result<()> {
-    let json = args.json.as_deref().filter(|_| processes.is_main());
-    json.map_or(Ok(()), check_writable)?;
+    let json = score_file(&args.json, processes)?;
     let files = image_files(&args.images)?;
     let captions = Captions::read(&args.captions, Columns { key: &args.key_column, caption: &args.caption_column })?;
     let caption = |file: &PathBuf| {
@@ -86,7 +84,7 @@ pub fn run(args: &ClipScoreArgs, processes: &dyn Collective) -> Result<()> {
         return Ok(());
     }
     let scores = clip_scores(&cosines)?;
-    json.map_or(Ok(()), |file| write_scores(file, &scores))?;
+    write_scores(json, &scores)?;
     say(&format!("CLIPScore  {:.4}  (2.5·max(cosine, 0), mean of {} images)", scores.clip_score, scores.images))?;
     say(&format!("cosine     {:.4}  (as a percentage {:.2})", scores.cosine, 100.0 * scores.cosine))
 }

@@ -72,9 +72,7 @@ pub fn run(args: &FidArgs, processes: &dyn Collective) -> Result<()> {
         npz::write(file, &of_inception.gaussian()?)?;
     }
     let scores = Reference::new(networks, real).score(&generated)?;
-    if let Some(file) = &args.json {
-        write_scores(file, &scores)?;
-    }
+    write_scores(args.json.as_deref(), &scores)?;
     say_distances(&scores)
 }
 

@@ -1,9 +1,10 @@
 //! `evaluate generation`: feature distances between a model's images and real ones.
-use super::{say_distances, write_scores};
-use crate::cli::drawings::{self, key, lora_content};
+use super::{say_distances, score_file, write_scores};
+use crate::cli::drawings::{self, image_file, lora_content};
 use crate::cli::{attach, say};
 use crate::config::{EvalConfig, PartPaths, RunConfig};
 use crate::data::sources::captions::{Columns, first_by_key};
+use crate::demo;
 use crate::distributed::Collective;
 use crate::eval::generation::{DrawnImage, GenerationOptions, Reference, evaluate_together, load_networks};
 use crate::eval::turns::Turns;
@@ -16,7 +17,6 @@ use crate::sample::scheduler::Scheduler;
 use crate::system::error::{Error, Result};
 use crate::system::output_folder::OutputFolder;
 use crate::system::progress::Progress;
-use crate::system::whole_file::check_writable;
 use clap::Args;
 use serde_json::{Value, json};
 use std::path::PathBuf;
@@ -51,30 +51,26 @@ pub struct GenerationArgs {
 
 pub fn run(args: &GenerationArgs, processes: &dyn Collective) -> Result<()> {
     let is_main = processes.is_main();
-    let json = args.json.as_deref().filter(|_| is_main);
     let config = RunConfig::load(&args.config, &args.set)?;
-    let image_file = |index: usize| args.out.as_ref().map(|folder| folder.join(key(index) + ".png"));
-    json.map_or(Ok(()), check_writable)?;
+    let json = score_file(&args.json, processes)?;
     let eval = config.eval.as_ref().filter(|eval| eval.generation_images > 0);
     let Some((eval, captions)) = eval.and_then(|eval| Some((eval, eval.captions.as_ref()?))) else {
         let needs = "[eval] with images, captions, and inception or features";
         return Err(Error::Usage(format!("{}: nothing is to be drawn; expected {needs}", args.config.display())));
     };
     config.check_evaluation_files()?;
-    let _held = args.out.as_deref().filter(|_| is_main).map(OutputFolder::hold).transpose()?;
+    let out = args.out.as_deref().filter(|_| is_main);
+    let _held = out.map(OutputFolder::hold).transpose()?;
     if let Some(scenes) = &config.scenes {
-        if is_main {
-            crate::demo::draw_missing(scenes)?;
-        }
-        processes.barrier()?;
+        demo::draw_missing(scenes, processes)?;
     }
     // Arguments are checked before gigabytes of weights are read.
     let columns = Columns::of(&config.data);
     let captions = first_by_key(captions, columns, eval.generation_images)?;
     let prompts = || captions.iter().cycle().take(eval.generation_images).map(String::as_str);
-    let described = match args.out.as_deref().filter(|_| is_main) {
+    let files = ModelFiles::of(&config.model)?;
+    let described = match out {
         Some(folder) => {
-            let files = ModelFiles::of(&config.model)?;
             let usual = families::of(&files)?.config(&files)?.usual_guidance_scale;
             let record = record(args, &config, (eval, usual), prompts())?;
             // A record of more images than these stays as it is.
@@ -85,7 +81,6 @@ pub fn run(args: &GenerationArgs, processes: &dyn Collective) -> Result<()> {
     let adapters = weighted::read_all(&args.lora)?;
     let device = config.device.open()?;
     let networks = load_networks(eval.inception.as_deref(), eval.features.as_deref(), &device)?;
-    let files = ModelFiles::of(&config.model)?;
     let mut pipeline = Pipeline::load(&files, &PipelineOptions::of(&config.model, &device))?;
     attach(&mut pipeline, &adapters, &args.lora)?;
     let options = GenerationOptions::of(eval);
@@ -99,8 +94,8 @@ pub fn run(args: &GenerationArgs, processes: &dyn Collective) -> Result<()> {
     let mut progress = Progress::new("image", 0, options.images as u64);
     let scheduler = Scheduler::open(&files)?;
     let mut visit = |drawn: &DrawnImage| {
-        if let Some(file) = image_file(drawn.index) {
-            write_png(&file, drawn.image)?;
+        if let Some(folder) = &args.out {
+            write_png(&image_file(folder, drawn.index), drawn.image)?;
         }
         progress.update_batch(drawn.index + 1, options.batch, "");
         Ok(())
@@ -109,9 +104,7 @@ pub fn run(args: &GenerationArgs, processes: &dyn Collective) -> Result<()> {
     drop(progress);
     // All images are there, since rank 0 has the features of all.
     let Some(scores) = scores else { return Ok(()) };
-    if let Some(file) = json {
-        write_scores(file, &scores)?;
-    }
+    write_scores(json, &scores)?;
     say_distances(&scores)?;
     let real = reference.real().iter().find_map(|real| real.images()).unwrap_or_default();
     say(&format!("{} drawn against {real} real images", options.images))

@@ -9,16 +9,28 @@ pub(crate) mod segmentation;
 pub(crate) mod unsupervised;
 
 use crate::cli::say;
+use crate::distributed::Collective;
 use crate::eval::generation::GenerationScores;
 use crate::system::error::{Error, Result};
-use crate::system::whole_file::write_atomically;
-use std::path::Path;
+use crate::system::whole_file::{check_writable, write_atomically};
+use std::path::{Path, PathBuf};
 
-/// Writes scores as JSON, atomically.
+/// The file for the scores at rank 0, which writes them.
+///
+/// # Errors
+/// It could not be written.
+fn score_file<'a>(json: &'a Option<PathBuf>, processes: &dyn Collective) -> Result<Option<&'a Path>> {
+    let file = json.as_deref().filter(|_| processes.is_main());
+    file.map_or(Ok(()), check_writable)?;
+    Ok(file)
+}
+
+/// Writes scores as JSON, atomically, where there is a file for them.
 ///
 /// # Errors
 /// The file cannot be written, or a number is not finite, which JSON would write as `null`; the error names its key.
-pub(super) fn write_scores(file: &Path, scores: &impl serde::Serialize) -> Result<()> {
+pub(super) fn write_scores(file: Option<&Path>, scores: &impl serde::Serialize) -> Result<()> {
+    let Some(file) = file else { return Ok(()) };
     // TOML represents such numbers, which serde_json does not.
     let value = toml::Value::try_from(scores).map_err(|e| Error::file(file, e))?;
     match not_finite(&value) {
@@ -66,11 +78,11 @@ mod tests {
             (f64::NEG_INFINITY, None, "fid: -inf"),
         ] {
             let problem =
-                write_scores(&file, &[scores(1.0, None), scores(fid, kid)]).expect_err("no number").to_string();
+                write_scores(Some(&file), &[scores(1.0, None), scores(fid, kid)]).expect_err("no number").to_string();
             assert_eq!(problem, format!("{}: not written: {found} is not a finite number", file.display()));
             assert!(!file.exists());
         }
-        write_scores(&file, &scores(0.1 + 0.2, None)).expect("written");
+        write_scores(Some(&file), &scores(0.1 + 0.2, None)).expect("written");
         assert_eq!(std::fs::read_to_string(&file).expect("read"), "{\n  \"fid\": 0.30000000000000004\n}");
     }
 }

@@ -20,17 +20,16 @@ impl Predictions {
     /// # Errors
     /// It cannot be written, or another process is writing into it.
     pub fn open(folder: &Path, data: &LabelledFolder, processes: &dyn Collective) -> Result<Self> {
-        let path = folder.to_path_buf();
-        if !processes.is_main() {
-            processes.barrier()?;
-            return Ok(Self { folder: path, _held: None });
-        }
-        let held = OutputFolder::hold(folder)?;
-        let files = data.keys().map(|key| file(folder, key));
-        let below: BTreeSet<PathBuf> = files.map(|file| folder_of(&file).to_path_buf()).collect();
-        below.iter().try_for_each(|folder| sweep(folder))?;
+        let hold = || -> Result<OutputFolder> {
+            let held = OutputFolder::hold(folder)?;
+            let files = data.keys().map(|key| file(folder, key));
+            let below: BTreeSet<PathBuf> = files.map(|file| folder_of(&file).to_path_buf()).collect();
+            below.iter().try_for_each(|folder| sweep(folder))?;
+            Ok(held)
+        };
+        let held = processes.is_main().then(hold).transpose()?;
         processes.barrier()?;
-        Ok(Self { folder: path, _held: Some(held) })
+        Ok(Self { folder: folder.to_path_buf(), _held: held })
     }
 
     /// Writes the predicted labels of the image `key` as PNG; pixels without class get the data set's label for that.

@@ -1,16 +1,14 @@
 //! `evaluate referring`: referring-expression segmentation by a block's attention.
 use super::probe_settings::{ProbeSettingsArgs, as_in_training};
-use super::write_scores;
+use super::{score_file, write_scores};
 use crate::cli::maps::{LayerList, MapArgs, NormalizeArgs};
-use crate::cli::{LoadedModel, ModelArgs, say};
+use crate::cli::{ModelArgs, say};
 use crate::distributed::Collective;
 use crate::eval::segmentation::evaluate_referring_together;
 use crate::eval::turns::Turns;
-use crate::sample::scheduler::Scheduler;
 use crate::system::error::{Error, Result};
 use crate::system::patience;
 use crate::system::progress::Progress;
-use crate::system::whole_file::check_writable;
 use clap::Args;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -55,21 +53,20 @@ pub struct ReferringArgs {
 }
 
 pub fn run(args: &ReferringArgs, processes: &dyn Collective) -> Result<()> {
-    args.maps.check(&args.model, args.layer.list())?;
-    let json = args.json.as_deref().filter(|_| processes.is_main());
-    json.map_or(Ok(()), check_writable)?;
-    let LoadedModel { files, pipeline, device } = args.model.load_up_to(args.layer.last())?;
-    let maps = args.maps.settings(args.layer.list(), args.normalize.normalize, &device)?;
+    args.maps.check(&args.model, &args.layer.0)?;
+    let json = score_file(&args.json, processes)?;
+    let (pipeline, scheduler) = args.model.load(args.layer.depth())?;
+    let maps = args.maps.settings(&args.layer.0, args.normalize.normalize, &pipeline.device)?;
     let options = args.probe.options(maps, args.limit, &pipeline)?;
     let lines = count_lines(&args.phrases).map_err(|problem| Error::file(&args.phrases, problem))?;
     let mut progress = Progress::new("phrase", 0, lines);
     let files_of = (args.phrases.as_path(), args.images.as_path());
-    let (scheduler, turns) = (Scheduler::open(&files)?, Turns::new(processes));
+    let turns = Turns::new(processes);
     let scores = evaluate_referring_together(&pipeline, &scheduler, files_of, &options, &turns, |done| {
         progress.update(done, "");
     })?;
     let Some(scores) = scores else { return Ok(()) };
-    json.map_or(Ok(()), |file| write_scores(file, &scores))?;
+    write_scores(json, &scores)?;
     let percent = |name: &str, share: f64| say(&format!("{name:14} {:6.2}", 100.0 * share));
     percent("oIoU", scores.oiou)?;
     percent("mIoU", scores.miou)?;

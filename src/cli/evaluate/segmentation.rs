@@ -1,17 +1,15 @@
 //! `evaluate segmentation`: open-vocabulary segmentation by a block's attention.
 use super::predictions::Predictions;
 use super::probe_settings::{LabelledArgs, ProbeSettingsArgs, as_in_training};
-use super::write_scores;
+use super::{score_file, write_scores};
 use crate::cli::maps::{LayerList, MapArgs, NormalizeArgs};
-use crate::cli::{LoadedModel, ModelArgs, say};
+use crate::cli::{ModelArgs, say};
 use crate::config::{Choice, SegmentationProtocol};
 use crate::distributed::Collective;
 use crate::eval::segmentation::{ImageResult, SegmentationOptions, SegmentationScores, evaluate_together};
 use crate::eval::turns::Turns;
-use crate::sample::scheduler::Scheduler;
 use crate::system::error::Result;
 use crate::system::progress::Progress;
-use crate::system::whole_file::check_writable;
 use clap::Args;
 use std::path::PathBuf;
 
@@ -57,17 +55,15 @@ pub struct SegmentationArgs {
 pub fn run(args: &SegmentationArgs, processes: &dyn Collective) -> Result<()> {
     // Arguments are checked before gigabytes of weights are read.
     let data = args.data.open()?;
-    args.maps.check(&args.model, args.layer.list())?;
-    let json = args.json.as_deref().filter(|_| processes.is_main());
-    json.map_or(Ok(()), check_writable)?;
+    args.maps.check(&args.model, &args.layer.0)?;
+    let json = score_file(&args.json, processes)?;
     let predictions =
         args.predictions.as_deref().map(|folder| Predictions::open(folder, &data, processes)).transpose()?;
-    let LoadedModel { files, pipeline, device } = args.model.load_up_to(args.layer.last())?;
-    let maps = args.maps.settings(args.layer.list(), args.normalize.normalize, &device)?;
+    let (pipeline, scheduler) = args.model.load(args.layer.depth())?;
+    let maps = args.maps.settings(&args.layer.0, args.normalize.normalize, &pipeline.device)?;
     let options = args.probe.options(maps, args.data.limit, &pipeline)?;
     let options = SegmentationOptions { protocol: args.protocol, ..options };
     let mut progress = Progress::new("image", 0, options.count(&data) as u64);
-    let scheduler = Scheduler::open(&files)?;
     let turns = Turns::new(processes);
     let scores = evaluate_together(&pipeline, &scheduler, &data, &options, &turns, &mut |result: &ImageResult| {
         if let Some(predictions) = &predictions {
@@ -77,9 +73,7 @@ pub fn run(args: &SegmentationArgs, processes: &dyn Collective) -> Result<()> {
         Ok(())
     })?;
     drop(progress);
-    if let Some(file) = json {
-        write_scores(file, &scores)?;
-    }
+    write_scores(json, &scores)?;
     say(&table(&scores))
 }
 

@@ -1,18 +1,16 @@
 //! `evaluate unsupervised`: segmentation by a block's attention to an empty prompt.
 use super::predictions::Predictions;
 use super::probe_settings::{LabelledArgs, ProbeSettingsArgs, as_in_training};
-use super::write_scores;
+use super::{score_file, write_scores};
 use crate::cli::maps::{LayerList, MapArgs};
-use crate::cli::{LoadedModel, ModelArgs, parse_not_negative, say};
+use crate::cli::{ModelArgs, parse_not_negative, say};
 use crate::config::MapNormalize;
 use crate::distributed::Collective;
 use crate::eval::segmentation::{SegmentationScores, UnsupervisedOptions, evaluate_unsupervised_together};
 use crate::eval::turns::Turns;
 use crate::model::text::prompt_file;
-use crate::sample::scheduler::Scheduler;
 use crate::system::error::Result;
 use crate::system::progress::Progress;
-use crate::system::whole_file::check_writable;
 use candle_core::{Device, Tensor};
 use clap::Args;
 use serde::Serialize;
@@ -74,22 +72,20 @@ struct AtThreshold<'a> {
 pub fn run(args: &UnsupervisedArgs, processes: &dyn Collective) -> Result<()> {
     // Arguments are checked before gigabytes of weights are read.
     let data = args.data.open()?;
-    args.maps.check(&args.model, args.layer.list())?;
-    let json = args.json.as_deref().filter(|_| processes.is_main());
-    json.map_or(Ok(()), check_writable)?;
+    args.maps.check(&args.model, &args.layer.0)?;
+    let json = score_file(&args.json, processes)?;
     let predictions =
         args.predictions.as_deref().map(|folder| Predictions::open(folder, &data, processes)).transpose()?;
-    let LoadedModel { files, pipeline, device } = args.model.load_up_to(args.layer.last())?;
-    let maps = args.maps.settings(args.layer.list(), MapNormalize::None, &device)?;
+    let (pipeline, scheduler) = args.model.load(args.layer.depth())?;
+    let maps = args.maps.settings(&args.layer.0, MapNormalize::None, &pipeline.device)?;
     let options = args.probe.options(maps, args.data.limit, &pipeline)?;
     let prompt = match &args.prompt_tokens {
-        Some(file) => Some(prompt_file::read(file, pipeline.text_encoders.shape(), &device)?),
+        Some(file) => Some(prompt_file::read(file, pipeline.text_encoders.shape(), &pipeline.device)?),
         None => None,
     };
     let merging = UnsupervisedOptions { thresholds: args.threshold.clone(), power: args.power, prompt };
     let mut progress = Progress::new("image", 0, options.count(&data) as u64);
     let mut segments = vec![0i64; args.threshold.len()];
-    let scheduler = Scheduler::open(&files)?;
     let turns = Turns::new(processes);
     let settings = (&options, &merging);
     let scores = evaluate_unsupervised_together(&pipeline, &scheduler, &data, settings, &turns, &mut |result| {
@@ -110,9 +106,7 @@ pub fn run(args: &UnsupervisedArgs, processes: &dyn Collective) -> Result<()> {
         AtThreshold { threshold: *threshold, segments: segments as f64 / scores.images as f64, scores }
     };
     let found: Vec<AtThreshold> = args.threshold.iter().zip(all).zip(&scores).map(at_threshold).collect();
-    if let Some(file) = json {
-        write_scores(file, &found)?;
-    }
+    write_scores(json, &found)?;
     let line = |at: &AtThreshold| {
         let percent = |share: f64| format!("{:.2}", 100.0 * share);
         format!(
