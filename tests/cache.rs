@@ -172,7 +172,7 @@ fn a_cache_of_squeezed_images_changes_no_bit() {
 fn a_cache_of_labelled_images_changes_no_bit() {
     let folder = tempfile::tempdir().expect("folder");
     let data = folder.path().join("scenes");
-    demo::write(&data, 12, SceneOptions { seed: 3, split: Split::Train, size: 64 }, |_| ()).expect("scenes");
+    demo::write_missing(&data, 12, SceneOptions { seed: 3, split: Split::Train, size: 64 }, |_| ()).expect("scenes");
     let at = |name: &str| data.join(name).display().to_string();
     let mut settings = vec![
         "data.format=coco".to_string(),
@@ -420,7 +420,7 @@ fn a_damaged_shard_is_named_and_made_again() {
 fn measuring_needs_the_encoders() {
     let folder = tempfile::tempdir().expect("folder");
     let data = folder.path().join("scenes");
-    demo::write(&data, 4, SceneOptions { seed: 3, split: Split::Val, size: 64 }, |_| ()).expect("scenes");
+    demo::write_missing(&data, 4, SceneOptions { seed: 3, split: Split::Val, size: 64 }, |_| ()).expect("scenes");
     let at = |name: &str| data.join(name).display().to_string();
     let cache = folder.path().join("cache");
     fill(&cache, SETTINGS);

@@ -1,7 +1,7 @@
 //! The demo's scenes: equal bytes for equal seeds, and captions and labels that match the pictures.
 use seg4diff::data::codec::rle::RunLengths;
 use seg4diff::data::{Classes, LabelMap};
-use seg4diff::demo::{SceneOptions, Split, class_names, write, write_missing};
+use seg4diff::demo::{SceneOptions, Split, class_names, write_missing};
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::Path;
@@ -11,7 +11,7 @@ const TRAIN: SceneOptions = SceneOptions { seed: 3, split: Split::Train, size: 6
 fn written(count: u64, options: SceneOptions) -> (tempfile::TempDir, BTreeMap<String, Vec<u8>>) {
     let folder = tempfile::tempdir().expect("a folder");
     let out = folder.path().join("scenes");
-    write(&out, count, options, |_| {}).expect("scenes");
+    write_missing(&out, count, options, |_| {}).expect("scenes");
     let mut files = BTreeMap::new();
     collect(&out, &out, &mut files);
     (folder, files)
@@ -101,10 +101,10 @@ fn validation_has_a_style_of_its_own() {
 fn what_is_there_is_never_overwritten() {
     let (folder, _) = written(3, TRAIN);
     let out = folder.path().join("scenes");
-    let problem = write(&out, 3, TRAIN, |_| {}).expect_err("refused").to_string();
-    assert!(problem.contains("not empty"), "{problem}");
     write_missing(&out, 3, TRAIN, |_| panic!("they are there")).expect("the same scenes");
     let problem = write_missing(&out, 4, TRAIN, |_| {}).expect_err("refused").to_string();
     assert!(problem.contains("other scenes"), "{problem}");
     assert!(std::fs::read_dir(folder.path()).expect("a folder").count() == 1, "leftovers");
+    let problem = write_missing(folder.path(), 3, TRAIN, |_| {}).expect_err("refused").to_string();
+    assert!(problem.contains("not empty"), "{problem}");
 }

@@ -166,6 +166,9 @@ struct Sampler<'a> {
     learnt: Option<TextEmbedding>,
 }
 
+/// A prompt's embedding in the form of [`TextShape::compact`]; nothing where a learnt prompt takes its place.
+type Text = Vec<f32>;
+
 impl<'a> Sampler<'a> {
     fn open(args: &'a GenerateArgs, model: &'a NamedModel) -> Result<Self> {
         let NamedModel { files, options: PipelineOptions { text_encoders, max_sequence_length, device, .. }, .. } =
@@ -195,10 +198,9 @@ impl<'a> Sampler<'a> {
         })
     }
 
-    /// The embeddings of these images' prompts, by number, and of the negative prompt, in the form of
-    /// [`TextShape::compact`]; none where a learnt prompt takes their place. The text encoders are in memory only during
-    /// the call.
-    fn encode(&self, images: &[usize]) -> Result<(Vec<(usize, Vec<f32>)>, Vec<f32>)> {
+    /// The embeddings of these images' prompts, by number, and of the negative prompt. The text encoders are in memory
+    /// only during the call.
+    fn encode(&self, images: &[usize]) -> Result<(Vec<(usize, Text)>, Text)> {
         let PipelineOptions { text_encoders, max_sequence_length, dtype, device, .. } = &self.model.options;
         let encoders = TextEncoders::load(&self.model.files, text_encoders, *max_sequence_length, *dtype, device)?;
         let encode = |prompt: &str| self.text_shape.compact(&encoders.encode(&[prompt])?);

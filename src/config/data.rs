@@ -108,18 +108,13 @@ impl DataConfig {
                 .problem(&["data.cache", "data.crop"], format!("is for crop = \"center\" or \"stretch\" only: {why}"));
         }
         if is_coco && (reader.given("data.source") || self.sources.is_empty()) {
-            let named = self.panoptic.is_some() || self.instances.is_some();
-            for (key, is_needed, what) in [
-                (
-                    "data.labels",
-                    self.instances.is_none(),
-                    "the folder of label-map or panoptic PNGs, or data.instances",
-                ),
-                ("data.classes", !named, "the JSON file of class names"),
-            ] {
-                if is_needed && !reader.given(key) {
-                    reader.problem(&[key, "data.format"], format!("is missing; format = \"coco\" needs {what}"));
-                }
+            let missing = |what: &str| format!("is missing; format = \"coco\" needs {what}");
+            if self.instances.is_none() && !reader.given("data.labels") {
+                let what = "the folder of label-map or panoptic PNGs, or data.instances";
+                reader.problem(&["data.labels", "data.format"], missing(what));
+            }
+            if self.instances.is_none() && self.panoptic.is_none() && !reader.given("data.classes") {
+                reader.problem(&["data.classes", "data.format"], missing("the JSON file of class names"));
             }
             for key in ["data.labels", "data.panoptic"] {
                 if self.instances.is_some() && reader.given(key) {
@@ -164,8 +159,6 @@ impl DataConfig {
                 reader
                     .problem(&["data.palette", key], format!("is for label maps of colours, which {key} has none of"));
             }
-        }
-        for key in ["data.panoptic", "data.instances"] {
             // 255 is what recorded settings say.
             if self.sources.is_empty() && self.ignore != USUAL_IGNORE && reader.given(key) {
                 let why = "is for label maps: the categories of this file are classes, all of them";

@@ -5,7 +5,7 @@ use super::loss::{AttentionForm, LossConfig};
 use super::model::ModelConfig;
 use super::reader::Reader;
 use super::rule::{follows, optional, required, usual};
-use super::setting::{Blocks, Check, at_least, check, distinct, if_given, not_empty, positive, within};
+use super::setting::{Check, at_least, check, distinct, if_given, not_empty, positive, within};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -33,7 +33,7 @@ keys! {
         protocol: SegmentationProtocol = usual(SegmentationProtocol::Present);
         /// Blocks whose attention segments, averaged.
         layers: Vec<usize> =
-            follows("model.expert_layers", model.expert_layers.clone()).written_as::<Blocks>(), distinct();
+            follows("model.expert_layers", model.expert_layers.clone()).of_blocks(), distinct();
         /// Which heads' attention makes the maps.
         heads: MapHeads = usual(MapHeads::Mean);
         /// What a map's values are.

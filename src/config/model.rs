@@ -4,7 +4,7 @@ use super::keys::{choices, keys};
 use super::problems::nearest;
 use super::rule::{optional, required, usual};
 use super::setting::{
-    Blocks, Check, Setting, check, distinct, if_given, is_distinct, is_not_empty, not_empty, positive, within,
+    Check, Setting, check, distinct, if_given, is_distinct, is_not_empty, not_empty, positive, within,
 };
 use crate::model::families::targets::{DEFAULT_TARGETS, adapter_targets};
 use crate::model::text::tokenizer::TRAINING_SEQUENCE_LENGTH;
@@ -36,7 +36,7 @@ keys! {
         max_sequence_length: usize = usual(TRAINING_SEQUENCE_LENGTH), within(1, 512);
         /// The semantic grounding experts: blocks, from 0, whose attention, averaged, learns the masks
         /// (`ATTENTION_LAYERS`). FLUX's are numbered through, double-stream blocks first.
-        expert_layers: Vec<usize> = usual(vec![9]).written_as::<Blocks>(), distinct();
+        expert_layers: Vec<usize> = usual(vec![9]).of_blocks(), distinct();
         /// Whether all images have one prompt, whose token embeddings are trained from the empty one's, in place of
         /// captions (`USE_LEARNABLE_TOKENS`). It is written as `prompt.safetensors` beside the adapter.
         learnable_prompt: bool = usual(false);

@@ -69,10 +69,20 @@ impl<T> Rule<T> {
     pub fn checked(self, check: Check<T>) -> Self {
         Self { check: Some(check), ..self }
     }
+}
 
-    /// The value is written as an `S`.
-    pub fn written_as<S: Setting + Into<T>>(self) -> Self {
-        Self { expected: S::expected, read: |value| S::read(value).map(S::into), ..self }
+impl Rule<Vec<usize>> {
+    /// The value is indices of blocks, which are put in ascending order; one alone needs no list.
+    pub fn of_blocks(self) -> Self {
+        const EXPECTED: &str = "a block index (from 0) or a list of them";
+        let read = |value: &TomlValue| {
+            let one = usize::convert(value).map(|block| vec![block]);
+            let blocks = one.or_else(|| Vec::convert(value));
+            let mut blocks = blocks.ok_or_else(|| format!("expected {EXPECTED}, found {value}"))?;
+            blocks.sort_unstable();
+            Ok(blocks)
+        };
+        Self { expected: || EXPECTED.into(), read, ..self }
     }
 }
 

@@ -151,31 +151,6 @@ impl<T: Setting> Setting for Vec<T> {
     }
 }
 
-/// Indices of blocks, ascending; one alone needs no list.
-#[derive(Serialize)]
-pub(super) struct Blocks(Vec<usize>);
-
-impl Setting for Blocks {
-    fn expected() -> String {
-        "a block index (from 0) or a list of them".into()
-    }
-
-    fn convert(value: &TomlValue) -> Option<Self> {
-        let mut layers = match value {
-            TomlValue::Integer(_) => vec![usize::convert(value)?],
-            _ => Vec::convert(value)?,
-        };
-        layers.sort_unstable();
-        Some(Self(layers))
-    }
-}
-
-impl From<Blocks> for Vec<usize> {
-    fn from(Blocks(layers): Blocks) -> Self {
-        layers
-    }
-}
-
 /// Says what is wrong with a value.
 type Test<T> = dyn Fn(&T) -> Result<(), String>;
 

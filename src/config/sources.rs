@@ -17,31 +17,22 @@ pub struct SourceConfig {
     /// The share of its samples that an epoch takes, other ones in every epoch; above 1 some come again.
     pub weight: f64,
     /// As `data.format`.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub format: Option<DataFormat>,
     /// As `data.captions`.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub captions: Option<PathBuf>,
     /// As `data.labels`.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub labels: Option<PathBuf>,
     /// As `data.panoptic`.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub panoptic: Option<PathBuf>,
     /// As `data.instances`.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub instances: Option<PathBuf>,
     /// As `data.classes`.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub classes: Option<PathBuf>,
     /// As `data.masks`.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub masks: Option<MaskForm>,
     /// As `data.palette`.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub palette: Option<Palette>,
     /// As `data.ignore`.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub ignore: Option<u32>,
 }
 

@@ -24,7 +24,8 @@ pub struct Scene {
 
 /// Draws the scenes of one split.
 pub struct Drawer {
-    options: SceneOptions,
+    /// What the scenes are drawn from.
+    pub(super) options: SceneOptions,
     /// `[set][noun]`
     sprites: Vec<Vec<Sprite>>,
 }

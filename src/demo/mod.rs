@@ -10,8 +10,7 @@ mod write;
 use rand_chacha::ChaCha8Rng;
 use std::fmt;
 
-pub use draw::{Drawer, Scene};
-pub use write::{draw_missing, write, write_missing};
+pub use write::{draw_missing, write_missing};
 
 /// Which drawing styles a scene's objects may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]

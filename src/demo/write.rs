@@ -1,5 +1,6 @@
 //! Writes scenes to a folder: as SA-1B shards, and as images, captions, label maps and a class list.
-use super::{Drawer, Scene, SceneOptions, Split, class_names};
+use super::draw::Drawer;
+use super::{SceneOptions, Split, class_names};
 use crate::config::ScenesConfig;
 use crate::data::codec::rle::RunLengths;
 use crate::distributed::Collective;
@@ -11,10 +12,11 @@ use crate::system::progress::Progress;
 use crate::system::whole_file::{Aside, folder_of, sweep_beside};
 use image::codecs::jpeg::JpegEncoder;
 use rayon::prelude::*;
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 use std::fs::File;
 use std::io::{BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Scenes in a shard.
 const SHARD: u64 = 5000;
@@ -28,94 +30,34 @@ const VERSION: u32 = 1;
 /// SA-1B's quality scores of a mask; drawn masks are exact.
 const CERTAIN: f64 = 1.0;
 
-/// Writes `count` scenes to the folder `out`, which must be missing or empty. The folder appears complete or not at
-/// all.
+/// Writes `count` scenes to the folder `out` if that is missing or empty; otherwise, once no other process draws it, checks
+/// that it holds these scenes. Returns whether they existed. The folder appears complete or not at all.
 ///
 /// `out/shards/scenes_000000.tar`, … hold `KEY.jpg` and `KEY.json` as in SA-1B, with the class of each annotation as
 /// `category`. `out/images/KEY.jpg`, `out/labels/KEY.png` and `out/captions.json` hold these scenes as files, and
 /// `out/classes.json` names the labels. `progress` receives the number of scenes written.
 ///
 /// # Errors
-/// `Error::Usage` if `out` is not empty; otherwise, writing failed.
-pub fn write(out: &Path, count: u64, options: SceneOptions, progress: impl FnMut(u64)) -> Result<()> {
-    // Checked before locking, which creates the parent folder.
-    check_free(out)?;
-    let drawer = Drawer::new(options)?;
-    let _lock = wait_for_others(out)?;
-    check_free(out)?;
-    draw(out, count, options, &drawer, progress)
-}
-
-/// Whether `out` exists and is not empty. It is complete then, since folders are renamed into place.
-fn is_there(out: &Path) -> Result<bool> {
-    match is_folder(out)? {
-        true => Ok(std::fs::read_dir(out).map_err(|e| Error::file(out, e))?.next().is_some()),
-        false => exists(out),
-    }
-}
-
-fn check_free(out: &Path) -> Result<()> {
-    match is_there(out)? {
-        true => Err(Error::Usage(format!("{} exists already and is not empty", out.display()))),
-        false => Ok(()),
-    }
-}
-
-/// Waits until no other process draws the folder `out`, and locks it until the value is dropped.
-fn wait_for_others(out: &Path) -> Result<Lock> {
-    let waiting = || tracing::info!("another program is drawing {}; waiting for it", out.display());
-    let lock = Lock::wait(&lock_file(out), waiting)?;
-    sweep_beside(out)?;
-    Ok(lock)
-}
-
-fn lock_file(out: &Path) -> PathBuf {
-    let name = out.file_name().unwrap_or_default().to_string_lossy();
-    folder_of(out).join(format!(".{name}.lock"))
-}
-
-fn draw(out: &Path, count: u64, options: SceneOptions, drawer: &Drawer, mut progress: impl FnMut(u64)) -> Result<()> {
-    let failed = |e: std::io::Error| Error::file(out, format!("cannot write: {e}"));
-    let aside = Aside::beside(out).map_err(failed)?;
-    let folder = aside.path();
-    ["shards", "images", "labels"]
-        .into_iter()
-        .try_for_each(|part| std::fs::create_dir(folder.join(part)))
-        .map_err(failed)?;
-    let mut captions = Map::new();
-    for first in (0..count).step_by(SHARD as usize) {
-        let numbers = first..count.min(first + SHARD);
-        write_shard(folder, first / SHARD, numbers, drawer, options, &mut captions, &mut progress)?;
-    }
-    save(&folder.join("captions.json"), &lines(&Value::Object(captions))?)?;
-    save(&folder.join("classes.json"), &lines(&json!(class_names()))?)?;
-    save(&folder.join(RECORD), &lines(&record(count, options))?)?;
-    aside.persist(out).map_err(failed)
-}
-
-fn record(count: u64, options: SceneOptions) -> Value {
-    let SceneOptions { seed, split, size } = options;
-    json!({"version": VERSION, "count": count, "seed": seed, "split": split.to_string(), "size": size})
-}
-
-/// Writes the scenes if `out` is missing or empty; otherwise, once no other process draws it, checks that it holds
-/// these scenes. Returns whether they existed.
-///
-/// # Errors
-/// `Error::Usage` if `out` holds something else; those of [`write()`].
+/// `Error::Usage` if `out` holds something else; otherwise, writing failed.
 pub fn write_missing(out: &Path, count: u64, options: SceneOptions, progress: impl FnMut(u64)) -> Result<bool> {
+    let name = out.file_name().unwrap_or_default().to_string_lossy();
+    let lock = folder_of(out).join(format!(".{name}.lock"));
     // A lock file means that another process is drawing the folder, or was killed and left a temporary folder.
-    if !is_there(out)? || exists(&lock_file(out))? {
+    if !is_there(out)? || exists(&lock)? {
         let drawer = Drawer::new(options)?;
-        let _lock = wait_for_others(out)?;
+        let waiting = || tracing::info!("another program is drawing {}; waiting for it", out.display());
+        let _lock = Lock::wait(&lock, waiting)?;
+        sweep_beside(out)?;
         if !is_there(out)? {
-            draw(out, count, options, &drawer, progress)?;
+            draw(out, count, &drawer, progress)?;
             return Ok(false);
         }
     }
     let file = out.join(RECORD);
     let text = match STATE.read(&file) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return check_free(out).map(|()| true),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            return Err(Error::Usage(format!("{} exists already and is not empty", out.display())));
+        }
         text => text.map_err(|e| Error::file(&file, e))?,
     };
     let found: Value = serde_json::from_slice(&text).map_err(|e| Error::file(&file, e))?;
@@ -127,6 +69,38 @@ pub fn write_missing(out: &Path, count: u64, options: SceneOptions, progress: im
         )));
     }
     Ok(true)
+}
+
+/// Whether `out` exists and is not empty. It is complete then, since folders are renamed into place.
+fn is_there(out: &Path) -> Result<bool> {
+    match is_folder(out)? {
+        true => Ok(std::fs::read_dir(out).map_err(|e| Error::file(out, e))?.next().is_some()),
+        false => exists(out),
+    }
+}
+
+fn draw(out: &Path, count: u64, drawer: &Drawer, mut progress: impl FnMut(u64)) -> Result<()> {
+    let failed = |e: std::io::Error| Error::file(out, format!("cannot write: {e}"));
+    let aside = Aside::beside(out).map_err(failed)?;
+    let folder = aside.path();
+    ["shards", "images", "labels"]
+        .into_iter()
+        .try_for_each(|part| std::fs::create_dir(folder.join(part)))
+        .map_err(failed)?;
+    let mut captions = Map::new();
+    for first in (0..count).step_by(SHARD as usize) {
+        let numbers = first..count.min(first + SHARD);
+        write_shard(folder, first / SHARD, numbers, drawer, &mut captions, &mut progress)?;
+    }
+    save_json(&folder.join("captions.json"), &captions)?;
+    save_json(&folder.join("classes.json"), &class_names())?;
+    save_json(&folder.join(RECORD), &record(count, drawer.options))?;
+    aside.persist(out).map_err(failed)
+}
+
+fn record(count: u64, options: SceneOptions) -> Value {
+    let SceneOptions { seed, split, size } = options;
+    json!({"version": VERSION, "count": count, "seed": seed, "split": split.to_string(), "size": size})
 }
 
 /// Draws the missing sets of scenes at rank 0, while the other processes wait; takes seconds.
@@ -151,7 +125,6 @@ fn write_shard(
     shard: u64,
     numbers: std::ops::Range<u64>,
     drawer: &Drawer,
-    options: SceneOptions,
     captions: &mut Map<String, Value>,
     progress: &mut impl FnMut(u64),
 ) -> Result<()> {
@@ -160,16 +133,17 @@ fn write_shard(
     let mut tar = tar::Builder::new(BufWriter::new(File::create(&path).map_err(failed)?));
     for first in numbers.clone().step_by(CHUNK as usize) {
         let chunk = first..numbers.end.min(first + CHUNK);
-        let encode = |number: u64| EncodedScene::new(number, options, &drawer.draw(number)?);
+        let encode = |number: u64| EncodedScene::new(number, drawer);
         let scenes: Vec<EncodedScene> = chunk.into_par_iter().map(encode).collect::<Result<_>>()?;
-        for scene in &scenes {
+        let done = first + scenes.len() as u64;
+        for scene in scenes {
             append(&mut tar, &format!("{}.jpg", scene.key), &scene.jpeg).map_err(failed)?;
             append(&mut tar, &format!("{}.json", scene.key), &scene.annotations).map_err(failed)?;
             save(&folder.join(format!("images/{}.jpg", scene.key)), &scene.jpeg)?;
             save(&folder.join(format!("labels/{}.png", scene.key)), &scene.labels)?;
-            captions.insert(scene.key.clone(), scene.caption.clone().into());
+            captions.insert(scene.key, scene.caption.into());
         }
-        progress(first + scenes.len() as u64);
+        progress(done);
     }
     tar.into_inner().and_then(|mut file| file.flush()).map_err(failed)
 }
@@ -185,9 +159,8 @@ fn save(path: &Path, bytes: &[u8]) -> Result<()> {
     std::fs::write(path, bytes).map_err(|e| Error::file(path, format!("cannot write: {e}")))
 }
 
-/// Pretty-printed JSON.
-fn lines(value: &Value) -> Result<Vec<u8>> {
-    serde_json::to_vec_pretty(value).map_err(|e| Error::Failed(e.to_string()))
+fn save_json(path: &Path, value: &impl Serialize) -> Result<()> {
+    save(path, &serde_json::to_vec_pretty(value).map_err(|e| Error::Failed(e.to_string()))?)
 }
 
 /// The bytes of a scene's files.
@@ -200,8 +173,9 @@ struct EncodedScene {
 }
 
 impl EncodedScene {
-    fn new(number: u64, options: SceneOptions, scene: &Scene) -> Result<Self> {
-        let SceneOptions { split, seed, size } = options;
+    fn new(number: u64, drawer: &Drawer) -> Result<Self> {
+        let SceneOptions { split, seed, size } = drawer.options;
+        let scene = drawer.draw(number)?;
         let key = format!("{split}_{seed}_{number:06}");
         let mut jpeg = vec![];
         JpegEncoder::new_with_quality(&mut jpeg, JPEG_QUALITY)
@@ -209,7 +183,7 @@ impl EncodedScene {
             .map_err(|e| Error::Failed(format!("scene {key}: {e}")))?;
         let annotations = annotations(&key, number, size, &scene.labels)?;
         let labels = label_map(size, &scene.labels).map_err(|e| Error::Failed(format!("scene {key}: {e}")))?;
-        Ok(Self { key, caption: scene.caption.clone(), jpeg, annotations, labels })
+        Ok(Self { key, caption: scene.caption, jpeg, annotations, labels })
     }
 }
 

@@ -115,7 +115,7 @@ pub fn shard(model: &Path) {
 pub fn check_measured(settings: &[&str]) {
     let folder = tempfile::tempdir().expect("folder");
     let data = folder.path().join("scenes");
-    demo::write(&data, 4, SceneOptions { seed: 3, split: Split::Val, size: 64 }, |_| ()).expect("scenes");
+    demo::write_missing(&data, 4, SceneOptions { seed: 3, split: Split::Val, size: 64 }, |_| ()).expect("scenes");
     let at = |name: &str| data.join(name).display().to_string();
     let eval = [
         format!("eval.images={}", at("images")),
