@@ -104,12 +104,7 @@ pub trait Collective {
         let mut bytes = bytes.to_vec();
         bytes.resize(longest, 0);
         let all = self.gather(&Tensor::from_vec(bytes, longest, &Device::Cpu)?)?;
-        let cut = |(bytes, length): (Tensor, usize)| {
-            let mut bytes = bytes.to_vec1::<u8>()?;
-            bytes.truncate(length);
-            Ok(bytes)
-        };
-        all.into_iter().zip(lengths).map(cut).collect()
+        all.iter().zip(lengths).map(|(bytes, length)| Ok(bytes.narrow(0, 0, length)?.to_vec1()?)).collect()
     }
 
     /// As [`Self::gather_bytes`], where only rank 0 needs them: the others may get none.

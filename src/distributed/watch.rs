@@ -45,12 +45,6 @@ struct Failure {
     text: String,
 }
 
-impl Failure {
-    fn of(problem: &Error) -> Self {
-        Self { status: problem.exit_status(), text: problem.to_string() }
-    }
-}
-
 #[derive(Default)]
 struct Shared {
     /// This process's failure.
@@ -92,7 +86,8 @@ impl Watch {
 
     /// Ends the job for this problem: it is printed once, with the rank, and all processes end.
     pub fn fail(&self, problem: &Error) -> ! {
-        self.shared.own().get_or_insert_with(|| (Failure::of(problem), Instant::now()));
+        let own = Failure { status: problem.exit_status(), text: problem.to_string() };
+        self.shared.own().get_or_insert((own, Instant::now()));
         // The thread ends the process.
         std::thread::sleep(PRINTING + DEFERENCE);
         complain_of(problem);
@@ -247,20 +242,18 @@ impl Watcher {
             peer.send(&[ALIVE]);
         }
         let heard = peer.listen();
-        let silence = peer.heard.elapsed();
+        if matches!(heard, Heard::Nothing) && peer.heard.elapsed() < PATIENCE {
+            return;
+        }
+        peer.is_gone = true;
         let problem = match heard {
-            Heard::Nothing if silence < PATIENCE => return,
             Heard::Nothing => {
                 let seconds = PATIENCE.as_secs();
                 format!("{} has been silent for {seconds} s: it was stopped, or its machine is gone", peer.name())
             }
-            Heard::Done => {
-                peer.is_gone = true;
-                return;
-            }
+            Heard::Done => return,
             Heard::End(status) => end_at_once(status),
             Heard::Failed(failure) => {
-                peer.is_gone = true;
                 let name = peer.name();
                 self.failed.push((name, failure, Instant::now()));
                 return;
@@ -270,7 +263,6 @@ impl Watcher {
                 format!("{} has ended before its work was done ({advice})", peer.name())
             }
         };
-        peer.is_gone = true;
         self.lost(problem);
     }
 

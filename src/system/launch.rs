@@ -138,12 +138,9 @@ impl Launch {
 
 impl Family {
     fn read(&self, values: &BTreeMap<&str, String>) -> Result<Option<Launch>> {
-        let number = |name: &str| match values.get(name) {
-            None => Ok(None),
-            Some(text) => match text.trim().parse::<usize>() {
-                Ok(number) => Ok(Some(number)),
-                Err(_) => Err(Error::Usage(format!("{name}={text}: expected a number"))),
-            },
+        let number = |name: &str| {
+            let wrong = |text: &String| Error::Usage(format!("{name}={text}: expected a number"));
+            values.get(name).map(|text| text.trim().parse::<usize>().map_err(|_| wrong(text))).transpose()
         };
         let (rank, size) = match (number(self.rank)?, number(self.size)?) {
             (Some(rank), Some(size)) => (rank, size),
@@ -159,7 +156,9 @@ impl Family {
         let local_rank = number(self.local_rank)?.unwrap_or(rank);
         let local_size = match self.by {
             // Such as `4(x2),3`; all but the last machine have as many, so the first number is the most.
-            Launcher::Slurm => values.get(self.local_size).and_then(|text| leading_number(text)),
+            Launcher::Slurm => values
+                .get(self.local_size)
+                .and_then(|text| text.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()),
             _ => number(self.local_size)?,
         };
         let local_size = local_size.unwrap_or(size).clamp(local_rank + 1, size.max(local_rank + 1));
@@ -171,11 +170,6 @@ fn half(there: &str, value: usize, missing: &str) -> Error {
     Error::Usage(format!(
         "{there}={value} is set, but not {missing}: a launcher sets both; unset it, or start by mpirun, srun or torchrun"
     ))
-}
-
-fn leading_number(text: &str) -> Option<usize> {
-    let digits: String = text.chars().take_while(char::is_ascii_digit).collect();
-    digits.parse().ok()
 }
 
 #[cfg(test)]
