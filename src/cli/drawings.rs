@@ -47,7 +47,17 @@ pub fn check(folder: &Path, wanted: &Value) -> Result<bool> {
         text => text.map_err(|problem| Error::file(&file, problem))?,
     };
     let found: Value = serde_json::from_slice(&text).map_err(|problem| Error::file(&file, problem))?;
-    check_same(folder, &found, wanted)?;
+    for (key, wanted) in wanted.as_object().into_iter().flatten() {
+        let found = &found[key];
+        let is_same = match (key.as_str(), found.as_array(), wanted.as_array()) {
+            ("prompts", Some(found), Some(wanted)) => found.iter().zip(wanted).all(|(found, wanted)| found == wanted),
+            _ => found == wanted,
+        };
+        if !is_same {
+            let problem = format!("its images were drawn with another {key} ({found}, now {wanted})");
+            return Err(Error::file(folder, problem + "; remove the folder, or name another"));
+        }
+    }
     let prompts = |record: &Value| record["prompts"].as_array().map_or(0, Vec::len);
     Ok(prompts(&found) > prompts(wanted))
 }
@@ -69,23 +79,4 @@ pub fn content(path: &Path) -> Result<String> {
     }
     let sums = files.iter().map(|file| Ok(sha256(file)?.0)).collect::<Result<Vec<_>>>()?;
     Ok(sums.join(" "))
-}
-
-/// # Errors
-/// The images were drawn with other settings; additional prompts do not count.
-fn check_same(folder: &Path, found: &Value, wanted: &Value) -> Result<()> {
-    for (key, wanted) in wanted.as_object().into_iter().flatten() {
-        let found = &found[key];
-        let same = match (key.as_str(), found.as_array(), wanted.as_array()) {
-            ("prompts", Some(found), Some(wanted)) => found.iter().zip(wanted).all(|(found, wanted)| found == wanted),
-            _ => found == wanted,
-        };
-        if !same {
-            let problem = format!(
-                "its images were drawn with another {key} ({found}, now {wanted}); remove the folder, or name another"
-            );
-            return Err(Error::file(folder, problem));
-        }
-    }
-    Ok(())
 }

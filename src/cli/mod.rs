@@ -24,7 +24,7 @@ use crate::sample::scheduler::Scheduler;
 use crate::system::error::{Error, Result};
 pub(crate) use crate::system::terminal::{mention, say};
 use clap::Args;
-pub use command::{Cli, finish};
+pub use command::{Cli, run};
 
 /// The model that a command works on, and where.
 #[derive(Args, Clone, Debug)]
