@@ -62,9 +62,10 @@ pub fn check(folder: &Path, wanted: &Value) -> Result<bool> {
     Ok(prompts(&found) > prompts(wanted))
 }
 
-/// Writes the settings `record` and the prompt of each image, in the form that `evaluate clip-score` reads.
-pub fn describe<'a>(folder: &Path, record: &Value, prompts: impl Iterator<Item = &'a str>) -> Result<()> {
-    let captions: Map<String, Value> = (0..).map(key).zip(prompts.map(|prompt| json!(prompt))).collect();
+/// Writes the settings `record`, and the prompt of each image in the form that `evaluate clip-score` reads.
+pub fn describe(folder: &Path, record: &Value) -> Result<()> {
+    let prompts = record["prompts"].as_array().into_iter().flatten().cloned();
+    let captions: Map<String, Value> = (0..).map(key).zip(prompts).collect();
     write_json(&folder.join("captions.json"), &captions)?;
     write_json(&folder.join(RECORD), record)
 }

@@ -157,10 +157,8 @@ impl EvalConfig {
             reader.problem(&["eval.compare_without_masks"], problem);
         }
         if self.compare_without_masks && loss.flow_weight == 0.0 {
-            reader.problem(
-                &["eval.compare_without_masks", "loss.flow_weight"],
-                "without the mask loss nothing would be trained: loss.flow_weight is 0",
-            );
+            let problem = "without the mask loss nothing would be trained: loss.flow_weight is 0";
+            reader.problem(&["eval.compare_without_masks", "loss.flow_weight"], problem);
         }
     }
 }

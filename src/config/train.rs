@@ -65,10 +65,8 @@ impl OptimConfig {
         }
         let rate = self.largest_rate(train.steps) * self.lora_lr_scale;
         if rate as f32 == 0.0 {
-            reader.problem(
-                &["optim.lr", "optim.lora_lr_scale", "optim.warmup_factor"],
-                format!("the LoRA's learning rate would be {rate:e} at most, which is 0 in f32"),
-            );
+            let problem = format!("the LoRA's learning rate would be {rate:e} at most, which is 0 in f32");
+            reader.problem(&["optim.lr", "optim.lora_lr_scale", "optim.warmup_factor"], problem);
         } else if !(rate as f32).is_finite() {
             let problem = format!("is {rate:e} for the LoRA, too large for f32");
             reader.problem(&["optim.lr", "optim.lora_lr_scale"], problem);

@@ -78,10 +78,8 @@ pub fn run(args: &UnsupervisedArgs, processes: &dyn Collective) -> Result<()> {
     let (pipeline, scheduler) = args.model.load(args.layer.depth())?;
     let maps = args.maps.settings(&args.layer.0, MapNormalize::None, &pipeline.device)?;
     let options = args.probe.options(maps, args.data.limit, &pipeline)?;
-    let prompt = match &args.prompt_tokens {
-        Some(file) => Some(prompt_file::read(file, pipeline.text_encoders.shape(), &pipeline.device)?),
-        None => None,
-    };
+    let read = |file: &PathBuf| prompt_file::read(file, pipeline.text_encoders.shape(), &pipeline.device);
+    let prompt = args.prompt_tokens.as_ref().map(read).transpose()?;
     let merging = UnsupervisedOptions { thresholds: args.threshold.clone(), power: args.power, prompt };
     let mut progress = Progress::new("image", 0, options.count(&data) as u64);
     let mut segments = vec![0.0; args.threshold.len()];
