@@ -40,10 +40,7 @@ pub fn say(text: &str) -> Result<()> {
 
 /// Writes a line, or several, to standard output, of what is in files, too: that it cannot be written is no reason to stop.
 pub fn mention(text: &str) {
-    if is_silent() {
-        return;
-    }
-    let _ = writeln!(io::stdout(), "{}", printable(text));
+    let _ = say(text);
 }
 
 /// Writes a line, or several, to standard error, or nowhere.
