@@ -188,9 +188,9 @@ impl Setting for Colour {
 
     fn convert(value: &TomlValue) -> Option<Self> {
         match value {
-            TomlValue::Text(name) if name == "white" => Some(Self([255; 3])),
-            TomlValue::Text(name) if name == "black" => Some(Self([0; 3])),
-            TomlValue::Text(text) => {
+            TomlValue::String(name) if name == "white" => Some(Self([255; 3])),
+            TomlValue::String(name) if name == "black" => Some(Self([0; 3])),
+            TomlValue::String(text) => {
                 let digits = text
                     .strip_prefix('#')
                     .filter(|digits| digits.len() == 6 && digits.bytes().all(|digit| digit.is_ascii_hexdigit()))?;

@@ -135,9 +135,9 @@ impl Setting for GradientCheckpointing {
 
     fn convert(value: &TomlValue) -> Option<Self> {
         match value {
-            TomlValue::Text(text) if text == "auto" => Some(Self::Auto),
-            TomlValue::Bool(true) => Some(Self::On),
-            TomlValue::Bool(false) => Some(Self::Off),
+            TomlValue::String(text) if text == "auto" => Some(Self::Auto),
+            TomlValue::Boolean(true) => Some(Self::On),
+            TomlValue::Boolean(false) => Some(Self::Off),
             _ => None,
         }
     }
