@@ -19,6 +19,7 @@ use candle_core::Tensor;
 use clap::Args;
 use serde_json::{Value, json};
 use std::io::IsTerminal;
+use std::mem;
 use std::path::PathBuf;
 
 const EXAMPLE: &str = "Example:
@@ -88,20 +89,19 @@ pub fn run(args: &GenerateArgs, processes: &dyn Collective) -> Result<()> {
     let record = record(args)?;
     let is_main = processes.is_main();
     let _held = is_main.then(|| OutputFolder::hold(&args.out)).transpose()?;
-    let is_longer = is_main && drawings::check(&args.out, &record)?;
+    let mut is_to_be_described = is_main && !drawings::check(&args.out, &record)?;
     let model = args.model.open()?;
     let sampler = Sampler::open(args, &model)?;
     let missing = shared(if is_main { missing(args)? } else { vec![] }, processes)?;
     // Several processes write their first images at any time: the record is there before.
-    let is_described = missing.is_empty() || processes.size() > 1;
-    if is_described && is_main && !is_longer {
+    if (missing.is_empty() || processes.size() > 1) && mem::take(&mut is_to_be_described) {
         drawings::describe(&args.out, &record)?;
     }
     processes.barrier()?;
     for images in missing.chunks(PROMPTS_AT_ONCE) {
         let (texts, negative) = sampler.encode(images)?;
         let pipeline = model.adapted(Pipeline::load_for_drawing(&model.files, &model.options)?)?;
-        if images.first() == missing.first() && !is_described && !is_longer {
+        if mem::take(&mut is_to_be_described) {
             drawings::describe(&args.out, &record)?;
         }
         let Some(((last, text), others)) = texts.split_last() else { continue };

@@ -15,6 +15,7 @@ pub(crate) mod probe;
 pub mod train;
 
 use crate::config::{Choice, DeviceChoice, PartPaths, Quantization, TextEncoderKind, WeightType};
+use crate::data::sources::captions::Captions;
 use crate::model::adapters::Adapters;
 use crate::model::adapters::weighted::{self, WeightedFile};
 use crate::model::pipeline::{Pipeline, PipelineOptions};
@@ -24,6 +25,7 @@ use crate::system::error::{Error, Result};
 pub(crate) use crate::system::terminal::{mention, say};
 use clap::Args;
 pub use command::{Cli, run};
+use std::path::Path;
 use std::str::FromStr;
 
 /// The model that a command works on, and where.
@@ -147,6 +149,12 @@ impl ModelArgs {
             }
         }
     }
+}
+
+/// The caption of an image by its `key` in the file `list`.
+fn caption_of(captions: &Captions, list: &Path, key: &str, image: &Path) -> Result<String> {
+    let found = captions.get(key).map_err(|problem| Error::file(list, problem))?;
+    found.ok_or_else(|| Error::file(list, format!("has no caption of {}", image.display())))
 }
 
 /// The value that `text` stands for, if it is a valid one.

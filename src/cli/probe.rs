@@ -1,6 +1,6 @@
 //! `probe`: the attention of an image, or of a folder of images, to a prompt.
 use super::maps::{LayerList, MapArgs, NormalizeArgs};
-use super::{ModelArgs, mention, parse_sigma, parse_size};
+use super::{ModelArgs, caption_of, mention, parse_sigma, parse_size};
 use crate::data::codec::resize::bilinear;
 use crate::data::sources::captions::{Captions, Columns};
 use crate::eval::segmentation::Files;
@@ -162,10 +162,7 @@ fn looks(args: &ProbeArgs) -> Result<Vec<Look>> {
     let look = |(key, file): (String, PathBuf)| {
         let prompt = match &captions {
             None => prompt.clone(),
-            Some((list, captions)) => {
-                let found = captions.get(&key).map_err(|problem| Error::file(list, problem))?;
-                found.ok_or_else(|| Error::file(list, format!("has no caption of {}", file.display())))?
-            }
+            Some((list, captions)) => caption_of(captions, list, &key, &file)?,
         };
         Ok(Look { file, prompt, key: Some(key) })
     };

@@ -48,7 +48,8 @@ impl SourceConfig {
         let format = settings.format;
         let (coco, folder) = (format == DataFormat::Coco, format == DataFormat::Folder);
         let mut problems = Vec::new();
-        let has_names = settings.classes.is_some() || settings.panoptic.is_some() || settings.instances.is_some();
+        let is_named = settings.panoptic.is_some() || settings.instances.is_some();
+        let has_names = settings.classes.is_some() || is_named;
         let needs = [("labels", settings.labels.is_some() || settings.instances.is_some()), ("classes", has_names)];
         let missing = needs.iter().filter(|(_, given)| coco && !given);
         problems.extend(missing.map(|(key, _)| format!("{key} is missing, which format = \"coco\" needs")));
@@ -67,10 +68,9 @@ impl SourceConfig {
         if self.instances.is_some() && (self.labels.is_some() || self.panoptic.is_some()) {
             problems.push("labels and instances are two kinds of masks; choose one".into());
         }
-        if self.palette.is_some() && (settings.panoptic.is_some() || settings.instances.is_some()) {
+        if self.palette.is_some() && is_named {
             problems.push("palette is for label maps of colours, which panoptic and instances have none of".into());
         }
-        let is_named = settings.panoptic.is_some() || settings.instances.is_some();
         if is_named && self.ignore.is_some_and(|label| label != USUAL_IGNORE) {
             problems.push("ignore is for label maps: the categories of panoptic and instances are classes".into());
         }

@@ -28,9 +28,8 @@ pub struct Peer {
     pub stream: TcpStream,
 }
 
-/// Takes connections at rank 0 until all `size - 1` others are there, who know the job's `token`, which no other job has, and
-/// sends each of them `welcome`. Those that are there
-/// hear that rank 0 lives while the others are waited for.
+/// Takes connections at rank 0 until all `size - 1` others are there, who know the `token` of this job alone, and sends each
+/// of them `welcome`. Those that are there hear that rank 0 lives while the others are waited for.
 ///
 /// # Errors
 /// Some did not come within `patience`: their ranks are named.

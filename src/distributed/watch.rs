@@ -275,10 +275,9 @@ impl Watcher {
         if self.rank > 1 {
             std::thread::sleep(DEFERENCE);
         }
-        let own = self.shared.own().clone().map(|(own, _)| own);
-        let status = own.as_ref().map_or(1, |own| own.status);
-        complain_of(own.map_or(problem, |own| own.text));
-        self.tell_all_to_end(status)
+        let failure = self.shared.own().clone().map_or(Failure { status: 1, text: problem }, |(own, _)| own);
+        complain_of(failure.text);
+        self.tell_all_to_end(failure.status)
     }
 
     /// Rank 0 ends the job where it or another process has failed, once all others had time to fail as well.
@@ -296,23 +295,16 @@ impl Watcher {
 
     /// Rank 0 prints what failed, each problem once, and ends all. Its own failure may be that of all.
     fn end_job(&mut self, own: Option<Failure>, is_of_all: bool) -> ! {
-        let mut said: Vec<&str> = vec![];
-        let mut status = 1;
-        if let Some(own) = &own {
-            let name = if is_of_all { String::new() } else { format!("rank 0 on {}: ", host_name()) };
-            complain_of(format_args!("{name}{}", own.text));
-            said.push(&own.text);
-            status = own.status;
-        }
-        for (name, failure, _) in &self.failed {
-            if !said.contains(&failure.text.as_str()) {
-                complain_of(format_args!("{name}: {}", failure.text));
-                if said.is_empty() {
-                    status = failure.status;
-                }
-                said.push(&failure.text);
+        let of_own = if is_of_all { String::new() } else { format!("rank 0 on {}: ", host_name()) };
+        let others = self.failed.iter().map(|(name, failure, _)| (format!("{name}: "), failure.clone()));
+        let mut said: Vec<Failure> = vec![];
+        for (name, failure) in own.map(|own| (of_own, own)).into_iter().chain(others) {
+            if said.iter().all(|said| said.text != failure.text) {
+                complain_of(format_args!("{name}{}", failure.text));
+                said.push(failure);
             }
         }
+        let status = said.first().map_or(1, |first| first.status);
         self.tell_all_to_end(status)
     }
 

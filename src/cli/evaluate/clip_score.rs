@@ -1,6 +1,6 @@
 //! `evaluate clip-score`: similarity of images and captions.
 use super::{score_file, write_scores};
-use crate::cli::say;
+use crate::cli::{caption_of, say};
 use crate::config::DeviceChoice;
 use crate::data::sources::captions::{Captions, Columns};
 use crate::distributed::Collective;
@@ -8,7 +8,7 @@ use crate::eval::clip_score::{ClipScorer, clip_scores};
 use crate::eval::generation::statistics::image_files;
 use crate::eval::turns::Turns;
 use crate::sample::image::read_rgb8;
-use crate::system::error::{Error, Result};
+use crate::system::error::Result;
 use crate::system::progress::Progress;
 use clap::Args;
 use rayon::prelude::*;
@@ -56,11 +56,7 @@ pub fn run(args: &ClipScoreArgs, processes: &dyn Collective) -> Result<()> {
     let captions = Captions::read(&args.captions, Columns { key: &args.key_column, caption: &args.caption_column })?;
     let caption = |file: &PathBuf| {
         let key = file.file_stem().unwrap_or_default().to_string_lossy();
-        let failed = |problem: String| Error::file(&args.captions, problem);
-        captions
-            .get(&key)
-            .map_err(|problem| failed(problem.to_string()))?
-            .ok_or_else(|| failed(format!("has no caption of {}", file.display())))
+        caption_of(&captions, &args.captions, &key, file)
     };
     // All captions are looked up before the first image is read.
     let captions = files.iter().map(caption).collect::<Result<Vec<String>>>()?;
