@@ -1,13 +1,10 @@
 //! The flow-matching loss on held-out images, with fixed noise and timesteps, comparable between models.
-use super::turns::Turns;
-use super::usual_batch;
+use super::{EvaluatedModel, usual_batch};
 use crate::config::NoiseConfig;
 use crate::data::Captions;
 use crate::loss::flow_loss;
-use crate::model::pipeline::Pipeline;
 use crate::sample::image::read_square;
 use crate::sample::noise::normal;
-use crate::sample::scheduler::Scheduler;
 use crate::system::error::{Error, Result};
 use candle_core::{Device, Tensor};
 use std::path::PathBuf;
@@ -46,10 +43,8 @@ impl HeldOut {
     /// An image cannot be read, or there is none; a process has failed.
     pub fn flow_loss(
         &self,
-        pipeline: &Pipeline,
-        scheduler: &Scheduler,
+        EvaluatedModel { pipeline, scheduler, turns }: EvaluatedModel,
         levels: &NoiseConfig,
-        turns: &Turns,
     ) -> Result<Option<f64>> {
         let (channels, height, width) = pipeline.latent_shape(self.size)?;
         let device = &pipeline.device;

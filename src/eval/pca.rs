@@ -1,12 +1,11 @@
 //! What a model's image tokens have in common: their first three principal components, which make a picture of them.
+use super::EvaluatedModel;
 use super::generation::matrix::add_product;
 use super::segmentation::{
     LabelledFolder, LabelledImage, Prompt, SegmentationOptions, Segmenter, Vocabulary, each_batch,
 };
 use super::turns::Turns;
 use crate::distributed::SingleProcess;
-use crate::model::pipeline::Pipeline;
-use crate::sample::scheduler::Scheduler;
 use crate::system::error::{Error, Result};
 use candle_core::{DType, Device};
 use faer::{Mat, MatRef};
@@ -32,13 +31,12 @@ pub type BlockComponents = Vec<Vec<[f32; COMPONENTS]>>;
 pub type VisitComponents<'a> = dyn FnMut(&LabelledImage, BlockComponents, (usize, usize)) -> Result<()> + 'a;
 
 /// The components of the first `options.limit` images of `data` after each of the ascending `layers`, with the class
-/// names as prompt. `visit` receives each image with its components and the grid (rows, columns).
+/// names as prompt, all by this process. `visit` receives each image with its components and the grid (rows, columns).
 ///
 /// # Errors
 /// Those of [`evaluate`](super::segmentation::evaluate).
 pub fn components_of(
-    pipeline: &Pipeline,
-    scheduler: &Scheduler,
+    EvaluatedModel { pipeline, scheduler, .. }: EvaluatedModel,
     data: &LabelledFolder,
     options: &SegmentationOptions,
     layers: &[usize],

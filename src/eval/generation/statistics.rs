@@ -1,6 +1,5 @@
 //! Statistics of the features of many images under some networks, gathered a batch at a time; no image is kept. Of several
 //! processes rank 0 has them.
-use super::frechet::frechet_distance;
 use super::kernel::{VectorSample, kernel_distance};
 use super::moments::{Gaussian, Moments};
 use super::npz;
@@ -53,13 +52,10 @@ fn prepare(networks: &[Box<dyn FeatureNetwork>], image: &RgbImage) -> Vec<Vec<f3
 
 /// What is known of the features of some images under one network.
 #[derive(Clone, Debug)]
-pub struct Statistics {
-    gathered: Gathered,
-}
-
-#[derive(Clone, Debug)]
-enum Gathered {
+pub enum Statistics {
+    /// Of images.
     Images {
+        /// For the Fréchet distance.
         moments: Moments,
         /// For the kernel distance, where that is measured.
         sample: Option<VectorSample>,
@@ -69,11 +65,13 @@ enum Gathered {
 }
 
 impl Statistics {
-    /// Of no images yet.
-    pub fn new(network: &dyn FeatureNetwork) -> Self {
-        let length = network.length();
-        let sample = (network.metric() == FrechetMetric::Fid).then(|| VectorSample::new(length));
-        Self { gathered: Gathered::Images { moments: Moments::new(length), sample } }
+    /// Of no images yet, for each of the `networks`.
+    pub fn of_none(networks: &[Box<dyn FeatureNetwork>]) -> Vec<Self> {
+        let of_none = |network: &Box<dyn FeatureNetwork>| Self::Images {
+            moments: Moments::new(network.length()),
+            sample: (network.metric() == FrechetMetric::Fid).then(|| VectorSample::new(network.length())),
+        };
+        networks.iter().map(of_none).collect()
     }
 
     /// From a `.npz` file as pytorch-fid writes it.
@@ -81,12 +79,12 @@ impl Statistics {
     /// # Errors
     /// A file that is none, or of features of another length than `network`'s.
     pub fn read(file: &Path, network: &dyn FeatureNetwork) -> Result<Self> {
-        Ok(Self { gathered: Gathered::File(npz::read(file, network.length())?) })
+        npz::read(file, network.length()).map(Self::File)
     }
 
     /// Takes in feature vectors, one after the other in `vectors`.
     fn add(&mut self, vectors: &[f32]) {
-        if let Gathered::Images { moments, sample } = &mut self.gathered {
+        if let Self::Images { moments, sample } = self {
             moments.add(vectors);
             if let Some(sample) = sample {
                 sample.add(vectors);
@@ -96,37 +94,32 @@ impl Statistics {
 
     /// Mean and covariance of the features.
     pub fn gaussian(&self) -> Result<Gaussian> {
-        match &self.gathered {
-            Gathered::Images { moments, .. } => moments.gaussian(),
-            Gathered::File(gaussian) => Ok(gaussian.clone()),
+        match self {
+            Self::Images { moments, .. } => moments.gaussian(),
+            Self::File(gaussian) => Ok(gaussian.clone()),
         }
     }
 
     /// Length of a feature vector.
     fn length(&self) -> usize {
-        match &self.gathered {
-            Gathered::Images { moments, .. } => moments.length(),
-            Gathered::File(gaussian) => gaussian.mean.len(),
+        match self {
+            Self::Images { moments, .. } => moments.length(),
+            Self::File(gaussian) => gaussian.mean.len(),
         }
     }
 
     /// How many images there were, where that is known.
     pub fn images(&self) -> Option<usize> {
-        match &self.gathered {
-            Gathered::Images { moments, .. } => Some(moments.count()),
-            Gathered::File(_) => None,
+        match self {
+            Self::Images { moments, .. } => Some(moments.count()),
+            Self::File(_) => None,
         }
-    }
-
-    /// The Fréchet distance from `other`'s features.
-    pub fn frechet_distance(&self, other: &Self) -> Result<f64> {
-        frechet_distance(&self.gaussian()?, &other.gaussian()?)
     }
 
     /// The kernel distance from `other`'s features; none where it is not measured, or a file stands for one side's.
     pub fn kernel_distance(&self, other: &Self) -> Result<Option<f64>> {
-        match (&self.gathered, &other.gathered) {
-            (Gathered::Images { sample: Some(a), .. }, Gathered::Images { sample: Some(b), .. }) => {
+        match (self, other) {
+            (Self::Images { sample: Some(a), .. }, Self::Images { sample: Some(b), .. }) => {
                 kernel_distance(a, b).map(Some)
             }
             _ => Ok(None),
@@ -181,10 +174,10 @@ pub fn of_folder(
 ) -> Result<Vec<Statistics>> {
     let files = image_files(folder)?;
     let batch = batch.max(1);
-    let mut statistics: Vec<Statistics> = networks.iter().map(|network| Statistics::new(network.as_ref())).collect();
+    let mut statistics = Statistics::of_none(networks);
     let mut progress = Progress::new(what, 0, files.len() as u64);
     let mut done = 0;
-    let (rank, size) = (turns.processes().rank(), turns.processes().size());
+    let (rank, size) = (turns.processes.rank(), turns.processes.size());
     let batches = files.len().div_ceil(batch);
     std::thread::scope(|scope| {
         let (sender, prepared) = sync_channel(AHEAD - 1);

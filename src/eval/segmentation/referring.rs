@@ -7,13 +7,10 @@ use super::prompts::Prompt;
 use super::{SegmentationOptions, Segmenter};
 use crate::config::named_blocks;
 use crate::data::codec::rle::{RunLengths, StoredRunLengths};
-use crate::distributed::SingleProcess;
-use crate::eval::turns::Turns;
-use crate::model::pipeline::Pipeline;
+use crate::eval::EvaluatedModel;
 use crate::model::text::TextEncoders;
 use crate::ops::{Enlarge, Rows};
 use crate::sample::image::read_with_header;
-use crate::sample::scheduler::Scheduler;
 use crate::system::error::{Error, Result};
 use crate::system::limits::{Meter, Metered, RECORD};
 use crate::system::patience::{self, Patient};
@@ -87,35 +84,18 @@ struct OverlapSums {
 
 /// Segments the phrases of `file`, whose images are in the folder `images`. The file has JSON lines with `image`,
 /// `phrase` and `mask` (`{"size": [height, width], "counts": …}`, COCO run lengths). `progress` receives the number of
-/// phrases done.
+/// phrases done. Of several processes rank 0 has the scores.
 ///
 /// Memory: a batch of images, and a number for each image's name.
 ///
 /// # Errors
 /// The options do not suit the model (`Error::Usage`); a line is malformed; a mask is empty or of another size than its
-/// image; a phrase is too long for a prompt; the attention is not finite; there are fewer than two images.
+/// image; a phrase is too long for a prompt; the attention is not finite; there are fewer than two images; a
+/// process has failed.
 pub fn evaluate_referring(
-    pipeline: &Pipeline,
-    scheduler: &Scheduler,
+    EvaluatedModel { pipeline, scheduler, turns }: EvaluatedModel,
     (file, images): (&Path, &Path),
     options: &SegmentationOptions,
-    progress: impl FnMut(u64),
-) -> Result<ReferringScores> {
-    let turns = Turns::new(&SingleProcess);
-    let scores = evaluate_referring_together(pipeline, scheduler, (file, images), options, &turns, progress)?;
-    scores.ok_or_else(|| Error::Failed("rank 0 has the scores".into()))
-}
-
-/// As [`evaluate_referring`], by several processes, of which rank 0 has the scores.
-///
-/// # Errors
-/// Those of [`evaluate_referring`]; a process has failed.
-pub fn evaluate_referring_together(
-    pipeline: &Pipeline,
-    scheduler: &Scheduler,
-    (file, images): (&Path, &Path),
-    options: &SegmentationOptions,
-    turns: &Turns,
     mut progress: impl FnMut(u64),
 ) -> Result<Option<ReferringScores>> {
     options.maps.check(&pipeline.transformer)?;
@@ -123,7 +103,7 @@ pub fn evaluate_referring_together(
     let mut halves = [[OverlapSums::default(); THRESHOLDS]; 2];
     let mut counts = [0u64; 2];
     let mut groups = PhraseReader::open(file, images, options.limit)?;
-    let processes = turns.processes();
+    let processes = turns.processes;
     let mut measure = |mut batch: Vec<ImagePhrases>| -> Result<Vec<f64>> {
         let mut found = vec![];
         let pictures = batch.par_iter_mut().map(|group| group.read(file)).collect::<Result<Vec<RgbImage>>>()?;
