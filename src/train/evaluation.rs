@@ -92,7 +92,7 @@ impl<'a> Evaluation<'a> {
         if !self.turns.is_main() {
             return Ok(true);
         }
-        measured.summary.set(stage, scores);
+        measured.summary.0.insert(stage, scores);
         if measured.segmentation.is_empty() {
             measured.segmentation = new.segmentation;
         } else {

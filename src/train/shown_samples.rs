@@ -44,7 +44,7 @@ impl ShownSamples {
     /// A sample cannot be drawn.
     pub fn add(&mut self, samples: &[Sample], first: u64) -> Result<()> {
         for (number, sample) in (first..COUNT).zip(samples) {
-            self.figures.push(self.drawer.draw(sample, number)?.figure);
+            self.figures.push(self.drawer.draw(sample, number)?);
         }
         Ok(())
     }
