@@ -163,11 +163,6 @@ impl Checkpoint {
             optimizer: read_f32(&folder.join(OPTIMIZER))?,
         })
     }
-
-    /// The file of a checkpoint that holds LoRA and score head.
-    pub fn tensors_of(folder: &Path) -> PathBuf {
-        folder.join(CHECKPOINT_FILE)
-    }
 }
 
 /// The configuration that the checkpoint in `folder` was trained with.

@@ -10,7 +10,8 @@ const SHOWN: usize = 80;
 /// Counts prompts that are cut, and has the first.
 #[derive(Default, Serialize, Deserialize)]
 pub struct CutPrompts {
-    count: u64,
+    /// Prompts counted.
+    pub count: u64,
     cut: u64,
     /// With the sample's number and key.
     first: Option<(u64, String, CutPrompt)>,
@@ -44,11 +45,6 @@ impl CutPrompts {
             all.first = all.first.into_iter().chain(one.first).min_by_key(|(number, ..)| *number);
         }
         Ok(all)
-    }
-
-    /// Prompts counted.
-    pub fn count(&self) -> u64 {
-        self.count
     }
 
     /// Warns, where some of `these` prompts are cut.

@@ -73,16 +73,6 @@ pub(super) struct MicroBatch {
 }
 
 impl<'a> Trainer<'a> {
-    /// What the sources hold, in the process that writes.
-    pub fn inventory(&self) -> Option<&Inventory> {
-        self.inventory.as_ref()
-    }
-
-    /// Steps done.
-    pub fn step(&self) -> u64 {
-        self.state.step
-    }
-
     /// Runs to the last step, or until asked to stop; returns whether the run is complete. The process that writes has a
     /// `log`.
     pub fn train(
@@ -180,7 +170,7 @@ impl<'a> Trainer<'a> {
             if epoch != current {
                 let ended = std::mem::take(prompts).merged(collective)?;
                 if collective.is_main() {
-                    ended.warn(&format!("{} of epoch {current}", ended.count()));
+                    ended.warn(&format!("{} of epoch {current}", ended.count));
                 }
                 *current = *epoch;
             }
@@ -397,7 +387,7 @@ impl<'a> Trainer<'a> {
             diffusers_model: self.diffusers_model.clone(),
             state: self.state.clone(),
             device: self.device,
-            data: self.shown_samples.as_ref().map_or_else(Vec::new, |shown| shown.figures().to_vec()),
+            data: self.shown_samples.as_ref().map_or(vec![], |shown| shown.figures.clone()),
             processes: self.components.collective.size(),
             layers: self.parameters.layers(self.pipeline.transformer.config.num_layers()),
         }
