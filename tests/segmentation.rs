@@ -182,7 +182,7 @@ fn the_first_of_equal_maps_wins() {
 fn names_are_spread_over_prompts_whole_and_in_order() {
     let (expected, _) = expected();
     let ((pipeline, _), data) = (load(), data(&[255]));
-    let vocabulary = Vocabulary::new(&pipeline.text_encoders, data.classes(), data.classes_file()).unwrap();
+    let vocabulary = Vocabulary::new(&pipeline.text_encoders, &data).unwrap();
     let prompts = vocabulary.all();
     let texts: Vec<&str> = prompts.iter().map(|prompt| prompt.text.as_str()).collect();
     assert_eq!(texts, expected.prompts);
@@ -405,7 +405,7 @@ fn the_analysis_is_that_of_diffusers() {
 fn blocks_are_looked_at_in_one_pass() {
     let (pipeline, scheduler) = load();
     let data = data(&[255]);
-    let vocabulary = Vocabulary::new(&pipeline.text_encoders, data.classes(), data.classes_file()).unwrap();
+    let vocabulary = Vocabulary::new(&pipeline.text_encoders, &data).unwrap();
     let options = |layers: &[usize]| {
         let maps = MapSettings::of_layers(layers);
         SegmentationOptions { maps, batch: 2, ..SegmentationOptions::new(0, 64) }

@@ -155,7 +155,7 @@ fn write_components(
 /// Draws from the class names of the first `count` images that have any.
 fn blur(args: &AnalyzeArgs, count: usize, model: EvaluatedModel, data: &LabelledFolder) -> Result<Blurred> {
     let pipeline = model.pipeline;
-    let vocabulary = Vocabulary::new(&pipeline.text_encoders, data.classes(), data.classes_file())?;
+    let vocabulary = Vocabulary::new(&pipeline.text_encoders, data)?;
     let mut captions = vec![];
     for index in 0..data.len() {
         if captions.len() == count {

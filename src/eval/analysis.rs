@@ -85,8 +85,8 @@ pub fn analyse(
     let settings = &options.maps;
     check_heads(settings.heads, pipeline.transformer.config.num_attention_heads)?;
     let mut segmenter = Segmenter::new(pipeline, scheduler, options)?;
-    let vocabulary = Vocabulary::new(&pipeline.text_encoders, data.classes(), data.classes_file())?;
-    let mut accumulators = vec![Accumulator::new(data.classes().len()); count];
+    let vocabulary = Vocabulary::new(&pipeline.text_encoders, data)?;
+    let mut accumulators = vec![Accumulator::new(data.classes.len()); count];
     // Of every batch by its own, with the index of its first image and the block: summed up in that order, whoever has them.
     let mut parts: Vec<(usize, usize, BlockSums)> = vec![];
     // Of image and text, with multiplicity.
@@ -121,7 +121,7 @@ pub fn analyse(
         }
         Ok(())
     })?;
-    let names = || data.classes().iter().map(|class| class.name.as_str());
+    let names = || data.classes.iter().map(|class| class.name.as_str());
     let scores = accumulators.into_iter().map(|of_block| of_block.merged(turns.processes)?.scores(names()));
     let scores = scores.collect::<Result<Vec<_>>>()?;
     let (tokens, sums) = summed(tokens, parts, count, turns.processes)?;

@@ -45,7 +45,7 @@ pub fn components_of(
     let transformer = &pipeline.transformer;
     layers.iter().try_for_each(|&layer| transformer.check_block(layer))?;
     let mut segmenter = Segmenter::new(pipeline, scheduler, options)?;
-    let vocabulary = Vocabulary::new(&pipeline.text_encoders, data.classes(), data.classes_file())?;
+    let vocabulary = Vocabulary::new(&pipeline.text_encoders, data)?;
     let grid = segmenter.grid();
     each_batch(data, options, &Turns::new(&SingleProcess), |first, images| {
         let numbered: Vec<_> = (first..).zip(images.iter().map(|image| &image.image)).collect();

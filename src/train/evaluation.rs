@@ -1,14 +1,12 @@
 //! Measures a run's model before training and after, as `[eval]` says. Several processes share the images, and rank 0 has the
 //! scores and pictures.
 use crate::config::{EvalConfig, RunConfig};
-use crate::data::Captions;
 use crate::data::sources::captions::{Columns, first_by_key};
 use crate::distributed::Collective;
 use crate::eval::EvaluatedModel;
 use crate::eval::analysis::analyse;
 use crate::eval::flow::HeldOut;
 use crate::eval::generation::draw::pictures_at_main;
-use crate::eval::generation::statistics::image_files;
 use crate::eval::generation::{self, GenerationOptions, GenerationScores, Reference, load_networks};
 use crate::eval::segmentation::{self, LabelledFolder, SegmentationOptions, SegmentationScores};
 use crate::eval::turns::Turns;
@@ -51,14 +49,8 @@ impl<'a> Evaluation<'a> {
         let turns = Turns::new(processes);
         let labelled = LabelledFolder::of_run(config, eval)?;
         let columns = Columns::of(&config.data);
-        let held_out = match &eval.captions {
-            Some(captions) if eval.flow_images > 0 => {
-                let files = image_files(eval.real_images())?;
-                let captions = Captions::read(captions, columns)?;
-                Some(HeldOut::new(files, &captions, eval.flow_images, eval.size, eval.seed)?)
-            }
-            _ => None,
-        };
+        let captions = eval.captions.as_ref().filter(|_| eval.flow_images > 0);
+        let held_out = captions.map(|captions| HeldOut::of(eval, captions, columns, eval.flow_images)).transpose()?;
         let generation = match &eval.captions {
             Some(captions) if eval.generation_images > 0 => {
                 let captions = first_by_key(captions, columns, eval.generation_images)?;

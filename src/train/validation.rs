@@ -2,14 +2,12 @@
 //! and rank 0 has the scores and pictures.
 use super::evaluation::segment;
 use crate::config::{BestBy, EvalConfig, RunConfig};
-use crate::data::Captions;
 use crate::data::sources::captions::{Columns, first_by_key};
 use crate::distributed::Collective;
 use crate::eval::EvaluatedModel;
 use crate::eval::flow::HeldOut;
 use crate::eval::generation::GenerationOptions;
 use crate::eval::generation::draw::Painter;
-use crate::eval::generation::statistics::image_files;
 use crate::eval::segmentation::{LabelledFolder, SegmentationOptions};
 use crate::eval::turns::Turns;
 use crate::model::pipeline::Pipeline;
@@ -45,8 +43,7 @@ impl<'a> Validation<'a> {
         let columns = Columns::of(&config.data);
         let (held_out, captions) = match &eval.captions {
             Some(file) => {
-                let (files, captions) = (image_files(eval.real_images())?, Captions::read(file, columns)?);
-                let held_out = HeldOut::new(files, &captions, eval.every_images, eval.size, eval.seed)?;
+                let held_out = HeldOut::of(eval, file, columns, eval.every_images)?;
                 (Some(held_out), first_by_key(file, columns, eval.every_samples.max(1))?)
             }
             None => (None, vec![]),

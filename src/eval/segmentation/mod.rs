@@ -62,8 +62,8 @@ pub fn evaluate(
 ) -> Result<SegmentationScores> {
     options.maps.check(&pipeline.transformer)?;
     let mut segmenter = Segmenter::new(pipeline, scheduler, options)?;
-    let classes = data.classes();
-    let vocabulary = Vocabulary::new(&pipeline.text_encoders, classes, data.classes_file())?;
+    let classes = &data.classes;
+    let vocabulary = Vocabulary::new(&pipeline.text_encoders, data)?;
     let mut accumulator = Accumulator::new(classes.len());
     each_batch(data, options, turns, |first, images| {
         let numbered: Vec<_> = (first..).zip(images.iter().map(|image| &image.image)).collect();

@@ -52,7 +52,7 @@ pub fn evaluate_unsupervised(
         segmenter.tell(prompt.clone());
     }
     let grid = segmenter.grid();
-    let mut accumulators = vec![Accumulator::new(data.classes().len()); merging.thresholds.len()];
+    let mut accumulators = vec![Accumulator::new(data.classes.len()); merging.thresholds.len()];
     each_batch(data, options, turns, |first, images| {
         let numbered: Vec<_> = (first..).zip(images.iter().map(|image| &image.image)).collect();
         let maps = segmenter.token_maps(&numbered)?;
@@ -63,7 +63,7 @@ pub fn evaluate_unsupervised(
                 let segments = maps.merged(*threshold);
                 let (width, height) = (image.truth.width, image.truth.height);
                 let winners = enlarged_argmax(&segments.concat(), grid, (height, width));
-                let predicted = matched(&winners, segments.len(), &image.truth, data.classes().len());
+                let predicted = matched(&winners, segments.len(), &image.truth, data.classes.len());
                 accumulator.add(&image.truth, &predicted);
                 let (key, segments) = (image.key.as_str(), segments.len());
                 visit(&UnsupervisedResult { index, key, threshold: number, segments, predicted: &predicted })?;
@@ -71,7 +71,7 @@ pub fn evaluate_unsupervised(
         }
         Ok(())
     })?;
-    let names = || data.classes().iter().map(|class| class.name.as_str());
+    let names = || data.classes.iter().map(|class| class.name.as_str());
     accumulators.into_iter().map(|accumulator| accumulator.merged(turns.processes)?.scores(names())).collect()
 }
 
