@@ -6,7 +6,7 @@ use super::segmentation::{
     Accumulator, ClassMaps, LabelledFolder, SegmentationOptions, SegmentationScores, Segmenter, Vocabulary, each_batch,
     on_host,
 };
-use crate::distributed::Collective;
+use crate::distributed::{Collective, gather_values};
 use crate::model::families::JointInputs;
 use crate::ops::attention_probability;
 use crate::system::error::{Error, Result};
@@ -121,8 +121,7 @@ pub fn analyse(
         }
         Ok(())
     })?;
-    let names = || data.classes.iter().map(|class| class.name.as_str());
-    let scores = accumulators.into_iter().map(|of_block| of_block.merged(turns.processes)?.scores(names()));
+    let scores = accumulators.into_iter().map(|of_block| of_block.merged(turns.processes)?.scores(&data.classes));
     let scores = scores.collect::<Result<Vec<_>>>()?;
     let (tokens, sums) = summed(tokens, parts, count, turns.processes)?;
     let images = scores.first().map_or(0, |scores| scores.images);
@@ -154,12 +153,7 @@ fn summed(
     count: usize,
     processes: &dyn Collective,
 ) -> Result<((usize, usize), Vec<BlockSums>)> {
-    let json = |e: serde_json::Error| Error::Failed(format!("what processes have found cannot be told: {e}"));
-    let mut all = vec![(tokens, parts)];
-    if processes.size() > 1 {
-        let told = processes.gather_bytes(&serde_json::to_vec(&all[0]).map_err(json)?)?;
-        all = told.iter().map(|told| serde_json::from_slice(told).map_err(json)).collect::<Result<_>>()?;
-    }
+    let all = gather_values(processes, (tokens, parts), "what processes have found")?;
     let tokens = all.iter().map(|(tokens, _)| *tokens).max().unwrap_or(tokens);
     let mut parts: Vec<(usize, usize, BlockSums)> = all.into_iter().flat_map(|(_, parts)| parts).collect();
     // Stable: the parts of a batch stay in their order.

@@ -6,6 +6,7 @@ pub(crate) mod flow;
 pub mod generation;
 pub mod maps;
 pub mod pca;
+mod read_ahead;
 pub mod score_head;
 pub mod segmentation;
 pub mod turns;

@@ -1,9 +1,7 @@
 //! What a model's image tokens have in common: their first three principal components, which make a picture of them.
 use super::EvaluatedModel;
 use super::generation::matrix::add_product;
-use super::segmentation::{
-    LabelledFolder, LabelledImage, Prompt, SegmentationOptions, Segmenter, Vocabulary, each_batch,
-};
+use super::segmentation::{LabelledFolder, LabelledImage, SegmentationOptions, Segmenter, Vocabulary, each_batch};
 use super::turns::Turns;
 use crate::distributed::SingleProcess;
 use crate::system::error::{Error, Result};
@@ -49,13 +47,8 @@ pub fn components_of(
     let grid = segmenter.grid();
     each_batch(data, options, &Turns::new(&SingleProcess), |first, images| {
         let numbered: Vec<_> = (first..).zip(images.iter().map(|image| &image.image)).collect();
-        let prompts: Vec<Vec<Prompt>> = images
-            .iter()
-            .map(|image| {
-                let prompt = vocabulary.prompts_of(image, options.protocol).into_iter().next();
-                vec![prompt.unwrap_or(Prompt { text: String::new(), places: vec![] })]
-            })
-            .collect();
+        let first_of = |image| vocabulary.prompts_of(image, options.protocol).into_iter().next();
+        let prompts: Vec<_> = images.iter().map(|image| vec![first_of(image).unwrap_or_default()]).collect();
         let mut found: Vec<BlockComponents> = vec![vec![]; images.len()];
         segmenter.each_batch(&numbered, &prompts, |pairs, embedded| {
             transformer.image_tokens_each(embedded, layers, |layer, tokens| {

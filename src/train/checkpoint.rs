@@ -213,7 +213,7 @@ pub fn verify(folder: &Path) -> Result<State> {
 }
 
 /// As [`verify`], with the number of processes that trained together.
-pub fn verify_with_processes(folder: &Path) -> Result<(State, usize)> {
+fn verify_with_processes(folder: &Path) -> Result<(State, usize)> {
     let path = folder.join(STATE);
     if !is_file(&path)? {
         return Err(Error::file(folder, format!("not a checkpoint: it has no {STATE}")));

@@ -1,5 +1,5 @@
 //! What a resumed run must share with its checkpoint: settings, base model and data.
-use super::checkpoint::{Checkpoint, State, config_text_of, verify_with_processes};
+use super::checkpoint::{Checkpoint, State, config_text_of};
 use super::schedule::LearningRateSchedule;
 use crate::config::RunConfig;
 use crate::data::DataRecord;
@@ -73,8 +73,8 @@ impl Conditions<'_> {
     /// The checkpoint is damaged; or (`Error::Usage`) something differs that `force` does not name: the message has a line
     /// for everything that does.
     pub fn load(&self, folder: &Path, force: &[Override]) -> Result<Checkpoint> {
-        let (state, processes) = verify_with_processes(folder)?;
-        let differences = self.differences(folder, &state, processes)?;
+        let checkpoint = Checkpoint::read(folder)?;
+        let differences = self.differences(folder, &checkpoint.state, checkpoint.processes)?;
         let refused: Vec<&Difference> = differences.iter().filter(|(kind, _)| !force.contains(kind)).collect();
         let folder_name = folder.display();
         if !refused.is_empty() {
@@ -84,7 +84,7 @@ impl Conditions<'_> {
             let lines = lines(&differences);
             tracing::warn!("{folder_name}: resuming all the same, as --force says\n  {lines}");
         }
-        Checkpoint::read(folder)
+        Ok(checkpoint)
     }
 
     /// What differs from the checkpoint of so many `processes` in `folder`, whose state is `state`.

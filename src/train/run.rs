@@ -69,7 +69,7 @@ impl Run<'_> {
             }
         }
         if is_main {
-            outcome.say_where();
+            tracing::info!("wrote {}: the run on one page", config.output.join("report.html").display());
         }
         Ok((!measured.summary.is_empty()).then(|| measured.summary.table()))
     }

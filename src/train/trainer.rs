@@ -118,7 +118,9 @@ impl<'a> Trainer<'a> {
             let busy = elapsed.saturating_sub(together + waited);
             let processes = process_metrics::gather(busy, waited, collective)?;
             let metrics = StepMetrics { processes, ..self.metrics(&terms, norm, lr, elapsed, waited) };
-            self.record(metrics, log.as_mut(), validation)?;
+            let due = validation.filter(|validation| validation.is_due(self.state.step));
+            let validation = due.map(|due| self.validate(log.as_mut(), due)).transpose()?.flatten();
+            log.as_mut().map_or(Ok(()), |log| log.write(&StepMetrics { validation, ..metrics }))?;
             let stopping = collective.any(stop.load(Ordering::Relaxed))?;
             self.save_if_due(log.as_mut(), stopping)?;
             if stopping && self.state.step < train.steps {
@@ -187,10 +189,7 @@ impl<'a> Trainer<'a> {
         InputMaker {
             pipeline: &self.pipeline,
             scheduler: &self.scheduler,
-            noise: &self.config.noise,
-            seed: self.config.seed,
-            mask_max_sigma: self.config.loss.mask_max_sigma,
-            resolution: self.config.data.resolution,
+            config: self.config,
             prompt: self.empty_prompt.as_ref(),
             device: self.device,
         }
@@ -249,22 +248,8 @@ impl<'a> Trainer<'a> {
             images_per_s: images / seconds,
             seconds,
             data_wait_s: waited.as_secs_f64(),
-            validation: None,
-            processes: None,
+            ..Default::default()
         }
-    }
-
-    /// Logs a step, after a validation where one is due.
-    fn record(
-        &mut self,
-        mut metrics: StepMetrics,
-        mut log: Option<&mut RunLog>,
-        validation: Option<&Validation>,
-    ) -> Result<()> {
-        if let Some(validation) = validation.filter(|validation| validation.is_due(self.state.step)) {
-            metrics.validation = self.validate(log.as_deref_mut(), validation)?;
-        }
-        log.map_or(Ok(()), |log| log.write(&metrics))
     }
 
     /// Saves a checkpoint where one is due, or where the run is `stopping`, when all processes have reached it; and what

@@ -5,16 +5,15 @@ use super::moments::{Gaussian, Moments};
 use super::npz;
 use super::{FeatureNetwork, FrechetMetric};
 use crate::data::codec::photograph::{EXTENSIONS, UNREAD_EXTENSIONS};
+use crate::eval::read_ahead::read_ahead;
 use crate::eval::turns::Turns;
 use crate::sample::image::read_rgb8;
 use crate::system::error::{Error, Result};
-use crate::system::process::refused;
 use crate::system::progress::Progress;
 use candle_core::{DType, Tensor};
 use image::RgbImage;
 use rayon::prelude::*;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::sync_channel;
 
 /// Batches that are decoded ahead of the networks.
 const AHEAD: usize = 2;
@@ -178,24 +177,10 @@ pub fn of_folder(
     let mut progress = Progress::new(what, 0, files.len() as u64);
     let mut done = 0;
     let (rank, size) = (turns.processes.rank(), turns.processes.size());
-    let batches = files.len().div_ceil(batch);
-    std::thread::scope(|scope| {
-        let (sender, prepared) = sync_channel(AHEAD - 1);
-        let read = move || {
-            for files in files.chunks(batch).skip(rank).step_by(size) {
-                // Nobody waits for more once something has failed.
-                if sender.send(Prepared::read(networks, files)).is_err() {
-                    break;
-                }
-            }
-        };
-        std::thread::Builder::new().spawn_scoped(scope, read).map_err(|e| refused("a thread that reads images", e))?;
-        let compute = |_| match prepared.recv() {
-            Ok(prepared) => features(networks, prepared?),
-            // The thread has panicked, which the scope passes on.
-            Err(_) => Ok(vec![]),
-        };
-        turns.gather_each(batches, compute, |features| {
+    let batches = files.chunks(batch).skip(rank).step_by(size).map(|files| Prepared::read(networks, files));
+    read_ahead(batches, AHEAD - 1, |batches| {
+        let compute = |_| batches.recv().map_or(Ok(vec![]), |prepared| features(networks, prepared?));
+        turns.gather_each(files.len().div_ceil(batch), compute, |features| {
             done += add(features, &mut statistics) as u64;
             progress.update(done, "");
             Ok(())

@@ -109,9 +109,9 @@ impl<'a> Segmenter<'a> {
     /// The maps of the word tokens of the empty prompt, `[positions, tokens]` for each image.
     pub fn token_maps(&mut self, images: &[(usize, &RgbImage)]) -> Result<Vec<Vec<f32>>> {
         let (transformer, settings) = (&self.pipeline.transformer, &self.options.maps);
-        let nothing = vec![Prompt { text: String::new(), places: vec![] }];
+        let nothing = [Prompt::default()];
         let mut maps = vec![];
-        self.each_batch(images, &vec![nothing.as_slice(); images.len()], |_, embedded| {
+        self.each_batch(images, &vec![&nothing[..]; images.len()], |_, embedded| {
             maps.extend(on_host(&settings.of_tokens(transformer, embedded)?)?);
             Ok(())
         })?;

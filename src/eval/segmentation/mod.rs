@@ -23,12 +23,11 @@ pub use unsupervised::{UnsupervisedOptions, UnsupervisedResult, evaluate_unsuper
 
 use crate::config::named_blocks;
 use crate::eval::EvaluatedModel;
+use crate::eval::read_ahead::read_ahead;
 use crate::eval::turns::Turns;
 use crate::ops::enlarged_argmax;
 use crate::system::error::{Error, Result};
-use crate::system::process::refused;
 use rayon::prelude::*;
-use std::sync::mpsc::sync_channel;
 
 /// The result of one image.
 pub struct ImageResult<'a> {
@@ -76,7 +75,7 @@ pub fn evaluate(
         }
         Ok(())
     })?;
-    accumulator.merged(turns.processes)?.scores(classes.iter().map(|class| class.name.as_str()))
+    accumulator.merged(turns.processes)?.scores(classes)
 }
 
 /// Calls `visit` with each batch of `data`, of which several processes take turns, and the index of its first image; the next
@@ -92,23 +91,15 @@ pub(super) fn each_batch(
 ) -> Result<()> {
     let count = options.count(data);
     let batch = options.batch.max(1);
-    let processes = turns.processes;
-    let (own, turn) = (processes.rank() * batch, processes.size() * batch);
-    std::thread::scope(|scope| {
-        // A rendezvous channel: one batch waits while another is computed.
-        let (sender, receiver) = sync_channel(0);
-        let read = move || {
-            for first in (own..count).step_by(turn) {
-                let images = (first..count.min(first + batch)).into_par_iter().map(|index| data.read(index));
-                if sender.send(images.collect::<Vec<_>>()).is_err() {
-                    break;
-                }
-            }
-        };
-        std::thread::Builder::new().spawn_scoped(scope, read).map_err(|e| refused("a thread that reads images", e))?;
-        turns.each(count.div_ceil(batch), |number| match receiver.recv() {
+    let (rank, size) = (turns.processes.rank(), turns.processes.size());
+    let batches = (0..count).step_by(batch).skip(rank).step_by(size).map(|first| {
+        let images = (first..count.min(first + batch)).into_par_iter().map(|index| data.read(index));
+        images.collect::<Vec<_>>()
+    });
+    // One batch waits while another is computed.
+    read_ahead(batches, 0, |batches| {
+        turns.each(count.div_ceil(batch), |number| match batches.recv() {
             Ok(images) => visit(number * batch, &images.into_iter().collect::<Result<Vec<_>>>()?),
-            // The thread has panicked, which the scope passes on.
             Err(_) => Ok(()),
         })
     })

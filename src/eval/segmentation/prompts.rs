@@ -10,7 +10,7 @@ use std::ops::Range;
 const KEPT: usize = 64;
 
 /// Class names joined by spaces.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Prompt {
     /// The text that is encoded.
     pub text: String,

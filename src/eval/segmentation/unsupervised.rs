@@ -71,8 +71,7 @@ pub fn evaluate_unsupervised(
         }
         Ok(())
     })?;
-    let names = || data.classes.iter().map(|class| class.name.as_str());
-    accumulators.into_iter().map(|accumulator| accumulator.merged(turns.processes)?.scores(names())).collect()
+    accumulators.into_iter().map(|accumulator| accumulator.merged(turns.processes)?.scores(&data.classes)).collect()
 }
 
 /// The token maps of an image as distributions over positions, and their divergences.
