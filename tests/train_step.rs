@@ -14,12 +14,12 @@ use seg4diff::model::text::tokenizer::CLIP_TOKENS;
 use seg4diff::model::weights::{Weights, read_all};
 use seg4diff::ops::Target;
 use seg4diff::ops::device::open_cuda;
-use seg4diff::train;
 use seg4diff::train::gradients::{StepGradients, StepInputs, StepPlan, gradients};
 use seg4diff::train::optimizers::{Optimizer, adamw::AdamW};
 use seg4diff::train::parameters::Parameters;
 use seg4diff::train::run_folder::{Resume, RunFolder};
 use seg4diff::train::schedule::warmup_cosine;
+use seg4diff::train::{self, Components};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -444,7 +444,8 @@ fn smoke_run(settings: &[String]) -> Vec<[f64; 2]> {
     all.extend_from_slice(settings);
     let config = RunConfig::load(Path::new("configs/smoke.toml"), &all).unwrap();
     let device = config.device.open().unwrap();
-    train::run(&config, &device, &RunFolder::open(&output, &Resume::No).unwrap(), &[]).unwrap();
+    let folder = RunFolder::open(&output, &Resume::No).unwrap();
+    train::run(&config, &device, &folder, &[], &Components::default()).unwrap();
     let lines = std::fs::read_to_string(output.join("metrics.jsonl")).unwrap();
     let step = |line: &str| {
         let line: Value = serde_json::from_str(line).unwrap();

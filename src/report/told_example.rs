@@ -30,7 +30,7 @@ pub fn at_main(
     stage: Stage,
     turns: &Turns,
 ) -> Result<Vec<SegmentationExample>> {
-    if turns.processes().size() == 1 {
+    if turns.processes.size() == 1 {
         return Ok(own.into_iter().map(|(_, example)| example).collect());
     }
     let pieces = own.into_iter().map(|(number, example)| Ok((number, write(example)?))).collect::<Result<_>>()?;

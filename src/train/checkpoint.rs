@@ -163,11 +163,6 @@ impl Checkpoint {
             optimizer: read_f32(&folder.join(OPTIMIZER))?,
         })
     }
-
-    /// The file of a checkpoint that holds LoRA and score head.
-    pub fn tensors_of(folder: &Path) -> PathBuf {
-        folder.join(CHECKPOINT_FILE)
-    }
 }
 
 /// The configuration that the checkpoint in `folder` was trained with.
@@ -218,7 +213,7 @@ pub fn verify(folder: &Path) -> Result<State> {
 }
 
 /// As [`verify`], with the number of processes that trained together.
-pub fn verify_with_processes(folder: &Path) -> Result<(State, usize)> {
+fn verify_with_processes(folder: &Path) -> Result<(State, usize)> {
     let path = folder.join(STATE);
     if !is_file(&path)? {
         return Err(Error::file(folder, format!("not a checkpoint: it has no {STATE}")));

@@ -271,19 +271,20 @@ impl Parameters {
     /// What is trained: each kind of layer, with how many of the model's `blocks` have it.
     pub fn layers(&self, blocks: usize) -> Vec<TrainedLayers> {
         let mut kinds: BTreeMap<String, (BTreeSet<usize>, usize)> = BTreeMap::new();
-        let mut add = |kind: String, block: Option<usize>, parameters: &[Parameter]| {
-            let entry = kinds.entry(kind).or_default();
-            entry.0.extend(block);
-            entry.1 += parameters.iter().map(|p| p.range.len()).sum::<usize>();
+        let mut add = |kind: String, block: Option<usize>, parameter: &Parameter| {
+            let (found, count) = kinds.entry(kind).or_default();
+            found.extend(block);
+            *count += parameter.range.len();
         };
         for (layer, parameters) in self.of_layers() {
-            add(format!("{} {}", self.settings.title(), layer.within), Some(layer.block), parameters);
+            let kind = || format!("{} {}", self.settings.title(), layer.within);
+            parameters.iter().for_each(|parameter| add(kind(), Some(layer.block), parameter));
         }
         for parameter in &self.all {
             match parameter.group {
                 Group::Lora => {}
-                Group::ScoreHead => add("score head".to_string(), None, std::slice::from_ref(parameter)),
-                Group::Prompt => add("prompt".to_string(), None, std::slice::from_ref(parameter)),
+                Group::ScoreHead => add("score head".to_string(), None, parameter),
+                Group::Prompt => add("prompt".to_string(), None, parameter),
             }
         }
         let layers = |(kind, (found, parameters)): (String, (BTreeSet<usize>, usize))| TrainedLayers {

@@ -1,12 +1,13 @@
 //! What a resumed run must share with its checkpoint: settings, base model and data.
-use super::checkpoint::{Checkpoint, State, config_text_of, verify_with_processes};
+use super::checkpoint::{Checkpoint, State, config_text_of};
 use super::schedule::LearningRateSchedule;
 use crate::config::RunConfig;
 use crate::data::DataRecord;
 use crate::data::sources::remote;
-use crate::model::adapters::formats;
+use crate::model::adapters::formats::{self, CHECKPOINT_FILE};
 use crate::model::weights::fingerprint::sha256;
 use crate::system::error::{Error, Result};
+use clap::ValueEnum;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
@@ -41,7 +42,7 @@ const DATA_PATHS: [&str; 6] =
 const RECORD: &str = "data-files.txt";
 
 /// What a checkpoint may have another of where `--force` names it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub enum Override {
     /// Other settings
     Settings,
@@ -49,17 +50,6 @@ pub enum Override {
     Model,
     /// Pictures, captions or masks that were added, removed or changed
     Data,
-}
-
-impl Override {
-    /// Its name on the command line.
-    fn name(self) -> &'static str {
-        match self {
-            Self::Settings => "settings",
-            Self::Model => "model",
-            Self::Data => "data",
-        }
-    }
 }
 
 /// What a run has now, to be compared with its checkpoint.
@@ -83,8 +73,8 @@ impl Conditions<'_> {
     /// The checkpoint is damaged; or (`Error::Usage`) something differs that `force` does not name: the message has a line
     /// for everything that does.
     pub fn load(&self, folder: &Path, force: &[Override]) -> Result<Checkpoint> {
-        let (state, processes) = verify_with_processes(folder)?;
-        let differences = self.differences(folder, &state, processes)?;
+        let checkpoint = Checkpoint::read(folder)?;
+        let differences = self.differences(folder, &checkpoint.state, checkpoint.processes)?;
         let refused: Vec<&Difference> = differences.iter().filter(|(kind, _)| !force.contains(kind)).collect();
         let folder_name = folder.display();
         if !refused.is_empty() {
@@ -94,7 +84,7 @@ impl Conditions<'_> {
             let lines = lines(&differences);
             tracing::warn!("{folder_name}: resuming all the same, as --force says\n  {lines}");
         }
-        Checkpoint::read(folder)
+        Ok(checkpoint)
     }
 
     /// What differs from the checkpoint of so many `processes` in `folder`, whose state is `state`.
@@ -228,8 +218,11 @@ fn advice(differences: &[&Difference]) -> String {
         Override::Data => "other data",
     });
     let what = what.collect::<Vec<_>>().join(" and ");
-    let names = kinds.iter().map(|kind| kind.name()).collect::<Vec<_>>().join(",");
-    let flag = if names == Override::Settings.name() { "--force".into() } else { format!("--force={names}") };
+    let names = kinds.iter().filter_map(|kind| Some(kind.to_possible_value()?.get_name().to_owned()));
+    let flag = match names.collect::<Vec<_>>().join(",") {
+        names if names == "settings" => "--force".to_string(),
+        names => format!("--force={names}"),
+    };
     let order = match kinds.contains(&Override::Data) {
         true => "; samples then come in another order: within this epoch some come twice, others not at all",
         false => "",
@@ -256,7 +249,7 @@ pub fn init_fingerprints(config: &RunConfig) -> Result<BTreeMap<String, String>>
         found.insert("lora.init".to_string(), sum(formats::tensors_of(path)?)?);
     }
     if let Some(folder) = &config.loss.score_head_init {
-        found.insert("loss.score_head_init".to_string(), sum(Checkpoint::tensors_of(folder))?);
+        found.insert("loss.score_head_init".to_string(), sum(folder.join(CHECKPOINT_FILE))?);
     }
     Ok(found)
 }

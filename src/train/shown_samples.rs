@@ -16,7 +16,8 @@ const COUNT: u64 = 8;
 pub struct ShownSamples {
     drawer: SampleDrawer,
     file: PathBuf,
-    figures: Vec<SampleFigure>,
+    /// The samples so far.
+    pub figures: Vec<SampleFigure>,
     /// How many of them the file holds.
     written: usize,
 }
@@ -44,14 +45,9 @@ impl ShownSamples {
     /// A sample cannot be drawn.
     pub fn add(&mut self, samples: &[Sample], first: u64) -> Result<()> {
         for (number, sample) in (first..COUNT).zip(samples) {
-            self.figures.push(self.drawer.draw(sample, number)?.figure);
+            self.figures.push(self.drawer.draw(sample, number)?);
         }
         Ok(())
-    }
-
-    /// The samples so far.
-    pub fn figures(&self) -> &[SampleFigure] {
-        &self.figures
     }
 
     /// Writes the file where samples came since it was written.

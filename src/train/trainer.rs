@@ -73,16 +73,6 @@ pub(super) struct MicroBatch {
 }
 
 impl<'a> Trainer<'a> {
-    /// What the sources hold, in the process that writes.
-    pub fn inventory(&self) -> Option<&Inventory> {
-        self.inventory.as_ref()
-    }
-
-    /// Steps done.
-    pub fn step(&self) -> u64 {
-        self.state.step
-    }
-
     /// Runs to the last step, or until asked to stop; returns whether the run is complete. The process that writes has a
     /// `log`.
     pub fn train(
@@ -128,7 +118,9 @@ impl<'a> Trainer<'a> {
             let busy = elapsed.saturating_sub(together + waited);
             let processes = process_metrics::gather(busy, waited, collective)?;
             let metrics = StepMetrics { processes, ..self.metrics(&terms, norm, lr, elapsed, waited) };
-            self.record(metrics, log.as_mut(), validation)?;
+            let due = validation.filter(|validation| validation.is_due(self.state.step));
+            let validation = due.map(|due| self.validate(log.as_mut(), due)).transpose()?.flatten();
+            log.as_mut().map_or(Ok(()), |log| log.write(&StepMetrics { validation, ..metrics }))?;
             let stopping = collective.any(stop.load(Ordering::Relaxed))?;
             self.save_if_due(log.as_mut(), stopping)?;
             if stopping && self.state.step < train.steps {
@@ -180,7 +172,7 @@ impl<'a> Trainer<'a> {
             if epoch != current {
                 let ended = std::mem::take(prompts).merged(collective)?;
                 if collective.is_main() {
-                    ended.warn(&format!("{} of epoch {current}", ended.count()));
+                    ended.warn(&format!("{} of epoch {current}", ended.count));
                 }
                 *current = *epoch;
             }
@@ -197,10 +189,7 @@ impl<'a> Trainer<'a> {
         InputMaker {
             pipeline: &self.pipeline,
             scheduler: &self.scheduler,
-            noise: &self.config.noise,
-            seed: self.config.seed,
-            mask_max_sigma: self.config.loss.mask_max_sigma,
-            resolution: self.config.data.resolution,
+            config: self.config,
             prompt: self.empty_prompt.as_ref(),
             device: self.device,
         }
@@ -259,22 +248,8 @@ impl<'a> Trainer<'a> {
             images_per_s: images / seconds,
             seconds,
             data_wait_s: waited.as_secs_f64(),
-            validation: None,
-            processes: None,
+            ..Default::default()
         }
-    }
-
-    /// Logs a step, after a validation where one is due.
-    fn record(
-        &mut self,
-        mut metrics: StepMetrics,
-        mut log: Option<&mut RunLog>,
-        validation: Option<&Validation>,
-    ) -> Result<()> {
-        if let Some(validation) = validation.filter(|validation| validation.is_due(self.state.step)) {
-            metrics.validation = self.validate(log.as_deref_mut(), validation)?;
-        }
-        log.map_or(Ok(()), |log| log.write(&metrics))
     }
 
     /// Saves a checkpoint where one is due, or where the run is `stopping`, when all processes have reached it; and what
@@ -397,7 +372,7 @@ impl<'a> Trainer<'a> {
             diffusers_model: self.diffusers_model.clone(),
             state: self.state.clone(),
             device: self.device,
-            data: self.shown_samples.as_ref().map_or_else(Vec::new, |shown| shown.figures().to_vec()),
+            data: self.shown_samples.as_ref().map_or(vec![], |shown| shown.figures.clone()),
             processes: self.components.collective.size(),
             layers: self.parameters.layers(self.pipeline.transformer.config.num_layers()),
         }

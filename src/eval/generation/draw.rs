@@ -2,15 +2,12 @@
 use super::statistics::{self, Prepared, Statistics};
 use super::{GenerationScores, Reference};
 use crate::config::EvalConfig;
-use crate::distributed::SingleProcess;
 use crate::eval::turns::Turns;
-use crate::eval::usual_batch;
+use crate::eval::{EvaluatedModel, usual_batch};
 use crate::model::families::Blur;
-use crate::model::pipeline::Pipeline;
 use crate::model::text::{TextEmbedding, TextEncoders};
 use crate::sample::generate::{Conditions, PerturbedGuidance, SamplingOptions, initial_latents};
 use crate::sample::image::to_rgb8;
-use crate::sample::scheduler::Scheduler;
 use crate::system::error::{Error, Result};
 use image::RgbImage;
 use std::collections::BTreeMap;
@@ -63,45 +60,26 @@ pub struct DrawnImage<'a> {
     pub image: &'a RgbImage,
 }
 
-/// Generates `options.images` images, cycling through the captions, and scores them. `visit` receives every image in
-/// order; its error ends the evaluation.
+/// Generates `options.images` images, cycling through the captions, and scores them, at rank 0. `visit` receives every image
+/// that this process draws, in order; its error ends the evaluation.
 ///
 /// The batch size changes images by rounding errors only.
 ///
 /// # Errors
-/// The size does not suit the model (`Error::Usage`), there is no caption, or an image is not finite.
+/// The size does not suit the model (`Error::Usage`), there is no caption, an image is not finite, or a process has failed.
 pub fn evaluate(
-    pipeline: &Pipeline,
-    scheduler: &Scheduler,
+    model: EvaluatedModel,
     captions: &[String],
     options: &GenerationOptions,
     reference: &Reference,
-    visit: &mut dyn FnMut(&DrawnImage) -> Result<()>,
-) -> Result<GenerationScores> {
-    let turns = Turns::new(&SingleProcess);
-    let scores = evaluate_together(pipeline, scheduler, captions, options, reference, &turns, visit)?;
-    Ok(scores.unwrap_or_default())
-}
-
-/// As [`evaluate`], by several processes, of which rank 0 has the scores; `visit` receives what this one draws.
-///
-/// # Errors
-/// Those of [`evaluate`]; a process has failed.
-pub fn evaluate_together(
-    pipeline: &Pipeline,
-    scheduler: &Scheduler,
-    captions: &[String],
-    options: &GenerationOptions,
-    reference: &Reference,
-    turns: &Turns,
     visit: &mut dyn FnMut(&DrawnImage) -> Result<()>,
 ) -> Result<Option<GenerationScores>> {
     if captions.is_empty() {
         return Err(Error::Usage("there is no caption to draw from".into()));
     }
-    let mut painter = Painter::new(pipeline, scheduler, options)?;
-    let networks = reference.networks();
-    let mut statistics: Vec<Statistics> = networks.iter().map(|network| Statistics::new(network.as_ref())).collect();
+    let mut painter = Painter::new(model, options)?;
+    let networks = &reference.networks;
+    let mut statistics = Statistics::of_none(networks);
     let batch = options.batch.max(1);
     let draw = |number: usize| {
         let first = number * batch;
@@ -113,17 +91,16 @@ pub fn evaluate_together(
         }
         statistics::features(networks, Prepared::new(networks, &images))
     };
-    turns.gather_each(options.images.div_ceil(batch), draw, |features| {
+    model.turns.gather_each(options.images.div_ceil(batch), draw, |features| {
         statistics::add(features, &mut statistics);
         Ok(())
     })?;
-    turns.is_main().then(|| reference.score(&statistics)).transpose()
+    model.turns.is_main().then(|| reference.score(&statistics)).transpose()
 }
 
 /// Generates batches of images.
 pub struct Painter<'a> {
-    pipeline: &'a Pipeline,
-    scheduler: &'a Scheduler,
+    model: EvaluatedModel<'a>,
     sampling: SamplingOptions,
     /// What the model is told, if it embeds its guidance scale.
     guidance_scale: Option<f64>,
@@ -137,15 +114,15 @@ pub struct Painter<'a> {
 impl<'a> Painter<'a> {
     /// # Errors
     /// `Error::Usage` if the size does not suit the model.
-    pub fn new(pipeline: &'a Pipeline, scheduler: &'a Scheduler, options: &GenerationOptions) -> Result<Self> {
+    pub fn new(model: EvaluatedModel<'a>, options: &GenerationOptions) -> Result<Self> {
+        let pipeline = model.pipeline;
         let shape = pipeline.latent_shape(options.size)?;
         let config = &pipeline.transformer.config;
         let scale = options.guidance.unwrap_or(config.usual_guidance_scale);
         let (passes, guidance_scale) = config.guidance.scales(scale);
         Ok(Self {
+            model,
             guidance_scale,
-            pipeline,
-            scheduler,
             sampling: SamplingOptions {
                 steps: options.steps,
                 guidance: passes,
@@ -168,10 +145,9 @@ impl<'a> Painter<'a> {
         &mut self,
         captions: &[&str],
         blur: Option<Blur>,
-        turns: &Turns,
         mut progress: impl FnMut(usize),
     ) -> Result<Vec<RgbImage>> {
-        let (batch, mut own) = (self.batch, vec![]);
+        let (batch, turns, mut own) = (self.batch, self.model.turns, vec![]);
         turns.each(captions.len().div_ceil(batch), |number| {
             let first = number * batch;
             let captions = &captions[first..captions.len().min(first + batch)];
@@ -188,22 +164,23 @@ impl<'a> Painter<'a> {
     /// # Errors
     /// An image is not finite.
     pub fn draw(&mut self, first: usize, captions: &[&str], blur: Option<Blur>) -> Result<Vec<RgbImage>> {
-        let noise = initial_latents(self.seed, first, captions.len(), self.shape, &self.pipeline.device)?;
+        let EvaluatedModel { pipeline, scheduler, .. } = self.model;
+        let noise = initial_latents(self.seed, first, captions.len(), self.shape, &pipeline.device)?;
         let positive = self.text.encode(captions)?;
         let negative = self.text.encode(&vec![""; captions.len()])?;
         let conditions = Conditions { positive: &positive, negative: &negative };
-        let image_tokens = self.pipeline.transformer.config.image_tokens(self.shape);
+        let image_tokens = pipeline.transformer.config.image_tokens(self.shape);
         let velocity = |latents: &_, timestep: &_, text: &_, guiding: Option<Blur>| {
-            self.pipeline.velocity(latents, timestep, text, blur.or(guiding), self.guidance_scale)
+            pipeline.velocity(latents, timestep, text, blur.or(guiding), self.guidance_scale)
         };
-        let latents = self.sampling.run(self.scheduler, &noise, image_tokens, &conditions, velocity)?;
+        let latents = self.sampling.run(scheduler, &noise, image_tokens, &conditions, velocity)?;
         if !latents.sqr()?.sum_all()?.to_scalar::<f32>()?.is_finite() {
             let last = first + captions.len() - 1;
             return Err(Error::Failed(format!(
                 "the model draws images {first} to {last} with values that are not finite"
             )));
         }
-        to_rgb8(&self.pipeline.vae.decode(&latents)?)
+        to_rgb8(&pipeline.vae.decode(&latents)?)
     }
 }
 

@@ -71,8 +71,10 @@ struct Pair {
 /// Images with label maps, read on demand, in the order of their names or of the data set's list.
 pub struct LabelledFolder {
     pairs: Vec<Pair>,
-    classes_file: PathBuf,
-    classes: Vec<Class>,
+    /// The file with the class names.
+    pub classes_file: PathBuf,
+    /// The classes by ascending label.
+    pub classes: Vec<Class>,
     /// Label to class index; [`NO_CLASS`] for ignored labels.
     class_of: BTreeMap<u32, u16>,
     /// The class of labels without a name; if absent, they are an error.
@@ -178,16 +180,6 @@ impl LabelledFolder {
     /// The images' paths below the image folder, without extension.
     pub fn keys(&self) -> impl Iterator<Item = &str> {
         self.pairs.iter().map(|pair| pair.key.as_str())
-    }
-
-    /// The classes by ascending label.
-    pub fn classes(&self) -> &[Class] {
-        &self.classes
-    }
-
-    /// The file with the class names.
-    pub fn classes_file(&self) -> &Path {
-        &self.classes_file
     }
 
     /// Reads image `index`, which must be less than [`len`](Self::len), and its label map.
