@@ -11,10 +11,11 @@ use std::sync::Arc;
 
 /// All sources with their captions, classes and annotations. Memory: what the captions and annotations take.
 pub struct DataSet {
-    config: DataConfig,
-    sources: Vec<FoundSource>,
-    /// One for each group of sources with settings of their own.
-    readers: Vec<Arc<SampleReader>>,
+    /// The settings that it was opened with.
+    pub(crate) config: DataConfig,
+    pub(crate) sources: Vec<FoundSource>,
+    /// One for each group of sources with settings of their own; what samples name by `SampleReference::settings`.
+    pub(crate) readers: Vec<Arc<SampleReader>>,
 }
 
 impl DataSet {
@@ -25,31 +26,12 @@ impl DataSet {
     pub fn open(config: &DataConfig) -> Result<Self> {
         let Sources { settings, found: sources } = Sources::open(config)?;
         let readers = settings.into_iter().enumerate().map(|(number, settings)| {
-            let own = sources.iter().flat_map(|source| &source.shards).filter(|shard| shard.settings() == number);
+            let own = sources.iter().flat_map(|source| &source.shards).filter(|shard| shard.settings == number);
             let is_binary = mask_form::are_binary(&settings, own)?;
             SampleReader::open(settings, is_binary).map(Arc::new)
         });
         let readers = readers.collect::<Result<_>>()?;
         Ok(Self { config: config.clone(), sources, readers })
-    }
-
-    /// The settings that it was opened with.
-    pub fn config(&self) -> &DataConfig {
-        &self.config
-    }
-
-    pub(super) fn sources(&self) -> &[FoundSource] {
-        &self.sources
-    }
-
-    /// What samples name by `SampleReference::settings`.
-    pub(crate) fn readers(&self) -> &[Arc<SampleReader>] {
-        &self.readers
-    }
-
-    /// Whether some masks are black and white, one a picture.
-    pub(crate) fn has_binary_masks(&self) -> bool {
-        self.readers.iter().any(|reader| reader.has_binary_masks())
     }
 
     /// The tar files and folders, in the order of the sources.

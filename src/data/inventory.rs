@@ -62,16 +62,18 @@ impl Inventory {
     /// A folder cannot be read.
     pub fn of(data: &DataSet) -> Result<Self> {
         let mut sources = Vec::new();
-        for (index, reader) in data.readers().iter().enumerate() {
-            let group = data.sources().iter().filter(|source| source.settings == index);
-            let counter = Counter { pairing: Pairing::of(reader.config()), reader };
+        for (index, reader) in data.readers.iter().enumerate() {
+            let group = data.sources.iter().filter(|source| source.settings == index);
+            let counter = Counter { pairing: Pairing::of(&reader.config), reader };
             let mut counted = group.map(|source| counter.count(source)).collect::<Result<Vec<_>>>()?;
             let is_all_counted = counted.iter().all(|source| source.shards == 0);
             if let (Some(last), true) = (counted.last_mut(), is_all_counted) {
-                if let Some(captions) = reader.captions() {
-                    last.findings.add_many(Finding::CaptionOfOthers, fatal(captions.left(EXAMPLES))?);
+                if let Some(captions) = &reader.captions {
+                    last.findings.add_many(Finding::CaptionOfOthers, captions.left(EXAMPLES)?);
                 }
-                last.findings.add_many(Finding::AnnotationOfOthers, fatal(reader.left(EXAMPLES))?);
+                if let Some(annotations) = &reader.masks.annotations {
+                    last.findings.add_many(Finding::AnnotationOfOthers, annotations.left(EXAMPLES)?);
+                }
             }
             sources.extend(counted);
         }
@@ -85,7 +87,7 @@ impl Inventory {
     pub fn of_run(data: &DataSet) -> Result<Self> {
         let inventory = Self::of(data)?;
         tracing::info!("data\n{inventory}");
-        inventory.check(&data.config().allow)?;
+        inventory.check(&data.config.allow)?;
         Ok(inventory)
     }
 
@@ -134,7 +136,7 @@ impl Counter<'_> {
         };
         let mut with_masks = 0;
         for shard in &source.shards {
-            if !shard.is_folder() {
+            if !shard.is_folder {
                 counts.shards += 1;
                 continue;
             }
@@ -188,7 +190,7 @@ impl Counter<'_> {
             DataFormat::Sa1b => format!("{}{}", folder.below(), paired.stem),
             _ => path.join(paired.stem).to_string_lossy().into_owned(),
         };
-        match self.reader.captions().map(|captions| captions.take(&key)) {
+        match self.reader.captions.as_ref().map(|captions| captions.take(&key)) {
             Some(Ok(Some(caption))) => {
                 counts.captions += 1;
                 if caption.is_empty() {
@@ -200,7 +202,7 @@ impl Counter<'_> {
             Some(Err(Unusable::Fatal(error))) => return Err(error),
             None => {}
         }
-        match self.reader.annotations(&key) {
+        match self.reader.masks.annotations.as_ref().map(|annotations| annotations.count(&key)) {
             Some(Ok(Some(0))) => findings.add(Finding::MaskMissing, &shown),
             Some(Ok(Some(count))) => counts.masks += count as u64,
             Some(Ok(None)) => findings.add(Finding::NotAnnotated, &shown),
@@ -215,7 +217,7 @@ impl Counter<'_> {
     fn count_lone_masks(&self, source: &FoundSource, findings: &mut Findings) -> Result<()> {
         for masks in &source.mask_folders {
             let failed = |problem| Error::file(masks, problem);
-            let served = source.shards.iter().filter(|shard| shard.mask_folders().contains(masks));
+            let served = source.shards.iter().filter(|shard| shard.mask_folders.contains(masks));
             let folders = served.map(|shard| shard.folder(&mut Findings::default()));
             let folders = folders.collect::<std::io::Result<Vec<Folder>>>().map_err(failed)?;
             let mut alone = Findings::default();
@@ -229,14 +231,6 @@ impl Counter<'_> {
         }
         Ok(())
     }
-}
-
-/// What does not depend on a sample.
-fn fatal<T>(found: std::result::Result<T, Unusable>) -> Result<T> {
-    found.map_err(|problem| match problem {
-        Unusable::Fatal(error) => error,
-        Unusable::Broken(problem) => Error::Failed(problem),
-    })
 }
 
 /// Whether a caption's file holds nothing but white space.

@@ -162,7 +162,7 @@ impl<'a> CacheFiller<'a> {
     }
 
     fn reader(&self, reference: &SampleReference) -> &SampleReader {
-        &self.data.readers()[reference.settings]
+        &self.data.readers[reference.settings]
     }
 
     /// The flips of an image that training may draw.

@@ -27,7 +27,7 @@ pub struct SampleShard {
     /// As messages name it; a URL without secrets for an object.
     pub path: Arc<Path>,
     pub source: ByteSource,
-    pub(super) is_folder: bool,
+    pub is_folder: bool,
     /// Path below the source, with a trailing slash; empty for the source itself.
     pub(super) below: String,
     /// Last component of the source.
@@ -35,10 +35,10 @@ pub struct SampleShard {
     /// `data.labels`, or empty.
     pub(super) labels: PathBuf,
     /// The folders that may hold its pictures' masks; coco: their label maps.
-    pub(super) mask_folders: Vec<PathBuf>,
+    pub mask_folders: Vec<PathBuf>,
     pub(super) pairing: Pairing,
     /// Index of its source's settings.
-    pub(super) settings: usize,
+    pub settings: usize,
     /// The content of compressed shards.
     pub(super) unpacked: Arc<GzipShards>,
 }
@@ -183,11 +183,6 @@ pub fn check_captions<'a>(mut shards: impl Iterator<Item = &'a SampleShard>) -> 
 }
 
 impl SampleShard {
-    /// Index of its source's settings.
-    pub fn settings(&self) -> usize {
-        self.settings
-    }
-
     /// Calls `visit` with each sample of the shard until it breaks. A damaged shard is an item too. What belongs to no
     /// sample of a tar file is counted; folders have their inventory.
     pub fn scan(&self, findings: &mut Findings, visit: &mut dyn FnMut(Scanned) -> ControlFlow<()>) -> ControlFlow<()> {
@@ -206,16 +201,6 @@ impl SampleShard {
             Unusable::Broken(reason) => self.broken("", reason),
             Unusable::Fatal(error) => Err(Unusable::Fatal(error)),
         }
-    }
-
-    /// Whether this is a folder, and no tar file.
-    pub fn is_folder(&self) -> bool {
-        self.is_folder
-    }
-
-    /// The folders that may hold its pictures' masks.
-    pub fn mask_folders(&self) -> &[PathBuf] {
-        &self.mask_folders
     }
 
     /// The names of a folder's files and of the folders with their masks.
