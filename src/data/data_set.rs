@@ -2,7 +2,8 @@
 use super::mask_form;
 use super::sample_reader::SampleReader;
 use super::sources::findings::Findings;
-use super::sources::shards::{self, Listed, SampleShard, listed};
+use super::sources::shards::{self, Listed, SampleShard};
+use super::sources::unusable::unless_fatal;
 use super::sources::walk::{FoundSource, Sources};
 use crate::config::DataConfig;
 use crate::system::error::Result;
@@ -50,7 +51,7 @@ impl DataSet {
     pub(crate) fn for_each_of(&self, shard: &SampleShard, mut visit: impl FnMut(Listed) -> Result<()>) -> Result<()> {
         let mut outcome = Ok(());
         let _ = shard.scan(&mut Findings::default(), &mut |item| {
-            outcome = listed(item).and_then(|item| match &item {
+            outcome = unless_fatal(item).and_then(|item| match &item {
                 Ok(reference) if self.readers[reference.settings].leaves_out(reference)? => Ok(()),
                 _ => visit(item),
             });

@@ -7,7 +7,7 @@ use super::sample_reader::SampleReader;
 use super::sources::findings::{EXAMPLES, Finding, Findings, thousands};
 use super::sources::folder::{Folder, Paired, for_each_mask};
 use super::sources::pairing::Pairing;
-use super::sources::unusable::Unusable;
+use super::sources::unusable::unless_fatal;
 use super::sources::walk::FoundSource;
 use crate::config::{Allowed, Choice, DataConfig, DataFormat};
 use crate::system::limits::CAPTION;
@@ -140,13 +140,13 @@ impl Counter<'_> {
                 counts.shards += 1;
                 continue;
             }
-            let failed = |problem| Error::file(&shard.path, problem);
+            let failed = |problem| Error::file(shard.source.path(), problem);
             let mut findings = Findings::default();
             let folder = shard.folder(&mut findings).map_err(failed)?;
             let mut fatal = None;
             folder.pair(&mut findings, |paired, findings| {
                 with_masks += u64::from(!paired.masks.is_empty());
-                match self.count_sample(&folder, &shard.path, &paired, &mut counts, findings) {
+                match self.count_sample(&folder, shard.source.path(), &paired, &mut counts, findings) {
                     Ok(()) => true,
                     Err(problem) => {
                         fatal = Some(problem);
@@ -172,14 +172,14 @@ impl Counter<'_> {
         counts: &mut SourceCounts,
         findings: &mut Findings,
     ) -> Result<()> {
-        let shown = format!("{}{}", folder.below(), paired.picture);
+        let shown = format!("{}{}", folder.below, paired.picture);
         counts.photographs += 1;
         counts.masks += paired.masks.len() as u64 + u64::from(paired.json.is_some());
         counts.captions += u64::from(paired.text.is_some());
         if let Some(text) = paired.text
             && is_blank(&path.join(text))?
         {
-            findings.add(Finding::BlankCaption, &format!("{}{text}", folder.below()));
+            findings.add(Finding::BlankCaption, &format!("{}{text}", folder.below));
         }
         let has_annotation = paired.json.is_some() || !paired.masks.is_empty();
         if let Some(lacked) = self.pairing.lacks(paired.text.is_some(), has_annotation) {
@@ -187,10 +187,11 @@ impl Counter<'_> {
             return Ok(());
         }
         let key = match self.pairing.format {
-            DataFormat::Sa1b => format!("{}{}", folder.below(), paired.stem),
+            DataFormat::Sa1b => format!("{}{}", folder.below, paired.stem),
             _ => path.join(paired.stem).to_string_lossy().into_owned(),
         };
-        match self.reader.captions.as_ref().map(|captions| captions.take(&key)) {
+        let captions = self.reader.captions.as_ref();
+        match captions.map(|captions| unless_fatal(captions.take(&key))).transpose()? {
             Some(Ok(Some(caption))) => {
                 counts.captions += 1;
                 if caption.is_empty() {
@@ -198,16 +199,15 @@ impl Counter<'_> {
                 }
             }
             Some(Ok(None)) => findings.add(Finding::CaptionMissing, &shown),
-            Some(Err(Unusable::Broken(_))) => findings.add(Finding::CaptionUnclear, &shown),
-            Some(Err(Unusable::Fatal(error))) => return Err(error),
+            Some(Err(_)) => findings.add(Finding::CaptionUnclear, &shown),
             None => {}
         }
-        match self.reader.masks.annotations.as_ref().map(|annotations| annotations.count(&key)) {
+        let annotations = self.reader.masks.annotations.as_ref();
+        match annotations.map(|annotations| unless_fatal(annotations.count(&key))).transpose()? {
             Some(Ok(Some(0))) => findings.add(Finding::MaskMissing, &shown),
             Some(Ok(Some(count))) => counts.masks += count as u64,
             Some(Ok(None)) => findings.add(Finding::NotAnnotated, &shown),
-            Some(Err(Unusable::Broken(_))) => findings.add(Finding::AnnotationUnclear, &shown),
-            Some(Err(Unusable::Fatal(error))) => return Err(error),
+            Some(Err(_)) => findings.add(Finding::AnnotationUnclear, &shown),
             None => {}
         }
         Ok(())

@@ -151,8 +151,8 @@ impl Loader {
         }
         let sources = fingerprint(&shards);
         let source = match shards.as_slice() {
-            [first, .., _] => format!("{} and {} more", first.shard.path.display(), shards.len() - 1),
-            one => one.iter().map(|planned| planned.shard.path.display().to_string()).collect(),
+            [first, .., _] => format!("{} and {} more", first.shard.source.path().display(), shards.len() - 1),
+            one => one.iter().map(|planned| planned.shard.source.path().display().to_string()).collect(),
         };
         let mut cursor = start.cloned().unwrap_or_default();
         if cursor.sources != 0 && cursor.sources != sources {
@@ -455,8 +455,8 @@ fn work(decoders: &[SampleDecoder], tasks: &Mutex<Receiver<DecodeTask>>, results
 
 /// A non-zero hash of the shards' file names in order. Their folder may move.
 fn fingerprint(shards: &[PlannedShard]) -> u64 {
-    let names: Vec<_> =
-        shards.iter().filter_map(|planned| planned.shard.path.file_name()).map(|name| name.to_string_lossy()).collect();
+    let names = shards.iter().filter_map(|planned| planned.shard.source.path().file_name());
+    let names: Vec<_> = names.map(|name| name.to_string_lossy()).collect();
     keyed_temp_store::hash(&names.join("/")).max(1)
 }
 

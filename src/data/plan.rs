@@ -1,6 +1,7 @@
 //! The planner: iterates over epochs, shards and windows, and sends the drawn samples to the workers in order.
 use super::sources::findings::Findings;
-use super::sources::shards::{Broken, Listed, SampleReference, SampleShard, listed};
+use super::sources::shards::{Broken, Listed, SampleReference, SampleShard};
+use super::sources::unusable::unless_fatal;
 use super::{
     decode::DecodedSample,
     keyed_temp_store::hash,
@@ -143,7 +144,7 @@ impl Planner {
                 if self.stop.load(Ordering::Relaxed) {
                     return ControlFlow::Break(());
                 }
-                let item = match listed(item) {
+                let item = match unless_fatal(item) {
                     Ok(item) => item,
                     Err(error) => {
                         self.send(Decoded::Failed(error))?;

@@ -90,7 +90,8 @@ impl DataRecord {
     }
 
     fn add_shard(&mut self, shard: &SampleShard) -> Result<()> {
-        let name = shard.path.file_name().unwrap_or(shard.path.as_os_str()).to_string_lossy();
+        let path = shard.source.path();
+        let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
         let bytes = match &shard.source {
             ByteSource::File(path) => size(path)?,
             ByteSource::Object(object) => object.scan().length(),

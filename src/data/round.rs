@@ -9,7 +9,7 @@ use super::order::Cursor;
 use super::plan::{DecodeTask, Decoded};
 use super::share::{Share, gather_number};
 use super::sources::shards::Broken;
-use super::sources::unusable::Unusable;
+use super::sources::unusable::unless_fatal;
 use super::{Sample, decode::DecodedSample};
 use crate::distributed::Collective;
 use crate::system::error::{Error, Result};
@@ -134,11 +134,11 @@ impl Loader {
         let elsewhere = |reason: &str| {
             Err(Error::Failed(format!("{name}: another process can read it, and this one not: {reason}")))
         };
-        match guarded(|| self.decoders[task.reference.settings].decode(&task.reference, task.epoch)) {
+        let decoder = &self.decoders[task.reference.settings];
+        match unless_fatal(guarded(|| decoder.decode(&task.reference, task.epoch)))? {
             Ok(Some(decoded)) => Ok(decoded.sample),
             Ok(None) => elsewhere("it is left out"),
-            Err(Unusable::Broken(reason)) => elsewhere(&reason.to_string()),
-            Err(Unusable::Fatal(error)) => Err(error),
+            Err(reason) => elsewhere(&reason),
         }
     }
 }

@@ -4,7 +4,7 @@ use super::codec::photograph::{self, Header};
 use super::masks::{MaskReader, Masks};
 use super::sources::captions::{Captions, Columns, first_sentences};
 use super::sources::shards::{Member, SampleReference};
-use super::sources::unusable::Unusable;
+use super::sources::unusable::{Unusable, unless_fatal};
 use crate::Result;
 use crate::config::{Allowed, DataConfig, DataFormat};
 use crate::system::limits::{CAPTION, IMAGE_FILE};
@@ -140,11 +140,7 @@ impl SampleReader {
 
 /// Whether a file does not have what it was asked for, or not clearly.
 fn lacks<T>(found: Result<Option<T>, Unusable>) -> Result<bool> {
-    match found {
-        Ok(found) => Ok(found.is_none()),
-        Err(Unusable::Broken(_)) => Ok(true),
-        Err(Unusable::Fatal(error)) => Err(error),
-    }
+    Ok(!matches!(unless_fatal(found)?, Ok(Some(_))))
 }
 
 /// Width and height.
