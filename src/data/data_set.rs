@@ -2,7 +2,8 @@
 use super::mask_form;
 use super::sample_reader::SampleReader;
 use super::sources::findings::Findings;
-use super::sources::shards::{self, Listed, SampleShard, listed};
+use super::sources::shards::{self, Listed, SampleShard};
+use super::sources::unusable::unless_fatal;
 use super::sources::walk::{FoundSource, Sources};
 use crate::config::DataConfig;
 use crate::system::error::Result;
@@ -11,10 +12,11 @@ use std::sync::Arc;
 
 /// All sources with their captions, classes and annotations. Memory: what the captions and annotations take.
 pub struct DataSet {
-    config: DataConfig,
-    sources: Vec<FoundSource>,
-    /// One for each group of sources with settings of their own.
-    readers: Vec<Arc<SampleReader>>,
+    /// The settings that it was opened with.
+    pub(crate) config: DataConfig,
+    pub(crate) sources: Vec<FoundSource>,
+    /// One for each group of sources with settings of their own; what samples name by `SampleReference::settings`.
+    pub(crate) readers: Vec<Arc<SampleReader>>,
 }
 
 impl DataSet {
@@ -25,31 +27,12 @@ impl DataSet {
     pub fn open(config: &DataConfig) -> Result<Self> {
         let Sources { settings, found: sources } = Sources::open(config)?;
         let readers = settings.into_iter().enumerate().map(|(number, settings)| {
-            let own = sources.iter().flat_map(|source| &source.shards).filter(|shard| shard.settings() == number);
+            let own = sources.iter().flat_map(|source| &source.shards).filter(|shard| shard.settings == number);
             let is_binary = mask_form::are_binary(&settings, own)?;
             SampleReader::open(settings, is_binary).map(Arc::new)
         });
         let readers = readers.collect::<Result<_>>()?;
         Ok(Self { config: config.clone(), sources, readers })
-    }
-
-    /// The settings that it was opened with.
-    pub fn config(&self) -> &DataConfig {
-        &self.config
-    }
-
-    pub(super) fn sources(&self) -> &[FoundSource] {
-        &self.sources
-    }
-
-    /// What samples name by `SampleReference::settings`.
-    pub(crate) fn readers(&self) -> &[Arc<SampleReader>] {
-        &self.readers
-    }
-
-    /// Whether some masks are black and white, one a picture.
-    pub(crate) fn has_binary_masks(&self) -> bool {
-        self.readers.iter().any(|reader| reader.has_binary_masks())
     }
 
     /// The tar files and folders, in the order of the sources.
@@ -68,7 +51,7 @@ impl DataSet {
     pub(crate) fn for_each_of(&self, shard: &SampleShard, mut visit: impl FnMut(Listed) -> Result<()>) -> Result<()> {
         let mut outcome = Ok(());
         let _ = shard.scan(&mut Findings::default(), &mut |item| {
-            outcome = listed(item).and_then(|item| match &item {
+            outcome = unless_fatal(item).and_then(|item| match &item {
                 Ok(reference) if self.readers[reference.settings].leaves_out(reference)? => Ok(()),
                 _ => visit(item),
             });

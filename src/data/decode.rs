@@ -48,7 +48,7 @@ impl SampleDecoder {
         }
         let file = reference.image.read(&reference.shard, IMAGE_FILE)?;
         let header = photograph::header(&file)?;
-        let (reader, config) = (&self.reader, self.reader.config());
+        let (reader, config) = (&self.reader, &self.reader.config);
         let is_decoded = self.cache.is_none() && !self.annotations_alone;
         let photograph = is_decoded.then(|| photograph::decode_over(&file, reader.background())).transpose()?;
         let size = photograph.as_ref().map_or(header.size, size_of);

@@ -5,7 +5,7 @@ use super::codec::labels::{self, Classes, LabelMap};
 use super::codec::palette::Colours;
 use super::codec::photograph::Header;
 use super::codec::stored_mask::{Parts, StoredMask};
-use super::sources::annotations::{Instance, Instances, OfPicture, Panoptic};
+use super::sources::annotations::{Annotations, Instance, OfPicture, PanopticSegments};
 use super::sources::shards::SampleReference;
 use super::sources::unusable::Unusable;
 use crate::config::{Allowed, DataConfig, DataFormat};
@@ -58,12 +58,13 @@ impl Fates {
 /// Reads masks; shared by all workers.
 pub struct MaskReader {
     config: DataConfig,
-    panoptic: Option<Panoptic>,
-    instances: Option<Instances>,
-    classes: Option<Classes>,
+    /// coco: those of `data.panoptic` or of `data.instances`.
+    pub annotations: Option<Annotations>,
+    /// The names of labels.
+    pub classes: Option<Classes>,
     colours: Option<Colours>,
     /// Whether the label maps of folders are black and white.
-    is_binary: bool,
+    pub is_binary: bool,
 }
 
 #[derive(Deserialize)]
@@ -106,33 +107,33 @@ impl MaskReader {
     /// A file cannot be read; the format needs one that is not configured; the class list contradicts the annotations.
     pub fn open(config: &DataConfig, is_binary: bool) -> Result<Self> {
         let is_coco = config.format == DataFormat::Coco;
-        let panoptic = config.panoptic.as_deref().filter(|_| is_coco).map(Panoptic::read).transpose()?;
-        let instances = config.instances.as_deref().filter(|_| is_coco).map(Instances::read).transpose()?;
-        let categories = panoptic.as_ref().map(|panoptic| &panoptic.categories);
-        let categories = categories.or(instances.as_ref().map(|instances| &instances.categories));
-        let classes = match (&config.classes, categories) {
-            (Some(path), None) => Some(Classes::read(path)?),
-            (Some(path), Some(categories)) => {
+        let annotations = match (&config.panoptic, &config.instances) {
+            (_, Some(file)) if is_coco => Some(Annotations::read::<Instance>(file)?),
+            (Some(file), None) if is_coco => Some(Annotations::read::<PanopticSegments>(file)?),
+            _ => None,
+        };
+        let categories = annotations.as_ref().map(|annotations| &annotations.categories);
+        let classes = match &config.classes {
+            Some(path) => {
                 let classes = Classes::read(path)?;
-                if !config.allow.contains(&Allowed::ClassNames) {
+                if let Some(categories) = categories.filter(|_| !config.allow.contains(&Allowed::ClassNames)) {
                     let differ =
                         |problem| Error::file(path, format!("{problem} ({})", annotations_file(config).display()));
                     classes.check_equal(categories).map_err(differ)?;
                 }
                 Some(classes)
             }
-            (None, categories) => categories.cloned(),
+            None => categories.cloned(),
         };
-        if is_coco && instances.is_none() && config.labels.is_none() {
+        if is_coco && config.instances.is_none() && config.labels.is_none() {
             return Err(Error::Usage("data.labels is missing: the coco format needs the folder of label maps".into()));
         }
         if is_coco && classes.is_none() {
             let hint = "data.classes is missing: label maps need the names of their labels";
             return Err(Error::Usage(format!("{hint} (panoptic PNGs: data.panoptic)")));
         }
-        let used = panoptic.as_ref().map(|panoptic| &panoptic.used);
-        let used = used.or(instances.as_ref().map(|instances| &instances.used));
-        if let (Some(used), Some(classes), false) = (used, &classes, config.allow.contains(&Allowed::LabelsUnnamed))
+        let allows_unnamed = config.allow.contains(&Allowed::LabelsUnnamed);
+        if let (Some(Annotations { used, .. }), Some(classes), false) = (&annotations, &classes, allows_unnamed)
             && let Some((category, image)) = used.iter().find(|(category, _)| classes.name(**category).is_none())
         {
             let accept = "data.allow = [\"labels_unnamed\"] leaves such masks out";
@@ -144,39 +145,7 @@ impl MaskReader {
             classes.check_names().map_err(|problem| Error::file(names_file(config), problem))?;
         }
         let colours = config.palette.as_ref().map(|palette| Colours::of(palette, config.ignore)).transpose()?;
-        Ok(Self { config: config.clone(), panoptic, instances, classes, colours, is_binary })
-    }
-
-    /// Whether the label maps of folders are black and white.
-    pub fn is_binary(&self) -> bool {
-        self.is_binary
-    }
-
-    /// How many annotations a JSON of them has of the picture `key`, `Some(None)` where it does not have the picture;
-    /// `None` without a JSON.
-    pub fn annotations(&self, key: &str) -> Option<Result<Option<usize>, Unusable>> {
-        match (&self.panoptic, &self.instances) {
-            (Some(panoptic), _) => Some(panoptic.of(key).map(|found| Some(found?.annotations.len()))),
-            (None, Some(instances)) => Some(instances.of(key).map(|found| Some(found?.annotations.len()))),
-            (None, None) => None,
-        }
-    }
-
-    /// How many pictures of a JSON of annotations have not been asked for, and the names of `count` of them.
-    ///
-    /// # Errors
-    /// A temporary file cannot be read.
-    pub fn left(&self, count: usize) -> Result<(u64, Vec<String>), Unusable> {
-        match (&self.panoptic, &self.instances) {
-            (Some(panoptic), _) => panoptic.left(count),
-            (None, Some(instances)) => instances.left(count),
-            (None, None) => Ok((0, Vec::new())),
-        }
-    }
-
-    /// Whether labels have names.
-    pub fn has_names(&self) -> bool {
-        self.classes.is_some()
+        Ok(Self { config: config.clone(), annotations, classes, colours, is_binary })
     }
 
     /// The masks of the sample of `reference`, of a picture with `header`, at the points of `grid`. `key` is the picture's
@@ -290,12 +259,12 @@ impl MaskReader {
 
     /// coco: one mask for each class in the picture and the class names, both by ascending label.
     fn coco(&self, reference: &SampleReference, key: &str, header: &Header, grid: &Grid) -> Result<Masks, Unusable> {
-        if let Some(instances) = &self.instances {
+        if let (Some(instances), Some(_)) = (&self.annotations, &self.config.instances) {
             let found = instances.of(key)?.ok_or("the instances JSON does not have this image")?;
             return self.instance_masks(&found, header, grid);
         }
         let folder = self.config.labels.as_deref().ok_or("data.labels is missing")?;
-        let Some(panoptic) = &self.panoptic else {
+        let Some(panoptic) = &self.annotations else {
             let (path, map) = first_map(reference.labels.iter().map(|path| folder.join(path)), header)?;
             return self.label_masks(&path, &map, grid, self.meaning_in(&map), true);
         };

@@ -15,6 +15,7 @@ pub(crate) mod masks;
 pub(crate) mod order;
 mod plan;
 mod record;
+pub mod round;
 pub(crate) mod sample_reader;
 pub mod share;
 pub mod sources;

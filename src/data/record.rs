@@ -46,8 +46,8 @@ impl DataRecord {
     pub fn of(data: &DataSet) -> Result<Self> {
         data.check_captions()?;
         let mut record = Self::default();
-        for (number, reader) in data.readers().iter().enumerate() {
-            let settings = reader.config();
+        for (number, reader) in data.readers.iter().enumerate() {
+            let settings = &reader.config;
             let section = if number == 0 { "data".to_string() } else { format!("data.sources {number}") };
             for (key, file) in [
                 ("captions", &settings.captions.clone().filter(|_| settings.has_prompts)),
@@ -62,11 +62,11 @@ impl DataRecord {
         }
         let mut broken = 0;
         for shard in data.shards() {
-            if shard.is_folder() {
+            if shard.is_folder {
                 data.for_each_of(shard, |item| {
                     match item {
                         Ok(reference) => {
-                            let labels = data.readers()[reference.settings].config().labels.as_deref();
+                            let labels = data.readers[reference.settings].config.labels.as_deref();
                             let sizes = sizes(&reference, labels)?;
                             record.add(SAMPLE, &sizes, &reference.key);
                         }
@@ -90,7 +90,8 @@ impl DataRecord {
     }
 
     fn add_shard(&mut self, shard: &SampleShard) -> Result<()> {
-        let name = shard.path.file_name().unwrap_or(shard.path.as_os_str()).to_string_lossy();
+        let path = shard.source.path();
+        let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
         let bytes = match &shard.source {
             ByteSource::File(path) => size(path)?,
             ByteSource::Object(object) => object.scan().length(),

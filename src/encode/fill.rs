@@ -6,7 +6,7 @@ use crate::data::cache::{Digest, Key, Writer};
 use crate::data::codec::photograph;
 use crate::data::sample_reader::SampleReader;
 use crate::data::sources::shards::{Broken, SampleReference};
-use crate::data::sources::unusable::Unusable;
+use crate::data::sources::unusable::{Unusable, unless_fatal};
 use crate::data::{DataSet, Inventory};
 use crate::distributed::Collective;
 use crate::model::text::TextEncoders;
@@ -162,7 +162,7 @@ impl<'a> CacheFiller<'a> {
     }
 
     fn reader(&self, reference: &SampleReference) -> &SampleReader {
-        &self.data.readers()[reference.settings]
+        &self.data.readers[reference.settings]
     }
 
     /// The flips of an image that training may draw.
@@ -231,14 +231,10 @@ impl<'a> CacheFiller<'a> {
             let samples: Vec<_> = own.par_iter().map(|reference| guarded(|| read(self, reference, writer))).collect();
             let mut made = vec![];
             for (reference, sample) in own.iter().zip(samples) {
-                let parts = match sample {
-                    Ok(parts) => parts,
-                    Err(Unusable::Broken(reason)) => {
-                        made.push(Encoded::Broken(reference.name(), reason));
-                        continue;
-                    }
-                    Err(Unusable::Fatal(error)) => return Err(error),
-                };
+                let parts = unless_fatal(sample)?.unwrap_or_else(|reason| {
+                    made.push(Encoded::Broken(reference.name(), reason));
+                    vec![]
+                });
                 for (key, part) in parts {
                     // The part may occur twice.
                     if !writer.contains(&key) && !made.iter().any(|made| made.has(&key)) {

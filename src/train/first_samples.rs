@@ -50,9 +50,9 @@ pub fn examine(
     let mut prompts = CutPrompts::default();
     // Prompts of class names have none where their masks are missing, which the census says.
     let is_captioned = |settings: &DataConfig| settings.format != DataFormat::Coco && settings.classes.is_none();
-    let has_captions = data.readers().iter().all(|reader| is_captioned(reader.config()));
-    let has_binary_masks = data.has_binary_masks();
-    let data = data.config();
+    let has_captions = data.readers.iter().all(|reader| is_captioned(&reader.config));
+    let has_binary_masks = data.readers.iter().any(|reader| reader.masks.is_binary);
+    let data = &data.config;
     let mut is_silent = data.has_prompts && has_captions && trained > 0;
     for number in 0..trained.min(READ) {
         let Some(decoded) = loader.next_of_epoch()? else { break };

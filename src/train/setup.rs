@@ -64,8 +64,9 @@ impl<'a> Trainer<'a> {
 
         let require_masks = config.loss.uses_masks();
         let collective = components.collective;
-        let share =
-            (processes > 1).then(|| Share::new(collective, config.train.batch, config.data.workers)).transpose()?;
+        let share = (processes > 1)
+            .then(|| Share::new(collective, config.train.batch, loader::prefetch(config.data.workers)))
+            .transpose()?;
         let loader = Loader::of(&data, config.seed, Some(&state.cursor), require_masks, cache, share.clone())?;
         let trained = config.train.samples(processes);
         // The run names broken samples as it comes to them.

@@ -10,6 +10,7 @@ use crate::system::patience::patiently;
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// The names of a folder's files, sorted by stem.
 #[derive(Default)]
@@ -130,11 +131,11 @@ fn part(text: &str, (start, length): (u32, u16)) -> &str {
 
 /// A folder's files, and those of the folders with its masks.
 pub struct Folder {
-    /// Path below the source, with a trailing slash.
-    below: String,
+    /// Path below the source, in composed Unicode, with a trailing slash.
+    pub below: String,
     names: Names,
     masks: Vec<(PathBuf, Names)>,
-    pairing: Pairing,
+    pairing: Arc<Pairing>,
 }
 
 /// A photograph and the files that belong to it, by name.
@@ -169,7 +170,7 @@ impl Folder {
         folder: &Path,
         below: &str,
         mask_folders: &[PathBuf],
-        pairing: Pairing,
+        pairing: Arc<Pairing>,
         findings: &mut Findings,
     ) -> io::Result<Self> {
         let names = Names::read(folder, below, findings)?;
@@ -351,11 +352,6 @@ impl Folder {
             masks: used,
             are_numbered,
         })
-    }
-
-    /// Path below the source, in composed Unicode, with a trailing slash.
-    pub fn below(&self) -> &str {
-        &self.below
     }
 }
 

@@ -40,8 +40,9 @@ pub struct Members {
     reader: ByteReader,
     size: u64,
     position: u64,
-    /// Whether the blocks of zeros that end an archive are missing.
-    is_unended: bool,
+    /// Whether the file ended, without damage, before the mark of the archive's end: it may have been cut between two
+    /// members.
+    pub is_unended: bool,
 }
 
 /// The fields of extension headers that apply to the next member.
@@ -96,12 +97,6 @@ impl Members {
             self.position = found.unwrap_or(self.size);
             return Ok(Some(TarPart::Damage { start, end: self.position, problem }));
         }
-    }
-
-    /// Whether the file ended, without damage, before the mark of the archive's end: it may have been cut between two
-    /// members.
-    pub fn is_unended(&self) -> bool {
-        self.is_unended
     }
 
     /// Reads the block at the current position; `None` at the end of the file.
@@ -252,7 +247,7 @@ mod tests {
             let mut members = Members::new(ByteReader::shared(Arc::new(file)).expect("reader"));
             let parts: Vec<TarPart> = std::iter::from_fn(|| members.step().expect("part")).collect();
             assert!(parts.iter().all(|part| matches!(part, TarPart::Member { .. })), "{parts:?}");
-            assert_eq!((members.is_unended(), parts.len()), (is_unended, count), "{length}");
+            assert_eq!((members.is_unended, parts.len()), (is_unended, count), "{length}");
         }
     }
 }

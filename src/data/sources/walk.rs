@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// What an entry of `data.source`, or a table of `data.sources`, leads to.
+#[derive(Default)]
 pub struct FoundSource {
     /// The path or pattern.
     pub name: String,
@@ -61,7 +62,7 @@ impl Sources {
                 (source.settings, source.repeats) = (sources.settings.len(), repeats);
                 // Objects are distinct, and two may be shown by the same path.
                 let is_object = |shard: &SampleShard| matches!(shard.source, ByteSource::Object(_));
-                source.shards.retain(|shard| is_object(shard) || seen.insert(shard.path.clone()));
+                source.shards.retain(|shard| is_object(shard) || seen.insert(shard.source.path().to_owned()));
                 group.push(source);
             }
             let is_named = settings.captions.is_some();
@@ -70,8 +71,9 @@ impl Sources {
             }
             let mut pairing = Pairing::of(&settings);
             pairing.metadata = !is_named && settings.captions.is_some();
+            let pairing = Arc::new(pairing);
             for shard in group.iter_mut().flat_map(|source| &mut source.shards) {
-                (shard.pairing, shard.settings) = (pairing, sources.settings.len());
+                (shard.pairing, shard.settings) = (pairing.clone(), sources.settings.len());
             }
             sources.found.extend(group);
             sources.settings.push(settings);
@@ -97,6 +99,11 @@ fn metadata(sources: &[FoundSource]) -> Result<Option<PathBuf>> {
     }
 }
 
+/// Of a path or URL; empty where it has none.
+pub(super) fn last_component(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
 /// The shards of a URL.
 fn of_objects(
     config: &DataConfig,
@@ -106,12 +113,8 @@ fn of_objects(
 ) -> Result<FoundSource> {
     let mut walk = Walk::new(config, &remote::shown(url), unpacked)?;
     for object in objects {
-        let path = object.path().to_owned();
-        walk.source_name = path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-        walk.push(path, "", false);
-        if let Some(shard) = walk.found.shards.last_mut() {
-            shard.source = ByteSource::Object(object);
-        }
+        walk.source_name = last_component(object.path());
+        walk.push(ByteSource::Object(object), "", false);
     }
     Ok(walk.found)
 }
@@ -123,7 +126,7 @@ fn walk(config: &DataConfig, source: &str, unpacked: &Arc<GzipShards>) -> Result
         Expanded::Missing(part) => return Err(Error::Usage(format!("data.source: nothing matches `{part}`"))),
     };
     for path in paths {
-        walk.source_name = path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+        walk.source_name = last_component(&path);
         if is_folder(&path)? {
             if says_repeats(&walk.source_name) {
                 walk.found.findings.add(Finding::RepeatsInName, &walk.source_name);
@@ -132,7 +135,7 @@ fn walk(config: &DataConfig, source: &str, unpacked: &Arc<GzipShards>) -> Result
             walk.masks_beside(&path)?;
         } else {
             check_file(&path, &walk.source_name, config.format)?;
-            walk.push(path, "", false);
+            walk.push(ByteSource::File(path.into()), "", false);
         }
         walk.join_masks();
     }
@@ -181,29 +184,19 @@ impl<'a> Walk<'a> {
             masks: BTreeMap::new(),
             joined: 0,
             unpacked: unpacked.clone(),
-            found: FoundSource {
-                name: source.to_owned(),
-                settings: 0,
-                repeats: 1.0,
-                shards: Vec::new(),
-                mask_folders: Vec::new(),
-                metadata: Vec::new(),
-                findings: Findings::default(),
-            },
+            found: FoundSource { name: source.to_owned(), ..FoundSource::default() },
         })
     }
 
-    fn push(&mut self, path: PathBuf, below: &str, is_folder: bool) {
-        let path: Arc<Path> = path.into();
+    fn push(&mut self, source: ByteSource, below: &str, is_folder: bool) {
         self.found.shards.push(SampleShard {
-            source: ByteSource::File(path.clone()),
-            path,
+            source,
             is_folder,
             below: below.to_owned(),
             source_name: self.source_name.clone(),
             labels: self.config.labels.clone().unwrap_or_default(),
             mask_folders: Vec::new(),
-            pairing: Pairing::of(self.config),
+            pairing: Arc::new(Pairing::of(self.config)),
             settings: 0,
             unpacked: self.unpacked.clone(),
         });
@@ -245,9 +238,9 @@ impl<'a> Walk<'a> {
             self.found.mask_folders.push(folder.to_path_buf());
         } else if !tars.is_empty() {
             self.found.findings.merge(files);
-            tars.iter().for_each(|name| self.push(folder.join(name), below, false));
+            tars.iter().for_each(|name| self.push(ByteSource::File(folder.join(name).into()), below, false));
         } else if has_files {
-            self.push(folder.to_path_buf(), below, true);
+            self.push(ByteSource::File(folder.into()), below, true);
         }
         for name in inner {
             let path = folder.join(&name);

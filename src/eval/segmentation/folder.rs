@@ -2,7 +2,7 @@
 use super::data_set::{Files, SegmentationDataSet};
 use crate::config::{EvalConfig, RunConfig};
 use crate::data::codec::labels::{self, Classes, LabelMap};
-use crate::data::sources::annotations::Panoptic;
+use crate::data::sources::annotations::{Annotations, PanopticSegments};
 use crate::sample::image::read_with_header;
 use crate::system::error::{Error, Result};
 use crate::system::limits::{IMAGE_FILE, LIST};
@@ -80,7 +80,7 @@ pub struct LabelledFolder {
     /// The class of labels without a name; if absent, they are an error.
     class_of_others: Option<u16>,
     /// Maps segment ids to labels, if the label maps hold segment ids.
-    panoptic: Option<Panoptic>,
+    panoptic: Option<Annotations>,
     /// The label of pixels without class.
     pub label_of_none: u32,
 }
@@ -115,7 +115,7 @@ impl LabelledFolder {
             Some(file) if !is_file(file)? => {
                 return Err(data_set.missing(file, "its panoptic annotations", "no such file"));
             }
-            Some(file) => Some(Panoptic::read(file)?),
+            Some(file) => Some(Annotations::read::<PanopticSegments>(file)?),
             None => None,
         };
         let read = data_set.classes.as_deref().map(Classes::read).transpose()?;
