@@ -12,7 +12,7 @@ use seg4diff::loss::SampleTargets;
 use seg4diff::model::adapters::lora::{Lora, LoraSettings};
 use seg4diff::model::adapters::{Adapter, Adapters, formats};
 use seg4diff::model::families::sd3::MmDitConfig;
-use seg4diff::model::families::{AdaptableLayer, FamilyConfig, Transformer};
+use seg4diff::model::families::{AdaptableLayer, Family, Transformer};
 use seg4diff::model::text::TextEmbedding;
 use seg4diff::model::weights::{Weights, read_all};
 use seg4diff::train::checkpoint::Checkpoint;

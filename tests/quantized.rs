@@ -72,6 +72,7 @@ fn presets() -> [(&'static str, Preset); 3] {
         rope_theta: 2000.0,
         eps: 1e-6,
         guidance_embeds: false,
+        is_distilled: false,
     };
     let of = |sizes, text_tokens| Preset { sizes, side: 8, text_tokens, expert_layer: 1 };
     [("SD3", of(Sizes::Sd3(sd3), 80)), ("FLUX.1", of(Sizes::Flux1(flux1), 20)), ("FLUX.2", of(Sizes::Flux2(flux2), 20))]

@@ -8,7 +8,7 @@ use seg4diff::loss::{MaskTarget, SampleTargets};
 use seg4diff::model::families::flux1::FluxConfig;
 use seg4diff::model::families::flux2::Flux2Config;
 use seg4diff::model::families::sd3::MmDitConfig;
-use seg4diff::model::families::{FamilyConfig, Transformer, image_to_text_logits};
+use seg4diff::model::families::{Family, Transformer, image_to_text_logits};
 use seg4diff::model::text::TextEmbedding;
 use seg4diff::model::text::tokenizer::CLIP_TOKENS;
 use seg4diff::model::weights::{Weights, read_all};

@@ -146,7 +146,7 @@ impl Scheduler {
     /// # Errors
     /// The file cannot be read or names another kind of scheduler.
     pub fn open(files: &ModelFiles) -> Result<Self> {
-        let spacing = families::of(files)?.sigma_spacing();
+        let spacing = families::of(files)?.pipeline.sigma_spacing;
         Self::checked(files.scheduler_config()?, &files.scheduler_path()?, spacing)
     }
 

@@ -1,6 +1,6 @@
 //! What FLUX.1 and FLUX.2 have in common: a list of double-stream blocks and one of single-stream blocks, with their names
 //! in the original checkpoint.
-use crate::model::weights::naming::ModuleNames;
+use crate::model::weights::naming::{ModuleNames, Shares};
 use crate::model::weights::shapes::Shapes;
 use crate::system::error::{Error, Result};
 use serde_json::{Value, json};
@@ -55,7 +55,7 @@ pub(super) const fn single_blocks(layers: Layers) -> ModuleNames {
     ModuleNames { original: "single_blocks.*", diffusers: "single_transformer_blocks.*", layers }
 }
 
-type Layers = &'static [(&'static str, &'static [(&'static str, usize)])];
+type Layers = &'static [(&'static str, Shares)];
 
 /// Keys of `transformer/config.json` that the shapes show; heads are `head_dim` wide, unless the shapes show that, too.
 pub(super) fn sizes(shapes: &Shapes, head_dim: Option<usize>) -> Value {

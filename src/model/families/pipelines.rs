@@ -1,12 +1,17 @@
 //! The families' pipelines in the diffusers layout.
+use super::names::KohyaNames;
 use super::original::Original;
 use crate::config::{Choice, TextEncoderKind};
 
 /// A family's pipeline in the diffusers layout: what is known of it before any of its networks is.
 #[derive(Debug)]
 pub struct PipelineNames {
+    /// The family for people, such as `SD3`.
+    pub name: &'static str,
     /// `_class_name` in `model_index.json`.
     pub class: &'static str,
+    /// `_class_name` in `transformer/config.json`, as diffusers writes it.
+    pub transformer_class: &'static str,
     /// Its text encoders.
     pub encoders: &'static [EncoderFolders],
     /// Those of them that are used where none are named.
@@ -23,6 +28,10 @@ pub struct PipelineNames {
     pub block_counts: &'static [&'static str],
     /// Side of the square of latents that is packed before the transformer's own patches are cut.
     pub packed_side: usize,
+    /// How a sampler's noise levels are spaced before they are shifted.
+    pub sigma_spacing: SigmaSpacing,
+    /// Names of the layers in the original checkpoint, as kohya's trainer and ComfyUI have them.
+    pub kohya: &'static KohyaNames,
     /// Its models in one file; none where these are not read.
     pub original: Option<&'static Original>,
 }
@@ -52,6 +61,19 @@ pub enum TextForm {
         /// Ascending.
         layers: &'static [usize],
     },
+}
+
+/// How a sampler's noise levels are spaced before they are shifted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SigmaSpacing {
+    /// Evenly between the first and last of training's levels, shifted as these are, and then shifted again. The shift is
+    /// one number.
+    Trained,
+    /// Evenly from 1 to one over the number of steps. The shift may depend on the size of the image.
+    Even,
+    /// Evenly, too. A shift that depends on the image's size depends on the number of steps as well (diffusers:
+    /// `compute_empirical_mu`).
+    EvenEmpirical,
 }
 
 impl TextForm {

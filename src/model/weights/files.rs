@@ -3,11 +3,13 @@
 use super::folder::Folder;
 use super::layout::{Layout, class_in};
 use super::located::Located;
+pub use super::part::Part;
 use super::part_file::PartFile;
 use super::required_files::{RequiredFiles, text_encoders_in};
 use super::{hub, one_file, part_config};
 use crate::config::{Choice, ModelConfig, PartPaths, Quantization, TextEncoderKind};
-use crate::model::families::{self, PipelineNames};
+use crate::model::families::known;
+use crate::model::families::pipelines::PipelineNames;
 use crate::model::text::original as text;
 use crate::model::weights::Weights;
 use crate::system::error::{Error, Result};
@@ -30,36 +32,6 @@ const TOKENIZER_FILES: [&str; 7] = [
     "added_tokens.json",
     "chat_template.jinja",
 ];
-
-/// A network of the pipeline, each with a folder of its own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Part {
-    /// The denoiser, in `transformer/`.
-    Transformer,
-    /// The autoencoder, in `vae/`.
-    Vae,
-    /// A text encoder; its pipeline says where that lies.
-    Text(TextEncoderKind),
-}
-
-impl Part {
-    /// What its weights file is called: `STEM.safetensors` or `STEM.safetensors.index.json`.
-    pub(super) fn stem(self) -> &'static str {
-        match self {
-            Self::Transformer | Self::Vae => "diffusion_pytorch_model",
-            Self::Text(_) => "model",
-        }
-    }
-
-    /// What settings call it: the key in `[model.files]`.
-    pub(crate) fn key(self) -> &'static str {
-        match self {
-            Self::Transformer => "transformer",
-            Self::Vae => "vae",
-            Self::Text(kind) => kind.name(),
-        }
-    }
-}
 
 /// Where a base model's tensors, configurations and tokenizers are; files of a hub repository are fetched into its cache when
 /// they are first asked for.
@@ -130,7 +102,7 @@ impl ModelFiles {
             variant: None,
             quantize: None,
         };
-        let pipeline = families::pipeline_of_class(&files.pipeline_class()?);
+        let pipeline = known::pipeline_of_class(&files.pipeline_class()?);
         Ok(Self { pipeline, ..files })
     }
 
@@ -187,7 +159,7 @@ impl ModelFiles {
         if let Some(pipeline) = self.pipeline {
             return Ok(pipeline);
         }
-        let known = families::pipelines().map(|names| format!("{:?}", names.class)).join(" or ");
+        let known = known::PIPELINES.map(|names| format!("{:?}", names.class)).join(" or ");
         let problem = format!("_class_name is {:?}, expected {known}", self.pipeline_class()?);
         Err(Error::file(self.path.join("model_index.json"), problem))
     }

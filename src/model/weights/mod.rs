@@ -2,6 +2,7 @@
 //!
 //! Reading is strict: a missing, superfluous or misshapen tensor is an error that names file, tensor and shapes, as is a
 //! number that is not finite.
+mod blocks;
 pub(crate) mod bounds;
 pub mod files;
 pub(crate) mod fingerprint;
@@ -15,6 +16,7 @@ mod layout;
 pub(crate) mod located;
 pub mod naming;
 pub(crate) mod one_file;
+pub(crate) mod part;
 mod part_config;
 mod part_file;
 pub(crate) mod required_files;

@@ -1,5 +1,5 @@
 //! What the `config.json` of a part says where it has none beside it.
-use super::files::Part;
+use super::part::Part;
 use super::shapes::Shapes;
 use crate::model::families::original::Original;
 use crate::model::text::original as text;

@@ -1,7 +1,7 @@
 //! A network in a file of its own, or among others in a model's one file.
-use super::files::Part;
 use super::located::require;
 use super::naming::{Naming, SAME_NAMES};
+use super::part::Part;
 use super::shapes::Shapes;
 use super::{Weights, one_file};
 use crate::config::TextEncoderKind;

@@ -1,8 +1,10 @@
 //! Which files a diffusers folder must hold for a run, and which of them are missing.
-use super::files::Part;
+use super::layout::class_in;
 use super::located::{WeightNames, locate};
+use super::part::Part;
 use crate::config::{ModelConfig, TextEncoderKind};
-use crate::model::families::{self, EncoderFolders, PipelineNames};
+use crate::model::families::known::{PIPELINES, pipeline_of_class};
+use crate::model::families::pipelines::{EncoderFolders, PipelineNames};
 use crate::system::error::{Error, Result};
 use crate::system::limits::MODEL_JSON;
 use crate::system::paths::{is_file, is_folder};
@@ -80,10 +82,7 @@ impl RequiredFiles {
 
 /// The pipeline of a diffusers folder; the first there is, where the folder does not say.
 pub fn pipeline_of(folder: &Path) -> &'static PipelineNames {
-    let index = MODEL_JSON.read(&folder.join("model_index.json")).ok();
-    let index: Option<serde_json::Value> = index.and_then(|bytes| serde_json::from_slice(&bytes).ok());
-    let of_class = |index: serde_json::Value| families::pipeline_of_class(index.get("_class_name")?.as_str()?);
-    index.and_then(of_class).unwrap_or(families::pipelines()[0])
+    class_in(folder).and_then(|class| pipeline_of_class(&class)).unwrap_or(PIPELINES[0])
 }
 
 /// The text encoders that the `model_index.json` of a diffusers folder lists, of those that its pipeline usually uses.
