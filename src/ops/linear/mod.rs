@@ -5,9 +5,9 @@ mod cpu;
 mod cuda;
 mod reference;
 
-use super::backend::Saved;
+use super::backend::{Saved, apply};
 use super::frozen_weight::FrozenWeight;
-use crate::autograd::{Variable, apply};
+use crate::autograd::Variable;
 use candle_core::{D, Result, Tensor, bail};
 use std::ops::Range;
 
