@@ -70,11 +70,6 @@ pub fn with_values_mut<R: Send>(tensor: &Tensor, work: impl FnOnce(&mut [f32]) -
     }
 }
 
-/// Writes `values` over `memory`, in memory's type.
-pub fn copy_in_place(memory: &Tensor, values: &Tensor) -> Result<()> {
-    memory.slice_set(&values.to_dtype(memory.dtype())?.contiguous()?, 0, 0)
-}
-
 /// Adds `part` to `memory`; where that cannot be done in place, returns the sum.
 pub fn add_in_place(memory: &Tensor, part: Tensor) -> Result<Option<Tensor>> {
     if !is_on_cpu(memory) || !is_on_cpu(&part) {

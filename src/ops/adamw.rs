@@ -111,20 +111,14 @@ fn step_range(
 #[cfg(feature = "cuda")]
 fn on_gpu(buffers: &AdamWBuffers, ranges: &[AdamWRange], settings: &AdamWSettings) -> Result<()> {
     let AdamWBuffers { parameters, gradients, exp_avg, exp_avg_sq } = *buffers;
-    let view = |all: &Tensor, range: &AdamWRange| all.narrow(0, range.range.start, range.range.len());
-    let views = ranges.iter().map(|range| {
-        let tensors = [parameters, gradients, exp_avg, exp_avg_sq].map(|all| view(all, range));
-        tensors.into_iter().collect::<Result<Vec<_>>>()
-    });
-    let views = views.collect::<Result<Vec<_>>>()?;
-    let updates: Vec<cuda::Update> = (ranges.iter().zip(&views))
-        .map(|(range, views)| {
-            let Coefficients { decay, step_size, correction } = Coefficients::new(range, settings);
-            let [parameter, gradient, first, second] = [&views[0], &views[1], &views[2], &views[3]];
-            cuda::Update { parameter, gradient, first, second, rate: step_size, spread: correction, keep: decay }
-        })
-        .collect();
-    cuda::step(&updates, &cuda::Settings { betas: settings.betas, eps: settings.eps })
+    let update = |range: &AdamWRange| {
+        let view = |all: &Tensor| all.narrow(0, range.range.start, range.range.len());
+        let Coefficients { decay, step_size, correction } = Coefficients::new(range, settings);
+        let tensors = [view(parameters)?, view(gradients)?, view(exp_avg)?, view(exp_avg_sq)?];
+        Ok(cuda::Update { tensors, factors: [step_size, correction, decay] })
+    };
+    let updates = ranges.iter().map(update).collect::<Result<Vec<_>>>()?;
+    cuda::step(&updates, settings.betas, settings.eps)
 }
 
 /// The sum of the squares of all values of all `tensors`, f32 and contiguous. Of each tensor it is rounded to f32, over
@@ -132,7 +126,7 @@ fn on_gpu(buffers: &AdamWBuffers, ranges: &[AdamWRange], settings: &AdamWSetting
 pub fn sum_of_squares(tensors: &[Tensor]) -> Result<f64> {
     #[cfg(feature = "cuda")]
     if tensors.iter().any(|tensor| tensor.device().is_cuda()) {
-        return cuda::sum_of_squares(&tensors.iter().collect::<Vec<_>>());
+        return cuda::sum_of_squares(tensors);
     }
     let squares = tensors.iter().map(|tensor| tensor.sqr()?.sum_all()?.to_scalar::<f32>().map(f64::from));
     squares.sum()

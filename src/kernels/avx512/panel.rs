@@ -1,6 +1,6 @@
 //! Products of rows, written a row at a time by what computes them, with a matrix packed beforehand.
 use super::micro_kernel::{MR, NR, Target, tile};
-pub use super::pack::LeftRows as PackedA;
+pub use super::pack::PackedA;
 use super::pack::Panels;
 use super::{inner_parts, parts};
 use crate::kernels::matrix::{Threads, View};

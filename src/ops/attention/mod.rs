@@ -7,7 +7,8 @@ mod cpu;
 mod cuda;
 mod reference;
 
-use crate::autograd::{Variable, apply};
+use super::backend::apply;
+use crate::autograd::Variable;
 use candle_core::{Result, Tensor, bail};
 use std::ops::Range;
 

@@ -7,10 +7,10 @@ mod cpu;
 mod cuda;
 mod reference;
 
-use super::backend::Backend;
+use super::backend::{Backend, apply};
 use super::frozen_weight::FrozenWeight;
 use super::linear::FrozenLayer;
-use crate::autograd::{Variable, apply};
+use crate::autograd::Variable;
 use candle_core::{DType, Result, Tensor};
 
 /// Modulation of a block's MLP (AdaLN), each `[batch, width]`.

@@ -17,11 +17,6 @@ fn rows(tensor: &Tensor, window: Window) -> Result<Matrix<'_>> {
 }
 
 impl Linear {
-    /// How many entries of how many rows two windows are: one entry, where all their rows follow each other.
-    fn entries(&self, a: Window, b: Window) -> (usize, usize) {
-        if a.is_whole() && b.is_whole() { (1, self.batch * a.tokens) } else { (self.batch, a.tokens) }
-    }
-
     /// `scale·a·b` of the rows of a window of a tensor, to be written to another window.
     fn product<'a>(
         &self,
@@ -30,7 +25,7 @@ impl Linear {
         (inner, columns): (usize, usize),
         scale: f64,
     ) -> Result<Product<'a>> {
-        let (entries, rows_of_entry) = self.entries(window, to);
+        let (entries, rows_of_entry) = self.blocks(window, to);
         Ok(Product { shape: (rows_of_entry, inner, columns), entries, a: rows(a, window)?, b, scale })
     }
 
@@ -42,7 +37,7 @@ impl Linear {
         out: &Tensor,
         adds: bool,
     ) -> Result<()> {
-        let (entries, inner) = self.entries(a_window, b_window);
+        let (entries, inner) = self.blocks(a_window, b_window);
         let (rows_of_out, columns) = out.dims2()?;
         let (a, b) = (rows(a, a_window)?.transposed(), rows(b, b_window)?);
         let product = Product { shape: (rows_of_out, inner, columns), entries, a, b, scale: 1.0 };

@@ -45,17 +45,15 @@ pub fn match_cost(
     raw_logit: bool,
 ) -> Result<Costs> {
     let (count, positions) = maps.dims2()?;
-    let masks_count = masks.dim(0)?;
+    let (masks_count, masks) = (masks.dim(0)?, Values::of(masks)?);
+    let areas: Vec<f32> = masks.chunks_exact(positions).map(|mask| mask.iter().sum()).collect();
     #[cfg(feature = "cuda")]
     if maps.device().is_cuda() {
-        let masks = Values::of(masks)?;
-        let held: Vec<&[f32]> = masks.chunks_exact(positions).collect();
-        let costs = cuda::match_cost(maps, &held, (focal_weight, dice_weight), raw_logit)?;
+        let costs = cuda::match_cost(maps, &masks, &areas, (focal_weight, dice_weight), raw_logit)?;
         return Ok(Costs::Coming { costs, masks: masks_count });
     }
     let maps = maps.detach().to_dtype(DType::F32)?.to_device(&Device::Cpu)?.contiguous()?;
-    let (maps, masks) = (Values::of(&maps)?, Values::of(masks)?);
-    let areas: Vec<f32> = masks.chunks_exact(positions).map(|mask| mask.iter().sum()).collect();
+    let maps = Values::of(&maps)?;
     let mut costs = Vec::with_capacity(count);
     maps.par_chunks(positions * ROWS)
         .map(|logits| {

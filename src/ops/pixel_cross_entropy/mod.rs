@@ -4,7 +4,8 @@ mod cpu;
 mod cuda;
 mod reference;
 
-use crate::autograd::{Variable, apply};
+use super::backend::apply;
+use crate::autograd::Variable;
 use candle_core::{Result, bail};
 
 /// Label of pixels that do not count.

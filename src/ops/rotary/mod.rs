@@ -4,7 +4,8 @@ mod cpu;
 mod cuda;
 mod reference;
 
-use crate::autograd::{Variable, apply};
+use super::backend::apply;
+use crate::autograd::Variable;
 use crate::ops::device::upload;
 use candle_core::{Device, Result, Tensor, bail};
 

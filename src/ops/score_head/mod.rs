@@ -5,8 +5,9 @@ mod cuda;
 pub(super) mod products;
 mod reference;
 
+use super::backend::apply;
 use super::elementary::cat;
-use crate::autograd::{Variable, apply};
+use crate::autograd::Variable;
 use candle_core::{DType, Result, Tensor};
 pub use products::backward_bytes;
 

@@ -8,8 +8,6 @@ use candle_core::{DType, Result, Tensor};
 const VALUES: usize = 1 << 28;
 
 impl Reference for ScoreHead {
-    const NAME: &'static str = "score-head";
-
     fn reference(&self, inputs: &[Tensor]) -> Result<Tensor> {
         let (count, height, width) = inputs[0].dims3()?;
         let parameters = tensors(&inputs[1])?;
