@@ -14,7 +14,6 @@ use crate::eval::turns::Turns;
 use crate::eval::{EvaluatedModel, usual_batch};
 use crate::report::{blocks, pca};
 use crate::sample::image::write_png;
-use crate::sample::scheduler::Scheduler;
 use crate::system::error::Result;
 use crate::system::output_folder::OutputFolder;
 use crate::system::progress::Progress;

@@ -3,9 +3,7 @@ use super::keys::keys;
 use super::model_choices::{LayerChoice, Quantization, TextEncoderKind, WeightType};
 use super::problems::nearest;
 use super::rule::{optional, required, usual};
-use super::setting::{
-    Check, Setting, check, distinct, if_given, is_distinct, is_not_empty, not_empty, positive, within,
-};
+use super::setting::{Check, check, distinct, if_given, is_distinct, is_not_empty, not_empty, positive, within};
 use crate::model::families::known::{DEFAULT_TARGETS, adapter_targets};
 use crate::model::text::tokenizer::TRAINING_SEQUENCE_LENGTH;
 use crate::model::weights::hub::HubName;
