@@ -1,8 +1,7 @@
 //! `train …`: `seg4diff train` under a name of its own.
 use clap::Parser;
-use seg4diff::cli::{finish, train};
+use seg4diff::cli::{run, train};
 use seg4diff::system::allocator::Allocator;
-use seg4diff::system::terminal::arguments;
 
 #[global_allocator]
 static ALLOCATOR: Allocator = Allocator;
@@ -15,8 +14,5 @@ struct TrainCli {
 }
 
 fn main() -> std::process::ExitCode {
-    match arguments::<TrainCli>() {
-        Ok(cli) => finish(|processes| train::run(&cli.args, processes)),
-        Err(status) => status,
-    }
+    run(|cli: &TrainCli, processes| train::run(&cli.args, processes))
 }

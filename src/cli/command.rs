@@ -89,11 +89,16 @@ impl EvaluateCommand {
     }
 }
 
-/// Starts logging, threads and what connects this process with others that it was launched with, runs a command, prints
-/// its error if it fails, and returns the exit status. Of several processes, that of rank 0 prints.
-pub fn finish(command: impl FnOnce(&dyn Collective) -> Result<()>) -> ExitCode {
+/// Reads the program's arguments, starts logging, threads and what connects this process with others that it was launched
+/// with, runs a command, prints its error if it fails, and returns the exit status. Of several processes, that of rank 0
+/// prints.
+pub fn run<T: Parser>(command: impl FnOnce(&T, &dyn Collective) -> Result<()>) -> ExitCode {
+    let arguments = match terminal::arguments() {
+        Ok(arguments) => arguments,
+        Err(status) => return status,
+    };
     let Err(error) = start().and_then(|processes| {
-        let done = command(processes.as_ref()).and_then(|()| processes.close());
+        let done = command(&arguments, processes.as_ref()).and_then(|()| processes.close());
         done.inspect_err(|error| processes.abort(error))
     }) else {
         return ExitCode::SUCCESS;

@@ -47,14 +47,25 @@ pub fn check(folder: &Path, wanted: &Value) -> Result<bool> {
         text => text.map_err(|problem| Error::file(&file, problem))?,
     };
     let found: Value = serde_json::from_slice(&text).map_err(|problem| Error::file(&file, problem))?;
-    check_same(folder, &found, wanted)?;
+    for (key, wanted) in wanted.as_object().into_iter().flatten() {
+        let found = &found[key];
+        let is_same = match (key.as_str(), found.as_array(), wanted.as_array()) {
+            ("prompts", Some(found), Some(wanted)) => found.iter().zip(wanted).all(|(found, wanted)| found == wanted),
+            _ => found == wanted,
+        };
+        if !is_same {
+            let problem = format!("its images were drawn with another {key} ({found}, now {wanted})");
+            return Err(Error::file(folder, problem + "; remove the folder, or name another"));
+        }
+    }
     let prompts = |record: &Value| record["prompts"].as_array().map_or(0, Vec::len);
     Ok(prompts(&found) > prompts(wanted))
 }
 
-/// Writes the settings `record` and the prompt of each image, in the form that `evaluate clip-score` reads.
-pub fn describe<'a>(folder: &Path, record: &Value, prompts: impl Iterator<Item = &'a str>) -> Result<()> {
-    let captions: Map<String, Value> = (0..).map(key).zip(prompts.map(|prompt| json!(prompt))).collect();
+/// Writes the settings `record`, and the prompt of each image in the form that `evaluate clip-score` reads.
+pub fn describe(folder: &Path, record: &Value) -> Result<()> {
+    let prompts = record["prompts"].as_array().into_iter().flatten().cloned();
+    let captions: Map<String, Value> = (0..).map(key).zip(prompts).collect();
     write_json(&folder.join("captions.json"), &captions)?;
     write_json(&folder.join(RECORD), record)
 }
@@ -69,23 +80,4 @@ pub fn content(path: &Path) -> Result<String> {
     }
     let sums = files.iter().map(|file| Ok(sha256(file)?.0)).collect::<Result<Vec<_>>>()?;
     Ok(sums.join(" "))
-}
-
-/// # Errors
-/// The images were drawn with other settings; additional prompts do not count.
-fn check_same(folder: &Path, found: &Value, wanted: &Value) -> Result<()> {
-    for (key, wanted) in wanted.as_object().into_iter().flatten() {
-        let found = &found[key];
-        let same = match (key.as_str(), found.as_array(), wanted.as_array()) {
-            ("prompts", Some(found), Some(wanted)) => found.iter().zip(wanted).all(|(found, wanted)| found == wanted),
-            _ => found == wanted,
-        };
-        if !same {
-            let problem = format!(
-                "its images were drawn with another {key} ({found}, now {wanted}); remove the folder, or name another"
-            );
-            return Err(Error::file(folder, problem));
-        }
-    }
-    Ok(())
 }

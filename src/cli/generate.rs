@@ -82,7 +82,8 @@ const PROMPTS_AT_ONCE: usize = 256;
 /// transformer is freed before the last image is decoded.
 pub fn run(args: &GenerateArgs, processes: &dyn Collective) -> Result<()> {
     if args.perturb_scale > 0.0 {
-        args.model.check_layer("--perturb-layer", args.perturb_layer)?;
+        let files = args.model.files()?;
+        families::of(&files)?.config(&files)?.check_block("--perturb-layer", args.perturb_layer)?;
     }
     let record = record(args)?;
     let is_main = processes.is_main();
@@ -91,18 +92,17 @@ pub fn run(args: &GenerateArgs, processes: &dyn Collective) -> Result<()> {
     let model = args.model.open()?;
     let sampler = Sampler::open(args, &model)?;
     let missing = shared(if is_main { missing(args)? } else { vec![] }, processes)?;
-    let describe = || drawings::describe(&args.out, &record, args.prompt.iter().map(String::as_str));
     // Several processes write their first images at any time: the record is there before.
     let is_described = missing.is_empty() || processes.size() > 1;
     if is_described && is_main && !is_longer {
-        describe()?;
+        drawings::describe(&args.out, &record)?;
     }
     processes.barrier()?;
     for images in missing.chunks(PROMPTS_AT_ONCE) {
         let (texts, negative) = sampler.encode(images)?;
         let pipeline = model.adapted(Pipeline::load_for_drawing(&model.files, &model.options)?)?;
         if images.first() == missing.first() && !is_described && !is_longer {
-            describe()?;
+            drawings::describe(&args.out, &record)?;
         }
         let Some(((last, text), others)) = texts.split_last() else { continue };
         for (image, text) in others {

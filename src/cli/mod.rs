@@ -17,14 +17,14 @@ pub mod train;
 use crate::config::{Choice, DeviceChoice, PartPaths, Quantization, TextEncoderKind, WeightType};
 use crate::model::adapters::Adapters;
 use crate::model::adapters::weighted::{self, WeightedFile};
-use crate::model::families;
 use crate::model::pipeline::{Pipeline, PipelineOptions};
 use crate::model::weights::files::ModelFiles;
 use crate::sample::scheduler::Scheduler;
 use crate::system::error::{Error, Result};
 pub(crate) use crate::system::terminal::{mention, say};
 use clap::Args;
-pub use command::{Cli, finish};
+pub use command::{Cli, run};
+use std::str::FromStr;
 
 /// The model that a command works on, and where.
 #[derive(Args, Clone, Debug)]
@@ -129,12 +129,6 @@ impl ModelArgs {
         self.max_sequence_length.map_or_else(|| Ok(files.known_pipeline()?.max_sequence_length), Ok)
     }
 
-    /// Whether the model has a block `layer`, as its config says: found before gigabytes are read.
-    pub fn check_layer(&self, flag: &str, layer: usize) -> Result<()> {
-        let files = self.files()?;
-        families::of(&files)?.config(&files)?.check_block(flag, layer)
-    }
-
     /// The text encoders that were asked for, or those that the model has.
     ///
     /// # Errors
@@ -155,46 +149,41 @@ impl ModelArgs {
     }
 }
 
+/// The value that `text` stands for, if it is a valid one.
+fn parsed<T: FromStr>(text: &str, is_valid: impl Fn(&T) -> bool, expected: &str) -> Result<T, String> {
+    text.parse().ok().filter(is_valid).ok_or_else(|| format!("expected {expected}"))
+}
+
 /// A side of an image in pixels: a multiple of 16, at most 8192.
 fn parse_size(text: &str) -> Result<usize, String> {
-    match text.parse() {
-        Ok(size @ 16..=8192) if size % 16 == 0 => Ok(size),
-        _ => Err("expected a multiple of 16, from 16 to 8192".into()),
-    }
+    parsed(text, |size| (16..=8192).contains(size) && size % 16 == 0, "a multiple of 16, from 16 to 8192")
 }
 
 /// T5's number of tokens: diffusers accepts 512 at most.
 fn parse_sequence_length(text: &str) -> Result<usize, String> {
-    text.parse()
-        .ok()
-        .filter(|tokens| (1..=512).contains(tokens))
-        .ok_or_else(|| "expected a number from 1 to 512".into())
+    parsed(text, |tokens| (1..=512).contains(tokens), "a number from 1 to 512")
 }
 
 /// A noise level σ.
 fn parse_sigma(text: &str) -> Result<f64, String> {
-    text.parse().ok().filter(|sigma| (0.0..=1.0).contains(sigma)).ok_or_else(|| "expected a number from 0 to 1".into())
+    parsed(text, |sigma| (0.0..=1.0).contains(sigma), "a number from 0 to 1")
 }
 
 /// A finite number.
 fn parse_number(text: &str) -> Result<f64, String> {
-    text.parse().ok().filter(|number: &f64| number.is_finite()).ok_or_else(|| "expected a number".into())
+    parsed(text, |number: &f64| number.is_finite(), "a number")
 }
 
 /// A finite number above zero.
 fn parse_positive(text: &str) -> Result<f64, String> {
-    match parse_number(text)? {
-        number if number <= 0.0 => Err("expected a number above 0".into()),
-        number => Ok(number),
-    }
+    parse_number(text)?;
+    parsed(text, |number| *number > 0.0, "a number above 0")
 }
 
 /// A finite number that is not negative.
 fn parse_not_negative(text: &str) -> Result<f64, String> {
-    match parse_number(text)? {
-        number if number < 0.0 => Err("expected a number of at least 0".into()),
-        number => Ok(number),
-    }
+    parse_number(text)?;
+    parsed(text, |number| *number >= 0.0, "a number of at least 0")
 }
 
 #[cfg(test)]

@@ -105,22 +105,20 @@ pub struct LabelsArgs {
 /// Files written between two updates of the progress.
 const CHUNK: usize = 64;
 
-/// A label map's width, height and labels.
-type Labels = (usize, usize, Vec<u32>);
-
 fn labels(args: &LabelsArgs) -> Result<()> {
     match (&args.mat, &args.ade20k, &args.numbers) {
-        (Some(folder), ..) => write_all(&mat_files(folder)?, &args.out, |bytes| {
-            let LabelMatrix { width, height, labels } = LabelMatrix::read(bytes, &args.variable)?;
-            Ok((width, height, labels))
-        }),
+        (Some(folder), ..) => {
+            write_all(&mat_files(folder)?, &args.out, |bytes| LabelMatrix::read(bytes, &args.variable))
+        }
         (None, Some(folder), Some(numbers)) => {
             let numbers = ade20k::Numbers::read(numbers)?;
             let files = Files { folder: folder.clone(), suffixes: vec!["_seg.png".into()] }.find()?;
             if files.is_empty() {
                 return Err(Error::file(folder, "holds no *_seg.png"));
             }
-            write_all(&files.into_iter().collect::<Vec<_>>(), &args.out, |bytes| numbers.labels(bytes))
+            write_all(&files.into_iter().collect::<Vec<_>>(), &args.out, |bytes| {
+                numbers.labels(bytes).map(|(width, height, labels)| LabelMatrix { width, height, labels })
+            })
         }
         _ => Err(Error::Usage("expected --mat, or --ade20k and --numbers".into())),
     }
@@ -147,7 +145,7 @@ fn mat_files(folder: &Path) -> Result<Vec<(String, PathBuf)>> {
 fn write_all(
     files: &[(String, PathBuf)],
     out: &Path,
-    read: impl Fn(&[u8]) -> Result<Labels, String> + Sync,
+    read: impl Fn(&[u8]) -> Result<LabelMatrix, String> + Sync,
 ) -> Result<()> {
     let write = |(key, file): &(String, PathBuf)| {
         let out = out.join(key.clone() + ".png");
@@ -155,8 +153,8 @@ fn write_all(
             return Ok(());
         }
         let bytes = MATLAB_FILE.read(file).map_err(|problem| Error::file(file, problem))?;
-        let (width, height, labels) = read(&bytes).map_err(|problem| Error::file(file, problem))?;
-        let png = encode_labels(width, height, &labels).map_err(|problem| Error::file(file, problem))?;
+        let png = read(&bytes).and_then(|map| encode_labels(map.width, map.height, &map.labels));
+        let png = png.map_err(|problem| Error::file(file, problem))?;
         write_atomically(&out, |writer| writer.write_all(&png))
     };
     let _held = OutputFolder::hold(out)?;

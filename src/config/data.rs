@@ -104,8 +104,8 @@ impl DataConfig {
         let is_coco = self.format == DataFormat::Coco;
         if self.cache.is_some() && self.crop == Crop::Random {
             let why = "a random crop is another picture in every epoch, which no cache can hold";
-            reader
-                .problem(&["data.cache", "data.crop"], format!("is for crop = \"center\" or \"stretch\" only: {why}"));
+            let problem = format!("is for crop = \"center\" or \"stretch\" only: {why}");
+            reader.problem(&["data.cache", "data.crop"], problem);
         }
         if is_coco && (reader.given("data.source") || self.sources.is_empty()) {
             let missing = |what: &str| format!("is missing; format = \"coco\" needs {what}");
@@ -148,16 +148,14 @@ impl DataConfig {
         }
         for key in ["data.classes", "data.palette"] {
             if self.masks == MaskForm::Binary && reader.given(key) {
-                reader.problem(
-                    &["data.masks", key],
-                    format!("is \"binary\": such masks have no labels, which {key} is for"),
-                );
+                let problem = format!("is \"binary\": such masks have no labels, which {key} is for");
+                reader.problem(&["data.masks", key], problem);
             }
         }
         for key in ["data.panoptic", "data.instances"] {
             if self.palette.is_some() && reader.given(key) {
-                reader
-                    .problem(&["data.palette", key], format!("is for label maps of colours, which {key} has none of"));
+                let problem = format!("is for label maps of colours, which {key} has none of");
+                reader.problem(&["data.palette", key], problem);
             }
             // 255 is what recorded settings say.
             if self.sources.is_empty() && self.ignore != USUAL_IGNORE && reader.given(key) {
@@ -173,10 +171,8 @@ impl DataConfig {
             );
         }
         if model.learnable_prompt && self.caption_dropout > 0.0 {
-            reader.problem(
-                &["data.caption_dropout", "model.learnable_prompt"],
-                "no caption is used: model.learnable_prompt stands in their place",
-            );
+            let problem = "no caption is used: model.learnable_prompt stands in their place";
+            reader.problem(&["data.caption_dropout", "model.learnable_prompt"], problem);
         }
     }
 }
@@ -192,9 +188,9 @@ impl Setting for Colour {
 
     fn convert(value: &TomlValue) -> Option<Self> {
         match value {
-            TomlValue::Text(name) if name == "white" => Some(Self([255; 3])),
-            TomlValue::Text(name) if name == "black" => Some(Self([0; 3])),
-            TomlValue::Text(text) => {
+            TomlValue::String(name) if name == "white" => Some(Self([255; 3])),
+            TomlValue::String(name) if name == "black" => Some(Self([0; 3])),
+            TomlValue::String(text) => {
                 let digits = text
                     .strip_prefix('#')
                     .filter(|digits| digits.len() == 6 && digits.bytes().all(|digit| digit.is_ascii_hexdigit()))?;

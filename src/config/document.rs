@@ -4,34 +4,22 @@ use crate::system::guard::guarded;
 use std::collections::BTreeMap;
 use std::path::Path;
 use toml::Spanned;
+pub(super) use toml::Value as TomlValue;
 use toml::de::{DeTable, DeValue};
 
-/// A TOML value that is not a section.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) enum TomlValue {
-    Bool(bool),
-    Integer(i64),
-    Float(f64),
-    Text(String),
-    Date(String),
-    List(Vec<TomlValue>),
-    /// A table inside a list.
-    Table(BTreeMap<String, TomlValue>),
-}
-
-impl std::fmt::Display for TomlValue {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Bool(value) => write!(f, "{value}"),
-            Self::Integer(value) => write!(f, "the integer {value}"),
-            Self::Float(value) => write!(f, "the number {value:?}"),
-            Self::Text(value) => write!(f, "the string {value:?}"),
-            Self::Date(value) => write!(f, "the date {value}"),
-            Self::List(values) if values.is_empty() => f.write_str("an empty list"),
-            Self::List(values) => write!(f, "a list of {} items", values.len()),
-            Self::Table(_) => f.write_str("a table"),
-        }
-    }
+/// That a value is not what was expected.
+pub(super) fn unexpected(value: &TomlValue, expected: &str) -> String {
+    let found = match value {
+        TomlValue::Boolean(value) => value.to_string(),
+        TomlValue::Integer(value) => format!("the integer {value}"),
+        TomlValue::Float(value) => format!("the number {value:?}"),
+        TomlValue::String(value) => format!("the string {value:?}"),
+        TomlValue::Datetime(value) => format!("the date {value}"),
+        TomlValue::Array(values) if values.is_empty() => "an empty list".into(),
+        TomlValue::Array(values) => format!("a list of {} items", values.len()),
+        TomlValue::Table(_) => "a table".into(),
+    };
+    format!("expected {expected}, found {found}")
 }
 
 /// The cure for backslashes that TOML takes for the start of something else.
@@ -95,12 +83,12 @@ impl Document {
                 Some(parsed) if !parsed.get_ref().is_datetime() => {
                     self.insert(key.to_string(), parsed, 0, &at, problems)
                 }
-                _ => self.put(key, place, TomlValue::Text(value.to_string())),
+                _ => self.put(key, place, TomlValue::String(value.to_string())),
             },
             Err(error) if value.starts_with(['[', '{', '"', '\'']) => {
                 problems.add(place, format!("TOML syntax: {}", error.message().replace('\n', " ")))
             }
-            Err(_) => self.put(key, place, TomlValue::Text(value.to_string())),
+            Err(_) => self.put(key, place, TomlValue::String(value.to_string())),
         }
     }
 
@@ -142,7 +130,7 @@ fn path(section: &str, key: &str) -> String {
 
 fn convert(value: &DeValue<'_>) -> Result<TomlValue, String> {
     Ok(match value {
-        DeValue::String(text) => TomlValue::Text(text.to_string()),
+        DeValue::String(text) => TomlValue::String(text.to_string()),
         DeValue::Integer(digits) => match i64::from_str_radix(digits.as_str(), digits.radix()) {
             Ok(integer) => TomlValue::Integer(integer),
             Err(_) => return Err(format!("the integer {digits} is too large")),
@@ -151,13 +139,13 @@ fn convert(value: &DeValue<'_>) -> Result<TomlValue, String> {
             Ok(number) if number.is_finite() => TomlValue::Float(number),
             _ => return Err(format!("{digits} is not a finite number")),
         },
-        DeValue::Boolean(truth) => TomlValue::Bool(*truth),
-        DeValue::Datetime(date) => TomlValue::Date(date.to_string()),
+        DeValue::Boolean(truth) => TomlValue::Boolean(*truth),
+        DeValue::Datetime(date) => TomlValue::Datetime(*date),
         DeValue::Array(values) => {
-            TomlValue::List(values.iter().map(|v| convert(v.get_ref())).collect::<Result<Vec<_>, _>>()?)
+            TomlValue::Array(values.iter().map(|value| convert(value.get_ref())).collect::<Result<_, _>>()?)
         }
         DeValue::Table(table) => {
-            let mut entries = BTreeMap::new();
+            let mut entries = toml::Table::new();
             for (key, value) in table {
                 entries.insert(path("", key.get_ref()), convert(value.get_ref())?);
             }

@@ -5,7 +5,7 @@ use super::loss::{AttentionForm, LossConfig};
 use super::model::ModelConfig;
 use super::reader::Reader;
 use super::rule::{follows, optional, required, usual};
-use super::setting::{Check, at_least, check, distinct, if_given, not_empty, positive, within};
+use super::setting::{Check, Choice, at_least, check, distinct, if_given, not_empty, positive, within};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -157,10 +157,8 @@ impl EvalConfig {
             reader.problem(&["eval.compare_without_masks"], problem);
         }
         if self.compare_without_masks && loss.flow_weight == 0.0 {
-            reader.problem(
-                &["eval.compare_without_masks", "loss.flow_weight"],
-                "without the mask loss nothing would be trained: loss.flow_weight is 0",
-            );
+            let problem = "without the mask loss nothing would be trained: loss.flow_weight is 0";
+            reader.problem(&["eval.compare_without_masks", "loss.flow_weight"], problem);
         }
     }
 }
@@ -201,10 +199,7 @@ choices! {
 impl MapHeads {
     /// The one head, where it is one.
     pub fn one(self) -> Option<usize> {
-        match self {
-            Self::One(head) => Some(head),
-            Self::Mean | Self::Max => None,
-        }
+        if let Self::One(head) = self { Some(head) } else { None }
     }
 }
 
@@ -212,11 +207,8 @@ impl FromStr for MapHeads {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "mean" => Ok(Self::Mean),
-            "max" => Ok(Self::Max),
-            _ => text.parse().map(Self::One).map_err(|_| "expected mean, max or the number of a head".into()),
-        }
+        let one = |_| text.parse().map(Self::One);
+        Self::from_name(text).or_else(one).map_err(|_| "expected mean, max or the number of a head".into())
     }
 }
 

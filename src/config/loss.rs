@@ -81,10 +81,8 @@ impl LossConfig {
             );
         }
         if self.uses_masks() && model.text_encoders == [TextEncoderKind::T5] {
-            reader.problem(
-                &["model.text_encoders"],
-                "the mask loss reads the attention to CLIP's tokens; add \"clip_l\" or \"clip_g\"",
-            );
+            let problem = "the mask loss reads the attention to CLIP's tokens; add \"clip_l\" or \"clip_g\"";
+            reader.problem(&["model.text_encoders"], problem);
         }
         if self.score_head_init.is_some() && !self.uses_score_head() {
             reader.problem(
@@ -99,10 +97,8 @@ impl LossConfig {
             );
         }
         if self.flow_weight == 0.0 && self.mask_max_sigma == 0.0 {
-            reader.problem(
-                &["loss.mask_max_sigma", "loss.flow_weight"],
-                "is 0: no image is without noise, so that no mask would count, and loss.flow_weight is 0",
-            );
+            let problem = "is 0: no image is without noise, so that no mask would count, and loss.flow_weight is 0";
+            reader.problem(&["loss.mask_max_sigma", "loss.flow_weight"], problem);
         }
         if let LayerChoice::List(layers) = &lora.layers
             && self.uses_masks()

@@ -1,5 +1,5 @@
 //! Pulls typed settings out of a document and gathers everything that is wrong with it.
-use super::document::Document;
+use super::document::{Document, unexpected};
 use super::problems::{Problems, SettingOrigin, nearest};
 use super::rule::{DefaultKind, KeyDoc, Rule, SectionDoc};
 use super::setting::Setting;
@@ -139,7 +139,7 @@ impl Reader {
                 continue;
             }
             let message = if sections.contains(key.as_str()) {
-                format!("{key}: expected a section [{key}], found {value}")
+                format!("{key}: {}", unexpected(value, &format!("a section [{key}]")))
             } else {
                 format!("unknown key {key}; the nearest is {}", nearest_key(key, &known))
             };

@@ -1,5 +1,5 @@
 //! What a key's declaration says of it: its default, what it accepts, its documentation.
-use super::document::TomlValue;
+use super::document::{TomlValue, unexpected};
 use super::setting::{Check, Setting};
 
 /// What the declaration of a key says beside its name and type, as help shows it.
@@ -78,7 +78,7 @@ impl Rule<Vec<usize>> {
         let read = |value: &TomlValue| {
             let one = usize::convert(value).map(|block| vec![block]);
             let blocks = one.or_else(|| Vec::convert(value));
-            let mut blocks = blocks.ok_or_else(|| format!("expected {EXPECTED}, found {value}"))?;
+            let mut blocks = blocks.ok_or_else(|| unexpected(value, EXPECTED))?;
             blocks.sort_unstable();
             Ok(blocks)
         };

@@ -1,5 +1,5 @@
 //! How each type of setting is read from a TOML value, and the checks that values must pass.
-use super::document::{TomlValue, WINDOWS_PATHS};
+use super::document::{TomlValue, WINDOWS_PATHS, unexpected};
 use super::problems::nearest;
 use serde::Serialize;
 use std::ffi::OsStr;
@@ -59,10 +59,10 @@ pub(super) trait Setting: Sized + Serialize {
     fn read(value: &TomlValue) -> Result<Self, String> {
         Self::convert(value).ok_or_else(|| {
             let hint = match value {
-                TomlValue::Text(text) => Self::nearest(text).map(|n| format!("; the nearest is {n:?}")),
+                TomlValue::String(text) => Self::nearest(text).map(|n| format!("; the nearest is {n:?}")),
                 _ => None,
             };
-            format!("expected {}, found {value}{}", Self::expected(), hint.unwrap_or_default())
+            unexpected(value, &Self::expected()) + &hint.unwrap_or_default()
         })
     }
 }
@@ -88,9 +88,9 @@ simple_setting!(u64, "a whole number, 0 or more", TomlValue::Integer(integer) =>
 simple_setting!(u32, "a whole number, 0 or more", TomlValue::Integer(integer) => Self::try_from(*integer).ok());
 simple_setting!(usize, "a whole number, 0 or more", TomlValue::Integer(integer) => Self::try_from(*integer).ok());
 simple_setting!(f64, "a number", TomlValue::Float(number) => Some(*number), TomlValue::Integer(integer) => Some(*integer as f64));
-simple_setting!(bool, "true or false", TomlValue::Bool(truth) => Some(*truth));
-simple_setting!(String, "a string", TomlValue::Text(text) => Some(text.clone()));
-simple_setting!([f64; 2], "a list of two numbers", list @ TomlValue::List(_) => Vec::convert(list)?.try_into().ok());
+simple_setting!(bool, "true or false", TomlValue::Boolean(truth) => Some(*truth));
+simple_setting!(String, "a string", TomlValue::String(text) => Some(text.clone()));
+simple_setting!([f64; 2], "a list of two numbers", list @ TomlValue::Array(_) => Vec::convert(list)?.try_into().ok());
 
 impl Setting for PathBuf {
     fn expected() -> String {
@@ -99,8 +99,8 @@ impl Setting for PathBuf {
 
     fn read(value: &TomlValue) -> Result<Self, String> {
         match value {
-            TomlValue::Text(text) => is_path(text).map(|()| text.into()),
-            _ => Err(format!("expected {}, found {value}", Self::expected())),
+            TomlValue::String(text) => is_path(text).map(|()| text.into()),
+            _ => Err(unexpected(value, &Self::expected())),
         }
     }
 }
@@ -143,8 +143,8 @@ impl<T: Setting> Setting for Vec<T> {
     }
 
     fn read(value: &TomlValue) -> Result<Self, String> {
-        let TomlValue::List(items) = value else {
-            return Err(format!("expected {}, found {value}", Self::expected()));
+        let TomlValue::Array(items) = value else {
+            return Err(unexpected(value, &Self::expected()));
         };
         let item = |(i, item)| T::read(item).map_err(|problem| format!("item {}: {problem}", i + 1));
         items.iter().enumerate().map(item).collect()

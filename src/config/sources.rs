@@ -1,10 +1,9 @@
 //! The tables `[[data.sources]]`: sources with settings of their own.
 use super::data_choices::{DataFormat, MaskForm, Palette};
-use super::document::TomlValue;
+use super::document::{TomlValue, unexpected};
 use super::problems::nearest;
 use super::setting::Setting;
 use serde::Serialize;
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// A source with settings of its own; what it does not give is that of `[data]`.
@@ -60,7 +59,7 @@ impl Setting for SourceConfig {
 
     fn read(value: &TomlValue) -> Result<Self, String> {
         let TomlValue::Table(table) = value else {
-            return Err(format!("expected {}, found {value}", Self::expected()));
+            return Err(unexpected(value, &Self::expected()));
         };
         if let Some(unknown) = table.keys().find(|key| !KEYS.contains(&key.as_str())) {
             return Err(format!(
@@ -93,6 +92,6 @@ impl Setting for SourceConfig {
 }
 
 /// The value of a key, if the table has it.
-fn get<T: Setting>(table: &BTreeMap<String, TomlValue>, key: &str) -> Result<Option<T>, String> {
+fn get<T: Setting>(table: &toml::Table, key: &str) -> Result<Option<T>, String> {
     table.get(key).map(|value| T::read(value).map_err(|problem| format!("{key}: {problem}"))).transpose()
 }

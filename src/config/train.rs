@@ -65,10 +65,8 @@ impl OptimConfig {
         }
         let rate = self.largest_rate(train.steps) * self.lora_lr_scale;
         if rate as f32 == 0.0 {
-            reader.problem(
-                &["optim.lr", "optim.lora_lr_scale", "optim.warmup_factor"],
-                format!("the LoRA's learning rate would be {rate:e} at most, which is 0 in f32"),
-            );
+            let problem = format!("the LoRA's learning rate would be {rate:e} at most, which is 0 in f32");
+            reader.problem(&["optim.lr", "optim.lora_lr_scale", "optim.warmup_factor"], problem);
         } else if !(rate as f32).is_finite() {
             let problem = format!("is {rate:e} for the LoRA, too large for f32");
             reader.problem(&["optim.lr", "optim.lora_lr_scale"], problem);
@@ -137,9 +135,9 @@ impl Setting for GradientCheckpointing {
 
     fn convert(value: &TomlValue) -> Option<Self> {
         match value {
-            TomlValue::Text(text) if text == "auto" => Some(Self::Auto),
-            TomlValue::Bool(true) => Some(Self::On),
-            TomlValue::Bool(false) => Some(Self::Off),
+            TomlValue::String(text) if text == "auto" => Some(Self::Auto),
+            TomlValue::Boolean(true) => Some(Self::On),
+            TomlValue::Boolean(false) => Some(Self::Off),
             _ => None,
         }
     }

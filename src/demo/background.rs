@@ -15,8 +15,7 @@ pub struct Background {
     cloud_size: (f32, f32),
     cloud_from: f32,
     /// Specks: colour, and fraction of the pixels.
-    speck: Rgb,
-    specks: f32,
+    specks: (Rgb, f32),
 }
 
 pub const BACKGROUNDS: [Background; 6] = [
@@ -28,8 +27,7 @@ pub const BACKGROUNDS: [Background; 6] = [
         cloud: [48.0, 118.0, 36.0],
         cloud_size: (0.05, 0.16),
         cloud_from: 0.3,
-        speck: [150.0, 206.0, 90.0],
-        specks: 0.0,
+        specks: ([150.0, 206.0, 90.0], 0.0),
     },
     Background {
         name: "sea",
@@ -39,8 +37,7 @@ pub const BACKGROUNDS: [Background; 6] = [
         cloud: [92.0, 178.0, 208.0],
         cloud_size: (0.34, 0.05),
         cloud_from: 0.45,
-        speck: [150.0, 210.0, 226.0],
-        specks: 0.0,
+        specks: ([150.0, 210.0, 226.0], 0.0),
     },
     Background {
         name: "sky",
@@ -50,8 +47,7 @@ pub const BACKGROUNDS: [Background; 6] = [
         cloud: [252.0, 253.0, 255.0],
         cloud_size: (0.4, 0.2),
         cloud_from: 0.5,
-        speck: [255.0, 255.0, 255.0],
-        specks: 0.0,
+        specks: ([255.0, 255.0, 255.0], 0.0),
     },
     Background {
         name: "sand",
@@ -61,8 +57,7 @@ pub const BACKGROUNDS: [Background; 6] = [
         cloud: [200.0, 164.0, 104.0],
         cloud_size: (0.5, 0.1),
         cloud_from: 0.4,
-        speck: [176.0, 140.0, 88.0],
-        specks: 0.02,
+        specks: ([176.0, 140.0, 88.0], 0.02),
     },
     Background {
         name: "snow",
@@ -72,8 +67,7 @@ pub const BACKGROUNDS: [Background; 6] = [
         cloud: [200.0, 214.0, 230.0],
         cloud_size: (0.6, 0.24),
         cloud_from: 0.45,
-        speck: [255.0, 255.0, 255.0],
-        specks: 0.0,
+        specks: ([255.0, 255.0, 255.0], 0.0),
     },
     Background {
         name: "night",
@@ -83,8 +77,7 @@ pub const BACKGROUNDS: [Background; 6] = [
         cloud: [58.0, 50.0, 104.0],
         cloud_size: (0.5, 0.3),
         cloud_from: 0.5,
-        speck: [250.0, 244.0, 200.0],
-        specks: 0.01,
+        specks: ([250.0, 244.0, 200.0], 0.01),
     },
 ];
 
@@ -92,6 +85,7 @@ impl Background {
     /// Paints a picture of `size` by `size` pixels: `[size, size, 3]`, from 0 to 255.
     pub fn paint(&self, size: usize, random: &mut impl Rng) -> Vec<f32> {
         let tint: Rgb = std::array::from_fn(|_| random.random_range(-10.0..10.0));
+        let (speck, share) = self.specks;
         let noise = Noise::new(self.cloud_size, random);
         let mut pixels = Vec::with_capacity(size * size * 3);
         for y in 0..size {
@@ -99,10 +93,10 @@ impl Background {
             for x in 0..size {
                 let height = noise.at(x as f32 / size as f32, down);
                 let cloud = ((height - self.cloud_from) / (1.0 - self.cloud_from) * 1.6).clamp(0.0, 1.0);
-                let speck = if random.random::<f32>() < self.specks { 0.8 } else { 0.0 };
+                let opacity = if random.random::<f32>() < share { 0.8 } else { 0.0 };
                 let gradient = mix(self.top, self.bottom, down);
                 let base = std::array::from_fn(|channel| gradient[channel] + tint[channel]);
-                pixels.extend(mix(mix(base, self.cloud, cloud), self.speck, speck));
+                pixels.extend(mix(mix(base, self.cloud, cloud), speck, opacity));
             }
         }
         pixels

@@ -1,7 +1,7 @@
 //! Draws one scene: picture, caption and label map.
 use super::background::BACKGROUNDS;
 use super::place::{SpritePlace, places};
-use super::sprites::{self, NOUNS, Sprite, TRAIN_SETS, VAL_SETS};
+use super::sprites::{self, NOUNS, Sprite, TRAIN_STYLES, VAL_STYLES};
 use super::{SceneOptions, Split};
 use crate::system::error::{Error, Result};
 use image::RgbImage;
@@ -26,7 +26,7 @@ pub struct Scene {
 pub struct Drawer {
     /// What the scenes are drawn from.
     pub(super) options: SceneOptions,
-    /// `[set][noun]`
+    /// `[style][noun]`
     sprites: Vec<Vec<Sprite>>,
 }
 
@@ -37,11 +37,11 @@ impl Drawer {
         if !(16..=1024).contains(&options.size) {
             return Err(Error::Usage(format!("scenes of {} pixels: expected 16 to 1024", options.size)));
         }
-        let sets: &[&str] = match options.split {
-            Split::Train => &TRAIN_SETS,
-            Split::Val => &VAL_SETS,
+        let sprites = match options.split {
+            Split::Train => sprites::load(&TRAIN_STYLES)?,
+            Split::Val => sprites::load(&VAL_STYLES)?,
         };
-        Ok(Self { options, sprites: sprites::load(sets)? })
+        Ok(Self { options, sprites })
     }
 
     /// Draws scene `number`; it depends on the options and the number alone.

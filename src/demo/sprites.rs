@@ -1,14 +1,12 @@
 //! The built-in sprites and their scaling.
 use crate::system::error::{Error, Result};
 
-/// Drawing styles of the training split, and of the validation split.
-pub const TRAIN_SETS: [&str; 4] = ["noto", "noto-v1", "fluent-emoji", "fluent-emoji-flat"];
-pub const VAL_SETS: [&str; 1] = ["twemoji"];
+/// A drawing style's name and its files, in the order of `NOUNS`.
+type Style = (&'static str, [&'static [u8]; NOUNS.len()]);
 
-/// The files of one style, in the order of `NOUNS`.
-macro_rules! set {
-    ($set:literal: $($noun:literal)*) => {
-        ($set, [$(include_bytes!(concat!("../../data/sprites/", $set, "/", $noun, ".png"))),*])
+macro_rules! style {
+    ($style:literal: $($noun:literal)*) => {
+        ($style, [$(include_bytes!(concat!("../../data/sprites/", $style, "/", $noun, ".png"))),*])
     };
 }
 
@@ -16,13 +14,13 @@ macro_rules! set {
 macro_rules! sprites {
     ($($noun:literal)*) => {
         pub const NOUNS: [&str; [$($noun),*].len()] = [$($noun),*];
-        const FILES: [(&str, [&[u8]; NOUNS.len()]); 5] = [
-            set!("noto": $($noun)*),
-            set!("noto-v1": $($noun)*),
-            set!("fluent-emoji": $($noun)*),
-            set!("fluent-emoji-flat": $($noun)*),
-            set!("twemoji": $($noun)*),
+        pub const TRAIN_STYLES: [Style; 4] = [
+            style!("noto": $($noun)*),
+            style!("noto-v1": $($noun)*),
+            style!("fluent-emoji": $($noun)*),
+            style!("fluent-emoji-flat": $($noun)*),
         ];
+        pub const VAL_STYLES: [Style; 1] = [style!("twemoji": $($noun)*)];
     };
 }
 
@@ -39,19 +37,18 @@ pub struct Sprite {
     pub pixels: Vec<f32>,
 }
 
-/// Sprites of the named styles: `[style][noun]`, without their transparent margins.
+/// Sprites of these styles: `[style][noun]`, without their transparent margins.
 ///
 /// # Errors
 /// A sprite cannot be decoded.
-pub fn load(sets: &[&str]) -> Result<Vec<Vec<Sprite>>> {
-    let wanted = FILES.iter().filter(|(set, _)| sets.contains(set));
-    wanted.map(|(set, files)| files.iter().map(|file| Sprite::decode(set, file)).collect()).collect()
+pub fn load(styles: &[Style]) -> Result<Vec<Vec<Sprite>>> {
+    styles.iter().map(|(style, files)| files.iter().map(|file| Sprite::decode(style, file)).collect()).collect()
 }
 
 impl Sprite {
-    fn decode(set: &str, png: &[u8]) -> Result<Self> {
+    fn decode(style: &str, png: &[u8]) -> Result<Self> {
         let image = image::load_from_memory_with_format(png, image::ImageFormat::Png)
-            .map_err(|e| Error::Failed(format!("sprite of {set}: {e}")))?
+            .map_err(|e| Error::Failed(format!("sprite of {style}: {e}")))?
             .to_rgba8();
         let opaque = |x: u32, y: u32| image.get_pixel(x, y)[3] > 0;
         let (width, height) = image.dimensions();
@@ -60,7 +57,7 @@ impl Sprite {
         let (Some((&left, &right)), Some((&top, &bottom))) =
             (columns.first().zip(columns.last()), rows.first().zip(rows.last()))
         else {
-            return Err(Error::Failed(format!("sprite of {set}: nothing but transparency")));
+            return Err(Error::Failed(format!("sprite of {style}: nothing but transparency")));
         };
         // The smallest square around the drawing, centred.
         let side = (right - left).max(bottom - top) + 1;

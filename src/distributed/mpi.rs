@@ -3,7 +3,7 @@
 //! All wait for each other asleep and send then: MPI's own waiting keeps a core busy, which the threads that load data
 //! need, and rank 0 may measure for minutes while the others wait.
 use super::arrival::Arrival;
-use super::star::{self, Token};
+use super::star;
 use super::watch::Watch;
 use super::{Collective, padded, refuse_type, slice_length};
 use crate::system::error::{Error, Result};
@@ -96,7 +96,7 @@ impl MpiProcess {
         self.world.process_at_rank(0).broadcast_into(&mut told[..]);
         let told = String::from_utf8_lossy(&told).trim_end().to_string();
         let mut lines = told.lines();
-        let token = Token(lines.next().and_then(|token| token.parse().ok()).unwrap_or_default());
+        let token = lines.next().and_then(|token| token.parse().ok()).unwrap_or_default();
         let is_neighbour = lines.next() == Some(host.as_str());
         let mut addresses: Vec<String> = lines.map(str::to_string).collect();
         if is_neighbour {

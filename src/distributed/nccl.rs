@@ -4,7 +4,7 @@
 //! number of GPUs and how they are connected. The processes find each other by MPI where that is there, and else at
 //! `MASTER_ADDR` and `MASTER_PORT`. NCCL's library is `libnccl.so.2`, which the program is linked to.
 use super::arrival::Arrival;
-use super::star::{self, Token};
+use super::star;
 use super::watch::Watch;
 use super::{Collective, padded, refuse_type, slice_length};
 use crate::kernels::cuda::start;
@@ -176,7 +176,8 @@ fn id_of(bytes: &[u8]) -> Result<Id> {
 struct Place {
     address: String,
     ports: std::ops::Range<u16>,
-    token: Token,
+    /// What the processes of this job alone know.
+    token: u64,
 }
 
 impl Place {
@@ -196,7 +197,7 @@ impl Place {
         let first = number + u16::from(run.is_some());
         let mut hasher = DefaultHasher::new();
         (&address, number, run, size).hash(&mut hasher);
-        Ok(Self { address, ports: first..first + PORTS, token: Token(hasher.finish()) })
+        Ok(Self { address, ports: first..first + PORTS, token: hasher.finish() })
     }
 
     fn listen(&self) -> Result<TcpListener> {

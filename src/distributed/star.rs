@@ -28,18 +28,15 @@ pub struct Peer {
     pub stream: TcpStream,
 }
 
-/// What all processes of one job know, and no other job does.
-#[derive(Clone, Copy)]
-pub struct Token(pub u64);
-
-/// Takes connections at rank 0 until all `size - 1` others are there, and sends each of them `welcome`. Those that are there
+/// Takes connections at rank 0 until all `size - 1` others are there, who know the job's `token`, which no other job has, and
+/// sends each of them `welcome`. Those that are there
 /// hear that rank 0 lives while the others are waited for.
 ///
 /// # Errors
 /// Some did not come within `patience`: their ranks are named.
 pub fn serve(
     listener: &TcpListener,
-    token: Token,
+    token: u64,
     size: usize,
     welcome: &[u8],
     host: &str,
@@ -83,13 +80,13 @@ fn tell(peers: &mut BTreeMap<usize, Peer>, word: u8) {
     peers.values_mut().for_each(|peer| drop(peer.stream.write(&[word])));
 }
 
-fn greet(mut stream: TcpStream, token: Token, welcome: &[u8], host: &str) -> io::Result<Peer> {
+fn greet(mut stream: TcpStream, token: u64, welcome: &[u8], host: &str) -> io::Result<Peer> {
     stream.set_nonblocking(false)?;
     stream.set_read_timeout(Some(ANSWER))?;
     stream.set_nodelay(true)?;
     let mut hello = [0; 20];
     stream.read_exact(&mut hello)?;
-    if hello[..8] != MAGIC[..] || hello[8..16] != token.0.to_le_bytes() {
+    if hello[..8] != MAGIC[..] || hello[8..16] != token.to_le_bytes() {
         return Err(io::ErrorKind::InvalidData.into());
     }
     let rank = u32::from_le_bytes([hello[16], hello[17], hello[18], hello[19]]) as usize;
@@ -105,13 +102,7 @@ fn greet(mut stream: TcpStream, token: Token, welcome: &[u8], host: &str) -> io:
 ///
 /// # Errors
 /// It was not found within `patience`.
-pub fn join(
-    addresses: &[String],
-    token: Token,
-    rank: usize,
-    host: &str,
-    patience: Duration,
-) -> Result<(Peer, Vec<u8>)> {
+pub fn join(addresses: &[String], token: u64, rank: usize, host: &str, patience: Duration) -> Result<(Peer, Vec<u8>)> {
     let started = Instant::now();
     let mut last = String::from("no address");
     loop {
@@ -138,12 +129,12 @@ pub fn join(
     }
 }
 
-fn knock(address: SocketAddr, token: Token, rank: usize, host: &str) -> io::Result<(Peer, Vec<u8>)> {
+fn knock(address: SocketAddr, token: u64, rank: usize, host: &str) -> io::Result<(Peer, Vec<u8>)> {
     let mut stream = TcpStream::connect_timeout(&address, ANSWER)?;
     stream.set_read_timeout(Some(ANSWER))?;
     stream.set_nodelay(true)?;
     let mut hello = MAGIC.to_vec();
-    hello.extend(token.0.to_le_bytes());
+    hello.extend(token.to_le_bytes());
     hello.extend((rank as u32).to_le_bytes());
     push_bytes(&mut hello, host.as_bytes());
     stream.write_all(&hello)?;
@@ -214,12 +205,12 @@ mod tests {
     fn processes_find_rank_0_and_strangers_do_not() {
         let listener = listen().expect("listener");
         let address = format!("127.0.0.1:{}", listener.local_addr().expect("address").port());
-        let (token, soon) = (Token(7), Duration::from_secs(20));
+        let (token, soon) = (7, Duration::from_secs(20));
         std::thread::scope(|scope| {
             let serving = scope.spawn(|| serve(&listener, token, 3, b"welcome", "here", soon).expect("all came"));
             let mut stranger = TcpStream::connect(&address).expect("connects");
             stranger.write_all(b"GET / HTTP/1.1\r\n\r\n........").expect("sent");
-            assert!(knock(address.parse().expect("address"), Token(8), 1, "other").is_err());
+            assert!(knock(address.parse().expect("address"), 8, 1, "other").is_err());
             let joined: Vec<_> = [2, 1]
                 .map(|rank| {
                     let (address, host) = (vec![address.clone()], format!("host-{rank}"));
@@ -242,10 +233,10 @@ mod tests {
     #[test]
     fn who_does_not_come_is_named() {
         let listener = listen().expect("listener");
-        let problem = serve(&listener, Token(1), 3, b"", "here", Duration::from_millis(50)).err().expect("nobody came");
+        let problem = serve(&listener, 1, 3, b"", "here", Duration::from_millis(50)).err().expect("nobody came");
         assert_eq!(problem.to_string(), "after 0 s, 2 of 3 processes have not come to rank 0 on here (rank 1, 2)");
         let nowhere = vec!["127.0.0.1:1".to_string()];
-        let problem = join(&nowhere, Token(1), 2, "there", Duration::from_millis(50)).err().expect("nobody is there");
+        let problem = join(&nowhere, 1, 2, "there", Duration::from_millis(50)).err().expect("nobody is there");
         assert!(problem.to_string().starts_with("after 0 s, rank 2 on there has not found rank 0"), "{problem}");
     }
 }

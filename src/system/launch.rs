@@ -130,8 +130,8 @@ impl Launch {
     /// Whether this process is the one that prints where no rank can be known: any of its variables has rank 0, or none
     /// is there.
     pub fn speaks() -> bool {
-        let ranks = FAMILIES.iter().chain([&SLURM]).filter_map(|family| std::env::var(family.rank).ok());
-        let ranks: Vec<String> = ranks.collect();
+        let families = FAMILIES.iter().chain([&SLURM]);
+        let ranks: Vec<String> = families.filter_map(|family| std::env::var(family.rank).ok()).collect();
         ranks.is_empty() || ranks.iter().any(|rank| rank == "0")
     }
 }

@@ -1,7 +1,7 @@
 //! Logging to stderr that does not disturb progress bars.
 use super::error::{Error, Result};
 use super::printable::printable;
-use super::terminal::{Stderr, is_silent, shows_colours};
+use super::terminal::{is_silent, shows_colours};
 use std::fmt;
 use std::io::Write;
 use tracing_subscriber::EnvFilter;
@@ -45,12 +45,13 @@ impl<'w> FormatFields<'w> for PrintableFields {
     }
 }
 
-/// Stderr, with the progress bars hidden while a line is written.
+/// Standard error, with the progress bars hidden while a line is written. What cannot be written is lost.
 struct AboveBars;
 
 impl Write for AboveBars {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        super::progress::bars().suspend(|| Stderr.write(bytes))
+        let _ = super::progress::bars().suspend(|| std::io::stderr().write_all(bytes));
+        Ok(bytes.len())
     }
 
     fn flush(&mut self) -> std::io::Result<()> {

@@ -40,16 +40,13 @@ pub fn say(text: &str) -> Result<()> {
 
 /// Writes a line, or several, to standard output, of what is in files, too: that it cannot be written is no reason to stop.
 pub fn mention(text: &str) {
-    if is_silent() {
-        return;
-    }
-    let _ = writeln!(io::stdout(), "{}", printable(text));
+    let _ = say(text);
 }
 
 /// Writes a line, or several, to standard error, or nowhere.
 pub fn complain(text: &str) {
     // In one piece: of several processes' lines, none is to be within another.
-    let _ = Stderr.write(format!("{}\n", printable(text)).as_bytes());
+    let _ = io::stderr().write_all(format!("{}\n", printable(text)).as_bytes());
 }
 
 /// Writes the error that ends the program to standard error, of a process that is silent otherwise, too.
@@ -89,20 +86,6 @@ pub fn arguments<T: Parser>() -> Result<T, ExitCode> {
             _ => ExitCode::from(problem.exit_code() as u8),
         }
     })
-}
-
-/// Standard error, where what cannot be written is lost.
-pub struct Stderr;
-
-impl Write for Stderr {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let _ = io::stderr().write_all(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }
 
 /// Whether standard error is a terminal that shows colours; where Windows' console has to be asked to, it is.

@@ -3,7 +3,7 @@ use super::{say_distances, write_scores};
 use crate::config::DeviceChoice;
 use crate::distributed::Collective;
 use crate::eval::generation::statistics::{Statistics, of_folder};
-use crate::eval::generation::{FeatureNetwork, Reference, load_networks, npz};
+use crate::eval::generation::{Reference, load_networks, npz};
 use crate::eval::turns::Turns;
 use crate::system::error::{Error, Result};
 use crate::system::whole_file::check_writable;
@@ -63,7 +63,10 @@ pub fn run(args: &FidArgs, processes: &dyn Collective) -> Result<()> {
     let device = args.device.open()?;
     let networks = load_networks(args.inception.as_deref(), args.features.as_deref(), &device)?;
     let turns = Turns::new(processes);
-    let statistics = |path: &Path, what| statistics(&networks, path, args.batch as usize, what, &turns);
+    let statistics = |path: &Path, what| match is_statistics(path) {
+        true => networks.iter().map(|network| Statistics::read(path, network.as_ref())).collect(),
+        false => of_folder(&networks, path, args.batch as usize, what, &turns),
+    };
     let (real, generated) = (statistics(&args.real, "real image")?, statistics(&args.generated, "generated image")?);
     if !turns.is_main() {
         return Ok(());
@@ -78,18 +81,4 @@ pub fn run(args: &FidArgs, processes: &dyn Collective) -> Result<()> {
 
 fn is_statistics(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("npz"))
-}
-
-/// Statistics of a folder, or from a file, for each network.
-fn statistics(
-    networks: &[Box<dyn FeatureNetwork>],
-    path: &Path,
-    batch: usize,
-    what: &'static str,
-    turns: &Turns,
-) -> Result<Vec<Statistics>> {
-    if is_statistics(path) {
-        return networks.iter().map(|network| Statistics::read(path, network.as_ref())).collect();
-    }
-    of_folder(networks, path, batch, what, turns)
 }

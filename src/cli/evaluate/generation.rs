@@ -68,12 +68,11 @@ pub fn run(args: &GenerationArgs, processes: &dyn Collective) -> Result<()> {
     // Arguments are checked before gigabytes of weights are read.
     let columns = Columns::of(&config.data);
     let captions = first_by_key(captions, columns, eval.generation_images)?;
-    let prompts = || captions.iter().cycle().take(eval.generation_images).map(String::as_str);
     let files = ModelFiles::of(&config.model)?;
     let described = match out {
         Some(folder) => {
             let usual = families::of(&files)?.config(&files)?.usual_guidance_scale;
-            let record = record(args, &config, (eval, usual), prompts())?;
+            let record = record(args, &config, (eval, usual), &captions)?;
             // A record of more images than these stays as it is.
             (!drawings::check(folder, &record)?).then_some((folder, record))
         }
@@ -89,7 +88,7 @@ pub fn run(args: &GenerationArgs, processes: &dyn Collective) -> Result<()> {
     let turns = Turns::new(processes);
     let reference = Reference::of_folder(networks, eval.real_images(), options.batch, &turns)?;
     if let Some((folder, record)) = &described {
-        drawings::describe(folder, record, prompts())?;
+        drawings::describe(folder, record)?;
     }
     processes.barrier()?;
     let mut progress = Progress::new("image", 0, options.images as u64);
@@ -112,11 +111,11 @@ pub fn run(args: &GenerationArgs, processes: &dyn Collective) -> Result<()> {
 }
 
 /// Everything that an image depends on, except the device and where the model is stored.
-fn record<'a>(
+fn record(
     args: &GenerationArgs,
     config: &RunConfig,
     (eval, usual_guidance): (&EvalConfig, f64),
-    prompts: impl Iterator<Item = &'a str>,
+    captions: &[String],
 ) -> Result<Value> {
     Ok(json!({
         "model": config.model.path,
@@ -131,6 +130,6 @@ fn record<'a>(
         "guidance": eval.guidance.unwrap_or(usual_guidance),
         "perturb": (eval.perturb_scale > 0.0).then_some([eval.perturb_scale, eval.perturb_layer as f64, eval.perturb_sigma]),
         "seed": eval.seed,
-        "prompts": prompts.collect::<Vec<_>>(),
+        "prompts": captions.iter().cycle().take(eval.generation_images).collect::<Vec<_>>(),
     }))
 }

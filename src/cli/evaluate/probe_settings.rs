@@ -88,19 +88,15 @@ impl ProbeSettingsArgs {
     /// # Errors
     /// The noise cannot be read, or has another shape than the model's latents.
     pub fn options(&self, maps: MapSettings, limit: Option<u32>, pipeline: &Pipeline) -> Result<SegmentationOptions> {
-        let noise = match &self.noise {
-            Some(file) => {
-                Some(read_latents(file, "noise", Some(1), pipeline.latent_shape(self.size)?, &pipeline.device)?)
-            }
-            None => None,
-        };
+        let shape = || pipeline.latent_shape(self.size);
+        let read = |file: &PathBuf| read_latents(file, "noise", Some(1), shape()?, &pipeline.device);
         Ok(SegmentationOptions {
             noise_level: match self.sigma {
                 Some(sigma) => NoiseLevel::Sigma(sigma),
                 None => NoiseLevel::Step { steps: self.steps as usize, timestep: self.timestep as isize },
             },
             seed: self.seed,
-            noise,
+            noise: self.noise.as_ref().map(read).transpose()?,
             batch: self.batch.map_or(usual_batch(self.size), |batch| batch as usize),
             limit: limit.map(|limit| limit as usize),
             maps,

@@ -90,12 +90,6 @@ fn table(scores: &SegmentationScores) -> String {
     lines.extend(occurring.iter().map(|(name, iou)| percent(name, *iou)));
     lines += &format!("\n{}", percent("pixel accuracy", scores.pixel_accuracy));
     lines += &percent("mIoU", scores.miou);
-    lines += &format!(
-        "{:width$}  of {} of {} classes in {} images",
-        "",
-        occurring.len(),
-        scores.per_class.len(),
-        scores.images
-    );
-    lines
+    let (of, all, images) = (occurring.len(), scores.per_class.len(), scores.images);
+    lines + &format!("{:width$}  of {of} of {all} classes in {images} images", "")
 }

@@ -12,7 +12,6 @@ use crate::eval::turns::Turns;
 use crate::model::text::prompt_file;
 use crate::system::error::Result;
 use crate::system::progress::Progress;
-use candle_core::{Device, Tensor};
 use clap::Args;
 use serde::Serialize;
 use std::path::PathBuf;
@@ -80,16 +79,14 @@ pub fn run(args: &UnsupervisedArgs, processes: &dyn Collective) -> Result<()> {
     let (pipeline, scheduler) = args.model.load(args.layer.depth())?;
     let maps = args.maps.settings(&args.layer.0, MapNormalize::None, &pipeline.device)?;
     let options = args.probe.options(maps, args.data.limit, &pipeline)?;
-    let prompt = match &args.prompt_tokens {
-        Some(file) => Some(prompt_file::read(file, pipeline.text_encoders.shape(), &pipeline.device)?),
-        None => None,
-    };
+    let read = |file: &PathBuf| prompt_file::read(file, pipeline.text_encoders.shape(), &pipeline.device);
+    let prompt = args.prompt_tokens.as_ref().map(read).transpose()?;
     let merging = UnsupervisedOptions { thresholds: args.threshold.clone(), power: args.power, prompt };
     let mut progress = Progress::new("image", 0, options.count(&data) as u64);
-    let mut segments = vec![0i64; args.threshold.len()];
+    let mut segments = vec![0.0; args.threshold.len()];
     let model = EvaluatedModel { pipeline: &pipeline, scheduler: &scheduler, turns: &Turns::new(processes) };
     let scores = evaluate_unsupervised(model, &data, &options, &merging, &mut |result| {
-        segments[result.threshold] += result.segments as i64;
+        segments[result.threshold] += result.segments as f64;
         if let Some(predictions) = predictions.as_ref().filter(|_| result.threshold == 0) {
             predictions.write(result.key, result.predicted, &data)?;
         }
@@ -97,25 +94,16 @@ pub fn run(args: &UnsupervisedArgs, processes: &dyn Collective) -> Result<()> {
         Ok(())
     })?;
     drop(progress);
-    let mut all = vec![0; segments.len()];
-    for of_rank in processes.gather(&Tensor::new(segments, &Device::Cpu)?)? {
-        all.iter_mut().zip(of_rank.to_vec1::<i64>()?).for_each(|(all, count)| *all += count as usize);
-    }
-    let at_threshold = |((threshold, segments), scores): ((&f64, usize), _)| {
-        let scores: &SegmentationScores = scores;
-        AtThreshold { threshold: *threshold, segments: segments as f64 / scores.images as f64, scores }
-    };
-    let found: Vec<AtThreshold> = args.threshold.iter().zip(all).zip(&scores).map(at_threshold).collect();
+    let segments = processes.gather_numbers_at_main(&segments)?;
+    let all = |place: usize| segments.iter().map(|of_rank| of_rank[place]).sum::<f64>();
+    let at_thresholds = args.threshold.iter().zip(&scores).enumerate().map(|(place, (&threshold, scores))| {
+        AtThreshold { threshold, segments: all(place) / scores.images as f64, scores }
+    });
+    let found: Vec<AtThreshold> = at_thresholds.collect();
     write_scores(json, &found)?;
     let line = |at: &AtThreshold| {
-        let percent = |share: f64| format!("{:.2}", 100.0 * share);
-        format!(
-            "{:9}  {:>6}  {:>14}  {:>17.1}",
-            at.threshold,
-            percent(at.scores.miou),
-            percent(at.scores.pixel_accuracy),
-            at.segments
-        )
+        let (miou, pixels) = (100.0 * at.scores.miou, 100.0 * at.scores.pixel_accuracy);
+        format!("{:9}  {miou:6.2}  {pixels:14.2}  {:17.1}", at.threshold, at.segments)
     };
     say("threshold  mIoU %  pixel accuracy  segments an image")?;
     found.iter().try_for_each(|at| say(&line(at)))
