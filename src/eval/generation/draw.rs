@@ -92,7 +92,7 @@ pub fn evaluate(
         statistics::features(networks, Prepared::new(networks, &images))
     };
     model.turns.gather_each(options.images.div_ceil(batch), draw, |features| {
-        statistics::add(features, &mut statistics);
+        statistics::add(features, networks, &mut statistics);
         Ok(())
     })?;
     model.turns.is_main().then(|| reference.score(&statistics)).transpose()
@@ -176,9 +176,8 @@ impl<'a> Painter<'a> {
         let latents = self.sampling.run(scheduler, &noise, image_tokens, &conditions, velocity)?;
         if !latents.sqr()?.sum_all()?.to_scalar::<f32>()?.is_finite() {
             let last = first + captions.len() - 1;
-            return Err(Error::Failed(format!(
-                "the model draws images {first} to {last} with values that are not finite"
-            )));
+            let problem = format!("the model draws images {first} to {last} with values that are not finite");
+            return Err(Error::Failed(problem));
         }
         to_rgb8(&pipeline.vae.decode(&latents)?)
     }
