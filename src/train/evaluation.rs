@@ -128,11 +128,11 @@ impl<'a> Evaluation<'a> {
         let options = GenerationOptions::of(self.eval);
         let mut own: Vec<(usize, RgbImage)> = vec![];
         let mut progress = Progress::new("drawn", 0, options.images as u64);
-        let scores = generation::evaluate(model, captions, &options, reference, &mut |drawn| {
-            if drawn.index < SAMPLES {
-                own.push((drawn.index, drawn.image.clone()));
+        let scores = generation::evaluate(model, captions, &options, reference, &mut |index, image| {
+            if index < SAMPLES {
+                own.push((index, image.clone()));
             }
-            progress.update_batch(drawn.index + 1, options.batch, stage.title());
+            progress.update_batch(index + 1, options.batch, stage.title());
             Ok(())
         })?;
         new.samples.prompts = captions.iter().cycle().take(options.images.min(SAMPLES)).cloned().collect();

@@ -100,11 +100,11 @@ pub fn run(args: &GenerationArgs, processes: &dyn Collective) -> Result<()> {
     let mut progress = Progress::new("image", 0, options.images as u64);
     let scheduler = Scheduler::open(&files)?;
     let model = EvaluatedModel { pipeline: &pipeline, scheduler: &scheduler, turns: &turns };
-    let scores = evaluate(model, &captions, &options, &reference, &mut |drawn| {
-        if let Some(file) = image_file(drawn.index) {
-            write_png(&file, drawn.image)?;
+    let scores = evaluate(model, &captions, &options, &reference, &mut |index, image| {
+        if let Some(file) = image_file(index) {
+            write_png(&file, image)?;
         }
-        progress.update_batch(drawn.index + 1, options.batch, "");
+        progress.update_batch(index + 1, options.batch, "");
         Ok(())
     })?;
     drop(progress);

@@ -10,7 +10,7 @@ use crate::eval::turns::Turns;
 use crate::sample::image::read_rgb8;
 use crate::system::error::{Error, Result};
 use crate::system::progress::Progress;
-use candle_core::{DType, Tensor};
+use candle_core::DType;
 use image::RgbImage;
 use rayon::prelude::*;
 use std::path::{Path, PathBuf};
@@ -125,9 +125,8 @@ impl Statistics {
 pub fn features(networks: &[Box<dyn FeatureNetwork>], prepared: Prepared) -> Result<Vec<f64>> {
     let mut all = vec![];
     for (network, input) in networks.iter().zip(prepared.inputs) {
-        let (height, width) = network.input();
-        let input = Tensor::from_vec(input, (prepared.images, 3, height, width), network.device())?;
-        let features = network.features(&input)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+        let features =
+            network.features(input, prepared.images)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
         if !features.iter().all(|value| value.is_finite()) {
             return Err(Error::Failed(format!("{}: features are not finite", network.metric().name())));
         }
