@@ -10,7 +10,7 @@ use seg4diff::eval::EvaluatedModel;
 use seg4diff::eval::analysis::analyse;
 use seg4diff::eval::maps::MapSettings;
 use seg4diff::eval::segmentation::{
-    Accumulator, ClassMaps, LabelledFolder, NO_CLASS, NoiseLevel, SegmentationMap, SegmentationOptions,
+    Accumulator, Class, ClassMaps, LabelledFolder, NO_CLASS, NoiseLevel, SegmentationMap, SegmentationOptions,
     SegmentationScores, Segmenter, UnsupervisedOptions, Vocabulary, evaluate, evaluate_referring,
     evaluate_unsupervised,
 };
@@ -128,8 +128,8 @@ fn accumulation_is_that_of_numpy() {
         for (truth, predicted) in maps("truth").iter().zip(&maps("predicted")) {
             accumulator.add(truth, predicted);
         }
-        let names: Vec<String> = (0..classes).map(|class| format!("class {class}")).collect();
-        let found = accumulator.scores(names.iter().map(String::as_str)).unwrap();
+        let named = (0..classes as u32).map(|label| Class { label, name: format!("class {label}") });
+        let found = accumulator.scores(&named.collect::<Vec<_>>()).unwrap();
         assert_eq!(found.per_class.len(), classes, "absent classes are there, without a score");
         assert_scores(&found, scores, 1e-15);
     }
@@ -138,12 +138,13 @@ fn accumulation_is_that_of_numpy() {
 #[test]
 fn a_pixel_without_a_prediction_is_missed_and_nothing_counts_without_ground_truth() {
     let map = |classes: &[u16]| SegmentationMap { width: classes.len(), height: 1, classes: classes.to_vec() };
+    let named = [(0, "a"), (1, "b"), (2, "c")].map(|(label, name)| Class { label, name: name.into() });
     let mut accumulator = Accumulator::new(3);
-    assert!(accumulator.scores(["a", "b", "c"]).is_err());
+    assert!(accumulator.scores(&named).is_err());
     accumulator.add(&map(&[NO_CLASS, NO_CLASS]), &map(&[0, NO_CLASS]));
-    assert!(accumulator.scores(["a", "b", "c"]).is_err());
+    assert!(accumulator.scores(&named).is_err());
     accumulator.add(&map(&[0, 0, 1, NO_CLASS]), &map(&[0, NO_CLASS, 0, 2]));
-    let scores = accumulator.scores(["a", "b", "c"]).unwrap();
+    let scores = accumulator.scores(&named).unwrap();
     let per_class = [("a", Some(1.0 / 3.0)), ("b", Some(0.0)), ("c", None)];
     assert_eq!(scores.per_class, per_class.map(|(name, iou)| (name.to_string(), iou)));
     assert_eq!((scores.miou, scores.pixel_accuracy, scores.images), (1.0 / 6.0, 1.0 / 3.0, 2));

@@ -153,7 +153,7 @@ fn blur(args: &AnalyzeArgs, count: usize, model: EvaluatedModel, data: &Labelled
     let pipeline = model.pipeline;
     let vocabulary = Vocabulary::new(&pipeline.text_encoders, data)?;
     let mut captions = vec![];
-    for index in 0..data.len() {
+    for index in 0..data.count() {
         if captions.len() == count {
             break;
         }

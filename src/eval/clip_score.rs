@@ -124,31 +124,27 @@ impl ClipScorer {
         let file = folder.join("preprocessor_config.json");
         let preprocessing: Preprocessing =
             if is_file(&file)? { read_json(&file, MODEL_JSON)? } else { Preprocessing::default() };
+        let failed = |problem: String| Err(Error::file(&file, problem));
         let crop = match preprocessing.crop_size {
             Side::Number(side) | Side::Shortest { shortest_edge: side } => side,
             Side::Square { height, width } if height == width => height,
-            Side::Square { .. } => return Err(Error::file(file, "crop_size is no square")),
+            Side::Square { .. } => return failed("crop_size is no square".into()),
         };
         if crop as usize != image.image_size() {
-            let problem = format!("crop_size is {crop}, but the model's image_size is {}", image.image_size());
-            return Err(Error::file(file, problem));
+            return failed(format!("crop_size is {crop}, but the model's image_size is {}", image.image_size()));
         }
         let shortest = match preprocessing.size {
             Side::Number(side) | Side::Shortest { shortest_edge: side } if (crop..=LARGEST_SIDE).contains(&side) => {
                 side
             }
-            _ => {
-                let problem = format!("size is not the shortest edge, or not from crop_size to {LARGEST_SIDE}");
-                return Err(Error::file(file, problem));
-            }
+            _ => return failed(format!("size is not the shortest edge, or not from crop_size to {LARGEST_SIDE}")),
         };
-        let Preprocessing { image_mean, image_std, .. } = &preprocessing;
+        let Preprocessing { image_mean, image_std, resample, .. } = &preprocessing;
         if !image_mean.iter().chain(image_std).all(|value| value.is_finite()) || image_std.contains(&0.0) {
-            return Err(Error::file(file, "image_mean or image_std is no number to shift or divide by"));
+            return failed("image_mean or image_std is no number to shift or divide by".into());
         }
-        if preprocessing.resample != BICUBIC {
-            let problem = format!("resample is {}, expected {BICUBIC} (bicubic)", preprocessing.resample);
-            return Err(Error::file(file, problem));
+        if *resample != BICUBIC {
+            return failed(format!("resample is {resample}, expected {BICUBIC} (bicubic)"));
         }
         let tokenizer = ClipTokenizer::open(folder)?;
         Ok(Self { text, image, tokenizer, preprocessing, shortest, device: device.clone() })

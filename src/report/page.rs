@@ -313,16 +313,13 @@ impl RunReport {
             quoted(prompt)
         );
         let files: String = self.model_files.iter().map(|file| format!(" --model-file {}", shell(file))).collect();
-        let with_lora = format!(
-            "--model {}{files} --lora {} --size {side}",
-            shell(&self.model),
-            shell(&self.output.join("lora.safetensors").to_string_lossy())
-        );
+        let lora = self.output.join("lora.safetensors");
+        let (model, lora) = (shell(&self.model), shell(&lora.to_string_lossy()));
+        let with_lora = format!("--model {model}{files} --lora {lora} --size {side}");
+        let (prompt, layer) = (shell(prompt), self.probed_layer);
         let commands = format!(
-            "seg4diff generate {with_lora} \\\n  --prompt {} --out images\n\
-             seg4diff probe {with_lora} \\\n  --image cat.jpg --prompt \"a cat on a bench\" --layer {} --out attention",
-            shell(prompt),
-            self.probed_layer
+            "seg4diff generate {with_lora} \\\n  --prompt {prompt} --out images\n\
+             seg4diff probe {with_lora} \\\n  --image cat.jpg --prompt \"a cat on a bench\" --layer {layer} --out attention"
         );
         html! {
             section #usage {

@@ -2,11 +2,13 @@
 use super::heatmap::overlay;
 use super::picture::{LARGEST, data_uri, resized, sheet, stacked};
 use super::summary::{Stage, percent};
+use super::told_example;
 use crate::eval::segmentation::{Class, ImageResult, SegmentationMap};
 use crate::system::error::{Error, Result};
 use candle_core::{Device, Tensor};
 use image::{Rgb, RgbImage};
 use maud::{Markup, html};
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A colour-blind-safe palette (Okabe and Ito, 2008); further classes get darker variants.
@@ -29,13 +31,14 @@ const MOST_MAPS: usize = 6;
 const CELL: u32 = 128;
 
 /// A held-out picture, and each model's segmentation.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct SegmentationExample {
     /// Key in the data set.
     pub key: String,
     /// The prompt that the attention belongs to.
     pub prompt: String,
     /// `[height, width]` pixels.
+    #[serde(with = "told_example::picture")]
     pub image: RgbImage,
     /// Label and name of each class with a map.
     pub classes: Vec<(u32, String)>,
@@ -75,9 +78,10 @@ impl SegmentationExample {
 }
 
 /// A model's segmentation of a picture.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Segmented {
     /// Attention to each class, in the example's order: `[classes, rows, columns]`.
+    #[serde(with = "told_example::tensor")]
     pub maps: Tensor,
     /// The predicted label of each pixel, `[height, width]`.
     pub labels: Vec<u32>,

@@ -1,12 +1,12 @@
 //! Scores before and after training: `summary.json` for programs, the final table for people.
 use crate::system::error::{Error, Result};
 use crate::system::whole_file::write_atomically;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::Path;
 
 /// The model that scores belong to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Stage {
     /// The base model, before training.

@@ -175,27 +175,22 @@ impl SampleDrawer {
 
 impl PromptLine {
     fn new(prompt: &str, tokens: &PromptTokens, mask: impl Fn(usize) -> Option<usize>) -> Self {
-        let between = |text: &str| Piece { text: text.into(), is_token: false, is_cut: false, mask: None };
+        let between = |start: usize, end: usize| {
+            let text = prompt.get(start..end).filter(|text| !text.is_empty())?;
+            Some(Piece { text: text.into(), is_token: false, is_cut: false, mask: None })
+        };
         let (mut pieces, mut end) = (vec![], 0);
         for (number, range) in tokens.ranges.iter().enumerate() {
             let is_cut = number >= tokens.limit;
             // Tokens of one character's bytes all stand for the whole character: the first shows it.
             let start = range.start.max(end);
-            if let Some(text) = prompt.get(end..start).filter(|text| !text.is_empty()) {
-                pieces.push(between(text));
-            }
+            pieces.extend(between(end, start));
             end = range.end.max(end);
             let text = prompt.get(start..end).unwrap_or_default().into();
             pieces.push(Piece { text, is_token: true, is_cut, mask: mask(number) });
         }
-        if let Some(rest) = prompt.get(end..).filter(|rest| !rest.is_empty()) {
-            pieces.push(between(rest));
-        }
+        pieces.extend(between(end, prompt.len()));
         Self { encoders: tokens.encoders.clone(), limit: tokens.limit, pieces }
-    }
-
-    fn tokens(&self) -> usize {
-        self.pieces.iter().filter(|piece| piece.is_token).count()
     }
 }
 
@@ -260,13 +255,14 @@ impl SampleFigure {
 
 impl PromptLine {
     fn markup(&self) -> Markup {
+        let tokens = self.pieces.iter().filter(|piece| piece.is_token);
         let style = |piece: &Piece| {
             let [red, green, blue] = color(piece.mask?);
             Some(format!("--mask:rgb({red},{green},{blue})"))
         };
         html! {
             div.prompt {
-                span.label { (self.encoders) ": " (self.tokens()) " of " (self.limit) " tokens" }
+                span.label { (self.encoders) ": " (tokens.count()) " of " (self.limit) " tokens" }
                 p {
                     @for piece in &self.pieces {
                         @if piece.is_cut { s.token { (piece.text) } }

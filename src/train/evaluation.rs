@@ -119,29 +119,20 @@ impl<'a> Evaluation<'a> {
         if let Some(held_out) = &self.held_out {
             scores.held_out_flow = held_out.flow_loss(model, &self.config.noise)?;
         }
-        if let Some((captions, reference)) = &self.generation {
-            let found = self.draw(model, captions, reference, stage, new)?;
-            (scores.fid, scores.kid, scores.fd_demo) = (found.fid, found.kid, found.fd_demo);
-        }
-        Ok(scores)
+        let GenerationScores { fid, kid, fd_demo, .. } = self.draw(model, stage, new)?;
+        Ok(Scores { fid, kid, fd_demo, ..scores })
     }
 
-    fn draw(
-        &self,
-        model: EvaluatedModel,
-        captions: &[String],
-        reference: &Reference,
-        stage: Stage,
-        new: &mut Measured,
-    ) -> Result<GenerationScores> {
+    fn draw(&self, model: EvaluatedModel, stage: Stage, new: &mut Measured) -> Result<GenerationScores> {
+        let Some((captions, reference)) = &self.generation else { return Ok(GenerationScores::default()) };
         let options = GenerationOptions::of(self.eval);
         let mut own: Vec<(usize, RgbImage)> = vec![];
         let mut progress = Progress::new("drawn", 0, options.images as u64);
-        let scores = generation::evaluate(model, captions, &options, reference, &mut |drawn| {
-            if drawn.index < SAMPLES {
-                own.push((drawn.index, drawn.image.clone()));
+        let scores = generation::evaluate(model, captions, &options, reference, &mut |index, image| {
+            if index < SAMPLES {
+                own.push((index, image.clone()));
             }
-            progress.update_batch(drawn.index + 1, options.batch, stage.title());
+            progress.update_batch(index + 1, options.batch, stage.title());
             Ok(())
         })?;
         new.samples.prompts = captions.iter().cycle().take(options.images.min(SAMPLES)).cloned().collect();
@@ -167,5 +158,5 @@ pub fn segment(
         progress(result.index + 1);
         Ok(())
     })?;
-    Ok((scores, told_example::at_main(own, stage, model.turns)?))
+    Ok((scores, told_example::at_main(own, model.turns)?))
 }

@@ -52,14 +52,24 @@ pub struct StepPlan<'a> {
 pub struct StepGradients {
     /// Of the weighted loss.
     pub buffer: GradientBuffer,
-    terms: PendingLossTerms,
+    pending: PendingLossTerms,
     config: LossConfig,
 }
 
 impl StepGradients {
     /// The loss terms. The host waits for them, and so for the whole step.
     pub fn terms(&self) -> Result<LossTerms> {
-        self.terms.read(&self.config)
+        let value = |term: &Option<Tensor>| term.as_ref().map(|term| term.to_scalar::<f32>()).transpose();
+        let (flow, focal) = (value(&self.pending.flow)?, value(&self.pending.focal)?);
+        let (dice, align) = (value(&self.pending.dice)?, value(&self.pending.align)?);
+        let weighted = [
+            (flow, self.config.flow_weight),
+            (focal, self.config.focal_weight),
+            (dice, self.config.dice_weight),
+            (align, self.config.align_weight),
+        ];
+        let total = weighted.iter().map(|(term, weight)| term.unwrap_or(0.0) * *weight as f32).sum();
+        Ok(LossTerms { total, flow, focal, dice, align })
     }
 }
 
@@ -70,22 +80,6 @@ struct PendingLossTerms {
     focal: Option<Tensor>,
     dice: Option<Tensor>,
     align: Option<Tensor>,
-}
-
-impl PendingLossTerms {
-    fn read(&self, config: &LossConfig) -> Result<LossTerms> {
-        let value = |term: &Option<Tensor>| term.as_ref().map(|term| term.to_scalar::<f32>()).transpose();
-        let (flow, focal) = (value(&self.flow)?, value(&self.focal)?);
-        let (dice, align) = (value(&self.dice)?, value(&self.align)?);
-        let weighted = [
-            (flow, config.flow_weight),
-            (focal, config.focal_weight),
-            (dice, config.dice_weight),
-            (align, config.align_weight),
-        ];
-        let total = weighted.iter().map(|(term, weight)| term.unwrap_or(0.0) * *weight as f32).sum();
-        Ok(LossTerms { total, flow, focal, dice, align })
-    }
 }
 
 /// One forward and backward pass.
@@ -117,7 +111,7 @@ pub fn gradients(
         terms: PendingLossTerms::default(),
     };
     let buffer = GradientBuffer::of(parameters, || step.run(embedded.streams, plan.recomputed_blocks))?;
-    Ok(StepGradients { buffer, terms: step.terms, config: config.clone() })
+    Ok(StepGradients { buffer, pending: step.terms, config: config.clone() })
 }
 
 struct Step<'a> {

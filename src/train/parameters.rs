@@ -320,21 +320,16 @@ fn chosen_layers<'a>(config: &RunConfig, model: &'a mut Transformer) -> Result<V
     };
     let possible = model.adaptable().into_iter().zip(reaches);
     let possible = possible.filter(|(layer, reaches)| *reaches && is_wanted(layer)).map(|(layer, _)| layer);
-    let (mut chosen, mut within) = (vec![], BTreeSet::new());
-    for layer in possible {
-        within.insert(layer.within);
-        if config.lora.targets.iter().any(|target| target == layer.within) {
-            chosen.push(layer);
-        }
+    let possible: Vec<AdaptableLayer> = possible.collect();
+    let within: BTreeSet<&str> = possible.iter().map(|layer| layer.within).collect();
+    let targets = &config.lora.targets;
+    if let Some(target) = targets.iter().find(|target| !within.contains(target.as_str())) {
+        let names = within.into_iter().collect::<Vec<_>>().join(", ");
+        let problem = format!("\"{target}\" matches no layer; the blocks that are trained have {names}");
+        return Err(Error::Usage(format!("lora.targets: {problem}")));
     }
-    for target in &config.lora.targets {
-        if !chosen.iter().any(|layer| layer.within == target) {
-            return Err(Error::Usage(format!(
-                "lora.targets: \"{target}\" matches no layer; the blocks that are trained have {}",
-                within.into_iter().collect::<Vec<_>>().join(", ")
-            )));
-        }
-    }
+    let is_target = |layer: &AdaptableLayer| targets.iter().any(|target| target == layer.within);
+    let chosen: Vec<AdaptableLayer> = possible.into_iter().filter(is_target).collect();
     if chosen.is_empty() {
         return Err(Error::Usage("lora.targets and lora.layers match no layer of the model".into()));
     }
@@ -356,7 +351,5 @@ fn reaches_loss(config: &RunConfig, model: &mut Transformer) -> Vec<bool> {
 /// Random numbers of one parameter: they depend on the seed and its name alone.
 fn random(seed: u64, name: &str) -> ChaCha8Rng {
     let digest = Sha256::new().chain_update(seed.to_le_bytes()).chain_update(name.as_bytes()).finalize();
-    let mut key = [0u8; 32];
-    key.copy_from_slice(&digest);
-    ChaCha8Rng::from_seed(key)
+    ChaCha8Rng::from_seed(digest.into())
 }

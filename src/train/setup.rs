@@ -178,11 +178,11 @@ fn setup_plan<'a>(
 /// The model has no such block or head as the config names.
 fn check_experts(config: &RunConfig, model: &Transformer) -> Result<()> {
     model.config.check_block("model.expert_layers: block", config.model.last_expert())?;
-    match (config.loss.heads, model.config.num_attention_heads) {
-        (HeadMaps::One(head), heads) if head >= heads => {
-            return Err(Error::Usage(format!("loss.heads is {head}, but the model has {heads} heads")));
-        }
-        _ => {}
+    let heads = model.config.num_attention_heads;
+    if let HeadMaps::One(head) = config.loss.heads
+        && head >= heads
+    {
+        return Err(Error::Usage(format!("loss.heads is {head}, but the model has {heads} heads")));
     }
     if let Some(eval) = &config.eval {
         let maps = SegmentationOptions::of(eval, None).maps;

@@ -28,10 +28,11 @@ impl ShownSamples {
     /// # Errors
     /// A tokenizer or the file cannot be read.
     pub fn open(config: &RunConfig, files: &ModelFiles, output: &Path, seen: u64) -> Result<Self> {
-        let mut figures = if seen == 0 { vec![] } else { read(&file(output))? };
+        let file = output.join("samples").join("training.json");
+        let mut figures = if seen == 0 { vec![] } else { read(&file)? };
         figures.retain(|figure| figure.number < seen);
-        let written = figures.len();
-        Ok(Self { drawer: SampleDrawer::open(config, files)?, file: file(output), figures, written })
+        let (drawer, written) = (SampleDrawer::open(config, files)?, figures.len());
+        Ok(Self { drawer, file, figures, written })
     }
 
     /// How many of the samples from number `first` on are to be shown.
@@ -71,8 +72,4 @@ fn read(file: &Path) -> Result<Vec<SampleFigure>> {
     let text = STATE.read(file).map_err(|e| Error::file(file, e))?;
     serde_json::from_slice(&text)
         .map_err(|e| Error::file(file, format!("damaged: {e}; the run goes on without it if it is removed")))
-}
-
-fn file(output: &Path) -> PathBuf {
-    output.join("samples").join("training.json")
 }

@@ -11,7 +11,7 @@ use super::optimizers::Optimizer;
 use super::outcome::Outcome;
 use super::parameters::{Group, Parameters};
 use super::process_metrics;
-use super::resume::write_record;
+use super::resume::RECORD;
 use super::run_log::RunLog;
 use super::shown_samples::ShownSamples;
 use super::trained::origin_of;
@@ -93,7 +93,12 @@ impl<'a> Trainer<'a> {
                 waited += batch.waited;
                 let model = &self.pipeline.transformer;
                 let found = gradients(model, &self.parameters, loss, &batch.inputs, self.plan)?;
-                self.advance(micro, batch);
+                self.state.samples += self.images_per_micro_batch();
+                if micro == 0 {
+                    self.state.epoch = batch.epoch;
+                }
+                self.state.counters.broken = batch.cursor.broken;
+                self.state.cursor = batch.cursor;
                 // The next micro-batch is prepared while a GPU computes this one. If that fails, the error is the next
                 // step's; but other processes wait for this one's part of the batch already.
                 if micro + 1 < train.accumulate || self.state.step + 1 < train.steps {
@@ -120,8 +125,8 @@ impl<'a> Trainer<'a> {
             let processes = process_metrics::gather(busy, waited, collective)?;
             let metrics = StepMetrics { processes, ..self.metrics(&terms, norm, lr, elapsed, waited) };
             let due = validation.filter(|validation| validation.is_due(self.state.step));
-            let validation = due.map(|due| self.validate(log.as_mut(), due)).transpose()?.flatten();
-            log.as_mut().map_or(Ok(()), |log| log.write(&StepMetrics { validation, ..metrics }))?;
+            let scores = due.map(|due| self.validate(log.as_mut(), due)).transpose()?.flatten();
+            log.as_mut().map_or(Ok(()), |log| log.write(&StepMetrics { validation: scores, ..metrics }))?;
             let stopping = collective.any(stop.load(Ordering::Relaxed))?;
             self.save_if_due(log.as_mut(), stopping)?;
             if stopping && self.state.step < train.steps {
@@ -156,7 +161,14 @@ impl<'a> Trainer<'a> {
         }
         let own = first + (collective.rank() * size) as u64;
         self.count_cut_prompts(&epochs, &samples, own)?;
-        let inputs = self.input_maker().make(&samples, own)?;
+        let maker = InputMaker {
+            pipeline: &self.pipeline,
+            scheduler: &self.scheduler,
+            config: self.config,
+            prompt: self.empty_prompt.as_ref(),
+            device: self.device,
+        };
+        let inputs = maker.make(&samples, own)?;
         let epoch = epochs.first().copied().unwrap_or_default();
         Ok(MicroBatch { inputs, epoch, cursor, waited })
     }
@@ -184,26 +196,6 @@ impl<'a> Trainer<'a> {
             }
         }
         Ok(())
-    }
-
-    fn input_maker(&self) -> InputMaker<'_> {
-        InputMaker {
-            pipeline: &self.pipeline,
-            scheduler: &self.scheduler,
-            config: self.config,
-            prompt: self.empty_prompt.as_ref(),
-            device: self.device,
-        }
-    }
-
-    /// Moves the state past `batch`, the step's micro-batch number `micro`.
-    fn advance(&mut self, micro: usize, batch: MicroBatch) {
-        self.state.samples += self.images_per_micro_batch();
-        if micro == 0 {
-            self.state.epoch = batch.epoch;
-        }
-        self.state.counters.broken = batch.cursor.broken;
-        self.state.cursor = batch.cursor;
     }
 
     /// Of all processes.
@@ -265,7 +257,7 @@ impl<'a> Trainer<'a> {
             log.metrics.sync()?;
             self.checkpoint()?.save(&log.output, self.config)?;
             if let Some(record) = self.record.take() {
-                write_record(&log.output, &record)?;
+                record.write(&log.output.join(RECORD))?;
             }
             if let Some(shown) = &mut self.shown_samples {
                 shown.write()?;
@@ -296,7 +288,7 @@ impl<'a> Trainer<'a> {
         let is_best = self.state.effective_steps() > 0
             && log.best.as_ref().is_none_or(|best| validation.is_better(&scores, best));
         if is_best {
-            self.checkpoint()?.save_best(&log.output, self.config)?;
+            self.checkpoint()?.save_as(&log.output, "best", self.config)?;
             self.export(&log.output, "-best")?;
             log.best = Some(scores.clone());
         }

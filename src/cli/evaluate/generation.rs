@@ -94,11 +94,11 @@ pub fn run(args: &GenerationArgs, processes: &dyn Collective) -> Result<()> {
     let mut progress = Progress::new("image", 0, options.images as u64);
     let scheduler = Scheduler::open(&files)?;
     let model = EvaluatedModel { pipeline: &pipeline, scheduler: &scheduler, turns: &turns };
-    let scores = evaluate(model, &captions, &options, &reference, &mut |drawn| {
+    let scores = evaluate(model, &captions, &options, &reference, &mut |index, image| {
         if let Some(folder) = &args.out {
-            write_png(&image_file(folder, drawn.index), drawn.image)?;
+            write_png(&image_file(folder, index), image)?;
         }
-        progress.update_batch(drawn.index + 1, options.batch, "");
+        progress.update_batch(index + 1, options.batch, "");
         Ok(())
     })?;
     drop(progress);

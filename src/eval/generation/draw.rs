@@ -5,7 +5,7 @@ use crate::config::EvalConfig;
 use crate::eval::turns::Turns;
 use crate::eval::{EvaluatedModel, usual_batch};
 use crate::model::families::Blur;
-use crate::model::text::{TextEmbedding, TextEncoders};
+use crate::model::text::TextEmbedding;
 use crate::sample::generate::{Conditions, PerturbedGuidance, SamplingOptions, initial_latents};
 use crate::sample::image::to_rgb8;
 use crate::system::error::{Error, Result};
@@ -50,18 +50,8 @@ impl GenerationOptions {
     }
 }
 
-/// A generated image.
-pub struct DrawnImage<'a> {
-    /// Number of the image, from 0.
-    pub index: usize,
-    /// The prompt that it was drawn from.
-    pub caption: &'a str,
-    /// The drawn image, RGB.
-    pub image: &'a RgbImage,
-}
-
 /// Generates `options.images` images, cycling through the captions, and scores them, at rank 0. `visit` receives every image
-/// that this process draws, in order; its error ends the evaluation.
+/// that this process draws with its number, in order; its error ends the evaluation.
 ///
 /// The batch size changes images by rounding errors only.
 ///
@@ -72,7 +62,7 @@ pub fn evaluate(
     captions: &[String],
     options: &GenerationOptions,
     reference: &Reference,
-    visit: &mut dyn FnMut(&DrawnImage) -> Result<()>,
+    visit: &mut dyn FnMut(usize, &RgbImage) -> Result<()>,
 ) -> Result<Option<GenerationScores>> {
     if captions.is_empty() {
         return Err(Error::Usage("there is no caption to draw from".into()));
@@ -86,13 +76,11 @@ pub fn evaluate(
         let indices = first..options.images.min(first + batch);
         let captions: Vec<&str> = indices.map(|index| captions[index % captions.len()].as_str()).collect();
         let images = painter.draw(first, &captions, None)?;
-        for (index, (caption, image)) in (first..).zip(captions.into_iter().zip(&images)) {
-            visit(&DrawnImage { index, caption, image })?;
-        }
+        (first..).zip(&images).try_for_each(|(index, image)| visit(index, image))?;
         statistics::features(networks, Prepared::new(networks, &images))
     };
     model.turns.gather_each(options.images.div_ceil(batch), draw, |features| {
-        statistics::add(features, &mut statistics);
+        statistics::add(features, networks, &mut statistics);
         Ok(())
     })?;
     model.turns.is_main().then(|| reference.score(&statistics)).transpose()
@@ -108,7 +96,9 @@ pub struct Painter<'a> {
     batch: usize,
     /// Shape of one image's latents.
     shape: (usize, usize, usize),
-    text: EncodedText<'a>,
+    /// Text embeddings of captions; the first ones, up to [`KEPT_TEXT`].
+    kept: BTreeMap<String, TextEmbedding>,
+    kept_bytes: usize,
 }
 
 impl<'a> Painter<'a> {
@@ -132,7 +122,8 @@ impl<'a> Painter<'a> {
             seed: options.seed,
             batch: options.batch.max(1),
             shape,
-            text: EncodedText { encoders: &pipeline.text_encoders, kept: BTreeMap::new(), bytes: 0 },
+            kept: BTreeMap::new(),
+            kept_bytes: 0,
         })
     }
 
@@ -166,8 +157,8 @@ impl<'a> Painter<'a> {
     pub fn draw(&mut self, first: usize, captions: &[&str], blur: Option<Blur>) -> Result<Vec<RgbImage>> {
         let EvaluatedModel { pipeline, scheduler, .. } = self.model;
         let noise = initial_latents(self.seed, first, captions.len(), self.shape, &pipeline.device)?;
-        let positive = self.text.encode(captions)?;
-        let negative = self.text.encode(&vec![""; captions.len()])?;
+        let positive = self.encode(captions)?;
+        let negative = self.encode(&vec![""; captions.len()])?;
         let conditions = Conditions { positive: &positive, negative: &negative };
         let image_tokens = pipeline.transformer.config.image_tokens(self.shape);
         let velocity = |latents: &_, timestep: &_, text: &_, guiding: Option<Blur>| {
@@ -176,11 +167,30 @@ impl<'a> Painter<'a> {
         let latents = self.sampling.run(scheduler, &noise, image_tokens, &conditions, velocity)?;
         if !latents.sqr()?.sum_all()?.to_scalar::<f32>()?.is_finite() {
             let last = first + captions.len() - 1;
-            return Err(Error::Failed(format!(
-                "the model draws images {first} to {last} with values that are not finite"
-            )));
+            let problem = format!("the model draws images {first} to {last} with values that are not finite");
+            return Err(Error::Failed(problem));
         }
         to_rgb8(&pipeline.vae.decode(&latents)?)
+    }
+
+    /// The captions' embeddings as one batch, encoded one by one.
+    fn encode(&mut self, captions: &[&str]) -> Result<TextEmbedding> {
+        let embeddings = captions.iter().map(|caption| self.embedding(caption)).collect::<Result<Vec<_>>>()?;
+        TextEmbedding::cat(&embeddings.iter().collect::<Vec<_>>())
+    }
+
+    fn embedding(&mut self, caption: &str) -> Result<TextEmbedding> {
+        if let Some(kept) = self.kept.get(caption) {
+            return Ok(kept.clone());
+        }
+        let embedding = self.model.pipeline.text_encoders.encode(&[caption])?;
+        let tensors = [&embedding.context, &embedding.pooled];
+        let bytes: usize = tensors.iter().map(|tensor| tensor.elem_count() * tensor.dtype().size_in_bytes()).sum();
+        if self.kept_bytes + bytes <= KEPT_TEXT {
+            self.kept_bytes += bytes;
+            self.kept.insert(caption.to_owned(), embedding.clone());
+        }
+        Ok(embedding)
     }
 }
 
@@ -194,33 +204,4 @@ pub fn pictures_at_main(own: Vec<(usize, RgbImage)>, turns: &Turns) -> Result<Ve
     let pictures = turns.pieces_at_main(pieces)?.into_iter();
     let picture = |bytes: Vec<u8>| RgbImage::from_raw(side(&bytes), side(&bytes), bytes);
     pictures.map(|bytes| picture(bytes).ok_or_else(|| Error::Failed("a picture is not square".into()))).collect()
-}
-
-/// Text embeddings of captions, encoded one by one; the first ones are cached, up to [`KEPT_TEXT`].
-struct EncodedText<'a> {
-    encoders: &'a TextEncoders,
-    kept: BTreeMap<String, TextEmbedding>,
-    bytes: usize,
-}
-
-impl EncodedText<'_> {
-    /// The captions' embeddings as one batch.
-    fn encode(&mut self, captions: &[&str]) -> Result<TextEmbedding> {
-        let embeddings = captions.iter().map(|caption| self.embedding(caption)).collect::<Result<Vec<_>>>()?;
-        TextEmbedding::cat(&embeddings.iter().collect::<Vec<_>>())
-    }
-
-    fn embedding(&mut self, caption: &str) -> Result<TextEmbedding> {
-        if let Some(kept) = self.kept.get(caption) {
-            return Ok(kept.clone());
-        }
-        let embedding = self.encoders.encode(&[caption])?;
-        let tensors = [&embedding.context, &embedding.pooled];
-        let bytes: usize = tensors.iter().map(|tensor| tensor.elem_count() * tensor.dtype().size_in_bytes()).sum();
-        if self.bytes + bytes <= KEPT_TEXT {
-            self.bytes += bytes;
-            self.kept.insert(caption.to_owned(), embedding.clone());
-        }
-        Ok(embedding)
-    }
 }

@@ -68,10 +68,6 @@ impl FeatureNetwork for Inception {
         FEATURES
     }
 
-    fn input(&self) -> (usize, usize) {
-        (SIDE, SIDE)
-    }
-
     /// Resized bilinearly without antialiasing, as in pytorch-fid's network.
     fn prepare(&self, image: &RgbImage) -> Vec<f32> {
         let (width, height) = (image.width() as usize, image.height() as usize);
@@ -91,9 +87,10 @@ impl FeatureNetwork for Inception {
         pixels
     }
 
-    fn features(&self, images: &Tensor) -> Result<Tensor> {
+    fn features(&self, pixels: Vec<f32>, images: usize) -> Result<Tensor> {
+        let images = Tensor::from_vec(pixels, (images, 3, SIDE, SIDE), &self.device)?;
         let [conv1a, conv2a, conv2b, conv3b, conv4a] = &self.stem;
-        let x = conv2b.forward(&conv2a.forward(&conv1a.forward(images)?)?)?;
+        let x = conv2b.forward(&conv2a.forward(&conv1a.forward(&images)?)?)?;
         let x = pool(&x, Pool::Max, 2, 0)?;
         let x = conv4a.forward(&conv3b.forward(&x)?)?;
         let mut x = pool(&x, Pool::Max, 2, 0)?;
@@ -101,10 +98,6 @@ impl FeatureNetwork for Inception {
             x = block.forward(&x)?;
         }
         Ok(x.mean((2, 3))?)
-    }
-
-    fn device(&self) -> &Device {
-        &self.device
     }
 }
 

@@ -10,7 +10,7 @@ pub mod moments;
 pub mod npz;
 pub(crate) mod statistics;
 
-pub use draw::{DrawnImage, GenerationOptions, evaluate};
+pub use draw::{GenerationOptions, evaluate};
 pub use feature_network::{FeatureNetwork, FrechetMetric};
 
 use crate::eval::turns::Turns;

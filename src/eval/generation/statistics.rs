@@ -10,7 +10,7 @@ use crate::eval::turns::Turns;
 use crate::sample::image::read_rgb8;
 use crate::system::error::{Error, Result};
 use crate::system::progress::Progress;
-use candle_core::{DType, Tensor};
+use candle_core::DType;
 use image::RgbImage;
 use rayon::prelude::*;
 use std::path::{Path, PathBuf};
@@ -99,14 +99,6 @@ impl Statistics {
         }
     }
 
-    /// Length of a feature vector.
-    fn length(&self) -> usize {
-        match self {
-            Self::Images { moments, .. } => moments.length(),
-            Self::File(gaussian) => gaussian.mean.len(),
-        }
-    }
-
     /// How many images there were, where that is known.
     pub fn images(&self) -> Option<usize> {
         match self {
@@ -133,9 +125,8 @@ impl Statistics {
 pub fn features(networks: &[Box<dyn FeatureNetwork>], prepared: Prepared) -> Result<Vec<f64>> {
     let mut all = vec![];
     for (network, input) in networks.iter().zip(prepared.inputs) {
-        let (height, width) = network.input();
-        let input = Tensor::from_vec(input, (prepared.images, 3, height, width), network.device())?;
-        let features = network.features(&input)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+        let features =
+            network.features(input, prepared.images)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
         if !features.iter().all(|value| value.is_finite()) {
             return Err(Error::Failed(format!("{}: features are not finite", network.metric().name())));
         }
@@ -144,12 +135,13 @@ pub fn features(networks: &[Box<dyn FeatureNetwork>], prepared: Prepared) -> Res
     Ok(all)
 }
 
-/// Takes the `features` of some images into `statistics`, one for each network; returns how many images they are of.
-pub fn add(features: &[f64], statistics: &mut [Statistics]) -> usize {
-    let images = features.len() / statistics.iter().map(Statistics::length).sum::<usize>().max(1);
+/// Takes the `features` of some images under the `networks` into the `statistics`, one for each; returns how many images they
+/// are of.
+pub fn add(features: &[f64], networks: &[Box<dyn FeatureNetwork>], statistics: &mut [Statistics]) -> usize {
+    let images = features.len() / networks.iter().map(|network| network.length()).sum::<usize>().max(1);
     let mut rest = features;
-    for statistics in statistics {
-        let (own, others) = rest.split_at(images * statistics.length());
+    for (network, statistics) in networks.iter().zip(statistics) {
+        let (own, others) = rest.split_at(images * network.length());
         // They were f32.
         statistics.add(&own.iter().map(|value| *value as f32).collect::<Vec<_>>());
         rest = others;
@@ -181,7 +173,7 @@ pub fn of_folder(
     read_ahead(batches, AHEAD - 1, |batches| {
         let compute = |_| batches.recv().map_or(Ok(vec![]), |prepared| features(networks, prepared?));
         turns.gather_each(files.len().div_ceil(batch), compute, |features| {
-            done += add(features, &mut statistics) as u64;
+            done += add(features, networks, &mut statistics) as u64;
             progress.update(done, "");
             Ok(())
         })

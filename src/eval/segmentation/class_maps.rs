@@ -103,7 +103,7 @@ impl<'a> Segmenter<'a> {
 
     /// Replaces the empty prompt's embedding by a learnt one, `[1, …]`.
     pub fn tell(&mut self, prompt: TextEmbedding) {
-        self.embeddings.set("", prompt);
+        self.embeddings.known.push_back((String::new(), prompt));
     }
 
     /// The maps of the word tokens of the empty prompt, `[positions, tokens]` for each image.

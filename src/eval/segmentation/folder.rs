@@ -28,15 +28,8 @@ pub struct SegmentationMap {
 impl SegmentationMap {
     /// The classes that occur, ascending.
     pub fn present(&self) -> Vec<u16> {
-        let mut found = BTreeSet::new();
         // Neighbouring pixels are mostly equal.
-        let mut last = NO_CLASS;
-        for &class in &self.classes {
-            if class != last {
-                last = class;
-                found.insert(class);
-            }
-        }
+        let mut found: BTreeSet<u16> = self.classes.chunk_by(|a, b| a == b).map(|equal| equal[0]).collect();
         found.remove(&NO_CLASS);
         found.into_iter().collect()
     }
@@ -133,19 +126,17 @@ impl LabelledFolder {
         let ignored = ignore.iter().map(|&label| (label, NO_CLASS));
         let by_label: BTreeMap<u32, u16> =
             (0..).zip(&named).map(|(index, class)| (class.label, index)).chain(ignored).collect();
-        let others = match (data_set.ignore_others, data_set.others) {
+        let class = |label: u32, what: String| {
+            let problem = || Error::file(&classes_file, format!("has no label {label}, which {what}"));
+            by_label.get(&label).copied().ok_or_else(problem)
+        };
+        let class_of_others = match (data_set.ignore_others, data_set.others) {
             (true, _) => Some(NO_CLASS),
-            (false, Some(label)) => {
-                let problem =
-                    || Error::file(&classes_file, format!("has no label {label}, which all others stand for"));
-                Some(*by_label.get(&label).ok_or_else(problem)?)
-            }
-            (false, None) => None,
+            (false, label) => label.map(|label| class(label, "all others stand for".into())).transpose()?,
         };
         let mut class_of = by_label.clone();
         for (label, into) in merge {
-            let problem = || Error::file(&classes_file, format!("has no label {into}, which {label} is merged into"));
-            class_of.insert(*label, *by_label.get(into).ok_or_else(problem)?);
+            class_of.insert(*label, class(*into, format!("{label} is merged into"))?);
         }
         let images = images.find_as(data_set, "images")?;
         let mut maps = labels.find_as(data_set, "label maps")?;
@@ -161,20 +152,15 @@ impl LabelledFolder {
             classes_file,
             classes: named,
             class_of,
-            class_of_others: others,
+            class_of_others,
             panoptic,
             label_of_none: ignore.first().copied().unwrap_or(255),
         })
     }
 
     /// Number of images.
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.pairs.len()
-    }
-
-    /// Whether the folder holds no image.
-    pub fn is_empty(&self) -> bool {
-        self.pairs.is_empty()
     }
 
     /// The images' paths below the image folder, without extension.
@@ -182,7 +168,7 @@ impl LabelledFolder {
         self.pairs.iter().map(|pair| pair.key.as_str())
     }
 
-    /// Reads image `index`, which must be less than [`len`](Self::len), and its label map.
+    /// Reads image `index`, which must be less than [`count`](Self::count), and its label map.
     ///
     /// # Errors
     /// One of them cannot be read, their sizes differ, or a label is neither a class nor ignored.

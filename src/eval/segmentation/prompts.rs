@@ -84,19 +84,14 @@ impl<'a> Vocabulary<'a> {
 /// A cache of the last prompts' embeddings.
 pub struct Embeddings<'a> {
     encoders: &'a TextEncoders,
-    /// Oldest first.
-    known: VecDeque<(String, TextEmbedding)>,
+    /// Oldest first; of equal prompts the last counts.
+    pub known: VecDeque<(String, TextEmbedding)>,
 }
 
 impl<'a> Embeddings<'a> {
     /// None yet.
     pub fn new(encoders: &'a TextEncoders) -> Self {
         Self { encoders, known: VecDeque::new() }
-    }
-
-    /// Replaces the embedding of `prompt` with `embedding` `[1, …]`.
-    pub fn set(&mut self, prompt: &str, embedding: TextEmbedding) {
-        self.known.push_back((prompt.to_owned(), embedding));
     }
 
     /// The embeddings of `prompts` as one batch.

@@ -74,7 +74,7 @@ pub struct ReferringScores {
     pub phrases_for_threshold: u64,
 }
 
-/// OverlapSums at one threshold over one half of the images.
+/// Sums at one threshold over one half of the images.
 #[derive(Clone, Copy, Debug, Default)]
 struct OverlapSums {
     intersection: u64,
@@ -129,24 +129,18 @@ pub fn evaluate_referring(
     };
     // Every process reads all lines, and the images of its own batches.
     loop {
-        let (mut own, mut is_end) = (vec![], true);
-        for rank in 0..processes.size() {
-            let batch = groups.by_ref().take(options.batch.max(1)).collect::<Result<Vec<ImagePhrases>>>()?;
-            is_end &= batch.is_empty();
-            if rank == processes.rank() {
-                own = batch;
-            }
-        }
-        if is_end {
+        let batch = |_| groups.by_ref().take(options.batch.max(1)).collect::<Result<Vec<ImagePhrases>>>();
+        let mut batches = (0..processes.size()).map(batch).collect::<Result<Vec<_>>>()?;
+        if batches.iter().all(Vec::is_empty) {
             break;
         }
+        let own = batches.swap_remove(processes.rank());
         let found = if own.is_empty() { vec![] } else { measure(own)? };
         for phrase in processes.gather_numbers_at_main(&found)?.iter().flat_map(|of_rank| of_rank.chunks(NUMBERS)) {
             let (half, overlaps) = (phrase[0] as usize, phrase[1..].chunks(2));
-            halves[half]
-                .iter_mut()
-                .zip(overlaps)
-                .for_each(|(sums, found)| sums.add((found[0] as u64, found[1] as u64)));
+            for (sums, found) in halves[half].iter_mut().zip(overlaps) {
+                sums.add(found[0] as u64, found[1] as u64);
+            }
             counts[half] += 1;
         }
         progress(counts[0] + counts[1]);
@@ -177,7 +171,7 @@ fn threshold(index: usize) -> f64 {
 }
 
 impl OverlapSums {
-    fn add(&mut self, (intersection, union): (u64, u64)) {
+    fn add(&mut self, intersection: u64, union: u64) {
         let iou = intersection as f64 / union as f64;
         self.intersection += intersection;
         self.union += union;
