@@ -51,8 +51,6 @@ pub struct Batch {
     pub cursor: Cursor,
     /// How long the caller waited for the batch.
     pub waited: Duration,
-    /// Broken samples of the whole run until now.
-    pub broken: u64,
 }
 
 /// Samples of the current epoch, and those that had a usable mask.
@@ -240,7 +238,7 @@ impl Loader {
             }
             samples.push(decoded.sample);
         }
-        Ok(Batch { samples, epoch, cursor: self.cursor.clone(), waited, broken: self.cursor.broken })
+        Ok(Batch { samples, epoch, cursor: self.cursor.clone(), waited })
     }
 
     /// The next sample with what became of its masks; `None` at the epoch's end. Broken samples are counted without a word.

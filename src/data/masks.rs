@@ -202,7 +202,7 @@ impl MaskReader {
             let [red, green, blue, _] = value.to_le_bytes();
             match (&is_white, &self.colours) {
                 (Some(is_white), _) => Ok(if is_white(value) { Meaning::Label(1) } else { Meaning::Background }),
-                _ if map.channels() < 3 => Ok(self.meaning(value)),
+                _ if map.channels < 3 => Ok(self.meaning(value)),
                 (None, Some(colours)) => Ok(self.meaning(colours.label(value).ok_or(Meaningless::Colour)?)),
                 (None, None) if red == green && green == blue => Ok(self.meaning(u32::from(red))),
                 (None, None) => Err(Meaningless::Colour),

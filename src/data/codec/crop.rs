@@ -19,7 +19,8 @@ pub struct Placement {
     left: usize,
     top: usize,
     side: usize,
-    mirror: bool,
+    /// Whether the image is mirrored left to right.
+    pub mirror: bool,
 }
 
 /// The random draws of one photograph, each uniform in [0, 1).
@@ -60,11 +61,6 @@ impl Placement {
     pub fn fixed(size: (usize, usize), side: usize, crop: Crop, mirror: bool) -> Self {
         let draws = Draws { mirror: 0.0, left: 0.0, top: 0.0, drop_caption: 0.0 };
         Self::new(size, side, crop, mirror, &draws)
-    }
-
-    /// Whether the image is mirrored left to right.
-    pub fn is_mirrored(&self) -> bool {
-        self.mirror
     }
 
     /// Cuts the square out of the photograph (`[side, side, 3]`): bilinear with antialiasing, bit-exact with Pillow's

@@ -20,7 +20,8 @@ pub struct LabelMap {
     bytes: Vec<u8>,
     bytes_per_row: usize,
     bits: usize,
-    channels: usize,
+    /// Samples of a pixel: 1 for grey or palette, 3 for RGB, one more with alpha.
+    pub channels: usize,
     /// Of a palette.
     colours: Vec<[u8; 3]>,
 }
@@ -211,11 +212,6 @@ impl LabelMap {
         }
     }
 
-    /// Samples of a pixel: 1 for grey or palette, 3 for RGB, one more with alpha.
-    pub fn channels(&self) -> usize {
-        self.channels
-    }
-
     /// The label at (`x`, `y`), which must be inside.
     pub fn get(&self, x: usize, y: usize) -> u32 {
         let row = &self.bytes[y * self.bytes_per_row..];
@@ -364,16 +360,6 @@ impl Classes {
     /// All pairs (label, name), by ascending label.
     pub fn iter(&self) -> impl Iterator<Item = (u32, &str)> {
         self.0.iter().map(|(&label, name)| (label, name.as_str()))
-    }
-
-    /// How many labels have a name.
-    pub fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    /// Whether no label has a name.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
     }
 }
 

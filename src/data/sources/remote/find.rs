@@ -53,7 +53,7 @@ pub fn find(sources: &[String], config: &DataConfig) -> Result<BTreeMap<String, 
     if let Some(first) = objects.first() {
         let runtime = runtime().map_err(|problem| Error::file(first.path(), problem))?;
         let touched = stream::iter(objects)
-            .map(async |object| object.touch().await.map_err(|failure| Error::file(object.path(), failure.reason())));
+            .map(async |object| object.touch().await.map_err(|failure| Error::file(object.path(), failure.reason)));
         runtime.block_on(touched.buffered(AT_A_TIME).try_collect::<()>())?;
     }
     Ok(found)
@@ -105,7 +105,7 @@ impl<'a> Finder<'a> {
         if !self.seen.insert(url.to_owned()) {
             return Ok(vec![]);
         }
-        let failed = |error| wrong(url, Failure::from(error).reason());
+        let failed = |error| wrong(url, &Failure::from(error).reason);
         let connector = match self.web.remove(&is_plain) {
             Some(connector) => connector,
             None => {
@@ -126,7 +126,7 @@ impl<'a> Finder<'a> {
         if bucket.is_empty() || bucket.contains('@') {
             return Err(wrong(url, "expected the name of a bucket; credentials are taken from the environment"));
         }
-        let store = self.bucket(scheme, bucket).map_err(|error| wrong(url, Failure::from(error).reason()))?;
+        let store = self.bucket(scheme, bucket).map_err(|error| wrong(url, &Failure::from(error).reason))?;
         let wild = key.find(['*', '?', '[']);
         let locations = match wild.is_some() || key.is_empty() || key.ends_with('/') {
             false => vec![Path::parse(key).map_err(|problem| wrong(url, &problem.to_string()))?],
@@ -192,7 +192,7 @@ impl<'a> Finder<'a> {
             }
         };
         let names: Result<Vec<Path>, Failure> = runtime().map_err(|problem| failed(&problem))?.block_on(list());
-        let mut names = names.map_err(|failure| failed(&failure.reason()))?;
+        let mut names = names.map_err(|failure| failed(&failure.reason))?;
         names.sort();
         Ok(names)
     }

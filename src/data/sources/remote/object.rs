@@ -153,9 +153,9 @@ impl Object {
                 self.shared.has_failed.store(true, Ordering::Relaxed);
                 failure
             };
-            if tries.count() == SILENT && !self.shared.has_warned.swap(true, Ordering::Relaxed) {
+            if tries.count == SILENT && !self.shared.has_warned.swap(true, Ordering::Relaxed) {
                 let (path, seconds) = (self.path.display(), self.shared.patience.as_secs());
-                tracing::warn!("{path}: {}; it is tried again for {seconds} s", failure.reason());
+                tracing::warn!("{path}: {}; it is tried again for {seconds} s", failure.reason);
             }
             let mut pause = tries.after(failure.clone()).map_err(failed)?;
             while !pause.is_zero() {
