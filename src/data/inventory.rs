@@ -214,7 +214,7 @@ impl Counter<'_> {
             let folders = folders.collect::<std::io::Result<Vec<Folder>>>().map_err(failed)?;
             let mut alone = Findings::default();
             for_each_mask(masks, findings, |stem, name| {
-                if !folders.iter().any(|folder| folder.has_picture_of(stem)) {
+                if folders.iter().all(|folder| folder.picture_of(stem).is_none()) {
                     alone.add(Finding::MaskAlone, &masks.join(name).display().to_string());
                 }
             })

@@ -434,12 +434,12 @@ pub fn held_bytes(config: &DataConfig, encoded: Option<u64>) -> u64 {
 fn work(decoders: &[SampleDecoder], tasks: &Mutex<Receiver<DecodeTask>>, results: &Results, stop: &AtomicBool) {
     loop {
         let task = tasks.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        let Ok(DecodeTask { number, epoch, reference, after }) = task else { return };
+        let Ok(DecodeTask { number, reference, after }) = task else { return };
         if stop.load(Ordering::Relaxed) {
             return;
         }
         let broken = |reason| Decoded::Broken(Broken { name: reference.name(), reason }, after);
-        let result = match guarded(|| decoders[reference.settings].decode(&reference, epoch)) {
+        let result = match guarded(|| decoders[reference.settings].decode(&reference, after.epoch)) {
             Ok(Some(decoded)) => Decoded::Sample(Box::new(decoded), after),
             Ok(None) => Decoded::LeftOut(after),
             Err(Unusable::Broken(reason)) => broken(reason),

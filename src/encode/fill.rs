@@ -146,16 +146,15 @@ impl<'a> CacheFiller<'a> {
     /// Counts the samples and logs those that are broken.
     fn open(config: &'a RunConfig, data: DataSet) -> Result<Self> {
         data.check_captions()?;
-        let mut filler = Self { config, data, samples: 0, broken: BTreeSet::new() };
         let (mut samples, mut broken) = (0, vec![]);
-        filler.data.for_each_chunk(CHUNK, |items| {
+        data.for_each_chunk(CHUNK, |items| {
             samples += items.len() as u64;
             broken.extend(items.into_iter().filter_map(|item| item.err()));
             Ok(())
         })?;
-        filler.samples = samples;
+        let mut filler = Self { config, data, samples, broken: BTreeSet::new() };
         broken.into_iter().for_each(|Broken { name, reason }| filler.skip(name, &reason));
-        match filler.samples {
+        match samples {
             0 => Err(Error::Usage("data.source: there is no sample".into())),
             _ => Ok(filler),
         }

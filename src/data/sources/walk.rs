@@ -56,7 +56,7 @@ impl Sources {
             let mut objects = remote::find(&settings.source, &settings)?;
             for name in &settings.source {
                 let mut source = match objects.remove(name) {
-                    Some(objects) => of_objects(&settings, name, objects, &unpacked)?,
+                    Some(objects) => of_objects(&settings, name, objects, &unpacked),
                     None => walk(&settings, name, &unpacked)?,
                 };
                 (source.settings, source.repeats) = (sources.settings.len(), repeats);
@@ -105,22 +105,17 @@ pub(super) fn last_component(path: &Path) -> String {
 }
 
 /// The shards of a URL.
-fn of_objects(
-    config: &DataConfig,
-    url: &str,
-    objects: Vec<Arc<Object>>,
-    unpacked: &Arc<GzipShards>,
-) -> Result<FoundSource> {
-    let mut walk = Walk::new(config, &remote::shown(url), unpacked)?;
+fn of_objects(config: &DataConfig, url: &str, objects: Vec<Arc<Object>>, unpacked: &Arc<GzipShards>) -> FoundSource {
+    let mut walk = Walk::new(config, &remote::shown(url), unpacked);
     for object in objects {
         walk.source_name = last_component(object.path());
         walk.push(ByteSource::Object(object), "", false);
     }
-    Ok(walk.found)
+    walk.found
 }
 
 fn walk(config: &DataConfig, source: &str, unpacked: &Arc<GzipShards>) -> Result<FoundSource> {
-    let mut walk = Walk::new(config, source, unpacked)?;
+    let mut walk = Walk::new(config, source, unpacked);
     let paths = match expand(source)? {
         Expanded::Paths(paths) => paths,
         Expanded::Missing(part) => return Err(Error::Usage(format!("data.source: nothing matches `{part}`"))),
@@ -174,9 +169,9 @@ struct Walk<'a> {
 }
 
 impl<'a> Walk<'a> {
-    fn new(config: &'a DataConfig, source: &str, unpacked: &Arc<GzipShards>) -> Result<Self> {
+    fn new(config: &'a DataConfig, source: &str, unpacked: &Arc<GzipShards>) -> Self {
         let labels = config.labels.as_ref().map(std::fs::canonicalize);
-        Ok(Self {
+        Self {
             config,
             source_name: String::new(),
             // One that is not there is reported by what reads it.
@@ -185,7 +180,7 @@ impl<'a> Walk<'a> {
             joined: 0,
             unpacked: unpacked.clone(),
             found: FoundSource { name: source.to_owned(), ..FoundSource::default() },
-        })
+        }
     }
 
     fn push(&mut self, source: ByteSource, below: &str, is_folder: bool) {

@@ -134,11 +134,14 @@ impl<'a> Finder<'a> {
                 let pattern = wild.map(|_| Pattern::new(key)).transpose();
                 let pattern = pattern.map_err(|problem| wrong(url, &problem.to_string()))?;
                 let folder = key[..wild.unwrap_or(key.len())].rsplit_once('/').map(|(folder, _)| Path::from(folder));
-                let names = self.list(url, &store, folder.as_ref())?;
-                let names = match pattern {
-                    Some(pattern) => matching(names, &pattern),
-                    None => self.shards(names, url)?,
-                };
+                let mut names = self.list(url, &store, folder.as_ref())?;
+                match pattern {
+                    Some(pattern) => {
+                        let options = MatchOptions { require_literal_separator: true, ..MatchOptions::default() };
+                        names.retain(|name| pattern.matches_with(name.as_ref(), options));
+                    }
+                    None => names = self.shards(names, url)?,
+                }
                 if names.is_empty() {
                     return Err(wrong(url, "matches no object"));
                 }
@@ -226,13 +229,6 @@ fn is_this_machine(address: &str) -> bool {
         None => host.split(':').next().unwrap_or_default(),
     };
     host.eq_ignore_ascii_case("localhost") || host.parse().is_ok_and(|address: IpAddr| address.is_loopback())
-}
-
-/// Those of `names` that match.
-fn matching(mut names: Vec<Path>, pattern: &Pattern) -> Vec<Path> {
-    let options = MatchOptions { require_literal_separator: true, ..MatchOptions::default() };
-    names.retain(|name| pattern.matches_with(name.as_ref(), options));
-    names
 }
 
 #[cfg(test)]

@@ -42,7 +42,7 @@ pub fn runtime() -> io::Result<&'static Handle> {
 }
 
 /// What the objects of a run share.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Shared {
     /// For how long a failing read is tried again.
     pub patience: Duration,
@@ -55,13 +55,7 @@ pub struct Shared {
 
 impl Shared {
     pub fn new(patience: Duration) -> Arc<Self> {
-        Arc::new(Self {
-            patience,
-            has_failed: AtomicBool::new(false),
-            has_warned: AtomicBool::new(false),
-            recent: Mutex::default(),
-            objects: AtomicU64::new(0),
-        })
+        Arc::new(Self { patience, ..Self::default() })
     }
 }
 
