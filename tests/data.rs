@@ -475,7 +475,7 @@ fn unused_masks_are_an_error_where_masks_are_wanted() {
     config.min_mask_area = 0.6;
     let mut loader = Loader::new(&config, 1, None, true).unwrap();
     assert!(take(&mut loader, 5).iter().all(|sample| sample.masks.is_empty()));
-    assert_eq!((loader.coverage().samples, loader.coverage().with_masks), (5, 0));
+    assert_eq!((loader.cursor.epoch_samples, loader.cursor.epoch_with_masks), (5, 0));
     let error = loader.next_batch(1).unwrap_err().to_string();
     assert!(error.contains("none of the 5 images of epoch 0 brought a usable mask"), "{error}");
     assert_eq!(take(&mut Loader::new(&config, 1, None, false).unwrap(), 12).len(), 12);

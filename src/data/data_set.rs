@@ -60,11 +60,8 @@ impl DataSet {
         });
         failed?;
         if lacks_caption && !has_caption {
-            let text = "there are no captions: data.captions is missing, and";
-            return Err(Error::Usage(format!(
-                "{text} {} holds no KEY.txt beside KEY.jpg and KEY.json",
-                shard.source.path().display()
-            )));
+            let (path, text) = (shard.source.path().display(), "there are no captions: data.captions is missing, and");
+            return Err(Error::Usage(format!("{text} {path} holds no KEY.txt beside KEY.jpg and KEY.json")));
         }
         Ok(())
     }

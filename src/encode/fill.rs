@@ -279,10 +279,7 @@ fn finite(values: Vec<f32>, what: &str) -> Result<Vec<f32>> {
 
 /// Fails if the disk of `folder` has less than `bytes` free.
 fn check_space(folder: &Path, bytes: u64) -> Result<()> {
-    let Some(free) = whole_file::free_bytes(folder) else { return Ok(()) };
-    if bytes <= free {
-        return Ok(());
-    }
+    let Some(free) = whole_file::free_bytes(folder).filter(|free| bytes > *free) else { return Ok(()) };
     let gigabytes = |bytes: u64| bytes as f64 / 1e9;
     let (needed, free) = (gigabytes(bytes), gigabytes(free));
     Err(Error::file(folder, format!("the latents take {needed:.1} GB more, but only {free:.1} GB are free")))

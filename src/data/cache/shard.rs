@@ -155,13 +155,8 @@ fn check_metadata(file: &Path, recipe: &Recipe, found: &BTreeMap<String, String>
     if differences.is_empty() {
         return Ok(());
     }
-    let differences = differences.join("\n  ");
-    Err(Error::file(
-        file,
-        format!(
-            "the cache is of another model or other settings; this run needs one in another folder\n  {differences}"
-        ),
-    ))
+    let problem = "the cache is of another model or other settings; this run needs one in another folder";
+    Err(Error::file(file, format!("{problem}\n  {}", differences.join("\n  "))))
 }
 
 fn damaged(file: &Path, problem: String) -> Error {

@@ -33,15 +33,10 @@ impl Store {
         let (mut shards, mut index) = (vec![], vec![]);
         let files = shard_files(folder, &recipe)?;
         let next = files.last().map_or(0, |(number, _)| number + 1);
-        for (place, (_, file)) in (0..).zip(files) {
-            let entries = shard::read_entries(&file, &recipe)?.into_iter();
-            let of_entry = |entry: shard::Entry| EntryLocation {
-                key: entry.key.short(),
-                offset: entry.offset,
-                shard: place,
-                checksum: entry.checksum,
-            };
-            index.extend(entries.map(of_entry));
+        for (shard, (_, file)) in (0..).zip(files) {
+            for shard::Entry { key, offset, checksum } in shard::read_entries(&file, &recipe)? {
+                index.push(EntryLocation { key: key.short(), offset, shard, checksum });
+            }
             shards.push(file);
         }
         index.sort_unstable_by_key(|place| (place.key, place.shard));
