@@ -2,11 +2,11 @@
 use super::mask_form;
 use super::sample_reader::SampleReader;
 use super::sources::findings::Findings;
-use super::sources::shards::{self, Listed, SampleShard};
-use super::sources::unusable::unless_fatal;
+use super::sources::shards::{Listed, NO_CAPTION, SampleShard};
+use super::sources::unusable::{Unusable, unless_fatal};
 use super::sources::walk::{FoundSource, Sources};
-use crate::config::DataConfig;
-use crate::system::error::Result;
+use crate::config::{DataConfig, DataFormat};
+use crate::system::error::{Error, Result};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -40,10 +40,30 @@ impl DataSet {
         self.sources.iter().flat_map(|source| &source.shards)
     }
 
+    /// sa1b without captions file: checks that some image of the first shard has a `.txt`.
+    ///
     /// # Errors
     /// There are no captions where they are needed.
     pub(crate) fn check_captions(&self) -> Result<()> {
-        shards::check_captions(self.shards())
+        let needs_text = |shard: &&SampleShard| shard.pairing.format == DataFormat::Sa1b && shard.pairing.text;
+        let Some(shard) = self.shards().find(needs_text) else { return Ok(()) };
+        let (mut has_caption, mut lacks_caption) = (false, false);
+        // Samples without caption are yielded last, so a sound shard's scan stops at its first sample.
+        let mut failed = Ok(());
+        let _ = shard.scan(&mut Findings::default(), &mut |item| {
+            match item {
+                Ok(_) => has_caption = true,
+                Err(Unusable::Broken(broken)) => lacks_caption |= broken.reason == NO_CAPTION,
+                Err(Unusable::Fatal(error)) => failed = Err(error),
+            }
+            if has_caption || failed.is_err() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        failed?;
+        if lacks_caption && !has_caption {
+            let (path, text) = (shard.source.path().display(), "there are no captions: data.captions is missing, and");
+            return Err(Error::Usage(format!("{text} {path} holds no KEY.txt beside KEY.jpg and KEY.json")));
+        }
+        Ok(())
     }
 
     /// Calls `visit` with each sample of `shard`, broken ones included and those left out that the user accepts, until it

@@ -69,8 +69,7 @@ impl SampleDecoder {
         }
         if let Some(cache) = &self.cache {
             let picture = Digest::of_picture(&file, &header, reader.background());
-            sample.encoded =
-                Some(encoded(cache, reference, (&file, &picture), placement.is_mirrored(), &sample.prompt)?);
+            sample.encoded = Some(encoded(cache, reference, (&file, &picture), placement.mirror, &sample.prompt)?);
         }
         Ok(Some(DecodedSample { sample, fates }))
     }

@@ -9,7 +9,7 @@ use super::sources::folder::{Folder, Paired, for_each_mask};
 use super::sources::pairing::Pairing;
 use super::sources::unusable::unless_fatal;
 use super::sources::walk::FoundSource;
-use crate::config::{Allowed, Choice, DataConfig, DataFormat};
+use crate::config::{Allowed, Choice, DataFormat};
 use crate::system::limits::CAPTION;
 use crate::system::whole_file::write_atomically;
 use crate::{Error, Result};
@@ -48,15 +48,7 @@ pub struct SourceCounts {
 }
 
 impl Inventory {
-    /// Lists the sources of `config`.
-    ///
-    /// # Errors
-    /// A source matches nothing or cannot be read, or the captions cannot.
-    pub fn take(config: &DataConfig) -> Result<Self> {
-        Self::of(&DataSet::open(config)?)
-    }
-
-    /// Lists the sources of an open data set.
+    /// Lists the sources of a data set.
     ///
     /// # Errors
     /// A folder cannot be read.
@@ -222,7 +214,7 @@ impl Counter<'_> {
             let folders = folders.collect::<std::io::Result<Vec<Folder>>>().map_err(failed)?;
             let mut alone = Findings::default();
             for_each_mask(masks, findings, |stem, name| {
-                if !folders.iter().any(|folder| folder.has_picture_of(stem)) {
+                if folders.iter().all(|folder| folder.picture_of(stem).is_none()) {
                     alone.add(Finding::MaskAlone, &masks.join(name).display().to_string());
                 }
             })

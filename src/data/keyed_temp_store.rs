@@ -104,11 +104,8 @@ impl KeyedTempStoreWriter {
                 break;
             }
         }
-        let mut place = 0;
-        table.index.retain(|_| {
-            place += 1;
-            repeated.binary_search(&(place - 1)).is_err()
-        });
+        let mut places = 0..;
+        table.index.retain(|_| places.next().is_some_and(|place| repeated.binary_search(&place).is_err()));
         Ok(table)
     }
 }

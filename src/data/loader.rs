@@ -51,23 +51,12 @@ pub struct Batch {
     pub cursor: Cursor,
     /// How long the caller waited for the batch.
     pub waited: Duration,
-    /// Broken samples of the whole run until now.
-    pub broken: u64,
-}
-
-/// Samples of the current epoch, and those that had a usable mask.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Coverage {
-    /// Samples of this epoch so far.
-    pub samples: u64,
-    /// Samples among them with a usable mask.
-    pub with_masks: u64,
 }
 
 /// Streams batches. Dropping it stops its threads once each has finished the sample in hand.
 pub struct Loader {
-    /// The position after what was taken.
-    pub(super) cursor: Cursor,
+    /// The position after what was taken, and what was counted until there.
+    pub cursor: Cursor,
     max_broken: f64,
     require_masks: bool,
     /// Whether broken samples and findings are counted without a word.
@@ -89,7 +78,7 @@ pub struct Loader {
     permits: Option<Sender<()>>,
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
-    pub(super) decoders: Arc<Vec<SampleDecoder>>,
+    pub(super) decoders: Arc<[SampleDecoder]>,
     /// Samples that were given to processes and came to nothing.
     pub(super) lost: u64,
 }
@@ -140,7 +129,7 @@ impl Loader {
         seed: u64,
         start: Option<&Cursor>,
         require_masks: bool,
-        decoders: Vec<SampleDecoder>,
+        decoders: Arc<[SampleDecoder]>,
         share: Option<Share>,
     ) -> Result<Self> {
         data.check_captions()?;
@@ -160,7 +149,6 @@ impl Loader {
             return Err(Error::Usage(format!("{hint} ({})", shards.len())));
         }
         cursor.sources = sources;
-        let decoders = Arc::new(decoders);
 
         let workers = config.workers.max(1);
         let (permit_sender, permits) = mpsc::channel();
@@ -240,7 +228,7 @@ impl Loader {
             }
             samples.push(decoded.sample);
         }
-        Ok(Batch { samples, epoch, cursor: self.cursor.clone(), waited, broken: self.cursor.broken })
+        Ok(Batch { samples, epoch, cursor: self.cursor.clone(), waited })
     }
 
     /// The next sample with what became of its masks; `None` at the epoch's end. Broken samples are counted without a word.
@@ -264,11 +252,6 @@ impl Loader {
         let Cursor { seen, broken, .. } = self.cursor;
         let first = self.first_broken.as_ref()?;
         Some(format!("{broken} of the first {seen} samples cannot be used, such as {first}"))
-    }
-
-    /// Mask statistics of the current epoch.
-    pub fn coverage(&self) -> Coverage {
-        Coverage { samples: self.cursor.epoch_samples, with_masks: self.cursor.epoch_with_masks }
     }
 
     /// Says what the tar shards hold beside samples, as far as this epoch has read them.
@@ -436,12 +419,12 @@ pub fn held_bytes(config: &DataConfig, encoded: Option<u64>) -> u64 {
 fn work(decoders: &[SampleDecoder], tasks: &Mutex<Receiver<DecodeTask>>, results: &Results, stop: &AtomicBool) {
     loop {
         let task = tasks.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        let Ok(DecodeTask { number, epoch, reference, after }) = task else { return };
+        let Ok(DecodeTask { number, reference, after }) = task else { return };
         if stop.load(Ordering::Relaxed) {
             return;
         }
         let broken = |reason| Decoded::Broken(Broken { name: reference.name(), reason }, after);
-        let result = match guarded(|| decoders[reference.settings].decode(&reference, epoch)) {
+        let result = match guarded(|| decoders[reference.settings].decode(&reference, after.epoch)) {
             Ok(Some(decoded)) => Decoded::Sample(Box::new(decoded), after),
             Ok(None) => Decoded::LeftOut(after),
             Err(Unusable::Broken(reason)) => broken(reason),

@@ -94,12 +94,6 @@ enum Meaning {
     Background,
 }
 
-/// A value of a label map that stands for nothing.
-enum Meaningless {
-    Segment,
-    Colour,
-}
-
 impl MaskReader {
     /// Reads the class list and the annotations that `config` names. Label maps of folders are black and white, or labels.
     ///
@@ -195,17 +189,16 @@ impl MaskReader {
         }
     }
 
-    /// What the values of a label map mean.
-    fn meaning_in<'a>(&'a self, map: &'a LabelMap) -> impl Fn(u32) -> Result<Meaning, Meaningless> + 'a {
+    /// What the values of a label map mean; nothing where a colour stands for no label.
+    fn meaning_in<'a>(&'a self, map: &'a LabelMap) -> impl Fn(u32) -> Option<Meaning> + 'a {
         let is_white = self.is_binary.then(|| map.is_white());
         move |value| {
             let [red, green, blue, _] = value.to_le_bytes();
             match (&is_white, &self.colours) {
-                (Some(is_white), _) => Ok(if is_white(value) { Meaning::Label(1) } else { Meaning::Background }),
-                _ if map.channels() < 3 => Ok(self.meaning(value)),
-                (None, Some(colours)) => Ok(self.meaning(colours.label(value).ok_or(Meaningless::Colour)?)),
-                (None, None) if red == green && green == blue => Ok(self.meaning(u32::from(red))),
-                (None, None) => Err(Meaningless::Colour),
+                (Some(is_white), _) => Some(if is_white(value) { Meaning::Label(1) } else { Meaning::Background }),
+                _ if map.channels < 3 => Some(self.meaning(value)),
+                (None, Some(colours)) => colours.label(value).map(|label| self.meaning(label)),
+                (None, None) => (red == green && green == blue).then(|| self.meaning(u32::from(red))),
             }
         }
     }
@@ -274,9 +267,8 @@ impl MaskReader {
         let (path, map) = first_map(paths, header)?;
         let categories = picture.categories();
         let meaning = |segment: u32| match categories.get(&segment) {
-            Some(&category) => Ok(self.class(category)),
-            None if segment == labels::VOID => Ok(Meaning::Background),
-            None => Err(Meaningless::Segment),
+            Some(&category) => Some(self.class(category)),
+            None => (segment == labels::VOID).then_some(Meaning::Background),
         };
         self.label_masks(&path, &map, grid, meaning, true)
     }
@@ -315,7 +307,7 @@ impl MaskReader {
         file: &Path,
         map: &LabelMap,
         grid: &Grid,
-        meaning: impl Fn(u32) -> Result<Meaning, Meaningless>,
+        meaning: impl Fn(u32) -> Option<Meaning>,
         named: bool,
     ) -> Result<Masks, Unusable> {
         let pixels = self.meanings(file, map, grid, meaning)?;
@@ -361,7 +353,7 @@ impl MaskReader {
         file: &Path,
         map: &LabelMap,
         grid: &Grid,
-        meaning: impl Fn(u32) -> Result<Meaning, Meaningless>,
+        meaning: impl Fn(u32) -> Option<Meaning>,
     ) -> Result<Vec<Meaning>, Unusable> {
         let mut pixels = Vec::with_capacity(grid.width() * grid.height());
         // Neighbouring pixels are mostly equal.
@@ -373,11 +365,9 @@ impl MaskReader {
                 Some((known, means)) if known == value => means,
                 _ => {
                     let place = || format!("label {value} at x {x}, y {y}");
-                    let means = meaning(value).map_err(|problem| match problem {
-                        Meaningless::Segment => {
-                            format!("{}: {} {}", file.display(), place(), labels::NO_SEGMENT).into()
-                        }
-                        Meaningless::Colour => Unusable::Fatal(Error::file(file, self.no_label(value, (x, y)))),
+                    let means = meaning(value).ok_or_else(|| match self.annotations {
+                        Some(_) => format!("{}: {} {}", file.display(), place(), labels::NO_SEGMENT).into(),
+                        None => Unusable::Fatal(Error::file(file, self.no_label(value, (x, y)))),
                     })?;
                     if means == Meaning::Unnamed {
                         self.refuse_unnamed(file, &place())?;

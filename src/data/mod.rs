@@ -25,7 +25,7 @@ pub use codec::labels::{Classes, LabelMap};
 pub use codec::mask::Mask;
 pub use data_set::DataSet;
 pub use inventory::Inventory;
-pub use loader::{Batch, Coverage, Loader};
+pub use loader::{Batch, Loader};
 pub use order::Cursor;
 pub use record::{DataFingerprint, DataRecord};
 pub use sources::captions::Captions;

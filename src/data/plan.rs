@@ -21,7 +21,6 @@ use std::{
 /// A sample to be decoded. `number` is its place in draw order.
 pub struct DecodeTask {
     pub number: u64,
-    pub epoch: u64,
     pub reference: SampleReference,
     pub after: Position,
 }
@@ -180,7 +179,7 @@ impl Planner {
             match items[place].take() {
                 Some(Ok(reference)) => {
                     self.permit()?;
-                    let task = DecodeTask { number: self.number, epoch: at.epoch, reference, after };
+                    let task = DecodeTask { number: self.number, reference, after };
                     let share = self.share.as_ref();
                     match share.and_then(|share| share.other_owner(self.planned, self.number)) {
                         Some(owner) => {

@@ -5,7 +5,7 @@
 //! has moved has the record that it had.
 use super::data_set::DataSet;
 use super::sources::byte_source::ByteSource;
-use super::sources::shards::{Member, SampleReference, SampleShard};
+use super::sources::shards::{Member, SampleReference};
 use crate::model::weights::fingerprint::{sha256, sha256_of};
 use crate::system::error::{Error, Result};
 use crate::system::limits::DATA_RECORD;
@@ -75,7 +75,13 @@ impl DataRecord {
                     Ok(())
                 })?;
             } else {
-                record.add_shard(shard)?;
+                let path = shard.source.path();
+                let bytes = match &shard.source {
+                    ByteSource::File(path) => size(path)?,
+                    ByteSource::Object(object) => object.scan().length(),
+                };
+                let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
+                record.add(SHARD, &bytes.to_string(), &name);
             }
         }
         if broken > 0 {
@@ -87,17 +93,6 @@ impl DataRecord {
     fn add(&mut self, kind: &str, sizes: &str, name: &str) {
         // Writing to a string does not fail.
         let _ = writeln!(self.0, "{kind} {sizes} {}", name.escape_debug());
-    }
-
-    fn add_shard(&mut self, shard: &SampleShard) -> Result<()> {
-        let path = shard.source.path();
-        let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
-        let bytes = match &shard.source {
-            ByteSource::File(path) => size(path)?,
-            ByteSource::Object(object) => object.scan().length(),
-        };
-        self.add(SHARD, &bytes.to_string(), &name);
-        Ok(())
     }
 
     /// What identifies the record.
@@ -132,7 +127,8 @@ impl DataRecord {
         now.0.lines().for_each(|line| *counts.entry(line).or_default() += 1);
         let mut kinds: BTreeMap<&str, [BTreeSet<&str>; 2]> = BTreeMap::new();
         for (line, count) in counts.into_iter().filter(|(_, count)| *count != 0) {
-            let (kind, name) = kind_and_name(line);
+            let mut parts = line.splitn(3, ' ');
+            let (kind, name) = (parts.next().unwrap_or_default(), parts.nth(1).unwrap_or_default());
             kinds.entry(kind).or_default()[usize::from(count > 0)].insert(name);
         }
         let mut found = vec![];
@@ -170,11 +166,6 @@ fn listed(what: &str, change: &str, names: &BTreeSet<&str>) -> String {
     let first: Vec<&str> = names.iter().take(NAMED).copied().collect();
     let more = if names.len() > NAMED { ", …" } else { "" };
     format!("{} {what}{plural} {change} since: {}{more}", names.len(), first.join(", "))
-}
-
-fn kind_and_name(line: &str) -> (&str, &str) {
-    let mut parts = line.splitn(3, ' ');
-    (parts.next().unwrap_or_default(), parts.nth(1).unwrap_or_default())
 }
 
 /// The sizes of a sample's files: image, caption, then annotation, label map or masks.

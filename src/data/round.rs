@@ -135,7 +135,7 @@ impl Loader {
             Err(Error::Failed(format!("{name}: another process can read it, and this one not: {reason}")))
         };
         let decoder = &self.decoders[task.reference.settings];
-        match unless_fatal(guarded(|| decoder.decode(&task.reference, task.epoch)))? {
+        match unless_fatal(guarded(|| decoder.decode(&task.reference, task.after.epoch)))? {
             Ok(Some(decoded)) => Ok(decoded.sample),
             Ok(None) => elsewhere("it is left out"),
             Err(reason) => elsewhere(&reason),

@@ -111,19 +111,16 @@ impl SampleReader {
         }
         let caption = match (&self.captions, &reference.caption) {
             (Some(captions), _) => {
-                let caption = captions.take(&self.key(reference))?;
-                Some(caption.ok_or("the captions file has no caption of this key")?)
+                captions.take(&self.key(reference))?.ok_or("the captions file has no caption of this key")?
             }
             (None, Some(member)) => {
                 let text = utf8::text(member.read(&reference.shard, CAPTION)?);
-                Some(text.map_err(|problem| format!("the caption: {problem}"))?)
+                text.map_err(|problem| format!("the caption: {problem}"))?
             }
-            (None, None) => None,
+            (None, None) => return Ok(None),
         };
-        Ok(caption.map(|caption| match self.config.format {
-            DataFormat::Sa1b => first_sentences(&caption, self.config.caption_sentences),
-            _ => first_sentences(&caption, 0),
-        }))
+        let sentences = if self.config.format == DataFormat::Sa1b { self.config.caption_sentences } else { 0 };
+        Ok(Some(first_sentences(&caption, sentences)))
     }
 
     /// What files of captions and annotations may call a picture: its path, so that what they say of another folder's is not

@@ -146,16 +146,15 @@ impl<'a> CacheFiller<'a> {
     /// Counts the samples and logs those that are broken.
     fn open(config: &'a RunConfig, data: DataSet) -> Result<Self> {
         data.check_captions()?;
-        let mut filler = Self { config, data, samples: 0, broken: BTreeSet::new() };
         let (mut samples, mut broken) = (0, vec![]);
-        filler.data.for_each_chunk(CHUNK, |items| {
+        data.for_each_chunk(CHUNK, |items| {
             samples += items.len() as u64;
             broken.extend(items.into_iter().filter_map(|item| item.err()));
             Ok(())
         })?;
-        filler.samples = samples;
+        let mut filler = Self { config, data, samples, broken: BTreeSet::new() };
         broken.into_iter().for_each(|Broken { name, reason }| filler.skip(name, &reason));
-        match filler.samples {
+        match samples {
             0 => Err(Error::Usage("data.source: there is no sample".into())),
             _ => Ok(filler),
         }
@@ -280,10 +279,7 @@ fn finite(values: Vec<f32>, what: &str) -> Result<Vec<f32>> {
 
 /// Fails if the disk of `folder` has less than `bytes` free.
 fn check_space(folder: &Path, bytes: u64) -> Result<()> {
-    let Some(free) = whole_file::free_bytes(folder) else { return Ok(()) };
-    if bytes <= free {
-        return Ok(());
-    }
+    let Some(free) = whole_file::free_bytes(folder).filter(|free| bytes > *free) else { return Ok(()) };
     let gigabytes = |bytes: u64| bytes as f64 / 1e9;
     let (needed, free) = (gigabytes(bytes), gigabytes(free));
     Err(Error::file(folder, format!("the latents take {needed:.1} GB more, but only {free:.1} GB are free")))

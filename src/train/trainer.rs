@@ -373,13 +373,13 @@ impl<'a> Trainer<'a> {
 
     fn say_totals(&self) {
         self.loader.say_findings();
-        let (coverage, counters) = (self.loader.coverage(), &self.state.counters);
+        let (cursor, counters) = (&self.loader.cursor, &self.state.counters);
         tracing::info!(
             "{} samples, {} broken ones passed over, {} of this epoch's {} with masks, {} steps without a finite loss",
             self.state.samples,
             counters.broken,
-            coverage.with_masks,
-            coverage.samples,
+            cursor.epoch_with_masks,
+            cursor.epoch_samples,
             counters.nonfinite,
         );
     }

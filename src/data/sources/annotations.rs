@@ -174,14 +174,8 @@ impl Annotations {
         }
         let pictures = if ids.is_empty() { named } else { listed };
         let differ = |first: &Entry, second: &Entry| {
-            let said = |entry: &Entry| String::from_utf8_lossy(&entry.value).into_owned();
-            format!(
-                "`{}` and `{}` name one image, which is {} and {}",
-                first.key,
-                second.key,
-                said(first),
-                said(second)
-            )
+            let [is, other] = [first, second].map(|entry| String::from_utf8_lossy(&entry.value));
+            format!("`{}` and `{}` name one image, which is {is} and {other}", first.key, second.key)
         };
         let pictures = pictures.finish_distinct(differ).map_err(failed)?;
         Ok(Self {

@@ -34,7 +34,7 @@ pub struct SampleShard {
     pub(super) labels: PathBuf,
     /// The folders that may hold its pictures' masks; coco: their label maps.
     pub mask_folders: Vec<PathBuf>,
-    pub(super) pairing: Arc<Pairing>,
+    pub pairing: Arc<Pairing>,
     /// Index of its source's settings.
     pub settings: usize,
     /// The content of compressed shards.
@@ -143,32 +143,6 @@ fn part(length: u64, read: impl FnOnce(&mut [u8]) -> io::Result<()>) -> io::Resu
     let mut bytes = limits::buffer(length as usize)?;
     read(&mut bytes)?;
     Ok(bytes)
-}
-
-/// sa1b without captions file: checks that some image of the first shard has a `.txt`.
-pub fn check_captions<'a>(mut shards: impl Iterator<Item = &'a SampleShard>) -> Result<()> {
-    let needs_text = |shard: &&SampleShard| shard.pairing.format == DataFormat::Sa1b && shard.pairing.text;
-    let Some(shard) = shards.find(needs_text) else { return Ok(()) };
-    let (mut has_caption, mut lacks_caption) = (false, false);
-    // Samples without caption are yielded last, so a sound shard's scan stops at its first sample.
-    let mut failed = None;
-    let _ = shard.scan(&mut Findings::default(), &mut |item| {
-        match item {
-            Ok(_) => has_caption = true,
-            Err(Unusable::Broken(broken)) => lacks_caption |= broken.reason == NO_CAPTION,
-            Err(Unusable::Fatal(error)) => failed = Some(error),
-        }
-        if has_caption || failed.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    });
-    failed.map_or(Ok(()), Err)?;
-    if lacks_caption && !has_caption {
-        let text = "there are no captions: data.captions is missing, and";
-        return Err(Error::Usage(format!(
-            "{text} {} holds no KEY.txt beside KEY.jpg and KEY.json",
-            shard.source.path().display()
-        )));
-    }
-    Ok(())
 }
 
 impl SampleShard {

@@ -169,7 +169,7 @@ impl SampleShard {
     fn members(&self) -> io::Result<(Members, Option<Unpacked>)> {
         if is_compressed(&last_component(self.source.path())) || self.source.is_gzip()? {
             let unpacked = self.unpacked.unpacked(&self.source)?;
-            return Ok((Members::new(ByteReader::shared(unpacked.file.clone())?), Some(unpacked)));
+            return Ok((Members::new(ByteReader::file(unpacked.file.clone())?), Some(unpacked)));
         }
         Ok((Members::new(self.source.open()?), None))
     }

@@ -56,7 +56,7 @@ impl Sources {
             let mut objects = remote::find(&settings.source, &settings)?;
             for name in &settings.source {
                 let mut source = match objects.remove(name) {
-                    Some(objects) => of_objects(&settings, name, objects, &unpacked)?,
+                    Some(objects) => of_objects(&settings, name, objects, &unpacked),
                     None => walk(&settings, name, &unpacked)?,
                 };
                 (source.settings, source.repeats) = (sources.settings.len(), repeats);
@@ -105,27 +105,23 @@ pub(super) fn last_component(path: &Path) -> String {
 }
 
 /// The shards of a URL.
-fn of_objects(
-    config: &DataConfig,
-    url: &str,
-    objects: Vec<Arc<Object>>,
-    unpacked: &Arc<GzipShards>,
-) -> Result<FoundSource> {
-    let mut walk = Walk::new(config, &remote::shown(url), unpacked)?;
+fn of_objects(config: &DataConfig, url: &str, objects: Vec<Arc<Object>>, unpacked: &Arc<GzipShards>) -> FoundSource {
+    let mut walk = Walk::new(config, &remote::shown(url), unpacked);
     for object in objects {
         walk.source_name = last_component(object.path());
         walk.push(ByteSource::Object(object), "", false);
     }
-    Ok(walk.found)
+    walk.found
 }
 
 fn walk(config: &DataConfig, source: &str, unpacked: &Arc<GzipShards>) -> Result<FoundSource> {
-    let mut walk = Walk::new(config, source, unpacked)?;
+    let mut walk = Walk::new(config, source, unpacked);
     let paths = match expand(source)? {
         Expanded::Paths(paths) => paths,
         Expanded::Missing(part) => return Err(Error::Usage(format!("data.source: nothing matches `{part}`"))),
     };
     for path in paths {
+        let first = walk.found.shards.len();
         walk.source_name = last_component(&path);
         if is_folder(&path)? {
             if says_repeats(&walk.source_name) {
@@ -137,7 +133,7 @@ fn walk(config: &DataConfig, source: &str, unpacked: &Arc<GzipShards>) -> Result
             check_file(&path, &walk.source_name, config.format)?;
             walk.push(ByteSource::File(path.into()), "", false);
         }
-        walk.join_masks();
+        walk.join_masks(first);
     }
     if walk.found.shards.is_empty() {
         return Err(Error::Usage(format!("data.source: {source} holds no files")));
@@ -166,26 +162,23 @@ struct Walk<'a> {
     labels: Option<PathBuf>,
     /// The folders with masks for the pictures of a folder, by that folder's path below the source.
     masks: BTreeMap<String, Vec<PathBuf>>,
-    /// Shards that have been given their masks.
-    joined: usize,
     /// The compressed shards of all sources.
     unpacked: Arc<GzipShards>,
     found: FoundSource,
 }
 
 impl<'a> Walk<'a> {
-    fn new(config: &'a DataConfig, source: &str, unpacked: &Arc<GzipShards>) -> Result<Self> {
+    fn new(config: &'a DataConfig, source: &str, unpacked: &Arc<GzipShards>) -> Self {
         let labels = config.labels.as_ref().map(std::fs::canonicalize);
-        Ok(Self {
+        Self {
             config,
             source_name: String::new(),
             // One that is not there is reported by what reads it.
             labels: labels.and_then(|path| path.ok()),
             masks: BTreeMap::new(),
-            joined: 0,
             unpacked: unpacked.clone(),
             found: FoundSource { name: source.to_owned(), ..FoundSource::default() },
-        })
+        }
     }
 
     fn push(&mut self, source: ByteSource, below: &str, is_folder: bool) {
@@ -208,6 +201,7 @@ impl<'a> Walk<'a> {
         let failed = |problem: io::Error| Error::file(folder, problem);
         let (mut inner, mut tars, mut has_files) = (Vec::new(), Vec::new(), false);
         let mut files = Findings::default();
+        let is_coco = self.config.format == DataFormat::Coco;
         for entry in patiently(|| std::fs::read_dir(folder)).map_err(failed)? {
             let entry = entry.map_err(failed)?;
             let name = entry.file_name().to_string_lossy().into_owned();
@@ -215,18 +209,18 @@ impl<'a> Walk<'a> {
                 continue;
             }
             let kind = entry.file_type().map_err(failed)?;
-            let shown = format!("{below}{name}");
+            let (shown, role) = (format!("{below}{name}"), role(&name).1);
             match kind.is_symlink().then(|| find(&entry.path())) {
                 Some(Ok(Some(found))) if found.is_dir() => self.found.findings.add(Finding::LinkedFolder, &shown),
                 Some(Ok(None)) => self.found.findings.add(Finding::DeadLink, &shown),
                 _ if kind.is_dir() => inner.push(name),
-                _ if self.config.format != DataFormat::Coco && role(&name).1 == Role::Tar => tars.push(name),
+                _ if role == Role::Tar && !is_coco => tars.push(name),
                 _ => {
                     has_files = true;
-                    if role(&name).1 == Role::Metadata && masks_of.is_none() && self.config.format != DataFormat::Coco {
+                    if role == Role::Metadata && masks_of.is_none() && !is_coco {
                         self.found.metadata.push(entry.path());
                     }
-                    let is_data = !matches!(role(&name).1, Role::Other | Role::Metadata);
+                    let is_data = !matches!(role, Role::Other | Role::Metadata);
                     files.add(if is_data { Finding::BesideShards } else { Finding::Other }, &shown);
                 }
             }
@@ -250,17 +244,12 @@ impl<'a> Walk<'a> {
             let masks_of = match masks_of {
                 Some(pictures) => Some(format!("{pictures}{name}/")),
                 None if self.config.format == DataFormat::Folder && is_mask_folder(&name) => Some(below.to_owned()),
-                None if self.is_labels(&path) => continue,
+                None if self.labels.is_some() && std::fs::canonicalize(&path).ok() == self.labels => continue,
                 None => None,
             };
             self.folder(&path, &format!("{below}{name}/"), masks_of.as_deref())?;
         }
         Ok(())
-    }
-
-    fn is_labels(&self, path: &Path) -> bool {
-        let is_labels = |labels: &PathBuf| std::fs::canonicalize(path).is_ok_and(|path| path == *labels);
-        self.labels.as_ref().is_some_and(is_labels)
     }
 
     /// `masks` beside a source that is called `images`.
@@ -276,10 +265,10 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    /// Gives each new shard the folders that may hold its pictures' masks.
-    fn join_masks(&mut self) {
+    /// Gives each shard from `first` on the folders that may hold its pictures' masks.
+    fn join_masks(&mut self, first: usize) {
         let labels = self.config.labels.as_deref().filter(|_| self.config.format == DataFormat::Coco);
-        for shard in &mut self.found.shards[self.joined..] {
+        for shard in &mut self.found.shards[first..] {
             let places = without_picture_folders(&shard.below);
             shard.mask_folders = match labels {
                 // The annotations say which label map is whose.
@@ -292,13 +281,12 @@ impl<'a> Walk<'a> {
             };
         }
         if labels.is_some() {
-            for folder in self.found.shards[self.joined..].iter().flat_map(|shard| &shard.mask_folders) {
+            for folder in self.found.shards[first..].iter().flat_map(|shard| &shard.mask_folders) {
                 if !self.found.mask_folders.contains(folder) && is_folder(folder).unwrap_or(false) {
                     self.found.mask_folders.push(folder.clone());
                 }
             }
         }
-        self.joined = self.found.shards.len();
         self.masks.clear();
     }
 }

@@ -108,14 +108,9 @@ fn differ(first: &Entry, second: &Entry) -> String {
 pub fn first_by_key(path: &Path, columns: Columns, count: usize) -> Result<Vec<String>> {
     let mut first: BTreeMap<String, String> = BTreeMap::new();
     for_each(path, columns, &mut |key, caption| {
-        match first.get(key) {
-            Some(other) if other != caption => {
-                return Err(format!("the key `{key}` is there twice, with the captions {other:?} and {caption:?}"));
-            }
-            Some(_) => {}
-            None => {
-                first.insert(key.to_owned(), caption.to_owned());
-            }
+        let other = first.entry(key.to_owned()).or_insert_with(|| caption.to_owned());
+        if other != caption {
+            return Err(format!("the key `{key}` is there twice, with the captions {other:?} and {caption:?}"));
         }
         if first.len() > count {
             first.pop_last();
