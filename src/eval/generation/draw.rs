@@ -194,7 +194,7 @@ impl<'a> Painter<'a> {
         let conditions = Conditions { positive: &positive, negative: &negative };
         let image_tokens = self.pipeline.transformer.config.image_tokens(self.shape);
         let velocity = |latents: &_, timestep: &_, text: &_, guiding: Option<Blur>| {
-            self.pipeline.transformer.forward_guided(latents, timestep, text, blur.or(guiding), self.guidance_scale)
+            self.pipeline.transformer.forward(latents, timestep, text, blur.or(guiding), self.guidance_scale)
         };
         let latents = self.sampling.run(self.scheduler, &noise, image_tokens, &conditions, velocity)?;
         if !latents.sqr()?.sum_all()?.to_scalar::<f32>()?.is_finite() {

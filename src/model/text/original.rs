@@ -18,20 +18,15 @@ pub struct OriginalEncoder {
 
 /// A text encoder's.
 pub fn of(kind: TextEncoderKind) -> OriginalEncoder {
-    const CLIP: &[&str] = &["text_model.embeddings.token_embedding.weight", "embeddings.token_embedding.weight"];
+    let clip = |prefix, file| OriginalEncoder {
+        prefix,
+        file,
+        marks: &["text_model.embeddings.token_embedding.weight", "embeddings.token_embedding.weight"],
+        naming: &SAME_NAMES,
+    };
     match kind {
-        TextEncoderKind::ClipL => OriginalEncoder {
-            prefix: "text_encoders.clip_l.transformer.",
-            file: "clip_l.safetensors",
-            marks: CLIP,
-            naming: &SAME_NAMES,
-        },
-        TextEncoderKind::ClipG => OriginalEncoder {
-            prefix: "text_encoders.clip_g.transformer.",
-            file: "clip_g.safetensors",
-            marks: CLIP,
-            naming: &SAME_NAMES,
-        },
+        TextEncoderKind::ClipL => clip("text_encoders.clip_l.transformer.", "clip_l.safetensors"),
+        TextEncoderKind::ClipG => clip("text_encoders.clip_g.transformer.", "clip_g.safetensors"),
         TextEncoderKind::T5 => OriginalEncoder {
             prefix: "text_encoders.t5xxl.transformer.",
             file: "t5xxl_fp16.safetensors",

@@ -1,5 +1,6 @@
 //! The T5 encoder, run as in diffusers: on all tokens including padding, without attention mask.
 use super::t5_stack::{T5Config, T5Stack};
+use super::tokenizer::check_ids;
 use crate::config::TextEncoderKind;
 use crate::model::weights::files::{ModelFiles, Part};
 use crate::model::weights::sizes;
@@ -54,10 +55,7 @@ impl T5Encoder {
 
     /// The last layer's hidden states, f32 `[batch, tokens, hidden]`, of prompts of equal length.
     pub fn forward(&self, ids: &[Vec<u32>]) -> Result<Tensor> {
-        if let Some(id) = ids.iter().flatten().find(|&&id| id as usize >= self.vocab_size) {
-            let problem = format!("vocab_size is {}, but the tokenizer yields token {id}", self.vocab_size);
-            return Err(Error::file(&self.path, problem));
-        }
+        check_ids(&self.path, self.vocab_size, ids.iter().flatten())?;
         let length = ids.first().map_or(0, Vec::len);
         let ids = Tensor::from_vec(ids.concat(), (ids.len(), length), &self.device)?;
         Ok(self.model.forward(&ids, self.compute)?.to_dtype(DType::F32)?)
