@@ -72,14 +72,8 @@ impl SamplingOptions {
         if self.steps == 0 {
             return Err(Error::Usage("steps must be at least 1".into()));
         }
-        let joined;
-        let embedding = match self.guided() {
-            true => {
-                joined = TextEmbedding::cat(&[text.negative, text.positive])?;
-                &joined
-            }
-            false => text.positive,
-        };
+        let joined = self.guided().then(|| TextEmbedding::cat(&[text.negative, text.positive])).transpose()?;
+        let embedding = joined.as_ref().unwrap_or(text.positive);
         let schedule = scheduler.set_timesteps(self.steps, image_tokens);
         let bar =
             if self.progress { bar("{bar:30} step {pos}/{len} {elapsed} < {eta}", self.steps as u64) } else { None };
@@ -146,10 +140,10 @@ pub fn read_latents(
     device: &Device,
 ) -> Result<Tensor> {
     let mut tensors = weights::read_all(file)?;
-    let found: Vec<String> = tensors.keys().cloned().collect();
-    let latents = tensors
-        .remove(key)
-        .ok_or_else(|| Error::file(file, format!("no tensor {key:?}, it holds {}", found.join(", "))))?;
+    let Some(latents) = tensors.remove(key) else {
+        let found: Vec<String> = tensors.into_keys().collect();
+        return Err(Error::file(file, format!("no tensor {key:?}, it holds {}", found.join(", "))));
+    };
     let (channels, height, width) = shape;
     let fits = match latents.dims() {
         [count, rest @ ..] => *rest == [channels, height, width] && images.is_none_or(|images| images == *count),

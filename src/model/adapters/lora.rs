@@ -232,8 +232,6 @@ impl AdapterFiles for LoraFiles {
         let other_alpha = loras.iter().filter(|(_, l)| l.alpha != first.alpha);
         let config = LoraConfig {
             peft_type: Some("LORA".into()),
-            base_model_name_or_path: None,
-            task_type: None,
             inference_mode: true,
             r: first.rank(),
             lora_alpha: first.alpha,
@@ -241,13 +239,8 @@ impl AdapterFiles for LoraFiles {
             alpha_pattern: Patterns(other_alpha.map(|(layer, l)| (layer.to_string(), l.alpha)).collect()),
             // whole names, so that a choice of layers holds
             target_modules: loras.keys().map(|name| name.to_string()).collect(),
-            lora_dropout: 0.0,
-            fan_in_fan_out: false,
             bias: "none".into(),
-            use_rslora: false,
-            use_dora: false,
-            init_lora_weights: serde_json::Value::Null,
-            others: BTreeMap::new(),
+            ..LoraConfig::default()
         };
         serde_json::to_string_pretty(&config).map_err(|e| Error::Failed(e.to_string()))
     }

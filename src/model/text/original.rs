@@ -66,11 +66,7 @@ const T5_MODULES: [ModuleNames; 2] = [
             ("ffn_norm", &[("1.layer_norm", 1)]),
         ],
     },
-    ModuleNames {
-        original: "",
-        diffusers: "",
-        layers: &[("token_embd", &[("shared", 1)]), ("enc.output_norm", &[("encoder.final_layer_norm", 1)])],
-    },
+    ModuleNames::alone(&[("token_embd", &[("shared", 1)]), ("enc.output_norm", &[("encoder.final_layer_norm", 1)])]),
 ];
 
 /// Qwen3's names there.
@@ -94,15 +90,11 @@ const QWEN3_MODULES: [ModuleNames; 2] = [
             ("ffn_down", &[("mlp.down_proj", 1)]),
         ],
     },
-    ModuleNames {
-        original: "",
-        diffusers: "",
-        layers: &[
-            ("token_embd", &[("model.embed_tokens", 1)]),
-            ("output_norm", &[("model.norm", 1)]),
-            ("output", &[("lm_head", 1)]),
-        ],
-    },
+    ModuleNames::alone(&[
+        ("token_embd", &[("model.embed_tokens", 1)]),
+        ("output_norm", &[("model.norm", 1)]),
+        ("output", &[("lm_head", 1)]),
+    ]),
 ];
 
 /// Keys of its `config.json` as the released encoder has them.

@@ -35,6 +35,11 @@ pub struct Naming {
 pub static SAME_NAMES: Naming = Naming { modules: &[], swaps_halves: |_, _| false };
 
 impl ModuleNames {
+    /// Modules that stand alone.
+    pub const fn alone(layers: &'static [(&'static str, Shares)]) -> Self {
+        Self { original: "", diffusers: "", layers }
+    }
+
     /// The numbers in the name of an original module that is one of these, and what it is in diffusers.
     fn find(&self, module: &str) -> Option<(Vec<usize>, Shares)> {
         let (mut rest, mut numbers) = (module, vec![]);

@@ -85,13 +85,8 @@ impl PartFile {
         };
         let weights = Weights::open(&named, &files, DType::F32, &Device::Cpu)?;
         Self::find(&weights, files, part, original, true)?.ok_or_else(|| {
-            let what = match part {
-                Part::Transformer => "transformer",
-                Part::Vae => "autoencoder",
-                Part::Text(_) => "text encoder",
-            };
-            let problem = format!("no {what} for model.files.{}: {}", part.key(), one_file::what_is(&weights));
-            Error::file(&named, problem)
+            let (title, key, found) = (part.title(), part.key(), one_file::what_is(&weights));
+            Error::file(&named, format!("no {title} for model.files.{key}: {found}"))
         })
     }
 
