@@ -346,7 +346,7 @@ impl AdapterFiles for DiagonalFiles {
 
     fn read(&self, _: &Path, layers: BTreeMap<String, Parts>, _: Option<&PeftConfig>) -> Result<Adapters> {
         let read = |(layer, mut parts): (String, Parts)| {
-            (layer, Box::new(Diagonal(parts.take(0).expect("diagonal"))) as Box<dyn Adapter>)
+            (layer, Box::new(Diagonal(parts.remove(&0).expect("diagonal"))) as Box<dyn Adapter>)
         };
         Ok(layers.into_iter().map(read).collect())
     }

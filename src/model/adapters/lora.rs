@@ -197,9 +197,9 @@ impl AdapterFiles for LoraFiles {
     fn read(&self, file: &Path, layers: BTreeMap<String, Parts>, config: Option<&PeftConfig>) -> Result<Adapters> {
         let config = config.map(|config| Ok::<_, Error>((LoraConfig::parse(config)?, config))).transpose()?;
         let read = |(layer, mut parts): (String, Parts)| {
-            let (down, up) = pair(file, &layer, parts.take(0), parts.take(1))?;
+            let (down, up) = pair(file, &layer, parts.remove(&0), parts.remove(&1))?;
             let rank = down.dims()[0] as f64;
-            let own = match parts.take(2) {
+            let own = match parts.remove(&2) {
                 Some(alpha) if alpha.elem_count() == 1 => {
                     alpha.flatten_all()?.to_dtype(DType::F64)?.to_vec1::<f64>()?.first().copied()
                 }

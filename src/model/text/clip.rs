@@ -50,7 +50,7 @@ impl ClipConfig {
         ];
         sizes::check(path, &sizes)?;
         let (hidden, heads) = (self.hidden_size, self.num_attention_heads);
-        if heads == 0 || !hidden.is_multiple_of(heads) {
+        if !hidden.is_multiple_of(heads) {
             let problem = format!("hidden_size {hidden} is no multiple of num_attention_heads {heads}");
             return Err(Error::file(path, problem));
         }

@@ -9,7 +9,6 @@ mod qwen3;
 pub mod qwen_tokenizer;
 mod shape;
 pub(crate) mod t5;
-mod t5_stack;
 pub mod tokenizer;
 mod tokens;
 
@@ -115,7 +114,7 @@ impl TextEncoders {
                 encoders.t5_tokenizer = Some(open_t5_tokenizer(files)?);
             }
             let encoder = T5Encoder::load(files, dtype, compute, device)?;
-            let (expected, found) = (encoders.shape.width, encoder.hidden_size);
+            let (expected, found) = (encoders.shape.width, encoder.config.d_model);
             if found != expected {
                 let problem = format!("joint_attention_dim is {expected}, but T5's d_model is {found}");
                 return Err(Error::file(files.config_path(Part::Transformer), problem));

@@ -117,7 +117,7 @@ pub(super) fn read(
                 if names == Names::Any && !kohya::is_known(layer) {
                     return Err(unknown_key(file, &key));
                 }
-                layers.entry(layer.to_string()).or_default().set(index, tensor);
+                layers.entry(layer.to_string()).or_default().insert(index, tensor);
             }
             (_, None, Some((_, what))) => {
                 return Err(Error::file(file, format!("key {key} is {what}, which is not read: only plain LoRA")));
