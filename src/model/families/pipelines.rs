@@ -76,13 +76,6 @@ pub enum SigmaSpacing {
     EvenEmpirical,
 }
 
-impl TextForm {
-    /// Whether prompts go through a chat template, which lies beside the tokenizer.
-    pub fn has_template(self) -> bool {
-        matches!(self, Self::Qwen3 { .. })
-    }
-}
-
 impl PipelineNames {
     /// Whether a pipeline is of this family; one for another task, such as `StableDiffusion3Img2ImgPipeline`, may follow the
     /// name less `Pipeline`.

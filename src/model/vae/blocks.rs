@@ -124,11 +124,10 @@ impl MidBlock {
     }
 
     pub fn forward(&self, x: Tensor) -> Result<Tensor> {
-        let x = self.first.forward(x)?;
-        let x = match &self.attention {
-            Some(attention) => attention.forward(x)?,
-            None => x,
-        };
+        let mut x = self.first.forward(x)?;
+        if let Some(attention) = &self.attention {
+            x = attention.forward(x)?;
+        }
         self.second.forward(x)
     }
 }

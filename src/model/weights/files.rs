@@ -10,7 +10,7 @@ use super::{hub, one_file, part_config};
 use crate::config::{ModelConfig, PartPaths, Quantization, TextEncoderKind};
 use crate::model::families::known;
 use crate::model::families::original::Original;
-use crate::model::families::pipelines::{EncoderFolders, PipelineNames};
+use crate::model::families::pipelines::{EncoderFolders, PipelineNames, TextForm};
 use crate::model::text::original as text;
 use crate::model::weights::Weights;
 use crate::system::error::{Error, Result};
@@ -310,7 +310,7 @@ impl ModelFiles {
         let Some(EncoderFolders { tokenizer: name, .. }) = self.text_folders(part) else {
             return Err(Error::Failed(format!("{} has no tokenizer", self.part_folder(part))));
         };
-        let has_template = self.pipeline.is_some_and(|pipeline| pipeline.text.has_template());
+        let has_template = self.pipeline.is_some_and(|pipeline| matches!(pipeline.text, TextForm::Qwen3 { .. }));
         let found = self.layout.folder().and_then(|folder| folder.tokenizer(name, has_template));
         found.map_err(|problem| match self.is_one_file {
             false => problem,

@@ -107,10 +107,9 @@ impl PartFile {
         // What stands alone may have others beside it that do not.
         let others: &[&str] = if prefix.is_empty() { &[TRANSFORMER, TEXT, VAE[0], VAE[1]] } else { &[] };
         let mut tensors = weights.part((prefix, others), network.naming, DType::F32, &Device::Cpu)?;
-        let shapes = tensors.shapes();
         if part == Part::Text(TextEncoderKind::ClipL) {
             // Its state is not projected: Stable Diffusion 3 was trained on it as it is. diffusers and ComfyUI do so, too.
-            let hidden = text::sizes(TextEncoderKind::ClipL, &shapes)["hidden_size"].as_u64();
+            let hidden = (text::of(TextEncoderKind::ClipL).sizes)(&tensors.shapes())["hidden_size"].as_u64();
             tensors.set_identity("text_projection.weight", hidden.unwrap_or_default() as usize);
         }
         let path = weights.path().to_path_buf();
