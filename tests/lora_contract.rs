@@ -67,7 +67,7 @@ fn inputs(model: &Transformer) -> StepInputs {
 
 fn output(model: &Transformer) -> Vec<f32> {
     let StepInputs { latents, timestep, text, .. } = inputs(model);
-    let velocity = model.forward(&latents, &timestep, &text, None).expect("forward");
+    let velocity = model.forward(&latents, &timestep, &text, None, None).expect("forward");
     velocity.flatten_all().and_then(|flat| flat.to_vec1()).expect("values")
 }
 

@@ -257,7 +257,7 @@ fn probes_are_those_of_whole_blocks() {
                 }
                 let embedded = model.embedding.embed(&latents, &timestep, &text).expect("embedded");
                 let compare = |layer: usize, inputs: &JointInputs| {
-                    let (whole, alone) = (inputs.probe()?, model.probe(&embedded, layer)?);
+                    let (whole, alone) = (inputs.probe()?, model.probes(&embedded, &[layer])?.remove(0));
                     for (whole, alone) in [(whole.queries, alone.queries), (whole.keys, alone.keys)] {
                         let (whole, alone) = (values(whole.tensor()), values(alone.tensor()));
                         let off = whole.iter().zip(&alone).fold(0f32, |most, (a, b)| most.max((a - b).abs()));

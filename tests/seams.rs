@@ -346,7 +346,7 @@ impl AdapterFiles for DiagonalFiles {
 
     fn read(&self, _: &Path, layers: BTreeMap<String, Parts>, _: Option<&PeftConfig>) -> Result<Adapters> {
         let read = |(layer, mut parts): (String, Parts)| {
-            (layer, Box::new(Diagonal(parts.take(0).expect("diagonal"))) as Box<dyn Adapter>)
+            (layer, Box::new(Diagonal(parts.remove(&0).expect("diagonal"))) as Box<dyn Adapter>)
         };
         Ok(layers.into_iter().map(read).collect())
     }
@@ -527,9 +527,10 @@ fn a_family_of_its_own_is_looked_at_and_drawn_from() {
     for probe in model.probes(&embedded, &[0, 1]).expect("probes") {
         assert_eq!(probe.probability(HEADS).expect("maps").dims(), [2, 16, WORDS]);
     }
-    let plain = model.forward(&latents, &timestep, &text, None).expect("velocity");
+    let plain = model.forward(&latents, &timestep, &text, None, None).expect("velocity");
     assert_eq!(plain.dims(), latents.dims());
-    let blurred = model.forward(&latents, &timestep, &text, Some(Blur { layer: 0, sigma: 1.0 })).expect("velocity");
+    let blurred =
+        model.forward(&latents, &timestep, &text, Some(Blur { layer: 0, sigma: 1.0 }), None).expect("velocity");
     let difference =
         (plain - blurred).and_then(|d| d.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>()).expect("number");
     assert!(difference > 1e-4, "{difference}");

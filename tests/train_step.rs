@@ -296,7 +296,7 @@ fn one_output_and_attention(fixture: &Fixture, name: &str) {
 
     let embedded = model.embedding.embed(&noised, get("timestep"), &fixture.text(case)).unwrap();
     let layer = case["layers"][0].as_u64().or(fixture.cases["expert_layer"].as_u64()).unwrap() as usize;
-    let probe = model.probe(&embedded, layer).unwrap();
+    let probe = model.probes(&embedded, &[layer]).unwrap().remove(0);
     let heads = model.config.num_attention_heads;
     let logits = image_to_text_logits(&probe, heads).unwrap().into_tensor().transpose(2, 3).unwrap();
     assert!(relative(&logits, &expected["logits"]) < 1e-4, "{variant}: logits");

@@ -230,7 +230,7 @@ impl<'a> Sampler<'a> {
         let conditions = Conditions { positive: &positive, negative: &negative };
         let image_tokens = pipeline.transformer.config.image_tokens(self.shape);
         self.options.run(&self.scheduler, &noise, image_tokens, &conditions, |latents, timestep, text, blur| {
-            pipeline.transformer.forward_guided(latents, timestep, text, blur, self.guidance_scale)
+            pipeline.transformer.forward(latents, timestep, text, blur, self.guidance_scale)
         })
     }
 }

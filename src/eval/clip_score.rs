@@ -3,7 +3,7 @@ use crate::data::codec::photograph::check_shape;
 use crate::data::codec::resize::bicubic;
 use crate::model::clip_image::{ClipImageConfig, ClipImageModel};
 use crate::model::text::clip::{ClipConfig, ClipTextModel, Pooling};
-use crate::model::text::tokenizer::{CLIP_TOKENS, ClipTokenizer};
+use crate::model::text::tokenizer::{CLIP_TOKENS, TextTokenizer};
 use crate::model::weights::Weights;
 use crate::system::error::{Error, Result};
 use crate::system::json::read_json;
@@ -88,7 +88,7 @@ impl Default for Preprocessing {
 pub struct ClipScorer {
     text: ClipTextModel,
     image: ClipImageModel,
-    tokenizer: ClipTokenizer,
+    tokenizer: TextTokenizer,
     preprocessing: Preprocessing,
     /// The shortest side after resizing.
     shortest: u32,
@@ -146,7 +146,7 @@ impl ClipScorer {
         if *resample != BICUBIC {
             return failed(format!("resample is {resample}, expected {BICUBIC} (bicubic)"));
         }
-        let tokenizer = ClipTokenizer::open(folder)?;
+        let tokenizer = TextTokenizer::open_clip(folder)?;
         Ok(Self { text, image, tokenizer, preprocessing, shortest, device: device.clone() })
     }
 
@@ -157,7 +157,8 @@ impl ClipScorer {
     pub fn cosines(&self, images: &[RgbImage], captions: &[&str]) -> Result<Vec<f64>> {
         let images = images.iter().map(|image| self.prepare(image)).collect::<Result<Vec<_>>>()?;
         let images = unit(&self.image.forward(&Tensor::stack(&images, 0)?)?)?;
-        let ids = captions.iter().map(|caption| self.tokenizer.encode(caption)).collect::<Result<Vec<_>>>()?;
+        let ids =
+            captions.iter().map(|caption| self.tokenizer.encode(caption, CLIP_TOKENS)).collect::<Result<Vec<_>>>()?;
         let texts = unit(&self.text.forward(&ids)?.pooled)?;
         let cosines: Vec<f64> = (images * texts)?.to_dtype(DType::F64)?.sum(D::Minus1)?.to_vec1()?;
         match cosines.iter().all(|cosine| cosine.is_finite()) {

@@ -70,7 +70,7 @@ impl HeldOut {
             let (latents, noise) = (Tensor::cat(&latents, 0)?, Tensor::cat(&noise, 0)?);
             let noised = (latents.broadcast_mul(&(1.0 - &sigma)?)? + noise.broadcast_mul(&sigma)?)?;
             let timesteps = Tensor::from_vec(timesteps, images.len(), &Device::Cpu)?;
-            let velocity = pipeline.transformer.forward(&noised, &timesteps, &text, None)?;
+            let velocity = pipeline.transformer.forward(&noised, &timesteps, &text, None, None)?;
             let loss = flow_loss(&velocity.into(), &latents, &noise)?.into_tensor();
             Ok(vec![f64::from(loss.to_scalar::<f32>()?) * images.len() as f64])
         };

@@ -162,7 +162,7 @@ impl<'a> Painter<'a> {
         let conditions = Conditions { positive: &positive, negative: &negative };
         let image_tokens = pipeline.transformer.config.image_tokens(self.shape);
         let velocity = |latents: &_, timestep: &_, text: &_, guiding: Option<Blur>| {
-            pipeline.transformer.forward_guided(latents, timestep, text, blur.or(guiding), self.guidance_scale)
+            pipeline.transformer.forward(latents, timestep, text, blur.or(guiding), self.guidance_scale)
         };
         let latents = self.sampling.run(scheduler, &noise, image_tokens, &conditions, velocity)?;
         if !latents.sqr()?.sum_all()?.to_scalar::<f32>()?.is_finite() {

@@ -33,16 +33,12 @@ pub(super) static NORMS_AND_AROUND: [ModuleNames; 3] = [
         ("txt_attn.norm.key_norm", &[("attn.norm_added_k", 1)]),
     ]),
     single_blocks(&[("norm.query_norm", &[("attn.norm_q", 1)]), ("norm.key_norm", &[("attn.norm_k", 1)])]),
-    ModuleNames {
-        original: "",
-        diffusers: "",
-        layers: &[
-            ("img_in", &[("x_embedder", 1)]),
-            ("txt_in", &[("context_embedder", 1)]),
-            ("final_layer.linear", &[("proj_out", 1)]),
-            ("final_layer.adaLN_modulation.1", &[(OUTPUT_NORM, 1)]),
-        ],
-    },
+    ModuleNames::alone(&[
+        ("img_in", &[("x_embedder", 1)]),
+        ("txt_in", &[("context_embedder", 1)]),
+        ("final_layer.linear", &[("proj_out", 1)]),
+        ("final_layer.adaLN_modulation.1", &[(OUTPUT_NORM, 1)]),
+    ]),
 ];
 
 /// Some layers of double-stream blocks.

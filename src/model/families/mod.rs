@@ -55,19 +55,17 @@ pub const FAMILIES: [KnownFamily; known::PIPELINES.len()] = [
 /// # Errors
 /// It is none of [`FAMILIES`]: lists what they are called.
 pub fn of(files: &ModelFiles) -> Result<&'static KnownFamily> {
-    let class = files.known_pipeline()?.class;
-    let of_pipeline = || FAMILIES.iter().filter(|family| family.pipeline.class == class);
+    let PipelineNames { class, transformer_class, .. } = files.known_pipeline()?;
     #[derive(serde::Deserialize)]
     struct TransformerClass {
         _class_name: Option<String>,
     }
     let TransformerClass { _class_name: name } = files.config(Part::Transformer)?;
     // A transformer that says nothing is what its pipeline has.
-    let is_it = |family: &&KnownFamily| name.as_deref().is_none_or(|name| family.pipeline.transformer_class == name);
-    of_pipeline().find(is_it).ok_or_else(|| {
-        let known: Vec<&str> = of_pipeline().map(|family| family.pipeline.transformer_class).collect();
-        let name = name.as_deref().unwrap_or_default();
-        let problem = format!("_class_name is {name:?}, expected {}", known.join(" or "));
+    let name = name.as_deref().unwrap_or(transformer_class);
+    let is_it = |family: &&KnownFamily| family.pipeline.class == *class && name == *transformer_class;
+    FAMILIES.iter().find(is_it).ok_or_else(|| {
+        let problem = format!("_class_name is {name:?}, expected {transformer_class}");
         Error::file(files.config_path(Part::Transformer), problem)
     })
 }

@@ -76,13 +76,6 @@ pub enum SigmaSpacing {
     EvenEmpirical,
 }
 
-impl TextForm {
-    /// Whether prompts go through a chat template, which lies beside the tokenizer.
-    pub fn has_template(self) -> bool {
-        matches!(self, Self::Qwen3 { .. })
-    }
-}
-
 impl PipelineNames {
     /// Whether a pipeline is of this family; one for another task, such as `StableDiffusion3Img2ImgPipeline`, may follow the
     /// name less `Pipeline`.
@@ -101,20 +94,17 @@ impl PipelineNames {
     /// # Errors
     /// One that it lacks, or one left out that it cannot do without; says which there must be.
     pub fn check_encoders(&self, kinds: &[TextEncoderKind]) -> Result<(), String> {
-        let named = |kinds: &mut dyn Iterator<Item = TextEncoderKind>| {
-            kinds.map(|kind| format!("{:?}", kind.name())).collect::<Vec<_>>().join(", ")
+        let named = |kinds: &[TextEncoderKind]| {
+            kinds.iter().map(|kind| format!("{:?}", kind.name())).collect::<Vec<_>>().join(", ")
         };
-        let all = named(&mut self.encoders.iter().map(|folders| folders.kind));
-        if let Some(kind) = kinds.iter().find(|kind| self.folders(**kind).is_none()) {
-            return Err(format!("text encoder {:?}: this pipeline has {all}", kind.name()));
+        let own: Vec<TextEncoderKind> = self.encoders.iter().map(|folders| folders.kind).collect();
+        if let Some(kind) = kinds.iter().find(|kind| !own.contains(kind)) {
+            return Err(format!("text encoder {:?}: this pipeline has {}", kind.name(), named(&own)));
         }
-        let missing = self.encoders.iter().find(|folders| !kinds.contains(&folders.kind));
-        match (self.text, missing) {
-            (TextForm::T5 | TextForm::Qwen3 { .. }, Some(_)) => Err(format!(
-                "text encoders {}: this pipeline needs all of its own, {all}",
-                named(&mut kinds.iter().copied())
-            )),
-            _ => Ok(()),
+        if self.text != TextForm::ClipsThenT5 && own.iter().any(|kind| !kinds.contains(kind)) {
+            let (kinds, own) = (named(kinds), named(&own));
+            return Err(format!("text encoders {kinds}: this pipeline needs all of its own, {own}"));
         }
+        Ok(())
     }
 }

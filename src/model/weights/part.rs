@@ -21,6 +21,15 @@ impl Part {
         }
     }
 
+    /// What people call it.
+    pub(super) fn title(self) -> &'static str {
+        match self {
+            Self::Transformer => "transformer",
+            Self::Vae => "autoencoder",
+            Self::Text(_) => "text encoder",
+        }
+    }
+
     /// What settings call it: the key in `[model.files]`.
     pub(crate) fn key(self) -> &'static str {
         match self {

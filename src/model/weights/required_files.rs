@@ -8,6 +8,7 @@ use crate::model::families::pipelines::{EncoderFolders, PipelineNames};
 use crate::system::error::{Error, Result};
 use crate::system::limits::MODEL_JSON;
 use crate::system::paths::{is_file, is_folder};
+use serde_json::Value;
 use std::path::{Path, PathBuf};
 
 /// The files of a model folder that a run with these text encoders reads.
@@ -90,14 +91,16 @@ pub fn pipeline_of(folder: &Path) -> &'static PipelineNames {
 /// # Errors
 /// The file cannot be read.
 pub fn text_encoders_in(folder: &Path) -> Result<Vec<TextEncoderKind>> {
-    let path = folder.join("model_index.json");
-    let bytes = MODEL_JSON.read(&path).map_err(|e| Error::file(&path, e))?;
-    let index: serde_json::Value =
-        serde_json::from_slice(&bytes).map_err(|e| Error::file(&path, format!("not JSON: {e}")))?;
+    let index = json(&folder.join("model_index.json"))?;
     // ["transformers", "CLIPTextModelWithProjection"], or [null, null] for a part that is left out.
     let pipeline = pipeline_of(folder);
     let class = |kind: &TextEncoderKind| index.get(pipeline.folders(*kind)?.encoder)?.get(1)?.as_str();
     Ok(pipeline.usual_encoders.iter().copied().filter(|kind| class(kind).is_some()).collect())
+}
+
+pub(super) fn json(file: &Path) -> Result<Value> {
+    let bytes = MODEL_JSON.read(file).map_err(|e| Error::file(file, e))?;
+    serde_json::from_slice(&bytes).map_err(|e| Error::file(file, format!("not JSON: {e}")))
 }
 
 #[cfg(test)]

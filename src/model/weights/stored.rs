@@ -44,8 +44,7 @@ impl Stored {
     /// A tensor of a safetensors file whose data begin at byte `data`.
     pub fn plain(shard: usize, info: &TensorInfo, data: u64) -> Self {
         let (first, end) = info.data_offsets;
-        let runs = vec![(data + first as u64, end - first)];
-        Self { shard, format: Format::Plain(info.dtype), shape: info.shape.clone(), runs, scale: None }
+        Self::run(shard, Format::Plain(info.dtype), info.shape.clone(), (data + first as u64, end - first))
     }
 
     /// A tensor whose bytes are one run.

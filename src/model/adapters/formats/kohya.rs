@@ -6,7 +6,7 @@ use crate::model::families::known::PIPELINES;
 use crate::model::families::names::KohyaNames;
 use crate::model::weights;
 use crate::model::weights::fingerprint::sha256_of;
-use crate::model::weights::naming::{ModuleNames, Shares};
+use crate::model::weights::naming::{ModuleNames, Shares, rows_of};
 use crate::system::error::{Error, Result};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -193,14 +193,9 @@ pub(super) fn split(file: &Path, layer: &str, adapter: Box<dyn Adapter>) -> Resu
         let adapter = if swaps { swapped(adapter.as_ref())? } else { adapter };
         return Ok(Adapters::from([(format!("{block}{within}"), adapter)]));
     }
-    let (rows, all) = (adapter.sizes().1, shares.iter().map(|(_, share)| share).sum::<usize>());
-    if !rows.is_multiple_of(all) {
-        return Err(Error::file(file, format!("{layer}: {rows} rows do not divide into its {all} parts")));
-    }
-    let (mut first, mut parts) = (0, Adapters::new());
-    for (within, share) in shares {
-        let range = first..first + rows / all * share;
-        first = range.end;
+    let rows = rows_of(shares, adapter.sizes().1);
+    let mut parts = Adapters::new();
+    for (within, range) in rows.map_err(|problem| Error::file(file, format!("{layer}: {problem}")))? {
         if let Some(part) = adapter.outputs(&[range])?.pruned()? {
             parts.insert(format!("{block}{within}"), part);
         }

@@ -85,10 +85,6 @@ impl Block for SingleBlock {
         Ok((streams.updated(&joint, &update, modulation.gate_msa())?, inputs))
     }
 
-    fn reaches_output(&self, _: &str) -> bool {
-        true
-    }
-
     /// Keys of image and text are of one layer.
     fn reaches_probe(&self, layer: &str, _: bool) -> bool {
         ["attn.to_q", "attn.to_k", "norm.linear"].contains(&layer)

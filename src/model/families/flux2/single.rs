@@ -95,10 +95,6 @@ impl Block for SingleBlock {
         Ok((streams.updated(&joint, &update, modulation.gate_msa())?, inputs))
     }
 
-    fn reaches_output(&self, _: &str) -> bool {
-        true
-    }
-
     /// Queries and keys of both streams are of one layer.
     fn reaches_probe(&self, layer: &str, _: bool) -> bool {
         layer == FUSED_INPUT
