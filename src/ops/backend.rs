@@ -51,10 +51,8 @@ pub trait Reference: Send + 'static {
         let output = self.reference(&leaves)?;
         let found = (&output * &gradient.to_dtype(output.dtype())?)?.sum_all()?.backward()?;
         for (number, leaf) in leaves.iter().enumerate() {
-            if gradients.needs(number) {
-                let part = found.get(leaf).map_or_else(|| leaf.zeros_like(), |part| Ok(part.detach()))?;
-                gradients.add(number, part)?;
-            }
+            let part = || found.get(leaf).map_or_else(|| leaf.zeros_like(), |part| Ok(part.detach()));
+            gradients.add_with(number, part)?;
         }
         Ok(())
     }

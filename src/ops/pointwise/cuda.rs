@@ -99,9 +99,7 @@ impl Cuda for GatedResidual {
     }
 
     fn backward_cuda(&self, saved: &Saved, gradient: Tensor, gradients: &mut Gradients) -> Result<()> {
-        if gradients.needs(1) {
-            gradients.add(1, gated_backward(&gradient, saved.input(2)?)?)?;
-        }
+        gradients.add_with(1, || gated_backward(&gradient, saved.input(2)?))?;
         gradients.add(0, gradient)
     }
 }
