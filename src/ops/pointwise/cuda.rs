@@ -1,8 +1,7 @@
 //! GELU, SwiGLU, the gated residual, and rows that begin as a bias.
 use super::{GatedResidual, Gelu, SwiGlu};
-use crate::autograd::Gradients;
 use crate::kernels::cuda::{Arg, Module, module, output, type_name, vector_width, widest};
-use crate::ops::backend::{Cuda, Forward, Saved};
+use crate::ops::backend::{Cuda, Forward, Gradients, Saved};
 use candle_core::{D, Result, Tensor, bail};
 use std::ops::Range;
 

@@ -1,10 +1,9 @@
 //! Rotary positions in f32 in the host's memory, a token at a time.
 use super::Rotary;
-use crate::autograd::Gradients;
 use crate::kernels::cpu::new_rows;
 use crate::kernels::memory::Values;
 use crate::ops::accumulate::add_rows;
-use crate::ops::backend::{Cpu, Forward, Saved};
+use crate::ops::backend::{Cpu, Forward, Gradients, Saved};
 use candle_core::{Device, Result, Tensor};
 
 /// The tables, by the rows of `[batch, tokens, width]`.

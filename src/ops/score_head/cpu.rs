@@ -3,12 +3,11 @@
 //! work and runs by Winograd's filtering. Gradients, which few maps have, take a 3×3 convolution of channel-last maps with a
 //! border of zeros as three matrix products, one a kernel row: three neighbouring pixels are one row of 3·channels numbers.
 use super::{CHANNELS, Precision, ScoreHead, split};
-use crate::autograd::Gradients;
 use crate::kernels::cpu::{sum, vectorised};
 use crate::kernels::matrix::{Product, Start, View};
 use crate::kernels::memory::Values;
 use crate::kernels::winograd::{self, Kernels, Outputs, Place, Stack, TILE};
-use crate::ops::backend::{Cpu, Forward, Reference, Saved};
+use crate::ops::backend::{Cpu, Forward, Gradients, Reference, Saved};
 use candle_core::{Device, Result, Tensor};
 use rayon::prelude::*;
 

@@ -5,9 +5,8 @@ mod cuda;
 pub(super) mod products;
 mod reference;
 
-use super::backend::apply;
+use super::backend::{Variable, apply};
 use super::elementary::cat;
-use crate::autograd::Variable;
 use candle_core::{DType, Result, Tensor};
 pub use products::backward_bytes;
 
