@@ -75,10 +75,12 @@ impl Gradients {
 
     /// Adds a part of the gradient of an input, if it needs one. Nobody else may hold the part.
     pub fn add(&mut self, input: usize, part: Tensor) -> Result<()> {
-        match self.0.get_mut(input) {
-            Some(Some(slot)) => slot.add(part),
-            _ => Ok(()),
-        }
+        self.add_with(input, || Ok(part))
+    }
+
+    /// [`Self::add`] of what `make` makes, which is called only if the input needs a gradient.
+    pub fn add_with(&mut self, input: usize, make: impl FnOnce() -> Result<Tensor>) -> Result<()> {
+        self.accumulate(input, |destination| destination.take(make()?))
     }
 
     /// Adds a part that `write` writes itself, if the input needs a gradient. It returns a tensor where its destination is a new

@@ -2,7 +2,8 @@
 //!
 //! An operation is a type in the `mod.rs` of its folder; `reference.rs`, `cpu.rs` and `cuda.rs` implement [`Reference`],
 //! [`Cpu`] and [`Cuda`] for it, and with these [`apply`] runs it.
-use crate::autograd::{Gradients, Variable, record};
+use crate::autograd::record;
+pub use crate::autograd::{Gradients, Variable};
 use candle_core::{DType, Device, Result, Shape, Tensor, Var, bail};
 
 /// An operation's implementations.
@@ -51,10 +52,8 @@ pub trait Reference: Send + 'static {
         let output = self.reference(&leaves)?;
         let found = (&output * &gradient.to_dtype(output.dtype())?)?.sum_all()?.backward()?;
         for (number, leaf) in leaves.iter().enumerate() {
-            if gradients.needs(number) {
-                let part = found.get(leaf).map_or_else(|| leaf.zeros_like(), |part| Ok(part.detach()))?;
-                gradients.add(number, part)?;
-            }
+            let part = || found.get(leaf).map_or_else(|| leaf.zeros_like(), |part| Ok(part.detach()));
+            gradients.add_with(number, part)?;
         }
         Ok(())
     }
@@ -107,8 +106,10 @@ impl<O: Reference> Cuda for O {}
 /// What the backward pass needs.
 pub struct Saved {
     inputs: Vec<Option<Tensor>>,
-    shapes: Vec<Shape>,
-    kept: Vec<Tensor>,
+    /// Of all inputs.
+    pub shapes: Vec<Shape>,
+    /// What the forward pass left besides.
+    pub kept: Vec<Tensor>,
     /// The output's type, which its gradient has.
     dtype: DType,
 }
@@ -122,23 +123,12 @@ impl Saved {
         }
     }
 
-    /// What the forward pass left besides.
+    /// What the forward pass left besides, so many tensors.
     pub fn kept<const N: usize>(&self) -> Result<&[Tensor; N]> {
         match self.kept.first_chunk() {
             Some(kept) => Ok(kept),
             None => bail!("the forward pass of an operation left {} tensors, not {N}", self.kept.len()),
         }
-    }
-
-    /// What the forward pass left besides, however much that is.
-    #[cfg(feature = "cuda")]
-    pub fn all_kept(&self) -> &[Tensor] {
-        &self.kept
-    }
-
-    /// The shape of an input.
-    pub fn shape(&self, number: usize) -> &Shape {
-        &self.shapes[number]
     }
 }
 

@@ -117,13 +117,8 @@ impl Variable {
         let (a, b) = (self.tensor().contiguous()?, right.tensor().contiguous()?);
         let output = a.matmul(&b)?;
         Ok(record(output, &[self, right], move |gradient, gradients| {
-            if gradients.needs(0) {
-                gradients.add(0, gradient.matmul(&b.transpose(D::Minus2, D::Minus1)?)?)?;
-            }
-            if gradients.needs(1) {
-                gradients.add(1, a.transpose(D::Minus2, D::Minus1)?.matmul(&gradient)?)?;
-            }
-            Ok(())
+            gradients.add_with(0, || gradient.matmul(&b.transpose(D::Minus2, D::Minus1)?))?;
+            gradients.add_with(1, || a.transpose(D::Minus2, D::Minus1)?.matmul(&gradient))
         }))
     }
 
@@ -132,13 +127,8 @@ impl Variable {
         let (a, b) = (self.tensor().contiguous()?, right.tensor().contiguous()?);
         let output = a.matmul(&b.t()?)?;
         Ok(record(output, &[self, right], move |gradient, gradients| {
-            if gradients.needs(0) {
-                gradients.add(0, gradient.matmul(&b)?)?;
-            }
-            if gradients.needs(1) {
-                gradients.add(1, gradient.t()?.matmul(&a)?)?;
-            }
-            Ok(())
+            gradients.add_with(0, || gradient.matmul(&b))?;
+            gradients.add_with(1, || gradient.t()?.matmul(&a))
         }))
     }
 }
@@ -167,12 +157,11 @@ fn add_window(sum: &Tensor, part: &Tensor, dim: usize, start: usize) -> Result<(
 pub fn add(a: &Variable, b: &Variable) -> Result<Variable> {
     let output = (a.tensor() + b.tensor())?;
     Ok(record(output, &[a, b], |gradient, gradients| {
-        if gradients.needs(0) && gradients.needs(1) {
-            gradients.add(1, gradient.copy()?)?;
-            return gradients.add(0, gradient);
+        if !gradients.needs(0) {
+            return gradients.add(1, gradient);
         }
-        let input = usize::from(!gradients.needs(0));
-        gradients.add(input, gradient)
+        gradients.add_with(1, || gradient.copy())?;
+        gradients.add(0, gradient)
     }))
 }
 

@@ -33,7 +33,7 @@ fn make_room(lines: &mut Lines, count: usize) {
 #[derive(Default)]
 pub struct Panels {
     lines: Lines,
-    inner: usize,
+    pub inner: usize,
 }
 
 impl Panels {
@@ -210,7 +210,7 @@ pub fn prefetch_rows(view: View, rows: Range<usize>, inner: Range<usize>, (numbe
 /// A left matrix, its rows written one at a time.
 pub struct PackedA {
     lines: Lines,
-    inner: usize,
+    pub inner: usize,
 }
 
 impl PackedA {
@@ -219,10 +219,6 @@ impl PackedA {
         let mut lines = vec![];
         make_room(&mut lines, count * row_lines(inner));
         Self { lines, inner }
-    }
-
-    pub fn inner(&self) -> usize {
-        self.inner
     }
 
     pub fn set(&mut self, row: usize, values: &[f32]) {

@@ -1,9 +1,8 @@
 //! Attention with a streaming softmax, and the probability of a range of keys; forward and backward.
 use super::{Attention, Probability, Sizes};
-use crate::autograd::Gradients;
 use crate::kernels::cuda::Arg::{Float, Int};
 use crate::kernels::cuda::{Module, WARP, aligned, module, output, type_name};
-use crate::ops::backend::{Cuda, Forward, Saved};
+use crate::ops::backend::{Cuda, Forward, Gradients, Saved};
 use candle_core::{DType, Result, Tensor, bail};
 use std::ops::Range;
 

@@ -7,8 +7,7 @@ mod cpu;
 mod cuda;
 mod reference;
 
-use super::backend::apply;
-use crate::autograd::Variable;
+use super::backend::{Variable, apply};
 use candle_core::{Result, Tensor, bail};
 use std::ops::Range;
 

@@ -134,7 +134,7 @@ impl FrozenWeight {
     /// Memory on the device is too small.
     pub fn in_type(&self, dtype: DType) -> Result<Tensor> {
         #[cfg(feature = "cuda")]
-        if let Some(written) = cuda::dequantize(&self.kept, dtype)? {
+        if let Some(written) = cuda::dequantize(self, dtype)? {
             return Ok(written);
         }
         match &self.kept {

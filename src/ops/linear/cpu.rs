@@ -1,9 +1,9 @@
 //! Projections in f32 in the host's memory.
 use super::{Linear, Part, Window};
-use crate::autograd::{Destination, Gradients};
+use crate::autograd::Destination;
 use crate::kernels::matrix::{Product, Start, Threads, View, Windows};
 use crate::kernels::memory::{Values, with_values_mut};
-use crate::ops::backend::{Cpu, Forward, Saved};
+use crate::ops::backend::{Cpu, Forward, Gradients, Saved};
 use candle_core::{DType, Device, Result, Shape, Tensor};
 
 fn product<'a>(shape: (usize, usize, usize), a: View<'a>, b: View<'a>, scale: f32) -> Product<'a> {
@@ -107,7 +107,7 @@ impl Cpu for Linear {
             let windows = self.windows((part.to, outer), (part.from, inner));
             let through = |weight: &[f32], gradients: &mut Gradients| {
                 let dx = product((windows.rows, outer, inner), gradient, View::rows(weight, inner), 1.0);
-                add_windows(gradients, dx, windows, part, saved.shape(part.input))
+                add_windows(gradients, dx, windows, part, &saved.shapes[part.input])
             };
             let Some([x, down, up]) = part.adapted(saved)? else {
                 through(&weight, gradients)?;
@@ -126,7 +126,7 @@ impl Cpu for Linear {
                 let windows = self.windows((part.alone(), rank), (part.from, inner));
                 let shape = (windows.rows, rank, inner);
                 let added = product(shape, View::rows(&reduced, rank), View::rows(&down, inner), 1.0);
-                add_windows(gradients, added, windows, part, saved.shape(part.input))?;
+                add_windows(gradients, added, windows, part, &saved.shapes[part.input])?;
             }
             let x = rows(&x, part.from, inner);
             add_part(gradients, part.input + 1, (rank, inner), |d_down| {

@@ -5,9 +5,8 @@ mod cpu;
 mod cuda;
 mod reference;
 
-use super::backend::{Saved, apply};
+use super::backend::{Saved, Variable, apply};
 use super::frozen_weight::FrozenWeight;
-use crate::autograd::Variable;
 use candle_core::{D, Result, Tensor, bail};
 use std::ops::Range;
 

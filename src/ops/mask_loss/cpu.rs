@@ -1,9 +1,8 @@
 //! Focal and dice loss in f32 in the host's memory, a row of the enlarged map at a time.
 use super::{ALPHA, MaskLoss, Target};
-use crate::autograd::Gradients;
 use crate::kernels::cpu::{exp, sums, vectorised};
 use crate::kernels::memory::Values;
-use crate::ops::backend::{Cpu, Forward, Saved};
+use crate::ops::backend::{Cpu, Forward, Gradients, Saved};
 use crate::ops::enlarge::{Enlarge, Rows, RowsBackward};
 use candle_core::{Device, Result, Tensor};
 use rayon::prelude::*;

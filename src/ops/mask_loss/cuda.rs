@@ -1,12 +1,11 @@
 //! Focal and dice loss of maps against masks of a larger size, which go to the GPU as bits.
 use super::{MaskLoss, Target};
-use crate::autograd::Gradients;
 use crate::kernels::cuda::transfer::upload;
 use crate::kernels::cuda::{
     Arg::{self, Float, Int},
     Module, WARP, device_of, module, output, type_name,
 };
-use crate::ops::backend::{Cuda, Forward, Saved};
+use crate::ops::backend::{Cuda, Forward, Gradients, Saved};
 use candle_core::{DType, Result, Tensor};
 use rayon::prelude::*;
 use std::sync::Arc;

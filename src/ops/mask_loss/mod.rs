@@ -4,8 +4,7 @@ mod cpu;
 mod cuda;
 mod reference;
 
-use super::backend::apply;
-use crate::autograd::Variable;
+use super::backend::{Variable, apply};
 use candle_core::{Result, bail};
 pub(super) use cpu::soft;
 use std::sync::Arc;

@@ -1,9 +1,8 @@
 //! Layer norm with modulation and RMS norm, forward and backward.
 use super::{LayerNormModulate, RmsNorm};
-use crate::autograd::Gradients;
 use crate::kernels::cuda::{Arg, Module, WARP, module, output, type_name, vector_width, widest};
 use crate::ops::accumulate::accumulate;
-use crate::ops::backend::{Cuda, Forward, Saved};
+use crate::ops::backend::{Cuda, Forward, Gradients, Saved};
 use candle_core::{D, Result, Tensor, bail};
 
 static KERNELS: Module = module!("norm");

@@ -1,12 +1,11 @@
 //! Cross-entropy over classes at every pixel of a larger label map.
 use super::PixelCrossEntropy;
-use crate::autograd::Gradients;
 use crate::kernels::cuda::transfer::upload;
 use crate::kernels::cuda::{
     Arg::{self, Float, Int},
     Module, WARP, device_of, module, output, type_name,
 };
-use crate::ops::backend::{Cuda, Forward, Saved};
+use crate::ops::backend::{Cuda, Forward, Gradients, Saved};
 use candle_core::{DType, Result, Tensor};
 
 static KERNELS: Module = module!("pixel_cross_entropy");

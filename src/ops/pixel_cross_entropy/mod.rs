@@ -4,8 +4,7 @@ mod cpu;
 mod cuda;
 mod reference;
 
-use super::backend::apply;
-use crate::autograd::Variable;
+use super::backend::{Variable, apply};
 use candle_core::{Result, bail};
 
 /// Label of pixels that do not count.

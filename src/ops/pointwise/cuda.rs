@@ -1,8 +1,7 @@
 //! GELU, SwiGLU, the gated residual, and rows that begin as a bias.
 use super::{GatedResidual, Gelu, SwiGlu};
-use crate::autograd::Gradients;
 use crate::kernels::cuda::{Arg, Module, module, output, type_name, vector_width, widest};
-use crate::ops::backend::{Cuda, Forward, Saved};
+use crate::ops::backend::{Cuda, Forward, Gradients, Saved};
 use candle_core::{D, Result, Tensor, bail};
 use std::ops::Range;
 
@@ -99,9 +98,7 @@ impl Cuda for GatedResidual {
     }
 
     fn backward_cuda(&self, saved: &Saved, gradient: Tensor, gradients: &mut Gradients) -> Result<()> {
-        if gradients.needs(1) {
-            gradients.add(1, gated_backward(&gradient, saved.input(2)?)?)?;
-        }
+        gradients.add_with(1, || gated_backward(&gradient, saved.input(2)?))?;
         gradients.add(0, gradient)
     }
 }

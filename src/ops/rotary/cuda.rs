@@ -1,9 +1,8 @@
 //! Rotary positions on a GPU.
 use super::Rotary;
-use crate::autograd::Gradients;
 use crate::kernels::cuda::Arg::{Int, Long};
 use crate::kernels::cuda::{Module, module, output, type_name};
-use crate::ops::backend::{Cuda, Forward, Saved};
+use crate::ops::backend::{Cuda, Forward, Gradients, Saved};
 use candle_core::{Result, Tensor, bail};
 
 static KERNELS: Module = module!("rotary");

@@ -4,8 +4,7 @@ mod cpu;
 mod cuda;
 mod reference;
 
-use super::backend::apply;
-use crate::autograd::Variable;
+use super::backend::{Variable, apply};
 use crate::ops::device::upload;
 use candle_core::{Device, Result, Tensor, bail};
 

@@ -1,9 +1,8 @@
 //! The score head's forward pass. Its backward pass, over the few matched maps, is by cuBLAS: [`super::products`].
 use super::{CHANNELS, Precision, ScoreHead};
-use crate::autograd::Gradients;
 use crate::kernels::cuda::Arg::{Int, Long};
 use crate::kernels::cuda::{Module, device_of, largest_shared_memory, module, output, type_name};
-use crate::ops::backend::{Cuda, Forward, Reference, Saved};
+use crate::ops::backend::{Cuda, Forward, Gradients, Reference, Saved};
 use candle_core::{DType, Result, Tensor};
 
 static KERNELS: Module = module!("score_head");

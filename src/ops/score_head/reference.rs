@@ -1,7 +1,6 @@
 //! The score head in candle's operations.
 use super::{CHANNELS, Precision, ScoreHead, products, tensors};
-use crate::autograd::Gradients;
-use crate::ops::backend::Reference;
+use crate::ops::backend::{Gradients, Reference};
 use candle_core::{DType, Result, Tensor};
 
 /// Values that convolutions hold at a time.

@@ -4,9 +4,8 @@ mod head;
 mod probability;
 
 use super::{Attention, Sizes};
-use crate::autograd::Gradients;
 use crate::kernels::memory::Values;
-use crate::ops::backend::{Cpu, Forward, Saved};
+use crate::ops::backend::{Cpu, Forward, Gradients, Saved};
 use by_head::ByHead;
 use candle_core::{Device, Result, Tensor};
 use head::{Head, Passed, Scratch};

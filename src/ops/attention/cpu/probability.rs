@@ -1,11 +1,10 @@
 //! The attention probability of a range of keys, a block of queries at a time.
 use super::super::{Probability, Sizes};
 use super::by_head::ByHead;
-use crate::autograd::Gradients;
 use crate::kernels::cpu::{softmax, sum, vectorised};
 use crate::kernels::matrix::{Product, Start, View};
 use crate::kernels::memory::Values;
-use crate::ops::backend::{Cpu, Forward, Saved};
+use crate::ops::backend::{Cpu, Forward, Gradients, Saved};
 use candle_core::{Device, Result, Tensor};
 use rayon::prelude::*;
 use std::f32::consts::LOG2_E;
