@@ -71,7 +71,7 @@ fn main() -> Result<()> {
             &noise,
             model.config.image_tokens((config.in_channels, side, side)),
             &conditions,
-            |latents, timestep, text, blur| model.forward(latents, timestep, text, blur),
+            |latents, timestep, text, blur| model.forward(latents, timestep, text, blur, None),
         )?;
         device.synchronize()?;
         Ok(started.elapsed().as_secs_f64())

@@ -3,7 +3,7 @@
 //! `cargo bench --bench inventory -- FOLDER FILES` makes a folder of so many files (photographs, masks and captions in
 //! equal parts, none of which is read but the captions), or takes it as it is if it is there.
 use seg4diff::config::RunConfig;
-use seg4diff::data::Inventory;
+use seg4diff::data::{DataSet, Inventory};
 use std::path::Path;
 use std::time::Instant;
 
@@ -29,7 +29,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         format!("output = \"out\"\n[model]\npath = \"model\"\n[data]\nformat = \"folder\"\nsource = [{folder:?}]\n");
     let config = RunConfig::parse(&text, Path::new("bench"), &[])?;
     let started = Instant::now();
-    let inventory = Inventory::take(&config.data)?;
+    let inventory = Inventory::of(&DataSet::open(&config.data)?)?;
     let seconds = started.elapsed().as_secs_f64();
     let status = std::fs::read_to_string("/proc/self/status")?;
     let peak = status.lines().find(|line| line.starts_with("VmHWM")).unwrap_or("VmHWM unknown");

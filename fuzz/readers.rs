@@ -9,7 +9,6 @@ use seg4diff::data::codec::rle::{RunLengths, StoredRunLengths};
 use seg4diff::data::sources::byte_source::ByteReader;
 use seg4diff::data::sources::tar_members::{Members, TarPart};
 use seg4diff::eval::generation::npz;
-use seg4diff::system::patience::Patient;
 use seg4diff::system::tensor_file;
 use std::io::{Cursor, Write};
 use std::path::Path;
@@ -86,7 +85,7 @@ pub fn matlab(bytes: &[u8]) -> bool {
 pub fn tar(bytes: &[u8]) -> bool {
     let mut file = tempfile::tempfile().expect("a temporary file");
     file.write_all(bytes).expect("a temporary file");
-    let mut members = Members::new(ByteReader::file(Patient(file)).expect("a length"));
+    let mut members = Members::new(ByteReader::file(file.into()).expect("a length"));
     let (mut behind, mut is_whole) = (0, true);
     while let Some(step) = members.step().expect("a temporary file") {
         let (start, end) = match step {

@@ -2,7 +2,7 @@
 mod folder_copy;
 
 use folder_copy::copy;
-use seg4diff::model::text::tokenizer::{ClipTokenizer, T5Tokenizer};
+use seg4diff::model::text::tokenizer::{CLIP_TOKENS, TextTokenizer};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -33,8 +33,12 @@ fn ids_are_those_of_transformers() {
         let is_clip = folder != "tokenizer_3";
         for (text, expected) in texts {
             let found = match is_clip {
-                true => ClipTokenizer::open(work.path()).and_then(|tokenizer| tokenizer.encode(&text)),
-                false => T5Tokenizer::open(work.path()).and_then(|tokenizer| tokenizer.encode(&text, expected.len())),
+                true => {
+                    TextTokenizer::open_clip(work.path()).and_then(|tokenizer| tokenizer.encode(&text, CLIP_TOKENS))
+                }
+                false => {
+                    TextTokenizer::open_t5(work.path()).and_then(|tokenizer| tokenizer.encode(&text, expected.len()))
+                }
             };
             match found {
                 Ok(found) if found == expected => (),
@@ -63,7 +67,7 @@ fn files_that_say_no_tokens_are_errors() {
         let work = tempfile::tempdir().unwrap();
         copy(&fixtures.join("pipeline/pipeline/tokenizer"), work.path());
         std::fs::write(work.path().join(file), content).unwrap();
-        let refused = ClipTokenizer::open(work.path()).map(|_| ()).map_err(|problem| problem.to_string());
+        let refused = TextTokenizer::open_clip(work.path()).map(|_| ()).map_err(|problem| problem.to_string());
         assert!(refused.as_ref().is_err_and(|text| text.contains(file)), "{content}: {refused:?}");
     }
 }

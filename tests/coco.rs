@@ -68,7 +68,8 @@ fn instances_are_drawn_as_by_pycocotools() {
         for (place, (mask, (_, bits))) in sample.masks.iter().zip(expected).enumerate() {
             let byte = |index: usize| u8::from_str_radix(&bits[2 * index..2 * index + 2], 16).unwrap();
             let expected = (0..1600).map(|pixel| byte(pixel / 8) >> (pixel % 8) & 1 == 1);
-            assert!(mask.class == Some(place) && expected.eq(mask.to_f32().into_iter().map(|value| value == 1.0)));
+            let pixels = (0..1600).map(|pixel| mask.get(pixel % mask.width(), pixel / mask.width()));
+            assert!(mask.class == Some(place) && expected.eq(pixels));
             compared += 1;
         }
     }

@@ -11,7 +11,7 @@ use seg4diff::train::optimizers::Optimizer;
 use seg4diff::train::parameters::{Group, Parameters};
 use seg4diff::train::resume::Override;
 use seg4diff::train::run_folder::{Resume, RunFolder};
-use seg4diff::train::{Components, run_with};
+use seg4diff::train::{self, Components};
 use seg4diff::{Error, Result};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -100,7 +100,7 @@ fn train(config: &RunConfig, size: usize, resume: &Resume, make: fn(usize) -> Ma
         let folder = open(&config.output, resume).expect("folder");
         // Another configuration is one with another `accumulate`.
         let components = Components { optimizer: make(rank), collective: &collective, ..Components::default() };
-        run_with(config, &Device::Cpu, &folder, &[Override::Settings], &components)
+        train::run(config, &Device::Cpu, &folder, &[Override::Settings], &components)
     };
     std::thread::scope(|scope| {
         let threads: Vec<_> = (0..size).map(|rank| scope.spawn(move || thread(rank))).collect();
@@ -150,7 +150,7 @@ impl Left {
 
 fn one_process(config: &RunConfig) -> Left {
     let folder = RunFolder::open(&config.output, &Resume::No).expect("folder");
-    run_with(config, &Device::Cpu, &folder, &[], &Components { collective: &SingleProcess, ..Components::default() })
+    train::run(config, &Device::Cpu, &folder, &[], &Components { collective: &SingleProcess, ..Components::default() })
         .expect("run");
     Left::of(&config.output)
 }

@@ -41,7 +41,7 @@ fn epoch(config: &DataConfig, start: Option<&Cursor>) -> (Vec<(String, Cursor)>,
     loop {
         let batch = loader.next_batch(1).unwrap();
         if batch.epoch > 0 {
-            return (seen, batch.broken);
+            return (seen, batch.cursor.broken);
         }
         seen.push((batch.samples[0].key.clone(), batch.cursor));
     }

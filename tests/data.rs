@@ -98,7 +98,7 @@ fn source_order_is_kept_and_samples_are_whole() {
     let batch = loader.next_batch(25).unwrap();
     let numbers: Vec<u8> = batch.samples.iter().map(|sample| sample.image[0]).collect();
     assert_eq!(numbers, (0..22).chain(0..3).collect::<Vec<u8>>());
-    assert_eq!((batch.epoch, batch.cursor.epoch, batch.broken), (0, 1, 0));
+    assert_eq!((batch.epoch, batch.cursor.epoch, batch.cursor.broken), (0, 1, 0));
     for sample in &batch.samples {
         assert_eq!(sample.key, format!("sa_{}", sample.image[0]));
         assert_eq!(sample.prompt, format!("Number {}. Second!", sample.image[0]));
@@ -231,7 +231,7 @@ fn broken_members_are_skipped_and_counted() {
     let mut loader = Loader::new(&config, 1, None, true).unwrap();
     assert_eq!(keys(&take(&mut loader, 2)), ["sa_1", "sa_2"]);
     let batch = loader.next_batch(1).unwrap();
-    assert_eq!((keys(&batch.samples), batch.broken, batch.epoch), (vec!["sa_1".to_owned()], count, 1));
+    assert_eq!((keys(&batch.samples), batch.cursor.broken, batch.epoch), (vec!["sa_1".to_owned()], count, 1));
 
     config.max_broken = 0.1;
     let mut loader = Loader::new(&config, 1, None, true).unwrap();
@@ -324,7 +324,7 @@ fn a_jpg_is_the_image_wherever_a_png_of_its_name_stands() {
         let config = config(DataFormat::Sa1b, &[path(folder.path())]);
         let batch = Loader::new(&config, 1, None, true).unwrap().next_batch(3).unwrap();
         let numbers: Vec<u8> = batch.samples.iter().map(|sample| sample.image[0]).collect();
-        assert_eq!((numbers, batch.broken), (vec![1, 3, 4], 0), "{order:?}");
+        assert_eq!((numbers, batch.cursor.broken), (vec![1, 3, 4], 0), "{order:?}");
     }
 }
 
@@ -475,7 +475,7 @@ fn unused_masks_are_an_error_where_masks_are_wanted() {
     config.min_mask_area = 0.6;
     let mut loader = Loader::new(&config, 1, None, true).unwrap();
     assert!(take(&mut loader, 5).iter().all(|sample| sample.masks.is_empty()));
-    assert_eq!((loader.coverage().samples, loader.coverage().with_masks), (5, 0));
+    assert_eq!((loader.cursor.epoch_samples, loader.cursor.epoch_with_masks), (5, 0));
     let error = loader.next_batch(1).unwrap_err().to_string();
     assert!(error.contains("none of the 5 images of epoch 0 brought a usable mask"), "{error}");
     assert_eq!(take(&mut Loader::new(&config, 1, None, false).unwrap(), 12).len(), 12);
@@ -544,8 +544,9 @@ fn image_and_masks_are_cropped_scaled_and_mirrored_alike() {
         let enough = if crop == Crop::Random { 15 } else { 2 };
         assert!(kinds.len() >= enough, "{} different squares", kinds.len());
         for sample in &samples {
-            let mask = sample.masks[0].to_f32();
-            let differ = |pixel: &usize| (sample.image[3 * pixel] >= 128) != (mask[*pixel] == 1.0);
+            let pixel = |pixel: usize| sample.masks[0].get(pixel % resolution, pixel / resolution);
+            let mask: Vec<bool> = (0..resolution * resolution).map(pixel).collect();
+            let differ = |pixel: &usize| (sample.image[3 * pixel] >= 128) != mask[*pixel];
             // bilinear and nearest may differ on the outline alone
             let wrong = (0..mask.len()).filter(differ).count();
             let most = if resolution == 61 { 0 } else { mask.len() / 150 };
@@ -583,7 +584,7 @@ fn coco_makes_a_prompt_of_the_classes_and_a_mask_of_each() {
         config.labels = Some(folder.path().join(labels));
         config.classes = Some(classes.clone());
         let batch = Loader::new(&config, 0, None, true).unwrap().next_batch(3).unwrap();
-        assert_eq!(batch.broken, 1);
+        assert_eq!(batch.cursor.broken, 1);
         let sample = &batch.samples[0];
         assert_eq!((sample.prompt.as_str(), sample.image[0]), ("traffic light cow", 7));
         assert_eq!(sample.classes, ["traffic light", "cow"]);

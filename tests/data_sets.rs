@@ -164,7 +164,7 @@ impl Unpacked {
 
 /// Class names of the first image's pixels.
 fn names(data: &LabelledFolder) -> Vec<Option<String>> {
-    let name = |class: &u16| (*class != NO_CLASS).then(|| data.classes()[usize::from(*class)].name.clone());
+    let name = |class: &u16| (*class != NO_CLASS).then(|| data.classes[usize::from(*class)].name.clone());
     data.read(0).unwrap().truth.classes.iter().map(name).collect()
 }
 
@@ -173,7 +173,7 @@ fn every_layout_is_read_with_its_traps() {
     for unpacked in UNPACKED {
         let folder = unpacked.make();
         let data = unpacked.open(folder.path()).unwrap_or_else(|e| panic!("{}: {e}", unpacked.config));
-        assert_eq!((data.len(), data.classes().len()), (1, unpacked.classes), "{}", unpacked.config);
+        assert_eq!((data.count(), data.classes.len()), (1, unpacked.classes), "{}", unpacked.config);
         let expected: Vec<_> = unpacked.pixels.iter().map(|(_, name)| name.map(str::to_owned)).collect();
         assert_eq!(names(&data), expected, "{}", unpacked.config);
     }

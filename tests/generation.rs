@@ -19,15 +19,11 @@ use std::collections::BTreeMap;
 
 /// Features of all pictures, as one batch if `together`.
 fn features(network: &dyn FeatureNetwork, together: bool) -> Tensor {
-    let (height, width) = network.input();
-    let inputs: Vec<Tensor> = pictures()
-        .iter()
-        .map(|picture| Tensor::from_vec(network.prepare(picture), (1, 3, height, width), &Device::Cpu).unwrap())
-        .collect();
+    let inputs: Vec<Vec<f32>> = pictures().iter().map(|picture| network.prepare(picture)).collect();
     if together {
-        return network.features(&Tensor::cat(&inputs, 0).unwrap()).unwrap();
+        return network.features(inputs.concat(), inputs.len()).unwrap();
     }
-    let features: Vec<Tensor> = inputs.iter().map(|input| network.features(input).unwrap()).collect();
+    let features: Vec<Tensor> = inputs.into_iter().map(|input| network.features(input, 1).unwrap()).collect();
     Tensor::cat(&features, 0).unwrap()
 }
 

@@ -23,6 +23,7 @@ fn train(settings: &[&str]) -> (LossTerms, LossTerms) {
     let mut all = vec!["optim.lr=1e-2".to_string(), "optim.lora_lr_scale=1.0".to_string()];
     all.extend(settings.iter().map(|s| s.to_string()));
     let mut config = RunConfig::load(&file, &all).unwrap();
+    config.loss.mask_max_sigma = 1.0;
     config.model.path = at(&PathBuf::from(&config.model.path));
     config.data.source = config.data.source.iter().map(|s| at(Path::new(s))).collect();
     config.data.captions = config.data.captions.map(|c| root.join(c));
@@ -40,16 +41,8 @@ fn train(settings: &[&str]) -> (LossTerms, LossTerms) {
     pipeline.transformer.attach_trained(&parameters.trained().unwrap()).unwrap();
     let scheduler = Scheduler::open(&files).unwrap();
     let batch = Loader::new(&config.data, config.seed, None, true).unwrap().next_batch(4).unwrap();
-    let maker = InputMaker {
-        mask_max_sigma: 1.0,
-        pipeline: &pipeline,
-        scheduler: &scheduler,
-        noise: &config.noise,
-        seed: config.seed,
-        resolution: config.data.resolution,
-        prompt: None,
-        device: &Device::Cpu,
-    };
+    let maker =
+        InputMaker { pipeline: &pipeline, scheduler: &scheduler, config: &config, prompt: None, device: &Device::Cpu };
     let inputs = maker.make(&batch.samples, 0).unwrap();
     let plan = StepPlan { expert_layers: &config.model.expert_layers, recomputed_blocks: 0 };
     let mut optimizer = AdamW::new(&config.optim, &parameters).unwrap();

@@ -12,7 +12,7 @@ use seg4diff::loss::SampleTargets;
 use seg4diff::model::adapters::lora::{Lora, LoraSettings};
 use seg4diff::model::adapters::{Adapter, Adapters, formats};
 use seg4diff::model::families::sd3::MmDitConfig;
-use seg4diff::model::families::{AdaptableLayer, FamilyConfig, Transformer};
+use seg4diff::model::families::{AdaptableLayer, Family, Transformer};
 use seg4diff::model::text::TextEmbedding;
 use seg4diff::model::weights::{Weights, read_all};
 use seg4diff::train::checkpoint::Checkpoint;
@@ -67,7 +67,7 @@ fn inputs(model: &Transformer) -> StepInputs {
 
 fn output(model: &Transformer) -> Vec<f32> {
     let StepInputs { latents, timestep, text, .. } = inputs(model);
-    let velocity = model.forward(&latents, &timestep, &text, None).expect("forward");
+    let velocity = model.forward(&latents, &timestep, &text, None, None).expect("forward");
     velocity.flatten_all().and_then(|flat| flat.to_vec1()).expect("values")
 }
 

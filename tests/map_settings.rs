@@ -4,11 +4,14 @@
 //! images are those of fixtures/segmentation, the model is checkpoints/smoke-base.
 use candle_core::{Device, Tensor};
 use seg4diff::config::{AttentionForm, Choice, DeviceChoice, MapNormalize, SegmentationProtocol};
+use seg4diff::distributed::SingleProcess;
+use seg4diff::eval::EvaluatedModel;
 use seg4diff::eval::analysis::analyse;
 use seg4diff::eval::maps::MapSettings;
 use seg4diff::eval::score_head::{ScoreHeadForm, TrainedScoreHead};
 use seg4diff::eval::segmentation::{LabelledFolder, SegmentationOptions, Segmenter, evaluate, evaluate_unsupervised};
 use seg4diff::eval::segmentation::{UnsupervisedOptions, evaluate_referring};
+use seg4diff::eval::turns::Turns;
 use seg4diff::model::pipeline::{Pipeline, PipelineOptions};
 use seg4diff::model::weights::files::ModelFiles;
 use seg4diff::model::weights::{read_all, write};
@@ -135,6 +138,7 @@ fn assert_predicted(found: &[u16], wanted: &Tensor, maps: &Tensor, classes: &[u1
 fn class_maps_and_predictions_are_those_of_pytorch() {
     let (expected, tensors) = expected();
     let (pipeline, scheduler) = load();
+    let model = EvaluatedModel { pipeline: &pipeline, scheduler: &scheduler, turns: &Turns::new(&SingleProcess) };
     let data = data();
     assert_eq!(expected.runs.len(), 12);
     for (number, run) in expected.runs.iter().enumerate() {
@@ -146,7 +150,7 @@ fn class_maps_and_predictions_are_those_of_pytorch() {
             ..SegmentationOptions::new(0, 64)
         };
         let mut seen = 0;
-        let scores = evaluate(&pipeline, &scheduler, &data, &options, &mut |result| {
+        let scores = evaluate(model, &data, &options, &mut |result| {
             let Some(wanted) = tensors.get(&format!("run_{number}_maps_{}", result.index)) else { return Ok(()) };
             let what = format!("run {number}, {}", result.image.key);
             let error = error(&result.maps.values, &values(wanted));
@@ -182,18 +186,19 @@ fn maps_without_words_have_the_settings_too() {
 #[test]
 fn every_evaluation_heeds_the_settings() {
     let (pipeline, scheduler) = load();
+    let model = EvaluatedModel { pipeline: &pipeline, scheduler: &scheduler, turns: &Turns::new(&SingleProcess) };
     let data = data();
     let of = |maps: MapSettings| SegmentationOptions { maps, ..SegmentationOptions::new(0, 64) };
     let usual = of(MapSettings::of_layers(&[1]));
     let other = of(MapSettings { attention: AttentionForm::Logits, ..MapSettings::of_layers(&[0, 1, 2]) });
     let phrases = [fixtures("segmentation/phrases.jsonl"), fixtures("segmentation/images")];
     let referring = |options: &SegmentationOptions| {
-        evaluate_referring(&pipeline, &scheduler, (&phrases[0], &phrases[1]), options, |_| {}).unwrap()
+        evaluate_referring(model, (&phrases[0], &phrases[1]), options, |_| {}).unwrap().unwrap()
     };
     assert_ne!(referring(&usual), referring(&other));
     let merging = UnsupervisedOptions { thresholds: vec![0.003], power: 1.0, prompt: None };
     let unsupervised = |options: &SegmentationOptions| {
-        evaluate_unsupervised(&pipeline, &scheduler, &data, options, &merging, &mut |_| Ok(())).unwrap()
+        evaluate_unsupervised(model, &data, options, &merging, &mut |_| Ok(())).unwrap()
     };
     assert_ne!(unsupervised(&usual), unsupervised(&other));
 }
@@ -202,6 +207,7 @@ fn every_evaluation_heeds_the_settings() {
 fn every_block_is_analysed_with_the_settings() {
     let (expected, tensors) = expected();
     let (pipeline, scheduler) = load();
+    let model = EvaluatedModel { pipeline: &pipeline, scheduler: &scheduler, turns: &Turns::new(&SingleProcess) };
     let maps = MapSettings {
         heads: "max".parse().unwrap(),
         attention: AttentionForm::SoftmaxText,
@@ -210,7 +216,7 @@ fn every_block_is_analysed_with_the_settings() {
     };
     let noise = Some(tensors["noise"].clone());
     let options = SegmentationOptions { maps, noise, batch: 3, ..SegmentationOptions::new(0, 64) };
-    let found = analyse(&pipeline, &scheduler, &data(), &options, |_, _| {}).unwrap();
+    let found = analyse(model, &data(), &options, |_, _| {}).unwrap();
     for (block, wanted) in found.blocks.iter().zip(&expected.blocks) {
         for (key, value) in [("miou", block.miou), ("pixel_accuracy", block.pixel_accuracy)] {
             let wanted = wanted[key].as_f64().unwrap();

@@ -10,7 +10,7 @@ use seg4diff::train::gradient_buffer::GradientBuffer;
 use seg4diff::train::optimizers::{Optimizer, adamw::AdamW};
 use seg4diff::train::parameters::{Group, Parameters};
 use seg4diff::train::run_folder::{Resume, RunFolder};
-use seg4diff::train::{Components, run_with};
+use seg4diff::train::{self, Components};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -30,7 +30,7 @@ fn config(output: &Path, settings: &[&str]) -> RunConfig {
 
 fn train(config: &RunConfig, resume: &Resume, components: &Components) {
     let folder = RunFolder::open(&config.output, resume).expect("folder");
-    run_with(config, &Device::Cpu, &folder, &[], components).expect("run");
+    train::run(config, &Device::Cpu, &folder, &[], components).expect("run");
 }
 
 /// What a run's newest checkpoint has of its adapter and its optimizer.
@@ -60,7 +60,7 @@ impl Optimizer for Sgd {
         gradients: &GradientBuffer,
         learning_rate: &dyn Fn(Group) -> f64,
     ) -> Result<()> {
-        self.momentum_buffer = ((&self.momentum_buffer * Self::MOMENTUM)? + gradients.values())?;
+        self.momentum_buffer = ((&self.momentum_buffer * Self::MOMENTUM)? + &gradients.values)?;
         for parameter in &parameters.all {
             let update = (parameter.view(&self.momentum_buffer)? * learning_rate(parameter.group))?;
             parameter.set(&(&parameter.values - update)?)?;
@@ -138,12 +138,12 @@ impl Optimizer for ReferenceAdamW {
         learning_rate: &dyn Fn(Group) -> f64,
     ) -> Result<()> {
         let OptimConfig { betas: [beta1, beta2], eps, weight_decay, .. } = self.config;
-        for ((parameter, moments), present) in parameters.all.iter().zip(&mut self.moments).zip(gradients.present()) {
+        for ((parameter, moments), present) in parameters.all.iter().zip(&mut self.moments).zip(&gradients.present) {
             if !present {
                 continue;
             }
             let lr = learning_rate(parameter.group);
-            let gradient = parameter.view(gradients.values())?;
+            let gradient = parameter.view(&gradients.values)?;
             let (first, second) = ((&gradient * (1.0 - beta1))?, (gradient.sqr()? * (1.0 - beta2))?);
             let (first, second, steps) = match moments.take() {
                 None => (first, second, 1),

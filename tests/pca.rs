@@ -3,8 +3,11 @@
 //! The reference values of NumPy are in fixtures/pca, with the script that made them.
 use candle_core::Tensor;
 use seg4diff::config::{Choice, DeviceChoice};
+use seg4diff::distributed::SingleProcess;
+use seg4diff::eval::EvaluatedModel;
 use seg4diff::eval::pca::{components_of, principal_components};
 use seg4diff::eval::segmentation::{LabelledFolder, SegmentationOptions};
+use seg4diff::eval::turns::Turns;
 use seg4diff::model::pipeline::{Pipeline, PipelineOptions};
 use seg4diff::model::weights::files::ModelFiles;
 use seg4diff::model::weights::read_all;
@@ -59,13 +62,14 @@ fn features_of_blocks_are_those_of_diffusers() {
         depth: None,
     };
     let (pipeline, scheduler) = (Pipeline::load(&files, &options).unwrap(), Scheduler::open(&files).unwrap());
+    let model = EvaluatedModel { pipeline: &pipeline, scheduler: &scheduler, turns: &Turns::new(&SingleProcess) };
     let at = |name: &str| root("tests/fixtures/segmentation").join(name);
     let data = LabelledFolder::open(&at("images"), &at("labels"), &at("classes.json"), &[255]).unwrap();
     for (layers, batch) in [(&[0, 1, 2][..], 3), (&[1], 1)] {
         let noise = Some(tensors["noise"].clone());
         let options = SegmentationOptions { noise, batch, ..SegmentationOptions::new(0, 64) };
         let mut keys = vec![];
-        components_of(&pipeline, &scheduler, &data, &options, layers, &mut |image, components, grid| {
+        components_of(model, &data, &options, layers, &mut |image, components, grid| {
             assert_eq!((components.len(), components[0].len(), grid), (layers.len(), 16, (4, 4)));
             keys.push(image.key.clone());
             for (layer, found) in layers.iter().zip(&components).filter(|_| image.key == "zebra") {

@@ -72,6 +72,7 @@ fn presets() -> [(&'static str, Preset); 3] {
         rope_theta: 2000.0,
         eps: 1e-6,
         guidance_embeds: false,
+        is_distilled: false,
     };
     let of = |sizes, text_tokens| Preset { sizes, side: 8, text_tokens, expert_layer: 1 };
     [("SD3", of(Sizes::Sd3(sd3), 80)), ("FLUX.1", of(Sizes::Flux1(flux1), 20)), ("FLUX.2", of(Sizes::Flux2(flux2), 20))]
@@ -256,7 +257,7 @@ fn probes_are_those_of_whole_blocks() {
                 }
                 let embedded = model.embedding.embed(&latents, &timestep, &text).expect("embedded");
                 let compare = |layer: usize, inputs: &JointInputs| {
-                    let (whole, alone) = (inputs.probe()?, model.probe(&embedded, layer)?);
+                    let (whole, alone) = (inputs.probe()?, model.probes(&embedded, &[layer])?.remove(0));
                     for (whole, alone) in [(whole.queries, alone.queries), (whole.keys, alone.keys)] {
                         let (whole, alone) = (values(whole.tensor()), values(alone.tensor()));
                         let off = whole.iter().zip(&alone).fold(0f32, |most, (a, b)| most.max((a - b).abs()));

@@ -7,7 +7,7 @@ use seg4diff::config::RunConfig;
 use seg4diff::model::families::flux1::FluxConfig;
 use seg4diff::model::families::flux2::Flux2Config;
 use seg4diff::model::families::sd3::MmDitConfig;
-use seg4diff::model::families::{Conditioning, FamilyConfig, SavedActivations, Streams, Transformer};
+use seg4diff::model::families::{Conditioning, Family, SavedActivations, Streams, Transformer};
 use seg4diff::model::weights::Weights;
 use seg4diff::sample::noise::normal;
 use seg4diff::train::parameters::Parameters;

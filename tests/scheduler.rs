@@ -20,7 +20,7 @@ fn noise_levels_are_those_of_diffusers_to_the_bit() {
     for (train, shift) in schedules {
         let scheduler = Scheduler::new(train, shift);
         let key = format!("{train}_{shift:?}");
-        assert_eq!(scheduler.train_sigmas(), expected.values(&format!("sigmas_{key}")), "training, {key}");
+        assert_eq!(scheduler.sigmas, expected.values(&format!("sigmas_{key}")), "training, {key}");
         for n in &steps {
             let schedule = scheduler.set_timesteps(*n, 1);
             assert_eq!(schedule.sigmas, expected.values(&format!("sigmas_{key}_{n}")), "{n} steps, {key}");
@@ -87,7 +87,7 @@ fn check_levels(fixture: &str, spacing: SigmaSpacing, least: usize) {
         let name = wanted["scheduler"].as_str().unwrap();
         std::fs::write(&file, all["configs"][name].to_string()).unwrap();
         let scheduler = Scheduler::from_config(&file, spacing).unwrap();
-        let train = scheduler.train_sigmas();
+        let train = &scheduler.sigmas;
         assert_eq!(vec![train[0], train[499], train[999]], numbers(&wanted["train_checks"]), "{name}");
         let (steps, tokens) = (wanted["steps"].as_u64().unwrap() as usize, wanted["tokens"].as_u64().unwrap() as usize);
         let schedule = scheduler.set_timesteps(steps, tokens);

@@ -11,12 +11,13 @@ use seg4diff::model::adapters::stored::{Format, Parts, PeftConfig};
 use seg4diff::model::adapters::{Adapter, AdapterFiles, AdapterSettings, Adapters, Attached};
 use seg4diff::model::families::sd3::MmDitConfig;
 use seg4diff::model::families::{
-    Block, Blur, Conditioning, Embedded, Embedding, Family, FamilyConfig, Guidance, JointInputs, KohyaNames,
-    PipelineNames, Probe, SavedActivations, SigmaSpacing, Streams, TextForm, Transformer, TransformerConfig,
+    Block, Blur, Conditioning, Embedded, Embedding, Family, FamilyConfig, Guidance, JointInputs, KnownFamily,
+    KohyaNames, PipelineNames, Probe, SavedActivations, SigmaSpacing, Streams, TextForm, Transformer,
+    TransformerConfig,
 };
 use seg4diff::model::projection::Projection;
 use seg4diff::model::text::TextEmbedding;
-use seg4diff::model::weights::files::{ModelFiles, Part};
+use seg4diff::model::weights::files::ModelFiles;
 use seg4diff::model::weights::{self, Weights, read_all};
 use seg4diff::ops::{self, FrozenLayer, FrozenWeight, Layer, Target};
 use seg4diff::sample::noise::normal;
@@ -39,41 +40,19 @@ const CONTEXT: usize = 6;
 const WORDS: usize = 4;
 const LAYERS: [&str; 4] = ["query", "key", "value", "out"];
 
-#[derive(Debug)]
-struct Toy;
+#[derive(serde::Deserialize)]
+struct Toy {
+    depth: usize,
+}
 
-impl Family for Toy {
-    fn name(&self) -> &'static str {
-        "toy"
+impl FamilyConfig for Toy {
+    fn checked(self, _: &Path) -> Result<Self> {
+        Ok(self)
     }
 
-    fn transformer_class(&self) -> &'static str {
-        "ToyTransformer"
-    }
-
-    fn pipeline(&self) -> &'static PipelineNames {
-        static NAMES: PipelineNames = PipelineNames {
-            class: "ToyPipeline",
-            encoders: &[],
-            usual_encoders: &[],
-            max_sequence_length: WORDS + 1,
-            steps: 28,
-            text: TextForm::T5,
-            words: WORDS,
-            block_counts: &["depth"],
-            packed_side: 1,
-            original: None,
-        };
-        &NAMES
-    }
-
-    fn config(&self, files: &ModelFiles) -> Result<TransformerConfig> {
-        #[derive(serde::Deserialize)]
-        struct Config {
-            depth: usize,
-        }
-        Ok(TransformerConfig {
-            block_lists: vec![("layers", files.config::<Config>(Part::Transformer)?.depth)],
+    fn general(&self) -> TransformerConfig {
+        TransformerConfig {
+            block_lists: vec![("layers", self.depth)],
             num_attention_heads: HEADS,
             attention_head_dim: WIDTH / HEADS,
             in_channels: CHANNELS,
@@ -84,44 +63,46 @@ impl Family for Toy {
             usual_guidance_scale: 7.0,
             guidance: Guidance::TwoPasses,
             release: None,
-        })
+        }
     }
+}
 
-    fn load(&self, files: &ModelFiles, depth: Option<usize>, dtype: DType, device: &Device) -> Result<Transformer> {
-        let config = self.config(files)?;
-        let weights = files.weights(Part::Transformer, dtype, device)?;
-        let embedding = ToyEmbedding {
-            latents: Projection::load(&weights, "latents", CHANNELS, WIDTH)?,
-            text: Projection::load(&weights, "text", CONTEXT, WIDTH)?,
-            velocity: Projection::load(&weights, "velocity", WIDTH, CHANNELS)?,
-        };
-        let block = |layer: usize| -> Result<Box<dyn Block>> {
-            let load = |name| Projection::load(&weights, &format!("layers.{layer}.{name}"), WIDTH, WIDTH);
-            Ok(Box::new(ToyBlock {
-                query: load("query")?,
-                key: load("key")?,
-                value: load("value")?,
-                out: load("out")?,
-            }))
-        };
-        let blocks = (0..depth.unwrap_or(usize::MAX).min(config.num_layers())).map(block).collect::<Result<_>>()?;
-        Ok(Transformer { config, embedding: Box::new(embedding), blocks })
-    }
-
-    fn sigma_spacing(&self) -> SigmaSpacing {
-        SigmaSpacing::Trained
-    }
-
-    fn kohya(&self) -> &'static KohyaNames {
-        static NAMES: KohyaNames = KohyaNames {
+impl Family for Toy {
+    const PIPELINE: &'static PipelineNames = &PipelineNames {
+        name: "toy",
+        class: "ToyPipeline",
+        transformer_class: "ToyTransformer",
+        encoders: &[],
+        usual_encoders: &[],
+        max_sequence_length: WORDS + 1,
+        steps: 28,
+        text: TextForm::T5,
+        words: WORDS,
+        block_counts: &["depth"],
+        packed_side: 1,
+        sigma_spacing: SigmaSpacing::Trained,
+        kohya: &KohyaNames {
             architecture: "toy",
             implementation: "toy",
             network_module: "toy",
             blocks: &[],
             swaps_halves: |_, _| false,
             fits: |_, _| true,
-        };
-        &NAMES
+        },
+        original: None,
+    };
+
+    fn embedding(&self, weights: &Weights, _: DType) -> Result<Box<dyn Embedding>> {
+        Ok(Box::new(ToyEmbedding {
+            latents: Projection::load(weights, "latents", CHANNELS, WIDTH)?,
+            text: Projection::load(weights, "text", CONTEXT, WIDTH)?,
+            velocity: Projection::load(weights, "velocity", WIDTH, CHANNELS)?,
+        }))
+    }
+
+    fn block(&self, weights: &Weights, layer: usize) -> Result<Box<dyn Block>> {
+        let load = |name| Projection::load(weights, &format!("layers.{layer}.{name}"), WIDTH, WIDTH);
+        Ok(Box::new(ToyBlock { query: load("query")?, key: load("key")?, value: load("value")?, out: load("out")? }))
     }
 }
 
@@ -261,7 +242,7 @@ fn toy_folder() -> tempfile::TempDir {
 fn toy() -> Transformer {
     let folder = toy_folder();
     let files = ModelFiles::open(&folder.path().display().to_string()).expect("model");
-    Toy.load(&files, None, DType::F32, &CPU).expect("model")
+    KnownFamily::of::<Toy>().load(&files, None, DType::F32, &CPU).expect("model")
 }
 
 // A kind of adapter: a multiple of each of a square layer's inputs is added to its outputs.
@@ -365,7 +346,7 @@ impl AdapterFiles for DiagonalFiles {
 
     fn read(&self, _: &Path, layers: BTreeMap<String, Parts>, _: Option<&PeftConfig>) -> Result<Adapters> {
         let read = |(layer, mut parts): (String, Parts)| {
-            (layer, Box::new(Diagonal(parts.take(0).expect("diagonal"))) as Box<dyn Adapter>)
+            (layer, Box::new(Diagonal(parts.remove(&0).expect("diagonal"))) as Box<dyn Adapter>)
         };
         Ok(layers.into_iter().map(read).collect())
     }
@@ -546,9 +527,10 @@ fn a_family_of_its_own_is_looked_at_and_drawn_from() {
     for probe in model.probes(&embedded, &[0, 1]).expect("probes") {
         assert_eq!(probe.probability(HEADS).expect("maps").dims(), [2, 16, WORDS]);
     }
-    let plain = model.forward(&latents, &timestep, &text, None).expect("velocity");
+    let plain = model.forward(&latents, &timestep, &text, None, None).expect("velocity");
     assert_eq!(plain.dims(), latents.dims());
-    let blurred = model.forward(&latents, &timestep, &text, Some(Blur { layer: 0, sigma: 1.0 })).expect("velocity");
+    let blurred =
+        model.forward(&latents, &timestep, &text, Some(Blur { layer: 0, sigma: 1.0 }), None).expect("velocity");
     let difference =
         (plain - blurred).and_then(|d| d.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>()).expect("number");
     assert!(difference > 1e-4, "{difference}");

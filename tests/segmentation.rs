@@ -5,13 +5,16 @@
 use candle_core::{Device, Tensor};
 use seg4diff::config::{Choice, DeviceChoice, MapHeads, SegmentationProtocol};
 use seg4diff::data::codec::labels::{LabelMap, encode_labels, label_colour};
+use seg4diff::distributed::SingleProcess;
+use seg4diff::eval::EvaluatedModel;
 use seg4diff::eval::analysis::analyse;
 use seg4diff::eval::maps::MapSettings;
 use seg4diff::eval::segmentation::{
-    Accumulator, ClassMaps, LabelledFolder, NO_CLASS, NoiseLevel, SegmentationMap, SegmentationOptions,
+    Accumulator, Class, ClassMaps, LabelledFolder, NO_CLASS, NoiseLevel, SegmentationMap, SegmentationOptions,
     SegmentationScores, Segmenter, UnsupervisedOptions, Vocabulary, evaluate, evaluate_referring,
     evaluate_unsupervised,
 };
+use seg4diff::eval::turns::Turns;
 use seg4diff::model::pipeline::{Pipeline, PipelineOptions};
 use seg4diff::model::weights::files::ModelFiles;
 use seg4diff::model::weights::{read_all, write};
@@ -125,8 +128,8 @@ fn accumulation_is_that_of_numpy() {
         for (truth, predicted) in maps("truth").iter().zip(&maps("predicted")) {
             accumulator.add(truth, predicted);
         }
-        let names: Vec<String> = (0..classes).map(|class| format!("class {class}")).collect();
-        let found = accumulator.scores(names.iter().map(String::as_str)).unwrap();
+        let named = (0..classes as u32).map(|label| Class { label, name: format!("class {label}") });
+        let found = accumulator.scores(&named.collect::<Vec<_>>()).unwrap();
         assert_eq!(found.per_class.len(), classes, "absent classes are there, without a score");
         assert_scores(&found, scores, 1e-15);
     }
@@ -135,12 +138,13 @@ fn accumulation_is_that_of_numpy() {
 #[test]
 fn a_pixel_without_a_prediction_is_missed_and_nothing_counts_without_ground_truth() {
     let map = |classes: &[u16]| SegmentationMap { width: classes.len(), height: 1, classes: classes.to_vec() };
+    let named = [(0, "a"), (1, "b"), (2, "c")].map(|(label, name)| Class { label, name: name.into() });
     let mut accumulator = Accumulator::new(3);
-    assert!(accumulator.scores(["a", "b", "c"]).is_err());
+    assert!(accumulator.scores(&named).is_err());
     accumulator.add(&map(&[NO_CLASS, NO_CLASS]), &map(&[0, NO_CLASS]));
-    assert!(accumulator.scores(["a", "b", "c"]).is_err());
+    assert!(accumulator.scores(&named).is_err());
     accumulator.add(&map(&[0, 0, 1, NO_CLASS]), &map(&[0, NO_CLASS, 0, 2]));
-    let scores = accumulator.scores(["a", "b", "c"]).unwrap();
+    let scores = accumulator.scores(&named).unwrap();
     let per_class = [("a", Some(1.0 / 3.0)), ("b", Some(0.0)), ("c", None)];
     assert_eq!(scores.per_class, per_class.map(|(name, iou)| (name.to_string(), iou)));
     assert_eq!((scores.miou, scores.pixel_accuracy, scores.images), (1.0 / 6.0, 1.0 / 3.0, 2));
@@ -179,7 +183,7 @@ fn the_first_of_equal_maps_wins() {
 fn names_are_spread_over_prompts_whole_and_in_order() {
     let (expected, _) = expected();
     let ((pipeline, _), data) = (load(), data(&[255]));
-    let vocabulary = Vocabulary::new(&pipeline.text_encoders, data.classes(), data.classes_file()).unwrap();
+    let vocabulary = Vocabulary::new(&pipeline.text_encoders, &data).unwrap();
     let prompts = vocabulary.all();
     let texts: Vec<&str> = prompts.iter().map(|prompt| prompt.text.as_str()).collect();
     assert_eq!(texts, expected.prompts);
@@ -200,6 +204,7 @@ fn names_are_spread_over_prompts_whole_and_in_order() {
 fn the_protocol_is_that_of_diffusers() {
     let (expected, tensors) = expected();
     let (pipeline, scheduler) = load();
+    let model = EvaluatedModel { pipeline: &pipeline, scheduler: &scheduler, turns: &Turns::new(&SingleProcess) };
     let schedule = scheduler.set_timesteps(28, 1);
     assert_eq!((schedule.sigmas[20], schedule.timesteps[20]), expected.noise_level);
     for (number, run) in expected.runs.iter().enumerate() {
@@ -215,7 +220,7 @@ fn the_protocol_is_that_of_diffusers() {
         for batch in [1, 3, 32] {
             options.batch = batch;
             let mut keys = vec![];
-            let scores = evaluate(&pipeline, &scheduler, &data, &options, &mut |result| {
+            let scores = evaluate(model, &data, &options, &mut |result| {
                 keys.push(result.image.key.clone());
                 assert_eq!((result.index + 1, result.maps.grid), (keys.len(), (run.size / 16, run.size / 16)));
                 let Some(wanted) = tensors.get(&format!("run_{number}_maps_{}", result.index)) else {
@@ -242,6 +247,7 @@ fn the_protocol_is_that_of_diffusers() {
 fn segments_without_words_are_those_of_numpy_and_scipy() {
     let (expected, tensors) = expected();
     let (pipeline, scheduler) = load();
+    let model = EvaluatedModel { pipeline: &pipeline, scheduler: &scheduler, turns: &Turns::new(&SingleProcess) };
     let [images, labels] = ["images/b", "labels/b"].map(|name| folder().join(name));
     let data = LabelledFolder::open(&images, &labels, &folder().join("classes.json"), &[255]).unwrap();
     for run in &expected.unsupervised {
@@ -250,7 +256,7 @@ fn segments_without_words_are_those_of_numpy_and_scipy() {
         let usual = SegmentationOptions::new(run.layer, 64);
         let options = SegmentationOptions { noise, batch: 3, ..usual };
         let mut segments = vec![0; run.thresholds.len()];
-        let scores = evaluate_unsupervised(&pipeline, &scheduler, &data, &options, &merging, &mut |result| {
+        let scores = evaluate_unsupervised(model, &data, &options, &merging, &mut |result| {
             segments[result.threshold] += result.segments;
             assert_eq!((result.key, result.index), ("street", 0));
             Ok(())
@@ -265,7 +271,7 @@ fn segments_without_words_are_those_of_numpy_and_scipy() {
         let told = |text: &str| {
             let prompt = Some(pipeline.text_encoders.encode(&[text]).unwrap());
             let merging = UnsupervisedOptions { prompt, ..merging.clone() };
-            let scores = evaluate_unsupervised(&pipeline, &scheduler, &data, &options, &merging, &mut |_| Ok(()));
+            let scores = evaluate_unsupervised(model, &data, &options, &merging, &mut |_| Ok(()));
             scores.unwrap().iter().map(|scores| scores.pixel_accuracy).collect::<Vec<_>>()
         };
         let found: Vec<f64> = scores.iter().map(|scores| scores.pixel_accuracy).collect();
@@ -279,6 +285,7 @@ fn segments_without_words_are_those_of_numpy_and_scipy() {
 fn phrases_are_found_as_in_diffusers_and_numpy() {
     let (expected, tensors) = expected();
     let (pipeline, scheduler) = load();
+    let model = EvaluatedModel { pipeline: &pipeline, scheduler: &scheduler, turns: &Turns::new(&SingleProcess) };
     let noise = Some(tensors["blocks_noise"].clone());
     let wanted = &expected.referring["scores"];
     let layer = expected.referring["layer"].as_u64().unwrap() as usize;
@@ -287,7 +294,7 @@ fn phrases_are_found_as_in_diffusers_and_numpy() {
         let options = SegmentationOptions { batch, ..usual.clone() };
         let (mut done, phrases, images) = (0, folder().join("phrases.jsonl"), folder().join("images"));
         let files = (phrases.as_path(), images.as_path());
-        let scores = evaluate_referring(&pipeline, &scheduler, files, &options, |phrases| done = phrases).unwrap();
+        let scores = evaluate_referring(model, files, &options, |phrases| done = phrases).unwrap().unwrap();
         assert_eq!(done, 9);
         let found = serde_json::to_value(&scores).unwrap();
         for (key, wanted) in wanted.as_object().unwrap() {
@@ -301,6 +308,7 @@ fn phrases_are_found_as_in_diffusers_and_numpy() {
 #[test]
 fn phrases_of_the_first_images_are_kept_wherever_they_stand() {
     let (pipeline, scheduler) = load();
+    let model = EvaluatedModel { pipeline: &pipeline, scheduler: &scheduler, turns: &Turns::new(&SingleProcess) };
     let text = std::fs::read_to_string(folder().join("phrases.jsonl")).unwrap();
     let image_of = |line: &&str| serde_json::from_str::<Value>(line).unwrap()["image"].to_string();
     let lines: Vec<&str> = text.lines().collect();
@@ -312,7 +320,7 @@ fn phrases_of_the_first_images_are_kept_wherever_they_stand() {
         std::fs::write(file.path(), lines.join("\n")).unwrap();
         let options = SegmentationOptions { limit, batch, ..SegmentationOptions::new(1, 64) };
         let files = (file.path(), folder().join("images"));
-        evaluate_referring(&pipeline, &scheduler, (files.0, &files.1), &options, |_| {}).unwrap()
+        evaluate_referring(model, (files.0, &files.1), &options, |_| {}).unwrap().unwrap()
     };
     let third = lines.iter().position(|line| !names.contains(&image_of(line))).unwrap();
     assert!(lines[third..].iter().any(|line| names.contains(&image_of(line))), "some phrases come late");
@@ -325,6 +333,7 @@ fn phrases_of_the_first_images_are_kept_wherever_they_stand() {
 #[test]
 fn phrases_that_are_not_as_they_should_be_are_named_by_line() {
     let (pipeline, scheduler) = load();
+    let model = EvaluatedModel { pipeline: &pipeline, scheduler: &scheduler, turns: &Turns::new(&SingleProcess) };
     let mask = r#"{"size": [9, 5], "counts": [0, 45]}"#;
     let long = "sky ".repeat(76);
     let line = |image: &str, phrase: &str, mask: &str| {
@@ -355,7 +364,7 @@ fn phrases_that_are_not_as_they_should_be_are_named_by_line() {
         std::fs::write(file.path(), &text).unwrap();
         let options = SegmentationOptions::new(1, 64);
         let images = folder().join("images");
-        let found = evaluate_referring(&pipeline, &scheduler, (file.path(), &images), &options, |_| {});
+        let found = evaluate_referring(model, (file.path(), &images), &options, |_| {});
         let problem = found.unwrap_err().to_string();
         assert!(problem.contains(wanted), "{problem}");
     }
@@ -366,10 +375,11 @@ fn phrases_that_are_not_as_they_should_be_are_named_by_line() {
 fn the_analysis_is_that_of_diffusers() {
     let (expected, tensors) = expected();
     let ((pipeline, scheduler), data) = (load(), data(&[255]));
+    let model = EvaluatedModel { pipeline: &pipeline, scheduler: &scheduler, turns: &Turns::new(&SingleProcess) };
     let noise = Some(tensors["blocks_noise"].clone());
     let options = SegmentationOptions { noise, batch: 3, ..SegmentationOptions::new(0, 64) };
     let mut done = vec![];
-    let found = analyse(&pipeline, &scheduler, &data, &options, |images, _| done.push(images)).unwrap();
+    let found = analyse(model, &data, &options, |images, _| done.push(images)).unwrap();
     assert_eq!(done, [3, 6, 7]);
     assert_eq!((found.blocks.len(), found.expert), (3, 0));
     // 16 image tokens, 77 of CLIP, 77 zeros.
@@ -396,7 +406,7 @@ fn the_analysis_is_that_of_diffusers() {
 fn blocks_are_looked_at_in_one_pass() {
     let (pipeline, scheduler) = load();
     let data = data(&[255]);
-    let vocabulary = Vocabulary::new(&pipeline.text_encoders, data.classes(), data.classes_file()).unwrap();
+    let vocabulary = Vocabulary::new(&pipeline.text_encoders, &data).unwrap();
     let options = |layers: &[usize]| {
         let maps = MapSettings::of_layers(layers);
         SegmentationOptions { maps, batch: 2, ..SegmentationOptions::new(0, 64) }
@@ -426,11 +436,12 @@ fn blocks_are_looked_at_in_one_pass() {
 #[test]
 fn the_seed_decides_and_a_visitor_can_stop() {
     let (pipeline, scheduler) = load();
+    let model = EvaluatedModel { pipeline: &pipeline, scheduler: &scheduler, turns: &Turns::new(&SingleProcess) };
     let data = data(&[255]);
     let run = |seed, batch, limit| {
         let options = SegmentationOptions { seed, batch, limit, ..SegmentationOptions::new(1, 64) };
         let mut maps = vec![];
-        let scores = evaluate(&pipeline, &scheduler, &data, &options, &mut |result| {
+        let scores = evaluate(model, &data, &options, &mut |result| {
             maps.push(result.maps.values.clone());
             Ok(())
         });
@@ -443,7 +454,7 @@ fn the_seed_decides_and_a_visitor_can_stop() {
     assert_ne!(run(2, 4, None).1, maps);
     let options = SegmentationOptions { batch: 2, ..SegmentationOptions::new(1, 64) };
     let mut seen = 0;
-    let stopped = evaluate(&pipeline, &scheduler, &data, &options, &mut |_| {
+    let stopped = evaluate(model, &data, &options, &mut |_| {
         seen += 1;
         Err(seg4diff::Error::Failed("enough".into()))
     });
@@ -528,6 +539,7 @@ fn the_command_prints_and_writes_the_scores() {
 #[test]
 fn options_that_do_not_suit_are_usage_errors() {
     let (pipeline, scheduler) = load();
+    let model = EvaluatedModel { pipeline: &pipeline, scheduler: &scheduler, turns: &Turns::new(&SingleProcess) };
     let data = data(&[255]);
     let noise = Tensor::zeros((1, 16, 4, 4), candle_core::DType::F32, &Device::Cpu).unwrap();
     let good = || SegmentationOptions::new(1, 64);
@@ -548,7 +560,7 @@ fn options_that_do_not_suit_are_usage_errors() {
             "28 of a schedule of 28",
         ),
     ] {
-        let error = evaluate(&pipeline, &scheduler, &data, &options, &mut |_| Ok(())).unwrap_err();
+        let error = evaluate(model, &data, &options, &mut |_| Ok(())).unwrap_err();
         assert!(matches!(&error, seg4diff::Error::Usage(text) if text.contains(expected)), "{error}");
     }
 }

@@ -6,7 +6,7 @@ use candle_core::{DType, Device};
 use pipeline::Expected;
 use seg4diff::config::TextEncoderKind::{self, ClipG, ClipL, T5};
 use seg4diff::model::text::TextEncoders;
-use seg4diff::model::text::tokenizer::{CLIP_TOKENS, ClipTokenizer, T5Tokenizer};
+use seg4diff::model::text::tokenizer::{CLIP_TEXT, CLIP_TOKENS, TextTokenizer};
 use seg4diff::model::weights::files::ModelFiles;
 
 const T5_TOKENS: usize = 160;
@@ -32,17 +32,17 @@ fn clip_tokens_are_those_of_transformers() {
     let texts: Vec<String> = pipeline::json("texts");
     let folders = [("clip_l", "pipeline/tokenizer"), ("clip_g", "pipeline/tokenizer_2"), ("clip_l", "tokenizer_json")];
     for (key, folder) in folders {
-        let tokenizer = ClipTokenizer::open(&pipeline::folder().join(folder)).unwrap();
+        let tokenizer = TextTokenizer::open_clip(&pipeline::folder().join(folder)).unwrap();
         let expected: Vec<Vec<u32>> = pipeline::json(key);
         for (text, expected) in texts.iter().zip(expected) {
-            assert_eq!(tokenizer.encode(text).unwrap(), expected, "{folder}: {text:?}");
+            assert_eq!(tokenizer.encode(text, CLIP_TOKENS).unwrap(), expected, "{folder}: {text:?}");
         }
     }
 }
 
 #[test]
 fn words_alone_are_tokenised_without_frame() {
-    let tokenizer = ClipTokenizer::open(&pipeline::folder().join("pipeline/tokenizer")).unwrap();
+    let tokenizer = TextTokenizer::open_clip(&pipeline::folder().join("pipeline/tokenizer")).unwrap();
     let texts: Vec<String> = pipeline::json("texts");
     let expected: Vec<Vec<u32>> = pipeline::json("words");
     for (text, expected) in texts.iter().zip(expected) {
@@ -52,7 +52,7 @@ fn words_alone_are_tokenised_without_frame() {
 
 #[test]
 fn t5_tokens_are_those_of_transformers() {
-    let tokenizer = T5Tokenizer::open(&pipeline::folder().join("pipeline/tokenizer_3")).unwrap();
+    let tokenizer = TextTokenizer::open_t5(&pipeline::folder().join("pipeline/tokenizer_3")).unwrap();
     let texts: Vec<String> = pipeline::json("texts");
     let expected: Vec<Vec<u32>> = pipeline::json("t5");
     for (text, expected) in texts.iter().zip(expected) {
@@ -62,10 +62,10 @@ fn t5_tokens_are_those_of_transformers() {
 
 #[test]
 fn spans_of_names_are_where_the_prompt_has_their_tokens() {
-    let tokenizer = ClipTokenizer::open(&pipeline::folder().join("pipeline/tokenizer")).unwrap();
+    let tokenizer = TextTokenizer::open_clip(&pipeline::folder().join("pipeline/tokenizer")).unwrap();
     let names = ["traffic light", "Dog", "", "hot dog", "zebra's"];
-    let prompt = tokenizer.encode(&names.join(" ")).unwrap();
-    let spans = tokenizer.token_spans(&names).unwrap();
+    let prompt = tokenizer.encode(&names.join(" "), CLIP_TOKENS).unwrap();
+    let spans = tokenizer.token_spans(&names, CLIP_TEXT).unwrap();
     for (name, span) in names.iter().zip(&spans) {
         match span {
             Some(span) => assert_eq!(prompt[span.clone()], tokenizer.encode_text(name).unwrap()[..], "{name}"),
@@ -74,11 +74,11 @@ fn spans_of_names_are_where_the_prompt_has_their_tokens() {
     }
     // 75 tokens fit: the 38th name of two tokens would be cut, and no name after it has a span.
     let many = vec!["traffic light"; 40];
-    let spans = tokenizer.token_spans(&many).unwrap();
+    let spans = tokenizer.token_spans(&many, CLIP_TEXT).unwrap();
     assert_eq!(spans[36], Some(73..75));
     assert_eq!(spans[37..], [const { None }; 3]);
     let exact = [vec!["traffic light"; 37], vec!["dog", "dog"]].concat();
-    let spans = tokenizer.token_spans(&exact).unwrap();
+    let spans = tokenizer.token_spans(&exact, CLIP_TEXT).unwrap();
     assert_eq!(spans[37..], [Some(CLIP_TOKENS - 2..CLIP_TOKENS - 1), None]);
 }
 

@@ -8,18 +8,18 @@ use seg4diff::loss::{MaskTarget, SampleTargets};
 use seg4diff::model::families::flux1::FluxConfig;
 use seg4diff::model::families::flux2::Flux2Config;
 use seg4diff::model::families::sd3::MmDitConfig;
-use seg4diff::model::families::{FamilyConfig, Transformer, image_to_text_logits};
+use seg4diff::model::families::{Family, Transformer, image_to_text_logits};
 use seg4diff::model::text::TextEmbedding;
 use seg4diff::model::text::tokenizer::CLIP_TOKENS;
 use seg4diff::model::weights::{Weights, read_all};
 use seg4diff::ops::Target;
 use seg4diff::ops::device::open_cuda;
-use seg4diff::train;
 use seg4diff::train::gradients::{StepGradients, StepInputs, StepPlan, gradients};
 use seg4diff::train::optimizers::{Optimizer, adamw::AdamW};
 use seg4diff::train::parameters::Parameters;
 use seg4diff::train::run_folder::{Resume, RunFolder};
 use seg4diff::train::schedule::warmup_cosine;
+use seg4diff::train::{self, Components};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -296,7 +296,7 @@ fn one_output_and_attention(fixture: &Fixture, name: &str) {
 
     let embedded = model.embedding.embed(&noised, get("timestep"), &fixture.text(case)).unwrap();
     let layer = case["layers"][0].as_u64().or(fixture.cases["expert_layer"].as_u64()).unwrap() as usize;
-    let probe = model.probe(&embedded, layer).unwrap();
+    let probe = model.probes(&embedded, &[layer]).unwrap().remove(0);
     let heads = model.config.num_attention_heads;
     let logits = image_to_text_logits(&probe, heads).unwrap().into_tensor().transpose(2, 3).unwrap();
     assert!(relative(&logits, &expected["logits"]) < 1e-4, "{variant}: logits");
@@ -444,7 +444,8 @@ fn smoke_run(settings: &[String]) -> Vec<[f64; 2]> {
     all.extend_from_slice(settings);
     let config = RunConfig::load(Path::new("configs/smoke.toml"), &all).unwrap();
     let device = config.device.open().unwrap();
-    train::run(&config, &device, &RunFolder::open(&output, &Resume::No).unwrap(), &[]).unwrap();
+    let folder = RunFolder::open(&output, &Resume::No).unwrap();
+    train::run(&config, &device, &folder, &[], &Components::default()).unwrap();
     let lines = std::fs::read_to_string(output.join("metrics.jsonl")).unwrap();
     let step = |line: &str| {
         let line: Value = serde_json::from_str(line).unwrap();

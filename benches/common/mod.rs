@@ -4,7 +4,7 @@ use rayon::prelude::*;
 use seg4diff::model::families::flux1::FluxConfig;
 use seg4diff::model::families::flux2::Flux2Config;
 use seg4diff::model::families::sd3::MmDitConfig;
-use seg4diff::model::families::{FamilyConfig, Transformer, TransformerConfig};
+use seg4diff::model::families::{Family, FamilyConfig, Transformer, TransformerConfig};
 use seg4diff::model::weights::{self, Weights};
 use seg4diff::sample::noise::normal;
 use std::collections::BTreeMap;
@@ -70,6 +70,7 @@ pub fn preset(name: &str) -> Result<Preset> {
             rope_theta: 2000.0,
             eps: 1e-6,
             guidance_embeds: false,
+            is_distilled: false,
         };
         return Ok(Preset { sizes: Sizes::Flux2(config), side: 32, text_tokens: 512, expert_layer: 1 });
     }

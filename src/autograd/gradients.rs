@@ -1,14 +1,14 @@
 //! Gradients while they come together.
-use crate::kernels::memory::{add_in_place, copy_in_place};
+use crate::kernels::memory::add_in_place;
 use candle_core::{Result, Tensor};
 
 /// The gradient of one variable as far as it is known. Its memory is the slot's own.
 #[derive(Default)]
 pub(super) struct Slot {
     /// What there is so far; in `memory`, where that is given.
-    sum: Option<Tensor>,
+    pub sum: Option<Tensor>,
     /// Memory that the gradient belongs into.
-    memory: Option<Tensor>,
+    pub memory: Option<Tensor>,
 }
 
 /// Where an operation writes the gradient of one of its inputs.
@@ -21,14 +21,20 @@ pub enum Destination<'a> {
     AddTo(&'a Tensor),
 }
 
+impl Destination<'_> {
+    /// What a `write` of [`Gradients::accumulate`] returns of a part that is a tensor already, which nobody else may hold.
+    pub fn take(self, part: Tensor) -> Result<Option<Tensor>> {
+        match self {
+            Self::AddTo(memory) => add_in_place(memory, part),
+            Self::New | Self::Overwrite(_) => Ok(Some(part)),
+        }
+    }
+}
+
 impl Slot {
     /// Adds a part of the gradient, which nobody else may hold.
-    pub(super) fn add(&mut self, part: Tensor) -> Result<()> {
-        self.accumulate(|destination| match destination {
-            Destination::New => Ok(Some(part)),
-            Destination::Overwrite(memory) => copy_in_place(memory, &part).map(|()| None),
-            Destination::AddTo(memory) => add_in_place(memory, part),
-        })
+    pub fn add(&mut self, part: Tensor) -> Result<()> {
+        self.accumulate(|destination| destination.take(part))
     }
 
     /// Adds a part that `write` writes: see [`Gradients::accumulate`].
@@ -39,7 +45,7 @@ impl Slot {
             (None, None) => Destination::New,
         })?;
         match (new, &self.memory) {
-            (Some(new), Some(memory)) => copy_in_place(memory, &new)?,
+            (Some(new), Some(memory)) => memory.slice_set(&new.to_dtype(memory.dtype())?.contiguous()?, 0, 0)?,
             (Some(new), None) => self.sum = Some(new),
             (None, _) => {}
         }
@@ -47,13 +53,8 @@ impl Slot {
         Ok(())
     }
 
-    /// Empty, for a gradient that belongs into `memory`.
-    pub(super) fn of_memory(memory: Tensor) -> Self {
-        Self { sum: None, memory: Some(memory) }
-    }
-
     /// Adds what another slot has.
-    pub(super) fn merge(&mut self, other: Self) -> Result<()> {
+    pub fn merge(&mut self, other: Self) -> Result<()> {
         match (&self, other) {
             (Self { sum: None, memory: None }, other) => *self = other,
             (_, Self { sum: Some(part), .. }) => self.add(part)?,
@@ -61,22 +62,12 @@ impl Slot {
         }
         Ok(())
     }
-
-    /// The sum, if there is one.
-    pub(super) fn into_sum(self) -> Option<Tensor> {
-        self.sum
-    }
 }
 
-/// The gradients of an operation's inputs.
-pub struct Gradients(Vec<Option<Slot>>);
+/// The gradients of an operation's inputs: a slot for each input that needs one.
+pub struct Gradients(pub(super) Vec<Option<Slot>>);
 
 impl Gradients {
-    /// A slot for each input that needs a gradient.
-    pub(super) fn new(slots: Vec<Option<Slot>>) -> Self {
-        Self(slots)
-    }
-
     /// Whether input number `input` needs a gradient.
     pub fn needs(&self, input: usize) -> bool {
         self.0.get(input).is_some_and(Option::is_some)
@@ -84,14 +75,17 @@ impl Gradients {
 
     /// Adds a part of the gradient of an input, if it needs one. Nobody else may hold the part.
     pub fn add(&mut self, input: usize, part: Tensor) -> Result<()> {
-        match self.0.get_mut(input) {
-            Some(Some(slot)) => slot.add(part),
-            _ => Ok(()),
-        }
+        self.add_with(input, || Ok(part))
+    }
+
+    /// [`Self::add`] of what `make` makes, which is called only if the input needs a gradient.
+    pub fn add_with(&mut self, input: usize, make: impl FnOnce() -> Result<Tensor>) -> Result<()> {
+        self.accumulate(input, |destination| destination.take(make()?))
     }
 
     /// Adds a part that `write` writes itself, if the input needs a gradient. It returns a tensor where its destination is a new
-    /// one, and may do so where it was to add to memory, if it has added that memory's values.
+    /// one, and may do so for memory, which it then left as it was: the tensor goes over what is there, and has its values where
+    /// it was to be added to them.
     pub fn accumulate(
         &mut self,
         input: usize,
@@ -101,9 +95,5 @@ impl Gradients {
             Some(Some(slot)) => slot.accumulate(write),
             _ => Ok(()),
         }
-    }
-
-    pub(super) fn into_slots(self) -> Vec<Option<Slot>> {
-        self.0
     }
 }

@@ -1,8 +1,8 @@
 //! Reverse-mode differentiation of tensors: what is trained needs a gradient, and nothing else has one.
 //!
-//! A [`Variable`] is a tensor and, where a gradient may be wanted, the `Node` that it came from. Operations
-//! ([`Op`]) save what their backward pass needs and no more; [`backward`] begins with gradients of some variables and visits
-//! nodes from the last to the first. A gradient is moved to where it belongs, or added to the one that is there already; it
+//! A [`Variable`] is a tensor and, where a gradient may be wanted, the `Node` that it came from. What is [`record`]ed of an
+//! operation has what its backward pass needs and no more; [`backward`] begins with gradients of some variables and visits nodes
+//! from the last to the first. A gradient is moved to where it belongs, or added to the one that is there already; it
 //! is never filled with zeros first, and a node's saved tensors go as soon as it has been visited.
 mod gradients;
 
@@ -10,9 +10,9 @@ use gradients::Slot;
 pub use gradients::{Destination, Gradients};
 
 use candle_core::{Device, Result, Tensor, bail};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// A tensor that operations may be differentiated by.
 #[derive(Clone)]
@@ -29,6 +29,12 @@ struct Node {
     inputs: Vec<Option<Arc<Node>>>,
 }
 
+impl Node {
+    fn origin(&self) -> MutexGuard<'_, Origin> {
+        self.origin.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 enum Origin {
     /// A variable that nothing made: its gradient stays here until it is taken.
     Leaf(Slot),
@@ -37,34 +43,8 @@ enum Origin {
 
 type Backward = Box<dyn FnOnce(Tensor, &mut Gradients) -> Result<()> + Send>;
 
-/// A differentiable operation.
-pub trait Op: Send + Sync + Sized + 'static {
-    /// The name in errors.
-    const NAME: &'static str;
-    /// What the backward pass needs.
-    type Saved: Send + 'static;
-
-    /// The output, and what the backward pass needs to find the gradients of the inputs that `needs` marks. Nothing is
-    /// saved where it marks none.
-    fn forward(&self, inputs: &[&Tensor], needs: &[bool]) -> Result<(Tensor, Option<Self::Saved>)>;
-
-    /// Adds the inputs' part of the loss's gradient, given that of the output, to `gradients`.
-    fn backward(&self, saved: Self::Saved, gradient: Tensor, gradients: &mut Gradients) -> Result<()>;
-}
-
-/// Runs `op`, and records it where an input needs a gradient.
-pub fn apply<O: Op>(op: O, inputs: &[&Variable]) -> Result<Variable> {
-    let tensors: Vec<&Tensor> = inputs.iter().map(|input| &input.tensor).collect();
-    let needs: Vec<bool> = inputs.iter().map(|input| input.needs_gradient()).collect();
-    let (output, saved) = op.forward(&tensors, &needs)?;
-    if !needs.contains(&true) {
-        return Ok(Variable::constant(output));
-    }
-    let Some(saved) = saved else { bail!("{}: the forward pass saved nothing for the backward pass", O::NAME) };
-    Ok(record(output, inputs, move |gradient, gradients| op.backward(saved, gradient, gradients)))
-}
-
-/// `output`, which is a function of `inputs`: `backward` adds their part of a gradient of the output.
+/// `output`, which is a function of `inputs`: `backward` adds their part of a gradient of the output. Where none of them needs
+/// a gradient, nothing is recorded.
 pub fn record(
     output: Tensor,
     inputs: &[&Variable],
@@ -124,18 +104,15 @@ impl Variable {
 
     /// Has the next gradient of a leaf written to `memory`, a contiguous tensor of its shape, over what is there.
     pub fn write_gradient_to(&self, memory: Tensor) {
-        let Some(node) = &self.node else { return };
-        if let Origin::Leaf(slot) = &mut *node.origin.lock().unwrap_or_else(PoisonError::into_inner) {
-            *slot = Slot::of_memory(memory);
+        if let Some(Origin::Leaf(slot)) = self.node.as_ref().map(|node| node.origin()).as_deref_mut() {
+            *slot = Slot { sum: None, memory: Some(memory) };
         }
     }
 
     /// The gradient that backward passes have left in a leaf since it was last taken; none where there was none.
     pub fn take_gradient(&self) -> Option<Tensor> {
-        let node = self.node.as_ref()?;
-        let mut origin = node.origin.lock().unwrap_or_else(PoisonError::into_inner);
-        match &mut *origin {
-            Origin::Leaf(slot) => std::mem::take(slot).into_sum(),
+        match &mut *self.node.as_ref()?.origin() {
+            Origin::Leaf(slot) => std::mem::take(slot).sum,
             Origin::Operation(_) => None,
         }
     }
@@ -165,53 +142,52 @@ impl From<Tensor> for Variable {
 /// Carries gradients of the loss by some variables, the roots, back to all leaves that they depend on. The gradients become
 /// the backward pass's own: nobody else may hold them. Operations can be carried back through once.
 pub fn backward(roots: impl IntoIterator<Item = (Variable, Tensor)>) -> Result<()> {
-    let mut pending: BTreeMap<u64, Arc<Node>> = BTreeMap::new();
-    let mut slots: HashMap<u64, Slot> = HashMap::new();
+    let mut pending = Pending::new();
     for (root, gradient) in roots {
         if root.tensor.shape() != gradient.shape() {
             bail!("a gradient {:?} of a tensor {:?}", gradient.dims(), root.dims());
         }
         let Some(node) = root.node else { continue };
-        slots.entry(node.number).or_default().add(gradient)?;
-        pending.insert(node.number, node);
+        pending.entry(node.number).or_insert_with(|| (node, Slot::default())).1.add(gradient)?;
     }
-    while let Some((number, node)) = pending.pop_last() {
-        let Some(slot) = slots.remove(&number) else { continue };
-        let Some(gradient) = slot.into_sum() else { continue };
-        let mut origin = node.origin.lock().unwrap_or_else(PoisonError::into_inner);
-        let function = match &mut *origin {
+    while let Some((_, (node, slot))) = pending.pop_last() {
+        let Some(gradient) = slot.sum else { continue };
+        let function = match &mut *node.origin() {
             Origin::Leaf(leaf) => {
                 leaf.add(gradient)?;
                 continue;
             }
             Origin::Operation(function) => function.take(),
         };
-        drop(origin);
         let Some(function) = function else { bail!("an operation was carried back through twice") };
-        let inputs = node.inputs.iter().map(|input| input.as_ref().map(|input| slot_of(&mut slots, input)));
-        let mut gradients = Gradients::new(inputs.collect());
+        let inputs = node.inputs.iter().map(|input| input.as_ref().map(|input| take_slot(&mut pending, input)));
+        let mut gradients = Gradients(inputs.collect());
         function(gradient, &mut gradients)?;
-        for (input, slot) in node.inputs.iter().zip(gradients.into_slots()) {
-            let (Some(input), Some(slot)) = (input, slot) else { continue };
-            put_slot(&mut slots, input, slot)?;
-            pending.entry(input.number).or_insert_with(|| input.clone());
+        for (input, slot) in node.inputs.iter().flatten().zip(gradients.0.into_iter().flatten()) {
+            put_slot(&mut pending, input, slot)?;
         }
     }
     Ok(())
 }
 
+/// Operations that are still to be carried back through, by their numbers, with the gradients of their outputs as far as these
+/// are known.
+type Pending = BTreeMap<u64, (Arc<Node>, Slot)>;
+
 /// The gradient of `input` as far as it is known.
-fn slot_of(slots: &mut HashMap<u64, Slot>, input: &Node) -> Slot {
-    match &mut *input.origin.lock().unwrap_or_else(PoisonError::into_inner) {
+fn take_slot(pending: &mut Pending, input: &Node) -> Slot {
+    match &mut *input.origin() {
         Origin::Leaf(slot) => std::mem::take(slot),
-        Origin::Operation(_) => slots.remove(&input.number).unwrap_or_default(),
+        Origin::Operation(_) => pending.remove(&input.number).map(|(_, slot)| slot).unwrap_or_default(),
     }
 }
 
-/// Puts back what [`slot_of`] took. An operation may have one input twice: then there is a part already.
-fn put_slot(slots: &mut HashMap<u64, Slot>, input: &Node, slot: Slot) -> Result<()> {
-    match &mut *input.origin.lock().unwrap_or_else(PoisonError::into_inner) {
+/// Puts back what [`take_slot`] took. An operation may have one input twice: then there is a part already.
+fn put_slot(pending: &mut Pending, input: &Arc<Node>, slot: Slot) -> Result<()> {
+    match &mut *input.origin() {
         Origin::Leaf(place) => place.merge(slot),
-        Origin::Operation(_) => slots.entry(input.number).or_default().merge(slot),
+        Origin::Operation(_) => {
+            pending.entry(input.number).or_insert_with(|| (input.clone(), Slot::default())).1.merge(slot)
+        }
     }
 }

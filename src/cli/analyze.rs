@@ -5,17 +5,15 @@ use super::maps::{LayerList, MapArgs, NormalizeArgs};
 use super::{ModelArgs, parse_number, parse_positive, say};
 use crate::config::{BLUR, Choice, SegmentationProtocol};
 use crate::distributed::Collective;
-use crate::eval::analysis::{Analysis, analyse_together};
+use crate::eval::analysis::{Analysis, analyse};
 use crate::eval::blurring::{Blurred, draw_blurred};
 use crate::eval::generation::GenerationOptions;
 use crate::eval::pca::components_of;
 use crate::eval::segmentation::{LabelledFolder, SegmentationOptions, Vocabulary};
 use crate::eval::turns::Turns;
-use crate::eval::usual_batch;
-use crate::model::pipeline::Pipeline;
+use crate::eval::{EvaluatedModel, usual_batch};
 use crate::report::{blocks, pca};
 use crate::sample::image::write_png;
-use crate::sample::scheduler::Scheduler;
 use crate::system::error::Result;
 use crate::system::output_folder::OutputFolder;
 use crate::system::progress::Progress;
@@ -99,18 +97,15 @@ pub fn run(args: &AnalyzeArgs, processes: &dyn Collective) -> Result<()> {
     let options = args.probe.options(maps, args.data.limit, &pipeline)?;
     let options = SegmentationOptions { protocol: args.protocol, ..options };
     let mut progress = Progress::new("image", 0, options.count(&data) as u64);
-    let turns = Turns::new(processes);
-    let mut found = analyse_together(&pipeline, &scheduler, &data, &options, &turns, |done, key| {
-        progress.update_batch(done, options.batch, key);
-    })?;
+    let model = EvaluatedModel { pipeline: &pipeline, scheduler: &scheduler, turns: &Turns::new(processes) };
+    let mut found = analyse(model, &data, &options, |done, key| progress.update_batch(done, options.batch, key))?;
     drop(progress);
-    let blurred =
-        args.blur.map(|count| blur(args, count as usize, &pipeline, &scheduler, &data, &turns)).transpose()?;
+    let blurred = args.blur.map(|count| blur(args, count as usize, model, &data)).transpose()?;
     if !processes.is_main() {
         return Ok(());
     }
     if let Some(folder) = &args.pca {
-        write_components(args, folder, &options, &pipeline, &scheduler, &data)?;
+        write_components(args, folder, &options, model, &data)?;
     }
     if let Some(blurred) = blurred {
         for (block, difference) in found.blocks.iter_mut().zip(blurred.differences()) {
@@ -132,17 +127,16 @@ fn write_components(
     args: &AnalyzeArgs,
     folder: &Path,
     options: &SegmentationOptions,
-    pipeline: &Pipeline,
-    scheduler: &Scheduler,
+    model: EvaluatedModel,
     data: &LabelledFolder,
 ) -> Result<()> {
-    let all = || LayerList((0..pipeline.transformer.config.num_layers()).collect());
+    let all = || LayerList((0..model.pipeline.transformer.config.num_layers()).collect());
     let LayerList(layers) = args.layer.clone().unwrap_or_else(all);
     let options = SegmentationOptions { limit: Some(args.pca_images as usize), ..options.clone() };
     let _held = OutputFolder::hold(folder)?;
     let mut progress = Progress::new("features", 0, options.count(data) as u64);
     let mut rows = vec![];
-    components_of(pipeline, scheduler, data, &options, &layers, &mut |image, components, grid| {
+    components_of(model, data, &options, &layers, &mut |image, components, grid| {
         let pictures: Vec<RgbImage> = components.iter().map(|of_block| pca::picture(of_block, grid)).collect();
         for (layer, picture) in layers.iter().zip(&pictures) {
             write_png(&folder.join(format!("{}/block-{layer:02}.png", image.key)), picture)?;
@@ -155,17 +149,11 @@ fn write_components(
 }
 
 /// Draws from the class names of the first `count` images that have any.
-fn blur(
-    args: &AnalyzeArgs,
-    count: usize,
-    pipeline: &Pipeline,
-    scheduler: &Scheduler,
-    data: &LabelledFolder,
-    turns: &Turns,
-) -> Result<Blurred> {
-    let vocabulary = Vocabulary::new(&pipeline.text_encoders, data.classes(), data.classes_file())?;
+fn blur(args: &AnalyzeArgs, count: usize, model: EvaluatedModel, data: &LabelledFolder) -> Result<Blurred> {
+    let pipeline = model.pipeline;
+    let vocabulary = Vocabulary::new(&pipeline.text_encoders, data)?;
     let mut captions = vec![];
-    for index in 0..data.len() {
+    for index in 0..data.count() {
         if captions.len() == count {
             break;
         }
@@ -184,7 +172,7 @@ fn blur(
     let total = captions.len() * (1 + pipeline.transformer.config.num_layers());
     let mut progress = Progress::new("picture", 0, total as u64);
     let sigma = args.blur_sigma;
-    draw_blurred(pipeline, scheduler, &captions, &options, sigma, turns, |done| progress.update(done as u64, ""))
+    draw_blurred(model, &captions, &options, sigma, |done| progress.update(done as u64, ""))
 }
 
 /// A row for each block; fractions in per cent.

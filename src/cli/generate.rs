@@ -109,7 +109,7 @@ pub fn run(args: &GenerateArgs, processes: &dyn Collective) -> Result<()> {
             write(args, *image, &pipeline.vae.decode(&sampler.draw(&pipeline, *image, text, &negative)?)?)?;
         }
         let latents = sampler.draw(&pipeline, *last, text, &negative)?;
-        let vae = pipeline.into_vae();
+        let vae = pipeline.vae;
         release_freed_memory();
         write(args, *last, &vae.decode(&latents)?)?;
     }
@@ -230,7 +230,7 @@ impl<'a> Sampler<'a> {
         let conditions = Conditions { positive: &positive, negative: &negative };
         let image_tokens = pipeline.transformer.config.image_tokens(self.shape);
         self.options.run(&self.scheduler, &noise, image_tokens, &conditions, |latents, timestep, text, blur| {
-            pipeline.velocity(latents, timestep, text, blur, self.guidance_scale)
+            pipeline.transformer.forward(latents, timestep, text, blur, self.guidance_scale)
         })
     }
 }

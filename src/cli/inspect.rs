@@ -49,15 +49,15 @@ pub fn run(args: &InspectArgs) -> Result<()> {
     }
     let mut loader = Loader::new(&config.data, config.seed, None, false)?;
     let mut inspection = Inspection::new(args.config.display().to_string(), facts(&config));
-    for number in 0..args.count {
+    for _ in 0..args.count {
         let samples = loader.next_batch(1)?.samples;
         let Some(sample) = samples.first().filter(|sample| sample.epoch == 0) else { break };
-        inspection.add(drawer.draw(sample, number)?);
+        inspection.add(&drawer, sample)?;
     }
     let out = args.out.clone().unwrap_or_else(|| config.output.join("inspect"));
     let _held = OutputFolder::hold(&out)?;
     inspection.write(&out)?;
-    let count = inspection.len();
+    let count = inspection.count();
     mention(&format!("{}: the first {count} samples of the training", printable_path(&out.join("inspect.html"))));
     mention(&printable_path(&out.join("inspect.png")));
     Ok(())

@@ -68,7 +68,7 @@ pub fn run(args: &TrainArgs, processes: &dyn Collective) -> Result<()> {
         demo::draw_missing(scenes, processes)?;
     }
     let components = Components { collective: processes, ..Components::default() };
-    if let Some(table) = crate::train::run_with(&config, &device, &folder, &args.force, &components)? {
+    if let Some(table) = crate::train::run(&config, &device, &folder, &args.force, &components)? {
         mention(&table);
     }
     Ok(())

@@ -1,6 +1,7 @@
 //! The section `[loss]`: what training minimises.
 use super::keys::{choices, keys};
-use super::model::{LayerChoice, LoraConfig, ModelConfig, TextEncoderKind};
+use super::model::{LoraConfig, ModelConfig};
+use super::model_choices::{LayerChoice, TextEncoderKind};
 use super::reader::Reader;
 use super::rule::{optional, usual};
 use super::setting::{Choice, at_least, within};

@@ -11,6 +11,7 @@ mod help;
 mod keys;
 mod loss;
 mod model;
+mod model_choices;
 mod per_source;
 mod problems;
 mod reader;
@@ -25,10 +26,8 @@ pub use data_choices::{Allowed, Crop, DataFormat, MaskForm, Palette};
 pub use eval::{BLUR, BestBy, EvalConfig, MapHeads, MapNormalize, SegmentationProtocol};
 pub use help::{explain, markdown, sections, template};
 pub use loss::{Alignment, AttentionForm, FocalProbability, HeadMaps, LossConfig};
-pub use model::{
-    DeviceChoice, LayerChoice, LoraConfig, ModelConfig, PartPaths, Quantization, TextEncoderKind, WeightType,
-    named_blocks,
-};
+pub use model::{LoraConfig, ModelConfig, PartPaths, named_blocks};
+pub use model_choices::{DeviceChoice, LayerChoice, Quantization, TextEncoderKind, WeightType};
 pub use rule::{DefaultKind, KeyDoc, SectionDoc};
 pub use run::RunConfig;
 pub use setting::Choice;

@@ -2,19 +2,21 @@
 use super::mask_form;
 use super::sample_reader::SampleReader;
 use super::sources::findings::Findings;
-use super::sources::shards::{self, Listed, SampleShard, listed};
+use super::sources::shards::{Listed, NO_CAPTION, SampleShard};
+use super::sources::unusable::{Unusable, unless_fatal};
 use super::sources::walk::{FoundSource, Sources};
-use crate::config::DataConfig;
-use crate::system::error::Result;
+use crate::config::{DataConfig, DataFormat};
+use crate::system::error::{Error, Result};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
 /// All sources with their captions, classes and annotations. Memory: what the captions and annotations take.
 pub struct DataSet {
-    config: DataConfig,
-    sources: Vec<FoundSource>,
-    /// One for each group of sources with settings of their own.
-    readers: Vec<Arc<SampleReader>>,
+    /// The settings that it was opened with.
+    pub(crate) config: DataConfig,
+    pub(crate) sources: Vec<FoundSource>,
+    /// One for each group of sources with settings of their own; what samples name by `SampleReference::settings`.
+    pub(crate) readers: Vec<Arc<SampleReader>>,
 }
 
 impl DataSet {
@@ -25,7 +27,7 @@ impl DataSet {
     pub fn open(config: &DataConfig) -> Result<Self> {
         let Sources { settings, found: sources } = Sources::open(config)?;
         let readers = settings.into_iter().enumerate().map(|(number, settings)| {
-            let own = sources.iter().flat_map(|source| &source.shards).filter(|shard| shard.settings() == number);
+            let own = sources.iter().flat_map(|source| &source.shards).filter(|shard| shard.settings == number);
             let is_binary = mask_form::are_binary(&settings, own)?;
             SampleReader::open(settings, is_binary).map(Arc::new)
         });
@@ -33,34 +35,35 @@ impl DataSet {
         Ok(Self { config: config.clone(), sources, readers })
     }
 
-    /// The settings that it was opened with.
-    pub fn config(&self) -> &DataConfig {
-        &self.config
-    }
-
-    pub(super) fn sources(&self) -> &[FoundSource] {
-        &self.sources
-    }
-
-    /// What samples name by `SampleReference::settings`.
-    pub(crate) fn readers(&self) -> &[Arc<SampleReader>] {
-        &self.readers
-    }
-
-    /// Whether some masks are black and white, one a picture.
-    pub(crate) fn has_binary_masks(&self) -> bool {
-        self.readers.iter().any(|reader| reader.has_binary_masks())
-    }
-
     /// The tar files and folders, in the order of the sources.
     pub(crate) fn shards(&self) -> impl Iterator<Item = &SampleShard> {
         self.sources.iter().flat_map(|source| &source.shards)
     }
 
+    /// sa1b without captions file: checks that some image of the first shard has a `.txt`.
+    ///
     /// # Errors
     /// There are no captions where they are needed.
     pub(crate) fn check_captions(&self) -> Result<()> {
-        shards::check_captions(self.shards())
+        let needs_text = |shard: &&SampleShard| shard.pairing.format == DataFormat::Sa1b && shard.pairing.text;
+        let Some(shard) = self.shards().find(needs_text) else { return Ok(()) };
+        let (mut has_caption, mut lacks_caption) = (false, false);
+        // Samples without caption are yielded last, so a sound shard's scan stops at its first sample.
+        let mut failed = Ok(());
+        let _ = shard.scan(&mut Findings::default(), &mut |item| {
+            match item {
+                Ok(_) => has_caption = true,
+                Err(Unusable::Broken(broken)) => lacks_caption |= broken.reason == NO_CAPTION,
+                Err(Unusable::Fatal(error)) => failed = Err(error),
+            }
+            if has_caption || failed.is_err() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        failed?;
+        if lacks_caption && !has_caption {
+            let (path, text) = (shard.source.path().display(), "there are no captions: data.captions is missing, and");
+            return Err(Error::Usage(format!("{text} {path} holds no KEY.txt beside KEY.jpg and KEY.json")));
+        }
+        Ok(())
     }
 
     /// Calls `visit` with each sample of `shard`, broken ones included and those left out that the user accepts, until it
@@ -68,7 +71,7 @@ impl DataSet {
     pub(crate) fn for_each_of(&self, shard: &SampleShard, mut visit: impl FnMut(Listed) -> Result<()>) -> Result<()> {
         let mut outcome = Ok(());
         let _ = shard.scan(&mut Findings::default(), &mut |item| {
-            outcome = listed(item).and_then(|item| match &item {
+            outcome = unless_fatal(item).and_then(|item| match &item {
                 Ok(reference) if self.readers[reference.settings].leaves_out(reference)? => Ok(()),
                 _ => visit(item),
             });

@@ -48,7 +48,7 @@ impl SampleDecoder {
         }
         let file = reference.image.read(&reference.shard, IMAGE_FILE)?;
         let header = photograph::header(&file)?;
-        let (reader, config) = (&self.reader, self.reader.config());
+        let (reader, config) = (&self.reader, &self.reader.config);
         let is_decoded = self.cache.is_none() && !self.annotations_alone;
         let photograph = is_decoded.then(|| photograph::decode_over(&file, reader.background())).transpose()?;
         let size = photograph.as_ref().map_or(header.size, size_of);
@@ -69,8 +69,7 @@ impl SampleDecoder {
         }
         if let Some(cache) = &self.cache {
             let picture = Digest::of_picture(&file, &header, reader.background());
-            sample.encoded =
-                Some(encoded(cache, reference, (&file, &picture), placement.is_mirrored(), &sample.prompt)?);
+            sample.encoded = Some(encoded(cache, reference, (&file, &picture), placement.mirror, &sample.prompt)?);
         }
         Ok(Some(DecodedSample { sample, fates }))
     }

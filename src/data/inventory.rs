@@ -7,9 +7,9 @@ use super::sample_reader::SampleReader;
 use super::sources::findings::{EXAMPLES, Finding, Findings, thousands};
 use super::sources::folder::{Folder, Paired, for_each_mask};
 use super::sources::pairing::Pairing;
-use super::sources::unusable::Unusable;
+use super::sources::unusable::unless_fatal;
 use super::sources::walk::FoundSource;
-use crate::config::{Allowed, Choice, DataConfig, DataFormat};
+use crate::config::{Allowed, Choice, DataFormat};
 use crate::system::limits::CAPTION;
 use crate::system::whole_file::write_atomically;
 use crate::{Error, Result};
@@ -48,30 +48,24 @@ pub struct SourceCounts {
 }
 
 impl Inventory {
-    /// Lists the sources of `config`.
-    ///
-    /// # Errors
-    /// A source matches nothing or cannot be read, or the captions cannot.
-    pub fn take(config: &DataConfig) -> Result<Self> {
-        Self::of(&DataSet::open(config)?)
-    }
-
-    /// Lists the sources of an open data set.
+    /// Lists the sources of a data set.
     ///
     /// # Errors
     /// A folder cannot be read.
     pub fn of(data: &DataSet) -> Result<Self> {
         let mut sources = Vec::new();
-        for (index, reader) in data.readers().iter().enumerate() {
-            let group = data.sources().iter().filter(|source| source.settings == index);
-            let counter = Counter { pairing: Pairing::of(reader.config()), reader };
+        for (index, reader) in data.readers.iter().enumerate() {
+            let group = data.sources.iter().filter(|source| source.settings == index);
+            let counter = Counter { pairing: Pairing::of(&reader.config), reader };
             let mut counted = group.map(|source| counter.count(source)).collect::<Result<Vec<_>>>()?;
             let is_all_counted = counted.iter().all(|source| source.shards == 0);
             if let (Some(last), true) = (counted.last_mut(), is_all_counted) {
-                if let Some(captions) = reader.captions() {
-                    last.findings.add_many(Finding::CaptionOfOthers, fatal(captions.left(EXAMPLES))?);
+                if let Some(captions) = &reader.captions {
+                    last.findings.add_many(Finding::CaptionOfOthers, captions.left(EXAMPLES)?);
                 }
-                last.findings.add_many(Finding::AnnotationOfOthers, fatal(reader.left(EXAMPLES))?);
+                if let Some(annotations) = &reader.masks.annotations {
+                    last.findings.add_many(Finding::AnnotationOfOthers, annotations.left(EXAMPLES)?);
+                }
             }
             sources.extend(counted);
         }
@@ -85,7 +79,7 @@ impl Inventory {
     pub fn of_run(data: &DataSet) -> Result<Self> {
         let inventory = Self::of(data)?;
         tracing::info!("data\n{inventory}");
-        inventory.check(&data.config().allow)?;
+        inventory.check(&data.config.allow)?;
         Ok(inventory)
     }
 
@@ -134,17 +128,17 @@ impl Counter<'_> {
         };
         let mut with_masks = 0;
         for shard in &source.shards {
-            if !shard.is_folder() {
+            if !shard.is_folder {
                 counts.shards += 1;
                 continue;
             }
-            let failed = |problem| Error::file(&shard.path, problem);
+            let failed = |problem| Error::file(shard.source.path(), problem);
             let mut findings = Findings::default();
             let folder = shard.folder(&mut findings).map_err(failed)?;
             let mut fatal = None;
             folder.pair(&mut findings, |paired, findings| {
                 with_masks += u64::from(!paired.masks.is_empty());
-                match self.count_sample(&folder, &shard.path, &paired, &mut counts, findings) {
+                match self.count_sample(&folder, shard.source.path(), &paired, &mut counts, findings) {
                     Ok(()) => true,
                     Err(problem) => {
                         fatal = Some(problem);
@@ -170,14 +164,14 @@ impl Counter<'_> {
         counts: &mut SourceCounts,
         findings: &mut Findings,
     ) -> Result<()> {
-        let shown = format!("{}{}", folder.below(), paired.picture);
+        let shown = format!("{}{}", folder.below, paired.picture);
         counts.photographs += 1;
         counts.masks += paired.masks.len() as u64 + u64::from(paired.json.is_some());
         counts.captions += u64::from(paired.text.is_some());
         if let Some(text) = paired.text
             && is_blank(&path.join(text))?
         {
-            findings.add(Finding::BlankCaption, &format!("{}{text}", folder.below()));
+            findings.add(Finding::BlankCaption, &format!("{}{text}", folder.below));
         }
         let has_annotation = paired.json.is_some() || !paired.masks.is_empty();
         if let Some(lacked) = self.pairing.lacks(paired.text.is_some(), has_annotation) {
@@ -185,10 +179,11 @@ impl Counter<'_> {
             return Ok(());
         }
         let key = match self.pairing.format {
-            DataFormat::Sa1b => format!("{}{}", folder.below(), paired.stem),
+            DataFormat::Sa1b => format!("{}{}", folder.below, paired.stem),
             _ => path.join(paired.stem).to_string_lossy().into_owned(),
         };
-        match self.reader.captions().map(|captions| captions.take(&key)) {
+        let captions = self.reader.captions.as_ref();
+        match captions.map(|captions| unless_fatal(captions.take(&key))).transpose()? {
             Some(Ok(Some(caption))) => {
                 counts.captions += 1;
                 if caption.is_empty() {
@@ -196,16 +191,15 @@ impl Counter<'_> {
                 }
             }
             Some(Ok(None)) => findings.add(Finding::CaptionMissing, &shown),
-            Some(Err(Unusable::Broken(_))) => findings.add(Finding::CaptionUnclear, &shown),
-            Some(Err(Unusable::Fatal(error))) => return Err(error),
+            Some(Err(_)) => findings.add(Finding::CaptionUnclear, &shown),
             None => {}
         }
-        match self.reader.annotations(&key) {
+        let annotations = self.reader.masks.annotations.as_ref();
+        match annotations.map(|annotations| unless_fatal(annotations.count(&key))).transpose()? {
             Some(Ok(Some(0))) => findings.add(Finding::MaskMissing, &shown),
             Some(Ok(Some(count))) => counts.masks += count as u64,
             Some(Ok(None)) => findings.add(Finding::NotAnnotated, &shown),
-            Some(Err(Unusable::Broken(_))) => findings.add(Finding::AnnotationUnclear, &shown),
-            Some(Err(Unusable::Fatal(error))) => return Err(error),
+            Some(Err(_)) => findings.add(Finding::AnnotationUnclear, &shown),
             None => {}
         }
         Ok(())
@@ -215,12 +209,12 @@ impl Counter<'_> {
     fn count_lone_masks(&self, source: &FoundSource, findings: &mut Findings) -> Result<()> {
         for masks in &source.mask_folders {
             let failed = |problem| Error::file(masks, problem);
-            let served = source.shards.iter().filter(|shard| shard.mask_folders().contains(masks));
+            let served = source.shards.iter().filter(|shard| shard.mask_folders.contains(masks));
             let folders = served.map(|shard| shard.folder(&mut Findings::default()));
             let folders = folders.collect::<std::io::Result<Vec<Folder>>>().map_err(failed)?;
             let mut alone = Findings::default();
             for_each_mask(masks, findings, |stem, name| {
-                if !folders.iter().any(|folder| folder.has_picture_of(stem)) {
+                if folders.iter().all(|folder| folder.picture_of(stem).is_none()) {
                     alone.add(Finding::MaskAlone, &masks.join(name).display().to_string());
                 }
             })
@@ -229,14 +223,6 @@ impl Counter<'_> {
         }
         Ok(())
     }
-}
-
-/// What does not depend on a sample.
-fn fatal<T>(found: std::result::Result<T, Unusable>) -> Result<T> {
-    found.map_err(|problem| match problem {
-        Unusable::Fatal(error) => error,
-        Unusable::Broken(problem) => Error::Failed(problem),
-    })
 }
 
 /// Whether a caption's file holds nothing but white space.

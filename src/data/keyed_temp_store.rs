@@ -3,6 +3,7 @@
 //! Keys are paths. Two of them mean one picture if the shorter, in normal form (`normalise`), is the end of the longer:
 //! `cats/1.jpg` and `img/cats/1` do, `1` and `cats/1` do, `dogs/1` and `cats/1` do not. Of several entries that a key
 //! means, the one with the most components in common is taken.
+use crate::Error;
 use crate::data::codec::photograph;
 use crate::data::sources::unusable::Unusable;
 use crate::system::patience::patiently;
@@ -10,7 +11,7 @@ use crate::system::platform::read_exact_at;
 use std::borrow::Cow;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 use unicode_normalization::{IsNormalized, UnicodeNormalization, is_nfc_quick};
 
 /// Where an entry is: hashes of its last component and of its whole key, and its offset in the file. Sorted by all three.
@@ -103,11 +104,8 @@ impl KeyedTempStoreWriter {
                 break;
             }
         }
-        let mut place = 0;
-        table.index.retain(|_| {
-            place += 1;
-            repeated.binary_search(&(place - 1)).is_err()
-        });
+        let mut places = 0..;
+        table.index.retain(|_| places.next().is_some_and(|place| repeated.binary_search(&place).is_err()));
         Ok(table)
     }
 }
@@ -196,36 +194,43 @@ impl KeyedTempStore {
     }
 }
 
-/// Which picture takes which entry of a table, so that no entry goes to two pictures. Memory: 4 bytes an entry.
-pub struct Claims(Mutex<Vec<u32>>);
+/// A table of which no entry goes to two pictures. Memory: 4 bytes an entry beside the table's.
+pub struct ClaimedStore {
+    pub table: KeyedTempStore,
+    /// Hash of the picture's key that has taken an entry, or 0.
+    claims: Mutex<Vec<u32>>,
+}
 
-impl Claims {
-    pub fn on(table: &KeyedTempStore) -> Self {
-        Self(Mutex::new(vec![0; table.len()]))
+impl ClaimedStore {
+    pub fn new(table: KeyedTempStore) -> Self {
+        Self { claims: Mutex::new(vec![0; table.len()]), table }
     }
 
-    /// How many entries of `table` no picture has taken, and the keys of `count` of them.
+    /// How many entries no picture has taken, and the keys of `count` of them.
     ///
     /// # Errors
     /// The file cannot be read.
-    pub fn left(&self, table: &KeyedTempStore, count: usize) -> Result<(u64, Vec<String>), Unusable> {
-        let claims = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    pub fn left(&self, count: usize) -> Result<(u64, Vec<String>), Error> {
+        let claims = self.claims.lock().unwrap_or_else(PoisonError::into_inner);
         let left = || claims.iter().enumerate().filter(|(_, claimed)| **claimed == 0);
-        let keys = left().take(count).map(|(place, _)| table.entry(place).map(|entry| entry.key));
-        Ok((left().count() as u64, keys.collect::<io::Result<_>>().map_err(Unusable::temporary)?))
+        let keys = left().take(count).map(|(place, _)| self.table.entry(place).map(|entry| entry.key));
+        Ok((left().count() as u64, keys.collect::<io::Result<_>>().map_err(|e| Error::Failed(temporary(e)))?))
     }
 
-    /// Whether `entry` is taken by no other picture than `key`.
-    pub fn claim(&self, entry: &Entry, key: &str) -> bool {
+    /// The entry that the picture `key` means, `None` if the table lacks it.
+    ///
+    /// # Errors
+    /// Those of [`KeyedTempStore::get`]; what `refused` says of an entry that another picture has taken.
+    pub fn take(&self, key: &str, refused: impl Fn(&Entry) -> String) -> Result<Option<Entry>, Unusable> {
+        let Some(entry) = self.table.get(key)? else { return Ok(None) };
         let hash = short_hash(&normalise(key)).max(1);
-        let mut claims = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        claims.get_mut(entry.place).is_none_or(|claimed| {
-            if *claimed == 0 {
-                // The first keeps it: the other picture must be refused whenever it comes, in whatever order workers ask.
-                *claimed = hash;
-            }
-            *claimed == hash
-        })
+        let mut claims = self.claims.lock().unwrap_or_else(PoisonError::into_inner);
+        let claimed = &mut claims[entry.place];
+        if *claimed == 0 {
+            // The first keeps it: the other picture must be refused whenever it comes, in whatever order workers ask.
+            *claimed = hash;
+        }
+        if *claimed == hash { Ok(Some(entry)) } else { Err(Error::Usage(refused(&entry)).into()) }
     }
 }
 

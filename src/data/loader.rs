@@ -8,7 +8,6 @@ use super::sources::{
     findings::{Findings, thousands},
     shards::Broken,
     unusable::Unusable,
-    walk::FoundSource,
 };
 use super::{
     Cache, Sample,
@@ -17,7 +16,6 @@ use super::{
     keyed_temp_store,
     order::Cursor,
     plan::{DecodeTask, Decoded, PlannedShard, Planner, Position, Results},
-    sample_reader::SampleReader,
     share::Share,
 };
 use crate::system::{guard::guarded, process::refused};
@@ -53,24 +51,16 @@ pub struct Batch {
     pub cursor: Cursor,
     /// How long the caller waited for the batch.
     pub waited: Duration,
-    /// Broken samples of the whole run until now.
-    pub broken: u64,
-}
-
-/// Samples of the current epoch, and those that had a usable mask.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Coverage {
-    /// Samples of this epoch so far.
-    pub samples: u64,
-    /// Samples among them with a usable mask.
-    pub with_masks: u64,
 }
 
 /// Streams batches. Dropping it stops its threads once each has finished the sample in hand.
 pub struct Loader {
-    cursor: Cursor,
+    /// The position after what was taken, and what was counted until there.
+    pub cursor: Cursor,
     max_broken: f64,
     require_masks: bool,
+    /// Whether broken samples and findings are counted without a word.
+    is_silent: bool,
     /// `data.source`, for error messages.
     source: String,
     allow: Vec<Allowed>,
@@ -82,16 +72,15 @@ pub struct Loader {
     /// Samples since the start.
     samples: u64,
     /// Number of the next entry in draw order.
-    next: u64,
+    pub(super) next: u64,
     ready: BTreeMap<u64, Decoded>,
     results: Receiver<(u64, Decoded)>,
     permits: Option<Sender<()>>,
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
-    pub(super) decoders: Arc<Vec<SampleDecoder>>,
-    /// Samples that were given to processes and came to nothing, before this round and in it.
+    pub(super) decoders: Arc<[SampleDecoder]>,
+    /// Samples that were given to processes and came to nothing.
     pub(super) lost: u64,
-    pub(super) lost_now: u64,
 }
 
 impl Loader {
@@ -119,8 +108,8 @@ impl Loader {
         share: Option<Share>,
     ) -> Result<Self> {
         let cache = cache.map(Arc::new);
-        let decoder = |reader: &Arc<SampleReader>| SampleDecoder::new(reader.clone(), seed, cache.clone());
-        Self::with_decoders(data, seed, start, require_masks, (decoder, share))
+        let decoders = data.readers.iter().map(|reader| SampleDecoder::new(reader.clone(), seed, cache.clone()));
+        Self::with_decoders(data, seed, start, require_masks, decoders.collect(), share)
     }
 
     /// [`Self::new`] from the beginning, for [`Self::next_of_epoch`]: prompts and masks without pictures, flips and caption
@@ -129,8 +118,10 @@ impl Loader {
     /// # Errors
     /// Those of [`Self::new`].
     pub(crate) fn of_annotations(data: &DataSet, seed: u64) -> Result<Self> {
-        let decoder = |reader: &Arc<SampleReader>| SampleDecoder::of_annotations(reader.clone(), seed);
-        Self::with_decoders(data, seed, None, false, (decoder, None))
+        let decoders = data.readers.iter().map(|reader| SampleDecoder::of_annotations(reader.clone(), seed));
+        let mut loader = Self::with_decoders(data, seed, None, false, decoders.collect(), None)?;
+        loader.is_silent = true;
+        Ok(loader)
     }
 
     fn with_decoders(
@@ -138,19 +129,19 @@ impl Loader {
         seed: u64,
         start: Option<&Cursor>,
         require_masks: bool,
-        (decoder, share): (impl Fn(&Arc<SampleReader>) -> SampleDecoder, Option<Share>),
+        decoders: Arc<[SampleDecoder]>,
+        share: Option<Share>,
     ) -> Result<Self> {
         data.check_captions()?;
-        let config = data.config();
-        let of_source = |source: &FoundSource| {
-            let repeated = |shard| PlannedShard::repeated(shard, source.repeats);
-            source.shards.iter().flat_map(repeated).collect::<Vec<_>>()
-        };
-        let shards: Vec<PlannedShard> = data.sources().iter().flat_map(of_source).collect();
+        let config = &data.config;
+        let mut shards = Vec::new();
+        for source in &data.sources {
+            shards.extend(source.shards.iter().flat_map(|shard| PlannedShard::repeated(shard, source.repeats)));
+        }
         let sources = fingerprint(&shards);
         let source = match shards.as_slice() {
-            [first, .., _] => format!("{} and {} more", first.shard.path.display(), shards.len() - 1),
-            one => one.iter().map(|planned| planned.shard.path.display().to_string()).collect(),
+            [first, .., _] => format!("{} and {} more", first.shard.source.path().display(), shards.len() - 1),
+            one => one.iter().map(|planned| planned.shard.source.path().display().to_string()).collect(),
         };
         let mut cursor = start.cloned().unwrap_or_default();
         if cursor.sources != 0 && cursor.sources != sources {
@@ -158,14 +149,13 @@ impl Loader {
             return Err(Error::Usage(format!("{hint} ({})", shards.len())));
         }
         cursor.sources = sources;
-        let decoders = Arc::new(data.readers().iter().map(decoder).collect::<Vec<_>>());
 
         let workers = config.workers.max(1);
         let (permit_sender, permits) = mpsc::channel();
         let (tasks, task_queue) = mpsc::channel();
         let (results, received) = mpsc::channel();
         // Of what others decode, a reference is in memory.
-        let prefetch = prefetch(workers) * share.as_ref().map_or(1, Share::size);
+        let prefetch = prefetch(workers) * share.as_ref().map_or(1, |share| share.size);
         for _ in 0..prefetch {
             permit_sender.send(()).map_err(|_| lost())?;
         }
@@ -175,6 +165,7 @@ impl Loader {
             cursor,
             max_broken: config.max_broken,
             require_masks,
+            is_silent: false,
             source,
             allow: config.allow.clone(),
             findings: Findings::default(),
@@ -189,7 +180,6 @@ impl Loader {
             threads: Vec::new(),
             decoders: decoders.clone(),
             lost: 0,
-            lost_now: 0,
         };
         let shuffle_buffer = config.shuffle_buffer.max(1);
         // Made before the threads: where one cannot start, the planner goes first, and with it the tasks that workers wait for.
@@ -203,6 +193,7 @@ impl Loader {
             stop: stop.clone(),
             share,
             planned: 0,
+            number: 0,
         };
         for number in 0..workers {
             let (decoders, tasks, results) = (decoders.clone(), task_queue.clone(), results.clone());
@@ -230,27 +221,14 @@ impl Loader {
         let mut epoch = self.cursor.epoch;
         let mut waited = Duration::ZERO;
         while samples.len() < size {
-            match self.next_decoded(&mut waited)? {
-                Decoded::Sample(decoded, position) => {
-                    self.advance(position);
-                    self.count(&decoded.sample.key, decoded.fates.has_mask());
-                    if samples.is_empty() {
-                        epoch = position.epoch;
-                    }
-                    samples.push(decoded.sample);
-                }
-                Decoded::Broken(broken, position) | Decoded::Unlisted(broken, position) => {
-                    self.advance(position);
-                    self.count_broken(&broken)?;
-                }
-                Decoded::Foreign(..) => return Err(lost()),
-                Decoded::LeftOut(position) => self.advance(position),
-                Decoded::Counted(findings, listed) => self.count_findings(*findings, listed)?,
-                Decoded::Failed(error) => return Err(error),
-                Decoded::EpochEnd => self.end_epoch()?,
+            let entry = self.next_decoded(&mut waited)?;
+            let Some(decoded) = self.account(entry)? else { continue };
+            if samples.is_empty() {
+                epoch = self.cursor.epoch;
             }
+            samples.push(decoded.sample);
         }
-        Ok(Batch { samples, epoch, cursor: self.cursor.clone(), waited, broken: self.cursor.broken })
+        Ok(Batch { samples, epoch, cursor: self.cursor.clone(), waited })
     }
 
     /// The next sample with what became of its masks; `None` at the epoch's end. Broken samples are counted without a word.
@@ -260,26 +238,11 @@ impl Loader {
     pub(crate) fn next_of_epoch(&mut self) -> Result<Option<DecodedSample>> {
         let mut waited = Duration::ZERO;
         loop {
-            match self.next_decoded(&mut waited)? {
-                Decoded::Sample(decoded, position) => {
-                    self.advance(position);
-                    self.cursor.epoch_samples += 1;
-                    return Ok(Some(*decoded));
-                }
-                Decoded::Foreign(..) => return Err(lost()),
-                Decoded::Broken(broken, position) | Decoded::Unlisted(broken, position) => {
-                    self.advance(position);
-                    self.cursor.broken += 1;
-                    self.keep_first(&broken);
-                    self.check_broken(FIRST_SEEN)?;
-                }
-                Decoded::LeftOut(position) => self.advance(position),
-                Decoded::Counted(findings, listed) => self.count_findings(*findings, listed)?,
-                Decoded::Failed(error) => return Err(error),
-                Decoded::EpochEnd => {
-                    self.check_epoch()?;
-                    return Ok(None);
-                }
+            let entry = self.next_decoded(&mut waited)?;
+            let is_end = matches!(entry, Decoded::EpochEnd);
+            let decoded = self.account(entry)?;
+            if is_end || decoded.is_some() {
+                return Ok(decoded.map(|decoded| *decoded));
             }
         }
     }
@@ -291,23 +254,11 @@ impl Loader {
         Some(format!("{broken} of the first {seen} samples cannot be used, such as {first}"))
     }
 
-    /// The position after what was taken.
-    pub(super) fn cursor(&self) -> &Cursor {
-        &self.cursor
-    }
-
-    /// Entries of the stream that were taken.
-    pub(super) fn taken(&self) -> u64 {
-        self.next
-    }
-
-    /// Mask statistics of the current epoch.
-    pub fn coverage(&self) -> Coverage {
-        Coverage { samples: self.cursor.epoch_samples, with_masks: self.cursor.epoch_with_masks }
-    }
-
     /// Says what the tar shards hold beside samples, as far as this epoch has read them.
     pub fn say_findings(&self) {
+        if self.is_silent {
+            return;
+        }
         for (finding, count) in self.findings.iter() {
             let text = finding.text(count.count, &thousands(count.count));
             tracing::warn!("{}: {text}: {}", self.source, count.examples());
@@ -333,6 +284,30 @@ impl Loader {
         Ok(result)
     }
 
+    /// Counts an entry of this process; returns it where it is a sample.
+    pub(super) fn account(&mut self, entry: Decoded) -> Result<Option<Box<DecodedSample>>> {
+        if let Some(position) = entry.position() {
+            self.advance(position);
+        }
+        match entry {
+            Decoded::Sample(decoded, _) => {
+                self.count(&decoded.sample.key, decoded.fates.has_mask());
+                return Ok(Some(decoded));
+            }
+            Decoded::Broken(broken, _) | Decoded::Unlisted(broken, _) => self.count_broken(&broken)?,
+            Decoded::LeftOut(_) => {}
+            Decoded::Counted(findings, listed) => {
+                self.findings.merge(*findings);
+                self.listed += listed;
+                self.check_findings(FIRST_SEEN)?;
+            }
+            Decoded::EpochEnd => self.end_epoch()?,
+            Decoded::Failed(error) => return Err(error),
+            Decoded::Foreign(..) => return Err(lost()),
+        }
+        Ok(None)
+    }
+
     pub(super) fn advance(&mut self, position: Position) {
         let Position { epoch, shard, member, window, drawn } = position;
         let seen = self.cursor.seen + 1;
@@ -352,24 +327,14 @@ impl Loader {
         self.cursor.epoch_with_masks += u64::from(has_mask);
     }
 
-    pub(super) fn count_broken(&mut self, broken: &Broken) -> Result<()> {
+    fn count_broken(&mut self, broken: &Broken) -> Result<()> {
         self.cursor.broken += 1;
         let Cursor { seen, broken: count, .. } = self.cursor;
-        if count <= NAMED || count.is_multiple_of(100) {
+        if !self.is_silent && (count <= NAMED || count.is_multiple_of(100)) {
             tracing::warn!("skipped {}: {} ({count} broken of {seen})", broken.name, broken.reason);
         }
-        self.keep_first(broken);
-        self.check_broken(FIRST_SEEN)
-    }
-
-    fn keep_first(&mut self, broken: &Broken) {
         self.first_broken.get_or_insert_with(|| format!("{}: {}", broken.name, broken.reason));
-    }
-
-    pub(super) fn count_findings(&mut self, findings: Findings, listed: u64) -> Result<()> {
-        self.findings.merge(findings);
-        self.listed += listed;
-        self.check_findings(FIRST_SEEN)
+        self.check_broken(FIRST_SEEN)
     }
 
     /// Fails if more than `max_broken` of the samples seen (counted as at least `least`) are broken.
@@ -378,10 +343,9 @@ impl Loader {
         if broken as f64 <= self.max_broken * seen.max(least) as f64 {
             return Ok(());
         }
-        let limit = self.max_broken;
+        let (limit, example) = (self.max_broken, self.example());
         Err(Error::Failed(format!(
-            "{broken} of {seen} samples are broken, more than data.max_broken = {limit} allows{}",
-            self.example()
+            "{broken} of {seen} samples are broken, more than data.max_broken = {limit} allows{example}"
         )))
     }
 
@@ -402,20 +366,15 @@ impl Loader {
     }
 
     /// Fails if too much of the epoch, which has ended, is broken or unread, or all.
-    fn check_epoch(&self) -> Result<()> {
+    fn end_epoch(&mut self) -> Result<()> {
+        self.say_findings();
         self.check_broken(0)?;
         self.check_findings(0)?;
-        let Cursor { epoch, epoch_samples, .. } = self.cursor;
-        match epoch_samples {
-            0 => Err(Error::Failed(format!("epoch {epoch} had no usable sample in {}{}", self.source, self.example()))),
-            _ => Ok(()),
-        }
-    }
-
-    pub(super) fn end_epoch(&mut self) -> Result<()> {
-        self.say_findings();
-        self.check_epoch()?;
         let Cursor { epoch, epoch_samples, epoch_with_masks, .. } = self.cursor;
+        if epoch_samples == 0 {
+            let (source, example) = (&self.source, self.example());
+            return Err(Error::Failed(format!("epoch {epoch} had no usable sample in {source}{example}")));
+        }
         if self.require_masks && epoch_with_masks == 0 {
             let hint = "nothing was learnt from masks; see data.min_mask_area, data.max_masks and data.ignore";
             return Err(Error::Failed(format!(
@@ -444,7 +403,7 @@ impl Drop for Loader {
 }
 
 /// Samples in flight at most.
-pub(super) fn prefetch(workers: usize) -> usize {
+pub(crate) fn prefetch(workers: usize) -> usize {
     (2 * workers.max(1)).max(16)
 }
 
@@ -460,12 +419,12 @@ pub fn held_bytes(config: &DataConfig, encoded: Option<u64>) -> u64 {
 fn work(decoders: &[SampleDecoder], tasks: &Mutex<Receiver<DecodeTask>>, results: &Results, stop: &AtomicBool) {
     loop {
         let task = tasks.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        let Ok(DecodeTask { number, epoch, reference, after }) = task else { return };
+        let Ok(DecodeTask { number, reference, after }) = task else { return };
         if stop.load(Ordering::Relaxed) {
             return;
         }
         let broken = |reason| Decoded::Broken(Broken { name: reference.name(), reason }, after);
-        let result = match guarded(|| decoders[reference.settings].decode(&reference, epoch)) {
+        let result = match guarded(|| decoders[reference.settings].decode(&reference, after.epoch)) {
             Ok(Some(decoded)) => Decoded::Sample(Box::new(decoded), after),
             Ok(None) => Decoded::LeftOut(after),
             Err(Unusable::Broken(reason)) => broken(reason),
@@ -479,8 +438,8 @@ fn work(decoders: &[SampleDecoder], tasks: &Mutex<Receiver<DecodeTask>>, results
 
 /// A non-zero hash of the shards' file names in order. Their folder may move.
 fn fingerprint(shards: &[PlannedShard]) -> u64 {
-    let names: Vec<_> =
-        shards.iter().filter_map(|planned| planned.shard.path.file_name()).map(|name| name.to_string_lossy()).collect();
+    let names = shards.iter().filter_map(|planned| planned.shard.source.path().file_name());
+    let names: Vec<_> = names.map(|name| name.to_string_lossy()).collect();
     keyed_temp_store::hash(&names.join("/")).max(1)
 }
 

@@ -5,7 +5,7 @@ use super::codec::labels::{self, Classes, LabelMap};
 use super::codec::palette::Colours;
 use super::codec::photograph::Header;
 use super::codec::stored_mask::{Parts, StoredMask};
-use super::sources::annotations::{Instance, Instances, OfPicture, Panoptic};
+use super::sources::annotations::{Annotations, Instance, OfPicture, PanopticSegments};
 use super::sources::shards::SampleReference;
 use super::sources::unusable::Unusable;
 use crate::config::{Allowed, DataConfig, DataFormat};
@@ -58,12 +58,13 @@ impl Fates {
 /// Reads masks; shared by all workers.
 pub struct MaskReader {
     config: DataConfig,
-    panoptic: Option<Panoptic>,
-    instances: Option<Instances>,
-    classes: Option<Classes>,
+    /// coco: those of `data.panoptic` or of `data.instances`.
+    pub annotations: Option<Annotations>,
+    /// The names of labels.
+    pub classes: Option<Classes>,
     colours: Option<Colours>,
     /// Whether the label maps of folders are black and white.
-    is_binary: bool,
+    pub is_binary: bool,
 }
 
 #[derive(Deserialize)]
@@ -93,12 +94,6 @@ enum Meaning {
     Background,
 }
 
-/// A value of a label map that stands for nothing.
-enum Meaningless {
-    Segment,
-    Colour,
-}
-
 impl MaskReader {
     /// Reads the class list and the annotations that `config` names. Label maps of folders are black and white, or labels.
     ///
@@ -106,33 +101,33 @@ impl MaskReader {
     /// A file cannot be read; the format needs one that is not configured; the class list contradicts the annotations.
     pub fn open(config: &DataConfig, is_binary: bool) -> Result<Self> {
         let is_coco = config.format == DataFormat::Coco;
-        let panoptic = config.panoptic.as_deref().filter(|_| is_coco).map(Panoptic::read).transpose()?;
-        let instances = config.instances.as_deref().filter(|_| is_coco).map(Instances::read).transpose()?;
-        let categories = panoptic.as_ref().map(|panoptic| &panoptic.categories);
-        let categories = categories.or(instances.as_ref().map(|instances| &instances.categories));
-        let classes = match (&config.classes, categories) {
-            (Some(path), None) => Some(Classes::read(path)?),
-            (Some(path), Some(categories)) => {
+        let annotations = match (&config.panoptic, &config.instances) {
+            (_, Some(file)) if is_coco => Some(Annotations::read::<Instance>(file)?),
+            (Some(file), None) if is_coco => Some(Annotations::read::<PanopticSegments>(file)?),
+            _ => None,
+        };
+        let categories = annotations.as_ref().map(|annotations| &annotations.categories);
+        let classes = match &config.classes {
+            Some(path) => {
                 let classes = Classes::read(path)?;
-                if !config.allow.contains(&Allowed::ClassNames) {
+                if let Some(categories) = categories.filter(|_| !config.allow.contains(&Allowed::ClassNames)) {
                     let differ =
                         |problem| Error::file(path, format!("{problem} ({})", annotations_file(config).display()));
                     classes.check_equal(categories).map_err(differ)?;
                 }
                 Some(classes)
             }
-            (None, categories) => categories.cloned(),
+            None => categories.cloned(),
         };
-        if is_coco && instances.is_none() && config.labels.is_none() {
+        if is_coco && config.instances.is_none() && config.labels.is_none() {
             return Err(Error::Usage("data.labels is missing: the coco format needs the folder of label maps".into()));
         }
         if is_coco && classes.is_none() {
             let hint = "data.classes is missing: label maps need the names of their labels";
             return Err(Error::Usage(format!("{hint} (panoptic PNGs: data.panoptic)")));
         }
-        let used = panoptic.as_ref().map(|panoptic| &panoptic.used);
-        let used = used.or(instances.as_ref().map(|instances| &instances.used));
-        if let (Some(used), Some(classes), false) = (used, &classes, config.allow.contains(&Allowed::LabelsUnnamed))
+        let allows_unnamed = config.allow.contains(&Allowed::LabelsUnnamed);
+        if let (Some(Annotations { used, .. }), Some(classes), false) = (&annotations, &classes, allows_unnamed)
             && let Some((category, image)) = used.iter().find(|(category, _)| classes.name(**category).is_none())
         {
             let accept = "data.allow = [\"labels_unnamed\"] leaves such masks out";
@@ -144,39 +139,7 @@ impl MaskReader {
             classes.check_names().map_err(|problem| Error::file(names_file(config), problem))?;
         }
         let colours = config.palette.as_ref().map(|palette| Colours::of(palette, config.ignore)).transpose()?;
-        Ok(Self { config: config.clone(), panoptic, instances, classes, colours, is_binary })
-    }
-
-    /// Whether the label maps of folders are black and white.
-    pub fn is_binary(&self) -> bool {
-        self.is_binary
-    }
-
-    /// How many annotations a JSON of them has of the picture `key`, `Some(None)` where it does not have the picture;
-    /// `None` without a JSON.
-    pub fn annotations(&self, key: &str) -> Option<Result<Option<usize>, Unusable>> {
-        match (&self.panoptic, &self.instances) {
-            (Some(panoptic), _) => Some(panoptic.of(key).map(|found| Some(found?.annotations.len()))),
-            (None, Some(instances)) => Some(instances.of(key).map(|found| Some(found?.annotations.len()))),
-            (None, None) => None,
-        }
-    }
-
-    /// How many pictures of a JSON of annotations have not been asked for, and the names of `count` of them.
-    ///
-    /// # Errors
-    /// A temporary file cannot be read.
-    pub fn left(&self, count: usize) -> Result<(u64, Vec<String>), Unusable> {
-        match (&self.panoptic, &self.instances) {
-            (Some(panoptic), _) => panoptic.left(count),
-            (None, Some(instances)) => instances.left(count),
-            (None, None) => Ok((0, Vec::new())),
-        }
-    }
-
-    /// Whether labels have names.
-    pub fn has_names(&self) -> bool {
-        self.classes.is_some()
+        Ok(Self { config: config.clone(), annotations, classes, colours, is_binary })
     }
 
     /// The masks of the sample of `reference`, of a picture with `header`, at the points of `grid`. `key` is the picture's
@@ -226,17 +189,16 @@ impl MaskReader {
         }
     }
 
-    /// What the values of a label map mean.
-    fn meaning_in<'a>(&'a self, map: &'a LabelMap) -> impl Fn(u32) -> Result<Meaning, Meaningless> + 'a {
+    /// What the values of a label map mean; nothing where a colour stands for no label.
+    fn meaning_in<'a>(&'a self, map: &'a LabelMap) -> impl Fn(u32) -> Option<Meaning> + 'a {
         let is_white = self.is_binary.then(|| map.is_white());
         move |value| {
             let [red, green, blue, _] = value.to_le_bytes();
             match (&is_white, &self.colours) {
-                (Some(is_white), _) => Ok(if is_white(value) { Meaning::Label(1) } else { Meaning::Background }),
-                _ if map.channels() < 3 => Ok(self.meaning(value)),
-                (None, Some(colours)) => Ok(self.meaning(colours.label(value).ok_or(Meaningless::Colour)?)),
-                (None, None) if red == green && green == blue => Ok(self.meaning(u32::from(red))),
-                (None, None) => Err(Meaningless::Colour),
+                (Some(is_white), _) => Some(if is_white(value) { Meaning::Label(1) } else { Meaning::Background }),
+                _ if map.channels < 3 => Some(self.meaning(value)),
+                (None, Some(colours)) => colours.label(value).map(|label| self.meaning(label)),
+                (None, None) => (red == green && green == blue).then(|| self.meaning(u32::from(red))),
             }
         }
     }
@@ -290,12 +252,12 @@ impl MaskReader {
 
     /// coco: one mask for each class in the picture and the class names, both by ascending label.
     fn coco(&self, reference: &SampleReference, key: &str, header: &Header, grid: &Grid) -> Result<Masks, Unusable> {
-        if let Some(instances) = &self.instances {
+        if let (Some(instances), Some(_)) = (&self.annotations, &self.config.instances) {
             let found = instances.of(key)?.ok_or("the instances JSON does not have this image")?;
             return self.instance_masks(&found, header, grid);
         }
         let folder = self.config.labels.as_deref().ok_or("data.labels is missing")?;
-        let Some(panoptic) = &self.panoptic else {
+        let Some(panoptic) = &self.annotations else {
             let (path, map) = first_map(reference.labels.iter().map(|path| folder.join(path)), header)?;
             return self.label_masks(&path, &map, grid, self.meaning_in(&map), true);
         };
@@ -305,9 +267,8 @@ impl MaskReader {
         let (path, map) = first_map(paths, header)?;
         let categories = picture.categories();
         let meaning = |segment: u32| match categories.get(&segment) {
-            Some(&category) => Ok(self.class(category)),
-            None if segment == labels::VOID => Ok(Meaning::Background),
-            None => Err(Meaningless::Segment),
+            Some(&category) => Some(self.class(category)),
+            None => (segment == labels::VOID).then_some(Meaning::Background),
         };
         self.label_masks(&path, &map, grid, meaning, true)
     }
@@ -346,7 +307,7 @@ impl MaskReader {
         file: &Path,
         map: &LabelMap,
         grid: &Grid,
-        meaning: impl Fn(u32) -> Result<Meaning, Meaningless>,
+        meaning: impl Fn(u32) -> Option<Meaning>,
         named: bool,
     ) -> Result<Masks, Unusable> {
         let pixels = self.meanings(file, map, grid, meaning)?;
@@ -392,7 +353,7 @@ impl MaskReader {
         file: &Path,
         map: &LabelMap,
         grid: &Grid,
-        meaning: impl Fn(u32) -> Result<Meaning, Meaningless>,
+        meaning: impl Fn(u32) -> Option<Meaning>,
     ) -> Result<Vec<Meaning>, Unusable> {
         let mut pixels = Vec::with_capacity(grid.width() * grid.height());
         // Neighbouring pixels are mostly equal.
@@ -404,11 +365,9 @@ impl MaskReader {
                 Some((known, means)) if known == value => means,
                 _ => {
                     let place = || format!("label {value} at x {x}, y {y}");
-                    let means = meaning(value).map_err(|problem| match problem {
-                        Meaningless::Segment => {
-                            format!("{}: {} {}", file.display(), place(), labels::NO_SEGMENT).into()
-                        }
-                        Meaningless::Colour => Unusable::Fatal(Error::file(file, self.no_label(value, (x, y)))),
+                    let means = meaning(value).ok_or_else(|| match self.annotations {
+                        Some(_) => format!("{}: {} {}", file.display(), place(), labels::NO_SEGMENT).into(),
+                        None => Unusable::Fatal(Error::file(file, self.no_label(value, (x, y)))),
                     })?;
                     if means == Meaning::Unnamed {
                         self.refuse_unnamed(file, &place())?;

@@ -64,7 +64,7 @@ pub fn window_order(seed: u64, epoch: u64, window: u64, count: usize, shuffle: b
 
 /// Whether a share of the samples holds this one in this epoch.
 pub fn is_in_share(seed: u64, epoch: u64, key: u64, share: f64) -> bool {
-    share >= 1.0 || keyed(seed, Purpose::Share, epoch, key).random::<f64>() < share
+    keyed(seed, Purpose::Share, epoch, key).random::<f64>() < share
 }
 
 fn permutation(mut random: ChaCha8Rng, count: usize, shuffle: bool) -> Vec<usize> {

@@ -1,6 +1,7 @@
 //! The planner: iterates over epochs, shards and windows, and sends the drawn samples to the workers in order.
 use super::sources::findings::Findings;
-use super::sources::shards::{Broken, Listed, SampleReference, SampleShard, listed};
+use super::sources::shards::{Broken, Listed, SampleReference, SampleShard};
+use super::sources::unusable::unless_fatal;
 use super::{
     decode::DecodedSample,
     keyed_temp_store::hash,
@@ -20,7 +21,6 @@ use std::{
 /// A sample to be decoded. `number` is its place in draw order.
 pub struct DecodeTask {
     pub number: u64,
-    pub epoch: u64,
     pub reference: SampleReference,
     pub after: Position,
 }
@@ -51,6 +51,18 @@ pub enum Decoded {
     /// An error that ends the run.
     Failed(Error),
     EpochEnd,
+}
+
+impl Decoded {
+    /// The position after this entry, where it has one.
+    pub fn position(&self) -> Option<Position> {
+        match self {
+            Self::Sample(_, position) | Self::Broken(_, position) => Some(*position),
+            Self::Unlisted(_, position) | Self::LeftOut(position) => Some(*position),
+            Self::Foreign(task, _) => Some(task.after),
+            Self::Counted(..) | Self::Failed(_) | Self::EpochEnd => None,
+        }
+    }
 }
 
 /// A shard as an epoch reads it.
@@ -99,6 +111,8 @@ pub struct Planner {
     pub share: Option<Share>,
     /// Tasks planned.
     pub planned: u64,
+    /// Number of the next entry.
+    pub number: u64,
 }
 
 impl Planner {
@@ -111,91 +125,83 @@ impl Planner {
             window: start.window,
             drawn: start.drawn,
         };
-        let mut number = 0;
-        while self.epoch(position, &mut number).is_continue() {
+        while self.epoch(position).is_continue() {
             position = Position { epoch: position.epoch + 1, shard: 0, member: 0, window: 0, drawn: 0 };
         }
     }
 
     /// Plans the rest of an epoch, from the window that starts at `start`.
-    fn epoch(&mut self, start: Position, number: &mut u64) -> ControlFlow<()> {
+    fn epoch(&mut self, start: Position) -> ControlFlow<()> {
         let shuffle = self.shuffle_buffer > 1;
         let mut at = start;
         let mut window: Vec<Listed> = Vec::new();
         let order = shard_order(self.seed, start.epoch, self.shards.len(), shuffle);
         for (place, &shard) in (0..).zip(&order).skip(start.shard as usize) {
-            let Some(planned) = self.shards.get(shard).cloned() else { continue };
+            let planned = self.shards[shard].clone();
             let (mut member, mut findings) = (0, Findings::default());
             planned.shard.scan(&mut findings, &mut |item| {
                 if self.stop.load(Ordering::Relaxed) {
                     return ControlFlow::Break(());
                 }
-                let item = match listed(item) {
+                let item = match unless_fatal(item) {
                     Ok(item) => item,
                     Err(error) => {
-                        self.send(Decoded::Failed(error), number)?;
+                        self.send(Decoded::Failed(error))?;
                         return ControlFlow::Break(());
                     }
                 };
                 member += 1;
-                if place == start.shard && member <= start.member {
-                    return ControlFlow::Continue(());
-                }
-                if !planned.takes(&item, self.seed, at.epoch) {
+                let is_behind = place == start.shard && member <= start.member;
+                if is_behind || !planned.takes(&item, self.seed, at.epoch) {
                     return ControlFlow::Continue(());
                 }
                 window.push(item.map(|reference| SampleReference { repeat: planned.repeat, ..reference }));
                 if window.len() >= self.shuffle_buffer {
-                    self.draw(at, &mut window, number)?;
+                    self.draw(at, &mut window)?;
                     at = Position { epoch: at.epoch, shard: place, member, window: at.window + 1, drawn: 0 };
                 }
                 ControlFlow::Continue(())
             })?;
-            if !planned.shard.is_folder() {
-                self.send(Decoded::Counted(Box::new(findings), member), number)?;
+            if !planned.shard.is_folder {
+                self.send(Decoded::Counted(Box::new(findings), member))?;
             }
         }
-        self.draw(at, &mut window, number)?;
-        self.send(Decoded::EpochEnd, number)
+        self.draw(at, &mut window)?;
+        self.send(Decoded::EpochEnd)
     }
 
     /// Sends the samples of the window that starts at `at`, except the first `at.drawn`.
-    fn draw(&mut self, at: Position, window: &mut Vec<Listed>, number: &mut u64) -> ControlFlow<()> {
+    fn draw(&mut self, at: Position, window: &mut Vec<Listed>) -> ControlFlow<()> {
         let order = window_order(self.seed, at.epoch, at.window, window.len(), self.shuffle_buffer > 1);
         let mut items: Vec<Option<Listed>> = window.drain(..).map(Some).collect();
         for (drawn, place) in (1..).zip(order).skip(at.drawn as usize) {
             let after = Position { drawn, ..at };
-            match items.get_mut(place).and_then(Option::take) {
+            match items[place].take() {
                 Some(Ok(reference)) => {
                     self.permit()?;
-                    let task = DecodeTask { number: *number, epoch: at.epoch, reference, after };
-                    match self.other_owner(*number) {
+                    let task = DecodeTask { number: self.number, reference, after };
+                    let share = self.share.as_ref();
+                    match share.and_then(|share| share.other_owner(self.planned, self.number)) {
                         Some(owner) => {
                             let foreign = Decoded::Foreign(Box::new(task), owner);
-                            sent(self.results.send((*number, foreign)).is_ok())?;
+                            sent(self.results.send((self.number, foreign)).is_ok())?;
                         }
                         None => sent(self.tasks.send(task).is_ok())?,
                     }
                     self.planned += 1;
-                    *number += 1;
+                    self.number += 1;
                 }
-                Some(Err(broken)) => self.send(Decoded::Unlisted(broken, after), number)?,
+                Some(Err(broken)) => self.send(Decoded::Unlisted(broken, after))?,
                 None => {}
             }
         }
         ControlFlow::Continue(())
     }
 
-    /// The other process whose task entry `number` is.
-    fn other_owner(&self, number: u64) -> Option<usize> {
-        let share = self.share.as_ref()?;
-        Some(share.owner(self.planned, number)).filter(|owner| !share.is_own(*owner))
-    }
-
-    fn send(&self, result: Decoded, number: &mut u64) -> ControlFlow<()> {
+    fn send(&mut self, result: Decoded) -> ControlFlow<()> {
         self.permit()?;
-        sent(self.results.send((*number, result)).is_ok())?;
-        *number += 1;
+        sent(self.results.send((self.number, result)).is_ok())?;
+        self.number += 1;
         ControlFlow::Continue(())
     }
 

@@ -5,7 +5,7 @@
 //! has moved has the record that it had.
 use super::data_set::DataSet;
 use super::sources::byte_source::ByteSource;
-use super::sources::shards::{Member, SampleReference, SampleShard};
+use super::sources::shards::{Member, SampleReference};
 use crate::model::weights::fingerprint::{sha256, sha256_of};
 use crate::system::error::{Error, Result};
 use crate::system::limits::DATA_RECORD;
@@ -46,8 +46,8 @@ impl DataRecord {
     pub fn of(data: &DataSet) -> Result<Self> {
         data.check_captions()?;
         let mut record = Self::default();
-        for (number, reader) in data.readers().iter().enumerate() {
-            let settings = reader.config();
+        for (number, reader) in data.readers.iter().enumerate() {
+            let settings = &reader.config;
             let section = if number == 0 { "data".to_string() } else { format!("data.sources {number}") };
             for (key, file) in [
                 ("captions", &settings.captions.clone().filter(|_| settings.has_prompts)),
@@ -62,11 +62,11 @@ impl DataRecord {
         }
         let mut broken = 0;
         for shard in data.shards() {
-            if shard.is_folder() {
+            if shard.is_folder {
                 data.for_each_of(shard, |item| {
                     match item {
                         Ok(reference) => {
-                            let labels = data.readers()[reference.settings].config().labels.as_deref();
+                            let labels = data.readers[reference.settings].config.labels.as_deref();
                             let sizes = sizes(&reference, labels)?;
                             record.add(SAMPLE, &sizes, &reference.key);
                         }
@@ -75,7 +75,13 @@ impl DataRecord {
                     Ok(())
                 })?;
             } else {
-                record.add_shard(shard)?;
+                let path = shard.source.path();
+                let bytes = match &shard.source {
+                    ByteSource::File(path) => size(path)?,
+                    ByteSource::Object(object) => object.scan().length(),
+                };
+                let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
+                record.add(SHARD, &bytes.to_string(), &name);
             }
         }
         if broken > 0 {
@@ -87,16 +93,6 @@ impl DataRecord {
     fn add(&mut self, kind: &str, sizes: &str, name: &str) {
         // Writing to a string does not fail.
         let _ = writeln!(self.0, "{kind} {sizes} {}", name.escape_debug());
-    }
-
-    fn add_shard(&mut self, shard: &SampleShard) -> Result<()> {
-        let name = shard.path.file_name().unwrap_or(shard.path.as_os_str()).to_string_lossy();
-        let bytes = match &shard.source {
-            ByteSource::File(path) => size(path)?,
-            ByteSource::Object(object) => object.scan().length(),
-        };
-        self.add(SHARD, &bytes.to_string(), &name);
-        Ok(())
     }
 
     /// What identifies the record.
@@ -131,7 +127,8 @@ impl DataRecord {
         now.0.lines().for_each(|line| *counts.entry(line).or_default() += 1);
         let mut kinds: BTreeMap<&str, [BTreeSet<&str>; 2]> = BTreeMap::new();
         for (line, count) in counts.into_iter().filter(|(_, count)| *count != 0) {
-            let (kind, name) = kind_and_name(line);
+            let mut parts = line.splitn(3, ' ');
+            let (kind, name) = (parts.next().unwrap_or_default(), parts.nth(1).unwrap_or_default());
             kinds.entry(kind).or_default()[usize::from(count > 0)].insert(name);
         }
         let mut found = vec![];
@@ -169,11 +166,6 @@ fn listed(what: &str, change: &str, names: &BTreeSet<&str>) -> String {
     let first: Vec<&str> = names.iter().take(NAMED).copied().collect();
     let more = if names.len() > NAMED { ", …" } else { "" };
     format!("{} {what}{plural} {change} since: {}{more}", names.len(), first.join(", "))
-}
-
-fn kind_and_name(line: &str) -> (&str, &str) {
-    let mut parts = line.splitn(3, ' ');
-    (parts.next().unwrap_or_default(), parts.nth(1).unwrap_or_default())
 }
 
 /// The sizes of a sample's files: image, caption, then annotation, label map or masks.

@@ -4,7 +4,7 @@ use super::codec::photograph::{self, Header};
 use super::masks::{MaskReader, Masks};
 use super::sources::captions::{Captions, Columns, first_sentences};
 use super::sources::shards::{Member, SampleReference};
-use super::sources::unusable::Unusable;
+use super::sources::unusable::{Unusable, unless_fatal};
 use crate::Result;
 use crate::config::{Allowed, DataConfig, DataFormat};
 use crate::system::limits::{CAPTION, IMAGE_FILE};
@@ -14,9 +14,11 @@ use std::borrow::Cow;
 
 /// The captions, classes and annotations of a group of sources; shared by all that read its samples.
 pub struct SampleReader {
-    config: DataConfig,
-    captions: Option<Captions>,
-    masks: MaskReader,
+    /// The settings of its sources.
+    pub config: DataConfig,
+    /// The file of captions, where that has them.
+    pub captions: Option<Captions>,
+    pub masks: MaskReader,
 }
 
 impl SampleReader {
@@ -36,29 +38,6 @@ impl SampleReader {
         Ok(Self { config, captions, masks })
     }
 
-    /// The settings of its sources.
-    pub fn config(&self) -> &DataConfig {
-        &self.config
-    }
-
-    /// The file of captions, where that has them.
-    pub fn captions(&self) -> Option<&Captions> {
-        self.captions.as_ref()
-    }
-
-    /// How many annotations a JSON of them has of the picture `key`; see [`MaskReader::annotations`].
-    pub fn annotations(&self, key: &str) -> Option<Result<Option<usize>, Unusable>> {
-        self.masks.annotations(key)
-    }
-
-    /// The pictures of a JSON of annotations that have not been asked for; see [`MaskReader::left`].
-    ///
-    /// # Errors
-    /// A temporary file cannot be read.
-    pub fn left(&self, count: usize) -> Result<(u64, Vec<String>), Unusable> {
-        self.masks.left(count)
-    }
-
     /// Whether the user accepts that a sample is left out because the file of captions, or the JSON of annotations, does not
     /// have it. What lies beside pictures is left out where they are listed.
     ///
@@ -67,29 +46,10 @@ impl SampleReader {
     pub fn leaves_out(&self, reference: &SampleReference) -> Result<bool> {
         let allows = |what| self.config.allow.contains(&what);
         let captions = self.captions.as_ref().filter(|_| allows(Allowed::CaptionsMissing));
-        if captions.is_none() && !allows(Allowed::MasksMissing) {
-            return Ok(false);
-        }
+        let annotations = self.masks.annotations.as_ref().filter(|_| allows(Allowed::MasksMissing));
         let key = self.key(reference);
-        let lacks = |found: Result<bool, Unusable>| match found {
-            Ok(found) => Ok(!found),
-            Err(Unusable::Broken(_)) => Ok(true),
-            Err(Unusable::Fatal(error)) => Err(error),
-        };
-        if let Some(captions) = captions
-            && lacks(captions.get(&key).map(|caption| caption.is_some()))?
-        {
-            return Ok(true);
-        }
-        match self.masks.annotations(&key).filter(|_| allows(Allowed::MasksMissing)) {
-            Some(found) => lacks(found.map(|count| count.is_some())),
-            None => Ok(false),
-        }
-    }
-
-    /// Whether masks beside pictures are black and white.
-    pub fn has_binary_masks(&self) -> bool {
-        self.masks.is_binary()
+        Ok(captions.map_or(Ok(false), |captions| lacks(captions.get(&key)))?
+            || annotations.map_or(Ok(false), |annotations| lacks(annotations.count(&key)))?)
     }
 
     /// The prompt of a sample; it does not depend on the epoch.
@@ -138,7 +98,7 @@ impl SampleReader {
         let masks = self.masks.read(reference, &self.key(reference), header, grid, caption.is_none())?;
         let prompt = match caption {
             Some(caption) => caption,
-            None if masks.names.is_empty() && !self.masks.has_names() => return Err("there is no caption".into()),
+            None if masks.names.is_empty() && self.masks.classes.is_none() => return Err("there is no caption".into()),
             None => masks.names.join(" "),
         };
         Ok((prompt, masks))
@@ -151,19 +111,16 @@ impl SampleReader {
         }
         let caption = match (&self.captions, &reference.caption) {
             (Some(captions), _) => {
-                let caption = captions.take(&self.key(reference))?;
-                Some(caption.ok_or("the captions file has no caption of this key")?)
+                captions.take(&self.key(reference))?.ok_or("the captions file has no caption of this key")?
             }
             (None, Some(member)) => {
                 let text = utf8::text(member.read(&reference.shard, CAPTION)?);
-                Some(text.map_err(|problem| format!("the caption: {problem}"))?)
+                text.map_err(|problem| format!("the caption: {problem}"))?
             }
-            (None, None) => None,
+            (None, None) => return Ok(None),
         };
-        Ok(caption.map(|caption| match self.config.format {
-            DataFormat::Sa1b => first_sentences(&caption, self.config.caption_sentences),
-            _ => first_sentences(&caption, 0),
-        }))
+        let sentences = if self.config.format == DataFormat::Sa1b { self.config.caption_sentences } else { 0 };
+        Ok(Some(first_sentences(&caption, sentences)))
     }
 
     /// What files of captions and annotations may call a picture: its path, so that what they say of another folder's is not
@@ -176,6 +133,11 @@ impl SampleReader {
             _ => Cow::Borrowed(&reference.key),
         }
     }
+}
+
+/// Whether a file does not have what it was asked for, or not clearly.
+fn lacks<T>(found: Result<Option<T>, Unusable>) -> Result<bool> {
+    Ok(!matches!(unless_fatal(found)?, Ok(Some(_))))
 }
 
 /// Width and height.

@@ -19,6 +19,8 @@ mod watch;
 use crate::system::error::{Error, Result};
 use crate::system::launch::{Launch, Launcher};
 use candle_core::{Device, Tensor};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 /// The processes of a job, seen from one of them. All call the same methods in the same order.
 pub trait Collective {
@@ -142,6 +144,23 @@ pub trait Collective {
         bytes.resize(length, 0);
         Ok(self.broadcast(&Tensor::from_vec(bytes, length, &Device::Cpu)?)?.to_vec1()?)
     }
+}
+
+/// The values of all processes in rank order, at all of them; `what` they are is for errors.
+///
+/// # Errors
+/// As [`Collective::gather`].
+pub fn gather_values<T: Serialize + DeserializeOwned>(
+    processes: &dyn Collective,
+    own: T,
+    what: &str,
+) -> Result<Vec<T>> {
+    if processes.size() == 1 {
+        return Ok(vec![own]);
+    }
+    let failed = |e: serde_json::Error| Error::Failed(format!("{what} cannot be told: {e}"));
+    let told = processes.gather_bytes(&serde_json::to_vec(&own).map_err(failed)?)?;
+    told.iter().map(|told| serde_json::from_slice(told).map_err(failed)).collect()
 }
 
 /// Values of a slice of [`Collective::exchange_slices`].

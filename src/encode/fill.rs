@@ -6,7 +6,7 @@ use crate::data::cache::{Digest, Key, Writer};
 use crate::data::codec::photograph;
 use crate::data::sample_reader::SampleReader;
 use crate::data::sources::shards::{Broken, SampleReference};
-use crate::data::sources::unusable::Unusable;
+use crate::data::sources::unusable::{Unusable, unless_fatal};
 use crate::data::{DataSet, Inventory};
 use crate::distributed::Collective;
 use crate::model::text::TextEncoders;
@@ -146,23 +146,22 @@ impl<'a> CacheFiller<'a> {
     /// Counts the samples and logs those that are broken.
     fn open(config: &'a RunConfig, data: DataSet) -> Result<Self> {
         data.check_captions()?;
-        let mut filler = Self { config, data, samples: 0, broken: BTreeSet::new() };
         let (mut samples, mut broken) = (0, vec![]);
-        filler.data.for_each_chunk(CHUNK, |items| {
+        data.for_each_chunk(CHUNK, |items| {
             samples += items.len() as u64;
             broken.extend(items.into_iter().filter_map(|item| item.err()));
             Ok(())
         })?;
-        filler.samples = samples;
+        let mut filler = Self { config, data, samples, broken: BTreeSet::new() };
         broken.into_iter().for_each(|Broken { name, reason }| filler.skip(name, &reason));
-        match filler.samples {
+        match samples {
             0 => Err(Error::Usage("data.source: there is no sample".into())),
             _ => Ok(filler),
         }
     }
 
     fn reader(&self, reference: &SampleReference) -> &SampleReader {
-        &self.data.readers()[reference.settings]
+        &self.data.readers[reference.settings]
     }
 
     /// The flips of an image that training may draw.
@@ -231,14 +230,10 @@ impl<'a> CacheFiller<'a> {
             let samples: Vec<_> = own.par_iter().map(|reference| guarded(|| read(self, reference, writer))).collect();
             let mut made = vec![];
             for (reference, sample) in own.iter().zip(samples) {
-                let parts = match sample {
-                    Ok(parts) => parts,
-                    Err(Unusable::Broken(reason)) => {
-                        made.push(Encoded::Broken(reference.name(), reason));
-                        continue;
-                    }
-                    Err(Unusable::Fatal(error)) => return Err(error),
-                };
+                let parts = unless_fatal(sample)?.unwrap_or_else(|reason| {
+                    made.push(Encoded::Broken(reference.name(), reason));
+                    vec![]
+                });
                 for (key, part) in parts {
                     // The part may occur twice.
                     if !writer.contains(&key) && !made.iter().any(|made| made.has(&key)) {
@@ -284,10 +279,7 @@ fn finite(values: Vec<f32>, what: &str) -> Result<Vec<f32>> {
 
 /// Fails if the disk of `folder` has less than `bytes` free.
 fn check_space(folder: &Path, bytes: u64) -> Result<()> {
-    let Some(free) = whole_file::free_bytes(folder) else { return Ok(()) };
-    if bytes <= free {
-        return Ok(());
-    }
+    let Some(free) = whole_file::free_bytes(folder).filter(|free| bytes > *free) else { return Ok(()) };
     let gigabytes = |bytes: u64| bytes as f64 / 1e9;
     let (needed, free) = (gigabytes(bytes), gigabytes(free));
     Err(Error::file(folder, format!("the latents take {needed:.1} GB more, but only {free:.1} GB are free")))

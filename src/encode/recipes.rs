@@ -6,8 +6,7 @@ use crate::model::vae::VaeConfig;
 use crate::model::weights::files::{ModelFiles, Part};
 use crate::model::weights::fingerprint::fingerprint;
 use crate::system::error::{Error, Result};
-use candle_core::{DType, Device};
-use std::collections::BTreeMap;
+use candle_core::Device;
 
 /// Version of the way from image file to pixels (`data::codec`: `photograph`, `jpeg`, `resize`, `crop`); raised
 /// whenever the pixels change.
@@ -47,14 +46,13 @@ pub fn text(files: &ModelFiles, model: &ModelConfig, device: &Device) -> Result<
         true => fingerprint(&files.part_files(Part::Text(kind))?),
         false => Ok("not used".to_string()),
     };
-    let name = |dtype: DType| dtype.as_str();
     let weights = model.dtype.dtype();
     let mut facts = vec![
         ("clip_l", encoder(TextEncoderKind::ClipL)?),
         ("clip_g", encoder(TextEncoderKind::ClipG)?),
         ("t5", encoder(TextEncoderKind::T5)?),
-        ("weights", name(weights).into()),
-        ("arithmetic", name(TextEncoders::arithmetic(weights, device)).into()),
+        ("weights", weights.as_str().into()),
+        ("arithmetic", TextEncoders::arithmetic(weights, device).as_str().into()),
         ("tokens", format!("{} of width {}", shape.tokens, shape.width)),
     ];
     // Others are not said where the pipeline lacks them: caches from before they were known stay what they are.
@@ -69,11 +67,6 @@ pub fn text(files: &ModelFiles, model: &ModelConfig, device: &Device) -> Result<
     Ok(recipe(Kind::Text, facts, vec![("context", vec![rows, columns]), ("pooled", vec![shape.pooled])]))
 }
 
-fn recipe(
-    kind: Kind,
-    facts: impl IntoIterator<Item = (&'static str, String)>,
-    tensors: Vec<(&'static str, Vec<usize>)>,
-) -> Recipe {
-    let facts: BTreeMap<String, String> = facts.into_iter().map(|(name, value)| (name.to_string(), value)).collect();
-    Recipe { kind, facts, tensors }
+fn recipe(kind: Kind, facts: Vec<(&'static str, String)>, tensors: Vec<(&'static str, Vec<usize>)>) -> Recipe {
+    Recipe { kind, facts: facts.into_iter().map(|(name, value)| (name.to_string(), value)).collect(), tensors }
 }

@@ -55,8 +55,7 @@ pub(super) fn tell(made: Vec<Encoded>, processes: &dyn Collective) -> Result<Vec
                 let (own, rest) =
                     values.split_at_checked(4 * count).ok_or_else(|| failed("values are missing".into()))?;
                 values = rest;
-                let value = |bytes: &[u8]| f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
-                of_key.extend(own.chunks_exact(4).map(value));
+                of_key.extend(own.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)));
             }
             all.push(Encoded::Entry(key, of_key));
         }

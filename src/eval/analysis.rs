@@ -1,16 +1,14 @@
 //! Expert block analysis (paper, section 3): segmentation by each block's attention, attention between image and text,
 //! and norms of value vectors.
+use super::EvaluatedModel;
 use super::maps::check_heads;
 use super::segmentation::{
     Accumulator, ClassMaps, LabelledFolder, SegmentationOptions, SegmentationScores, Segmenter, Vocabulary, each_batch,
     on_host,
 };
-use super::turns::Turns;
-use crate::distributed::{Collective, SingleProcess};
-use crate::model::families::{Embedded, JointInputs};
-use crate::model::pipeline::Pipeline;
+use crate::distributed::{Collective, gather_values};
+use crate::model::families::JointInputs;
 use crate::ops::attention_probability;
-use crate::sample::scheduler::Scheduler;
 use crate::system::error::{Error, Result};
 use candle_core::{D, DType, Tensor};
 use serde::{Deserialize, Serialize};
@@ -70,49 +68,36 @@ struct BlockSums {
     text_value_norm: f64,
 }
 
-/// Evaluates all blocks in one pass over the images of `data`, with their class names as prompts.
+/// Evaluates all blocks in one pass over the images of `data`, with their class names as prompts. All processes have the same
+/// numbers in the end.
 ///
 /// `options.maps.layers` is ignored. `progress` receives the number of images done.
 ///
 /// # Errors
 /// Those of [`evaluate`](super::segmentation::evaluate); the model has a single block.
 pub fn analyse(
-    pipeline: &Pipeline,
-    scheduler: &Scheduler,
+    EvaluatedModel { pipeline, scheduler, turns }: EvaluatedModel,
     data: &LabelledFolder,
     options: &SegmentationOptions,
-    progress: impl FnMut(usize, &str),
-) -> Result<Analysis> {
-    analyse_together(pipeline, scheduler, data, options, &Turns::new(&SingleProcess), progress)
-}
-
-/// As [`analyse`], by several processes, which have the same numbers in the end.
-///
-/// # Errors
-/// Those of [`analyse`]; a process has failed.
-pub fn analyse_together(
-    pipeline: &Pipeline,
-    scheduler: &Scheduler,
-    data: &LabelledFolder,
-    options: &SegmentationOptions,
-    turns: &Turns,
     mut progress: impl FnMut(usize, &str),
 ) -> Result<Analysis> {
     let count = pipeline.transformer.config.num_layers();
     let settings = &options.maps;
     check_heads(settings.heads, pipeline.transformer.config.num_attention_heads)?;
     let mut segmenter = Segmenter::new(pipeline, scheduler, options)?;
-    let vocabulary = Vocabulary::new(&pipeline.text_encoders, data.classes(), data.classes_file())?;
-    let mut accumulators = vec![Accumulator::new(data.classes().len()); count];
+    let vocabulary = Vocabulary::new(&pipeline.text_encoders, data)?;
+    let mut accumulators = vec![Accumulator::new(data.classes.len()); count];
     // Of every batch by its own, with the index of its first image and the block: summed up in that order, whoever has them.
     let mut parts: Vec<(usize, usize, BlockSums)> = vec![];
+    // Of image and text, with multiplicity.
     let mut tokens = (0, 0);
     each_batch(data, options, turns, |first, images| {
         let numbered: Vec<_> = (first..).zip(images.iter().map(|image| &image.image)).collect();
         let prompts: Vec<_> = images.iter().map(|image| vocabulary.prompts_of(image, options.protocol)).collect();
         let mut maps = vec![vec![ClassMaps::empty(segmenter.grid()); images.len()]; count];
         segmenter.each_batch(&numbered, &prompts, |pairs, embedded| {
-            tokens = token_counts(embedded)?;
+            let streams = &embedded.streams;
+            tokens = (streams.image.dims3()?.1, streams.text.dims3()?.1 - 1 + streams.last_text_count);
             pipeline.transformer.inspect_each(embedded, |layer, inputs| {
                 let (probability, part) = BlockSums::of(inputs)?;
                 parts.push((first, layer, part));
@@ -136,10 +121,9 @@ pub fn analyse_together(
         }
         Ok(())
     })?;
-    let names = || data.classes().iter().map(|class| class.name.as_str());
-    let scores = accumulators.into_iter().map(|of_block| of_block.merged(turns.processes())?.scores(names()));
+    let scores = accumulators.into_iter().map(|of_block| of_block.merged(turns.processes)?.scores(&data.classes));
     let scores = scores.collect::<Result<Vec<_>>>()?;
-    let (tokens, sums) = summed(tokens, parts, count, turns.processes())?;
+    let (tokens, sums) = summed(tokens, parts, count, turns.processes)?;
     let images = scores.first().map_or(0, |scores| scores.images);
     let blocks: Vec<BlockAnalysis> =
         (0..).zip(sums).zip(&scores).map(|((block, sums), scores)| sums.finish(block, scores)).collect();
@@ -169,12 +153,7 @@ fn summed(
     count: usize,
     processes: &dyn Collective,
 ) -> Result<((usize, usize), Vec<BlockSums>)> {
-    let json = |e: serde_json::Error| Error::Failed(format!("what processes have found cannot be told: {e}"));
-    let mut all = vec![(tokens, parts)];
-    if processes.size() > 1 {
-        let told = processes.gather_bytes(&serde_json::to_vec(&all[0]).map_err(json)?)?;
-        all = told.iter().map(|told| serde_json::from_slice(told).map_err(json)).collect::<Result<_>>()?;
-    }
+    let all = gather_values(processes, (tokens, parts), "what processes have found")?;
     let tokens = all.iter().map(|(tokens, _)| *tokens).max().unwrap_or(tokens);
     let mut parts: Vec<(usize, usize, BlockSums)> = all.into_iter().flat_map(|(_, parts)| parts).collect();
     // Stable: the parts of a batch stay in their order.
@@ -182,12 +161,6 @@ fn summed(
     let mut sums = vec![BlockSums::default(); count];
     parts.into_iter().for_each(|(_, layer, part)| sums[layer].add(&part));
     Ok((tokens, sums))
-}
-
-/// Numbers of image and text tokens, with multiplicity.
-fn token_counts(embedded: &Embedded) -> Result<(usize, usize)> {
-    let streams = &embedded.streams;
-    Ok((streams.image.dims3()?.1, streams.text.dims3()?.1 - 1 + streams.last_text_count))
 }
 
 impl BlockSums {
@@ -204,28 +177,27 @@ impl BlockSums {
 
     /// Of a batch; with the attention of image tokens to word tokens, `[batch, image tokens, words]`.
     fn of(inputs: &JointInputs) -> Result<(Tensor, Self)> {
-        let mut found = Self::default();
         let &JointInputs { ref queries, ref keys, ref values, image_tokens: image, heads, last_key_count, words } =
             inputs;
         let (batch, all, _) = keys.dims3()?;
-        let text = all - image;
         let probability = |window: Range<usize>, range| {
             let queries = queries.window(1, window)?;
-            Ok::<_, candle_core::Error>(
-                attention_probability(&queries, keys, heads, range, last_key_count)?.into_tensor(),
-            )
+            Ok::<_, Error>(attention_probability(&queries, keys, heads, range, last_key_count)?.into_tensor())
         };
         let to_text = probability(0..image, image..all)?;
-        found.image_to_text = total(&to_text)? / image as f64;
-        if queries.dims3()?.1 == all {
-            let mass = weighed(&probability(image..all, 0..image)?.sum(D::Minus1)?, last_key_count)?;
-            found.text_to_image = Some(mass);
-        }
+        let text_to_image = match queries.dims3()?.1 == all {
+            true => Some(weighed(&probability(image..all, 0..image)?.sum(D::Minus1)?, last_key_count)?),
+            false => None,
+        };
         let norms = values.tensor().to_dtype(DType::F32)?.sqr()?.sum(D::Minus1)?.sqrt()?;
-        found.image_value_norm = total(&norms.narrow(1, 0, image)?)? / image as f64;
-        found.text_value_norm = weighed(&norms.narrow(1, image, text)?, last_key_count)?;
-        found.samples = batch as f64;
-        Ok((to_text.narrow(2, 0, words)?.contiguous()?, found))
+        let sums = Self {
+            samples: batch as f64,
+            image_to_text: total(&to_text)? / image as f64,
+            text_to_image,
+            image_value_norm: total(&norms.narrow(1, 0, image)?)? / image as f64,
+            text_value_norm: weighed(&norms.narrow(1, image, all - image)?, last_key_count)?,
+        };
+        Ok((to_text.narrow(2, 0, words)?.contiguous()?, sums))
     }
 
     fn finish(self, block: usize, scores: &SegmentationScores) -> BlockAnalysis {

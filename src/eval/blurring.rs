@@ -1,10 +1,8 @@
 //! The effect on drawn images of blurring a block's image→text attention: large in blocks that determine the layout.
+use super::EvaluatedModel;
 use super::generation::GenerationOptions;
 use super::generation::draw::Painter;
-use super::turns::Turns;
 use crate::model::families::Blur;
-use crate::model::pipeline::Pipeline;
-use crate::sample::scheduler::Scheduler;
 use crate::system::error::{Error, Result};
 use image::RgbImage;
 
@@ -22,28 +20,26 @@ pub struct Blurred {
 /// # Errors
 /// The options do not suit the model (`Error::Usage`), there is no caption, or an image is not finite.
 pub fn draw_blurred(
-    pipeline: &Pipeline,
-    scheduler: &Scheduler,
+    model: EvaluatedModel,
     captions: &[String],
     options: &GenerationOptions,
     sigma: f64,
-    turns: &Turns,
     mut progress: impl FnMut(usize),
 ) -> Result<Blurred> {
     if captions.is_empty() {
         return Err(Error::Usage("there is no caption to draw from".into()));
     }
-    let mut painter = Painter::new(pipeline, scheduler, options)?;
+    let mut painter = Painter::new(model, options)?;
     let captions: Vec<&str> = captions.iter().map(String::as_str).collect();
     let mut done = 0;
-    let mut draw = |blur: Option<Blur>| -> Result<Vec<RgbImage>> {
-        painter.draw_all(&captions, blur, turns, |new| {
+    let mut draw = |blur: Option<Blur>| {
+        painter.draw_all(&captions, blur, |new| {
             done += new;
             progress(done);
         })
     };
     let plain = draw(None)?;
-    let blocks = 0..pipeline.transformer.config.num_layers();
+    let blocks = 0..model.pipeline.transformer.config.num_layers();
     let by_block = blocks.map(|layer| draw(Some(Blur { layer, sigma }))).collect::<Result<_>>()?;
     Ok(Blurred { plain, by_block })
 }

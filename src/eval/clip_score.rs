@@ -3,7 +3,7 @@ use crate::data::codec::photograph::check_shape;
 use crate::data::codec::resize::bicubic;
 use crate::model::clip_image::{ClipImageConfig, ClipImageModel};
 use crate::model::text::clip::{ClipConfig, ClipTextModel, Pooling};
-use crate::model::text::tokenizer::{CLIP_TOKENS, ClipTokenizer};
+use crate::model::text::tokenizer::{CLIP_TOKENS, TextTokenizer};
 use crate::model::weights::Weights;
 use crate::system::error::{Error, Result};
 use crate::system::json::read_json;
@@ -88,7 +88,7 @@ impl Default for Preprocessing {
 pub struct ClipScorer {
     text: ClipTextModel,
     image: ClipImageModel,
-    tokenizer: ClipTokenizer,
+    tokenizer: TextTokenizer,
     preprocessing: Preprocessing,
     /// The shortest side after resizing.
     shortest: u32,
@@ -124,33 +124,29 @@ impl ClipScorer {
         let file = folder.join("preprocessor_config.json");
         let preprocessing: Preprocessing =
             if is_file(&file)? { read_json(&file, MODEL_JSON)? } else { Preprocessing::default() };
+        let failed = |problem: String| Err(Error::file(&file, problem));
         let crop = match preprocessing.crop_size {
             Side::Number(side) | Side::Shortest { shortest_edge: side } => side,
             Side::Square { height, width } if height == width => height,
-            Side::Square { .. } => return Err(Error::file(file, "crop_size is no square")),
+            Side::Square { .. } => return failed("crop_size is no square".into()),
         };
         if crop as usize != image.image_size() {
-            let problem = format!("crop_size is {crop}, but the model's image_size is {}", image.image_size());
-            return Err(Error::file(file, problem));
+            return failed(format!("crop_size is {crop}, but the model's image_size is {}", image.image_size()));
         }
         let shortest = match preprocessing.size {
             Side::Number(side) | Side::Shortest { shortest_edge: side } if (crop..=LARGEST_SIDE).contains(&side) => {
                 side
             }
-            _ => {
-                let problem = format!("size is not the shortest edge, or not from crop_size to {LARGEST_SIDE}");
-                return Err(Error::file(file, problem));
-            }
+            _ => return failed(format!("size is not the shortest edge, or not from crop_size to {LARGEST_SIDE}")),
         };
-        let Preprocessing { image_mean, image_std, .. } = &preprocessing;
+        let Preprocessing { image_mean, image_std, resample, .. } = &preprocessing;
         if !image_mean.iter().chain(image_std).all(|value| value.is_finite()) || image_std.contains(&0.0) {
-            return Err(Error::file(file, "image_mean or image_std is no number to shift or divide by"));
+            return failed("image_mean or image_std is no number to shift or divide by".into());
         }
-        if preprocessing.resample != BICUBIC {
-            let problem = format!("resample is {}, expected {BICUBIC} (bicubic)", preprocessing.resample);
-            return Err(Error::file(file, problem));
+        if *resample != BICUBIC {
+            return failed(format!("resample is {resample}, expected {BICUBIC} (bicubic)"));
         }
-        let tokenizer = ClipTokenizer::open(folder)?;
+        let tokenizer = TextTokenizer::open_clip(folder)?;
         Ok(Self { text, image, tokenizer, preprocessing, shortest, device: device.clone() })
     }
 
@@ -161,7 +157,8 @@ impl ClipScorer {
     pub fn cosines(&self, images: &[RgbImage], captions: &[&str]) -> Result<Vec<f64>> {
         let images = images.iter().map(|image| self.prepare(image)).collect::<Result<Vec<_>>>()?;
         let images = unit(&self.image.forward(&Tensor::stack(&images, 0)?)?)?;
-        let ids = captions.iter().map(|caption| self.tokenizer.encode(caption)).collect::<Result<Vec<_>>>()?;
+        let ids =
+            captions.iter().map(|caption| self.tokenizer.encode(caption, CLIP_TOKENS)).collect::<Result<Vec<_>>>()?;
         let texts = unit(&self.text.forward(&ids)?.pooled)?;
         let cosines: Vec<f64> = (images * texts)?.to_dtype(DType::F64)?.sum(D::Minus1)?.to_vec1()?;
         match cosines.iter().all(|cosine| cosine.is_finite()) {

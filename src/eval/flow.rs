@@ -1,16 +1,15 @@
 //! The flow-matching loss on held-out images, with fixed noise and timesteps, comparable between models.
-use super::turns::Turns;
-use super::usual_batch;
-use crate::config::NoiseConfig;
+use super::generation::statistics::image_files;
+use super::{EvaluatedModel, usual_batch};
+use crate::config::{EvalConfig, NoiseConfig};
 use crate::data::Captions;
+use crate::data::sources::captions::Columns;
 use crate::loss::flow_loss;
-use crate::model::pipeline::Pipeline;
 use crate::sample::image::read_square;
 use crate::sample::noise::normal;
-use crate::sample::scheduler::Scheduler;
 use crate::system::error::{Error, Result};
 use candle_core::{Device, Tensor};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// First keys of an image's random streams; the second key is the image's index.
 const NOISE: u64 = u64::from_be_bytes(*b"\0\0flowno");
@@ -19,25 +18,28 @@ const TIME: u64 = u64::from_be_bytes(*b"\0\0flowti");
 /// Held-out images with their captions.
 pub struct HeldOut {
     /// Image files and captions.
-    pub images: Vec<(PathBuf, String)>,
+    images: Vec<(PathBuf, String)>,
     /// Side in pixels of the resized images.
-    pub size: usize,
-    pub seed: u64,
+    size: usize,
+    seed: u64,
 }
 
 impl HeldOut {
-    /// The first `count` image `files`; captions are looked up by file name.
+    /// The first `count` images that `[eval]` names; their captions are looked up in a file by their names.
     ///
     /// # Errors
-    /// An image has no caption, or several that match.
-    pub fn new(files: Vec<PathBuf>, captions: &Captions, count: usize, size: usize, seed: u64) -> Result<Self> {
+    /// The folder or the file cannot be read; an image has no caption, or several that match.
+    pub fn of(eval: &EvalConfig, captions: &Path, columns: Columns, count: usize) -> Result<Self> {
+        let files = image_files(eval.real_images())?;
+        let captions = Captions::read(captions, columns)?;
         let caption = |file: PathBuf| {
             let key = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
             let found = captions.get(&key).map_err(|problem| Error::file(&file, problem))?;
             let found = found.ok_or_else(|| Error::file(&file, "there is no caption of this image"))?;
             Ok((file, found))
         };
-        Ok(Self { images: files.into_iter().take(count).map(caption).collect::<Result<_>>()?, size, seed })
+        let images = files.into_iter().take(count).map(caption).collect::<Result<_>>()?;
+        Ok(Self { images, size: eval.size, seed: eval.seed })
     }
 
     /// The mean flow loss over the images; of several processes rank 0 has it. Noise levels are drawn as in training.
@@ -46,10 +48,8 @@ impl HeldOut {
     /// An image cannot be read, or there is none; a process has failed.
     pub fn flow_loss(
         &self,
-        pipeline: &Pipeline,
-        scheduler: &Scheduler,
+        EvaluatedModel { pipeline, scheduler, turns }: EvaluatedModel,
         levels: &NoiseConfig,
-        turns: &Turns,
     ) -> Result<Option<f64>> {
         let (channels, height, width) = pipeline.latent_shape(self.size)?;
         let device = &pipeline.device;
@@ -70,7 +70,7 @@ impl HeldOut {
             let (latents, noise) = (Tensor::cat(&latents, 0)?, Tensor::cat(&noise, 0)?);
             let noised = (latents.broadcast_mul(&(1.0 - &sigma)?)? + noise.broadcast_mul(&sigma)?)?;
             let timesteps = Tensor::from_vec(timesteps, images.len(), &Device::Cpu)?;
-            let velocity = pipeline.transformer.forward(&noised, &timesteps, &text, None)?;
+            let velocity = pipeline.transformer.forward(&noised, &timesteps, &text, None, None)?;
             let loss = flow_loss(&velocity.into(), &latents, &noise)?.into_tensor();
             Ok(vec![f64::from(loss.to_scalar::<f32>()?) * images.len() as f64])
         };

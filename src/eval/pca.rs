@@ -1,12 +1,9 @@
 //! What a model's image tokens have in common: their first three principal components, which make a picture of them.
+use super::EvaluatedModel;
 use super::generation::matrix::add_product;
-use super::segmentation::{
-    LabelledFolder, LabelledImage, Prompt, SegmentationOptions, Segmenter, Vocabulary, each_batch,
-};
+use super::segmentation::{LabelledFolder, LabelledImage, SegmentationOptions, Segmenter, Vocabulary, each_batch};
 use super::turns::Turns;
 use crate::distributed::SingleProcess;
-use crate::model::pipeline::Pipeline;
-use crate::sample::scheduler::Scheduler;
 use crate::system::error::{Error, Result};
 use candle_core::{DType, Device};
 use faer::{Mat, MatRef};
@@ -32,13 +29,12 @@ pub type BlockComponents = Vec<Vec<[f32; COMPONENTS]>>;
 pub type VisitComponents<'a> = dyn FnMut(&LabelledImage, BlockComponents, (usize, usize)) -> Result<()> + 'a;
 
 /// The components of the first `options.limit` images of `data` after each of the ascending `layers`, with the class
-/// names as prompt. `visit` receives each image with its components and the grid (rows, columns).
+/// names as prompt, all by this process. `visit` receives each image with its components and the grid (rows, columns).
 ///
 /// # Errors
 /// Those of [`evaluate`](super::segmentation::evaluate).
 pub fn components_of(
-    pipeline: &Pipeline,
-    scheduler: &Scheduler,
+    EvaluatedModel { pipeline, scheduler, .. }: EvaluatedModel,
     data: &LabelledFolder,
     options: &SegmentationOptions,
     layers: &[usize],
@@ -47,17 +43,12 @@ pub fn components_of(
     let transformer = &pipeline.transformer;
     layers.iter().try_for_each(|&layer| transformer.check_block(layer))?;
     let mut segmenter = Segmenter::new(pipeline, scheduler, options)?;
-    let vocabulary = Vocabulary::new(&pipeline.text_encoders, data.classes(), data.classes_file())?;
+    let vocabulary = Vocabulary::new(&pipeline.text_encoders, data)?;
     let grid = segmenter.grid();
     each_batch(data, options, &Turns::new(&SingleProcess), |first, images| {
         let numbered: Vec<_> = (first..).zip(images.iter().map(|image| &image.image)).collect();
-        let prompts: Vec<Vec<Prompt>> = images
-            .iter()
-            .map(|image| {
-                let prompt = vocabulary.prompts_of(image, options.protocol).into_iter().next();
-                vec![prompt.unwrap_or(Prompt { text: String::new(), places: vec![] })]
-            })
-            .collect();
+        let first_of = |image| vocabulary.prompts_of(image, options.protocol).into_iter().next();
+        let prompts: Vec<_> = images.iter().map(|image| vec![first_of(image).unwrap_or_default()]).collect();
         let mut found: Vec<BlockComponents> = vec![vec![]; images.len()];
         segmenter.each_batch(&numbered, &prompts, |pairs, embedded| {
             transformer.image_tokens_each(embedded, layers, |layer, tokens| {

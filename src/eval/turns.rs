@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The processes that measure together, seen from one of them. Each measures the same, in the same order.
 pub struct Turns<'a> {
-    processes: &'a dyn Collective,
+    /// The processes.
+    pub processes: &'a dyn Collective,
     stop: Option<&'a AtomicBool>,
     is_stopped: Cell<bool>,
 }
@@ -22,11 +23,6 @@ impl<'a> Turns<'a> {
     /// Of these processes, which all end a measurement between two batches where `stop` is set in any of them.
     pub fn until(processes: &'a dyn Collective, stop: &'a AtomicBool) -> Self {
         Self { stop: Some(stop), ..Self::new(processes) }
-    }
-
-    /// The processes.
-    pub fn processes(&self) -> &'a dyn Collective {
-        self.processes
     }
 
     /// Whether this is rank 0, which gets what all have found.

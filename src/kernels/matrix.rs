@@ -23,6 +23,11 @@ impl<'a> View<'a> {
         Self { data: &self.data[rows * self.row_stride..], ..self }
     }
 
+    /// Whether its rows or its columns lie in one piece.
+    pub fn is_plain(&self) -> bool {
+        self.row_stride == 1 || self.column_stride == 1
+    }
+
     /// Whether a matrix of this size lies in the slice.
     pub fn fits(&self, rows: usize, columns: usize) -> bool {
         (rows - 1) * self.row_stride + (columns - 1) * self.column_stride < self.data.len()
@@ -34,6 +39,15 @@ impl<'a> View<'a> {
 pub enum Threads {
     One,
     All,
+}
+
+impl Threads {
+    pub fn count(self) -> usize {
+        match self {
+            Self::One => 1,
+            Self::All => rayon::current_num_threads(),
+        }
+    }
 }
 
 /// What a product is added to.

@@ -1,8 +1,8 @@
 //! The values of tensors in the host's memory: read, and written in place.
 use super::cpu::for_each_row;
 use candle_core::{CpuStorage, DType, InplaceOp1, Layout, Result, Storage, StorageRef, Tensor, bail};
+use std::cell::Cell;
 use std::ops::Deref;
-use std::sync::{Mutex, PoisonError};
 
 /// Values that are handed to a thread as one row.
 const ROW: usize = 4096;
@@ -44,8 +44,8 @@ pub fn is_on_cpu(tensor: &Tensor) -> bool {
 }
 
 /// Calls `work` with the f32 values of a contiguous CPU tensor, to be changed. Nobody else may read or write them meanwhile.
-pub fn with_values_mut<R: Send>(tensor: &Tensor, work: impl FnOnce(&mut [f32]) -> R + Send) -> Result<R> {
-    struct Call<F, R>(Mutex<(Option<F>, Option<R>)>);
+pub fn with_values_mut<R>(tensor: &Tensor, work: impl FnOnce(&mut [f32]) -> R) -> Result<R> {
+    struct Call<F, R>(Cell<Option<F>>, Cell<Option<R>>);
     impl<R, F: FnOnce(&mut [f32]) -> R> InplaceOp1 for Call<F, R> {
         fn name(&self) -> &'static str {
             "with-values-mut"
@@ -55,24 +55,16 @@ pub fn with_values_mut<R: Send>(tensor: &Tensor, work: impl FnOnce(&mut [f32]) -
             let (CpuStorage::F32(values), Some((start, end))) = (storage, layout.contiguous_offsets()) else {
                 bail!("a tensor to be changed is not contiguous f32")
             };
-            let mut call = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some(work) = call.0.take() {
-                call.1 = Some(work(&mut values[start..end]));
-            }
+            self.1.set(self.0.take().map(|work| work(&mut values[start..end])));
             Ok(())
         }
     }
-    let call = Call(Mutex::new((Some(work), None)));
+    let call = Call(Cell::new(Some(work)), Cell::new(None));
     tensor.inplace_op1(&call)?;
-    match call.0.into_inner().unwrap_or_else(PoisonError::into_inner).1 {
+    match call.1.take() {
         Some(result) => Ok(result),
         None => bail!("a tensor to be changed is not on the CPU"),
     }
-}
-
-/// Writes `values` over `memory`, in memory's type.
-pub fn copy_in_place(memory: &Tensor, values: &Tensor) -> Result<()> {
-    memory.slice_set(&values.to_dtype(memory.dtype())?.contiguous()?, 0, 0)
 }
 
 /// Adds `part` to `memory`; where that cannot be done in place, returns the sum.

@@ -46,13 +46,21 @@ impl Product<'_> {
         assert!(!matches!(self.start, Start::Row(row) if row.len() != n));
         let memory = Memory(out.as_mut_ptr().cast());
         let product = Product { shape: (rows, k, n), ..self };
-        if count > 1 && !amx::takes(&product) && avx512::takes(&product) {
+        let is_on_amx = amx::takes(&product);
+        if !is_on_amx && avx512::takes(&product) {
             // SAFETY: the assertions keep every element in its slice, and every block's rows in the output.
             return unsafe { avx512::multiply_windows(&product, windows, memory.from(0), out_stride) };
         }
         let block = |index: usize, threads: Threads| {
-            // SAFETY: the assertions keep every block's rows in the output, each apart from the others.
-            unsafe { Product { a: of(index), threads, ..product }.write(memory.from(index * out_step), out_stride) }
+            let product = Product { a: of(index), threads, ..product };
+            let out = memory.from(index * out_step);
+            // SAFETY: as above; each block's rows are apart from the others'.
+            unsafe {
+                match is_on_amx {
+                    true => amx::multiply(&product, out, out_stride),
+                    false => product.write(out, out_stride),
+                }
+            }
         };
         match (count, self.threads) {
             (1, _) | (_, Threads::One) => (0..count).for_each(|index| block(index, self.threads)),
@@ -70,23 +78,13 @@ impl Product<'_> {
         self.windows(Windows::one(self.shape.0))
     }
 
+    /// Computes the product on any machine.
+    ///
     /// # Safety
-    /// `out` points to `m` rows of `n` values, `out_stride` apart, that no one else uses.
+    /// The views lie inside their slices, a starting row has `n` values, and `out` points to `m` rows of `n` values,
+    /// `out_stride` apart, that no one else uses.
     unsafe fn write(self, out: *mut f32, out_stride: usize) {
         let (m, k, n) = self.shape;
-        if m == 0 || n == 0 {
-            return;
-        }
-        assert!(k > 0 && self.a.fits(m, k) && self.b.fits(k, n));
-        assert!(!matches!(self.start, Start::Row(row) if row.len() != n));
-        if amx::takes(&self) {
-            // SAFETY: the assertions keep every element in its slice; `out` as the caller says.
-            return unsafe { amx::multiply(&self, out, out_stride) };
-        }
-        if avx512::takes(&self) {
-            // SAFETY: as above.
-            return unsafe { avx512::multiply(&self, out, out_stride) };
-        }
         if let Start::Row(row) = self.start {
             for i in 0..m {
                 // SAFETY: a row of `out` has `n` values, as `row` has.
@@ -97,7 +95,7 @@ impl Product<'_> {
             Threads::One => gemm::Parallelism::None,
             Threads::All => gemm::Parallelism::Rayon(rayon::current_num_threads()),
         };
-        // SAFETY: as above; where it does not add, the output is not read.
+        // SAFETY: the caller's promise; where it does not add, the output is not read.
         unsafe {
             gemm::gemm(
                 m,

@@ -1,11 +1,16 @@
 //! Products on the units that a machine may have.
-use super::matrix::{Product, Start, Threads, View};
+use super::matrix::{Product, Start, Threads, View, Windows};
 use super::{amx, avx512};
 use rand::{Rng, SeedableRng};
 
 /// What multiplies on some units: their name, whether they take a product, and what they make of it.
 type Units = (&'static str, fn(&Product) -> bool, unsafe fn(&Product, *mut f32, usize));
-const UNITS: [Units; 2] = [("AMX", amx::takes, amx::multiply), ("AVX-512", avx512::takes, avx512::multiply)];
+const UNITS: [Units; 2] = [("AMX", amx::takes, amx::multiply), ("AVX-512", avx512::takes, multiply_on_avx512)];
+
+unsafe fn multiply_on_avx512(product: &Product, out: *mut f32, out_stride: usize) {
+    // SAFETY: the caller's promise.
+    unsafe { avx512::multiply_windows(product, Windows::one(product.shape.0), out, out_stride) }
+}
 
 /// Against sums in f64: as near as products in f32, for any shape and stride, on one thread as on several.
 #[test]

@@ -1,11 +1,10 @@
 //! The mask-alignment loss: the published sigmoid form, and the softmax form of method.md.
-use super::maps::{MapKind, SampleMaps};
+use super::maps::{MapKind, SampleMaps, means};
 use super::matching::Matching;
 use super::{MaskTarget, SampleTargets};
 use crate::autograd::Variable;
 use crate::config::{Alignment, AttentionForm, FocalProbability, HeadMaps, LossConfig};
 use crate::model::families::Probe;
-use crate::ops::device::upload;
 use crate::ops::{self, NO_CLASS};
 use candle_core::Result;
 
@@ -81,40 +80,29 @@ impl MaskAlignment<'_> {
         SampleMaps::new(probes, index, MapKind { heads: self.heads, of_heads, form }, self.grid)
     }
 
-    fn choose(&self, maps: &SampleMaps, targets: &SampleTargets, matching: Matching) -> Result<Chosen> {
-        let mut chosen = Chosen { maps: vec![], groups: vec![], masks: vec![] };
-        for (mask, tokens) in paired_tokens(targets) {
-            let first = chosen.maps.len();
-            chosen.maps.extend(tokens.iter().flat_map(|token| maps.of_token(*token)));
-            chosen.groups.push((first..chosen.maps.len()).collect());
-            chosen.masks.push(mask.clone());
-        }
-        for (map, mask) in matching.pairs()? {
-            chosen.groups.push(vec![chosen.maps.len()]);
-            chosen.maps.push(map);
-            chosen.masks.push(targets.masks[mask].clone());
-        }
-        Ok(chosen)
-    }
-
     fn sigmoid_loss(&self, probes: &[Probe], matchings: Vec<Matching>) -> Result<AlignmentLoss> {
-        let mut maps = vec![];
-        let mut groups: Vec<Vec<usize>> = vec![];
-        let mut masks = vec![];
+        // A mask is compared with the mean of a group of maps.
+        let (mut maps, mut groups, mut masks) = (vec![], vec![], vec![]);
         let (mut first, mut count) = (0, 0);
         for (index, (targets, matching)) in self.targets.iter().zip(matchings).enumerate() {
             let sample = self.maps(probes, index, self.config.attention)?;
-            let chosen = self.choose(&sample, targets, matching)?;
+            let of_tokens = |tokens: Vec<usize>| tokens.into_iter().flat_map(|token| sample.of_token(token)).collect();
+            let paired = paired_tokens(targets).into_iter().map(|(mask, tokens)| (mask, of_tokens(tokens)));
+            let matched = matching.pairs()?.into_iter().map(|(map, mask)| (&targets.masks[mask], vec![map]));
+            let pairs: Vec<(&MaskTarget, Vec<usize>)> = paired.chain(matched).collect();
             // Masks that were not to be paired do not count, those that found no map do.
             let is_limited = !targets.spans.is_empty() || self.config.match_max_cost.is_some();
-            count += if is_limited { chosen.masks.len() } else { targets.masks.len() };
-            if chosen.maps.is_empty() {
+            count += if is_limited { pairs.len() } else { targets.masks.len() };
+            let chosen: Vec<usize> = pairs.iter().flat_map(|(_, maps)| maps).copied().collect();
+            if chosen.is_empty() {
                 continue;
             }
-            groups.extend(chosen.groups.iter().map(|group| group.iter().map(|map| first + map).collect()));
-            masks.extend(chosen.masks.into_iter().map(|mask| mask.pixels));
-            first += chosen.maps.len();
-            maps.push(sample.chosen(&chosen.maps)?);
+            for (mask, maps) in &pairs {
+                groups.push((first..first + maps.len()).collect());
+                first += maps.len();
+                masks.push(mask.pixels.clone());
+            }
+            maps.push(sample.chosen(&chosen)?);
         }
         if maps.is_empty() {
             return Ok(AlignmentLoss::None);
@@ -123,8 +111,9 @@ impl MaskAlignment<'_> {
         if let Some(parameters) = self.score_head {
             maps = ops::score_head(&maps, parameters, precision(probes))?;
         }
-        if groups.iter().any(|group| group.len() != 1) {
-            maps = mean_of_groups(&maps, &groups)?;
+        if groups.iter().any(|group: &Vec<usize>| group.len() != 1) {
+            let (all, h, w) = maps.dims3()?;
+            maps = means(&maps.reshape((all, h * w))?, &groups)?.reshape((groups.len(), h, w))?;
         }
         let raw_logit = self.config.focal_probability == FocalProbability::Logit;
         let terms = ops::mask_loss(&maps, masks, raw_logit)?.sum_keepdim(1)?.scale(1.0 / count.max(1) as f64)?;
@@ -157,31 +146,11 @@ fn precision(probes: &[Probe]) -> ops::Precision {
     probes.first().map_or(ops::Precision::F32, |probe| ops::Precision::of(probe.queries.tensor().dtype()))
 }
 
-/// Maps with gradient for some masks of one image: mask `i` is compared with the mean over `groups[i]` of `maps`.
-struct Chosen {
-    maps: Vec<usize>,
-    groups: Vec<Vec<usize>>,
-    masks: Vec<MaskTarget>,
-}
-
 /// Pairs of masks with the word tokens of their class's name; masks whose name did not fit are left out, and all where
 /// masks have no classes.
 fn paired_tokens(targets: &SampleTargets) -> Vec<(&MaskTarget, Vec<usize>)> {
     let span = |mask: &MaskTarget| targets.spans.get(mask.class?)?.clone();
     targets.masks.iter().filter_map(|mask| Some((mask, span(mask)?.collect()))).collect()
-}
-
-/// `[maps, h, w]` to `[groups, h, w]`.
-fn mean_of_groups(maps: &Variable, groups: &[Vec<usize>]) -> Result<Variable> {
-    let (count, h, w) = maps.dims3()?;
-    let mut mean = vec![0f32; groups.len() * count];
-    for (group, row) in groups.iter().zip(mean.chunks_exact_mut(count)) {
-        for map in group {
-            row[*map] += 1.0 / group.len() as f32;
-        }
-    }
-    let mean = upload(mean, (groups.len(), count), maps.device())?;
-    Variable::constant(mean).matmul(&maps.reshape((count, h * w))?)?.reshape((groups.len(), h, w))
 }
 
 /// The label map of an image's masks; where masks overlap the smallest wins. None if no pixel has a label.

@@ -16,6 +16,18 @@ pub struct MapKind {
     pub form: AttentionForm,
 }
 
+/// The mean of each group of maps `[maps, positions]`: `[groups, positions]`.
+pub fn means(maps: &Variable, groups: &[Vec<usize>]) -> Result<Variable> {
+    let count = maps.tensor().dim(0)?;
+    let mut shares = vec![0f32; groups.len() * count];
+    for (group, row) in groups.iter().zip(shares.chunks_exact_mut(count)) {
+        for map in group {
+            row[*map] += 1.0 / group.len() as f32;
+        }
+    }
+    Variable::constant(upload(shares, (groups.len(), count), maps.device())?).matmul(maps)
+}
+
 /// One image's attention in the expert blocks; every map is the mean over them.
 ///
 /// With heads kept, map `head·words + token` is that of a head and a word token; else map `token`.
@@ -81,15 +93,7 @@ impl SampleMaps {
     pub fn of_classes(&self, classes: &[Vec<usize>]) -> Result<Variable> {
         let every = self.every(&self.probes)?;
         let (_, maps, positions) = every.dims3()?;
-        let every = every.reshape((maps, positions))?;
-        let mut mean = vec![0f32; classes.len() * self.words];
-        for (tokens, row) in classes.iter().zip(mean.chunks_exact_mut(self.words)) {
-            for token in tokens {
-                row[*token] += 1.0 / tokens.len() as f32;
-            }
-        }
-        let mean = upload(mean, (classes.len(), self.words), every.device())?;
-        self.on_grid(&Variable::constant(mean).matmul(&every)?)
+        self.on_grid(&means(&every.reshape((maps, positions))?, classes)?)
     }
 
     /// Maps `[…, positions]` as `[maps, h, w]`.

@@ -1,9 +1,9 @@
 //! Which map stands for which mask: Hungarian matching.
-use crate::config::FocalProbability;
-use crate::config::LossConfig;
+use crate::config::{FocalProbability, LossConfig};
 use crate::ops::{self, Costs};
 use candle_core::{Device, Result, Tensor};
-use pathfinding::kuhn_munkres::{Weights, kuhn_munkres_min};
+use pathfinding::kuhn_munkres::kuhn_munkres_min;
+use pathfinding::matrix::Matrix;
 
 /// The choice of maps for the masks of one image. A GPU works out the costs while the host goes on.
 #[derive(Default)]
@@ -57,40 +57,17 @@ pub fn assign<C: Copy + Into<f64>>(costs: &[Vec<C>]) -> Vec<(usize, usize)> {
     let largest = values().filter(|cost: &f64| cost.is_finite()).fold(0f64, |most, cost| most.max(cost.abs()));
     // Integers, so that sums are exact and ties are broken the same way everywhere.
     let unit = largest.max(f64::from(f32::MIN_POSITIVE)) / (1u64 << 50) as f64;
-    let whole = |cost: C| {
-        let cost: f64 = cost.into();
+    let whole = |row: usize, column: usize| {
+        let cost: f64 = costs[row][column].into();
         ((if cost.is_finite() { cost } else { largest }) / unit) as i64
     };
-    let table = CostTable { costs: costs.iter().map(|row| row.iter().copied().map(whole).collect()).collect() };
     let mut pairs: Vec<(usize, usize)> = if columns <= rows {
-        let transposed =
-            CostTable { costs: (0..columns).map(|c| table.costs.iter().map(|row| row[c]).collect()).collect() };
-        kuhn_munkres_min(&transposed).1.into_iter().enumerate().map(|(column, row)| (row, column)).collect()
+        let table = Matrix::from_fn(columns, rows, |(column, row)| whole(row, column));
+        kuhn_munkres_min(&table).1.into_iter().enumerate().map(|(column, row)| (row, column)).collect()
     } else {
+        let table = Matrix::from_fn(rows, columns, |(row, column)| whole(row, column));
         kuhn_munkres_min(&table).1.into_iter().enumerate().collect()
     };
     pairs.sort_by_key(|(_, column)| *column);
     pairs
-}
-
-struct CostTable {
-    costs: Vec<Vec<i64>>,
-}
-
-impl Weights<i64> for CostTable {
-    fn rows(&self) -> usize {
-        self.costs.len()
-    }
-
-    fn columns(&self) -> usize {
-        self.costs.first().map_or(0, Vec::len)
-    }
-
-    fn at(&self, row: usize, col: usize) -> i64 {
-        self.costs[row][col]
-    }
-
-    fn neg(&self) -> Self {
-        Self { costs: self.costs.iter().map(|row| row.iter().map(|c| -c).collect()).collect() }
-    }
 }

@@ -69,11 +69,11 @@ impl ClipImageModel {
         ];
         sizes::check(path, &named)?;
         sizes::check_eps(path, "vision_config: layer_norm_eps", config.layer_norm_eps)?;
-        if heads == 0 || !hidden.is_multiple_of(heads) {
+        if !hidden.is_multiple_of(heads) {
             let problem = format!("vision_config: hidden_size {hidden} is no multiple of num_attention_heads {heads}");
             return Err(Error::file(path, problem));
         }
-        if patch == 0 || !config.image_size.is_multiple_of(patch) || config.image_size == 0 {
+        if !config.image_size.is_multiple_of(patch) {
             let problem =
                 format!("vision_config: image_size {} is no multiple of patch_size {patch}", config.image_size);
             return Err(Error::file(path, problem));

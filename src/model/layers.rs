@@ -2,7 +2,7 @@
 use super::weights::Weights;
 use crate::ops::FrozenWeight;
 use crate::system::error::Result;
-use candle_core::{D, Shape, Tensor};
+use candle_core::{D, Tensor};
 
 /// `y = Wx + b`, computed in the type of `x` whatever type the weights are stored as.
 pub struct Linear {
@@ -25,12 +25,12 @@ impl Linear {
 
     /// As [`Self::load`], from weights that may be stored as a 1×1 convolution, `[out, in, 1, 1]`.
     pub fn load_flat(weights: &Weights, name: &str, input: usize, output: usize) -> Result<Self> {
-        let (weight, flat) = (format!("{name}.weight"), Shape::from((output, input)));
-        let stored = weights.get_any(&weight, &flat)?;
-        if stored.dims() != [output, input, 1, 1] {
+        let (weight, convolution) = (format!("{name}.weight"), [output, input, 1, 1]);
+        if weights.shape(&weight) != Some(&convolution) {
             return Self::load(weights, name, input, output);
         }
-        Ok(Self { weight: stored.reshape(flat)?.into(), bias: Some(weights.get(&format!("{name}.bias"), output)?) })
+        let weight = weights.get(&weight, &convolution[..])?.reshape((output, input))?.into();
+        Ok(Self { weight, bias: Some(weights.get(&format!("{name}.bias"), output)?) })
     }
 
     /// `[.., in]` to `[.., out]`.

@@ -1,11 +1,11 @@
 //! A base model's networks together: text encoders, autoencoder and denoiser.
-use super::text::{TextEmbedding, TextEncoders};
+use super::text::TextEncoders;
 use super::vae::Vae;
 use crate::config::{ModelConfig, TextEncoderKind};
-use crate::model::families::{self, Blur, Transformer};
+use crate::model::families::{self, Transformer};
 use crate::model::weights::files::{ModelFiles, Part};
 use crate::system::error::{Error, Result};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device};
 
 /// The networks of a pipeline, all frozen; adapters are attached to `transformer`.
 pub struct Pipeline {
@@ -62,17 +62,14 @@ impl Pipeline {
     /// As `load`, but of the text encoders only the tokenizers and of the autoencoder only the sizes: what needs them
     /// comes from a cache.
     pub fn load_without_encoders(files: &ModelFiles, options: &PipelineOptions) -> Result<Self> {
-        let PipelineOptions { text_encoders, max_sequence_length, device, .. } = options;
-        let encoders = TextEncoders::without_weights(files, text_encoders, *max_sequence_length, device)?;
-        Self::with(files, options, encoders, Vae::without_weights(files)?)
+        Self::with(files, options, tokenizers(files, options)?, Vae::without_weights(files)?)
     }
 
     /// As `load`, but for drawing from prompts that have been encoded: of the text encoders only the tokenizers, of the
     /// autoencoder only the decoder.
     pub fn load_for_drawing(files: &ModelFiles, options: &PipelineOptions) -> Result<Self> {
-        let PipelineOptions { text_encoders, max_sequence_length, device, .. } = options;
-        let encoders = TextEncoders::without_weights(files, text_encoders, *max_sequence_length, device)?;
-        Self::with(files, options, encoders, Vae::load(files, device)?.without_encoder())
+        let encoders = tokenizers(files, options)?;
+        Self::with(files, options, encoders, Vae::load(files, &options.device)?.without_encoder())
     }
 
     fn with(files: &ModelFiles, options: &PipelineOptions, text_encoders: TextEncoders, vae: Vae) -> Result<Self> {
@@ -89,30 +86,6 @@ impl Pipeline {
         Ok(pipeline)
     }
 
-    /// Whether it can encode: it was not loaded without encoders.
-    pub fn has_encoders(&self) -> bool {
-        self.text_encoders.can_encode()
-    }
-
-    /// The velocity `[batch, channels, h, w]` of latents of that shape at time steps `[batch]`, which are best on the
-    /// host; one block's attention to the text blurred where that is asked for. A model that embeds its guidance scale is
-    /// told `guidance_scale`.
-    pub fn velocity(
-        &self,
-        latents: &Tensor,
-        timestep: &Tensor,
-        text: &TextEmbedding,
-        blur: Option<Blur>,
-        guidance_scale: Option<f64>,
-    ) -> Result<Tensor> {
-        self.transformer.forward_guided(latents, timestep, text, blur, guidance_scale)
-    }
-
-    /// The autoencoder; the other networks are dropped.
-    pub fn into_vae(self) -> Vae {
-        self.vae
-    }
-
     /// (channels, height, width) of the latents of a square image of `size` pixels.
     ///
     /// # Errors
@@ -120,4 +93,10 @@ impl Pipeline {
     pub fn latent_shape(&self, size: usize) -> Result<(usize, usize, usize)> {
         self.transformer.config.latent_shape(self.vae.config(), size)
     }
+}
+
+/// The text encoders without their weights.
+fn tokenizers(files: &ModelFiles, options: &PipelineOptions) -> Result<TextEncoders> {
+    let PipelineOptions { text_encoders, max_sequence_length, device, .. } = options;
+    TextEncoders::without_weights(files, text_encoders, *max_sequence_length, device)
 }

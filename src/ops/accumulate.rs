@@ -41,13 +41,10 @@ pub fn accumulate(
     gradients.accumulate(input, |destination| match destination {
         Destination::AddTo(memory) if can_be_written(memory) => write(memory, true).map(|()| None),
         Destination::Overwrite(memory) if can_be_written(memory) => write(memory, false).map(|()| None),
-        destination => {
+        _ => {
             let part = output(shape, dtype, like)?;
             write(&part, false)?;
-            match destination {
-                Destination::AddTo(memory) => (memory + part.to_dtype(memory.dtype())?).map(Some),
-                _ => Ok(Some(part)),
-            }
+            destination.take(part)
         }
     })
 }

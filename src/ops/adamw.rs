@@ -41,21 +41,11 @@ pub struct AdamWSettings {
     pub weight_decay: f64,
 }
 
-/// What a step does in one range.
-struct Coefficients {
-    /// What is left of a value by weight decay.
-    decay: f64,
-    /// The learning rate over the bias correction of `exp_avg`.
-    step_size: f64,
-    /// The root of the bias correction of `exp_avg_sq`.
-    correction: f64,
-}
-
-impl Coefficients {
-    fn new(range: &AdamWRange, settings: &AdamWSettings) -> Self {
-        let [first, second] = settings.betas.map(|beta| 1.0 - beta.powf(range.step as f64));
-        Self { decay: 1.0 - range.lr * settings.weight_decay, step_size: range.lr / first, correction: second.sqrt() }
-    }
+/// What a step does in one range: the learning rate over the bias correction of `exp_avg`, the root of that of `exp_avg_sq`, and
+/// what weight decay leaves of a value.
+fn coefficients(range: &AdamWRange, settings: &AdamWSettings) -> [f64; 3] {
+    let [first, second] = settings.betas.map(|beta| 1.0 - beta.powf(range.step as f64));
+    [range.lr / first, second.sqrt(), 1.0 - range.lr * settings.weight_decay]
 }
 
 /// One step of torch's `AdamW` in `ranges`; the rest of the buffers is not touched.
@@ -75,7 +65,7 @@ pub fn adamw(buffers: &AdamWBuffers, ranges: &[AdamWRange], settings: &AdamWSett
                     let within = range.range.clone();
                     let values =
                         [&mut *parameters, &mut *exp_avg, &mut *exp_avg_sq].map(|all| &mut all[within.clone()]);
-                    step_range(values, &gradients[within], &Coefficients::new(range, settings), settings);
+                    step_range(values, &gradients[within], coefficients(range, settings), settings);
                 }
             })
         })
@@ -86,13 +76,13 @@ pub fn adamw(buffers: &AdamWBuffers, ranges: &[AdamWRange], settings: &AdamWSett
 fn step_range(
     [parameters, exp_avg, exp_avg_sq]: [&mut [f32]; 3],
     gradients: &[f32],
-    coefficients: &Coefficients,
+    [step_size, correction, decay]: [f64; 3],
     settings: &AdamWSettings,
 ) {
     let [beta1, beta2] = settings.betas.map(|beta| beta as f32);
     let [rest1, rest2] = settings.betas.map(|beta| (1.0 - beta) as f32);
-    let inverse_correction = (1.0 / coefficients.correction) as f32;
-    let (decay, step_size, eps) = (coefficients.decay as f32, coefficients.step_size as f32, settings.eps as f32);
+    let inverse_correction = (1.0 / correction) as f32;
+    let [decay, step_size, eps] = [decay, step_size, settings.eps].map(|number| number as f32);
     let chunks = parameters.par_chunks_mut(TASK).zip(gradients.par_chunks(TASK));
     let chunks = chunks.zip(exp_avg.par_chunks_mut(TASK)).zip(exp_avg_sq.par_chunks_mut(TASK));
     chunks.for_each(|(((parameters, gradients), exp_avg), exp_avg_sq)| {
@@ -111,20 +101,13 @@ fn step_range(
 #[cfg(feature = "cuda")]
 fn on_gpu(buffers: &AdamWBuffers, ranges: &[AdamWRange], settings: &AdamWSettings) -> Result<()> {
     let AdamWBuffers { parameters, gradients, exp_avg, exp_avg_sq } = *buffers;
-    let view = |all: &Tensor, range: &AdamWRange| all.narrow(0, range.range.start, range.range.len());
-    let views = ranges.iter().map(|range| {
-        let tensors = [parameters, gradients, exp_avg, exp_avg_sq].map(|all| view(all, range));
-        tensors.into_iter().collect::<Result<Vec<_>>>()
-    });
-    let views = views.collect::<Result<Vec<_>>>()?;
-    let updates: Vec<cuda::Update> = (ranges.iter().zip(&views))
-        .map(|(range, views)| {
-            let Coefficients { decay, step_size, correction } = Coefficients::new(range, settings);
-            let [parameter, gradient, first, second] = [&views[0], &views[1], &views[2], &views[3]];
-            cuda::Update { parameter, gradient, first, second, rate: step_size, spread: correction, keep: decay }
-        })
-        .collect();
-    cuda::step(&updates, &cuda::Settings { betas: settings.betas, eps: settings.eps })
+    let update = |range: &AdamWRange| {
+        let view = |all: &Tensor| all.narrow(0, range.range.start, range.range.len());
+        let tensors = [view(parameters)?, view(gradients)?, view(exp_avg)?, view(exp_avg_sq)?];
+        Ok(cuda::Update { tensors, factors: coefficients(range, settings) })
+    };
+    let updates = ranges.iter().map(update).collect::<Result<Vec<_>>>()?;
+    cuda::step(&updates, settings.betas, settings.eps)
 }
 
 /// The sum of the squares of all values of all `tensors`, f32 and contiguous. Of each tensor it is rounded to f32, over
@@ -132,7 +115,7 @@ fn on_gpu(buffers: &AdamWBuffers, ranges: &[AdamWRange], settings: &AdamWSetting
 pub fn sum_of_squares(tensors: &[Tensor]) -> Result<f64> {
     #[cfg(feature = "cuda")]
     if tensors.iter().any(|tensor| tensor.device().is_cuda()) {
-        return cuda::sum_of_squares(&tensors.iter().collect::<Vec<_>>());
+        return cuda::sum_of_squares(tensors);
     }
     let squares = tensors.iter().map(|tensor| tensor.sqr()?.sum_all()?.to_scalar::<f32>().map(f64::from));
     squares.sum()

@@ -1,8 +1,9 @@
 //! The implementations that every operation has, and which of them runs.
 //!
 //! An operation is a type in the `mod.rs` of its folder; `reference.rs`, `cpu.rs` and `cuda.rs` implement [`Reference`],
-//! [`Cpu`] and [`Cuda`] for it, and with these it is an [`Op`].
-use crate::autograd::{Gradients, Op};
+//! [`Cpu`] and [`Cuda`] for it, and with these [`apply`] runs it.
+use crate::autograd::record;
+pub use crate::autograd::{Gradients, Variable};
 use candle_core::{DType, Device, Result, Shape, Tensor, Var, bail};
 
 /// An operation's implementations.
@@ -18,16 +19,11 @@ pub enum Backend {
 }
 
 impl Backend {
-    /// For these inputs.
+    /// For these inputs: other than the reference where they are of one type, and on one kind of device.
     pub fn of(inputs: &[Tensor]) -> Self {
-        if inputs.iter().all(|input| input.device().is_cpu() && input.dtype() == DType::F32) {
-            return Self::Cpu;
-        }
-        #[cfg(feature = "cuda")]
-        if inputs.iter().all(|input| input.device().is_cuda()) && crate::kernels::cuda::type_name(inputs).is_some() {
-            return Self::Cuda;
-        }
-        Self::Reference
+        let of = |input: &Tensor| (Self::of_type(input.device(), input.dtype()), input.dtype());
+        let (backend, dtype) = of(&inputs[0]);
+        if inputs.iter().all(|input| of(input) == (backend, dtype)) { backend } else { Self::Reference }
     }
 
     /// For inputs of this type on this device.
@@ -42,10 +38,7 @@ impl Backend {
 }
 
 /// The reference implementation, in candle's operations: what other types and devices use, and what tests compare with.
-pub trait Reference: Send + Sync + Sized + 'static {
-    /// The name in errors.
-    const NAME: &'static str;
-
+pub trait Reference: Send + 'static {
     /// The output.
     fn reference(&self, inputs: &[Tensor]) -> Result<Tensor>;
 
@@ -59,10 +52,8 @@ pub trait Reference: Send + Sync + Sized + 'static {
         let output = self.reference(&leaves)?;
         let found = (&output * &gradient.to_dtype(output.dtype())?)?.sum_all()?.backward()?;
         for (number, leaf) in leaves.iter().enumerate() {
-            if gradients.needs(number) {
-                let part = found.get(leaf).map_or_else(|| leaf.zeros_like(), |part| Ok(part.detach()))?;
-                gradients.add(number, part)?;
-            }
+            let part = || found.get(leaf).map_or_else(|| leaf.zeros_like(), |part| Ok(part.detach()));
+            gradients.add_with(number, part)?;
         }
         Ok(())
     }
@@ -115,11 +106,12 @@ impl<O: Reference> Cuda for O {}
 /// What the backward pass needs.
 pub struct Saved {
     inputs: Vec<Option<Tensor>>,
-    shapes: Vec<Shape>,
-    kept: Vec<Tensor>,
+    /// Of all inputs.
+    pub shapes: Vec<Shape>,
+    /// What the forward pass left besides.
+    pub kept: Vec<Tensor>,
     /// The output's type, which its gradient has.
     dtype: DType,
-    backend: Backend,
 }
 
 impl Saved {
@@ -131,66 +123,47 @@ impl Saved {
         }
     }
 
-    /// What the forward pass left besides.
+    /// What the forward pass left besides, so many tensors.
     pub fn kept<const N: usize>(&self) -> Result<&[Tensor; N]> {
         match self.kept.first_chunk() {
             Some(kept) => Ok(kept),
             None => bail!("the forward pass of an operation left {} tensors, not {N}", self.kept.len()),
         }
     }
-
-    /// What the forward pass left besides, however much that is.
-    #[cfg(feature = "cuda")]
-    pub fn all_kept(&self) -> &[Tensor] {
-        &self.kept
-    }
-
-    /// The shape of an input.
-    pub fn shape(&self, number: usize) -> &Shape {
-        &self.shapes[number]
-    }
 }
 
-impl<O: Cpu + Cuda> Op for O {
-    const NAME: &'static str = <O as Reference>::NAME;
-    type Saved = Saved;
-
-    fn forward(&self, inputs: &[&Tensor], needs: &[bool]) -> Result<(Tensor, Option<Saved>)> {
-        let inputs = self.arguments(inputs)?;
-        let backend = Backend::of(&inputs);
-        let own = match backend {
-            Backend::Cpu => Some(self.forward_cpu(&inputs, needs)?),
-            #[cfg(feature = "cuda")]
-            Backend::Cuda => self.forward_cuda(&inputs)?,
-            Backend::Reference => None,
-        };
-        let backend = if own.is_some() && self.has_backward(needs) { backend } else { Backend::Reference };
-        let (output, kept) = match own {
-            Some(own) => own,
-            None => (self.reference(&inputs)?, vec![]),
-        };
-        if !needs.contains(&true) {
-            return Ok((output, None));
-        }
-        let shapes = inputs.iter().map(|input| input.shape().clone()).collect();
-        let inputs = inputs.into_iter().enumerate().map(|(number, input)| self.saves(number, needs).then_some(input));
-        let saved = Saved { inputs: inputs.collect(), shapes, kept, dtype: output.dtype(), backend };
-        Ok((output, Some(saved)))
-    }
-
-    fn backward(&self, saved: Saved, gradient: Tensor, gradients: &mut Gradients) -> Result<()> {
+/// Runs `op`, and records it where an input needs a gradient.
+pub fn apply<O: Cpu + Cuda>(op: O, variables: &[&Variable]) -> Result<Variable> {
+    let needs: Vec<bool> = variables.iter().map(|input| input.needs_gradient()).collect();
+    let inputs = op.arguments(&variables.iter().map(|input| input.tensor()).collect::<Vec<_>>())?;
+    let backend = Backend::of(&inputs);
+    let own = match backend {
+        Backend::Cpu => Some(op.forward_cpu(&inputs, &needs)?),
+        #[cfg(feature = "cuda")]
+        Backend::Cuda => op.forward_cuda(&inputs)?,
+        Backend::Reference => None,
+    };
+    let backend = if own.is_some() && op.has_backward(&needs) { backend } else { Backend::Reference };
+    let (output, kept) = match own {
+        Some(own) => own,
+        None => (op.reference(&inputs)?, vec![]),
+    };
+    let shapes = inputs.iter().map(|input| input.shape().clone()).collect();
+    let inputs = inputs.into_iter().enumerate().map(|(number, input)| op.saves(number, &needs).then_some(input));
+    let saved = Saved { inputs: inputs.collect(), shapes, kept, dtype: output.dtype() };
+    Ok(record(output, variables, move |gradient, gradients| {
         let gradient = gradient.to_dtype(saved.dtype)?.contiguous()?;
-        match saved.backend {
-            Backend::Cpu => self.backward_cpu(&saved, gradient, gradients),
+        match backend {
+            Backend::Cpu => op.backward_cpu(&saved, gradient, gradients),
             #[cfg(feature = "cuda")]
-            Backend::Cuda => self.backward_cuda(&saved, gradient, gradients),
+            Backend::Cuda => op.backward_cuda(&saved, gradient, gradients),
             Backend::Reference => {
                 let inputs = saved.inputs.into_iter().zip(&saved.shapes).map(|(input, shape)| match input {
                     Some(input) => Ok(input),
                     None => Tensor::zeros(shape, saved.dtype, gradient.device()),
                 });
-                self.reference_backward(&inputs.collect::<Result<Vec<_>>>()?, &gradient, gradients)
+                op.reference_backward(&inputs.collect::<Result<Vec<_>>>()?, &gradient, gradients)
             }
         }
-    }
+    }))
 }

@@ -1,16 +1,20 @@
 //! Differentiable operations of a line each, made of candle's: what the loss does with a few maps, and reshapes.
 use crate::autograd::{Destination, Variable, record};
 use crate::kernels::cpu::for_each_row;
-use crate::kernels::memory::{Values, add_in_place, copy_in_place, is_on_cpu, with_values_mut};
+use crate::kernels::memory::{Values, is_on_cpu, with_values_mut};
 use candle_core::{D, DType, Result, Shape, Tensor};
 use std::ops::Range;
 
 impl Variable {
+    /// `output`, which is a function of these values; `backward` makes of its gradient that of the values.
+    fn record(&self, output: Tensor, backward: impl FnOnce(Tensor) -> Result<Tensor> + Send + 'static) -> Self {
+        record(output, &[self], |gradient, gradients| gradients.add(0, backward(gradient)?))
+    }
+
     /// The values in another shape.
     pub fn reshape(&self, shape: impl Into<Shape>) -> Result<Self> {
         let before = self.tensor().shape().clone();
-        let output = self.tensor().reshape(shape.into())?;
-        Ok(record(output, &[self], move |gradient, gradients| gradients.add(0, gradient.reshape(before)?)))
+        Ok(self.record(self.tensor().reshape(shape.into())?, |gradient| gradient.reshape(before)))
     }
 
     /// Dimensions in another order, as [`Tensor::permute`].
@@ -18,9 +22,7 @@ impl Variable {
         let mut back = vec![0; order.len()];
         order.iter().enumerate().for_each(|(to, from)| back[*from] = to);
         let output = self.tensor().permute(order)?.contiguous()?;
-        Ok(record(output, &[self], move |gradient, gradients| {
-            gradients.add(0, gradient.permute(&back[..])?.contiguous()?)
-        }))
+        Ok(self.record(output, move |gradient| gradient.permute(&back[..])?.contiguous()))
     }
 
     /// Some places of one dimension.
@@ -28,15 +30,12 @@ impl Variable {
         let all = self.tensor().dim(dim)?;
         let output = self.tensor().narrow(dim, window.start, window.len())?.contiguous()?;
         Ok(record(output, &[self], move |gradient, gradients| {
-            let padded = || gradient.pad_with_zeros(dim, window.start, all - window.end);
             gradients.accumulate(0, |destination| match destination {
                 // Nothing is made of the places outside: several windows of one tensor are added where they belong.
                 Destination::AddTo(sum) if is_on_cpu(sum) && is_on_cpu(&gradient) => {
                     add_window(sum, &gradient.contiguous()?, dim, window.start).map(|()| None)
                 }
-                Destination::AddTo(sum) => add_in_place(sum, padded()?),
-                Destination::Overwrite(memory) => copy_in_place(memory, &padded()?).map(|()| None),
-                Destination::New => padded().map(Some),
+                _ => destination.take(gradient.pad_with_zeros(dim, window.start, all - window.end)?),
             })
         }))
     }
@@ -44,7 +43,7 @@ impl Variable {
     /// The values once for each of `count` batch entries, in a dimension before the others.
     pub fn broadcast_left(&self, count: usize) -> Result<Self> {
         let output = self.tensor().broadcast_left(count)?.contiguous()?;
-        Ok(record(output, &[self], |gradient, gradients| gradients.add(0, gradient.sum(0)?)))
+        Ok(self.record(output, |gradient| gradient.sum(0)))
     }
 
     /// The values in another type.
@@ -53,36 +52,30 @@ impl Variable {
         if before == dtype {
             return Ok(self.clone());
         }
-        let output = self.tensor().to_dtype(dtype)?;
-        Ok(record(output, &[self], move |gradient, gradients| gradients.add(0, gradient.to_dtype(before)?)))
+        Ok(self.record(self.tensor().to_dtype(dtype)?, move |gradient| gradient.to_dtype(before)))
     }
 
     /// The values times a number.
     pub fn scale(&self, factor: f64) -> Result<Self> {
-        let output = (self.tensor() * factor)?;
-        Ok(record(output, &[self], move |gradient, gradients| gradients.add(0, (gradient * factor)?)))
+        Ok(self.record((self.tensor() * factor)?, move |gradient| gradient * factor))
     }
 
     /// Values times constants of their shape.
     pub fn mul_constant(&self, factors: &Tensor) -> Result<Self> {
         let (output, factors) = ((self.tensor() * factors)?, factors.clone());
-        Ok(record(output, &[self], move |gradient, gradients| gradients.add(0, (gradient * factors)?)))
+        Ok(self.record(output, |gradient| gradient * factors))
     }
 
     /// `ln(x + floor)`.
     pub fn log_above(&self, floor: f64) -> Result<Self> {
         let above = (self.tensor() + floor)?;
-        let output = above.log()?;
-        Ok(record(output, &[self], move |gradient, gradients| gradients.add(0, (gradient / above)?)))
+        Ok(self.record(above.log()?, |gradient| gradient / above))
     }
 
     /// The sum over one dimension, which stays with length 1.
     pub fn sum_keepdim(&self, dim: usize) -> Result<Self> {
         let shape = self.tensor().shape().clone();
-        let output = self.tensor().sum_keepdim(dim)?;
-        Ok(record(output, &[self], move |gradient, gradients| {
-            gradients.add(0, gradient.broadcast_as(shape)?.contiguous()?)
-        }))
+        Ok(self.record(self.tensor().sum_keepdim(dim)?, |gradient| gradient.broadcast_as(shape)?.contiguous()))
     }
 
     /// The mean over one dimension, which stays with length 1.
@@ -95,17 +88,17 @@ impl Variable {
     pub fn max_keepdim(&self, dim: usize) -> Result<Self> {
         let output = self.tensor().max_keepdim(dim)?;
         let is_largest = self.tensor().broadcast_eq(&output)?.to_dtype(output.dtype())?;
-        Ok(record(output, &[self], move |gradient, gradients| gradients.add(0, is_largest.broadcast_mul(&gradient)?)))
+        Ok(self.record(output, move |gradient| is_largest.broadcast_mul(&gradient)))
     }
 
     /// The softmax over one dimension.
     pub fn softmax(&self, dim: usize) -> Result<Self> {
         let output = candle_nn::ops::softmax(self.tensor(), dim)?;
         let saved = output.clone();
-        Ok(record(output, &[self], move |gradient, gradients| {
+        Ok(self.record(output, move |gradient| {
             let weighted = (&gradient * &saved)?;
             let sum = weighted.sum_keepdim(dim)?;
-            gradients.add(0, (weighted - saved.broadcast_mul(&sum)?)?)
+            weighted - saved.broadcast_mul(&sum)?
         }))
     }
 
@@ -114,9 +107,8 @@ impl Variable {
         let (source, numbers) = (self.tensor().contiguous()?, numbers.clone());
         let output = source.index_select(&numbers, 0)?;
         let (shape, dtype) = (source.shape().clone(), source.dtype());
-        Ok(record(output, &[self], move |gradient, gradients| {
-            let zeros = Tensor::zeros(shape, dtype, gradient.device())?;
-            gradients.add(0, zeros.index_add(&numbers, &gradient.contiguous()?, 0)?)
+        Ok(self.record(output, move |gradient| {
+            Tensor::zeros(shape, dtype, gradient.device())?.index_add(&numbers, &gradient.contiguous()?, 0)
         }))
     }
 
@@ -125,13 +117,8 @@ impl Variable {
         let (a, b) = (self.tensor().contiguous()?, right.tensor().contiguous()?);
         let output = a.matmul(&b)?;
         Ok(record(output, &[self, right], move |gradient, gradients| {
-            if gradients.needs(0) {
-                gradients.add(0, gradient.matmul(&b.transpose(D::Minus2, D::Minus1)?)?)?;
-            }
-            if gradients.needs(1) {
-                gradients.add(1, a.transpose(D::Minus2, D::Minus1)?.matmul(&gradient)?)?;
-            }
-            Ok(())
+            gradients.add_with(0, || gradient.matmul(&b.transpose(D::Minus2, D::Minus1)?))?;
+            gradients.add_with(1, || a.transpose(D::Minus2, D::Minus1)?.matmul(&gradient))
         }))
     }
 
@@ -140,13 +127,8 @@ impl Variable {
         let (a, b) = (self.tensor().contiguous()?, right.tensor().contiguous()?);
         let output = a.matmul(&b.t()?)?;
         Ok(record(output, &[self, right], move |gradient, gradients| {
-            if gradients.needs(0) {
-                gradients.add(0, gradient.matmul(&b)?)?;
-            }
-            if gradients.needs(1) {
-                gradients.add(1, gradient.t()?.matmul(&a)?)?;
-            }
-            Ok(())
+            gradients.add_with(0, || gradient.matmul(&b))?;
+            gradients.add_with(1, || gradient.t()?.matmul(&a))
         }))
     }
 }
@@ -175,12 +157,11 @@ fn add_window(sum: &Tensor, part: &Tensor, dim: usize, start: usize) -> Result<(
 pub fn add(a: &Variable, b: &Variable) -> Result<Variable> {
     let output = (a.tensor() + b.tensor())?;
     Ok(record(output, &[a, b], |gradient, gradients| {
-        if gradients.needs(0) && gradients.needs(1) {
-            gradients.add(1, gradient.copy()?)?;
-            return gradients.add(0, gradient);
+        if !gradients.needs(0) {
+            return gradients.add(1, gradient);
         }
-        let input = usize::from(!gradients.needs(0));
-        gradients.add(input, gradient)
+        gradients.add_with(1, || gradient.copy())?;
+        gradients.add(0, gradient)
     }))
 }
 
@@ -205,8 +186,5 @@ pub fn cat(parts: &[Variable], dim: usize) -> Result<Variable> {
 pub fn mean_squared_error(x: &Variable, target: &Tensor) -> Result<Variable> {
     let difference = (x.tensor() - target)?;
     let count = difference.elem_count() as f64;
-    let output = difference.sqr()?.mean_all()?;
-    Ok(record(output, &[x], move |gradient, gradients| {
-        gradients.add(0, difference.broadcast_mul(&(gradient * (2.0 / count))?)?)
-    }))
+    Ok(x.record(difference.sqr()?.mean_all()?, move |gradient| difference.broadcast_mul(&(gradient * (2.0 / count))?)))
 }

@@ -83,18 +83,12 @@ fn panel(curve: &Curve, steps: &[StepMetrics]) -> Option<Markup> {
     let (least, most) = range(&values, &mean)?;
     let y = ChartAxis::new(least, most, FRAME[3], FRAME[2]);
     let number: Vec<f64> = steps.iter().map(|step| step.step as f64).collect();
-    let description = format!(
-        "{}: {} at step {}, {} at step {}",
-        curve.title,
-        short(*first_mean),
-        first.step,
-        short(*last_mean),
-        last.step
-    );
-    let clip = format!("clip-{}", curve.title.replace(|c: char| !c.is_ascii_alphanumeric(), "-"));
+    let (title, from, to) = (curve.title, short(*first_mean), short(*last_mean));
+    let description = format!("{title}: {from} at step {}, {to} at step {}", first.step, last.step);
+    let clip = format!("clip-{}", title.replace(|c: char| !c.is_ascii_alphanumeric(), "-"));
     Some(html! {
         figure.panel {
-            figcaption { span { (curve.title) } b { (short(*last_mean)) } }
+            figcaption { span { (title) } b { (to) } }
             svg viewBox={ "0 0 " (WIDTH) " " (HEIGHT) } role="img" aria-label=(description) {
                 clipPath id=(clip) {
                     rect x=(FRAME[0]) y=(FRAME[2]) width=(FRAME[1] - FRAME[0]) height=(FRAME[3] - FRAME[2]) {}

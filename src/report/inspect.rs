@@ -1,7 +1,8 @@
 //! The page and the contact sheet of `seg4diff inspect`: the first samples of a training.
-use super::page::document;
+use super::page::{document, facts};
 use super::picture::sheet_of_rows;
-use super::training_sample::{DrawnSample, SampleFigure, how_to_read};
+use super::training_sample::{SampleDrawer, SampleFigure, how_to_read};
+use crate::data::Sample;
 use crate::sample::image::write_png;
 use crate::system::error::Result;
 use crate::system::whole_file::write_atomically;
@@ -31,20 +32,19 @@ impl Inspection {
         Self { config, facts, figures: vec![], cells: vec![] }
     }
 
-    /// Adds the next sample.
-    pub fn add(&mut self, sample: DrawnSample) {
-        self.cells.push(sample.at(CELL));
-        self.figures.push(sample.figure);
+    /// Draws and adds the next sample.
+    ///
+    /// # Errors
+    /// Those of [`SampleDrawer::draw`].
+    pub fn add(&mut self, drawer: &SampleDrawer, sample: &Sample) -> Result<()> {
+        self.figures.push(drawer.draw(sample, self.figures.len() as u64)?);
+        self.cells.push(drawer.pictures(sample, CELL)?);
+        Ok(())
     }
 
     /// Number of samples.
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.figures.len()
-    }
-
-    /// Whether there are no samples.
-    pub fn is_empty(&self) -> bool {
-        self.figures.is_empty()
     }
 
     /// Writes `inspect.html` and `inspect.png` into `folder`.
@@ -63,7 +63,7 @@ impl Inspection {
     }
 
     fn page(&self) -> Markup {
-        let count = self.len();
+        let count = self.count();
         let with_notes = self.figures.iter().filter(|figure| !figure.notes.is_empty()).count();
         let header = html! {
             p.kind { "seg4diff inspect" }
@@ -78,7 +78,7 @@ impl Inspection {
             &self.config,
             header,
             html! {
-                section #data { dl.facts { @for (name, value) in &self.facts { div { dt { (name) } dd { (value) } } } } }
+                section #data { (facts(&self.facts)) }
                 section #samples {
                     h2 { "Samples" }
                     (how_to_read())

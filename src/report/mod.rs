@@ -20,5 +20,5 @@ pub use inspect::Inspection;
 pub use page::{Measured, RunReport, byte_size};
 pub use samples::Samples;
 pub use trained_layers::TrainedLayers;
-pub use training_sample::{DrawnSample, SampleDrawer, SampleFigure};
+pub use training_sample::{SampleDrawer, SampleFigure};
 pub use validation::{KeptPictures, ValidationPictures, sample_sheet, shown};

@@ -148,7 +148,7 @@ impl RunReport {
         if metrics.is_empty() {
             return html! {};
         }
-        let has_share = metrics.iter().any(|metric| metric.is_share());
+        let has_share = metrics.iter().any(|metric| metric.is_share);
         html! {
             section #results {
                 h2 { "Before and after" }
@@ -166,7 +166,7 @@ impl RunReport {
                             }
                         }
                         tbody {
-                            @for (stage, scores) in summary.measured() {
+                            @for (&stage, scores) in &summary.0 {
                                 tr class=(stage.key()) {
                                     th scope="row" { (stage.title()) }
                                     @for metric in &metrics { td { (score(summary, metric, stage, metric.of(scores))) } }
@@ -186,9 +186,8 @@ impl RunReport {
 
     fn segmentation(&self) -> Result<Markup> {
         let examples = &self.measured.segmentation;
-        let figures = examples.iter().map(SegmentationExample::figure).collect::<Result<Vec<_>>>()?;
         Ok(html! {
-            @if !figures.is_empty() {
+            @if !examples.is_empty() {
                 section #attention {
                     h2 { "Where the expert looks" }
                     p.note {
@@ -196,7 +195,7 @@ impl RunReport {
                          where it is highest. At each pixel the class with the highest attention is the prediction; the \
                          percentage is the share of pixels that it gets right."
                     }
-                    @for figure in figures { (figure) }
+                    @for example in examples { (example.figure()?) }
                 }
             }
         })
@@ -240,7 +239,7 @@ impl RunReport {
         html! {
             section #training {
                 h2 { "Training" }
-                dl.facts { @for (name, value) in &self.facts { div { dt { (name) } dd { (value) } } } }
+                (facts(&self.facts))
                 @if !self.metrics.is_empty() {
                     div.panels { (panels(&self.metrics)) }
                     p.note { "Across: steps. Faint: each step. Bold: the mean over " (smoothed) " steps, whose last value stands above." }
@@ -271,14 +270,13 @@ impl RunReport {
     fn validation(&self) -> Result<Markup> {
         let scores = self.metrics.iter().filter_map(|step| Some((step.step, step.validation.as_ref()?)));
         let scores: Vec<_> = scores.collect();
-        let figures = validation::figures(&self.validations, &scores)?;
         Ok(html! {
             @if !scores.is_empty() {
                 section #validation {
                     h2 { "While it was trained" }
                     p.note { "The same few held-out pictures, captions and noise each time." }
                     @if scores.len() > 1 { div.panels { (validation_panels(&self.metrics)) } }
-                    (figures)
+                    (validation::figures(&self.validations, &scores)?)
                 }
             }
         })
@@ -315,16 +313,13 @@ impl RunReport {
             quoted(prompt)
         );
         let files: String = self.model_files.iter().map(|file| format!(" --model-file {}", shell(file))).collect();
-        let with_lora = format!(
-            "--model {}{files} --lora {} --size {side}",
-            shell(&self.model),
-            shell(&self.output.join("lora.safetensors").to_string_lossy())
-        );
+        let lora = self.output.join("lora.safetensors");
+        let (model, lora) = (shell(&self.model), shell(&lora.to_string_lossy()));
+        let with_lora = format!("--model {model}{files} --lora {lora} --size {side}");
+        let (prompt, layer) = (shell(prompt), self.probed_layer);
         let commands = format!(
-            "seg4diff generate {with_lora} \\\n  --prompt {} --out images\n\
-             seg4diff probe {with_lora} \\\n  --image cat.jpg --prompt \"a cat on a bench\" --layer {} --out attention",
-            shell(prompt),
-            self.probed_layer
+            "seg4diff generate {with_lora} \\\n  --prompt {prompt} --out images\n\
+             seg4diff probe {with_lora} \\\n  --image cat.jpg --prompt \"a cat on a bench\" --layer {layer} --out attention"
         );
         html! {
             section #usage {
@@ -360,6 +355,11 @@ pub(super) fn document(title: &str, header: Markup, sections: Markup) -> Markup 
     }
 }
 
+/// Pairs of name and value.
+pub(super) fn facts(facts: &[(&str, String)]) -> Markup {
+    html! { dl.facts { @for (name, value) in facts { div { dt { (name) } dd { (value) } } } } }
+}
+
 /// A score with its difference from the base model's.
 fn score(summary: &Summary, metric: &Metric, stage: Stage, value: Option<f64>) -> Markup {
     let Some(value) = value else { return html! { "–" } };
@@ -375,7 +375,7 @@ fn score(summary: &Summary, metric: &Metric, stage: Stage, value: Option<f64>) -
 
 /// The IoU of each class, one column for each model.
 fn per_class(summary: &Summary) -> Markup {
-    let columns: Vec<_> = summary.measured().filter(|(_, scores)| !scores.per_class.is_empty()).collect();
+    let columns: Vec<_> = summary.0.iter().filter(|(_, scores)| !scores.per_class.is_empty()).collect();
     let names: BTreeSet<&String> = columns.iter().flat_map(|(_, scores)| scores.per_class.keys()).collect();
     html! {
         @if !columns.is_empty() {

@@ -6,7 +6,7 @@ use base64::engine::general_purpose::STANDARD;
 use image::codecs::jpeg::JpegEncoder;
 use image::codecs::png::PngEncoder;
 use image::imageops::{FilterType, replace, resize};
-use image::{ExtendedColorType, ImageEncoder, Rgb, RgbImage};
+use image::{Rgb, RgbImage};
 
 /// Greatest longer side, in pixels, of an embedded picture.
 pub const LARGEST: u32 = 448;
@@ -20,19 +20,16 @@ const BACKGROUND: Rgb<u8> = Rgb([255; 3]);
 
 /// The picture as a `data:` URI; a large one is shrunk and compressed.
 pub fn data_uri(image: &RgbImage) -> Result<String> {
+    let failed = |e| Error::Failed(format!("a picture of the report: {e}"));
     let side = image.width().max(image.height());
-    let (mut bytes, problem) = (Vec::new(), |e| Error::Failed(format!("a picture of the report: {e}")));
+    let mut bytes = Vec::new();
     if side <= SMALL {
-        write_with(PngEncoder::new(&mut bytes), image).map_err(problem)?;
+        image.write_with_encoder(PngEncoder::new(&mut bytes)).map_err(failed)?;
         return Ok(format!("data:image/png;base64,{}", STANDARD.encode(bytes)));
     }
     let small = if side > LARGEST { fitted(image, LARGEST) } else { image.clone() };
-    write_with(JpegEncoder::new_with_quality(&mut bytes, JPEG_QUALITY), &small).map_err(problem)?;
+    small.write_with_encoder(JpegEncoder::new_with_quality(&mut bytes, JPEG_QUALITY)).map_err(failed)?;
     Ok(format!("data:image/jpeg;base64,{}", STANDARD.encode(bytes)))
-}
-
-fn write_with(encoder: impl ImageEncoder, image: &RgbImage) -> image::ImageResult<()> {
-    encoder.write_image(image.as_raw(), image.width(), image.height(), ExtendedColorType::Rgb8)
 }
 
 /// Scales the picture to this longer side.

@@ -41,23 +41,23 @@ impl Samples {
 
     /// A figure for each prompt, with the models' images side by side.
     pub(super) fn figures(&self) -> Result<Markup> {
-        let mut figures = Vec::new();
-        for (number, prompt) in self.prompts.iter().enumerate() {
-            let mut pictures = Vec::new();
-            for (stage, images) in &self.columns {
-                let Some(image) = images.get(number) else { continue };
-                pictures.push(html! {
-                    div {
-                        img src=(data_uri(image)?) width=(image.width()) height=(image.height())
-                            alt={ "drawn by " (stage.title()) ": " (prompt) };
-                        span.label { (stage.title()) }
+        Ok(html! {
+            @for (number, prompt) in self.prompts.iter().enumerate() {
+                figure.sample {
+                    div.pair {
+                        @for (stage, images) in &self.columns {
+                            @if let Some(image) = images.get(number) {
+                                div {
+                                    img src=(data_uri(image)?) width=(image.width()) height=(image.height())
+                                        alt={ "drawn by " (stage.title()) ": " (prompt) };
+                                    span.label { (stage.title()) }
+                                }
+                            }
+                        }
                     }
-                });
+                    figcaption { (prompt) }
+                }
             }
-            figures.push(html! {
-                figure.sample { div.pair { @for picture in pictures { (picture) } } figcaption { (prompt) } }
-            });
-        }
-        Ok(html! { @for figure in figures { (figure) } })
+        })
     }
 }

@@ -2,11 +2,13 @@
 use super::heatmap::overlay;
 use super::picture::{LARGEST, data_uri, resized, sheet, stacked};
 use super::summary::{Stage, percent};
+use super::told_example;
 use crate::eval::segmentation::{Class, ImageResult, SegmentationMap};
 use crate::system::error::{Error, Result};
 use candle_core::{Device, Tensor};
 use image::{Rgb, RgbImage};
 use maud::{Markup, html};
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A colour-blind-safe palette (Okabe and Ito, 2008); further classes get darker variants.
@@ -29,13 +31,14 @@ const MOST_MAPS: usize = 6;
 const CELL: u32 = 128;
 
 /// A held-out picture, and each model's segmentation.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct SegmentationExample {
     /// Key in the data set.
     pub key: String,
     /// The prompt that the attention belongs to.
     pub prompt: String,
     /// `[height, width]` pixels.
+    #[serde(with = "told_example::picture")]
     pub image: RgbImage,
     /// Label and name of each class with a map.
     pub classes: Vec<(u32, String)>,
@@ -75,9 +78,10 @@ impl SegmentationExample {
 }
 
 /// A model's segmentation of a picture.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Segmented {
     /// Attention to each class, in the example's order: `[classes, rows, columns]`.
+    #[serde(with = "told_example::tensor")]
     pub maps: Tensor,
     /// The predicted label of each pixel, `[height, width]`.
     pub labels: Vec<u32>,
@@ -166,35 +170,17 @@ impl SegmentationExample {
     /// The example as a figure of the page.
     pub(super) fn figure(&self) -> Result<Markup> {
         let classes = self.shown_classes();
-        let shown = self.shown(&classes)?;
         let image = |image: &RgbImage, what: &str| -> Result<Markup> {
             let alt = format!("{what}, {}", self.key);
             Ok(html! { img src=(data_uri(image)?) width=(image.width()) height=(image.height()) alt=(alt); })
         };
-        let mut rows = Vec::new();
-        for row in &shown {
-            let title = row.stage.title();
-            let mut cells = vec![image(&row.prediction, &format!("prediction, {title}"))?];
-            for (class, attention) in classes.iter().zip(&row.attention) {
-                cells.push(image(attention, &format!("attention to {}, {title}", self.classes[*class].1))?);
-            }
-            rows.push(html! {
-                tr {
-                    th scope="row" { (title) span.label { (percent(row.correct)) } }
-                    @for cell in cells { td { (cell) } }
-                }
-            });
-        }
         let colors = self.colors();
         let labels = self.stages.iter().flat_map(|(_, segmented)| &segmented.labels).chain(&self.truth);
         let painted: BTreeSet<u32> = labels.copied().collect();
         let has_column = |label: &u32| classes.iter().any(|class| self.classes[*class].0 == *label);
         let others = self.classes.iter().filter(|(label, _)| painted.contains(label) && !has_column(label));
-        let mut legend: Vec<Markup> =
-            others.map(|(label, name)| html! { span { (chip(colors.get(label))) (name) } }).collect();
-        if painted.iter().any(|label| !colors.contains_key(label)) {
-            legend.push(html! { span { (chip(None)) "another class, or none" } });
-        }
+        let others: Vec<_> = others.collect();
+        let has_unknown = painted.iter().any(|label| !colors.contains_key(label));
         Ok(html! {
             figure.example {
                 figcaption { q { (self.prompt) } span.label { (self.key) } }
@@ -215,11 +201,27 @@ impl SegmentationExample {
                                     }
                                 }
                             }
-                            tbody { @for row in rows { (row) } }
+                            tbody {
+                                @for Shown { stage, prediction, attention, correct } in self.shown(&classes)? {
+                                    @let title = stage.title();
+                                    tr {
+                                        th scope="row" { (title) span.label { (percent(correct)) } }
+                                        td { (image(&prediction, &format!("prediction, {title}"))?) }
+                                        @for (class, attention) in classes.iter().zip(&attention) {
+                                            td { (image(attention, &format!("attention to {}, {title}", self.classes[*class].1))?) }
+                                        }
+                                    }
+                                }
+                            }
                         }
                     }
                 }
-                @if !legend.is_empty() { p.legend { @for entry in legend { (entry) } } }
+                @if !others.is_empty() || has_unknown {
+                    p.legend {
+                        @for (label, name) in others { span { (chip(colors.get(label))) (name) } }
+                        @if has_unknown { span { (chip(None)) "another class, or none" } }
+                    }
+                }
             }
         })
     }

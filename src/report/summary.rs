@@ -1,12 +1,13 @@
 //! Scores before and after training: `summary.json` for programs, the final table for people.
 use crate::system::error::{Error, Result};
 use crate::system::whole_file::write_atomically;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::Path;
 
 /// The model that scores belong to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Stage {
     /// The base model, before training.
     Before,
@@ -70,19 +71,9 @@ fn is_absent(value: &Option<f64>) -> bool {
     !value.is_some_and(f64::is_finite)
 }
 
-/// The scores of a run's models.
+/// The scores of a run's models, the base model first.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
-pub struct Summary {
-    /// Scores of the base model.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub before: Option<Scores>,
-    /// Scores with the trained adapter.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub after: Option<Scores>,
-    /// Scores of the run without the mask loss.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub without_masks: Option<Scores>,
-}
+pub struct Summary(pub BTreeMap<Stage, Scores>);
 
 /// A kind of score.
 pub struct Metric {
@@ -90,27 +81,20 @@ pub struct Metric {
     pub name: &'static str,
     /// Whether a larger value is better.
     pub higher_is_better: bool,
+    /// Whether the score is a fraction: in percent, differences in percentage points. Those of other scores are in percent of
+    /// the base model's score.
+    pub is_share: bool,
     get: fn(&Scores) -> Option<f64>,
-    form: Form,
-}
-
-/// How a score is formatted.
-#[derive(Clone, Copy)]
-enum Form {
-    /// A fraction: in percent, differences in percentage points.
-    Share,
-    /// A number: differences in percent of the base model's score.
-    Number,
 }
 
 /// All scores in the order of the table's columns.
 pub const METRICS: [Metric; 6] = [
-    Metric { name: "mIoU", higher_is_better: true, get: |s| s.miou, form: Form::Share },
-    Metric { name: "pixel accuracy", higher_is_better: true, get: |s| s.pixel_accuracy, form: Form::Share },
-    Metric { name: "FD-demo", higher_is_better: false, get: |s| s.fd_demo, form: Form::Number },
-    Metric { name: "FID", higher_is_better: false, get: |s| s.fid, form: Form::Number },
-    Metric { name: "KID", higher_is_better: false, get: |s| s.kid, form: Form::Number },
-    Metric { name: "held-out flow loss", higher_is_better: false, get: |s| s.held_out_flow, form: Form::Number },
+    Metric { name: "mIoU", higher_is_better: true, is_share: true, get: |s| s.miou },
+    Metric { name: "pixel accuracy", higher_is_better: true, is_share: true, get: |s| s.pixel_accuracy },
+    Metric { name: "FD-demo", higher_is_better: false, is_share: false, get: |s| s.fd_demo },
+    Metric { name: "FID", higher_is_better: false, is_share: false, get: |s| s.fid },
+    Metric { name: "KID", higher_is_better: false, is_share: false, get: |s| s.kid },
+    Metric { name: "held-out flow loss", higher_is_better: false, is_share: false, get: |s| s.held_out_flow },
 ];
 
 impl Metric {
@@ -119,24 +103,16 @@ impl Metric {
         (self.get)(scores).filter(|value| value.is_finite())
     }
 
-    /// Whether the score is a fraction, with differences in percentage points.
-    pub fn is_share(&self) -> bool {
-        matches!(self.form, Form::Share)
-    }
-
     /// Formats a value.
     pub fn show(&self, value: f64) -> String {
-        match self.form {
-            Form::Share => percent(value),
-            Form::Number => significant(value),
-        }
+        if self.is_share { percent(value) } else { significant(value) }
     }
 
     /// Formats the difference from the base model's score: `+5.3` points, or `+0.8 %`; `None` if the base's is 0.
     pub fn difference(&self, value: f64, base: f64) -> Option<String> {
-        match self.form {
-            Form::Share => Some(signed(100.0 * (value - base), "")),
-            Form::Number => (base != 0.0).then(|| signed(100.0 * (value - base) / base.abs(), " %")),
+        match self.is_share {
+            true => Some(signed(100.0 * (value - base), "")),
+            false => (base != 0.0).then(|| signed(100.0 * (value - base) / base.abs(), " %")),
         }
     }
 
@@ -173,32 +149,9 @@ fn significant(value: f64) -> String {
 }
 
 impl Summary {
-    /// The scores of `stage`, where that was measured.
-    pub fn scores(&self, stage: Stage) -> Option<&Scores> {
-        match stage {
-            Stage::Before => self.before.as_ref(),
-            Stage::After => self.after.as_ref(),
-            Stage::WithoutMasks => self.without_masks.as_ref(),
-        }
-    }
-
-    /// Adds a model's scores.
-    pub fn set(&mut self, stage: Stage, scores: Scores) {
-        match stage {
-            Stage::Before => self.before = Some(scores),
-            Stage::After => self.after = Some(scores),
-            Stage::WithoutMasks => self.without_masks = Some(scores),
-        }
-    }
-
-    /// The models with scores, the base model first.
-    pub fn measured(&self) -> impl Iterator<Item = (Stage, &Scores)> {
-        Stage::ALL.into_iter().filter_map(|stage| Some((stage, self.scores(stage)?)))
-    }
-
     /// The scores that any model has, in column order.
     pub fn metrics(&self) -> Vec<&'static Metric> {
-        let is_measured = |metric: &&Metric| self.measured().any(|(_, scores)| metric.of(scores).is_some());
+        let is_measured = |metric: &&Metric| self.0.values().any(|scores| metric.of(scores).is_some());
         METRICS.iter().filter(is_measured).collect()
     }
 
@@ -209,7 +162,7 @@ impl Summary {
 
     /// The base model's score.
     pub fn base(&self, metric: &Metric) -> Option<f64> {
-        self.before.as_ref().and_then(|scores| metric.of(scores))
+        metric.of(self.0.get(&Stage::Before)?)
     }
 
     /// Writes `summary.json` atomically.
@@ -222,7 +175,7 @@ impl Summary {
     pub fn table(&self) -> String {
         let metrics = self.metrics();
         let mut rows = vec![[""].into_iter().chain(metrics.iter().map(|m| m.name)).map(String::from).collect()];
-        for (stage, scores) in self.measured() {
+        for (&stage, scores) in &self.0 {
             let mut row = vec![stage.title().to_string()];
             row.extend(metrics.iter().map(|metric| self.cell(metric, stage, scores)));
             rows.push(row);

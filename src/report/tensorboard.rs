@@ -5,8 +5,8 @@
 use super::metrics::{StepMetrics, ValidationScores};
 use super::validation::ValidationPictures;
 use crate::system::error::{Error, Result};
+use image::RgbImage;
 use image::codecs::png::PngEncoder;
-use image::{ExtendedColorType, ImageEncoder, RgbImage};
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -44,15 +44,6 @@ impl EventFile {
         Self { folder: folder.to_owned(), after: step, open: None }
     }
 
-    /// The open file, created if necessary.
-    fn file(&mut self) -> Result<&mut OpenFile> {
-        let file = match self.open.take() {
-            Some(file) => file,
-            None => OpenFile::begin(&self.folder, self.after)?,
-        };
-        Ok(self.open.insert(file))
-    }
-
     /// Writes the values of a step by tag.
     ///
     /// # Errors
@@ -69,9 +60,8 @@ impl EventFile {
                 }
                 SummaryValue::Image(picture) => {
                     let mut png = vec![];
-                    PngEncoder::new(&mut png)
-                        .write_image(picture.as_raw(), picture.width(), picture.height(), ExtendedColorType::Rgb8)
-                        .map_err(|e| Error::file(&self.folder, e))?;
+                    let encoder = PngEncoder::new(&mut png);
+                    picture.write_with_encoder(encoder).map_err(|e| Error::file(&self.folder, e))?;
                     let mut image = vec![];
                     number(&mut image, 1, u64::from(picture.height()));
                     number(&mut image, 2, u64::from(picture.width()));
@@ -83,7 +73,11 @@ impl EventFile {
             }
             bytes(&mut summary, 1, &one);
         }
-        self.file()?.record(&message(now(), step, 5, &summary))
+        let file = match self.open.take() {
+            Some(file) => file,
+            None => OpenFile::begin(&self.folder, self.after)?,
+        };
+        self.open.insert(file).record(&message(now(), step, 5, &summary))
     }
 
     /// Writes a step's metrics.

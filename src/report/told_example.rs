@@ -1,68 +1,60 @@
-//! Examples of a segmentation that another process has made, as the words that they are told in.
-use super::segmentation::{SegmentationExample, Segmented};
-use super::summary::Stage;
+//! Examples of a segmentation that another process has made.
+use super::segmentation::SegmentationExample;
 use crate::eval::turns::Turns;
 use crate::system::error::{Error, Result};
-use candle_core::{Device, Tensor};
-use image::RgbImage;
-use serde::{Deserialize, Serialize};
-
-/// An example with one model's segmentation.
-#[derive(Serialize, Deserialize)]
-struct Told {
-    key: String,
-    prompt: String,
-    size: (u32, u32),
-    pixels: Vec<u8>,
-    classes: Vec<(u32, String)>,
-    truth: Vec<u32>,
-    /// `[classes, rows, columns]`, and the values.
-    maps: ((usize, usize, usize), Vec<f32>),
-    labels: Vec<u32>,
-}
 
 /// At rank 0 the examples of all processes, whose numbers come with them, in their order; at the others none.
 ///
 /// # Errors
 /// A process has failed.
-pub fn at_main(
-    own: Vec<(usize, SegmentationExample)>,
-    stage: Stage,
-    turns: &Turns,
-) -> Result<Vec<SegmentationExample>> {
-    if turns.processes().size() == 1 {
+pub fn at_main(own: Vec<(usize, SegmentationExample)>, turns: &Turns) -> Result<Vec<SegmentationExample>> {
+    if turns.processes.size() == 1 {
         return Ok(own.into_iter().map(|(_, example)| example).collect());
     }
-    let pieces = own.into_iter().map(|(number, example)| Ok((number, write(example)?))).collect::<Result<_>>()?;
-    turns.pieces_at_main(pieces)?.iter().map(|told| read(told, stage)).collect()
+    let failed = |e: serde_json::Error| Error::Failed(format!("a segmentation example cannot be told: {e}"));
+    let tell = |(number, example)| Ok((number, serde_json::to_vec(&example).map_err(failed)?));
+    let pieces = own.into_iter().map(tell).collect::<Result<_>>()?;
+    turns.pieces_at_main(pieces)?.iter().map(|told| serde_json::from_slice(told).map_err(failed)).collect()
 }
 
-fn write(example: SegmentationExample) -> Result<Vec<u8>> {
-    let SegmentationExample { key, prompt, image, classes, truth, mut stages } = example;
-    let Some((_, Segmented { maps, labels })) = stages.pop() else {
-        return Err(Error::Failed(format!("segmentation example {key}: no segmentation")));
-    };
-    let maps = (maps.dims3()?, maps.flatten_all()?.to_vec1()?);
-    let told = Told { key, prompt, size: image.dimensions(), pixels: image.into_raw(), classes, truth, maps, labels };
-    serde_json::to_vec(&told).map_err(failed)
+/// A picture for serde: its size, and its bytes.
+pub mod picture {
+    use image::RgbImage;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
+
+    pub fn serialize<S: Serializer>(picture: &RgbImage, serializer: S) -> Result<S::Ok, S::Error> {
+        (picture.dimensions(), picture.as_raw()).serialize(serializer)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<RgbImage, D::Error> {
+        let ((width, height), bytes) = Deserialize::deserialize(deserializer)?;
+        RgbImage::from_raw(width, height, bytes).ok_or_else(|| D::Error::custom("not one color a pixel"))
+    }
 }
 
-fn read(told: &[u8], stage: Stage) -> Result<SegmentationExample> {
-    let Told { key, prompt, size, pixels, classes, truth, maps, labels } =
-        serde_json::from_slice(told).map_err(failed)?;
-    let image = RgbImage::from_raw(size.0, size.1, pixels);
-    let image = image.ok_or_else(|| Error::Failed(format!("segmentation example {key}: not one color a pixel")))?;
-    let maps = Tensor::from_vec(maps.1, maps.0, &Device::Cpu)?;
-    Ok(SegmentationExample { key, prompt, image, classes, truth, stages: vec![(stage, Segmented { maps, labels })] })
-}
+/// A tensor in f32 on the host for serde: its shape, and its values.
+pub mod tensor {
+    use candle_core::{Device, Tensor};
+    use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser::Error};
 
-fn failed(problem: serde_json::Error) -> Error {
-    Error::Failed(format!("a segmentation example cannot be told: {problem}"))
+    pub fn serialize<S: Serializer>(tensor: &Tensor, serializer: S) -> Result<S::Ok, S::Error> {
+        let values = tensor.flatten_all().and_then(|tensor| tensor.to_vec1::<f32>()).map_err(S::Error::custom)?;
+        (tensor.dims(), values).serialize(serializer)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Tensor, D::Error> {
+        let (shape, values): (Vec<usize>, Vec<f32>) = Deserialize::deserialize(deserializer)?;
+        Tensor::from_vec(values, shape, &Device::Cpu).map_err(de::Error::custom)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::report::segmentation::Segmented;
+    use crate::report::summary::Stage;
+    use candle_core::{Device, Tensor};
+    use image::RgbImage;
 
     #[test]
     fn an_example_is_read_as_it_was_written() {
@@ -75,7 +67,8 @@ mod tests {
             truth: vec![7; 6],
             stages: vec![(Stage::After, Segmented { maps, labels: vec![65535, 7, 7, 7, 7, 7] })],
         };
-        let found = read(&write(example.clone()).expect("written"), Stage::After).expect("read");
+        let told = serde_json::to_vec(&example).expect("written");
+        let found: SegmentationExample = serde_json::from_slice(&told).expect("read");
         assert_eq!((&found.key, &found.prompt, &found.image), (&example.key, &example.prompt, &example.image));
         assert_eq!((&found.classes, &found.truth), (&example.classes, &example.truth));
         let values = |example: &SegmentationExample| example.stages[0].1.maps.flatten_all()?.to_vec1::<f32>();

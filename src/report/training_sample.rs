@@ -29,15 +29,6 @@ pub struct SampleDrawer {
     has_prompts: bool,
 }
 
-/// A training sample, drawn.
-#[derive(Clone, Debug)]
-pub struct DrawnSample {
-    picture: RgbImage,
-    masks: Vec<Mask>,
-    /// What a page shows.
-    pub figure: SampleFigure,
-}
-
 /// A training sample on a page.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SampleFigure {
@@ -109,16 +100,9 @@ impl SampleDrawer {
     ///
     /// # Errors
     /// A tokenizer cannot encode the prompt, or the picture's size is wrong.
-    pub fn draw(&self, sample: &Sample, number: u64) -> Result<DrawnSample> {
-        let Self { tokenizers, side, .. } = self;
-        let is_decoded = !sample.image.is_empty();
-        let picture = match is_decoded {
-            true => RgbImage::from_raw(*side, *side, sample.image.clone()),
-            false => Some(RgbImage::from_pixel(*side, *side, NO_PICTURE)),
-        };
-        let picture = picture.ok_or_else(|| Error::Failed(format!("{}: not {side}×{side} pixels", sample.key)))?;
-        let [shown, masked] = at(&picture, &sample.masks, SIDE);
-
+    pub fn draw(&self, sample: &Sample, number: u64) -> Result<SampleFigure> {
+        let [picture, masked] = self.pictures(sample, SIDE)?;
+        let tokenizers = &self.tokenizers;
         let tokens = tokenizers.tokens(&sample.prompt)?;
         let names: Vec<&str> = sample.classes.iter().map(String::as_str).collect();
         let spans = tokenizers.spans(&names)?;
@@ -136,27 +120,35 @@ impl SampleDrawer {
             share: mask.area() as f64 / total,
         };
         let mut notes = self.notes(sample, &tokens);
-        notes.extend(
-            names
-                .iter()
-                .zip(&spans)
-                .filter(|(_, span)| span.is_none())
-                .map(|(name, _)| format!("the mask of {name:?} meets no word: CLIP has no room for the whole name")),
-        );
-        if !is_decoded {
+        for (name, _) in names.iter().zip(&spans).filter(|(_, span)| span.is_none()) {
+            notes.push(format!("the mask of {name:?} meets no word: CLIP has no room for the whole name"));
+        }
+        if sample.image.is_empty() {
             notes.push("latents from the cache: the picture is not decoded; seg4diff inspect shows it".into());
         }
-        let figure = SampleFigure {
+        Ok(SampleFigure {
             number,
             epoch: sample.epoch,
             key: sample.key.clone(),
-            picture: data_uri(&shown)?,
+            picture: data_uri(&picture)?,
             masked: data_uri(&masked)?,
             prompts: prompts.collect(),
             masks: sample.masks.iter().map(entry).collect(),
             notes,
+        })
+    }
+
+    /// The picture as cropped, of at most `side` pixels, and its masks over it.
+    pub(super) fn pictures(&self, sample: &Sample, side: u32) -> Result<[RgbImage; 2]> {
+        let own = self.side;
+        let picture = match sample.image.is_empty() {
+            true => Some(RgbImage::from_pixel(own, own, NO_PICTURE)),
+            false => RgbImage::from_raw(own, own, sample.image.clone()),
         };
-        Ok(DrawnSample { picture, masks: sample.masks.clone(), figure })
+        let picture = picture.ok_or_else(|| Error::Failed(format!("{}: not {own}×{own} pixels", sample.key)))?;
+        let picture = resized(&picture, side);
+        let masked = paint(&picture, &sample.masks);
+        Ok([picture, masked])
     }
 
     /// What a reader should know of a sample.
@@ -170,14 +162,12 @@ impl SampleDrawer {
         if self.has_prompts && sample.prompt.trim().is_empty() && !sample.is_dropped {
             notes.push("the prompt is empty".to_string());
         }
-        for PromptTokens { encoders, ranges, limit } in
-            tokens.iter().filter(|tokens| tokens.ranges.len() > tokens.limit)
-        {
-            let cut = ranges.len() - limit;
-            notes.push(format!(
-                "cut: {encoders} has room for {limit} tokens, the last {cut} of {} are lost",
-                ranges.len()
-            ));
+        for PromptTokens { encoders, ranges, limit } in tokens {
+            let count = ranges.len();
+            if count > *limit {
+                let cut = count - limit;
+                notes.push(format!("cut: {encoders} has room for {limit} tokens, the last {cut} of {count} are lost"));
+            }
         }
         notes
     }
@@ -185,41 +175,23 @@ impl SampleDrawer {
 
 impl PromptLine {
     fn new(prompt: &str, tokens: &PromptTokens, mask: impl Fn(usize) -> Option<usize>) -> Self {
-        let mut pieces = vec![];
-        let mut end = 0;
+        let between = |start: usize, end: usize| {
+            let text = prompt.get(start..end).filter(|text| !text.is_empty())?;
+            Some(Piece { text: text.into(), is_token: false, is_cut: false, mask: None })
+        };
+        let (mut pieces, mut end) = (vec![], 0);
         for (number, range) in tokens.ranges.iter().enumerate() {
             let is_cut = number >= tokens.limit;
             // Tokens of one character's bytes all stand for the whole character: the first shows it.
             let start = range.start.max(end);
-            if let Some(between) = prompt.get(end..start).filter(|between| !between.is_empty()) {
-                pieces.push(Piece { text: between.into(), is_token: false, is_cut: false, mask: None });
-            }
+            pieces.extend(between(end, start));
             end = range.end.max(end);
             let text = prompt.get(start..end).unwrap_or_default().into();
             pieces.push(Piece { text, is_token: true, is_cut, mask: mask(number) });
         }
-        if let Some(rest) = prompt.get(end..).filter(|rest| !rest.is_empty()) {
-            pieces.push(Piece { text: rest.into(), is_token: false, is_cut: false, mask: None });
-        }
+        pieces.extend(between(end, prompt.len()));
         Self { encoders: tokens.encoders.clone(), limit: tokens.limit, pieces }
     }
-
-    fn tokens(&self) -> usize {
-        self.pieces.iter().filter(|piece| piece.is_token).count()
-    }
-}
-
-impl DrawnSample {
-    /// The picture as cropped, of at most `side` pixels, and its masks over it.
-    pub(super) fn at(&self, side: u32) -> [RgbImage; 2] {
-        at(&self.picture, &self.masks, side)
-    }
-}
-
-fn at(picture: &RgbImage, masks: &[Mask], side: u32) -> [RgbImage; 2] {
-    let picture = resized(picture, side);
-    let masked = paint(&picture, masks);
-    [picture, masked]
 }
 
 /// The masks over the grey picture, large ones first, so that a small one within a large one is seen.
@@ -283,13 +255,14 @@ impl SampleFigure {
 
 impl PromptLine {
     fn markup(&self) -> Markup {
+        let tokens = self.pieces.iter().filter(|piece| piece.is_token);
         let style = |piece: &Piece| {
             let [red, green, blue] = color(piece.mask?);
             Some(format!("--mask:rgb({red},{green},{blue})"))
         };
         html! {
             div.prompt {
-                span.label { (self.encoders) ": " (self.tokens()) " of " (self.limit) " tokens" }
+                span.label { (self.encoders) ": " (tokens.count()) " of " (self.limit) " tokens" }
                 p {
                     @for piece in &self.pieces {
                         @if piece.is_cut { s.token { (piece.text) } }

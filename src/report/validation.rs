@@ -147,22 +147,19 @@ pub(super) fn figures(
     pictures: &BTreeMap<u64, ValidationPictures>,
     scores: &[(u64, &ValidationScores)],
 ) -> Result<Markup> {
-    let mut figures = vec![];
-    for (step, ValidationPictures { samples, attention }) in pictures {
-        let line = scores.iter().find(|(of, _)| of == step).map(|(_, scores)| scores.to_string()).unwrap_or_default();
-        let uri = |picture: &Option<RgbImage>| picture.as_ref().map(data_uri).transpose();
-        let (samples, attention) = (uri(samples)?, uri(attention)?);
-        figures.push(html! {
+    let uri = |picture: &Option<RgbImage>| picture.as_ref().map(data_uri).transpose();
+    Ok(html! {
+        @for (step, ValidationPictures { samples, attention }) in pictures {
             figure.validation {
+                @let line = scores.iter().find(|(of, _)| of == step).map(|(_, scores)| scores.to_string()).unwrap_or_default();
                 figcaption { "Step " (step) @if !line.is_empty() { ": " (line) } }
                 div.pair {
-                    @if let Some(attention) = &attention { img src=(attention) alt={ "attention of the expert at step " (step) }; }
-                    @if let Some(samples) = &samples { img src=(samples) alt={ "drawn at step " (step) }; }
+                    @if let Some(uri) = uri(attention)? { img src=(uri) alt={ "attention of the expert at step " (step) }; }
+                    @if let Some(uri) = uri(samples)? { img src=(uri) alt={ "drawn at step " (step) }; }
                 }
             }
-        });
-    }
-    Ok(html! { @for figure in figures { (figure) } })
+        }
+    })
 }
 
 impl std::fmt::Display for ValidationScores {

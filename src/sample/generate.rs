@@ -1,6 +1,6 @@
 //! The sampling loop: noise to latents with guidance (diffusers: `StableDiffusion3Pipeline.__call__`).
 use super::noise;
-use super::scheduler::{Scheduler, SigmaSchedule};
+use super::scheduler::Scheduler;
 use crate::model::families::Blur;
 use crate::model::text::TextEmbedding;
 use crate::model::weights;
@@ -72,52 +72,32 @@ impl SamplingOptions {
         if self.steps == 0 {
             return Err(Error::Usage("steps must be at least 1".into()));
         }
-        let joined;
-        let embedding = match self.guided() {
-            true => {
-                joined = TextEmbedding::cat(&[text.negative, text.positive])?;
-                &joined
-            }
-            false => text.positive,
-        };
+        let joined = self.guided().then(|| TextEmbedding::cat(&[text.negative, text.positive])).transpose()?;
+        let embedding = joined.as_ref().unwrap_or(text.positive);
         let schedule = scheduler.set_timesteps(self.steps, image_tokens);
         let bar =
             if self.progress { bar("{bar:30} step {pos}/{len} {elapsed} < {eta}", self.steps as u64) } else { None };
         let mut latents = noise.to_dtype(DType::F32)?;
         for step in 0..schedule.steps() {
-            latents = self.step((&schedule, step), &latents, embedding, text.positive, &mut velocity)?;
+            let input = if self.guided() { Tensor::cat(&[&latents, &latents], 0)? } else { latents.clone() };
+            let timestep = Tensor::full(schedule.timesteps[step], input.dim(0)?, &Device::Cpu)?;
+            let mut output = velocity(&input, &timestep, embedding, None)?.to_dtype(DType::F32)?;
+            let batch = latents.dim(0)?;
+            let positive = output.narrow(0, output.dim(0)? - batch, batch)?;
+            if self.guided() {
+                let negative = output.narrow(0, 0, batch)?;
+                output = ((&positive - &negative)? * self.guidance)?.add(&negative)?;
+            }
+            if let Some(PerturbedGuidance { scale, blur }) = self.perturbed {
+                let timestep = timestep.narrow(0, 0, batch)?;
+                let worse = velocity(&latents, &timestep, text.positive, Some(blur))?.to_dtype(DType::F32)?;
+                output = (output + ((positive - worse)? * scale)?)?;
+            }
+            latents = schedule.step(step, &latents, &output)?;
             bar.iter().for_each(|bar| bar.inc(1));
         }
         bar.iter().for_each(ProgressBar::finish_and_clear);
         Ok(latents)
-    }
-
-    fn step(
-        &self,
-        (schedule, step): (&SigmaSchedule, usize),
-        latents: &Tensor,
-        embedding: &TextEmbedding,
-        positive_text: &TextEmbedding,
-        velocity: &mut impl FnMut(&Tensor, &Tensor, &TextEmbedding, Option<Blur>) -> Result<Tensor>,
-    ) -> Result<Tensor> {
-        let input = if self.guided() { Tensor::cat(&[latents, latents], 0)? } else { latents.clone() };
-        let timestep = Tensor::full(schedule.timesteps[step], input.dim(0)?, &Device::Cpu)?;
-        let output = velocity(&input, &timestep, embedding, None)?.to_dtype(DType::F32)?;
-        let batch = latents.dim(0)?;
-        let positive = output.narrow(0, output.dim(0)? - batch, batch)?;
-        let mut output = match self.guided() {
-            true => {
-                let negative = output.narrow(0, 0, batch)?;
-                ((&positive - &negative)? * self.guidance)?.add(&negative)?
-            }
-            false => output,
-        };
-        if let Some(PerturbedGuidance { scale, blur }) = self.perturbed {
-            let timestep = timestep.narrow(0, 0, batch)?;
-            let worse = velocity(latents, &timestep, positive_text, Some(blur))?.to_dtype(DType::F32)?;
-            output = (output + ((positive - worse)? * scale)?)?;
-        }
-        schedule.step(step, latents, &output)
     }
 }
 
@@ -146,10 +126,10 @@ pub fn read_latents(
     device: &Device,
 ) -> Result<Tensor> {
     let mut tensors = weights::read_all(file)?;
-    let found: Vec<String> = tensors.keys().cloned().collect();
-    let latents = tensors
-        .remove(key)
-        .ok_or_else(|| Error::file(file, format!("no tensor {key:?}, it holds {}", found.join(", "))))?;
+    let Some(latents) = tensors.remove(key) else {
+        let found: Vec<String> = tensors.into_keys().collect();
+        return Err(Error::file(file, format!("no tensor {key:?}, it holds {}", found.join(", "))));
+    };
     let (channels, height, width) = shape;
     let fits = match latents.dims() {
         [count, rest @ ..] => *rest == [channels, height, width] && images.is_none_or(|images| images == *count),

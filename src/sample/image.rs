@@ -7,7 +7,6 @@ use crate::system::whole_file::write_atomically;
 use candle_core::{DType, Device, Tensor};
 use image::RgbImage;
 use image::codecs::png::PngEncoder;
-use image::{ExtendedColorType, ImageEncoder};
 use std::path::Path;
 
 /// Images in [−1, 1], `[batch, 3, height, width]`, to 8-bit RGB: `round(255 · clamp(x/2 + 1/2, 0, 1))`.
@@ -35,9 +34,7 @@ fn quantise(value: f32) -> u8 {
 /// Writes an image as PNG, atomically.
 pub fn write_png(file: &Path, image: &RgbImage) -> Result<()> {
     let mut bytes = Vec::new();
-    PngEncoder::new(&mut bytes)
-        .write_image(image.as_raw(), image.width(), image.height(), ExtendedColorType::Rgb8)
-        .map_err(|e| Error::file(file, e))?;
+    image.write_with_encoder(PngEncoder::new(&mut bytes)).map_err(|e| Error::file(file, e))?;
     write_atomically(file, |out| out.write_all(&bytes))
 }
 

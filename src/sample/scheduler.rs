@@ -128,7 +128,7 @@ pub struct Scheduler {
     dynamic: Option<DynamicShift>,
     spacing: SigmaSpacing,
     /// σ of each training timestep, descending.
-    sigmas: Vec<f32>,
+    pub sigmas: Vec<f32>,
 }
 
 /// The noise levels of a sampling run.
@@ -146,7 +146,7 @@ impl Scheduler {
     /// # Errors
     /// The file cannot be read or names another kind of scheduler.
     pub fn open(files: &ModelFiles) -> Result<Self> {
-        let spacing = families::of(files)?.sigma_spacing();
+        let spacing = families::of(files)?.pipeline.sigma_spacing;
         Self::checked(files.scheduler_config()?, &files.scheduler_path()?, spacing)
     }
 
@@ -210,19 +210,13 @@ impl Scheduler {
         Self { num_train_timesteps, shift, dynamic: None, spacing: SigmaSpacing::Trained, sigmas: sigmas.collect() }
     }
 
-    /// σ of each training timestep, descending.
-    pub fn train_sigmas(&self) -> &[f32] {
-        &self.sigmas
-    }
-
     /// Draws a training noise level from the random stream of `seed` and `stream`: the sigmoid of a normal number
     /// indexes the descending levels (diffusers' `compute_density_for_timestep_sampling`, "logit_normal").
     pub fn draw_sigma(&self, levels: &NoiseConfig, seed: u64, stream: &[u64]) -> f32 {
         let normal: f64 = generator(seed, stream).sample(StandardNormal);
         let u = 1.0 / (1.0 + (-(levels.logit_mean + levels.logit_std * normal)).exp());
-        let sigmas = self.train_sigmas();
-        let index = (u * sigmas.len() as f64) as usize;
-        sigmas.get(index.min(sigmas.len() - 1)).copied().unwrap_or(1.0)
+        let index = (u * self.sigmas.len() as f64) as usize;
+        self.sigmas.get(index.min(self.sigmas.len() - 1)).copied().unwrap_or(1.0)
     }
 
     /// The model's timestep at noise level `sigma`.

@@ -30,10 +30,10 @@ impl<'a> Accumulated<'a> {
 
     /// Adds a micro-batch of every process, in rank order.
     pub fn add(&mut self, terms: LossTerms, gradients: &GradientBuffer) -> Result<()> {
-        for slice in self.collective.exchange_slices(gradients.values())? {
+        for slice in self.collective.exchange_slices(&gradients.values)? {
             self.slice = (&self.slice + slice)?;
         }
-        let notes = Tensor::new(notes(&terms, gradients.present()), &Device::Cpu)?;
+        let notes = Tensor::new(notes(&terms, &gradients.present), &Device::Cpu)?;
         for notes in self.collective.gather(&notes)? {
             let (terms, present) = read_notes(&notes.to_vec1()?);
             self.terms.push(terms);
@@ -57,7 +57,7 @@ impl<'a> Accumulated<'a> {
             align: mean(|t| t.align),
         };
         let values = Tensor::cat(&self.collective.gather(&self.slice)?, 0)?.narrow(0, 0, self.count)?;
-        let mut gradients = GradientBuffer::from_parts(values, self.present);
+        let mut gradients = GradientBuffer { values, present: self.present };
         gradients.scale(1.0 / micro_batches as f64)?;
         Ok((terms, gradients))
     }

@@ -22,13 +22,15 @@ impl RunConfig {
         self.check_output(&mut problems);
         self.check_model(&mut problems);
         self.check_sources(&mut problems);
-        match self.data.cache.as_ref().map(|cache| (cache, is_folder(cache))) {
-            None | Some((_, Ok(true))) => {}
-            Some((cache, Ok(false))) => {
-                let fill = "seg4diff prepare cache --config F fills it";
-                problems.push(format!("data.cache: there is no folder {}; {fill}", cache.display()));
+        if let Some(cache) = &self.data.cache {
+            match is_folder(cache) {
+                Ok(true) => {}
+                Ok(false) => {
+                    let fill = "seg4diff prepare cache --config F fills it";
+                    problems.push(format!("data.cache: there is no folder {}; {fill}", cache.display()));
+                }
+                Err(e) => problems.push(format!("data.cache: {e}")),
             }
-            Some((_, Err(e))) => problems.push(format!("data.cache: {e}")),
         }
         if let Some(adapter) = &self.lora.init {
             match exists(adapter) {
@@ -186,22 +188,27 @@ impl RunConfig {
     }
 
     fn check_sources(&self, problems: &mut Vec<String>) {
-        for source in self.data.source.iter().chain(self.data.sources.iter().map(|source| &source.path)) {
-            if self.will_be_drawn(Path::new(source)) || remote::is_url(source) {
-                continue;
-            }
-            match problem_of_source(source) {
-                Ok(None) => {}
-                Ok(Some(problem)) => problems.push(format!("data.source: {problem}")),
+        for source in
+            self.source_paths().filter(|source| !self.will_be_drawn(Path::new(source)) && !remote::is_url(source))
+        {
+            match expand(source) {
+                Ok(Expanded::Paths(_)) => {}
+                Ok(Expanded::Missing(part)) => {
+                    let what = if part.contains(['*', '?', '[']) { "matches nothing" } else { "is missing" };
+                    problems.push(format!("data.source: {part} {what}"));
+                }
                 Err(e) => problems.push(format!("data.source: {e}")),
             }
         }
     }
 
+    fn source_paths(&self) -> impl Iterator<Item = &String> {
+        self.data.source.iter().chain(self.data.sources.iter().map(|source| &source.path))
+    }
+
     /// Whether some of the training data belongs to scenes that are drawn first.
     pub fn draws_sources(&self) -> bool {
-        let sources = self.data.source.iter().chain(self.data.sources.iter().map(|source| &source.path));
-        sources.into_iter().any(|source| self.will_be_drawn(Path::new(source)))
+        self.source_paths().any(|source| self.will_be_drawn(Path::new(source)))
     }
 
     /// Whether this belongs to the scenes, which the run draws first where they are missing.
@@ -214,7 +221,10 @@ impl RunConfig {
         for (key, path, is_folder) in files {
             let Some(path) = path.filter(|path| !self.will_be_drawn(path)) else { continue };
             match std::fs::metadata(path) {
-                Err(e) => problems.push(format!("{key}: {}: {}", path.display(), reason(&e))),
+                Err(e) => {
+                    let reason = if e.kind() == ErrorKind::NotFound { "is missing".into() } else { e.to_string() };
+                    problems.push(format!("{key}: {}: {reason}", path.display()));
+                }
                 Ok(found) if found.is_dir() != is_folder => {
                     let expected = if is_folder { "a folder" } else { "a file" };
                     problems.push(format!("{key}: {} is not {expected}", path.display()));
@@ -225,26 +235,5 @@ impl RunConfig {
     }
 }
 
-/// What is wrong with the path of a source, if anything is.
-///
-/// # Errors
-/// The system's reason why nothing is found there.
-fn problem_of_source(source: &str) -> Result<Option<String>> {
-    Ok(match expand(source)? {
-        Expanded::Paths(_) => None,
-        Expanded::Missing(part) => {
-            let what = if part.contains(['*', '?', '[']) { "matches nothing" } else { "is missing" };
-            Some(format!("{part} {what}"))
-        }
-    })
-}
-
 /// A key, the path that it gives, and whether a folder belongs there.
 type Named<'a> = (&'static str, Option<&'a Path>, bool);
-
-fn reason(error: &std::io::Error) -> String {
-    match error.kind() {
-        std::io::ErrorKind::NotFound => "is missing".into(),
-        _ => error.to_string(),
-    }
-}

@@ -21,9 +21,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Version of the layout; any other is refused.
-const FORMAT: u32 = 1;
+const FORMAT: u64 = 1;
 const OPTIMIZER: &str = "optimizer.safetensors";
-const CONFIG: &str = "config.toml";
+pub(super) const CONFIG: &str = "config.toml";
 const STATE: &str = "state.json";
 
 /// The state of a run.
@@ -85,7 +85,7 @@ pub struct Checkpoint {
 /// `state.json`.
 #[derive(Serialize, Deserialize)]
 struct StateFile {
-    format: u32,
+    format: u64,
     /// The processes that trained together.
     #[serde(default = "one")]
     processes: usize,
@@ -114,13 +114,8 @@ impl Checkpoint {
         Ok(folder)
     }
 
-    /// Writes the checkpoint as `output/best`, in place of the one that is there.
-    pub fn save_best(&self, output: &Path, config: &RunConfig) -> Result<PathBuf> {
-        self.save_as(output, "best", config)
-    }
-
-    /// Writes the folder `parent/name`, whole or not at all.
-    fn save_as(&self, parent: &Path, name: &str, config: &RunConfig) -> Result<PathBuf> {
+    /// Writes the folder `parent/name`, whole or not at all, in place of the one that is there.
+    pub fn save_as(&self, parent: &Path, name: &str, config: &RunConfig) -> Result<PathBuf> {
         let aside = parent.join(format!("{WRITING}{name}"));
         remove_if_there(&aside)?;
         std::fs::create_dir(&aside).map_err(|e| Error::file(&aside, e))?;
@@ -163,23 +158,11 @@ impl Checkpoint {
             optimizer: read_f32(&folder.join(OPTIMIZER))?,
         })
     }
-
-    /// The file of a checkpoint that holds LoRA and score head.
-    pub fn tensors_of(folder: &Path) -> PathBuf {
-        folder.join(CHECKPOINT_FILE)
-    }
 }
 
 /// The configuration that the checkpoint in `folder` was trained with.
 pub fn config_of(folder: &Path) -> Result<RunConfig> {
     RunConfig::load(&folder.join(CONFIG), &[])
-}
-
-/// The same as text, and the file that it is from.
-pub fn config_text_of(folder: &Path) -> Result<(PathBuf, String)> {
-    let file = folder.join(CONFIG);
-    let text = std::fs::read_to_string(&file).map_err(|e| Error::file(&file, e))?;
-    Ok((file, text))
 }
 
 /// The checkpoints under `output`, oldest first, whole or not.
@@ -218,7 +201,7 @@ pub fn verify(folder: &Path) -> Result<State> {
 }
 
 /// As [`verify`], with the number of processes that trained together.
-pub fn verify_with_processes(folder: &Path) -> Result<(State, usize)> {
+fn verify_with_processes(folder: &Path) -> Result<(State, usize)> {
     let path = folder.join(STATE);
     if !is_file(&path)? {
         return Err(Error::file(folder, format!("not a checkpoint: it has no {STATE}")));
@@ -227,7 +210,7 @@ pub fn verify_with_processes(folder: &Path) -> Result<(State, usize)> {
     let damaged = |e: serde_json::Error| Error::file(&path, format!("damaged: {e}"));
     let value: serde_json::Value = serde_json::from_slice(&text).map_err(damaged)?;
     match value.get("format").and_then(|format| format.as_u64()) {
-        Some(format) if format == u64::from(FORMAT) => {}
+        Some(FORMAT) => {}
         Some(format) => {
             return Err(Error::file(&path, format!("format {format} of another version, expected {FORMAT}")));
         }

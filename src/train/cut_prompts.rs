@@ -1,7 +1,7 @@
 //! Prompts that are longer than what the text encoders read.
-use crate::distributed::Collective;
+use crate::distributed::{Collective, gather_values};
 use crate::model::text::{CutPrompt, TextEncoders};
-use crate::system::error::{Error, Result};
+use crate::system::error::Result;
 use serde::{Deserialize, Serialize};
 
 /// Characters of what is cut that are shown.
@@ -10,7 +10,8 @@ const SHOWN: usize = 80;
 /// Counts prompts that are cut, and has the first.
 #[derive(Default, Serialize, Deserialize)]
 pub struct CutPrompts {
-    count: u64,
+    /// Prompts counted.
+    pub count: u64,
     cut: u64,
     /// With the sample's number and key.
     first: Option<(u64, String, CutPrompt)>,
@@ -32,23 +33,13 @@ impl CutPrompts {
     /// # Errors
     /// A process has failed.
     pub fn merged(self, collective: &dyn Collective) -> Result<Self> {
-        if collective.size() == 1 {
-            return Ok(self);
-        }
-        let json = |e: serde_json::Error| Error::Failed(format!("counts of prompts cannot be told: {e}"));
         let mut all = Self::default();
-        for told in collective.gather_bytes(&serde_json::to_vec(&self).map_err(json)?)? {
-            let one: Self = serde_json::from_slice(&told).map_err(json)?;
+        for one in gather_values(collective, self, "counts of prompts")? {
             all.count += one.count;
             all.cut += one.cut;
             all.first = all.first.into_iter().chain(one.first).min_by_key(|(number, ..)| *number);
         }
         Ok(all)
-    }
-
-    /// Prompts counted.
-    pub fn count(&self) -> u64 {
-        self.count
     }
 
     /// Warns, where some of `these` prompts are cut.

@@ -1,15 +1,14 @@
 //! Measures a run's model before training and after, as `[eval]` says. Several processes share the images, and rank 0 has the
 //! scores and pictures.
 use crate::config::{EvalConfig, RunConfig};
-use crate::data::Captions;
 use crate::data::sources::captions::{Columns, first_by_key};
 use crate::distributed::Collective;
-use crate::eval::analysis::analyse_together;
+use crate::eval::EvaluatedModel;
+use crate::eval::analysis::analyse;
 use crate::eval::flow::HeldOut;
 use crate::eval::generation::draw::pictures_at_main;
-use crate::eval::generation::statistics::image_files;
-use crate::eval::generation::{self, DrawnImage, GenerationOptions, GenerationScores, Reference, load_networks};
-use crate::eval::segmentation::{self, ImageResult, LabelledFolder, SegmentationOptions};
+use crate::eval::generation::{self, GenerationOptions, GenerationScores, Reference, load_networks};
+use crate::eval::segmentation::{self, LabelledFolder, SegmentationOptions, SegmentationScores};
 use crate::eval::turns::Turns;
 use crate::model::pipeline::Pipeline;
 use crate::report::segmentation::SegmentationExample;
@@ -50,20 +49,14 @@ impl<'a> Evaluation<'a> {
         let turns = Turns::new(processes);
         let labelled = LabelledFolder::of_run(config, eval)?;
         let columns = Columns::of(&config.data);
-        let held_out = match &eval.captions {
-            Some(captions) if eval.flow_images > 0 => {
-                let files = image_files(eval.real_images())?;
-                let captions = Captions::read(captions, columns)?;
-                Some(HeldOut::new(files, &captions, eval.flow_images, eval.size, eval.seed)?)
-            }
-            _ => None,
-        };
+        let captions = eval.captions.as_ref().filter(|_| eval.flow_images > 0);
+        let held_out = captions.map(|captions| HeldOut::of(eval, captions, columns, eval.flow_images)).transpose()?;
         let generation = match &eval.captions {
             Some(captions) if eval.generation_images > 0 => {
                 let captions = first_by_key(captions, columns, eval.generation_images)?;
                 let networks = load_networks(eval.inception.as_deref(), eval.features.as_deref(), device)?;
                 let batch = GenerationOptions::of(eval).batch;
-                Some((captions, Reference::of_folder_together(networks, eval.real_images(), batch, &turns)?))
+                Some((captions, Reference::of_folder(networks, eval.real_images(), batch, &turns)?))
             }
             _ => None,
         };
@@ -80,7 +73,8 @@ impl<'a> Evaluation<'a> {
         measured: &mut Measured,
     ) -> Result<bool> {
         let mut new = Measured::default();
-        let outcome = self.scores(pipeline, scheduler, stage, &mut new);
+        let model = EvaluatedModel { pipeline, scheduler, turns: &self.turns };
+        let outcome = self.scores(model, stage, &mut new);
         // Of what fails at one process the others know nothing, and cannot be asked.
         let is_stopped = if outcome.is_ok() { self.turns.agree_to_stop()? } else { self.turns.is_stopped() };
         if is_stopped {
@@ -90,7 +84,7 @@ impl<'a> Evaluation<'a> {
         if !self.turns.is_main() {
             return Ok(true);
         }
-        measured.summary.set(stage, scores);
+        measured.summary.0.insert(stage, scores);
         if measured.segmentation.is_empty() {
             measured.segmentation = new.segmentation;
         } else {
@@ -104,80 +98,65 @@ impl<'a> Evaluation<'a> {
         Ok(true)
     }
 
-    fn scores(&self, pipeline: &Pipeline, scheduler: &Scheduler, stage: Stage, new: &mut Measured) -> Result<Scores> {
+    fn scores(&self, model: EvaluatedModel, stage: Stage, new: &mut Measured) -> Result<Scores> {
         let mut scores = Scores::default();
         if let Some(labelled) = &self.labelled {
-            let found = self.segment(labelled, pipeline, scheduler, stage, &mut new.segmentation)?;
+            let limit = Some(self.eval.segmentation_images).filter(|&images| images > 0);
+            let options = SegmentationOptions::of(self.eval, limit);
+            let mut progress = Progress::new("segmented", 0, options.count(labelled) as u64);
+            let progress = |done| progress.update_batch(done, options.batch, stage.title());
+            let (found, examples) = segment(model, labelled, &options, (stage, EXAMPLES), progress)?;
             let ious = found.per_class.into_iter();
             scores.miou = Some(found.miou);
             scores.pixel_accuracy = Some(found.pixel_accuracy);
             scores.per_class = ious.filter_map(|(name, iou)| Some((name, iou?))).collect();
+            new.segmentation = examples;
         }
         if let Some(labelled) = self.labelled.as_ref().filter(|_| self.eval.analysis_images > 0) {
-            let limit = Some(self.eval.analysis_images);
-            let options = SegmentationOptions::of(self.eval, limit);
-            new.blocks
-                .push((stage, analyse_together(pipeline, scheduler, labelled, &options, &self.turns, |_, _| {})?));
+            let options = SegmentationOptions::of(self.eval, Some(self.eval.analysis_images));
+            new.blocks.push((stage, analyse(model, labelled, &options, |_, _| {})?));
         }
         if let Some(held_out) = &self.held_out {
-            scores.held_out_flow = held_out.flow_loss(pipeline, scheduler, &self.config.noise, &self.turns)?;
+            scores.held_out_flow = held_out.flow_loss(model, &self.config.noise)?;
         }
-        if let Some((captions, reference)) = &self.generation {
-            let GenerationScores { fid, kid, fd_demo, .. } =
-                self.draw(captions, reference, pipeline, scheduler, stage, new)?;
-            (scores.fid, scores.kid, scores.fd_demo) = (fid, kid, fd_demo);
-        }
-        Ok(scores)
+        let GenerationScores { fid, kid, fd_demo, .. } = self.draw(model, stage, new)?;
+        Ok(Scores { fid, kid, fd_demo, ..scores })
     }
 
-    fn segment(
-        &self,
-        labelled: &LabelledFolder,
-        pipeline: &Pipeline,
-        scheduler: &Scheduler,
-        stage: Stage,
-        examples: &mut Vec<SegmentationExample>,
-    ) -> Result<segmentation::SegmentationScores> {
-        let limit = Some(self.eval.segmentation_images).filter(|&images| images > 0);
-        let options = SegmentationOptions::of(self.eval, limit);
-        let mut progress = Progress::new("segmented", 0, options.count(labelled) as u64);
-        let mut own = vec![];
-        let mut visit = |result: &ImageResult| {
-            if result.index < EXAMPLES {
-                own.push((result.index, SegmentationExample::new(result, stage)?));
-            }
-            progress.update_batch(result.index + 1, options.batch, stage.title());
-            Ok(())
-        };
-        let scores = segmentation::evaluate_together(pipeline, scheduler, labelled, &options, &self.turns, &mut visit)?;
-        *examples = told_example::at_main(own, stage, &self.turns)?;
-        Ok(scores)
-    }
-
-    fn draw(
-        &self,
-        captions: &[String],
-        reference: &Reference,
-        pipeline: &Pipeline,
-        scheduler: &Scheduler,
-        stage: Stage,
-        new: &mut Measured,
-    ) -> Result<GenerationScores> {
+    fn draw(&self, model: EvaluatedModel, stage: Stage, new: &mut Measured) -> Result<GenerationScores> {
+        let Some((captions, reference)) = &self.generation else { return Ok(GenerationScores::default()) };
         let options = GenerationOptions::of(self.eval);
         let mut own: Vec<(usize, RgbImage)> = vec![];
         let mut progress = Progress::new("drawn", 0, options.images as u64);
-        let mut visit = |drawn: &DrawnImage| {
-            if drawn.index < SAMPLES {
-                own.push((drawn.index, drawn.image.clone()));
+        let scores = generation::evaluate(model, captions, &options, reference, &mut |index, image| {
+            if index < SAMPLES {
+                own.push((index, image.clone()));
             }
-            progress.update_batch(drawn.index + 1, options.batch, stage.title());
+            progress.update_batch(index + 1, options.batch, stage.title());
             Ok(())
-        };
-        let turns = &self.turns;
-        let scores =
-            generation::evaluate_together(pipeline, scheduler, captions, &options, reference, turns, &mut visit)?;
+        })?;
         new.samples.prompts = captions.iter().cycle().take(options.images.min(SAMPLES)).cloned().collect();
-        new.samples.columns.push((stage, pictures_at_main(own, turns)?));
+        new.samples.columns.push((stage, pictures_at_main(own, model.turns)?));
         Ok(scores.unwrap_or_default())
     }
+}
+
+/// Segments the images of `labelled`; at rank 0 the first `shown` of them become examples of `stage`. `progress` receives the
+/// number of images done.
+pub fn segment(
+    model: EvaluatedModel,
+    labelled: &LabelledFolder,
+    options: &SegmentationOptions,
+    (stage, shown): (Stage, usize),
+    mut progress: impl FnMut(usize),
+) -> Result<(SegmentationScores, Vec<SegmentationExample>)> {
+    let mut own = vec![];
+    let scores = segmentation::evaluate(model, labelled, options, &mut |result| {
+        if result.index < shown {
+            own.push((result.index, SegmentationExample::new(result, stage)?));
+        }
+        progress(result.index + 1);
+        Ok(())
+    })?;
+    Ok((scores, told_example::at_main(own, model.turns)?))
 }

@@ -26,7 +26,7 @@ pub fn check(config: &RunConfig, data: &DataSet) -> Result<Option<String>> {
     let ModelConfig { text_encoders, max_sequence_length, .. } = &config.model;
     let files = ModelFiles::of(&config.model)?;
     let encoders = TextEncoders::without_weights(&files, text_encoders, *max_sequence_length, &Device::Cpu)?;
-    let (line, broken) = look(config, data, &encoders, config.train.samples(1))?;
+    let (line, broken) = examine(config, data, &encoders, config.train.samples(1))?;
     if let Some(broken) = broken {
         tracing::warn!("{broken}");
     }
@@ -34,18 +34,12 @@ pub fn check(config: &RunConfig, data: &DataSet) -> Result<Option<String>> {
 }
 
 /// Reads the first samples of `data` in a run of `trained` samples, within its first epoch, and warns of what the encoders cut
-/// of their prompts. Returns a line about their masks, where the run uses masks.
+/// of their prompts. Returns a line about their masks, where the run uses masks, and one about broken samples.
 ///
 /// # Errors
 /// No mask has an effect, or no caption a word, and `data.allow` does not accept that; so many samples are broken that they
 /// would end the run; what the data cannot be read for.
-pub fn examine(config: &RunConfig, data: &DataSet, encoders: &TextEncoders, trained: u64) -> Result<Option<String>> {
-    // The run names broken samples as it comes to them.
-    look(config, data, encoders, trained).map(|(line, _)| line)
-}
-
-/// [`examine`], with a line about broken samples.
-fn look(
+pub fn examine(
     config: &RunConfig,
     data: &DataSet,
     encoders: &TextEncoders,
@@ -56,9 +50,9 @@ fn look(
     let mut prompts = CutPrompts::default();
     // Prompts of class names have none where their masks are missing, which the census says.
     let is_captioned = |settings: &DataConfig| settings.format != DataFormat::Coco && settings.classes.is_none();
-    let has_captions = data.readers().iter().all(|reader| is_captioned(reader.config()));
-    let has_binary_masks = data.has_binary_masks();
-    let data = data.config();
+    let has_captions = data.readers.iter().all(|reader| is_captioned(&reader.config));
+    let has_binary_masks = data.readers.iter().any(|reader| reader.masks.is_binary);
+    let data = &data.config;
     let mut is_silent = data.has_prompts && has_captions && trained > 0;
     for number in 0..trained.min(READ) {
         let Some(decoded) = loader.next_of_epoch()? else { break };
@@ -79,7 +73,7 @@ fn look(
         let problem = "the captions of the first samples are all empty";
         return Err(Error::Failed(format!("{problem}; data.allow = [\"captions_empty\"] trains without words")));
     }
-    prompts.warn(&format!("first {}", prompts.count()));
+    prompts.warn(&format!("first {}", prompts.count));
     match census.problem(JUDGED, data) {
         Some(problem) if !data.allow.contains(&Allowed::MasksUnused) => Err(Error::Failed(problem)),
         _ => {

@@ -8,9 +8,9 @@ use candle_core::Tensor;
 #[derive(Clone, Debug)]
 pub struct GradientBuffer {
     /// `[count]` in f32; zeros where there is no gradient.
-    values: Tensor,
+    pub values: Tensor,
     /// Whether the loss depends on a parameter, one for each.
-    present: Vec<bool>,
+    pub present: Vec<bool>,
 }
 
 impl GradientBuffer {
@@ -29,21 +29,6 @@ impl GradientBuffer {
     pub fn by_parameter(&self, parameters: &Parameters) -> candle_core::Result<Vec<Option<Tensor>>> {
         let of = |(parameter, present): (&Parameter, &bool)| present.then(|| parameter.view(&self.values)).transpose();
         parameters.all.iter().zip(&self.present).map(of).collect()
-    }
-
-    /// From `values` `[count]`, of which those of parameters that are not `present` are zeros.
-    pub fn from_parts(values: Tensor, present: Vec<bool>) -> Self {
-        Self { values, present }
-    }
-
-    /// `[count]` in f32; zeros where there is no gradient.
-    pub fn values(&self) -> &Tensor {
-        &self.values
-    }
-
-    /// Whether there is a gradient, for each parameter.
-    pub fn present(&self) -> &[bool] {
-        &self.present
     }
 
     /// Multiplies all gradients.

@@ -52,14 +52,24 @@ pub struct StepPlan<'a> {
 pub struct StepGradients {
     /// Of the weighted loss.
     pub buffer: GradientBuffer,
-    terms: PendingLossTerms,
+    pending: PendingLossTerms,
     config: LossConfig,
 }
 
 impl StepGradients {
     /// The loss terms. The host waits for them, and so for the whole step.
     pub fn terms(&self) -> Result<LossTerms> {
-        self.terms.read(&self.config)
+        let value = |term: &Option<Tensor>| term.as_ref().map(|term| term.to_scalar::<f32>()).transpose();
+        let (flow, focal) = (value(&self.pending.flow)?, value(&self.pending.focal)?);
+        let (dice, align) = (value(&self.pending.dice)?, value(&self.pending.align)?);
+        let weighted = [
+            (flow, self.config.flow_weight),
+            (focal, self.config.focal_weight),
+            (dice, self.config.dice_weight),
+            (align, self.config.align_weight),
+        ];
+        let total = weighted.iter().map(|(term, weight)| term.unwrap_or(0.0) * *weight as f32).sum();
+        Ok(LossTerms { total, flow, focal, dice, align })
     }
 }
 
@@ -70,22 +80,6 @@ struct PendingLossTerms {
     focal: Option<Tensor>,
     dice: Option<Tensor>,
     align: Option<Tensor>,
-}
-
-impl PendingLossTerms {
-    fn read(&self, config: &LossConfig) -> Result<LossTerms> {
-        let value = |term: &Option<Tensor>| term.as_ref().map(|term| term.to_scalar::<f32>()).transpose();
-        let (flow, focal) = (value(&self.flow)?, value(&self.focal)?);
-        let (dice, align) = (value(&self.dice)?, value(&self.align)?);
-        let weighted = [
-            (flow, config.flow_weight),
-            (focal, config.focal_weight),
-            (dice, config.dice_weight),
-            (align, config.align_weight),
-        ];
-        let total = weighted.iter().map(|(term, weight)| term.unwrap_or(0.0) * *weight as f32).sum();
-        Ok(LossTerms { total, flow, focal, dice, align })
-    }
 }
 
 /// One forward and backward pass.
@@ -117,7 +111,7 @@ pub fn gradients(
         terms: PendingLossTerms::default(),
     };
     let buffer = GradientBuffer::of(parameters, || step.run(embedded.streams, plan.recomputed_blocks))?;
-    Ok(StepGradients { buffer, terms: step.terms, config: config.clone() })
+    Ok(StepGradients { buffer, pending: step.terms, config: config.clone() })
 }
 
 struct Step<'a> {
@@ -147,36 +141,27 @@ type StreamGradients = (Option<Tensor>, Option<Tensor>);
 
 impl Step<'_> {
     fn run(&mut self, mut streams: Streams, recomputed: usize) -> Result<()> {
-        let with_flow = self.config.flow_weight > 0.0;
+        let with_flow = self.with_flow();
         // The mask loss reaches no further than the last expert.
         let blocks = if with_flow { self.model.blocks.len() } else { self.last_expert() + 1 };
         let recomputed = recomputed.min(blocks);
         let mut inputs = Vec::with_capacity(recomputed);
-        for (layer, block) in self.model.blocks[..recomputed].iter().enumerate() {
-            inputs.push(streams.clone());
-            if layer + 1 == blocks && !with_flow {
-                let probe = block.probe(&streams.detach(), &self.conditioning)?;
-                self.probe(layer, || Ok(probe))?;
-                break;
-            }
-            let (out, joint) = block.forward(&streams.detach(), &self.conditioning)?;
-            self.probe(layer, || joint.probe())?;
-            streams = out.detach();
+        for layer in 0..recomputed {
+            let (out, probe) = self.block(layer, &streams.detach())?;
+            inputs.push(std::mem::replace(&mut streams, out.detach()));
+            probe.map_or(Ok(()), |probe| self.keep(layer, &probe))?;
         }
 
         let start = if recomputed > self.first_trained { leaves(&streams) } else { streams };
         let mut streams = start.clone();
         let mut experts = vec![];
-        for (layer, block) in self.model.blocks.iter().enumerate().take(blocks).skip(recomputed) {
-            let probe = if layer + 1 == blocks && !with_flow {
-                let probe = block.probe(&streams, &self.conditioning)?;
-                self.probe(layer, || Ok(probe))?
-            } else {
-                let (out, joint) = block.forward(&streams, &self.conditioning)?;
-                streams = out;
-                self.probe(layer, || joint.probe())?
-            };
-            experts.extend(probe.map(|probe| (layer, probe)));
+        for layer in recomputed..blocks {
+            let (out, probe) = self.block(layer, &streams)?;
+            streams = out;
+            if let Some(probe) = probe {
+                self.keep(layer, &probe)?;
+                experts.push((layer, probe));
+            }
         }
         let finish = || self.model.embedding.finish(&streams.image, &self.conditioning, self.grid);
         let velocity = with_flow.then(finish).transpose()?;
@@ -192,32 +177,37 @@ impl Step<'_> {
             roots.push(weighted(flow, self.config.flow_weight)?);
         }
         backward(roots)?;
-        self.recompute(inputs, blocks, stream_gradients(&start))
+        self.recompute(inputs, stream_gradients(&start))
     }
 
     /// Runs the blocks of which there are the `inputs` again, from the last down, and carries the loss back through each;
-    /// `above` are the gradients of the last one's output. In all `blocks` are run.
-    fn recompute(&mut self, mut inputs: Vec<Streams>, blocks: usize, mut above: StreamGradients) -> Result<()> {
-        let with_flow = self.config.flow_weight > 0.0;
+    /// `above` are the gradients of the last one's output.
+    fn recompute(&mut self, mut inputs: Vec<Streams>, mut above: StreamGradients) -> Result<()> {
         for layer in (self.first_trained..inputs.len()).rev() {
             let Some(input) = inputs.pop() else { break };
             let start = if layer > self.first_trained { leaves(&input) } else { input };
-            let block = &self.model.blocks[layer];
-            let mut roots = Roots::new();
-            if layer + 1 == blocks && !with_flow {
-                roots.extend(self.expert_roots(layer, &block.probe(&start, &self.conditioning)?));
-            } else {
-                let (out, joint) = block.forward(&start, &self.conditioning)?;
-                if self.expert_layers.contains(&layer) {
-                    roots.extend(self.expert_roots(layer, &joint.probe()?));
-                }
-                roots.extend(above.0.map(|gradient| (out.image, gradient)));
-                roots.extend(above.1.map(|gradient| (out.text, gradient)));
-            }
+            let (out, probe) = self.block(layer, &start)?;
+            let mut roots = probe.map_or(vec![], |probe| self.expert_roots(layer, &probe));
+            roots.extend(above.0.map(|gradient| (out.image, gradient)));
+            roots.extend(above.1.map(|gradient| (out.text, gradient)));
             backward(roots)?;
             above = stream_gradients(&start);
         }
         Ok(())
+    }
+
+    /// Runs block `layer`: its output, and its probe where it is an expert whose attention the mask loss compares. Without a
+    /// flow loss the last expert is run for its probe alone, and passes its input on.
+    fn block(&self, layer: usize, streams: &Streams) -> Result<(Streams, Option<Probe>)> {
+        let block = &self.model.blocks[layer];
+        let has_masks = self.inputs.targets.iter().any(|of| !of.masks.is_empty());
+        let is_compared = has_masks && self.expert_layers.contains(&layer);
+        if layer == self.last_expert() && !self.with_flow() {
+            let probe = is_compared.then(|| block.probe(streams, &self.conditioning));
+            return Ok((streams.clone(), probe.transpose()?));
+        }
+        let (out, joint) = block.forward(streams, &self.conditioning)?;
+        Ok((out, is_compared.then(|| joint.probe()).transpose()?))
     }
 
     fn alignment(&self) -> MaskAlignment<'_> {
@@ -230,23 +220,21 @@ impl Step<'_> {
         }
     }
 
+    fn with_flow(&self) -> bool {
+        self.config.flow_weight > 0.0
+    }
+
     fn last_expert(&self) -> usize {
         self.expert_layers.last().copied().unwrap_or(0)
     }
 
-    /// Where block `layer` is an expert whose attention the mask loss compares: its probe. A copy that is a leaf waits for
-    /// [`Self::align`]; with the last expert the matching begins.
-    fn probe(&mut self, layer: usize, probe: impl FnOnce() -> Result<Probe>) -> Result<Option<Probe>> {
-        if !self.expert_layers.contains(&layer) || self.inputs.targets.iter().all(|of| of.masks.is_empty()) {
-            return Ok(None);
-        }
-        let probe = probe()?;
-        let leaf = |variable: &Variable| Variable::leaf(variable.tensor().clone());
-        self.probes.push(Probe { queries: leaf(&probe.queries), keys: leaf(&probe.keys), ..probe });
+    /// Keeps a copy of an expert's probe, with leaves, for [`Self::align`]; with the last expert's the matching begins.
+    fn keep(&mut self, layer: usize, probe: &Probe) -> Result<()> {
+        self.probes.push(Probe { queries: leaf(&probe.queries), keys: leaf(&probe.keys), ..*probe });
         if layer == self.last_expert() {
             self.matchings = self.alignment().begin(&self.probes)?;
         }
-        Ok(Some(probe))
+        Ok(())
     }
 
     /// The alignment loss of the experts' attention, and its gradients: those of the score head, and those of the experts'
@@ -291,9 +279,13 @@ fn weighted(term: Variable, weight: f64) -> Result<(Variable, Tensor)> {
     Ok((term, gradient))
 }
 
+/// A copy that a gradient is wanted of.
+fn leaf(variable: &Variable) -> Variable {
+    Variable::leaf(variable.tensor().clone())
+}
+
 /// Streams that gradients are wanted of.
 fn leaves(streams: &Streams) -> Streams {
-    let leaf = |variable: &Variable| Variable::leaf(variable.tensor().clone());
     Streams { image: leaf(&streams.image), text: leaf(&streams.text), last_text_count: streams.last_text_count }
 }
 

@@ -13,7 +13,8 @@ use std::path::{Path, PathBuf};
 /// What is trained, as it is at the start: fresh, or from what the config names; `empty_prompt` where a prompt is learnt.
 ///
 /// # Errors
-/// No layer matches the configuration; what it names does not fit.
+/// No layer matches the configuration; the adapter is not one of the configured targets, layers, rank and alpha: all that
+/// differs is named; the checkpoint has no score head, or of another shape.
 pub fn parameters(
     config: &RunConfig,
     model: &mut Transformer,
@@ -24,24 +25,6 @@ pub fn parameters(
     if let Some(empty) = empty_prompt {
         parameters.add_prompt(empty)?;
     }
-    load(config, &parameters)?;
-    Ok(parameters)
-}
-
-/// What a run starts from, for people: a line each; nothing where all is fresh.
-pub fn describe(config: &RunConfig) -> String {
-    let named = [("LoRA", &config.lora.init), ("score head", &config.loss.score_head_init)];
-    let line =
-        |(what, path): (&str, &Option<PathBuf>)| Some(format!("\nthe {what} starts from {}", path.as_ref()?.display()));
-    named.into_iter().filter_map(line).collect()
-}
-
-/// Overwrites the fresh parameters with what the config names.
-///
-/// # Errors
-/// The adapter is not one of the configured targets, layers, rank and alpha: all that differs is named; the checkpoint
-/// has no score head, or of another shape.
-fn load(config: &RunConfig, parameters: &Parameters) -> Result<()> {
     if let Some(path) = &config.lora.init {
         let adapters = formats::read(path)?;
         let differences = differences(&adapters, &parameters.adapters()?);
@@ -52,9 +35,17 @@ fn load(config: &RunConfig, parameters: &Parameters) -> Result<()> {
         parameters.set_adapters(&adapters).map_err(|e| Error::file(path, e))?;
     }
     if let Some(folder) = config.loss.score_head_init.as_ref().filter(|_| parameters.score_head().is_some()) {
-        load_score_head(folder, parameters)?;
+        load_score_head(folder, &parameters)?;
     }
-    Ok(())
+    Ok(parameters)
+}
+
+/// What a run starts from, for people: a line each; nothing where all is fresh.
+pub fn describe(config: &RunConfig) -> String {
+    let named = [("LoRA", &config.lora.init), ("score head", &config.loss.score_head_init)];
+    let line =
+        |(what, path): (&str, &Option<PathBuf>)| Some(format!("\nthe {what} starts from {}", path.as_ref()?.display()));
+    named.into_iter().filter_map(line).collect()
 }
 
 fn load_score_head(folder: &Path, parameters: &Parameters) -> Result<()> {

@@ -1,5 +1,5 @@
 //! From a batch of samples to what the step computes on: latents, text, noise and targets.
-use crate::config::NoiseConfig;
+use crate::config::RunConfig;
 use crate::data::{Encoded, Mask, Sample};
 use crate::loss::{MaskTarget, SampleTargets};
 use crate::model::pipeline::Pipeline;
@@ -23,14 +23,8 @@ pub struct InputMaker<'a> {
     pub pipeline: &'a Pipeline,
     /// Noise levels.
     pub scheduler: &'a Scheduler,
-    /// Distribution of the noise levels.
-    pub noise: &'a NoiseConfig,
-    /// Seed of the run.
-    pub seed: u64,
-    /// Images under more noise than this have no targets.
-    pub mask_max_sigma: f64,
-    /// Side of the training images in pixels.
-    pub resolution: usize,
+    /// The run's settings: its seed, and what noise and targets depend on.
+    pub config: &'a RunConfig,
     /// What all images are told in place of their prompts, where a prompt is learnt: then names pair no masks.
     pub prompt: Option<&'a TextEmbedding>,
     /// Where the inputs go.
@@ -40,18 +34,19 @@ pub struct InputMaker<'a> {
 impl InputMaker<'_> {
     /// Inputs of `samples`, the first of which is number `first` of the run: noise and time depend on that alone.
     pub fn make(&self, samples: &[Sample], first: u64) -> Result<StepInputs> {
+        let RunConfig { seed, noise: levels, loss, .. } = self.config;
         let text = self.text(samples)?;
         let latents = self.latents(samples)?;
         let shape = latents.dims()[1..].to_vec();
         let (mut noise, mut sigmas, mut timesteps) = (vec![], vec![], vec![]);
         for number in first..first + samples.len() as u64 {
-            noise.push(normal(self.seed, &[NOISE, number], shape.as_slice(), self.device)?);
-            let sigma = self.scheduler.draw_sigma(self.noise, self.seed, &[TIME, number]);
+            noise.push(normal(*seed, &[NOISE, number], shape.as_slice(), self.device)?);
+            let sigma = self.scheduler.draw_sigma(levels, *seed, &[TIME, number]);
             sigmas.push(sigma);
             timesteps.push(self.scheduler.timestep(sigma));
         }
         let targets =
-            samples.iter().zip(&sigmas).map(|(sample, sigma)| match f64::from(*sigma) > self.mask_max_sigma {
+            samples.iter().zip(&sigmas).map(|(sample, sigma)| match f64::from(*sigma) > loss.mask_max_sigma {
                 true => Ok(SampleTargets::default()),
                 false => self.targets(sample, &shape),
             });
@@ -82,15 +77,16 @@ impl InputMaker<'_> {
 
     /// Images go through the autoencoder one by one: its activations are the largest there are.
     fn latents(&self, samples: &[Sample]) -> Result<Tensor> {
+        let resolution = self.config.data.resolution;
         let cached: Vec<&Encoded> = samples.iter().filter_map(|sample| sample.encoded.as_ref()).collect();
         if cached.len() == samples.len() {
-            let (channels, height, width) = self.pipeline.latent_shape(self.resolution)?;
+            let (channels, height, width) = self.pipeline.latent_shape(resolution)?;
             let latents =
                 cached.into_iter().map(|encoded| upload(&encoded.latents, (1, channels, height, width), self.device));
             return Ok(Tensor::cat(&latents.collect::<candle_core::Result<Vec<_>>>()?, 0)?);
         }
         let encode = |sample: &Sample| {
-            let image = from_rgb8(&sample.image, self.resolution, self.device)?;
+            let image = from_rgb8(&sample.image, resolution, self.device)?;
             self.pipeline.vae.encode(&image.unsqueeze(0)?)
         };
         Ok(Tensor::cat(&samples.iter().map(encode).collect::<Result<Vec<_>>>()?, 0)?)

@@ -58,23 +58,22 @@ impl MaskCensus {
 
     /// What is wrong with all masks; of `enough` pictures, that they are equal, too.
     pub fn problem(&self, enough: u64, data: &DataConfig) -> Option<String> {
-        if self.samples == 0 {
+        let samples = self.samples;
+        if samples == 0 {
             return None;
         }
-        let samples = self.samples;
         let accept =
             "mend them, train without masks (loss weights of 0), or accept it by data.allow = [\"masks_unused\"]";
-        if self.used == 0 {
-            let ignore = if self.unused[3].0 > 0 {
-                format!(" (data.ignore = {}; black-and-white masks: data.masks = \"binary\")", data.ignore)
-            } else {
-                String::new()
-            };
-            let reasons = self.reasons();
-            return Some(format!("none of the first {samples} samples has a usable mask: {reasons}{ignore}; {accept}"));
+        if self.used > 0 {
+            let is_equal = self.equal.is_some() && self.keys.len() as u64 >= enough;
+            return is_equal.then(|| format!("the masks of the first {samples} samples are all equal; {accept}"));
         }
-        let is_equal = self.equal.is_some() && self.keys.len() as u64 >= enough;
-        is_equal.then(|| format!("the masks of the first {samples} samples are all equal; {accept}"))
+        let ignore = match self.unused[3].0 {
+            0 => String::new(),
+            _ => format!(" (data.ignore = {}; black-and-white masks: data.masks = \"binary\")", data.ignore),
+        };
+        let reasons = self.reasons();
+        Some(format!("none of the first {samples} samples has a usable mask: {reasons}{ignore}; {accept}"))
     }
 
     /// A line for people on masks of a `kind`; `None` without samples.

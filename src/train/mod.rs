@@ -31,4 +31,4 @@ mod trainer;
 mod validation;
 
 pub use components::Components;
-pub use run::{run, run_with};
+pub use run::run;

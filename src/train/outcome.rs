@@ -53,11 +53,6 @@ impl Outcome<'_> {
         report.write(&config.output)
     }
 
-    /// Tells people of the page.
-    pub fn say_where(&self) {
-        tracing::info!("wrote {}: the run on one page", self.config.output.join("report.html").display());
-    }
-
     /// What was trained on what.
     fn facts(&self, metrics: &[StepMetrics]) -> Vec<(&'static str, String)> {
         let config = self.config;

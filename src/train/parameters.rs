@@ -271,19 +271,20 @@ impl Parameters {
     /// What is trained: each kind of layer, with how many of the model's `blocks` have it.
     pub fn layers(&self, blocks: usize) -> Vec<TrainedLayers> {
         let mut kinds: BTreeMap<String, (BTreeSet<usize>, usize)> = BTreeMap::new();
-        let mut add = |kind: String, block: Option<usize>, parameters: &[Parameter]| {
-            let entry = kinds.entry(kind).or_default();
-            entry.0.extend(block);
-            entry.1 += parameters.iter().map(|p| p.range.len()).sum::<usize>();
+        let mut add = |kind: String, block: Option<usize>, parameter: &Parameter| {
+            let (found, count) = kinds.entry(kind).or_default();
+            found.extend(block);
+            *count += parameter.range.len();
         };
         for (layer, parameters) in self.of_layers() {
-            add(format!("{} {}", self.settings.title(), layer.within), Some(layer.block), parameters);
+            let kind = || format!("{} {}", self.settings.title(), layer.within);
+            parameters.iter().for_each(|parameter| add(kind(), Some(layer.block), parameter));
         }
         for parameter in &self.all {
             match parameter.group {
                 Group::Lora => {}
-                Group::ScoreHead => add("score head".to_string(), None, std::slice::from_ref(parameter)),
-                Group::Prompt => add("prompt".to_string(), None, std::slice::from_ref(parameter)),
+                Group::ScoreHead => add("score head".to_string(), None, parameter),
+                Group::Prompt => add("prompt".to_string(), None, parameter),
             }
         }
         let layers = |(kind, (found, parameters)): (String, (BTreeSet<usize>, usize))| TrainedLayers {
@@ -319,21 +320,16 @@ fn chosen_layers<'a>(config: &RunConfig, model: &'a mut Transformer) -> Result<V
     };
     let possible = model.adaptable().into_iter().zip(reaches);
     let possible = possible.filter(|(layer, reaches)| *reaches && is_wanted(layer)).map(|(layer, _)| layer);
-    let (mut chosen, mut within) = (vec![], BTreeSet::new());
-    for layer in possible {
-        within.insert(layer.within);
-        if config.lora.targets.iter().any(|target| target == layer.within) {
-            chosen.push(layer);
-        }
+    let possible: Vec<AdaptableLayer> = possible.collect();
+    let within: BTreeSet<&str> = possible.iter().map(|layer| layer.within).collect();
+    let targets = &config.lora.targets;
+    if let Some(target) = targets.iter().find(|target| !within.contains(target.as_str())) {
+        let names = within.into_iter().collect::<Vec<_>>().join(", ");
+        let problem = format!("\"{target}\" matches no layer; the blocks that are trained have {names}");
+        return Err(Error::Usage(format!("lora.targets: {problem}")));
     }
-    for target in &config.lora.targets {
-        if !chosen.iter().any(|layer| layer.within == target) {
-            return Err(Error::Usage(format!(
-                "lora.targets: \"{target}\" matches no layer; the blocks that are trained have {}",
-                within.into_iter().collect::<Vec<_>>().join(", ")
-            )));
-        }
-    }
+    let is_target = |layer: &AdaptableLayer| targets.iter().any(|target| target == layer.within);
+    let chosen: Vec<AdaptableLayer> = possible.into_iter().filter(is_target).collect();
     if chosen.is_empty() {
         return Err(Error::Usage("lora.targets and lora.layers match no layer of the model".into()));
     }
@@ -355,7 +351,5 @@ fn reaches_loss(config: &RunConfig, model: &mut Transformer) -> Vec<bool> {
 /// Random numbers of one parameter: they depend on the seed and its name alone.
 fn random(seed: u64, name: &str) -> ChaCha8Rng {
     let digest = Sha256::new().chain_update(seed.to_le_bytes()).chain_update(name.as_bytes()).finalize();
-    let mut key = [0u8; 32];
-    key.copy_from_slice(&digest);
-    ChaCha8Rng::from_seed(key)
+    ChaCha8Rng::from_seed(digest.into())
 }

@@ -1,12 +1,13 @@
 //! What a resumed run must share with its checkpoint: settings, base model and data.
-use super::checkpoint::{Checkpoint, State, config_text_of, verify_with_processes};
+use super::checkpoint::{CONFIG, Checkpoint, State};
 use super::schedule::LearningRateSchedule;
-use crate::config::RunConfig;
+use crate::config::{RunConfig, TrainConfig};
 use crate::data::DataRecord;
 use crate::data::sources::remote;
-use crate::model::adapters::formats;
+use crate::model::adapters::formats::{self, CHECKPOINT_FILE};
 use crate::model::weights::fingerprint::sha256;
 use crate::system::error::{Error, Result};
+use clap::ValueEnum;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
@@ -38,10 +39,10 @@ const DATA_PATHS: [&str; 6] =
     ["data.source", "data.captions", "data.labels", "data.panoptic", "data.instances", "data.classes"];
 
 /// The record of a run's data in its folder.
-const RECORD: &str = "data-files.txt";
+pub(super) const RECORD: &str = "data-files.txt";
 
 /// What a checkpoint may have another of where `--force` names it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub enum Override {
     /// Other settings
     Settings,
@@ -49,17 +50,6 @@ pub enum Override {
     Model,
     /// Pictures, captions or masks that were added, removed or changed
     Data,
-}
-
-impl Override {
-    /// Its name on the command line.
-    fn name(self) -> &'static str {
-        match self {
-            Self::Settings => "settings",
-            Self::Model => "model",
-            Self::Data => "data",
-        }
-    }
 }
 
 /// What a run has now, to be compared with its checkpoint.
@@ -83,8 +73,8 @@ impl Conditions<'_> {
     /// The checkpoint is damaged; or (`Error::Usage`) something differs that `force` does not name: the message has a line
     /// for everything that does.
     pub fn load(&self, folder: &Path, force: &[Override]) -> Result<Checkpoint> {
-        let (state, processes) = verify_with_processes(folder)?;
-        let differences = self.differences(folder, &state, processes)?;
+        let checkpoint = Checkpoint::read(folder)?;
+        let differences = self.differences(folder, &checkpoint.state, checkpoint.processes)?;
         let refused: Vec<&Difference> = differences.iter().filter(|(kind, _)| !force.contains(kind)).collect();
         let folder_name = folder.display();
         if !refused.is_empty() {
@@ -94,7 +84,7 @@ impl Conditions<'_> {
             let lines = lines(&differences);
             tracing::warn!("{folder_name}: resuming all the same, as --force says\n  {lines}");
         }
-        Checkpoint::read(folder)
+        Ok(checkpoint)
     }
 
     /// What differs from the checkpoint of so many `processes` in `folder`, whose state is `state`.
@@ -121,7 +111,8 @@ impl Conditions<'_> {
 
     /// The settings of the checkpoint's config that differ and matter.
     fn settings(&self, folder: &Path, state: &State, processes: usize) -> Result<Vec<Difference>> {
-        let (file, text) = config_text_of(folder)?;
+        let file = folder.join(CONFIG);
+        let text = std::fs::read_to_string(&file).map_err(|e| Error::file(&file, e))?;
         // Read as any config, so that one of an older version has the settings that came since, at their defaults. What is
         // no config of today is compared as it stands.
         let parsed = RunConfig::parse(&text, &file, &[]).ok();
@@ -166,24 +157,22 @@ impl Conditions<'_> {
 
     /// What is wrong with the number of images of a step, where it is another than in the checkpoint of so many `processes`.
     fn images_of_a_step(&self, was: &RunConfig, processes: usize) -> Option<String> {
-        let images = |config: &RunConfig, processes: usize| config.train.batch * config.train.accumulate * processes;
-        let (before, after) = (images(was, processes), images(self.config, self.processes));
+        let images = |TrainConfig { batch, accumulate, .. }: &TrainConfig, processes: usize| {
+            let images = batch * accumulate * processes;
+            (images, format!("{batch} · {accumulate} · {processes} = {images}"))
+        };
+        let (before, was) = images(&was.train, processes);
+        let (after, now) = images(&self.config.train, self.processes);
         if before == after {
             return None;
         }
-        let say = |config: &RunConfig, processes: usize, images: usize| {
-            format!("{} · {} · {processes} = {images}", config.train.batch, config.train.accumulate)
-        };
         let of_all = self.config.train.batch * self.processes;
         let advice = match before.is_multiple_of(of_all) {
             true => format!("; train.accumulate = {} gives as many", before / of_all),
             false => String::new(),
         };
-        Some(format!(
-            "images of a step, train.batch · train.accumulate · processes: {} in the checkpoint, {} now{advice}",
-            say(was, processes, before),
-            say(self.config, self.processes, after)
-        ))
+        let what = "images of a step, train.batch · train.accumulate · processes";
+        Some(format!("{what}: {was} in the checkpoint, {now} now{advice}"))
     }
 
     /// The last of the `done` steps that would have had another learning rate in a run of this length, not of `steps`, and
@@ -228,21 +217,16 @@ fn advice(differences: &[&Difference]) -> String {
         Override::Data => "other data",
     });
     let what = what.collect::<Vec<_>>().join(" and ");
-    let names = kinds.iter().map(|kind| kind.name()).collect::<Vec<_>>().join(",");
-    let flag = if names == Override::Settings.name() { "--force".into() } else { format!("--force={names}") };
+    let names = kinds.iter().filter_map(|kind| Some(kind.to_possible_value()?.get_name().to_owned()));
+    let flag = match names.collect::<Vec<_>>().join(",") {
+        names if names == "settings" => "--force".to_string(),
+        names => format!("--force={names}"),
+    };
     let order = match kinds.contains(&Override::Data) {
         true => "; samples then come in another order: within this epoch some come twice, others not at all",
         false => "",
     };
     format!("the checkpoint is from {what}; {flag} takes it all the same{order}")
-}
-
-/// Writes the record of the run in `output`.
-///
-/// # Errors
-/// The file cannot be written.
-pub fn write_record(output: &Path, record: &DataRecord) -> Result<()> {
-    record.write(&output.join(RECORD))
 }
 
 /// SHA-256 of the files that the run starts from, by the setting that names them: what a resumed run must share.
@@ -256,20 +240,16 @@ pub fn init_fingerprints(config: &RunConfig) -> Result<BTreeMap<String, String>>
         found.insert("lora.init".to_string(), sum(formats::tensors_of(path)?)?);
     }
     if let Some(folder) = &config.loss.score_head_init {
-        found.insert("loss.score_head_init".to_string(), sum(Checkpoint::tensors_of(folder))?);
+        found.insert("loss.score_head_init".to_string(), sum(folder.join(CHECKPOINT_FILE))?);
     }
     Ok(found)
 }
 
 /// `data.sources` without what says where the data lie.
 fn without_paths(sources: &toml::Value) -> Vec<toml::Table> {
+    let paths = ["path", "captions", "labels", "panoptic", "classes"];
     let tables = sources.as_array().into_iter().flatten().filter_map(toml::Value::as_table).cloned();
-    tables
-        .map(|mut source| {
-            source.retain(|key, _| !["path", "captions", "labels", "panoptic", "classes"].contains(&key));
-            source
-        })
-        .collect()
+    tables.map(|source| source.into_iter().filter(|(key, _)| !paths.contains(&key.as_str())).collect()).collect()
 }
 
 /// Settings of a TOML text by dotted key.

@@ -17,13 +17,9 @@ use std::sync::atomic::AtomicBool;
 
 /// Trains as `config` says, into `folder`, from its checkpoint if there is one, and measures the model before and after
 /// where the config asks for it. Returns what was measured, as a table.
-pub fn run(config: &RunConfig, device: &Device, folder: &RunFolder, force: &[Override]) -> Result<Option<String>> {
-    run_with(config, device, folder, force, &Components::default())
-}
-
-/// As [`run`], with other components. Of several processes each calls it, those behind rank 0 with a folder that they
-/// [joined](RunFolder::join).
-pub fn run_with(
+///
+/// Of several processes each calls it, those behind rank 0 with a folder that they [joined](RunFolder::join).
+pub fn run(
     config: &RunConfig,
     device: &Device,
     folder: &RunFolder,
@@ -73,7 +69,7 @@ impl Run<'_> {
             }
         }
         if is_main {
-            outcome.say_where();
+            tracing::info!("wrote {}: the run on one page", config.output.join("report.html").display());
         }
         Ok((!measured.summary.is_empty()).then(|| measured.summary.table()))
     }
@@ -93,9 +89,9 @@ impl Run<'_> {
         let mut trainer = Trainer::setup(config, self.device, folder, self.force, measures, self.components)?;
         // All have read the checkpoint before newer ones are set aside.
         collective.barrier()?;
-        let metrics = collective.is_main().then(|| folder.begin(config, trainer.step())).transpose()?;
-        if let Some(inventory) = trainer.inventory() {
-            inventory.write(&folder.path().join("data.json"))?;
+        let metrics = collective.is_main().then(|| folder.begin(config, trainer.state.step)).transpose()?;
+        if let Some(inventory) = &trainer.inventory {
+            inventory.write(&folder.path.join("data.json"))?;
         }
         if config.eval.as_ref().is_some_and(|eval| eval.before) && !trainer.measure_base(evaluation, measured)? {
             if collective.is_main() {
@@ -103,10 +99,10 @@ impl Run<'_> {
             }
             return Ok(None);
         }
-        let steps = (trainer.step(), config.train.steps);
-        let log = metrics.map(|metrics| RunLog::open(folder.path(), metrics, steps, validation));
+        let steps = (trainer.state.step, config.train.steps);
+        let log = metrics.map(|metrics| RunLog::open(&folder.path, metrics, steps, validation));
         let complete = trainer.train(log.transpose()?, validation, self.stop)?
-            && trainer.finish(folder.path(), evaluation, stage, measured)?;
+            && trainer.finish(&folder.path, evaluation, stage, measured)?;
         Ok(Some((trainer.outcome(), complete)))
     }
 }

@@ -27,7 +27,8 @@ pub enum Resume {
 
 /// A run's folder.
 pub struct RunFolder {
-    path: PathBuf,
+    /// Where the run writes.
+    pub path: PathBuf,
     /// Keeps other runs out as long as this value lives; absent in processes that rank 0 writes for.
     held: Option<OutputFolder>,
     /// The checkpoint to go on from.
@@ -93,11 +94,6 @@ impl RunFolder {
         Self::join(output, &if checkpoint.is_empty() { Resume::No } else { Resume::From(checkpoint.into()) })
     }
 
-    /// Where the run writes.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// Reads the checkpoint to go on from, if there is one; see [`Conditions::load`].
     pub fn load(&self, conditions: &Conditions, force: &[Override]) -> Result<Option<Checkpoint>> {
         let Some(folder) = &self.checkpoint else { return Ok(None) };
@@ -111,7 +107,7 @@ impl RunFolder {
     /// Begins to write, after `step`: the resolved config, the metrics cut to that step, newer checkpoints set aside, and older
     /// ones removed that a killed run had yet to remove.
     pub fn begin(&self, config: &RunConfig, step: u64) -> Result<MetricsFile> {
-        let path = self.path();
+        let path = &self.path;
         write_atomically(&path.join("config.toml"), |out| out.write_all(config.to_toml().as_bytes()))?;
         checkpoint::supersede_after(path, step)?;
         checkpoint::remove_old(path, config.checkpoint.keep)?;

@@ -26,16 +26,15 @@ impl RunLog {
         (step, steps): (u64, u64),
         validation: Option<&Validation>,
     ) -> Result<Self> {
-        let mut best: Option<ValidationScores> = None;
-        if let Some(validation) = validation {
+        let best = match validation {
             // As in training: nothing is best before the first effective step, and of equals the first is.
-            let lines = metrics::read(&output.join("metrics.jsonl"))?.into_iter().skip_while(|step| !counted(step));
-            for scores in lines.filter_map(|step| step.validation) {
-                if best.as_ref().is_none_or(|best| validation.is_better(&scores, best)) {
-                    best = Some(scores);
-                }
+            Some(validation) => {
+                let lines = metrics::read(&output.join("metrics.jsonl"))?.into_iter().skip_while(|step| !counted(step));
+                let better = |best, new| if validation.is_better(&new, &best) { new } else { best };
+                lines.filter_map(|step| step.validation).reduce(better)
             }
-        }
+            None => None,
+        };
         let events = EventFile::new(&output.join("tensorboard"), step);
         Ok(Self { output: output.to_path_buf(), metrics, events, best, progress: Progress::new("step", step, steps) })
     }

@@ -7,7 +7,6 @@ use super::first_samples;
 use super::gradients::StepPlan;
 use super::initial;
 use super::memory::{self, Estimate, Needs, StepSize, Usage};
-use super::optimizers::Optimizer;
 use super::parameters::Parameters;
 use super::resume::{Conditions, Override, init_fingerprints};
 use super::run_folder::RunFolder;
@@ -57,18 +56,24 @@ impl<'a> Trainer<'a> {
         let start = InitialValues::of(&parameters)?;
         pipeline.transformer.attach_trained(&parameters.trained()?)?;
         let (plan, estimate) = setup_plan(config, device, &mut pipeline, &parameters, cache.as_ref())?;
-        let optimizer = setup_optimizer(config, &parameters, checkpoint.as_ref(), components)?;
+        let mut optimizer = (components.optimizer)(&config.optim, &parameters)?;
+        if let Some(checkpoint) = &checkpoint {
+            parameters.load(&checkpoint.adapter)?;
+            optimizer.load_state_dict(&parameters, &checkpoint.optimizer)?;
+        }
 
         let require_masks = config.loss.uses_masks();
         let collective = components.collective;
-        let share =
-            (processes > 1).then(|| Share::new(collective, config.train.batch, config.data.workers)).transpose()?;
+        let share = (processes > 1)
+            .then(|| Share::new(collective, config.train.batch, loader::prefetch(config.data.workers)))
+            .transpose()?;
         let loader = Loader::of(&data, config.seed, Some(&state.cursor), require_masks, cache, share.clone())?;
         let trained = config.train.samples(processes);
-        let masks = is_main.then(|| first_samples::examine(config, &data, &pipeline.text_encoders, trained));
-        let masks = masks.transpose()?.flatten();
+        // The run names broken samples as it comes to them.
+        let found = is_main.then(|| first_samples::examine(config, &data, &pipeline.text_encoders, trained));
+        let masks = found.transpose()?.and_then(|(masks, _)| masks);
         let scheduler = Scheduler::open(&files)?;
-        let shown_samples = is_main.then(|| ShownSamples::open(config, &files, folder.path(), state.samples));
+        let shown_samples = is_main.then(|| ShownSamples::open(config, &files, &folder.path, state.samples));
         let trainer = Self {
             config,
             diffusers_model: files.diffusers_name(&config.model.path),
@@ -124,21 +129,6 @@ fn setup_state(saved: Option<&Checkpoint>, conditions: &Conditions) -> Result<St
     Ok(State { model, data, init: init_fingerprints(conditions.config)?, ..saved })
 }
 
-/// The optimizer; it and the parameters take the checkpoint's values, if there is one.
-fn setup_optimizer(
-    config: &RunConfig,
-    parameters: &Parameters,
-    checkpoint: Option<&Checkpoint>,
-    components: &Components,
-) -> Result<Box<dyn Optimizer>> {
-    let mut optimizer = (components.optimizer)(&config.optim, parameters)?;
-    if let Some(checkpoint) = checkpoint {
-        parameters.load(&checkpoint.adapter)?;
-        optimizer.load_state_dict(parameters, &checkpoint.optimizer)?;
-    }
-    Ok(optimizer)
-}
-
 /// Which blocks are recomputed for the step to fit into free memory; the model has its adapters on.
 fn setup_plan<'a>(
     config: &'a RunConfig,
@@ -188,11 +178,11 @@ fn setup_plan<'a>(
 /// The model has no such block or head as the config names.
 fn check_experts(config: &RunConfig, model: &Transformer) -> Result<()> {
     model.config.check_block("model.expert_layers: block", config.model.last_expert())?;
-    match (config.loss.heads, model.config.num_attention_heads) {
-        (HeadMaps::One(head), heads) if head >= heads => {
-            return Err(Error::Usage(format!("loss.heads is {head}, but the model has {heads} heads")));
-        }
-        _ => {}
+    let heads = model.config.num_attention_heads;
+    if let HeadMaps::One(head) = config.loss.heads
+        && head >= heads
+    {
+        return Err(Error::Usage(format!("loss.heads is {head}, but the model has {heads} heads")));
     }
     if let Some(eval) = &config.eval {
         let maps = SegmentationOptions::of(eval, None).maps;

@@ -16,7 +16,8 @@ const COUNT: u64 = 8;
 pub struct ShownSamples {
     drawer: SampleDrawer,
     file: PathBuf,
-    figures: Vec<SampleFigure>,
+    /// The samples so far.
+    pub figures: Vec<SampleFigure>,
     /// How many of them the file holds.
     written: usize,
 }
@@ -27,10 +28,11 @@ impl ShownSamples {
     /// # Errors
     /// A tokenizer or the file cannot be read.
     pub fn open(config: &RunConfig, files: &ModelFiles, output: &Path, seen: u64) -> Result<Self> {
-        let mut figures = if seen == 0 { vec![] } else { read(&file(output))? };
+        let file = output.join("samples").join("training.json");
+        let mut figures = if seen == 0 { vec![] } else { read(&file)? };
         figures.retain(|figure| figure.number < seen);
-        let written = figures.len();
-        Ok(Self { drawer: SampleDrawer::open(config, files)?, file: file(output), figures, written })
+        let (drawer, written) = (SampleDrawer::open(config, files)?, figures.len());
+        Ok(Self { drawer, file, figures, written })
     }
 
     /// How many of the samples from number `first` on are to be shown.
@@ -44,14 +46,9 @@ impl ShownSamples {
     /// A sample cannot be drawn.
     pub fn add(&mut self, samples: &[Sample], first: u64) -> Result<()> {
         for (number, sample) in (first..COUNT).zip(samples) {
-            self.figures.push(self.drawer.draw(sample, number)?.figure);
+            self.figures.push(self.drawer.draw(sample, number)?);
         }
         Ok(())
-    }
-
-    /// The samples so far.
-    pub fn figures(&self) -> &[SampleFigure] {
-        &self.figures
     }
 
     /// Writes the file where samples came since it was written.
@@ -75,8 +72,4 @@ fn read(file: &Path) -> Result<Vec<SampleFigure>> {
     let text = STATE.read(file).map_err(|e| Error::file(file, e))?;
     serde_json::from_slice(&text)
         .map_err(|e| Error::file(file, format!("damaged: {e}; the run goes on without it if it is removed")))
-}
-
-fn file(output: &Path) -> PathBuf {
-    output.join("samples").join("training.json")
 }

@@ -43,7 +43,8 @@ impl Source {
     pub fn describe(&self, config: &RunConfig) -> String {
         let (Some(cache), Some(folder)) = (&self.cache, &config.data.cache) else { return String::new() };
         let (latents, text) = cache.entries();
-        let loaded = if self.pipeline.has_encoders() { "are loaded for [eval] alone" } else { "are not loaded" };
+        let loaded =
+            if self.pipeline.text_encoders.can_encode() { "are loaded for [eval] alone" } else { "are not loaded" };
         let folder = folder.display();
         format!("\n{latents} latents and {text} text embeddings from {folder}: autoencoder and text encoders {loaded}")
     }

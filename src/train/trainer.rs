@@ -11,13 +11,14 @@ use super::optimizers::Optimizer;
 use super::outcome::Outcome;
 use super::parameters::{Group, Parameters};
 use super::process_metrics;
-use super::resume::write_record;
+use super::resume::RECORD;
 use super::run_log::RunLog;
 use super::shown_samples::ShownSamples;
 use super::trained::origin_of;
 use super::validation::Validation;
 use crate::config::RunConfig;
-use crate::data::share::{Round, Share};
+use crate::data::round::Round;
+use crate::data::share::Share;
 use crate::data::{Cursor, DataRecord, Inventory, Loader, Sample};
 use crate::model::adapters::formats::{self, Format};
 use crate::model::pipeline::Pipeline;
@@ -73,16 +74,6 @@ pub(super) struct MicroBatch {
 }
 
 impl<'a> Trainer<'a> {
-    /// What the sources hold, in the process that writes.
-    pub fn inventory(&self) -> Option<&Inventory> {
-        self.inventory.as_ref()
-    }
-
-    /// Steps done.
-    pub fn step(&self) -> u64 {
-        self.state.step
-    }
-
     /// Runs to the last step, or until asked to stop; returns whether the run is complete. The process that writes has a
     /// `log`.
     pub fn train(
@@ -102,7 +93,12 @@ impl<'a> Trainer<'a> {
                 waited += batch.waited;
                 let model = &self.pipeline.transformer;
                 let found = gradients(model, &self.parameters, loss, &batch.inputs, self.plan)?;
-                self.advance(micro, batch);
+                self.state.samples += self.images_per_micro_batch();
+                if micro == 0 {
+                    self.state.epoch = batch.epoch;
+                }
+                self.state.counters.broken = batch.cursor.broken;
+                self.state.cursor = batch.cursor;
                 // The next micro-batch is prepared while a GPU computes this one. If that fails, the error is the next
                 // step's; but other processes wait for this one's part of the batch already.
                 if micro + 1 < train.accumulate || self.state.step + 1 < train.steps {
@@ -128,7 +124,9 @@ impl<'a> Trainer<'a> {
             let busy = elapsed.saturating_sub(together + waited);
             let processes = process_metrics::gather(busy, waited, collective)?;
             let metrics = StepMetrics { processes, ..self.metrics(&terms, norm, lr, elapsed, waited) };
-            self.record(metrics, log.as_mut(), validation)?;
+            let due = validation.filter(|validation| validation.is_due(self.state.step));
+            let scores = due.map(|due| self.validate(log.as_mut(), due)).transpose()?.flatten();
+            log.as_mut().map_or(Ok(()), |log| log.write(&StepMetrics { validation: scores, ..metrics }))?;
             let stopping = collective.any(stop.load(Ordering::Relaxed))?;
             self.save_if_due(log.as_mut(), stopping)?;
             if stopping && self.state.step < train.steps {
@@ -163,7 +161,14 @@ impl<'a> Trainer<'a> {
         }
         let own = first + (collective.rank() * size) as u64;
         self.count_cut_prompts(&epochs, &samples, own)?;
-        let inputs = self.input_maker().make(&samples, own)?;
+        let maker = InputMaker {
+            pipeline: &self.pipeline,
+            scheduler: &self.scheduler,
+            config: self.config,
+            prompt: self.empty_prompt.as_ref(),
+            device: self.device,
+        };
+        let inputs = maker.make(&samples, own)?;
         let epoch = epochs.first().copied().unwrap_or_default();
         Ok(MicroBatch { inputs, epoch, cursor, waited })
     }
@@ -180,7 +185,7 @@ impl<'a> Trainer<'a> {
             if epoch != current {
                 let ended = std::mem::take(prompts).merged(collective)?;
                 if collective.is_main() {
-                    ended.warn(&format!("{} of epoch {current}", ended.count()));
+                    ended.warn(&format!("{} of epoch {current}", ended.count));
                 }
                 *current = *epoch;
             }
@@ -191,29 +196,6 @@ impl<'a> Trainer<'a> {
             }
         }
         Ok(())
-    }
-
-    fn input_maker(&self) -> InputMaker<'_> {
-        InputMaker {
-            pipeline: &self.pipeline,
-            scheduler: &self.scheduler,
-            noise: &self.config.noise,
-            seed: self.config.seed,
-            mask_max_sigma: self.config.loss.mask_max_sigma,
-            resolution: self.config.data.resolution,
-            prompt: self.empty_prompt.as_ref(),
-            device: self.device,
-        }
-    }
-
-    /// Moves the state past `batch`, the step's micro-batch number `micro`.
-    fn advance(&mut self, micro: usize, batch: MicroBatch) {
-        self.state.samples += self.images_per_micro_batch();
-        if micro == 0 {
-            self.state.epoch = batch.epoch;
-        }
-        self.state.counters.broken = batch.cursor.broken;
-        self.state.cursor = batch.cursor;
     }
 
     /// Of all processes.
@@ -259,22 +241,8 @@ impl<'a> Trainer<'a> {
             images_per_s: images / seconds,
             seconds,
             data_wait_s: waited.as_secs_f64(),
-            validation: None,
-            processes: None,
+            ..Default::default()
         }
-    }
-
-    /// Logs a step, after a validation where one is due.
-    fn record(
-        &mut self,
-        mut metrics: StepMetrics,
-        mut log: Option<&mut RunLog>,
-        validation: Option<&Validation>,
-    ) -> Result<()> {
-        if let Some(validation) = validation.filter(|validation| validation.is_due(self.state.step)) {
-            metrics.validation = self.validate(log.as_deref_mut(), validation)?;
-        }
-        log.map_or(Ok(()), |log| log.write(&metrics))
     }
 
     /// Saves a checkpoint where one is due, or where the run is `stopping`, when all processes have reached it; and what
@@ -289,7 +257,7 @@ impl<'a> Trainer<'a> {
             log.metrics.sync()?;
             self.checkpoint()?.save(&log.output, self.config)?;
             if let Some(record) = self.record.take() {
-                write_record(&log.output, &record)?;
+                record.write(&log.output.join(RECORD))?;
             }
             if let Some(shown) = &mut self.shown_samples {
                 shown.write()?;
@@ -320,7 +288,7 @@ impl<'a> Trainer<'a> {
         let is_best = self.state.effective_steps() > 0
             && log.best.as_ref().is_none_or(|best| validation.is_better(&scores, best));
         if is_best {
-            self.checkpoint()?.save_best(&log.output, self.config)?;
+            self.checkpoint()?.save_as(&log.output, "best", self.config)?;
             self.export(&log.output, "-best")?;
             log.best = Some(scores.clone());
         }
@@ -397,7 +365,7 @@ impl<'a> Trainer<'a> {
             diffusers_model: self.diffusers_model.clone(),
             state: self.state.clone(),
             device: self.device,
-            data: self.shown_samples.as_ref().map_or_else(Vec::new, |shown| shown.figures().to_vec()),
+            data: self.shown_samples.as_ref().map_or(vec![], |shown| shown.figures.clone()),
             processes: self.components.collective.size(),
             layers: self.parameters.layers(self.pipeline.transformer.config.num_layers()),
         }
@@ -405,13 +373,13 @@ impl<'a> Trainer<'a> {
 
     fn say_totals(&self) {
         self.loader.say_findings();
-        let (coverage, counters) = (self.loader.coverage(), &self.state.counters);
+        let (cursor, counters) = (&self.loader.cursor, &self.state.counters);
         tracing::info!(
             "{} samples, {} broken ones passed over, {} of this epoch's {} with masks, {} steps without a finite loss",
             self.state.samples,
             counters.broken,
-            coverage.with_masks,
-            coverage.samples,
+            cursor.epoch_with_masks,
+            cursor.epoch_samples,
             counters.nonfinite,
         );
     }

@@ -1,20 +1,20 @@
 //! Validation every so many steps, on a few images, noises and captions that never change. Several processes share the images,
 //! and rank 0 has the scores and pictures.
+use super::evaluation::segment;
 use crate::config::{BestBy, EvalConfig, RunConfig};
-use crate::data::Captions;
 use crate::data::sources::captions::{Columns, first_by_key};
 use crate::distributed::Collective;
+use crate::eval::EvaluatedModel;
 use crate::eval::flow::HeldOut;
 use crate::eval::generation::GenerationOptions;
 use crate::eval::generation::draw::Painter;
-use crate::eval::generation::statistics::image_files;
-use crate::eval::segmentation::{ImageResult, LabelledFolder, SegmentationOptions, evaluate_together};
+use crate::eval::segmentation::{LabelledFolder, SegmentationOptions};
 use crate::eval::turns::Turns;
 use crate::model::pipeline::Pipeline;
 use crate::report::metrics::ValidationScores;
-use crate::report::segmentation::{SegmentationExample, sheet_of};
+use crate::report::segmentation::sheet_of;
 use crate::report::summary::Stage;
-use crate::report::{KeptPictures, ValidationPictures, sample_sheet, told_example};
+use crate::report::{KeptPictures, ValidationPictures, sample_sheet};
 use crate::sample::scheduler::Scheduler;
 use crate::system::error::Result;
 
@@ -43,8 +43,7 @@ impl<'a> Validation<'a> {
         let columns = Columns::of(&config.data);
         let (held_out, captions) = match &eval.captions {
             Some(file) => {
-                let (files, captions) = (image_files(eval.real_images())?, Captions::read(file, columns)?);
-                let held_out = HeldOut::new(files, &captions, eval.every_images, eval.size, eval.seed)?;
+                let held_out = HeldOut::of(eval, file, columns, eval.every_images)?;
                 (Some(held_out), first_by_key(file, columns, eval.every_samples.max(1))?)
             }
             None => (None, vec![]),
@@ -72,35 +71,25 @@ impl<'a> Validation<'a> {
         pipeline: &Pipeline,
         scheduler: &Scheduler,
     ) -> Result<Option<(ValidationScores, ValidationPictures)>> {
-        let turns = &self.turns;
+        let model = EvaluatedModel { pipeline, scheduler, turns: &self.turns };
+        let is_main = self.turns.is_main();
         let mut scores = ValidationScores::default();
         let mut pictures = ValidationPictures::default();
         if let Some(labelled) = &self.labelled {
-            let limit = Some(self.eval.every_images);
-            let options = SegmentationOptions::of(self.eval, limit);
-            let mut own = vec![];
-            let mut visit = |result: &ImageResult| {
-                if result.index < EXAMPLES {
-                    own.push((result.index, SegmentationExample::new(result, Stage::After)?));
-                }
-                Ok(())
-            };
-            let found = evaluate_together(pipeline, scheduler, labelled, &options, turns, &mut visit)?;
-            let examples = told_example::at_main(own, Stage::After, turns)?;
+            let options = SegmentationOptions::of(self.eval, Some(self.eval.every_images));
+            let (found, examples) = segment(model, labelled, &options, (Stage::After, EXAMPLES), |_| {})?;
             (scores.miou, scores.pixel_accuracy) = (Some(found.miou), Some(found.pixel_accuracy));
-            pictures.attention = turns.is_main().then(|| sheet_of(&examples)).transpose()?;
+            pictures.attention = is_main.then(|| sheet_of(&examples)).transpose()?;
         }
         if let Some(held_out) = &self.held_out {
-            scores.held_out_flow = held_out.flow_loss(pipeline, scheduler, &self.config.noise, turns)?;
+            scores.held_out_flow = held_out.flow_loss(model, &self.config.noise)?;
         }
         if !self.captions.is_empty() {
-            let options = GenerationOptions::of(self.eval);
-            let mut painter = Painter::new(pipeline, scheduler, &options)?;
             let captions: Vec<&str> = self.captions.iter().map(String::as_str).collect();
-            let images = painter.draw_all(&captions, None, turns, |_| {})?;
-            pictures.samples = turns.is_main().then(|| sample_sheet(&images));
+            let images = Painter::new(model, &GenerationOptions::of(self.eval))?.draw_all(&captions, None, |_| {})?;
+            pictures.samples = is_main.then(|| sample_sheet(&images));
         }
-        Ok(turns.is_main().then_some((scores, pictures)))
+        Ok(is_main.then_some((scores, pictures)))
     }
 
     /// Whether `new` is better than `old`, by the metric that the config chose; equal scores are not better.

@@ -1,7 +1,7 @@
 //! `format = "folder"` and `"coco"`: layouts and their traps.
 use crate::world::{Case, Right, allow_all, check, config, outcome, write};
 use seg4diff::config::{Allowed, DataConfig, DataFormat};
-use seg4diff::data::Inventory;
+use seg4diff::data::{DataSet, Inventory};
 use std::fs;
 use std::path::Path;
 
@@ -409,7 +409,8 @@ fn counted(config: &DataConfig) -> u64 {
         "blank_caption",
         "repeats_in_name",
     ];
-    let inventory = serde_json::to_value(Inventory::take(config).expect("inventory")).expect("JSON");
+    let data = DataSet::open(config).expect("data set");
+    let inventory = serde_json::to_value(Inventory::of(&data).expect("inventory")).expect("JSON");
     let sources = inventory["sources"].as_array().expect("sources");
     let number = |value: &serde_json::Value| value.as_u64().expect("a number");
     let of_source = |source: &serde_json::Value| {

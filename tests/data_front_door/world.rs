@@ -2,7 +2,7 @@
 use crate::data_config::plain;
 use image::{ExtendedColorType, ImageEncoder, codecs::png::PngEncoder};
 use seg4diff::config::{Allowed, DataConfig, DataFormat};
-use seg4diff::data::{Inventory, Loader};
+use seg4diff::data::{DataSet, Inventory, Loader};
 use std::fs;
 use std::io::Write;
 use std::path::Path;
@@ -94,7 +94,8 @@ pub fn allow_all(config: &mut DataConfig, _: &Path) {
 
 /// The printed inventory and all samples of an epoch, or the error.
 pub fn outcome(config: &DataConfig) -> Result<(String, String), String> {
-    let inventory = Inventory::take(config).map_err(|problem| problem.to_string())?;
+    let data = DataSet::open(config).map_err(|problem| problem.to_string())?;
+    let inventory = Inventory::of(&data).map_err(|problem| problem.to_string())?;
     let said = inventory.to_string();
     inventory.check(&config.allow).map_err(|problem| problem.to_string())?;
     let mut loader = Loader::new(config, 0, None, false).map_err(|problem| problem.to_string())?;

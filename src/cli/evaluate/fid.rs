@@ -74,7 +74,7 @@ pub fn run(args: &FidArgs, processes: &dyn Collective) -> Result<()> {
     if let (Some(file), Some(of_inception)) = (&args.save_real, real.first()) {
         npz::write(file, &of_inception.gaussian()?)?;
     }
-    let scores = Reference::new(networks, real).score(&generated)?;
+    let scores = Reference { networks, real }.score(&generated)?;
     write_scores(args.json.as_deref(), &scores)?;
     say_distances(&scores)
 }

@@ -6,7 +6,8 @@ use crate::config::{EvalConfig, PartPaths, RunConfig};
 use crate::data::sources::captions::{Columns, first_by_key};
 use crate::demo;
 use crate::distributed::Collective;
-use crate::eval::generation::{DrawnImage, GenerationOptions, Reference, evaluate_together, load_networks};
+use crate::eval::EvaluatedModel;
+use crate::eval::generation::{GenerationOptions, Reference, evaluate, load_networks};
 use crate::eval::turns::Turns;
 use crate::model::adapters::weighted::{self, WeightedFile};
 use crate::model::families;
@@ -85,27 +86,27 @@ pub fn run(args: &GenerationArgs, processes: &dyn Collective) -> Result<()> {
     let options = GenerationOptions::of(eval);
     pipeline.latent_shape(options.size)?;
     let turns = Turns::new(processes);
-    let reference = Reference::of_folder_together(networks, eval.real_images(), options.batch, &turns)?;
+    let reference = Reference::of_folder(networks, eval.real_images(), options.batch, &turns)?;
     if let Some((folder, record)) = &described {
         drawings::describe(folder, record)?;
     }
     processes.barrier()?;
     let mut progress = Progress::new("image", 0, options.images as u64);
     let scheduler = Scheduler::open(&files)?;
-    let mut visit = |drawn: &DrawnImage| {
+    let model = EvaluatedModel { pipeline: &pipeline, scheduler: &scheduler, turns: &turns };
+    let scores = evaluate(model, &captions, &options, &reference, &mut |index, image| {
         if let Some(folder) = &args.out {
-            write_png(&image_file(folder, drawn.index), drawn.image)?;
+            write_png(&image_file(folder, index), image)?;
         }
-        progress.update_batch(drawn.index + 1, options.batch, "");
+        progress.update_batch(index + 1, options.batch, "");
         Ok(())
-    };
-    let scores = evaluate_together(&pipeline, &scheduler, &captions, &options, &reference, &turns, &mut visit)?;
+    })?;
     drop(progress);
     // All images are there, since rank 0 has the features of all.
     let Some(scores) = scores else { return Ok(()) };
     write_scores(json, &scores)?;
     say_distances(&scores)?;
-    let real = reference.real().iter().find_map(|real| real.images()).unwrap_or_default();
+    let real = reference.real.iter().find_map(|real| real.images()).unwrap_or_default();
     say(&format!("{} drawn against {real} real images", options.images))
 }
 

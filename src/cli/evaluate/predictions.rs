@@ -36,7 +36,7 @@ impl Predictions {
     pub fn write(&self, key: &str, map: &SegmentationMap, data: &LabelledFolder) -> Result<()> {
         let label = |class: &u16| match *class {
             NO_CLASS => data.label_of_none,
-            class => data.classes()[usize::from(class)].label,
+            class => data.classes[usize::from(class)].label,
         };
         let file = file(&self.folder, key);
         let labels: Vec<u32> = map.classes.iter().map(label).collect();

@@ -4,7 +4,8 @@ use super::{score_file, write_scores};
 use crate::cli::maps::{LayerList, MapArgs, NormalizeArgs};
 use crate::cli::{ModelArgs, say};
 use crate::distributed::Collective;
-use crate::eval::segmentation::evaluate_referring_together;
+use crate::eval::EvaluatedModel;
+use crate::eval::segmentation::evaluate_referring;
 use crate::eval::turns::Turns;
 use crate::system::error::{Error, Result};
 use crate::system::patience;
@@ -61,10 +62,8 @@ pub fn run(args: &ReferringArgs, processes: &dyn Collective) -> Result<()> {
     let lines = count_lines(&args.phrases).map_err(|problem| Error::file(&args.phrases, problem))?;
     let mut progress = Progress::new("phrase", 0, lines);
     let files_of = (args.phrases.as_path(), args.images.as_path());
-    let turns = Turns::new(processes);
-    let scores = evaluate_referring_together(&pipeline, &scheduler, files_of, &options, &turns, |done| {
-        progress.update(done, "");
-    })?;
+    let model = EvaluatedModel { pipeline: &pipeline, scheduler: &scheduler, turns: &Turns::new(processes) };
+    let scores = evaluate_referring(model, files_of, &options, |done| progress.update(done, ""))?;
     let Some(scores) = scores else { return Ok(()) };
     write_scores(json, &scores)?;
     let percent = |name: &str, share: f64| say(&format!("{name:14} {:6.2}", 100.0 * share));

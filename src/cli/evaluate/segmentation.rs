@@ -6,7 +6,8 @@ use crate::cli::maps::{LayerList, MapArgs, NormalizeArgs};
 use crate::cli::{ModelArgs, say};
 use crate::config::{Choice, SegmentationProtocol};
 use crate::distributed::Collective;
-use crate::eval::segmentation::{ImageResult, SegmentationOptions, SegmentationScores, evaluate_together};
+use crate::eval::EvaluatedModel;
+use crate::eval::segmentation::{SegmentationOptions, SegmentationScores, evaluate};
 use crate::eval::turns::Turns;
 use crate::system::error::Result;
 use crate::system::progress::Progress;
@@ -64,8 +65,8 @@ pub fn run(args: &SegmentationArgs, processes: &dyn Collective) -> Result<()> {
     let options = args.probe.options(maps, args.data.limit, &pipeline)?;
     let options = SegmentationOptions { protocol: args.protocol, ..options };
     let mut progress = Progress::new("image", 0, options.count(&data) as u64);
-    let turns = Turns::new(processes);
-    let scores = evaluate_together(&pipeline, &scheduler, &data, &options, &turns, &mut |result: &ImageResult| {
+    let model = EvaluatedModel { pipeline: &pipeline, scheduler: &scheduler, turns: &Turns::new(processes) };
+    let scores = evaluate(model, &data, &options, &mut |result| {
         if let Some(predictions) = &predictions {
             predictions.write(&result.image.key, result.predicted, &data)?;
         }

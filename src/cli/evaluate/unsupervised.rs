@@ -6,7 +6,8 @@ use crate::cli::maps::{LayerList, MapArgs};
 use crate::cli::{ModelArgs, parse_not_negative, say};
 use crate::config::MapNormalize;
 use crate::distributed::Collective;
-use crate::eval::segmentation::{SegmentationScores, UnsupervisedOptions, evaluate_unsupervised_together};
+use crate::eval::EvaluatedModel;
+use crate::eval::segmentation::{SegmentationScores, UnsupervisedOptions, evaluate_unsupervised};
 use crate::eval::turns::Turns;
 use crate::model::text::prompt_file;
 use crate::system::error::Result;
@@ -83,9 +84,8 @@ pub fn run(args: &UnsupervisedArgs, processes: &dyn Collective) -> Result<()> {
     let merging = UnsupervisedOptions { thresholds: args.threshold.clone(), power: args.power, prompt };
     let mut progress = Progress::new("image", 0, options.count(&data) as u64);
     let mut segments = vec![0.0; args.threshold.len()];
-    let turns = Turns::new(processes);
-    let settings = (&options, &merging);
-    let scores = evaluate_unsupervised_together(&pipeline, &scheduler, &data, settings, &turns, &mut |result| {
+    let model = EvaluatedModel { pipeline: &pipeline, scheduler: &scheduler, turns: &Turns::new(processes) };
+    let scores = evaluate_unsupervised(model, &data, &options, &merging, &mut |result| {
         segments[result.threshold] += result.segments as f64;
         if let Some(predictions) = predictions.as_ref().filter(|_| result.threshold == 0) {
             predictions.write(result.key, result.predicted, &data)?;

@@ -43,7 +43,7 @@ impl Cache {
     /// There is no cache; a shard is damaged or of another version; the recipes differ.
     pub fn open(folder: &Path, latents: Recipe, text: Recipe, refill: String) -> Result<Self> {
         let (latents, text) = (Store::open(folder, latents)?, Store::open(folder, text)?);
-        if latents.is_empty() || text.is_empty() {
+        if latents.len() == 0 || text.len() == 0 {
             return Err(Error::file(folder, format!("holds no whole cache; fill it by\n  {refill}")));
         }
         Ok(Self { folder: folder.to_path_buf(), latents, text, refill })
@@ -56,17 +56,17 @@ impl Cache {
 
     /// Bytes of a sample's latents and text embedding.
     pub fn sample_bytes(&self) -> u64 {
-        self.latents.recipe().bytes() + self.text.recipe().bytes()
+        self.latents.recipe.bytes() + self.text.recipe.bytes()
     }
 
     /// The latents of an image, `None` if the cache lacks them.
     pub fn latents(&self, image: &Digest, mirrored: bool) -> Result<Option<Vec<f32>>> {
-        self.latents.get(&self.latents.recipe().latents_key(image, mirrored))
+        self.latents.get(&self.latents.recipe.latents_key(image, mirrored))
     }
 
     /// The embedding of a prompt, `None` if the cache lacks it.
     pub fn text(&self, prompt: &str) -> Result<Option<Vec<f32>>> {
-        self.text.get(&self.text.recipe().text_key(prompt))
+        self.text.get(&self.text.recipe.text_key(prompt))
     }
 
     /// The error that the cache has no entry for `what` (latents or text) of the sample `name`.

@@ -73,9 +73,7 @@ pub fn read_entries(file: &Path, recipe: &Recipe) -> Result<Vec<Entry>> {
 /// # Errors
 /// The file cannot be read, or the checksum differs.
 pub fn read_values(file: &Path, recipe: &Recipe, offset: u64, checksum: u32) -> Result<Vec<f32>> {
-    let mut bytes = vec![0; recipe.values() * 4];
-    let read = patience::open(file).and_then(|Patient(file)| patiently(|| read_exact_at(&file, &mut bytes, offset)));
-    read.map_err(|e| Error::file(file, e))?;
+    let bytes = read(file, offset, recipe.values() * 4)?;
     if crc32c::crc32c(&bytes) != checksum {
         return Err(damaged(file, format!("the entry at byte {offset} does not have its checksum")));
     }
@@ -122,10 +120,14 @@ fn checksums(file: &Path, header: &Header) -> Result<Vec<u32>> {
     if start > stop || stop > header.bytes || stop - start != 4 * info.shape[0] as u64 {
         return Err(damaged(file, format!("tensor {CHECKSUMS} has a wrong offset")));
     }
-    let mut bytes = vec![0; (stop - start) as usize];
-    let read = patience::open(file).and_then(|Patient(file)| patiently(|| read_exact_at(&file, &mut bytes, start)));
-    read.map_err(|e| Error::file(file, e))?;
+    let bytes = read(file, start, (stop - start) as usize)?;
     Ok(bytes.as_chunks().0.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect())
+}
+
+fn read(file: &Path, offset: u64, length: usize) -> Result<Vec<u8>> {
+    let mut bytes = vec![0; length];
+    let read = patience::open(file).and_then(|Patient(file)| patiently(|| read_exact_at(&file, &mut bytes, offset)));
+    read.map(|()| bytes).map_err(|e| Error::file(file, e))
 }
 
 fn metadata(recipe: &Recipe) -> BTreeMap<String, String> {
@@ -153,13 +155,8 @@ fn check_metadata(file: &Path, recipe: &Recipe, found: &BTreeMap<String, String>
     if differences.is_empty() {
         return Ok(());
     }
-    let differences = differences.join("\n  ");
-    Err(Error::file(
-        file,
-        format!(
-            "the cache is of another model or other settings; this run needs one in another folder\n  {differences}"
-        ),
-    ))
+    let problem = "the cache is of another model or other settings; this run needs one in another folder";
+    Err(Error::file(file, format!("{problem}\n  {}", differences.join("\n  "))))
 }
 
 fn damaged(file: &Path, problem: String) -> Error {

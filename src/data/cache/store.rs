@@ -1,12 +1,13 @@
 //! The entries of one kind over all shards of a folder.
 use super::recipe::{Key, Recipe};
 use super::shard;
-use crate::system::error::{Error, Result};
+use crate::system::error::Result;
+use crate::system::whole_file;
 use std::path::{Path, PathBuf};
 
 /// An in-memory index, 32 bytes an entry; values are read on demand.
 pub struct Store {
-    recipe: Recipe,
+    pub recipe: Recipe,
     shards: Vec<PathBuf>,
     /// Sorted by key.
     index: Vec<EntryLocation>,
@@ -32,31 +33,18 @@ impl Store {
         let (mut shards, mut index) = (vec![], vec![]);
         let files = shard_files(folder, &recipe)?;
         let next = files.last().map_or(0, |(number, _)| number + 1);
-        for (place, (_, file)) in (0..).zip(files) {
-            let entries = shard::read_entries(&file, &recipe)?.into_iter();
-            let of_entry = |entry: shard::Entry| EntryLocation {
-                key: entry.key.short(),
-                offset: entry.offset,
-                shard: place,
-                checksum: entry.checksum,
-            };
-            index.extend(entries.map(of_entry));
+        for (shard, (_, file)) in (0..).zip(files) {
+            for shard::Entry { key, offset, checksum } in shard::read_entries(&file, &recipe)? {
+                index.push(EntryLocation { key: key.short(), offset, shard, checksum });
+            }
             shards.push(file);
         }
         index.sort_unstable_by_key(|place| (place.key, place.shard));
         Ok(Self { recipe, shards, index, next })
     }
 
-    pub fn recipe(&self) -> &Recipe {
-        &self.recipe
-    }
-
     pub fn len(&self) -> usize {
         self.index.len()
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.index.is_empty()
     }
 
     pub fn contains(&self, key: &Key) -> bool {
@@ -89,14 +77,8 @@ impl Store {
 
 /// The shards in `folder` with their numbers, ascending; none if the folder does not exist.
 fn shard_files(folder: &Path, recipe: &Recipe) -> Result<Vec<(u32, PathBuf)>> {
-    let entries = match std::fs::read_dir(folder) {
-        Ok(entries) => entries,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(vec![]),
-        Err(e) => return Err(Error::file(folder, e)),
-    };
     let mut files = vec![];
-    for entry in entries {
-        let path = entry.map_err(|e| Error::file(folder, e))?.path();
+    for path in whole_file::entries(folder)? {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let number = name.strip_prefix(recipe.kind.name()).and_then(|rest| rest.strip_prefix('-'));
         let number = number.and_then(|rest| rest.strip_suffix(".safetensors"));

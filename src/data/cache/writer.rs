@@ -36,7 +36,7 @@ impl Writer {
     }
 
     pub fn recipe(&self) -> &Recipe {
-        self.store.recipe()
+        &self.store.recipe
     }
 
     /// Whether the entry was found or added.
@@ -81,7 +81,7 @@ impl Writer {
 
     fn write(&mut self) -> Result<()> {
         let file = self.store.next_shard(&self.folder);
-        shard::write(&file, self.store.recipe(), &self.pending)?;
+        shard::write(&file, &self.store.recipe, &self.pending)?;
         self.pending.clear();
         Ok(())
     }

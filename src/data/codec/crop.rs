@@ -19,11 +19,12 @@ pub struct Placement {
     left: usize,
     top: usize,
     side: usize,
-    mirror: bool,
+    /// Whether the image is mirrored left to right.
+    pub mirror: bool,
 }
 
 /// The random draws of one photograph, each uniform in [0, 1).
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Draws {
     /// Decides on mirroring.
     pub mirror: f64,
@@ -58,13 +59,7 @@ impl Placement {
 
     /// A placement without random draws: the flip is given, and a random window is placed at the upper left.
     pub fn fixed(size: (usize, usize), side: usize, crop: Crop, mirror: bool) -> Self {
-        let draws = Draws { mirror: 0.0, left: 0.0, top: 0.0, drop_caption: 0.0 };
-        Self::new(size, side, crop, mirror, &draws)
-    }
-
-    /// Whether the image is mirrored left to right.
-    pub fn is_mirrored(&self) -> bool {
-        self.mirror
+        Self::new(size, side, crop, mirror, &Draws::default())
     }
 
     /// Cuts the square out of the photograph (`[side, side, 3]`): bilinear with antialiasing, bit-exact with Pillow's

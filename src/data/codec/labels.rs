@@ -20,7 +20,8 @@ pub struct LabelMap {
     bytes: Vec<u8>,
     bytes_per_row: usize,
     bits: usize,
-    channels: usize,
+    /// Samples of a pixel: 1 for grey or palette, 3 for RGB, one more with alpha.
+    pub channels: usize,
     /// Of a palette.
     colours: Vec<[u8; 3]>,
 }
@@ -83,9 +84,7 @@ impl LabelMap {
         let pixels = (u64::from(info.width), u64::from(info.height));
         limits::check_picture(pixels, size.map(|size| size as u64), LABEL_MAP)?;
         let colours: Vec<[u8; 3]> = match (info.color_type, &info.palette) {
-            (png::ColorType::Indexed, Some(colours)) => {
-                colours.chunks_exact(3).map(|rgb| [rgb[0], rgb[1], rgb[2]]).collect()
-            }
+            (png::ColorType::Indexed, Some(colours)) => colours.as_chunks().0.to_vec(),
             _ => Vec::new(),
         };
         let mut bytes = limits::buffer(size.unwrap_or_default()).map_err(|problem| problem.to_string())?;
@@ -126,15 +125,8 @@ impl LabelMap {
                 return Err(format!("its pixels are {:?}, expected grey of 8 or 16 bits or RGB of 8", other.color()));
             }
         };
-        Ok(Self {
-            width,
-            height,
-            bytes,
-            bytes_per_row: width * channels * bits / 8,
-            bits,
-            channels,
-            colours: Vec::new(),
-        })
+        let bytes_per_row = width * channels * bits / 8;
+        Ok(Self { width, height, bytes, bytes_per_row, bits, channels, colours: Vec::new() })
     }
 
     /// How bright the value `label` looks, from 0 to 255.
@@ -200,20 +192,8 @@ impl LabelMap {
         let bytes = upright(orientation, (self.width, self.height), &places).into_iter().flat_map(pixel).collect();
         let exchanged = exchanges_sides(orientation);
         let (width, height) = if exchanged { (self.height, self.width) } else { (self.width, self.height) };
-        Self {
-            width,
-            height,
-            bytes,
-            bytes_per_row: width * bytes_per_pixel,
-            bits: self.bits.max(8),
-            colours: self.colours.clone(),
-            ..*self
-        }
-    }
-
-    /// Samples of a pixel: 1 for grey or palette, 3 for RGB, one more with alpha.
-    pub fn channels(&self) -> usize {
-        self.channels
+        let (bytes_per_row, bits) = (width * bytes_per_pixel, self.bits.max(8));
+        Self { width, height, bytes, bytes_per_row, bits, colours: self.colours.clone(), ..*self }
     }
 
     /// The label at (`x`, `y`), which must be inside.
@@ -353,27 +333,16 @@ impl Classes {
             return Ok(());
         }
         let name = |classes: &Self| classes.name(label).map_or("no class".into(), |name| format!("{name:?}"));
+        let (own, other) = (name(self), name(categories));
         Err(format!(
-            "label {label} is {}, but the annotations' categories say {}; leave data.classes out to take their names, or \
-             set data.allow = [\"class_names\"]",
-            name(self),
-            name(categories)
+            "label {label} is {own}, but the annotations' categories say {other}; leave data.classes out to take their \
+             names, or set data.allow = [\"class_names\"]"
         ))
     }
 
     /// All pairs (label, name), by ascending label.
     pub fn iter(&self) -> impl Iterator<Item = (u32, &str)> {
         self.0.iter().map(|(&label, name)| (label, name.as_str()))
-    }
-
-    /// How many labels have a name.
-    pub fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    /// Whether no label has a name.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
     }
 }
 

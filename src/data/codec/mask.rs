@@ -53,12 +53,6 @@ impl Mask {
         self.words.iter().map(|word| word.count_ones() as usize).sum()
     }
 
-    /// Zeros and ones, `[height, width]`.
-    pub fn to_f32(&self) -> Vec<f32> {
-        let pixels = (0..self.height).flat_map(|y| (0..self.width).map(move |x| (x, y)));
-        pixels.map(|(x, y)| f32::from(u8::from(self.get(x, y)))).collect()
-    }
-
     /// The mask resized to `[grid_height, grid_width]`, zeros and ones: the pixel at `floor(index · size / grid)`
     /// (torch: `F.interpolate(mode="nearest")`).
     pub fn shrink_nearest(&self, grid_width: usize, grid_height: usize) -> Vec<f32> {

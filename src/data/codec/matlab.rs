@@ -201,10 +201,7 @@ fn columns(data: &mut dyn Read, name: &str, height: usize, width: usize) -> Resu
     if count != (height * width) as u64 || count == 0 {
         return Err(format!("{name} has {count} numbers, but is {height} by {width}"));
     }
-    let mut rest: Box<dyn Read> = match &tag.small {
-        Some(small) => Box::new(&small[..]),
-        None => Box::new(data),
-    };
+    let mut rest = tag.small.as_ref().map_or(&[][..], |small| small).chain(data);
     let mut labels = vec![0; height * width];
     let (mut place, mut bytes) = (0, vec![0; CHUNK * size]);
     while place < labels.len() {

@@ -214,14 +214,7 @@ impl RunLengths {
         area
     }
 
-    /// Samples the mask at the points of `grid`, which must be for this mask's size.
-    pub fn sample(&self, grid: &Grid) -> Mask {
-        let mut mask = Mask::new(grid.width(), grid.height());
-        self.add_to(&mut mask, grid);
-        mask
-    }
-
-    /// Adds the mask, sampled at the points of `grid`, to another on that grid.
+    /// Adds the mask, sampled at the points of `grid`, which must be for this mask's size, to another on that grid.
     pub fn add_to(&self, mask: &mut Mask, grid: &Grid) {
         self.spans_on(grid, |columns, rows| mask.fill(columns, rows));
     }

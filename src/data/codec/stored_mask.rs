@@ -89,13 +89,10 @@ impl<'de> Visitor<'de> for MaskVisitor {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<StoredMask, A::Error> {
-        let mut polygons = Vec::new();
-        while let Some(polygon) = list.next_element::<Vec<f64>>()? {
-            polygons.push(polygon);
-        }
-        match polygons.iter().find(|polygon: &&Vec<f64>| polygon.is_empty()) {
-            Some(_) => Err(de::Error::custom("a polygon is empty")),
-            None => Ok(StoredMask::Polygons(polygons)),
+        let polygons = std::iter::from_fn(|| list.next_element().transpose()).collect::<Result<Vec<Vec<f64>>, _>>()?;
+        match polygons.iter().any(Vec::is_empty) {
+            true => Err(de::Error::custom("a polygon is empty")),
+            false => Ok(StoredMask::Polygons(polygons)),
         }
     }
 }

@@ -41,7 +41,7 @@ impl Numbers {
     /// The PNG is damaged or grey (with the reason).
     pub fn labels(&self, png: &[u8]) -> Result<(usize, usize, Vec<u32>), String> {
         let map = LabelMap::decode(png)?;
-        if map.channels() < 3 {
+        if map.channels < 3 {
             return Err("is a grey PNG, expected the red, green and blue of ADE20K".into());
         }
         let label = |x, y| {

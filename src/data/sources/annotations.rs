@@ -3,31 +3,25 @@ use super::coco::{self, Annotation, Category, Item, Segment};
 use super::unusable::Unusable;
 use crate::data::codec::labels::Classes;
 use crate::data::codec::stored_mask::StoredMask;
-use crate::data::keyed_temp_store::{Claims, Entry, KeyedTempStore, KeyedTempStoreWriter, hash};
+use crate::data::keyed_temp_store::{ClaimedStore, Entry, KeyedTempStore, KeyedTempStoreWriter, hash};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::collections::BTreeMap;
-use std::{marker::PhantomData, path::Path};
+use std::path::Path;
 
-/// Panoptic annotations: a PNG of segment ids for each picture, and the segments' categories.
-pub type Panoptic = Annotations<PanopticSegments>;
-
-/// Instances or stuff: masks with categories.
-pub type Instances = Annotations<Instance>;
-
-/// What each picture's annotations say. Memory: 44 bytes a picture and 16 an annotation; what they say is in temporary
+/// What each picture's annotations say, all of one [`Kind`]. Memory: 44 bytes a picture and 16 an annotation; what they say is in temporary
 /// files.
-pub struct Annotations<T> {
+pub struct Annotations {
+    /// The setting that names the file.
+    setting: &'static str,
     /// File name of a picture to its id and size, as JSON.
-    pictures: KeyedTempStore,
-    claims: Claims,
+    pictures: ClaimedStore,
     /// Id of a picture to its annotations, as JSON.
     annotations: KeyedTempStore,
     /// The JSON's `categories`.
     pub categories: Classes,
     /// The categories that annotations have, each with the first image's id.
     pub used: BTreeMap<u32, String>,
-    of: PhantomData<T>,
 }
 
 /// What is said of a picture.
@@ -58,7 +52,7 @@ pub trait Kind: Serialize + DeserializeOwned {
     fn categories(&self) -> impl Iterator<Item = u32>;
 }
 
-/// The panoptic annotation of a picture.
+/// The panoptic annotation of a picture: a PNG of segment ids, and the segments' categories.
 #[derive(Deserialize, Serialize, PartialEq)]
 pub struct PanopticSegments {
     /// The PNG, below the folder of PNGs.
@@ -66,7 +60,7 @@ pub struct PanopticSegments {
     segments: Vec<Segment>,
 }
 
-/// A mask and its class.
+/// Of instances or stuff: a mask and its class.
 #[derive(Deserialize, Serialize)]
 pub struct Instance {
     pub category: u32,
@@ -114,13 +108,13 @@ impl Kind for Instance {
     }
 }
 
-impl<T: Kind> Annotations<T> {
+impl Annotations {
     /// Streams the JSON at `path`. Where its `images` have no `file_name`, the annotations' own `file_name` names the picture.
     ///
     /// # Errors
     /// The file cannot be read, is of another kind, lacks `annotations`, `categories` or the pictures' names, has an
     /// annotation of an image that it does not list, or one id for two images.
-    pub fn read(path: &Path) -> Result<Self> {
+    pub fn read<T: Kind>(path: &Path) -> Result<Self> {
         let failed = |problem: String| Error::file(path, problem);
         let writer = || KeyedTempStoreWriter::new().map_err(failed);
         let (mut listed, mut named, mut annotations) = (writer()?, writer()?, writer()?);
@@ -180,23 +174,16 @@ impl<T: Kind> Annotations<T> {
         }
         let pictures = if ids.is_empty() { named } else { listed };
         let differ = |first: &Entry, second: &Entry| {
-            let said = |entry: &Entry| String::from_utf8_lossy(&entry.value).into_owned();
-            format!(
-                "`{}` and `{}` name one image, which is {} and {}",
-                first.key,
-                second.key,
-                said(first),
-                said(second)
-            )
+            let [is, other] = [first, second].map(|entry| String::from_utf8_lossy(&entry.value));
+            format!("`{}` and `{}` name one image, which is {is} and {other}", first.key, second.key)
         };
         let pictures = pictures.finish_distinct(differ).map_err(failed)?;
         Ok(Self {
-            claims: Claims::on(&pictures),
-            pictures,
+            setting: T::KEY,
+            pictures: ClaimedStore::new(pictures),
             annotations: annotations.finish().map_err(failed)?,
             categories: Classes::new(categories),
             used,
-            of: PhantomData,
         })
     }
 
@@ -205,30 +192,39 @@ impl<T: Kind> Annotations<T> {
     /// # Errors
     /// The key matches several pictures equally well, another picture has taken the entry that it fits, or a temporary
     /// file cannot be read.
-    pub fn of(&self, key: &str) -> Result<Option<OfPicture<T>>, Unusable> {
-        let Some(picture) = self.pictures.get(key)? else { return Ok(None) };
-        if !self.claims.claim(&picture, key) {
-            let problem = format!("`{}` fits {key} and another image of that name", picture.key);
-            return Err(Error::Usage(format!("{}: {problem}; write their folders in its `file_name`", T::KEY)).into());
-        }
-        let Picture { id, size } = read(&picture.value)?;
-        let annotations = self.annotations.all(&id)?;
+    pub fn of<T: Kind>(&self, key: &str) -> Result<Option<OfPicture<T>>, Unusable> {
+        let Some(OfPicture { size, annotations }) = self.stored(key)? else { return Ok(None) };
         let annotations = annotations.iter().map(|json| read(json)).collect::<Result<_, _>>()?;
         Ok(Some(OfPicture { size, annotations }))
     }
-}
 
-impl<T> Annotations<T> {
+    /// How many annotations the picture `key` has.
+    ///
+    /// # Errors
+    /// Those of [`of`](Self::of).
+    pub fn count(&self, key: &str) -> Result<Option<usize>, Unusable> {
+        Ok(self.stored(key)?.map(|stored| stored.annotations.len()))
+    }
+
+    /// [`of`](Self::of), as JSON.
+    fn stored(&self, key: &str) -> Result<Option<OfPicture<Vec<u8>>>, Unusable> {
+        let refused = |picture: &Entry| {
+            let problem = format!("`{}` fits {key} and another image of that name", picture.key);
+            format!("{}: {problem}; write their folders in its `file_name`", self.setting)
+        };
+        let Some(picture) = self.pictures.take(key, refused)? else { return Ok(None) };
+        let Picture { id, size } = read(&picture.value)?;
+        Ok(Some(OfPicture { size, annotations: self.annotations.all(&id)? }))
+    }
+
     /// How many of its pictures have not been asked for, and the names of `count` of them.
     ///
     /// # Errors
     /// The temporary file cannot be read.
-    pub fn left(&self, count: usize) -> Result<(u64, Vec<String>), Unusable> {
-        self.claims.left(&self.pictures, count)
+    pub fn left(&self, count: usize) -> Result<(u64, Vec<String>)> {
+        self.pictures.left(count)
     }
-}
 
-impl Panoptic {
     /// The panoptic annotation of the picture `key`.
     ///
     /// # Errors

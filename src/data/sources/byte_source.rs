@@ -58,7 +58,7 @@ impl ByteSource {
     /// The file cannot be opened.
     pub fn open(&self) -> io::Result<ByteReader> {
         match self {
-            Self::File(path) => ByteReader::file(patience::open(path)?),
+            Self::File(path) => ByteReader::file(Arc::new(patience::open(path)?.0)),
             Self::Object(object) => Ok(ByteReader::Object(object.scan())),
         }
     }
@@ -83,15 +83,7 @@ impl ByteReader {
     ///
     /// # Errors
     /// Its length cannot be read.
-    pub fn file(Patient(file): Patient<File>) -> io::Result<Self> {
-        Self::shared(Arc::new(file))
-    }
-
-    /// A reader of a file that others read, too.
-    ///
-    /// # Errors
-    /// Its length cannot be read.
-    pub fn shared(file: Arc<File>) -> io::Result<Self> {
+    pub fn file(file: Arc<File>) -> io::Result<Self> {
         let length = patiently(|| file.metadata())?.len();
         Ok(Self::File(file, length))
     }

@@ -10,6 +10,7 @@ use crate::system::patience::patiently;
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// The names of a folder's files, sorted by stem.
 #[derive(Default)]
@@ -130,11 +131,11 @@ fn part(text: &str, (start, length): (u32, u16)) -> &str {
 
 /// A folder's files, and those of the folders with its masks.
 pub struct Folder {
-    /// Path below the source, with a trailing slash.
-    below: String,
+    /// Path below the source, in composed Unicode, with a trailing slash.
+    pub below: String,
     names: Names,
     masks: Vec<(PathBuf, Names)>,
-    pairing: Pairing,
+    pairing: Arc<Pairing>,
 }
 
 /// A photograph and the files that belong to it, by name.
@@ -169,7 +170,7 @@ impl Folder {
         folder: &Path,
         below: &str,
         mask_folders: &[PathBuf],
-        pairing: Pairing,
+        pairing: Arc<Pairing>,
         findings: &mut Findings,
     ) -> io::Result<Self> {
         let names = Names::read(folder, below, findings)?;
@@ -210,10 +211,10 @@ impl Folder {
             for file in names.pictures(group) {
                 if names.files[file].role.is_jpeg() {
                     let name = match folder {
-                        0 => names.name(file).to_owned(),
+                        0 => format!("{}{}", self.below, names.name(file)),
                         _ => self.masks[folder - 1].0.join(names.name(file)).display().to_string(),
                     };
-                    findings.add(Finding::JpegMask, &format!("{}{name}", if folder == 0 { &self.below } else { "" }));
+                    findings.add(Finding::JpegMask, &name);
                 } else {
                     let [picture, folder, file] = [picture, folder, file].map(|number| number as u32);
                     places.push(MaskPlace { picture, number, folder, file });
@@ -239,7 +240,7 @@ impl Folder {
     }
 
     /// The photograph that a mask of this stem in a folder of masks belongs to, and the mask's number.
-    fn picture_of(&self, stem: &str) -> Option<(usize, Option<u32>)> {
+    pub fn picture_of(&self, stem: &str) -> Option<(usize, Option<u32>)> {
         let is_folder = self.pairing.format == DataFormat::Folder;
         let photograph = |stem: &str| {
             let group = self.names.group(stem);
@@ -250,11 +251,6 @@ impl Folder {
             let found = mask_name(stem)?;
             Some((photograph(found.picture)?, found.number))
         })
-    }
-
-    /// Whether the folder holds the photograph of a mask of this stem.
-    pub fn has_picture_of(&self, stem: &str) -> bool {
-        self.picture_of(stem).is_some()
     }
 
     /// Whether the files of `group` are masks, with or without a picture, and no photograph. What is no mask of a picture is
@@ -307,9 +303,7 @@ impl Folder {
                     // What is to be done is said of the picture.
                     add(if is_unread { Finding::Other } else { Finding::CaptionAlone }, file);
                 }
-                Role::Text | Role::Caption if !pairing.text => {
-                    add(pairing.unused_caption(), file);
-                }
+                Role::Text | Role::Caption if !pairing.text => add(pairing.unused_caption(), file),
                 Role::Text | Role::Caption if text.is_some() => add(Finding::SecondCaption, file),
                 Role::Text | Role::Caption => text = Some(file),
                 Role::Json if pairing.format == DataFormat::Sa1b && photograph.is_some() => json = Some(file),
@@ -322,40 +316,31 @@ impl Folder {
             }
         }
         let photograph = photograph?;
-        let own = own_mask.map(|file| (None, names.name(file)));
-        let of_others = masks.iter().map(|mask| {
-            let folder = (mask.folder as usize).checked_sub(1).and_then(|index| self.masks.get(index));
-            let name = folder.map_or(names, |(_, names)| names).name(mask.file as usize);
-            (mask.number, folder.map(|(folder, _)| folder.as_path()), name)
-        });
-        let mut used: Vec<(Option<&Path>, &str)> = own.into_iter().collect();
+        let mut used: Vec<(Option<&Path>, &str)> = own_mask.iter().map(|&file| (None, names.name(file))).collect();
         let mut is_single = own_mask.is_some();
         let mut are_numbered = false;
-        for (number, folder, name) in of_others {
+        for mask in masks {
+            let folder = (mask.folder as usize).checked_sub(1).map(|index| &self.masks[index]);
+            let name = folder.map_or(names, |(_, names)| names).name(mask.file as usize);
+            let folder = folder.map(|(folder, _)| folder.as_path());
             if is_single {
                 let folder = folder.map_or_else(|| below.clone(), |folder| format!("{}/", folder.display()));
                 findings.add(Finding::SecondMask, &format!("{folder}{name}"));
                 continue;
             }
             used.push((folder, name));
-            is_single = number.is_none() || !is_folder;
+            is_single = mask.number.is_none() || !is_folder;
             are_numbered = !is_single;
         }
         let name = |file: usize| names.name(file);
-        let stem = names.stem(group.start);
         Some(Paired {
-            stem,
+            stem: names.stem(group.start),
             picture: name(photograph),
             text: text.map(name),
             json: json.map(name),
             masks: used,
             are_numbered,
         })
-    }
-
-    /// Path below the source, in composed Unicode, with a trailing slash.
-    pub fn below(&self) -> &str {
-        &self.below
     }
 }
 

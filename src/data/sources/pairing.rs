@@ -3,7 +3,7 @@ use super::findings::Finding;
 use crate::config::{Allowed, DataConfig, DataFormat};
 
 /// Which files make up a sample.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Pairing {
     pub format: DataFormat,
     /// Whether the model takes prompts.
@@ -16,14 +16,8 @@ pub struct Pairing {
     pub names: bool,
     /// coco: whether a JSON says which label map belongs to a picture.
     pub panoptic: bool,
-    /// Whether photographs without a caption are left out.
-    pub leaves_out_uncaptioned: bool,
-    /// Whether photographs without annotations or a label map are left out.
-    pub leaves_out_unmasked: bool,
-    /// Whether captions, masks and annotations without their photograph are left out.
-    pub leaves_out_unpictured: bool,
-    /// Whether pictures in formats that are not read are left out.
-    pub leaves_out_unread: bool,
+    /// What is accepted to be left out.
+    allow: Vec<Allowed>,
 }
 
 impl Pairing {
@@ -37,15 +31,12 @@ impl Pairing {
             names: config.classes.is_some(),
             // Masks of `instances` have no label maps.
             panoptic: config.panoptic.is_some() || config.labels.is_none(),
-            leaves_out_uncaptioned: config.allow.contains(&Allowed::CaptionsMissing),
-            leaves_out_unmasked: config.allow.contains(&Allowed::MasksMissing),
-            leaves_out_unpictured: config.allow.contains(&Allowed::PicturesMissing),
-            leaves_out_unread: config.allow.contains(&Allowed::FilesUnread),
+            allow: config.allow.clone(),
         }
     }
 
     /// What a caption beside a picture is that is not read.
-    pub fn unused_caption(self) -> Finding {
+    pub fn unused_caption(&self) -> Finding {
         match self.prompts {
             true if self.metadata => Finding::CaptionBesideMetadata,
             true => Finding::UnusedCaption,
@@ -54,7 +45,7 @@ impl Pairing {
     }
 
     /// What a photograph lacks to be a sample, if anything.
-    pub fn lacks(self, has_caption: bool, has_annotation: bool) -> Option<Finding> {
+    pub fn lacks(&self, has_caption: bool, has_annotation: bool) -> Option<Finding> {
         let is_folder = self.format == DataFormat::Folder;
         match self.format {
             DataFormat::Sa1b if !has_annotation => Some(Finding::AnnotationMissing),
@@ -69,15 +60,7 @@ impl Pairing {
     }
 
     /// Whether the user accepts that this is left out.
-    pub fn leaves_out(self, lacked: Finding) -> bool {
-        match lacked.allowed() {
-            Some(Allowed::CaptionsMissing) => self.leaves_out_uncaptioned,
-            Some(Allowed::MasksMissing) => self.leaves_out_unmasked,
-            Some(Allowed::PicturesMissing) => self.leaves_out_unpictured,
-            Some(Allowed::FilesUnread) => self.leaves_out_unread,
-            // What others allow leaves no photograph out.
-            Some(_) => false,
-            None => true,
-        }
+    pub fn leaves_out(&self, lacked: Finding) -> bool {
+        lacked.allowed().is_none_or(|allowed| self.allow.contains(&allowed))
     }
 }

@@ -24,10 +24,8 @@ use std::{
 /// A tar file, or a folder without its subfolders, which are shards of their own.
 #[derive(Clone, Debug)]
 pub struct SampleShard {
-    /// As messages name it; a URL without secrets for an object.
-    pub path: Arc<Path>,
     pub source: ByteSource,
-    pub(super) is_folder: bool,
+    pub is_folder: bool,
     /// Path below the source, with a trailing slash; empty for the source itself.
     pub(super) below: String,
     /// Last component of the source.
@@ -35,10 +33,10 @@ pub struct SampleShard {
     /// `data.labels`, or empty.
     pub(super) labels: PathBuf,
     /// The folders that may hold its pictures' masks; coco: their label maps.
-    pub(super) mask_folders: Vec<PathBuf>,
-    pub(super) pairing: Pairing,
+    pub mask_folders: Vec<PathBuf>,
+    pub pairing: Arc<Pairing>,
     /// Index of its source's settings.
-    pub(super) settings: usize,
+    pub settings: usize,
     /// The content of compressed shards.
     pub(super) unpacked: Arc<GzipShards>,
 }
@@ -92,15 +90,6 @@ pub const NO_JSON: &str = "there is no JSON beside the image";
 pub type Scanned = Result<SampleReference, Unusable<Broken>>;
 /// A sample's reference, or why it is broken.
 pub type Listed = Result<SampleReference, Broken>;
-
-/// Separates broken samples, which are counted, from the errors that end a scan.
-pub fn listed(item: Scanned) -> Result<Listed> {
-    match item {
-        Ok(reference) => Ok(Ok(reference)),
-        Err(Unusable::Broken(broken)) => Ok(Err(broken)),
-        Err(Unusable::Fatal(error)) => Err(error),
-    }
-}
 
 impl SampleReference {
     /// The sample's name in messages: its image file, or the tar file's path and the key.
@@ -156,38 +145,7 @@ fn part(length: u64, read: impl FnOnce(&mut [u8]) -> io::Result<()>) -> io::Resu
     Ok(bytes)
 }
 
-/// sa1b without captions file: checks that some image of the first shard has a `.txt`.
-pub fn check_captions<'a>(mut shards: impl Iterator<Item = &'a SampleShard>) -> Result<()> {
-    let needs_text = |shard: &&SampleShard| shard.pairing.format == DataFormat::Sa1b && shard.pairing.text;
-    let Some(shard) = shards.find(needs_text) else { return Ok(()) };
-    let (mut has_caption, mut lacks_caption) = (false, false);
-    // Samples without caption are yielded last, so a sound shard's scan stops at its first sample.
-    let mut failed = None;
-    let _ = shard.scan(&mut Findings::default(), &mut |item| {
-        match item {
-            Ok(_) => has_caption = true,
-            Err(Unusable::Broken(broken)) => lacks_caption |= broken.reason == NO_CAPTION,
-            Err(Unusable::Fatal(error)) => failed = Some(error),
-        }
-        if has_caption || failed.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    });
-    failed.map_or(Ok(()), Err)?;
-    if lacks_caption && !has_caption {
-        let text = "there are no captions: data.captions is missing, and";
-        return Err(Error::Usage(format!(
-            "{text} {} holds no KEY.txt beside KEY.jpg and KEY.json",
-            shard.path.display()
-        )));
-    }
-    Ok(())
-}
-
 impl SampleShard {
-    /// Index of its source's settings.
-    pub fn settings(&self) -> usize {
-        self.settings
-    }
-
     /// Calls `visit` with each sample of the shard until it breaks. A damaged shard is an item too. What belongs to no
     /// sample of a tar file is counted; folders have their inventory.
     pub fn scan(&self, findings: &mut Findings, visit: &mut dyn FnMut(Scanned) -> ControlFlow<()>) -> ControlFlow<()> {
@@ -195,27 +153,17 @@ impl SampleShard {
     }
 
     pub(super) fn broken(&self, key: &str, reason: impl ToString) -> Scanned {
-        let name =
-            if key.is_empty() { self.path.display().to_string() } else { format!("{}/{key}", self.path.display()) };
+        let path = self.source.path().display();
+        let name = if key.is_empty() { path.to_string() } else { format!("{path}/{key}") };
         Err(Unusable::Broken(Broken { name, reason: reason.to_string() }))
     }
 
     /// A shard that cannot be read: broken, or fatal if the machine is at fault.
     pub(super) fn unreadable(&self, problem: io::Error) -> Scanned {
-        match Unusable::reading(&self.path, problem) {
+        match Unusable::reading(self.source.path(), problem) {
             Unusable::Broken(reason) => self.broken("", reason),
             Unusable::Fatal(error) => Err(Unusable::Fatal(error)),
         }
-    }
-
-    /// Whether this is a folder, and no tar file.
-    pub fn is_folder(&self) -> bool {
-        self.is_folder
-    }
-
-    /// The folders that may hold its pictures' masks.
-    pub fn mask_folders(&self) -> &[PathBuf] {
-        &self.mask_folders
     }
 
     /// The names of a folder's files and of the folders with their masks.
@@ -223,7 +171,7 @@ impl SampleShard {
     /// # Errors
     /// One of them cannot be read.
     pub fn folder(&self, findings: &mut Findings) -> io::Result<Folder> {
-        Folder::read(&self.path, &self.below, &self.mask_folders, self.pairing, findings)
+        Folder::read(self.source.path(), &self.below, &self.mask_folders, self.pairing.clone(), findings)
     }
 
     /// Yields the photographs of a folder, sorted by name.
@@ -244,8 +192,8 @@ impl SampleShard {
 
     /// The sample of these files, or which of them it lacks; `None` if it is left out.
     fn item_of_files(&self, folder: &Folder, paired: Paired) -> Option<Scanned> {
-        let pairing = self.pairing;
-        let key = format!("{}{}", folder.below(), paired.stem);
+        let pairing = &self.pairing;
+        let key = format!("{}{}", folder.below, paired.stem);
         let has_annotation = paired.json.is_some() || !paired.masks.is_empty();
         let lacked = pairing.lacks(paired.text.is_some(), has_annotation);
         match lacked {
@@ -254,7 +202,7 @@ impl SampleShard {
             Some(Finding::AnnotationMissing) => return Some(self.broken(&key, NO_JSON)),
             _ => {}
         }
-        let file = |folder: Option<&Path>, name: &str| folder.unwrap_or(&self.path).join(name);
+        let file = |folder: Option<&Path>, name: &str| folder.unwrap_or(self.source.path()).join(name);
         let member = |name| Member::File(file(None, name));
         let mut masks: Vec<PathBuf> = paired.masks.iter().map(|&(folder, name)| file(folder, name)).collect();
         let labels = match pairing.format {

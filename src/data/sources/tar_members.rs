@@ -40,8 +40,9 @@ pub struct Members {
     reader: ByteReader,
     size: u64,
     position: u64,
-    /// Whether the blocks of zeros that end an archive are missing.
-    is_unended: bool,
+    /// Whether the file ended, without damage, before the mark of the archive's end: it may have been cut between two
+    /// members.
+    pub is_unended: bool,
 }
 
 /// The fields of extension headers that apply to the next member.
@@ -98,17 +99,11 @@ impl Members {
         }
     }
 
-    /// Whether the file ended, without damage, before the mark of the archive's end: it may have been cut between two
-    /// members.
-    pub fn is_unended(&self) -> bool {
-        self.is_unended
-    }
-
     /// Reads the block at the current position; `None` at the end of the file.
     fn header(&mut self) -> io::Result<Option<Found>> {
         let left = self.size.saturating_sub(self.position).min(BLOCK);
         let mut block = [0; BLOCK as usize];
-        self.read(&mut block[..left as usize], self.position)?;
+        self.reader.read_exact_at(&mut block[..left as usize], self.position)?;
         Ok(match left {
             0 => None,
             _ if self.position == 0 && file_kind::of(&block).is_some() => {
@@ -153,7 +148,7 @@ impl Members {
         }
         if is_extension {
             let mut text = vec![0; length as usize];
-            self.read(&mut text, offset)?;
+            self.reader.read_exact_at(&mut text, offset)?;
             extensions.take(kind, text);
         }
         self.position = behind.min(self.size);
@@ -170,7 +165,7 @@ impl Members {
             if self.size.saturating_sub(offset) < BLOCK {
                 return Ok(offset);
             }
-            self.read(&mut block, offset)?;
+            self.reader.read_exact_at(&mut block, offset)?;
             offset += BLOCK;
             if block[MORE] == 0 {
                 return Ok(offset);
@@ -186,7 +181,7 @@ impl Members {
         while at + BLOCK <= end {
             let taken = (end - at).min(CHUNK as u64) / BLOCK * BLOCK;
             let bytes = &mut chunk[..taken as usize];
-            self.read(bytes, at)?;
+            self.reader.read_exact_at(bytes, at)?;
             let is_header = |block: &[u8]| block[257..].starts_with(b"ustar") && has_checksum(block);
             if let Some(place) = bytes.chunks_exact(BLOCK as usize).position(is_header) {
                 return Ok(Some(at + place as u64 * BLOCK));
@@ -194,10 +189,6 @@ impl Members {
             at += taken;
         }
         Ok(None)
-    }
-
-    fn read(&mut self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
-        self.reader.read_exact_at(bytes, offset)
     }
 }
 
@@ -249,10 +240,10 @@ mod tests {
         {
             let mut file = tempfile::tempfile().expect("file");
             file.write_all(&bytes[..length]).expect("write");
-            let mut members = Members::new(ByteReader::shared(Arc::new(file)).expect("reader"));
+            let mut members = Members::new(ByteReader::file(Arc::new(file)).expect("reader"));
             let parts: Vec<TarPart> = std::iter::from_fn(|| members.step().expect("part")).collect();
             assert!(parts.iter().all(|part| matches!(part, TarPart::Member { .. })), "{parts:?}");
-            assert_eq!((members.is_unended(), parts.len()), (is_unended, count), "{length}");
+            assert_eq!((members.is_unended, parts.len()), (is_unended, count), "{length}");
         }
     }
 }

@@ -7,14 +7,12 @@ use super::pairing::Pairing;
 use super::shards::{Broken, Member, NO_CAPTION, NO_JSON, SampleReference, SampleShard, Scanned};
 use super::tar_members::{Members, TarPart};
 use super::unusable::Unusable;
-use super::walk::without_picture_folders;
+use super::walk::{last_component, without_picture_folders};
 use crate::config::DataFormat;
 use crate::system::guard::guarded;
 use std::collections::{BTreeMap, HashMap, HashSet, btree_map::Entry};
-use std::fs::File;
 use std::io;
 use std::ops::{ControlFlow, Range};
-use std::sync::Arc;
 
 /// The members of one key.
 #[derive(Default)]
@@ -45,11 +43,15 @@ impl SampleShard {
         findings: &mut Findings,
         visit: &mut dyn FnMut(Scanned) -> ControlFlow<()>,
     ) -> ControlFlow<()> {
-        let (mut members, cut) = match self.members() {
+        let (mut members, unpacked) = match self.members() {
             Ok(members) => members,
             Err(problem) => return visit(self.unreadable(problem)),
         };
-        let pairing = self.pairing;
+        let pairing = &*self.pairing;
+        let member = |offset, length| match &unpacked {
+            Some(Unpacked { file, .. }) => Member::Unpacked { file: file.clone(), offset, length },
+            None => Member::Part { offset, length },
+        };
         let mut pending: HashMap<String, SampleFiles> = HashMap::new();
         let mut yielded: HashSet<String> = HashSet::new();
         let mut damage = Damage::default();
@@ -82,7 +84,7 @@ impl SampleShard {
             damage.sample_until(key, offset + length);
             let parts =
                 pending.entry(key.to_owned()).or_insert_with(|| SampleFiles { place, ..SampleFiles::default() });
-            if parts.add(role, &name, members.member(offset, length)) {
+            if parts.add(role, &name, member(offset, length)) {
                 visit(self.broken(key, format!("{name} occurs twice")))?;
             }
             if parts.is_whole(pairing)
@@ -92,8 +94,8 @@ impl SampleShard {
                 yielded.insert(key.to_owned());
             }
         }
-        if members.members.is_unended() && damage.parts.is_empty() {
-            findings.add(Finding::Unended, &self.path.display().to_string());
+        if members.is_unended && damage.parts.is_empty() {
+            findings.add(Finding::Unended, &self.source.path().display().to_string());
         }
         if pairing.format == DataFormat::Folder {
             join_masks(&mut pending, findings);
@@ -112,18 +114,23 @@ impl SampleShard {
             let mut item = self.item(&key, parts);
             if let Err(Unusable::Broken(Broken { reason, .. })) = &mut item {
                 halves += 1;
-                *reason = damage.explain(std::mem::take(reason));
+                if !damage.parts.is_empty() {
+                    *reason += &format!(" ({})", damage.first);
+                }
             }
             visit(item)?;
         }
         let lost = damage.samples().saturating_sub(halves);
         (0..lost).try_for_each(|_| visit(self.broken("", &damage.first)))?;
-        cut.map_or(ControlFlow::Continue(()), |problem| visit(self.broken("", problem)))
+        match unpacked.and_then(|unpacked| unpacked.damage) {
+            Some(problem) => visit(self.broken("", problem)),
+            None => ControlFlow::Continue(()),
+        }
     }
 
     /// The sample made of `parts`, or which file it lacks.
     fn item(&self, key: &str, parts: SampleFiles) -> Scanned {
-        match parts.lacks(self.pairing) {
+        match parts.lacks(&self.pairing) {
             Some(Finding::UnreadPicture) => {
                 let picture = parts.unread.unwrap_or_default();
                 return self.broken(key, format!("{picture} is in a format that is not read"));
@@ -158,40 +165,18 @@ impl SampleShard {
         })
     }
 
-    /// The members, and why a compressed file ends early, if it does.
-    fn members(&self) -> io::Result<(ShardMembers, Option<String>)> {
-        let name = self.path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        if is_compressed(&name) || self.source.is_gzip()? {
-            let Unpacked { file, damage } = self.unpacked.unpacked(&self.source)?;
-            let members = Members::new(ByteReader::shared(file.clone())?);
-            return Ok((ShardMembers { members, unpacked: Some(file) }, damage));
+    /// The members, which lie in the temporary file that a compressed shard was unpacked into.
+    fn members(&self) -> io::Result<(Members, Option<Unpacked>)> {
+        if is_compressed(&last_component(self.source.path())) || self.source.is_gzip()? {
+            let unpacked = self.unpacked.unpacked(&self.source)?;
+            return Ok((Members::new(ByteReader::file(unpacked.file.clone())?), Some(unpacked)));
         }
-        let members = Members::new(self.source.open()?);
-        Ok((ShardMembers { members, unpacked: None }, None))
-    }
-}
-
-/// The members of a tar file, which may lie in the temporary file that a compressed one was unpacked into.
-struct ShardMembers {
-    members: Members,
-    unpacked: Option<Arc<File>>,
-}
-
-impl ShardMembers {
-    fn step(&mut self) -> io::Result<Option<TarPart>> {
-        self.members.step()
-    }
-
-    fn member(&self, offset: u64, length: u64) -> Member {
-        match &self.unpacked {
-            Some(file) => Member::Unpacked { file: file.clone(), offset, length },
-            None => Member::Part { offset, length },
-        }
+        Ok((Members::new(self.source.open()?), None))
     }
 }
 
 /// What a member is that no sample takes, `is_late` where its sample was complete without it.
-fn unused(role: Role, pairing: Pairing, is_late: bool) -> Option<Finding> {
+fn unused(role: Role, pairing: &Pairing, is_late: bool) -> Option<Finding> {
     match role {
         Role::Other | Role::Metadata => Some(Finding::Other),
         Role::Archive | Role::Tar => Some(Finding::Archive),
@@ -296,11 +281,6 @@ impl Damage {
         let lost = |bytes: &u64| if self.samples == 0 { 1 } else { ((bytes + mean / 2) / mean).max(1) };
         self.parts.iter().map(lost).sum()
     }
-
-    /// Adds the damage to the reason why a sample is incomplete.
-    fn explain(&self, reason: String) -> String {
-        if self.parts.is_empty() { reason } else { format!("{reason} ({})", self.first) }
-    }
 }
 
 impl SampleFiles {
@@ -330,13 +310,13 @@ impl SampleFiles {
     }
 
     /// Whether no further member is needed. A JPEG may still follow a PNG, and masks may follow anything.
-    fn is_whole(&self, pairing: Pairing) -> bool {
+    fn is_whole(&self, pairing: &Pairing) -> bool {
         let is_whole = self.image.is_some() && self.json.is_some() && (self.text.is_some() || !pairing.text);
         is_whole && pairing.format == DataFormat::Sa1b
     }
 
     /// What these files lack to be a sample, if anything.
-    fn lacks(&self, pairing: Pairing) -> Option<Finding> {
+    fn lacks(&self, pairing: &Pairing) -> Option<Finding> {
         match (&self.image, &self.png) {
             (None, None) if self.unread.is_some() => Some(Finding::UnreadPicture),
             (None, None) if self.json.is_some() => Some(Finding::AnnotationAlone),

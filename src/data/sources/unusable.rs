@@ -27,6 +27,15 @@ impl Unusable {
     }
 }
 
+/// Tells what is broken, and counted, from the errors that end the run.
+pub fn unless_fatal<T, B>(outcome: Result<T, Unusable<B>>) -> crate::Result<Result<T, B>> {
+    match outcome {
+        Ok(found) => Ok(Ok(found)),
+        Err(Unusable::Broken(reason)) => Ok(Err(reason)),
+        Err(Unusable::Fatal(error)) => Err(error),
+    }
+}
+
 impl From<String> for Unusable {
     fn from(reason: String) -> Self {
         Self::Broken(reason)

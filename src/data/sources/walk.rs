@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// What an entry of `data.source`, or a table of `data.sources`, leads to.
+#[derive(Default)]
 pub struct FoundSource {
     /// The path or pattern.
     pub name: String,
@@ -55,13 +56,13 @@ impl Sources {
             let mut objects = remote::find(&settings.source, &settings)?;
             for name in &settings.source {
                 let mut source = match objects.remove(name) {
-                    Some(objects) => of_objects(&settings, name, objects, &unpacked)?,
+                    Some(objects) => of_objects(&settings, name, objects, &unpacked),
                     None => walk(&settings, name, &unpacked)?,
                 };
                 (source.settings, source.repeats) = (sources.settings.len(), repeats);
                 // Objects are distinct, and two may be shown by the same path.
                 let is_object = |shard: &SampleShard| matches!(shard.source, ByteSource::Object(_));
-                source.shards.retain(|shard| is_object(shard) || seen.insert(shard.path.clone()));
+                source.shards.retain(|shard| is_object(shard) || seen.insert(shard.source.path().to_owned()));
                 group.push(source);
             }
             let is_named = settings.captions.is_some();
@@ -70,8 +71,9 @@ impl Sources {
             }
             let mut pairing = Pairing::of(&settings);
             pairing.metadata = !is_named && settings.captions.is_some();
+            let pairing = Arc::new(pairing);
             for shard in group.iter_mut().flat_map(|source| &mut source.shards) {
-                (shard.pairing, shard.settings) = (pairing, sources.settings.len());
+                (shard.pairing, shard.settings) = (pairing.clone(), sources.settings.len());
             }
             sources.found.extend(group);
             sources.settings.push(settings);
@@ -97,33 +99,30 @@ fn metadata(sources: &[FoundSource]) -> Result<Option<PathBuf>> {
     }
 }
 
+/// Of a path or URL; empty where it has none.
+pub(super) fn last_component(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
 /// The shards of a URL.
-fn of_objects(
-    config: &DataConfig,
-    url: &str,
-    objects: Vec<Arc<Object>>,
-    unpacked: &Arc<GzipShards>,
-) -> Result<FoundSource> {
-    let mut walk = Walk::new(config, &remote::shown(url), unpacked)?;
+fn of_objects(config: &DataConfig, url: &str, objects: Vec<Arc<Object>>, unpacked: &Arc<GzipShards>) -> FoundSource {
+    let mut walk = Walk::new(config, &remote::shown(url), unpacked);
     for object in objects {
-        let path = object.path().to_owned();
-        walk.source_name = path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-        walk.push(path, "", false);
-        if let Some(shard) = walk.found.shards.last_mut() {
-            shard.source = ByteSource::Object(object);
-        }
+        walk.source_name = last_component(object.path());
+        walk.push(ByteSource::Object(object), "", false);
     }
-    Ok(walk.found)
+    walk.found
 }
 
 fn walk(config: &DataConfig, source: &str, unpacked: &Arc<GzipShards>) -> Result<FoundSource> {
-    let mut walk = Walk::new(config, source, unpacked)?;
+    let mut walk = Walk::new(config, source, unpacked);
     let paths = match expand(source)? {
         Expanded::Paths(paths) => paths,
         Expanded::Missing(part) => return Err(Error::Usage(format!("data.source: nothing matches `{part}`"))),
     };
     for path in paths {
-        walk.source_name = path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+        let first = walk.found.shards.len();
+        walk.source_name = last_component(&path);
         if is_folder(&path)? {
             if says_repeats(&walk.source_name) {
                 walk.found.findings.add(Finding::RepeatsInName, &walk.source_name);
@@ -132,9 +131,9 @@ fn walk(config: &DataConfig, source: &str, unpacked: &Arc<GzipShards>) -> Result
             walk.masks_beside(&path)?;
         } else {
             check_file(&path, &walk.source_name, config.format)?;
-            walk.push(path, "", false);
+            walk.push(ByteSource::File(path.into()), "", false);
         }
-        walk.join_masks();
+        walk.join_masks(first);
     }
     if walk.found.shards.is_empty() {
         return Err(Error::Usage(format!("data.source: {source} holds no files")));
@@ -163,47 +162,34 @@ struct Walk<'a> {
     labels: Option<PathBuf>,
     /// The folders with masks for the pictures of a folder, by that folder's path below the source.
     masks: BTreeMap<String, Vec<PathBuf>>,
-    /// Shards that have been given their masks.
-    joined: usize,
     /// The compressed shards of all sources.
     unpacked: Arc<GzipShards>,
     found: FoundSource,
 }
 
 impl<'a> Walk<'a> {
-    fn new(config: &'a DataConfig, source: &str, unpacked: &Arc<GzipShards>) -> Result<Self> {
+    fn new(config: &'a DataConfig, source: &str, unpacked: &Arc<GzipShards>) -> Self {
         let labels = config.labels.as_ref().map(std::fs::canonicalize);
-        Ok(Self {
+        Self {
             config,
             source_name: String::new(),
             // One that is not there is reported by what reads it.
             labels: labels.and_then(|path| path.ok()),
             masks: BTreeMap::new(),
-            joined: 0,
             unpacked: unpacked.clone(),
-            found: FoundSource {
-                name: source.to_owned(),
-                settings: 0,
-                repeats: 1.0,
-                shards: Vec::new(),
-                mask_folders: Vec::new(),
-                metadata: Vec::new(),
-                findings: Findings::default(),
-            },
-        })
+            found: FoundSource { name: source.to_owned(), ..FoundSource::default() },
+        }
     }
 
-    fn push(&mut self, path: PathBuf, below: &str, is_folder: bool) {
-        let path: Arc<Path> = path.into();
+    fn push(&mut self, source: ByteSource, below: &str, is_folder: bool) {
         self.found.shards.push(SampleShard {
-            source: ByteSource::File(path.clone()),
-            path,
+            source,
             is_folder,
             below: below.to_owned(),
             source_name: self.source_name.clone(),
             labels: self.config.labels.clone().unwrap_or_default(),
             mask_folders: Vec::new(),
-            pairing: Pairing::of(self.config),
+            pairing: Arc::new(Pairing::of(self.config)),
             settings: 0,
             unpacked: self.unpacked.clone(),
         });
@@ -215,6 +201,7 @@ impl<'a> Walk<'a> {
         let failed = |problem: io::Error| Error::file(folder, problem);
         let (mut inner, mut tars, mut has_files) = (Vec::new(), Vec::new(), false);
         let mut files = Findings::default();
+        let is_coco = self.config.format == DataFormat::Coco;
         for entry in patiently(|| std::fs::read_dir(folder)).map_err(failed)? {
             let entry = entry.map_err(failed)?;
             let name = entry.file_name().to_string_lossy().into_owned();
@@ -222,18 +209,18 @@ impl<'a> Walk<'a> {
                 continue;
             }
             let kind = entry.file_type().map_err(failed)?;
-            let shown = format!("{below}{name}");
+            let (shown, role) = (format!("{below}{name}"), role(&name).1);
             match kind.is_symlink().then(|| find(&entry.path())) {
                 Some(Ok(Some(found))) if found.is_dir() => self.found.findings.add(Finding::LinkedFolder, &shown),
                 Some(Ok(None)) => self.found.findings.add(Finding::DeadLink, &shown),
                 _ if kind.is_dir() => inner.push(name),
-                _ if self.config.format != DataFormat::Coco && role(&name).1 == Role::Tar => tars.push(name),
+                _ if role == Role::Tar && !is_coco => tars.push(name),
                 _ => {
                     has_files = true;
-                    if role(&name).1 == Role::Metadata && masks_of.is_none() && self.config.format != DataFormat::Coco {
+                    if role == Role::Metadata && masks_of.is_none() && !is_coco {
                         self.found.metadata.push(entry.path());
                     }
-                    let is_data = !matches!(role(&name).1, Role::Other | Role::Metadata);
+                    let is_data = !matches!(role, Role::Other | Role::Metadata);
                     files.add(if is_data { Finding::BesideShards } else { Finding::Other }, &shown);
                 }
             }
@@ -245,9 +232,9 @@ impl<'a> Walk<'a> {
             self.found.mask_folders.push(folder.to_path_buf());
         } else if !tars.is_empty() {
             self.found.findings.merge(files);
-            tars.iter().for_each(|name| self.push(folder.join(name), below, false));
+            tars.iter().for_each(|name| self.push(ByteSource::File(folder.join(name).into()), below, false));
         } else if has_files {
-            self.push(folder.to_path_buf(), below, true);
+            self.push(ByteSource::File(folder.into()), below, true);
         }
         for name in inner {
             let path = folder.join(&name);
@@ -257,17 +244,12 @@ impl<'a> Walk<'a> {
             let masks_of = match masks_of {
                 Some(pictures) => Some(format!("{pictures}{name}/")),
                 None if self.config.format == DataFormat::Folder && is_mask_folder(&name) => Some(below.to_owned()),
-                None if self.is_labels(&path) => continue,
+                None if self.labels.is_some() && std::fs::canonicalize(&path).ok() == self.labels => continue,
                 None => None,
             };
             self.folder(&path, &format!("{below}{name}/"), masks_of.as_deref())?;
         }
         Ok(())
-    }
-
-    fn is_labels(&self, path: &Path) -> bool {
-        let is_labels = |labels: &PathBuf| std::fs::canonicalize(path).is_ok_and(|path| path == *labels);
-        self.labels.as_ref().is_some_and(is_labels)
     }
 
     /// `masks` beside a source that is called `images`.
@@ -283,10 +265,10 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    /// Gives each new shard the folders that may hold its pictures' masks.
-    fn join_masks(&mut self) {
+    /// Gives each shard from `first` on the folders that may hold its pictures' masks.
+    fn join_masks(&mut self, first: usize) {
         let labels = self.config.labels.as_deref().filter(|_| self.config.format == DataFormat::Coco);
-        for shard in &mut self.found.shards[self.joined..] {
+        for shard in &mut self.found.shards[first..] {
             let places = without_picture_folders(&shard.below);
             shard.mask_folders = match labels {
                 // The annotations say which label map is whose.
@@ -299,13 +281,12 @@ impl<'a> Walk<'a> {
             };
         }
         if labels.is_some() {
-            for folder in self.found.shards[self.joined..].iter().flat_map(|shard| &shard.mask_folders) {
+            for folder in self.found.shards[first..].iter().flat_map(|shard| &shard.mask_folders) {
                 if !self.found.mask_folders.contains(folder) && is_folder(folder).unwrap_or(false) {
                     self.found.mask_folders.push(folder.clone());
                 }
             }
         }
-        self.joined = self.found.shards.len();
         self.masks.clear();
     }
 }

@@ -75,10 +75,6 @@ impl FeatureNetwork for DemoFeatures {
         self.length
     }
 
-    fn input(&self) -> (usize, usize) {
-        (self.size, self.size)
-    }
-
     /// Resized as Pillow does, values from −1 to 1.
     fn prepare(&self, image: &RgbImage) -> Vec<f32> {
         let small = bilinear(image, self.size as u32, self.size as u32);
@@ -86,15 +82,11 @@ impl FeatureNetwork for DemoFeatures {
         (0..3).flat_map(plane).map(|byte| f32::from(*byte) / 127.5 - 1.0).collect()
     }
 
-    fn features(&self, images: &Tensor) -> Result<Tensor> {
-        let mut x = images.clone();
+    fn features(&self, pixels: Vec<f32>, images: usize) -> Result<Tensor> {
+        let mut x = Tensor::from_vec(pixels, (images, 3, self.size, self.size), &self.device)?;
         for convolution in &self.convolutions {
             x = convolution.forward(&x)?;
         }
         Ok(x.mean((2, 3))?)
-    }
-
-    fn device(&self) -> &Device {
-        &self.device
     }
 }

@@ -2,15 +2,12 @@
 use super::statistics::{self, Prepared, Statistics};
 use super::{GenerationScores, Reference};
 use crate::config::EvalConfig;
-use crate::distributed::SingleProcess;
 use crate::eval::turns::Turns;
-use crate::eval::usual_batch;
+use crate::eval::{EvaluatedModel, usual_batch};
 use crate::model::families::Blur;
-use crate::model::pipeline::Pipeline;
-use crate::model::text::{TextEmbedding, TextEncoders};
+use crate::model::text::TextEmbedding;
 use crate::sample::generate::{Conditions, PerturbedGuidance, SamplingOptions, initial_latents};
 use crate::sample::image::to_rgb8;
-use crate::sample::scheduler::Scheduler;
 use crate::system::error::{Error, Result};
 use image::RgbImage;
 use std::collections::BTreeMap;
@@ -53,77 +50,45 @@ impl GenerationOptions {
     }
 }
 
-/// A generated image.
-pub struct DrawnImage<'a> {
-    /// Number of the image, from 0.
-    pub index: usize,
-    /// The prompt that it was drawn from.
-    pub caption: &'a str,
-    /// The drawn image, RGB.
-    pub image: &'a RgbImage,
-}
-
-/// Generates `options.images` images, cycling through the captions, and scores them. `visit` receives every image in
-/// order; its error ends the evaluation.
+/// Generates `options.images` images, cycling through the captions, and scores them, at rank 0. `visit` receives every image
+/// that this process draws with its number, in order; its error ends the evaluation.
 ///
 /// The batch size changes images by rounding errors only.
 ///
 /// # Errors
-/// The size does not suit the model (`Error::Usage`), there is no caption, or an image is not finite.
+/// The size does not suit the model (`Error::Usage`), there is no caption, an image is not finite, or a process has failed.
 pub fn evaluate(
-    pipeline: &Pipeline,
-    scheduler: &Scheduler,
+    model: EvaluatedModel,
     captions: &[String],
     options: &GenerationOptions,
     reference: &Reference,
-    visit: &mut dyn FnMut(&DrawnImage) -> Result<()>,
-) -> Result<GenerationScores> {
-    let turns = Turns::new(&SingleProcess);
-    let scores = evaluate_together(pipeline, scheduler, captions, options, reference, &turns, visit)?;
-    Ok(scores.unwrap_or_default())
-}
-
-/// As [`evaluate`], by several processes, of which rank 0 has the scores; `visit` receives what this one draws.
-///
-/// # Errors
-/// Those of [`evaluate`]; a process has failed.
-pub fn evaluate_together(
-    pipeline: &Pipeline,
-    scheduler: &Scheduler,
-    captions: &[String],
-    options: &GenerationOptions,
-    reference: &Reference,
-    turns: &Turns,
-    visit: &mut dyn FnMut(&DrawnImage) -> Result<()>,
+    visit: &mut dyn FnMut(usize, &RgbImage) -> Result<()>,
 ) -> Result<Option<GenerationScores>> {
     if captions.is_empty() {
         return Err(Error::Usage("there is no caption to draw from".into()));
     }
-    let mut painter = Painter::new(pipeline, scheduler, options)?;
-    let networks = reference.networks();
-    let mut statistics: Vec<Statistics> = networks.iter().map(|network| Statistics::new(network.as_ref())).collect();
+    let mut painter = Painter::new(model, options)?;
+    let networks = &reference.networks;
+    let mut statistics = Statistics::of_none(networks);
     let batch = options.batch.max(1);
     let draw = |number: usize| {
         let first = number * batch;
         let indices = first..options.images.min(first + batch);
         let captions: Vec<&str> = indices.map(|index| captions[index % captions.len()].as_str()).collect();
         let images = painter.draw(first, &captions, None)?;
-        for (index, (caption, image)) in (first..).zip(captions.into_iter().zip(&images)) {
-            visit(&DrawnImage { index, caption, image })?;
-        }
+        (first..).zip(&images).try_for_each(|(index, image)| visit(index, image))?;
         statistics::features(networks, Prepared::new(networks, &images))
     };
-    turns.gather_each(options.images.div_ceil(batch), draw, |features| {
-        statistics::add(features, &mut statistics);
+    model.turns.gather_each(options.images.div_ceil(batch), draw, |features| {
+        statistics::add(features, networks, &mut statistics);
         Ok(())
     })?;
-    turns.is_main().then(|| reference.score(&statistics)).transpose()
+    model.turns.is_main().then(|| reference.score(&statistics)).transpose()
 }
 
 /// Generates batches of images.
 pub struct Painter<'a> {
-    pipeline: &'a Pipeline,
-    scheduler: &'a Scheduler,
+    model: EvaluatedModel<'a>,
     sampling: SamplingOptions,
     /// What the model is told, if it embeds its guidance scale.
     guidance_scale: Option<f64>,
@@ -131,21 +96,23 @@ pub struct Painter<'a> {
     batch: usize,
     /// Shape of one image's latents.
     shape: (usize, usize, usize),
-    text: EncodedText<'a>,
+    /// Text embeddings of captions; the first ones, up to [`KEPT_TEXT`].
+    kept: BTreeMap<String, TextEmbedding>,
+    kept_bytes: usize,
 }
 
 impl<'a> Painter<'a> {
     /// # Errors
     /// `Error::Usage` if the size does not suit the model.
-    pub fn new(pipeline: &'a Pipeline, scheduler: &'a Scheduler, options: &GenerationOptions) -> Result<Self> {
+    pub fn new(model: EvaluatedModel<'a>, options: &GenerationOptions) -> Result<Self> {
+        let pipeline = model.pipeline;
         let shape = pipeline.latent_shape(options.size)?;
         let config = &pipeline.transformer.config;
         let scale = options.guidance.unwrap_or(config.usual_guidance_scale);
         let (passes, guidance_scale) = config.guidance.scales(scale);
         Ok(Self {
+            model,
             guidance_scale,
-            pipeline,
-            scheduler,
             sampling: SamplingOptions {
                 steps: options.steps,
                 guidance: passes,
@@ -155,7 +122,8 @@ impl<'a> Painter<'a> {
             seed: options.seed,
             batch: options.batch.max(1),
             shape,
-            text: EncodedText { encoders: &pipeline.text_encoders, kept: BTreeMap::new(), bytes: 0 },
+            kept: BTreeMap::new(),
+            kept_bytes: 0,
         })
     }
 
@@ -168,10 +136,9 @@ impl<'a> Painter<'a> {
         &mut self,
         captions: &[&str],
         blur: Option<Blur>,
-        turns: &Turns,
         mut progress: impl FnMut(usize),
     ) -> Result<Vec<RgbImage>> {
-        let (batch, mut own) = (self.batch, vec![]);
+        let (batch, turns, mut own) = (self.batch, self.model.turns, vec![]);
         turns.each(captions.len().div_ceil(batch), |number| {
             let first = number * batch;
             let captions = &captions[first..captions.len().min(first + batch)];
@@ -188,22 +155,42 @@ impl<'a> Painter<'a> {
     /// # Errors
     /// An image is not finite.
     pub fn draw(&mut self, first: usize, captions: &[&str], blur: Option<Blur>) -> Result<Vec<RgbImage>> {
-        let noise = initial_latents(self.seed, first, captions.len(), self.shape, &self.pipeline.device)?;
-        let positive = self.text.encode(captions)?;
-        let negative = self.text.encode(&vec![""; captions.len()])?;
+        let EvaluatedModel { pipeline, scheduler, .. } = self.model;
+        let noise = initial_latents(self.seed, first, captions.len(), self.shape, &pipeline.device)?;
+        let positive = self.encode(captions)?;
+        let negative = self.encode(&vec![""; captions.len()])?;
         let conditions = Conditions { positive: &positive, negative: &negative };
-        let image_tokens = self.pipeline.transformer.config.image_tokens(self.shape);
+        let image_tokens = pipeline.transformer.config.image_tokens(self.shape);
         let velocity = |latents: &_, timestep: &_, text: &_, guiding: Option<Blur>| {
-            self.pipeline.velocity(latents, timestep, text, blur.or(guiding), self.guidance_scale)
+            pipeline.transformer.forward(latents, timestep, text, blur.or(guiding), self.guidance_scale)
         };
-        let latents = self.sampling.run(self.scheduler, &noise, image_tokens, &conditions, velocity)?;
+        let latents = self.sampling.run(scheduler, &noise, image_tokens, &conditions, velocity)?;
         if !latents.sqr()?.sum_all()?.to_scalar::<f32>()?.is_finite() {
             let last = first + captions.len() - 1;
-            return Err(Error::Failed(format!(
-                "the model draws images {first} to {last} with values that are not finite"
-            )));
+            let problem = format!("the model draws images {first} to {last} with values that are not finite");
+            return Err(Error::Failed(problem));
         }
-        to_rgb8(&self.pipeline.vae.decode(&latents)?)
+        to_rgb8(&pipeline.vae.decode(&latents)?)
+    }
+
+    /// The captions' embeddings as one batch, encoded one by one.
+    fn encode(&mut self, captions: &[&str]) -> Result<TextEmbedding> {
+        let embeddings = captions.iter().map(|caption| self.embedding(caption)).collect::<Result<Vec<_>>>()?;
+        TextEmbedding::cat(&embeddings.iter().collect::<Vec<_>>())
+    }
+
+    fn embedding(&mut self, caption: &str) -> Result<TextEmbedding> {
+        if let Some(kept) = self.kept.get(caption) {
+            return Ok(kept.clone());
+        }
+        let embedding = self.model.pipeline.text_encoders.encode(&[caption])?;
+        let tensors = [&embedding.context, &embedding.pooled];
+        let bytes: usize = tensors.iter().map(|tensor| tensor.elem_count() * tensor.dtype().size_in_bytes()).sum();
+        if self.kept_bytes + bytes <= KEPT_TEXT {
+            self.kept_bytes += bytes;
+            self.kept.insert(caption.to_owned(), embedding.clone());
+        }
+        Ok(embedding)
     }
 }
 
@@ -217,33 +204,4 @@ pub fn pictures_at_main(own: Vec<(usize, RgbImage)>, turns: &Turns) -> Result<Ve
     let pictures = turns.pieces_at_main(pieces)?.into_iter();
     let picture = |bytes: Vec<u8>| RgbImage::from_raw(side(&bytes), side(&bytes), bytes);
     pictures.map(|bytes| picture(bytes).ok_or_else(|| Error::Failed("a picture is not square".into()))).collect()
-}
-
-/// Text embeddings of captions, encoded one by one; the first ones are cached, up to [`KEPT_TEXT`].
-struct EncodedText<'a> {
-    encoders: &'a TextEncoders,
-    kept: BTreeMap<String, TextEmbedding>,
-    bytes: usize,
-}
-
-impl EncodedText<'_> {
-    /// The captions' embeddings as one batch.
-    fn encode(&mut self, captions: &[&str]) -> Result<TextEmbedding> {
-        let embeddings = captions.iter().map(|caption| self.embedding(caption)).collect::<Result<Vec<_>>>()?;
-        TextEmbedding::cat(&embeddings.iter().collect::<Vec<_>>())
-    }
-
-    fn embedding(&mut self, caption: &str) -> Result<TextEmbedding> {
-        if let Some(kept) = self.kept.get(caption) {
-            return Ok(kept.clone());
-        }
-        let embedding = self.encoders.encode(&[caption])?;
-        let tensors = [&embedding.context, &embedding.pooled];
-        let bytes: usize = tensors.iter().map(|tensor| tensor.elem_count() * tensor.dtype().size_in_bytes()).sum();
-        if self.bytes + bytes <= KEPT_TEXT {
-            self.bytes += bytes;
-            self.kept.insert(caption.to_owned(), embedding.clone());
-        }
-        Ok(embedding)
-    }
 }

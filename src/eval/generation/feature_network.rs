@@ -1,6 +1,6 @@
 //! The interface of networks whose features are compared.
 use crate::system::error::Result;
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use image::RgbImage;
 
 /// A network that computes a feature vector of an image.
@@ -11,17 +11,11 @@ pub trait FeatureNetwork: Send + Sync {
     /// Length of a feature vector.
     fn length(&self) -> usize;
 
-    /// Height and width of its input.
-    fn input(&self) -> (usize, usize);
-
-    /// Preprocesses an image of any size: `[3, height, width]`.
+    /// Preprocesses an image of any size: `[3, height, width]` of its input.
     fn prepare(&self, image: &RgbImage) -> Vec<f32>;
 
-    /// Features `[batch, length]` of preprocessed images `[batch, 3, height, width]` on `device`.
-    fn features(&self, images: &Tensor) -> Result<Tensor>;
-
-    /// The device of the weights.
-    fn device(&self) -> &Device;
+    /// Features `[images, length]` of so many preprocessed images, one after the other in `pixels`.
+    fn features(&self, pixels: Vec<f32>, images: usize) -> Result<Tensor>;
 }
 
 /// The name of the Fréchet distance between a network's features.

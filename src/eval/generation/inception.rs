@@ -45,17 +45,15 @@ impl Inception {
     /// A key is missing, has another shape, or belongs to another network.
     pub fn load(file: &Path, device: &Device) -> Result<Self> {
         let weights = Weights::open(file, &[file.to_path_buf()], DType::F32, device)?;
-        let loader = InceptionLoader { weights: &weights };
+        let loader = InceptionLoader(&weights);
         let network = Self { stem: loader.stem()?, blocks: loader.blocks()?, device: device.clone() };
         // The classifier is unused, but identifies the weights: FID's has 1008 classes, torchvision's own 1000.
         if weights.contains("fc.weight") {
             weights.get("fc.weight", (1008, FEATURES))?;
         }
-        let spare = weights.names().into_iter().filter(|name| {
-            name.strip_prefix("fc.").is_some_and(|rest| matches!(rest, "weight" | "bias"))
-                || name.ends_with(".bn.num_batches_tracked")
-        });
-        spare.for_each(|name| weights.ignore(name));
+        let is_spare =
+            |name: &str| ["fc.weight", "fc.bias"].contains(&name) || name.ends_with(".bn.num_batches_tracked");
+        weights.names().into_iter().filter(|name| is_spare(name)).for_each(|name| weights.ignore(name));
         weights.finish()?;
         Ok(network)
     }
@@ -68,10 +66,6 @@ impl FeatureNetwork for Inception {
 
     fn length(&self) -> usize {
         FEATURES
-    }
-
-    fn input(&self) -> (usize, usize) {
-        (SIDE, SIDE)
     }
 
     /// Resized bilinearly without antialiasing, as in pytorch-fid's network.
@@ -93,9 +87,10 @@ impl FeatureNetwork for Inception {
         pixels
     }
 
-    fn features(&self, images: &Tensor) -> Result<Tensor> {
+    fn features(&self, pixels: Vec<f32>, images: usize) -> Result<Tensor> {
+        let images = Tensor::from_vec(pixels, (images, 3, SIDE, SIDE), &self.device)?;
         let [conv1a, conv2a, conv2b, conv3b, conv4a] = &self.stem;
-        let x = conv2b.forward(&conv2a.forward(&conv1a.forward(images)?)?)?;
+        let x = conv2b.forward(&conv2a.forward(&conv1a.forward(&images)?)?)?;
         let x = pool(&x, Pool::Max, 2, 0)?;
         let x = conv4a.forward(&conv3b.forward(&x)?)?;
         let mut x = pool(&x, Pool::Max, 2, 0)?;
@@ -103,10 +98,6 @@ impl FeatureNetwork for Inception {
             x = block.forward(&x)?;
         }
         Ok(x.mean((2, 3))?)
-    }
-
-    fn device(&self) -> &Device {
-        &self.device
     }
 }
 
@@ -134,9 +125,7 @@ impl InceptionBlock {
 type ConvolutionLayer = (&'static str, usize, (usize, usize));
 
 /// Builds the blocks of torchvision's `inception.py`.
-struct InceptionLoader<'a> {
-    weights: &'a Weights,
-}
+struct InceptionLoader<'a>(&'a Weights);
 
 impl InceptionLoader<'_> {
     fn stem(&self) -> Result<[Conv2d; 5]> {
@@ -266,10 +255,10 @@ impl InceptionLoader<'_> {
         padding: (usize, usize),
     ) -> Result<Conv2d> {
         let norm = |part: &str| {
-            let values = self.weights.get(&format!("{name}.bn.{part}"), output)?;
+            let values = self.0.get(&format!("{name}.bn.{part}"), output)?;
             Ok::<_, Error>(values.to_dtype(DType::F64)?)
         };
-        let weight = self.weights.get(&format!("{name}.conv.weight"), (output, input, kernel.0, kernel.1))?;
+        let weight = self.0.get(&format!("{name}.conv.weight"), (output, input, kernel.0, kernel.1))?;
         let scale = (norm("weight")? / (norm("running_var")? + BATCH_NORM_EPS)?.sqrt()?)?;
         let bias = (norm("bias")? - (norm("running_mean")? * &scale)?)?.to_dtype(DType::F32)?;
         let weight = weight.to_dtype(DType::F64)?.broadcast_mul(&scale.reshape((output, 1, 1, 1))?)?;

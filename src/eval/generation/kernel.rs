@@ -49,15 +49,10 @@ impl VectorSample {
         self.vectors.len() / self.length.max(1)
     }
 
-    /// The chosen vectors, all for `None`, in f64.
-    fn choose(&self, chosen: Option<&[usize]>) -> Vec<f64> {
-        let wide = |values: &[f32]| values.iter().map(|value| f64::from(*value)).collect();
-        match chosen {
-            None => wide(&self.vectors),
-            Some(rows) => {
-                rows.iter().flat_map(|row| wide(&self.vectors[row * self.length..][..self.length]) as Vec<_>).collect()
-            }
-        }
+    /// The vectors of these numbers, in f64.
+    fn choose(&self, numbers: impl IntoIterator<Item = usize>) -> Vec<f64> {
+        let vectors = numbers.into_iter().flat_map(|number| &self.vectors[number * self.length..][..self.length]);
+        vectors.map(|value| f64::from(*value)).collect()
     }
 }
 
@@ -77,12 +72,12 @@ pub fn kernel_distance(a: &VectorSample, b: &VectorSample) -> Result<f64> {
         return Err(Error::Failed(format!("a kernel distance needs 2 images at least, there are {smaller}")));
     }
     if larger <= SUBSET {
-        return Ok(discrepancy(&a.choose(None), &b.choose(None), a.length));
+        return Ok(discrepancy(&a.choose(0..a.count()), &b.choose(0..b.count()), a.length));
     }
     let size = smaller.min(SUBSET);
     let distances = (0..SUBSETS).map(|subset| {
         let mut generator = generator(0, &[CHOOSING, subset as u64]);
-        let mut choose = |sample: &VectorSample| sample.choose(Some(&distinct(size, sample.count(), &mut generator)));
+        let mut choose = |sample: &VectorSample| sample.choose(distinct(size, sample.count(), &mut generator));
         let (a_subset, b_subset) = (choose(a), choose(b));
         discrepancy(&a_subset, &b_subset, a.length)
     });
@@ -102,24 +97,20 @@ fn distinct(count: usize, end: usize, generator: &mut ChaCha8Rng) -> Vec<usize> 
 /// Over all pairs; those of a vector with itself are left out.
 fn discrepancy(a: &[f64], b: &[f64], length: usize) -> f64 {
     let (m, n) = ((a.len() / length) as f64, (b.len() / length) as f64);
-    let (own_a, own_b) = (kernel_sums(a, a, length), kernel_sums(b, b, length));
-    (own_a.all - own_a.diagonal) / (m * (m - 1.0)) + (own_b.all - own_b.diagonal) / (n * (n - 1.0))
-        - 2.0 * kernel_sums(a, b, length).all / (m * n)
+    let mean_of_pairs = |vectors: &[f64], count: f64| {
+        let (all, diagonal) = kernel_sums(vectors, vectors, length);
+        (all - diagonal) / (count * (count - 1.0))
+    };
+    mean_of_pairs(a, m) + mean_of_pairs(b, n) - 2.0 * kernel_sums(a, b, length).0 / (m * n)
 }
 
-struct KernelSums {
-    all: f64,
-    diagonal: f64,
-}
-
-fn kernel_sums(a: &[f64], b: &[f64], length: usize) -> KernelSums {
+/// The sums of the kernel over all pairs, and over those of vectors with equal numbers.
+fn kernel_sums(a: &[f64], b: &[f64], length: usize) -> (f64, f64) {
     let (m, n) = (a.len() / length, b.len() / length);
     let mut products = vec![0f64; m * n];
     let (a, b) = (MatRef::from_row_major_slice(a, m, length), MatRef::from_row_major_slice(b, n, length));
     add_product(&mut products, a, b.transpose());
     let kernel = |product: f64| (product / length as f64 + 1.0).powi(3);
-    KernelSums {
-        all: products.chunks_exact(n).map(|row| row.iter().map(|product| kernel(*product)).sum::<f64>()).sum(),
-        diagonal: products.iter().step_by(n + 1).map(|product| kernel(*product)).sum(),
-    }
+    let all = products.chunks_exact(n).map(|row| row.iter().map(|product| kernel(*product)).sum::<f64>()).sum();
+    (all, products.iter().step_by(n + 1).map(|product| kernel(*product)).sum())
 }

@@ -10,14 +10,14 @@ pub mod moments;
 pub mod npz;
 pub(crate) mod statistics;
 
-pub use draw::{DrawnImage, GenerationOptions, evaluate, evaluate_together};
+pub use draw::{GenerationOptions, evaluate};
 pub use feature_network::{FeatureNetwork, FrechetMetric};
 
-use crate::distributed::SingleProcess;
 use crate::eval::turns::Turns;
 use crate::system::error::Result;
 use candle_core::Device;
 use demo_features::DemoFeatures;
+use frechet::frechet_distance;
 use inception::Inception;
 use serde::Serialize;
 use statistics::Statistics;
@@ -66,23 +66,16 @@ pub fn load_networks(
 
 /// Feature networks, and the real images' statistics under each.
 pub struct Reference {
-    networks: Vec<Box<dyn FeatureNetwork>>,
-    real: Vec<Statistics>,
+    /// The networks whose features are compared.
+    pub networks: Vec<Box<dyn FeatureNetwork>>,
+    /// The statistics of the real images, one for each network in their order.
+    pub real: Vec<Statistics>,
 }
 
 impl Reference {
-    /// `real` holds one statistics for each of the `networks`, in their order.
-    pub fn new(networks: Vec<Box<dyn FeatureNetwork>>, real: Vec<Statistics>) -> Self {
-        Self { networks, real }
-    }
-
-    /// Computes the features of a folder's images, `batch` at a time; once, for any number of comparisons.
-    pub fn of_folder(networks: Vec<Box<dyn FeatureNetwork>>, folder: &Path, batch: usize) -> Result<Self> {
-        Self::of_folder_together(networks, folder, batch, &Turns::new(&SingleProcess))
-    }
-
-    /// As [`Self::of_folder`], by several processes, of which rank 0 has the statistics.
-    pub fn of_folder_together(
+    /// Computes the features of a folder's images, `batch` at a time; once, for any number of comparisons. Of several processes
+    /// rank 0 has the statistics.
+    pub fn of_folder(
         networks: Vec<Box<dyn FeatureNetwork>>,
         folder: &Path,
         batch: usize,
@@ -92,22 +85,12 @@ impl Reference {
         Ok(Self { networks, real })
     }
 
-    /// The networks whose features are compared.
-    pub fn networks(&self) -> &[Box<dyn FeatureNetwork>] {
-        &self.networks
-    }
-
-    /// The statistics of the real images, one for each network.
-    pub fn real(&self) -> &[Statistics] {
-        &self.real
-    }
-
     /// Scores images by their statistics, one for each network. Warns if there are too few for the number of features.
     pub fn score(&self, images: &[Statistics]) -> Result<GenerationScores> {
         let mut scores = GenerationScores::default();
         for ((network, real), images) in self.networks.iter().zip(&self.real).zip(images) {
             warn_of_few(network.as_ref(), real, images);
-            let distance = Some(real.frechet_distance(images)?);
+            let distance = Some(frechet_distance(&real.gaussian()?, &images.gaussian()?)?);
             match network.metric() {
                 FrechetMetric::Fid => (scores.fid, scores.kid) = (distance, real.kernel_distance(images)?),
                 FrechetMetric::FdDemo => scores.fd_demo = distance,

@@ -99,11 +99,6 @@ impl Moments {
         self.count += batch;
     }
 
-    /// Elements of a vector.
-    pub fn length(&self) -> usize {
-        self.mean.len()
-    }
-
     /// How many vectors there were.
     pub fn count(&self) -> usize {
         self.count

@@ -68,17 +68,11 @@ pub fn write(file: &Path, gaussian: &Gaussian) -> Result<()> {
 
 /// Everything of a `.npy` file before its data: a multiple of 64 bytes.
 fn header(shape: &str) -> Vec<u8> {
-    let mut text = format!("{{'descr': '<f8', 'fortran_order': False, 'shape': {shape}, }}");
     let before = MAGIC.len() + 4;
-    while !(before + text.len() + 1).is_multiple_of(64) {
-        text.push(' ');
-    }
-    text.push('\n');
-    let mut bytes = MAGIC.to_vec();
-    bytes.extend([1, 0]);
-    bytes.extend((text.len() as u16).to_le_bytes());
-    bytes.extend(text.as_bytes());
-    bytes
+    let text = format!("{{'descr': '<f8', 'fortran_order': False, 'shape': {shape}, }}");
+    let width = (before + text.len() + 1).next_multiple_of(64) - before - 1;
+    let text = format!("{text:width$}\n");
+    [MAGIC, &[1, 0], &(text.len() as u16).to_le_bytes(), text.as_bytes()].concat()
 }
 
 /// Reads the member `NAME.npy`, which must have this shape.
@@ -90,23 +84,15 @@ fn array(archive: &mut ZipArchive<impl Read + Seek>, name: &str, shape: &[usize]
 fn read_array(reader: &mut impl Read, expected: &[usize]) -> Result<Vec<f64>, String> {
     let mut start = [0u8; 8];
     reader.read_exact(&mut start).map_err(|e| e.to_string())?;
-    let [version, _] = match start.strip_prefix(MAGIC) {
-        Some(&[major, minor]) => [major, minor],
-        _ => return Err("no numpy array".into()),
-    };
-    let length = match version {
-        1 => {
-            let mut length = [0u8; 2];
-            reader.read_exact(&mut length).map_err(|e| e.to_string())?;
-            u32::from(u16::from_le_bytes(length))
-        }
-        2 | 3 => {
-            let mut length = [0u8; 4];
-            reader.read_exact(&mut length).map_err(|e| e.to_string())?;
-            u32::from_le_bytes(length)
-        }
+    let Some(&[version, _]) = start.strip_prefix(MAGIC) else { return Err("no numpy array".into()) };
+    let width = match version {
+        1 => 2,
+        2 | 3 => 4,
         other => return Err(format!("numpy's format {other} is not known")),
     };
+    let mut length = [0u8; 4];
+    reader.read_exact(&mut length[..width]).map_err(|e| e.to_string())?;
+    let length = u32::from_le_bytes(length);
     if length > LONGEST_HEADER {
         return Err(format!("a header of {length} bytes"));
     }

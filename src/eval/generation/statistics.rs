@@ -1,21 +1,19 @@
 //! Statistics of the features of many images under some networks, gathered a batch at a time; no image is kept. Of several
 //! processes rank 0 has them.
-use super::frechet::frechet_distance;
 use super::kernel::{VectorSample, kernel_distance};
 use super::moments::{Gaussian, Moments};
 use super::npz;
 use super::{FeatureNetwork, FrechetMetric};
 use crate::data::codec::photograph::{EXTENSIONS, UNREAD_EXTENSIONS};
+use crate::eval::read_ahead::read_ahead;
 use crate::eval::turns::Turns;
 use crate::sample::image::read_rgb8;
 use crate::system::error::{Error, Result};
-use crate::system::process::refused;
 use crate::system::progress::Progress;
-use candle_core::{DType, Tensor};
+use candle_core::DType;
 use image::RgbImage;
 use rayon::prelude::*;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::sync_channel;
 
 /// Batches that are decoded ahead of the networks.
 const AHEAD: usize = 2;
@@ -53,13 +51,10 @@ fn prepare(networks: &[Box<dyn FeatureNetwork>], image: &RgbImage) -> Vec<Vec<f3
 
 /// What is known of the features of some images under one network.
 #[derive(Clone, Debug)]
-pub struct Statistics {
-    gathered: Gathered,
-}
-
-#[derive(Clone, Debug)]
-enum Gathered {
+pub enum Statistics {
+    /// Of images.
     Images {
+        /// For the Fréchet distance.
         moments: Moments,
         /// For the kernel distance, where that is measured.
         sample: Option<VectorSample>,
@@ -69,11 +64,13 @@ enum Gathered {
 }
 
 impl Statistics {
-    /// Of no images yet.
-    pub fn new(network: &dyn FeatureNetwork) -> Self {
-        let length = network.length();
-        let sample = (network.metric() == FrechetMetric::Fid).then(|| VectorSample::new(length));
-        Self { gathered: Gathered::Images { moments: Moments::new(length), sample } }
+    /// Of no images yet, for each of the `networks`.
+    pub fn of_none(networks: &[Box<dyn FeatureNetwork>]) -> Vec<Self> {
+        let of_none = |network: &Box<dyn FeatureNetwork>| Self::Images {
+            moments: Moments::new(network.length()),
+            sample: (network.metric() == FrechetMetric::Fid).then(|| VectorSample::new(network.length())),
+        };
+        networks.iter().map(of_none).collect()
     }
 
     /// From a `.npz` file as pytorch-fid writes it.
@@ -81,12 +78,12 @@ impl Statistics {
     /// # Errors
     /// A file that is none, or of features of another length than `network`'s.
     pub fn read(file: &Path, network: &dyn FeatureNetwork) -> Result<Self> {
-        Ok(Self { gathered: Gathered::File(npz::read(file, network.length())?) })
+        npz::read(file, network.length()).map(Self::File)
     }
 
     /// Takes in feature vectors, one after the other in `vectors`.
     fn add(&mut self, vectors: &[f32]) {
-        if let Gathered::Images { moments, sample } = &mut self.gathered {
+        if let Self::Images { moments, sample } = self {
             moments.add(vectors);
             if let Some(sample) = sample {
                 sample.add(vectors);
@@ -96,37 +93,24 @@ impl Statistics {
 
     /// Mean and covariance of the features.
     pub fn gaussian(&self) -> Result<Gaussian> {
-        match &self.gathered {
-            Gathered::Images { moments, .. } => moments.gaussian(),
-            Gathered::File(gaussian) => Ok(gaussian.clone()),
-        }
-    }
-
-    /// Length of a feature vector.
-    fn length(&self) -> usize {
-        match &self.gathered {
-            Gathered::Images { moments, .. } => moments.length(),
-            Gathered::File(gaussian) => gaussian.mean.len(),
+        match self {
+            Self::Images { moments, .. } => moments.gaussian(),
+            Self::File(gaussian) => Ok(gaussian.clone()),
         }
     }
 
     /// How many images there were, where that is known.
     pub fn images(&self) -> Option<usize> {
-        match &self.gathered {
-            Gathered::Images { moments, .. } => Some(moments.count()),
-            Gathered::File(_) => None,
+        match self {
+            Self::Images { moments, .. } => Some(moments.count()),
+            Self::File(_) => None,
         }
-    }
-
-    /// The Fréchet distance from `other`'s features.
-    pub fn frechet_distance(&self, other: &Self) -> Result<f64> {
-        frechet_distance(&self.gaussian()?, &other.gaussian()?)
     }
 
     /// The kernel distance from `other`'s features; none where it is not measured, or a file stands for one side's.
     pub fn kernel_distance(&self, other: &Self) -> Result<Option<f64>> {
-        match (&self.gathered, &other.gathered) {
-            (Gathered::Images { sample: Some(a), .. }, Gathered::Images { sample: Some(b), .. }) => {
+        match (self, other) {
+            (Self::Images { sample: Some(a), .. }, Self::Images { sample: Some(b), .. }) => {
                 kernel_distance(a, b).map(Some)
             }
             _ => Ok(None),
@@ -141,9 +125,8 @@ impl Statistics {
 pub fn features(networks: &[Box<dyn FeatureNetwork>], prepared: Prepared) -> Result<Vec<f64>> {
     let mut all = vec![];
     for (network, input) in networks.iter().zip(prepared.inputs) {
-        let (height, width) = network.input();
-        let input = Tensor::from_vec(input, (prepared.images, 3, height, width), network.device())?;
-        let features = network.features(&input)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+        let features =
+            network.features(input, prepared.images)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
         if !features.iter().all(|value| value.is_finite()) {
             return Err(Error::Failed(format!("{}: features are not finite", network.metric().name())));
         }
@@ -152,12 +135,13 @@ pub fn features(networks: &[Box<dyn FeatureNetwork>], prepared: Prepared) -> Res
     Ok(all)
 }
 
-/// Takes the `features` of some images into `statistics`, one for each network; returns how many images they are of.
-pub fn add(features: &[f64], statistics: &mut [Statistics]) -> usize {
-    let images = features.len() / statistics.iter().map(Statistics::length).sum::<usize>().max(1);
+/// Takes the `features` of some images under the `networks` into the `statistics`, one for each; returns how many images they
+/// are of.
+pub fn add(features: &[f64], networks: &[Box<dyn FeatureNetwork>], statistics: &mut [Statistics]) -> usize {
+    let images = features.len() / networks.iter().map(|network| network.length()).sum::<usize>().max(1);
     let mut rest = features;
-    for statistics in statistics {
-        let (own, others) = rest.split_at(images * statistics.length());
+    for (network, statistics) in networks.iter().zip(statistics) {
+        let (own, others) = rest.split_at(images * network.length());
         // They were f32.
         statistics.add(&own.iter().map(|value| *value as f32).collect::<Vec<_>>());
         rest = others;
@@ -181,29 +165,15 @@ pub fn of_folder(
 ) -> Result<Vec<Statistics>> {
     let files = image_files(folder)?;
     let batch = batch.max(1);
-    let mut statistics: Vec<Statistics> = networks.iter().map(|network| Statistics::new(network.as_ref())).collect();
+    let mut statistics = Statistics::of_none(networks);
     let mut progress = Progress::new(what, 0, files.len() as u64);
     let mut done = 0;
-    let (rank, size) = (turns.processes().rank(), turns.processes().size());
-    let batches = files.len().div_ceil(batch);
-    std::thread::scope(|scope| {
-        let (sender, prepared) = sync_channel(AHEAD - 1);
-        let read = move || {
-            for files in files.chunks(batch).skip(rank).step_by(size) {
-                // Nobody waits for more once something has failed.
-                if sender.send(Prepared::read(networks, files)).is_err() {
-                    break;
-                }
-            }
-        };
-        std::thread::Builder::new().spawn_scoped(scope, read).map_err(|e| refused("a thread that reads images", e))?;
-        let compute = |_| match prepared.recv() {
-            Ok(prepared) => features(networks, prepared?),
-            // The thread has panicked, which the scope passes on.
-            Err(_) => Ok(vec![]),
-        };
-        turns.gather_each(batches, compute, |features| {
-            done += add(features, &mut statistics) as u64;
+    let (rank, size) = (turns.processes.rank(), turns.processes.size());
+    let batches = files.chunks(batch).skip(rank).step_by(size).map(|files| Prepared::read(networks, files));
+    read_ahead(batches, AHEAD - 1, |batches| {
+        let compute = |_| batches.recv().map_or(Ok(vec![]), |prepared| features(networks, prepared?));
+        turns.gather_each(files.len().div_ceil(batch), compute, |features| {
+            done += add(features, networks, &mut statistics) as u64;
             progress.update(done, "");
             Ok(())
         })

@@ -16,8 +16,6 @@ use std::ops::Deref;
 
 /// First key of an image's noise stream; the second key is its index.
 const NOISE: u64 = u64::from_be_bytes(*b"segment\0");
-/// Embeddings in the cache: 160 MB with text encoders such as SD3's.
-const EMBEDDINGS: usize = 64;
 
 /// The attention of each image token to the names of some classes.
 #[derive(Clone, Debug)]
@@ -57,12 +55,8 @@ pub struct Segmenter<'a> {
     timestep: f32,
     /// Shape of the latents: (channels, height, width).
     shape: (usize, usize, usize),
-    /// Fixed noise for every image, `[1, ..shape]`.
-    noise: Option<&'a Tensor>,
-    seed: u64,
     size: u32,
-    batch: usize,
-    maps: &'a MapSettings,
+    options: &'a SegmentationOptions,
 }
 
 impl<'a> Segmenter<'a> {
@@ -77,15 +71,12 @@ impl<'a> Segmenter<'a> {
         }
         Ok(Self {
             pipeline,
-            embeddings: Embeddings::new(&pipeline.text_encoders, EMBEDDINGS),
+            embeddings: Embeddings::new(&pipeline.text_encoders),
             sigma: f64::from(sigma),
             timestep,
             shape,
-            noise: options.noise.as_ref(),
-            seed: options.seed,
             size: u32::try_from(options.size).map_err(|_| Error::Usage(format!("size {}", options.size)))?,
-            batch: options.batch.max(1),
-            maps: &options.maps,
+            options,
         })
     }
 
@@ -98,7 +89,7 @@ impl<'a> Segmenter<'a> {
         images: &[(usize, &RgbImage)],
         prompts: &[impl Deref<Target = [Prompt]>],
     ) -> Result<Vec<ClassMaps>> {
-        let (transformer, settings) = (&self.pipeline.transformer, self.maps);
+        let (transformer, settings) = (&self.pipeline.transformer, &self.options.maps);
         let mut maps = vec![ClassMaps::empty(self.grid()); images.len()];
         self.each_batch(images, prompts, |pairs, embedded| {
             for ((image, prompt), of_tokens) in pairs.iter().zip(on_host(&settings.of_tokens(transformer, embedded)?)?)
@@ -112,15 +103,15 @@ impl<'a> Segmenter<'a> {
 
     /// Replaces the empty prompt's embedding by a learnt one, `[1, …]`.
     pub fn tell(&mut self, prompt: TextEmbedding) {
-        self.embeddings.set("", prompt);
+        self.embeddings.known.push_back((String::new(), prompt));
     }
 
     /// The maps of the word tokens of the empty prompt, `[positions, tokens]` for each image.
     pub fn token_maps(&mut self, images: &[(usize, &RgbImage)]) -> Result<Vec<Vec<f32>>> {
-        let (transformer, settings) = (&self.pipeline.transformer, self.maps);
-        let nothing = vec![Prompt { text: String::new(), places: vec![] }];
+        let (transformer, settings) = (&self.pipeline.transformer, &self.options.maps);
+        let nothing = [Prompt::default()];
         let mut maps = vec![];
-        self.each_batch(images, &vec![nothing.as_slice(); images.len()], |_, embedded| {
+        self.each_batch(images, &vec![&nothing[..]; images.len()], |_, embedded| {
             maps.extend(on_host(&settings.of_tokens(transformer, embedded)?)?);
             Ok(())
         })?;
@@ -144,7 +135,7 @@ impl<'a> Segmenter<'a> {
         let latents = images.iter().map(|&(index, image)| self.noised(index, image)).collect::<Result<Vec<_>>>()?;
         let pairs = (0..).zip(prompts).flat_map(|(image, prompts)| prompts.iter().map(move |prompt| (image, prompt)));
         let pairs: Vec<(usize, &Prompt)> = pairs.collect();
-        for pairs in pairs.chunks(self.batch) {
+        for pairs in pairs.chunks(self.options.batch.max(1)) {
             let latents = Tensor::cat(&pairs.iter().map(|(image, _)| &latents[*image]).collect::<Vec<_>>(), 0)?;
             let timestep = Tensor::full(self.timestep, pairs.len(), &Device::Cpu)?;
             let texts: Vec<&str> = pairs.iter().map(|(_, prompt)| prompt.text.as_str()).collect();
@@ -161,9 +152,9 @@ impl<'a> Segmenter<'a> {
         let device = &self.pipeline.device;
         let square = to_tensor(&bilinear(image, self.size, self.size), device)?;
         let (channels, height, width) = self.shape;
-        let noise = match self.noise {
+        let noise = match &self.options.noise {
             Some(noise) => noise.to_device(device)?.to_dtype(DType::F32)?,
-            None => normal(self.seed, &[NOISE, index as u64], (1, channels, height, width), device)?,
+            None => normal(self.options.seed, &[NOISE, index as u64], (1, channels, height, width), device)?,
         };
         Ok(((self.pipeline.vae.encode(&square)? * (1.0 - self.sigma))? + (noise * self.sigma)?)?)
     }

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Files in a folder and its subfolders whose names have one of the suffixes.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Files {
     /// Folder of the files; subfolders count as part of the names.
     pub folder: PathBuf,
@@ -18,7 +18,7 @@ pub struct Files {
 }
 
 /// The layout of a data set for segmentation.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct SegmentationDataSet {
     /// Name for people.
     pub name: Option<String>,
@@ -79,16 +79,11 @@ impl SegmentationDataSet {
     /// Pictures of any format below `images`, PNG label maps of the same relative paths below `labels`.
     pub fn folders(images: &Path, labels: &Path, classes: &Path, ignore: &[u32]) -> Self {
         Self {
-            name: None,
             images: Files::pictures(images),
             labels: Files { folder: labels.to_owned(), suffixes: vec![".png".into()] },
-            list: None,
             classes: Some(classes.to_owned()),
-            panoptic: None,
             ignore: ignore.to_vec(),
-            ignore_others: false,
-            others: None,
-            merge: BTreeMap::new(),
+            ..Self::default()
         }
     }
 

@@ -2,7 +2,7 @@
 use super::data_set::{Files, SegmentationDataSet};
 use crate::config::{EvalConfig, RunConfig};
 use crate::data::codec::labels::{self, Classes, LabelMap};
-use crate::data::sources::annotations::Panoptic;
+use crate::data::sources::annotations::{Annotations, PanopticSegments};
 use crate::sample::image::read_with_header;
 use crate::system::error::{Error, Result};
 use crate::system::limits::{IMAGE_FILE, LIST};
@@ -28,15 +28,8 @@ pub struct SegmentationMap {
 impl SegmentationMap {
     /// The classes that occur, ascending.
     pub fn present(&self) -> Vec<u16> {
-        let mut found = BTreeSet::new();
         // Neighbouring pixels are mostly equal.
-        let mut last = NO_CLASS;
-        for &class in &self.classes {
-            if class != last {
-                last = class;
-                found.insert(class);
-            }
-        }
+        let mut found: BTreeSet<u16> = self.classes.chunk_by(|a, b| a == b).map(|equal| equal[0]).collect();
         found.remove(&NO_CLASS);
         found.into_iter().collect()
     }
@@ -71,14 +64,16 @@ struct Pair {
 /// Images with label maps, read on demand, in the order of their names or of the data set's list.
 pub struct LabelledFolder {
     pairs: Vec<Pair>,
-    classes_file: PathBuf,
-    classes: Vec<Class>,
+    /// The file with the class names.
+    pub classes_file: PathBuf,
+    /// The classes by ascending label.
+    pub classes: Vec<Class>,
     /// Label to class index; [`NO_CLASS`] for ignored labels.
     class_of: BTreeMap<u32, u16>,
     /// The class of labels without a name; if absent, they are an error.
     class_of_others: Option<u16>,
     /// Maps segment ids to labels, if the label maps hold segment ids.
-    panoptic: Option<Panoptic>,
+    panoptic: Option<Annotations>,
     /// The label of pixels without class.
     pub label_of_none: u32,
 }
@@ -113,7 +108,7 @@ impl LabelledFolder {
             Some(file) if !is_file(file)? => {
                 return Err(data_set.missing(file, "its panoptic annotations", "no such file"));
             }
-            Some(file) => Some(Panoptic::read(file)?),
+            Some(file) => Some(Annotations::read::<PanopticSegments>(file)?),
             None => None,
         };
         let read = data_set.classes.as_deref().map(Classes::read).transpose()?;
@@ -131,19 +126,17 @@ impl LabelledFolder {
         let ignored = ignore.iter().map(|&label| (label, NO_CLASS));
         let by_label: BTreeMap<u32, u16> =
             (0..).zip(&named).map(|(index, class)| (class.label, index)).chain(ignored).collect();
-        let others = match (data_set.ignore_others, data_set.others) {
+        let class = |label: u32, what: String| {
+            let problem = || Error::file(&classes_file, format!("has no label {label}, which {what}"));
+            by_label.get(&label).copied().ok_or_else(problem)
+        };
+        let class_of_others = match (data_set.ignore_others, data_set.others) {
             (true, _) => Some(NO_CLASS),
-            (false, Some(label)) => {
-                let problem =
-                    || Error::file(&classes_file, format!("has no label {label}, which all others stand for"));
-                Some(*by_label.get(&label).ok_or_else(problem)?)
-            }
-            (false, None) => None,
+            (false, label) => label.map(|label| class(label, "all others stand for".into())).transpose()?,
         };
         let mut class_of = by_label.clone();
         for (label, into) in merge {
-            let problem = || Error::file(&classes_file, format!("has no label {into}, which {label} is merged into"));
-            class_of.insert(*label, *by_label.get(into).ok_or_else(problem)?);
+            class_of.insert(*label, class(*into, format!("{label} is merged into"))?);
         }
         let images = images.find_as(data_set, "images")?;
         let mut maps = labels.find_as(data_set, "label maps")?;
@@ -159,20 +152,15 @@ impl LabelledFolder {
             classes_file,
             classes: named,
             class_of,
-            class_of_others: others,
+            class_of_others,
             panoptic,
             label_of_none: ignore.first().copied().unwrap_or(255),
         })
     }
 
     /// Number of images.
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.pairs.len()
-    }
-
-    /// Whether the folder holds no image.
-    pub fn is_empty(&self) -> bool {
-        self.pairs.is_empty()
     }
 
     /// The images' paths below the image folder, without extension.
@@ -180,17 +168,7 @@ impl LabelledFolder {
         self.pairs.iter().map(|pair| pair.key.as_str())
     }
 
-    /// The classes by ascending label.
-    pub fn classes(&self) -> &[Class] {
-        &self.classes
-    }
-
-    /// The file with the class names.
-    pub fn classes_file(&self) -> &Path {
-        &self.classes_file
-    }
-
-    /// Reads image `index`, which must be less than [`len`](Self::len), and its label map.
+    /// Reads image `index`, which must be less than [`count`](Self::count), and its label map.
     ///
     /// # Errors
     /// One of them cannot be read, their sizes differ, or a label is neither a class nor ignored.

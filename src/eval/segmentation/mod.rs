@@ -17,22 +17,17 @@ pub use data_set::{Files, SegmentationDataSet};
 pub use folder::{Class, LabelledFolder, LabelledImage, NO_CLASS, SegmentationMap};
 pub use options::{NoiseLevel, SegmentationOptions};
 pub use prompts::{Prompt, Vocabulary};
-pub use referring::{ReferringScores, evaluate_referring, evaluate_referring_together};
+pub use referring::{ReferringScores, evaluate_referring};
 pub use scores::{Accumulator, SegmentationScores};
-pub use unsupervised::{
-    UnsupervisedOptions, UnsupervisedResult, evaluate_unsupervised, evaluate_unsupervised_together,
-};
+pub use unsupervised::{UnsupervisedOptions, UnsupervisedResult, evaluate_unsupervised};
 
 use crate::config::named_blocks;
-use crate::distributed::SingleProcess;
+use crate::eval::EvaluatedModel;
+use crate::eval::read_ahead::read_ahead;
 use crate::eval::turns::Turns;
-use crate::model::pipeline::Pipeline;
 use crate::ops::enlarged_argmax;
-use crate::sample::scheduler::Scheduler;
 use crate::system::error::{Error, Result};
-use crate::system::process::refused;
 use rayon::prelude::*;
-use std::sync::mpsc::sync_channel;
 
 /// The result of one image.
 pub struct ImageResult<'a> {
@@ -50,40 +45,24 @@ pub struct ImageResult<'a> {
     pub predicted: &'a SegmentationMap,
 }
 
-/// Segments the images of `data` and compares them with its label maps. `visit` receives every image's result in order;
-/// its error ends the evaluation.
+/// Segments the images of `data` and compares them with its label maps. `visit` receives the result of every image that this
+/// process segments, in order; its error ends the evaluation. All processes have the same scores in the end.
 ///
 /// Memory does not grow with the data set: a batch is computed while the next is read.
 ///
 /// # Errors
 /// The options do not suit the model (`Error::Usage`), an image or label map is malformed, a class name is too long for
-/// a prompt, the attention is not finite, or no pixel counts.
+/// a prompt, the attention is not finite, no pixel counts, or a process has failed.
 pub fn evaluate(
-    pipeline: &Pipeline,
-    scheduler: &Scheduler,
+    EvaluatedModel { pipeline, scheduler, turns }: EvaluatedModel,
     data: &LabelledFolder,
     options: &SegmentationOptions,
-    visit: &mut dyn FnMut(&ImageResult) -> Result<()>,
-) -> Result<SegmentationScores> {
-    evaluate_together(pipeline, scheduler, data, options, &Turns::new(&SingleProcess), visit)
-}
-
-/// As [`evaluate`], by several processes, which have the same scores in the end; `visit` receives what this one segments.
-///
-/// # Errors
-/// Those of [`evaluate`]; a process has failed.
-pub fn evaluate_together(
-    pipeline: &Pipeline,
-    scheduler: &Scheduler,
-    data: &LabelledFolder,
-    options: &SegmentationOptions,
-    turns: &Turns,
     visit: &mut dyn FnMut(&ImageResult) -> Result<()>,
 ) -> Result<SegmentationScores> {
     options.maps.check(&pipeline.transformer)?;
     let mut segmenter = Segmenter::new(pipeline, scheduler, options)?;
-    let classes = data.classes();
-    let vocabulary = Vocabulary::new(&pipeline.text_encoders, classes, data.classes_file())?;
+    let classes = &data.classes;
+    let vocabulary = Vocabulary::new(&pipeline.text_encoders, data)?;
     let mut accumulator = Accumulator::new(classes.len());
     each_batch(data, options, turns, |first, images| {
         let numbered: Vec<_> = (first..).zip(images.iter().map(|image| &image.image)).collect();
@@ -96,7 +75,7 @@ pub fn evaluate_together(
         }
         Ok(())
     })?;
-    accumulator.merged(turns.processes())?.scores(classes.iter().map(|class| class.name.as_str()))
+    accumulator.merged(turns.processes)?.scores(classes)
 }
 
 /// Calls `visit` with each batch of `data`, of which several processes take turns, and the index of its first image; the next
@@ -112,23 +91,15 @@ pub(super) fn each_batch(
 ) -> Result<()> {
     let count = options.count(data);
     let batch = options.batch.max(1);
-    let processes = turns.processes();
-    let (own, turn) = (processes.rank() * batch, processes.size() * batch);
-    std::thread::scope(|scope| {
-        // A rendezvous channel: one batch waits while another is computed.
-        let (sender, receiver) = sync_channel(0);
-        let read = move || {
-            for first in (own..count).step_by(turn) {
-                let images = (first..count.min(first + batch)).into_par_iter().map(|index| data.read(index));
-                if sender.send(images.collect::<Vec<_>>()).is_err() {
-                    break;
-                }
-            }
-        };
-        std::thread::Builder::new().spawn_scoped(scope, read).map_err(|e| refused("a thread that reads images", e))?;
-        turns.each(count.div_ceil(batch), |number| match receiver.recv() {
+    let (rank, size) = (turns.processes.rank(), turns.processes.size());
+    let batches = (0..count).step_by(batch).skip(rank).step_by(size).map(|first| {
+        let images = (first..count.min(first + batch)).into_par_iter().map(|index| data.read(index));
+        images.collect::<Vec<_>>()
+    });
+    // One batch waits while another is computed.
+    read_ahead(batches, 0, |batches| {
+        turns.each(count.div_ceil(batch), |number| match batches.recv() {
             Ok(images) => visit(number * batch, &images.into_iter().collect::<Result<Vec<_>>>()?),
-            // The thread has panicked, which the scope passes on.
             Err(_) => Ok(()),
         })
     })

@@ -89,6 +89,6 @@ impl SegmentationOptions {
 
     /// Number of images of `data` to evaluate.
     pub fn count(&self, data: &LabelledFolder) -> usize {
-        self.limit.map_or(data.len(), |limit| limit.min(data.len()))
+        self.limit.map_or(data.count(), |limit| limit.min(data.count()))
     }
 }

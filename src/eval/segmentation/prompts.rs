@@ -1,14 +1,16 @@
 //! Class names as prompts, and their text embeddings.
-use super::folder::{Class, LabelledImage};
+use super::folder::{Class, LabelledFolder, LabelledImage};
 use crate::config::SegmentationProtocol;
 use crate::model::text::{NameTokens, TextEmbedding, TextEncoders};
 use crate::system::error::{Error, Result};
 use std::collections::{BTreeSet, VecDeque};
 use std::ops::Range;
-use std::path::Path;
+
+/// Embeddings in the cache: 160 MB with text encoders such as SD3's.
+const KEPT: usize = 64;
 
 /// Class names joined by spaces.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Prompt {
     /// The text that is encoded.
     pub text: String,
@@ -26,15 +28,16 @@ pub struct Vocabulary<'a> {
 
 impl<'a> Vocabulary<'a> {
     /// # Errors
-    /// A name has no tokens, or too many for a prompt; the error names `file`, the class list.
-    pub fn new(encoders: &TextEncoders, classes: &'a [Class], file: &Path) -> Result<Self> {
+    /// A name has no tokens, or too many for a prompt; the error names the class list.
+    pub fn new(encoders: &TextEncoders, data: &'a LabelledFolder) -> Result<Self> {
+        let classes = &data.classes;
         let room = encoders.text_places();
         let count = |Class { label, name }: &Class| match encoders.token_spans(&[name])?.pop().flatten() {
             Some(_) => encoders.tokens_of_name(name),
             None => {
                 let (found, most) = (encoders.count_tokens(name)?, room.len());
                 let problem = format!("the name of label {label}, {name:?}, is {found} tokens; expected 1 to {most}");
-                Err(Error::file(file, problem))
+                Err(Error::file(&data.classes_file, problem))
             }
         };
         Ok(Self { classes, tokens: classes.iter().map(count).collect::<Result<_>>()?, room })
@@ -81,20 +84,14 @@ impl<'a> Vocabulary<'a> {
 /// A cache of the last prompts' embeddings.
 pub struct Embeddings<'a> {
     encoders: &'a TextEncoders,
-    /// Oldest first.
-    known: VecDeque<(String, TextEmbedding)>,
-    capacity: usize,
+    /// Oldest first; of equal prompts the last counts.
+    pub known: VecDeque<(String, TextEmbedding)>,
 }
 
 impl<'a> Embeddings<'a> {
-    /// Keeps at most `capacity` embeddings.
-    pub fn new(encoders: &'a TextEncoders, capacity: usize) -> Self {
-        Self { encoders, known: VecDeque::new(), capacity }
-    }
-
-    /// Replaces the embedding of `prompt` with `embedding` `[1, …]`.
-    pub fn set(&mut self, prompt: &str, embedding: TextEmbedding) {
-        self.known.push_back((prompt.to_owned(), embedding));
+    /// None yet.
+    pub fn new(encoders: &'a TextEncoders) -> Self {
+        Self { encoders, known: VecDeque::new() }
     }
 
     /// The embeddings of `prompts` as one batch.
@@ -112,7 +109,7 @@ impl<'a> Embeddings<'a> {
         }
         let find = |prompt: &&str| self.known.iter().rev().find(|(known, _)| known == prompt).map(|(_, found)| found);
         let batch = TextEmbedding::cat(&prompts.iter().filter_map(find).collect::<Vec<_>>())?;
-        while self.known.len() > self.capacity {
+        while self.known.len() > KEPT {
             self.known.pop_front();
         }
         Ok(batch)

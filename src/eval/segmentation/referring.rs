@@ -7,22 +7,20 @@ use super::prompts::Prompt;
 use super::{SegmentationOptions, Segmenter};
 use crate::config::named_blocks;
 use crate::data::codec::rle::{RunLengths, StoredRunLengths};
-use crate::distributed::SingleProcess;
-use crate::eval::turns::Turns;
-use crate::model::pipeline::Pipeline;
+use crate::eval::EvaluatedModel;
 use crate::model::text::TextEncoders;
 use crate::ops::{Enlarge, Rows};
 use crate::sample::image::read_with_header;
-use crate::sample::scheduler::Scheduler;
 use crate::system::error::{Error, Result};
-use crate::system::limits::{Meter, Metered, RECORD};
-use crate::system::patience::{self, Patient};
+use crate::system::limits::RECORD;
+use crate::system::patience;
 use crate::system::plain_name;
 use image::RgbImage;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
-use std::io::BufRead;
+use std::io::{BufRead, BufReader};
+use std::iter::Peekable;
 use std::path::{Path, PathBuf};
 
 /// Number of thresholds tried: 0.05, 0.1, …, 0.95.
@@ -76,7 +74,7 @@ pub struct ReferringScores {
     pub phrases_for_threshold: u64,
 }
 
-/// OverlapSums at one threshold over one half of the images.
+/// Sums at one threshold over one half of the images.
 #[derive(Clone, Copy, Debug, Default)]
 struct OverlapSums {
     intersection: u64,
@@ -87,35 +85,18 @@ struct OverlapSums {
 
 /// Segments the phrases of `file`, whose images are in the folder `images`. The file has JSON lines with `image`,
 /// `phrase` and `mask` (`{"size": [height, width], "counts": …}`, COCO run lengths). `progress` receives the number of
-/// phrases done.
+/// phrases done. Of several processes rank 0 has the scores.
 ///
 /// Memory: a batch of images, and a number for each image's name.
 ///
 /// # Errors
 /// The options do not suit the model (`Error::Usage`); a line is malformed; a mask is empty or of another size than its
-/// image; a phrase is too long for a prompt; the attention is not finite; there are fewer than two images.
+/// image; a phrase is too long for a prompt; the attention is not finite; there are fewer than two images; a
+/// process has failed.
 pub fn evaluate_referring(
-    pipeline: &Pipeline,
-    scheduler: &Scheduler,
+    EvaluatedModel { pipeline, scheduler, turns }: EvaluatedModel,
     (file, images): (&Path, &Path),
     options: &SegmentationOptions,
-    progress: impl FnMut(u64),
-) -> Result<ReferringScores> {
-    let turns = Turns::new(&SingleProcess);
-    let scores = evaluate_referring_together(pipeline, scheduler, (file, images), options, &turns, progress)?;
-    scores.ok_or_else(|| Error::Failed("rank 0 has the scores".into()))
-}
-
-/// As [`evaluate_referring`], by several processes, of which rank 0 has the scores.
-///
-/// # Errors
-/// Those of [`evaluate_referring`]; a process has failed.
-pub fn evaluate_referring_together(
-    pipeline: &Pipeline,
-    scheduler: &Scheduler,
-    (file, images): (&Path, &Path),
-    options: &SegmentationOptions,
-    turns: &Turns,
     mut progress: impl FnMut(u64),
 ) -> Result<Option<ReferringScores>> {
     options.maps.check(&pipeline.transformer)?;
@@ -123,7 +104,7 @@ pub fn evaluate_referring_together(
     let mut halves = [[OverlapSums::default(); THRESHOLDS]; 2];
     let mut counts = [0u64; 2];
     let mut groups = PhraseReader::open(file, images, options.limit)?;
-    let processes = turns.processes();
+    let processes = turns.processes;
     let mut measure = |mut batch: Vec<ImagePhrases>| -> Result<Vec<f64>> {
         let mut found = vec![];
         let pictures = batch.par_iter_mut().map(|group| group.read(file)).collect::<Result<Vec<RgbImage>>>()?;
@@ -148,24 +129,18 @@ pub fn evaluate_referring_together(
     };
     // Every process reads all lines, and the images of its own batches.
     loop {
-        let (mut own, mut is_end) = (vec![], true);
-        for rank in 0..processes.size() {
-            let batch = groups.by_ref().take(options.batch.max(1)).collect::<Result<Vec<ImagePhrases>>>()?;
-            is_end &= batch.is_empty();
-            if rank == processes.rank() {
-                own = batch;
-            }
-        }
-        if is_end {
+        let batch = |_| groups.by_ref().take(options.batch.max(1)).collect::<Result<Vec<ImagePhrases>>>();
+        let mut batches = (0..processes.size()).map(batch).collect::<Result<Vec<_>>>()?;
+        if batches.iter().all(Vec::is_empty) {
             break;
         }
+        let own = batches.swap_remove(processes.rank());
         let found = if own.is_empty() { vec![] } else { measure(own)? };
         for phrase in processes.gather_numbers_at_main(&found)?.iter().flat_map(|of_rank| of_rank.chunks(NUMBERS)) {
             let (half, overlaps) = (phrase[0] as usize, phrase[1..].chunks(2));
-            halves[half]
-                .iter_mut()
-                .zip(overlaps)
-                .for_each(|(sums, found)| sums.add((found[0] as u64, found[1] as u64)));
+            for (sums, found) in halves[half].iter_mut().zip(overlaps) {
+                sums.add(found[0] as u64, found[1] as u64);
+            }
             counts[half] += 1;
         }
         progress(counts[0] + counts[1]);
@@ -196,7 +171,7 @@ fn threshold(index: usize) -> f64 {
 }
 
 impl OverlapSums {
-    fn add(&mut self, (intersection, union): (u64, u64)) {
+    fn add(&mut self, intersection: u64, union: u64) {
         let iou = intersection as f64 / union as f64;
         self.intersection += intersection;
         self.union += union;
@@ -238,71 +213,43 @@ fn overlaps(map: &[f32], (rows, columns): (usize, usize), mask: &RunLengths) -> 
 
 /// Iterates over the file's lines, grouped by consecutive images.
 struct PhraseReader {
-    lines: std::iter::Enumerate<std::io::Lines<std::io::BufReader<Metered<Patient<std::fs::File>>>>>,
-    meter: Meter,
-    file: PathBuf,
+    /// Each with its image's name.
+    phrases: Peekable<Box<dyn Iterator<Item = Result<(String, Phrase)>>>>,
     images: PathBuf,
     /// Images seen, by name.
     numbers: HashMap<String, usize>,
     limit: usize,
-    /// The first phrase of the next group.
-    next: Option<(String, Phrase)>,
 }
 
 impl PhraseReader {
     fn open(file: &Path, images: &Path, limit: Option<usize>) -> Result<Self> {
         let reader = patience::open(file).map_err(|problem| Error::file(file, problem))?;
         let (reader, meter) = RECORD.metered(reader);
-        Ok(Self {
-            lines: std::io::BufReader::new(reader).lines().enumerate(),
-            meter,
-            file: file.to_owned(),
-            images: images.to_owned(),
-            numbers: HashMap::new(),
-            limit: limit.unwrap_or(usize::MAX),
-            next: None,
-        })
-    }
-
-    /// Parses the next non-empty line.
-    fn phrase(&mut self) -> Option<Result<(String, Phrase)>> {
-        self.lines.by_ref().find_map(|(index, text)| {
-            let line = index + 1;
-            self.meter.reset();
-            let failed = |problem: String| Error::file(&self.file, format!("line {line}: {problem}"));
-            let text = match text {
+        let file = file.to_owned();
+        let phrases = (1..).zip(BufReader::new(reader).lines()).filter_map(move |(line, text)| {
+            meter.reset();
+            let phrase = match text {
                 Ok(text) if text.trim().is_empty() => return None,
-                Ok(text) => text,
-                Err(problem) => return Some(Err(failed(problem.to_string()))),
+                Ok(text) => parse(&text, line),
+                Err(problem) => Err(problem.to_string()),
             };
-            let read = || -> Result<(String, Phrase), String> {
-                let PhraseRecord { image, phrase, mask } =
-                    serde_json::from_str(&text).map_err(|problem| problem.to_string())?;
-                plain_name::check(&image)?;
-                let mask = mask.check()?;
-                if mask.area() == 0 {
-                    return Err("the mask is empty".into());
-                }
-                Ok((image, Phrase { line, text: phrase, mask }))
-            };
-            Some(read().map_err(failed))
-        })
+            Some(phrase.map_err(|problem| Error::file(&file, format!("line {line}: {problem}"))))
+        });
+        let phrases: Box<dyn Iterator<Item = _>> = Box::new(phrases);
+        let (phrases, limit) = (phrases.peekable(), limit.unwrap_or(usize::MAX));
+        Ok(Self { phrases, images: images.to_owned(), numbers: HashMap::new(), limit })
     }
+}
 
-    /// Collects the phrases of the image `name` that follow `first`.
-    fn group(&mut self, name: String, first: Phrase) -> Result<ImagePhrases> {
-        let known = self.numbers.len();
-        let image = *self.numbers.entry(name.clone()).or_insert(known);
-        let mut group = ImagePhrases { image, path: self.images.join(&name), phrases: vec![first] };
-        while let Some(phrase) = self.phrase().transpose()? {
-            if phrase.0 != name {
-                self.next = Some(phrase);
-                break;
-            }
-            group.phrases.push(phrase.1);
-        }
-        Ok(group)
+/// The image's name and the phrase of a line.
+fn parse(text: &str, line: usize) -> Result<(String, Phrase), String> {
+    let PhraseRecord { image, phrase, mask } = serde_json::from_str(text).map_err(|problem| problem.to_string())?;
+    plain_name::check(&image)?;
+    let mask = mask.check()?;
+    if mask.area() == 0 {
+        return Err("the mask is empty".into());
     }
+    Ok((image, Phrase { line, text: phrase, mask }))
 }
 
 impl Iterator for PhraseReader {
@@ -311,13 +258,22 @@ impl Iterator for PhraseReader {
     fn next(&mut self) -> Option<Result<ImagePhrases>> {
         // Images beyond the limit are skipped: phrases of earlier images may follow.
         loop {
-            let first = match self.next.take() {
-                Some(first) => Ok(first),
-                None => self.phrase()?,
+            let (name, first) = match self.phrases.next()? {
+                Ok(phrase) => phrase,
+                Err(problem) => return Some(Err(problem)),
             };
-            let group = first.and_then(|(name, first)| self.group(name, first));
-            if !matches!(&group, Ok(group) if group.image >= self.limit) {
-                return Some(group);
+            let known = self.numbers.len();
+            let image = *self.numbers.entry(name.clone()).or_insert(known);
+            let mut group = ImagePhrases { image, path: self.images.join(&name), phrases: vec![first] };
+            let belongs = |next: &Result<(String, Phrase)>| next.as_ref().map_or(true, |(image, _)| *image == name);
+            while let Some(next) = self.phrases.next_if(belongs) {
+                match next {
+                    Ok((_, phrase)) => group.phrases.push(phrase),
+                    Err(problem) => return Some(Err(problem)),
+                }
+            }
+            if image < self.limit {
+                return Some(Ok(group));
             }
         }
     }

@@ -1,14 +1,13 @@
 //! Intersection over union, accumulated over a data set.
-use super::folder::{NO_CLASS, SegmentationMap};
-use crate::distributed::Collective;
+use super::folder::{Class, NO_CLASS, SegmentationMap};
+use crate::distributed::{Collective, gather_values};
 use crate::system::error::{Error, Result};
-use candle_core::{Device, Tensor};
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
 
 /// Pixel counts of one class over all images.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct ClassCounts {
-    /// ClassCounts where ground truth and prediction agree.
+    /// Pixels where ground truth and prediction agree.
     intersection: u64,
     truth: u64,
     predicted: u64,
@@ -26,7 +25,7 @@ impl ClassCounts {
 }
 
 /// Accumulates pixel counts. Memory depends on the number of classes alone.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Accumulator {
     classes: Vec<ClassCounts>,
     images: u64,
@@ -38,7 +37,7 @@ impl Accumulator {
         Self { classes: vec![ClassCounts::default(); classes], images: 0 }
     }
 
-    /// Adds an image. ClassCounts without class in the ground truth do not count; pixels without class in the prediction
+    /// Adds an image. Pixels without class in the ground truth do not count; pixels without class in the prediction
     /// count as misses.
     ///
     /// # Panics
@@ -65,34 +64,33 @@ impl Accumulator {
     /// # Errors
     /// A process has failed.
     pub fn merged(self, processes: &dyn Collective) -> Result<Self> {
-        if processes.size() == 1 {
-            return Ok(self);
+        let mut sum = Self::new(self.classes.len());
+        for one in gather_values(processes, self, "counts of pixels")? {
+            for (sum, one) in sum.classes.iter_mut().zip(one.classes) {
+                sum.intersection += one.intersection;
+                sum.truth += one.truth;
+                sum.predicted += one.predicted;
+            }
+            sum.images += one.images;
         }
-        let counts = self.classes.iter().flat_map(|class| [class.intersection, class.truth, class.predicted]);
-        let counts: Vec<i64> = counts.chain([self.images]).map(|count| count as i64).collect();
-        let all = processes.gather(&Tensor::new(counts, &Device::Cpu)?)?;
-        let mut sum = vec![0; 3 * self.classes.len() + 1];
-        for counts in all {
-            sum.iter_mut().zip(counts.to_vec1::<i64>()?).for_each(|(sum, count)| *sum += count as u64);
-        }
-        let of_class = |counts: &[u64]| ClassCounts { intersection: counts[0], truth: counts[1], predicted: counts[2] };
-        Ok(Self { classes: sum.chunks_exact(3).map(of_class).collect(), images: sum[3 * self.classes.len()] })
+        Ok(sum)
     }
 
-    /// The scores of all images added; `names` are the class names.
+    /// The scores of all images added; `classes` are those of the data set.
     ///
     /// # Errors
     /// No pixel counted.
-    pub fn scores<'a>(&self, names: impl IntoIterator<Item = &'a str>) -> Result<SegmentationScores> {
+    pub fn scores(&self, classes: &[Class]) -> Result<SegmentationScores> {
         let occurring: Vec<f64> = self.classes.iter().filter_map(ClassCounts::iou).collect();
         let total = |of: fn(&ClassCounts) -> u64| self.classes.iter().map(of).sum::<u64>() as f64;
         if occurring.is_empty() {
             return Err(Error::Failed("no pixel of any label map counts: all are ignored".into()));
         }
+        let names = classes.iter().map(|class| class.name.clone());
         Ok(SegmentationScores {
             miou: occurring.iter().sum::<f64>() / occurring.len() as f64,
             pixel_accuracy: total(|pixels| pixels.intersection) / total(|pixels| pixels.truth),
-            per_class: names.into_iter().map(str::to_owned).zip(self.classes.iter().map(ClassCounts::iou)).collect(),
+            per_class: names.zip(self.classes.iter().map(ClassCounts::iou)).collect(),
             images: self.images,
         })
     }

@@ -3,13 +3,10 @@
 //! Each of the word tokens has a map over the image; similar maps are merged, and the merged means are segments.
 use super::folder::{LabelledFolder, NO_CLASS, SegmentationMap};
 use super::{Accumulator, SegmentationOptions, SegmentationScores, Segmenter, check_finite, each_batch};
-use crate::distributed::SingleProcess;
-use crate::eval::turns::Turns;
+use crate::eval::EvaluatedModel;
 use crate::loss::assign;
-use crate::model::pipeline::Pipeline;
 use crate::model::text::TextEmbedding;
 use crate::ops::enlarged_argmax;
-use crate::sample::scheduler::Scheduler;
 use crate::system::error::Result;
 
 /// Settings for merging maps into segments.
@@ -38,32 +35,15 @@ pub struct UnsupervisedResult<'a> {
 }
 
 /// Segments the images of `data`, matches each image's segments with its classes by overlap, and returns the scores at
-/// each threshold. `options.protocol` is ignored.
+/// each threshold, which all processes have in the end; `visit` receives what this one segments. `options.protocol` is ignored.
 ///
 /// # Errors
 /// Those of [`evaluate`](super::evaluate).
 pub fn evaluate_unsupervised(
-    pipeline: &Pipeline,
-    scheduler: &Scheduler,
+    EvaluatedModel { pipeline, scheduler, turns }: EvaluatedModel,
     data: &LabelledFolder,
     options: &SegmentationOptions,
     merging: &UnsupervisedOptions,
-    visit: &mut dyn FnMut(&UnsupervisedResult) -> Result<()>,
-) -> Result<Vec<SegmentationScores>> {
-    evaluate_unsupervised_together(pipeline, scheduler, data, (options, merging), &Turns::new(&SingleProcess), visit)
-}
-
-/// As [`evaluate_unsupervised`], by several processes, which have the same scores in the end; `visit` receives what this one
-/// segments.
-///
-/// # Errors
-/// Those of [`evaluate_unsupervised`]; a process has failed.
-pub fn evaluate_unsupervised_together(
-    pipeline: &Pipeline,
-    scheduler: &Scheduler,
-    data: &LabelledFolder,
-    (options, merging): (&SegmentationOptions, &UnsupervisedOptions),
-    turns: &Turns,
     visit: &mut dyn FnMut(&UnsupervisedResult) -> Result<()>,
 ) -> Result<Vec<SegmentationScores>> {
     options.maps.check(&pipeline.transformer)?;
@@ -72,7 +52,7 @@ pub fn evaluate_unsupervised_together(
         segmenter.tell(prompt.clone());
     }
     let grid = segmenter.grid();
-    let mut accumulators = vec![Accumulator::new(data.classes().len()); merging.thresholds.len()];
+    let mut accumulators = vec![Accumulator::new(data.classes.len()); merging.thresholds.len()];
     each_batch(data, options, turns, |first, images| {
         let numbered: Vec<_> = (first..).zip(images.iter().map(|image| &image.image)).collect();
         let maps = segmenter.token_maps(&numbered)?;
@@ -83,7 +63,7 @@ pub fn evaluate_unsupervised_together(
                 let segments = maps.merged(*threshold);
                 let (width, height) = (image.truth.width, image.truth.height);
                 let winners = enlarged_argmax(&segments.concat(), grid, (height, width));
-                let predicted = matched(&winners, segments.len(), &image.truth, data.classes().len());
+                let predicted = matched(&winners, segments.len(), &image.truth, data.classes.len());
                 accumulator.add(&image.truth, &predicted);
                 let (key, segments) = (image.key.as_str(), segments.len());
                 visit(&UnsupervisedResult { index, key, threshold: number, segments, predicted: &predicted })?;
@@ -91,8 +71,7 @@ pub fn evaluate_unsupervised_together(
         }
         Ok(())
     })?;
-    let names = || data.classes().iter().map(|class| class.name.as_str());
-    accumulators.into_iter().map(|accumulator| accumulator.merged(turns.processes())?.scores(names())).collect()
+    accumulators.into_iter().map(|accumulator| accumulator.merged(turns.processes)?.scores(&data.classes)).collect()
 }
 
 /// The token maps of an image as distributions over positions, and their divergences.
@@ -174,5 +153,5 @@ fn matched(winners: &[u16], segments: usize, truth: &SegmentationMap, classes: u
         }
     }
     let classes = winners.iter().map(|&segment| class_of[usize::from(segment)]).collect();
-    SegmentationMap { width: truth.width, height: truth.height, classes }
+    SegmentationMap { classes, ..*truth }
 }

@@ -12,7 +12,7 @@ mod pack;
 mod panel;
 mod registers;
 
-use super::matrix::{Memory, Product, Start, Threads, View};
+use super::matrix::{Memory, Product, Start};
 use crate::system::vectors::Vectors;
 use memory::MicroPanels;
 use pack::{DEPTH, MICRO_PANEL, Operand, Packing};
@@ -49,8 +49,7 @@ pub fn are_available() -> bool {
 
 /// Whether `product` is of a kind and size that gains.
 pub fn takes(product: &Product) -> bool {
-    let is_plain = |view: View| view.row_stride == 1 || view.column_stride == 1;
-    is_plain(product.a) && is_plain(product.b) && gains(product.shape)
+    product.a.is_plain() && product.b.is_plain() && gains(product.shape)
 }
 
 /// Whether products of this size are faster so.
@@ -96,23 +95,14 @@ impl<'a> Plan<'a> {
     }
 }
 
-/// Where results go.
-struct Output {
-    memory: Memory,
-    stride: usize,
-}
-
 /// Computes `product`, which [`takes`] took, into `out`.
 ///
 /// # Safety
 /// The product's views lie inside their slices, a starting row has its columns, and `out` points to its rows, `out_stride`
 /// apart, that no one else uses.
 pub unsafe fn multiply(product: &Product, out: *mut f32, out_stride: usize) {
-    let out = &Output { memory: Memory(out), stride: out_stride };
-    let workers = match product.threads {
-        Threads::One => 1,
-        Threads::All => rayon::current_num_threads(),
-    };
+    let out = Memory(out);
+    let workers = product.threads.count();
     let plan = Plan::new(product, workers);
     let k = product.shape.1;
     let task = |(stationary_lines, streamed_lines): (Range<usize>, Range<usize>)| {
@@ -122,7 +112,7 @@ pub unsafe fn multiply(product: &Product, out: *mut f32, out_stride: usize) {
             let streamed = (Operand { inner, ..plan.streamed }, streamed_lines.clone());
             let before = if start > 0 { Start::Output } else { product.start };
             // SAFETY: as the caller says; `takes` asked for the units.
-            unsafe { block(stationary, streamed, before, out) };
+            unsafe { block(stationary, streamed, before, (out, out_stride)) };
         }
     };
     let tasks = plan.tasks();
@@ -141,7 +131,7 @@ unsafe fn block(
     (stationary, stationary_lines): (Operand, Range<usize>),
     (streamed, streamed_lines): (Operand, Range<usize>),
     start: Start,
-    out: &Output,
+    (out, out_stride): (Memory, usize),
 ) {
     let steps = stationary.steps();
     // Two groups of tiles a step: the micro-panel's upper and lower half.
@@ -174,12 +164,12 @@ unsafe fn block(
                 false => ((stationary_tiles.as_ptr(), present.as_ptr()), of_stationary, of_streamed),
             };
             let (height, width) = (MICRO_PANEL.min(rows.1 - rows.0), MICRO_PANEL.min(columns.1 - columns.0));
-            let target = out.memory.from(rows.0 * out.stride + columns.0);
+            let target = out.from(rows.0 * out_stride + columns.0);
             if (height, width) == (MICRO_PANEL, MICRO_PANEL) {
-                let start = start.below(target, out.stride, columns.0);
+                let start = start.below(target, out_stride, columns.0);
                 // SAFETY: these 32 rows of 32 are inside the output, and 32 values in the row; both micro-panels have as many
                 // steps.
-                unsafe { registers.multiply(operands, steps, (target, out.stride), start, Some(&mut packing)) };
+                unsafe { registers.multiply(operands, steps, (target, out_stride), start, Some(&mut packing)) };
                 continue;
             }
             let mut edge = [0f32; MICRO_PANEL * MICRO_PANEL];
@@ -188,7 +178,7 @@ unsafe fn block(
             for (y, values) in edge.chunks_exact(MICRO_PANEL).enumerate().take(height) {
                 for (x, value) in values.iter().enumerate().take(width) {
                     // SAFETY: `height` rows of `width` values are inside the output.
-                    unsafe { start.write(*value, target.add(y * out.stride + x), columns.0 + x) };
+                    unsafe { start.write(*value, target.add(y * out_stride + x), columns.0 + x) };
                 }
             }
         }

@@ -41,26 +41,20 @@ pub struct Operand<'a> {
 struct Order([u16; 2 * SIDE]);
 
 /// The upper halves of one vector's numbers, then of the other's.
-static ONE_BY_ONE: Order = Order({
-    let mut order = [0; 2 * SIDE];
-    let mut i = 0;
-    while i < 2 * SIDE {
-        order[i] = 2 * i as u16 + 1;
-        i += 1;
-    }
-    order
-});
-
+static ONE_BY_ONE: Order = upper_halves(false);
 /// The upper halves of both vectors' numbers in turn.
-static IN_TURN: Order = Order({
+static IN_TURN: Order = upper_halves(true);
+
+const fn upper_halves(in_turn: bool) -> Order {
     let mut order = [0; 2 * SIDE];
     let mut i = 0;
     while i < 2 * SIDE {
-        order[i] = 2 * (i / 2) as u16 + 1 + 2 * SIDE as u16 * (i % 2) as u16;
+        let number = if in_turn { i / 2 + SIDE * (i % 2) } else { i };
+        order[i] = 2 * number as u16 + 1;
         i += 1;
     }
-    order
-});
+    Order(order)
+}
 
 impl Operand<'_> {
     /// Steps of 32 steps of K.

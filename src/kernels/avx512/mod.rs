@@ -37,8 +37,7 @@ pub fn are_available() -> bool {
 
 /// Whether `product` is of a kind that gains.
 pub fn takes(product: &Product) -> bool {
-    let is_plain = |view: View| view.row_stride == 1 || view.column_stride == 1;
-    is_plain(product.a) && is_plain(product.b) && are_available()
+    product.a.is_plain() && product.b.is_plain() && are_available()
 }
 
 /// `0..length` in parts of at most `most`, as even as they can be in multiples of `of`.
@@ -78,20 +77,11 @@ impl Output {
     }
 }
 
-/// Computes `product`, which [`takes`] took, into `out`.
+/// Computes `product`, which [`takes`] took, into `out` for every block of rows; the right matrix is packed once for all.
 ///
 /// # Safety
-/// The product's views lie inside their slices, a starting row has its columns, and `out` points to its rows, `out_stride`
-/// apart, that no one else uses.
-pub unsafe fn multiply(product: &Product, out: *mut f32, out_stride: usize) {
-    // SAFETY: the caller's promise.
-    unsafe { multiply_windows(product, Windows::one(product.shape.0), out, out_stride) }
-}
-
-/// [`multiply`] for every block of rows; the right matrix is packed once for all.
-///
-/// # Safety
-/// As [`multiply`], for the rows of every block.
+/// The product's views lie inside their slices for every block, a starting row has its columns, and `out` points to the blocks'
+/// rows, `out_stride` apart, that no one else uses.
 #[expect(
     clippy::undocumented_unsafe_blocks,
     reason = "all rest on the section above; `takes` asked for the instructions"
@@ -102,10 +92,7 @@ pub unsafe fn multiply_windows(product: &Product, windows: Windows, out: *mut f3
     let m = windows.count * windows.rows;
     let is_one = windows.count == 1;
     let blocks = || parts(n, NC, NR);
-    let workers = match product.threads {
-        Threads::One => 1,
-        Threads::All => rayon::current_num_threads(),
-    };
+    let workers = product.threads.count();
     let rows = task_rows(m, blocks().count(), workers);
     if is_one && m < FEW_ROWS && product.b.column_stride != 1 {
         let mut panels = Panels::default();
@@ -165,7 +152,7 @@ impl Scratch {
     /// The results of some rows and columns, over all steps of K.
     ///
     /// # Safety
-    /// As [`multiply`], and no one else uses these places of `out`.
+    /// As [`multiply_windows`], and no one else uses these places of `out`.
     unsafe fn whole_block(&mut self, product: &Product, rows: Range<usize>, columns: Range<usize>, out: &Output) {
         for inner in inner_parts(product.shape.1) {
             // SAFETY: the caller's promise.
@@ -180,7 +167,7 @@ impl Scratch {
 /// What some steps of K add to the results of some rows and columns, whose panels are given.
 ///
 /// # Safety
-/// As [`multiply`]; the instructions are there, and no one else uses these places of `out`.
+/// As [`multiply_windows`]; the instructions are there, and no one else uses these places of `out`.
 #[target_feature(enable = "avx512f")]
 unsafe fn block(
     product: &Product,

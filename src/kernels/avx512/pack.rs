@@ -33,7 +33,7 @@ fn make_room(lines: &mut Lines, count: usize) {
 #[derive(Default)]
 pub struct Panels {
     lines: Lines,
-    inner: usize,
+    pub inner: usize,
 }
 
 impl Panels {
@@ -47,9 +47,8 @@ impl Panels {
         make_room(&mut self.lines, columns.len().div_ceil(NR) * size);
         let pack = |(number, lines): (usize, &mut [MaybeUninit<Line>])| {
             let first = columns.start + number * NR;
-            let mut panel = Unwritten { lines, inner: inner.len() };
             // SAFETY: the caller's promise.
-            unsafe { panel.pack(view, inner.start, first..columns.end.min(first + NR)) };
+            unsafe { pack_panel(lines, view, inner.start, first..columns.end.min(first + NR)) };
         };
         match threads {
             Threads::One => self.lines.chunks_exact_mut(size).enumerate().for_each(pack),
@@ -68,68 +67,60 @@ impl Panels {
     }
 }
 
-/// A panel to be written.
-struct Unwritten<'a> {
-    lines: &'a mut [MaybeUninit<Line>],
-    inner: usize,
+/// Writes at most [`NR`] columns of a view, from step of K `start` on, to the lines of a panel, and zeros for the others.
+///
+/// # Safety
+/// The panel's steps and the columns are inside the view's slice; one of its strides is 1.
+#[target_feature(enable = "avx512f")]
+unsafe fn pack_panel(lines: &mut [MaybeUninit<Line>], view: View, start: usize, columns: Range<usize>) {
+    let from = view.data.as_ptr().wrapping_add(start * view.row_stride + columns.start * view.column_stride);
+    // SAFETY: the caller's promise.
+    unsafe {
+        match view.column_stride {
+            1 => pack_rows(lines, from, view.row_stride, columns.len()),
+            stride => pack_columns(lines, from, stride, columns.len()),
+        }
+    }
 }
 
-impl Unwritten<'_> {
-    /// Writes at most [`NR`] columns, from step of K `start` on, and zeros for the others.
-    ///
-    /// # Safety
-    /// They are inside the view's slice; one of its strides is 1.
-    #[target_feature(enable = "avx512f")]
-    unsafe fn pack(&mut self, view: View, start: usize, columns: Range<usize>) {
-        let from = view.data.as_ptr().wrapping_add(start * view.row_stride + columns.start * view.column_stride);
-        // SAFETY: the caller's promise.
-        unsafe {
-            match view.column_stride {
-                1 => self.pack_rows(from, view.row_stride, columns.len()),
-                stride => self.pack_columns(from, stride, columns.len()),
+/// Columns that lie beside each other.
+///
+/// # Safety
+/// Every place has as many columns.
+#[target_feature(enable = "avx512f")]
+unsafe fn pack_rows(lines: &mut [MaybeUninit<Line>], from: *const f32, stride: usize, columns: usize) {
+    let masks: [__mmask16; WIDE] = std::array::from_fn(|v| mask(columns.saturating_sub(v * LANES)));
+    for (place, lines) in lines.chunks_exact_mut(WIDE).enumerate() {
+        for (v, line) in lines.iter_mut().enumerate() {
+            // SAFETY: the mask is of the columns that there are.
+            unsafe {
+                let values = _mm512_maskz_loadu_ps(masks[v], from.wrapping_add(place * stride + v * LANES));
+                _mm512_store_ps(line.as_mut_ptr().cast::<f32>(), values);
             }
         }
     }
+}
 
-    /// Columns that lie beside each other.
-    ///
-    /// # Safety
-    /// Every place has as many columns.
-    #[target_feature(enable = "avx512f")]
-    unsafe fn pack_rows(&mut self, from: *const f32, stride: usize, columns: usize) {
-        let masks: [__mmask16; WIDE] = std::array::from_fn(|v| mask(columns.saturating_sub(v * LANES)));
-        for (place, lines) in self.lines.chunks_exact_mut(WIDE).enumerate() {
-            for (v, line) in lines.iter_mut().enumerate() {
-                // SAFETY: the mask is of the columns that there are.
-                unsafe {
-                    let values = _mm512_maskz_loadu_ps(masks[v], from.wrapping_add(place * stride + v * LANES));
-                    _mm512_store_ps(line.as_mut_ptr().cast::<f32>(), values);
-                }
-            }
-        }
-    }
-
-    /// Columns each of which lies in one piece, `stride` apart.
-    ///
-    /// # Safety
-    /// Every column has as many places.
-    #[target_feature(enable = "avx512f")]
-    unsafe fn pack_columns(&mut self, from: *const f32, stride: usize, columns: usize) {
-        for place in (0..self.inner).step_by(LANES) {
-            let places = LANES.min(self.inner - place);
-            let in_places = mask(places);
-            for v in 0..WIDE {
-                let square: [__m512; LANES] = std::array::from_fn(|i| {
-                    let column = v * LANES + i;
-                    let mask = if column < columns { in_places } else { 0 };
-                    _mm_prefetch::<_MM_HINT_T1>(from.wrapping_add(column * stride + place + AHEAD).cast());
-                    // SAFETY: the mask is of the places that there are.
-                    unsafe { _mm512_maskz_loadu_ps(mask, from.wrapping_add(column * stride + place)) }
-                });
-                for (values, lines) in transpose(square).iter().zip(self.lines[place * WIDE..].chunks_exact_mut(WIDE)) {
-                    // SAFETY: a line has room for them.
-                    unsafe { _mm512_store_ps(lines[v].as_mut_ptr().cast::<f32>(), *values) };
-                }
+/// Columns each of which lies in one piece, `stride` apart.
+///
+/// # Safety
+/// Every column has as many places.
+#[target_feature(enable = "avx512f")]
+unsafe fn pack_columns(lines: &mut [MaybeUninit<Line>], from: *const f32, stride: usize, columns: usize) {
+    let inner = lines.len() / WIDE;
+    for place in (0..inner).step_by(LANES) {
+        let in_places = mask(inner - place);
+        for v in 0..WIDE {
+            let square: [__m512; LANES] = std::array::from_fn(|i| {
+                let column = v * LANES + i;
+                let mask = if column < columns { in_places } else { 0 };
+                _mm_prefetch::<_MM_HINT_T1>(from.wrapping_add(column * stride + place + AHEAD).cast());
+                // SAFETY: the mask is of the places that there are.
+                unsafe { _mm512_maskz_loadu_ps(mask, from.wrapping_add(column * stride + place)) }
+            });
+            for (values, lines) in transpose(square).iter().zip(lines[place * WIDE..].chunks_exact_mut(WIDE)) {
+                // SAFETY: a line has room for them.
+                unsafe { _mm512_store_ps(lines[v].as_mut_ptr().cast::<f32>(), *values) };
             }
         }
     }
@@ -217,21 +208,17 @@ pub fn prefetch_rows(view: View, rows: Range<usize>, inner: Range<usize>, (numbe
 }
 
 /// A left matrix, its rows written one at a time.
-pub struct LeftRows {
+pub struct PackedA {
     lines: Lines,
-    inner: usize,
+    pub inner: usize,
 }
 
-impl LeftRows {
+impl PackedA {
     /// For `count` rows of `inner` values.
     pub fn new(count: usize, inner: usize) -> Self {
         let mut lines = vec![];
         make_room(&mut lines, count * row_lines(inner));
         Self { lines, inner }
-    }
-
-    pub fn inner(&self) -> usize {
-        self.inner
     }
 
     pub fn set(&mut self, row: usize, values: &[f32]) {

@@ -1,15 +1,12 @@
 //! Products of rows, written a row at a time by what computes them, with a matrix packed beforehand.
 use super::micro_kernel::{MR, NR, Target, tile};
-pub use super::pack::LeftRows as PackedA;
+pub use super::pack::PackedA;
 use super::pack::Panels;
 use super::{inner_parts, parts};
 use crate::kernels::matrix::{Threads, View};
 
 /// A right matrix in micro-panels.
-pub struct PackedB {
-    panels: Panels,
-    inner: usize,
-}
+pub struct PackedB(Panels);
 
 impl PackedB {
     /// From a view of `[inner, columns]`, one of whose strides is 1. Where the instructions are available only.
@@ -18,17 +15,18 @@ impl PackedB {
         let mut panels = Panels::default();
         // SAFETY: the view fits; the instructions are available.
         unsafe { panels.pack(view, 0..inner, 0..columns, threads) };
-        Self { panels, inner }
+        Self(panels)
     }
 
     /// The first `count` of `rows` times this, each added to `start` where there is one. Results are in rows of whole
     /// panels.
     pub fn multiply(&self, rows: &PackedA, count: usize, start: Option<&[f32]>, out: &mut [f32]) {
-        let stride = self.panels.count() * NR;
-        assert!(rows.inner() == self.inner && out.len() >= count * stride);
+        let Self(panels) = self;
+        let stride = panels.count() * NR;
+        assert!(rows.inner == panels.inner && out.len() >= count * stride);
         assert!(start.is_none_or(|start| start.len() >= stride));
-        for inner in inner_parts(self.inner) {
-            for (number, panel) in self.panels.iter(inner.start).enumerate() {
+        for inner in inner_parts(panels.inner) {
+            for (number, panel) in panels.iter(inner.start).enumerate() {
                 for group in parts(count, MR, 1) {
                     let data = out[group.start * stride + number * NR..].as_mut_ptr();
                     let start = match start {

@@ -2,7 +2,10 @@
 //!
 //! A table of addresses goes to the GPU before each launch: an entry for every piece of a tensor, which a block works on.
 use super::transfer::{Download, upload};
-use super::{Arg, Module, address, device_of, module, output, start};
+use super::{
+    Arg::{self, Float},
+    Module, device_of, module, output, start,
+};
 use candle_core::{DType, Result, Tensor, bail};
 
 static KERNELS: Module = module!("adamw");
@@ -10,48 +13,36 @@ const THREADS: usize = 256;
 /// Values of a piece: enough of them that a table is small, and few enough that an adapter keeps several blocks busy.
 const PIECE: usize = 4096;
 
-/// One range of parameters in one step; tensors are contiguous, in f32 and of one shape. The parameters and their moments change.
-pub struct Update<'a> {
-    pub parameter: &'a Tensor,
-    pub gradient: &'a Tensor,
-    pub first: &'a Tensor,
-    pub second: &'a Tensor,
-    /// The learning rate over the first moment's bias correction.
-    pub rate: f64,
-    /// The root of the second moment's bias correction.
-    pub spread: f64,
-    /// What weight decay leaves of a value.
-    pub keep: f64,
-}
-
-/// What all parameters have in common.
-pub struct Settings {
-    pub betas: [f64; 2],
-    pub eps: f64,
+/// One range of parameters in one step.
+pub struct Update {
+    /// The parameters, their gradients, and both moments: contiguous, in f32 and of one shape. All but the gradients change.
+    pub tensors: [Tensor; 4],
+    /// The learning rate over the first moment's bias correction, the root of the second moment's, and what weight decay leaves
+    /// of a value.
+    pub factors: [f64; 3],
 }
 
 /// One step of all ranges.
-pub fn step(updates: &[Update], settings: &Settings) -> Result<()> {
+pub fn step(updates: &[Update], betas: [f64; 2], eps: f64) -> Result<()> {
     let mut table = Table::default();
-    for update in updates {
-        let Update { parameter, gradient, first, second, rate, spread, keep } = update;
-        let numbers = [rate, spread, keep].map(|number| (*number as f32).to_bits());
-        table.add([parameter, gradient, first, second], |count| [&[count as u32], &numbers[..]].concat())?;
+    for Update { tensors, factors } in updates {
+        let factors = factors.map(|factor| (factor as f32).to_bits());
+        table.add(tensors.each_ref(), |count| [&[count as u32], &factors[..]].concat())?;
     }
-    let Settings { betas: [beta1, beta2], eps } = *settings;
-    let numbers = [beta1, beta2, eps].map(|number| Arg::Float(number as f32));
-    table.launch("adamw", updates.first().map(|update| update.parameter), numbers)
+    let Some(Update { tensors: [like, ..], .. }) = updates.first() else { return Ok(()) };
+    let numbers = [betas[0], betas[1], eps].map(|number| Float(number as f32));
+    table.launch("adamw", like, None, &numbers)
 }
 
 /// The sum of all values' squares. The host waits for it.
-pub fn sum_of_squares(tensors: &[&Tensor]) -> Result<f64> {
+pub fn sum_of_squares(tensors: &[Tensor]) -> Result<f64> {
     let mut table = Table::default();
     for tensor in tensors {
         table.add([tensor], |count| words(count as u64).to_vec())?;
     }
     let Some(like) = tensors.first() else { return Ok(0.0) };
     let squares = output(table.pieces, DType::F32, like)?;
-    table.launch("sums_of_squares", Some(like), [address(&squares)?])?;
+    table.launch("sums_of_squares", like, Some(&squares), &[])?;
     Ok(Download::start(&squares)?.values()?.into_iter().map(f64::from).sum())
 }
 
@@ -84,13 +75,11 @@ impl Table {
     }
 
     /// Launches a kernel on all pieces, which are on the GPU of `like`.
-    fn launch<const N: usize>(&self, kernel: &str, like: Option<&Tensor>, more: [Arg; N]) -> Result<()> {
-        let Some(like) = like.filter(|_| self.pieces > 0) else { return Ok(()) };
-        let device = device_of(like)?;
-        let table = upload(&self.words, self.words.len(), device)?;
-        let args: Vec<Arg> = std::iter::once(address(&table)?).chain(more).collect();
+    fn launch(&self, kernel: &str, like: &Tensor, out: Option<&Tensor>, numbers: &[Arg]) -> Result<()> {
+        let table = upload(&self.words, self.words.len(), device_of(like)?)?;
+        let tensors: Vec<&Tensor> = std::iter::once(&table).chain(out).collect();
         // SAFETY: the table has an entry of the kernel's for each block, made of tensors that are freed, if at all, in the
-        // order of the stream; `more` is what the kernel takes after it.
-        unsafe { KERNELS.launch(device, kernel, [self.pieces, 1, 1], THREADS, &args) }
+        // order of the stream; `out` and `numbers` are what the kernel takes after it.
+        unsafe { KERNELS.launch(kernel, [self.pieces, 1, 1], THREADS, &tensors, numbers) }
     }
 }

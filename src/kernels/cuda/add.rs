@@ -1,5 +1,6 @@
 //! Sums in place and over batch entries.
-use super::{Module, address, device_of, int, long, module, vector_width, widest};
+use super::Arg::{Int, Long};
+use super::{Module, module, vector_width, widest};
 use candle_core::{DType, Result, Tensor, bail};
 
 static KERNELS: Module = module!("add");
@@ -19,10 +20,9 @@ pub fn add_in_place(sum: &Tensor, part: &Tensor) -> Result<bool> {
     }
     let (part, count) = (part.contiguous()?, sum.elem_count());
     let vector = vector_width(&[widest(sum)], count, &[sum, &part])?;
-    let args = [address(sum)?, address(&part)?, long(count)];
-    let grid = [count.div_ceil(THREADS * vector), 1, 1];
+    let (name, grid) = (format!("{kernel}_{vector}"), [count.div_ceil(THREADS * vector), 1, 1]);
     // SAFETY: two tensors of `count` values, of the types in the kernel's name.
-    unsafe { KERNELS.launch(device_of(sum)?, &format!("{kernel}_{vector}"), grid, THREADS, &args)? }
+    unsafe { KERNELS.launch(&name, grid, THREADS, &[sum, &part], &[Long(count)])? }
     Ok(true)
 }
 
@@ -34,8 +34,8 @@ pub fn sum_entries(parts: &Tensor, out: &Tensor, adds: bool) -> Result<()> {
         bail!("sums of {:?} {:?} into {:?} {:?}", parts.dims(), parts.dtype(), out.dims(), out.dtype());
     }
     let vector = vector_width(&[widest(out)], count, &[parts, out])?;
-    let args = [address(parts)?, address(out)?, long(count), int(entries)?, int(usize::from(adds))?];
-    let grid = [count.div_ceil(THREADS * vector), 1, 1];
+    let (name, grid) = (format!("sum_entries_{vector}"), [count.div_ceil(THREADS * vector), 1, 1]);
+    let sizes = [Long(count), Int(entries), Int(adds.into())];
     // SAFETY: `entries` times `count` values, and `count`.
-    unsafe { KERNELS.launch(device_of(out)?, &format!("sum_entries_{vector}"), grid, THREADS, &args) }
+    unsafe { KERNELS.launch(&name, grid, THREADS, &[parts, out], &sizes) }
 }

@@ -104,7 +104,9 @@ impl Product<'_> {
 
         let mut gpus = GPUS.lock().unwrap_or_else(PoisonError::into_inner);
         let gpu = gpus.entry(stream.context().ordinal()).or_default();
-        let key = self.key(out, epilogue);
+        let strides = [self.a, self.b, out].map(|matrix| (matrix.width, matrix.entry, matrix.is_transposed));
+        let Self { shape, entries, .. } = *self;
+        let key = Key { dtype: out.tensor.dtype(), shape, entries, strides, kind: epilogue.kind() };
         let found = *gpu.algorithms.entry(key).or_insert_with(|| described.algorithm(handle).ok());
         let Some(sys::cublasLtMatmulHeuristicResult_t { algo, workspaceSize: bytes, .. }) = found else {
             return Ok(false);
@@ -171,11 +173,6 @@ impl Product<'_> {
             suits &= tensor.dtype() == dtype && start(tensor)?.is_multiple_of(ALIGNMENT as u64);
         }
         Ok(suits)
-    }
-
-    fn key(&self, out: Matrix, epilogue: Epilogue) -> Key {
-        let strides = [self.a, self.b, out].map(|matrix| (matrix.width, matrix.entry, matrix.is_transposed));
-        Key { dtype: out.tensor.dtype(), shape: self.shape, entries: self.entries, strides, kind: epilogue.kind() }
     }
 }
 

@@ -18,13 +18,15 @@ fn attribute(of: &CudaDevice, attribute: Attribute) -> Result<u64> {
     Ok(value)
 }
 
+fn set_attribute(of: &CudaDevice, attribute: Attribute, mut value: u64) -> Result<()> {
+    // SAFETY: the attributes set here are 64 bits wide.
+    unsafe { mem_pool::set_attribute(pool(of)?, attribute, (&raw mut value).cast()) }.w()
+}
+
 /// Lets the pool keep what is freed. As it comes it gives all of it back to the driver whenever the host waits for the
 /// GPU, and a step would begin with asking for it again.
 pub fn keep_freed(of: &CudaDevice) -> Result<()> {
-    let mut all = u64::MAX;
-    // SAFETY: this attribute is 64 bits wide.
-    unsafe { mem_pool::set_attribute(pool(of)?, Attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD, (&raw mut all).cast()) }
-        .w()
+    set_attribute(of, Attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD, u64::MAX)
 }
 
 /// Bytes in all, bytes that the driver has free, and bytes that the pool keeps and nobody uses.
@@ -43,7 +45,6 @@ pub fn peak(of: &CudaDevice) -> Result<u64> {
 
 /// Makes [`peak`] begin anew, from what is in use now.
 pub fn forget_peak(of: &CudaDevice) -> Result<()> {
-    let mut zero = 0u64;
-    // SAFETY: this attribute is 64 bits wide, and zero is what it may be set to.
-    unsafe { mem_pool::set_attribute(pool(of)?, Attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH, (&raw mut zero).cast()) }.w()
+    // Zero is all that it may be set to.
+    set_attribute(of, Attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH, 0)
 }

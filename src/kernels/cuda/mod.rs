@@ -56,54 +56,50 @@ impl Module {
         Ok(module)
     }
 
-    /// Launches `kernel` on `grid` blocks of `threads` threads, after what the device was given before.
+    /// Launches `kernel` on `grid` blocks of `threads` threads, after what the device was given before: `tensors`, contiguous and
+    /// on one GPU, are its first arguments, null where there is none, then comes the `rest`.
     ///
     /// # Safety
-    /// `args` must be what the kernel takes, and what it reads and writes must lie inside the tensors that its
-    /// addresses are of.
-    pub unsafe fn launch(
+    /// The arguments must be what the kernel takes, and what it reads and writes must lie inside the tensors.
+    pub unsafe fn launch<'a>(
         &self,
-        device: &CudaDevice,
         kernel: &str,
         grid: [usize; 3],
         threads: usize,
-        args: &[Arg],
+        tensors: &[impl Into<Option<&'a Tensor>> + Copy],
+        rest: &[Arg],
     ) -> Result<()> {
         // SAFETY: the caller's promise.
-        unsafe { self.launch_sharing(device, kernel, grid, threads, 0, args) }
+        unsafe { self.launch_sharing(kernel, grid, threads, 0, tensors, rest) }
     }
 
     /// [`Self::launch`] for a kernel that takes the size of its shared memory, in bytes, from the launch.
     ///
     /// # Safety
     /// As of [`Self::launch`]; and the kernel must keep to so much shared memory.
-    pub unsafe fn launch_sharing(
+    pub unsafe fn launch_sharing<'a>(
         &self,
-        device: &CudaDevice,
         kernel: &str,
         grid: [usize; 3],
         threads: usize,
         shared: usize,
-        args: &[Arg],
+        tensors: &[impl Into<Option<&'a Tensor>> + Copy],
+        rest: &[Arg],
     ) -> Result<()> {
-        if grid.contains(&0) {
-            return Ok(());
-        }
+        let tensors = || tensors.iter().map(|tensor| -> Option<&Tensor> { (*tensor).into() });
+        let Some(first) = tensors().flatten().next().filter(|_| !grid.contains(&0)) else { return Ok(()) };
+        let addresses = tensors().map(|tensor| tensor.map_or(Ok(0), start));
+        let args = addresses.chain(rest.iter().map(Arg::bits)).collect::<Result<Vec<u64>>>()?;
         let [x, y, z] = grid.map(|blocks| u32::try_from(blocks).unwrap_or(u32::MAX));
-        let stream = device.cuda_stream();
+        let stream = device_of(first)?.cuda_stream();
         let function = self.load(&stream)?.load_function(kernel).w()?;
         if shared > 0 {
             let limit = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             function.set_attribute(limit, shared as i32).w()?;
         }
         let mut builder = stream.launch_builder(&function);
-        for arg in args {
-            match arg {
-                Arg::Address(value) => builder.arg(value),
-                Arg::Int(value) => builder.arg(value),
-                Arg::Long(value) => builder.arg(value),
-                Arg::Float(value) => builder.arg(value),
-            };
+        for arg in &args {
+            builder.arg(arg);
         }
         let config =
             LaunchConfig { grid_dim: (x, y, z), block_dim: (threads as u32, 1, 1), shared_mem_bytes: shared as u32 };
@@ -114,29 +110,25 @@ impl Module {
     }
 }
 
-/// An argument of a kernel.
+/// An argument of a kernel, by its type there.
 pub enum Arg {
     Address(u64),
-    Int(i32),
-    Long(i64),
+    Int(usize),
+    Long(usize),
     Float(f32),
 }
 
-/// A size as a kernel's `int`.
-pub fn int(value: usize) -> Result<Arg> {
-    match i32::try_from(value) {
-        Ok(value) => Ok(Arg::Int(value)),
-        Err(_) => bail!("{value} is too large for a kernel"),
+impl Arg {
+    /// Its bits. The driver takes as many of the lower ones as the kernel's parameter has: all hosts are little-endian.
+    fn bits(&self) -> Result<u64> {
+        match *self {
+            Self::Int(value) if i32::try_from(value).is_err() => bail!("{value} is too large for a kernel"),
+            Self::Int(value) | Self::Long(value) => Ok(value as u64),
+            Self::Address(value) => Ok(value),
+            Self::Float(value) => Ok(value.to_bits().into()),
+        }
     }
 }
-
-/// A number of values as a kernel's `long`.
-pub fn long(value: usize) -> Arg {
-    Arg::Long(value as i64)
-}
-
-/// No tensor.
-pub const NULL: Arg = Arg::Address(0);
 
 /// Where a contiguous tensor on a GPU begins.
 pub fn start(tensor: &Tensor) -> Result<u64> {
@@ -158,11 +150,6 @@ pub fn start(tensor: &Tensor) -> Result<u64> {
         CudaStorageSlice::F8E4M3(slice) => Ok(of(slice, offset, &stream)),
         _ => bail!("a kernel got a tensor of {:?}", tensor.dtype()),
     }
-}
-
-/// A contiguous tensor as an argument.
-pub fn address(tensor: &Tensor) -> Result<Arg> {
-    start(tensor).map(Arg::Address)
 }
 
 /// The GPU that a tensor is on.

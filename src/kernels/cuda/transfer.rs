@@ -125,8 +125,7 @@ impl Download {
     /// Waits for the values, and for nothing that the GPU was given after them.
     pub fn values(mut self) -> Result<Vec<f32>> {
         let bytes = &self.buffer.bytes()?[..self.size];
-        let number = |bytes: &[u8]| f32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
-        let values = bytes.chunks_exact(size_of::<f32>()).map(number).collect();
+        let values = bytes.as_chunks().0.iter().copied().map(f32::from_ne_bytes).collect();
         self.buffer.give_back();
         Ok(values)
     }

@@ -197,9 +197,9 @@ impl AdapterFiles for LoraFiles {
     fn read(&self, file: &Path, layers: BTreeMap<String, Parts>, config: Option<&PeftConfig>) -> Result<Adapters> {
         let config = config.map(|config| Ok::<_, Error>((LoraConfig::parse(config)?, config))).transpose()?;
         let read = |(layer, mut parts): (String, Parts)| {
-            let (down, up) = pair(file, &layer, parts.take(0), parts.take(1))?;
+            let (down, up) = pair(file, &layer, parts.remove(&0), parts.remove(&1))?;
             let rank = down.dims()[0] as f64;
-            let own = match parts.take(2) {
+            let own = match parts.remove(&2) {
                 Some(alpha) if alpha.elem_count() == 1 => {
                     alpha.flatten_all()?.to_dtype(DType::F64)?.to_vec1::<f64>()?.first().copied()
                 }
@@ -232,8 +232,6 @@ impl AdapterFiles for LoraFiles {
         let other_alpha = loras.iter().filter(|(_, l)| l.alpha != first.alpha);
         let config = LoraConfig {
             peft_type: Some("LORA".into()),
-            base_model_name_or_path: None,
-            task_type: None,
             inference_mode: true,
             r: first.rank(),
             lora_alpha: first.alpha,
@@ -241,13 +239,8 @@ impl AdapterFiles for LoraFiles {
             alpha_pattern: Patterns(other_alpha.map(|(layer, l)| (layer.to_string(), l.alpha)).collect()),
             // whole names, so that a choice of layers holds
             target_modules: loras.keys().map(|name| name.to_string()).collect(),
-            lora_dropout: 0.0,
-            fan_in_fan_out: false,
             bias: "none".into(),
-            use_rslora: false,
-            use_dora: false,
-            init_lora_weights: serde_json::Value::Null,
-            others: BTreeMap::new(),
+            ..LoraConfig::default()
         };
         serde_json::to_string_pretty(&config).map_err(|e| Error::Failed(e.to_string()))
     }

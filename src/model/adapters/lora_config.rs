@@ -9,7 +9,7 @@ use std::fmt;
 use std::marker::PhantomData;
 
 /// What it says about scales, and what PEFT needs to build the adapter.
-#[derive(Serialize, Deserialize)]
+#[derive(Default, Serialize, Deserialize)]
 pub(super) struct LoraConfig {
     pub peft_type: Option<String>,
     pub base_model_name_or_path: Option<String>,

@@ -2,6 +2,7 @@
 use crate::model::families::names::Release;
 use crate::system::error::Error;
 use candle_core::Tensor;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 
@@ -42,22 +43,8 @@ pub struct Origin {
     pub title: Option<String>,
 }
 
-/// One layer's tensors while a file is read, in the order that its kind of adapter has them.
-#[derive(Default)]
-pub struct Parts(Vec<Option<Tensor>>);
-
-impl Parts {
-    /// Puts a tensor at its place.
-    pub fn set(&mut self, index: usize, tensor: Tensor) {
-        self.0.resize(self.0.len().max(index + 1), None);
-        self.0[index] = Some(tensor);
-    }
-
-    /// The tensor at this place, if the file has it.
-    pub fn take(&mut self, index: usize) -> Option<Tensor> {
-        self.0.get_mut(index)?.take()
-    }
-}
+/// One layer's tensors while a file is read, by their places in the order that its kind of adapter has them.
+pub type Parts = BTreeMap<usize, Tensor>;
 
 /// PEFT's configuration of the adapters in a file.
 pub struct PeftConfig {

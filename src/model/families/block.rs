@@ -63,7 +63,9 @@ pub trait Block {
     }
 
     /// Whether the model's output depends on `layer`.
-    fn reaches_output(&self, layer: &str) -> bool;
+    fn reaches_output(&self, _layer: &str) -> bool {
+        true
+    }
 
     /// Whether scores between the probe's image queries and text keys depend on `layer`, or, with `image_keys`, those
     /// between its image queries and all keys.

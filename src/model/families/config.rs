@@ -1,10 +1,8 @@
-//! A family's sizes, as its files have them, and the denoiser that is made of them.
-use super::block::{Block, Embedding};
-use super::transformer::{Transformer, TransformerConfig};
+//! A family's sizes, as its files have them.
+use super::transformer::TransformerConfig;
 use crate::model::weights::files::{ModelFiles, Part};
-use crate::model::weights::{Weights, sizes};
+use crate::model::weights::sizes;
 use crate::system::error::Result;
-use candle_core::{DType, Device};
 use serde::de::DeserializeOwned;
 use std::path::Path;
 
@@ -19,18 +17,6 @@ pub trait FamilyConfig: DeserializeOwned {
     /// The sizes as all families have them.
     fn general(&self) -> TransformerConfig;
 
-    /// Takes the weights around the blocks from `weights`, for arithmetic in `dtype`.
-    ///
-    /// # Errors
-    /// A tensor is missing or has another shape.
-    fn embedding(&self, weights: &Weights, dtype: DType) -> Result<Box<dyn Embedding>>;
-
-    /// Takes block `layer`, all lists counted through, from `weights`.
-    ///
-    /// # Errors
-    /// A tensor is missing or has another shape.
-    fn block(&self, weights: &Weights, layer: usize) -> Result<Box<dyn Block>>;
-
     /// Features of a token.
     fn width(&self) -> usize {
         self.general().width()
@@ -42,38 +28,6 @@ pub trait FamilyConfig: DeserializeOwned {
     /// A key is missing, or what is there does not make a model.
     fn open(files: &ModelFiles) -> Result<Self> {
         files.config::<Self>(Part::Transformer)?.checked(&files.config_path(Part::Transformer))
-    }
-
-    /// [`super::Family::load`].
-    ///
-    /// # Errors
-    /// As there.
-    fn load(files: &ModelFiles, depth: Option<usize>, dtype: DType, device: &Device) -> Result<Transformer> {
-        Self::open(files)?.transformer(depth, &files.weights(Part::Transformer, dtype, device)?, dtype, device)
-    }
-
-    /// Takes a model of these sizes from `weights`, which must hold it and nothing else; its first `depth` blocks alone where
-    /// that is given.
-    ///
-    /// Arithmetic is in f32 on the CPU, and in `dtype`, the weights', on CUDA.
-    ///
-    /// # Errors
-    /// A tensor is missing, superfluous or of another shape.
-    fn transformer(
-        &self,
-        depth: Option<usize>,
-        weights: &Weights,
-        dtype: DType,
-        device: &Device,
-    ) -> Result<Transformer> {
-        let (config, compute) = (self.general(), if device.is_cpu() { DType::F32 } else { dtype });
-        let embedding = self.embedding(weights, compute)?;
-        let all = config.num_layers();
-        let depth = depth.map_or(all, |depth| depth.min(all));
-        let blocks = (0..depth).map(|layer| self.block(weights, layer)).collect::<Result<_>>()?;
-        (depth..all).for_each(|layer| weights.ignore_all(&format!("{}.", config.block_name(layer))));
-        weights.finish()?;
-        Ok(Transformer { config, embedding, blocks })
     }
 }
 

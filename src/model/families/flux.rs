@@ -1,6 +1,6 @@
 //! What FLUX.1 and FLUX.2 have in common: a list of double-stream blocks and one of single-stream blocks, with their names
 //! in the original checkpoint.
-use crate::model::weights::naming::ModuleNames;
+use crate::model::weights::naming::{ModuleNames, Shares};
 use crate::model::weights::shapes::Shapes;
 use crate::system::error::{Error, Result};
 use serde_json::{Value, json};
@@ -33,16 +33,12 @@ pub(super) static NORMS_AND_AROUND: [ModuleNames; 3] = [
         ("txt_attn.norm.key_norm", &[("attn.norm_added_k", 1)]),
     ]),
     single_blocks(&[("norm.query_norm", &[("attn.norm_q", 1)]), ("norm.key_norm", &[("attn.norm_k", 1)])]),
-    ModuleNames {
-        original: "",
-        diffusers: "",
-        layers: &[
-            ("img_in", &[("x_embedder", 1)]),
-            ("txt_in", &[("context_embedder", 1)]),
-            ("final_layer.linear", &[("proj_out", 1)]),
-            ("final_layer.adaLN_modulation.1", &[(OUTPUT_NORM, 1)]),
-        ],
-    },
+    ModuleNames::alone(&[
+        ("img_in", &[("x_embedder", 1)]),
+        ("txt_in", &[("context_embedder", 1)]),
+        ("final_layer.linear", &[("proj_out", 1)]),
+        ("final_layer.adaLN_modulation.1", &[(OUTPUT_NORM, 1)]),
+    ]),
 ];
 
 /// Some layers of double-stream blocks.
@@ -55,7 +51,7 @@ pub(super) const fn single_blocks(layers: Layers) -> ModuleNames {
     ModuleNames { original: "single_blocks.*", diffusers: "single_transformer_blocks.*", layers }
 }
 
-type Layers = &'static [(&'static str, &'static [(&'static str, usize)])];
+type Layers = &'static [(&'static str, Shares)];
 
 /// Keys of `transformer/config.json` that the shapes show; heads are `head_dim` wide, unless the shapes show that, too.
 pub(super) fn sizes(shapes: &Shapes, head_dim: Option<usize>) -> Value {

@@ -12,6 +12,7 @@ pub struct Release {
 
 /// A family's layers in the original checkpoint, where some that are several in diffusers are one: what adapters of kohya's
 /// trainer and ComfyUI are named by.
+#[derive(Debug)]
 pub struct KohyaNames {
     /// What `modelspec.architecture` of the family's models begins with.
     pub architecture: &'static str,

@@ -1,12 +1,17 @@
 //! The families' pipelines in the diffusers layout.
+use super::names::KohyaNames;
 use super::original::Original;
 use crate::config::{Choice, TextEncoderKind};
 
 /// A family's pipeline in the diffusers layout: what is known of it before any of its networks is.
 #[derive(Debug)]
 pub struct PipelineNames {
+    /// The family for people, such as `SD3`.
+    pub name: &'static str,
     /// `_class_name` in `model_index.json`.
     pub class: &'static str,
+    /// `_class_name` in `transformer/config.json`, as diffusers writes it.
+    pub transformer_class: &'static str,
     /// Its text encoders.
     pub encoders: &'static [EncoderFolders],
     /// Those of them that are used where none are named.
@@ -23,6 +28,10 @@ pub struct PipelineNames {
     pub block_counts: &'static [&'static str],
     /// Side of the square of latents that is packed before the transformer's own patches are cut.
     pub packed_side: usize,
+    /// How a sampler's noise levels are spaced before they are shifted.
+    pub sigma_spacing: SigmaSpacing,
+    /// Names of the layers in the original checkpoint, as kohya's trainer and ComfyUI have them.
+    pub kohya: &'static KohyaNames,
     /// Its models in one file; none where these are not read.
     pub original: Option<&'static Original>,
 }
@@ -54,11 +63,17 @@ pub enum TextForm {
     },
 }
 
-impl TextForm {
-    /// Whether prompts go through a chat template, which lies beside the tokenizer.
-    pub fn has_template(self) -> bool {
-        matches!(self, Self::Qwen3 { .. })
-    }
+/// How a sampler's noise levels are spaced before they are shifted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SigmaSpacing {
+    /// Evenly between the first and last of training's levels, shifted as these are, and then shifted again. The shift is
+    /// one number.
+    Trained,
+    /// Evenly from 1 to one over the number of steps. The shift may depend on the size of the image.
+    Even,
+    /// Evenly, too. A shift that depends on the image's size depends on the number of steps as well (diffusers:
+    /// `compute_empirical_mu`).
+    EvenEmpirical,
 }
 
 impl PipelineNames {
@@ -79,20 +94,17 @@ impl PipelineNames {
     /// # Errors
     /// One that it lacks, or one left out that it cannot do without; says which there must be.
     pub fn check_encoders(&self, kinds: &[TextEncoderKind]) -> Result<(), String> {
-        let named = |kinds: &mut dyn Iterator<Item = TextEncoderKind>| {
-            kinds.map(|kind| format!("{:?}", kind.name())).collect::<Vec<_>>().join(", ")
+        let named = |kinds: &[TextEncoderKind]| {
+            kinds.iter().map(|kind| format!("{:?}", kind.name())).collect::<Vec<_>>().join(", ")
         };
-        let all = named(&mut self.encoders.iter().map(|folders| folders.kind));
-        if let Some(kind) = kinds.iter().find(|kind| self.folders(**kind).is_none()) {
-            return Err(format!("text encoder {:?}: this pipeline has {all}", kind.name()));
+        let own: Vec<TextEncoderKind> = self.encoders.iter().map(|folders| folders.kind).collect();
+        if let Some(kind) = kinds.iter().find(|kind| !own.contains(kind)) {
+            return Err(format!("text encoder {:?}: this pipeline has {}", kind.name(), named(&own)));
         }
-        let missing = self.encoders.iter().find(|folders| !kinds.contains(&folders.kind));
-        match (self.text, missing) {
-            (TextForm::T5 | TextForm::Qwen3 { .. }, Some(_)) => Err(format!(
-                "text encoders {}: this pipeline needs all of its own, {all}",
-                named(&mut kinds.iter().copied())
-            )),
-            _ => Ok(()),
+        if self.text != TextForm::ClipsThenT5 && own.iter().any(|kind| !kinds.contains(kind)) {
+            let (kinds, own) = (named(kinds), named(&own));
+            return Err(format!("text encoders {kinds}: this pipeline needs all of its own, {own}"));
         }
+        Ok(())
     }
 }

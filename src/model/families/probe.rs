@@ -63,21 +63,19 @@ impl Probe {
 
     /// The heads one after the other as samples of one head each: queries `[batch·heads, image tokens, head_dim]`.
     pub fn heads_apart(&self, heads: usize) -> Result<Self> {
-        let apart = |of: &Variable| {
+        self.map(|of| {
             let (batch, tokens, width) = of.dims3()?;
             let by_head = of.reshape((batch, tokens, heads, width / heads))?.permute(&[0, 2, 1, 3])?;
             by_head.reshape((batch * heads, tokens, width / heads))
-        };
-        Ok(Self { queries: apart(&self.queries)?, keys: apart(&self.keys)?, ..*self })
+        })
     }
 
     /// One of the heads alone.
     pub fn one_head(&self, head: usize, heads: usize) -> Result<Self> {
-        let one = |of: &Variable| {
+        self.map(|of| {
             let width = of.dims3()?.2 / heads;
             of.window(2, head * width..(head + 1) * width)
-        };
-        Ok(Self { queries: one(&self.queries)?, keys: one(&self.keys)?, ..*self })
+        })
     }
 
     /// The same values, of which nothing is remembered for a backward pass.
@@ -87,7 +85,11 @@ impl Probe {
 
     /// Queries and keys of one sample of the batch.
     pub fn sample(&self, index: usize) -> Result<Self> {
-        let one = |of: &Variable| of.window(0, index..index + 1);
-        Ok(Self { queries: one(&self.queries)?, keys: one(&self.keys)?, ..*self })
+        self.map(|of| of.window(0, index..index + 1))
+    }
+
+    /// Its queries and its keys, each as `change` makes them.
+    fn map(&self, change: impl Fn(&Variable) -> Result<Variable>) -> Result<Self> {
+        Ok(Self { queries: change(&self.queries)?, keys: change(&self.keys)?, ..*self })
     }
 }

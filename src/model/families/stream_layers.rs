@@ -6,7 +6,7 @@ use crate::model::projection::{LoadProjection, Projection};
 use crate::model::weights::Weights;
 use crate::ops;
 use crate::system::error::Result;
-use candle_core::{Result as TensorResult, Tensor};
+use candle_core::{Result as TensorResult, Tensor, bail};
 use std::ops::Range;
 
 /// The parts, each `[batch, width]`, of the modulation that a layer makes.
@@ -16,9 +16,17 @@ pub(super) fn modulation(layer: &Projection, conditioning: &Conditioning) -> Ten
     (0..outer / width).map(|part| all.window(1, part * width..(part + 1) * width)).collect()
 }
 
+/// Where the modulation of a stream comes from.
+pub(super) enum ModulationSource {
+    /// From a layer of the block (AdaLN).
+    Layer(Projection),
+    /// Blocks share it: its place in [`Conditioning::shared`].
+    Shared(usize),
+}
+
 /// From a stream into the joint attention.
 pub(super) struct StreamInput {
-    pub(super) norm1: Projection,
+    pub(super) modulation: ModulationSource,
     pub(super) qkv: Qkv,
 }
 
@@ -46,10 +54,11 @@ pub(super) const IMAGE_QKV: [&str; 5] = ["to_q", "to_k", "to_v", "norm_q", "norm
 /// Those of a text stream.
 pub(super) const TEXT_QKV: [&str; 5] = ["add_q_proj", "add_k_proj", "add_v_proj", "norm_added_q", "norm_added_k"];
 
-/// A stream's MLP.
+/// A stream's MLP: GELU between its layers, or SwiGLU, for which the first makes the gate, too.
 pub(super) struct FeedForwardLayers {
     pub(super) up: Projection,
     pub(super) down: Projection,
+    pub(super) is_gated: bool,
 }
 
 impl FeedForwardLayers {
@@ -57,6 +66,7 @@ impl FeedForwardLayers {
         Ok(Self {
             up: Projection::load(weights, &format!("{name}.net.0.proj"), width, 4 * width)?,
             down: Projection::load(weights, &format!("{name}.net.2"), 4 * width, width)?,
+            is_gated: false,
         })
     }
 
@@ -65,30 +75,33 @@ impl FeedForwardLayers {
         let is_constant = [shift, scale, gate].iter().all(|modulation| !modulation.needs_gradient());
         if let (Some(up), Some(down)) = (self.up.frozen(), self.down.frozen())
             && is_constant
+            && !self.is_gated
             && ops::has_kernels(x.tensor())
         {
             let modulation = ops::Modulation { shift: shift.tensor(), scale: scale.tensor(), gate: gate.tensor() };
             return ops::feed_forward(x, modulation, up, down);
         }
+        let activation = if self.is_gated { ops::swiglu } else { ops::gelu };
         let normed = ops::layer_norm_modulate(x, shift, scale)?;
-        ops::gated_residual(x, &self.down.forward(&ops::gelu(&self.up.forward(&normed)?)?)?, gate)
+        ops::gated_residual(x, &self.down.forward(&activation(&self.up.forward(&normed)?)?)?, gate)
     }
 
     /// Saved activations, where the modulation has an adapter or not.
     pub(super) fn saved(&self, is_modulation_adapted: bool) -> usize {
-        let (inner, outer) = self.up.sizes();
-        let (input, before_gelu) = (1, outer / inner);
+        let ((width, up), (hidden, _)) = (self.up.sizes(), self.down.sizes());
+        let (input, before_activation) = (1, up / width);
         if ops::has_kernels_for(self.up.weight())
+            && !self.is_gated
             && !is_modulation_adapted
             && !self.up.is_adapted()
             && !self.down.is_adapted()
         {
-            return input + before_gelu;
+            return input + before_activation;
         }
         // The inputs of layers with an adapter, and what an adapted gate is multiplied with.
         let normed = usize::from(self.up.is_adapted());
-        let after_gelu = usize::from(self.down.is_adapted()) * before_gelu;
-        input + normed + before_gelu + after_gelu + usize::from(is_modulation_adapted)
+        let activated = usize::from(self.down.is_adapted()) * (hidden / width);
+        input + normed + before_activation + activated + usize::from(is_modulation_adapted)
     }
 }
 
@@ -180,15 +193,23 @@ fn normed_jointly(x: Variable, streams: [(&Variable, &Option<Tensor>); 2]) -> Te
     ops::rms_norm(&x, vec![(image.dims3()?.1, image_weight.clone()), (text.dims3()?.1, text_weight.clone())])
 }
 
-impl StreamInput {
-    /// AdaLN's modulation of the stream.
-    pub(super) fn modulation(&self, conditioning: &Conditioning) -> TensorResult<StreamModulation> {
-        let mut parts = modulation(&self.norm1, conditioning)?;
-        if let [scale_msa, shift_msa] = &mut parts[..] {
-            // diffusers' AdaLayerNormContinuous, in the last block's text, has scale before shift.
-            std::mem::swap(scale_msa, shift_msa);
+impl ModulationSource {
+    /// The modulation.
+    pub(super) fn of(&self, conditioning: &Conditioning) -> TensorResult<StreamModulation> {
+        match self {
+            Self::Layer(layer) => StreamModulation::of_layer(layer, conditioning),
+            Self::Shared(place) => StreamModulation::shared(*place, conditioning),
         }
-        Ok(StreamModulation(parts))
+    }
+
+    /// The layer that makes it, where that is the block's.
+    pub(super) fn layer(&mut self) -> Option<&mut Projection> {
+        if let Self::Layer(layer) = self { Some(layer) } else { None }
+    }
+
+    /// Whether an adapter is on that layer.
+    pub(super) fn is_adapted(&self) -> bool {
+        matches!(self, Self::Layer(layer) if layer.is_adapted())
     }
 }
 
@@ -211,17 +232,6 @@ impl StreamOutput {
         ops::gated_residual(x, &self.attention_out.forward_window(attended, tokens)?, modulation.gate_msa())
     }
 
-    /// [`Self::add_attention`], and what the MLP makes of that.
-    pub(super) fn forward(
-        &self,
-        x: &Variable,
-        attended: &Variable,
-        tokens: Range<usize>,
-        modulation: &StreamModulation,
-    ) -> TensorResult<Variable> {
-        self.feed_forward.forward(&self.add_attention(x, attended, tokens, modulation)?, modulation.mlp())
-    }
-
     /// Saved activations: an adapted gate saves what it is multiplied with.
     pub(super) fn saved(&self, is_modulation_adapted: bool) -> usize {
         usize::from(is_modulation_adapted) + self.feed_forward.saved(is_modulation_adapted)
@@ -233,9 +243,20 @@ impl StreamOutput {
 pub(super) struct StreamModulation(Vec<Variable>);
 
 impl StreamModulation {
-    /// Of parts that were made elsewhere.
-    pub(super) fn of(parts: Vec<Variable>) -> Self {
-        Self(parts)
+    /// That which a block's own layer makes.
+    pub(super) fn of_layer(layer: &Projection, conditioning: &Conditioning) -> TensorResult<Self> {
+        let mut parts = modulation(layer, conditioning)?;
+        if let [scale_msa, shift_msa] = &mut parts[..] {
+            // diffusers' AdaLayerNormContinuous, in the last block's text, has scale before shift.
+            std::mem::swap(scale_msa, shift_msa);
+        }
+        Ok(Self(parts))
+    }
+
+    /// That at this place of [`Conditioning::shared`].
+    pub(super) fn shared(place: usize, conditioning: &Conditioning) -> TensorResult<Self> {
+        let Some(parts) = conditioning.shared.get(place) else { bail!("a modulation that nobody made") };
+        Ok(Self(parts.iter().cloned().map(Variable::constant).collect()))
     }
 
     /// The norm before the joint attention.

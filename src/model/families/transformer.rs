@@ -1,7 +1,7 @@
 //! A denoiser of any family: its blocks in order, with what runs through them.
 use super::block::{Block, Embedding, SavedActivations};
 use super::blur::Blur;
-use super::joint::{Embedded, JointInputs, Probe};
+use super::joint::{Embedded, JointInputs, Probe, Streams};
 use super::names::Release;
 use crate::autograd::Variable;
 use crate::model::adapters::adapter::{Adapter, Adapters, TrainedAdapters};
@@ -223,25 +223,11 @@ impl Transformer {
     }
 
     /// The velocity `[batch, channels, h, w]` in f32, with the attention of one block blurred where wanted; see
-    /// [`Embedding::embed`] for the inputs.
+    /// [`Embedding::embed_prompt`] for the inputs.
     ///
     /// # Errors
     /// `Error::Usage` if there is no such block to blur; not all blocks were loaded.
     pub fn forward(
-        &self,
-        latents: &Tensor,
-        timestep: &Tensor,
-        text: &TextEmbedding,
-        blur: Option<Blur>,
-    ) -> Result<Tensor> {
-        self.forward_guided(latents, timestep, text, blur, None)
-    }
-
-    /// [`Self::forward`] with another guidance scale than that of training, for a model that embeds it.
-    ///
-    /// # Errors
-    /// As [`Self::forward`].
-    pub fn forward_guided(
         &self,
         latents: &Tensor,
         timestep: &Tensor,
@@ -266,15 +252,6 @@ impl Transformer {
         Ok(self.embedding.finish(&streams.image, &conditioning, grid)?.into_tensor())
     }
 
-    /// Queries and keys of block `layer`: runs the blocks below it, and of that block its q and k alone.
-    pub fn probe(&self, embedded: &Embedded, layer: usize) -> Result<Probe> {
-        let mut streams = embedded.streams.clone();
-        for block in &self.blocks[..layer] {
-            streams = block.forward(&streams, &embedded.conditioning)?.0;
-        }
-        Ok(self.blocks[layer].probe(&streams, &embedded.conditioning)?)
-    }
-
     /// Queries and keys of each of the ascending `layers`, in one pass that ends at the last.
     pub fn probes(&self, embedded: &Embedded, layers: &[usize]) -> Result<Vec<Probe>> {
         let mut probes = Vec::with_capacity(layers.len());
@@ -291,13 +268,7 @@ impl Transformer {
         embedded: &Embedded,
         mut visit: impl FnMut(usize, &JointInputs) -> Result<()>,
     ) -> Result<()> {
-        let mut streams = embedded.streams.clone();
-        for (layer, block) in self.blocks.iter().enumerate() {
-            let (output, inputs) = block.forward(&streams, &embedded.conditioning)?;
-            visit(layer, &inputs)?;
-            streams = output;
-        }
-        Ok(())
+        self.run(embedded, self.blocks.len(), |layer, _, inputs| visit(layer, inputs)).map(drop)
     }
 
     /// Calls `visit` with the image tokens that leave each of the ascending `layers`, `[batch, image tokens, width]`, in
@@ -309,14 +280,11 @@ impl Transformer {
         mut visit: impl FnMut(usize, &Tensor) -> Result<()>,
     ) -> Result<()> {
         let Some(&last) = layers.last() else { return Ok(()) };
-        let mut streams = embedded.streams.clone();
-        for (layer, block) in self.blocks[..=last].iter().enumerate() {
-            streams = block.forward(&streams, &embedded.conditioning)?.0;
-            if layers.contains(&layer) {
-                visit(layer, streams.image.tensor())?;
-            }
-        }
-        Ok(())
+        let visit = |layer, output: &Streams, _: &JointInputs| match layers.contains(&layer) {
+            true => visit(layer, output.image.tensor()),
+            false => Ok(()),
+        };
+        self.run(embedded, last + 1, visit).map(drop)
     }
 
     /// Calls `visit` with the queries and keys of each of the ascending `layers`, in one pass that ends at the last.
@@ -327,14 +295,26 @@ impl Transformer {
         mut visit: impl FnMut(usize, Probe) -> Result<()>,
     ) -> Result<()> {
         let Some((&last, others)) = layers.split_last() else { return Ok(()) };
+        let streams = self.run(embedded, last, |layer, _, inputs| match others.contains(&layer) {
+            true => visit(layer, inputs.probe()?),
+            false => Ok(()),
+        })?;
+        visit(last, self.blocks[last].probe(&streams, &embedded.conditioning)?)
+    }
+
+    /// Runs the first `count` blocks, and calls `visit` with what leaves each, and what went into its joint attention.
+    fn run(
+        &self,
+        embedded: &Embedded,
+        count: usize,
+        mut visit: impl FnMut(usize, &Streams, &JointInputs) -> Result<()>,
+    ) -> Result<Streams> {
         let mut streams = embedded.streams.clone();
-        for (layer, block) in self.blocks[..last].iter().enumerate() {
+        for (layer, block) in self.blocks[..count].iter().enumerate() {
             let (output, inputs) = block.forward(&streams, &embedded.conditioning)?;
-            if others.contains(&layer) {
-                visit(layer, inputs.probe()?)?;
-            }
+            visit(layer, &output, &inputs)?;
             streams = output;
         }
-        visit(last, self.blocks[last].probe(&streams, &embedded.conditioning)?)
+        Ok(streams)
     }
 }

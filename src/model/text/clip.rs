@@ -2,6 +2,7 @@
 //!
 //! candle-transformers has a text model without the projection, of sizes from a list instead of `config.json`.
 use super::clip_layer::{ClipActivation, ClipLayer, LayerSizes};
+use super::tokenizer::{check_ids, check_length};
 use crate::model::layers::{LayerNorm, Linear};
 use crate::model::weights::Weights;
 use crate::model::weights::files::{ModelFiles, Part};
@@ -47,7 +48,13 @@ impl ClipConfig {
             ("max_position_embeddings", self.max_position_embeddings),
             ("projection_dim", self.projection_dim),
         ];
-        sizes::check(path, &sizes)
+        sizes::check(path, &sizes)?;
+        let (hidden, heads) = (self.hidden_size, self.num_attention_heads);
+        if !hidden.is_multiple_of(heads) {
+            let problem = format!("hidden_size {hidden} is no multiple of num_attention_heads {heads}");
+            return Err(Error::file(path, problem));
+        }
+        Ok(())
     }
 }
 
@@ -109,13 +116,6 @@ impl ClipTextModel {
         compute: DType,
     ) -> Result<Self> {
         config.check(&path)?;
-        if config.num_attention_heads == 0 || !config.hidden_size.is_multiple_of(config.num_attention_heads) {
-            let problem = format!(
-                "hidden_size {} is no multiple of num_attention_heads {}",
-                config.hidden_size, config.num_attention_heads
-            );
-            return Err(Error::file(path, problem));
-        }
         // transformers writes a model that has no projection without the prefix since version 5.
         let bare = pooling == Pooling::Normed && weights.contains("embeddings.token_embedding.weight");
         let prefix = if bare { "" } else { "text_model." };
@@ -155,15 +155,8 @@ impl ClipTextModel {
     pub fn forward(&self, ids: &[Vec<u32>]) -> Result<ClipOutput> {
         let device = self.tokens.device();
         let (batch, length) = (ids.len(), ids.first().map_or(0, Vec::len));
-        if length > self.config.max_position_embeddings {
-            let positions = self.config.max_position_embeddings;
-            let problem = format!("max_position_embeddings is {positions}, but prompts have {length} tokens");
-            return Err(Error::file(&self.path, problem));
-        }
-        if let Some(id) = ids.iter().flatten().find(|&&id| id as usize >= self.config.vocab_size) {
-            let vocab = self.config.vocab_size;
-            return Err(Error::file(&self.path, format!("vocab_size is {vocab}, but the tokenizer yields token {id}")));
-        }
+        check_length(&self.path, self.config.max_position_embeddings, length)?;
+        check_ids(&self.path, self.config.vocab_size, ids.iter().flatten())?;
         let flat = Tensor::from_vec(ids.concat(), batch * length, device)?;
         let tokens = self.tokens.index_select(&flat, 0)?.to_dtype(self.compute)?;
         let positions = self.positions.narrow(0, 0, length)?.to_dtype(self.compute)?;
@@ -177,8 +170,10 @@ impl ClipTextModel {
         let ends: Vec<u32> = (0..).zip(ids).map(|(row, ids)| row * length as u32 + self.end_position(ids)).collect();
         let ends = Tensor::from_vec(ends, batch, device)?;
         let states = x.reshape((batch * length, self.config.hidden_size))?.index_select(&ends, 0)?;
-        let pooled = self.final_norm.forward(&states)?;
-        let pooled = self.projection.as_ref().map_or_else(|| Ok(pooled.clone()), |layer| layer.forward(&pooled))?;
+        let mut pooled = self.final_norm.forward(&states)?;
+        if let Some(projection) = &self.projection {
+            pooled = projection.forward(&pooled)?;
+        }
         Ok(ClipOutput { hidden: hidden.to_dtype(DType::F32)?, pooled: pooled.to_dtype(DType::F32)? })
     }
 

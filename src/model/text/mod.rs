@@ -9,7 +9,6 @@ mod qwen3;
 pub mod qwen_tokenizer;
 mod shape;
 pub(crate) mod t5;
-mod t5_stack;
 pub mod tokenizer;
 mod tokens;
 
@@ -25,7 +24,7 @@ pub use shape::TextShape;
 use std::ops::Range;
 use t5::T5Encoder;
 pub use tokenizer::CutPrompt;
-use tokenizer::{CLIP_TEXT, CLIP_TOKENS, ClipTokenizer, T5Tokenizer};
+use tokenizer::{CLIP_TEXT, CLIP_TOKENS, TextTokenizer};
 pub use tokens::{PromptTokenizers, PromptTokens};
 
 /// The denoiser's conditioning for a batch of prompts, f32.
@@ -65,7 +64,7 @@ impl TextEmbedding {
 /// A CLIP; zeros replace the output of an unused one.
 struct Clip {
     kind: TextEncoderKind,
-    tokenizer: ClipTokenizer,
+    tokenizer: TextTokenizer,
     config: ClipConfig,
     model: Option<ClipTextModel>,
 }
@@ -75,7 +74,7 @@ pub struct TextEncoders {
     clips: Vec<Clip>,
     t5: Option<T5Encoder>,
     /// Where T5 is loaded or has the words.
-    t5_tokenizer: Option<T5Tokenizer>,
+    t5_tokenizer: Option<TextTokenizer>,
     qwen: Option<Qwen3Encoder>,
     qwen_tokenizer: Option<QwenTokenizer>,
     shape: TextShape,
@@ -115,7 +114,7 @@ impl TextEncoders {
                 encoders.t5_tokenizer = Some(open_t5_tokenizer(files)?);
             }
             let encoder = T5Encoder::load(files, dtype, compute, device)?;
-            let (expected, found) = (encoders.shape.width, encoder.hidden_size);
+            let (expected, found) = (encoders.shape.width, encoder.config.d_model);
             if found != expected {
                 let problem = format!("joint_attention_dim is {expected}, but T5's d_model is {found}");
                 return Err(Error::file(files.config_path(Part::Transformer), problem));
@@ -134,7 +133,7 @@ impl TextEncoders {
     ) -> Result<Self> {
         let clip = |kind: TextEncoderKind| {
             let part = Part::Text(kind);
-            let tokenizer = ClipTokenizer::open(&files.tokenizer(part)?)?;
+            let tokenizer = TextTokenizer::open_clip(&files.tokenizer(part)?)?;
             Ok::<_, Error>(Clip { kind, tokenizer, config: files.config(part)?, model: None })
         };
         let pipeline = files.known_pipeline()?;
@@ -197,8 +196,8 @@ impl TextEncoders {
         for clip in &self.clips {
             match &clip.model {
                 Some(model) => {
-                    let ids = prompts.iter().map(|prompt| clip.tokenizer.encode(prompt)).collect::<Result<Vec<_>>>()?;
-                    let output = model.forward(&ids)?;
+                    let ids = prompts.iter().map(|prompt| clip.tokenizer.encode(prompt, CLIP_TOKENS));
+                    let output = model.forward(&ids.collect::<Result<Vec<_>>>()?)?;
                     features.push(output.hidden);
                     pooled.push(output.pooled);
                 }
@@ -235,8 +234,7 @@ impl TextEncoders {
     /// for the first name that does not fit whole, and for all names after it.
     pub fn token_spans(&self, names: &[&str]) -> Result<Vec<Option<Range<usize>>>> {
         match self.words() {
-            Words::Clip(tokenizer) => tokenizer.token_spans(names),
-            Words::T5(tokenizer) => tokenizer.token_spans(names, self.text_places()),
+            Words::OfText(tokenizer) => tokenizer.token_spans(names, self.text_places()),
             Words::Qwen(tokenizer) => {
                 let end = self.text_places().end;
                 let fits = |span: Range<usize>| (!span.is_empty() && span.end <= end).then_some(span);
@@ -265,9 +263,9 @@ impl TextEncoders {
     /// What the encoders leave out of a prompt, since it is longer than the tokens that one of them reads.
     pub fn cut(&self, prompt: &str) -> Result<Option<CutPrompt>> {
         let of_clip = match self.words() {
-            Words::Clip(tokenizer) => tokenizer.cut(prompt)?,
             // The pooled embedding alone is CLIP's, of a prompt's beginning whenever that is long.
-            Words::T5(_) => None,
+            Words::OfText(_) if self.shape.clip_tokens == 0 => None,
+            Words::OfText(clip) => clip.cut(prompt, CLIP_TOKENS)?,
             Words::Qwen(tokenizer) => return tokenizer.cut(prompt, self.shape.tokens),
         };
         match (of_clip, &self.t5, &self.t5_tokenizer) {
@@ -279,8 +277,11 @@ impl TextEncoders {
     /// The places of a prompt's text among the word tokens, without start and end token.
     pub fn text_places(&self) -> Range<usize> {
         match self.words() {
-            Words::Clip(_) => CLIP_TEXT,
-            Words::T5(_) => t5_text(&self.shape),
+            // T5's end token comes last.
+            Words::OfText(_) if self.shape.clip_tokens == 0 => {
+                0..self.shape.words.min(self.shape.tokens.saturating_sub(1))
+            }
+            Words::OfText(_) => CLIP_TEXT,
             Words::Qwen(tokenizer) => {
                 let end = self.shape.words.min(self.shape.tokens);
                 tokenizer.before().min(end)..end
@@ -299,8 +300,7 @@ impl TextEncoders {
     /// The number of word tokens of a text, whether they fit in a prompt or not.
     pub fn count_tokens(&self, text: &str) -> Result<usize> {
         Ok(match self.words() {
-            Words::Clip(tokenizer) => tokenizer.encode_text(text)?.len(),
-            Words::T5(tokenizer) => tokenizer.encode_text(text)?.len(),
+            Words::OfText(tokenizer) => tokenizer.encode_text(text)?.len(),
             Words::Qwen(tokenizer) => tokenizer.count(text)?,
         })
     }
@@ -309,8 +309,8 @@ impl TextEncoders {
     fn words(&self) -> Words<'_> {
         match (&self.qwen_tokenizer, &self.t5_tokenizer) {
             (Some(tokenizer), _) => Words::Qwen(tokenizer),
-            (None, Some(tokenizer)) if self.shape.clip_tokens == 0 => Words::T5(tokenizer),
-            _ => Words::Clip(&self.clips[0].tokenizer),
+            (None, Some(tokenizer)) if self.shape.clip_tokens == 0 => Words::OfText(tokenizer),
+            _ => Words::OfText(&self.clips[0].tokenizer),
         }
     }
 }
@@ -328,16 +328,11 @@ pub struct NameTokens {
 
 /// The tokenizer whose tokens are the word tokens.
 enum Words<'a> {
-    Clip(&'a ClipTokenizer),
-    T5(&'a T5Tokenizer),
+    /// The first CLIP's, or T5's.
+    OfText(&'a TextTokenizer),
     Qwen(&'a QwenTokenizer),
 }
 
-/// The places of a prompt's text among T5's tokens that can be words: the end token comes last.
-fn t5_text(shape: &TextShape) -> Range<usize> {
-    0..shape.words.min(shape.tokens.saturating_sub(1))
-}
-
-fn open_t5_tokenizer(files: &ModelFiles) -> Result<T5Tokenizer> {
-    T5Tokenizer::open(&files.tokenizer(Part::Text(TextEncoderKind::T5))?)
+fn open_t5_tokenizer(files: &ModelFiles) -> Result<TextTokenizer> {
+    TextTokenizer::open_t5(&files.tokenizer(Part::Text(TextEncoderKind::T5))?)
 }

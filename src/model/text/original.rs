@@ -14,29 +14,38 @@ pub struct OriginalEncoder {
     pub marks: &'static [&'static str],
     /// Its names.
     pub naming: &'static Naming,
+    /// Keys of its `config.json` as the released encoder has them.
+    pub usual: fn() -> Value,
+    /// Keys of its `config.json` that the shapes show.
+    pub sizes: fn(&Shapes) -> Value,
 }
 
 /// A text encoder's.
 pub fn of(kind: TextEncoderKind) -> OriginalEncoder {
-    const CLIP: &[&str] = &["text_model.embeddings.token_embedding.weight", "embeddings.token_embedding.weight"];
+    let clip = |prefix, file, usual| OriginalEncoder {
+        prefix,
+        file,
+        marks: &["text_model.embeddings.token_embedding.weight", "embeddings.token_embedding.weight"],
+        naming: &SAME_NAMES,
+        usual,
+        sizes: clip_sizes,
+    };
     match kind {
-        TextEncoderKind::ClipL => OriginalEncoder {
-            prefix: "text_encoders.clip_l.transformer.",
-            file: "clip_l.safetensors",
-            marks: CLIP,
-            naming: &SAME_NAMES,
-        },
-        TextEncoderKind::ClipG => OriginalEncoder {
-            prefix: "text_encoders.clip_g.transformer.",
-            file: "clip_g.safetensors",
-            marks: CLIP,
-            naming: &SAME_NAMES,
-        },
+        TextEncoderKind::ClipL => {
+            let usual = || usual_clip(768, 12, "quick_gelu");
+            clip("text_encoders.clip_l.transformer.", "clip_l.safetensors", usual)
+        }
+        TextEncoderKind::ClipG => {
+            let usual = || usual_clip(1280, 32, "gelu");
+            clip("text_encoders.clip_g.transformer.", "clip_g.safetensors", usual)
+        }
         TextEncoderKind::T5 => OriginalEncoder {
             prefix: "text_encoders.t5xxl.transformer.",
             file: "t5xxl_fp16.safetensors",
             marks: &["encoder.block.0.layer.0.SelfAttention.q.weight", "enc.blk.0.attn_q.weight"],
             naming: &T5_OF_LLAMA_CPP,
+            usual: || json!({"layer_norm_epsilon": 1e-6, "relative_attention_max_distance": 128}),
+            sizes: t5_sizes,
         },
         TextEncoderKind::Qwen3 => OriginalEncoder {
             prefix: "text_encoders.qwen3_4b.transformer.",
@@ -47,6 +56,11 @@ pub fn of(kind: TextEncoderKind) -> OriginalEncoder {
                 "blk.0.attn_q_norm.weight",
             ],
             naming: &QWEN3_OF_LLAMA_CPP,
+            usual: || {
+                let rope = json!({"rope_theta": 1e6});
+                json!({"rms_norm_eps": 1e-6, "rope_parameters": rope, "max_position_embeddings": 40960})
+            },
+            sizes: qwen3_sizes,
         },
     }
 }
@@ -71,11 +85,7 @@ const T5_MODULES: [ModuleNames; 2] = [
             ("ffn_norm", &[("1.layer_norm", 1)]),
         ],
     },
-    ModuleNames {
-        original: "",
-        diffusers: "",
-        layers: &[("token_embd", &[("shared", 1)]), ("enc.output_norm", &[("encoder.final_layer_norm", 1)])],
-    },
+    ModuleNames::alone(&[("token_embd", &[("shared", 1)]), ("enc.output_norm", &[("encoder.final_layer_norm", 1)])]),
 ];
 
 /// Qwen3's names there.
@@ -99,55 +109,26 @@ const QWEN3_MODULES: [ModuleNames; 2] = [
             ("ffn_down", &[("mlp.down_proj", 1)]),
         ],
     },
-    ModuleNames {
-        original: "",
-        diffusers: "",
-        layers: &[
-            ("token_embd", &[("model.embed_tokens", 1)]),
-            ("output_norm", &[("model.norm", 1)]),
-            ("output", &[("lm_head", 1)]),
-        ],
-    },
+    ModuleNames::alone(&[
+        ("token_embd", &[("model.embed_tokens", 1)]),
+        ("output_norm", &[("model.norm", 1)]),
+        ("output", &[("lm_head", 1)]),
+    ]),
 ];
 
-/// Keys of its `config.json` as the released encoder has them.
-pub fn usual(kind: TextEncoderKind) -> Value {
-    // The id 2 of the end token is wrong in the released configurations, and means the highest.
-    let clip = |hidden: usize, layers: usize, act: &str| {
-        json!({
-            "vocab_size": 49408,
-            "hidden_size": hidden,
-            "intermediate_size": 4 * hidden,
-            "num_hidden_layers": layers,
-            "num_attention_heads": hidden / 64,
-            "max_position_embeddings": 77,
-            "projection_dim": hidden,
-            "hidden_act": act,
-            "eos_token_id": 2,
-        })
-    };
-    match kind {
-        TextEncoderKind::ClipL => clip(768, 12, "quick_gelu"),
-        TextEncoderKind::ClipG => clip(1280, 32, "gelu"),
-        TextEncoderKind::T5 => json!({
-            "layer_norm_epsilon": 1e-6,
-            "relative_attention_max_distance": 128,
-        }),
-        TextEncoderKind::Qwen3 => json!({
-            "rms_norm_eps": 1e-6,
-            "rope_parameters": {"rope_theta": 1e6},
-            "max_position_embeddings": 40960,
-        }),
-    }
-}
-
-/// Keys of its `config.json` that the shapes show.
-pub fn sizes(kind: TextEncoderKind, shapes: &Shapes) -> Value {
-    match kind {
-        TextEncoderKind::ClipL | TextEncoderKind::ClipG => clip_sizes(shapes),
-        TextEncoderKind::T5 => t5_sizes(shapes),
-        TextEncoderKind::Qwen3 => qwen3_sizes(shapes),
-    }
+fn usual_clip(hidden: usize, layers: usize, act: &str) -> Value {
+    json!({
+        "vocab_size": 49408,
+        "hidden_size": hidden,
+        "intermediate_size": 4 * hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": hidden / 64,
+        "max_position_embeddings": 77,
+        "projection_dim": hidden,
+        "hidden_act": act,
+        // Wrong in the released configurations: it means the highest.
+        "eos_token_id": 2,
+    })
 }
 
 fn qwen3_sizes(shapes: &Shapes) -> Value {

@@ -2,6 +2,7 @@
 //!
 //! candle-transformers has a Qwen3 that hands out its last states alone.
 use super::qwen_tokenizer::QwenTokens;
+use super::tokenizer::{check_ids, check_length};
 use crate::config::TextEncoderKind;
 use crate::model::layers::Linear;
 use crate::model::weights::Weights;
@@ -177,18 +178,11 @@ impl Qwen3Encoder {
     /// # Errors
     /// A token that the model does not know, or more tokens than it has positions for.
     pub fn forward(&self, prompts: &[QwenTokens]) -> Result<Tensor> {
-        let ids = || prompts.iter().flat_map(|prompt| prompt.ids.iter().copied());
+        let ids = || prompts.iter().flat_map(|prompt| &prompt.ids);
         let (batch, length) = (prompts.len(), prompts.first().map_or(0, |prompt| prompt.ids.len()));
-        if let Some(id) = ids().find(|id| *id as usize >= self.config.vocab_size) {
-            let problem = format!("vocab_size is {}, but the tokenizer yields token {id}", self.config.vocab_size);
-            return Err(Error::file(&self.path, problem));
-        }
-        if length > self.config.max_position_embeddings {
-            let most = self.config.max_position_embeddings;
-            let problem = format!("max_position_embeddings is {most}, but prompts have {length} tokens");
-            return Err(Error::file(&self.path, problem));
-        }
-        let flat = Tensor::from_vec(ids().collect::<Vec<_>>(), batch * length, self.tokens.device())?;
+        check_ids(&self.path, self.config.vocab_size, ids())?;
+        check_length(&self.path, self.config.max_position_embeddings, length)?;
+        let flat = Tensor::from_vec(ids().copied().collect::<Vec<_>>(), batch * length, self.tokens.device())?;
         let x = self.tokens.index_select(&flat, 0)?.to_dtype(self.compute)?;
         let mut x = x.reshape((batch, length, self.config.hidden_size))?;
         let positions = self.positions(prompts, length)?;

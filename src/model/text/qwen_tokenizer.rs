@@ -1,9 +1,8 @@
 //! Prompts in their chat template to token ids, equal to transformers' `Qwen2Tokenizer`.
 use super::added_tokens::AddedTokens;
 use super::chat_template::{ChatTemplate, TemplatedPrompt};
-use super::tokenizer::{CutPrompt, byte_level_bpe, encoding, open_json};
+use super::tokenizer::{CutPrompt, byte_level_bpe, encoding, open_json, set_rules};
 use crate::system::error::{Error, Result};
-use crate::system::guard::guarded;
 use crate::system::json::read_json;
 use crate::system::limits::MODEL_JSON;
 use crate::system::paths::is_file;
@@ -61,13 +60,12 @@ impl QwenTokenizer {
             true => byte_level_bpe(&vocabulary, &folder.join("merges.txt"), None, "")?,
             false => open_json(folder, "tokenizer.json or vocab.json + merges.txt")?,
         };
-        guarded(|| set_rules(&mut tokenizer).map_err(|e| e.to_string())).map_err(|e: String| Error::file(folder, e))?;
+        set_rules(&mut tokenizer, set_qwen_rules, folder)?;
         special.add_to(&mut tokenizer, &SPECIAL, folder)?;
         check_padding_side(folder)?;
         let pad = special.id("pad_token", SPECIAL[1].1, &tokenizer, folder)?;
         let mut opened = Self { tokenizer, template: ChatTemplate::open(folder)?, pad, before: 0 };
-        let (_, tokens) = opened.tokens("a")?;
-        opened.before = tokens.first().map_or(0, |token| token.place);
+        opened.before = opened.tokens("a")?.first().map_or(0, |token| token.place);
         Ok(opened)
     }
 
@@ -102,7 +100,7 @@ impl QwenTokenizer {
     /// # Errors
     /// The template or the tokenizer fails.
     pub fn count(&self, prompt: &str) -> Result<usize> {
-        Ok(self.tokens(prompt)?.1.len())
+        Ok(self.tokens(prompt)?.len())
     }
 
     /// The places of a prompt's tokens in the whole sequence.
@@ -118,7 +116,7 @@ impl QwenTokenizer {
     /// # Errors
     /// The template or the tokenizer fails.
     pub fn token_ranges(&self, prompt: &str) -> Result<Vec<Range<usize>>> {
-        Ok(self.tokens(prompt)?.1.into_iter().map(|token| token.bytes).collect())
+        Ok(self.tokens(prompt)?.into_iter().map(|token| token.bytes).collect())
     }
 
     /// The range of each name's tokens in the prompt of all names joined by spaces; empty for names without tokens. A
@@ -127,7 +125,7 @@ impl QwenTokenizer {
     /// # Errors
     /// The template or the tokenizer fails.
     pub fn spans(&self, names: &[&str]) -> Result<Vec<Range<usize>>> {
-        let (_, tokens) = self.tokens(&names.join(" "))?;
+        let tokens = self.tokens(&names.join(" "))?;
         let mut start = 0;
         let span = |name: &&str| {
             let bytes = start..start + name.len();
@@ -145,7 +143,7 @@ impl QwenTokenizer {
     /// # Errors
     /// The template or the tokenizer fails.
     pub fn cut(&self, prompt: &str, tokens: usize) -> Result<Option<CutPrompt>> {
-        let (_, all) = self.tokens(prompt)?;
+        let all = self.tokens(prompt)?;
         let read = all.iter().filter(|token| token.place < tokens).count();
         if read == all.len() {
             return Ok(None);
@@ -156,7 +154,7 @@ impl QwenTokenizer {
     }
 
     /// A templated prompt's tokens that stand for bytes of the prompt alone.
-    fn tokens(&self, prompt: &str) -> Result<(String, Vec<PromptToken>)> {
+    fn tokens(&self, prompt: &str) -> Result<Vec<PromptToken>> {
         let TemplatedPrompt { text, prompt: bytes, start } = self.template.apply(prompt)?;
         let encoding = encoding(&self.tokenizer, &text)?;
         let of_prompt = |(place, &(first, end)): (usize, &(usize, usize))| {
@@ -164,13 +162,12 @@ impl QwenTokenizer {
             let in_prompt = |byte: usize| byte.saturating_sub(bytes.start) + start;
             is_within.then(|| PromptToken { place, bytes: in_prompt(first)..in_prompt(end) })
         };
-        let tokens = encoding.get_offsets().iter().enumerate().filter_map(of_prompt).collect();
-        Ok((text, tokens))
+        Ok(encoding.get_offsets().iter().enumerate().filter_map(of_prompt).collect())
     }
 }
 
 /// Normalization and pre-tokenization of Qwen2. As in transformers, they do not depend on `tokenizer.json`.
-fn set_rules(tokenizer: &mut Tokenizer) -> tokenizers::Result<()> {
+fn set_qwen_rules(tokenizer: &mut Tokenizer) -> tokenizers::Result<()> {
     tokenizer.with_normalizer(Some(NFC))?;
     let words = Split::new(SplitPattern::Regex(WORDS.to_string()), SplitDelimiterBehavior::Isolated, false)?;
     // Spaces stay with the token that they begin.

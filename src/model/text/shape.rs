@@ -58,6 +58,11 @@ impl TextShape {
         pipeline.check_encoders(kinds).map_err(|problem| Error::file(files.path(), problem))?;
         let transformer = files.config_path(Part::Transformer);
         sizes::check(&transformer, &[("joint_attention_dim", width)])?;
+        let misfit = |key: &str, expected: usize, what: &str, found: usize| {
+            Error::file(&transformer, format!("{key} is {expected}, but {what} {found}"))
+        };
+        let (tokens, words) = (max_sequence_length, pipeline.words);
+        let without_clip = Self { tokens, clip_tokens: 0, words, width, pooled, clip_width: 0, is_filled: true };
         if let TextForm::Qwen3 { layers } = pipeline.text {
             let part = Part::Text(TextEncoderKind::Qwen3);
             let QwenSizes { hidden_size } = files.config(part)?;
@@ -68,8 +73,7 @@ impl TextShape {
                     format!("joint_attention_dim is {width}, but {states} of Qwen3's states are {found} wide");
                 return Err(Error::file(transformer, problem));
             }
-            let (tokens, words) = (max_sequence_length, pipeline.words);
-            return Ok(Self { tokens, clip_tokens: 0, words, width, pooled: 0, clip_width: 0, is_filled: true });
+            return Ok(Self { pooled: 0, ..without_clip });
         }
         sizes::check(&transformer, &[("pooled_projection_dim", pooled)])?;
         let clip = |kind: TextEncoderKind| {
@@ -78,33 +82,26 @@ impl TextShape {
             let named = [("hidden_size", found.hidden_size), ("projection_dim", found.projection_dim)];
             sizes::check(&files.config_path(part), &named).map(|()| found)
         };
+        let clip_l = clip(TextEncoderKind::ClipL)?;
         if pipeline.text == TextForm::T5 {
-            let ClipSizes { hidden_size: found, .. } = clip(TextEncoderKind::ClipL)?;
-            if found != pooled {
-                let problem = format!("pooled_projection_dim is {pooled}, but CLIP-L's hidden_size is {found}");
-                return Err(Error::file(files.config_path(Part::Transformer), problem));
-            }
-            let (tokens, words) = (max_sequence_length, pipeline.words);
-            return Ok(Self { tokens, clip_tokens: 0, words, width, pooled, clip_width: 0, is_filled: true });
+            return match clip_l.hidden_size {
+                found if found == pooled => Ok(without_clip),
+                found => Err(misfit("pooled_projection_dim", pooled, "CLIP-L's hidden_size is", found)),
+            };
         }
-        let clips = [clip(TextEncoderKind::ClipL)?, clip(TextEncoderKind::ClipG)?];
-        let misfit = |key: &str, expected: usize, what: &str, found: usize| {
-            let problem = format!("{key} is {expected}, but {what} {found}");
-            Error::file(files.config_path(Part::Transformer), problem)
-        };
-        let clip_width = clips.iter().map(|clip| clip.hidden_size).sum();
+        let clip_g = clip(TextEncoderKind::ClipG)?;
+        let clip_width = clip_l.hidden_size + clip_g.hidden_size;
         if clip_width > width {
             let what = "the CLIP text encoders' hidden sizes add up to";
             return Err(misfit("joint_attention_dim", width, what, clip_width));
         }
-        let found = clips.iter().map(|clip| clip.projection_dim).sum();
+        let found = clip_l.projection_dim + clip_g.projection_dim;
         if found != pooled {
             let what = "the CLIP text encoders' projection_dim add up to";
             return Err(misfit("pooled_projection_dim", pooled, what, found));
         }
         let is_filled = kinds.contains(&TextEncoderKind::T5);
-        let (tokens, words) = (CLIP_TOKENS + max_sequence_length, pipeline.words);
-        Ok(Self { tokens, clip_tokens: CLIP_TOKENS, words, width, pooled, clip_width, is_filled })
+        Ok(Self { tokens: CLIP_TOKENS + tokens, clip_tokens: CLIP_TOKENS, clip_width, is_filled, ..without_clip })
     }
 
     /// Rows and columns of the context's leading part that may be non-zero: without T5, only CLIP's.

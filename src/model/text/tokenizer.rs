@@ -38,18 +38,21 @@ const CLIP_SPECIAL: [(&str, &str); 4] = [
     ("pad_token", "<|endoftext|>"),
 ];
 
-/// A CLIP tokenizer: prompts to [`CLIP_TOKENS`] ids.
-pub struct ClipTokenizer {
+/// A tokenizer of CLIP or T5: prompts to any number of ids, CLIP's to [`CLIP_TOKENS`].
+pub struct TextTokenizer {
     tokenizer: Tokenizer,
-    start: u32,
+    /// Whose it is, for people.
+    encoder: &'static str,
+    /// What begins a prompt; T5's begin with the text.
+    start: Option<u32>,
     end: u32,
     pad: u32,
 }
 
-impl ClipTokenizer {
-    /// Opens a tokenizer's folder: `vocab.json` and `merges.txt`, otherwise `tokenizer.json`; with the tokens that its other
-    /// files add.
-    pub fn open(folder: &Path) -> Result<Self> {
+impl TextTokenizer {
+    /// Opens the folder of a tokenizer of CLIP: `vocab.json` and `merges.txt`, otherwise `tokenizer.json`; with the tokens
+    /// that its other files add.
+    pub fn open_clip(folder: &Path) -> Result<Self> {
         let special = AddedTokens::read(folder)?;
         let vocabulary = folder.join("vocab.json");
         let mut tokenizer = if is_file(&vocabulary)? {
@@ -58,96 +61,74 @@ impl ClipTokenizer {
         } else {
             open_json(folder, "vocab.json + merges.txt or tokenizer.json")?
         };
-        guarded(|| set_clip_rules(&mut tokenizer).map_err(|e| e.to_string()))
-            .map_err(|e: String| Error::file(folder, e))?;
+        set_rules(&mut tokenizer, set_clip_rules, folder)?;
         // They are split off the text first, including the padding token "!" of the released CLIP-G.
         special.add_to(&mut tokenizer, &CLIP_SPECIAL, folder)?;
         let id = |key: &str, default: &str| special.id(key, default, &tokenizer, folder);
-        let start = id("bos_token", "<|startoftext|>")?;
+        let start = Some(id("bos_token", "<|startoftext|>")?);
         let (end, pad) = (id("eos_token", "<|endoftext|>")?, id("pad_token", "<|endoftext|>")?);
-        Ok(Self { tokenizer, start, end, pad })
+        Ok(Self { tokenizer, encoder: "CLIP", start, end, pad })
     }
 
-    /// Ids of a prompt: start, text truncated to 75 tokens, end, padding; [`CLIP_TOKENS`] in total.
-    pub fn encode(&self, prompt: &str) -> Result<Vec<u32>> {
-        let mut ids = vec![self.start];
-        ids.extend(self.encode_text(prompt)?);
-        ids.truncate(CLIP_TOKENS - 1);
-        ids.push(self.end);
-        ids.resize(CLIP_TOKENS, self.pad);
-        Ok(ids)
-    }
-
-    /// Ids of a text without special tokens, not truncated.
-    pub fn encode_text(&self, text: &str) -> Result<Vec<u32>> {
-        encode(&self.tokenizer, text)
-    }
-
-    /// The bytes of a text that each of its tokens stands for, special tokens left out and none truncated.
-    pub fn token_ranges(&self, text: &str) -> Result<Vec<Range<usize>>> {
-        ranges(&self.tokenizer, text)
-    }
-
-    /// What [`encode`](Self::encode) leaves out of a prompt.
-    pub fn cut(&self, prompt: &str) -> Result<Option<CutPrompt>> {
-        cut(&self.tokenizer, "CLIP", prompt, CLIP_TOKENS - 2)
-    }
-
-    /// The range of each name's tokens in the prompt of all names joined by spaces; the start token has index 0. `None`
-    /// for names without tokens, for the first name that does not fit whole, and for all names after it.
-    pub fn token_spans(&self, names: &[&str]) -> Result<Vec<Option<Range<usize>>>> {
-        token_spans(&self.tokenizer, names, CLIP_TEXT)
-    }
-}
-
-/// A T5 tokenizer: prompts to any number of ids.
-pub struct T5Tokenizer {
-    tokenizer: Tokenizer,
-    end: u32,
-    pad: u32,
-}
-
-impl T5Tokenizer {
-    /// Opens a tokenizer's folder: `tokenizer.json`, and the tokens that its other files add.
-    pub fn open(folder: &Path) -> Result<Self> {
+    /// Opens the folder of a tokenizer of T5: `tokenizer.json`, and the tokens that its other files add.
+    pub fn open_t5(folder: &Path) -> Result<Self> {
         let mut tokenizer = open_json(folder, "tokenizer.json (spiece.model alone is not supported)")?;
-        guarded(|| set_t5_rules(&mut tokenizer).map_err(|e| e.to_string()))
-            .map_err(|e: String| Error::file(folder, e))?;
+        set_rules(&mut tokenizer, set_t5_rules, folder)?;
         let special = AddedTokens::read(folder)?;
         special.add_to(&mut tokenizer, &[], folder)?;
         let id = |key: &str, default: &str| special.id(key, default, &tokenizer, folder);
         let (end, pad) = (id("eos_token", "</s>")?, id("pad_token", "<pad>")?);
-        Ok(Self { tokenizer, end, pad })
+        Ok(Self { tokenizer, encoder: "T5", start: None, end, pad })
     }
 
-    /// What [`encode`](Self::encode) leaves out of a prompt.
-    pub fn cut(&self, prompt: &str, tokens: usize) -> Result<Option<CutPrompt>> {
-        cut(&self.tokenizer, "T5", prompt, tokens.saturating_sub(1))
+    /// The most tokens of text in a prompt of so many `tokens`, without those at its start and end.
+    pub fn room(&self, tokens: usize) -> usize {
+        tokens.saturating_sub(1 + usize::from(self.start.is_some()))
     }
 
-    /// Ids of a prompt: text truncated to `tokens − 1`, end, padding; `tokens` in total.
+    /// Ids of a prompt: start token, text as far as there is room, end token, padding; `tokens` in total.
     pub fn encode(&self, prompt: &str, tokens: usize) -> Result<Vec<u32>> {
-        let mut ids = encode(&self.tokenizer, prompt)?;
+        let mut ids: Vec<u32> = self.start.into_iter().chain(self.encode_text(prompt)?).collect();
         ids.truncate(tokens.saturating_sub(1));
         ids.push(self.end);
         ids.resize(tokens, self.pad);
         Ok(ids)
     }
 
-    /// Ids of a text without the end token, not truncated.
+    /// Ids of a text without special tokens, not truncated; fails if the tokenizer's file describes one that cannot encode
+    /// it.
     pub fn encode_text(&self, text: &str) -> Result<Vec<u32>> {
-        encode(&self.tokenizer, text)
+        let encoded = guarded(|| self.tokenizer.encode_fast(text, false).map_err(|e| e.to_string()));
+        Ok(encoded.map_err(|e| cannot_encode(text, e))?.get_ids().to_vec())
     }
 
-    /// The range of each name's tokens in the prompt of all names joined by spaces, which are at `places`. `None` for names
-    /// without tokens, for the first name that does not fit whole, and for all names after it.
-    pub fn token_spans(&self, names: &[&str], places: Range<usize>) -> Result<Vec<Option<Range<usize>>>> {
-        token_spans(&self.tokenizer, names, places)
-    }
-
-    /// The bytes of a text that each of its tokens stands for, the end token left out and none truncated.
+    /// The bytes of a text that each of its tokens stands for, special tokens left out and none truncated.
     pub fn token_ranges(&self, text: &str) -> Result<Vec<Range<usize>>> {
-        ranges(&self.tokenizer, text)
+        Ok(encoding(&self.tokenizer, text)?.get_offsets().iter().map(|&(start, end)| start..end).collect())
+    }
+
+    /// What [`encode`](Self::encode) leaves out of a prompt.
+    pub fn cut(&self, prompt: &str, tokens: usize) -> Result<Option<CutPrompt>> {
+        let (tokens, read) = (self.encode_text(prompt)?.len(), self.room(tokens));
+        if tokens <= read {
+            return Ok(None);
+        }
+        let end = self.token_ranges(prompt)?.get(read.saturating_sub(1)).map_or(0, |range| range.end);
+        let rest = prompt.get(end..).unwrap_or_default().trim().to_owned();
+        Ok(Some(CutPrompt { encoder: self.encoder.to_string(), tokens, read, rest }))
+    }
+
+    /// The range of each name's tokens in the prompt of all names joined by spaces, whose text is at `places`. `None` for
+    /// names without tokens, for the first name that does not fit whole, and for all names after it.
+    pub fn token_spans(&self, names: &[&str], places: Range<usize>) -> Result<Vec<Option<Range<usize>>>> {
+        let mut next = places.start;
+        let mut spans = Vec::with_capacity(names.len());
+        for name in names {
+            let span = next..next + self.encode_text(name)?.len();
+            next = span.end;
+            spans.push((!span.is_empty() && span.end <= places.end).then_some(span));
+        }
+        Ok(spans)
     }
 }
 
@@ -164,46 +145,39 @@ pub struct CutPrompt {
     pub rest: String,
 }
 
-/// What an encoder that reads `read` tokens leaves out of a prompt.
-fn cut(tokenizer: &Tokenizer, encoder: &'static str, prompt: &str, read: usize) -> Result<Option<CutPrompt>> {
-    let tokens = encode(tokenizer, prompt)?.len();
-    if tokens <= read {
-        return Ok(None);
-    }
-    let end = ranges(tokenizer, prompt)?.get(read.saturating_sub(1)).map_or(0, |range| range.end);
-    let rest = prompt.get(end..).unwrap_or_default().trim().to_owned();
-    Ok(Some(CutPrompt { encoder: encoder.to_string(), tokens, read, rest }))
-}
-
-/// The range of each name's tokens where those of all names, one after the other, are at `places`.
-fn token_spans(tokenizer: &Tokenizer, names: &[&str], places: Range<usize>) -> Result<Vec<Option<Range<usize>>>> {
-    let mut next = places.start;
-    let mut spans = Vec::with_capacity(names.len());
-    for name in names {
-        let tokens = encode(tokenizer, name)?.len();
-        let span = next..next + tokens;
-        next = span.end;
-        spans.push((!span.is_empty() && span.end <= places.end).then_some(span));
-    }
-    Ok(spans)
-}
-
 /// A text's tokens with their places in it; fails if the tokenizer's file describes one that cannot encode it.
 pub(super) fn encoding(tokenizer: &Tokenizer, text: &str) -> Result<Encoding> {
     let encoded = guarded(|| tokenizer.encode(text, false).map_err(|e| e.to_string()));
-    encoded.map_err(|e: String| Error::Failed(format!("{text:?}: the tokenizer: {e}")))
+    encoded.map_err(|e| cannot_encode(text, e))
 }
 
-/// Ids of a text; fails if the tokenizer's file describes one that cannot encode it.
-fn encode(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
-    let encoded = guarded(|| tokenizer.encode_fast(text, false).map_err(|e| e.to_string()));
-    let encoding = encoded.map_err(|e: String| Error::Failed(format!("{text:?}: the tokenizer: {e}")))?;
-    Ok(encoding.get_ids().to_vec())
+fn cannot_encode(text: &str, problem: String) -> Error {
+    Error::Failed(format!("{text:?}: the tokenizer: {problem}"))
 }
 
-/// The bytes of a text that each of its tokens stands for.
-fn ranges(tokenizer: &Tokenizer, text: &str) -> Result<Vec<Range<usize>>> {
-    Ok(encoding(tokenizer, text)?.get_offsets().iter().map(|&(start, end)| start..end).collect())
+/// Refuses ids of prompts that an encoder, with the sizes in `file`, has no embeddings for.
+pub(super) fn check_ids<'a>(file: &Path, vocab_size: usize, ids: impl IntoIterator<Item = &'a u32>) -> Result<()> {
+    match ids.into_iter().find(|id| **id as usize >= vocab_size) {
+        Some(id) => Err(Error::file(file, format!("vocab_size is {vocab_size}, but the tokenizer yields token {id}"))),
+        None => Ok(()),
+    }
+}
+
+/// Refuses prompts that are longer than an encoder, with the sizes in `file`, has positions.
+pub(super) fn check_length(file: &Path, positions: usize, tokens: usize) -> Result<()> {
+    if tokens <= positions {
+        return Ok(());
+    }
+    Err(Error::file(file, format!("max_position_embeddings is {positions}, but prompts have {tokens} tokens")))
+}
+
+/// Has the tokenizer in `folder` follow these rules.
+pub(super) fn set_rules(
+    tokenizer: &mut Tokenizer,
+    rules: fn(&mut Tokenizer) -> tokenizers::Result<()>,
+    folder: &Path,
+) -> Result<()> {
+    guarded(|| rules(tokenizer).map_err(|e| e.to_string())).map_err(|e: String| Error::file(folder, e))
 }
 
 /// Opens `tokenizer.json` without its truncation and padding; `expected` is for the error message.

@@ -124,11 +124,10 @@ impl MidBlock {
     }
 
     pub fn forward(&self, x: Tensor) -> Result<Tensor> {
-        let x = self.first.forward(x)?;
-        let x = match &self.attention {
-            Some(attention) => attention.forward(x)?,
-            None => x,
-        };
+        let mut x = self.first.forward(x)?;
+        if let Some(attention) = &self.attention {
+            x = attention.forward(x)?;
+        }
         self.second.forward(x)
     }
 }
@@ -140,21 +139,26 @@ pub struct Level {
 }
 
 impl Level {
-    /// So many residual blocks, the first of which makes `output` channels of `input`, and where there is one the convolution
-    /// behind them.
-    pub fn load(
+    /// The levels of `list`, which make so many `channels`, in their order: each `count` residual blocks, and in all but the
+    /// last the convolution `resample` behind them.
+    pub fn load_all(
         loader: &LayerLoader,
-        name: &str,
+        list: &str,
+        channels: &[usize],
         count: usize,
-        (input, output): (usize, usize),
-        resample: Option<(&str, Stride)>,
-    ) -> Result<Self> {
-        let resnet = |number: usize| {
-            let from = if number == 0 { input } else { output };
-            ResnetBlock::load(loader, &format!("{name}.resnets.{number}"), from, output)
+        (resample, stride): (&str, Stride),
+    ) -> Result<Vec<Self>> {
+        let level = |(index, &output): (usize, &usize)| {
+            let name = format!("{list}.{index}");
+            let resnet = |number: usize| {
+                let input = if number == 0 { channels[index.saturating_sub(1)] } else { output };
+                ResnetBlock::load(loader, &format!("{name}.resnets.{number}"), input, output)
+            };
+            let resnets = (0..count).map(resnet).collect::<Result<_>>()?;
+            let conv = || loader.conv(&format!("{name}.{resample}"), output, output, 3, stride);
+            Ok(Self { resnets, resample: (index + 1 < channels.len()).then(conv).transpose()? })
         };
-        let conv = |(conv, stride)| loader.conv(&format!("{name}.{conv}"), output, output, 3, stride);
-        Ok(Self { resnets: (0..count).map(resnet).collect::<Result<_>>()?, resample: resample.map(conv).transpose()? })
+        channels.iter().enumerate().map(level).collect()
     }
 
     /// Through the residual blocks.

@@ -94,11 +94,11 @@ impl VaeConfig {
             let (found, levels) = (of_decoder.len(), self.block_out_channels.len());
             return problem(format!("decoder_block_out_channels has {found} levels, expected {levels}"));
         }
-        let levels = self.block_out_channels.iter().chain(of_decoder).map(|channels| ("block_out_channels", *channels));
-        sizes::check(path, &sizes.into_iter().chain(levels).collect::<Vec<_>>())?;
-        let groups = self.norm_num_groups;
         let mut levels = self.block_out_channels.iter().chain(of_decoder);
-        if let Some(channels) = levels.find(|c| **c == 0 || !c.is_multiple_of(groups)) {
+        let named = levels.clone().map(|channels| ("block_out_channels", *channels));
+        sizes::check(path, &sizes.into_iter().chain(named).collect::<Vec<_>>())?;
+        let groups = self.norm_num_groups;
+        if let Some(channels) = levels.find(|channels| !channels.is_multiple_of(groups)) {
             return problem(format!("block_out_channels has {channels}, no multiple of norm_num_groups {groups}"));
         }
         if self.act_fn.as_deref().is_some_and(|act| act != "silu" && act != "swish") {

@@ -20,15 +20,9 @@ impl Decoder {
         let config = loader.config;
         let latent = config.latent_channels;
         let (first, last) = loader.ends(config.decoder_channels());
-        let mut levels = Vec::new();
-        let mut input = last;
-        let count = config.decoder_channels().len();
-        for (index, &output) in config.decoder_channels().iter().rev().enumerate() {
-            let name = format!("decoder.up_blocks.{index}");
-            let up = (index + 1 < count).then_some(("upsamplers.0.conv", Stride::One));
-            levels.push(Level::load(loader, &name, config.layers_per_block + 1, (input, output), up)?);
-            input = output;
-        }
+        let channels: Vec<usize> = config.decoder_channels().iter().rev().copied().collect();
+        let (count, up) = (config.layers_per_block + 1, ("upsamplers.0.conv", Stride::One));
+        let levels = Level::load_all(loader, "decoder.up_blocks", &channels, count, up)?;
         Ok(Self {
             quant: config
                 .use_post_quant_conv

@@ -20,14 +20,8 @@ impl Encoder {
         let config = loader.config;
         let channels = &config.block_out_channels;
         let (first, last) = loader.ends(channels);
-        let mut levels = Vec::new();
-        let mut input = first;
-        for (index, &output) in channels.iter().enumerate() {
-            let name = format!("encoder.down_blocks.{index}");
-            let down = (index + 1 < channels.len()).then_some(("downsamplers.0.conv", Stride::Two));
-            levels.push(Level::load(loader, &name, config.layers_per_block, (input, output), down)?);
-            input = output;
-        }
+        let down = ("downsamplers.0.conv", Stride::Two);
+        let levels = Level::load_all(loader, "encoder.down_blocks", channels, config.layers_per_block, down)?;
         let moments = 2 * config.latent_channels;
         Ok(Self {
             conv_in: loader.conv("encoder.conv_in", config.in_channels, first, 3, Stride::One)?,

@@ -1,9 +1,8 @@
 //! What a model's configuration files allow of the settings, before any weights are read.
 use super::files::{ModelFiles, Part};
-use super::required_files::pipeline_of;
+use super::required_files::{json, pipeline_of};
 use crate::model::families::pipelines::PipelineNames;
-use crate::system::error::{Error, Result};
-use crate::system::limits::MODEL_JSON;
+use crate::system::error::Result;
 use crate::system::paths::may_be_file;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -62,9 +61,4 @@ impl Bounds {
         let blocks = counts.sum::<Option<usize>>().filter(|blocks| *blocks > 0);
         Self { blocks, heads: size("num_attention_heads"), token_pixels, file }
     }
-}
-
-fn json(file: &Path) -> Result<Value> {
-    let bytes = MODEL_JSON.read(file).map_err(|e| Error::file(file, e))?;
-    serde_json::from_slice(&bytes).map_err(|e| Error::file(file, format!("not JSON: {e}")))
 }

@@ -3,11 +3,14 @@
 use super::folder::Folder;
 use super::layout::{Layout, class_in};
 use super::located::Located;
+pub use super::part::Part;
 use super::part_file::PartFile;
 use super::required_files::{RequiredFiles, text_encoders_in};
 use super::{hub, one_file, part_config};
-use crate::config::{Choice, ModelConfig, PartPaths, Quantization, TextEncoderKind};
-use crate::model::families::{self, PipelineNames};
+use crate::config::{ModelConfig, PartPaths, Quantization, TextEncoderKind};
+use crate::model::families::known;
+use crate::model::families::original::Original;
+use crate::model::families::pipelines::{EncoderFolders, PipelineNames, TextForm};
 use crate::model::text::original as text;
 use crate::model::weights::Weights;
 use crate::system::error::{Error, Result};
@@ -30,36 +33,6 @@ const TOKENIZER_FILES: [&str; 7] = [
     "added_tokens.json",
     "chat_template.jinja",
 ];
-
-/// A network of the pipeline, each with a folder of its own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Part {
-    /// The denoiser, in `transformer/`.
-    Transformer,
-    /// The autoencoder, in `vae/`.
-    Vae,
-    /// A text encoder; its pipeline says where that lies.
-    Text(TextEncoderKind),
-}
-
-impl Part {
-    /// What its weights file is called: `STEM.safetensors` or `STEM.safetensors.index.json`.
-    pub(super) fn stem(self) -> &'static str {
-        match self {
-            Self::Transformer | Self::Vae => "diffusion_pytorch_model",
-            Self::Text(_) => "model",
-        }
-    }
-
-    /// What settings call it: the key in `[model.files]`.
-    pub(crate) fn key(self) -> &'static str {
-        match self {
-            Self::Transformer => "transformer",
-            Self::Vae => "vae",
-            Self::Text(kind) => kind.name(),
-        }
-    }
-}
 
 /// Where a base model's tensors, configurations and tokenizers are; files of a hub repository are fetched into its cache when
 /// they are first asked for.
@@ -130,7 +103,7 @@ impl ModelFiles {
             variant: None,
             quantize: None,
         };
-        let pipeline = families::pipeline_of_class(&files.pipeline_class()?);
+        let pipeline = known::pipeline_of_class(&files.pipeline_class()?);
         Ok(Self { pipeline, ..files })
     }
 
@@ -140,7 +113,7 @@ impl ModelFiles {
         let weights = Weights::open(file, &[file.to_path_buf()], DType::F32, &Device::Cpu)?;
         let pipeline = one_file::pipeline_of(&weights)?;
         let mut parts = HashMap::new();
-        for part in parts_of(pipeline) {
+        for part in parts_with(pipeline.encoders.iter().map(|folders| folders.kind)) {
             let may_stand_alone = part == Part::Transformer;
             let found = PartFile::find(&weights, vec![file.to_path_buf()], part, pipeline.original, may_stand_alone)?;
             parts.extend(found.map(|found| (part, found)));
@@ -168,10 +141,11 @@ impl ModelFiles {
     fn with_parts(mut self, named: &PartPaths) -> Result<Self> {
         let Some(pipeline) = self.pipeline else { return Ok(self) };
         for (part, path) in named.parts() {
-            if let Part::Text(kind) = part {
-                let is_there = pipeline.folders(kind).is_some();
-                let refused = || format!("model.files.{}: {} has no such text encoder", part.key(), pipeline.class);
-                is_there.then_some(()).ok_or_else(|| Error::Usage(refused()))?;
+            if let Part::Text(kind) = part
+                && pipeline.folders(kind).is_none()
+            {
+                let (key, class) = (part.key(), pipeline.class);
+                return Err(Error::Usage(format!("model.files.{key}: {class} has no such text encoder")));
             }
             let found = PartFile::open(&hub::local(path)?, part, pipeline.original, self.variant.as_deref())?;
             self.parts.insert(part, found);
@@ -187,7 +161,7 @@ impl ModelFiles {
         if let Some(pipeline) = self.pipeline {
             return Ok(pipeline);
         }
-        let known = families::pipelines().map(|names| format!("{:?}", names.class)).join(" or ");
+        let known = known::PIPELINES.map(|names| format!("{:?}", names.class)).join(" or ");
         let problem = format!("_class_name is {:?}, expected {known}", self.pipeline_class()?);
         Err(Error::file(self.path.join("model_index.json"), problem))
     }
@@ -195,22 +169,12 @@ impl ModelFiles {
     /// Name of a part's folder in the diffusers layout; that of a text encoder which the pipeline lacks is made up, and
     /// not there.
     fn part_folder(&self, part: Part) -> &'static str {
-        match part {
-            Part::Transformer => "transformer",
-            Part::Vae => "vae",
-            Part::Text(kind) => {
-                let folders = self.pipeline.and_then(|pipeline| pipeline.folders(kind));
-                folders.map_or(kind.name(), |folders| folders.encoder)
-            }
-        }
+        self.text_folders(part).map_or(part.key(), |folders| folders.encoder)
     }
 
-    /// Name of the folder of a text encoder's tokenizer.
-    fn tokenizer_folder(&self, part: Part) -> Option<&'static str> {
-        match part {
-            Part::Transformer | Part::Vae => None,
-            Part::Text(kind) => Some(self.pipeline?.folders(kind)?.tokenizer),
-        }
+    /// Names of the folders of a text encoder.
+    fn text_folders(&self, part: Part) -> Option<&'static EncoderFolders> {
+        if let Part::Text(kind) = part { self.pipeline?.folders(kind) } else { None }
     }
 
     /// `_class_name` in `model_index.json`, such as `StableDiffusion3Pipeline`; that of its family, of a model in one file.
@@ -238,8 +202,12 @@ impl ModelFiles {
     /// What diffusers' `from_pretrained` takes, of the model that settings name `path`: of one file, the released model's
     /// repository.
     pub fn diffusers_name(&self, path: &str) -> String {
-        let original = self.pipeline.and_then(|pipeline| pipeline.original).filter(|_| self.is_one_file);
+        let original = self.original().filter(|_| self.is_one_file);
         original.map_or(path, |original| original.repository).to_owned()
+    }
+
+    fn original(&self) -> Option<&'static Original> {
+        self.pipeline?.original
     }
 
     /// Whether the model is a file, which has no settings of its pipeline.
@@ -328,24 +296,21 @@ impl ModelFiles {
 
     /// What to say of a part that the model's file lacks.
     fn lacks(&self, part: Part) -> String {
-        let (what, file) = match part {
-            Part::Transformer => ("transformer", ""),
-            Part::Vae => {
-                let original = self.pipeline.and_then(|pipeline| pipeline.original);
-                ("autoencoder", original.map_or("", |original| original.vae_file))
-            }
-            Part::Text(kind) => ("text encoder", text::of(kind).file),
+        let file = match part {
+            Part::Transformer => "",
+            Part::Vae => self.original().map_or("", |original| original.vae_file),
+            Part::Text(kind) => text::of(kind).file,
         };
-        let key = part.key();
+        let (what, key) = (part.title(), part.key());
         format!("no {what} {key} in it: name its file, usually {file}, as model.files.{key} (--model-file {key}=FILE)")
     }
 
     /// The folder of a text encoder's tokenizer, with the files in it that there are.
     pub fn tokenizer(&self, part: Part) -> Result<PathBuf> {
-        let Some(name) = self.tokenizer_folder(part) else {
+        let Some(EncoderFolders { tokenizer: name, .. }) = self.text_folders(part) else {
             return Err(Error::Failed(format!("{} has no tokenizer", self.part_folder(part))));
         };
-        let has_template = self.pipeline.is_some_and(|pipeline| pipeline.text.has_template());
+        let has_template = self.pipeline.is_some_and(|pipeline| matches!(pipeline.text, TextForm::Qwen3 { .. }));
         let found = self.layout.folder().and_then(|folder| folder.tokenizer(name, has_template));
         found.map_err(|problem| match self.is_one_file {
             false => problem,
@@ -367,7 +332,7 @@ impl ModelFiles {
             false => vec![self.layout.folder()?.required(&format!("{}/config.json", self.part_folder(part)))?],
         };
         files.extend(self.weight_files(part)?);
-        if self.tokenizer_folder(part).is_some() {
+        if self.text_folders(part).is_some() {
             let folder = self.tokenizer(part)?;
             files.extend(TOKENIZER_FILES.iter().map(|name| folder.join(name)).filter(|file| may_be_file(file)));
         }
@@ -381,8 +346,11 @@ impl ModelFiles {
     pub fn base_files(&self, model: &ModelConfig) -> Result<Vec<PathBuf>> {
         let mut files: Vec<PathBuf> = vec![];
         for part in run_parts(model) {
-            let of_part = self.part_files(part)?;
-            files.extend(of_part.into_iter().filter(|file| !files.contains(file)).collect::<Vec<_>>());
+            for file in self.part_files(part)? {
+                if !files.contains(&file) {
+                    files.push(file);
+                }
+            }
         }
         if self.is_one_file {
             return Ok(files);
@@ -433,14 +401,12 @@ impl ModelFiles {
     }
 }
 
-/// The parts of a pipeline.
-fn parts_of(pipeline: &PipelineNames) -> impl Iterator<Item = Part> {
-    let encoders = pipeline.encoders.iter().map(|folders| Part::Text(folders.kind));
-    [Part::Transformer, Part::Vae].into_iter().chain(encoders)
+/// The parts of a model with these text encoders.
+fn parts_with(encoders: impl Iterator<Item = TextEncoderKind>) -> impl Iterator<Item = Part> {
+    [Part::Transformer, Part::Vae].into_iter().chain(encoders.map(Part::Text))
 }
 
 /// The parts that a run uses.
 fn run_parts(model: &ModelConfig) -> impl Iterator<Item = Part> {
-    let encoders = model.text_encoders.iter().map(|kind| Part::Text(*kind));
-    [Part::Transformer, Part::Vae].into_iter().chain(encoders)
+    parts_with(model.text_encoders.iter().copied())
 }

@@ -90,17 +90,16 @@ impl Folder {
             };
         }
         let config = self.optional(&format!("{name}/tokenizer_config.json"))?;
-        let says = |file: &PathBuf, key: &str| {
-            MODEL_JSON.read_text(file).is_ok_and(|text| text.contains(&format!("\"{key}\"")))
-        };
-        if !config.as_ref().is_some_and(|file| says(file, "pad_token")) {
-            self.optional_extra(&format!("{name}/special_tokens_map.json"))?;
-        }
-        if !config.as_ref().is_some_and(|file| says(file, "added_tokens_decoder")) {
-            self.optional_extra(&format!("{name}/added_tokens.json"))?;
-        }
-        if has_template && !config.as_ref().is_some_and(|file| says(file, "chat_template")) {
-            self.optional_extra(&format!("{name}/chat_template.jinja"))?;
+        let config = config.and_then(|file| MODEL_JSON.read_text(&file).ok()).unwrap_or_default();
+        // What the configuration does not say may be in a file of its own.
+        for (key, file) in [
+            ("pad_token", "special_tokens_map.json"),
+            ("added_tokens_decoder", "added_tokens.json"),
+            ("chat_template", "chat_template.jinja"),
+        ] {
+            if (has_template || key != "chat_template") && !config.contains(&format!("\"{key}\"")) {
+                self.optional_extra(&format!("{name}/{file}"))?;
+            }
         }
         if !is_folder(&folder)? {
             return Err(Error::file(folder, "no such folder: the pipeline lacks this tokenizer"));

@@ -40,10 +40,8 @@ impl Weights {
                 shape.1
             );
         }
-        FrozenWeight::quantize(&weight, format, self.dtype, &self.device).map_err(|e| {
-            let file = self.shard_of(name).map_or(&self.path, |shard| &shard.path);
-            Error::file(file, format!("tensor {name}: {e}"))
-        })
+        FrozenWeight::quantize(&weight, format, self.dtype, &self.device)
+            .map_err(|e| Error::file(self.file_of(name), format!("tensor {name}: {e}")))
     }
 
     /// Bytes that all tensors take in memory where the weights of layers, whose names `is_layer` tells, are quantised as

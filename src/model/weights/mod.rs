@@ -2,6 +2,7 @@
 //!
 //! Reading is strict: a missing, superfluous or misshapen tensor is an error that names file, tensor and shapes, as is a
 //! number that is not finite.
+mod blocks;
 pub(crate) mod bounds;
 pub mod files;
 pub(crate) mod fingerprint;
@@ -15,6 +16,7 @@ mod layout;
 pub(crate) mod located;
 pub mod naming;
 pub(crate) mod one_file;
+pub(crate) mod part;
 mod part_config;
 mod part_file;
 pub(crate) mod required_files;
@@ -200,38 +202,28 @@ impl Weights {
         self.get_as(name, &shape.into(), self.dtype, &self.device)
     }
 
+    /// The shape of the tensor `name`, if there is one.
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.tensors.get(name).map(|stored| stored.shape.as_slice())
+    }
+
     fn get_as(&self, name: &str, shape: &Shape, dtype: DType, device: &Device) -> Result<Tensor> {
         // Before it is read: a configuration may say anything.
-        if let Some(found) = self.tensors.get(name).map(|stored| &stored.shape)
-            && found != shape.dims()
-        {
-            return Err(Error::file(
-                self.shard_of(name).map_or(&self.path, |shard| &shard.path),
-                format!("tensor {name} has shape {found:?}, expected {shape:?}"),
-            ));
+        if let Some(found) = self.shape(name).filter(|found| *found != shape.dims()) {
+            let problem = format!("tensor {name} has shape {found:?}, expected {shape:?}");
+            return Err(Error::file(self.file_of(name), problem));
         }
-        self.read(name, shape, dtype, device)
-    }
-
-    /// The tensor `name` in whatever shape it has; `expected` serves the message when it is missing.
-    pub fn get_any(&self, name: &str, expected: &Shape) -> Result<Tensor> {
-        self.read(name, expected, self.dtype, &self.device)
-    }
-
-    fn read(&self, name: &str, expected: &Shape, dtype: DType, device: &Device) -> Result<Tensor> {
         let found = self.tensors.get(name).and_then(|stored| Some((stored, self.shards.get(stored.shard)?)));
         let Some((stored, shard)) = found else {
-            return Err(Error::file(&self.path, format!("tensor {name} is missing (expected shape {expected:?})")));
+            return Err(Error::file(&self.path, format!("tensor {name} is missing (expected shape {shape:?})")));
         };
         self.used().insert(name.to_string());
-        let scale = match &stored.scale {
-            None => None,
-            Some(scale) => {
-                let shard = self.shards.get(scale.shard).unwrap_or(shard);
-                let tensor = shard.read(&format!("{name}'s scale"), scale, None, Some(DType::F32), &Device::Cpu)?;
-                Some(tensor.flatten_all()?.to_vec1::<f32>()?)
-            }
+        let numbers = |scale: &Stored| -> Result<Vec<f32>> {
+            let shard = self.shards.get(scale.shard).unwrap_or(shard);
+            let tensor = shard.read(&format!("{name}'s scale"), scale, None, Some(DType::F32), &Device::Cpu)?;
+            Ok(tensor.flatten_all()?.to_vec1()?)
         };
+        let scale = stored.scale.as_deref().map(numbers).transpose()?;
         shard.read(name, stored, scale.as_deref(), Some(dtype), device)
     }
 
@@ -240,16 +232,19 @@ impl Weights {
     /// # Errors
     /// The file cannot be read.
     pub fn stored_quantised(&self, name: &str) -> Result<Option<QTensor>> {
-        let Some(stored) = self.tensors.get(name).filter(|stored| matches!(stored.format, Format::Blocks(_))) else {
-            return Ok(None);
-        };
-        let Some(shard) = self.shard_of(name) else { return Ok(None) };
+        let stored = self.tensors.get(name).filter(|stored| matches!(stored.format, Format::Blocks(_)));
+        let (Some(stored), Some(shard)) = (stored, self.shard_of(name)) else { return Ok(None) };
         self.used().insert(name.to_string());
         shard.quantised(name, stored, &self.device).map(Some)
     }
 
     fn shard_of(&self, name: &str) -> Option<&Shard> {
         self.shards.get(self.tensors.get(name)?.shard).map(Arc::as_ref)
+    }
+
+    /// The file that the tensor `name` is in, for errors; that of the whole part where there is no such.
+    fn file_of(&self, name: &str) -> &Path {
+        self.shard_of(name).map_or(&self.path, |shard| &shard.path)
     }
 
     fn used(&self) -> MutexGuard<'_, BTreeSet<String>> {
@@ -270,20 +265,12 @@ impl Weights {
     pub fn finish(&self) -> Result<()> {
         let used = self.used();
         let extra: Vec<&str> = self.names().into_iter().filter(|n| !used.contains(*n)).collect();
-        match extra.first() {
-            None => Ok(()),
-            Some(first) => {
-                let shape = self.tensors.get(*first).map(|stored| stored.shape.clone()).unwrap_or_default();
-                let more = match extra.len() - 1 {
-                    0 => String::new(),
-                    n => format!(", and {n} more"),
-                };
-                Err(Error::file(
-                    self.shard_of(first).map_or(&self.path, |shard| &shard.path),
-                    format!("tensor {first} {shape:?} is not part of the model that its configuration describes{more}"),
-                ))
-            }
-        }
+        let [first, others @ ..] = &extra[..] else { return Ok(()) };
+        let shape = self.shape(first).unwrap_or_default();
+        let more = if others.is_empty() { String::new() } else { format!(", and {} more", others.len()) };
+        let problem =
+            format!("tensor {first} {shape:?} is not part of the model that its configuration describes{more}");
+        Err(Error::file(self.file_of(first), problem))
     }
 }
 

@@ -5,6 +5,7 @@
 //! file has it.
 use super::stored::Stored;
 use std::collections::HashMap;
+use std::ops::Range;
 
 /// Modules of diffusers, each with its share of the rows of one module of the original checkpoint.
 pub type Shares = &'static [(&'static str, usize)];
@@ -35,6 +36,11 @@ pub struct Naming {
 pub static SAME_NAMES: Naming = Naming { modules: &[], swaps_halves: |_, _| false };
 
 impl ModuleNames {
+    /// Modules that stand alone.
+    pub const fn alone(layers: &'static [(&'static str, Shares)]) -> Self {
+        Self { original: "", diffusers: "", layers }
+    }
+
     /// The numbers in the name of an original module that is one of these, and what it is in diffusers.
     fn find(&self, module: &str) -> Option<(Vec<usize>, Shares)> {
         let (mut rest, mut numbers) = (module, vec![]);
@@ -131,16 +137,24 @@ impl Naming {
             let swaps = matches!(weight, Some([outer, inner]) if (self.swaps_halves)(within, (*inner, *outer)));
             return Ok(vec![(within, if swaps { stored.halves_swapped()? } else { stored.clone() })]);
         }
-        let (rows, all) = (stored.rows(), found.shares.iter().map(|(_, share)| share).sum::<usize>());
-        if !rows.is_multiple_of(all) {
-            return Err(format!("{rows} rows do not divide into its {all} parts"));
-        }
-        let mut first = 0;
-        let part = |(within, share): &(&'static str, usize)| {
-            let range = first..first + rows / all * share;
-            first = range.end;
-            Ok((*within, stored.only_rows(range)?))
-        };
-        found.shares.iter().map(part).collect()
+        let parts = rows_of(found.shares, stored.rows())?;
+        parts.map(|(within, rows)| Ok((within, stored.only_rows(rows)?))).collect()
     }
+}
+
+/// The modules that a module with so many `rows` is, each with its own of these.
+///
+/// # Errors
+/// They do not divide into its parts.
+pub fn rows_of(shares: Shares, rows: usize) -> Result<impl Iterator<Item = (&'static str, Range<usize>)>, String> {
+    let all: usize = shares.iter().map(|(_, share)| share).sum();
+    if !rows.is_multiple_of(all) {
+        return Err(format!("{rows} rows do not divide into its {all} parts"));
+    }
+    let mut first = 0;
+    Ok(shares.iter().map(move |(within, share)| {
+        let range = first..first + rows / all * share;
+        first = range.end;
+        (*within, range)
+    }))
 }

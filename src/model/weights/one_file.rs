@@ -1,7 +1,8 @@
 //! A model in one file: of which family it is, and what a file is that is none.
 use super::Weights;
 use super::gguf;
-use crate::model::families::{self, PipelineNames};
+use crate::model::families::known::PIPELINES;
+use crate::model::families::pipelines::PipelineNames;
 use crate::system::error::{Error, Result};
 use crate::system::{file_kind, patience};
 use std::io::Read;
@@ -20,16 +21,10 @@ pub(super) fn check_kind(file: &Path) -> Result<()> {
                        safetensors.torch.save_file)";
         return Err(Error::file(file, problem));
     }
-    let mut start = [0; 512];
-    let mut reader = patience::open(file).map_err(|e| Error::file(file, e))?;
-    let mut read = 0;
-    while read < start.len() {
-        match reader.read(&mut start[read..]).map_err(|e| Error::file(file, e))? {
-            0 => break,
-            more => read += more,
-        }
-    }
-    match file_kind::of(&start[..read]) {
+    let mut start = vec![];
+    let opened = patience::open(file).map_err(|e| Error::file(file, e))?;
+    opened.take(512).read_to_end(&mut start).map_err(|e| Error::file(file, e))?;
+    match file_kind::of(&start) {
         Some(kind) => Err(Error::file(file, kind)),
         None if start.starts_with(gguf::MAGIC) && !gguf::is_named_so(file) => {
             Err(Error::file(file, "a GGUF file: its name must end in .gguf"))
@@ -53,10 +48,9 @@ pub(super) fn pipeline_of(weights: &Weights) -> Result<&'static PipelineNames> {
         let marks = pipeline.original.iter().flat_map(|original| original.marks);
         marks.into_iter().any(|marks| marks.iter().all(has))
     };
-    families::pipelines().into_iter().find(is_of).ok_or_else(|| {
-        let known: Vec<&str> =
-            families::pipelines().iter().map(|pipeline| pipeline.class.trim_end_matches("Pipeline")).collect();
-        let problem = format!("no transformer of a known family ({}): {}", known.join(", "), what_is(weights));
+    PIPELINES.into_iter().find(is_of).ok_or_else(|| {
+        let known = PIPELINES.map(|pipeline| pipeline.class.trim_end_matches("Pipeline")).join(", ");
+        let problem = format!("no transformer of a known family ({known}): {}", what_is(weights));
         Error::file(weights.path(), problem)
     })
 }

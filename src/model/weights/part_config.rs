@@ -1,5 +1,5 @@
 //! What the `config.json` of a part says where it has none beside it.
-use super::files::Part;
+use super::part::Part;
 use super::shapes::Shapes;
 use crate::model::families::original::Original;
 use crate::model::text::original as text;
@@ -31,7 +31,7 @@ pub(super) fn of(
                 original.map_or(Value::Null, |original| (original.transformer_sizes)(shapes, head_dim))
             }
             Part::Vae => vae::sizes(shapes),
-            Part::Text(kind) => text::sizes(kind, shapes),
+            Part::Text(kind) => (text::of(kind).sizes)(shapes),
         };
         config.extend(object(sizes));
     }
@@ -44,7 +44,7 @@ fn usual_config(part: Part, original: Option<&Original>) -> Map<String, Value> {
     match part {
         Part::Transformer => of_family(|original| (original.transformer)()),
         Part::Vae => object(vae::usual()).into_iter().chain(of_family(|original| (original.vae)())).collect(),
-        Part::Text(kind) => object(text::usual(kind)),
+        Part::Text(kind) => object((text::of(kind).usual)()),
     }
 }
 

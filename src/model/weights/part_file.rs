@@ -1,7 +1,7 @@
 //! A network in a file of its own, or among others in a model's one file.
-use super::files::Part;
 use super::located::require;
 use super::naming::{Naming, SAME_NAMES};
+use super::part::Part;
 use super::shapes::Shapes;
 use super::{Weights, one_file};
 use crate::config::TextEncoderKind;
@@ -85,13 +85,8 @@ impl PartFile {
         };
         let weights = Weights::open(&named, &files, DType::F32, &Device::Cpu)?;
         Self::find(&weights, files, part, original, true)?.ok_or_else(|| {
-            let what = match part {
-                Part::Transformer => "transformer",
-                Part::Vae => "autoencoder",
-                Part::Text(_) => "text encoder",
-            };
-            let problem = format!("no {what} for model.files.{}: {}", part.key(), one_file::what_is(&weights));
-            Error::file(&named, problem)
+            let (title, key, found) = (part.title(), part.key(), one_file::what_is(&weights));
+            Error::file(&named, format!("no {title} for model.files.{key}: {found}"))
         })
     }
 
@@ -112,10 +107,9 @@ impl PartFile {
         // What stands alone may have others beside it that do not.
         let others: &[&str] = if prefix.is_empty() { &[TRANSFORMER, TEXT, VAE[0], VAE[1]] } else { &[] };
         let mut tensors = weights.part((prefix, others), network.naming, DType::F32, &Device::Cpu)?;
-        let shapes = tensors.shapes();
         if part == Part::Text(TextEncoderKind::ClipL) {
             // Its state is not projected: Stable Diffusion 3 was trained on it as it is. diffusers and ComfyUI do so, too.
-            let hidden = text::sizes(TextEncoderKind::ClipL, &shapes)["hidden_size"].as_u64();
+            let hidden = (text::of(TextEncoderKind::ClipL).sizes)(&tensors.shapes())["hidden_size"].as_u64();
             tensors.set_identity("text_projection.weight", hidden.unwrap_or_default() as usize);
         }
         let path = weights.path().to_path_buf();

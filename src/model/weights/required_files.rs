@@ -1,11 +1,14 @@
 //! Which files a diffusers folder must hold for a run, and which of them are missing.
-use super::files::Part;
+use super::layout::class_in;
 use super::located::{WeightNames, locate};
+use super::part::Part;
 use crate::config::{ModelConfig, TextEncoderKind};
-use crate::model::families::{self, EncoderFolders, PipelineNames};
+use crate::model::families::known::{PIPELINES, pipeline_of_class};
+use crate::model::families::pipelines::{EncoderFolders, PipelineNames};
 use crate::system::error::{Error, Result};
 use crate::system::limits::MODEL_JSON;
 use crate::system::paths::{is_file, is_folder};
+use serde_json::Value;
 use std::path::{Path, PathBuf};
 
 /// The files of a model folder that a run with these text encoders reads.
@@ -80,10 +83,7 @@ impl RequiredFiles {
 
 /// The pipeline of a diffusers folder; the first there is, where the folder does not say.
 pub fn pipeline_of(folder: &Path) -> &'static PipelineNames {
-    let index = MODEL_JSON.read(&folder.join("model_index.json")).ok();
-    let index: Option<serde_json::Value> = index.and_then(|bytes| serde_json::from_slice(&bytes).ok());
-    let of_class = |index: serde_json::Value| families::pipeline_of_class(index.get("_class_name")?.as_str()?);
-    index.and_then(of_class).unwrap_or(families::pipelines()[0])
+    class_in(folder).and_then(|class| pipeline_of_class(&class)).unwrap_or(PIPELINES[0])
 }
 
 /// The text encoders that the `model_index.json` of a diffusers folder lists, of those that its pipeline usually uses.
@@ -91,14 +91,16 @@ pub fn pipeline_of(folder: &Path) -> &'static PipelineNames {
 /// # Errors
 /// The file cannot be read.
 pub fn text_encoders_in(folder: &Path) -> Result<Vec<TextEncoderKind>> {
-    let path = folder.join("model_index.json");
-    let bytes = MODEL_JSON.read(&path).map_err(|e| Error::file(&path, e))?;
-    let index: serde_json::Value =
-        serde_json::from_slice(&bytes).map_err(|e| Error::file(&path, format!("not JSON: {e}")))?;
+    let index = json(&folder.join("model_index.json"))?;
     // ["transformers", "CLIPTextModelWithProjection"], or [null, null] for a part that is left out.
     let pipeline = pipeline_of(folder);
     let class = |kind: &TextEncoderKind| index.get(pipeline.folders(*kind)?.encoder)?.get(1)?.as_str();
     Ok(pipeline.usual_encoders.iter().copied().filter(|kind| class(kind).is_some()).collect())
+}
+
+pub(super) fn json(file: &Path) -> Result<Value> {
+    let bytes = MODEL_JSON.read(file).map_err(|e| Error::file(file, e))?;
+    serde_json::from_slice(&bytes).map_err(|e| Error::file(file, format!("not JSON: {e}")))
 }
 
 #[cfg(test)]

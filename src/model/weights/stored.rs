@@ -1,6 +1,6 @@
 //! A tensor in a file: where its bytes lie, how its numbers are stored, and how they are read.
 use super::finite::first_not_finite;
-use super::{fp8, gguf};
+use super::{blocks, fp8};
 use crate::system::error::{Error, Result};
 use crate::system::guard::guarded;
 use crate::system::limits;
@@ -44,8 +44,7 @@ impl Stored {
     /// A tensor of a safetensors file whose data begin at byte `data`.
     pub fn plain(shard: usize, info: &TensorInfo, data: u64) -> Self {
         let (first, end) = info.data_offsets;
-        let runs = vec![(data + first as u64, end - first)];
-        Self { shard, format: Format::Plain(info.dtype), shape: info.shape.clone(), runs, scale: None }
+        Self::run(shard, Format::Plain(info.dtype), info.shape.clone(), (data + first as u64, end - first))
     }
 
     /// A tensor whose bytes are one run.
@@ -135,9 +134,9 @@ impl Shard {
         match stored.format {
             Format::Identity => Ok(Tensor::eye(stored.rows(), kept.unwrap_or(DType::F32), device)?),
             Format::Blocks(_) => {
-                let blocks = self.quantised(name, stored, device)?;
+                let quantised = self.quantised(name, stored, device)?;
                 let kept = kept.unwrap_or(DType::F32);
-                let numbers = guarded(|| gguf::dequantised(&blocks, kept, device)).map_err(failed)?;
+                let numbers = guarded(|| blocks::dequantised(&quantised, kept, device)).map_err(failed)?;
                 Ok(numbers.reshape(&stored.shape[..])?)
             }
             Format::Plain(dtype) if fp8::is_fp8(dtype) => {
@@ -189,7 +188,7 @@ impl Shard {
             return Err(failed("is not stored in blocks".into()));
         };
         let data = self.bytes(name, stored, |_, _| Ok(()))?;
-        guarded(|| gguf::quantised(dtype, &data, &stored.shape, device)).map_err(failed)
+        guarded(|| blocks::quantised(dtype, &data, &stored.shape, device)).map_err(failed)
     }
 
     /// The bytes of a tensor. `check` looks at each part that was read, given the place of its first byte, while the

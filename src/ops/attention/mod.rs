@@ -7,7 +7,7 @@ mod cpu;
 mod cuda;
 mod reference;
 
-use crate::autograd::{Variable, apply};
+use super::backend::{Variable, apply};
 use candle_core::{Result, Tensor, bail};
 use std::ops::Range;
 

@@ -8,8 +8,6 @@ use std::ops::Range;
 const SCORES: usize = 1 << 28;
 
 impl Reference for Attention {
-    const NAME: &'static str = "attention";
-
     fn reference(&self, inputs: &[Tensor]) -> Result<Tensor> {
         let v = split(self.sizes, &inputs[2])?;
         with_probability(self.sizes, &inputs[0], &inputs[1], |probability| {
@@ -20,8 +18,6 @@ impl Reference for Attention {
 }
 
 impl Reference for Probability {
-    const NAME: &'static str = "attention-probability";
-
     fn reference(&self, inputs: &[Tensor]) -> Result<Tensor> {
         let Range { start, end } = self.range;
         with_probability(self.sizes, &inputs[0], &inputs[1], |probability| {

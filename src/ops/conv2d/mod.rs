@@ -8,7 +8,6 @@ mod on_cpu;
 use super::group_norm::{Affine, GroupNorm};
 use candle_core::{DType, Result, Tensor, bail};
 use im2col::Im2col;
-use on_cpu::OnCpu;
 use std::ops::Range;
 
 /// Values that candle's convolution unfolds at a time: 256 MiB in f32.
@@ -156,8 +155,7 @@ impl Conv2d {
     fn write(&self, input: Input, im2col: &Im2col, y: &Tensor, adds: bool, most: usize) -> Result<()> {
         let (x, norm) = (input.map().contiguous()?, input.affine()?);
         if x.device().is_cpu() && x.dtype() == DType::F32 && self.weight.dtype() == DType::F32 {
-            let Self { weight, bias, relu, .. } = self;
-            return y.inplace_op2(&x, &OnCpu { weight, bias, relu: *relu, im2col, norm: norm.as_ref(), adds });
+            return on_cpu::write(self, &x, norm.as_ref(), im2col, y, adds);
         }
         let (batch, _, height, width) = y.dims4()?;
         let rows = (most / (batch * im2col.depth() * width).max(1)).clamp(1, height);

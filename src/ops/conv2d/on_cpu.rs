@@ -2,11 +2,12 @@
 //!
 //! Each tile of output rows is unfolded and multiplied on one thread, tiles running in parallel: memory stays bounded, and
 //! the result does not depend on the number of threads.
+use super::Conv2d;
 use super::im2col::{Im2col, Scratch};
 use crate::kernels::matrix::Memory;
-use crate::kernels::memory::Values;
+use crate::kernels::memory::{Values, with_values_mut};
 use crate::ops::group_norm::Affine;
-use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Tensor, bail};
+use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
 /// Bytes of an unfolded tile. Each tile reads all weights, so tiles must be large; 4 MiB was as fast as 8 and up to 1.5
@@ -16,43 +17,15 @@ const TILE_BYTES: usize = 1 << 22;
 /// Batches of so many images are one task an image.
 const MANY: usize = 8;
 
-/// Writes to its first tensor, or adds to it, what it makes of the second.
-pub struct OnCpu<'a> {
-    /// `[out, depth of im2col]`, contiguous.
-    pub weight: &'a Tensor,
-    pub bias: &'a Tensor,
-    pub relu: bool,
-    pub im2col: &'a Im2col,
-    /// Of the input, before SiLU.
-    pub norm: Option<&'a Affine>,
-    pub adds: bool,
-}
-
-impl InplaceOp2 for OnCpu<'_> {
-    fn name(&self) -> &'static str {
-        "conv2d"
-    }
-
-    fn cpu_fwd(&self, y: &mut CpuStorage, y_layout: &Layout, x: &CpuStorage, x_layout: &Layout) -> Result<()> {
-        let (CpuStorage::F32(y), CpuStorage::F32(x)) = (y, x) else { bail!("conv2d: expected f32") };
-        match (y_layout.contiguous_offsets(), x_layout.contiguous_offsets()) {
-            (Some((start, end)), Some((x_start, x_end))) => {
-                self.write(&mut y[start..end], &x[x_start..x_end], y_layout.shape().dims4()?)
-            }
-            _ => bail!("conv2d: expected contiguous tensors"),
-        }
-    }
-}
-
-impl OnCpu<'_> {
-    fn write(&self, y: &mut [f32], x: &[f32], shape: (usize, usize, usize, usize)) -> Result<()> {
-        let Self { weight, bias, relu, im2col, norm, adds } = self;
-        let (batch, output, height, width) = shape;
-        let (weight, bias) = (Values::of(weight)?, Values::of(bias)?);
-        let norm = norm.map(|norm| Ok::<_, candle_core::Error>((Values::of(&norm.scale)?, Values::of(&norm.offset)?)));
-        let norm = norm.transpose()?;
-        let norm = norm.as_ref().map(|(scale, offset)| -> (&[f32], &[f32]) { (scale, offset) });
-        let (weight, bias): (&[f32], &[f32]) = (&weight, &bias);
+/// Writes the output of `conv` over `y`, or adds it, contiguous as `x` is; before SiLU a norm is applied to what is read.
+pub fn write(conv: &Conv2d, x: &Tensor, norm: Option<&Affine>, im2col: &Im2col, y: &Tensor, adds: bool) -> Result<()> {
+    let (batch, output, height, width) = y.dims4()?;
+    let (x, weight, bias) = (Values::of(x)?, Values::of(&conv.weight)?, Values::of(&conv.bias)?);
+    let norm = norm.map(|norm| Ok::<_, candle_core::Error>((Values::of(&norm.scale)?, Values::of(&norm.offset)?)));
+    let norm = norm.transpose()?;
+    let norm = norm.as_ref().map(|(scale, offset)| -> (&[f32], &[f32]) { (scale, offset) });
+    let [x, weight, bias]: [&[f32]; 3] = [&x, &weight, &bias];
+    with_values_mut(y, |y| {
         let (plane, depth) = (height * width, im2col.depth());
         // Whatever the machine at least four tiles an image, so that a small one still runs on some threads; of many
         // images each is one task already.
@@ -112,7 +85,7 @@ impl OnCpu<'_> {
                     false,
                     gemm::Parallelism::None,
                 );
-                if *relu {
+                if conv.relu {
                     for channel in 0..output {
                         // Not `max`, which would turn NaN into 0.
                         let relu = |value: &mut f32| *value = if *value < 0.0 { 0.0 } else { *value };
@@ -121,6 +94,5 @@ impl OnCpu<'_> {
                 }
             }
         });
-        Ok(())
-    }
+    })
 }

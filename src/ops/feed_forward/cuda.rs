@@ -1,11 +1,10 @@
 //! The second half of a block's stream: products by cuBLASLt, which takes the first bias, GELU and its derivative along, or
 //! by cuBLAS, after which kernels do; norm and gate take the modulation, the second bias and the residual along.
 use super::FeedForward;
-use crate::autograd::Gradients;
 use crate::kernels::cuda::epilogue::Epilogue;
 use crate::kernels::cuda::output;
 use crate::kernels::cuda::product::{Matrix, Product};
-use crate::ops::backend::{Cuda, Forward, Saved};
+use crate::ops::backend::{Cuda, Forward, Gradients, Saved};
 use crate::ops::norm::cuda::{layer_norm_backward_into, layer_norm_forward};
 use crate::ops::pointwise::cuda::{gated_backward, gated_forward, gelu_backward, gelu_forward};
 use candle_core::{Result, Tensor, bail};
@@ -52,7 +51,7 @@ impl Cuda for FeedForward {
 
     fn backward_cuda(&self, saved: &Saved, gradient: Tensor, gradients: &mut Gradients) -> Result<()> {
         let x = saved.input(0)?;
-        let [before, bias @ ..] = saved.all_kept() else { bail!("feed-forward: the forward pass left nothing") };
+        let [before, bias @ ..] = &saved.kept[..] else { bail!("feed-forward: the forward pass left nothing") };
         let of = self.in_type(x.dtype())?;
         let d_update = gated_backward(&gradient, &of.gate)?;
         let down = of.down.weight.in_type(x.dtype())?;

@@ -7,10 +7,9 @@ mod cpu;
 mod cuda;
 mod reference;
 
-use super::backend::Backend;
+use super::backend::{Backend, Variable, apply};
 use super::frozen_weight::FrozenWeight;
 use super::linear::FrozenLayer;
-use crate::autograd::{Variable, apply};
 use candle_core::{DType, Result, Tensor};
 
 /// Modulation of a block's MLP (AdaLN), each `[batch, width]`.

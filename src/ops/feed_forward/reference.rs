@@ -7,8 +7,6 @@ use crate::ops::pointwise::GatedResidual;
 use candle_core::{Result, Tensor};
 
 impl Reference for FeedForward {
-    const NAME: &'static str = "feed-forward";
-
     fn reference(&self, inputs: &[Tensor]) -> Result<Tensor> {
         let x = &inputs[0];
         let of = self.in_type(x.dtype())?;

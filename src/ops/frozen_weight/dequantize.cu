@@ -57,7 +57,7 @@ struct Q4K {
     }
 };
 
-template <class Block, class T> __device__ inline void dequantize(const uint8_t* blocks, T* out, long count) {
+template <class Block, class T> __device__ inline void dequantize(T* out, const uint8_t* blocks, long count) {
     const long first = first_of_thread<VALUES>(count);
     if (first < 0) return;
     float values[VALUES];
@@ -72,7 +72,7 @@ template <class Block, class T> __device__ inline void dequantize(const uint8_t*
 }
 
 template <class T>
-__device__ inline void dequantize_f8(const uint8_t* values, const float* scales, T* out, long count, int inner) {
+__device__ inline void dequantize_f8(T* out, const uint8_t* values, const float* scales, long count, int inner) {
     const long i = first_of_thread<1>(count);
     if (i < 0) return;
     const uint32_t bits = values[i];
@@ -81,18 +81,18 @@ __device__ inline void dequantize_f8(const uint8_t* values, const float* scales,
 }
 
 #define KERNELS(NAME, T)                                                                                               \
-    extern "C" __global__ void dequantize_q8_0_##NAME(const uint8_t* blocks, T* out, long count) {                     \
-        dequantize<Q8_0, T>(blocks, out, count);                                                                       \
+    extern "C" __global__ void dequantize_q8_0_##NAME(T* out, const uint8_t* blocks, long count) {                     \
+        dequantize<Q8_0, T>(out, blocks, count);                                                                       \
     }                                                                                                                  \
-    extern "C" __global__ void dequantize_q6k_##NAME(const uint8_t* blocks, T* out, long count) {                      \
-        dequantize<Q6K, T>(blocks, out, count);                                                                        \
+    extern "C" __global__ void dequantize_q6k_##NAME(T* out, const uint8_t* blocks, long count) {                      \
+        dequantize<Q6K, T>(out, blocks, count);                                                                        \
     }                                                                                                                  \
-    extern "C" __global__ void dequantize_q4_k_##NAME(const uint8_t* blocks, T* out, long count) {                     \
-        dequantize<Q4K, T>(blocks, out, count);                                                                        \
+    extern "C" __global__ void dequantize_q4_k_##NAME(T* out, const uint8_t* blocks, long count) {                     \
+        dequantize<Q4K, T>(out, blocks, count);                                                                        \
     }                                                                                                                  \
-    extern "C" __global__ void dequantize_f8_##NAME(const uint8_t* values, const float* scales, T* out, long count,    \
+    extern "C" __global__ void dequantize_f8_##NAME(T* out, const uint8_t* values, const float* scales, long count,    \
                                                     int inner) {                                                       \
-        dequantize_f8<T>(values, scales, out, count, inner);                                                           \
+        dequantize_f8<T>(out, values, scales, count, inner);                                                           \
     }
 
 KERNELS(bf16, bf16)

@@ -19,21 +19,23 @@ use std::sync::Arc;
 
 /// A weight `[outer, inner]`, which shares its memory with its clones.
 #[derive(Clone)]
-pub struct FrozenWeight(Kept);
+pub struct FrozenWeight {
+    kept: Kept,
+    /// Its type, or that of dense weights beside it.
+    dtype: DType,
+}
 
 /// How the values are kept.
 #[derive(Clone)]
 enum Kept {
     Dense(Tensor),
-    /// ggml's blocks; and the type of dense weights beside it.
-    Blocks(Blocks, DType),
-    /// 8-bit numbers; and the type of dense weights beside it.
-    Float8(Float8, DType),
+    Blocks(Blocks),
+    Float8(Float8),
 }
 
 impl From<Tensor> for FrozenWeight {
     fn from(weight: Tensor) -> Self {
-        Self(Kept::Dense(weight))
+        Self { dtype: weight.dtype(), kept: Kept::Dense(weight) }
     }
 }
 
@@ -48,10 +50,10 @@ impl FrozenWeight {
         let (_, inner) = weight.dims2()?;
         let Some(format) = format.fitting(inner) else { return Ok(weight.to_dtype(dtype)?.to_device(device)?.into()) };
         let kept = match block_type(format) {
-            Some(block) => Kept::Blocks(Blocks::of(Arc::new(blocks::quantize(weight, block, device)?))?, dtype),
-            None => Kept::Float8(Float8::quantize(weight, device)?, dtype),
+            Some(block) => Kept::Blocks(Blocks::of(Arc::new(blocks::quantize(weight, block, device)?))?),
+            None => Kept::Float8(Float8::quantize(weight, device)?),
         };
-        Ok(Self(kept))
+        Ok(Self { kept, dtype })
     }
 
     /// A weight that was read quantised; `dtype` is that of dense weights beside it.
@@ -59,7 +61,7 @@ impl FrozenWeight {
     /// # Errors
     /// It is no matrix.
     pub fn of_blocks(weight: Arc<QTensor>, dtype: DType) -> Result<Self> {
-        Ok(Self(Kept::Blocks(Blocks::of(weight)?, dtype)))
+        Ok(Self { kept: Kept::Blocks(Blocks::of(weight)?), dtype })
     }
 
     /// Some of its rows, in the same memory.
@@ -70,19 +72,20 @@ impl FrozenWeight {
         if rows.is_empty() || rows.end > self.dims()[0] {
             bail!("rows {rows:?} of a weight of {:?}", self.dims());
         }
-        Ok(Self(match &self.0 {
+        let kept = match &self.kept {
             Kept::Dense(weight) => Kept::Dense(weight.narrow(0, rows.start, rows.len())?),
-            Kept::Blocks(weight, dtype) => Kept::Blocks(weight.rows(rows), *dtype),
-            Kept::Float8(weight, dtype) => Kept::Float8(weight.rows(rows)?, *dtype),
-        }))
+            Kept::Blocks(weight) => Kept::Blocks(weight.rows(rows)),
+            Kept::Float8(weight) => Kept::Float8(weight.rows(rows)?),
+        };
+        Ok(Self { kept, dtype: self.dtype })
     }
 
     /// `[outer, inner]`
     pub fn dims(&self) -> &[usize] {
-        match &self.0 {
+        match &self.kept {
             Kept::Dense(weight) => weight.dims(),
-            Kept::Blocks(weight, _) => weight.dims(),
-            Kept::Float8(weight, _) => weight.dims(),
+            Kept::Blocks(weight) => weight.dims(),
+            Kept::Float8(weight) => weight.dims(),
         }
     }
 
@@ -99,32 +102,29 @@ impl FrozenWeight {
 
     /// Where it is.
     pub fn device(&self) -> Device {
-        match &self.0 {
+        match &self.kept {
             Kept::Dense(weight) => weight.device().clone(),
-            Kept::Blocks(weight, _) => weight.all.device(),
-            Kept::Float8(weight, _) => weight.device().clone(),
+            Kept::Blocks(weight) => weight.all.device(),
+            Kept::Float8(weight) => weight.device().clone(),
         }
     }
 
     /// Its type, or that of dense weights beside it.
     pub fn dtype(&self) -> DType {
-        match &self.0 {
-            Kept::Dense(weight) => weight.dtype(),
-            Kept::Blocks(_, dtype) | Kept::Float8(_, dtype) => *dtype,
-        }
+        self.dtype
     }
 
     /// Whether it is kept in blocks or 8-bit numbers.
     pub fn is_quantized(&self) -> bool {
-        !matches!(self.0, Kept::Dense(_))
+        !matches!(self.kept, Kept::Dense(_))
     }
 
     /// Bytes that it takes.
     pub fn bytes(&self) -> usize {
-        match &self.0 {
+        match &self.kept {
             Kept::Dense(weight) => weight.elem_count() * weight.dtype().size_in_bytes(),
-            Kept::Blocks(weight, _) => weight.bytes(),
-            Kept::Float8(weight, _) => weight.bytes(),
+            Kept::Blocks(weight) => weight.bytes(),
+            Kept::Float8(weight) => weight.bytes(),
         }
     }
 
@@ -133,22 +133,14 @@ impl FrozenWeight {
     /// # Errors
     /// Memory on the device is too small.
     pub fn in_type(&self, dtype: DType) -> Result<Tensor> {
-        if let Kept::Dense(weight) = &self.0 {
-            return weight.to_dtype(dtype)?.contiguous();
-        }
         #[cfg(feature = "cuda")]
-        if let Some(written) = cuda::dequantize(&self.0, dtype)? {
+        if let Some(written) = cuda::dequantize(self, dtype)? {
             return Ok(written);
         }
-        self.dequantized()?.to_dtype(dtype)
-    }
-
-    /// All of its values in f32.
-    fn dequantized(&self) -> Result<Tensor> {
-        match &self.0 {
-            Kept::Dense(weight) => weight.to_dtype(DType::F32),
-            Kept::Blocks(weight, _) => weight.dequantize(),
-            Kept::Float8(weight, _) => weight.dequantize(),
+        match &self.kept {
+            Kept::Dense(weight) => weight.to_dtype(dtype)?.contiguous(),
+            Kept::Blocks(weight) => weight.dequantize()?.to_dtype(dtype),
+            Kept::Float8(weight) => weight.dequantize()?.to_dtype(dtype),
         }
     }
 }

@@ -62,7 +62,7 @@ fn blocks_are_candles() {
         assert_eq!(own.data().unwrap(), whole.data().unwrap(), "{block:?}");
     }
     let numbers = quantized(&original, Quantization::F8);
-    let super::Kept::Float8(numbers, _) = &numbers.0 else { panic!("8-bit numbers") };
+    let super::Kept::Float8(numbers) = &numbers.kept else { panic!("8-bit numbers") };
     let candles = numbers.values.to_dtype(DType::F32).unwrap().broadcast_mul(&numbers.scales).unwrap();
     assert_eq!(values(&numbers.dequantize().unwrap()), values(&candles));
 }

@@ -1,9 +1,9 @@
 //! Projections in f32 in the host's memory.
 use super::{Linear, Part, Window};
-use crate::autograd::{Destination, Gradients};
+use crate::autograd::Destination;
 use crate::kernels::matrix::{Product, Start, Threads, View, Windows};
-use crate::kernels::memory::{Values, add_in_place, with_values_mut};
-use crate::ops::backend::{Cpu, Forward, Saved};
+use crate::kernels::memory::{Values, with_values_mut};
+use crate::ops::backend::{Cpu, Forward, Gradients, Saved};
 use candle_core::{DType, Device, Result, Shape, Tensor};
 
 fn product<'a>(shape: (usize, usize, usize), a: View<'a>, b: View<'a>, scale: f32) -> Product<'a> {
@@ -28,10 +28,8 @@ fn merged(part: &Part, weight: &[f32], down: &[f32], up: &[f32]) -> Vec<f32> {
 impl Linear {
     /// Where the rows of each batch entry begin in a window of rows of `a` values, and in one of rows of `out` values.
     fn windows(&self, (a, a_width): (Window, usize), (out, out_width): (Window, usize)) -> Windows {
-        match a.is_whole() && out.is_whole() {
-            true => Windows::one(self.batch * a.tokens),
-            false => Windows { count: self.batch, rows: a.tokens, a: a.all * a_width, out: out.all * out_width },
-        }
+        let (count, rows) = self.blocks(a, out);
+        Windows { count, rows, a: a.all * a_width, out: out.all * out_width }
     }
 
     /// Whether a wide enough adapter, or few enough values, make `W + scale·B·A` fewer operations than `x·Aᵀ` and what follows.
@@ -49,13 +47,10 @@ impl Linear {
         scale: f32,
     ) {
         let rank = out.len() / width;
-        let (blocks, rows, step) = match window.is_whole() {
-            true => (1, self.batch * window.tokens, 0),
-            false => (self.batch, window.tokens, window.all),
-        };
+        let (blocks, rows) = self.blocks(window, window);
         for block in 0..blocks {
             let left = View::rows(&left[block * rows * rank..], rank).transposed();
-            let part = product((rank, rows, width), left, right.skip_rows(block * step), scale);
+            let part = product((rank, rows, width), left, right.skip_rows(block * window.all), scale);
             Product { start: Start::Output, ..part }.into(out, width);
         }
     }
@@ -112,7 +107,7 @@ impl Cpu for Linear {
             let windows = self.windows((part.to, outer), (part.from, inner));
             let through = |weight: &[f32], gradients: &mut Gradients| {
                 let dx = product((windows.rows, outer, inner), gradient, View::rows(weight, inner), 1.0);
-                add_windows(gradients, dx, windows, part, saved.shape(part.input))
+                add_windows(gradients, dx, windows, part, &saved.shapes[part.input])
             };
             let Some([x, down, up]) = part.adapted(saved)? else {
                 through(&weight, gradients)?;
@@ -131,7 +126,7 @@ impl Cpu for Linear {
                 let windows = self.windows((part.alone(), rank), (part.from, inner));
                 let shape = (windows.rows, rank, inner);
                 let added = product(shape, View::rows(&reduced, rank), View::rows(&down, inner), 1.0);
-                add_windows(gradients, added, windows, part, saved.shape(part.input))?;
+                add_windows(gradients, added, windows, part, &saved.shapes[part.input])?;
             }
             let x = rows(&x, part.from, inner);
             add_part(gradients, part.input + 1, (rank, inner), |d_down| {
@@ -198,10 +193,6 @@ fn add_part(
         }
         let mut part = vec![0f32; shape.0 * shape.1];
         write(&mut part);
-        let part = Tensor::from_vec(part, shape, &Device::Cpu)?;
-        match destination {
-            Destination::AddTo(memory) => add_in_place(memory, part),
-            _ => Ok(Some(part)),
-        }
+        destination.take(Tensor::from_vec(part, shape, &Device::Cpu)?)
     })
 }

@@ -1,13 +1,12 @@
 //! Projections on a GPU: products by cuBLAS, which read x's rows and write the output's where they lie, and by cuBLASLt where
 //! it takes the bias along.
 use super::{Linear, Window};
-use crate::autograd::Gradients;
 use crate::kernels::cuda::add::sum_entries;
 use crate::kernels::cuda::epilogue::Epilogue;
 use crate::kernels::cuda::product::{Matrix, Product};
 use crate::kernels::cuda::{output, zero};
 use crate::ops::accumulate::accumulate;
-use crate::ops::backend::{Cuda, Forward, Saved};
+use crate::ops::backend::{Cuda, Forward, Gradients, Saved};
 use crate::ops::pointwise::cuda::fill_rows;
 use candle_core::{DType, Result, Tensor, bail};
 
@@ -17,11 +16,6 @@ fn rows(tensor: &Tensor, window: Window) -> Result<Matrix<'_>> {
 }
 
 impl Linear {
-    /// How many entries of how many rows two windows are: one entry, where all their rows follow each other.
-    fn entries(&self, a: Window, b: Window) -> (usize, usize) {
-        if a.is_whole() && b.is_whole() { (1, self.batch * a.tokens) } else { (self.batch, a.tokens) }
-    }
-
     /// `scale·a·b` of the rows of a window of a tensor, to be written to another window.
     fn product<'a>(
         &self,
@@ -30,7 +24,7 @@ impl Linear {
         (inner, columns): (usize, usize),
         scale: f64,
     ) -> Result<Product<'a>> {
-        let (entries, rows_of_entry) = self.entries(window, to);
+        let (entries, rows_of_entry) = self.blocks(window, to);
         Ok(Product { shape: (rows_of_entry, inner, columns), entries, a: rows(a, window)?, b, scale })
     }
 
@@ -42,7 +36,7 @@ impl Linear {
         out: &Tensor,
         adds: bool,
     ) -> Result<()> {
-        let (entries, inner) = self.entries(a_window, b_window);
+        let (entries, inner) = self.blocks(a_window, b_window);
         let (rows_of_out, columns) = out.dims2()?;
         let (a, b) = (rows(a, a_window)?.transposed(), rows(b, b_window)?);
         let product = Product { shape: (rows_of_out, inner, columns), entries, a, b, scale: 1.0 };
@@ -92,7 +86,7 @@ impl Cuda for Linear {
     /// The gradient of x is in its type, those of the adapters' matrices in f32.
     fn backward_cuda(&self, saved: &Saved, gradient: Tensor, gradients: &mut Gradients) -> Result<()> {
         let gradient = &gradient;
-        let mut all_reduced = saved.all_kept().iter();
+        let mut all_reduced = saved.kept.iter();
         for part in &self.parts {
             let (outer, inner, alone) = (part.outer(), part.inner(), part.alone());
             let adapted = part.adapted(saved)?;
@@ -116,7 +110,7 @@ impl Cuda for Linear {
                 let rank = down.dims()[0];
                 self.product((d_reduced, alone, part.from), Matrix::of(down)?, (rank, inner), 1.0)?.write(dx, true)
             };
-            let like_x = (saved.shape(part.input), gradient.dtype(), gradient);
+            let like_x = (&saved.shapes[part.input], gradient.dtype(), gradient);
             accumulate(gradients, part.input, like_x, add)?;
             let (Some(d_reduced), Some([x, ..])) = (&d_reduced, adapted) else { continue };
             let Some(reduced) = all_reduced.next() else { bail!("linear: the forward pass left too little") };

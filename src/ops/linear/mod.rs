@@ -5,9 +5,8 @@ mod cpu;
 mod cuda;
 mod reference;
 
-use super::backend::Saved;
+use super::backend::{Saved, Variable, apply};
 use super::frozen_weight::FrozenWeight;
-use crate::autograd::{Variable, apply};
 use candle_core::{D, Result, Tensor, bail};
 use std::ops::Range;
 
@@ -126,21 +125,23 @@ struct Linear {
 }
 
 impl Linear {
+    /// How many blocks of how many rows two windows are: one block, where all their rows follow each other.
+    fn blocks(&self, a: Window, b: Window) -> (usize, usize) {
+        if a.is_whole() && b.is_whole() { (1, self.batch * a.tokens) } else { (self.batch, a.tokens) }
+    }
+
     fn run(given: &[(&Variable, Option<Range<usize>>, Layer)]) -> Result<Variable> {
         let Some((first, ..)) = given.first() else { bail!("a projection of nothing") };
         // A tensor of other than three dimensions is one batch entry.
-        let as_tokens = |x: &Variable| match (x.dims(), given.len()) {
-            (&[batch, tokens, _], _) => (batch, tokens),
-            (dims, _) => (1, dims[..dims.len().saturating_sub(1)].iter().product()),
+        let as_tokens = |x: &Variable| match x.dims() {
+            &[batch, tokens, _] => (batch, tokens),
+            dims => (1, dims[..dims.len().saturating_sub(1)].iter().product()),
         };
         let (batch, _) = as_tokens(first);
-        let window = |x: &Variable, window: &Option<Range<usize>>| {
+        let window = |x: &Variable, range: &Option<Range<usize>>| {
             let (_, all) = as_tokens(x);
-            window.as_ref().map_or(Window { start: 0, tokens: all, all }, |window| Window {
-                start: window.start,
-                tokens: window.len(),
-                all,
-            })
+            let range = range.clone().unwrap_or(0..all);
+            Window { start: range.start, tokens: range.len(), all }
         };
         let all = given.iter().map(|(x, range, _)| window(x, range).tokens).sum();
         let (mut inputs, mut parts, mut start) = (vec![], vec![], 0);

@@ -4,8 +4,6 @@ use crate::ops::backend::Reference;
 use candle_core::{Result, Tensor};
 
 impl Reference for Linear {
-    const NAME: &'static str = "linear";
-
     fn reference(&self, inputs: &[Tensor]) -> Result<Tensor> {
         let mut joined = vec![];
         for part in &self.parts {

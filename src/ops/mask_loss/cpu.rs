@@ -1,21 +1,11 @@
 //! Focal and dice loss in f32 in the host's memory, a row of the enlarged map at a time.
 use super::{ALPHA, MaskLoss, Target};
-use crate::autograd::Gradients;
 use crate::kernels::cpu::{exp, sums, vectorised};
 use crate::kernels::memory::Values;
-use crate::ops::backend::{Cpu, Forward, Saved};
+use crate::ops::backend::{Cpu, Forward, Gradients, Saved};
 use crate::ops::enlarge::{Enlarge, Rows, RowsBackward};
 use candle_core::{Device, Result, Tensor};
 use rayon::prelude::*;
-
-/// Sums over one map's pixels.
-#[derive(Clone, Copy, Default)]
-struct Sums {
-    focal: f32,
-    overlap: f32,
-    probability: f32,
-    target: f32,
-}
 
 /// `ln(1 + e^-|x|)`, the part of the cross-entropy that is not linear.
 #[inline(always)]
@@ -75,7 +65,8 @@ impl MaskLoss {
         }
     }
 
-    fn sums(&self, map: &[f32], enlarge: (&Enlarge, &Enlarge), target: &dyn Target) -> Sums {
+    /// Sums over one map's pixels: of focal loss, of overlap, of probability and of the target.
+    fn sums(&self, map: &[f32], enlarge: (&Enlarge, &Enlarge), target: &dyn Target) -> [f32; 4] {
         let mut total = [0f64; 4];
         self.for_each_row(map, enlarge, target, |_, logits, wanted| {
             let row = vectorised!({
@@ -87,8 +78,7 @@ impl MaskLoss {
             });
             total.iter_mut().zip(row).for_each(|(total, row)| *total += f64::from(row));
         });
-        let [focal, overlap, probability, target] = total.map(|v| v as f32);
-        Sums { focal, overlap, probability, target }
+        total.map(|v| v as f32)
     }
 }
 
@@ -101,9 +91,8 @@ impl Cpu for MaskLoss {
             .par_chunks(maps.len() / self.targets.len())
             .zip(&self.targets)
             .map(|(map, target)| {
-                let sums = self.sums(map, (&vertical, &horizontal), &**target);
-                let dice = 1.0 - (2.0 * sums.overlap + 1.0) / (sums.probability + sums.target + 1.0);
-                (sums.focal / pixels, dice)
+                let [focal, overlap, probability, target] = self.sums(map, (&vertical, &horizontal), &**target);
+                (focal / pixels, 1.0 - (2.0 * overlap + 1.0) / (probability + target + 1.0))
             })
             .unzip();
         Ok((Tensor::from_vec([focal, dice].concat(), (2, self.targets.len()), &Device::Cpu)?, vec![]))
@@ -118,12 +107,12 @@ impl Cpu for MaskLoss {
         let mut d_maps = vec![0f32; maps.len()];
         d_maps.par_chunks_mut(size).zip(maps.par_chunks(size)).enumerate().for_each(|(pair, (d_map, map))| {
             let target = &*self.targets[pair];
-            let sums = self.sums(map, (&vertical, &horizontal), target);
-            let below = sums.probability + sums.target + 1.0;
+            let [_, overlap, probability, area] = self.sums(map, (&vertical, &horizontal), target);
+            let below = probability + area + 1.0;
             let (d_focal, d_dice) = (gradient[pair] / pixels, gradient[pairs + pair]);
             // d dice / dp = −2t/below + above/below²
             let inside = -2.0 / below * d_dice;
-            let everywhere = (2.0 * sums.overlap + 1.0) / (below * below) * d_dice;
+            let everywhere = (2.0 * overlap + 1.0) / (below * below) * d_dice;
             let mut d_row = vec![0f32; self.size.1];
             let mut gather = RowsBackward::new(d_map, &vertical, &horizontal);
             self.for_each_row(map, (&vertical, &horizontal), target, |y, logits, wanted| {

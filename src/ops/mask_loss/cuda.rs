@@ -1,9 +1,11 @@
 //! Focal and dice loss of maps against masks of a larger size, which go to the GPU as bits.
 use super::{MaskLoss, Target};
-use crate::autograd::Gradients;
 use crate::kernels::cuda::transfer::upload;
-use crate::kernels::cuda::{Arg, Module, WARP, address, device_of, int, module, output, type_name};
-use crate::ops::backend::{Cuda, Forward, Saved};
+use crate::kernels::cuda::{
+    Arg::{self, Float, Int},
+    Module, WARP, device_of, module, output, type_name,
+};
+use crate::ops::backend::{Cuda, Forward, Gradients, Saved};
 use candle_core::{DType, Result, Tensor};
 use rayon::prelude::*;
 use std::sync::Arc;
@@ -32,7 +34,7 @@ fn bits(targets: &[Arc<dyn Target>], (height, width): (usize, usize), like: &Ten
 /// Sizes as the kernels take them: `[h, w, height, width]` and whether focal's probability is the logit.
 fn sizes(of: &MaskLoss, maps: &Tensor) -> Result<[Arg; 5]> {
     let (_, h, w) = maps.dims3()?;
-    Ok([int(h)?, int(w)?, int(of.size.0)?, int(of.size.1)?, int(usize::from(of.raw_logit))?])
+    Ok([Int(h), Int(w), Int(of.size.0), Int(of.size.1), Int(of.raw_logit.into())])
 }
 
 impl Cuda for MaskLoss {
@@ -46,28 +48,24 @@ impl Cuda for MaskLoss {
         let parts = output((pairs, blocks, 4), DType::F32, maps)?;
         let sums = output((pairs, 4), DType::F32, maps)?;
         let losses = output((2, pairs), DType::F32, maps)?;
-        let device = device_of(maps)?;
-        let mut args = vec![address(maps)?, address(&targets)?, address(&parts)?];
-        args.extend(sizes(self, maps)?);
+        let (grid, tensors) = ([blocks, pairs, 1], [maps, &targets, &parts]);
         // SAFETY: a block writes the four parts of its rows.
-        unsafe { KERNELS.launch(device, "mask_loss_sums", [blocks, pairs, 1], THREADS, &args)? }
-        let pixels = Arg::Float((self.size.0 * self.size.1) as f32);
-        let args = [address(&parts)?, address(&sums)?, address(&losses)?, int(blocks)?, pixels];
+        unsafe { KERNELS.launch("mask_loss_sums", grid, THREADS, &tensors, &sizes(self, maps)?)? }
+        let pixels = (self.size.0 * self.size.1) as f32;
+        let (tensors, numbers) = ([&parts, &sums, &losses], [Int(blocks), Float(pixels)]);
         // SAFETY: a block reads the parts of its pair, and writes its four sums and two losses.
-        unsafe { KERNELS.launch(device, "mask_loss_finish", [pairs, 1, 1], WARP, &args)? }
+        unsafe { KERNELS.launch("mask_loss_finish", [pairs, 1, 1], WARP, &tensors, &numbers)? }
         Ok(Some((losses, vec![targets, sums])))
     }
 
     fn backward_cuda(&self, saved: &Saved, gradient: Tensor, gradients: &mut Gradients) -> Result<()> {
         let (maps, [targets, sums]) = (saved.input(0)?, saved.kept()?);
         let d_maps = output(maps.shape(), DType::F32, maps)?;
-        let mut args =
-            [maps, targets, sums, &gradient, &d_maps].map(address).into_iter().collect::<Result<Vec<_>>>()?;
-        args.push(int(maps.dim(0)?)?);
-        args.extend(sizes(self, maps)?);
+        let tensors = [maps, targets, sums, &gradient, &d_maps];
+        let numbers: Vec<Arg> = std::iter::once(Int(maps.dim(0)?)).chain(sizes(self, maps)?).collect();
         let grid = [maps.elem_count().div_ceil(THREADS / WARP), 1, 1];
         // SAFETY: the tensors are those of the forward pass; a warp writes one value of the maps' gradient.
-        unsafe { KERNELS.launch(device_of(maps)?, "mask_loss_backward", grid, THREADS, &args)? }
+        unsafe { KERNELS.launch("mask_loss_backward", grid, THREADS, &tensors, &numbers)? }
         gradients.add(0, d_maps)
     }
 }

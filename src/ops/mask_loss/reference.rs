@@ -5,8 +5,6 @@ use crate::ops::enlarge::enlarge;
 use candle_core::{Result, Tensor};
 
 impl Reference for MaskLoss {
-    const NAME: &'static str = "mask-loss";
-
     fn reference(&self, inputs: &[Tensor]) -> Result<Tensor> {
         let (height, width) = self.size;
         let pairs = self.targets.len();

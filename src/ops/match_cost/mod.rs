@@ -44,59 +44,50 @@ pub fn match_cost(
     (focal_weight, dice_weight): (f64, f64),
     raw_logit: bool,
 ) -> Result<Costs> {
-    let (count, positions) = maps.dims2()?;
-    let masks_count = masks.dim(0)?;
+    let (_, positions) = maps.dims2()?;
+    let (masks_count, masks) = (masks.dim(0)?, Values::of(masks)?);
+    let areas: Vec<f32> = masks.chunks_exact(positions).map(|mask| mask.iter().sum()).collect();
     #[cfg(feature = "cuda")]
     if maps.device().is_cuda() {
-        let masks = Values::of(masks)?;
-        let held: Vec<&[f32]> = masks.chunks_exact(positions).collect();
-        let costs = cuda::match_cost(maps, &held, (focal_weight, dice_weight), raw_logit)?;
+        let costs = cuda::match_cost(maps, &masks, &areas, (focal_weight, dice_weight), raw_logit)?;
         return Ok(Costs::Coming { costs, masks: masks_count });
     }
     let maps = maps.detach().to_dtype(DType::F32)?.to_device(&Device::Cpu)?.contiguous()?;
-    let (maps, masks) = (Values::of(&maps)?, Values::of(masks)?);
-    let areas: Vec<f32> = masks.chunks_exact(positions).map(|mask| mask.iter().sum()).collect();
-    let mut costs = Vec::with_capacity(count);
-    maps.par_chunks(positions * ROWS)
-        .map(|logits| {
-            let rows = logits.len() / positions;
-            // Focal splits into a sum over the mask and one over everything: neg + (pos − neg)·t.
-            let (mut focal, mut probability) = (vec![0f32; logits.len()], vec![0f32; logits.len()]);
-            let mut sums = vec![(0f32, 0f32); rows];
-            let mut negative = vec![0f32; positions];
-            vectorised!({
-                for (row, sums) in sums.iter_mut().enumerate() {
-                    let start = row * positions;
-                    let (logits, focal) = (&logits[start..][..positions], &mut focal[start..][..positions]);
-                    let (probability, negative) = (&mut probability[start..][..positions], &mut negative[..positions]);
-                    for i in 0..positions {
-                        let (inside, outside, p) = parts(logits[i], raw_logit);
-                        negative[i] = outside;
-                        focal[i] = inside - outside;
-                        probability[i] = p;
-                    }
-                    *sums = (sum(positions, |i| negative[i]), sum(positions, |i| probability[i]));
+    let maps = Values::of(&maps)?;
+    let costs = maps.par_chunks(positions * ROWS).flat_map_iter(|logits| {
+        let rows = logits.len() / positions;
+        // Focal splits into a sum over the mask and one over everything: neg + (pos − neg)·t.
+        let (mut focal, mut probability) = (vec![0f32; logits.len()], vec![0f32; logits.len()]);
+        let mut sums = vec![(0f32, 0f32); rows];
+        let mut negative = vec![0f32; positions];
+        vectorised!({
+            for (row, sums) in sums.iter_mut().enumerate() {
+                let start = row * positions;
+                let (logits, focal) = (&logits[start..][..positions], &mut focal[start..][..positions]);
+                let (probability, negative) = (&mut probability[start..][..positions], &mut negative[..positions]);
+                for i in 0..positions {
+                    let (inside, outside, p) = parts(logits[i], raw_logit);
+                    negative[i] = outside;
+                    focal[i] = inside - outside;
+                    probability[i] = p;
                 }
-            });
-            let masks = View::rows(&masks, positions).transposed();
-            let product = |a| Product::new((rows, positions, masks_count), View::rows(a, positions), masks).values();
-            let (focal, overlap) = (product(&focal), product(&probability));
-            (0..rows)
-                .map(|row| {
-                    (0..masks_count)
-                        .map(|mask| {
-                            let at = row * masks_count + mask;
-                            let (negatives, total) = sums[row];
-                            let focal = f64::from(focal[at] + negatives) / positions as f64;
-                            let dice = 1.0 - f64::from((2.0 * overlap[at] + 1.0) / (total + areas[mask] + 1.0));
-                            (focal_weight * focal + dice_weight * dice) as f32
-                        })
-                        .collect()
-                })
-                .collect::<Vec<Vec<f32>>>()
+                *sums = (sum(positions, |i| negative[i]), sum(positions, |i| probability[i]));
+            }
+        });
+        let masks = View::rows(&masks, positions).transposed();
+        let product = |a| Product::new((rows, positions, masks_count), View::rows(a, positions), masks).values();
+        let (focal, overlap, areas) = (product(&focal), product(&probability), &areas);
+        sums.into_iter().enumerate().map(move |(row, (negatives, total))| {
+            let of_mask = |mask: usize| {
+                let at = row * masks_count + mask;
+                let focal = f64::from(focal[at] + negatives) / positions as f64;
+                let dice = 1.0 - f64::from((2.0 * overlap[at] + 1.0) / (total + areas[mask] + 1.0));
+                (focal_weight * focal + dice_weight * dice) as f32
+            };
+            (0..masks_count).map(of_mask).collect()
         })
-        .collect_into_vec(&mut costs);
-    Ok(Costs::Here(costs.into_iter().flatten().collect()))
+    });
+    Ok(Costs::Here(costs.collect()))
 }
 
 /// Maps that a task takes.

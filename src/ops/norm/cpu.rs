@@ -1,10 +1,9 @@
 //! Both norms in f32 in the host's memory, a row at a time.
 use super::{EPSILON, LayerNormModulate, RmsNorm};
-use crate::autograd::Gradients;
 use crate::kernels::cpu::{new_rows, sum};
 use crate::kernels::memory::Values;
 use crate::ops::accumulate::add_rows;
-use crate::ops::backend::{Cpu, Forward, Saved};
+use crate::ops::backend::{Cpu, Forward, Gradients, Saved};
 use candle_core::{Device, Result, Tensor};
 
 /// Mean and inverse standard deviation of a row.

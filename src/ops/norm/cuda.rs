@@ -1,11 +1,8 @@
 //! Layer norm with modulation and RMS norm, forward and backward.
 use super::{LayerNormModulate, RmsNorm};
-use crate::autograd::Gradients;
-use crate::kernels::cuda::{
-    Arg, Module, NULL, WARP, address, device_of, int, module, output, type_name, vector_width, widest,
-};
+use crate::kernels::cuda::{Arg, Module, WARP, module, output, type_name, vector_width, widest};
 use crate::ops::accumulate::accumulate;
-use crate::ops::backend::{Cuda, Forward, Saved};
+use crate::ops::backend::{Cuda, Forward, Gradients, Saved};
 use candle_core::{D, Result, Tensor, bail};
 
 static KERNELS: Module = module!("norm");
@@ -21,12 +18,9 @@ fn launch(kernel: &str, (rows, width): (usize, usize), tensors: &[Option<&Tensor
     // Narrow rows are read in smaller pieces, so that all lanes have one.
     let widths = if width >= WARP * widest(first) { [widest(first), 2] } else { [2, 2] };
     let name = format!("{kernel}_{type_name}_{}", vector_width(&widths, width, &present)?);
-    let mut args: Vec<Arg> = tensors.iter().map(|tensor| tensor.map_or(Ok(NULL), address)).collect::<Result<_>>()?;
-    for size in [&[rows], sizes, &[width]].concat() {
-        args.push(int(size)?);
-    }
+    let sizes: Vec<Arg> = [&[rows], sizes, &[width]].concat().into_iter().map(Arg::Int).collect();
     // SAFETY: kernels take tensors that have these rows, or one for each batch entry or for all, and these sizes.
-    unsafe { KERNELS.launch(device_of(first)?, &name, [rows.div_ceil(WARPS), 1, 1], WARPS * WARP, &args) }
+    unsafe { KERNELS.launch(&name, [rows.div_ceil(WARPS), 1, 1], WARPS * WARP, tensors, &sizes) }
 }
 
 /// Rows of x's last dimension, and their width.

@@ -4,8 +4,6 @@ use crate::ops::backend::Reference;
 use candle_core::{D, DType, Result, Tensor};
 
 impl Reference for LayerNormModulate {
-    const NAME: &'static str = "layer-norm-modulate";
-
     fn reference(&self, inputs: &[Tensor]) -> Result<Tensor> {
         let dtype = inputs[0].dtype();
         let x = inputs[0].to_dtype(DType::F32)?;
@@ -28,8 +26,6 @@ impl Reference for LayerNormModulate {
 }
 
 impl Reference for RmsNorm {
-    const NAME: &'static str = "rms-norm";
-
     fn reference(&self, inputs: &[Tensor]) -> Result<Tensor> {
         let x = &inputs[0];
         let (batch, _, width) = x.dims3()?;

@@ -1,9 +1,8 @@
 //! The cross-entropy in f32 in the host's memory, a row of the label map at a time.
 use super::{NO_CLASS, PixelCrossEntropy};
-use crate::autograd::Gradients;
 use crate::kernels::cpu::{exp, vectorised};
 use crate::kernels::memory::Values;
-use crate::ops::backend::{Cpu, Forward, Saved};
+use crate::ops::backend::{Cpu, Forward, Gradients, Saved};
 use crate::ops::enlarge::{Enlarge, Rows, RowsBackward};
 use candle_core::{Device, Result, Tensor};
 use rayon::prelude::*;
@@ -98,11 +97,10 @@ impl Cpu for PixelCrossEntropy {
                     self.softmax(values);
                     for (class, row) in values.chunks_exact_mut(width).enumerate() {
                         for (value, label) in row.iter_mut().zip(labels) {
-                            let (hit, weight) = match self.weights.get(usize::from(*label)) {
-                                Some(weight) => (usize::from(*label) == class, *weight),
-                                None => (false, 0.0),
-                            };
-                            *value = (*value - f32::from(hit)) * (f64::from(weight * gradient) / self.total) as f32;
+                            let label = usize::from(*label);
+                            let weight = self.weights.get(label).copied().unwrap_or(0.0);
+                            *value = (*value - f32::from(label == class))
+                                * (f64::from(weight * gradient) / self.total) as f32;
                         }
                         RowsBackward::new(&mut d_maps[class * size..][..size], &vertical, &horizontal).row(y, row);
                     }

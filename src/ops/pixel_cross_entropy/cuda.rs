@@ -1,9 +1,11 @@
 //! Cross-entropy over classes at every pixel of a larger label map.
 use super::PixelCrossEntropy;
-use crate::autograd::Gradients;
 use crate::kernels::cuda::transfer::upload;
-use crate::kernels::cuda::{Arg, Module, WARP, address, device_of, int, module, output, type_name};
-use crate::ops::backend::{Cuda, Forward, Saved};
+use crate::kernels::cuda::{
+    Arg::{self, Float, Int},
+    Module, WARP, device_of, module, output, type_name,
+};
+use crate::ops::backend::{Cuda, Forward, Gradients, Saved};
 use candle_core::{DType, Result, Tensor};
 
 static KERNELS: Module = module!("pixel_cross_entropy");
@@ -14,7 +16,7 @@ const PIXELS: usize = 4;
 /// Sizes as the kernels take them: `[classes, h, w, height, width]`.
 fn sizes(maps: &Tensor, (height, width): (usize, usize)) -> Result<[Arg; 5]> {
     let (classes, h, w) = maps.dims3()?;
-    Ok([int(classes)?, int(h)?, int(w)?, int(height)?, int(width)?])
+    Ok([classes, h, w, height, width].map(Int))
 }
 
 impl Cuda for PixelCrossEntropy {
@@ -32,13 +34,12 @@ impl Cuda for PixelCrossEntropy {
         let parts = output(blocks, DType::F32, maps)?;
         let loss = output(1, DType::F32, maps)?;
         let tensors = [maps, &labels, &weights, &lse, &parts];
-        let mut args = tensors.map(address).into_iter().collect::<Result<Vec<_>>>()?;
-        args.extend(sizes(maps, self.size)?);
+        let sizes = sizes(maps, self.size)?;
         // SAFETY: a thread writes the sums of its pixels that have a class, a block its part.
-        unsafe { KERNELS.launch(device, "pixel_cross_entropy_parts", [blocks, 1, 1], THREADS, &args)? }
-        let args = [address(&parts)?, address(&loss)?, int(blocks)?, Arg::Float(self.total.recip() as f32)];
+        unsafe { KERNELS.launch("pixel_cross_entropy_parts", [blocks, 1, 1], THREADS, &tensors, &sizes)? }
+        let numbers = [Int(blocks), Float(self.total.recip() as f32)];
         // SAFETY: the parts are as many as blocks.
-        unsafe { KERNELS.launch(device, "pixel_cross_entropy_finish", [1, 1, 1], WARP, &args)? }
+        unsafe { KERNELS.launch("pixel_cross_entropy_finish", [1, 1, 1], WARP, &[&parts, &loss], &numbers)? }
         Ok(Some((loss, vec![labels, weights, lse])))
     }
 
@@ -46,12 +47,10 @@ impl Cuda for PixelCrossEntropy {
         let (maps, [labels, weights, lse]) = (saved.input(0)?, saved.kept()?);
         let d_maps = output(maps.shape(), DType::F32, maps)?;
         let tensors = [maps, labels, weights, lse, &gradient, &d_maps];
-        let mut args = tensors.map(address).into_iter().collect::<Result<Vec<_>>>()?;
-        args.extend(sizes(maps, self.size)?);
-        args.push(Arg::Float(self.total.recip() as f32));
+        let numbers: Vec<Arg> = sizes(maps, self.size)?.into_iter().chain([Float(self.total.recip() as f32)]).collect();
         let grid = [maps.elem_count().div_ceil(THREADS / WARP), 1, 1];
         // SAFETY: the tensors are those of the forward pass; a warp writes one value of the maps' gradient.
-        unsafe { KERNELS.launch(device_of(maps)?, "pixel_cross_entropy_backward", grid, THREADS, &args)? }
+        unsafe { KERNELS.launch("pixel_cross_entropy_backward", grid, THREADS, &tensors, &numbers)? }
         gradients.add(0, d_maps)
     }
 }

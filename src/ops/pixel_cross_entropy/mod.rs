@@ -4,7 +4,7 @@ mod cpu;
 mod cuda;
 mod reference;
 
-use crate::autograd::{Variable, apply};
+use super::backend::{Variable, apply};
 use candle_core::{Result, bail};
 
 /// Label of pixels that do not count.

@@ -5,8 +5,6 @@ use crate::ops::enlarge::enlarge;
 use candle_core::{D, Result, Tensor};
 
 impl Reference for PixelCrossEntropy {
-    const NAME: &'static str = "pixel-cross-entropy";
-
     fn reference(&self, inputs: &[Tensor]) -> Result<Tensor> {
         let (height, width) = self.size;
         let classes = self.weights.len();

@@ -1,10 +1,9 @@
 //! GELU, SwiGLU and the gated residual in f32 in the host's memory.
 use super::{GatedResidual, Gelu, SwiGlu};
-use crate::autograd::Gradients;
 use crate::kernels::cpu::{new_rows, sigmoid};
 use crate::kernels::memory::Values;
 use crate::ops::accumulate::add_rows;
-use crate::ops::backend::{Cpu, Forward, Saved};
+use crate::ops::backend::{Cpu, Forward, Gradients, Saved};
 use candle_core::{Device, Result, Tensor};
 
 const SQRT_2_OVER_PI: f32 = 0.797_884_6;

@@ -1,10 +1,7 @@
 //! GELU, SwiGLU, the gated residual, and rows that begin as a bias.
 use super::{GatedResidual, Gelu, SwiGlu};
-use crate::autograd::Gradients;
-use crate::kernels::cuda::{
-    Arg, Module, NULL, address, device_of, int, long, module, output, type_name, vector_width, widest,
-};
-use crate::ops::backend::{Cuda, Forward, Saved};
+use crate::kernels::cuda::{Arg, Module, module, output, type_name, vector_width, widest};
+use crate::ops::backend::{Cuda, Forward, Gradients, Saved};
 use candle_core::{D, Result, Tensor, bail};
 use std::ops::Range;
 
@@ -19,14 +16,10 @@ fn launch(kernel: &str, tensors: &[Option<&Tensor>], count: usize, width: usize,
         bail!("{kernel} on {:?}", present.iter().map(|tensor| tensor.dtype()).collect::<Vec<_>>());
     };
     let vector = vector_width(&[widest(first)], width, &present)?;
-    let mut args: Vec<Arg> = tensors.iter().map(|tensor| tensor.map_or(Ok(NULL), address)).collect::<Result<_>>()?;
-    args.push(long(count));
-    for size in sizes {
-        args.push(int(*size)?);
-    }
-    let name = format!("{kernel}_{type_name}_{vector}");
+    let (name, grid) = (format!("{kernel}_{type_name}_{vector}"), [count.div_ceil(THREADS * vector), 1, 1]);
+    let sizes: Vec<Arg> = std::iter::once(Arg::Long(count)).chain(sizes.iter().copied().map(Arg::Int)).collect();
     // SAFETY: kernels take tensors of `count` values, or of one row for each batch entry or for all, and these sizes.
-    unsafe { KERNELS.launch(device_of(first)?, &name, [count.div_ceil(THREADS * vector), 1, 1], THREADS, &args) }
+    unsafe { KERNELS.launch(&name, grid, THREADS, tensors, &sizes) }
 }
 
 /// GELU of `x + bias`: x `[…, width]`, bias `[width]` or none.
@@ -105,9 +98,7 @@ impl Cuda for GatedResidual {
     }
 
     fn backward_cuda(&self, saved: &Saved, gradient: Tensor, gradients: &mut Gradients) -> Result<()> {
-        if gradients.needs(1) {
-            gradients.add(1, gated_backward(&gradient, saved.input(2)?)?)?;
-        }
+        gradients.add_with(1, || gated_backward(&gradient, saved.input(2)?))?;
         gradients.add(0, gradient)
     }
 }

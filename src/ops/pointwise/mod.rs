@@ -4,7 +4,7 @@ mod cpu;
 pub(super) mod cuda;
 mod reference;
 
-use crate::autograd::{Variable, apply};
+use super::backend::{Variable, apply};
 use candle_core::{Result, Tensor, bail};
 
 pub(super) use cpu::{gelu_derivative, gelu_value};

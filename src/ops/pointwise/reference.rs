@@ -4,16 +4,12 @@ use crate::ops::backend::Reference;
 use candle_core::{D, Result, Tensor};
 
 impl Reference for Gelu {
-    const NAME: &'static str = "gelu";
-
     fn reference(&self, inputs: &[Tensor]) -> Result<Tensor> {
         inputs[0].gelu()
     }
 }
 
 impl Reference for SwiGlu {
-    const NAME: &'static str = "swiglu";
-
     fn reference(&self, inputs: &[Tensor]) -> Result<Tensor> {
         let (_, width) = Self::output(&inputs[0]);
         inputs[0].narrow(D::Minus1, 0, width)?.silu()? * inputs[0].narrow(D::Minus1, width, width)?
@@ -21,8 +17,6 @@ impl Reference for SwiGlu {
 }
 
 impl Reference for GatedResidual {
-    const NAME: &'static str = "gated-residual";
-
     fn reference(&self, inputs: &[Tensor]) -> Result<Tensor> {
         &inputs[0] + inputs[1].broadcast_mul(&inputs[2].unsqueeze(1)?)?
     }

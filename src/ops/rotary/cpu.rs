@@ -1,10 +1,9 @@
 //! Rotary positions in f32 in the host's memory, a token at a time.
 use super::Rotary;
-use crate::autograd::Gradients;
 use crate::kernels::cpu::new_rows;
 use crate::kernels::memory::Values;
 use crate::ops::accumulate::add_rows;
-use crate::ops::backend::{Cpu, Forward, Saved};
+use crate::ops::backend::{Cpu, Forward, Gradients, Saved};
 use candle_core::{Device, Result, Tensor};
 
 /// The tables, by the rows of `[batch, tokens, width]`.
@@ -30,6 +29,22 @@ impl<'a> Angles<'a> {
         let place = token * self.pairs;
         (token < self.turned).then(|| (&self.cosines[place..][..self.pairs], &self.sines[place..][..self.pairs]))
     }
+
+    /// Turns row `r`, or with `back` the other way round: what becomes of it is `put` where `out` has its place.
+    #[inline(always)]
+    fn turn(&self, r: usize, row: &[f32], back: bool, out: &mut [f32], put: impl Fn(&mut f32, f32)) {
+        let Some((cosines, sines)) = self.row(r) else {
+            return out.iter_mut().zip(row).for_each(|(out, value)| put(out, *value));
+        };
+        for head in (0..row.len()).step_by(2 * self.pairs) {
+            for pair in 0..self.pairs {
+                let (at, cosine, sine) =
+                    (head + 2 * pair, cosines[pair], if back { -sines[pair] } else { sines[pair] });
+                put(&mut out[at], row[at] * cosine - row[at + 1] * sine);
+                put(&mut out[at + 1], row[at + 1] * cosine + row[at] * sine);
+            }
+        }
+    }
 }
 
 impl Cpu for Rotary {
@@ -37,19 +52,7 @@ impl Cpu for Rotary {
         let (_, tokens, width) = inputs[0].dims3()?;
         let (x, angles) = (Values::of(&inputs[0])?, &Angles::of(self, tokens)?);
         let y = new_rows!(x.len(), width, |r, out| {
-            let row = &x[r * width..][..width];
-            match angles.row(r) {
-                None => out.copy_from_slice(row),
-                Some((cosines, sines)) => {
-                    for head in (0..width).step_by(2 * angles.pairs) {
-                        for pair in 0..angles.pairs {
-                            let (at, cosine, sine) = (head + 2 * pair, cosines[pair], sines[pair]);
-                            out[at] = row[at] * cosine - row[at + 1] * sine;
-                            out[at + 1] = row[at + 1] * cosine + row[at] * sine;
-                        }
-                    }
-                }
-            }
+            angles.turn(r, &x[r * width..][..width], false, out, |out, value| *out = value);
         });
         Ok((Tensor::from_vec(y, inputs[0].shape(), &Device::Cpu)?, vec![]))
     }
@@ -58,19 +61,7 @@ impl Cpu for Rotary {
         let (_, tokens, width) = gradient.dims3()?;
         let (dy, angles) = (Values::of(&gradient)?, &Angles::of(self, tokens)?);
         add_rows!(gradients, 0, gradient.shape(), width, |r, dx| {
-            let row = &dy[r * width..][..width];
-            match angles.row(r) {
-                None => (0..width).for_each(|i| dx[i] += row[i]),
-                Some((cosines, sines)) => {
-                    for head in (0..width).step_by(2 * angles.pairs) {
-                        for pair in 0..angles.pairs {
-                            let (at, cosine, sine) = (head + 2 * pair, cosines[pair], sines[pair]);
-                            dx[at] += row[at] * cosine + row[at + 1] * sine;
-                            dx[at + 1] += row[at + 1] * cosine - row[at] * sine;
-                        }
-                    }
-                }
-            }
+            angles.turn(r, &dy[r * width..][..width], true, dx, |dx, value| *dx += value);
         })
     }
 }

@@ -1,8 +1,8 @@
 //! Rotary positions on a GPU.
 use super::Rotary;
-use crate::autograd::Gradients;
-use crate::kernels::cuda::{Module, address, device_of, int, long, module, output, type_name};
-use crate::ops::backend::{Cuda, Forward, Saved};
+use crate::kernels::cuda::Arg::{Int, Long};
+use crate::kernels::cuda::{Module, module, output, type_name};
+use crate::ops::backend::{Cuda, Forward, Gradients, Saved};
 use candle_core::{Result, Tensor, bail};
 
 static KERNELS: Module = module!("rotary");
@@ -14,21 +14,11 @@ impl Rotary {
         let ((_, tokens, width), (turned, pairs)) = (x.dims3()?, self.table.cosines.dims2()?);
         let Some(type_name) = type_name(&[x, y]) else { bail!("rotary positions on {:?}", x.dtype()) };
         let count = x.elem_count() / 2;
-        let args = [
-            address(x)?,
-            address(&self.table.cosines)?,
-            address(&self.table.sines)?,
-            address(y)?,
-            long(count),
-            int(width)?,
-            int(tokens)?,
-            int(turned)?,
-            int(pairs)?,
-            int(usize::from(!back))?,
-        ];
-        let name = format!("rotary_{type_name}");
+        let tensors = [x, &self.table.cosines, &self.table.sines, y];
+        let sizes = [Long(count), Int(width), Int(tokens), Int(turned), Int(pairs), Int((!back).into())];
+        let (name, grid) = (format!("rotary_{type_name}"), [count.div_ceil(THREADS), 1, 1]);
         // SAFETY: the kernel takes tensors of these sizes, and tables of `turned` tokens.
-        unsafe { KERNELS.launch(device_of(x)?, &name, [count.div_ceil(THREADS), 1, 1], THREADS, &args) }
+        unsafe { KERNELS.launch(&name, grid, THREADS, &tensors, &sizes) }
     }
 }
 

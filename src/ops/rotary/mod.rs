@@ -4,7 +4,7 @@ mod cpu;
 mod cuda;
 mod reference;
 
-use crate::autograd::{Variable, apply};
+use super::backend::{Variable, apply};
 use crate::ops::device::upload;
 use candle_core::{Device, Result, Tensor, bail};
 

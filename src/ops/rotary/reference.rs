@@ -4,8 +4,6 @@ use crate::ops::backend::Reference;
 use candle_core::{DType, Result, Tensor};
 
 impl Reference for Rotary {
-    const NAME: &'static str = "rotary";
-
     fn reference(&self, inputs: &[Tensor]) -> Result<Tensor> {
         let x = &inputs[0];
         let ((batch, tokens, width), (turned, pairs)) = (x.dims3()?, self.table.cosines.dims2()?);

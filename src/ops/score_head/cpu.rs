@@ -2,13 +2,12 @@
 //! stay in cache, and nothing of them is stored: the backward pass forms them again. The middle layer is nearly all of the
 //! work and runs by Winograd's filtering. Gradients, which few maps have, take a 3×3 convolution of channel-last maps with a
 //! border of zeros as three matrix products, one a kernel row: three neighbouring pixels are one row of 3·channels numbers.
-use super::{CHANNELS, PARAMETERS, Precision, ScoreHead, split};
-use crate::autograd::Gradients;
+use super::{CHANNELS, Precision, ScoreHead, split};
 use crate::kernels::cpu::{sum, vectorised};
 use crate::kernels::matrix::{Product, Start, View};
 use crate::kernels::memory::Values;
 use crate::kernels::winograd::{self, Kernels, Outputs, Place, Stack, TILE};
-use crate::ops::backend::{Cpu, Forward, Reference, Saved};
+use crate::ops::backend::{Cpu, Forward, Gradients, Reference, Saved};
 use candle_core::{Device, Result, Tensor};
 use rayon::prelude::*;
 
@@ -19,38 +18,31 @@ const PIXELS_A_TASK_BACKWARD: usize = 2048;
 
 type Taps = [[[f32; CHANNELS]; 3]; 3];
 
-/// Parameters laid out for the products: `kernel[ky]` is `[3·in, out]`, row `kx·in + channel`.
+/// Parameters laid out for the products.
 struct Layers {
-    first: [Vec<f32>; 3],
-    /// The same, a vector of channels for each of the nine places; and so of the last layer.
-    first_taps: Taps,
-    last_taps: Taps,
+    /// A vector of channels for each of the nine places, as in the last layer.
+    first: Taps,
     first_bias: [f32; CHANNELS],
     second: Kernels<CHANNELS>,
-    /// The same for the gradient.
-    second_rows: [Vec<f32>; 3],
     second_bias: [f32; CHANNELS],
-    last: [Vec<f32>; 3],
+    last: Taps,
     last_bias: f32,
+    /// For the gradient.
+    flipped: [[Vec<f32>; 3]; 3],
 }
 
 impl Layers {
     fn new(flat: &[f32]) -> Self {
-        let mut start = 0;
-        let [w1, b1, w2, b2, w3, b3] = split(|n| {
-            start += n;
-            &flat[start - n..start]
-        });
+        let mut rest = flat;
+        let [w1, b1, w2, b2, w3, b3] = split(|n| rest.split_off(..n).unwrap_or_default());
         Self {
-            first: kernel_rows(w1, 1, CHANNELS),
-            first_taps: taps(w1),
-            last_taps: taps(w3),
+            first: taps(w1),
             first_bias: std::array::from_fn(|channel| b1[channel]),
             second: Kernels::new(w2),
-            second_rows: kernel_rows(w2, CHANNELS, CHANNELS),
             second_bias: std::array::from_fn(|channel| b2[channel]),
-            last: kernel_rows(w3, CHANNELS, 1),
+            last: taps(w3),
             last_bias: b3[0],
+            flipped: [flipped(w1, 1, CHANNELS), flipped(w2, CHANNELS, CHANNELS), flipped(w3, CHANNELS, 1)],
         }
     }
 }
@@ -68,25 +60,15 @@ fn taps(weight: &[f32]) -> Taps {
     [0, 1, 2].map(|ky| [0, 1, 2].map(|kx| std::array::from_fn(|channel| weight[channel * 9 + ky * 3 + kx])))
 }
 
-/// torch's `[out, in, 3, 3]` as three matrices `[3·in, out]`.
-fn kernel_rows(weight: &[f32], inner: usize, outer: usize) -> [Vec<f32>; 3] {
+/// The kernel of the convolution that carries a gradient back through torch's `[out, in, 3, 3]`, flipped, in and out exchanged:
+/// matrix `ky` is `[3·out, in]`, row `kx·out + channel`.
+fn flipped(weight: &[f32], inner: usize, outer: usize) -> [Vec<f32>; 3] {
     [0, 1, 2].map(|ky| {
-        let mut rows = vec![0.0; 3 * inner * outer];
+        let mut rows = vec![0.0; 3 * outer * inner];
         for (o, i, kx) in indices(outer, inner) {
-            rows[(kx * inner + i) * outer + o] = weight[(o * inner + i) * 9 + ky * 3 + kx];
+            rows[(kx * outer + o) * inner + i] = weight[(o * inner + i) * 9 + (2 - ky) * 3 + 2 - kx];
         }
         rows
-    })
-}
-
-/// The kernel of the convolution that carries a gradient back: flipped, in and out exchanged.
-fn flipped_kernel_rows(rows: &[Vec<f32>; 3], inner: usize, outer: usize) -> [Vec<f32>; 3] {
-    [0, 1, 2].map(|ky| {
-        let mut flipped = vec![0.0; 3 * inner * outer];
-        for (o, i, kx) in indices(outer, inner) {
-            flipped[(kx * outer + o) * inner + i] = rows[2 - ky][((2 - kx) * inner + i) * outer + o];
-        }
-        flipped
     })
 }
 
@@ -224,7 +206,7 @@ impl Bordered {
                 continue;
             }
             let mut values = layers.first_bias;
-            for (ky, [left, middle, right]) in layers.first_taps.iter().enumerate() {
+            for (ky, [left, middle, right]) in layers.first.iter().enumerate() {
                 if let Some([a, b, c]) = input[self.first_seen(ky) + p..].first_chunk() {
                     add_products(&mut values, &[*a; CHANNELS], left);
                     add_products(&mut values, &[*b; CHANNELS], middle);
@@ -249,7 +231,7 @@ impl Bordered {
                     // The pixel's number without the margin.
                     let pixel = self.row(r) + x - self.margin();
                     let mut values = [0f32; CHANNELS];
-                    for (ky, [left, middle, right]) in layers.last_taps.iter().enumerate() {
+                    for (ky, [left, middle, right]) in layers.last.iter().enumerate() {
                         if let Some([a, b, c]) = pixels[self.first_seen(ky) + pixel..].first_chunk() {
                             add_products(&mut values, a, left);
                             add_products(&mut values, b, middle);
@@ -269,18 +251,15 @@ impl Bordered {
         self.hidden(&input, layers, &mut hidden);
         let Hidden { first, second, .. } = hidden;
         let d_last = self.load(d_maps);
-        let mut gradient = vec![0f32; PARAMETERS.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum()];
+        let mut gradient = vec![0f32; split(|n| n).iter().sum()];
         let mut rest = gradient.as_mut_slice();
-        let [w1, b1, w2, b2, w3, b3] = split(|n| {
-            let (head, tail) = std::mem::take(&mut rest).split_at_mut(n);
-            rest = tail;
-            head
-        });
+        let [w1, b1, w2, b2, w3, b3] = split(|n| rest.split_off_mut(..n).unwrap_or_default());
         b3[0] = d_last.iter().sum();
         self.kernel_gradient(&second, CHANNELS, &d_last, 1, w3);
-        let through = |d_out: &[f32], outer: usize, kernel: &[Vec<f32>; 3], hidden: &[f32], bias: &mut [f32]| {
+        let [first_flipped, second_flipped, last_flipped] = &layers.flipped;
+        let through = |d_out: &[f32], outer: usize, flipped: &[Vec<f32>; 3], hidden: &[f32], bias: &mut [f32]| {
             let mut d_hidden = self.zeros(CHANNELS);
-            self.convolve(d_out, outer, &flipped_kernel_rows(kernel, CHANNELS, outer), &mut d_hidden, CHANNELS);
+            self.convolve(d_out, outer, flipped, &mut d_hidden, CHANNELS);
             let hidden = &hidden[self.margin() * CHANNELS..];
             vectorised!(for (p, is_inside, pixel) in self.pixels_mut(&mut d_hidden, CHANNELS) {
                 if !is_inside {
@@ -294,12 +273,12 @@ impl Bordered {
             });
             d_hidden
         };
-        let d_second = through(&d_last, 1, &layers.last, &second, b2);
+        let d_second = through(&d_last, 1, last_flipped, &second, b2);
         self.kernel_gradient(&first, CHANNELS, &d_second, CHANNELS, w2);
-        let d_first = through(&d_second, CHANNELS, &layers.second_rows, &first, b1);
+        let d_first = through(&d_second, CHANNELS, second_flipped, &first, b1);
         self.kernel_gradient(&input, 1, &d_first, CHANNELS, w1);
         let mut d_input = self.zeros(1);
-        self.convolve(&d_first, CHANNELS, &flipped_kernel_rows(&layers.first, 1, CHANNELS), &mut d_input, 1);
+        self.convolve(&d_first, CHANNELS, first_flipped, &mut d_input, 1);
         self.add_to(&d_input, d_maps);
         gradient
     }

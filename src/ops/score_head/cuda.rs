@@ -1,8 +1,8 @@
 //! The score head's forward pass. Its backward pass, over the few matched maps, is by cuBLAS: [`super::products`].
 use super::{CHANNELS, Precision, ScoreHead};
-use crate::autograd::Gradients;
-use crate::kernels::cuda::{Module, address, device_of, int, largest_shared_memory, long, module, output, type_name};
-use crate::ops::backend::{Cuda, Forward, Reference, Saved};
+use crate::kernels::cuda::Arg::{Int, Long};
+use crate::kernels::cuda::{Module, device_of, largest_shared_memory, module, output, type_name};
+use crate::ops::backend::{Cuda, Forward, Gradients, Reference, Saved};
 use candle_core::{DType, Result, Tensor};
 
 static KERNELS: Module = module!("score_head");
@@ -28,36 +28,31 @@ impl Cuda for ScoreHead {
             return Ok(None);
         }
         let (count, h, w) = maps.dims3()?;
-        let device = device_of(maps)?;
         let (kernel, shared) = match self.0 {
             Precision::F32 => ("score_head_shares_f32", shared(2)),
             Precision::Bf16 => ("score_head_shares_bf16", shared(1)),
         };
-        if largest_shared_memory(device)? < shared {
+        if largest_shared_memory(device_of(maps)?)? < shared {
             return Ok(None);
         }
         let weights = output((TAPS, 2, CHANNELS, CHANNELS), DType::BF16, maps)?;
-        let args = [address(parameters)?, address(&weights)?];
         let blocks = (TAPS * CHANNELS * CHANNELS).div_ceil(THREADS);
         // SAFETY: a thread splits one of the second layer's weights.
-        unsafe { KERNELS.launch(device, "score_head_prepare", [blocks, 1, 1], THREADS, &args)? }
+        unsafe { KERNELS.launch("score_head_prepare", [blocks, 1, 1], THREADS, &[parameters, &weights], &[])? }
         let out = output(maps.shape(), DType::F32, maps)?;
         let chunk = (HELD / (TAPS * h * w)).clamp(1, count.max(1));
         let shares = output((chunk, TAPS, h, w), DType::F32, maps)?;
         for first in (0..count).step_by(chunk) {
             let held = chunk.min(count - first);
             let (maps, out) = (maps.narrow(0, first, held)?, out.narrow(0, first, held)?);
-            let mut args =
-                [&maps, parameters, &weights, &shares].map(address).into_iter().collect::<Result<Vec<_>>>()?;
-            args.extend([int(h)?, int(w)?]);
             let grid = [held, w.div_ceil(TILE.1), h.div_ceil(TILE.0)];
+            let tensors = [&maps, parameters, &weights, &shares];
             // SAFETY: a block writes the shares of its tile's pixels, of `held` maps.
-            unsafe { KERNELS.launch_sharing(device, kernel, grid, THREADS, shared, &args)? }
-            let mut args = [&maps, &shares, parameters, &out].map(address).into_iter().collect::<Result<Vec<_>>>()?;
-            args.extend([long(maps.elem_count()), int(h)?, int(w)?]);
-            let blocks = maps.elem_count().div_ceil(THREADS);
+            unsafe { KERNELS.launch_sharing(kernel, grid, THREADS, shared, &tensors, &[Int(h), Int(w)])? }
+            let (tensors, count) = ([&maps, &shares, parameters, &out], maps.elem_count());
+            let (grid, sizes) = ([count.div_ceil(THREADS), 1, 1], [Long(count), Int(h), Int(w)]);
             // SAFETY: a thread writes one value of `held` maps.
-            unsafe { KERNELS.launch(device, "score_head_gather", [blocks, 1, 1], THREADS, &args)? }
+            unsafe { KERNELS.launch("score_head_gather", grid, THREADS, &tensors, &sizes)? }
         }
         Ok(Some((out, vec![])))
     }

@@ -5,8 +5,8 @@ mod cuda;
 pub(super) mod products;
 mod reference;
 
+use super::backend::{Variable, apply};
 use super::elementary::cat;
-use crate::autograd::{Variable, apply};
 use candle_core::{DType, Result, Tensor};
 pub use products::backward_bytes;
 
@@ -58,11 +58,11 @@ fn split<T>(mut take: impl FnMut(usize) -> T) -> [T; 6] {
 
 /// The parameters from one flat tensor, each in its shape.
 fn tensors(flat: &Tensor) -> Result<[Tensor; 6]> {
-    let mut start = 0;
+    let mut end = 0;
     let [a, b, c, d, e, f] = PARAMETERS.map(|(_, shape)| {
-        let first = start;
-        start += shape.iter().product::<usize>();
-        flat.narrow(0, first, start - first)?.reshape(shape)
+        let count = shape.iter().product();
+        end += count;
+        flat.narrow(0, end - count, count)?.reshape(shape)
     });
     Ok([a?, b?, c?, d?, e?, f?])
 }

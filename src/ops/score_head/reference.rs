@@ -1,15 +1,12 @@
 //! The score head in candle's operations.
 use super::{CHANNELS, Precision, ScoreHead, products, tensors};
-use crate::autograd::Gradients;
-use crate::ops::backend::Reference;
+use crate::ops::backend::{Gradients, Reference};
 use candle_core::{DType, Result, Tensor};
 
 /// Values that convolutions hold at a time.
 const VALUES: usize = 1 << 28;
 
 impl Reference for ScoreHead {
-    const NAME: &'static str = "score-head";
-
     fn reference(&self, inputs: &[Tensor]) -> Result<Tensor> {
         let (count, height, width) = inputs[0].dims3()?;
         let parameters = tensors(&inputs[1])?;

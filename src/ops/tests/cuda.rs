@@ -2,7 +2,7 @@
 //! strides included. Where there is no CUDA device they say so and pass.
 use super::helpers::{Run, adapted, differentiate, normal, some_feed_forward, values};
 use crate::autograd::{Variable, backward};
-use crate::kernels::cuda::adamw::{Settings, Update, step};
+use crate::kernels::cuda::adamw::{Update, step};
 use crate::kernels::cuda::add::add_in_place;
 use crate::ops;
 use crate::ops::backend::Reference;
@@ -348,14 +348,11 @@ fn score_head_in_bf16() {
 #[test]
 fn adamw() {
     let Some(device) = device("AdamW") else { return };
-    let settings = Settings { betas: [0.9, 0.999], eps: 1e-8 };
     let shapes = [[37, 5], [90, 101]];
     let host = shapes.map(|shape| [1, 2, 3, 4].map(|seed| normal(seed, &shape).abs().unwrap()));
     let placed = host.each_ref().map(|of| of.each_ref().map(|t| t.to_device(&device).unwrap()));
-    fn update([parameter, gradient, first, second]: &[Tensor; 4], rate: f64, keep: f64) -> Update<'_> {
-        Update { parameter, gradient, first, second, rate, spread: 0.05, keep }
-    }
-    step(&[update(&placed[0], 0.02, 0.999), update(&placed[1], 0.3, 1.0)], &settings).unwrap();
+    let update = |number: usize, rate, keep| Update { tensors: placed[number].clone(), factors: [rate, 0.05, keep] };
+    step(&[update(0, 0.02, 0.999), update(1, 0.3, 1.0)], [0.9, 0.999], 1e-8).unwrap();
     for (((host, placed), shape), (rate, keep)) in host.iter().zip(&placed).zip(shapes).zip([(0.02, 0.999), (0.3, 1.0)])
     {
         let of = |i: usize| values(&host[i]).into_iter().map(f64::from).collect::<Vec<_>>();

@@ -44,7 +44,7 @@ impl Optimizer for AdamW {
         learning_rate: &dyn Fn(Group) -> f64,
     ) -> Result<()> {
         let mut ranges: Vec<AdamWRange> = vec![];
-        let present = parameters.all.iter().zip(&mut self.steps).zip(gradients.present());
+        let present = parameters.all.iter().zip(&mut self.steps).zip(&gradients.present);
         for ((parameter, step), _) in present.filter(|(_, present)| **present) {
             *step += 1;
             let new = AdamWRange { range: parameter.range.clone(), lr: learning_rate(parameter.group), step: *step };
@@ -57,7 +57,7 @@ impl Optimizer for AdamW {
             }
         }
         let (exp_avg, exp_avg_sq) = (&self.exp_avg, &self.exp_avg_sq);
-        let (parameters, gradients) = (parameters.buffer(), gradients.values());
+        let (parameters, gradients) = (parameters.buffer(), &gradients.values);
         Ok(ops::adamw(&AdamWBuffers { parameters, gradients, exp_avg, exp_avg_sq }, &ranges, &self.settings)?)
     }
 

@@ -178,8 +178,4 @@ impl Tables {
             self.adobe = segment.get(11).copied();
         }
     }
-
-    pub fn read_jfif(&mut self, segment: &[u8]) {
-        self.jfif |= segment.starts_with(b"JFIF\0");
-    }
 }

@@ -17,12 +17,8 @@ pub struct Huffman {
 impl Huffman {
     /// From the numbers of codes of length 1 to 16, and the symbols in code order.
     pub fn new(counts: &[u8], symbols: &[u8]) -> Option<Self> {
-        let mut table = Self {
-            lookup: vec![(0, 0); 1 << LOOKUP_BITS],
-            limits: [0; 17],
-            offsets: [0; 17],
-            symbols: symbols.to_vec(),
-        };
+        let lookup = vec![(0, 0); 1 << LOOKUP_BITS];
+        let mut table = Self { lookup, limits: [0; 17], offsets: [0; 17], symbols: symbols.to_vec() };
         let (mut code, mut place) = (0u32, 0usize);
         for (length, &count) in (1u32..=16).zip(counts) {
             table.offsets[length as usize] = place as i32 - code as i32;

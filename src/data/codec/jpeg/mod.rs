@@ -71,7 +71,7 @@ pub fn decode(bytes: &[u8]) -> Option<RgbImage> {
             }
             0xd9 => break,
             0xee => tables.read_adobe(reader.segment()?),
-            0xe0 => tables.read_jfif(reader.segment()?),
+            0xe0 => tables.jfif |= reader.segment()?.starts_with(b"JFIF\0"),
             // Application data and comments; other frame types and arithmetic coding are refused.
             0xe1..=0xed | 0xef | 0xfe => drop(reader.segment()?),
             _ => return None,

@@ -22,6 +22,8 @@ fn every_row(frame: &Frame, tables: &Tables) -> Option<RgbImage> {
     }
     let mut picture = RgbImage::new(frame.width as u32, frame.height as u32);
     let is_rgb = is_rgb(frame, tables);
+    // Whether four components are YCbCr and black rather than CMYK.
+    let is_ycck = tables.adobe.is_some_and(|transform| transform != 0);
     for (row, pixels) in picture.chunks_exact_mut(frame.width * 3).enumerate() {
         for channel in &mut channels {
             channel.enlarge(row);
@@ -45,7 +47,7 @@ fn every_row(frame: &Frame, tables: &Tables) -> Option<RgbImage> {
                     // Adobe's files hold what is left of the light, not the ink, and Pillow takes all for Adobe's. YCCK
                     // is the YCbCr of the ink.
                     let values = [first, second, third];
-                    let ink = if is_ycck(tables) { rgb(values) } else { values.map(|value| 255 - value) };
+                    let ink = if is_ycck { rgb(values) } else { values.map(|value| 255 - value) };
                     pixel.copy_from_slice(&from_cmyk([ink[0], ink[1], ink[2], 255 - black]));
                 }
             }
@@ -63,11 +65,6 @@ fn is_rgb(frame: &Frame, tables: &Tables) -> bool {
         Some(transform) => transform == 0,
         None => ids == *b"RGB",
     }
-}
-
-/// Whether four components are YCbCr and black rather than CMYK.
-fn is_ycck(tables: &Tables) -> bool {
-    tables.adobe.is_some_and(|transform| transform != 0)
 }
 
 #[inline(always)]

@@ -132,14 +132,6 @@ pub fn header(bytes: &[u8]) -> Result<Header, String> {
     })
 }
 
-/// Width and height of the upright picture, from its header.
-///
-/// # Errors
-/// Those of [`header`].
-pub fn size(bytes: &[u8]) -> Result<(usize, usize), String> {
-    Ok(header(bytes)?.size)
-}
-
 /// The pixels as they are stored.
 fn pixels(bytes: &[u8], format: Format) -> Result<Pixels, String> {
     match format {

@@ -66,10 +66,7 @@ impl<'a> Tiff<'a> {
             value.copy_from_slice(&if bytes.starts_with(b"II") { [GREY, 0] } else { [0, GREY] });
         }
         let mut decoder = Decoder::new(Cursor::new(file)).map_err(failed)?;
-        let palette = match indices {
-            Some(_) => Some(decoder.get_tag_u16_vec(Tag::ColorMap).map_err(failed)?),
-            None => None,
-        };
+        let palette = indices.map(|_| decoder.get_tag_u16_vec(Tag::ColorMap)).transpose().map_err(failed)?;
         let size = decoder.dimensions().map_err(failed)?;
         let extra = decoder.find_tag_unsigned_vec(Tag::ExtraSamples).map_err(failed)?.unwrap_or_default();
         let kind = decoder.colortype();

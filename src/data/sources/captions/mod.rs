@@ -7,7 +7,7 @@ mod parquet;
 mod parquet_bounds;
 
 use super::unusable::Unusable;
-use crate::data::keyed_temp_store::{Claims, Entry, KeyedTempStore, KeyedTempStoreWriter};
+use crate::data::keyed_temp_store::{ClaimedStore, Entry, KeyedTempStoreWriter};
 use crate::system::guard::guarded;
 use crate::system::{patience, utf8};
 use crate::{Error, Result};
@@ -17,10 +17,7 @@ use std::{collections::BTreeMap, path::Path};
 pub use columns::Columns;
 
 /// The captions of a data set. Memory: 20 bytes a caption; the text is in a temporary file.
-pub struct Captions {
-    table: KeyedTempStore,
-    claims: Claims,
-}
+pub struct Captions(ClaimedStore);
 
 impl Captions {
     /// Reads `path`, whose name says its form:
@@ -48,17 +45,17 @@ impl Captions {
         if table.is_empty() {
             return Err(failed("there is no caption".into()));
         }
-        Ok(Self { claims: Claims::on(&table), table })
+        Ok(Self(ClaimedStore::new(table)))
     }
 
     /// How many images have a caption.
     pub fn len(&self) -> usize {
-        self.table.len()
+        self.0.table.len()
     }
 
     /// Whether no image has a caption.
     pub fn is_empty(&self) -> bool {
-        self.table.is_empty()
+        self.0.table.is_empty()
     }
 
     /// The caption of the image `key`.
@@ -66,7 +63,7 @@ impl Captions {
     /// # Errors
     /// The key matches several captions equally well, or the temporary file cannot be read.
     pub fn get(&self, key: &str) -> Result<Option<String>, Unusable> {
-        self.table.get(key)?.map(text).transpose()
+        self.0.table.get(key)?.map(text).transpose()
     }
 
     /// The caption of the image `key`, which no other image may have.
@@ -74,20 +71,19 @@ impl Captions {
     /// # Errors
     /// As [`get`](Self::get), and where the caption went to another image already, since its key fits both.
     pub fn take(&self, key: &str) -> Result<Option<String>, Unusable> {
-        let Some(entry) = self.table.get(key)? else { return Ok(None) };
-        if !self.claims.claim(&entry, key) {
+        let refused = |entry: &Entry| {
             let problem = format!("the caption of `{}` fits {key} and another image of that name", entry.key);
-            return Err(Error::Usage(format!("data.captions: {problem}; write their folders in its keys")).into());
-        }
-        text(entry).map(Some)
+            format!("data.captions: {problem}; write their folders in its keys")
+        };
+        self.0.take(key, refused)?.map(text).transpose()
     }
 
     /// How many captions no image has [taken](Self::take), and the keys of `count` of them.
     ///
     /// # Errors
     /// The temporary file cannot be read.
-    pub fn left(&self, count: usize) -> Result<(u64, Vec<String>), Unusable> {
-        self.claims.left(&self.table, count)
+    pub fn left(&self, count: usize) -> Result<(u64, Vec<String>)> {
+        self.0.left(count)
     }
 }
 
@@ -112,14 +108,9 @@ fn differ(first: &Entry, second: &Entry) -> String {
 pub fn first_by_key(path: &Path, columns: Columns, count: usize) -> Result<Vec<String>> {
     let mut first: BTreeMap<String, String> = BTreeMap::new();
     for_each(path, columns, &mut |key, caption| {
-        match first.get(key) {
-            Some(other) if other != caption => {
-                return Err(format!("the key `{key}` is there twice, with the captions {other:?} and {caption:?}"));
-            }
-            Some(_) => {}
-            None => {
-                first.insert(key.to_owned(), caption.to_owned());
-            }
+        let other = first.entry(key.to_owned()).or_insert_with(|| caption.to_owned());
+        if other != caption {
+            return Err(format!("the key `{key}` is there twice, with the captions {other:?} and {caption:?}"));
         }
         if first.len() > count {
             first.pop_last();

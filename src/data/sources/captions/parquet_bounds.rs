@@ -64,7 +64,7 @@ fn depth(footer: &[u8]) -> Option<usize> {
     const SCHEMA: i64 = 2;
     const CHILDREN: i64 = 5;
     let mut deepest = 0;
-    ThriftReader { bytes: footer }.each_field(0, &mut |reader, field, kind| {
+    ThriftReader { bytes: footer }.each_field(&mut |reader, field, kind| {
         if (field, kind) != (SCHEMA, kind::LIST) {
             return reader.skip(kind, 0);
         }
@@ -73,7 +73,7 @@ fn depth(footer: &[u8]) -> Option<usize> {
         let mut open: Vec<i64> = Vec::new();
         for _ in 0..count {
             let mut children = 0;
-            reader.each_field(0, &mut |reader, field, kind| match field {
+            reader.each_field(&mut |reader, field, kind| match field {
                 CHILDREN => reader.number().map(|number| children = number),
                 _ => reader.skip(kind, 0),
             })?;
@@ -97,7 +97,7 @@ fn page(header: &[u8]) -> Option<(usize, u64, u64)> {
     const COMPRESSED: i64 = 3;
     let (mut uncompressed, mut compressed) = (None, None);
     let mut reader = ThriftReader { bytes: header };
-    reader.each_field(0, &mut |reader, field, kind| match field {
+    reader.each_field(&mut |reader, field, kind| match field {
         UNCOMPRESSED => reader.number().map(|number| uncompressed = u64::try_from(number).ok()),
         COMPRESSED => reader.number().map(|number| compressed = u64::try_from(number).ok()),
         _ => reader.skip(kind, 0),
@@ -166,10 +166,7 @@ impl<'a> ThriftReader<'a> {
     }
 
     /// Calls `visit` with number and type of each field of a struct.
-    fn each_field(&mut self, depth: usize, visit: &mut Visit<'a, '_>) -> Option<()> {
-        if depth > DEEPEST_SKIP {
-            return None;
-        }
+    fn each_field(&mut self, visit: &mut Visit<'a, '_>) -> Option<()> {
         let mut field = 0i64;
         loop {
             let header = self.byte()?;
@@ -207,7 +204,7 @@ impl<'a> ThriftReader<'a> {
                     self.skip_element(kinds & 15, depth + 1)
                 })
             }
-            kind::STRUCT => self.each_field(depth, &mut |reader, _, kind| reader.skip(kind, depth + 1)),
+            kind::STRUCT => self.each_field(&mut |reader, _, kind| reader.skip(kind, depth + 1)),
             _ => None,
         }
     }

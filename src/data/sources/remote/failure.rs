@@ -19,7 +19,7 @@ const LENDERS: [&str; 3] = ["169.254.169.254", "169.254.170.2", "metadata.google
 /// Why a read failed.
 #[derive(Clone, Debug)]
 pub struct Failure {
-    reason: String,
+    pub reason: String,
     /// Whether another try may succeed.
     passes: bool,
     /// How long the server asks to wait.
@@ -35,11 +35,6 @@ impl Failure {
     /// A failure that may pass.
     pub fn passing(reason: impl Into<String>) -> Self {
         Self { reason: reason.into(), passes: true, wait: Duration::ZERO }
-    }
-
-    /// Why.
-    pub fn reason(&self) -> &str {
-        &self.reason
     }
 
     fn refused(refusal: &Refusal) -> Self {
@@ -93,7 +88,8 @@ pub struct Tries {
     /// Since when there was no progress.
     since: Option<Instant>,
     pause: Duration,
-    count: u32,
+    /// Failures since the last progress.
+    pub count: u32,
 }
 
 impl Tries {
@@ -104,11 +100,6 @@ impl Tries {
     /// Bytes came: what failed before is forgotten.
     pub fn progress(&mut self) {
         *self = Self::new(self.patience);
-    }
-
-    /// Failures since the last progress.
-    pub fn count(&self) -> u32 {
-        self.count
     }
 
     /// How long to wait before the next try.

@@ -53,7 +53,7 @@ pub fn find(sources: &[String], config: &DataConfig) -> Result<BTreeMap<String, 
     if let Some(first) = objects.first() {
         let runtime = runtime().map_err(|problem| Error::file(first.path(), problem))?;
         let touched = stream::iter(objects)
-            .map(async |object| object.touch().await.map_err(|failure| Error::file(object.path(), failure.reason())));
+            .map(async |object| object.touch().await.map_err(|failure| Error::file(object.path(), failure.reason)));
         runtime.block_on(touched.buffered(AT_A_TIME).try_collect::<()>())?;
     }
     Ok(found)
@@ -105,7 +105,7 @@ impl<'a> Finder<'a> {
         if !self.seen.insert(url.to_owned()) {
             return Ok(vec![]);
         }
-        let failed = |error| wrong(url, Failure::from(error).reason());
+        let failed = |error| wrong(url, &Failure::from(error).reason);
         let connector = match self.web.remove(&is_plain) {
             Some(connector) => connector,
             None => {
@@ -126,7 +126,7 @@ impl<'a> Finder<'a> {
         if bucket.is_empty() || bucket.contains('@') {
             return Err(wrong(url, "expected the name of a bucket; credentials are taken from the environment"));
         }
-        let store = self.bucket(scheme, bucket).map_err(|error| wrong(url, Failure::from(error).reason()))?;
+        let store = self.bucket(scheme, bucket).map_err(|error| wrong(url, &Failure::from(error).reason))?;
         let wild = key.find(['*', '?', '[']);
         let locations = match wild.is_some() || key.is_empty() || key.ends_with('/') {
             false => vec![Path::parse(key).map_err(|problem| wrong(url, &problem.to_string()))?],
@@ -134,11 +134,14 @@ impl<'a> Finder<'a> {
                 let pattern = wild.map(|_| Pattern::new(key)).transpose();
                 let pattern = pattern.map_err(|problem| wrong(url, &problem.to_string()))?;
                 let folder = key[..wild.unwrap_or(key.len())].rsplit_once('/').map(|(folder, _)| Path::from(folder));
-                let names = self.list(url, &store, folder.as_ref())?;
-                let names = match pattern {
-                    Some(pattern) => matching(names, &pattern),
-                    None => self.shards(names, url)?,
-                };
+                let mut names = self.list(url, &store, folder.as_ref())?;
+                match pattern {
+                    Some(pattern) => {
+                        let options = MatchOptions { require_literal_separator: true, ..MatchOptions::default() };
+                        names.retain(|name| pattern.matches_with(name.as_ref(), options));
+                    }
+                    None => names = self.shards(names, url)?,
+                }
                 if names.is_empty() {
                     return Err(wrong(url, "matches no object"));
                 }
@@ -192,7 +195,7 @@ impl<'a> Finder<'a> {
             }
         };
         let names: Result<Vec<Path>, Failure> = runtime().map_err(|problem| failed(&problem))?.block_on(list());
-        let mut names = names.map_err(|failure| failed(&failure.reason()))?;
+        let mut names = names.map_err(|failure| failed(&failure.reason))?;
         names.sort();
         Ok(names)
     }
@@ -226,13 +229,6 @@ fn is_this_machine(address: &str) -> bool {
         None => host.split(':').next().unwrap_or_default(),
     };
     host.eq_ignore_ascii_case("localhost") || host.parse().is_ok_and(|address: IpAddr| address.is_loopback())
-}
-
-/// Those of `names` that match.
-fn matching(mut names: Vec<Path>, pattern: &Pattern) -> Vec<Path> {
-    let options = MatchOptions { require_literal_separator: true, ..MatchOptions::default() };
-    names.retain(|name| pattern.matches_with(name.as_ref(), options));
-    names
 }
 
 #[cfg(test)]

@@ -42,7 +42,7 @@ pub fn runtime() -> io::Result<&'static Handle> {
 }
 
 /// What the objects of a run share.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Shared {
     /// For how long a failing read is tried again.
     pub patience: Duration,
@@ -55,13 +55,7 @@ pub struct Shared {
 
 impl Shared {
     pub fn new(patience: Duration) -> Arc<Self> {
-        Arc::new(Self {
-            patience,
-            has_failed: AtomicBool::new(false),
-            has_warned: AtomicBool::new(false),
-            recent: Mutex::default(),
-            objects: AtomicU64::new(0),
-        })
+        Arc::new(Self { patience, ..Self::default() })
     }
 }
 
@@ -153,9 +147,9 @@ impl Object {
                 self.shared.has_failed.store(true, Ordering::Relaxed);
                 failure
             };
-            if tries.count() == SILENT && !self.shared.has_warned.swap(true, Ordering::Relaxed) {
+            if tries.count == SILENT && !self.shared.has_warned.swap(true, Ordering::Relaxed) {
                 let (path, seconds) = (self.path.display(), self.shared.patience.as_secs());
-                tracing::warn!("{path}: {}; it is tried again for {seconds} s", failure.reason());
+                tracing::warn!("{path}: {}; it is tried again for {seconds} s", failure.reason);
             }
             let mut pause = tries.after(failure.clone()).map_err(failed)?;
             while !pause.is_zero() {

@@ -2,11 +2,12 @@
 use super::prefixes::{Tensors, unknown_key};
 use crate::model::adapters::adapter::{Adapter, Adapters};
 use crate::model::adapters::stored::{Format, Origin};
-use crate::model::families::{FAMILIES, KohyaNames};
+use crate::model::families::known::PIPELINES;
+use crate::model::families::names::KohyaNames;
 use crate::model::weights;
-use crate::model::weights::naming::{ModuleNames, Shares};
+use crate::model::weights::fingerprint::sha256_of;
+use crate::model::weights::naming::{ModuleNames, Shares, rows_of};
 use crate::system::error::{Error, Result};
-use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -15,7 +16,7 @@ const PREFIX: &str = "lora_unet_";
 
 /// All lists of blocks, with the names of the family that has them.
 fn lists() -> impl Iterator<Item = (&'static KohyaNames, &'static ModuleNames)> {
-    FAMILIES.into_iter().flat_map(|family| family.kohya().blocks.iter().map(|blocks| (family.kohya(), blocks)))
+    PIPELINES.into_iter().flat_map(|names| names.kohya.blocks.iter().map(|blocks| (names.kohya, blocks)))
 }
 
 /// What stands before a block's number in kohya's names.
@@ -115,7 +116,7 @@ fn names_of(adapters: &Adapters, origin: &Origin) -> Result<&'static KohyaNames>
         origin.release.is_some_and(|release| release.architecture.starts_with(names.architecture))
     };
     let missing = |names: &KohyaNames| adapters.keys().find(|layer| original(names, layer).is_none());
-    let all = || FAMILIES.into_iter().map(|family| family.kohya());
+    let all = || PIPELINES.into_iter().map(|pipeline| pipeline.kohya);
     let having_all = || all().filter(|names| missing(names).is_none());
     let found = having_all().find(is_origin).or_else(|| having_all().next());
     found.ok_or_else(|| {
@@ -169,11 +170,10 @@ fn training_metadata(adapters: &Adapters, origin: &Origin) -> BTreeMap<String, S
 fn hashes(file: &Path) -> Result<(String, String)> {
     let bytes = std::fs::read(file).map_err(|e| Error::file(file, e))?;
     let header = bytes.first_chunk::<8>().map_or(0, |length| u64::from_le_bytes(*length) as usize);
-    let hash = |bytes: &[u8]| Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect::<String>();
     let legacy = bytes.get(1 << 20..).unwrap_or_default();
-    let mut legacy = hash(&legacy[..legacy.len().min(1 << 16)]);
+    let mut legacy = sha256_of(&legacy[..legacy.len().min(1 << 16)]);
     legacy.truncate(8);
-    Ok((hash(bytes.get(8 + header..).unwrap_or_default()), legacy))
+    Ok((sha256_of(bytes.get(8 + header..).unwrap_or_default()), legacy))
 }
 
 /// Whether diffusers or the original checkpoint has a layer of this name, with dots or underscores.
@@ -193,14 +193,9 @@ pub(super) fn split(file: &Path, layer: &str, adapter: Box<dyn Adapter>) -> Resu
         let adapter = if swaps { swapped(adapter.as_ref())? } else { adapter };
         return Ok(Adapters::from([(format!("{block}{within}"), adapter)]));
     }
-    let (rows, all) = (adapter.sizes().1, shares.iter().map(|(_, share)| share).sum::<usize>());
-    if !rows.is_multiple_of(all) {
-        return Err(Error::file(file, format!("{layer}: {rows} rows do not divide into its {all} parts")));
-    }
-    let (mut first, mut parts) = (0, Adapters::new());
-    for (within, share) in shares {
-        let range = first..first + rows / all * share;
-        first = range.end;
+    let rows = rows_of(shares, adapter.sizes().1);
+    let mut parts = Adapters::new();
+    for (within, range) in rows.map_err(|problem| Error::file(file, format!("{layer}: {problem}")))? {
         if let Some(part) = adapter.outputs(&[range])?.pruned()? {
             parts.insert(format!("{block}{within}"), part);
         }

@@ -39,15 +39,10 @@ pub fn export(adapters: &Adapters, format: Format, out: &Path, origin: &Origin) 
         return Err(Error::file(out, "cannot export: the adapter has no modules"));
     }
     for (name, adapter) in adapters {
-        if !adapter
-            .parameters()
-            .into_iter()
-            .map(is_finite)
-            .collect::<Result<Vec<_>>>()?
-            .into_iter()
-            .all(|finite| finite)
-        {
-            return Err(Error::file(out, format!("cannot export: {name} holds numbers that are not finite")));
+        for values in adapter.parameters() {
+            if !is_finite(values)? {
+                return Err(Error::file(out, format!("cannot export: {name} holds numbers that are not finite")));
+            }
         }
     }
     let is_file_name = out.extension().is_some_and(|e| e == "safetensors");
@@ -117,7 +112,21 @@ pub fn read_kinds(path: &Path, kinds: &[&'static dyn AdapterFiles]) -> Result<Ad
 /// # Errors
 /// The folder holds none, or several.
 pub fn tensors_of(path: &Path) -> Result<PathBuf> {
-    if paths::is_folder(path)? { file_in(path) } else { Ok(path.to_path_buf()) }
+    if !paths::is_folder(path)? {
+        return Ok(path.to_path_buf());
+    }
+    let names = [Format::Peft, Format::Diffusers, Format::Comfyui].map(Format::file_name);
+    let mut found = vec![];
+    for file in names.map(|name| path.join(name)) {
+        if is_file(&file)? {
+            found.push(file);
+        }
+    }
+    match found.as_slice() {
+        [file] => Ok(file.clone()),
+        [] => Err(Error::file(path, format!("no adapter: expected {}", names.join(", ")))),
+        _ => Err(Error::file(path, "holds more than one adapter file: name the one that is meant")),
+    }
 }
 
 /// `problem` with `file` as safetensors, or what is known better of it: it is one of torch's pickles.
@@ -131,21 +140,6 @@ pub fn no_pickle(file: &Path, problem: Error) -> Error {
              under \"The published adapters\"",
         ),
         _ => problem,
-    }
-}
-
-fn file_in(folder: &Path) -> Result<PathBuf> {
-    let names = [Format::Peft, Format::Diffusers, Format::Comfyui].map(Format::file_name);
-    let mut found = vec![];
-    for file in names.map(|name| folder.join(name)) {
-        if is_file(&file)? {
-            found.push(file);
-        }
-    }
-    match found.as_slice() {
-        [file] => Ok(file.clone()),
-        [] => Err(Error::file(folder, format!("no adapter: expected {}", names.join(", ")))),
-        _ => Err(Error::file(folder, "holds more than one adapter file: name the one that is meant")),
     }
 }
 

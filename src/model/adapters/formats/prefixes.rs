@@ -1,5 +1,5 @@
 //! What keys of adapter files begin with.
-use crate::model::families;
+use crate::model::families::known;
 use crate::system::error::Error;
 use candle_core::Tensor;
 use std::collections::BTreeMap;
@@ -41,7 +41,7 @@ pub(super) fn unknown_key(file: &Path, key: &str) -> Error {
             .to_string()
     } else {
         let prefixes: Vec<String> = PREFIXES.iter().map(|(prefix, _)| format!("{prefix}…")).collect();
-        format!("is not a key of an {} adapter (expected {})", families::names(), prefixes.join(", "))
+        format!("is not a key of an {} adapter (expected {})", known::names(), prefixes.join(", "))
     };
     Error::file(file, format!("key {key} {why}"))
 }

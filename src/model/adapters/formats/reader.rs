@@ -99,10 +99,8 @@ pub(super) fn read(
     let Some(first) = keys.first().copied() else { return Err(without_transformer(file, &of_text)) };
     for key in &keys {
         if let Some((_, kind)) = OTHER_KINDS.iter().find(|(mark, _)| key.contains(mark)) {
-            return Err(Error::file(
-                file,
-                format!("key {key} is of a {kind} adapter, which is not read: only plain LoRA"),
-            ));
+            let problem = format!("key {key} is of a {kind} adapter, which is not read: only plain LoRA");
+            return Err(Error::file(file, problem));
         }
     }
     // A file has one style of names.
@@ -112,16 +110,16 @@ pub(super) fn read(
     let mut layers: BTreeMap<String, Parts> = BTreeMap::new();
     let first = first.clone();
     for (key, tensor) in tensors {
-        match (key.strip_prefix(prefix), place(&key, suffixes)) {
-            (Some(_), Some((index, layer))) => {
+        let other_end = OTHER_ENDS.iter().find(|(end, _)| key.ends_with(end));
+        match (key.starts_with(prefix), place(&key, suffixes), other_end) {
+            (true, Some((index, layer)), _) => {
                 let layer = layer.get(prefix.len()..).ok_or_else(|| unknown_key(file, &key))?;
                 if names == Names::Any && !kohya::is_known(layer) {
                     return Err(unknown_key(file, &key));
                 }
-                layers.entry(layer.to_string()).or_default().set(index, tensor);
+                layers.entry(layer.to_string()).or_default().insert(index, tensor);
             }
-            (_, None) if OTHER_ENDS.iter().any(|(end, _)| key.ends_with(end)) => {
-                let what = OTHER_ENDS.iter().find(|(end, _)| key.ends_with(end)).map_or("", |(_, what)| what);
+            (_, None, Some((_, what))) => {
                 return Err(Error::file(file, format!("key {key} is {what}, which is not read: only plain LoRA")));
             }
             _ if prefix_of(&key).is_some() && suffixes_of(&[&key], kinds).is_some() => {

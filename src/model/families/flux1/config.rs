@@ -1,20 +1,12 @@
 //! Sizes of a FLUX.1 transformer, from `transformer/config.json` (diffusers' `FluxTransformer2DModel`).
-use super::double::DoubleBlock;
-use super::embed::FluxEmbedding;
-use super::single::SingleBlock;
-use crate::model::families::block::{Block, Embedding};
+use super::pipeline::PACKED_SIDE;
 use crate::model::families::config::{FamilyConfig, check_sizes};
 use crate::model::families::flux::{DOUBLE_BLOCKS, SINGLE_BLOCKS, check_axes, check_channels, one};
 use crate::model::families::names::Release;
 use crate::model::families::transformer::{Guidance, TransformerConfig};
-use crate::model::weights::Weights;
 use crate::system::error::{Error, Result};
-use candle_core::DType;
 use serde::Deserialize;
 use std::path::Path;
-
-/// Side of the square of latents that is packed into a token (diffusers' `FluxPipeline._pack_latents`).
-pub const PACKED_SIDE: usize = 2;
 
 /// Sizes of a FLUX.1 transformer; the fields are the keys of `transformer/config.json`.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -89,16 +81,5 @@ impl FamilyConfig for FluxConfig {
                 architecture: if self.guidance_embeds { "flux-1-dev" } else { "flux-1" },
             }),
         }
-    }
-
-    fn embedding(&self, weights: &Weights, dtype: DType) -> Result<Box<dyn Embedding>> {
-        Ok(Box::new(FluxEmbedding::load(weights, self, dtype)?))
-    }
-
-    fn block(&self, weights: &Weights, layer: usize) -> Result<Box<dyn Block>> {
-        Ok(match layer.checked_sub(self.num_layers) {
-            None => Box::new(DoubleBlock::load(weights, self, layer)?),
-            Some(number) => Box::new(SingleBlock::load(weights, self, number)?),
-        })
     }
 }

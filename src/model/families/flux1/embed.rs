@@ -1,6 +1,6 @@
 //! Into FLUX.1's tokens and out of them: packed latents, places, time, guidance, text; the final norm and projection.
-use super::config::{FluxConfig, PACKED_SIDE};
-use super::pipeline::PIPELINE;
+use super::config::FluxConfig;
+use super::pipeline::{PACKED_SIDE, PIPELINE};
 use crate::autograd::Variable;
 use crate::model::families::block as families;
 use crate::model::families::config::FamilyConfig;

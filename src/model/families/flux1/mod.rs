@@ -4,53 +4,32 @@ mod double;
 mod embed;
 mod names;
 mod original;
-mod pipeline;
+pub(super) mod pipeline;
 mod single;
 
 pub use config::FluxConfig;
 
-use crate::model::families::config::FamilyConfig;
-use crate::model::families::family::{Family, SigmaSpacing};
-use crate::model::families::names::KohyaNames;
+use crate::model::families::block::{Block, Embedding};
+use crate::model::families::family::Family;
 use crate::model::families::pipelines::PipelineNames;
-use crate::model::families::transformer::{Transformer, TransformerConfig};
-use crate::model::weights::files::ModelFiles;
+use crate::model::weights::Weights;
 use crate::system::error::Result;
-use candle_core::{DType, Device};
-use names::KOHYA;
+use candle_core::DType;
+use embed::FluxEmbedding;
 use pipeline::PIPELINE;
+use single::SingleBlock;
 
-/// The family.
-#[derive(Debug)]
-pub struct Flux1;
+impl Family for FluxConfig {
+    const PIPELINE: &'static PipelineNames = &PIPELINE;
 
-impl Family for Flux1 {
-    fn name(&self) -> &'static str {
-        "FLUX.1"
+    fn embedding(&self, weights: &Weights, dtype: DType) -> Result<Box<dyn Embedding>> {
+        Ok(Box::new(FluxEmbedding::load(weights, self, dtype)?))
     }
 
-    fn transformer_class(&self) -> &'static str {
-        "FluxTransformer2DModel"
-    }
-
-    fn pipeline(&self) -> &'static PipelineNames {
-        &PIPELINE
-    }
-
-    fn config(&self, files: &ModelFiles) -> Result<TransformerConfig> {
-        Ok(FluxConfig::open(files)?.general())
-    }
-
-    fn load(&self, files: &ModelFiles, depth: Option<usize>, dtype: DType, device: &Device) -> Result<Transformer> {
-        FluxConfig::load(files, depth, dtype, device)
-    }
-
-    /// diffusers' `FluxPipeline.__call__` gives its scheduler the levels.
-    fn sigma_spacing(&self) -> SigmaSpacing {
-        SigmaSpacing::Even
-    }
-
-    fn kohya(&self) -> &'static KohyaNames {
-        &KOHYA
+    fn block(&self, weights: &Weights, layer: usize) -> Result<Box<dyn Block>> {
+        Ok(match layer.checked_sub(self.num_layers) {
+            None => Box::new(double::load(weights, self, layer)?),
+            Some(number) => Box::new(SingleBlock::load(weights, self, number)?),
+        })
     }
 }

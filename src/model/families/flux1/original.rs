@@ -23,18 +23,14 @@ pub static ORIGINAL: Original = Original {
 };
 
 /// Modules around the blocks that the other has not.
-const AROUND: [ModuleNames; 1] = [ModuleNames {
-    original: "",
-    diffusers: "",
-    layers: &[
-        ("time_in.in_layer", &[("time_text_embed.timestep_embedder.linear_1", 1)]),
-        ("time_in.out_layer", &[("time_text_embed.timestep_embedder.linear_2", 1)]),
-        ("vector_in.in_layer", &[("time_text_embed.text_embedder.linear_1", 1)]),
-        ("vector_in.out_layer", &[("time_text_embed.text_embedder.linear_2", 1)]),
-        ("guidance_in.in_layer", &[("time_text_embed.guidance_embedder.linear_1", 1)]),
-        ("guidance_in.out_layer", &[("time_text_embed.guidance_embedder.linear_2", 1)]),
-    ],
-}];
+const AROUND: [ModuleNames; 1] = [ModuleNames::alone(&[
+    ("time_in.in_layer", &[("time_text_embed.timestep_embedder.linear_1", 1)]),
+    ("time_in.out_layer", &[("time_text_embed.timestep_embedder.linear_2", 1)]),
+    ("vector_in.in_layer", &[("time_text_embed.text_embedder.linear_1", 1)]),
+    ("vector_in.out_layer", &[("time_text_embed.text_embedder.linear_2", 1)]),
+    ("guidance_in.in_layer", &[("time_text_embed.guidance_embedder.linear_1", 1)]),
+    ("guidance_in.out_layer", &[("time_text_embed.guidance_embedder.linear_2", 1)]),
+])];
 
 fn has_guidance(shapes: &Shapes) -> bool {
     shapes.has("time_text_embed.guidance_embedder.linear_1.weight")

@@ -1,12 +1,17 @@
 //! FLUX.1's pipeline in the diffusers layout.
-use super::config::PACKED_SIDE;
+use super::names::KOHYA;
 use super::original::ORIGINAL;
 use crate::config::TextEncoderKind;
-use crate::model::families::pipelines::{EncoderFolders, PipelineNames, TextForm};
+use crate::model::families::pipelines::{EncoderFolders, PipelineNames, SigmaSpacing, TextForm};
+
+/// Side of the square of latents that is packed into a token (diffusers' `FluxPipeline._pack_latents`).
+pub const PACKED_SIDE: usize = 2;
 
 /// The pipeline in the diffusers layout.
 pub static PIPELINE: PipelineNames = PipelineNames {
+    name: "FLUX.1",
     class: "FluxPipeline",
+    transformer_class: "FluxTransformer2DModel",
     encoders: &[
         EncoderFolders { kind: TextEncoderKind::ClipL, encoder: "text_encoder", tokenizer: "tokenizer" },
         EncoderFolders { kind: TextEncoderKind::T5, encoder: "text_encoder_2", tokenizer: "tokenizer_2" },
@@ -19,5 +24,8 @@ pub static PIPELINE: PipelineNames = PipelineNames {
     words: 77,
     block_counts: &["num_layers", "num_single_layers"],
     packed_side: PACKED_SIDE,
+    // diffusers' `FluxPipeline.__call__` gives its scheduler the levels.
+    sigma_spacing: SigmaSpacing::Even,
+    kohya: &KOHYA,
     original: Some(&ORIGINAL),
 };

@@ -6,7 +6,7 @@ use crate::model::families::block::{Block, SavedActivations};
 use crate::model::families::config::FamilyConfig;
 use crate::model::families::flux::SINGLE_BLOCKS;
 use crate::model::families::joint::{Conditioning, JointInputs, Probe, Streams};
-use crate::model::families::stream_layers::{IMAGE_QKV, Qkv, StreamModulation, modulation};
+use crate::model::families::stream_layers::{IMAGE_QKV, Qkv, StreamModulation};
 use crate::model::projection::Projection;
 use crate::model::weights::Weights;
 use crate::ops;
@@ -45,10 +45,6 @@ impl SingleBlock {
             proj_out: Projection::load(weights, &format!("{prefix}.proj_out"), width + hidden, width)?,
         })
     }
-
-    fn modulation(&self, conditioning: &Conditioning) -> TensorResult<StreamModulation> {
-        Ok(StreamModulation::of(modulation(&self.norm, conditioning)?))
-    }
 }
 
 impl Block for SingleBlock {
@@ -64,7 +60,7 @@ impl Block for SingleBlock {
     }
 
     fn probe(&self, streams: &Streams, conditioning: &Conditioning) -> TensorResult<Probe> {
-        let normed = self.modulation(conditioning)?.norm_msa(&streams.joined()?)?;
+        let normed = StreamModulation::of_layer(&self.norm, conditioning)?.norm_msa(&streams.joined()?)?;
         let [of_image, _] = streams.tokens()?;
         let queries = self.qkv.queries(&normed.window(1, of_image)?)?;
         Probe::of(streams, conditioning, [queries, self.qkv.keys(&normed)?])
@@ -76,7 +72,7 @@ impl Block for SingleBlock {
         conditioning: &Conditioning,
         attend: &mut dyn FnMut(&JointInputs) -> TensorResult<Variable>,
     ) -> TensorResult<(Streams, JointInputs)> {
-        let modulation = self.modulation(conditioning)?;
+        let modulation = StreamModulation::of_layer(&self.norm, conditioning)?;
         let joint = streams.joined()?;
         let normed = modulation.norm_msa(&joint)?;
         let qkv = [self.qkv.queries(&normed)?, self.qkv.keys(&normed)?, self.qkv.v.forward(&normed)?];
@@ -87,10 +83,6 @@ impl Block for SingleBlock {
         let hidden = ops::gelu(&self.proj_mlp.forward_window(&normed, output.clone())?)?;
         let update = self.proj_out.forward(&ops::cat(&[attended.window(1, output)?, hidden], 2)?)?;
         Ok((streams.updated(&joint, &update, modulation.gate_msa())?, inputs))
-    }
-
-    fn reaches_output(&self, _: &str) -> bool {
-        true
     }
 
     /// Keys of image and text are of one layer.

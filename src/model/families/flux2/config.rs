@@ -1,16 +1,11 @@
 //! Sizes of a FLUX.2 transformer, from `transformer/config.json` (diffusers' `Flux2Transformer2DModel`).
-use super::double::DoubleBlock;
-use super::embed::Flux2Embedding;
-use super::single::SingleBlock;
-use crate::model::families::block::{Block, Embedding};
 use crate::model::families::config::{FamilyConfig, check_sizes};
 use crate::model::families::flux::{DOUBLE_BLOCKS, SINGLE_BLOCKS, check_axes, check_channels, one};
 use crate::model::families::names::Release;
 use crate::model::families::time_embedding::FEATURES;
 use crate::model::families::transformer::{Guidance, TransformerConfig};
-use crate::model::weights::Weights;
+use crate::model::weights::files::{ModelFiles, Part};
 use crate::system::error::{Error, Result};
-use candle_core::DType;
 use serde::Deserialize;
 use std::path::Path;
 
@@ -55,6 +50,9 @@ pub struct Flux2Config {
     /// Whether the guidance scale is embedded: in FLUX.2-dev, which is another pipeline.
     #[serde(default = "yes")]
     pub guidance_embeds: bool,
+    /// Whether the pipeline says that the model is distilled: it is then not guided.
+    #[serde(skip)]
+    pub is_distilled: bool,
 }
 
 fn default_features() -> usize {
@@ -132,19 +130,19 @@ impl FamilyConfig for Flux2Config {
             joint_attention_dim: self.joint_attention_dim,
             pooled_projection_dim: 0,
             usual_guidance_scale: 4.0,
-            guidance: Guidance::TwoPasses,
+            guidance: if self.is_distilled { Guidance::None } else { Guidance::TwoPasses },
             release: Some(Release { base_model_version: "flux_2_klein_base_4b", architecture: "flux-2-klein-base-4b" }),
         }
     }
-
-    fn embedding(&self, weights: &Weights, dtype: DType) -> Result<Box<dyn Embedding>> {
-        Ok(Box::new(Flux2Embedding::load(weights, self, dtype)?))
-    }
-
-    fn block(&self, weights: &Weights, layer: usize) -> Result<Box<dyn Block>> {
-        Ok(match layer.checked_sub(self.num_layers) {
-            None => Box::new(DoubleBlock::load(weights, self, layer)?),
-            Some(number) => Box::new(SingleBlock::load(weights, self, number)?),
-        })
+    /// A distilled model is not guided, as diffusers' pipeline has it (`is_distilled`).
+    fn open(files: &ModelFiles) -> Result<Self> {
+        #[derive(Deserialize)]
+        struct PipelineConfig {
+            #[serde(default)]
+            is_distilled: bool,
+        }
+        let config = files.config::<Self>(Part::Transformer)?.checked(&files.config_path(Part::Transformer))?;
+        let is_distilled = !files.is_one_file() && files.pipeline_config::<PipelineConfig>()?.is_distilled;
+        Ok(Self { is_distilled, ..config })
     }
 }

@@ -8,17 +8,16 @@ use crate::model::families::config::FamilyConfig;
 use crate::model::families::joint::{Conditioning, Embedded, Streams};
 use crate::model::families::output_layer::OutputLayer;
 use crate::model::families::patches;
-use crate::model::families::stream_layers::{StreamModulation, modulation};
+use crate::model::families::stream_layers::modulation;
 use crate::model::families::time_embedding::{EmbeddingLayers, FEATURES, features};
 use crate::model::projection::Projection;
 use crate::model::text::TextEmbedding;
 use crate::model::weights::Weights;
 use crate::ops::RotaryTable;
 use crate::system::error::Result;
-use candle_core::{DType, Result as TensorResult, Tensor, bail};
+use candle_core::{DType, Result as TensorResult, Tensor};
 
 /// What a modulation is shared by, and its place in [`Conditioning::shared`].
-#[derive(Clone, Copy)]
 pub(super) enum Shared {
     /// The image stream of double-stream blocks.
     Image = 0,
@@ -26,14 +25,6 @@ pub(super) enum Shared {
     Text = 1,
     /// Single-stream blocks.
     Single = 2,
-}
-
-impl Shared {
-    /// The modulation: shift, scale and gate of the attention, and in double-stream blocks of the MLP.
-    pub(super) fn of(self, conditioning: &Conditioning) -> TensorResult<StreamModulation> {
-        let Some(parts) = conditioning.shared.get(self as usize) else { bail!("a modulation that nobody made") };
-        Ok(StreamModulation::of(parts.iter().cloned().map(Variable::constant).collect()))
-    }
 }
 
 /// Weights of everything around the blocks.

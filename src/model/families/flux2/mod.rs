@@ -2,64 +2,34 @@
 mod config;
 mod double;
 mod embed;
-mod feed_forward;
 mod names;
 mod original;
-mod pipeline;
+pub(super) mod pipeline;
 mod single;
 
 pub use config::Flux2Config;
 
-use crate::model::families::config::FamilyConfig;
-use crate::model::families::family::{Family, SigmaSpacing};
-use crate::model::families::names::KohyaNames;
+use crate::model::families::block::{Block, Embedding};
+use crate::model::families::family::Family;
 use crate::model::families::pipelines::PipelineNames;
-use crate::model::families::transformer::{Guidance, Transformer, TransformerConfig};
-use crate::model::weights::files::ModelFiles;
+use crate::model::weights::Weights;
 use crate::system::error::Result;
-use candle_core::{DType, Device};
-use names::KOHYA;
+use candle_core::DType;
+use embed::Flux2Embedding;
 use pipeline::PIPELINE;
+use single::SingleBlock;
 
-/// The family.
-#[derive(Debug)]
-pub struct Flux2;
+impl Family for Flux2Config {
+    const PIPELINE: &'static PipelineNames = &PIPELINE;
 
-impl Family for Flux2 {
-    fn name(&self) -> &'static str {
-        "FLUX.2-klein"
+    fn embedding(&self, weights: &Weights, dtype: DType) -> Result<Box<dyn Embedding>> {
+        Ok(Box::new(Flux2Embedding::load(weights, self, dtype)?))
     }
 
-    fn transformer_class(&self) -> &'static str {
-        "Flux2Transformer2DModel"
-    }
-
-    fn pipeline(&self) -> &'static PipelineNames {
-        &PIPELINE
-    }
-
-    /// A distilled model is not guided, as diffusers' pipeline has it (`is_distilled`).
-    fn config(&self, files: &ModelFiles) -> Result<TransformerConfig> {
-        #[derive(serde::Deserialize)]
-        struct PipelineConfig {
-            #[serde(default)]
-            is_distilled: bool,
-        }
-        let config = Flux2Config::open(files)?.general();
-        let is_distilled = !files.is_one_file() && files.pipeline_config::<PipelineConfig>()?.is_distilled;
-        Ok(if is_distilled { TransformerConfig { guidance: Guidance::None, ..config } } else { config })
-    }
-
-    fn load(&self, files: &ModelFiles, depth: Option<usize>, dtype: DType, device: &Device) -> Result<Transformer> {
-        Ok(Transformer { config: self.config(files)?, ..Flux2Config::load(files, depth, dtype, device)? })
-    }
-
-    /// diffusers' `Flux2KleinPipeline.__call__` gives its scheduler the levels, and `compute_empirical_mu`'s shift.
-    fn sigma_spacing(&self) -> SigmaSpacing {
-        SigmaSpacing::EvenEmpirical
-    }
-
-    fn kohya(&self) -> &'static KohyaNames {
-        &KOHYA
+    fn block(&self, weights: &Weights, layer: usize) -> Result<Box<dyn Block>> {
+        Ok(match layer.checked_sub(self.num_layers) {
+            None => Box::new(double::load(weights, self, layer)?),
+            Some(number) => Box::new(SingleBlock::load(weights, self, number)?),
+        })
     }
 }

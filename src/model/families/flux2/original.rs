@@ -22,19 +22,15 @@ pub static ORIGINAL: Original = Original {
 };
 
 /// Modules around the blocks that the other has not.
-const AROUND: [ModuleNames; 1] = [ModuleNames {
-    original: "",
-    diffusers: "",
-    layers: &[
-        ("time_in.in_layer", &[("time_guidance_embed.timestep_embedder.linear_1", 1)]),
-        ("time_in.out_layer", &[("time_guidance_embed.timestep_embedder.linear_2", 1)]),
-        ("guidance_in.in_layer", &[(GUIDANCE, 1)]),
-        ("guidance_in.out_layer", &[("time_guidance_embed.guidance_embedder.linear_2", 1)]),
-        ("double_stream_modulation_img.lin", &[("double_stream_modulation_img.linear", 1)]),
-        ("double_stream_modulation_txt.lin", &[("double_stream_modulation_txt.linear", 1)]),
-        ("single_stream_modulation.lin", &[("single_stream_modulation.linear", 1)]),
-    ],
-}];
+const AROUND: [ModuleNames; 1] = [ModuleNames::alone(&[
+    ("time_in.in_layer", &[("time_guidance_embed.timestep_embedder.linear_1", 1)]),
+    ("time_in.out_layer", &[("time_guidance_embed.timestep_embedder.linear_2", 1)]),
+    ("guidance_in.in_layer", &[(GUIDANCE, 1)]),
+    ("guidance_in.out_layer", &[("time_guidance_embed.guidance_embedder.linear_2", 1)]),
+    ("double_stream_modulation_img.lin", &[("double_stream_modulation_img.linear", 1)]),
+    ("double_stream_modulation_txt.lin", &[("double_stream_modulation_txt.linear", 1)]),
+    ("single_stream_modulation.lin", &[("single_stream_modulation.linear", 1)]),
+])];
 
 /// The first layer of the embedding of the guidance scale, which klein lacks.
 const GUIDANCE: &str = "time_guidance_embed.guidance_embedder.linear_1";

@@ -9,7 +9,7 @@ use crate::model::families::block::{Block, SavedActivations};
 use crate::model::families::config::FamilyConfig;
 use crate::model::families::flux::SINGLE_BLOCKS;
 use crate::model::families::joint::{Conditioning, JointInputs, Probe, Streams};
-use crate::model::families::stream_layers::normed;
+use crate::model::families::stream_layers::{StreamModulation, normed};
 use crate::model::projection::Projection;
 use crate::model::weights::Weights;
 use crate::ops;
@@ -63,7 +63,7 @@ impl Block for SingleBlock {
     }
 
     fn probe(&self, streams: &Streams, conditioning: &Conditioning) -> TensorResult<Probe> {
-        let x = Shared::Single.of(conditioning)?.norm_msa(&streams.joined()?)?;
+        let x = StreamModulation::shared(Shared::Single as usize, conditioning)?.norm_msa(&streams.joined()?)?;
         let [of_image, _] = streams.tokens()?;
         let queries = self.fused_input.forward_outputs(&x.window(1, of_image)?, self.part(0))?;
         let keys = self.fused_input.forward_outputs(&x, self.part(1))?;
@@ -76,7 +76,7 @@ impl Block for SingleBlock {
         conditioning: &Conditioning,
         attend: &mut dyn FnMut(&JointInputs) -> TensorResult<Variable>,
     ) -> TensorResult<(Streams, JointInputs)> {
-        let modulation = Shared::Single.of(conditioning)?;
+        let modulation = StreamModulation::shared(Shared::Single as usize, conditioning)?;
         let joint = streams.joined()?;
         let fused = self.fused_input.forward(&modulation.norm_msa(&joint)?)?;
         let queries = normed(fused.window(2, self.part(0))?, Some(&self.norm_q))?;
@@ -93,10 +93,6 @@ impl Block for SingleBlock {
         }
         let update = self.fused_output.forward(&ops::cat(&[attended, ops::swiglu(&of_mlp)?], 2)?)?;
         Ok((streams.updated(&joint, &update, modulation.gate_msa())?, inputs))
-    }
-
-    fn reaches_output(&self, _: &str) -> bool {
-        true
     }
 
     /// Queries and keys of both streams are of one layer.

@@ -1,14 +1,9 @@
 //! Sizes of an MM-DiT, from `transformer/config.json` (diffusers' `SD3Transformer2DModel`).
-use super::block::MmDitBlock;
-use super::embed::MmDitEmbedding;
 use super::names::BLOCKS;
-use crate::model::families::block::{Block, Embedding};
 use crate::model::families::config::{FamilyConfig, check_sizes};
 use crate::model::families::names::Release;
 use crate::model::families::transformer::{Guidance, TransformerConfig};
-use crate::model::weights::Weights;
 use crate::system::error::{Error, Result};
-use candle_core::DType;
 use serde::Deserialize;
 use std::path::Path;
 
@@ -97,14 +92,6 @@ impl FamilyConfig for MmDitConfig {
             guidance: Guidance::TwoPasses,
             release: Some(release(self.qk_norm.is_some(), !self.dual_attention_layers.is_empty())),
         }
-    }
-
-    fn embedding(&self, weights: &Weights, dtype: DType) -> Result<Box<dyn Embedding>> {
-        Ok(Box::new(MmDitEmbedding::load(weights, self, dtype)?))
-    }
-
-    fn block(&self, weights: &Weights, layer: usize) -> Result<Box<dyn Block>> {
-        Ok(Box::new(MmDitBlock::load(weights, self, layer)?))
     }
 }
 

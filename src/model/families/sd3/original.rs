@@ -36,20 +36,16 @@ const NORMS: [ModuleNames; 1] = [ModuleNames {
 }];
 
 /// Modules around the blocks.
-const AROUND: [ModuleNames; 1] = [ModuleNames {
-    original: "",
-    diffusers: "",
-    layers: &[
-        ("pos_embed", &[("pos_embed.pos_embed", 1)]),
-        ("x_embedder.proj", &[("pos_embed.proj", 1)]),
-        ("t_embedder.mlp.0", &[("time_text_embed.timestep_embedder.linear_1", 1)]),
-        ("t_embedder.mlp.2", &[("time_text_embed.timestep_embedder.linear_2", 1)]),
-        ("y_embedder.mlp.0", &[("time_text_embed.text_embedder.linear_1", 1)]),
-        ("y_embedder.mlp.2", &[("time_text_embed.text_embedder.linear_2", 1)]),
-        ("final_layer.linear", &[("proj_out", 1)]),
-        ("final_layer.adaLN_modulation.1", &[(OUTPUT_NORM, 1)]),
-    ],
-}];
+const AROUND: [ModuleNames; 1] = [ModuleNames::alone(&[
+    ("pos_embed", &[("pos_embed.pos_embed", 1)]),
+    ("x_embedder.proj", &[("pos_embed.proj", 1)]),
+    ("t_embedder.mlp.0", &[("time_text_embed.timestep_embedder.linear_1", 1)]),
+    ("t_embedder.mlp.2", &[("time_text_embed.timestep_embedder.linear_2", 1)]),
+    ("y_embedder.mlp.0", &[("time_text_embed.text_embedder.linear_1", 1)]),
+    ("y_embedder.mlp.2", &[("time_text_embed.text_embedder.linear_2", 1)]),
+    ("final_layer.linear", &[("proj_out", 1)]),
+    ("final_layer.adaLN_modulation.1", &[(OUTPUT_NORM, 1)]),
+])];
 
 fn transformer_sizes(shapes: &Shapes, head_dim: Option<usize>) -> Value {
     let size = |name: &str, dimension| shapes.size(name, dimension);

@@ -1,12 +1,15 @@
 //! Stable Diffusion 3's pipeline in the diffusers layout.
+use super::names::KOHYA;
 use super::original::ORIGINAL;
 use crate::config::TextEncoderKind;
-use crate::model::families::pipelines::{EncoderFolders, PipelineNames, TextForm};
+use crate::model::families::pipelines::{EncoderFolders, PipelineNames, SigmaSpacing, TextForm};
 use crate::model::text::tokenizer::CLIP_TOKENS;
 
 /// The pipeline in the diffusers layout.
 pub static PIPELINE: PipelineNames = PipelineNames {
+    name: "SD3",
     class: "StableDiffusion3Pipeline",
+    transformer_class: "SD3Transformer2DModel",
     encoders: &[
         EncoderFolders { kind: TextEncoderKind::ClipL, encoder: "text_encoder", tokenizer: "tokenizer" },
         EncoderFolders { kind: TextEncoderKind::ClipG, encoder: "text_encoder_2", tokenizer: "tokenizer_2" },
@@ -20,5 +23,7 @@ pub static PIPELINE: PipelineNames = PipelineNames {
     words: CLIP_TOKENS,
     block_counts: &["num_layers"],
     packed_side: 1,
+    sigma_spacing: SigmaSpacing::Trained,
+    kohya: &KOHYA,
     original: Some(&ORIGINAL),
 };

@@ -24,6 +24,7 @@ impl Sizes {
 /// A tensor `[batch, tokens, width]` whose heads are written by different tasks.
 pub struct ByHead {
     values: Vec<f32>,
+    first: Memory,
     tokens: usize,
     sizes: Sizes,
 }
@@ -37,34 +38,36 @@ pub struct HeadRows {
 }
 
 impl HeadRows {
-    /// The rows of a batch entry of so many tokens and a head, from `start` on.
-    fn of(self, (batch, head): (usize, usize), tokens: usize, start: usize) -> Self {
-        let offset = (batch * tokens + start) * self.width + head * self.head_dim;
-        Self { first: Memory(self.first.from(offset)), ..self }
-    }
-
     /// # Safety
     /// The row is one of the head's, which one task has.
     pub unsafe fn row<'a>(self, row: usize) -> &'a mut [f32] {
         // SAFETY: the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.first.from(row * self.width), self.head_dim) }
     }
+
+    /// Writes all rows, which are `values` one after the other.
+    ///
+    /// # Safety
+    /// As many rows are the head's, which one task has.
+    pub unsafe fn write(self, values: &[f32]) {
+        for (r, values) in values.chunks_exact(self.head_dim).enumerate() {
+            // SAFETY: the caller's promise.
+            unsafe { self.row(r) }.copy_from_slice(values);
+        }
+    }
 }
 
 impl ByHead {
     pub fn new(sizes: Sizes, tokens: usize) -> Self {
-        Self { values: Vec::with_capacity(sizes.batch * tokens * sizes.width), tokens, sizes }
+        let mut values = Vec::with_capacity(sizes.batch * tokens * sizes.width);
+        Self { first: Memory(values.as_mut_ptr()), values, tokens, sizes }
     }
 
     /// The rows of a batch entry and head, from `start` on.
-    pub fn rows(&mut self) -> impl Fn((usize, usize), usize) -> HeadRows + Sync + use<> {
-        let base = HeadRows {
-            first: Memory(self.values.as_mut_ptr()),
-            width: self.sizes.width,
-            head_dim: self.sizes.head_dim(),
-        };
-        let tokens = self.tokens;
-        move |pair, start| base.of(pair, tokens, start)
+    pub fn rows(&self, (batch, head): (usize, usize), start: usize) -> HeadRows {
+        let (width, head_dim) = (self.sizes.width, self.sizes.head_dim());
+        let offset = (batch * self.tokens + start) * width + head * head_dim;
+        HeadRows { first: Memory(self.first.from(offset)), width, head_dim }
     }
 
     /// # Safety

@@ -43,10 +43,6 @@ fn row(view: View<'_>, index: usize, length: usize) -> &[f32] {
     &view.data[index * view.row_stride..][..length]
 }
 
-fn rows_from(view: View<'_>, first: usize) -> View<'_> {
-    View { data: &view.data[first * view.row_stride..], ..view }
-}
-
 /// `from · factor`.
 fn scale(from: &[f32], factor: f32, to: &mut [f32]) {
     vectorised!(to.iter_mut().zip(from).for_each(|(to, from)| *to = from * factor));
@@ -148,20 +144,18 @@ impl Head<'_> {
         let mut gradients = [zeros(self.queries), zeros(self.keys), zeros(self.keys)];
         for start in (0..self.queries).step_by(QUERIES) {
             let end = self.queries.min(start + QUERIES);
-            let head = Self { q: rows_from(self.q, start), queries: end - start, ..*self };
+            let head = Self { q: self.q.skip_rows(start), queries: end - start, ..*self };
             let passed = Passed {
-                out: rows_from(passed.out, start),
-                gradient: rows_from(passed.gradient, start),
+                out: passed.out.skip_rows(start),
+                gradient: passed.gradient.skip_rows(start),
                 lse: &passed.lse[start..end],
             };
             let [dq, dk, dv] = &mut gradients;
             head.add_gradients(passed, scratch, &mut dq[start * self.head_dim..end * self.head_dim], dk, dv);
         }
         for (gradient, out) in gradients.iter().zip(out) {
-            for (r, row) in gradient.chunks_exact(self.head_dim).enumerate() {
-                // SAFETY: the caller's promise.
-                unsafe { out.row(r) }.copy_from_slice(row);
-            }
+            // SAFETY: the caller's promise.
+            unsafe { out.write(gradient) };
         }
     }
 
@@ -224,7 +218,7 @@ impl Head<'_> {
             if end % KEYS == 0 || end == keys {
                 let first = (end - 1) / KEYS * KEYS;
                 let d_scores = View::rows(d_scores, room(queries)).transposed();
-                let product = Product::new((queries, end - first, head_dim), d_scores, rows_from(self.k, first));
+                let product = Product::new((queries, end - first, head_dim), d_scores, self.k.skip_rows(first));
                 Product { scale: self.scale, start: Start::Output, ..product }.into(dq, head_dim);
             }
         }

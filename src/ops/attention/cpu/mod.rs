@@ -4,9 +4,8 @@ mod head;
 mod probability;
 
 use super::{Attention, Sizes};
-use crate::autograd::Gradients;
 use crate::kernels::memory::Values;
-use crate::ops::backend::{Cpu, Forward, Saved};
+use crate::ops::backend::{Cpu, Forward, Gradients, Saved};
 use by_head::ByHead;
 use candle_core::{Device, Result, Tensor};
 use head::{Head, Passed, Scratch};
@@ -40,17 +39,15 @@ impl Cpu for Attention {
         let starts = (0..sizes.queries).step_by(TASK);
         let tasks: Vec<_> =
             sizes.pairs().into_iter().flat_map(|pair| starts.clone().map(move |at| (pair, at))).collect();
-        let mut out = ByHead::new(sizes, sizes.queries);
-        let rows = out.rows();
+        let out = ByHead::new(sizes, sizes.queries);
         let lse: Vec<Vec<f32>> = tasks
             .into_par_iter()
             .map_init(Scratch::default, |scratch, (pair, start)| {
                 let queries = TASK.min(sizes.queries - start);
-                let part = sizes.head(inputs[0], sizes.queries, pair, start);
+                let q = sizes.head(inputs[0], sizes.queries, pair, start);
+                let head = Head { q, queries, ..sizes.whole_head(inputs, pair) };
                 // SAFETY: the rows are this task's.
-                unsafe {
-                    Head { q: part, queries, ..sizes.whole_head(inputs, pair) }.forward(rows(pair, start), scratch)
-                }
+                unsafe { head.forward(out.rows(pair, start), scratch) }
             })
             .collect();
         let lse = Tensor::from_vec(lse.concat(), (sizes.batch, sizes.heads, sizes.queries), &Device::Cpu)?;
@@ -64,21 +61,21 @@ impl Cpu for Attention {
         let (q, k, v) = (Values::of(saved.input(0)?)?, Values::of(saved.input(1)?)?, Values::of(saved.input(2)?)?);
         let (out, lse, gradient) = (Values::of(out)?, Values::of(lse)?, Values::of(&gradient)?);
         let [q, k, v, out, lse, gradient]: [&[f32]; 6] = [&q, &k, &v, &out, &lse, &gradient];
-        let [mut dq, mut dk, mut dv] =
-            [ByHead::new(sizes, sizes.queries), ByHead::new(sizes, sizes.keys), ByHead::new(sizes, sizes.keys)];
-        let (dq_rows, dk_rows, dv_rows) = (dq.rows(), dk.rows(), dv.rows());
+        let d_inputs = [sizes.queries, sizes.keys, sizes.keys].map(|tokens| ByHead::new(sizes, tokens));
         sizes.pairs().into_par_iter().zip(lse.par_chunks_exact(sizes.queries)).for_each_init(
             Scratch::default,
             |scratch, (pair, lse)| {
                 let of = |data| sizes.head(data, sizes.queries, pair, 0);
                 let passed = Passed { out: of(out), gradient: of(gradient), lse };
-                let rows = [dq_rows(pair, 0), dk_rows(pair, 0), dv_rows(pair, 0)];
+                let rows = d_inputs.each_ref().map(|d_input| d_input.rows(pair, 0));
                 // SAFETY: the rows are this task's.
                 unsafe { sizes.whole_head([q, k, v], pair).backward(passed, rows, scratch) };
             },
         );
-        // SAFETY: the tasks are all heads.
-        let parts = unsafe { [dq.into_tensor()?, dk.into_tensor()?, dv.into_tensor()?] };
-        parts.into_iter().enumerate().try_for_each(|(input, part)| gradients.add(input, part))
+        for (input, part) in d_inputs.into_iter().enumerate() {
+            // SAFETY: the tasks are all heads.
+            gradients.add(input, unsafe { part.into_tensor()? })?;
+        }
+        Ok(())
     }
 }

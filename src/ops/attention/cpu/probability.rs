@@ -1,11 +1,10 @@
 //! The attention probability of a range of keys, a block of queries at a time.
 use super::super::{Probability, Sizes};
 use super::by_head::ByHead;
-use crate::autograd::Gradients;
 use crate::kernels::cpu::{softmax, sum, vectorised};
 use crate::kernels::matrix::{Product, Start, View};
 use crate::kernels::memory::Values;
-use crate::ops::backend::{Cpu, Forward, Saved};
+use crate::ops::backend::{Cpu, Forward, Gradients, Saved};
 use candle_core::{Device, Result, Tensor};
 use rayon::prelude::*;
 use std::f32::consts::LOG2_E;
@@ -82,8 +81,7 @@ impl Cpu for Probability {
         let sizes = self.sizes;
         let (q, k, gradient) = (Values::of(saved.input(0)?)?, Values::of(saved.input(1)?)?, Values::of(&gradient)?);
         let (d, keys, columns) = (sizes.head_dim(), sizes.keys, self.range.len());
-        let (mut all_dq, mut all_dk) = (ByHead::new(sizes, sizes.queries), ByHead::new(sizes, keys));
-        let (dq_rows, dk_rows) = (all_dq.rows(), all_dk.rows());
+        let (all_dq, all_dk) = (ByHead::new(sizes, sizes.queries), ByHead::new(sizes, keys));
         sizes.pairs().into_par_iter().for_each(|pair| {
             let (mut dq, mut dk) = (vec![0.0; sizes.queries * d], vec![0.0; keys * d]);
             let mut scores = vec![0f32; BLOCK * keys];
@@ -103,11 +101,9 @@ impl Cpu for Probability {
                 }
                 sizes.score_gradients(&scores, (&q, &k), (&mut dq, &mut dk), pair, (start, rows));
             }
-            for (part, rows) in [(dq, dq_rows(pair, 0)), (dk, dk_rows(pair, 0))] {
-                for (r, part) in part.chunks_exact(d).enumerate() {
-                    // SAFETY: the head is this task's.
-                    unsafe { rows.row(r) }.copy_from_slice(part);
-                }
+            for (part, all) in [(dq, &all_dq), (dk, &all_dk)] {
+                // SAFETY: the head is this task's.
+                unsafe { all.rows(pair, 0).write(&part) };
             }
         });
         // SAFETY: the tasks are all heads.

@@ -5,7 +5,7 @@ use crate::kernels::amx;
 use crate::kernels::cpu::{vectorised, zeros};
 use crate::kernels::matrix::{Threads, View};
 use crate::kernels::memory::Values;
-use crate::kernels::packed::{PackedA, PackedB, is_as_product, room};
+use crate::kernels::packed::{PackedA, PackedB, room};
 use crate::ops::frozen_weight::FrozenWeight;
 use crate::ops::norm::{add_norm_row_backward, modulate_row};
 use crate::ops::pointwise::{gelu_derivative, gelu_value};
@@ -36,12 +36,6 @@ impl Scratch {
             results: vec![0.0; block_rows() * room(of.width)],
         }
     }
-}
-
-/// Whether products in blocks are to the last bit those of whole matrices, which an adapter on a layer leads to.
-pub fn are_as_whole(of: &Arguments) -> bool {
-    let rows = of.rows;
-    is_as_product((rows, of.width, of.hidden)) && is_as_product((rows, of.hidden, of.width))
 }
 
 /// A row with as many values as a row of results.

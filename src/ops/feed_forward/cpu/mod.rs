@@ -4,9 +4,9 @@ mod blocks;
 mod whole;
 
 use super::FeedForward;
-use crate::autograd::Gradients;
 use crate::kernels::memory::{Values, with_values_mut};
-use crate::ops::backend::{Cpu, Forward, Saved};
+use crate::kernels::packed::is_as_product;
+use crate::ops::backend::{Cpu, Forward, Gradients, Saved};
 use arguments::{Arguments, with_arguments};
 use candle_core::{Device, Result, Tensor};
 
@@ -16,7 +16,9 @@ const CACHED_WEIGHT: usize = 1 << 18;
 /// Whether blocks of rows go through all at once: where the weights stay in cache, and products in blocks are to the last
 /// bit those of whole matrices, which an adapter on a layer leads to.
 fn go_in_blocks(of: &Arguments) -> bool {
-    of.width * of.hidden <= CACHED_WEIGHT && blocks::are_as_whole(of)
+    let &Arguments { rows, width, hidden, .. } = of;
+    let are_as_whole = || is_as_product((rows, width, hidden)) && is_as_product((rows, hidden, width));
+    width * hidden <= CACHED_WEIGHT && are_as_whole()
 }
 
 impl Cpu for FeedForward {
