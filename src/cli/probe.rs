@@ -156,7 +156,7 @@ fn looks(args: &ProbeArgs) -> Result<Vec<Look>> {
         return Err(Error::file(folder, format!("holds no image ({})", found.pattern())));
     }
     let captions = match &args.captions {
-        Some(file) => Some((file, Captions::read(file, Columns { key: "key", caption: "caption" })?)),
+        Some(file) => Some((file, Captions::read(file, Columns::USUAL)?)),
         None => None,
     };
     let look = |(key, file): (String, PathBuf)| {

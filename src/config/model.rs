@@ -98,27 +98,23 @@ impl PartPaths {
     /// These paths as `KEY=PATH` names them.
     ///
     /// # Errors
-    /// A key is none, or twice there.
+    /// A key is none.
     pub fn of_arguments(arguments: &[String]) -> Result<Self, String> {
         let mut paths = Self::default();
         for argument in arguments {
             let (key, path) = argument.split_once('=').filter(|(_, path)| !path.is_empty()).unwrap_or_default();
-            let slot = match key {
-                "config" => {
-                    paths.config = Some(path.to_owned());
-                    continue;
-                }
-                "vae" => &mut paths.vae,
-                "clip_l" => &mut paths.clip_l,
-                "clip_g" => &mut paths.clip_g,
-                "t5" => &mut paths.t5,
-                "qwen3" => &mut paths.qwen3,
+            match key {
+                "config" => paths.config = Some(path.into()),
+                "vae" => paths.vae = Some(path.into()),
+                "clip_l" => paths.clip_l = Some(path.into()),
+                "clip_g" => paths.clip_g = Some(path.into()),
+                "t5" => paths.t5 = Some(path.into()),
+                "qwen3" => paths.qwen3 = Some(path.into()),
                 _ => {
                     let keys = "vae, clip_l, clip_g, t5, qwen3 or config";
                     return Err(format!("{argument:?}: expected {keys}, = and a path"));
                 }
-            };
-            *slot = Some(path.into());
+            }
         }
         Ok(paths)
     }
@@ -133,11 +129,6 @@ impl ModelConfig {
     /// The highest expert: the mask loss reaches no further.
     pub fn last_expert(&self) -> usize {
         self.expert_layers.last().copied().unwrap_or(0)
-    }
-
-    /// The experts as people say them: `block 9`, or `blocks 7, 8, 9`.
-    pub fn experts(&self) -> String {
-        named_blocks(&self.expert_layers)
     }
 }
 

@@ -72,7 +72,7 @@ impl Outcome<'_> {
             ("Resolution", format!("{0} × {0} pixels", config.data.resolution)),
             ("Steps", format!("{}, of {size} images each", self.state.step)),
             ("Images seen", self.state.samples.to_string()),
-            ("Expert", config.model.experts()),
+            ("Expert", named_blocks(&config.model.expert_layers)),
             ("Time in steps", duration(seconds)),
             ("Speed", rate(metrics.len() as f64 * images as f64 / seconds)),
             ("Device", device),
