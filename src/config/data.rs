@@ -187,29 +187,25 @@ impl Setting for Colour {
     }
 
     fn convert(value: &TomlValue) -> Option<Self> {
-        match value {
-            TomlValue::String(name) if name == "white" => Some(Self([255; 3])),
-            TomlValue::String(name) if name == "black" => Some(Self([0; 3])),
-            TomlValue::String(text) => {
-                let digits = text
-                    .strip_prefix('#')
-                    .filter(|digits| digits.len() == 6 && digits.bytes().all(|digit| digit.is_ascii_hexdigit()))?;
-                let number = u32::from_str_radix(digits, 16).ok()?;
-                let [_, channels @ ..] = number.to_be_bytes();
+        match value.as_str()? {
+            "white" => Some(Self([255; 3])),
+            "black" => Some(Self([0; 3])),
+            text => {
+                let is_colour = |text: &&str| text.len() == 6 && text.bytes().all(|digit| digit.is_ascii_hexdigit());
+                let digits = text.strip_prefix('#').filter(is_colour)?;
+                let [_, channels @ ..] = u32::from_str_radix(digits, 16).ok()?.to_be_bytes();
                 Some(Self(channels))
             }
-            _ => None,
         }
     }
 }
 
 impl Serialize for Colour {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let Self([red, green, blue]) = self;
         match self.0 {
             [255, 255, 255] => serializer.serialize_str("white"),
             [0, 0, 0] => serializer.serialize_str("black"),
-            _ => serializer.serialize_str(&format!("#{red:02x}{green:02x}{blue:02x}")),
+            [red, green, blue] => serializer.serialize_str(&format!("#{red:02x}{green:02x}{blue:02x}")),
         }
     }
 }

@@ -68,10 +68,7 @@ macro_rules! choices {
             }
 
             fn convert(value: &$crate::config::document::TomlValue) -> Option<Self> {
-                let named = match value {
-                    $crate::config::document::TomlValue::String(text) => <Self as $crate::config::Choice>::from_name(text).ok(),
-                    _ => None,
-                };
+                let named = value.as_str().and_then(|text| <Self as $crate::config::Choice>::from_name(text).ok());
                 $(let named = named.or_else(|| <$other_type>::convert(value).map(Self::$other));)?
                 named
             }

@@ -58,39 +58,34 @@ pub(super) trait Setting: Sized + Serialize {
     /// The value, or what was expected, what was found, and the nearest valid value.
     fn read(value: &TomlValue) -> Result<Self, String> {
         Self::convert(value).ok_or_else(|| {
-            let hint = match value {
-                TomlValue::String(text) => Self::nearest(text).map(|n| format!("; the nearest is {n:?}")),
-                _ => None,
-            };
-            unexpected(value, &Self::expected()) + &hint.unwrap_or_default()
+            let nearest = value.as_str().and_then(Self::nearest);
+            let hint = nearest.map(|nearest| format!("; the nearest is {nearest:?}")).unwrap_or_default();
+            unexpected(value, &Self::expected()) + &hint
         })
     }
 }
 
-/// `simple_setting!(TYPE, "expected", PATTERN => value)`: types whose values are one kind of TOML value each.
+/// `simple_setting!(TYPE, "expected", value => its conversion)`.
 macro_rules! simple_setting {
-    ($type:ty, $expected:literal, $($pattern:pat => $value:expr),+) => {
+    ($type:ty, $expected:literal, $value:ident => $converted:expr) => {
         impl Setting for $type {
             fn expected() -> String {
                 $expected.into()
             }
 
-            fn convert(value: &TomlValue) -> Option<Self> {
-                match value {
-                    $($pattern => $value,)+
-                    _ => None,
-                }
+            fn convert($value: &TomlValue) -> Option<Self> {
+                $converted
             }
         }
     };
 }
-simple_setting!(u64, "a whole number, 0 or more", TomlValue::Integer(integer) => Self::try_from(*integer).ok());
-simple_setting!(u32, "a whole number, 0 or more", TomlValue::Integer(integer) => Self::try_from(*integer).ok());
-simple_setting!(usize, "a whole number, 0 or more", TomlValue::Integer(integer) => Self::try_from(*integer).ok());
-simple_setting!(f64, "a number", TomlValue::Float(number) => Some(*number), TomlValue::Integer(integer) => Some(*integer as f64));
-simple_setting!(bool, "true or false", TomlValue::Boolean(truth) => Some(*truth));
-simple_setting!(String, "a string", TomlValue::String(text) => Some(text.clone()));
-simple_setting!([f64; 2], "a list of two numbers", list @ TomlValue::Array(_) => Vec::convert(list)?.try_into().ok());
+simple_setting!(u64, "a whole number, 0 or more", value => Self::try_from(value.as_integer()?).ok());
+simple_setting!(u32, "a whole number, 0 or more", value => Self::try_from(value.as_integer()?).ok());
+simple_setting!(usize, "a whole number, 0 or more", value => Self::try_from(value.as_integer()?).ok());
+simple_setting!(f64, "a number", value => value.as_float().or(value.as_integer().map(|integer| integer as f64)));
+simple_setting!(bool, "true or false", value => value.as_bool());
+simple_setting!(String, "a string", value => value.as_str().map(String::from));
+simple_setting!([f64; 2], "a list of two numbers", value => Vec::convert(value)?.try_into().ok());
 
 impl Setting for PathBuf {
     fn expected() -> String {
@@ -98,10 +93,8 @@ impl Setting for PathBuf {
     }
 
     fn read(value: &TomlValue) -> Result<Self, String> {
-        match value {
-            TomlValue::String(text) => is_path(text).map(|()| text.into()),
-            _ => Err(unexpected(value, &Self::expected())),
-        }
+        let text = value.as_str().ok_or_else(|| unexpected(value, &Self::expected()))?;
+        is_path(text).map(|()| text.into())
     }
 }
 
