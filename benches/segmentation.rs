@@ -54,7 +54,8 @@ fn main() -> Result<()> {
     let segment = || -> Result<f64> {
         let started = Instant::now();
         let embedded = model.embedding.embed(&latents, &timestep, &text)?;
-        let probability = model.probe(&embedded, expert_layer)?.probability(config.num_attention_heads)?;
+        let probability =
+            model.probes(&embedded, &[expert_layer])?.remove(0).probability(config.num_attention_heads)?;
         for of_image in probability.tensor().flatten_from(1)?.to_vec2::<f32>()? {
             let mut maps = ClassMaps::empty(grid);
             maps.add(&prompt, &of_image, &settings);

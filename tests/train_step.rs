@@ -291,7 +291,7 @@ fn one_output_and_attention(fixture: &Fixture, name: &str) {
     let expected = read_all(if of_case.exists() { &of_case } else { &of_all }).unwrap();
     let get = |name: &str| &fixture.inputs[name];
     let noised = fixture.noised();
-    let v = model.forward(&noised, get("timestep"), &fixture.text(case), None).unwrap();
+    let v = model.forward(&noised, get("timestep"), &fixture.text(case), None, None).unwrap();
     assert!(relative(&v, &expected["v"]) < 1e-4, "{variant}: v is off by {}", relative(&v, &expected["v"]));
 
     let embedded = model.embedding.embed(&noised, get("timestep"), &fixture.text(case)).unwrap();

@@ -31,13 +31,13 @@ impl DoubleStreamBlock {
     /// The layers that an adapter can sit on, as FLUX's have them; `mlps` are the names of those of image and text.
     pub(super) fn flux_projections(&mut self, mlps: [&'static str; 4]) -> Vec<(&'static str, &mut Projection)> {
         let mut all = vec![
-            ("attn.to_q", &mut self.image.qkv.q),
-            ("attn.to_k", &mut self.image.qkv.k),
-            ("attn.to_v", &mut self.image.qkv.v),
+            ("attn.to_q", &mut self.image.qkv.q.projection),
+            ("attn.to_k", &mut self.image.qkv.k.projection),
+            ("attn.to_v", &mut self.image.qkv.v.projection),
             ("attn.to_out.0", &mut self.image_output.attention_out),
-            ("attn.add_q_proj", &mut self.text.qkv.q),
-            ("attn.add_k_proj", &mut self.text.qkv.k),
-            ("attn.add_v_proj", &mut self.text.qkv.v),
+            ("attn.add_q_proj", &mut self.text.qkv.q.projection),
+            ("attn.add_k_proj", &mut self.text.qkv.k.projection),
+            ("attn.add_v_proj", &mut self.text.qkv.v.projection),
         ];
         let mut layers = vec![&mut self.image_output.feed_forward.up, &mut self.image_output.feed_forward.down];
         if let Some(text) = &mut self.text_output {
@@ -74,7 +74,7 @@ impl Block for DoubleStreamBlock {
         let layers = [(&image, &self.image.qkv), (&text, &self.text.qkv)];
         let qkv = match &self.text_output {
             Some(_) => Qkv::joint(layers)?,
-            None => [self.image.qkv.queries(&image)?, Qkv::joint_keys(layers)?, Qkv::joint_values(layers)?],
+            None => Qkv::without_text_queries(layers)?,
         };
         let inputs = JointInputs::of(streams, conditioning, self.heads, qkv)?;
         let attended = attend(&inputs)?;
@@ -84,7 +84,7 @@ impl Block for DoubleStreamBlock {
         let mut image = output.add_attention(&streams.image, &attended, of_image, &for_image)?;
         if let Some(second) = &self.second_attention {
             let normed = for_image.norm_msa2(&streams.image)?;
-            let (q, k) = (second.qkv.queries(&normed)?, second.qkv.keys(&normed)?);
+            let (q, k) = (second.qkv.q.forward(&normed)?, second.qkv.k.forward(&normed)?);
             let attended = ops::attention(&q, &k, &second.qkv.v.forward(&normed)?, self.heads, 1)?;
             image = ops::gated_residual(&image, &second.out.forward(&attended)?, for_image.gate_msa2())?;
         }

@@ -61,8 +61,7 @@ pub struct Streams {
 impl Streams {
     /// The same values without gradient.
     pub fn detach(&self) -> Self {
-        let Self { image, text, last_text_count } = self;
-        Self { image: image.detach(), text: text.detach(), last_text_count: *last_text_count }
+        Self { image: self.image.detach(), text: self.text.detach(), ..*self }
     }
 
     /// Where image and text tokens are in the joint sequence.

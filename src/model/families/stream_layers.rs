@@ -36,13 +36,17 @@ pub(super) struct StreamOutput {
     pub(super) feed_forward: FeedForwardLayers,
 }
 
-/// Layers to the queries, keys and values of a stream, with the norms of its heads where the model has such.
+/// Layers to the queries, keys and values of a stream.
 pub(super) struct Qkv {
-    pub(super) q: Projection,
-    pub(super) k: Projection,
-    pub(super) v: Projection,
-    pub(super) norm_q: Option<Tensor>,
-    pub(super) norm_k: Option<Tensor>,
+    pub(super) q: HeadsLayer,
+    pub(super) k: HeadsLayer,
+    pub(super) v: HeadsLayer,
+}
+
+/// A layer to what heads take, with the norm of each of these where the model has such.
+pub(super) struct HeadsLayer {
+    pub(super) projection: Projection,
+    norm: Option<Tensor>,
 }
 
 /// An image and a text stream, normed and modulated, each with its layers.
@@ -120,63 +124,44 @@ impl Qkv {
         let norm =
             |name: &str| normed.map(|head_dim| weights.get(&format!("{prefix}.{name}.weight"), head_dim)).transpose();
         let [q, k, v, norm_q, norm_k] = names;
+        let (q, k, v) = (projection(q)?, projection(k)?, projection(v)?);
         Ok(Self {
-            q: projection(q)?,
-            k: projection(k)?,
-            v: projection(v)?,
-            norm_q: norm(norm_q)?,
-            norm_k: norm(norm_k)?,
+            q: HeadsLayer { projection: q, norm: norm(norm_q)? },
+            k: HeadsLayer { projection: k, norm: norm(norm_k)? },
+            v: HeadsLayer { projection: v, norm: None },
         })
     }
 
-    /// Queries of one stream.
-    pub(super) fn queries(&self, x: &Variable) -> TensorResult<Variable> {
-        normed(self.q.forward(x)?, self.norm_q.as_ref())
-    }
-
-    /// Keys of one stream.
-    pub(super) fn keys(&self, x: &Variable) -> TensorResult<Variable> {
-        normed(self.k.forward(x)?, self.norm_k.as_ref())
-    }
-
     /// Queries, keys and values of both streams, each joined.
-    pub(super) fn joint(streams: JointQkv) -> TensorResult<[Variable; 3]> {
-        Ok([Self::joint_queries(streams)?, Self::joint_keys(streams)?, Self::joint_values(streams)?])
+    pub(super) fn joint([(image, of_image), (text, of_text)]: JointQkv) -> TensorResult<[Variable; 3]> {
+        Ok([
+            HeadsLayer::join([(image, &of_image.q), (text, &of_text.q)])?,
+            HeadsLayer::join([(image, &of_image.k), (text, &of_text.k)])?,
+            HeadsLayer::join([(image, &of_image.v), (text, &of_text.v)])?,
+        ])
     }
 
     /// Queries of the image, and keys of both streams, joined.
-    pub(super) fn joint_probe(streams: JointQkv) -> TensorResult<[Variable; 2]> {
-        let [(image, layers), _] = streams;
-        Ok([layers.queries(image)?, Self::joint_keys(streams)?])
+    pub(super) fn joint_probe([(image, of_image), (text, of_text)]: JointQkv) -> TensorResult<[Variable; 2]> {
+        Ok([of_image.q.forward(image)?, HeadsLayer::join([(image, &of_image.k), (text, &of_text.k)])?])
     }
 
-    /// Queries of both streams, joined.
-    fn joint_queries([image, text]: JointQkv) -> TensorResult<Variable> {
-        let joined = Projection::join(&[(image.0, &image.1.q), (text.0, &text.1.q)])?;
-        normed_jointly(joined, [(image.0, &image.1.norm_q), (text.0, &text.1.norm_q)])
-    }
-
-    /// Keys of both streams, joined.
-    pub(super) fn joint_keys([image, text]: JointQkv) -> TensorResult<Variable> {
-        let joined = Projection::join(&[(image.0, &image.1.k), (text.0, &text.1.k)])?;
-        normed_jointly(joined, [(image.0, &image.1.norm_k), (text.0, &text.1.norm_k)])
-    }
-
-    /// Values of both streams, joined.
-    pub(super) fn joint_values([image, text]: JointQkv) -> TensorResult<Variable> {
-        Projection::join(&[(image.0, &image.1.v), (text.0, &text.1.v)])
+    /// [`Self::joint_probe`], and values of both streams, joined.
+    pub(super) fn without_text_queries(streams: JointQkv) -> TensorResult<[Variable; 3]> {
+        let ([queries, keys], [(image, of_image), (text, of_text)]) = (Self::joint_probe(streams)?, streams);
+        Ok([queries, keys, HeadsLayer::join([(image, &of_image.v), (text, &of_text.v)])?])
     }
 
     /// Whether an adapter is on one of the layers.
     pub(super) fn is_adapted(&self) -> bool {
-        [&self.q, &self.k, &self.v].iter().any(|layer| layer.is_adapted())
+        [&self.q, &self.k, &self.v].iter().any(|layer| layer.projection.is_adapted())
     }
 
     /// Activations that are saved up to the attention's result, which there is none of without queries.
     pub(super) fn saved(&self, has_queries: bool) -> usize {
         let input = usize::from(self.is_adapted());
         let (queries_and_result, keys_and_values) = (2 * usize::from(has_queries), 2);
-        let before_norms = if self.norm_q.is_some() { 1 + usize::from(has_queries) } else { 0 };
+        let before_norms = if self.q.norm.is_some() { 1 + usize::from(has_queries) } else { 0 };
         input + before_norms + queries_and_result + keys_and_values
     }
 }
@@ -187,10 +172,17 @@ pub(super) fn normed(x: Variable, weight: Option<&Tensor>) -> TensorResult<Varia
     ops::rms_norm(&x, vec![(x.dims3()?.1, weight.clone())])
 }
 
-/// [`normed`] `x` that is made of two streams, one after the other, each with its weight.
-fn normed_jointly(x: Variable, streams: [(&Variable, &Option<Tensor>); 2]) -> TensorResult<Variable> {
-    let [(image, Some(image_weight)), (text, Some(text_weight))] = streams else { return Ok(x) };
-    ops::rms_norm(&x, vec![(image.dims3()?.1, image_weight.clone()), (text.dims3()?.1, text_weight.clone())])
+impl HeadsLayer {
+    pub(super) fn forward(&self, x: &Variable) -> TensorResult<Variable> {
+        normed(self.projection.forward(x)?, self.norm.as_ref())
+    }
+
+    /// Two streams, each through its layer, joined along the tokens.
+    fn join([(image, of_image), (text, of_text)]: [(&Variable, &Self); 2]) -> TensorResult<Variable> {
+        let joined = Projection::join(&[(image, &of_image.projection), (text, &of_text.projection)])?;
+        let (Some(of_image), Some(of_text)) = (&of_image.norm, &of_text.norm) else { return Ok(joined) };
+        ops::rms_norm(&joined, vec![(image.dims3()?.1, of_image.clone()), (text.dims3()?.1, of_text.clone())])
+    }
 }
 
 impl ModulationSource {

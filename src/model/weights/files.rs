@@ -4,7 +4,7 @@ use super::folder::Folder;
 use super::layout::{Layout, class_in};
 use super::located::Located;
 pub use super::part::Part;
-use super::part_file::PartFile;
+use super::part_file::{self, PartFile};
 use super::required_files::{RequiredFiles, text_encoders_in};
 use super::{hub, one_file, part_config};
 use crate::config::{ModelConfig, PartPaths, Quantization, TextEncoderKind};
@@ -111,7 +111,7 @@ impl ModelFiles {
     fn of_file(file: &Path, beside: Option<&Path>, named: &PartPaths) -> Result<Self> {
         one_file::check_kind(file)?;
         let weights = Weights::open(file, &[file.to_path_buf()], DType::F32, &Device::Cpu)?;
-        let pipeline = one_file::pipeline_of(&weights)?;
+        let pipeline = part_file::pipeline_of(&weights)?;
         let mut parts = HashMap::new();
         for part in parts_with(pipeline.encoders.iter().map(|folders| folders.kind)) {
             let may_stand_alone = part == Part::Transformer;

@@ -12,9 +12,7 @@ fn values(dtype: Dtype) -> Option<[f32; 256]> {
         Dtype::F8_E5M2 => |bits| f16::from_bits(u16::from(bits) << 8).to_f32(),
         _ => return None,
     };
-    let mut values = [0.0; 256];
-    values.iter_mut().zip(0..).for_each(|(slot, bits)| *slot = value(bits));
-    Some(values)
+    Some(std::array::from_fn(|bits| value(bits as u8)))
 }
 
 /// Four bits of exponent, biased by 7, three of mantissa, no infinity, NaN where all are ones.

@@ -9,7 +9,7 @@ use candle_core::quantized::GgmlDType;
 use candle_core::quantized::gguf_file::{Content, Value};
 use safetensors::Dtype;
 use std::collections::HashMap;
-use std::io::{BufReader, Read, Seek, SeekFrom};
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::Path;
 
 /// What a file begins with that is one.
@@ -29,12 +29,9 @@ pub(super) fn tensors(file: &Path, shard: usize) -> Result<(HashMap<String, Stor
     let opened = patience::open(file).map_err(|e| Error::file(file, e))?;
     let bytes = opened.0.metadata().map_err(|e| Error::file(file, e))?.len();
     let mut reader = BufReader::new(opened);
-    let mut magic = [0; MAGIC.len()];
-    let begins = reader.read_exact(&mut magic).is_ok() && &magic == MAGIC;
-    if !begins {
+    if !reader.fill_buf().is_ok_and(|start| start.starts_with(MAGIC)) {
         return Err(failed("not a GGUF file".into()));
     }
-    reader.seek(SeekFrom::Start(0)).map_err(|e| Error::file(file, e))?;
     let read = || Content::read(&mut Bounded { inner: reader, place: 0 }).map_err(line);
     let content =
         guarded(read).map_err(|problem: String| failed(format!("not a GGUF file that is read: {problem}")))?;

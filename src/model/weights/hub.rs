@@ -134,24 +134,24 @@ impl Hub {
 
     /// A file that the cache holds of the revision.
     fn cached(&self, file: &str) -> Option<PathBuf> {
+        self.asked(file, true).ok()?.ok()
+    }
+
+    /// Asks the client for a file, which may ask the hub unless only local files are wanted.
+    fn asked(&self, file: &str, local_files_only: bool) -> Result<Result<PathBuf, HFError>, String> {
         let request = self.repository.download_file().filename(file).revision(self.revision.as_str());
-        guarded::<_, String>(|| Ok(request.local_files_only(true).send().ok())).ok().flatten()
+        guarded(|| Ok(request.local_files_only(local_files_only).send()))
     }
 
     /// Downloads a file unless the cache holds it; `None` if the repository has no such file.
     pub fn fetch(&self, file: &str) -> Result<Option<PathBuf>> {
         tracing::info!("fetching {file} of {} ({})", self.name, self.revision);
-        let download = || {
-            let request = self.repository.download_file().filename(file).revision(self.revision.as_str());
-            Ok(request.local_files_only(is_offline()).send())
-        };
-        let got = guarded(download).map_err(|problem: String| {
-            Error::Failed(format!("{}: cannot download {file}: the hub's answer is {problem}", self.name))
-        })?;
-        match got {
-            Ok(path) => Ok(Some(path)),
-            Err(HFError::EntryNotFound { .. }) => Ok(None),
-            Err(error) => Err(Error::Failed(format!("{}: cannot download {file}: {}", self.name, reason(&error)))),
+        let failed = |problem: &str| Error::Failed(format!("{}: cannot download {file}: {problem}", self.name));
+        match self.asked(file, is_offline()) {
+            Ok(Ok(path)) => Ok(Some(path)),
+            Ok(Err(HFError::EntryNotFound { .. })) => Ok(None),
+            Ok(Err(error)) => Err(failed(&reason(&error))),
+            Err(problem) => Err(failed(&format!("the hub's answer is {problem}"))),
         }
     }
 }

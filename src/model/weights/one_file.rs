@@ -1,8 +1,6 @@
-//! A model in one file: of which family it is, and what a file is that is none.
+//! What a file is that holds no model, or another.
 use super::Weights;
 use super::gguf;
-use crate::model::families::known::PIPELINES;
-use crate::model::families::pipelines::PipelineNames;
 use crate::system::error::{Error, Result};
 use crate::system::{file_kind, patience};
 use std::io::Read;
@@ -35,24 +33,6 @@ pub(super) fn check_kind(file: &Path) -> Result<()> {
         }
         None => Ok(()),
     }
-}
-
-/// The pipeline of the family whose transformer is in the file.
-///
-/// # Errors
-/// There is none in it: says what is.
-pub(super) fn pipeline_of(weights: &Weights) -> Result<&'static PipelineNames> {
-    let has =
-        |mark: &&str| ["", "model.diffusion_model."].iter().any(|prefix| weights.contains(&format!("{prefix}{mark}")));
-    let is_of = |pipeline: &&PipelineNames| {
-        let marks = pipeline.original.iter().flat_map(|original| original.marks);
-        marks.into_iter().any(|marks| marks.iter().all(has))
-    };
-    PIPELINES.into_iter().find(is_of).ok_or_else(|| {
-        let known = PIPELINES.map(|pipeline| pipeline.class.trim_end_matches("Pipeline")).join(", ");
-        let problem = format!("no transformer of a known family ({known}): {}", what_is(weights));
-        Error::file(weights.path(), problem)
-    })
 }
 
 /// What a file is by its tensors' names, for errors.

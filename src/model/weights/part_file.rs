@@ -5,7 +5,9 @@ use super::part::Part;
 use super::shapes::Shapes;
 use super::{Weights, one_file};
 use crate::config::TextEncoderKind;
+use crate::model::families::known::PIPELINES;
 use crate::model::families::original::Original;
+use crate::model::families::pipelines::PipelineNames;
 use crate::model::text::original as text;
 use crate::model::vae::original as vae;
 use crate::system::error::{Error, Result};
@@ -65,6 +67,20 @@ impl Network {
             self.marks.iter().any(|marks| marks.iter().all(has))
         })
     }
+}
+
+/// The pipeline of the family whose transformer is in the file.
+///
+/// # Errors
+/// There is none in it: says what is.
+pub(super) fn pipeline_of(weights: &Weights) -> Result<&'static PipelineNames> {
+    let is_of =
+        |pipeline: &&PipelineNames| Network::of(Part::Transformer, pipeline.original).prefix(weights, true).is_some();
+    PIPELINES.into_iter().find(is_of).ok_or_else(|| {
+        let known = PIPELINES.map(|pipeline| pipeline.class.trim_end_matches("Pipeline")).join(", ");
+        let problem = format!("no transformer of a known family ({known}): {}", one_file::what_is(weights));
+        Error::file(weights.path(), problem)
+    })
 }
 
 impl PartFile {

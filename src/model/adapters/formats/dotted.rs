@@ -15,20 +15,17 @@ pub(super) const PEFT_CONFIG: &str = "adapter_config.json";
 /// Where diffusers keeps the `LoraConfig` of the adapters in a file, each key behind its model's prefix.
 const DIFFUSERS_CONFIG: &str = "lora_adapter_metadata";
 
-/// Writes `transformer.LAYER.lora_A.weight` and its like.
-pub(super) fn write_diffusers(adapters: &Adapters, file: &Path) -> Result<()> {
-    write(adapters, Format::Diffusers, DIFFUSERS_PREFIX, file)
-}
-
 /// Writes a folder for `PeftModel.from_pretrained`: parameters as trained, their settings in the configuration.
 pub(super) fn write_peft(adapters: &Adapters, folder: &Path) -> Result<()> {
-    write(adapters, Format::Peft, PEFT_PREFIX, &folder.join(Format::Peft.file_name()))?;
+    write(adapters, Format::Peft, &folder.join(Format::Peft.file_name()))?;
     let Some(first) = adapters.values().next() else { return Ok(()) };
     let text = first.files().peft_config(adapters)?;
     whole_file::write_atomically(&folder.join(PEFT_CONFIG), |out| writeln!(out, "{text}"))
 }
 
-fn write(adapters: &Adapters, format: Format, prefix: &str, file: &Path) -> Result<()> {
+/// Writes `transformer.LAYER.lora_A.weight` and its like, or with PEFT's prefix.
+pub(super) fn write(adapters: &Adapters, format: Format, file: &Path) -> Result<()> {
+    let prefix = if format == Format::Peft { PEFT_PREFIX } else { DIFFUSERS_PREFIX };
     let mut tensors = Tensors::new();
     for (layer, adapter) in adapters {
         let stored = adapter.stored(format)?.into_iter();

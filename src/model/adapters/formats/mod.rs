@@ -59,7 +59,7 @@ pub fn export(adapters: &Adapters, format: Format, out: &Path, origin: &Origin) 
     let aside = Aside::beside(&target).map_err(failed)?;
     let written = aside.path().join(format.file_name());
     match format {
-        Format::Diffusers => dotted::write_diffusers(adapters, &written)?,
+        Format::Diffusers => dotted::write(adapters, format, &written)?,
         Format::Peft => dotted::write_peft(adapters, aside.path())?,
         Format::Comfyui => kohya::write(adapters, &written, origin)?,
     }

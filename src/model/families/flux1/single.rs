@@ -50,9 +50,9 @@ impl SingleBlock {
 impl Block for SingleBlock {
     fn projections(&mut self) -> Vec<(&'static str, &mut Projection)> {
         vec![
-            ("attn.to_q", &mut self.qkv.q),
-            ("attn.to_k", &mut self.qkv.k),
-            ("attn.to_v", &mut self.qkv.v),
+            ("attn.to_q", &mut self.qkv.q.projection),
+            ("attn.to_k", &mut self.qkv.k.projection),
+            ("attn.to_v", &mut self.qkv.v.projection),
             ("proj_mlp", &mut self.proj_mlp),
             ("proj_out", &mut self.proj_out),
             ("norm.linear", &mut self.norm),
@@ -62,8 +62,8 @@ impl Block for SingleBlock {
     fn probe(&self, streams: &Streams, conditioning: &Conditioning) -> TensorResult<Probe> {
         let normed = StreamModulation::of_layer(&self.norm, conditioning)?.norm_msa(&streams.joined()?)?;
         let [of_image, _] = streams.tokens()?;
-        let queries = self.qkv.queries(&normed.window(1, of_image)?)?;
-        Probe::of(streams, conditioning, [queries, self.qkv.keys(&normed)?])
+        let queries = self.qkv.q.forward(&normed.window(1, of_image)?)?;
+        Probe::of(streams, conditioning, [queries, self.qkv.k.forward(&normed)?])
     }
 
     fn forward_with(
@@ -75,7 +75,7 @@ impl Block for SingleBlock {
         let modulation = StreamModulation::of_layer(&self.norm, conditioning)?;
         let joint = streams.joined()?;
         let normed = modulation.norm_msa(&joint)?;
-        let qkv = [self.qkv.queries(&normed)?, self.qkv.keys(&normed)?, self.qkv.v.forward(&normed)?];
+        let qkv = [self.qkv.q.forward(&normed)?, self.qkv.k.forward(&normed)?, self.qkv.v.forward(&normed)?];
         let inputs = JointInputs::of(streams, conditioning, self.heads, qkv)?;
         let attended = attend(&inputs)?;
         let [of_image, of_text] = streams.tokens()?;

@@ -48,22 +48,22 @@ pub fn load(weights: &Weights, config: &MmDitConfig, layer: usize) -> Result<Dou
 
 fn projections(block: &mut DoubleStreamBlock) -> Vec<(&'static str, &mut Projection)> {
     let mut all = vec![
-        ("attn.to_q", &mut block.image.qkv.q),
-        ("attn.to_k", &mut block.image.qkv.k),
-        ("attn.to_v", &mut block.image.qkv.v),
+        ("attn.to_q", &mut block.image.qkv.q.projection),
+        ("attn.to_k", &mut block.image.qkv.k.projection),
+        ("attn.to_v", &mut block.image.qkv.v.projection),
         ("attn.to_out.0", &mut block.image_output.attention_out),
-        ("attn.add_q_proj", &mut block.text.qkv.q),
-        ("attn.add_k_proj", &mut block.text.qkv.k),
-        ("attn.add_v_proj", &mut block.text.qkv.v),
+        ("attn.add_q_proj", &mut block.text.qkv.q.projection),
+        ("attn.add_k_proj", &mut block.text.qkv.k.projection),
+        ("attn.add_v_proj", &mut block.text.qkv.v.projection),
         ("ff.net.0.proj", &mut block.image_output.feed_forward.up),
         ("ff.net.2", &mut block.image_output.feed_forward.down),
     ];
     all.extend(block.image.modulation.layer().map(|layer| ("norm1.linear", layer)));
     all.extend(block.text.modulation.layer().map(|layer| ("norm1_context.linear", layer)));
     if let Some(attention) = &mut block.second_attention {
-        all.push(("attn2.to_q", &mut attention.qkv.q));
-        all.push(("attn2.to_k", &mut attention.qkv.k));
-        all.push(("attn2.to_v", &mut attention.qkv.v));
+        all.push(("attn2.to_q", &mut attention.qkv.q.projection));
+        all.push(("attn2.to_k", &mut attention.qkv.k.projection));
+        all.push(("attn2.to_v", &mut attention.qkv.v.projection));
         all.push(("attn2.to_out.0", &mut attention.out));
     }
     if let Some(text) = &mut block.text_output {
