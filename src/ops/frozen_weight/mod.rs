@@ -84,8 +84,8 @@ impl FrozenWeight {
     pub fn dims(&self) -> &[usize] {
         match &self.kept {
             Kept::Dense(weight) => weight.dims(),
-            Kept::Blocks(weight) => weight.dims(),
-            Kept::Float8(weight) => weight.dims(),
+            Kept::Blocks(weight) => &weight.dims,
+            Kept::Float8(weight) => weight.values.dims(),
         }
     }
 
@@ -105,7 +105,7 @@ impl FrozenWeight {
         match &self.kept {
             Kept::Dense(weight) => weight.device().clone(),
             Kept::Blocks(weight) => weight.all.device(),
-            Kept::Float8(weight) => weight.device().clone(),
+            Kept::Float8(weight) => weight.values.device().clone(),
         }
     }
 
@@ -124,7 +124,7 @@ impl FrozenWeight {
         match &self.kept {
             Kept::Dense(weight) => weight.elem_count() * weight.dtype().size_in_bytes(),
             Kept::Blocks(weight) => weight.bytes(),
-            Kept::Float8(weight) => weight.bytes(),
+            Kept::Float8(Float8 { values, scales }) => values.elem_count() + scales.elem_count() * size_of::<f32>(),
         }
     }
 
