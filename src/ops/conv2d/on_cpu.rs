@@ -21,8 +21,7 @@ pub fn write(im2col: &Im2col, x: &Tensor, norm: Option<&Affine>, y: &Tensor, add
     let conv = im2col.conv;
     let (batch, output, height, width) = y.dims4()?;
     let (x, weight, bias) = (Values::of(x)?, Values::of(&conv.weight)?, Values::of(&conv.bias)?);
-    let norm = norm.map(|norm| Ok::<_, candle_core::Error>((Values::of(&norm.scale)?, Values::of(&norm.offset)?)));
-    let norm = norm.transpose()?;
+    let norm = norm.map(|norm| Result::Ok((Values::of(&norm.scale)?, Values::of(&norm.offset)?))).transpose()?;
     let norm = norm.as_ref().map(|(scale, offset)| -> (&[f32], &[f32]) { (scale, offset) });
     let [x, weight, bias]: [&[f32]; 3] = [&x, &weight, &bias];
     with_values_mut(y, |y| {
