@@ -160,11 +160,12 @@ pub fn backward(roots: impl IntoIterator<Item = (Variable, Tensor)>) -> Result<(
             Origin::Operation(function) => function.take(),
         };
         let Some(function) = function else { bail!("an operation was carried back through twice") };
-        let inputs = node.inputs.iter().map(|input| input.as_ref().map(|input| take_slot(&mut pending, input)));
-        let mut gradients = Gradients(inputs.collect());
+        let mut take = |input| with_slot(&mut pending, input, std::mem::take);
+        let mut gradients = Gradients(node.inputs.iter().map(|input| input.as_ref().map(&mut take)).collect());
         function(gradient, &mut gradients)?;
         for (input, slot) in node.inputs.iter().flatten().zip(gradients.0.into_iter().flatten()) {
-            put_slot(&mut pending, input, slot)?;
+            // An operation may have one input twice: then there is a part already.
+            with_slot(&mut pending, input, |place| place.merge(slot))?;
         }
     }
     Ok(())
@@ -174,20 +175,12 @@ pub fn backward(roots: impl IntoIterator<Item = (Variable, Tensor)>) -> Result<(
 /// are known.
 type Pending = BTreeMap<u64, (Arc<Node>, Slot)>;
 
-/// The gradient of `input` as far as it is known.
-fn take_slot(pending: &mut Pending, input: &Node) -> Slot {
+/// Calls `work` with the gradient of `input` as far as it is known: a leaf has it, and for an operation `pending`.
+fn with_slot<R>(pending: &mut Pending, input: &Arc<Node>, work: impl FnOnce(&mut Slot) -> R) -> R {
     match &mut *input.origin() {
-        Origin::Leaf(slot) => std::mem::take(slot),
-        Origin::Operation(_) => pending.remove(&input.number).map(|(_, slot)| slot).unwrap_or_default(),
-    }
-}
-
-/// Puts back what [`take_slot`] took. An operation may have one input twice: then there is a part already.
-fn put_slot(pending: &mut Pending, input: &Arc<Node>, slot: Slot) -> Result<()> {
-    match &mut *input.origin() {
-        Origin::Leaf(place) => place.merge(slot),
+        Origin::Leaf(slot) => work(slot),
         Origin::Operation(_) => {
-            pending.entry(input.number).or_insert_with(|| (input.clone(), Slot::default())).1.merge(slot)
+            work(&mut pending.entry(input.number).or_insert_with(|| (input.clone(), Slot::default())).1)
         }
     }
 }

@@ -58,7 +58,7 @@ impl Product<'_> {
             unsafe {
                 match is_on_amx {
                     true => amx::multiply(&product, out, out_stride),
-                    false => product.write(out, out_stride),
+                    false => product.write_by_gemm(out, out_stride),
                 }
             }
         };
@@ -78,12 +78,12 @@ impl Product<'_> {
         self.windows(Windows::one(self.shape.0))
     }
 
-    /// Computes the product on any machine.
+    /// Computes the product by the crate `gemm`, which every machine has.
     ///
     /// # Safety
     /// The views lie inside their slices, a starting row has `n` values, and `out` points to `m` rows of `n` values,
-    /// `out_stride` apart, that no one else uses.
-    unsafe fn write(self, out: *mut f32, out_stride: usize) {
+    /// `out_stride` apart, that no one else uses, set where the product begins with them.
+    pub unsafe fn write_by_gemm(self, out: *mut f32, out_stride: usize) {
         let (m, k, n) = self.shape;
         if let Start::Row(row) = self.start {
             for i in 0..m {

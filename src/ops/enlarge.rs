@@ -8,7 +8,7 @@ pub struct Enlarge {
     low: Vec<usize>,
     high: Vec<usize>,
     /// Weight of `high`.
-    weight: Vec<f32>,
+    pub(super) weight: Vec<f32>,
     from: usize,
 }
 
@@ -48,11 +48,6 @@ impl Enlarge {
             }
         }
         runs
-    }
-
-    /// Weights of the higher one for a run of places.
-    pub(super) fn weights(&self, places: Range<usize>) -> &[f32] {
-        &self.weight[places]
     }
 
     /// Enlarges one row.

@@ -29,7 +29,7 @@ pub fn enlarged_argmax(maps: &[f32], (h, w): (usize, usize), (height, width): (u
     }
     bands.into_par_iter().for_each(|(top, bottom, rows, band)| {
         vectorised!({
-            let down = vertical.weights(rows);
+            let down = &vertical.weight[rows];
             let mut candidates = vec![];
             let mut greatest = vec![0f32; width];
             for (left, right, columns) in &cells {
@@ -39,7 +39,7 @@ pub fn enlarged_argmax(maps: &[f32], (h, w): (usize, usize), (height, width): (u
                     [top * w + left, top * w + right, bottom * w + left, bottom * w + right],
                     &mut candidates,
                 );
-                let across = horizontal.weights(columns.clone());
+                let across = &horizontal.weight[columns.clone()];
                 let greatest = &mut greatest[..across.len()];
                 for (down, row) in down.iter().zip(band.chunks_exact_mut(width)) {
                     fill_row(&candidates, *down, across, greatest, &mut row[columns.clone()]);

@@ -120,12 +120,10 @@ pub unsafe fn multiply_windows(product: &Product, windows: Windows, out: *mut f3
         }
     } else if workers == 1 {
         let mut scratch = Scratch::default();
-        blocks().for_each(|columns| unsafe { scratch.whole_block(product, 0..m, columns, out) });
+        blocks().for_each(|columns| unsafe { scratch.whole_block(product, columns, out) });
     } else if rows >= m {
         let tasks = blocks().collect::<Vec<_>>().into_par_iter().with_max_len(1);
-        tasks.for_each_init(Scratch::default, |scratch, columns| unsafe {
-            scratch.whole_block(product, 0..m, columns, out);
-        });
+        tasks.for_each_init(Scratch::default, |scratch, columns| unsafe { scratch.whole_block(product, columns, out) });
     } else {
         // Tasks share a block's panels.
         let mut panels = Panels::default();
@@ -149,11 +147,12 @@ struct Scratch {
 }
 
 impl Scratch {
-    /// The results of some rows and columns, over all steps of K.
+    /// The results of all rows and some columns, over all steps of K.
     ///
     /// # Safety
     /// As [`multiply_windows`], and no one else uses these places of `out`.
-    unsafe fn whole_block(&mut self, product: &Product, rows: Range<usize>, columns: Range<usize>, out: &Output) {
+    unsafe fn whole_block(&mut self, product: &Product, columns: Range<usize>, out: &Output) {
+        let rows = 0..out.windows.count * out.windows.rows;
         for inner in inner_parts(product.shape.1) {
             // SAFETY: the caller's promise.
             unsafe {

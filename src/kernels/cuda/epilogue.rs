@@ -30,27 +30,13 @@ pub enum Epilogue<'a> {
 }
 
 impl<'a> Epilogue<'a> {
-    fn kind(&self) -> Kind {
-        match self {
-            Self::Bias(_) => Kind::CUBLASLT_EPILOGUE_BIAS,
-            Self::Gelu { bias: Some(_), .. } => Kind::CUBLASLT_EPILOGUE_GELU_AUX_BIAS,
-            Self::Gelu { bias: None, .. } => Kind::CUBLASLT_EPILOGUE_GELU_AUX,
-            Self::GeluBackward { .. } => Kind::CUBLASLT_EPILOGUE_DGELU,
-        }
-    }
-
-    fn bias(&self) -> Option<&'a Tensor> {
+    /// cuBLASLt's name for it, its bias, and what it keeps or kept.
+    fn parts(&self) -> (Kind, Option<&'a Tensor>, Option<&'a Tensor>) {
         match *self {
-            Self::Bias(bias) => Some(bias),
-            Self::Gelu { bias, .. } => bias,
-            Self::GeluBackward { .. } => None,
-        }
-    }
-
-    fn kept(&self) -> Option<&'a Tensor> {
-        match *self {
-            Self::Bias(_) => None,
-            Self::Gelu { kept, .. } | Self::GeluBackward { kept } => Some(kept),
+            Self::Bias(bias) => (Kind::CUBLASLT_EPILOGUE_BIAS, Some(bias), None),
+            Self::Gelu { bias: bias @ Some(_), kept } => (Kind::CUBLASLT_EPILOGUE_GELU_AUX_BIAS, bias, Some(kept)),
+            Self::Gelu { bias: None, kept } => (Kind::CUBLASLT_EPILOGUE_GELU_AUX, None, Some(kept)),
+            Self::GeluBackward { kept } => (Kind::CUBLASLT_EPILOGUE_DGELU, None, Some(kept)),
         }
     }
 }
@@ -106,7 +92,7 @@ impl Product<'_> {
         let gpu = gpus.entry(stream.context().ordinal()).or_default();
         let strides = [self.a, self.b, out].map(|matrix| (matrix.width, matrix.entry, matrix.is_transposed));
         let Self { shape, entries, .. } = *self;
-        let key = Key { dtype: out.tensor.dtype(), shape, entries, strides, kind: epilogue.kind() };
+        let key = Key { dtype: out.tensor.dtype(), shape, entries, strides, kind: epilogue.parts().0 };
         let found = *gpu.algorithms.entry(key).or_insert_with(|| described.algorithm(handle).ok());
         let Some(sys::cublasLtMatmulHeuristicResult_t { algo, workspaceSize: bytes, .. }) = found else {
             return Ok(false);
@@ -153,7 +139,7 @@ impl Product<'_> {
     fn suits(&self, out: Matrix, epilogue: Epilogue) -> Result<bool> {
         let Self { shape: (rows, _, columns), entries, .. } = *self;
         let dtype = out.tensor.dtype();
-        let (bias, kept) = (epilogue.bias(), epilogue.kept());
+        let (_, bias, kept) = epilogue.parts();
         if bias.is_some_and(|bias| bias.elem_count() != columns)
             || kept.is_some_and(|kept| entries != 1 || kept.elem_count() != rows * columns)
         {
@@ -214,6 +200,7 @@ struct Described {
 impl Described {
     fn new(product: &Product, out: Matrix, epilogue: Epilogue) -> Result<Self> {
         let Product { shape: (rows, inner, columns), entries, a, b, .. } = *product;
+        let (kind, bias, kept) = epilogue.parts();
         let (sums, scale) = (sys::cublasComputeType_t::CUBLAS_COMPUTE_32F, sys::cudaDataType::CUDA_R_32F);
         let described = Self {
             product: Description(result::create_matmul_desc(sums, scale).map_err(failed)?),
@@ -223,11 +210,11 @@ impl Described {
         };
         described.product.set(Attribute::CUBLASLT_MATMUL_DESC_TRANSA, i32::from(b.is_transposed))?;
         described.product.set(Attribute::CUBLASLT_MATMUL_DESC_TRANSB, i32::from(a.is_transposed))?;
-        described.product.set(Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue.kind() as u32)?;
-        if let Some(bias) = epilogue.bias() {
+        described.product.set(Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, kind as u32)?;
+        if let Some(bias) = bias {
             described.product.set(Attribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, start(bias)?)?;
         }
-        if let Some(kept) = epilogue.kept() {
+        if let Some(kept) = kept {
             described.product.set(Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, start(kept)?)?;
             described.product.set(Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, columns as i64)?;
         }

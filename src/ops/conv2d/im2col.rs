@@ -1,22 +1,16 @@
 //! Unfolding a map for the product that a convolution is (im2col), on the CPU: some output rows at a time, from input rows
 //! that are normed or upsampled as they are read.
+use super::Conv2d;
 use crate::kernels::cpu::{sigmoid, vectorised};
 use std::ops::Range;
 
-/// Which input values an output value is made of.
-pub struct Im2col {
-    pub channels: usize,
-    /// Of the map in memory.
+/// Which input values an output value of a convolution is made of.
+pub struct Im2col<'a> {
+    pub conv: &'a Conv2d,
+    /// Height and width of the map in memory.
     pub map: (usize, usize),
     /// Whether the input has twice its height and width: nearest neighbours.
     pub is_upsampled: bool,
-    /// Height and width.
-    pub kernel: (usize, usize),
-    pub stride: usize,
-    /// Zeros before the first and after the last row of the input.
-    pub rows: (usize, usize),
-    /// Zeros before the first and after the last column.
-    pub columns: (usize, usize),
 }
 
 /// Memory of one thread.
@@ -31,11 +25,11 @@ pub struct Scratch {
 /// Scales and offsets of the channels of one image, after which comes SiLU.
 pub type Norm<'a> = (&'a [f32], &'a [f32]);
 
-impl Im2col {
+impl Im2col<'_> {
     /// Height and width of the padded input.
     fn padded(&self) -> (usize, usize) {
         let (height, width) = self.input();
-        (height + self.rows.0 + self.rows.1, width + self.columns.0 + self.columns.1)
+        (height + self.conv.rows.0 + self.conv.rows.1, width + self.conv.columns.0 + self.conv.columns.1)
     }
 
     /// Height and width of the input.
@@ -47,29 +41,29 @@ impl Im2col {
     /// Height and width of the output; none where the padded input is smaller than the kernel.
     pub fn output(&self) -> Option<(usize, usize)> {
         let (height, width) = self.padded();
-        let places = |padded: usize, kernel: usize| Some(padded.checked_sub(kernel)? / self.stride + 1);
-        Some((places(height, self.kernel.0)?, places(width, self.kernel.1)?))
+        let places = |padded: usize, kernel: usize| Some(padded.checked_sub(kernel)? / self.conv.stride + 1);
+        Some((places(height, self.conv.kernel.0)?, places(width, self.conv.kernel.1)?))
     }
 
     /// Values that an output pixel is made of.
     pub fn depth(&self) -> usize {
-        self.channels * self.kernel.0 * self.kernel.1
+        self.conv.channels * self.conv.kernel.0 * self.conv.kernel.1
     }
 
     /// Rows of the padded input that these output rows are made of.
     pub fn read_by(&self, rows: &Range<usize>) -> Range<usize> {
-        rows.start * self.stride..(rows.end - 1) * self.stride + self.kernel.0
+        rows.start * self.conv.stride..(rows.end - 1) * self.conv.stride + self.conv.kernel.0
     }
 
     /// Rows of the input among rows of the padded input.
     pub fn without_padding(&self, padded: &Range<usize>) -> Range<usize> {
-        let row = |padded: usize| padded.saturating_sub(self.rows.0).min(self.input().0);
+        let row = |padded: usize| padded.saturating_sub(self.conv.rows.0).min(self.input().0);
         row(padded.start)..row(padded.end)
     }
 
     /// Whether an output value is made of the map's values in its own place and nothing else.
     pub fn is_identity(&self) -> bool {
-        (self.kernel, self.stride, self.is_upsampled) == ((1, 1), 1, false)
+        (self.conv.kernel, self.conv.stride, self.is_upsampled) == ((1, 1), 1, false)
     }
 
     /// Unfolds output rows `rows`, `out_width` wide, of an image `[channels, map]`.
@@ -91,11 +85,11 @@ impl Im2col {
             for (row, line) in read.clone().zip(lines.chunks_exact_mut(width)) {
                 self.read_row(plane, norm, row, line);
             }
-            for ky in 0..self.kernel.0 {
-                for kx in 0..self.kernel.1 {
+            for ky in 0..self.conv.kernel.0 {
+                for kx in 0..self.conv.kernel.1 {
                     for (row, out) in (0..rows.len()).zip(&mut unfolded) {
-                        let line = &lines[(row * self.stride + ky) * width + kx..];
-                        match self.stride {
+                        let line = &lines[(row * self.conv.stride + ky) * width + kx..];
+                        match self.conv.stride {
                             1 => out.copy_from_slice(&line[..out_width]),
                             stride => out.iter_mut().zip(line.iter().step_by(stride)).for_each(|(out, v)| *out = *v),
                         }
@@ -108,11 +102,11 @@ impl Im2col {
     /// Row `row` of the padded input, made of one channel's `plane`.
     fn read_row(&self, plane: &[f32], norm: Option<(f32, f32)>, row: usize, line: &mut [f32]) {
         let (height, width) = self.input();
-        let row = row.wrapping_sub(self.rows.0);
+        let row = row.wrapping_sub(self.conv.rows.0);
         if row >= height {
             return line.fill(0.0);
         }
-        let (before, line) = line.split_at_mut(self.columns.0);
+        let (before, line) = line.split_at_mut(self.conv.columns.0);
         let (line, after) = line.split_at_mut(width);
         before.fill(0.0);
         after.fill(0.0);

@@ -45,13 +45,6 @@ impl<'a> Input<'a> {
             Self::Map(map) | Self::NormSilu(map, _) | Self::Upsampled(map) => map,
         }
     }
-
-    fn affine(&self) -> Result<Option<Affine>> {
-        match self {
-            Self::NormSilu(map, norm) => norm.affine(map).map(Some),
-            Self::Map(_) | Self::Upsampled(_) => Ok(None),
-        }
-    }
 }
 
 /// A convolution with bias, and a ReLU after it where wanted.
@@ -60,6 +53,9 @@ pub struct Conv2d {
     weight: Tensor,
     /// `[out]`.
     bias: Tensor,
+    channels: usize,
+    /// Height and width.
+    kernel: (usize, usize),
     stride: usize,
     /// Zeros before the first and after the last row.
     rows: (usize, usize),
@@ -82,13 +78,15 @@ impl Conv2d {
 
     /// Any kernel, with `padding` (rows, columns) of zeros on both sides, as torch's `Conv2d`.
     pub fn padded(weight: Tensor, bias: Tensor, stride: usize, padding: (usize, usize)) -> Result<Self> {
-        let (output, _, height, width) = weight.dims4()?;
+        let (output, channels, height, width) = weight.dims4()?;
         if stride == 0 || padding.0 >= height || padding.1 >= width || bias.dims() != [output] {
             bail!("conv2d: weight {:?} with bias {:?}, stride {stride}, {padding:?}", weight.shape(), bias.shape())
         }
         Ok(Self {
             weight: weight.contiguous()?,
             bias: bias.contiguous()?,
+            channels,
+            kernel: (height, width),
             stride,
             rows: (padding.0, padding.0),
             columns: (padding.1, padding.1),
@@ -126,21 +124,12 @@ impl Conv2d {
         Ok(sum)
     }
 
-    fn im2col(&self, input: &Input) -> Result<Im2col> {
+    fn im2col(&self, input: &Input) -> Result<Im2col<'_>> {
         let (_, channels, height, width) = input.map().dims4()?;
-        let (_, expected, kernel_height, kernel_width) = self.weight.dims4()?;
-        if channels != expected {
+        if channels != self.channels {
             bail!("conv2d: input {:?} for weight {:?}", input.map().shape(), self.weight.shape())
         }
-        Ok(Im2col {
-            channels,
-            map: (height, width),
-            is_upsampled: matches!(input, Input::Upsampled(_)),
-            kernel: (kernel_height, kernel_width),
-            stride: self.stride,
-            rows: self.rows,
-            columns: self.columns,
-        })
+        Ok(Im2col { conv: self, map: (height, width), is_upsampled: matches!(input, Input::Upsampled(_)) })
     }
 
     /// Shape of the output.
@@ -153,9 +142,10 @@ impl Conv2d {
 
     /// Writes the output to `y`, or adds it; candle's convolution unfolds no more than `most` values, or one row's.
     fn write(&self, input: Input, im2col: &Im2col, y: &Tensor, adds: bool, most: usize) -> Result<()> {
-        let (x, norm) = (input.map().contiguous()?, input.affine()?);
+        let x = input.map().contiguous()?;
+        let norm = if let Input::NormSilu(map, norm) = input { Some(norm.affine(map)?) } else { None };
         if x.device().is_cpu() && x.dtype() == DType::F32 && self.weight.dtype() == DType::F32 {
-            return on_cpu::write(self, &x, norm.as_ref(), im2col, y, adds);
+            return on_cpu::write(im2col, &x, norm.as_ref(), y, adds);
         }
         let (batch, _, height, width) = y.dims4()?;
         let rows = (most / (batch * im2col.depth() * width).max(1)).clamp(1, height);
@@ -191,9 +181,9 @@ fn rows_of(x: &Tensor, im2col: &Im2col, norm: Option<&Affine>, padded: Range<usi
         Some(norm) => norm.apply(&x)?.silu()?,
         None => x,
     };
-    let above = im2col.rows.0.saturating_sub(padded.start);
+    let above = im2col.conv.rows.0.saturating_sub(padded.start);
     let x = x.pad_with_zeros(2, above, padded.len() - above - rows.len())?;
-    x.pad_with_zeros(3, im2col.columns.0, im2col.columns.1)?.contiguous()
+    x.pad_with_zeros(3, im2col.conv.columns.0, im2col.conv.columns.1)?.contiguous()
 }
 
 #[cfg(test)]

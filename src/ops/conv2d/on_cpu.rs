@@ -2,9 +2,8 @@
 //!
 //! Each tile of output rows is unfolded and multiplied on one thread, tiles running in parallel: memory stays bounded, and
 //! the result does not depend on the number of threads.
-use super::Conv2d;
 use super::im2col::{Im2col, Scratch};
-use crate::kernels::matrix::Memory;
+use crate::kernels::matrix::{Memory, Product, Start, View};
 use crate::kernels::memory::{Values, with_values_mut};
 use crate::ops::group_norm::Affine;
 use candle_core::{Result, Tensor};
@@ -17,12 +16,12 @@ const TILE_BYTES: usize = 1 << 22;
 /// Batches of so many images are one task an image.
 const MANY: usize = 8;
 
-/// Writes the output of `conv` over `y`, or adds it, contiguous as `x` is; before SiLU a norm is applied to what is read.
-pub fn write(conv: &Conv2d, x: &Tensor, norm: Option<&Affine>, im2col: &Im2col, y: &Tensor, adds: bool) -> Result<()> {
+/// Writes the output of a convolution over `y`, or adds it, contiguous as `x` is; before SiLU a norm is applied to what is read.
+pub fn write(im2col: &Im2col, x: &Tensor, norm: Option<&Affine>, y: &Tensor, adds: bool) -> Result<()> {
+    let conv = im2col.conv;
     let (batch, output, height, width) = y.dims4()?;
     let (x, weight, bias) = (Values::of(x)?, Values::of(&conv.weight)?, Values::of(&conv.bias)?);
-    let norm = norm.map(|norm| Ok::<_, candle_core::Error>((Values::of(&norm.scale)?, Values::of(&norm.offset)?)));
-    let norm = norm.transpose()?;
+    let norm = norm.map(|norm| Result::Ok((Values::of(&norm.scale)?, Values::of(&norm.offset)?))).transpose()?;
     let norm = norm.as_ref().map(|(scale, offset)| -> (&[f32], &[f32]) { (scale, offset) });
     let [x, weight, bias]: [&[f32]; 3] = [&x, &weight, &bias];
     with_values_mut(y, |y| {
@@ -32,7 +31,7 @@ pub fn write(conv: &Conv2d, x: &Tensor, norm: Option<&Affine>, im2col: &Im2col, 
         let tiles = if batch < MANY { 4 } else { 1 };
         let tile_rows = (TILE_BYTES / (4 * depth * width)).clamp(1, height.div_ceil(tiles));
         let tiles_per_image = height.div_ceil(tile_rows);
-        let (channels, (map_height, map_width)) = (im2col.channels, im2col.map);
+        let (channels, (map_height, map_width)) = (conv.channels, im2col.map);
         let is_direct = im2col.is_identity() && norm.is_none();
         assert_eq!((y.len(), x.len()), (batch * output * plane, batch * channels * map_height * map_width));
         let y = Memory(y.as_mut_ptr());
@@ -64,27 +63,9 @@ pub fn write(conv: &Conv2d, x: &Tensor, norm: Option<&Affine>, im2col: &Im2col, 
                         false => of_channel(channel).fill(bias),
                     }
                 }
-                gemm::gemm(
-                    output,
-                    pixels,
-                    depth,
-                    destination,
-                    1,
-                    plane as isize,
-                    true,
-                    weight.as_ptr(),
-                    1,
-                    depth as isize,
-                    matrix.as_ptr(),
-                    1,
-                    line as isize,
-                    1.0,
-                    1.0,
-                    false,
-                    false,
-                    false,
-                    gemm::Parallelism::None,
-                );
+                let (weight, matrix) = (View::rows(weight, depth), View::rows(matrix, line));
+                let product = Product::new((output, depth, pixels), weight, matrix);
+                Product { start: Start::Output, ..product }.write_by_gemm(destination, plane);
                 if conv.relu {
                     for channel in 0..output {
                         // Not `max`, which would turn NaN into 0.

@@ -68,7 +68,7 @@ pub struct Blocks {
     pub all: Arc<QTensor>,
     first: usize,
     /// (rows, columns)
-    dims: [usize; 2],
+    pub dims: [usize; 2],
 }
 
 impl Blocks {
@@ -76,10 +76,6 @@ impl Blocks {
     pub fn of(all: Arc<QTensor>) -> Result<Self> {
         let (outer, inner) = all.shape().dims2()?;
         Ok(Self { all, first: 0, dims: [outer, inner] })
-    }
-
-    pub fn dims(&self) -> &[usize] {
-        &self.dims
     }
 
     pub fn bytes(&self) -> usize {

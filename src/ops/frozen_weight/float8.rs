@@ -43,18 +43,6 @@ impl Float8 {
         })
     }
 
-    pub fn dims(&self) -> &[usize] {
-        self.values.dims()
-    }
-
-    pub fn device(&self) -> &Device {
-        self.values.device()
-    }
-
-    pub fn bytes(&self) -> usize {
-        self.values.elem_count() + self.scales.elem_count() * size_of::<f32>()
-    }
-
     pub fn rows(&self, rows: Range<usize>) -> Result<Self> {
         let of = |tensor: &Tensor| tensor.narrow(0, rows.start, rows.len());
         Ok(Self { values: of(&self.values)?, scales: of(&self.scales)? })
@@ -62,7 +50,7 @@ impl Float8 {
 
     /// Its values, f32.
     pub fn dequantize(&self) -> Result<Tensor> {
-        if !self.device().is_cpu() {
+        if !self.values.device().is_cpu() {
             return self.values.to_dtype(DType::F32)?.broadcast_mul(&self.scales);
         }
         let (outer, inner) = self.values.dims2()?;

@@ -84,8 +84,8 @@ impl FrozenWeight {
     pub fn dims(&self) -> &[usize] {
         match &self.kept {
             Kept::Dense(weight) => weight.dims(),
-            Kept::Blocks(weight) => weight.dims(),
-            Kept::Float8(weight) => weight.dims(),
+            Kept::Blocks(weight) => &weight.dims,
+            Kept::Float8(weight) => weight.values.dims(),
         }
     }
 
@@ -105,7 +105,7 @@ impl FrozenWeight {
         match &self.kept {
             Kept::Dense(weight) => weight.device().clone(),
             Kept::Blocks(weight) => weight.all.device(),
-            Kept::Float8(weight) => weight.device().clone(),
+            Kept::Float8(weight) => weight.values.device().clone(),
         }
     }
 
@@ -124,7 +124,7 @@ impl FrozenWeight {
         match &self.kept {
             Kept::Dense(weight) => weight.elem_count() * weight.dtype().size_in_bytes(),
             Kept::Blocks(weight) => weight.bytes(),
-            Kept::Float8(weight) => weight.bytes(),
+            Kept::Float8(Float8 { values, scales }) => values.elem_count() + scales.elem_count() * size_of::<f32>(),
         }
     }
 
@@ -156,15 +156,11 @@ pub fn block_type(format: Quantization) -> Option<GgmlDType> {
 }
 
 impl Quantization {
-    /// Values of a block, all of one row of a weight.
-    fn block_size(self) -> usize {
-        block_type(self).map_or(1, |block| block.block_size())
-    }
-
     /// The format in which weights of `inner` columns are kept: this one where rows are whole blocks, else `q8_0`, whose
     /// blocks are smaller; none, dense, where they are no whole blocks of that either.
     pub fn fitting(self, inner: usize) -> Option<Self> {
-        [self, Self::Q8_0].into_iter().find(|format| inner > 0 && inner.is_multiple_of(format.block_size()))
+        let fits = |format: &Self| inner.is_multiple_of(block_type(*format).map_or(1, |block| block.block_size()));
+        [self, Self::Q8_0].into_iter().find(|format| inner > 0 && fits(format))
     }
 
     /// Bytes of a weight `[outer, inner]`, which would take `dense` bytes a value without.

@@ -21,29 +21,18 @@ fn ln_1_plus(t: f32) -> f32 {
     2.0 * s * (1.0 + s2 * (1.0 / 3.0 + s2 * (0.2 + s2 * (1.0 / 7.0 + s2 * (1.0 / 9.0 + s2 * (1.0 / 11.0))))))
 }
 
-/// What both losses are made of, at one pixel.
-struct Pixel {
-    /// Sigmoid of the logit.
-    probability: f32,
-    cross_entropy: f32,
-    /// Focal's `1 − p_t`.
-    wrong: f32,
-    alpha: f32,
-}
-
-/// One exponential serves all.
+/// What both losses are made of, at one pixel: the sigmoid of the logit, the cross-entropy, focal's `1 − p_t`, and its α. One
+/// exponential serves all.
 #[inline(always)]
-fn pixel(logit: f32, target: f32, raw_logit: bool) -> Pixel {
+fn pixel(logit: f32, target: f32, raw_logit: bool) -> (f32, f32, f32, f32) {
     let t = exp(-logit.abs());
     let larger = 1.0 / (1.0 + t);
     let probability = if logit >= 0.0 { larger } else { t * larger };
     let p = if raw_logit { logit } else { probability };
-    Pixel {
-        probability,
-        cross_entropy: logit.max(0.0) - logit * target + ln_1_plus(t),
-        wrong: 1.0 - (p * target + (1.0 - p) * (1.0 - target)),
-        alpha: ALPHA * target + (1.0 - ALPHA) * (1.0 - target),
-    }
+    let cross_entropy = logit.max(0.0) - logit * target + ln_1_plus(t);
+    let wrong = 1.0 - (p * target + (1.0 - p) * (1.0 - target));
+    let alpha = ALPHA * target + (1.0 - ALPHA) * (1.0 - target);
+    (probability, cross_entropy, wrong, alpha)
 }
 
 impl MaskLoss {
@@ -71,8 +60,7 @@ impl MaskLoss {
         self.for_each_row(map, enlarge, target, |_, logits, wanted| {
             let row = vectorised!({
                 sums(logits.len(), |i| {
-                    let Pixel { probability, cross_entropy, wrong, alpha } =
-                        pixel(logits[i], wanted[i], self.raw_logit);
+                    let (probability, cross_entropy, wrong, alpha) = pixel(logits[i], wanted[i], self.raw_logit);
                     [alpha * wrong * wrong * cross_entropy, probability * wanted[i], probability, wanted[i]]
                 })
             });
@@ -121,7 +109,7 @@ impl Cpu for MaskLoss {
                 vectorised!({
                     for i in 0..width {
                         let (logit, t) = (logits[i], wanted[i]);
-                        let Pixel { probability: p, cross_entropy, wrong, alpha } = pixel(logit, t, self.raw_logit);
+                        let (p, cross_entropy, wrong, alpha) = pixel(logit, t, self.raw_logit);
                         let slope = p * (1.0 - p);
                         let d_right = (2.0 * t - 1.0) * if self.raw_logit { 1.0 } else { slope };
                         let d_loss = wrong * (wrong * (p - t) - 2.0 * d_right * cross_entropy);

@@ -32,10 +32,6 @@ impl PixelCrossEntropy {
         }
     }
 
-    fn tasks(&self) -> usize {
-        self.size.0.div_ceil(ROWS_A_TASK)
-    }
-
     /// Turns values into probabilities in place; returns ln Σ e^value at each pixel.
     fn softmax(&self, values: &mut [f32]) -> Vec<f32> {
         let width = self.size.1;
@@ -66,7 +62,7 @@ impl Cpu for PixelCrossEntropy {
         let maps = Values::of(&inputs[0])?;
         let (vertical, horizontal) = Enlarge::of_maps(&inputs[0], self.size)?;
         let width = self.size.1;
-        let sums: Vec<f64> = (0..self.tasks())
+        let sums: Vec<f64> = (0..self.size.0.div_ceil(ROWS_A_TASK))
             .into_par_iter()
             .map(|task| {
                 let mut loss = 0f64;
@@ -89,7 +85,7 @@ impl Cpu for PixelCrossEntropy {
         let (maps, gradient) = (Values::of(map_tensor)?, Values::of(&gradient)?[0]);
         let (vertical, horizontal) = Enlarge::of_maps(map_tensor, self.size)?;
         let (width, size) = (self.size.1, maps.len() / self.weights.len());
-        let parts: Vec<Vec<f32>> = (0..self.tasks())
+        let parts: Vec<Vec<f32>> = (0..self.size.0.div_ceil(ROWS_A_TASK))
             .into_par_iter()
             .map(|task| {
                 let mut d_maps = vec![0f32; maps.len()];

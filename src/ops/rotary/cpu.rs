@@ -22,20 +22,15 @@ impl<'a> Angles<'a> {
         Ok(Self { cosines, sines, pairs, turned, tokens })
     }
 
-    /// Cosines and sines of row `r`; none where its token stays.
-    #[inline(always)]
-    fn row(&self, r: usize) -> Option<(&[f32], &[f32])> {
-        let token = r % self.tokens;
-        let place = token * self.pairs;
-        (token < self.turned).then(|| (&self.cosines[place..][..self.pairs], &self.sines[place..][..self.pairs]))
-    }
-
     /// Turns row `r`, or with `back` the other way round: what becomes of it is `put` where `out` has its place.
     #[inline(always)]
     fn turn(&self, r: usize, row: &[f32], back: bool, out: &mut [f32], put: impl Fn(&mut f32, f32)) {
-        let Some((cosines, sines)) = self.row(r) else {
+        let token = r % self.tokens;
+        if token >= self.turned {
             return out.iter_mut().zip(row).for_each(|(out, value)| put(out, *value));
-        };
+        }
+        let place = token * self.pairs;
+        let (cosines, sines) = (&self.cosines[place..][..self.pairs], &self.sines[place..][..self.pairs]);
         for head in (0..row.len()).step_by(2 * self.pairs) {
             for pair in 0..self.pairs {
                 let (at, cosine, sine) =

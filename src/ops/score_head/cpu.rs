@@ -93,10 +93,8 @@ impl Hidden {
 /// behind a margin of `W + 1` pixels, so that the neighbours of every pixel exist. The border is one pixel wide, and
 /// more at the bottom and the right where that makes whole tiles.
 struct Bordered {
-    maps: usize,
     /// Sizes with the border.
-    height: usize,
-    width: usize,
+    stack: Stack,
     /// Sizes without.
     inner_height: usize,
     inner_width: usize,
@@ -107,20 +105,18 @@ impl Bordered {
     fn new(values: usize, height: usize, width: usize) -> Self {
         let bordered = |side: usize| side.next_multiple_of(TILE) + 2;
         Self {
-            maps: values / (height * width),
-            height: bordered(height),
-            width: bordered(width),
+            stack: Stack { maps: values / (height * width), height: bordered(height), width: bordered(width) },
             inner_height: height,
             inner_width: width,
         }
     }
 
     fn pixels(&self) -> usize {
-        self.maps * self.height * self.width
+        self.stack.maps * self.stack.height * self.stack.width
     }
 
     fn margin(&self) -> usize {
-        self.width + 1
+        self.stack.width + 1
     }
 
     fn zeros(&self, channels: usize) -> Vec<f32> {
@@ -148,7 +144,7 @@ impl Bordered {
     /// Where row `r` of the unbordered maps begins, in pixels.
     fn row(&self, r: usize) -> usize {
         let inner = self.inner_height;
-        self.margin() + (r / inner * self.height + r % inner + 1) * self.width + 1
+        self.margin() + (r / inner * self.stack.height + r % inner + 1) * self.stack.width + 1
     }
 
     /// Every pixel's number, whether it is inside the borders, and its channels.
@@ -159,7 +155,7 @@ impl Bordered {
         channels: usize,
     ) -> impl Iterator<Item = (usize, bool, &'a mut [f32])> {
         let pixels = data[self.margin() * channels..].chunks_exact_mut(channels).take(self.pixels());
-        let &Self { height, width, inner_height, inner_width, .. } = self;
+        let &Self { stack: Stack { height, width, .. }, inner_height, inner_width } = self;
         pixels.enumerate().map(move |(p, pixel)| {
             let (x, y) = (p % width, p / width % height);
             (p, (1..=inner_width).contains(&x) && (1..=inner_height).contains(&y), pixel)
@@ -173,7 +169,7 @@ impl Bordered {
 
     /// The first pixel, margin included, that kernel row `ky` sees around pixel 0.
     fn first_seen(&self, ky: usize) -> usize {
-        self.margin() + ky * self.width - self.width - 1
+        self.margin() + ky * self.stack.width - self.stack.width - 1
     }
 
     /// `output += input * kernel` at every pixel, borders included.
@@ -217,9 +213,9 @@ impl Bordered {
                 *out = value.max(0.0);
             }
         });
-        let stack = Stack { maps: self.maps, height: self.height, width: self.width };
         let (pixels, _) = first[self.margin() * CHANNELS..].as_chunks();
-        layers.second.convolve(pixels, stack, scratch, &mut Second { of: self, bias: &layers.second_bias, second });
+        let outputs = &mut Second { of: self, bias: &layers.second_bias, second };
+        layers.second.convolve(pixels, self.stack, scratch, outputs);
     }
 
     fn forward(&self, maps: &mut [f32], layers: &Layers, hidden: &mut Hidden) {

@@ -1,6 +1,7 @@
 //! Attention of one head on the CPU: the scores of some queries at a time, or in the backward pass of some keys, are made,
 //! used and forgotten. What the forward pass keeps is a number a query, the logarithm of its exponentials' sum. Scores are
 //! in units of log 2, as a power of two takes fewer steps than one of e.
+use super::super::Sizes;
 use super::by_head::HeadRows;
 use crate::kernels::cpu::{exp2, powers_of_two, sum, vectorised};
 use crate::kernels::matrix::{Product, Start, Threads, View};
@@ -22,12 +23,8 @@ pub struct Head<'a> {
     pub q: View<'a>,
     pub k: View<'a>,
     pub v: View<'a>,
-    pub queries: usize,
-    pub keys: usize,
-    pub head_dim: usize,
-    pub scale: f32,
-    /// Added to the last key's score, in units of log 2.
-    pub last_key_bias: f32,
+    /// As of all heads, but for the queries, which are those of `q`.
+    pub sizes: Sizes,
 }
 
 /// What the backward pass needs besides: views of `[queries, head_dim]`.
@@ -102,7 +99,8 @@ impl Head<'_> {
     /// # Safety
     /// `out` are rows for all queries, which nobody else uses.
     pub unsafe fn forward(&self, out: HeadRows, scratch: &mut Scratch) -> Vec<f32> {
-        let &Self { queries, keys, head_dim, .. } = self;
+        let (Sizes { queries, keys, .. }, head_dim) = (self.sizes, self.sizes.head_dim());
+        let (score_scale, last_key_bias) = (self.sizes.scale() * LOG2_E, self.sizes.last_key_bias());
         let right_keys = PackedB::new(self.k.transposed(), (head_dim, keys), Threads::One);
         let right_values = PackedB::new(self.v, (keys, head_dim), Threads::One);
         let Matrices { narrow: [left_queries, _], wide: [left_weights, _], scaled, scores, results, .. } =
@@ -112,14 +110,14 @@ impl Head<'_> {
         for start in (0..queries).step_by(rows_at_once()) {
             let count = rows_at_once().min(queries - start);
             for r in 0..count {
-                scale(row(self.q, start + r, head_dim), self.scale * LOG2_E, scaled);
+                scale(row(self.q, start + r, head_dim), score_scale, scaled);
                 left_queries.set(r, scaled);
             }
             right_keys.multiply(left_queries, count, None, scores);
             vectorised!({
                 for (r, scores) in scores.chunks_exact_mut(room(keys)).take(count).enumerate() {
                     let scores = &mut scores[..keys];
-                    scores[keys - 1] += self.last_key_bias;
+                    scores[keys - 1] += last_key_bias;
                     let (largest, sum) = powers_of_two(scores);
                     left_weights.set(r, scores);
                     lse[start + r] = largest + sum.log2();
@@ -140,18 +138,19 @@ impl Head<'_> {
     /// # Safety
     /// `out` are rows for all queries, keys and values, which nobody else uses.
     pub unsafe fn backward(&self, passed: Passed, out: [HeadRows; 3], scratch: &mut Scratch) {
-        let zeros = |tokens: usize| vec![0f32; tokens * self.head_dim];
-        let mut gradients = [zeros(self.queries), zeros(self.keys), zeros(self.keys)];
-        for start in (0..self.queries).step_by(QUERIES) {
-            let end = self.queries.min(start + QUERIES);
-            let head = Self { q: self.q.skip_rows(start), queries: end - start, ..*self };
+        let (Sizes { queries, keys, .. }, head_dim) = (self.sizes, self.sizes.head_dim());
+        let mut gradients = [queries, keys, keys].map(|tokens| vec![0f32; tokens * head_dim]);
+        for start in (0..queries).step_by(QUERIES) {
+            let end = queries.min(start + QUERIES);
+            let sizes = Sizes { queries: end - start, ..self.sizes };
+            let head = Self { q: self.q.skip_rows(start), sizes, ..*self };
             let passed = Passed {
                 out: passed.out.skip_rows(start),
                 gradient: passed.gradient.skip_rows(start),
                 lse: &passed.lse[start..end],
             };
             let [dq, dk, dv] = &mut gradients;
-            head.add_gradients(passed, scratch, &mut dq[start * self.head_dim..end * self.head_dim], dk, dv);
+            head.add_gradients(passed, scratch, &mut dq[start * head_dim..end * head_dim], dk, dv);
         }
         for (gradient, out) in gradients.iter().zip(out) {
             // SAFETY: the caller's promise.
@@ -162,7 +161,8 @@ impl Head<'_> {
     /// Adds these queries' part. Scores are made the other way round, keys by queries: the rows of their gradients are
     /// then what the products for k and v take.
     fn add_gradients(&self, passed: Passed, scratch: &mut Scratch, dq: &mut [f32], dk: &mut [f32], dv: &mut [f32]) {
-        let &Self { queries, keys, head_dim, .. } = self;
+        let (Sizes { queries, keys, .. }, head_dim) = (self.sizes, self.sizes.head_dim());
+        let (factor, last_key_bias) = (self.sizes.scale(), self.sizes.last_key_bias());
         let Passed { out, gradient, lse } = passed;
         let lse = &lse[..queries];
         let right_queries = PackedB::new(self.q, (queries, head_dim), Threads::One);
@@ -182,7 +182,7 @@ impl Head<'_> {
         for start in (0..keys).step_by(rows_at_once()) {
             let count = rows_at_once().min(keys - start);
             for r in 0..count {
-                scale(row(self.k, start + r, head_dim), self.scale * LOG2_E, scaled);
+                scale(row(self.k, start + r, head_dim), factor * LOG2_E, scaled);
                 left_keys.set(r, scaled);
                 left_values.set(r, row(self.v, start + r, head_dim));
             }
@@ -194,7 +194,7 @@ impl Head<'_> {
                 let rows = weights.chunks_exact_mut(room(queries)).zip(d_scores_here.chunks_exact_mut(room(queries)));
                 for (r, (weights, d_scores)) in rows.take(count).enumerate() {
                     let (weights, d_scores) = (&mut weights[..queries], &mut d_scores[..queries]);
-                    let bias = if start + r + 1 == keys { self.last_key_bias } else { 0.0 };
+                    let bias = if start + r + 1 == keys { last_key_bias } else { 0.0 };
                     for i in 0..queries {
                         weights[i] = exp2(weights[i] + bias - lse[i]);
                         d_scores[i] = weights[i] * (d_scores[i] - delta[i]);
@@ -213,13 +213,13 @@ impl Head<'_> {
                 });
             };
             add(&right_gradient, left_weights, 1.0, dv);
-            add(&right_queries, left_d_scores, self.scale, dk);
+            add(&right_queries, left_d_scores, factor, dk);
             let end = start + count;
             if end % KEYS == 0 || end == keys {
                 let first = (end - 1) / KEYS * KEYS;
                 let d_scores = View::rows(d_scores, room(queries)).transposed();
                 let product = Product::new((queries, end - first, head_dim), d_scores, self.k.skip_rows(first));
-                Product { scale: self.scale, start: Start::Output, ..product }.into(dq, head_dim);
+                Product { scale: factor, start: Start::Output, ..product }.into(dq, head_dim);
             }
         }
     }

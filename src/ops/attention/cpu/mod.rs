@@ -21,11 +21,7 @@ impl Sizes {
             q: self.head(q, self.queries, pair, 0),
             k: self.head(k, self.keys, pair, 0),
             v: self.head(v, self.keys, pair, 0),
-            queries: self.queries,
-            keys: self.keys,
-            head_dim: self.head_dim(),
-            scale: self.scale(),
-            last_key_bias: self.last_key_bias(),
+            sizes: *self,
         }
     }
 }
@@ -43,9 +39,9 @@ impl Cpu for Attention {
         let lse: Vec<Vec<f32>> = tasks
             .into_par_iter()
             .map_init(Scratch::default, |scratch, (pair, start)| {
-                let queries = TASK.min(sizes.queries - start);
+                let part = Sizes { queries: TASK.min(sizes.queries - start), ..sizes };
                 let q = sizes.head(inputs[0], sizes.queries, pair, start);
-                let head = Head { q, queries, ..sizes.whole_head(inputs, pair) };
+                let head = Head { q, sizes: part, ..sizes.whole_head(inputs, pair) };
                 // SAFETY: the rows are this task's.
                 unsafe { head.forward(out.rows(pair, start), scratch) }
             })
