@@ -66,11 +66,11 @@ pub enum Statistics {
 impl Statistics {
     /// Of no images yet, for each of the `networks`.
     pub fn of_none(networks: &[Box<dyn FeatureNetwork>]) -> Vec<Self> {
-        let of_none = |network: &Box<dyn FeatureNetwork>| Self::Images {
+        let of_none = networks.iter().map(|network| Self::Images {
             moments: Moments::new(network.length()),
             sample: (network.metric() == FrechetMetric::Fid).then(|| VectorSample::new(network.length())),
-        };
-        networks.iter().map(of_none).collect()
+        });
+        of_none.collect()
     }
 
     /// From a `.npz` file as pytorch-fid writes it.
