@@ -30,10 +30,9 @@ pub fn draw_blurred(
         return Err(Error::Usage("there is no caption to draw from".into()));
     }
     let mut painter = Painter::new(model, options)?;
-    let captions: Vec<&str> = captions.iter().map(String::as_str).collect();
     let mut done = 0;
     let mut draw = |blur: Option<Blur>| {
-        painter.draw_all(&captions, blur, |new| {
+        painter.draw_all(captions, blur, |new| {
             done += new;
             progress(done);
         })

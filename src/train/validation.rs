@@ -85,8 +85,8 @@ impl<'a> Validation<'a> {
             scores.held_out_flow = held_out.flow_loss(model, &self.config.noise)?;
         }
         if !self.captions.is_empty() {
-            let captions: Vec<&str> = self.captions.iter().map(String::as_str).collect();
-            let images = Painter::new(model, &GenerationOptions::of(self.eval))?.draw_all(&captions, None, |_| {})?;
+            let mut painter = Painter::new(model, &GenerationOptions::of(self.eval))?;
+            let images = painter.draw_all(&self.captions, None, |_| {})?;
             pictures.samples = is_main.then(|| sample_sheet(&images));
         }
         Ok(is_main.then_some((scores, pictures)))

@@ -10,6 +10,7 @@ use crate::sample::generate::{Conditions, PerturbedGuidance, SamplingOptions, in
 use crate::sample::image::to_rgb8;
 use crate::system::error::{Error, Result};
 use image::RgbImage;
+use rayon::prelude::*;
 use std::collections::BTreeMap;
 
 /// Greatest size in bytes of the cache of text embeddings.
@@ -77,7 +78,7 @@ pub fn evaluate(
         let captions: Vec<&str> = indices.map(|index| captions[index % captions.len()].as_str()).collect();
         let images = painter.draw(first, &captions, None)?;
         (first..).zip(&images).try_for_each(|(index, image)| visit(index, image))?;
-        statistics::features(networks, Prepared::new(networks, &images))
+        statistics::features(networks, Prepared::new(networks, images.par_iter().map(Ok))?)
     };
     model.turns.gather_each(options.images.div_ceil(batch), draw, |features| {
         statistics::add(features, networks, &mut statistics);
@@ -134,7 +135,7 @@ impl<'a> Painter<'a> {
     /// Those of [`draw`](Self::draw); a process has failed.
     pub fn draw_all(
         &mut self,
-        captions: &[&str],
+        captions: &[String],
         blur: Option<Blur>,
         mut progress: impl FnMut(usize),
     ) -> Result<Vec<RgbImage>> {
@@ -142,7 +143,8 @@ impl<'a> Painter<'a> {
         turns.each(captions.len().div_ceil(batch), |number| {
             let first = number * batch;
             let captions = &captions[first..captions.len().min(first + batch)];
-            own.extend((first..).zip(self.draw(first, captions, blur)?));
+            let texts: Vec<&str> = captions.iter().map(String::as_str).collect();
+            own.extend((first..).zip(self.draw(first, &texts, blur)?));
             progress(captions.len());
             Ok(())
         })?;

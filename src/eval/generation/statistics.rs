@@ -13,6 +13,7 @@ use crate::system::progress::Progress;
 use candle_core::DType;
 use image::RgbImage;
 use rayon::prelude::*;
+use std::borrow::Borrow;
 use std::path::{Path, PathBuf};
 
 /// Batches that are decoded ahead of the networks.
@@ -26,27 +27,19 @@ pub struct Prepared {
 }
 
 impl Prepared {
-    /// Prepares images for every network, on all threads.
-    pub fn new(networks: &[Box<dyn FeatureNetwork>], images: &[RgbImage]) -> Self {
-        Self::join(networks.len(), images.par_iter().map(|image| prepare(networks, image)).collect())
-    }
-
-    /// Reads and prepares files, on all threads; an image in its own size lives no longer than that takes.
-    fn read(networks: &[Box<dyn FeatureNetwork>], files: &[PathBuf]) -> Result<Self> {
-        let images = files.par_iter().map(|file| Ok(prepare(networks, &read_rgb8(file)?)));
-        Ok(Self::join(networks.len(), images.collect::<Result<_>>()?))
-    }
-
-    /// From each image's inputs to the `networks`.
-    fn join(networks: usize, images: Vec<Vec<Vec<f32>>>) -> Self {
+    /// Prepares images for every network, on all threads; one in its own size lives no longer than that takes.
+    ///
+    /// # Errors
+    /// One of the images is an error.
+    pub fn new(
+        networks: &[Box<dyn FeatureNetwork>],
+        images: impl IndexedParallelIterator<Item = Result<impl Borrow<RgbImage>>>,
+    ) -> Result<Self> {
+        let prepare = |image: &RgbImage| networks.iter().map(|network| network.prepare(image)).collect::<Vec<_>>();
+        let images = images.map(|image| Ok(prepare(image?.borrow()))).collect::<Result<Vec<_>>>()?;
         let input = |network: usize| images.iter().flat_map(|inputs| &inputs[network]).copied().collect();
-        Self { inputs: (0..networks).map(input).collect(), images: images.len() }
+        Ok(Self { inputs: (0..networks.len()).map(input).collect(), images: images.len() })
     }
-}
-
-/// An image as each network sees it.
-fn prepare(networks: &[Box<dyn FeatureNetwork>], image: &RgbImage) -> Vec<Vec<f32>> {
-    networks.iter().map(|network| network.prepare(image)).collect()
 }
 
 /// What is known of the features of some images under one network.
@@ -66,11 +59,11 @@ pub enum Statistics {
 impl Statistics {
     /// Of no images yet, for each of the `networks`.
     pub fn of_none(networks: &[Box<dyn FeatureNetwork>]) -> Vec<Self> {
-        let of_none = |network: &Box<dyn FeatureNetwork>| Self::Images {
+        let of_none = networks.iter().map(|network| Self::Images {
             moments: Moments::new(network.length()),
             sample: (network.metric() == FrechetMetric::Fid).then(|| VectorSample::new(network.length())),
-        };
-        networks.iter().map(of_none).collect()
+        });
+        of_none.collect()
     }
 
     /// From a `.npz` file as pytorch-fid writes it.
@@ -169,7 +162,8 @@ pub fn of_folder(
     let mut progress = Progress::new(what, 0, files.len() as u64);
     let mut done = 0;
     let (rank, size) = (turns.processes.rank(), turns.processes.size());
-    let batches = files.chunks(batch).skip(rank).step_by(size).map(|files| Prepared::read(networks, files));
+    let batches = files.chunks(batch).skip(rank).step_by(size);
+    let batches = batches.map(|files| Prepared::new(networks, files.par_iter().map(|file| read_rgb8(file))));
     read_ahead(batches, AHEAD - 1, |batches| {
         let compute = |_| batches.recv().map_or(Ok(vec![]), |prepared| features(networks, prepared?));
         turns.gather_each(files.len().div_ceil(batch), compute, |features| {

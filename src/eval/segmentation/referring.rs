@@ -211,10 +211,12 @@ fn overlaps(map: &[f32], (rows, columns): (usize, usize), mask: &RunLengths) -> 
         .collect()
 }
 
+/// A phrase after its image's name.
+type NamedPhrase = (String, Phrase);
+
 /// Iterates over the file's lines, grouped by consecutive images.
 struct PhraseReader {
-    /// Each with its image's name.
-    phrases: Peekable<Box<dyn Iterator<Item = Result<(String, Phrase)>>>>,
+    phrases: Peekable<Box<dyn Iterator<Item = Result<NamedPhrase>>>>,
     images: PathBuf,
     /// Images seen, by name.
     numbers: HashMap<String, usize>,
@@ -242,7 +244,7 @@ impl PhraseReader {
 }
 
 /// The image's name and the phrase of a line.
-fn parse(text: &str, line: usize) -> Result<(String, Phrase), String> {
+fn parse(text: &str, line: usize) -> Result<NamedPhrase, String> {
     let PhraseRecord { image, phrase, mask } = serde_json::from_str(text).map_err(|problem| problem.to_string())?;
     plain_name::check(&image)?;
     let mask = mask.check()?;
@@ -265,7 +267,7 @@ impl Iterator for PhraseReader {
             let known = self.numbers.len();
             let image = *self.numbers.entry(name.clone()).or_insert(known);
             let mut group = ImagePhrases { image, path: self.images.join(&name), phrases: vec![first] };
-            let belongs = |next: &Result<(String, Phrase)>| next.as_ref().map_or(true, |(image, _)| *image == name);
+            let belongs = |next: &Result<NamedPhrase>| next.as_ref().map_or(true, |(image, _)| *image == name);
             while let Some(next) = self.phrases.next_if(belongs) {
                 match next {
                     Ok((_, phrase)) => group.phrases.push(phrase),
