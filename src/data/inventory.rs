@@ -15,6 +15,7 @@ use crate::system::whole_file::write_atomically;
 use crate::{Error, Result};
 use serde::Serialize;
 use std::fmt;
+use std::ops::ControlFlow;
 use std::path::Path;
 
 /// What the sources of a run hold.
@@ -135,18 +136,12 @@ impl Counter<'_> {
             let failed = |problem| Error::file(shard.source.path(), problem);
             let mut findings = Findings::default();
             let folder = shard.folder(&mut findings).map_err(failed)?;
-            let mut fatal = None;
-            folder.pair(&mut findings, |paired, findings| {
+            let flow = folder.pair(&mut findings, |paired, findings| {
                 with_masks += u64::from(!paired.masks.is_empty());
-                match self.count_sample(&folder, shard.source.path(), &paired, &mut counts, findings) {
-                    Ok(()) => true,
-                    Err(problem) => {
-                        fatal = Some(problem);
-                        false
-                    }
-                }
+                let counted = self.count_sample(&folder, shard.source.path(), &paired, &mut counts, findings);
+                counted.map_or_else(ControlFlow::Break, ControlFlow::Continue)
             });
-            fatal.map_or(Ok(()), Err)?;
+            flow.break_value().map_or(Ok(()), Err)?;
             counts.findings.merge(findings);
         }
         if self.pairing.format == DataFormat::Folder && with_masks > 0 {

@@ -8,7 +8,7 @@ use crate::config::DataFormat;
 use crate::system::paths::may_be_file;
 use crate::system::patience::patiently;
 use std::io;
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -185,8 +185,12 @@ impl Folder {
         Ok(Self { below: composed(below).into_owned(), names, masks, pairing })
     }
 
-    /// Calls `visit` for each photograph, sorted by name, until it returns false; what belongs to none is counted.
-    pub fn pair(&self, findings: &mut Findings, mut visit: impl FnMut(Paired, &mut Findings) -> bool) {
+    /// Calls `visit` for each photograph, sorted by name, until it breaks; what belongs to none is counted.
+    pub fn pair<B>(
+        &self,
+        findings: &mut Findings,
+        mut visit: impl FnMut(Paired, &mut Findings) -> ControlFlow<B>,
+    ) -> ControlFlow<B> {
         let masks = self.mask_places(findings);
         let mut rest = masks.as_slice();
         for group in self.names.groups() {
@@ -196,12 +200,11 @@ impl Folder {
             if self.pairing.format == DataFormat::Folder && self.is_aside(group.clone(), findings) {
                 continue;
             }
-            if let Some(paired) = self.paired(group, of_group, findings)
-                && !visit(paired, findings)
-            {
-                return;
+            if let Some(paired) = self.paired(group, of_group, findings) {
+                visit(paired, findings)?;
             }
         }
+        ControlFlow::Continue(())
     }
 
     /// The masks in files of their own names, sorted by picture. JPEGs are counted and left out.
