@@ -261,12 +261,11 @@ impl Folder {
     fn is_aside(&self, group: Range<usize>, findings: &mut Findings) -> bool {
         let names = &self.names;
         let is_mask = names.is_group_of_masks(group.clone());
-        let has = |wanted: fn(Role) -> bool| names.of_role(group.clone(), wanted).next();
-        let has_text = has(|role| matches!(role, Role::Text | Role::Caption)).is_some();
-        let has_lossless = has(|role| matches!(role, Role::Picture(_)) && !role.is_jpeg()).is_some();
-        let has_jpeg = has(Role::is_jpeg).is_some();
+        let has = |wanted: fn(Role) -> bool| names.of_role(group.clone(), wanted).next().is_some();
+        let has_text = has(|role| matches!(role, Role::Text | Role::Caption));
+        let has_lossless = has(|role| matches!(role, Role::Picture(_)) && !role.is_jpeg());
         let says_mask = mask_name(names.stem(group.start)).is_some_and(|found| found.says_mask);
-        let is_alone = has_lossless && says_mask && !has_text && !has_jpeg;
+        let is_alone = has_lossless && says_mask && !has_text && !has(Role::is_jpeg);
         if !is_mask && !is_alone {
             return false;
         }
