@@ -3,7 +3,7 @@ use super::mask_form;
 use super::sample_reader::SampleReader;
 use super::sources::findings::Findings;
 use super::sources::shards::{Listed, NO_CAPTION, SampleShard};
-use super::sources::unusable::{Unusable, unless_fatal};
+use super::sources::unusable::unless_fatal;
 use super::sources::walk::{FoundSource, Sources};
 use crate::config::{DataConfig, DataFormat};
 use crate::system::error::{Error, Result};
@@ -47,19 +47,17 @@ impl DataSet {
     pub(crate) fn check_captions(&self) -> Result<()> {
         let needs_text = |shard: &&SampleShard| shard.pairing.format == DataFormat::Sa1b && shard.pairing.text;
         let Some(shard) = self.shards().find(needs_text) else { return Ok(()) };
-        let (mut has_caption, mut lacks_caption) = (false, false);
+        let mut lacks_caption = false;
         // Samples without caption are yielded last, so a sound shard's scan stops at its first sample.
-        let mut failed = Ok(());
-        let _ = shard.scan(&mut Findings::default(), &mut |item| {
-            match item {
-                Ok(_) => has_caption = true,
-                Err(Unusable::Broken(broken)) => lacks_caption |= broken.reason == NO_CAPTION,
-                Err(Unusable::Fatal(error)) => failed = Err(error),
+        let first = shard.scan(&mut Findings::default(), &mut |item| match unless_fatal(item) {
+            Ok(Err(broken)) => {
+                lacks_caption |= broken.reason == NO_CAPTION;
+                ControlFlow::Continue(())
             }
-            if has_caption || failed.is_err() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            Ok(Ok(_)) => ControlFlow::Break(Ok(())),
+            Err(error) => ControlFlow::Break(Err(error)),
         });
-        failed?;
-        if lacks_caption && !has_caption {
+        if first.break_value().transpose()?.is_none() && lacks_caption {
             let (path, text) = (shard.source.path().display(), "there are no captions: data.captions is missing, and");
             return Err(Error::Usage(format!("{text} {path} holds no KEY.txt beside KEY.jpg and KEY.json")));
         }
@@ -69,15 +67,14 @@ impl DataSet {
     /// Calls `visit` with each sample of `shard`, broken ones included and those left out that the user accepts, until it
     /// fails.
     pub(crate) fn for_each_of(&self, shard: &SampleShard, mut visit: impl FnMut(Listed) -> Result<()>) -> Result<()> {
-        let mut outcome = Ok(());
-        let _ = shard.scan(&mut Findings::default(), &mut |item| {
-            outcome = unless_fatal(item).and_then(|item| match &item {
+        let flow = shard.scan(&mut Findings::default(), &mut |item| {
+            let outcome = unless_fatal(item).and_then(|item| match &item {
                 Ok(reference) if self.readers[reference.settings].leaves_out(reference)? => Ok(()),
                 _ => visit(item),
             });
-            if outcome.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            outcome.map_or_else(ControlFlow::Break, ControlFlow::Continue)
         });
-        outcome
+        flow.break_value().map_or(Ok(()), Err)
     }
 
     /// Calls `visit` with chunks of at most `count` samples, each once and in source order, broken ones included, until it

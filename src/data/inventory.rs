@@ -15,6 +15,7 @@ use crate::system::whole_file::write_atomically;
 use crate::{Error, Result};
 use serde::Serialize;
 use std::fmt;
+use std::ops::ControlFlow;
 use std::path::Path;
 
 /// What the sources of a run hold.
@@ -135,18 +136,12 @@ impl Counter<'_> {
             let failed = |problem| Error::file(shard.source.path(), problem);
             let mut findings = Findings::default();
             let folder = shard.folder(&mut findings).map_err(failed)?;
-            let mut fatal = None;
-            folder.pair(&mut findings, |paired, findings| {
+            let flow = folder.pair(&mut findings, |paired, findings| {
                 with_masks += u64::from(!paired.masks.is_empty());
-                match self.count_sample(&folder, shard.source.path(), &paired, &mut counts, findings) {
-                    Ok(()) => true,
-                    Err(problem) => {
-                        fatal = Some(problem);
-                        false
-                    }
-                }
+                let counted = self.count_sample(&folder, shard.source.path(), &paired, &mut counts, findings);
+                counted.map_or_else(ControlFlow::Break, ControlFlow::Continue)
             });
-            fatal.map_or(Ok(()), Err)?;
+            flow.break_value().map_or(Ok(()), Err)?;
             counts.findings.merge(findings);
         }
         if self.pairing.format == DataFormat::Folder && with_masks > 0 {
@@ -229,14 +224,12 @@ impl Counter<'_> {
 fn is_blank(file: &Path) -> Result<bool> {
     /// Files longer than this are not looked into.
     const SHORT: u64 = 64;
-    match std::fs::metadata(file) {
-        Ok(found) if found.len() <= SHORT => {
-            let text = CAPTION.read(file).map_err(|problem| Error::file(file, problem))?;
-            Ok(String::from_utf8_lossy(&text).trim_start_matches('\u{feff}').trim().is_empty())
-        }
-        Ok(_) => Ok(false),
-        Err(problem) => Err(Error::file(file, problem)),
+    let failed = |problem| Error::file(file, problem);
+    if std::fs::metadata(file).map_err(failed)?.len() > SHORT {
+        return Ok(false);
     }
+    let text = CAPTION.read(file).map_err(failed)?;
+    Ok(String::from_utf8_lossy(&text).trim_start_matches('\u{feff}').trim().is_empty())
 }
 
 impl SourceCounts {
@@ -286,7 +279,8 @@ impl SourceCounts {
                 unread += count.count;
                 let kinds =
                     count.extensions.iter().map(|(extension, count)| format!("{} {extension}", thousands(*count)));
-                let reason = if finding.help().is_empty() { String::new() } else { format!(" ({})", finding.help()) };
+                let help = finding.description().help;
+                let reason = if help.is_empty() { String::new() } else { format!(" ({help})") };
                 unread_parts.push(kinds.collect::<Vec<_>>().join(", ") + &reason);
             } else {
                 let examples = if count.first.is_empty() { String::new() } else { format!(": {}", count.examples()) };

@@ -21,7 +21,6 @@ pub fn are_binary<'a>(config: &DataConfig, shards: impl Iterator<Item = &'a Samp
         return Ok(config.masks == MaskForm::Binary);
     }
     let (mut looks, mut looked_at) = (Vec::new(), 0);
-    let mut failed = Ok(());
     for shard in shards {
         let flow = shard.scan(&mut Findings::default(), &mut |item| {
             let Ok(SampleReference { annotation: Some(member), shard, .. }) = &item else {
@@ -35,16 +34,15 @@ pub fn are_binary<'a>(config: &DataConfig, shards: impl Iterator<Item = &'a Samp
                     looks.extend(LabelMap::decode(&bytes).map(|map| (map.appearance(), file)));
                 }
                 Err(Unusable::Broken(_)) => {}
-                Err(Unusable::Fatal(error)) => failed = Err(error),
+                Err(Unusable::Fatal(error)) => return ControlFlow::Break(Err(error)),
             }
-            let goes_on = failed.is_ok() && looked_at < LOOKED_AT;
-            if goes_on { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            if looked_at < LOOKED_AT { ControlFlow::Continue(()) } else { ControlFlow::Break(Ok(())) }
         });
-        if flow.is_break() {
+        if let Some(outcome) = flow.break_value() {
+            outcome?;
             break;
         }
     }
-    failed?;
     let first = |wanted| looks.iter().find(|(look, _)| *look == wanted).map(|(_, file)| file.display());
     match (first(Appearance::BlackAndWhite), first(Appearance::Labels)) {
         (Some(white), Some(labels)) => Err(Error::Usage(format!(

@@ -118,13 +118,8 @@ pub struct Planner {
 impl Planner {
     /// Plans epoch after epoch from `start` until the loader is dropped.
     pub fn run(mut self, start: &Cursor) {
-        let mut position = Position {
-            epoch: start.epoch,
-            shard: start.shard,
-            member: start.member,
-            window: start.window,
-            drawn: start.drawn,
-        };
+        let Cursor { epoch, shard, member, window, drawn, .. } = *start;
+        let mut position = Position { epoch, shard, member, window, drawn };
         while self.epoch(position).is_continue() {
             position = Position { epoch: position.epoch + 1, shard: 0, member: 0, window: 0, drawn: 0 };
         }

@@ -28,12 +28,8 @@ impl SampleReader {
     /// # Errors
     /// A file cannot be read, or the format needs one that is not configured.
     pub fn open(config: DataConfig, is_binary: bool) -> Result<Self> {
-        let captions = match (&config.captions, config.format) {
-            (Some(path), DataFormat::Sa1b | DataFormat::Folder) if config.has_prompts => {
-                Some(Captions::read(path, Columns::of(&config))?)
-            }
-            _ => None,
-        };
+        let file = config.captions.as_ref().filter(|_| config.has_prompts && config.format != DataFormat::Coco);
+        let captions = file.map(|file| Captions::read(file, Columns::of(&config))).transpose()?;
         let masks = MaskReader::open(&config, is_binary)?;
         Ok(Self { config, captions, masks })
     }

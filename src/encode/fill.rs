@@ -236,7 +236,8 @@ impl<'a> CacheFiller<'a> {
                 });
                 for (key, part) in parts {
                     // The part may occur twice.
-                    if !writer.contains(&key) && !made.iter().any(|made| made.has(&key)) {
+                    let is_made = |made: &Encoded| matches!(made, Encoded::Entry(other, _) if *other == key);
+                    if !writer.contains(&key) && !made.iter().any(is_made) {
                         made.push(Encoded::Entry(key, encode(reference, part)?));
                     }
                 }

@@ -1,6 +1,6 @@
 //! Recipes of a cache's entries: everything that latents and text embeddings depend on besides image and prompt.
 use crate::config::{Choice, Crop, DataConfig, ModelConfig, TextEncoderKind};
-use crate::data::cache::{Kind, Recipe};
+use crate::data::cache::Recipe;
 use crate::model::text::{TextEncoders, TextShape};
 use crate::model::vae::VaeConfig;
 use crate::model::weights::files::{ModelFiles, Part};
@@ -36,7 +36,7 @@ pub fn latents(files: &ModelFiles, data: &DataConfig) -> Result<Recipe> {
         ("crop", data.crop.name().into()),
         ("pixels", PIXELS.into()),
     ];
-    Ok(recipe(Kind::Latents, facts, vec![("latents", vec![vae.channels(), side, side])]))
+    Ok(recipe("latents", facts, vec![("latents", vec![vae.channels(), side, side])]))
 }
 
 /// The recipe of text embeddings: encoders with their tokenizers, dtypes, and number of tokens.
@@ -64,9 +64,9 @@ pub fn text(files: &ModelFiles, model: &ModelConfig, device: &Device) -> Result<
     // Embeddings of quantised encoders are others. Without, the recipe is that of caches from before there was such.
     facts.extend(model.quantize.map(|format| ("quantized", format.name().into())));
     let (rows, columns) = shape.filled();
-    Ok(recipe(Kind::Text, facts, vec![("context", vec![rows, columns]), ("pooled", vec![shape.pooled])]))
+    Ok(recipe("text", facts, vec![("context", vec![rows, columns]), ("pooled", vec![shape.pooled])]))
 }
 
-fn recipe(kind: Kind, facts: Vec<(&'static str, String)>, tensors: Vec<(&'static str, Vec<usize>)>) -> Recipe {
+fn recipe(kind: &'static str, facts: Vec<(&'static str, String)>, tensors: Vec<(&'static str, Vec<usize>)>) -> Recipe {
     Recipe { kind, facts: facts.into_iter().map(|(name, value)| (name.to_string(), value)).collect(), tensors }
 }

@@ -11,12 +11,6 @@ pub(super) enum Encoded {
     Broken(String, String),
 }
 
-impl Encoded {
-    pub fn has(&self, wanted: &Key) -> bool {
-        matches!(self, Self::Entry(key, _) if key == wanted)
-    }
-}
-
 /// What all processes have `made`, in rank order, at all of them; the values at rank 0 alone.
 ///
 /// # Errors

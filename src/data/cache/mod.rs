@@ -11,7 +11,7 @@ mod shard;
 mod store;
 mod writer;
 
-pub use recipe::{Digest, Key, Kind, Recipe};
+pub use recipe::{Digest, Key, Recipe};
 pub use store::Store;
 pub use writer::{SHARD_BYTES, Writer};
 
@@ -86,7 +86,7 @@ mod tests {
 
     fn recipe(model: &str) -> Recipe {
         let facts = BTreeMap::from([("encoder".to_string(), model.to_string())]);
-        Recipe { kind: Kind::Text, facts, tensors: vec![("context", vec![3, 2]), ("pooled", vec![2])] }
+        Recipe { kind: "text", facts, tensors: vec![("context", vec![3, 2]), ("pooled", vec![2])] }
     }
 
     fn values(number: usize) -> Vec<f32> {

@@ -4,29 +4,11 @@ use image::Rgb;
 use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
 
-/// The two kinds of entries.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// Latents of images.
-    Latents,
-    /// Embeddings of prompts.
-    Text,
-}
-
-impl Kind {
-    /// Prefix of the shards' file names, and value of their metadata key `holds`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Latents => "latents",
-            Self::Text => "text",
-        }
-    }
-}
-
 /// How entries of one kind are computed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Recipe {
-    pub kind: Kind,
+    /// `latents` of images or `text` embeddings: prefix of the shards' file names, and value of their metadata key `holds`.
+    pub kind: &'static str,
     /// Everything that an entry depends on besides its image or prompt, by name: fingerprints of models, sizes, rules.
     /// Part of every key, and stored in every shard's metadata, so that an error can name what differs.
     pub facts: BTreeMap<String, String>,
@@ -62,7 +44,7 @@ impl Recipe {
             hash.update((part.len() as u64).to_le_bytes());
             hash.update(part);
         };
-        add(self.kind.name().as_bytes());
+        add(self.kind.as_bytes());
         for (name, value) in &self.facts {
             add(name.as_bytes());
             add(value.as_bytes());
@@ -132,7 +114,7 @@ mod tests {
 
     fn recipe(facts: &[(&str, &str)]) -> Recipe {
         let facts = facts.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
-        Recipe { kind: Kind::Latents, facts, tensors: vec![("latents", vec![2, 3])] }
+        Recipe { kind: "latents", facts, tensors: vec![("latents", vec![2, 3])] }
     }
 
     #[test]
@@ -149,7 +131,7 @@ mod tests {
             recipe(&[("autoencoder", "a")]).latents_key(&image, false),
             usual.text_key("an image"),
             usual.text_key(""),
-            Recipe { kind: Kind::Text, ..usual.clone() }.text_key(""),
+            Recipe { kind: "text", ..usual.clone() }.text_key(""),
         ];
         let distinct: std::collections::BTreeSet<_> = keys.iter().collect();
         assert_eq!(distinct.len(), keys.len());

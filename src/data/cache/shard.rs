@@ -131,7 +131,7 @@ fn read(file: &Path, offset: u64, length: usize) -> Result<Vec<u8>> {
 }
 
 fn metadata(recipe: &Recipe) -> BTreeMap<String, String> {
-    let own = [("format", FORMAT), ("version", VERSION), ("holds", recipe.kind.name())];
+    let own = [("format", FORMAT), ("version", VERSION), ("holds", recipe.kind)];
     let own = own.map(|(name, value)| (name.to_string(), value.to_string()));
     recipe.facts.clone().into_iter().chain(own).collect()
 }

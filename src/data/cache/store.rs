@@ -63,7 +63,7 @@ impl Store {
 
     /// The path of the next shard to write; advances the number.
     pub(super) fn next_shard(&mut self, folder: &Path) -> PathBuf {
-        let file = folder.join(format!("{}-{:06}.safetensors", self.recipe.kind.name(), self.next));
+        let file = folder.join(format!("{}-{:06}.safetensors", self.recipe.kind, self.next));
         self.next += 1;
         file
     }
@@ -80,7 +80,7 @@ fn shard_files(folder: &Path, recipe: &Recipe) -> Result<Vec<(u32, PathBuf)>> {
     let mut files = vec![];
     for path in whole_file::entries(folder)? {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let number = name.strip_prefix(recipe.kind.name()).and_then(|rest| rest.strip_prefix('-'));
+        let number = name.strip_prefix(recipe.kind).and_then(|rest| rest.strip_prefix('-'));
         let number = number.and_then(|rest| rest.strip_suffix(".safetensors"));
         // u32::MAX is excluded, since the next shard's number is one more.
         if let Some(number) = number.and_then(|digits| digits.parse().ok()).filter(|number| *number < u32::MAX) {

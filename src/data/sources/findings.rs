@@ -50,13 +50,13 @@ pub enum Finding {
 }
 
 /// How a kind is described.
-struct Description {
+pub struct Description {
     /// After "1", and after a larger number.
     text: [&'static str; 2],
     /// What to do about it.
-    help: &'static str,
-    /// What accepts it; `None` where it is no error.
-    allowed: Option<Allowed>,
+    pub help: &'static str,
+    /// What `data.allow` must have for it to be accepted; `None` where it is no error.
+    pub allowed: Option<Allowed>,
 }
 
 const fn error(text: [&'static str; 2], help: &'static str, allowed: Allowed) -> Description {
@@ -68,7 +68,7 @@ const fn remark(text: [&'static str; 2]) -> Description {
 }
 
 impl Finding {
-    fn description(self) -> Description {
+    pub fn description(self) -> Description {
         use Allowed::{CaptionsMissing, FilesUnread, MasksMissing, PicturesMissing};
         match self {
             Self::CaptionMissing => error(
@@ -209,16 +209,6 @@ impl Finding {
         }
     }
 
-    /// What `data.allow` must have for this to be accepted; `None` where it is no error.
-    pub fn allowed(self) -> Option<Allowed> {
-        self.description().allowed
-    }
-
-    /// What to do about it.
-    pub fn help(self) -> &'static str {
-        self.description().help
-    }
-
     /// Whether a tar file yields each of these as a broken sample.
     pub fn is_broken_sample(self) -> bool {
         use Finding::{AnnotationAlone, AnnotationMissing, CaptionMissing, MaskAlone, UnreadPicture};
@@ -227,8 +217,9 @@ impl Finding {
 
     /// What is wrong with so many of these in `source`, unless it is nothing or accepted.
     pub fn problem(self, count: &Count, source: &str, allow: &[Allowed]) -> Option<String> {
-        let allowed = self.allowed().filter(|allowed| !allow.contains(allowed))?;
-        let (text, examples, help) = (self.text(count.count, &thousands(count.count)), count.examples(), self.help());
+        let Description { help, allowed, .. } = self.description();
+        let allowed = allowed.filter(|allowed| !allow.contains(allowed))?;
+        let (text, examples) = (self.text(count.count, &thousands(count.count)), count.examples());
         let accept = allowed.name();
         Some(format!("{source}: {text}: {examples}; {help}, or accept it with data.allow = [{accept:?}]"))
     }

@@ -8,7 +8,7 @@ use crate::config::DataFormat;
 use crate::system::paths::may_be_file;
 use crate::system::patience::patiently;
 use std::io;
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -185,8 +185,12 @@ impl Folder {
         Ok(Self { below: composed(below).into_owned(), names, masks, pairing })
     }
 
-    /// Calls `visit` for each photograph, sorted by name, until it returns false; what belongs to none is counted.
-    pub fn pair(&self, findings: &mut Findings, mut visit: impl FnMut(Paired, &mut Findings) -> bool) {
+    /// Calls `visit` for each photograph, sorted by name, until it breaks; what belongs to none is counted.
+    pub fn pair<B>(
+        &self,
+        findings: &mut Findings,
+        mut visit: impl FnMut(Paired, &mut Findings) -> ControlFlow<B>,
+    ) -> ControlFlow<B> {
         let masks = self.mask_places(findings);
         let mut rest = masks.as_slice();
         for group in self.names.groups() {
@@ -196,12 +200,11 @@ impl Folder {
             if self.pairing.format == DataFormat::Folder && self.is_aside(group.clone(), findings) {
                 continue;
             }
-            if let Some(paired) = self.paired(group, of_group, findings)
-                && !visit(paired, findings)
-            {
-                return;
+            if let Some(paired) = self.paired(group, of_group, findings) {
+                visit(paired, findings)?;
             }
         }
+        ControlFlow::Continue(())
     }
 
     /// The masks in files of their own names, sorted by picture. JPEGs are counted and left out.
@@ -258,12 +261,11 @@ impl Folder {
     fn is_aside(&self, group: Range<usize>, findings: &mut Findings) -> bool {
         let names = &self.names;
         let is_mask = names.is_group_of_masks(group.clone());
-        let has = |wanted: fn(Role) -> bool| names.of_role(group.clone(), wanted).next();
-        let has_text = has(|role| matches!(role, Role::Text | Role::Caption)).is_some();
-        let has_lossless = has(|role| matches!(role, Role::Picture(_)) && !role.is_jpeg()).is_some();
-        let has_jpeg = has(Role::is_jpeg).is_some();
+        let has = |wanted: fn(Role) -> bool| names.of_role(group.clone(), wanted).next().is_some();
+        let has_text = has(|role| matches!(role, Role::Text | Role::Caption));
+        let has_lossless = has(|role| matches!(role, Role::Picture(_)) && !role.is_jpeg());
         let says_mask = mask_name(names.stem(group.start)).is_some_and(|found| found.says_mask);
-        let is_alone = has_lossless && says_mask && !has_text && !has_jpeg;
+        let is_alone = has_lossless && says_mask && !has_text && !has(Role::is_jpeg);
         if !is_mask && !is_alone {
             return false;
         }

@@ -61,6 +61,6 @@ impl Pairing {
 
     /// Whether the user accepts that this is left out.
     pub fn leaves_out(&self, lacked: Finding) -> bool {
-        lacked.allowed().is_none_or(|allowed| self.allow.contains(&allowed))
+        lacked.description().allowed.is_none_or(|allowed| self.allow.contains(&allowed))
     }
 }

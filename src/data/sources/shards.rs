@@ -148,7 +148,7 @@ fn part(length: u64, read: impl FnOnce(&mut [u8]) -> io::Result<()>) -> io::Resu
 impl SampleShard {
     /// Calls `visit` with each sample of the shard until it breaks. A damaged shard is an item too. What belongs to no
     /// sample of a tar file is counted; folders have their inventory.
-    pub fn scan(&self, findings: &mut Findings, visit: &mut dyn FnMut(Scanned) -> ControlFlow<()>) -> ControlFlow<()> {
+    pub fn scan<B>(&self, findings: &mut Findings, visit: &mut dyn FnMut(Scanned) -> ControlFlow<B>) -> ControlFlow<B> {
         if self.is_folder { self.scan_folder(visit) } else { self.scan_tar(findings, visit) }
     }
 
@@ -175,19 +175,15 @@ impl SampleShard {
     }
 
     /// Yields the photographs of a folder, sorted by name.
-    fn scan_folder(&self, visit: &mut dyn FnMut(Scanned) -> ControlFlow<()>) -> ControlFlow<()> {
+    fn scan_folder<B>(&self, visit: &mut dyn FnMut(Scanned) -> ControlFlow<B>) -> ControlFlow<B> {
         let folder = match self.folder(&mut Findings::default()) {
             Ok(folder) => folder,
             Err(problem) => return visit(self.unreadable(problem)),
         };
-        let mut flow = ControlFlow::Continue(());
-        folder.pair(&mut Findings::default(), |paired, _| {
-            if let Some(item) = self.item_of_files(&folder, paired) {
-                flow = visit(item);
-            }
-            flow.is_continue()
-        });
-        flow
+        folder.pair(&mut Findings::default(), |paired, _| match self.item_of_files(&folder, paired) {
+            Some(item) => visit(item),
+            None => ControlFlow::Continue(()),
+        })
     }
 
     /// The sample of these files, or which of them it lacks; `None` if it is left out.

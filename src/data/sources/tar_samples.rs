@@ -38,11 +38,11 @@ struct SampleFiles {
 impl SampleShard {
     /// Reads header after header and yields each sample at its last member. Samples of which more may come (those whose
     /// image is a PNG, all of format folder), incomplete samples, and the samples lost to damage are yielded at the end.
-    pub(super) fn scan_tar(
+    pub(super) fn scan_tar<B>(
         &self,
         findings: &mut Findings,
-        visit: &mut dyn FnMut(Scanned) -> ControlFlow<()>,
-    ) -> ControlFlow<()> {
+        visit: &mut dyn FnMut(Scanned) -> ControlFlow<B>,
+    ) -> ControlFlow<B> {
         let (mut members, unpacked) = match self.members() {
             Ok(members) => members,
             Err(problem) => return visit(self.unreadable(problem)),
@@ -214,7 +214,11 @@ fn join_masks(pending: &mut HashMap<String, SampleFiles>, findings: &mut Finding
             .find_map(|(stem, number)| Some((pictures.get(&format!("{folder}{stem}"))?.clone(), number)));
         match found {
             Some((picture, number)) if picture != *key => masks.push((key.clone(), number, picture)),
-            _ => parts.is_lone_mask = within || parts.is_named_mask(stem),
+            _ => {
+                // Called a mask, and nothing shows that it is a photograph.
+                let is_named = named.is_some_and(|named| named.says_mask) && parts.text.is_none() && !parts.is_jpeg;
+                parts.is_lone_mask = within || is_named;
+            }
         }
     }
     // Whatever the order of a hash map was.
@@ -224,9 +228,8 @@ fn join_masks(pending: &mut HashMap<String, SampleFiles>, findings: &mut Finding
         if parts.text.is_some() {
             findings.add(Finding::CaptionAlone, &key);
         }
-        let is_jpeg = parts.image.is_some() && parts.is_jpeg;
         let finding = match (parts.image.or(parts.png), pending.get_mut(&picture)) {
-            (Some(mask), Some(picture)) if !is_jpeg => match picture.masks.entry(number) {
+            (Some(mask), Some(picture)) if !parts.is_jpeg => match picture.masks.entry(number) {
                 Entry::Vacant(place) => {
                     place.insert(mask);
                     continue;
@@ -240,9 +243,7 @@ fn join_masks(pending: &mut HashMap<String, SampleFiles>, findings: &mut Finding
 }
 
 fn is_in_mask_folder(key: &str) -> bool {
-    let mut components = key.rsplit('/');
-    components.next();
-    components.any(is_mask_folder)
+    key.rsplit('/').skip(1).any(is_mask_folder)
 }
 
 /// The unreadable parts of a tar file, and an estimate of the samples lost.
@@ -301,12 +302,6 @@ impl SampleFiles {
             _ => return false,
         };
         slot.replace(member).is_some()
-    }
-
-    /// Whether this is called a mask and nothing shows that it is a photograph.
-    fn is_named_mask(&self, stem: &str) -> bool {
-        let says_mask = mask_name(stem).is_some_and(|named| named.says_mask);
-        says_mask && self.text.is_none() && !(self.image.is_some() && self.is_jpeg)
     }
 
     /// Whether no further member is needed. A JPEG may still follow a PNG, and masks may follow anything.

@@ -55,10 +55,12 @@ impl Sources {
             let mut group = Vec::new();
             let mut objects = remote::find(&settings.source, &settings)?;
             for name in &settings.source {
-                let mut source = match objects.remove(name) {
-                    Some(objects) => of_objects(&settings, name, objects, &unpacked),
-                    None => walk(&settings, name, &unpacked)?,
-                };
+                let mut walk = Walk::new(&settings, name, &unpacked);
+                match objects.remove(name) {
+                    Some(objects) => walk.objects(objects),
+                    None => walk.paths(name)?,
+                }
+                let mut source = walk.found;
                 (source.settings, source.repeats) = (sources.settings.len(), repeats);
                 // Objects are distinct, and two may be shown by the same path.
                 let is_object = |shard: &SampleShard| matches!(shard.source, ByteSource::Object(_));
@@ -104,43 +106,6 @@ pub(super) fn last_component(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-/// The shards of a URL.
-fn of_objects(config: &DataConfig, url: &str, objects: Vec<Arc<Object>>, unpacked: &Arc<GzipShards>) -> FoundSource {
-    let mut walk = Walk::new(config, &remote::shown(url), unpacked);
-    for object in objects {
-        walk.source_name = last_component(object.path());
-        walk.push(ByteSource::Object(object), "", false);
-    }
-    walk.found
-}
-
-fn walk(config: &DataConfig, source: &str, unpacked: &Arc<GzipShards>) -> Result<FoundSource> {
-    let mut walk = Walk::new(config, source, unpacked);
-    let paths = match expand(source)? {
-        Expanded::Paths(paths) => paths,
-        Expanded::Missing(part) => return Err(Error::Usage(format!("data.source: nothing matches `{part}`"))),
-    };
-    for path in paths {
-        let first = walk.found.shards.len();
-        walk.source_name = last_component(&path);
-        if is_folder(&path)? {
-            if says_repeats(&walk.source_name) {
-                walk.found.findings.add(Finding::RepeatsInName, &walk.source_name);
-            }
-            walk.folder(&path, "", None)?;
-            walk.masks_beside(&path)?;
-        } else {
-            check_file(&path, &walk.source_name, config.format)?;
-            walk.push(ByteSource::File(path.into()), "", false);
-        }
-        walk.join_masks(first);
-    }
-    if walk.found.shards.is_empty() {
-        return Err(Error::Usage(format!("data.source: {source} holds no files")));
-    }
-    Ok(walk.found)
-}
-
 /// # Errors
 /// The file is no shard of this format, by its name.
 fn check_file(path: &Path, name: &str, format: DataFormat) -> Result<()> {
@@ -177,8 +142,43 @@ impl<'a> Walk<'a> {
             labels: labels.and_then(|path| path.ok()),
             masks: BTreeMap::new(),
             unpacked: unpacked.clone(),
-            found: FoundSource { name: source.to_owned(), ..FoundSource::default() },
+            found: FoundSource { name: remote::shown(source), ..FoundSource::default() },
         }
+    }
+
+    /// The shards of a URL.
+    fn objects(&mut self, objects: Vec<Arc<Object>>) {
+        for object in objects {
+            self.source_name = last_component(object.path());
+            self.push(ByteSource::Object(object), "", false);
+        }
+    }
+
+    /// The folders and files that a path or pattern names.
+    fn paths(&mut self, source: &str) -> Result<()> {
+        let paths = match expand(source)? {
+            Expanded::Paths(paths) => paths,
+            Expanded::Missing(part) => return Err(Error::Usage(format!("data.source: nothing matches `{part}`"))),
+        };
+        for path in paths {
+            let first = self.found.shards.len();
+            self.source_name = last_component(&path);
+            if is_folder(&path)? {
+                if says_repeats(&self.source_name) {
+                    self.found.findings.add(Finding::RepeatsInName, &self.source_name);
+                }
+                self.folder(&path, "", None)?;
+                self.masks_beside(&path)?;
+            } else {
+                check_file(&path, &self.source_name, self.config.format)?;
+                self.push(ByteSource::File(path.into()), "", false);
+            }
+            self.join_masks(first);
+        }
+        if self.found.shards.is_empty() {
+            return Err(Error::Usage(format!("data.source: {source} holds no files")));
+        }
+        Ok(())
     }
 
     fn push(&mut self, source: ByteSource, below: &str, is_folder: bool) {

@@ -45,7 +45,13 @@ impl Scan {
         // Progressive scans hold DC alone, or AC of one component.
         let separate = !frame.progressive || (scan.first == 0) == (scan.last == 0);
         let single = !frame.progressive || scan.first == 0 || scan.parts.len() == 1;
-        if !ordered || !separate || !single || scan.parts.is_empty() || has_twin(&scan.parts) {
+        // A component occurs once.
+        let has_twin = scan
+            .parts
+            .iter()
+            .enumerate()
+            .any(|(index, part)| scan.parts[..index].iter().any(|other| other.0 == part.0));
+        if !ordered || !separate || !single || scan.parts.is_empty() || has_twin {
             return None;
         }
         let needs_dc = scan.first == 0 && !scan.refines;
@@ -209,9 +215,4 @@ fn refine_value(bits: &mut Bits, value: &mut i16, bit: i16) {
     if bits.take(1) == 1 && *value & bit == 0 {
         *value = value.wrapping_add(if *value > 0 { bit } else { -bit });
     }
-}
-
-/// Whether a component occurs twice.
-fn has_twin(parts: &[(usize, usize, usize)]) -> bool {
-    parts.iter().enumerate().any(|(index, part)| parts[..index].iter().any(|other| other.0 == part.0))
 }

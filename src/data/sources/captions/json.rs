@@ -69,17 +69,16 @@ impl<'de> Visitor<'de> for Record<'_> {
         let mut found: [Option<String>; 2] = [None, None];
         while let Some(name) = map.next_key::<String>()? {
             let columns = [self.0.key, self.0.caption];
-            if !columns.contains(&name.as_str()) {
-                map.next_value::<IgnoredAny>()?;
-                names.push(name);
-                continue;
-            }
-            let text = map.next_value_seed(Text(&name))?;
-            for (column, found) in columns.into_iter().zip(&mut found).filter(|(column, _)| *column == name) {
-                if found.as_ref().is_some_and(|other| *other != text) {
-                    return Err(de::Error::custom(format!("`{column}` is there twice: {found:?} and {text:?}")));
+            if columns.contains(&name.as_str()) {
+                let text = map.next_value_seed(Text(&name))?;
+                for (column, found) in columns.into_iter().zip(&mut found).filter(|(column, _)| *column == name) {
+                    if found.as_ref().is_some_and(|other| *other != text) {
+                        return Err(de::Error::custom(format!("`{column}` is there twice: {found:?} and {text:?}")));
+                    }
+                    *found = Some(text.clone());
                 }
-                *found = Some(text.clone());
+            } else {
+                map.next_value::<IgnoredAny>()?;
             }
             names.push(name);
         }
@@ -225,9 +224,7 @@ impl Coco {
     fn add(&mut self, item: Item, insert: &mut Insert) -> Result<(), String> {
         match item {
             Item::Image(image) => {
-                let Some(name) = image.file_name else {
-                    return Err(format!("the image {} has no `file_name`", image.id));
-                };
+                let name = image.file_name.ok_or_else(|| format!("the image {} has no `file_name`", image.id))?;
                 if let Some(other) = self.names.insert(image.id.clone(), name.clone())
                     && other != name
                 {

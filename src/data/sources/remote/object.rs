@@ -168,7 +168,9 @@ impl Object {
         let end = bytes.len() + (range.end - range.start) as usize;
         let options = GetOptions { range: Some(range.into()), ..GetOptions::default() };
         let answer = self.store.get_opts(&self.location, options).await?;
-        let version = Version::of(&answer.meta);
+        let ObjectMeta { size, last_modified, e_tag, .. } = &answer.meta;
+        let tag = e_tag.as_ref().map(|tag| tag.trim_start_matches("W/").to_owned());
+        let version = Version { length: *size, tag: tag.unwrap_or_else(|| last_modified.to_string()) };
         if *self.version.get_or_init(|| version.clone()) != version {
             return Err(Failure::lasting("it has changed since the run began; shards must stay as they are"));
         }
@@ -181,13 +183,6 @@ impl Object {
             true => Ok(()),
             false => Err(Failure::passing("the answer ends early")),
         }
-    }
-}
-
-impl Version {
-    fn of(meta: &ObjectMeta) -> Self {
-        let tag = meta.e_tag.as_ref().map(|tag| tag.trim_start_matches("W/").to_owned());
-        Self { length: meta.size, tag: tag.unwrap_or_else(|| meta.last_modified.to_string()) }
     }
 }
 

@@ -20,8 +20,7 @@ type Name = (u64, u64);
 pub struct RecentBlocks {
     file: Option<File>,
     slots: HashMap<Name, usize>,
-    /// The block in each slot.
-    names: Vec<Name>,
+    /// The slot to write next.
     next: usize,
 }
 
@@ -35,20 +34,13 @@ impl RecentBlocks {
             return Ok(());
         }
         let slot = self.next;
-        if let Some(old) = self.names.get(slot) {
-            self.slots.remove(old);
-        }
+        self.slots.retain(|_, taken| *taken != slot);
         let file = match &mut self.file {
             Some(file) => file,
             none => none.insert(tempfile::tempfile()?),
         };
         file.seek(SeekFrom::Start(slot as u64 * BLOCK))?;
         file.write_all(block)?;
-        if slot < self.names.len() {
-            self.names[slot] = name;
-        } else {
-            self.names.push(name);
-        }
         self.slots.insert(name, slot);
         self.next = (slot + 1) % SLOTS;
         Ok(())
@@ -96,6 +88,6 @@ mod tests {
             recent.insert((2, number), &[9]).unwrap();
         }
         assert!(!recent.read(1, &mut bytes, 0).unwrap() && recent.read(1, &mut bytes, 2 * BLOCK).unwrap());
-        assert_eq!((recent.slots.len(), recent.names.len()), (SLOTS, SLOTS));
+        assert_eq!(recent.slots.len(), SLOTS);
     }
 }
