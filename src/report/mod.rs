@@ -9,6 +9,7 @@ pub mod pca;
 mod picture;
 mod samples;
 pub mod segmentation;
+mod serialized;
 pub mod summary;
 pub(crate) mod tensorboard;
 pub(crate) mod told_example;

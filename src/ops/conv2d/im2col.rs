@@ -1,6 +1,6 @@
 //! Unfolding a map for the product that a convolution is (im2col), on the CPU: some output rows at a time, from input rows
 //! that are normed or upsampled as they are read.
-use super::Conv2d;
+use super::layer::Conv2d;
 use crate::kernels::cpu::{sigmoid, vectorised};
 use std::ops::Range;
 

@@ -3,12 +3,15 @@
 //! What it reads can be normed or upsampled row by row on the way ([`Input`]), and its output can be added to a map that is
 //! in memory already: of a large picture no map is made but those that layers hand on.
 mod im2col;
+mod layer;
 mod on_cpu;
 
 use super::group_norm::{Affine, GroupNorm};
 use candle_core::{DType, Result, Tensor, bail};
 use im2col::Im2col;
 use std::ops::Range;
+
+pub use layer::{Conv2d, Stride};
 
 /// Values that candle's convolution unfolds at a time: 256 MiB in f32.
 const UNFOLDED_VALUES: usize = 1 << 26;
@@ -17,15 +20,6 @@ const UNFOLDED_VALUES: usize = 1 << 26;
 /// unfolded, and by count a third of that for what they are made of and become.
 pub fn unfolding_on_gpu(bytes: u64) -> u64 {
     (9 * bytes).min(4 * UNFOLDED_VALUES as u64) / 3 * 4
-}
-
-/// The autoencoder's two ways in which output positions follow input positions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stride {
-    /// Same height and width: zeros all around.
-    One,
-    /// Half the height and width: zeros at the right and the bottom only, as diffusers' `Downsample2D`.
-    Two,
 }
 
 /// What a convolution takes from a map `[batch, in, height, width]`.
@@ -47,58 +41,7 @@ impl<'a> Input<'a> {
     }
 }
 
-/// A convolution with bias, and a ReLU after it where wanted.
-pub struct Conv2d {
-    /// `[out, in, kernel height, kernel width]`.
-    weight: Tensor,
-    /// `[out]`.
-    bias: Tensor,
-    channels: usize,
-    /// Height and width.
-    kernel: (usize, usize),
-    stride: usize,
-    /// Zeros before the first and after the last row.
-    rows: (usize, usize),
-    /// Zeros before the first and after the last column.
-    columns: (usize, usize),
-    relu: bool,
-}
-
 impl Conv2d {
-    /// `weight` `[out, in, kernel, kernel]` with kernel 1 or 3, `bias` `[out]`; stride 2 with kernel 3 alone.
-    pub fn new(weight: Tensor, bias: Tensor, stride: Stride) -> Result<Self> {
-        let (_, _, height, width) = weight.dims4()?;
-        match (height, width, stride) {
-            (1, 1, Stride::One) => Self::padded(weight, bias, 1, (0, 0)),
-            (3, 3, Stride::One) => Self::padded(weight, bias, 1, (1, 1)),
-            (3, 3, Stride::Two) => Ok(Self { rows: (0, 1), columns: (0, 1), ..Self::padded(weight, bias, 2, (0, 0))? }),
-            _ => bail!("conv2d: weight {:?}, stride {stride:?}", weight.shape()),
-        }
-    }
-
-    /// Any kernel, with `padding` (rows, columns) of zeros on both sides, as torch's `Conv2d`.
-    pub fn padded(weight: Tensor, bias: Tensor, stride: usize, padding: (usize, usize)) -> Result<Self> {
-        let (output, channels, height, width) = weight.dims4()?;
-        if stride == 0 || padding.0 >= height || padding.1 >= width || bias.dims() != [output] {
-            bail!("conv2d: weight {:?} with bias {:?}, stride {stride}, {padding:?}", weight.shape(), bias.shape())
-        }
-        Ok(Self {
-            weight: weight.contiguous()?,
-            bias: bias.contiguous()?,
-            channels,
-            kernel: (height, width),
-            stride,
-            rows: (padding.0, padding.0),
-            columns: (padding.1, padding.1),
-            relu: false,
-        })
-    }
-
-    /// With negative outputs set to 0.
-    pub fn with_relu(self) -> Self {
-        Self { relu: true, ..self }
-    }
-
     /// `[batch, in, height, width]` to `[batch, out, out height, out width]`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         self.forward_from(Input::Map(x))
