@@ -7,6 +7,7 @@ pub mod metrics;
 mod page;
 pub mod pca;
 mod picture;
+mod raw_values;
 mod samples;
 pub mod segmentation;
 pub mod summary;
