@@ -1,7 +1,7 @@
 //! Segmentation of held-out pictures before and after training: attention to each class, prediction, ground truth.
 use super::heatmap::overlay;
 use super::picture::{LARGEST, data_uri, resized, sheet, stacked};
-use super::serialized;
+use super::raw_values;
 use super::summary::{Stage, percent};
 use crate::eval::segmentation::{Class, ImageResult, SegmentationMap};
 use crate::system::error::{Error, Result};
@@ -38,7 +38,7 @@ pub struct SegmentationExample {
     /// The prompt that the attention belongs to.
     pub prompt: String,
     /// `[height, width]` pixels.
-    #[serde(with = "serialized::picture")]
+    #[serde(with = "raw_values::picture")]
     pub image: RgbImage,
     /// Label and name of each class with a map.
     pub classes: Vec<(u32, String)>,
@@ -81,7 +81,7 @@ impl SegmentationExample {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Segmented {
     /// Attention to each class, in the example's order: `[classes, rows, columns]`.
-    #[serde(with = "serialized::tensor")]
+    #[serde(with = "raw_values::tensor")]
     pub maps: Tensor,
     /// The predicted label of each pixel, `[height, width]`.
     pub labels: Vec<u32>,

@@ -1,4 +1,4 @@
-//! How pictures and tensors stand in what one process tells another.
+//! How pictures and tensors are written for another process.
 
 /// A picture for serde: its size, and its bytes.
 pub mod picture {
