@@ -12,7 +12,7 @@ use seg4diff::config::{BLUR, DeviceChoice};
 use seg4diff::model::families::Blur;
 use seg4diff::model::text::TextEmbedding;
 use seg4diff::model::weights::Weights;
-use seg4diff::sample::generate::{Conditions, PerturbedGuidance, SamplingOptions};
+use seg4diff::sample::generate::{PerturbedGuidance, PromptEmbeddings, SamplingOptions};
 use seg4diff::sample::noise::normal;
 use seg4diff::sample::scheduler::Scheduler;
 use std::time::Instant;
@@ -65,7 +65,7 @@ fn main() -> Result<()> {
     let scheduler = Scheduler::new(1000, 3.0);
     let draw = || -> Result<f64> {
         let started = Instant::now();
-        let conditions = Conditions { positive: &positive, negative: &negative };
+        let conditions = PromptEmbeddings { positive: &positive, negative: &negative };
         options.run(
             &scheduler,
             &noise,

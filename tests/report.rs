@@ -10,7 +10,9 @@ use seg4diff::model::weights::files::ModelFiles;
 use seg4diff::report::metrics::{StepMetrics, ValidationScores};
 use seg4diff::report::segmentation::{SegmentationExample, Segmented};
 use seg4diff::report::summary::{Scores, Stage, Summary};
-use seg4diff::report::{Measured, RunReport, SampleDrawer, SampleFigure, Samples, TrainedLayers, ValidationPictures};
+use seg4diff::report::{
+    DrawnSamples, Measured, RunReport, SampleDrawer, SampleFigure, TrainedLayers, ValidationPictures,
+};
 use seg4diff::sample::image::read_rgb8;
 use std::path::{Path, PathBuf};
 
@@ -147,7 +149,7 @@ fn report(output: &Path) -> RunReport {
         measured: Measured {
             summary: summary(),
             segmentation: vec![example("val/000001", 20), example(NASTY, 44)],
-            samples: Samples {
+            samples: DrawnSamples {
                 prompts: vec!["the sun over the sea".into(), NASTY.into(), "evening".into(), "morning".into()],
                 columns: vec![(Stage::Before, pictures(0)), (Stage::After, pictures(6))],
             },

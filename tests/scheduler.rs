@@ -6,7 +6,7 @@ use candle_core::{Device, Tensor};
 use pipeline::Expected;
 use seg4diff::model::families::{Blur, SigmaSpacing};
 use seg4diff::model::text::TextEmbedding;
-use seg4diff::sample::generate::{Conditions, PerturbedGuidance, SamplingOptions, initial_latents, read_latents};
+use seg4diff::sample::generate::{PerturbedGuidance, PromptEmbeddings, SamplingOptions, initial_latents, read_latents};
 use seg4diff::sample::image;
 use seg4diff::sample::noise;
 use seg4diff::sample::scheduler::Scheduler;
@@ -113,7 +113,7 @@ fn sampling_follows_diffusers_with_and_without_guidance() {
     let (positive, negative) = (text(0), text(2));
     for (name, guidance, batch) in [("sampled_guided", 5.5, 4), ("sampled_plain", 1.0, 2)] {
         let options = SamplingOptions { steps: 9, guidance, perturbed: None, progress: false };
-        let conditions = Conditions { positive: &positive, negative: &negative };
+        let conditions = PromptEmbeddings { positive: &positive, negative: &negative };
         let mut calls = 0;
         let found = options
             .run(&Scheduler::new(1000, 3.0), expected.get("noise"), 1, &conditions, |x, timestep, text, _| {
@@ -140,7 +140,7 @@ fn perturbed_guidance_leads_away_from_the_blurred_model() {
     for (guidance, expected) in [(1.0, 5.0 + 0.5 * (5.0 - 1.0)), (4.0, 2.0 + 4.0 * 3.0 + 0.5 * (5.0 - 1.0))] {
         let perturbed = Some(PerturbedGuidance { scale: 0.5, blur });
         let options = SamplingOptions { steps: 1, guidance, perturbed, progress: false };
-        let conditions = Conditions { positive: &positive, negative: &negative };
+        let conditions = PromptEmbeddings { positive: &positive, negative: &negative };
         let noise = Tensor::zeros((1, 1, 1, 1), candle_core::DType::F32, &cpu).unwrap();
         let found = options
             .run(&Scheduler::new(1000, 3.0), &noise, 1, &conditions, |x, timestep, text, blurred| {
@@ -163,7 +163,7 @@ fn no_steps_are_a_usage_error() {
     let expected = Expected::load();
     let text = TextEmbedding::new(expected.get("context").clone(), expected.get("pooled").clone()).unwrap();
     let options = SamplingOptions { steps: 0, guidance: 1.0, perturbed: None, progress: false };
-    let conditions = Conditions { positive: &text, negative: &text };
+    let conditions = PromptEmbeddings { positive: &text, negative: &text };
     let result = options.run(&Scheduler::new(1000, 3.0), expected.get("noise"), 1, &conditions, stand_in);
     assert!(matches!(result, Err(seg4diff::Error::Usage(_))));
 }

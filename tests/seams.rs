@@ -7,7 +7,7 @@ use seg4diff::autograd::Variable;
 use seg4diff::config::RunConfig;
 use seg4diff::loss::{MaskTarget, SampleTargets};
 use seg4diff::model::adapters::formats::{Origin, export, read_kinds};
-use seg4diff::model::adapters::stored::{Format, Parts, PeftConfig};
+use seg4diff::model::adapters::stored::{Format, LayerTensors, PeftConfig};
 use seg4diff::model::adapters::{Adapter, AdapterFiles, AdapterSettings, Adapters, Attached};
 use seg4diff::model::families::sd3::MmDitConfig;
 use seg4diff::model::families::{
@@ -344,8 +344,8 @@ impl AdapterFiles for DiagonalFiles {
         &[&["diagonal"]]
     }
 
-    fn read(&self, _: &Path, layers: BTreeMap<String, Parts>, _: Option<&PeftConfig>) -> Result<Adapters> {
-        let read = |(layer, mut parts): (String, Parts)| {
+    fn read(&self, _: &Path, layers: BTreeMap<String, LayerTensors>, _: Option<&PeftConfig>) -> Result<Adapters> {
+        let read = |(layer, mut parts): (String, LayerTensors)| {
             (layer, Box::new(Diagonal(parts.remove(&0).expect("diagonal"))) as Box<dyn Adapter>)
         };
         Ok(layers.into_iter().map(read).collect())

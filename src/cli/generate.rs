@@ -7,7 +7,7 @@ use crate::model::families::{self, Blur, PipelineNames, TransformerConfig};
 use crate::model::pipeline::{Pipeline, PipelineOptions};
 use crate::model::text::{TextEmbedding, TextEncoders, TextShape, prompt_file};
 use crate::model::vae::VaeConfig;
-use crate::sample::generate::{Conditions, PerturbedGuidance, SamplingOptions, initial_latents, read_latents};
+use crate::sample::generate::{PerturbedGuidance, PromptEmbeddings, SamplingOptions, initial_latents, read_latents};
 use crate::sample::image::{to_rgb8, write_png};
 use crate::sample::scheduler::Scheduler;
 use crate::system::error::Result;
@@ -227,7 +227,7 @@ impl<'a> Sampler<'a> {
             Some(latents) => latents.narrow(0, image, 1)?,
             None => initial_latents(self.args.seed, image, 1, self.shape, device)?,
         };
-        let conditions = Conditions { positive: &positive, negative: &negative };
+        let conditions = PromptEmbeddings { positive: &positive, negative: &negative };
         let image_tokens = pipeline.transformer.config.image_tokens(self.shape);
         self.options.run(&self.scheduler, &noise, image_tokens, &conditions, |latents, timestep, text, blur| {
             pipeline.transformer.forward(latents, timestep, text, blur, self.guidance_scale)

@@ -1,8 +1,8 @@
 //! Decodes one sample: reads and checks its files, scales, crops and mirrors them, chooses the masks.
-use super::cache::{Cache, Digest, Encoded};
+use super::cache::{Cache, CachedSample, Digest};
 use super::codec::crop::Placement;
 use super::codec::photograph;
-use super::masks::{Fates, Masks};
+use super::masks::{MaskCounts, Masks};
 use super::sample_reader::{SampleReader, size_of};
 use super::sources::shards::SampleReference;
 use super::sources::unusable::Unusable;
@@ -24,7 +24,7 @@ pub struct SampleDecoder {
 /// A sample, and what became of its masks before caption dropout removed them.
 pub struct DecodedSample {
     pub sample: Sample,
-    pub fates: Fates,
+    pub fates: MaskCounts,
 }
 
 impl SampleDecoder {
@@ -82,7 +82,7 @@ fn encoded(
     (file, picture): (&[u8], &Digest),
     mirrored: bool,
     prompt: &str,
-) -> Result<Encoded, Unusable> {
+) -> Result<CachedSample, Unusable> {
     let Some(latents) = cache.latents(picture, mirrored)? else {
         // An image that does not decode is a broken sample with a cache too.
         photograph::decode(file)?;
@@ -90,7 +90,7 @@ fn encoded(
         return Err(cache.lacks(what, &reference.name()).into());
     };
     match cache.text(prompt)? {
-        Some(text) => Ok(Encoded { latents, text }),
+        Some(text) => Ok(CachedSample { latents, text }),
         None => Err(cache.lacks(&format!("the text embedding of {prompt:?}"), &reference.name()).into()),
     }
 }

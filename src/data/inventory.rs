@@ -5,7 +5,7 @@
 use super::data_set::DataSet;
 use super::sample_reader::SampleReader;
 use super::sources::findings::{EXAMPLES, Finding, Findings, thousands};
-use super::sources::folder::{Folder, Paired, for_each_mask};
+use super::sources::folder::{Paired, PictureFolder, for_each_mask};
 use super::sources::pairing::Pairing;
 use super::sources::unusable::unless_fatal;
 use super::sources::walk::FoundSource;
@@ -153,7 +153,7 @@ impl Counter<'_> {
 
     fn count_sample(
         &self,
-        folder: &Folder,
+        folder: &PictureFolder,
         path: &Path,
         paired: &Paired,
         counts: &mut SourceCounts,
@@ -206,7 +206,7 @@ impl Counter<'_> {
             let failed = |problem| Error::file(masks, problem);
             let served = source.shards.iter().filter(|shard| shard.mask_folders.contains(masks));
             let folders = served.map(|shard| shard.folder(&mut Findings::default()));
-            let folders = folders.collect::<std::io::Result<Vec<Folder>>>().map_err(failed)?;
+            let folders = folders.collect::<std::io::Result<Vec<PictureFolder>>>().map_err(failed)?;
             let mut alone = Findings::default();
             for_each_mask(masks, findings, |stem, name| {
                 if folders.iter().all(|folder| folder.picture_of(stem).is_none()) {

@@ -31,7 +31,7 @@ pub struct KeyedTempStore {
 }
 
 /// An entry of a table.
-pub struct Entry {
+pub struct TableEntry {
     /// Its key, as it was written.
     pub key: String,
     pub value: Vec<u8>,
@@ -80,7 +80,10 @@ impl KeyedTempStoreWriter {
     ///
     /// # Errors
     /// What `differ` says of two entries of one key with different values.
-    pub fn finish_distinct(self, differ: impl Fn(&Entry, &Entry) -> String) -> Result<KeyedTempStore, String> {
+    pub fn finish_distinct(
+        self,
+        differ: impl Fn(&TableEntry, &TableEntry) -> String,
+    ) -> Result<KeyedTempStore, String> {
         let mut table = self.finish()?;
         let mut repeated = Vec::new();
         // Entries of one key stand side by side, and so do the few whose hashes are equal by chance.
@@ -123,13 +126,13 @@ impl KeyedTempStore {
     ///
     /// # Errors
     /// Several entries with different values match equally well, or the file cannot be read.
-    pub fn get(&self, key: &str) -> Result<Option<Entry>, Unusable> {
+    pub fn get(&self, key: &str) -> Result<Option<TableEntry>, Unusable> {
         let key = normalise(key);
         if let Some(entry) = self.shorter(&key).map_err(Unusable::temporary)? {
             return Ok(Some(entry));
         }
         // None is a part of the key, so the key must be a part of one alone.
-        let mut found: Option<Entry> = None;
+        let mut found: Option<TableEntry> = None;
         for place in self.places(short_hash(last_component(&key)), None) {
             let entry = self.entry(place).map_err(Unusable::temporary)?;
             if !normalise(&entry.key).strip_suffix(&*key).is_some_and(|rest| rest.ends_with('/')) {
@@ -160,7 +163,7 @@ impl KeyedTempStore {
     }
 
     /// The longest entry that is `key` (in normal form) or its end.
-    fn shorter(&self, key: &str) -> io::Result<Option<Entry>> {
+    fn shorter(&self, key: &str) -> io::Result<Option<TableEntry>> {
         let last = short_hash(last_component(key));
         let starts = std::iter::once(0).chain(key.match_indices('/').map(|(slash, _)| slash + 1));
         for end in starts.map(|start| &key[start..]) {
@@ -181,7 +184,7 @@ impl KeyedTempStore {
         self.index.partition_point(before)..self.index.partition_point(upto)
     }
 
-    fn entry(&self, place: usize) -> io::Result<Entry> {
+    fn entry(&self, place: usize) -> io::Result<TableEntry> {
         let position = self.index[place].2;
         let mut lengths = [0; 8];
         patiently(|| read_exact_at(&self.file, &mut lengths, position))?;
@@ -190,7 +193,7 @@ impl KeyedTempStore {
         let mut key = vec![0; key_length + u32::from_le_bytes([e, f, g, h]) as usize];
         patiently(|| read_exact_at(&self.file, &mut key, position + 8))?;
         let value = key.split_off(key_length);
-        Ok(Entry { key: String::from_utf8(key).map_err(io::Error::other)?, value, place })
+        Ok(TableEntry { key: String::from_utf8(key).map_err(io::Error::other)?, value, place })
     }
 }
 
@@ -221,7 +224,7 @@ impl ClaimedStore {
     ///
     /// # Errors
     /// Those of [`KeyedTempStore::get`]; what `refused` says of an entry that another picture has taken.
-    pub fn take(&self, key: &str, refused: impl Fn(&Entry) -> String) -> Result<Option<Entry>, Unusable> {
+    pub fn take(&self, key: &str, refused: impl Fn(&TableEntry) -> String) -> Result<Option<TableEntry>, Unusable> {
         let Some(entry) = self.table.get(key)? else { return Ok(None) };
         let hash = short_hash(&normalise(key)).max(1);
         let mut claims = self.claims.lock().unwrap_or_else(PoisonError::into_inner);

@@ -3,8 +3,8 @@ use super::Mask;
 use super::codec::crop::Grid;
 use super::codec::labels::{self, Classes, LabelMap};
 use super::codec::palette::Colours;
-use super::codec::photograph::Header;
-use super::codec::stored_mask::{Parts, StoredMask};
+use super::codec::photograph::PictureHeader;
+use super::codec::stored_mask::{MaskParts, StoredMask};
 use super::sources::annotations::{Annotations, Instance, OfPicture, PanopticSegments};
 use super::sources::shards::SampleReference;
 use super::sources::unusable::Unusable;
@@ -24,12 +24,12 @@ pub struct Masks {
     pub masks: Vec<Mask>,
     /// One name for each mask, or none.
     pub names: Vec<String>,
-    pub fates: Fates,
+    pub fates: MaskCounts,
 }
 
 /// What became of masks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Fates {
+pub struct MaskCounts {
     /// Usable ones that do not cover the whole picture.
     pub used: u64,
     /// Usable ones that cover the whole picture.
@@ -48,7 +48,7 @@ pub struct Fates {
     pub absent: u64,
 }
 
-impl Fates {
+impl MaskCounts {
     /// Whether a mask is usable.
     pub fn has_mask(&self) -> bool {
         self.used + self.full > 0
@@ -151,7 +151,7 @@ impl MaskReader {
         &self,
         reference: &SampleReference,
         key: &str,
-        header: &Header,
+        header: &PictureHeader,
         grid: &Grid,
         named: bool,
     ) -> Result<Masks, Unusable> {
@@ -167,7 +167,7 @@ impl MaskReader {
                 self.label_masks(path, &map, grid, self.meaning_in(&map), named)
             }
             (DataFormat::Folder, None) if !reference.masks.is_empty() => self.separate(reference, header, grid),
-            (_, None) => Ok(Masks { fates: Fates { absent: 1, ..Fates::default() }, ..Masks::default() }),
+            (_, None) => Ok(Masks { fates: MaskCounts { absent: 1, ..MaskCounts::default() }, ..Masks::default() }),
         }
     }
 
@@ -214,7 +214,7 @@ impl MaskReader {
     }
 
     /// folder: black-and-white masks in files of their own, by descending area.
-    fn separate(&self, reference: &SampleReference, header: &Header, grid: &Grid) -> Result<Masks, Unusable> {
+    fn separate(&self, reference: &SampleReference, header: &PictureHeader, grid: &Grid) -> Result<Masks, Unusable> {
         let mut found = Vec::new();
         for member in &reference.masks {
             let bytes = member.read(&reference.shard, IMAGE_FILE)?;
@@ -229,17 +229,17 @@ impl MaskReader {
             }
             found.push((mask.area(), mask));
         }
-        let mut fates = Fates::default();
+        let mut fates = MaskCounts::default();
         let masks = self.largest(found, grid, &mut fates);
         Ok(Masks { masks, names: Vec::new(), fates })
     }
 
     /// sa1b: the annotated masks, by descending area.
-    fn sa1b(&self, json: &str, header: &Header, grid: &Grid) -> Result<Masks, String> {
+    fn sa1b(&self, json: &str, header: &PictureHeader, grid: &Grid) -> Result<Masks, String> {
         let read: Sa1bAnnotations = serde_json::from_str(json).map_err(|problem| format!("JSON: {problem}"))?;
         let size = read.image.map_or(header.size, |image| (image.width, image.height));
         turns("JSON", size, header)?;
-        let mut fates = Fates::default();
+        let mut fates = MaskCounts::default();
         let mut found = Vec::new();
         for (index, Sa1bAnnotation { segmentation }) in read.annotations.into_iter().enumerate() {
             let parts = parts(&segmentation, index, size, header)?;
@@ -251,7 +251,13 @@ impl MaskReader {
     }
 
     /// coco: one mask for each class in the picture and the class names, both by ascending label.
-    fn coco(&self, reference: &SampleReference, key: &str, header: &Header, grid: &Grid) -> Result<Masks, Unusable> {
+    fn coco(
+        &self,
+        reference: &SampleReference,
+        key: &str,
+        header: &PictureHeader,
+        grid: &Grid,
+    ) -> Result<Masks, Unusable> {
         if let (Some(instances), Some(_)) = (&self.annotations, &self.config.instances) {
             let found = instances.of(key)?.ok_or("the instances JSON does not have this image")?;
             return self.instance_masks(&found, header, grid);
@@ -274,10 +280,15 @@ impl MaskReader {
     }
 
     /// One mask for each class of the instances: their union, crowds included, as pycocotools' `annToMask` draws them.
-    fn instance_masks(&self, found: &OfPicture<Instance>, header: &Header, grid: &Grid) -> Result<Masks, Unusable> {
+    fn instance_masks(
+        &self,
+        found: &OfPicture<Instance>,
+        header: &PictureHeader,
+        grid: &Grid,
+    ) -> Result<Masks, Unusable> {
         let size = found.size.unwrap_or(header.size);
         turns("instances JSON", size, header)?;
-        let mut fates = Fates::default();
+        let mut fates = MaskCounts::default();
         let mut of_class: BTreeMap<u32, Mask> = BTreeMap::new();
         for (index, Instance { category, mask }) in found.annotations.iter().enumerate() {
             let parts = parts(mask, index, size, header)?;
@@ -317,7 +328,7 @@ impl MaskReader {
                 *areas.entry(*label).or_default() += 1;
             }
         }
-        let mut fates = Fates::default();
+        let mut fates = MaskCounts::default();
         if areas.is_empty() {
             match (pixels.contains(&Meaning::Ignored), pixels.contains(&Meaning::Unnamed)) {
                 (true, _) => fates.ignored += 1,
@@ -395,7 +406,7 @@ impl MaskReader {
     }
 
     /// Keeps at most `max_masks` (area, mask) pairs above the minimum area, by descending area; the sort is stable.
-    fn largest<T>(&self, mut found: Vec<(usize, T)>, grid: &Grid, fates: &mut Fates) -> Vec<T> {
+    fn largest<T>(&self, mut found: Vec<(usize, T)>, grid: &Grid, fates: &mut MaskCounts) -> Vec<T> {
         let whole = grid.width() * grid.height();
         let least = self.config.min_mask_area * whole as f64;
         let drop = |found: &mut Vec<(usize, T)>, keep: &dyn Fn(usize) -> bool| {
@@ -425,7 +436,7 @@ fn annotations_file(config: &DataConfig) -> &Path {
 }
 
 /// The checked parts of annotation `index` of a picture that the annotations give this `size`.
-fn parts(mask: &StoredMask, index: usize, size: (usize, usize), header: &Header) -> Result<Parts, String> {
+fn parts(mask: &StoredMask, index: usize, size: (usize, usize), header: &PictureHeader) -> Result<MaskParts, String> {
     let failed = |problem: String| format!("annotation {index}: {problem}");
     let parts = mask.parts(size).map_err(failed)?;
     match turns(&format!("mask of annotation {index}"), parts.size().unwrap_or(size), header)? {
@@ -435,7 +446,7 @@ fn parts(mask: &StoredMask, index: usize, size: (usize, usize), header: &Header)
 }
 
 /// The label map at the first of `paths` that exists.
-fn first_map(paths: impl Iterator<Item = PathBuf>, header: &Header) -> Result<(PathBuf, LabelMap), Unusable> {
+fn first_map(paths: impl Iterator<Item = PathBuf>, header: &PictureHeader) -> Result<(PathBuf, LabelMap), Unusable> {
     let mut absent = Unusable::from("there is no label map");
     for path in paths {
         match IMAGE_FILE.read(&path) {
@@ -451,14 +462,14 @@ fn first_map(paths: impl Iterator<Item = PathBuf>, header: &Header) -> Result<(P
 }
 
 /// The label map `file` of these bytes, as it lies over the upright picture.
-fn label_map(file: &Path, bytes: &[u8], header: &Header) -> Result<LabelMap, String> {
+fn label_map(file: &Path, bytes: &[u8], header: &PictureHeader) -> Result<LabelMap, String> {
     let map = LabelMap::decode(bytes).map_err(|problem| format!("{}: {problem}", file.display()))?;
     let turned = turns("label map", (map.width, map.height), header)?;
     Ok(if turned { map.upright(header.orientation) } else { map })
 }
 
-/// Whether something of this size is turned as the picture is ([`Header::turns_mask`]).
-fn turns(what: &str, size: (usize, usize), header: &Header) -> Result<bool, String> {
+/// Whether something of this size is turned as the picture is ([`PictureHeader::turns_mask`]).
+fn turns(what: &str, size: (usize, usize), header: &PictureHeader) -> Result<bool, String> {
     let mismatch = || {
         let ((width, height), (across, down)) = (size, header.size);
         format!("the {what} says {width}×{height} pixels, the image has {across}×{down}")

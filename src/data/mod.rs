@@ -20,7 +20,7 @@ pub(crate) mod sample_reader;
 pub mod share;
 pub mod sources;
 
-pub use cache::{Cache, Encoded};
+pub use cache::{Cache, CachedSample};
 pub use codec::labels::{Classes, LabelMap};
 pub use codec::mask::Mask;
 pub use data_set::DataSet;
@@ -40,7 +40,7 @@ pub struct Sample {
     /// RGB, `[resolution, resolution, 3]`; empty if `encoded` is set.
     pub image: Vec<u8>,
     /// Cached latents and text embedding.
-    pub encoded: Option<Encoded>,
+    pub encoded: Option<CachedSample>,
     /// The caption, or the class names joined by spaces; empty after caption dropout.
     pub prompt: String,
     /// The prompt's class names by ascending label; empty if the prompt is a caption.

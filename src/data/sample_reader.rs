@@ -1,6 +1,6 @@
 //! Reads a sample's prompt and masks, and the crops of its picture.
 use super::codec::crop::{Grid, Placement};
-use super::codec::photograph::{self, Header};
+use super::codec::photograph::{self, PictureHeader};
 use super::masks::{MaskReader, Masks};
 use super::sources::captions::{Captions, Columns, first_sentences};
 use super::sources::shards::{Member, SampleReference};
@@ -87,7 +87,7 @@ impl SampleReader {
     pub fn prompt_and_masks(
         &self,
         reference: &SampleReference,
-        header: &Header,
+        header: &PictureHeader,
         grid: &Grid,
     ) -> Result<(String, Masks), Unusable> {
         let caption = self.caption(reference)?;

@@ -48,7 +48,7 @@ pub(crate) struct Stack {
 
 /// Where a tile's outputs begin, counted without the outermost pixels of its map.
 #[derive(Clone, Copy)]
-pub(crate) struct Place {
+pub(crate) struct TilePlace {
     pub map: usize,
     pub y: usize,
     pub x: usize,
@@ -57,7 +57,7 @@ pub(crate) struct Place {
 /// Where outputs go. (A closure would not be inlined into the loops of every width of vectors.)
 pub(crate) trait Outputs<const C: usize> {
     /// A tile's outputs, row by row.
-    fn put(&mut self, place: Place, values: &[[f32; C]; TILE * TILE]);
+    fn put(&mut self, place: TilePlace, values: &[[f32; C]; TILE * TILE]);
 }
 
 impl<const C: usize> Kernels<C> {
@@ -93,7 +93,7 @@ impl<const C: usize> Kernels<C> {
     ) {
         let (rows, columns) = ((stack.height - 2) / TILE, (stack.width - 2) / TILE);
         let tiles = stack.maps * rows * columns;
-        let place = |tile: usize| Place {
+        let place = |tile: usize| TilePlace {
             map: tile / (rows * columns),
             y: tile / columns % rows * TILE,
             x: tile % columns * TILE,
@@ -103,7 +103,7 @@ impl<const C: usize> Kernels<C> {
             vectorised!({
                 let mut columns = [[[0f32; C]; SIDE]; SIDE];
                 for tile in 0..count {
-                    let Place { map, y, x } = place(first + tile);
+                    let TilePlace { map, y, x } = place(first + tile);
                     for (column, out) in columns.iter_mut().enumerate() {
                         let pixel = |row: usize| &input[(map * stack.height + y + row) * stack.width + x + column];
                         transform_line(std::array::from_fn(pixel), out);

@@ -19,7 +19,7 @@ mod validation;
 
 pub use inspect::Inspection;
 pub use page::{Measured, RunReport, byte_size};
-pub use samples::Samples;
+pub use samples::DrawnSamples;
 pub use trained_layers::TrainedLayers;
 pub use training_sample::{SampleDrawer, SampleFigure};
 pub use validation::{KeptPictures, ValidationPictures, sample_sheet, shown};

@@ -2,7 +2,7 @@
 use super::blocks;
 use super::curves::{panels, smoothed_steps, validation_panels};
 use super::metrics::StepMetrics;
-use super::samples::Samples;
+use super::samples::DrawnSamples;
 use super::segmentation::{SegmentationExample, sheet_of};
 use super::summary::{Metric, Stage, Summary, percent};
 use super::trained_layers::TrainedLayers;
@@ -43,7 +43,7 @@ pub struct Measured {
     /// Some held-out pictures.
     pub segmentation: Vec<SegmentationExample>,
     /// Drawn pictures of all stages.
-    pub samples: Samples,
+    pub samples: DrawnSamples,
     /// The expert block analysis, where configured.
     pub blocks: Vec<(Stage, Analysis)>,
 }

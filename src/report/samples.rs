@@ -9,14 +9,14 @@ use std::path::Path;
 
 /// Images of each model.
 #[derive(Clone, Debug, Default)]
-pub struct Samples {
+pub struct DrawnSamples {
     /// One prompt a picture.
     pub prompts: Vec<String>,
     /// For each model, its images in the order of the prompts.
     pub columns: Vec<(Stage, Vec<RgbImage>)>,
 }
 
-impl Samples {
+impl DrawnSamples {
     /// Whether there are no pictures.
     pub fn is_empty(&self) -> bool {
         self.prompts.is_empty() || self.columns.is_empty()

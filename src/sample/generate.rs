@@ -44,7 +44,7 @@ impl PerturbedGuidance {
 }
 
 /// Embeddings of the positive and negative prompts, of equal batch sizes.
-pub struct Conditions<'a> {
+pub struct PromptEmbeddings<'a> {
     /// Embeddings of the prompts.
     pub positive: &'a TextEmbedding,
     /// Embeddings of the negative prompts.
@@ -66,7 +66,7 @@ impl SamplingOptions {
         scheduler: &Scheduler,
         noise: &Tensor,
         image_tokens: usize,
-        text: &Conditions,
+        text: &PromptEmbeddings,
         mut velocity: impl FnMut(&Tensor, &Tensor, &TextEmbedding, Option<Blur>) -> Result<Tensor>,
     ) -> Result<Tensor> {
         if self.steps == 0 {

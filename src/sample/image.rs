@@ -1,5 +1,5 @@
 //! Images as files and tensors, equal to diffusers' `VaeImageProcessor` and Pillow.
-use crate::data::codec::photograph::{self, Header};
+use crate::data::codec::photograph::{self, PictureHeader};
 use crate::data::codec::resize::bilinear;
 use crate::system::error::{Error, Result};
 use crate::system::limits::IMAGE_FILE;
@@ -44,7 +44,7 @@ pub fn read_rgb8(file: &Path) -> Result<RgbImage> {
 }
 
 /// [`read_rgb8`], and what the header says of how it was turned, for its masks.
-pub fn read_with_header(file: &Path) -> Result<(RgbImage, Header)> {
+pub fn read_with_header(file: &Path) -> Result<(RgbImage, PictureHeader)> {
     let bytes = IMAGE_FILE.read(file).map_err(|e| Error::file(file, e))?;
     let read = photograph::decode(&bytes).and_then(|image| Ok((image, photograph::header(&bytes)?)));
     read.map_err(|e| Error::file(file, e))

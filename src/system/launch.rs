@@ -44,7 +44,7 @@ pub struct Launch {
 }
 
 /// The variables of one launcher: rank, size, and those of its machine.
-struct Family {
+struct LauncherVariables {
     by: Launcher,
     rank: &'static str,
     size: &'static str,
@@ -52,22 +52,22 @@ struct Family {
     local_size: &'static str,
 }
 
-const FAMILIES: [Family; 3] = [
-    Family {
+const LAUNCHERS: [LauncherVariables; 3] = [
+    LauncherVariables {
         by: Launcher::Mpi,
         rank: "OMPI_COMM_WORLD_RANK",
         size: "OMPI_COMM_WORLD_SIZE",
         local_rank: "OMPI_COMM_WORLD_LOCAL_RANK",
         local_size: "OMPI_COMM_WORLD_LOCAL_SIZE",
     },
-    Family {
+    LauncherVariables {
         by: Launcher::Mpi,
         rank: "PMI_RANK",
         size: "PMI_SIZE",
         local_rank: "MPI_LOCALRANKID",
         local_size: "MPI_LOCALNRANKS",
     },
-    Family {
+    LauncherVariables {
         by: Launcher::Torch,
         rank: "RANK",
         size: "WORLD_SIZE",
@@ -77,7 +77,7 @@ const FAMILIES: [Family; 3] = [
 ];
 
 /// `srun` sets the number of tasks of a step alone within the step: a batch script has the number of the job's.
-const SLURM: Family = Family {
+const SLURM: LauncherVariables = LauncherVariables {
     by: Launcher::Slurm,
     rank: "SLURM_PROCID",
     size: "SLURM_STEP_NUM_TASKS",
@@ -94,7 +94,7 @@ impl Launch {
     /// # Errors
     /// `Error::Usage` where variables are no numbers, incomplete, or contradict each other.
     pub fn from_environment() -> Result<Option<Self>> {
-        let names = FAMILIES.iter().chain([&SLURM]).flat_map(|f| [f.rank, f.size, f.local_rank, f.local_size]);
+        let names = LAUNCHERS.iter().chain([&SLURM]).flat_map(|f| [f.rank, f.size, f.local_rank, f.local_size]);
         let values = names.chain([TORCH_WORKER]).filter_map(|name| Some((name, std::env::var_os(name)?)));
         Self::from_variables(&values.map(|(name, value)| (name, value.to_string_lossy().into_owned())).collect())
     }
@@ -104,8 +104,8 @@ impl Launch {
     /// # Errors
     /// The same.
     pub fn from_variables(values: &BTreeMap<&str, String>) -> Result<Option<Self>> {
-        let mut found: Vec<(&Family, Self)> = vec![];
-        for family in &FAMILIES {
+        let mut found: Vec<(&LauncherVariables, Self)> = vec![];
+        for family in &LAUNCHERS {
             found.extend(family.read(values)?.map(|launch| (family, launch)));
         }
         if values.contains_key(TORCH_WORKER) {
@@ -130,13 +130,13 @@ impl Launch {
     /// Whether this process is the one that prints where no rank can be known: any of its variables has rank 0, or none
     /// is there.
     pub fn speaks() -> bool {
-        let families = FAMILIES.iter().chain([&SLURM]);
+        let families = LAUNCHERS.iter().chain([&SLURM]);
         let ranks: Vec<String> = families.filter_map(|family| std::env::var(family.rank).ok()).collect();
         ranks.is_empty() || ranks.iter().any(|rank| rank == "0")
     }
 }
 
-impl Family {
+impl LauncherVariables {
     fn read(&self, values: &BTreeMap<&str, String>) -> Result<Option<Launch>> {
         let number = |name: &str| {
             let wrong = |text: &String| Error::Usage(format!("{name}={text}: expected a number"));

@@ -11,7 +11,7 @@ use std::io::{Read, Write};
 use std::path::Path;
 
 /// What stands before the data of a safetensors file.
-pub struct Header {
+pub struct SafetensorsHeader {
     /// Name to type, shape and byte range, counted from `data`.
     pub tensors: BTreeMap<String, TensorInfo>,
     /// `__metadata__`: strings by name.
@@ -23,7 +23,7 @@ pub struct Header {
 }
 
 /// Reads and checks the header of a safetensors file, its length against the file's included.
-pub fn header(file: &Path) -> Result<Header> {
+pub fn header(file: &Path) -> Result<SafetensorsHeader> {
     let mut reader = patience::open(file).map_err(|e| Error::file(file, e))?;
     let bytes = reader.0.metadata().map_err(|e| Error::file(file, e))?.len();
     read_header(&mut reader, bytes).map_err(|problem| Error::file(file, problem))
@@ -33,7 +33,7 @@ pub fn header(file: &Path) -> Result<Header> {
 ///
 /// # Errors
 /// Says what is wrong with it.
-pub fn read_header(reader: &mut impl Read, bytes: u64) -> Result<Header, String> {
+pub fn read_header(reader: &mut impl Read, bytes: u64) -> Result<SafetensorsHeader, String> {
     let mut length = [0u8; 8];
     reader.read_exact(&mut length).map_err(|e| match e.kind() {
         std::io::ErrorKind::UnexpectedEof => "not a safetensors file: shorter than 8 bytes".to_string(),
@@ -52,7 +52,7 @@ pub fn read_header(reader: &mut impl Read, bytes: u64) -> Result<Header, String>
     if expected != bytes {
         return Err(format!("cut short or damaged: {bytes} bytes, its header says {expected}"));
     }
-    Ok(Header {
+    Ok(SafetensorsHeader {
         tensors: metadata.tensors().into_iter().map(|(n, i)| (n, i.clone())).collect(),
         metadata: metadata.metadata().clone().unwrap_or_default().into_iter().collect(),
         data: 8 + length,

@@ -7,7 +7,7 @@ use crate::eval::EvaluatedModel;
 use crate::eval::analysis::analyse;
 use crate::eval::flow::HeldOut;
 use crate::eval::generation::draw::pictures_at_main;
-use crate::eval::generation::{self, GenerationOptions, GenerationScores, Reference, load_networks};
+use crate::eval::generation::{self, GenerationOptions, GenerationScores, ReferenceStatistics, load_networks};
 use crate::eval::segmentation::{self, LabelledFolder, SegmentationOptions, SegmentationScores};
 use crate::eval::turns::Turns;
 use crate::model::pipeline::Pipeline;
@@ -33,7 +33,7 @@ pub struct Evaluation<'a> {
     labelled: Option<LabelledFolder>,
     held_out: Option<HeldOut>,
     /// Captions to draw from, and what drawn images are compared with.
-    generation: Option<(Vec<String>, Reference)>,
+    generation: Option<(Vec<String>, ReferenceStatistics)>,
     turns: Turns<'a>,
 }
 
@@ -56,7 +56,7 @@ impl<'a> Evaluation<'a> {
                 let captions = first_by_key(captions, columns, eval.generation_images)?;
                 let networks = load_networks(eval.inception.as_deref(), eval.features.as_deref(), device)?;
                 let batch = GenerationOptions::of(eval).batch;
-                Some((captions, Reference::of_folder(networks, eval.real_images(), batch, &turns)?))
+                Some((captions, ReferenceStatistics::of_folder(networks, eval.real_images(), batch, &turns)?))
             }
             _ => None,
         };

@@ -1,6 +1,6 @@
 //! From a batch of samples to what the step computes on: latents, text, noise and targets.
 use crate::config::RunConfig;
-use crate::data::{Encoded, Mask, Sample};
+use crate::data::{CachedSample, Mask, Sample};
 use crate::loss::{MaskTarget, SampleTargets};
 use crate::model::pipeline::Pipeline;
 use crate::model::text::TextEmbedding;
@@ -78,7 +78,7 @@ impl InputMaker<'_> {
     /// Images go through the autoencoder one by one: its activations are the largest there are.
     fn latents(&self, samples: &[Sample]) -> Result<Tensor> {
         let resolution = self.config.data.resolution;
-        let cached: Vec<&Encoded> = samples.iter().filter_map(|sample| sample.encoded.as_ref()).collect();
+        let cached: Vec<&CachedSample> = samples.iter().filter_map(|sample| sample.encoded.as_ref()).collect();
         if cached.len() == samples.len() {
             let (channels, height, width) = self.pipeline.latent_shape(resolution)?;
             let latents =

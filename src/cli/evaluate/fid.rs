@@ -3,7 +3,7 @@ use super::{say_distances, write_scores};
 use crate::config::DeviceChoice;
 use crate::distributed::Collective;
 use crate::eval::generation::statistics::{Statistics, of_folder};
-use crate::eval::generation::{Reference, load_networks, npz};
+use crate::eval::generation::{ReferenceStatistics, load_networks, npz};
 use crate::eval::turns::Turns;
 use crate::system::error::{Error, Result};
 use crate::system::whole_file::check_writable;
@@ -74,7 +74,7 @@ pub fn run(args: &FidArgs, processes: &dyn Collective) -> Result<()> {
     if let (Some(file), Some(of_inception)) = (&args.save_real, real.first()) {
         npz::write(file, &of_inception.gaussian()?)?;
     }
-    let scores = Reference { networks, real }.score(&generated)?;
+    let scores = ReferenceStatistics { networks, real }.score(&generated)?;
     write_scores(args.json.as_deref(), &scores)?;
     say_distances(&scores)
 }

@@ -7,7 +7,7 @@ use crate::data::sources::captions::{Columns, first_by_key};
 use crate::demo;
 use crate::distributed::Collective;
 use crate::eval::EvaluatedModel;
-use crate::eval::generation::{GenerationOptions, Reference, evaluate, load_networks};
+use crate::eval::generation::{GenerationOptions, ReferenceStatistics, evaluate, load_networks};
 use crate::eval::turns::Turns;
 use crate::model::adapters::weighted::{self, WeightedFile};
 use crate::model::families;
@@ -86,7 +86,7 @@ pub fn run(args: &GenerationArgs, processes: &dyn Collective) -> Result<()> {
     let options = GenerationOptions::of(eval);
     pipeline.latent_shape(options.size)?;
     let turns = Turns::new(processes);
-    let reference = Reference::of_folder(networks, eval.real_images(), options.batch, &turns)?;
+    let reference = ReferenceStatistics::of_folder(networks, eval.real_images(), options.batch, &turns)?;
     if let Some((folder, record)) = &described {
         drawings::describe(folder, record)?;
     }

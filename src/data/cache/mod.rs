@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 
 /// A sample's cached values.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Encoded {
+pub struct CachedSample {
     /// `[channels, height, width]`, the autoencoder's output.
     pub latents: Vec<f32>,
     /// The tensors of the text recipe, concatenated.

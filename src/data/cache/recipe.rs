@@ -1,5 +1,5 @@
 //! Recipes: what a cached value depends on, and the keys derived from it.
-use crate::data::codec::photograph::{Header, Orientation};
+use crate::data::codec::photograph::{Orientation, PictureHeader};
 use image::Rgb;
 use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
@@ -66,9 +66,9 @@ impl Digest {
 
     /// Of an image file: of its bytes alone, but for pictures that were once decoded otherwise. Those that are turned, have
     /// alpha or are of inks have keys of their own, so that an older cache is not taken for what they are now.
-    pub fn of_picture(bytes: &[u8], header: &Header, background: Rgb<u8>) -> Self {
+    pub fn of_picture(bytes: &[u8], header: &PictureHeader, background: Rgb<u8>) -> Self {
         let file = Self::of(bytes);
-        let Header { orientation, has_alpha, is_cmyk, .. } = *header;
+        let PictureHeader { orientation, has_alpha, is_cmyk, .. } = *header;
         if orientation == Orientation::NoTransforms && !has_alpha && !is_cmyk {
             return file;
         }
@@ -137,13 +137,13 @@ mod tests {
         assert_eq!(distinct.len(), keys.len());
         assert!(keys.iter().all(|key| Key::parse(&key.name()) == Some(*key)));
         assert_eq!(usual.latents_key(&Digest::of(b"an image"), false), keys[0]);
-        let header = |exif, has_alpha, is_cmyk| Header {
+        let header = |exif, has_alpha, is_cmyk| PictureHeader {
             size: (1, 1),
             orientation: Orientation::from_exif(exif).unwrap(),
             has_alpha,
             is_cmyk,
         };
-        let key = |header: Header, grey: u8| {
+        let key = |header: PictureHeader, grey: u8| {
             usual.latents_key(&Digest::of_picture(b"an image", &header, Rgb([grey; 3])), false)
         };
         assert_eq!(key(header(1, false, false), 255), keys[0]);

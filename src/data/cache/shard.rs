@@ -4,7 +4,7 @@ use super::recipe::{Key, Recipe};
 use crate::system::error::{Error, Result};
 use crate::system::patience::{self, Patient, patiently};
 use crate::system::platform::read_exact_at;
-use crate::system::tensor_file::{self, Header};
+use crate::system::tensor_file::{self, SafetensorsHeader};
 use safetensors::Dtype;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -17,7 +17,7 @@ const CHECKSUMS: &str = "checksums";
 
 /// Where an entry is stored in a shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Entry {
+pub struct ShardEntry {
     pub key: Key,
     /// In bytes from the start of the file.
     pub offset: u64,
@@ -51,7 +51,7 @@ pub fn write(file: &Path, recipe: &Recipe, entries: &BTreeMap<Key, Vec<f32>>) ->
 ///
 /// # Errors
 /// The file is truncated or damaged, of another version or recipe, or an entry has a wrong shape.
-pub fn read_entries(file: &Path, recipe: &Recipe) -> Result<Vec<Entry>> {
+pub fn read_entries(file: &Path, recipe: &Recipe) -> Result<Vec<ShardEntry>> {
     let header = tensor_file::header(file)?;
     check_metadata(file, recipe, &header.metadata)?;
     let checksums = checksums(file, &header)?;
@@ -84,7 +84,7 @@ pub fn read_values(file: &Path, recipe: &Recipe, offset: u64, checksum: u32) -> 
     }
 }
 
-fn entry(file: &Path, recipe: &Recipe, header: &Header, key: Key, checksum: u32) -> Result<Entry> {
+fn entry(file: &Path, recipe: &Recipe, header: &SafetensorsHeader, key: Key, checksum: u32) -> Result<ShardEntry> {
     let (mut first, mut end) = (None, None);
     for (name, shape) in &recipe.tensors {
         let name = format!("{}.{name}", key.name());
@@ -107,10 +107,10 @@ fn entry(file: &Path, recipe: &Recipe, header: &Header, key: Key, checksum: u32)
     if header.data + end.unwrap_or_default() as u64 > header.bytes {
         return Err(damaged(file, format!("entry {} reaches beyond the file", key.name())));
     }
-    Ok(Entry { key, offset, checksum })
+    Ok(ShardEntry { key, offset, checksum })
 }
 
-fn checksums(file: &Path, header: &Header) -> Result<Vec<u32>> {
+fn checksums(file: &Path, header: &SafetensorsHeader) -> Result<Vec<u32>> {
     let info = header.tensors.get(CHECKSUMS).filter(|info| info.dtype == Dtype::U32 && info.shape.len() == 1);
     let Some(info) = info else {
         return Err(damaged(file, format!("tensor {CHECKSUMS} is missing or of another type")));

@@ -34,7 +34,7 @@ impl Store {
         let files = shard_files(folder, &recipe)?;
         let next = files.last().map_or(0, |(number, _)| number + 1);
         for (shard, (_, file)) in (0..).zip(files) {
-            for shard::Entry { key, offset, checksum } in shard::read_entries(&file, &recipe)? {
+            for shard::ShardEntry { key, offset, checksum } in shard::read_entries(&file, &recipe)? {
                 index.push(EntryLocation { key: key.short(), offset, shard, checksum });
             }
             shards.push(file);

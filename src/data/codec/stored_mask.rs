@@ -19,7 +19,7 @@ impl StoredMask {
     ///
     /// # Errors
     /// Those of [`StoredRunLengths::check`] and [`polygon::draw`]; run lengths of another size.
-    pub fn parts(&self, (width, height): (usize, usize)) -> Result<Parts, String> {
+    pub fn parts(&self, (width, height): (usize, usize)) -> Result<MaskParts, String> {
         let parts = match self {
             Self::RunLengths(runs) => vec![runs.check()?],
             Self::Polygons(polygons) => {
@@ -27,14 +27,14 @@ impl StoredMask {
                 polygons.iter().map(draw).collect::<Result<_, _>>()?
             }
         };
-        Ok(Parts(parts))
+        Ok(MaskParts(parts))
     }
 }
 
 /// Checked masks of one size, whose union is one mask.
-pub struct Parts(Vec<RunLengths>);
+pub struct MaskParts(Vec<RunLengths>);
 
-impl Parts {
+impl MaskParts {
     /// Width and height, of a mask with parts.
     pub fn size(&self) -> Option<(usize, usize)> {
         self.0.first().map(|part| (part.width(), part.height()))

@@ -3,7 +3,7 @@ use super::coco::{self, Annotation, Category, Item, Segment};
 use super::unusable::Unusable;
 use crate::data::codec::labels::Classes;
 use crate::data::codec::stored_mask::StoredMask;
-use crate::data::keyed_temp_store::{ClaimedStore, Entry, KeyedTempStore, KeyedTempStoreWriter, hash};
+use crate::data::keyed_temp_store::{ClaimedStore, KeyedTempStore, KeyedTempStoreWriter, TableEntry, hash};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::collections::BTreeMap;
@@ -173,7 +173,7 @@ impl Annotations {
             return Err(failed(format!("annotation {} is of an image that is not in `images`", place + 1)));
         }
         let pictures = if ids.is_empty() { named } else { listed };
-        let differ = |first: &Entry, second: &Entry| {
+        let differ = |first: &TableEntry, second: &TableEntry| {
             let [is, other] = [first, second].map(|entry| String::from_utf8_lossy(&entry.value));
             format!("`{}` and `{}` name one image, which is {is} and {other}", first.key, second.key)
         };
@@ -208,7 +208,7 @@ impl Annotations {
 
     /// [`of`](Self::of), as JSON.
     fn stored(&self, key: &str) -> Result<Option<OfPicture<Vec<u8>>>, Unusable> {
-        let refused = |picture: &Entry| {
+        let refused = |picture: &TableEntry| {
             let problem = format!("`{}` fits {key} and another image of that name", picture.key);
             format!("{}: {problem}; write their folders in its `file_name`", self.setting)
         };

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 /// The names of a folder's files, sorted by stem.
 #[derive(Default)]
-pub struct Names {
+pub struct FileNames {
     /// All names, and the composed stems of those that are not composed.
     text: String,
     files: Vec<Named>,
@@ -28,7 +28,7 @@ struct Named {
     role: Role,
 }
 
-impl Names {
+impl FileNames {
     /// Reads a folder. What is no file is left out, and so is what lies around everywhere.
     ///
     /// # Errors
@@ -130,11 +130,11 @@ fn part(text: &str, (start, length): (u32, u16)) -> &str {
 }
 
 /// A folder's files, and those of the folders with its masks.
-pub struct Folder {
+pub struct PictureFolder {
     /// Path below the source, in composed Unicode, with a trailing slash.
     pub below: String,
-    names: Names,
-    masks: Vec<(PathBuf, Names)>,
+    names: FileNames,
+    masks: Vec<(PathBuf, FileNames)>,
     pairing: Arc<Pairing>,
 }
 
@@ -161,7 +161,7 @@ struct MaskPlace {
     file: u32,
 }
 
-impl Folder {
+impl PictureFolder {
     /// Reads the names of `folder` and of the folders with its masks, as far as those are there.
     ///
     /// # Errors
@@ -173,10 +173,10 @@ impl Folder {
         pairing: Arc<Pairing>,
         findings: &mut Findings,
     ) -> io::Result<Self> {
-        let names = Names::read(folder, below, findings)?;
+        let names = FileNames::read(folder, below, findings)?;
         let mut masks = Vec::new();
         for folder in mask_folders {
-            match Names::read(folder, below, &mut Findings::default()) {
+            match FileNames::read(folder, below, &mut Findings::default()) {
                 Ok(names) => masks.push((folder.clone(), names)),
                 Err(problem) if problem.kind() == io::ErrorKind::NotFound => {}
                 Err(problem) => return Err(problem),
@@ -210,20 +210,21 @@ impl Folder {
     /// The masks in files of their own names, sorted by picture. JPEGs are counted and left out.
     fn mask_places(&self, findings: &mut Findings) -> Vec<MaskPlace> {
         let mut places = Vec::new();
-        let mut add = |names: &Names, group: Range<usize>, folder: usize, (picture, number): (usize, Option<u32>)| {
-            for file in names.pictures(group) {
-                if names.files[file].role.is_jpeg() {
-                    let name = match folder {
-                        0 => format!("{}{}", self.below, names.name(file)),
-                        _ => self.masks[folder - 1].0.join(names.name(file)).display().to_string(),
-                    };
-                    findings.add(Finding::JpegMask, &name);
-                } else {
-                    let [picture, folder, file] = [picture, folder, file].map(|number| number as u32);
-                    places.push(MaskPlace { picture, number, folder, file });
+        let mut add =
+            |names: &FileNames, group: Range<usize>, folder: usize, (picture, number): (usize, Option<u32>)| {
+                for file in names.pictures(group) {
+                    if names.files[file].role.is_jpeg() {
+                        let name = match folder {
+                            0 => format!("{}{}", self.below, names.name(file)),
+                            _ => self.masks[folder - 1].0.join(names.name(file)).display().to_string(),
+                        };
+                        findings.add(Finding::JpegMask, &name);
+                    } else {
+                        let [picture, folder, file] = [picture, folder, file].map(|number| number as u32);
+                        places.push(MaskPlace { picture, number, folder, file });
+                    }
                 }
-            }
-        };
+            };
         if self.pairing.format == DataFormat::Folder {
             for group in self.names.groups() {
                 if let Some(picture) = self.names.picture_of_masks(group.clone()) {
@@ -352,7 +353,7 @@ impl Folder {
 /// The folder cannot be read.
 pub fn for_each_mask(folder: &Path, findings: &mut Findings, mut visit: impl FnMut(&str, &str)) -> io::Result<()> {
     let shown = format!("{}/", folder.display());
-    let names = Names::read(folder, &shown, findings)?;
+    let names = FileNames::read(folder, &shown, findings)?;
     for file in 0..names.files.len() {
         match names.files[file].role {
             Role::Picture(_) => visit(names.stem(file), names.name(file)),

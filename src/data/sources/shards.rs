@@ -3,7 +3,7 @@
 //! Memory: the references of one shard (about 200 bytes a sample); for a folder, its file names.
 use super::byte_source::ByteSource;
 use super::findings::{Finding, Findings};
-use super::folder::{Folder, Paired};
+use super::folder::{Paired, PictureFolder};
 use super::gzip_shards::GzipShards;
 use super::pairing::Pairing;
 use super::unusable::Unusable;
@@ -170,8 +170,8 @@ impl SampleShard {
     ///
     /// # Errors
     /// One of them cannot be read.
-    pub fn folder(&self, findings: &mut Findings) -> io::Result<Folder> {
-        Folder::read(self.source.path(), &self.below, &self.mask_folders, self.pairing.clone(), findings)
+    pub fn folder(&self, findings: &mut Findings) -> io::Result<PictureFolder> {
+        PictureFolder::read(self.source.path(), &self.below, &self.mask_folders, self.pairing.clone(), findings)
     }
 
     /// Yields the photographs of a folder, sorted by name.
@@ -187,7 +187,7 @@ impl SampleShard {
     }
 
     /// The sample of these files, or which of them it lacks; `None` if it is left out.
-    fn item_of_files(&self, folder: &Folder, paired: Paired) -> Option<Scanned> {
+    fn item_of_files(&self, folder: &PictureFolder, paired: Paired) -> Option<Scanned> {
         let pairing = &self.pairing;
         let key = format!("{}{}", folder.below, paired.stem);
         let has_annotation = paired.json.is_some() || !paired.masks.is_empty();

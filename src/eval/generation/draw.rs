@@ -1,12 +1,12 @@
 //! Generates images from captions and compares their features with those of real images, without keeping the images.
 use super::statistics::{self, Prepared, Statistics};
-use super::{GenerationScores, Reference};
+use super::{GenerationScores, ReferenceStatistics};
 use crate::config::EvalConfig;
 use crate::eval::turns::Turns;
 use crate::eval::{EvaluatedModel, usual_batch};
 use crate::model::families::Blur;
 use crate::model::text::TextEmbedding;
-use crate::sample::generate::{Conditions, PerturbedGuidance, SamplingOptions, initial_latents};
+use crate::sample::generate::{PerturbedGuidance, PromptEmbeddings, SamplingOptions, initial_latents};
 use crate::sample::image::to_rgb8;
 use crate::system::error::{Error, Result};
 use image::RgbImage;
@@ -62,7 +62,7 @@ pub fn evaluate(
     model: EvaluatedModel,
     captions: &[String],
     options: &GenerationOptions,
-    reference: &Reference,
+    reference: &ReferenceStatistics,
     visit: &mut dyn FnMut(usize, &RgbImage) -> Result<()>,
 ) -> Result<Option<GenerationScores>> {
     if captions.is_empty() {
@@ -161,7 +161,7 @@ impl<'a> Painter<'a> {
         let noise = initial_latents(self.seed, first, captions.len(), self.shape, &pipeline.device)?;
         let positive = self.encode(captions)?;
         let negative = self.encode(&vec![""; captions.len()])?;
-        let conditions = Conditions { positive: &positive, negative: &negative };
+        let conditions = PromptEmbeddings { positive: &positive, negative: &negative };
         let image_tokens = pipeline.transformer.config.image_tokens(self.shape);
         let velocity = |latents: &_, timestep: &_, text: &_, guiding: Option<Blur>| {
             pipeline.transformer.forward(latents, timestep, text, blur.or(guiding), self.guidance_scale)

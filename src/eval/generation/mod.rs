@@ -65,14 +65,14 @@ pub fn load_networks(
 }
 
 /// Feature networks, and the real images' statistics under each.
-pub struct Reference {
+pub struct ReferenceStatistics {
     /// The networks whose features are compared.
     pub networks: Vec<Box<dyn FeatureNetwork>>,
     /// The statistics of the real images, one for each network in their order.
     pub real: Vec<Statistics>,
 }
 
-impl Reference {
+impl ReferenceStatistics {
     /// Computes the features of a folder's images, `batch` at a time; once, for any number of comparisons. Of several processes
     /// rank 0 has the statistics.
     pub fn of_folder(

@@ -27,7 +27,7 @@ pub struct Panel {
 
 /// Where a tile goes: `out = start + scale · product`.
 #[derive(Clone, Copy)]
-pub struct Target {
+pub struct OutputTile {
     pub data: *mut f32,
     /// From row to row.
     pub stride: usize,
@@ -45,7 +45,7 @@ pub struct Target {
 /// and the target's rows and columns, and those of what it
 /// starts from, are inside their memory.
 #[target_feature(enable = "avx512f")]
-pub unsafe fn tile(rows: usize, inner: usize, left: Left, panel: Panel, target: Target) {
+pub unsafe fn tile(rows: usize, inner: usize, left: Left, panel: Panel, target: OutputTile) {
     macro_rules! of {
         ($($rows:literal)*) => {
             match (rows, target.columns > LANES) {
@@ -63,7 +63,7 @@ pub unsafe fn tile(rows: usize, inner: usize, left: Left, panel: Panel, target: 
 /// # Safety
 /// As [`tile`], for M rows and V registers of columns.
 #[target_feature(enable = "avx512f")]
-unsafe fn tile_of<const M: usize, const V: usize>(inner: usize, left: Left, panel: Panel, target: Target) {
+unsafe fn tile_of<const M: usize, const V: usize>(inner: usize, left: Left, panel: Panel, target: OutputTile) {
     let mut sums = [[_mm512_setzero_ps(); V]; M];
     let (mut values, mut places) = (left.data, panel.data);
     // What the results meet after the last step is on its way from memory by then.

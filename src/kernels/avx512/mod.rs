@@ -11,7 +11,7 @@ mod transpose;
 
 use super::matrix::{Memory, Product, Start, Threads, View, Windows};
 use crate::system::vectors::Vectors;
-use micro_kernel::{LANES, MR, NR, Panel, Target, tile};
+use micro_kernel::{LANES, MR, NR, OutputTile, Panel, tile};
 use pack::{Panels, RowGroup, prefetch_rows};
 pub use panel::{PackedA, PackedB};
 use rayon::prelude::*;
@@ -189,7 +189,7 @@ unsafe fn block(
                 let start = if inner.start > 0 { Start::Output } else { product.start };
                 let start = start.below(data, out.stride, first);
                 let columns = NR.min(columns.end - first);
-                let target = Target { data, stride: out.stride, columns, start, scale: product.scale };
+                let target = OutputTile { data, stride: out.stride, columns, start, scale: product.scale };
                 // SAFETY: the rows and the panel are as long as `inner`; the rows and columns are inside `out`.
                 unsafe { tile(rows.len(), inner.len(), left, panel, target) };
             }
@@ -213,7 +213,7 @@ unsafe fn few_rows(product: &Product, panels: &Panels, columns: Range<usize>, ou
             let left = unsafe { group.of(product.b.transposed(), columns.clone(), inner.clone()) };
             let data = results.as_mut_ptr().cast::<f32>();
             let start = (inner.start > 0).then_some((data.cast_const(), LANES));
-            let target = Target { data, stride: LANES, columns: m, start, scale: product.scale };
+            let target = OutputTile { data, stride: LANES, columns: m, start, scale: product.scale };
             for panel in panels.iter(inner.start) {
                 // SAFETY: the columns and the one panel are as long as `inner`; results have room for all rows.
                 unsafe { tile(columns.len(), inner.len(), left, panel, target) };

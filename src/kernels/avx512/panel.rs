@@ -1,5 +1,5 @@
 //! Products of rows, written a row at a time by what computes them, with a matrix packed beforehand.
-use super::micro_kernel::{MR, NR, Target, tile};
+use super::micro_kernel::{MR, NR, OutputTile, tile};
 pub use super::pack::PackedA;
 use super::pack::Panels;
 use super::{inner_parts, parts};
@@ -33,7 +33,7 @@ impl PackedB {
                         _ if inner.start > 0 => Some((data.cast_const(), stride)),
                         start => start.map(|start| (start[number * NR..].as_ptr(), 0)),
                     };
-                    let target = Target { data, stride, columns: NR, start, scale: 1.0 };
+                    let target = OutputTile { data, stride, columns: NR, start, scale: 1.0 };
                     let left = rows.group(group.clone(), inner.start);
                     // SAFETY: the group's rows are inside `rows` and, with these columns, inside `out`; the instructions
                     // are available where a `PackedB` is.

@@ -1,5 +1,5 @@
 //! What an adapter is to the rest of the program.
-use super::stored::{Format, Parts, PeftConfig};
+use super::stored::{Format, LayerTensors, PeftConfig};
 use crate::autograd::Variable;
 use crate::ops::{FrozenLayer, FrozenWeight, LowRank};
 use crate::system::error::{Error, Result};
@@ -104,7 +104,12 @@ pub trait AdapterFiles: Sync {
     ///
     /// # Errors
     /// A tensor is missing or of a shape that does not fit, or the configuration says something that is not supported.
-    fn read(&self, file: &Path, layers: BTreeMap<String, Parts>, config: Option<&PeftConfig>) -> Result<Adapters>;
+    fn read(
+        &self,
+        file: &Path,
+        layers: BTreeMap<String, LayerTensors>,
+        config: Option<&PeftConfig>,
+    ) -> Result<Adapters>;
 
     /// The text of PEFT's `adapter_config.json`.
     fn peft_config(&self, adapters: &Adapters) -> Result<String>;

@@ -1,7 +1,7 @@
 //! Low-rank adapters: `y = Wx + b + (alpha/rank)·B(Ax)`.
 use super::adapter::{Adapter, AdapterFiles, AdapterSettings, Adapters, Attached};
 use super::lora_config::{LoraConfig, Patterns};
-use super::stored::{Format, Parts, PeftConfig};
+use super::stored::{Format, LayerTensors, PeftConfig};
 use crate::autograd::Variable;
 use crate::ops::{FrozenWeight, LowRank};
 use crate::system::error::{Error, Result};
@@ -194,9 +194,14 @@ impl AdapterFiles for LoraFiles {
     }
 
     /// The scale is that of kohya's `alpha`, or as PEFT's configuration says, or 1.
-    fn read(&self, file: &Path, layers: BTreeMap<String, Parts>, config: Option<&PeftConfig>) -> Result<Adapters> {
+    fn read(
+        &self,
+        file: &Path,
+        layers: BTreeMap<String, LayerTensors>,
+        config: Option<&PeftConfig>,
+    ) -> Result<Adapters> {
         let config = config.map(|config| Ok::<_, Error>((LoraConfig::parse(config)?, config))).transpose()?;
-        let read = |(layer, mut parts): (String, Parts)| {
+        let read = |(layer, mut parts): (String, LayerTensors)| {
             let (down, up) = pair(file, &layer, parts.remove(&0), parts.remove(&1))?;
             let rank = down.dims()[0] as f64;
             let own = match parts.remove(&2) {

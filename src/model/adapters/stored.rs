@@ -44,7 +44,7 @@ pub struct Origin {
 }
 
 /// One layer's tensors while a file is read, by their places in the order that its kind of adapter has them.
-pub type Parts = BTreeMap<usize, Tensor>;
+pub type LayerTensors = BTreeMap<usize, Tensor>;
 
 /// PEFT's configuration of the adapters in a file.
 pub struct PeftConfig {

@@ -109,7 +109,7 @@ pub struct Qwen3Encoder {
     config: Qwen3Config,
     /// `[vocab, hidden]`
     tokens: Tensor,
-    layers: Vec<Layer>,
+    layers: Vec<Qwen3Layer>,
     /// After how many layers the hidden states are taken.
     taken: &'static [usize],
     compute: DType,
@@ -117,7 +117,7 @@ pub struct Qwen3Encoder {
     path: PathBuf,
 }
 
-struct Layer {
+struct Qwen3Layer {
     input_layernorm: Tensor,
     q_proj: Linear,
     k_proj: Linear,
@@ -161,7 +161,7 @@ impl Qwen3Encoder {
         let prefix = if weights.contains("embed_tokens.weight") { "" } else { "model." };
         let depth = taken.iter().copied().max().unwrap_or(0);
         let tokens = weights.get(&format!("{prefix}embed_tokens.weight"), (config.vocab_size, config.hidden_size))?;
-        let layer = |index: usize| Layer::load(&weights, &format!("{prefix}layers.{index}"), &config);
+        let layer = |index: usize| Qwen3Layer::load(&weights, &format!("{prefix}layers.{index}"), &config);
         let layers = (0..depth).map(layer).collect::<Result<_>>()?;
         (depth..config.num_hidden_layers).for_each(|layer| weights.ignore_all(&format!("{prefix}layers.{layer}.")));
         weights.ignore(&format!("{prefix}norm.weight"));
@@ -218,7 +218,7 @@ impl Qwen3Encoder {
     }
 }
 
-impl Layer {
+impl Qwen3Layer {
     fn load(weights: &Weights, prefix: &str, config: &Qwen3Config) -> Result<Self> {
         let (hidden, inner, head_dim) = (config.hidden_size, config.intermediate_size, config.head_dim());
         let (queries, keys) = (config.num_attention_heads * head_dim, config.kv_heads() * head_dim);

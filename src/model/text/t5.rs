@@ -35,11 +35,11 @@ pub(super) struct T5Config {
     pub layer_norm_epsilon: f64,
     /// The MLP's activation, and whether it is a gate.
     #[serde(default)]
-    feed_forward_proj: FeedForward,
+    feed_forward_proj: T5FeedForward,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize)]
-enum FeedForward {
+enum T5FeedForward {
     /// T5 1.0.
     #[default]
     #[serde(rename = "relu")]
@@ -84,7 +84,7 @@ pub struct T5Encoder {
     /// Of the first layer, which all have: `[buckets, heads]`.
     position_bias: Tensor,
     layers: Vec<T5Layer>,
-    norm: RmsNorm,
+    norm: T5LayerNorm,
     pub(super) config: T5Config,
     compute: DType,
     /// The source of the sizes, for error messages.
@@ -92,12 +92,12 @@ pub struct T5Encoder {
 }
 
 struct T5Layer {
-    attention_norm: RmsNorm,
+    attention_norm: T5LayerNorm,
     q: Linear,
     k: Linear,
     v: Linear,
     out: Linear,
-    feed_forward_norm: RmsNorm,
+    feed_forward_norm: T5LayerNorm,
     up: Linear,
     /// What the first layer's result is multiplied with, in a gated MLP.
     gated: Option<Linear>,
@@ -106,12 +106,12 @@ struct T5Layer {
 }
 
 /// Without a mean, and without a bias.
-struct RmsNorm {
+struct T5LayerNorm {
     weight: Tensor,
     eps: f64,
 }
 
-impl RmsNorm {
+impl T5LayerNorm {
     fn load(weights: &Weights, name: &str, config: &T5Config) -> Result<Self> {
         Ok(Self { weight: weights.get(&format!("{name}.weight"), config.d_model)?, eps: config.layer_norm_epsilon })
     }
@@ -143,7 +143,7 @@ impl T5Encoder {
             embeddings: weights.get(table, (config.vocab_size, config.d_model))?,
             position_bias: weights.get(bias, (config.relative_attention_num_buckets, config.num_heads))?,
             layers: (0..config.num_layers).map(layer).collect::<Result<_>>()?,
-            norm: RmsNorm::load(&weights, "encoder.final_layer_norm", &config)?,
+            norm: T5LayerNorm::load(&weights, "encoder.final_layer_norm", &config)?,
             config,
             // T5's activations overflow f16; for that reason transformers keeps parts of it in f32.
             compute: if compute == DType::F16 { DType::F32 } else { compute },
@@ -196,22 +196,22 @@ impl T5Layer {
         let (width, inner, hidden) = (config.d_model, config.num_heads * config.d_kv, config.d_ff);
         let name = |module: &str| format!("encoder.block.{layer}.layer.{module}");
         let linear = |module: &str, input, output| Linear::load_no_bias(weights, &name(module), input, output);
-        let is_gated = config.feed_forward_proj != FeedForward::Relu;
+        let is_gated = config.feed_forward_proj != T5FeedForward::Relu;
         let up = if is_gated { "1.DenseReluDense.wi_0" } else { "1.DenseReluDense.wi" };
         Ok(Self {
-            attention_norm: RmsNorm::load(weights, &name("0.layer_norm"), config)?,
+            attention_norm: T5LayerNorm::load(weights, &name("0.layer_norm"), config)?,
             q: linear("0.SelfAttention.q", width, inner)?,
             k: linear("0.SelfAttention.k", width, inner)?,
             v: linear("0.SelfAttention.v", width, inner)?,
             out: linear("0.SelfAttention.o", inner, width)?,
-            feed_forward_norm: RmsNorm::load(weights, &name("1.layer_norm"), config)?,
+            feed_forward_norm: T5LayerNorm::load(weights, &name("1.layer_norm"), config)?,
             up: linear(up, width, hidden)?,
             gated: is_gated.then(|| linear("1.DenseReluDense.wi_1", width, hidden)).transpose()?,
             down: linear("1.DenseReluDense.wo", hidden, width)?,
             activation: match config.feed_forward_proj {
-                FeedForward::Relu => Activation::Relu,
-                FeedForward::GatedGelu => Activation::NewGelu,
-                FeedForward::GatedSilu => Activation::Silu,
+                T5FeedForward::Relu => Activation::Relu,
+                T5FeedForward::GatedGelu => Activation::NewGelu,
+                T5FeedForward::GatedSilu => Activation::Silu,
             },
         })
     }

@@ -1,6 +1,6 @@
 //! The files of a base model: a diffusers folder, a repository of the Hugging Face hub in its usual cache, or one file with
 //! the original names; parts of it may lie elsewhere.
-use super::folder::Folder;
+use super::folder::ModelFolder;
 use super::layout::{Layout, class_in};
 use super::located::Located;
 pub use super::part::Part;
@@ -91,7 +91,7 @@ impl ModelFiles {
     }
 
     fn of_folder(path_or_hub: &str) -> Result<Self> {
-        let folder = Folder::open(path_or_hub)?;
+        let folder = ModelFolder::open(path_or_hub)?;
         let path = folder.path.clone();
         let layout = Layout::opened(path_or_hub, folder);
         let files = Self {

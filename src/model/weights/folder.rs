@@ -9,13 +9,13 @@ use crate::system::paths::{is_file, is_folder};
 use std::path::PathBuf;
 
 /// The folder.
-pub(super) struct Folder {
+pub(super) struct ModelFolder {
     /// Where it is; of a hub repository, its snapshot in the cache.
     pub path: PathBuf,
     hub: Option<Hub>,
 }
 
-impl Folder {
+impl ModelFolder {
     /// Finds a folder, or `hf:org/name` or `hf:org/name@revision`.
     ///
     /// # Errors

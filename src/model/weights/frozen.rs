@@ -1,6 +1,6 @@
 //! Weights of frozen layers, quantised where that was asked for.
 use super::Weights;
-use super::stored::{Format, Stored};
+use super::stored::{Stored, StoredFormat};
 use crate::config::{Choice, Quantization};
 use crate::ops::{FrozenWeight, block_type};
 use crate::system::error::{Error, Result};
@@ -21,7 +21,7 @@ impl Weights {
     /// As [`Self::get`]; a number is too large for the format.
     pub fn frozen(&self, name: &str, shape: (usize, usize)) -> Result<FrozenWeight> {
         let stored = self.tensors.get(name).map(|stored| (&stored.format, &stored.shape));
-        if let Some((Format::Blocks(blocks), dims)) = stored
+        if let Some((StoredFormat::Blocks(blocks), dims)) = stored
             && dims[..] == [shape.0, shape.1]
             && self.quantize.is_none_or(|format| block_type(format) == Some(*blocks))
             && let Some(weight) = self.stored_quantised(name)?
@@ -49,7 +49,7 @@ impl Weights {
     pub fn bytes(&self, is_layer: impl Fn(&str) -> bool) -> u64 {
         let value = self.dtype.size_in_bytes();
         let of = |(name, stored): (&String, &Stored)| match (self.quantize, &stored.shape[..], &stored.format) {
-            (None, &[_, _], Format::Blocks(_)) if name.ends_with(".weight") && is_layer(name) => stored.bytes(),
+            (None, &[_, _], StoredFormat::Blocks(_)) if name.ends_with(".weight") && is_layer(name) => stored.bytes(),
             (Some(format), &[outer, inner], _) if name.ends_with(".weight") && is_layer(name) => {
                 format.bytes((outer, inner), value)
             }

@@ -1,6 +1,6 @@
 //! GGUF files (llama.cpp's), whose headers candle reads.
 use super::blocks::line;
-use super::stored::{Format, Stored};
+use super::stored::{Stored, StoredFormat};
 use crate::system::error::{Error, Result};
 use crate::system::guard::guarded;
 use crate::system::limits::GGUF_HEADER;
@@ -54,10 +54,10 @@ pub(super) fn tensors(file: &Path, shard: usize) -> Result<(HashMap<String, Stor
             return Err(failed(format!("cut short: {bytes} bytes, but tensor {name} ends behind them")));
         }
         let format = match info.ggml_dtype {
-            GgmlDType::F32 => Format::Plain(Dtype::F32),
-            GgmlDType::F16 => Format::Plain(Dtype::F16),
-            GgmlDType::BF16 => Format::Plain(Dtype::BF16),
-            quantised => Format::Blocks(quantised),
+            GgmlDType::F32 => StoredFormat::Plain(Dtype::F32),
+            GgmlDType::F16 => StoredFormat::Plain(Dtype::F16),
+            GgmlDType::BF16 => StoredFormat::Plain(Dtype::BF16),
+            quantised => StoredFormat::Blocks(quantised),
         };
         found.insert(name, Stored::run(shard, format, shape, (start, length)));
     }

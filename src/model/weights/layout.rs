@@ -1,5 +1,5 @@
 //! Which folder a model's configurations and tokenizers are in.
-use super::folder::Folder;
+use super::folder::ModelFolder;
 use crate::system::error::Result;
 use crate::system::json::read_json;
 use crate::system::limits::MODEL_JSON;
@@ -13,7 +13,7 @@ use std::sync::OnceLock;
 pub(super) struct Layout {
     /// As the user names it.
     pub name: String,
-    folder: OnceLock<Folder>,
+    folder: OnceLock<ModelFolder>,
 }
 
 impl Layout {
@@ -23,17 +23,17 @@ impl Layout {
     }
 
     /// One that is open.
-    pub fn opened(name: &str, folder: Folder) -> Self {
+    pub fn opened(name: &str, folder: ModelFolder) -> Self {
         Self { name: name.to_owned(), folder: OnceLock::from(folder) }
     }
 
     /// # Errors
     /// There is no such folder, or the repository cannot be asked for it.
-    pub fn folder(&self) -> Result<&Folder> {
+    pub fn folder(&self) -> Result<&ModelFolder> {
         match self.folder.get() {
             Some(folder) => Ok(folder),
             None => {
-                let folder = Folder::open(&self.name)?;
+                let folder = ModelFolder::open(&self.name)?;
                 Ok(self.folder.get_or_init(|| folder))
             }
         }

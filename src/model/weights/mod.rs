@@ -30,11 +30,11 @@ use crate::model::weights::located::{Located, require};
 use crate::model::weights::naming::Naming;
 use crate::model::weights::shapes::Shapes;
 use crate::model::weights::shard_index::ShardIndex;
-use crate::model::weights::stored::{Format, Shard, Stored};
+use crate::model::weights::stored::{Shard, Stored, StoredFormat};
 use crate::system::error::{Error, Result};
 use crate::system::patience::{self, Patient};
 use crate::system::tensor_file;
-pub use crate::system::tensor_file::{Header, header};
+pub use crate::system::tensor_file::{SafetensorsHeader, header};
 use candle_core::quantized::QTensor;
 use candle_core::{DType, Device, Shape, Tensor};
 use safetensors::Dtype;
@@ -232,7 +232,7 @@ impl Weights {
     /// # Errors
     /// The file cannot be read.
     pub fn stored_quantised(&self, name: &str) -> Result<Option<QTensor>> {
-        let stored = self.tensors.get(name).filter(|stored| matches!(stored.format, Format::Blocks(_)));
+        let stored = self.tensors.get(name).filter(|stored| matches!(stored.format, StoredFormat::Blocks(_)));
         let (Some(stored), Some(shard)) = (stored, self.shard_of(name)) else { return Ok(None) };
         self.used().insert(name.to_string());
         shard.quantised(name, stored, &self.device).map(Some)
@@ -297,7 +297,7 @@ fn scaled(tensors: HashMap<String, Stored>) -> Result<HashMap<String, Stored>, S
 
 /// Reads every tensor of a safetensors file as it is stored, to the CPU.
 pub fn read_all(file: &Path) -> Result<BTreeMap<String, Tensor>> {
-    let Header { tensors, data, .. } = header(file)?;
+    let SafetensorsHeader { tensors, data, .. } = header(file)?;
     let Patient(opened) = patience::open(file).map_err(|e| Error::file(file, e))?;
     let shard = Shard { path: file.to_path_buf(), file: opened };
     let read = |(name, info): (String, TensorInfo)| {

@@ -19,7 +19,7 @@ const PART: usize = 1 << 20;
 
 /// How a tensor's numbers are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Format {
+pub(super) enum StoredFormat {
     /// One after the other.
     Plain(Dtype),
     /// In blocks of ggml, each with its scale.
@@ -32,7 +32,7 @@ pub(super) enum Format {
 #[derive(Clone, Debug)]
 pub(super) struct Stored {
     pub shard: usize,
-    pub format: Format,
+    pub format: StoredFormat,
     pub shape: Vec<usize>,
     /// Its bytes: where each run of them begins in the file, and how many they are.
     runs: Vec<(u64, usize)>,
@@ -44,17 +44,17 @@ impl Stored {
     /// A tensor of a safetensors file whose data begin at byte `data`.
     pub fn plain(shard: usize, info: &TensorInfo, data: u64) -> Self {
         let (first, end) = info.data_offsets;
-        Self::run(shard, Format::Plain(info.dtype), info.shape.clone(), (data + first as u64, end - first))
+        Self::run(shard, StoredFormat::Plain(info.dtype), info.shape.clone(), (data + first as u64, end - first))
     }
 
     /// A tensor whose bytes are one run.
-    pub fn run(shard: usize, format: Format, shape: Vec<usize>, run: (u64, usize)) -> Self {
+    pub fn run(shard: usize, format: StoredFormat, shape: Vec<usize>, run: (u64, usize)) -> Self {
         Self { shard, format, shape, runs: vec![run], scale: None }
     }
 
     /// The identity matrix of `size` rows.
     pub fn identity(size: usize) -> Self {
-        Self { shard: 0, format: Format::Identity, shape: vec![size, size], runs: vec![], scale: None }
+        Self { shard: 0, format: StoredFormat::Identity, shape: vec![size, size], runs: vec![], scale: None }
     }
 
     /// Rows, the first dimension.
@@ -74,9 +74,11 @@ impl Stored {
     pub fn only_rows(&self, rows: Range<usize>) -> Result<Self, String> {
         let (all, bytes) = (self.rows(), self.bytes());
         let lies_by_rows = match self.format {
-            Format::Plain(_) => true,
-            Format::Blocks(dtype) => self.shape.last().is_some_and(|inner| inner.is_multiple_of(dtype.block_size())),
-            Format::Identity => false,
+            StoredFormat::Plain(_) => true,
+            StoredFormat::Blocks(dtype) => {
+                self.shape.last().is_some_and(|inner| inner.is_multiple_of(dtype.block_size()))
+            }
+            StoredFormat::Identity => false,
         };
         let (true, [(first, _)]) =
             (lies_by_rows && rows.end <= all && bytes.is_multiple_of(all.max(1)), &self.runs[..])
@@ -132,19 +134,19 @@ impl Shard {
     ) -> Result<Tensor> {
         let failed = |problem: String| Error::file(&self.path, format!("tensor {name}: {problem}"));
         match stored.format {
-            Format::Identity => Ok(Tensor::eye(stored.rows(), kept.unwrap_or(DType::F32), device)?),
-            Format::Blocks(_) => {
+            StoredFormat::Identity => Ok(Tensor::eye(stored.rows(), kept.unwrap_or(DType::F32), device)?),
+            StoredFormat::Blocks(_) => {
                 let quantised = self.quantised(name, stored, device)?;
                 let kept = kept.unwrap_or(DType::F32);
                 let numbers = guarded(|| blocks::dequantised(&quantised, kept, device)).map_err(failed)?;
                 Ok(numbers.reshape(&stored.shape[..])?)
             }
-            Format::Plain(dtype) if fp8::is_fp8(dtype) => {
+            StoredFormat::Plain(dtype) if fp8::is_fp8(dtype) => {
                 let data = self.bytes(name, stored, |_, _| Ok(()))?;
                 let (scale, kept) = (scale.unwrap_or(&[1.0]), kept.unwrap_or(DType::F32));
                 fp8::decode(&data, dtype, &stored.shape, scale, kept, device).map_err(failed)
             }
-            Format::Plain(dtype) => {
+            StoredFormat::Plain(dtype) => {
                 if kept.is_some() && is_integer(dtype) {
                     let problem = "whole numbers are no weights that are read; quantised ones are fp8 or GGUF";
                     return Err(failed(format!("is stored as {dtype:?}: {problem}")));
@@ -184,7 +186,7 @@ impl Shard {
     /// The file cannot be read; the tensor is not stored so.
     pub fn quantised(&self, name: &str, stored: &Stored, device: &Device) -> Result<QTensor> {
         let failed = |problem: String| Error::file(&self.path, format!("tensor {name}: {problem}"));
-        let Format::Blocks(dtype) = stored.format else {
+        let StoredFormat::Blocks(dtype) = stored.format else {
             return Err(failed("is not stored in blocks".into()));
         };
         let data = self.bytes(name, stored, |_, _| Ok(()))?;

@@ -1,5 +1,5 @@
 //! Projections in f32 in the host's memory.
-use super::{Linear, Part, Window};
+use super::{LayerPart, Linear, Window};
 use crate::autograd::Destination;
 use crate::kernels::matrix::{Product, Start, Threads, View, Windows};
 use crate::kernels::memory::{Values, with_values_mut};
@@ -16,7 +16,7 @@ fn rows<'a>(data: &'a [f32], window: Window, width: usize) -> View<'a> {
 }
 
 /// `W + scale·B·A`, `[outer, inner]`.
-fn merged(part: &Part, weight: &[f32], down: &[f32], up: &[f32]) -> Vec<f32> {
+fn merged(part: &LayerPart, weight: &[f32], down: &[f32], up: &[f32]) -> Vec<f32> {
     let (outer, inner) = (part.outer(), part.inner());
     let rank = up.len() / outer;
     let mut merged = weight.to_vec();
@@ -33,7 +33,7 @@ impl Linear {
     }
 
     /// Whether a wide enough adapter, or few enough values, make `W + scale·B·A` fewer operations than `x·Aᵀ` and what follows.
-    fn is_worth_merging(&self, part: &Part) -> bool {
+    fn is_worth_merging(&self, part: &LayerPart) -> bool {
         part.inner() * part.outer() < self.batch * part.from.tokens * (part.inner() + part.outer())
     }
 
@@ -148,7 +148,7 @@ impl Cpu for Linear {
 }
 
 /// `x·Aᵀ`, `[batch·tokens, rank]`.
-fn reduce(op: &Linear, part: &Part, x: View, down: &[f32]) -> Vec<f32> {
+fn reduce(op: &Linear, part: &LayerPart, x: View, down: &[f32]) -> Vec<f32> {
     let inner = part.inner();
     let rank = down.len() / inner;
     let windows = op.windows((part.from, inner), (part.alone(), rank));
@@ -160,7 +160,7 @@ fn add_windows(
     gradients: &mut Gradients,
     product: Product,
     windows: Windows,
-    part: &Part,
+    part: &LayerPart,
     shape: &Shape,
 ) -> Result<()> {
     let (first, inner) = (part.from.start * part.inner(), part.inner());

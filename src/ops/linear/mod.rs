@@ -80,7 +80,7 @@ impl Window {
 }
 
 /// One layer's share of the work.
-struct Part {
+struct LayerPart {
     weight: FrozenWeight,
     bias: Option<Tensor>,
     scale: f64,
@@ -91,7 +91,7 @@ struct Part {
     to: Window,
 }
 
-impl Part {
+impl LayerPart {
     fn outer(&self) -> usize {
         self.weight.dims()[0]
     }
@@ -120,7 +120,7 @@ impl Part {
 /// Inputs: of every part x, and its adapter's down and up.
 struct Linear {
     batch: usize,
-    parts: Vec<Part>,
+    parts: Vec<LayerPart>,
     shape: Vec<usize>,
 }
 
@@ -151,7 +151,7 @@ impl Linear {
             if x.tensor().dim(D::Minus1)? != inner || as_tokens(x).0 != batch || from.start + from.tokens > from.all {
                 bail!("linear: x {:?}, weight {:?}, tokens {range:?}", x.dims(), layer.frozen.weight.dims());
             }
-            parts.push(Part {
+            parts.push(LayerPart {
                 weight: layer.frozen.weight.clone(),
                 bias: layer.frozen.bias.clone(),
                 scale: layer.low_rank.map_or(0.0, |low_rank| low_rank.scale),

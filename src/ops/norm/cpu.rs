@@ -63,7 +63,7 @@ fn inverse_rms(row: &[f32]) -> f32 {
 }
 
 /// The weights of parts of the tokens, by row of `head_dim` values.
-struct Weights<'a> {
+struct NormWeights<'a> {
     parts: Vec<(usize, Values<'a>)>,
     head_dim: usize,
     /// Rows of a token, and tokens of a batch entry.
@@ -71,7 +71,7 @@ struct Weights<'a> {
     tokens: usize,
 }
 
-impl<'a> Weights<'a> {
+impl<'a> NormWeights<'a> {
     fn of(x: &Tensor, weights: &'a [(usize, Tensor)]) -> Result<Self> {
         let (_, tokens, width) = x.dims3()?;
         let head_dim = weights.first().map_or(width, |(_, weight)| weight.elem_count());
@@ -93,7 +93,7 @@ impl<'a> Weights<'a> {
 
 impl Cpu for RmsNorm {
     fn forward_cpu(&self, inputs: &[Tensor], _: &[bool]) -> Result<Forward> {
-        let weights = Weights::of(&inputs[0], &self.weights)?;
+        let weights = NormWeights::of(&inputs[0], &self.weights)?;
         let width = weights.head_dim;
         let x = Values::of(&inputs[0])?;
         let y = new_rows!(x.len(), width, |r, out| {
@@ -107,7 +107,7 @@ impl Cpu for RmsNorm {
     }
 
     fn backward_cpu(&self, saved: &Saved, gradient: Tensor, gradients: &mut Gradients) -> Result<()> {
-        let weights = &Weights::of(saved.input(0)?, &self.weights)?;
+        let weights = &NormWeights::of(saved.input(0)?, &self.weights)?;
         let width = weights.head_dim;
         let (x, dy) = (Values::of(saved.input(0)?)?, Values::of(&gradient)?);
         add_rows!(gradients, 0, gradient.shape(), width, |r, dx| {

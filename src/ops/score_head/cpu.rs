@@ -6,7 +6,7 @@ use super::{CHANNELS, Precision, ScoreHead, split};
 use crate::kernels::cpu::{sum, vectorised};
 use crate::kernels::matrix::{Product, Start, View};
 use crate::kernels::memory::Values;
-use crate::kernels::winograd::{self, Kernels, Outputs, Place, Stack, TILE};
+use crate::kernels::winograd::{self, Kernels, Outputs, Stack, TILE, TilePlace};
 use crate::ops::backend::{Cpu, Forward, Gradients, Reference, Saved};
 use candle_core::{Device, Result, Tensor};
 use rayon::prelude::*;
@@ -289,7 +289,7 @@ struct Second<'a> {
 
 impl Outputs<CHANNELS> for Second<'_> {
     #[inline(always)]
-    fn put(&mut self, place: Place, values: &[[f32; CHANNELS]; TILE * TILE]) {
+    fn put(&mut self, place: TilePlace, values: &[[f32; CHANNELS]; TILE * TILE]) {
         for (y, values) in values.chunks_exact(TILE).enumerate() {
             for (x, values) in values.iter().enumerate() {
                 let (y, x) = (place.y + y, place.x + x);

@@ -15,7 +15,7 @@ pub const UNREAD_EXTENSIONS: [&str; 20] = [
 
 /// A format that is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Format {
+pub(super) enum PictureFormat {
     Jpeg,
     Png,
     WebP,
@@ -29,18 +29,18 @@ pub(super) enum Format {
 ///
 /// # Errors
 /// It is none that is read; one that is known is named.
-pub(super) fn recognise(bytes: &[u8]) -> Result<Format, String> {
+pub(super) fn recognise(bytes: &[u8]) -> Result<PictureFormat, String> {
     let starts = |magic: &[u8]| bytes.starts_with(magic);
     let behind = |at: usize, magic: &[u8]| bytes.get(at..).is_some_and(|rest| rest.starts_with(magic));
     Ok(match () {
-        () if starts(b"\xff\xd8") => Format::Jpeg,
-        () if starts(b"\x89PNG\r\n\x1a\n") => Format::Png,
-        () if starts(b"RIFF") && behind(8, b"WEBP") => Format::WebP,
-        () if starts(b"GIF87a") || starts(b"GIF89a") => Format::Gif,
-        () if [&b"II*\0"[..], b"MM\0*", b"II+\0", b"MM\0+"].into_iter().any(starts) => Format::Tiff,
-        () if starts(b"BM") => Format::Bmp,
+        () if starts(b"\xff\xd8") => PictureFormat::Jpeg,
+        () if starts(b"\x89PNG\r\n\x1a\n") => PictureFormat::Png,
+        () if starts(b"RIFF") && behind(8, b"WEBP") => PictureFormat::WebP,
+        () if starts(b"GIF87a") || starts(b"GIF89a") => PictureFormat::Gif,
+        () if [&b"II*\0"[..], b"MM\0*", b"II+\0", b"MM\0+"].into_iter().any(starts) => PictureFormat::Tiff,
+        () if starts(b"BM") => PictureFormat::Bmp,
         () if matches!(bytes, [b'P', b'1'..=b'6', next, ..] if next.is_ascii_whitespace() || *next == b'#') => {
-            Format::Pnm
+            PictureFormat::Pnm
         }
         () if bytes.is_empty() => return Err("no readable image: the file is empty".into()),
         () => {

@@ -11,7 +11,7 @@ mod tiff;
 use super::jpeg;
 use crate::system::guard::guarded;
 use crate::system::limits::{self, PHOTOGRAPH};
-use format::Format;
+use format::PictureFormat;
 pub use format::{EXTENSIONS, UNREAD_EXTENSIONS};
 use image::codecs::bmp::BmpDecoder;
 use image::codecs::gif::GifDecoder;
@@ -37,7 +37,7 @@ const JPEG_BYTES: u64 = 12;
 
 /// What the header of a picture file says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Header {
+pub struct PictureHeader {
     /// Width and height of the upright picture.
     pub size: (usize, usize),
     /// How the stored pixels are turned to stand upright.
@@ -48,7 +48,7 @@ pub struct Header {
     pub is_cmyk: bool,
 }
 
-impl Header {
+impl PictureHeader {
     /// Whether a mask or label map of the size `mask` is to be turned as the picture is: it has the size of the stored
     /// picture, and not of the upright one. `None` if it has neither. Where both have one size, masks are taken as
     /// upright, and that is said once.
@@ -110,14 +110,14 @@ pub fn decode_over(bytes: &[u8], background: Rgb<u8>) -> Result<RgbImage, String
 ///
 /// # Errors
 /// The file is no picture that is read, or its header is damaged (with the reason).
-pub fn header(bytes: &[u8]) -> Result<Header, String> {
+pub fn header(bytes: &[u8]) -> Result<PictureHeader, String> {
     guarded(|| {
         let format = format::recognise(bytes)?;
         let orientation = orientation::of(bytes, format);
-        let frame = if format == Format::Jpeg { jpeg::frame_size(bytes) } else { None };
+        let frame = if format == PictureFormat::Jpeg { jpeg::frame_size(bytes) } else { None };
         let ((width, height), has_alpha, is_cmyk) = match (format, frame) {
             (_, Some((width @ 1.., height @ 1.., channels))) => ((width, height), false, channels == 4),
-            (Format::Tiff, _) => {
+            (PictureFormat::Tiff, _) => {
                 let tiff = Tiff::open(bytes)?;
                 (tiff.size, tiff.has_alpha(), false)
             }
@@ -128,15 +128,15 @@ pub fn header(bytes: &[u8]) -> Result<Header, String> {
         };
         let (width, height) = (width as usize, height as usize);
         let size = if exchanges_sides(orientation) { (height, width) } else { (width, height) };
-        Ok(Header { size, orientation, has_alpha, is_cmyk })
+        Ok(PictureHeader { size, orientation, has_alpha, is_cmyk })
     })
 }
 
 /// The pixels as they are stored.
-fn pixels(bytes: &[u8], format: Format) -> Result<Pixels, String> {
+fn pixels(bytes: &[u8], format: PictureFormat) -> Result<Pixels, String> {
     match format {
-        Format::Tiff => return Tiff::open(bytes)?.decode(),
-        Format::Jpeg => {
+        PictureFormat::Tiff => return Tiff::open(bytes)?.decode(),
+        PictureFormat::Jpeg => {
             if let Some(image) = jpeg::decode(bytes) {
                 return Ok(Pixels::Opaque(image));
             }
@@ -151,7 +151,7 @@ fn pixels(bytes: &[u8], format: Format) -> Result<Pixels, String> {
     let count = u64::from(width) * u64::from(height);
     let color = decoder.color_type();
     let yielded = match format {
-        Format::Jpeg => count.checked_mul(JPEG_BYTES),
+        PictureFormat::Jpeg => count.checked_mul(JPEG_BYTES),
         _ => count.checked_mul(u64::from(color.bytes_per_pixel())),
     };
     let converted = if color == image::ColorType::Rgb8 { Some(0) } else { count.checked_mul(3) };
@@ -161,26 +161,26 @@ fn pixels(bytes: &[u8], format: Format) -> Result<Pixels, String> {
     let image = DynamicImage::from_decoder(decoder).map_err(|problem| failed(&problem))?;
     Ok(match format {
         // Its values are scaled to their greatest, not cut off.
-        Format::Pnm => Pixels::Opaque(image.into_rgb8()),
+        PictureFormat::Pnm => Pixels::Opaque(image.into_rgb8()),
         _ => image.into(),
     })
 }
 
 /// A decoder that has read the header, of any format but TIFF.
-fn decoder(bytes: &[u8], format: Format) -> Result<Box<dyn ImageDecoder + '_>, String> {
+fn decoder(bytes: &[u8], format: PictureFormat) -> Result<Box<dyn ImageDecoder + '_>, String> {
     let file = Cursor::new(bytes);
     let boxed = || -> ImageResult<Box<dyn ImageDecoder + '_>> {
         Ok(match format {
-            Format::Png => {
+            PictureFormat::Png => {
                 let mut limits = Limits::no_limits();
                 limits.max_alloc = Some(limits::PNG_EXTRAS as u64);
                 Box::new(PngDecoder::with_limits(file, limits)?)
             }
-            Format::WebP => Box::new(WebPDecoder::new(file)?),
-            Format::Bmp => Box::new(BmpDecoder::new(file)?),
-            Format::Pnm => Box::new(PnmDecoder::new(file)?),
-            Format::Gif => Box::new(GifDecoder::new(file)?),
-            Format::Jpeg | Format::Tiff => Box::new(JpegDecoder::new(file)?),
+            PictureFormat::WebP => Box::new(WebPDecoder::new(file)?),
+            PictureFormat::Bmp => Box::new(BmpDecoder::new(file)?),
+            PictureFormat::Pnm => Box::new(PnmDecoder::new(file)?),
+            PictureFormat::Gif => Box::new(GifDecoder::new(file)?),
+            PictureFormat::Jpeg | PictureFormat::Tiff => Box::new(JpegDecoder::new(file)?),
         })
     };
     boxed().map_err(|problem| format!("no readable image: {problem}"))

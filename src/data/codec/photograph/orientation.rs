@@ -1,6 +1,6 @@
 //! How a picture is to be turned to stand upright: its EXIF orientation, found where Pillow's `ImageOps.exif_transpose`
 //! finds it.
-use super::format::Format;
+use super::format::PictureFormat;
 use crate::data::codec::jpeg::application_segments;
 use flate2::read::ZlibDecoder;
 pub use image::metadata::Orientation;
@@ -40,14 +40,16 @@ pub fn upright<T: Copy>(orientation: Orientation, (width, height): (usize, usize
 }
 
 /// The orientation that a file says: in EXIF, else in XMP. Damaged metadata say none.
-pub(super) fn of(bytes: &[u8], format: Format) -> Orientation {
+pub(super) fn of(bytes: &[u8], format: PictureFormat) -> Orientation {
     let (exif, xmp) = match format {
-        Format::Jpeg => of_jpeg(bytes),
-        Format::Png => of_png(bytes),
-        Format::WebP => of_webp(bytes),
+        PictureFormat::Jpeg => of_jpeg(bytes),
+        PictureFormat::Png => of_png(bytes),
+        PictureFormat::WebP => of_webp(bytes),
         // A TIFF is what EXIF is stored as.
-        Format::Tiff => (Some(bytes.into()), entry(bytes, XMP_TAG).and_then(|entry| entry.bytes(bytes)).map(Cow::from)),
-        Format::Bmp | Format::Pnm | Format::Gif => (None, None),
+        PictureFormat::Tiff => {
+            (Some(bytes.into()), entry(bytes, XMP_TAG).and_then(|entry| entry.bytes(bytes)).map(Cow::from))
+        }
+        PictureFormat::Bmp | PictureFormat::Pnm | PictureFormat::Gif => (None, None),
     };
     let said = exif.and_then(|exif| in_exif(&exif)).or_else(|| in_xmp(&xmp?));
     said.and_then(|number| Orientation::from_exif(u8::try_from(number).ok()?)).unwrap_or(Orientation::NoTransforms)
@@ -146,7 +148,7 @@ fn in_exif(mut exif: &[u8]) -> Option<u64> {
 }
 
 /// An entry of a TIFF's first directory.
-pub(super) struct Entry {
+pub(super) struct IfdEntry {
     kind: u16,
     count: u64,
     /// A number that stands in the entry itself, or where the values begin.
@@ -155,7 +157,7 @@ pub(super) struct Entry {
     pub at: usize,
 }
 
-impl Entry {
+impl IfdEntry {
     /// Values of one byte each that stand elsewhere.
     fn bytes<'a>(&self, tiff: &'a [u8]) -> Option<&'a [u8]> {
         let start = usize::try_from(self.value).ok()?;
@@ -165,7 +167,7 @@ impl Entry {
 }
 
 /// The last entry with this tag: for Pillow, later ones replace earlier ones.
-pub(super) fn entry(tiff: &[u8], tag: u16) -> Option<Entry> {
+pub(super) fn entry(tiff: &[u8], tag: u16) -> Option<IfdEntry> {
     let (is_little, is_big_tiff) = match tiff.first_chunk()? {
         b"II*\0" => (true, false),
         b"MM\0*" => (false, false),
@@ -193,7 +195,7 @@ pub(super) fn entry(tiff: &[u8], tag: u16) -> Option<Entry> {
             _ => place,
         };
         let at = at + 4 + place;
-        Some((found, Entry { kind, count, value: number(at, inside)?, at }))
+        Some((found, IfdEntry { kind, count, value: number(at, inside)?, at }))
     };
     (0..count).map_while(read).filter(|(found, _)| *found == tag).map(|(_, entry)| entry).last()
 }

@@ -1,6 +1,6 @@
 //! TIFF: the first picture of a file, by the crate `tiff`; what its samples mean is Pillow's reading
 //! (`TiffImagePlugin.py`).
-use super::orientation::{Entry, entry};
+use super::orientation::{IfdEntry, entry};
 use super::rgb::{Pixels, from_cmyk};
 use crate::system::limits::{self, PHOTOGRAPH};
 use image::{RgbImage, RgbaImage};
@@ -61,7 +61,7 @@ impl<'a> Tiff<'a> {
         // The crate has no palettes: their indices are read as grey.
         let indices = entry(bytes, PHOTOMETRIC).filter(|photometric| photometric.value == PALETTE);
         let mut file = Cow::Borrowed(bytes);
-        if let Some(Entry { at, .. }) = indices {
+        if let Some(IfdEntry { at, .. }) = indices {
             let value = file.to_mut().get_mut(at..at + 2).ok_or("no readable image: the header is cut short")?;
             value.copy_from_slice(&if bytes.starts_with(b"II") { [GREY, 0] } else { [0, GREY] });
         }

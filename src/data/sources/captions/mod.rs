@@ -7,7 +7,7 @@ mod parquet;
 mod parquet_bounds;
 
 use super::unusable::Unusable;
-use crate::data::keyed_temp_store::{ClaimedStore, Entry, KeyedTempStoreWriter};
+use crate::data::keyed_temp_store::{ClaimedStore, KeyedTempStoreWriter, TableEntry};
 use crate::system::guard::guarded;
 use crate::system::{patience, utf8};
 use crate::{Error, Result};
@@ -71,7 +71,7 @@ impl Captions {
     /// # Errors
     /// As [`get`](Self::get), and where the caption went to another image already, since its key fits both.
     pub fn take(&self, key: &str) -> Result<Option<String>, Unusable> {
-        let refused = |entry: &Entry| {
+        let refused = |entry: &TableEntry| {
             let problem = format!("the caption of `{}` fits {key} and another image of that name", entry.key);
             format!("data.captions: {problem}; write their folders in its keys")
         };
@@ -87,13 +87,13 @@ impl Captions {
     }
 }
 
-fn text(entry: Entry) -> Result<String, Unusable> {
+fn text(entry: TableEntry) -> Result<String, Unusable> {
     Ok(String::from_utf8(entry.value).map_err(|problem| problem.to_string())?)
 }
 
 /// What is wrong with two captions of one image.
-fn differ(first: &Entry, second: &Entry) -> String {
-    let text = |entry: &Entry| String::from_utf8_lossy(&entry.value).into_owned();
+fn differ(first: &TableEntry, second: &TableEntry) -> String {
+    let text = |entry: &TableEntry| String::from_utf8_lossy(&entry.value).into_owned();
     let keys = match first.key == second.key {
         true => format!("the key `{}` is there twice", first.key),
         false => format!("the keys `{}` and `{}` mean one image", first.key, second.key),

@@ -10,7 +10,7 @@ pub(super) type Tensors = BTreeMap<String, Tensor>;
 
 /// How layers are named behind a prefix.
 #[derive(Clone, Copy, PartialEq)]
-pub(super) enum Names {
+pub(super) enum LayerNaming {
     /// The names of diffusers, which are those of this program.
     Diffusers,
     /// Those, or the names of the original checkpoint; with dots or underscores.
@@ -22,15 +22,15 @@ pub(super) const PEFT_PREFIX: &str = "base_model.model.";
 
 /// The prefixes of a transformer's layers: diffusers, PEFT, the whole model of the paper's released code (alpha is the
 /// rank there), OneTrainer, SimpleTuner with LyCORIS, kohya, ComfyUI and others.
-pub(super) const PREFIXES: [(&str, Names); 8] = [
-    (DIFFUSERS_PREFIX, Names::Diffusers),
-    (PEFT_PREFIX, Names::Diffusers),
-    ("backbone.transformer.", Names::Diffusers),
-    ("lora_transformer_", Names::Any),
-    ("lycoris_", Names::Any),
-    ("lora_unet_", Names::Any),
-    ("diffusion_model.", Names::Any),
-    ("model.diffusion_model.", Names::Any),
+pub(super) const PREFIXES: [(&str, LayerNaming); 8] = [
+    (DIFFUSERS_PREFIX, LayerNaming::Diffusers),
+    (PEFT_PREFIX, LayerNaming::Diffusers),
+    ("backbone.transformer.", LayerNaming::Diffusers),
+    ("lora_transformer_", LayerNaming::Any),
+    ("lycoris_", LayerNaming::Any),
+    ("lora_unet_", LayerNaming::Any),
+    ("diffusion_model.", LayerNaming::Any),
+    ("model.diffusion_model.", LayerNaming::Any),
 ];
 
 /// The error for a key that names nothing known.

@@ -4,9 +4,9 @@
 //! as in the original checkpoint, with dots or underscores; the ends are those of PEFT, diffusers or kohya. All
 //! combinations are read, as ComfyUI does (`comfy/lora.py`), but a file has one of them.
 use super::kohya;
-use super::prefixes::{Names, PREFIXES, Tensors, unknown_key};
+use super::prefixes::{LayerNaming, PREFIXES, Tensors, unknown_key};
 use crate::model::adapters::adapter::{AdapterFiles, Adapters};
-use crate::model::adapters::stored::{Format, Parts, PeftConfig};
+use crate::model::adapters::stored::{Format, LayerTensors, PeftConfig};
 use crate::system::error::{Error, Result};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -57,7 +57,7 @@ const OTHER_ENDS: [(&str, &str); 7] = [
 type Suffixes = (&'static dyn AdapterFiles, &'static [&'static str]);
 
 /// The prefix of a key, and how layers are named behind it.
-fn prefix_of(key: &str) -> Option<(&'static str, Names)> {
+fn prefix_of(key: &str) -> Option<(&'static str, LayerNaming)> {
     PREFIXES.into_iter().find(|(prefix, _)| key.starts_with(prefix))
 }
 
@@ -107,14 +107,14 @@ pub(super) fn read(
     let (Some((prefix, names)), Some((kind, suffixes))) = (prefix_of(first), suffixes_of(&keys, kinds)) else {
         return Err(unknown_key(file, first));
     };
-    let mut layers: BTreeMap<String, Parts> = BTreeMap::new();
+    let mut layers: BTreeMap<String, LayerTensors> = BTreeMap::new();
     let first = first.clone();
     for (key, tensor) in tensors {
         let other_end = OTHER_ENDS.iter().find(|(end, _)| key.ends_with(end));
         match (key.starts_with(prefix), place(&key, suffixes), other_end) {
             (true, Some((index, layer)), _) => {
                 let layer = layer.get(prefix.len()..).ok_or_else(|| unknown_key(file, &key))?;
-                if names == Names::Any && !kohya::is_known(layer) {
+                if names == LayerNaming::Any && !kohya::is_known(layer) {
                     return Err(unknown_key(file, &key));
                 }
                 layers.entry(layer.to_string()).or_default().insert(index, tensor);
@@ -133,8 +133,8 @@ pub(super) fn read(
     let mut named = Adapters::new();
     for (layer, adapter) in adapters {
         match names {
-            Names::Diffusers => drop(named.insert(layer, adapter)),
-            Names::Any => named.extend(kohya::split(file, &layer, adapter)?),
+            LayerNaming::Diffusers => drop(named.insert(layer, adapter)),
+            LayerNaming::Any => named.extend(kohya::split(file, &layer, adapter)?),
         }
     }
     Ok(named)

@@ -1,7 +1,7 @@
 //! A double-stream block (diffusers' `Flux2TransformerBlock`): image and text have layers of their own around the joint
 //! attention. Its modulation is that of all such blocks. A single-stream block follows, for which the text matters.
 use super::config::Flux2Config;
-use super::embed::Shared;
+use super::embed::SharedModulation;
 use crate::model::families::config::FamilyConfig;
 use crate::model::families::double_stream::DoubleStreamBlock;
 use crate::model::families::flux::DOUBLE_BLOCKS;
@@ -21,7 +21,7 @@ pub fn load(weights: &Weights, config: &Flux2Config, layer: usize) -> Result<Dou
     let attn = format!("{prefix}.attn");
     let (width, hidden, head_dim) = (config.width(), config.hidden(), config.attention_head_dim);
     let load = Projection::load_without_bias;
-    let stream = |shared: Shared, names, attention_out: &str, feed_forward: &str| {
+    let stream = |shared: SharedModulation, names, attention_out: &str, feed_forward: &str| {
         let qkv = Qkv::load(weights, &attn, names, width, Some(head_dim), load)?;
         let output = StreamOutput {
             attention_out: load(weights, &format!("{attn}.{attention_out}"), width, width)?,
@@ -33,8 +33,8 @@ pub fn load(weights: &Weights, config: &Flux2Config, layer: usize) -> Result<Dou
         };
         Ok::<_, Error>((StreamInput { modulation: ModulationSource::Shared(shared as usize), qkv }, output))
     };
-    let (image, image_output) = stream(Shared::Image, IMAGE_QKV, "to_out.0", "ff")?;
-    let (text, text_output) = stream(Shared::Text, TEXT_QKV, "to_add_out", "ff_context")?;
+    let (image, image_output) = stream(SharedModulation::Image, IMAGE_QKV, "to_out.0", "ff")?;
+    let (text, text_output) = stream(SharedModulation::Text, TEXT_QKV, "to_add_out", "ff_context")?;
     Ok(DoubleStreamBlock {
         heads: config.num_attention_heads,
         image,

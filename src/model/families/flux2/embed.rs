@@ -18,7 +18,7 @@ use crate::system::error::Result;
 use candle_core::{DType, Result as TensorResult, Tensor};
 
 /// What a modulation is shared by, and its place in [`Conditioning::shared`].
-pub(super) enum Shared {
+pub(super) enum SharedModulation {
     /// The image stream of double-stream blocks.
     Image = 0,
     /// Their text stream.
@@ -32,7 +32,7 @@ pub struct Flux2Embedding {
     x_embedder: Projection,
     context_embedder: Projection,
     time: EmbeddingLayers,
-    /// In the order of [`Shared`].
+    /// In the order of [`SharedModulation`].
     modulations: [Projection; 3],
     output: OutputLayer,
     axes: [usize; 4],

@@ -2,7 +2,7 @@
 //! attention beside the MLP, into which one layer leads and out of which one. Its modulation is that of all such blocks.
 //! Nothing uses the text that the last one makes.
 use super::config::Flux2Config;
-use super::embed::Shared;
+use super::embed::SharedModulation;
 use super::names::{FUSED_INPUT, FUSED_OUTPUT};
 use crate::autograd::Variable;
 use crate::model::families::block::{Block, SavedActivations};
@@ -63,7 +63,8 @@ impl Block for SingleBlock {
     }
 
     fn probe(&self, streams: &Streams, conditioning: &Conditioning) -> TensorResult<Probe> {
-        let x = StreamModulation::shared(Shared::Single as usize, conditioning)?.norm_msa(&streams.joined()?)?;
+        let x =
+            StreamModulation::shared(SharedModulation::Single as usize, conditioning)?.norm_msa(&streams.joined()?)?;
         let [of_image, _] = streams.tokens()?;
         let queries = self.fused_input.forward_outputs(&x.window(1, of_image)?, self.part(0))?;
         let keys = self.fused_input.forward_outputs(&x, self.part(1))?;
@@ -76,7 +77,7 @@ impl Block for SingleBlock {
         conditioning: &Conditioning,
         attend: &mut dyn FnMut(&JointInputs) -> TensorResult<Variable>,
     ) -> TensorResult<(Streams, JointInputs)> {
-        let modulation = StreamModulation::shared(Shared::Single as usize, conditioning)?;
+        let modulation = StreamModulation::shared(SharedModulation::Single as usize, conditioning)?;
         let joint = streams.joined()?;
         let fused = self.fused_input.forward(&modulation.norm_msa(&joint)?)?;
         let queries = normed(fused.window(2, self.part(0))?, Some(&self.norm_q))?;
