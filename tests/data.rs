@@ -347,7 +347,7 @@ fn captions_come_from_every_kind_of_file() {
     );
     for file in [object, list, lines] {
         let captions = Captions::read(&file, columns).unwrap();
-        assert_eq!(captions.len(), 3);
+        assert_eq!(captions.count(), 3);
         for (key, text) in [("sa_9", "Nine."), ("9", "Nine."), ("sa_10", "Ten."), ("10", "Ten."), ("sa_0011", "Elf ✓")]
         {
             assert_eq!(captions.get(key).unwrap().as_deref(), Some(text), "{} {key}", file.display());
@@ -357,11 +357,11 @@ fn captions_come_from_every_kind_of_file() {
         }
     }
     let parquet = Captions::read(&Path::new(FIXTURES).join("captions.parquet"), columns).unwrap();
-    assert_eq!(parquet.len(), 40);
+    assert_eq!(parquet.count(), 40);
     assert_eq!(parquet.get("sa_39").unwrap().unwrap(), "Caption of image 39, with ünïcode.");
     let columns = Columns { key: "id", caption: "text" };
     let parquet = Captions::read(&Path::new(FIXTURES).join("captions_int.parquet"), columns).unwrap();
-    assert_eq!(parquet.len(), 39);
+    assert_eq!(parquet.count(), 39);
     assert_eq!(parquet.get("sa_39").unwrap().unwrap(), "Caption of image 39, with ünïcode.");
     assert_eq!(parquet.get("sa_3").unwrap(), None);
 }

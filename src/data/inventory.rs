@@ -4,7 +4,7 @@
 //! its files. Tar shards are not listed beforehand; they are counted as they are read.
 use super::data_set::DataSet;
 use super::sample_reader::SampleReader;
-use super::sources::findings::{EXAMPLES, Finding, Findings, thousands};
+use super::sources::findings::{EXAMPLES, Finding, Findings, counted, thousands};
 use super::sources::folder::{Paired, PictureFolder, for_each_mask};
 use super::sources::pairing::Pairing;
 use super::sources::unusable::unless_fatal;
@@ -254,9 +254,6 @@ impl SourceCounts {
 
     /// A line of totals and a line for each kind of finding.
     fn lines(&self) -> Vec<String> {
-        let counted = |count: u64, [one, more]: [&str; 2]| {
-            format!("{} {}", thousands(count), if count == 1 { one } else { more })
-        };
         let mut totals = Vec::new();
         if self.shards > 0 {
             let shards = counted(self.shards, ["tar shard", "tar shards"]);
@@ -283,8 +280,7 @@ impl SourceCounts {
                 let reason = if help.is_empty() { String::new() } else { format!(" ({help})") };
                 unread_parts.push(kinds.collect::<Vec<_>>().join(", ") + &reason);
             } else {
-                let examples = if count.first.is_empty() { String::new() } else { format!(": {}", count.examples()) };
-                lines.push(finding.text(count.count, &thousands(count.count)) + &examples);
+                lines.push(finding.shown(count));
             }
         }
         if unread > 0 {

@@ -4,11 +4,7 @@
 //! order. Permits limit the samples in flight to `prefetch`, which bounds memory: a decoded sample takes
 //! `3·resolution²` bytes and up to `max_masks · resolution²/8` (7 MiB at 1024 pixels with 32 masks), and each worker
 //! holds one full-size photograph. A cached sample holds latents and text embedding instead of pixels.
-use super::sources::{
-    findings::{Findings, thousands},
-    shards::Broken,
-    unusable::Unusable,
-};
+use super::sources::{findings::Findings, shards::Broken, unusable::Unusable};
 use super::{
     Cache, Sample,
     data_set::DataSet,
@@ -260,8 +256,7 @@ impl Loader {
             return;
         }
         for (finding, count) in self.findings.iter() {
-            let text = finding.text(count.count, &thousands(count.count));
-            tracing::warn!("{}: {text}: {}", self.source, count.examples());
+            tracing::warn!("{}: {}", self.source, finding.shown(count));
         }
     }
 

@@ -219,15 +219,15 @@ impl Finding {
     pub fn problem(self, count: &Count, source: &str, allow: &[Allowed]) -> Option<String> {
         let Description { help, allowed, .. } = self.description();
         let allowed = allowed.filter(|allowed| !allow.contains(allowed))?;
-        let (text, examples) = (self.text(count.count, &thousands(count.count)), count.examples());
         let accept = allowed.name();
-        Some(format!("{source}: {text}: {examples}; {help}, or accept it with data.allow = [{accept:?}]"))
+        Some(format!("{source}: {}; {help}, or accept it with data.allow = [{accept:?}]", self.shown(count)))
     }
 
-    /// `1 photograph without a caption`, with the number as `shown`.
-    pub fn text(self, count: u64, shown: &str) -> String {
-        let [one, more] = self.description().text;
-        format!("{shown} {}", if count == 1 { one } else { more })
+    /// `4 photographs without a caption: a.jpg, b.jpg, c.jpg, …`, as far as there are names.
+    pub fn shown(self, count: &Count) -> String {
+        let text = counted(count.count, self.description().text);
+        let more = if count.count > count.first.len() as u64 { ", …" } else { "" };
+        if count.first.is_empty() { text } else { format!("{text}: {}{more}", count.first.join(", ")) }
     }
 }
 
@@ -248,12 +248,6 @@ impl Count {
             self.first.insert(place, name);
             self.first.truncate(EXAMPLES);
         }
-    }
-
-    /// `a.jpg, b.jpg, c.jpg, …`
-    pub fn examples(&self) -> String {
-        let more = if self.count > self.first.len() as u64 { ", …" } else { "" };
-        self.first.join(", ") + more
     }
 }
 
@@ -303,6 +297,11 @@ impl Findings {
     pub fn count(&self, finding: Finding) -> u64 {
         self.0.get(&finding).map_or(0, |found| found.count)
     }
+}
+
+/// `1 photograph`, `1 204 photographs`.
+pub fn counted(count: u64, [one, more]: [&str; 2]) -> String {
+    format!("{} {}", thousands(count), if count == 1 { one } else { more })
 }
 
 /// A number with a space before every three digits.

@@ -118,21 +118,20 @@ impl<'de> Visitor<'de> for Document<'_, '_> {
         f.write_str("captions")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        let Self { insert, meter, coco, columns } = self;
+    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<(), A::Error> {
         let (mut is_coco, mut other) = (false, None);
         while let Some(key) = map.next_key::<String>()? {
-            match map.next_value_seed(EntryOf { key: &key, columns, insert: &mut *insert, meter, coco: &mut *coco })? {
-                Entry::Caption(caption) => insert(&key, &caption).map_err(de::Error::custom)?,
+            match map.next_value_seed(EntryOf { key: &key, document: &mut self })? {
+                Entry::Caption(caption) => (self.insert)(&key, &caption).map_err(de::Error::custom)?,
                 Entry::Coco => is_coco = true,
                 Entry::Other => other = other.or(Some(key)),
             }
-            meter.reset();
+            self.meter.reset();
         }
         // COCO's documents have an `info` besides, and `licenses`.
         match other.filter(|_| !is_coco) {
             Some(key) => {
-                let problem = format!("`{key}` is neither text nor a record with `{}`", columns.caption);
+                let problem = format!("`{key}` is neither text nor a record with `{}`", self.columns.caption);
                 Err(de::Error::custom(problem))
             }
             None => Ok(()),
@@ -159,15 +158,12 @@ enum Entry {
 }
 
 /// Reads what stands under a key.
-struct EntryOf<'a, 'i> {
-    key: &'a str,
-    columns: Columns<'a>,
-    insert: &'a mut Insert<'i>,
-    meter: &'a Meter,
-    coco: &'a mut Coco,
+struct EntryOf<'e, 'a, 'i> {
+    key: &'e str,
+    document: &'e mut Document<'a, 'i>,
 }
 
-impl<'de> DeserializeSeed<'de> for EntryOf<'_, '_> {
+impl<'de> DeserializeSeed<'de> for EntryOf<'_, '_, '_> {
     type Value = Entry;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Entry, D::Error> {
@@ -175,7 +171,7 @@ impl<'de> DeserializeSeed<'de> for EntryOf<'_, '_> {
     }
 }
 
-impl<'de> Visitor<'de> for EntryOf<'_, '_> {
+impl<'de> Visitor<'de> for EntryOf<'_, '_, '_> {
     type Value = Entry;
 
     fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
@@ -189,7 +185,7 @@ impl<'de> Visitor<'de> for EntryOf<'_, '_> {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Entry, A::Error> {
         let mut found = Entry::Other;
         while let Some(name) = map.next_key::<String>()? {
-            match name == self.columns.caption {
+            match name == self.document.columns.caption {
                 true => found = Entry::Caption(map.next_value_seed(Text(&name))?),
                 false => drop(map.next_value::<IgnoredAny>()?),
             }
@@ -199,7 +195,8 @@ impl<'de> Visitor<'de> for EntryOf<'_, '_> {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Entry, A::Error> {
         if coco::LISTS.contains(&self.key) {
-            coco::read_list(self.key, list, self.meter, &mut |item| self.coco.add(item, self.insert))?;
+            let Document { insert, meter, coco, .. } = self.document;
+            coco::read_list(self.key, list, meter, &mut |item| coco.add(item, insert))?;
             return Ok(Entry::Coco);
         }
         while list.next_element::<IgnoredAny>()?.is_some() {}

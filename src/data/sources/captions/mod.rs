@@ -49,13 +49,8 @@ impl Captions {
     }
 
     /// How many images have a caption.
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.0.table.len()
-    }
-
-    /// Whether no image has a caption.
-    pub fn is_empty(&self) -> bool {
-        self.0.table.is_empty()
     }
 
     /// The caption of the image `key`.
