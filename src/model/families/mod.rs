@@ -2,7 +2,7 @@
 //!
 //! A family implements [`Embedding`] (latents, time, guidance and text into tokens, and tokens into the velocity),
 //! [`Block`] for every kind of block that it has, [`FamilyConfig`], the sizes in a model's files, and [`Family`], which makes
-//! both of these; its [`PipelineNames`] say how its files are laid out and named. It is then listed in [`known::PIPELINES`]
+//! both of these; its [`PipelineNames`] say how its files are laid out and named. It is then listed in `known::PIPELINES`
 //! and [`FAMILIES`]; nothing else knows it. What several families have is in `double_stream`, `stream_layers`,
 //! `output_layer`, `time_embedding` and `flux`.
 //!
