@@ -1,6 +1,6 @@
 //! Processes that tell each other by MPI: Open MPI, MPICH and what descends from it.
 //!
-//! All wait for each other asleep and send then: MPI's own waiting keeps a core busy, which the threads that load data
+//! All sleep until the others have come, and send then: MPI's own waiting keeps a core busy, which the threads that load data
 //! need, and rank 0 may measure for minutes while the others wait.
 use super::arrival::Arrival;
 use super::star;

@@ -25,7 +25,7 @@ pub fn pool(x: &Tensor, kind: Pool, stride: usize, padding: usize) -> Result<Ten
         bail!("pool: input {:?}, stride {stride}, padding {padding}", x.shape())
     }
     if !x.device().is_cpu() || x.dtype() != DType::F32 {
-        return composed(x, kind, stride, padding);
+        return reference(x, kind, stride, padding);
     }
     let (rows, columns) = (Axis::new(height, stride, padding), Axis::new(width, stride, padding));
     let mut y = vec![0f32; batch * channels * rows.windows * columns.windows];
@@ -84,8 +84,8 @@ fn pool_plane(x: &[f32], y: &mut [f32], kind: Pool, rows: &Axis, columns: &Axis,
     }
 }
 
-/// The same by candle's operations.
-fn composed(x: &Tensor, kind: Pool, stride: usize, padding: usize) -> Result<Tensor> {
+/// The reference implementation, by candle's operations.
+fn reference(x: &Tensor, kind: Pool, stride: usize, padding: usize) -> Result<Tensor> {
     match kind {
         Pool::Max => {
             // A border repeated changes no maximum.
@@ -110,7 +110,7 @@ mod tests {
     use candle_core::Device;
 
     #[test]
-    fn the_direct_form_is_the_composed_one() {
+    fn the_direct_form_is_the_reference() {
         for (height, width) in [(3, 3), (1, 4), (8, 5), (9, 12)] {
             let x = Tensor::randn(0f32, 1., (2, 3, height, width), &Device::Cpu).unwrap();
             for (kind, stride, padding) in
@@ -120,7 +120,7 @@ mod tests {
                     assert!(height < SIDE && padding == 0);
                     continue;
                 };
-                let expected = composed(&x, kind, stride, padding).unwrap();
+                let expected = reference(&x, kind, stride, padding).unwrap();
                 assert_eq!(found.shape(), expected.shape());
                 let off = (found - expected).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
                 assert!(off < 1e-6, "{kind:?} {height}×{width}: {off}");

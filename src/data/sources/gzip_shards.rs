@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 const CHUNK: usize = 1 << 20;
 /// Shards that stay unpacked: each takes an open file and its space on the disk. Those behind are unpacked again when an
 /// epoch comes to them.
-const KEPT: usize = 64;
+const OPEN_SHARDS: usize = 64;
 
 /// The shards that are unpacked, those that were unpacked last at the end.
 #[derive(Debug, Default)]
@@ -37,7 +37,7 @@ impl GzipShards {
             return Ok(unpacked.clone());
         }
         let unpacked = unpack(source)?;
-        if shards.len() == KEPT {
+        if shards.len() == OPEN_SHARDS {
             shards.pop_front();
         }
         shards.push_back((source.clone(), unpacked.clone()));

@@ -41,8 +41,8 @@ impl Registers {
     /// rows that `start` points to, with their stride, if there are any. Between the products a `packing` gets [`PACK_INTERVALS`]
     /// turns a step.
     ///
-    /// Of the nine products of parts the largest six are formed. Without vector instructions in between the units behind
-    /// them fall asleep within a microsecond, and storing has to wait until they wake: hence the additions of nothing.
+    /// Of the nine products of parts the largest six are formed. Without vector instructions in between, AVX-512's units are
+    /// powered down within a microsecond, and storing waits until they are up again: dummy additions keep them powered.
     ///
     /// # Safety
     /// `a` and `b` point to `2 · steps` of [`Tiles`], `start` and `out` to 32 rows of 32 values, of which no one else uses

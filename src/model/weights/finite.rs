@@ -1,10 +1,10 @@
-//! Whether the numbers of a stored tensor are finite, looked at while they are read: one NaN among billions of weights
+//! Whether the numbers of a stored tensor are finite, checked while they are read: one NaN among billions of weights
 //! would make every loss NaN, and nothing would say where it comes from.
 use crate::system::vectors::vectorised;
 use candle_core::DType;
 use safetensors::Dtype;
 
-/// Numbers that are looked at together.
+/// Numbers that are checked together.
 const BLOCK: usize = 4096;
 
 /// Place and value of the first of the numbers `data` (of type `stored`, little-endian) that is not finite when it is

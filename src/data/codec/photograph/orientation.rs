@@ -14,7 +14,7 @@ const XMP_TAG: u16 = 700;
 const EXIF: &[u8] = b"Exif\0\0";
 /// What begins XMP in a JPEG.
 const XMP: &[u8] = b"http://ns.adobe.com/xap/1.0/\0";
-/// Bytes of a PNG's compressed text that are looked at.
+/// Bytes of a PNG's compressed text that are read.
 const TEXT: u64 = 4 << 20;
 
 /// Whether it exchanges width and height.

@@ -9,7 +9,7 @@ use object_store::client::{
 use object_store::{ClientOptions, Result};
 use std::time::Duration;
 
-/// Bytes of an error's body that are looked at.
+/// Bytes of an error's body that are read.
 const BODY: usize = 16 << 10;
 
 /// An answer that is no success.
