@@ -11,7 +11,7 @@ use super::share::{Share, gather_number};
 use super::sources::shards::Broken;
 use super::sources::unusable::unless_fatal;
 use super::{Sample, decode::DecodedSample};
-use crate::distributed::Collective;
+use crate::distributed::{Collective, gather_values};
 use crate::system::error::{Error, Result};
 use crate::system::guard::guarded;
 use candle_core::{Device, Tensor};
@@ -212,13 +212,8 @@ fn agree(entries: &[Decoded], collective: &dyn Collective, share: &Share) -> Res
         Ok(flags)
     });
     let all = all.collect::<Result<Vec<_>>>()?;
-    let mut texts = vec![];
-    if all.iter().flatten().any(|flag| *flag == BROKEN) {
-        let json = |e: serde_json::Error| Error::Failed(format!("what is broken cannot be told: {e}"));
-        let told = collective.gather_bytes(&serde_json::to_vec(&broken).map_err(json)?)?;
-        let told = told.iter().map(|told| serde_json::from_slice::<Vec<(String, String)>>(told).map_err(json));
-        texts = told.collect::<Result<Vec<_>>>()?;
-    }
+    let is_broken = all.iter().flatten().any(|flag| *flag == BROKEN);
+    let texts = if is_broken { gather_values(collective, broken, "what is broken")? } else { vec![] };
     Ok(Fates {
         flags: all.into_iter().map(Vec::into_iter).collect(),
         broken: texts.into_iter().map(Vec::into_iter).collect(),
